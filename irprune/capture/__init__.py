@@ -1,0 +1,1 @@
+"""Capture: a model comes in and becomes a graph."""

@@ -1,0 +1,1 @@
+"""Emitting: a graph goes out as a module or an ONNX file."""

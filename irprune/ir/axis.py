@@ -1,0 +1,422 @@
+"""The axis algebra: every dimension is a leaf, a product (outer to inner) or a sum (in order) of axes.
+
+Union-find joins axes that are one index set; a leaf that turns out to be composite is refined in place, so that every
+dimension which shares it sees the refinement. A coupled group is a leaf: see ``irprune.ir.group``.
+
+The work never depends on how large an axis is, only on how many pieces it has been refined into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from irprune.ir.size import Size, Sym, probe_of, product, same
+
+if TYPE_CHECKING:
+    from irprune.ir.graph import Node, Value
+
+__all__ = ["Axes", "Axis", "Link", "Reason", "factors", "find", "leaves", "parts"]
+
+LEAF, PRODUCT, SUM = "leaf", "product", "sum"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why an axis may not change size, and the node that said so (None for graph inputs and outputs)."""
+
+    text: str
+    node: Node | None = None
+
+    def __str__(self) -> str:
+        return f"{self.text} at {self.node.where}" if self.node is not None and self.node.where else self.text
+
+
+class Axis:
+    """One index set. Read it through ``find``, ``factors``, ``parts`` and ``leaves``: it may have been joined to another."""
+
+    __slots__ = ("children", "id", "kind", "parent", "reason", "role", "size")
+
+    def __init__(self, id: int, size: Size, kind: str = LEAF, children: tuple[Axis, ...] = ()) -> None:
+        self.id = id
+        self.size = size
+        self.kind = kind
+        self.children = children
+        self.parent: Axis | None = None
+        self.reason: Reason | None = None
+        self.role = ""  # "group": a factor that counts groups of a convolution or norm, pruned only when asked
+
+    def __repr__(self) -> str:
+        a = find(self)
+        if a.kind == LEAF:
+            return f"a{a.id}:{a.size}" + ("!" if a.reason else "")
+        return "(" + (" * " if a.kind == PRODUCT else " + ").join(map(repr, a.children)) + ")"
+
+
+def find(a: Axis) -> Axis:
+    """The representative of ``a``."""
+    root = a
+    while root.parent is not None:
+        root = root.parent
+    while a.parent is not None and a.parent is not root:
+        a.parent, a = root, a.parent
+    return root
+
+
+def factors(a: Axis) -> list[Axis]:
+    """The factors of ``a`` from outer to inner, nested products opened; ``[a]`` for a leaf or a sum."""
+    a = find(a)
+    if a.kind != PRODUCT:
+        return [a]
+    return [f for child in a.children for f in factors(child)]
+
+
+def parts(a: Axis) -> list[Axis]:
+    """The summands of ``a`` in order, nested sums opened; ``[a]`` for a leaf or a product."""
+    a = find(a)
+    if a.kind != SUM:
+        return [a]
+    return [p for child in a.children for p in parts(child)]
+
+
+def leaves(a: Axis) -> Iterator[Axis]:
+    """The leaves below ``a``, left to right, with repetitions."""
+    a = find(a)
+    if a.kind == LEAF:
+        yield a
+    else:
+        for child in a.children:
+            yield from leaves(child)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A step of the analysis: ``node`` made ``a`` and ``b`` one axis (ids as they were then; b is -1 for a freeze)."""
+
+    a: int
+    b: int
+    node: Node | None
+    kind: str  # "unify" | "refine" | "freeze"
+
+
+class Axes:
+    """The axes of one graph, and the record of who joined, refined and froze them.
+
+    ``node`` is the node whose rule is running; it is named in reasons and links.
+    """
+
+    def __init__(self) -> None:
+        self.node: Node | None = None
+        self.links: list[Link] = []
+        self.opened: dict[Node, None] = {}  # nodes whose results are free because they can be folded to a constant
+        self.count = 0
+        self.one = self._new(1)  # every dimension of size 1; it broadcasts and is never dropped
+
+    # -- making axes ---------------------------------------------------------------------------------------------
+
+    def _new(self, size: Size, kind: str = LEAF, children: tuple[Axis, ...] = ()) -> Axis:
+        self.count += 1
+        return Axis(self.count, size, kind, children)
+
+    def leaf(self, size: Size) -> Axis:
+        """A fresh axis; a symbolic size is frozen from the start."""
+        if size == 1:
+            return self.one
+        a = self._new(size)
+        if isinstance(size, Sym):
+            a.reason = Reason(f"dynamic size {size}")
+        return a
+
+    def frozen(self, size: Size, reason: str) -> Axis:
+        """A fresh axis that may not change size."""
+        a = self.leaf(size)
+        if a is not self.one and a.reason is None:
+            self.freeze(a, reason)
+        return a
+
+    def product(self, axes: Iterable[Axis]) -> Axis:
+        """The axis that runs over ``axes`` jointly, the last fastest; factors of size 1 vanish."""
+        many = [f for a in axes for f in factors(a) if f.size != 1]
+        if len(many) < 2:
+            return many[0] if many else self.one
+        return self._new(product(f.size for f in many), PRODUCT, tuple(many))
+
+    def sum(self, axes: Iterable[Axis]) -> Axis:
+        """The axis that runs over ``axes`` one after the other; empty summands vanish."""
+        many = [p for a in axes for p in self.solo(a) if p.size != 0]
+        if len(many) < 2:
+            return many[0] if many else self.leaf(0)
+        total: Size = 0
+        for p in many:
+            total = total + p.size
+        return self._new(total, SUM, tuple(many))
+
+    def solo(self, a: Axis) -> list[Axis]:
+        """``parts(a)``, with the shared axis of size 1 replaced by a leaf of its own: in a sum it is an index like any other."""
+        return [self._new(1) if p is self.one else p for p in parts(a)]
+
+    def of(self, value: Value) -> tuple[Axis, ...]:
+        """The axes of ``value``; fresh ones for a weight met for the first time."""
+        if value.axes is None:
+            value.axes = tuple(self.leaf(s) for s in value.shape)
+        return value.axes
+
+    # -- freezing ------------------------------------------------------------------------------------------------
+
+    def freeze(self, a: Axis, reason: str | Reason) -> None:
+        """Forbid ``a`` to change size; the first reason given is kept."""
+        why = reason if isinstance(reason, Reason) else Reason(reason, self.node)
+        for x in leaves(a):
+            if x.reason is None and x is not self.one:
+                x.reason = why
+                self.links.append(Link(x.id, -1, why.node, "freeze"))
+
+    def is_frozen(self, a: Axis) -> bool:
+        """Whether no leaf of ``a`` may change size."""
+        return all(x.reason is not None or x.size == 1 for x in leaves(a))
+
+    # -- joining -------------------------------------------------------------------------------------------------
+
+    def unify(self, a: Axis, b: Axis) -> bool:
+        """Make ``a`` and ``b`` the same index set. Where they cannot be aligned both freeze, with the reason; returns False then."""
+        a, b = find(a), find(b)
+        if a is b:
+            return True
+        if not same(a.size, b.size):
+            return self._conflict(a, b, f"sizes {a.size} and {b.size} meet")
+        if a.size == 1:
+            return self._unify_single(a, b)
+        if a.kind == LEAF and b.kind == LEAF:
+            keep, gone = (a, b) if a.id < b.id else (b, a)
+            return self._attach(gone, keep)
+        if a.kind == LEAF:
+            return self._attach(a, b)
+        if b.kind == LEAF:
+            return self._attach(b, a)
+        if a.kind == PRODUCT and b.kind == PRODUCT:
+            ok = self._align_products(factors(a), factors(b))
+        elif a.kind == SUM and b.kind == SUM:
+            ok = self._align_sums(parts(a), parts(b))
+        else:
+            total, prod = (a, b) if a.kind == SUM else (b, a)
+            pieces = parts(total)
+            ok = all([self.unify(x, y) for x, y in zip(pieces, self.cut(prod, [p.size for p in pieces]), strict=True)])
+        if not ok:
+            return self._conflict(a, b, "regrouped in two ways that do not fit")
+        a, b = find(a), find(b)
+        if a is not b and a.kind != LEAF and b.kind != LEAF:
+            self.links.append(Link(b.id, a.id, self.node, "unify"))
+            b.parent = a
+        return True
+
+    def _unify_single(self, a: Axis, b: Axis) -> bool:
+        """Axes of size 1: the shared one takes no part; two indices of sums are joined."""
+        if a is not self.one and b is not self.one:
+            keep, gone = (a, b) if a.id < b.id else (b, a)
+            return self._attach(gone, keep)
+        return True
+
+    def _attach(self, gone: Axis, keep: Axis) -> bool:
+        self.links.append(Link(gone.id, keep.id, self.node, "unify"))
+        gone.parent = keep
+        if gone.reason is not None:
+            self.freeze(keep, gone.reason)
+        if gone.role and keep.kind == LEAF and not keep.role:
+            keep.role = gone.role
+        return True
+
+    def _conflict(self, a: Axis, b: Axis, text: str) -> bool:
+        self.freeze(a, text)
+        self.freeze(b, text)
+        return False
+
+    def _align_products(self, xs: list[Axis], ys: list[Axis]) -> bool:
+        xs, ys = xs[::-1], ys[::-1]  # outermost factor last: popped first
+        while xs and ys:
+            x, y = xs.pop(), ys.pop()
+            n, m = probe_of(x.size), probe_of(y.size)
+            if n == m:
+                if not self.unify(x, y):
+                    return False
+            elif m % n == 0 or n % m == 0:
+                small, large, rest = (x, y, ys) if n < m else (y, x, xs)
+                outer, inner = self.split(large, small.size)
+                if outer is None or inner is None or not self.unify(small, outer):
+                    return False
+                rest.append(inner)
+            else:
+                return False
+        return not xs and not ys
+
+    def _align_sums(self, xs: list[Axis], ys: list[Axis]) -> bool:
+        xs, ys = xs[::-1], ys[::-1]
+        ok = True
+        while xs and ys:
+            x, y = xs.pop(), ys.pop()
+            n, m = probe_of(x.size), probe_of(y.size)
+            if n != m:
+                small, large, rest = (x, y, ys) if n < m else (y, x, xs)
+                first, *others = self.cut(large, [small.size, large.size - small.size])
+                rest.extend(p for o in reversed(others) for p in reversed(parts(o)))
+                heads = parts(first)
+                if len(heads) > 1:
+                    (xs if rest is ys else ys).append(small)
+                    rest.extend(reversed(heads))
+                    continue
+                x, y = small, first
+            ok = self.unify(x, y) and ok
+        return ok and not xs and not ys
+
+    # -- refining ------------------------------------------------------------------------------------------------
+
+    def split(self, a: Axis, outer: Size) -> tuple[Axis, Axis] | tuple[None, None]:
+        """Refine ``a`` into outer × inner and return the two; (None, None) where it is built otherwise. Frozen axes give fresh frozen axes."""
+        a = find(a)
+        inner = a.size // outer
+        if same(outer, a.size):
+            return a, self.one
+        if outer == 1:
+            return self.one, a
+        if a.kind == LEAF:
+            first, second = self._new(outer), self._new(inner)
+            if a.reason is not None:
+                self._copy_reason(a, (first, second))
+                return first, second
+            self._refine(a, PRODUCT, (first, second))
+            return first, second
+        if self.is_frozen(a):
+            return self._frozen_like(a, (outer, inner))
+        if a.kind == PRODUCT:
+            fs = factors(a)
+            head: list[Axis] = []
+            size: Size = 1
+            while fs and probe_of(size * fs[0].size) <= probe_of(outer):
+                size = size * fs[0].size
+                head.append(fs.pop(0))
+            if not same(size, outer):
+                want, have = probe_of(outer) // probe_of(size), probe_of(fs[0].size)
+                if probe_of(outer) % probe_of(size) or have % want:
+                    return None, None
+                one, two = self.split(fs[0], want)
+                if one is None or two is None:
+                    return None, None
+                head.append(one)
+                fs[0] = two
+            return self.product(head), self.product(fs)
+        first, second = self._new(outer), self._new(inner)
+        return (first, second) if self.unify(a, self.product((first, second))) else (None, None)
+
+    def cut(self, a: Axis, sizes: Sequence[Size]) -> list[Axis]:
+        """Refine ``a`` into consecutive pieces of ``sizes`` and return them. Frozen axes give fresh frozen axes."""
+        a = find(a)
+        if len(sizes) == 1:
+            return [a]
+        if a is self.one or self.is_frozen(a):
+            return list(self._frozen_like(a, sizes))
+        if a.kind == LEAF:
+            pieces = tuple(self._new(s) for s in sizes)
+            self._refine(a, SUM, tuple(p for p in pieces if p.size != 0))
+            return list(pieces)
+        if a.kind == PRODUCT:
+            return self._cut_product(a, sizes)
+        return self._take(parts(a), sizes)
+
+    def _take(self, pieces: list[Axis], sizes: Sequence[Size]) -> list[Axis]:
+        """Group consecutive ``pieces`` into sums of ``sizes``, cutting a piece where a boundary falls inside it."""
+        queue = pieces[::-1]
+        out = []
+        for want in sizes:
+            group: list[Axis] = []
+            left = probe_of(want)
+            while left:
+                piece = find(queue.pop())
+                have = probe_of(piece.size)
+                if have > left:
+                    first, second = self.cut(piece, [left, have - left])
+                    queue.append(second)
+                    piece, have = first, left
+                group.append(piece)
+                left -= have
+            out.append(self.sum(group))
+        return out
+
+    def _cut_product(self, a: Axis, sizes: Sequence[Size]) -> list[Axis]:
+        first, *others = factors(a)
+        rest = self.product(others)
+        width = probe_of(rest.size)
+        marks: list[int] = []  # boundaries inside, in units of `rest`, on both sides of one that is not aligned
+        at = 0
+        for s in sizes[:-1]:
+            at += probe_of(s)
+            marks += [at // width, -(-at // width)]
+        edges = sorted({0, *marks, probe_of(first.size)})
+        rows = self.cut(first, [hi - lo for lo, hi in zip(edges, edges[1:], strict=False)])
+        return self._take([self.product((row, rest)) for row in rows], sizes)
+
+    def _refine(self, a: Axis, kind: str, children: tuple[Axis, ...]) -> None:
+        if len(children) == 1:
+            self._attach(a, children[0])
+            return
+        for child in children:
+            child.role = a.role
+            self.links.append(Link(child.id, a.id, self.node, "refine"))
+        a.kind, a.children = kind, children
+
+    def _copy_reason(self, a: Axis, fresh: Iterable[Axis]) -> None:
+        why = a.reason
+        for f in fresh:
+            f.reason = why
+            self.links.append(Link(f.id, a.id, self.node, "refine"))
+
+    def _frozen_like(self, a: Axis, sizes: Sequence[Size]) -> tuple[Axis, ...]:
+        source = next((x for x in leaves(a) if x.reason is not None), find(a))
+        fresh = tuple(self._new(s) for s in sizes)
+        why = source.reason or Reason("size 1", self.node)
+        for f in fresh:
+            f.reason = why
+            self.links.append(Link(f.id, source.id, self.node, "refine"))
+        return fresh
+
+    # -- reshaping -----------------------------------------------------------------------------------------------
+
+    def regroup(self, axes: Sequence[Axis], shape: Sequence[Size]) -> list[Axis]:
+        """The axes of a row-major reshape of dimensions ``axes`` to ``shape``; each matching run is aligned on its own."""
+        out: list[Axis] = []
+        old, new = list(axes), list(shape)
+        i = j = 0
+        while i < len(old) or j < len(new):
+            run_old: list[Axis] = []
+            run_new: list[Size] = []
+            n = m = 1
+            while True:  # the shortest run with equal products; trailing ones join it
+                if i < len(old) and (n <= m or j == len(new)):
+                    run_old.append(find(old[i]))
+                    n *= probe_of(run_old[-1].size)
+                    i += 1
+                elif j < len(new):
+                    run_new.append(new[j])
+                    m *= probe_of(new[j])
+                    j += 1
+                if (n == m and run_old and run_new) or (i == len(old) and j == len(new)):
+                    break
+            out += self._regroup_run(run_old, run_new)
+        return out
+
+    def _regroup_run(self, old: list[Axis], new: list[Size]) -> list[Axis]:
+        wide_old = [a for a in old if a.size != 1]
+        wide_new = [s for s in new if s != 1]
+        if len(wide_old) == len(wide_new) == 1:
+            made = wide_old
+        elif len(wide_new) == 1:
+            made = [self.product(wide_old)]
+        elif all(self.is_frozen(a) for a in wide_old):
+            made = [self._new(s) for s in wide_new]
+            for a in made:
+                self._copy_reason(next((x for b in wide_old for x in leaves(b)), self.one), [a])
+                a.reason = a.reason or Reason("regrouped from frozen axes", self.node)
+        else:
+            made = [self.leaf(s) for s in wide_new]
+            self.unify(self.product(wide_old), self.product(made))
+        rest = iter(made)
+        return [self.one if s == 1 else next(rest) for s in new]

@@ -1,0 +1,103 @@
+"""Coupled groups: a group is a leaf axis, its members are the places where the leaf stands in weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from irprune.ir.axis import Axis, factors, find, leaves, parts
+from irprune.ir.graph import Graph, Weight
+from irprune.ir.size import Sym, probe_of
+
+__all__ = ["Group", "Member", "Slot", "groups_of", "slots_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a leaf stands in a dimension: ``offset`` of the first element, ``stride`` between its indices, and ``blocks``,
+    the (count, stride) of the outer repetitions."""
+
+    leaf: Axis
+    offset: int
+    stride: int
+    blocks: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One place of a group: dimension ``dim`` of ``weight``, where it is the ``slot``-th leaf (0 if the leaf is the dimension)."""
+
+    weight: Weight
+    dim: int
+    index: int
+    slot: Slot
+
+    def __str__(self) -> str:
+        return f"{self.weight.name}:{self.dim}" + (f"/{self.index}" if self.index else "")
+
+
+@dataclass(slots=True)
+class Group:
+    """Channels that are dropped together. ``size`` counts them; ``frozen`` says why they may not be ("" where they may)."""
+
+    axis: Axis
+    members: list[Member] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The first member in graph order: stable for the same model."""
+        return str(self.members[0])
+
+    @property
+    def size(self) -> int:
+        return probe_of(self.axis.size)
+
+    @property
+    def frozen(self) -> str:
+        return str(self.axis.reason) if self.axis.reason is not None else ""
+
+    @property
+    def role(self) -> str:
+        return self.axis.role
+
+
+def slots_of(axis: Axis, stride: int = 1, offset: int = 0, blocks: tuple[tuple[int, int], ...] = ()) -> list[Slot]:
+    """The leaves of a dimension in order, each with where its indices lie."""
+    axis = find(axis)
+    many = parts(axis)
+    if len(many) > 1:
+        out = []
+        for p in many:
+            out += slots_of(p, stride, offset, blocks)
+            offset += stride * probe_of(p.size)
+        return out
+    many = factors(axis)
+    if len(many) == 1:
+        return [Slot(axis, offset, stride, blocks)]
+    out = []
+    inner = stride
+    strides = []
+    for f in reversed(many):
+        strides.append(inner)
+        inner *= probe_of(f.size)
+    strides.reverse()
+    for i, f in enumerate(many):
+        around = tuple((probe_of(g.size), s) for j, (g, s) in enumerate(zip(many, strides, strict=True)) if j != i)
+        out += slots_of(f, strides[i], offset, (*blocks, *around))
+    return out
+
+
+def groups_of(graph: Graph) -> list[Group]:
+    """The groups of an analysed graph, in order of first appearance; leaves of size 1 are no groups."""
+    found: dict[Axis, Group] = {}
+    for weight in graph.weights.values():
+        for dim, axis in enumerate(weight.axes or ()):
+            for index, slot in enumerate(slots_of(axis)):
+                if slot.leaf.size == 1 or isinstance(slot.leaf.size, Sym):
+                    continue
+                found.setdefault(slot.leaf, Group(slot.leaf)).members.append(Member(weight, dim, index, slot))
+    return list(found.values())
+
+
+def weight_leaves(weight: Weight) -> list[Axis]:
+    """Every leaf in any dimension of ``weight``."""
+    return [x for a in weight.axes or () for x in leaves(a)]

@@ -1,0 +1,187 @@
+"""The operator table: one ``Op`` per operator, the only place that knows operator names.
+
+An entry is made by ``op(...)`` in the file of its family. Its axis rule is a signature where a string can say it
+(``irprune.ops.signature``) and a function ``rule(axes, node)`` where it cannot. Nothing here imports torch or onnx.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from irprune.ir.axis import Axes, Axis
+from irprune.ir.graph import Node, Value
+from irprune.ir.size import Size
+
+if TYPE_CHECKING:
+    from irprune.ops.signature import Signature
+
+__all__ = ["TABLE", "Arg", "Cut", "Op", "Sample", "Unsupported", "aten_target", "lookup", "op", "spelling"]
+
+Rule = Callable[[Axes, Node], None]
+
+
+class Unsupported(Exception):
+    """Raised by a rule that meets a use it does not cover; the node's axes freeze with this text as the reason."""
+
+
+class Cut(Protocol):
+    """What was chosen, asked by ``resize``: sizes and kept indices of axes after pruning."""
+
+    def size(self, axis: Axis) -> Size:
+        """The number of kept indices."""
+
+    def kept(self, axis: Axis) -> Sequence[int]:
+        """The kept indices in terms of the original axis, ascending."""
+
+    def changes(self, axis: Axis) -> bool:
+        """Whether any index is dropped."""
+
+
+@dataclass(frozen=True)
+class Arg:
+    """A sample operand: shape, element type and, for integers, the half-open range of its values."""
+
+    shape: tuple[int, ...]
+    dtype: str = "f32"
+    low: float = -1.0
+    high: float = 1.0
+    values: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One use of an operator for the generated tests.
+
+    ``free`` is the number of leaf axes of size > 1 that the rule must leave free, which keeps a rule from passing by freezing.
+    ``target`` picks the ATen spelling (the entry's first one otherwise); ``attrs`` are the canonical attributes.
+    """
+
+    args: tuple[Arg | None, ...]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    free: int | None = None
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Op:
+    """An operator.
+
+    name      canonical name, as the text form prints it
+    rule      states the relations between the axes of operands and results; sets ``axes`` of every result
+    aten      ATen overloads -> {schema argument: canonical attribute} for those named differently
+    onnx      ONNX operators -> importer ``(OnnxNode) -> (operands, attrs)``; None where operands and attributes are as in ATen
+    call      ATen overload that runs a node which did not come from ATen, from its attributes; None means the first in ``aten``
+    run       runs the operator in torch where no ATen overload says it: ``run(torch, node, operands)``
+    resize    after the choice, rewrites attributes that hold sizes: ``resize(node, cut)``
+    silence   runs the operator as if dropped indices were absent, where the value depends on who is present:
+              ``silence(torch, node, operands, present, run)``, where ``present(value, dims)`` is the mask of what is
+              kept along ``dims``, broadcastable to the value, or None where all of it is, and ``run(*operands)`` is the
+              plain operator. Contracted letters of a signature are zeroed without being asked
+    creates   makes a tensor from sizes alone: folded to a constant when an axis of it shrinks, unless ``resize`` suffices
+    macs      multiply-accumulates as a product of sizes of axes: ``macs(node) -> axes``
+    opaque    results hold run-time data in their *shape* or indices (topk, nonzero): documented freeze
+    """
+
+    name: str
+    rule: Rule
+    aten: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    onnx: Mapping[str, Any] = field(default_factory=dict)
+    call: Callable[[Node], str] | None = None
+    run: Callable[..., Any] | None = None
+    resize: Callable[[Node, Cut], None] | None = None
+    silence: Callable[..., Any] | None = None
+    creates: bool = False
+    macs: Callable[[Node], Iterable[Axis]] | None = None
+    samples: tuple[Sample, ...] = ()
+    signature: Signature | None = None
+    family: str = ""
+    doc: str = ""
+
+
+TABLE: dict[str, Op] = {}
+_ATEN: dict[str, Op] = {}
+_ONNX: dict[str, Op] = {}
+
+
+def op(
+    name: str,
+    rule: Rule | str,
+    *,
+    aten: Iterable[str] | Mapping[str, Mapping[str, str]] = (),
+    onnx: Iterable[str] | Mapping[str, Any] = (),
+    fixed: str = "",
+    sizes: Mapping[str, str] | None = None,
+    roles: Mapping[str, str] | None = None,
+    doc: str = "",
+    **rest: Any,
+) -> Op:
+    """Declare an operator; a name or spelling declared twice raises ValueError.
+
+    ``rule`` as a string is a signature; ``fixed`` lists its letters that may not change size, ``sizes`` binds letters to
+    integer attributes and ``roles`` marks letters (``{"g": "group"}``).
+    """
+    import sys
+
+    from irprune.ops.signature import Signature
+
+    family = sys._getframe(1).f_globals["__name__"].rsplit(".", 1)[-1]
+    signature = None
+    if isinstance(rule, str):
+        signature = Signature(rule, fixed=tuple(fixed.split()), sizes=dict(sizes or {}), roles=dict(roles or {}))
+        rest.setdefault("macs", signature.macs)
+        rule = signature.rule
+    aten_map = dict(aten) if isinstance(aten, Mapping) else {a: {} for a in aten}
+    onnx_map = dict(onnx) if isinstance(onnx, Mapping) else {o: None for o in onnx}
+    entry = Op(name, rule, {f"aten.{k}" if k.count(".") == 1 else k: v for k, v in aten_map.items()}, onnx_map,
+               signature=signature, family=family, doc=doc, **rest)
+    for table, keys in ((TABLE, [name]), (_ATEN, entry.aten), (_ONNX, entry.onnx)):
+        for key in keys:
+            if key in table:
+                raise ValueError(f"operator {key!r} is declared twice: in {table[key].name!r} and in {name!r}")
+            table[key] = entry
+    return entry
+
+
+_LOADED: list[str] = []
+
+
+def load_table() -> dict[str, Op]:
+    """The whole table; imports the family files on first use."""
+    if not _LOADED:
+        _LOADED.append("done")
+        import importlib
+        import pkgutil
+
+        import irprune.ops.families as families
+
+        for info in sorted(pkgutil.iter_modules(families.__path__), key=lambda m: m.name):
+            importlib.import_module(f"irprune.ops.families.{info.name}")
+    return TABLE
+
+
+def lookup(node: Node) -> Op | None:
+    """The entry of ``node``, or None where the table has none."""
+    return load_table().get(node.op)
+
+
+def spelling(dialect: str, target: str) -> Op | None:
+    """The entry that an ATen overload (``aten.add.Tensor``) or an ONNX operator (``Add``, ``com.microsoft::Gelu``) spells."""
+    load_table()
+    return (_ATEN if dialect == "aten" else _ONNX).get(target)
+
+
+def aten_target(node: Node) -> str:
+    """The ATen overload that runs ``node``; "" where ``Op.run`` does."""
+    if node.origin.dialect == "aten":
+        return node.origin.target
+    entry = lookup(node)
+    if entry is None or entry.run is not None:
+        return ""
+    return entry.call(node) if entry.call is not None else next(iter(entry.aten), "")
+
+
+def result(node: Node, i: int = 0) -> Value:
+    """Result ``i`` of ``node``."""
+    return node.outputs[i]

@@ -1,0 +1,1 @@
+"""Validation: the oracle, parity and measurements."""

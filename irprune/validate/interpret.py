@@ -1,0 +1,128 @@
+"""Running a graph in torch, node by node: what the oracle and folding of constants stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+
+from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.size import Sym
+from irprune.ops.call import bind, overload, substitute
+from irprune.ops.registry import lookup
+
+__all__ = ["evaluate", "run_node", "symbols_of"]
+
+Hook = Callable[[Node, list[Any], Callable[..., Any]], Any]
+
+
+def as_tensor(array: Any) -> torch.Tensor:
+    """A weight's array as a tensor, without a copy where it can be."""
+    return array.detach() if isinstance(array, torch.Tensor) else torch.as_tensor(array)
+
+
+def symbols_of(graph: Graph, inputs: Iterable[torch.Tensor]) -> dict[str, int]:
+    """The value of each size symbol, read off the inputs."""
+    out: dict[str, int] = {}
+    for value, tensor in zip(graph.inputs, inputs, strict=True):
+        for s, n in zip(value.shape, tensor.shape, strict=True):
+            if isinstance(s, Sym) and s.expr.isidentifier():
+                out.setdefault(s.expr, int(n))
+    return out
+
+
+def run_node(node: Node, operands: list[Any], symbols: Mapping[str, int], device: torch.device) -> Any:
+    """The result of ``node`` on ``operands``: a tensor, or a sequence for several results."""
+    entry = lookup(node)
+    if entry is not None and entry.run is not None and node.origin.dialect != "aten":
+        return entry.run(torch, node, operands)
+    call = bind(node)
+
+    def size(s: Sym) -> int:
+        return int(eval(s.expr, {"__builtins__": {"min": min, "max": max}}, dict(symbols)))  # noqa: S307 - text printed by torch
+
+    def fill(x: Any) -> Any:
+        return substitute(x, lambda k: operands[k], size, device)
+
+    return overload(call.target)(*map(fill, call.args), **{k: fill(v) for k, v in call.kwargs.items()})
+
+
+def evaluate(
+    graph: Graph,
+    inputs: Iterable[torch.Tensor],
+    *,
+    wanted: Iterable[Value] | None = None,
+    dtype: torch.dtype | None = None,
+    hook: Hook | None = None,
+    device: torch.device | None = None,
+) -> list[torch.Tensor]:
+    """The values ``wanted`` (the graph's outputs by default) for ``inputs``.
+
+    ``dtype`` converts floating-point inputs and weights; ``hook(node, operands, run)`` may compute a node its own way.
+    Only what the wanted values need is run, and each value is dropped after its last use.
+    """
+    tensors = list(inputs)
+    device = device or (tensors[0].device if tensors else torch.device("cpu"))
+    targets = list(graph.outputs if wanted is None else wanted)
+    needed, last = _schedule(graph, targets)
+    symbols = symbols_of(graph, tensors) if tensors or not graph.inputs else {}
+
+    def converted(t: torch.Tensor) -> torch.Tensor:
+        t = t.to(device)
+        return t.to(dtype) if dtype is not None and t.is_floating_point() else t
+
+    env: dict[Value, Any] = {v: converted(t) for v, t in zip(graph.inputs, tensors, strict=bool(tensors))}
+
+    def read(v: Value | None) -> Any:
+        if v is None:
+            return None
+        if v not in env and isinstance(v, Weight):
+            env[v] = converted(as_tensor(v.load()))
+        return env[v]
+
+    keep = set(map(id, targets))
+    with torch.no_grad():
+        for i, node in enumerate(needed):
+            operands = [read(v) for v in node.inputs]
+            if dtype is not None and node.attrs.get("dtype") in ("f16", "bf16", "f32", "f64"):
+                call_node = _with_dtype(node, dtype)
+            else:
+                call_node = node
+
+            def run(*xs: Any, _node: Node = call_node) -> Any:
+                return run_node(_node, list(xs), symbols, device)
+
+            made = hook(node, operands, run) if hook is not None else run(*operands)
+            many = list(made) if isinstance(made, (list, tuple)) else [made]
+            env.update(zip(node.outputs, many, strict=False))
+            for v in {id(v): v for v in node.inputs if v is not None}.values():
+                if last.get(v) == i and id(v) not in keep:
+                    env.pop(v, None)
+        return [read(v) for v in targets]
+
+
+def _with_dtype(node: Node, dtype: torch.dtype) -> Node:
+    """``node`` computing in ``dtype`` where it says a floating-point type of its own."""
+    from irprune.capture.dtypes import FROM_TORCH
+
+    twin = Node(node.op, [], {**node.attrs, "dtype": FROM_TORCH[dtype]}, node.outputs, node.origin)
+    twin.inputs = node.inputs
+    return twin
+
+
+def _schedule(graph: Graph, targets: list[Value]) -> tuple[list[Node], dict[Value, int]]:
+    """The nodes that ``targets`` need, in order, and the last place where each value is read."""
+    wanted = {id(v) for v in targets}
+    nodes: list[Node] = []
+    for node in reversed(graph.nodes):
+        if any(id(v) in wanted for v in node.outputs):
+            nodes.append(node)
+            wanted.update(id(v) for v in node.inputs if v is not None)
+    nodes.reverse()
+    last: dict[Value, int] = {}
+    for i, node in enumerate(nodes):
+        for v in node.inputs:
+            if v is not None:
+                last[v] = i
+    return nodes, last

@@ -1,0 +1,119 @@
+"""The oracle: the original graph, uncut, with dropped channels silenced where they are consumed.
+
+It shares nothing with slicing: the graph runs at its full widths, and what a contraction, a norm, a softmax or a mean
+would read of dropped indices is taken out just before. If the cut was right, the cut model computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from irprune.ir.axis import Axis, factors, find
+from irprune.ir.graph import Graph, Node, Value
+from irprune.ir.kept import Kept
+from irprune.ops.registry import lookup
+from irprune.validate.interpret import evaluate
+
+__all__ = ["relative_error", "silenced"]
+
+
+class _Presence:
+    """Masks of what is kept, for dimensions of values."""
+
+    def __init__(self, kept: Kept, device: torch.device) -> None:
+        self.kept, self.device = kept, device
+        self._masks: dict[Axis, torch.Tensor] = {}
+
+    def __call__(self, value: Value, dims: Sequence[int]) -> torch.Tensor | None:
+        """True where every index along ``dims`` is kept; shaped to broadcast against ``value``; None where nothing is dropped."""
+        axes = value.axes or ()
+        out: torch.Tensor | None = None
+        for d in dims:
+            if not self.kept.changes(axes[d]):
+                continue
+            mask = self._along(value, d)
+            out = mask if out is None else out & mask
+        return out
+
+    def _along(self, value: Value, d: int) -> torch.Tensor:
+        axes = value.axes or ()
+        a = find(axes[d])
+        own = self.kept.choice.get(a)
+        shape = [1] * len(axes)
+        if own is not None and own.ndim == 2:  # chosen per block: the outer axis is another dimension of this value
+            outer = self.kept.within[a]
+            e = next(k for k, b in enumerate(axes) if outer in factors(b))
+            mask = torch.zeros(own.shape[0], int(a.size), dtype=torch.bool)  # type: ignore[arg-type]
+            mask.scatter_(1, torch.from_numpy(own), True)
+            fs = factors(axes[e])
+            at = fs.index(outer)
+            before = _numel(fs[:at])
+            after = _numel(fs[at + 1:])
+            mask = mask[None, :, None].expand(before, -1, after, -1).reshape(-1, mask.shape[1])
+            mask = mask if e < d else mask.t()
+            shape[e], shape[d] = int(axes[e].size), int(a.size)  # type: ignore[arg-type]
+            return mask.reshape(shape).to(self.device)
+        if a not in self._masks:
+            mask = torch.zeros(int(a.size), dtype=torch.bool)  # type: ignore[arg-type]
+            mask[torch.from_numpy(self.kept.kept(a))] = True
+            self._masks[a] = mask.to(self.device)
+        shape[d] = -1
+        return self._masks[a].reshape(shape)
+
+
+def _numel(axes: Sequence[Axis]) -> int:
+    n = 1
+    for a in axes:
+        n *= int(a.size)  # type: ignore[arg-type]
+    return n
+
+
+def silencer(kept: Kept, device: torch.device) -> Callable[[Node, list[Any], Callable[..., Any]], Any]:
+    """The hook that runs each node on what is present."""
+    present = _Presence(kept, device)
+
+    def hook(node: Node, operands: list[Any], run: Callable[..., Any]) -> Any:
+        entry = lookup(node)
+        if entry is None:
+            return run(*operands)
+        if entry.silence is not None:
+            return entry.silence(torch, node, operands, present, run)
+        if entry.signature is not None:
+            operands = list(operands)
+            for i, dims in entry.signature.contracted(node).items():
+                mask = present(node.operand(i), [d for d, _ in dims])
+                if mask is not None:
+                    operands[i] = torch.where(mask, operands[i], torch.zeros((), dtype=operands[i].dtype, device=operands[i].device))
+        return run(*operands)
+
+    return hook
+
+
+def silenced(graph: Graph, kept: Kept, inputs: Iterable[torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+    """The outputs of the analysed ``graph`` with everything that ``kept`` drops silenced."""
+    tensors = list(inputs)
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return evaluate(graph, tensors, dtype=dtype, hook=silencer(kept, device), device=device)
+
+
+def relative_error(ours: Iterable[torch.Tensor], theirs: Iterable[torch.Tensor]) -> float:
+    """The largest difference over all outputs, relative to the largest magnitude of that output; infinite where shapes or NaNs differ."""
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if a.numel() == 0:
+            continue
+        if a.is_complex():
+            a, b = torch.view_as_real(a), torch.view_as_real(b)
+        x, y = a.double().cpu(), b.double().cpu()
+        if not torch.equal(x.isnan(), y.isnan()):
+            return float("inf")
+        both = torch.isinf(x) & (x == y)
+        difference = torch.where(both, 0.0, (x - y).abs()).nan_to_num(0.0, posinf=float("inf"))
+        scale = y[torch.isfinite(y)].abs().max() if torch.isfinite(y).any() else torch.ones(())
+        worst = max(worst, float(difference.max() / scale.clamp(min=1e-12)))
+    return worst

@@ -1,0 +1,99 @@
+"""slice: rewrite the graph to the kept indices.
+
+Before: ``%w: f32[64, 32]``, ``view(%x) {shape=[1, 64]}``. After, with half of both axes kept: ``%w: f32[32, 16]``, ``{shape=[1, 32]}``.
+Weights are sliced when they are loaded; attributes that hold sizes are rewritten by the operator table; tensors made from
+constants alone are folded where an axis of them shrinks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
+from irprune.ir.kept import Indices, Kept
+from irprune.ops.registry import lookup
+
+__all__ = ["Slice", "kept_indices", "take"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Apply ``graph.kept``; the graph's axes are spent afterwards."""
+
+    def run(self, graph: Graph) -> bool:
+        kept = graph.kept
+        if kept is None:
+            raise ValueError("slice needs a choice: run choose, or set graph.kept")
+        if not kept.choice:
+            return False
+        for node in list(graph.axes.opened if graph.axes is not None else ()):
+            twin = _counterpart(graph, node)
+            if twin is not None and any(kept.changes(a) for v in twin.outputs for a in v.axes or ()):
+                fold(graph, twin)
+        for node in graph.nodes:
+            entry = lookup(node)
+            if entry is not None and entry.resize is not None and _touched(node, kept):
+                entry.resize(node, kept)
+        for weight in graph.weights.values():
+            indices = kept_indices(weight, kept)
+            if any(i is not None for i in indices):
+                weight.load = _sliced(weight.load, indices)
+        for value in graph.values():
+            if value.axes and any(kept.changes(a) for a in value.axes):
+                value.type = TensorType(value.dtype, tuple(kept.size(a) for a in value.axes))
+        for value in graph.values():
+            value.axes = None
+        graph.axes, graph.kept, graph.scores = None, None, {}
+        return True
+
+
+def _touched(node: Node, kept: Kept) -> bool:
+    return any(kept.changes(a) for v in (*node.inputs, *node.outputs) if v is not None for a in v.axes or ())
+
+
+def _counterpart(graph: Graph, node: Node) -> Node | None:
+    """The node of ``graph`` that was copied from ``node``."""
+    name = node.outputs[0].name
+    return next((n for n in graph.nodes if n.outputs and n.outputs[0].name == name), None)
+
+
+def kept_indices(weight: Weight, kept: Kept) -> list[Indices | None]:
+    """For each dimension of ``weight`` the kept indices in terms of the original, None where all are."""
+    return [kept.kept(a) if kept.changes(a) else None for a in weight.axes or ()]
+
+
+def take(array: Any, indices: list[Indices | None]) -> Any:
+    """``array`` (torch or numpy) at ``indices`` along each dimension; a copy."""
+    for dim, index in enumerate(indices):
+        if index is None:
+            continue
+        if hasattr(array, "index_select"):
+            import torch
+
+            array = array.detach().index_select(dim, torch.from_numpy(index).to(array.device))
+        else:
+            array = array.take(index, axis=dim)
+    return array
+
+
+def _sliced(load: Callable[[], Any], indices: list[Indices | None]) -> Callable[[], Any]:
+    return lambda: take(load(), indices)
+
+
+def fold(graph: Graph, node: Node) -> None:
+    """Replace the results of ``node``, computed from constants alone, by constants."""
+    from irprune.validate.interpret import evaluate
+
+    for value, tensor in zip(list(node.outputs), evaluate(graph, (), wanted=node.outputs), strict=True):
+        constant = Weight(f"folded.{value.name}", value.type, lambda t=tensor: t, "constant")
+        constant.axes = value.axes
+        graph.add_weight(constant)
+        replace(graph, value, constant)
+
+
+def replace(graph: Graph, old: Value, new: Value) -> None:
+    """Let all readers of ``old``, the graph's outputs among them, read ``new``."""
+    old.replace_all_uses(new)
+    graph.outputs = [new if v is old else v for v in graph.outputs]
