@@ -52,13 +52,14 @@ class Arg:
 
 @dataclass(frozen=True)
 class Sample:
-    """One use of an operator for the generated tests.
+    """One use of an operator for the generated tests (``tests/opcheck.py``).
 
+    ``args`` are the operands in the order of the schema; a tuple stands for a list of tensors, which may also be given flat where it comes last.
     ``free`` is the number of leaf axes of size > 1 that the rule must leave free, which keeps a rule from passing by freezing.
     ``target`` picks the ATen spelling (the entry's first one otherwise); ``attrs`` are the canonical attributes.
     """
 
-    args: tuple[Arg | None, ...]
+    args: tuple[Arg | None | tuple[Arg | None, ...], ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     free: int | None = None
     target: str = ""
@@ -81,6 +82,7 @@ class Op:
               plain operator. Contracted letters of a signature are zeroed without being asked
     creates   makes a tensor from sizes alone: folded to a constant when an axis of it shrinks, unless ``resize`` suffices
     macs      multiply-accumulates as a product of sizes of axes: ``macs(node) -> axes``
+    random    draws its results: tests compare their shapes alone
     opaque    results hold run-time data in their *shape* or indices (topk, nonzero): documented freeze
     """
 
@@ -93,6 +95,7 @@ class Op:
     resize: Callable[[Node, Cut], None] | None = None
     silence: Callable[..., Any] | None = None
     creates: bool = False
+    random: bool = False
     macs: Callable[[Node], Iterable[Axis]] | None = None
     samples: tuple[Sample, ...] = ()
     signature: Signature | None = None

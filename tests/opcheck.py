@@ -1,0 +1,270 @@
+"""What the operator table is held to: a sample becomes a graph of one node, and slicing must commute with it.
+
+The node runs three ways: plain, at full width with the dropped indices silenced, and cut. The first two must agree
+when nothing is dropped, the last two on what is kept.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from irprune.capture.dtypes import TO_TORCH
+from irprune.capture.torch_export import _plain, type_of
+from irprune.ir.axis import Axes, Axis, leaves
+from irprune.ir.graph import Graph, Node, Origin, TensorType, Weight
+from irprune.ir.kept import Kept
+from irprune.ops.call import overload
+from irprune.ops.registry import Arg, Op, Sample, load_table, lookup
+from irprune.passes.infer_axes import infer
+from irprune.passes.slice import Slice, kept_indices, take
+from irprune.validate.interpret import evaluate, run_node
+from irprune.validate.oracle import silencer
+
+TOLERANCE = 1e-9  # float64 operands of size about 1: rounding stays below 1e-13, a wrong index is of order 1
+CPU = torch.device("cpu")
+
+
+class Refused(AssertionError):
+    """The rule under test is wrong; the text says how."""
+
+
+class Misfit(Exception):
+    """The sample cannot be spelled with this overload."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sample of one operator in one spelling."""
+
+    entry: Op
+    target: str
+    sample: Sample
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.entry.name}-{self.target}-{self.number}"
+
+
+@dataclass
+class Built:
+    """The graph of a case and what the node computed on its operands."""
+
+    graph: Graph
+    node: Node
+    results: list[torch.Tensor]
+
+
+def cases() -> Iterator[Case]:
+    """Every sample in the spelling it names, and samples that name none in every spelling of the entry that takes them."""
+    for entry in load_table().values():
+        for target in entry.aten:
+            named = [s for s in entry.samples if s.target == target]
+            first = target == next(iter(entry.aten))
+            open_ = [s for s in entry.samples if not s.target and (first or (not named and fits(entry, target, s)))]
+            for number, sample in enumerate(named + open_):
+                yield Case(entry, target, sample, number)
+        if not entry.aten and entry.run is not None:
+            for number, sample in enumerate(entry.samples):
+                yield Case(entry, "", sample, number)
+
+
+def fits(entry: Op, target: str, sample: Sample) -> bool:
+    """Whether ``sample`` can be said with ``target`` and torch takes it."""
+    try:
+        build(Case(entry, target, sample, 0))
+    except (Misfit, RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+        return False
+    return True
+
+
+def tensor(arg: Arg, seed: int) -> torch.Tensor:
+    """Random data for ``arg``; floating point is float64."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = TO_TORCH[arg.dtype]
+    if arg.values is not None:
+        return torch.tensor(arg.values, dtype=torch.float64 if dtype.is_floating_point else dtype).reshape(arg.shape)
+    uniform = torch.rand(arg.shape, generator=generator, dtype=torch.float64)
+    if dtype.is_complex:
+        return torch.complex(uniform, torch.rand(arg.shape, generator=generator, dtype=torch.float64))
+    if dtype == torch.bool:
+        return uniform < 0.5
+    scaled = arg.low + (arg.high - arg.low) * uniform
+    return scaled if dtype.is_floating_point else scaled.floor().to(dtype)
+
+
+def arguments(entry: Op, target: str, sample: Sample) -> tuple[list[Arg | None], dict[str, Any], tuple[Any, ...]]:
+    """Operands, completed attributes and the layout of the schema's tensor arguments, made as the capture makes them."""
+    rename = entry.aten[target]
+    given: list[Any] = list(sample.args)
+    unread = dict(sample.attrs)
+    operands: list[Arg | None] = []
+    attrs: dict[str, Any] = {}
+    layout: list[tuple[str, int | tuple[int | None, ...] | None]] = []
+    for a in overload(target)._schema.arguments:
+        name, kind = rename.get(a.name, a.name), str(a.type)
+        if "Tensor" not in kind:
+            if name not in unread and not a.has_default_value():
+                raise Misfit(f"{entry.name}: the sample lacks {name!r}, which {target} needs")
+            value = unread.pop(name, _plain(a.default_value))
+            attrs[name] = "f64" if value == "f32" and "dtype" in name else value
+        elif name in unread:
+            attrs[name] = unread.pop(name)  # a number where the schema has a tensor
+        elif kind.startswith("List"):
+            many = given.pop(0) if given and isinstance(given[0], tuple) else [given.pop(0) for _ in range(len(given))]
+            layout.append((a.name, tuple(range(len(operands), len(operands) + len(many)))))
+            operands += many
+        else:
+            if not given and not a.has_default_value():
+                raise Misfit(f"{entry.name}: the sample has too few operands for {target}")
+            layout.append((a.name, len(operands)))
+            operands.append(given.pop(0) if given else None)
+    if given or unread:
+        raise Misfit(f"{entry.name}: {target} takes neither {given} nor {sorted(unread)} of the sample")
+    while operands and operands[-1] is None:
+        operands.pop()
+    return operands, attrs, tuple((n, s) for n, s in layout if not (isinstance(s, int) and s >= len(operands)))
+
+
+def build(case: Case) -> Built:
+    """The graph of one node whose operands are weights, so that no axis is frozen but by the rule; the rule has run."""
+    entry, sample = case.entry, case.sample
+    if case.target:
+        operands, attrs, layout = arguments(entry, case.target, sample)
+        origin = Origin("aten", case.target, layout)
+    else:
+        operands, attrs, origin = list(sample.args), dict(sample.attrs), Origin()
+    graph = Graph(str(case))
+    values: list[Weight | None] = []
+    for i, arg in enumerate(operands):
+        if arg is None:
+            values.append(None)
+            continue
+        data = tensor(arg, zlib.crc32(f"{case} {i}".encode()))
+        values.append(graph.add_weight(Weight(f"x{i}", type_of(data), lambda data=data: data)))
+    node = graph.add(entry.name, values, attrs, (), origin)
+    with torch.no_grad():
+        made = run_node(node, [None if v is None else v.load() for v in values], {}, CPU)
+    results = list(made) if isinstance(made, (list, tuple)) else [made]
+    graph.remove(node)
+    types = [(f"y{i}", type_of(r) if isinstance(r, torch.Tensor) else TensorType("none", ())) for i, r in enumerate(results)]
+    node = graph.add(entry.name, values, attrs, types, origin)
+    graph.outputs = list(node.outputs)
+    graph.axes = axes = Axes()
+    for v in values:
+        if v is not None:
+            axes.of(v)
+    axes.node = node
+    infer(axes, node, constant=False)
+    axes.node = None
+    return Built(graph, node, results)
+
+
+def free_leaves(built: Built) -> list[Axis]:
+    """The leaves of size > 1 that may shrink, in order of first appearance."""
+    found: dict[Axis, None] = {}
+    for value in (*built.node.inputs, *built.node.outputs):
+        for a in (value.axes or ()) if value is not None else ():
+            found.update(dict.fromkeys(x for x in leaves(a) if x.reason is None and x.size != 1))
+    return list(found)
+
+
+def choices(free: list[Axis], seed: int) -> Iterator[Mapping[Axis, np.ndarray]]:
+    """Random subsets: of each leaf alone, then twice of all leaves together."""
+    random = np.random.default_rng(seed)
+
+    def some(a: Axis) -> np.ndarray:
+        n = int(a.size)  # type: ignore[arg-type]
+        return np.sort(random.permutation(n)[: random.integers(1, n)])
+
+    for a in free:
+        yield {a: some(a)}
+    if len(free) > 1:
+        for _ in range(2):
+            yield {a: some(a) for a in free}
+
+
+def check(case: Case) -> Built:
+    """Raise ``Refused`` where the entry's rule, resize or silence is wrong for this case."""
+    built = build(case)
+    _check_sizes(built)
+    free = free_leaves(built)
+    if len(free) != case.sample.free:
+        raise Refused(f"{case}: {len(free)} free axes {free}, the sample says {case.sample.free}; {_picture(built)}")
+    if not case.entry.random:
+        _check_silence_of_nothing(built)
+    for choice in choices(free, zlib.crc32(str(case).encode())):
+        _check_cut(built, choice, case.entry.random)
+    return built
+
+
+def _picture(built: Built) -> str:
+    said = {v.name: v.axes for v in (*built.node.inputs, *built.node.outputs) if v is not None}
+    reasons = dict.fromkeys(str(x.reason) for axes in said.values() for a in axes or () for x in leaves(a) if x.reason is not None)
+    return f"axes {said}, frozen by {list(reasons)}"
+
+
+def _check_sizes(built: Built) -> None:
+    for value, result in zip(built.node.outputs, built.results, strict=True):
+        if value.axes is None:
+            raise Refused(f"the rule left {value} without axes")
+        if isinstance(result, torch.Tensor) and tuple(a.size for a in value.axes) != tuple(result.shape):
+            raise Refused(f"{value} has the shape {tuple(result.shape)}, its axes are {value.axes}")
+
+
+def _check_silence_of_nothing(built: Built) -> None:
+    """With masks that are true throughout, the silenced operator is the operator."""
+    entry, node = lookup(built.node), built.node
+    if entry is None or entry.silence is None:
+        return
+
+    def present(value: Any, dims: Any) -> torch.Tensor | None:
+        return torch.ones([s if k in {d % value.rank for d in dims} else 1 for k, s in enumerate(value.shape)], dtype=torch.bool)
+
+    operands = [None if v is None else v.load() for v in node.inputs]
+    with torch.no_grad():
+        made = entry.silence(torch, node, operands, present, lambda *xs: run_node(node, list(xs), {}, CPU))
+    _compare(list(made) if isinstance(made, (list, tuple)) else [made], built.results, "the silenced operator with nothing silenced")
+
+
+def _check_cut(built: Built, choice: Mapping[Axis, np.ndarray], random: bool) -> None:
+    graph, kept = built.graph, Kept(choice)
+    full = evaluate(graph, (), hook=silencer(kept, CPU), device=CPU)
+    expected = [take(y, kept_indices(v, kept)) for y, v in zip(full, graph.outputs, strict=True)]
+    twin = graph.copy()
+    twin.kept = kept
+    Slice().run(twin)
+    for value, want in zip(twin.outputs, expected, strict=True):
+        if tuple(value.shape) != tuple(want.shape):
+            raise Refused(f"keeping {_said(choice)}: the type says {value.type}, the kept indices {tuple(want.shape)}; {_picture(built)}")
+    try:
+        found = evaluate(twin, (), device=CPU)
+    except (RuntimeError, IndexError, ValueError) as why:
+        raise Refused(f"keeping {_said(choice)}, the cut operator does not run: {why}; {_picture(built)}") from why
+    if random:
+        found, expected = [torch.zeros_like(t) for t in found], [torch.zeros_like(t) for t in expected]
+    _compare(found, expected, f"keeping {_said(choice)} ({_picture(built)}), the cut operator")
+
+
+def _said(choice: Mapping[Axis, np.ndarray]) -> str:
+    return ", ".join(f"{k.tolist()} of {a!r}" for a, k in choice.items())
+
+
+def _compare(found: list[Any], expected: list[Any], what: str) -> None:
+    if len(found) != len(expected):
+        raise Refused(f"{what} gives {len(found)} results, not {len(expected)}")
+    for i, (y, want) in enumerate(zip(found, expected, strict=True)):
+        if not isinstance(want, torch.Tensor):
+            continue
+        if y.shape != want.shape or y.dtype != want.dtype:
+            raise Refused(f"{what} gives {y.dtype}{list(y.shape)} as result {i}, not {want.dtype}{list(want.shape)}")
+        if not want.dtype.is_floating_point and not want.dtype.is_complex:
+            if not torch.equal(y, want):
+                raise Refused(f"{what} differs in result {i}, which is exact")
+        elif not torch.allclose(y, want, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
+            off = (y - want).abs().nan_to_num(float("inf")).max().item()
+            raise Refused(f"{what} differs in result {i} by {off:.3g}")
