@@ -8,54 +8,39 @@ inlined, and sizes become ``int`` or ``Sym``.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import operator
 import re
+import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+from torch.utils import _pytree as pytree
 
 from irprune.capture.dtypes import FROM_TORCH
 from irprune.errors import IrpruneError
-from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
+from irprune.ir.graph import Graph, Origin, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, symbol
 from irprune.ops.registry import spelling
 
-__all__ = ["Structure", "export", "from_exported"]
+__all__ = ["Entry", "Structure", "capture", "export", "from_exported"]
 
 
-@dataclass
-class Structure:
-    """How a call of the torch model maps to the graph: the pytrees of arguments and results and what stands in each leaf.
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor of the model's state: ``persistent`` is False for a buffer that the state dict leaves out."""
 
-    ``inputs`` and ``outputs`` hold an index into the graph's inputs and outputs, or a constant leaf wrapped in a tuple.
-    """
-
-    in_spec: Any
-    out_spec: Any
-    inputs: list[int | tuple[Any]]
-    outputs: list[int | tuple[Any]]
-    module_types: dict[str, type] = field(default_factory=dict)
-    module: torch.nn.Module | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    dynamic_shapes: Any = None
-
-
-@contextlib.contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in eval mode, and every submodule's own mode back afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for m, mode in modes:
-            m.training = mode
+    tensor: torch.Tensor
+    kind: str
+    persistent: bool = True
 
 
 def export(
@@ -66,20 +51,42 @@ def export(
 ) -> ExportedProgram:
     """``torch.export`` of ``model`` in eval mode; FX tracing is tried where it is refused. Raises IrpruneError with what both said."""
     kwargs = dict(kwargs or {})
-    with _evaluating(model), torch.no_grad():
+    with _evaluating(model), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # advice about the user's code that export gives and the capture does not need
+        _register_dataclasses((args, kwargs))
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-        except Exception as refused:  # noqa: BLE001 - torch.export raises many kinds; both messages reach the user
+        except Exception as refused:  # torch.export raises many kinds; both messages reach the user
             first = refused
         try:
+            result = model(*args, **kwargs)
+        except Exception as failed:  # whatever forward raises is what the user must see
+            raise IrpruneError(f"forward fails on the example input: {_gist(failed)}", _user_line(failed),
+                               "give args and kwargs (--input) of the shapes and types that the model takes") from failed
+        try:
+            if _register_dataclasses(result):
+                return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
             traced = torch.fx.symbolic_trace(model)
             return torch.export.export(traced, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
-        except Exception as refused:  # noqa: BLE001
+        except Exception as refused:
             raise IrpruneError(
                 f"the model cannot be captured: torch.export says {_gist(first)!r}; torch.fx says {_gist(refused)!r}",
-                _user_line(first),
-                "remove what depends on tensor values (branches, .item(), data-dependent shapes) from forward, or check the example input",
+                _user_line(first) or _user_line(refused),
+                "take out of forward what depends on the values of tensors (branches, .item(), data-dependent shapes)",
             ) from first
+
+
+def _register_dataclasses(tree: Any) -> bool:
+    """Let pytrees open the dataclasses in ``tree``, as ``torch.export.register_dataclass`` would; whether there were new ones."""
+    found = False
+    leaves = pytree.tree_leaves(tree)
+    while leaves:
+        fresh = {type(x): x for x in leaves if dataclasses.is_dataclass(x) and type(x) not in pytree.SUPPORTED_NODES}
+        for kind in fresh:
+            torch.export.register_dataclass(kind)
+            found = True
+        leaves = pytree.tree_leaves([x for x in leaves if type(x) in fresh])
+    return found
 
 
 def _gist(error: BaseException) -> str:
@@ -88,13 +95,18 @@ def _gist(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
 
 
+_OURS = str(Path(__file__).resolve().parents[1]) + "/"
+_TORCH = str(Path(torch.__file__).resolve().parent) + "/"
+_STANDARD = str(Path(inspect.__file__).parent) + "/"
+
+
 def _user_line(error: BaseException) -> str:
-    """The deepest frame outside torch that the error passed through."""
+    """The deepest frame outside torch and irprune that the error passed through."""
     found = ""
     trace = error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if "/torch/" not in file and "/irprune/" not in file:
+        if not file.startswith((_TORCH, _OURS, "<", *(() if "site-packages" in file else (_STANDARD,)))):
             found = f"{file}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found
@@ -106,82 +118,33 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 @lru_cache(maxsize=65536)
 def _source(trace: str | None) -> str:
     """``file:line`` of the innermost user frame of a recorded stack trace."""
-    frames = _FRAME.findall(trace or "")
-    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
-
-
-def size_of(s: Any) -> Size:
-    """A torch size as the graph's."""
-    if isinstance(s, int):
-        return s
-    return _symbolic(s.node.expr)
-
-
-@lru_cache(maxsize=4096)
-def _symbolic(expr: Any) -> Size:
-    from torch.utils._sympy.printers import PythonPrinter
-
-    if expr.is_number:
-        return int(expr)
-    probe = expr.xreplace({s: symbol(s.name).probe for s in expr.free_symbols})
-    text = str(PythonPrinter().doprint(expr))
-    return Sym(text if text.isidentifier() else f"({text})", int(probe))
-
-
-def type_of(t: torch.Tensor) -> TensorType:
-    return TensorType(FROM_TORCH[t.dtype], tuple(size_of(s) for s in t.shape))
-
-
-@lru_cache(maxsize=None)
-def _schema(target: Any) -> tuple[tuple[str, bool, Any], ...]:
-    """Name, whether it takes tensors, and default of each argument."""
-    return tuple((a.name, "Tensor" in str(a.type), a.default_value) for a in target._schema.arguments)
+    return innermost([(file, int(line)) for file, line in _FRAME.findall(trace or "")])
 
 
 def functionalised(program: ExportedProgram) -> ExportedProgram:
-    """The program as it is where its in-place operators can be renamed away, else as torch functionalises it."""
-    root: dict[torch.fx.Node, torch.fx.Node] = {}
-    family: dict[torch.fx.Node, list[torch.fx.Node]] = {}
-    mutations: list[tuple[int, torch.fx.Node]] = []
-    place: dict[torch.fx.Node, int] = {}
-    for i, node in enumerate(program.graph.nodes):
-        place[node] = i
-        base = node
-        if node.op == "call_function":
-            source = next((a for a in node.all_input_nodes), None)
-            schema = getattr(node.target, "_schema", None)
-            if schema is not None and schema.is_mutable:
-                mutations.append((i, node))
-            if source is not None and (schema is None or _may_alias(node)):
-                base = root[source]
-        root[node] = base
-        family.setdefault(base, []).append(node)
-    for i, node in mutations:
-        written = node.args[0]
-        if not isinstance(written, torch.fx.Node):
-            return _functionalise(program)
-        base = root[written]
-        if base.op == "placeholder":
-            return _functionalise(program)
-        for other in family[base]:
-            if other is not written and other is not node and place[other] < i and any(place[u] > i for u in other.users):
-                return _functionalise(program)
-    return program
-
-
-_VIEWS = {"reshape", "flatten", "contiguous", "to", "type_as", "dropout", "feature_dropout", "expand_as", "unflatten", "chunk", "split",
-          "tensor_split", "reshape_as", "view_as", "broadcast_to", "swapaxes", "numpy_T", "broadcast_tensors", "meshgrid", "movedim", "squeeze"}
-
-
-def _may_alias(node: torch.fx.Node) -> bool:
-    target: Any = node.target
-    if target._schema.is_mutable or any(r.alias_info is not None for r in target._schema.returns):
-        return True
-    return target._schema.name.split("::")[1] in _VIEWS
-
-
-def _functionalise(program: ExportedProgram) -> ExportedProgram:
-    return program.run_decompositions({})
+    """The program as it is where its in-place operators can be renamed away, else as torch functionalises it; autocast becomes casts."""
+    aliases = Aliases()
+    for node in program.graph.nodes:
+        aliases.tick()
+        for source in node.all_input_nodes:
+            aliases.read(source)
+        if node.op == "placeholder":
+            aliases.given(node)
+            continue
+        target: Any = node.target
+        if node.op == "call_function" and str(target) == "wrap_with_autocast" and node.args[2]:
+            return program.run_decompositions({})
+        schema = getattr(target, "_schema", None) if node.op == "call_function" else None
+        source = next(iter(node.all_input_nodes), None)
+        alias = source is not None and (target is operator.getitem or (schema is not None and may_alias(target)))
+        aliases.made(node, source if alias else None)
+        if schema is not None and schema.is_mutable:
+            written = node.args[0]
+            if not isinstance(written, torch.fx.Node):
+                return program.run_decompositions({})
+            tensors = [v for n in (written, *node.all_input_nodes) if isinstance(v := n.meta.get("val"), torch.Tensor)]
+            aliases.wrote(target, written, node, [t.dtype for t in tensors])
+    return program.run_decompositions({}) if aliases.clash() else program
 
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
@@ -189,24 +152,13 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
     missing = {
         node.target for node in program.graph.nodes
         if node.op == "call_function" and hasattr(node.target, "_schema") and node.target.namespace == "aten"
-        and spelling("aten", _canonical_target(node.target)) is None
+        and spelling("aten", canonical_target(node.target)) is None
     }
     if not missing:
         return program
     table = torch.export.default_decompositions()
     chosen = {t: table[t] for t in missing if t in table}
     return program.run_decompositions(chosen) if chosen else program
-
-
-@lru_cache(maxsize=None)
-def _canonical_target(target: Any) -> str:
-    """The overload's name; for an in-place one, its functional twin's."""
-    name, overload = target._schema.name.split("::")[1], target._overloadname
-    if target._schema.is_mutable and name.endswith("_") and not name.endswith("__"):
-        twin = getattr(torch.ops.aten, name[:-1], None)
-        if twin is not None and overload in twin.overloads():
-            name = name[:-1]
-    return f"{target.namespace}.{name}.{overload}"
 
 
 def from_exported(program: ExportedProgram, module: torch.nn.Module | None = None) -> Graph:
@@ -218,11 +170,12 @@ def from_exported(program: ExportedProgram, module: torch.nn.Module | None = Non
 class _Reader:
     def __init__(self, program: ExportedProgram, module: torch.nn.Module | None) -> None:
         self.program = program
-        self.graph = Graph(type(module).__name__ if module is not None else "program")
+        self.build = Builder(type(module).__name__ if module is not None else "program")
+        self.graph = self.build.graph
         self.env: dict[torch.fx.Node, Any] = {}
         self.module = module
-        self.names: set[str] = set()
         self.types: dict[str, type] = {}
+        self.state: dict[str, Entry] = {}
 
     def read(self) -> Graph:
         program, graph = self.program, self.graph
@@ -237,7 +190,7 @@ class _Reader:
                     inputs.append((getattr(spec.arg, "value", None),))
                     continue
                 inputs.append(len(graph.inputs))
-                self.env[node] = graph.add_input(self._unique(node.name), type_of(node.meta["val"]))
+                self.env[node] = graph.add_input(self.build.unique(node.name), type_of(node.meta["val"]))
             elif isinstance(spec.arg, TensorArgument):
                 assert spec.target is not None
                 self.env[node] = self._weight(spec.target, spec.kind, shared, node)
@@ -255,18 +208,15 @@ class _Reader:
             else:
                 outputs.append((value,))
         spec = program.call_spec
-        example = program.example_inputs or ((), {})
+        args, kwargs = program.example_inputs or ((), {})
         modules = dict(self.module.named_modules()) if self.module is not None else {}
-        graph.structure = Structure(spec.in_spec, spec.out_spec, inputs, outputs,
-                                    {k: type(m) for k, m in modules.items()} or self.types, self.module, *example)
+        call = program.module_call_graph[0].signature
+        graph.structure = Structure(
+            spec.in_spec, spec.out_spec, inputs, outputs, {k: type(m) for k, m in modules.items()} or self.types, self.module, args, kwargs,
+            names=tuple((call.forward_arg_names if call is not None else None) or ()),
+            signature=inspect.signature(self.module.forward) if self.module is not None else None, state=self.state,
+        )
         return graph
-
-    def _unique(self, name: str) -> str:
-        fresh, k = name, 1
-        while fresh in self.names:
-            fresh, k = f"{name}_{k}", k + 1
-        self.names.add(fresh)
-        return fresh
 
     def _shared(self) -> dict[int, list[str]]:
         """Names by the identity of the tensor they hold: more than one for tied weights."""
@@ -280,9 +230,11 @@ class _Reader:
         source = self.program.state_dict if name in self.program.state_dict else self.program.constants
         tensor = source[name]
         names = shared[id(tensor)]
+        kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}
+        if kind in kinds:
+            self.state.update({n: Entry(tensor, kinds[kind], n in self.program.state_dict) for n in names if n not in self.state})
         if names[0] in self.graph.weights:
             return self.graph.weights[names[0]]
-        kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}
         owner = names[0]
         return self.graph.add_weight(Weight(
             owner, type_of(node.meta["val"]), lambda: source[owner], kinds.get(kind, "constant"), tuple(names[1:]),
@@ -331,54 +283,14 @@ class _Reader:
         val = node.meta.get("val")
         if not hasattr(target, "_schema") or not _tensors_in(val):
             return  # arithmetic on sizes, assertions: sizes are read from the types
-        inputs: list[Value | None] = []
-        attrs: dict[str, Any] = {}
-        layout: list[tuple[str, int | tuple[int | None, ...] | None]] = []
-        schema = _schema(target)
-        given = dict(zip((a for a, _, _ in schema), node.args, strict=False)) | dict(node.kwargs)
-        entry_name = _canonical_target(target)
-        entry = spelling("aten", entry_name) if target.namespace == "aten" else None
-        rename = entry.aten[entry_name] if entry is not None else {}
-        for name, tensorial, default in schema:
-            arg = given.get(name, default)
-            if not tensorial:
-                attrs[rename.get(name, name)] = _plain(self._resolve(arg))
-            elif isinstance(value := self._resolve(arg), (int, float, bool, complex, Sym)):
-                attrs[rename.get(name, name)] = value  # a number where the schema has a tensor
-            elif isinstance(arg, (list, tuple)):
-                layout.append((name, tuple(self._operand(a, inputs) for a in arg)))
-            else:
-                layout.append((name, self._operand(arg, inputs, keep_none=True)))
-        while inputs and inputs[-1] is None:
-            inputs.pop()
-        layout = [(n, s) for n, s in layout if not (isinstance(s, int) and s >= len(inputs))]
-        flat = list(val) if isinstance(val, (list, tuple)) else [val]
+        args = [self._resolve(a) for a in node.args]
+        kwargs = {k: self._resolve(a) for k, a in node.kwargs.items()}
         stack = node.meta.get("nn_module_stack") or {}
         scope, kind = next(reversed(stack.values()), ("", None)) if stack else ("", None)
-        origin = Origin("aten", entry_name, tuple(layout), scope, _source(node.meta.get("stack_trace")), kind)
-        base = self._unique(node.name)
-        types = [(base if len(flat) == 1 else self._unique(f"{base}_{i}"), type_of(v) if isinstance(v, torch.Tensor) else TensorType("none", ()))
-                 for i, v in enumerate(flat)]
-        made = self.graph.add(entry.name if entry is not None else entry_name, inputs, attrs, types, origin)
-        self.env[node] = made.outputs if isinstance(val, (list, tuple)) else made.out
+        made = self.build.call(target, args, kwargs, val, node.name, Place(scope, kind, _source(node.meta.get("stack_trace"))))
+        self.env[node] = made
         if target._schema.is_mutable and isinstance(node.args[0], torch.fx.Node):
-            self.env[node.args[0]] = made.out
-
-    def _operand(self, arg: Any, inputs: list[Value | None], keep_none: bool = False) -> int | None:
-        if arg is None and not keep_none:
-            inputs.append(None)
-            return len(inputs) - 1
-        value = self._resolve(arg) if arg is not None else None
-        if value is not None and not isinstance(value, Value):
-            if isinstance(value, torch.Tensor):
-                value = self._constant(value)
-            else:
-                raise IrpruneError(f"operand {value!r} is not a tensor")
-        inputs.append(value)
-        return len(inputs) - 1
-
-    def _constant(self, tensor: torch.Tensor) -> Weight:
-        return self.graph.add_weight(Weight(self._unique("constant"), type_of(tensor), lambda: tensor, "constant"))
+            self.env[node.args[0]] = made
 
     def _inline(self, node: torch.fx.Node, owner: torch.fx.GraphModule) -> None:
         """``wrap_with_set_grad_enabled(flag, body, *args)`` and its like: the body's nodes take the wrapper's place."""
@@ -397,18 +309,12 @@ class _Reader:
         self.env[node] = self._body(body.graph, body)
 
 
+def _class_named(name: str) -> type:
+    """The class of that qualified name where its module is imported, else ``nn.Module``."""
+    place, _, own = name.rpartition(".")
+    found = getattr(sys.modules.get(place), own, None)
+    return found if isinstance(found, type) else torch.nn.Module
+
+
 def _tensors_in(val: Any) -> bool:
     return isinstance(val, torch.Tensor) or (isinstance(val, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in val))
-
-
-def _plain(x: Any) -> Any:
-    """Attributes as plain data: torch's enumerations by name."""
-    if isinstance(x, list):
-        return [_plain(v) for v in x]
-    if isinstance(x, torch.dtype):
-        return FROM_TORCH[x]
-    if isinstance(x, (torch.device, torch.layout, torch.memory_format)):
-        return str(x).removeprefix("torch.")
-    if isinstance(x, torch.SymInt):
-        return size_of(x)
-    return x
