@@ -7,15 +7,13 @@ inlined, and sizes become ``int`` or ``Sym``.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import operator
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,22 +23,24 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
-from irprune.capture.dtypes import FROM_TORCH
+from irprune.capture.build import (
+    Aliases,
+    Builder,
+    Entry,
+    Place,
+    Structure,
+    canonical_target,
+    evaluating,
+    innermost,
+    may_alias,
+    size_of,
+    type_of,
+)
 from irprune.errors import IrpruneError
-from irprune.ir.graph import Graph, Origin, TensorType, Value, Weight
-from irprune.ir.size import Size, Sym, symbol
+from irprune.ir.graph import Graph, Value, Weight
 from irprune.ops.registry import spelling
 
-__all__ = ["Entry", "Structure", "capture", "export", "from_exported"]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor of the model's state: ``persistent`` is False for a buffer that the state dict leaves out."""
-
-    tensor: torch.Tensor
-    kind: str
-    persistent: bool = True
+__all__ = ["Entry", "Structure", "export", "from_exported"]
 
 
 def export(
@@ -51,7 +51,7 @@ def export(
 ) -> ExportedProgram:
     """``torch.export`` of ``model`` in eval mode; FX tracing is tried where it is refused. Raises IrpruneError with what both said."""
     kwargs = dict(kwargs or {})
-    with _evaluating(model), torch.no_grad(), warnings.catch_warnings():
+    with evaluating(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about the user's code that export gives and the capture does not need
         _register_dataclasses((args, kwargs))
         try:
@@ -264,7 +264,8 @@ class _Reader:
                 return size_of(val)
             if isinstance(val, (int, float, bool)):
                 return val
-            raise IrpruneError(f"{arg.format_node()} is not a tensor", _source(arg.meta.get("stack_trace")), "its value depends on the data")
+            raise IrpruneError(f"{arg.format_node()} is not a tensor", _source(arg.meta.get("stack_trace")),
+                               "its value depends on the data")
         if isinstance(arg, (list, tuple)):
             return [self._resolve(a) for a in arg]
         return arg
@@ -287,6 +288,8 @@ class _Reader:
         kwargs = {k: self._resolve(a) for k, a in node.kwargs.items()}
         stack = node.meta.get("nn_module_stack") or {}
         scope, kind = next(reversed(stack.values()), ("", None)) if stack else ("", None)
+        if scope not in self.types and kind:
+            self.types[scope] = _class_named(str(kind))
         made = self.build.call(target, args, kwargs, val, node.name, Place(scope, kind, _source(node.meta.get("stack_trace"))))
         self.env[node] = made
         if target._schema.is_mutable and isinstance(node.args[0], torch.fx.Node):
