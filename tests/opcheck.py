@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from irprune.passes.infer_axes import infer
+from irprune.passes.slice import Slice, kept_indices, take
+
+from irprune.capture.build import plain, type_of
 from irprune.capture.dtypes import TO_TORCH
-from irprune.capture.torch_export import _plain, type_of
 from irprune.ir.axis import Axes, Axis, leaves
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Weight
 from irprune.ir.kept import Kept
 from irprune.ops.call import overload
 from irprune.ops.registry import Arg, Op, Sample, load_table, lookup
-from irprune.passes.infer_axes import infer
-from irprune.passes.slice import Slice, kept_indices, take
 from irprune.validate.interpret import evaluate, run_node
 from irprune.validate.oracle import silencer
 
@@ -110,7 +111,7 @@ def arguments(entry: Op, target: str, sample: Sample) -> tuple[list[Arg | None],
         if "Tensor" not in kind:
             if name not in unread and not a.has_default_value():
                 raise Misfit(f"{entry.name}: the sample lacks {name!r}, which {target} needs")
-            value = unread.pop(name, _plain(a.default_value))
+            value = unread.pop(name, plain(a.default_value))
             attrs[name] = "f64" if value == "f32" and "dtype" in name else value
         elif name in unread:
             attrs[name] = unread.pop(name)  # a number where the schema has a tensor

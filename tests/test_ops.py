@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from irprune.capture.torch_export import _canonical_target
+from opcheck import Case, Refused, cases, check
+
+from irprune.capture.build import canonical_target
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.call import overload
 from irprune.ops.registry import TABLE, Arg, Cut, Op, Sample, load_table, spelling
-from opcheck import Case, Refused, cases, check
 
 CASES = list(cases())
 COMMON = (Path(__file__).parent / "data" / "common_aten.txt").read_text().split()
@@ -62,7 +63,7 @@ def test_common_overload_has_a_rule(target: str) -> None:
     if target in NOT_OPERATORS:
         return
     if target.startswith("aten."):
-        target = _canonical_target(overload(target))
+        target = canonical_target(overload(target))
     assert spelling("aten", target) is not None, f"no rule for {target}"
 
 
