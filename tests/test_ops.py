@@ -31,6 +31,8 @@ NOT_OPERATORS = {
 
 UNSAMPLED = {  # spellings that no sample can run, and why
     "transformers.grouped_mm_fallback.default": "registered by transformers alone",
+    "torchvision.deform_conv2d.default": "registered by torchvision alone",
+    "aten._grouped_mm.default": "takes no float64",
 }
 
 

@@ -43,6 +43,9 @@ class Call:
     kwargs: dict[str, Any]
 
 
+_NONE = object()  # the default of an argument that must be given
+
+
 @lru_cache(maxsize=None)
 def overload(target: str) -> Any:
     """The torch operator ``aten.name.overload`` (or of another namespace)."""
@@ -52,7 +55,7 @@ def overload(target: str) -> Any:
 
 @lru_cache(maxsize=None)
 def _schema(target: str) -> tuple[tuple[str, str, Any, bool], ...]:
-    return tuple((a.name, str(a.type), a.default_value, a.kwarg_only) for a in overload(target)._schema.arguments)
+    return tuple((a.name, str(a.type), a.default_value if a.has_default_value() else _NONE, a.kwarg_only) for a in overload(target)._schema.arguments)
 
 
 def _value(name: str, value: Any) -> Any:
@@ -92,7 +95,7 @@ def bind(node: Node) -> Call:
         elif canonical in node.attrs:
             value = _value(name, node.attrs[canonical])
         else:
-            value = default
+            value = None if default is _NONE else default
         if _equal(value, default):
             skipped = True
         elif kwarg_only or skipped:

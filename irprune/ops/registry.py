@@ -81,7 +81,8 @@ class Op:
               kept along ``dims``, broadcastable to the value, or None where all of it is, and ``run(*operands)`` is the
               plain operator. Contracted letters of a signature are zeroed without being asked
     creates   makes a tensor from sizes alone: folded to a constant when an axis of it shrinks, unless ``resize`` suffices
-    macs      multiply-accumulates as a product of sizes of axes: ``macs(node) -> axes``
+    macs      multiply-accumulates as a sum of products of sizes of axes: ``macs(node) -> ((n, o, i), ...)``, one tuple of axes
+              per product; a tuple that is empty counts nothing
     random    draws its results: tests compare their shapes alone
     opaque    results hold run-time data in their *shape* or indices (topk, nonzero): documented freeze
     """
@@ -96,7 +97,7 @@ class Op:
     silence: Callable[..., Any] | None = None
     creates: bool = False
     random: bool = False
-    macs: Callable[[Node], Iterable[Axis]] | None = None
+    macs: Callable[[Node], tuple[tuple[Axis, ...], ...]] | None = None
     samples: tuple[Sample, ...] = ()
     signature: Signature | None = None
     family: str = ""

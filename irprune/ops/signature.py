@@ -9,7 +9,7 @@ size 1 that meets a larger letter broadcasts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -164,8 +164,8 @@ class Signature:
         made = [letters[x] for x in d.letters]
         return axes.sum(made) if d.kind == "sum" else axes.product(made)
 
-    def macs(self, node: Node) -> Iterable[Axis]:
-        """Axes whose sizes multiply to the multiply-accumulates: the results' dimensions and what is summed away; none without a contraction."""
+    def macs(self, node: Node) -> tuple[tuple[Axis, ...], ...]:
+        """The product of sizes that counts the multiply-accumulates: the result's dimensions and what is summed away; none without a contraction."""
         left, right = self.sides
         if node.out.axes is None:
             return ()
@@ -176,4 +176,4 @@ class Signature:
                 if len(d.letters) == 1 and d.letters[0] not in made:
                     seen.setdefault(d.letters[0], []).append(a)
         summed = [axes[0] for axes in seen.values() if len(axes) > 1]
-        return (*node.out.axes, *summed) if summed else ()
+        return ((*node.out.axes, *summed),) if summed else ()

@@ -1,40 +1,297 @@
-"""Linear maps and matrix products: the contracted axes are one, the result takes the free ones."""
+"""Linear maps and matrix products: the contracted axes are one, the result takes the free ones.
+
+Each operator says only which letter stands in which dimension; ``contraction`` makes of that the rule, what the oracle
+zeroes and the multiply-accumulates, so einsum, matmul and their relatives cannot disagree.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Op, Sample, Unsupported, op
 
-op("linear", "*b i , o i , o? -> *b o", aten=("linear.default",),
-   samples=(Sample((Arg((2, 5, 6)), Arg((4, 6)), Arg((4,))), free=4), Sample((Arg((6,)), Arg((4, 6)), None), free=2)))
+__all__ = ["Letters", "contraction", "zeroed"]
 
-
-def _matmul(axes: Axes, node: Node) -> None:
-    a, b = axes.of(node.operand(0)), axes.of(node.operand(1))
-    axes.unify(a[-1], b[-2 if len(b) > 1 else 0])
-    batch: list[Axis] = []
-    free = [a[-2]] * (len(a) > 1) + [b[-1]] * (len(b) > 1)
-    rank = node.out.rank - len(free)
-    for k in range(rank):
-        own = [x for side in (a[:-2], b[:-2]) if (x := side[k - rank] if len(side) >= rank - k else None) is not None and x.size != 1]
-        if len(own) == 2:
-            axes.unify(*own)
-        batch.append(own[0] if own else axes.one)
-    node.out.axes = (*batch, *free)
+Letters = tuple[list[str], ...]
+"""For each operand, then for the result, a letter per dimension; an operand that is not there has none."""
 
 
-def _matmul_macs(node: Node) -> tuple[Axis, ...]:
-    return (*(node.out.axes or ()), (node.operand(0).axes or ())[-1])
+def zeroed(torch: Any, x: Any, mask: Any) -> Any:
+    """``x`` with what ``mask`` (or None) leaves out set to zero."""
+    return x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-def _matmul_silence(torch, node, operands, present, run):  # type: ignore[no-untyped-def]
-    a, b = operands
-    zero = torch.zeros((), dtype=a.dtype, device=a.device)
-    for_a, for_b = present(node.operand(0), [a.dim() - 1]), present(node.operand(1), [max(b.dim() - 2, 0)])
-    return run(a if for_a is None else torch.where(for_a, a, zero), b if for_b is None else torch.where(for_b, b, zero))
+def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> Op:
+    """Declare an operator that multiplies its operands and sums over the letters which the result lacks.
+
+    A dimension of size 1 broadcasts. Letters that begin with ``=`` may not change size.
+    """
+
+    def rule(axes: Axes, node: Node) -> None:
+        *terms, out = letters(node)
+        table = _bind(axes, node, terms)
+        for x, a in table.items():
+            if x.startswith("="):
+                axes.freeze(a, f"fixed by {name}")
+        node.out.axes = tuple(table.get(x, axes.one) for x in out)
+
+    def silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Callable[..., Any]) -> Any:
+        *terms, out = letters(node)
+        made = list(operands)
+        for i, term in enumerate(terms):
+            gone = [d for d, x in enumerate(term) if x not in out]
+            if gone and operands[i] is not None:
+                made[i] = zeroed(torch, operands[i], present(node.operand(i), gone))
+        return run(*made)
+
+    def macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
+        *terms, out = letters(node)
+        table: dict[str, Axis] = {}
+        for value, term in zip(node.inputs, terms, strict=False):
+            for x, a in zip(term, (value.axes or ()) if value is not None else (), strict=False):
+                if a.size != 1:
+                    table.setdefault(x, a)
+        return tuple(tuple(table[x] for x in step if x in table) for step in _steps([t for t in terms if t], out))
+
+    return op(name, rule, silence=silence, macs=macs, **rest)
 
 
-op("matmul", _matmul, aten=("matmul.default", "bmm.default", "mm.default", "mv.default", "dot.default"), onnx=("MatMul",), macs=_matmul_macs,
-   silence=_matmul_silence,
-   samples=(Sample((Arg((2, 1, 4, 6)), Arg((3, 6, 5))), free=5), Sample((Arg((3, 4, 6)), Arg((3, 6, 5))), free=4, target="aten.bmm.default")))
+def _bind(axes: Axes, node: Node, terms: Sequence[Sequence[str]]) -> dict[str, Axis]:
+    table: dict[str, Axis] = {}
+    for value, term in zip(node.inputs, terms, strict=False):
+        if value is None:
+            continue
+        if len(term) != value.rank:
+            raise Unsupported(f"{node.op} over an operand of shape {value.type}")
+        for x, a in zip(term, axes.of(value), strict=True):
+            if a.size == 1:
+                continue
+            if x in table:
+                axes.unify(table[x], a)
+            else:
+                table[x] = a
+    return table
+
+
+def _steps(terms: list[list[str]], out: list[str]) -> list[list[str]]:
+    """The letters of each pairwise product that sums something, taken from left to right."""
+    steps = []
+    have = list(dict.fromkeys(terms[0]))
+    for k, term in enumerate(terms[1:], 2):
+        both = list(dict.fromkeys([*have, *term]))
+        later = {x for t in terms[k:] for x in t} | set(out)
+        have = [x for x in both if x in later]
+        if len(have) < len(both):
+            steps.append(both)
+    return steps
+
+
+def _batch(rank: int, total: int) -> list[str]:
+    """Letters of ``rank`` broadcast dimensions, aligned at the last of ``total``."""
+    return [f"b{k}" for k in range(total - rank, total)]
+
+
+# -- products of two -------------------------------------------------------------------------------------------------
+
+
+def _matmul(node: Node) -> Letters:
+    a, b = node.operand(0).rank, node.operand(1).rank
+    many = max(a - 2, b - 2, 0)
+    left = [*_batch(max(a - 2, 0), many), *(["m"] if a > 1 else []), "k"]
+    right = [*_batch(max(b - 2, 0), many), "k", *(["n"] if b > 1 else [])]
+    return left, right, [*_batch(many, many), *(["m"] if a > 1 else []), *(["n"] if b > 1 else [])]
+
+
+contraction("matmul", _matmul, onnx=("MatMul",),
+            aten={"matmul.default": {}, "bmm.default": {"mat2": "other"}, "mm.default": {"mat2": "other"}, "mv.default": {"vec": "other"},
+                  "dot.default": {"tensor": "other"}, "vdot.default": {}},
+            samples=(Sample((Arg((2, 1, 4, 6)), Arg((3, 6, 5))), free=5), Sample((Arg((6,)), Arg((3, 6, 5))), free=3),
+                     Sample((Arg((3, 5, 6)), Arg((6,))), free=3), Sample((Arg((6,)), Arg((6,))), free=1),
+                     Sample((Arg((4, 1)), Arg((1, 5))), free=2), Sample((Arg((2, 3, 4, 6)), Arg((6, 5))), free=5),
+                     Sample((Arg((3, 4, 6)), Arg((3, 6, 5))), free=4, target="aten.bmm.default"),
+                     Sample((Arg((4, 6)), Arg((6, 5))), free=3, target="aten.mm.default"),
+                     Sample((Arg((4, 6)), Arg((6,))), free=2, target="aten.mv.default"),
+                     Sample((Arg((6,)), Arg((6,))), free=1, target="aten.dot.default"),
+                     Sample((Arg((6,)), Arg((6,))), free=1, target="aten.vdot.default")))
+
+
+def _linear(node: Node) -> Letters:
+    rank = node.operand(0).rank
+    row = ["o"] if node.operand(1).rank > 1 else []
+    lead = _batch(rank - 1, rank - 1)
+    bias = node.operand(2).rank if node.has(2) else 0
+    return [*lead, "i"], [*row, "i"], ([*lead, *row][len(lead) + len(row) - bias:] if bias else []), [*lead, *row]
+
+
+contraction("linear", _linear, aten=("linear.default",),
+            samples=(Sample((Arg((2, 5, 6)), Arg((4, 6)), Arg((4,))), free=4), Sample((Arg((6,)), Arg((4, 6)), None), free=2),
+                     Sample((Arg((5, 6)), Arg((6,))), free=2), Sample((Arg((5, 1)), Arg((4, 1)), Arg((4,))), free=2)))
+contraction("outer", lambda node: (["m"], ["n"], ["m", "n"]), aten={"outer.default": {}, "ger.default": {}}, samples=(Sample((Arg((4,)), Arg((6,))), free=2),))
+
+
+def _inner(node: Node) -> Letters:
+    a, b = node.operand(0).rank, node.operand(1).rank
+    if not a or not b:
+        many = [f"m{k}" for k in range(max(a, b))]
+        return many if a else [], many if b else [], many
+    left, right = [f"m{k}" for k in range(a - 1)], [f"n{k}" for k in range(b - 1)]
+    return [*left, "k"], [*right, "k"], [*left, *right]
+
+
+contraction("inner", _inner, aten=("inner.default",), samples=(Sample((Arg((2, 4, 6)), Arg((5, 6))), free=4), Sample((Arg((6,)), Arg((6,))), free=1)))
+
+
+def _vecdot(node: Node) -> Letters:
+    """A sum over one dimension of an element-wise product; ``dim`` counts in the operands, which broadcast."""
+    a, b = node.operand(0).rank, node.operand(1).rank
+    many = max(a, b)
+    d = node.attrs["dim"] % many if node.attrs["dim"] >= 0 else node.attrs["dim"] + many
+    both = _batch(many, many)
+    return both[many - a:], both[many - b:], [x for k, x in enumerate(both) if k != d]
+
+
+contraction("vecdot", _vecdot, aten=("linalg_vecdot.default",),
+            samples=(Sample((Arg((2, 4, 6)), Arg((4, 6))), {"dim": -1}, free=3), Sample((Arg((2, 4, 6)), Arg((2, 4, 1))), {"dim": 1}, free=3)))
+
+
+def _tensordot(node: Node) -> Letters:
+    a, b = node.operand(0).rank, node.operand(1).rank
+    left, right = [f"m{k}" for k in range(a)], [f"n{k}" for k in range(b)]
+    for i, j in zip(node.attrs["dims_self"], node.attrs["dims_other"], strict=True):
+        left[i] = right[j] = f"k{i % a}"
+    return left, right, [x for x in left + right if x[0] != "k"]
+
+
+contraction("tensordot", _tensordot, aten=("tensordot.default",),
+            samples=(Sample((Arg((2, 4, 6)), Arg((6, 5, 4))), {"dims_self": [1, -1], "dims_other": [2, 0]}, free=4),
+                     Sample((Arg((2, 4)), Arg((3, 5))), {"dims_self": [], "dims_other": []}, free=4)))
+
+# -- with a summand --------------------------------------------------------------------------------------------------
+
+
+def _added(product: Letters) -> Callable[[Node], Letters]:
+    """``self + a @ b``; ``self`` broadcasts against the product."""
+    *terms, out = product
+
+    def letters(node: Node) -> Letters:
+        return (out[len(out) - node.operand(0).rank:], *terms, out)
+
+    return letters
+
+
+_SCALED = {"beta": 0.5, "alpha": 2.0}
+contraction("addmm", _added((["m", "k"], ["k", "n"], ["m", "n"])), aten=("addmm.default",),
+            samples=(Sample((Arg((5,)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3), Sample((Arg((4, 1)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3)))
+contraction("baddbmm", _added((["b", "m", "k"], ["b", "k", "n"], ["b", "m", "n"])), aten=("baddbmm.default",),
+            samples=(Sample((Arg((3, 4, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4), Sample((Arg((1, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), free=4)))
+contraction("addbmm", _added((["b", "m", "k"], ["b", "k", "n"], ["m", "n"])), aten=("addbmm.default",),
+            samples=(Sample((Arg((5,)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4),))
+contraction("addmv", _added((["m", "k"], ["k"], ["m"])), aten=("addmv.default",), samples=(Sample((Arg((4,)), Arg((4, 6)), Arg((6,))), _SCALED, free=2),))
+contraction("addr", _added((["m"], ["n"], ["m", "n"])), aten=("addr.default",), samples=(Sample((Arg((5,)), Arg((4,)), Arg((5,))), _SCALED, free=2),))
+
+# -- products of many ------------------------------------------------------------------------------------------------
+
+
+def _einsum(node: Node) -> Letters:
+    ranks = [node.operand(i).rank for i in range(len(node.inputs))]
+    return parse_equation(node.attrs["equation"], ranks)
+
+
+def parse_equation(equation: str, ranks: Sequence[int]) -> Letters:
+    """The letters of an einsum equation, the dimensions of ``...`` named and an implicit result written out.
+
+    Raises Unsupported for an equation that does not fit operands of these ranks.
+    """
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    covered = [rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=False)]
+    if len(terms) != len(ranks) or any(c < 0 or (c > 0 and "..." not in t) for c, t in zip(covered, terms, strict=True)):
+        raise Unsupported(f"the equation {equation!r} over operands of rank {list(ranks)}")
+    many = max((c for c, t in zip(covered, terms, strict=True) if "..." in t), default=0)
+
+    def spread(term: str, own: int) -> list[str]:
+        head, dots, tail = term.partition("...")
+        return [*head, *(_batch(own, many) if dots else ()), *tail]
+
+    sides = [spread(t, c) for t, c in zip(terms, covered, strict=True)]
+    if not arrow:  # the ellipsis, then the letters met once, in alphabetical order
+        letters = "".join(terms).replace(".", "")
+        right = "..." + "".join(sorted(x for x in dict.fromkeys(letters) if letters.count(x) == 1))
+    return (*sides, spread(right, many))
+
+
+_A, _B = Arg((2, 3, 4, 6)), Arg((2, 3, 5, 6))
+contraction("einsum", _einsum, aten=("einsum.default",),
+            samples=(Sample(((_A, _B),), {"equation": "bhqd,bhkd->bhqk"}, free=5), Sample(((_A, Arg((6, 5))),), {"equation": "... d, d e -> ... e"}, free=5),
+                     Sample(((_A, Arg((3, 6, 5))),), {"equation": "b...td,...de"}, free=5), Sample(((Arg((4, 6)), Arg((6, 5))),), {"equation": "ki,ij"}, free=3),
+                     Sample(((Arg((6, 6)),),), {"equation": "ii->i"}, free=1), Sample(((Arg((6, 6)),),), {"equation": "ii"}, free=1),
+                     Sample(((Arg((4, 6)), Arg((6, 5)), Arg((5, 3))),), {"equation": "ab,bc,cd->da"}, free=4),
+                     Sample(((Arg((4, 6)), Arg((4, 1))),), {"equation": "ab,ab->b"}, free=2), Sample(((Arg((4,)), Arg((6,))),), {"equation": "i,j->ji"}, free=2),
+                     Sample(((Arg((3, 4, 6)), Arg((3, 6, 5)), Arg((4, 3))),), {"equation": "etd,edf,te->tf"}, free=4)))
+
+
+def _chain(node: Node) -> Letters:
+    """Matrices one after the other; the first and the last may be vectors."""
+    ranks = [node.operand(i).rank for i in range(len(node.inputs))]
+    terms = [[f"m{i}", f"m{i + 1}"] for i in range(len(ranks))]
+    if ranks[0] == 1:
+        terms[0] = ["m1"]
+    if ranks[-1] == 1:
+        terms[-1] = terms[-1][:1]
+    return (*terms, [x for x, there in (("m0", ranks[0] > 1), (f"m{len(ranks)}", ranks[-1] > 1)) if there])
+
+
+contraction("chain", _chain, aten={"linalg_multi_dot.default": {}, "chain_matmul.default": {"matrices": "tensors"}},
+            samples=(Sample(((Arg((4, 6)), Arg((6, 5)), Arg((5, 3))),), free=4), Sample(((Arg((6,)), Arg((6, 5)), Arg((5,))),), free=2)))
+
+
+def _bilinear(node: Node) -> Letters:
+    rank = node.operand(0).rank - 1
+    lead = _batch(rank, rank)
+    return [*lead, "i"], [*lead, "j"], ["o", "i", "j"], (["o"] if node.has(3) else []), [*lead, "o"]
+
+
+contraction("bilinear", _bilinear, aten=("bilinear.default",),
+            samples=(Sample((Arg((2, 3, 4)), Arg((2, 3, 6)), Arg((5, 4, 6)), Arg((5,))), free=5), Sample((Arg((3, 4)), Arg((3, 6)), Arg((5, 4, 6)), None), free=4)))
+contraction("trace", lambda node: (["i", "i"], []), aten=("trace.default",), samples=(Sample((Arg((6, 6)),), free=1),))
+
+
+def _cdist(node: Node) -> Letters:
+    """Distances between rows: a coordinate that is zero on both sides adds nothing."""
+    a, b = node.operand(0).rank, node.operand(1).rank
+    many = max(a, b) - 2
+    return [*_batch(a - 2, many), "p", "k"], [*_batch(b - 2, many), "r", "k"], [*_batch(many, many), "p", "r"]
+
+
+contraction("cdist", _cdist, aten=("cdist.default", "_cdist_forward.default"),
+            samples=(Sample((Arg((2, 4, 6)), Arg((5, 6))), {"p": 2.0}, free=4), Sample((Arg((4, 6)), Arg((5, 6))), {"p": 1.0, "compute_mode": None}, free=3),
+                     Sample((Arg((4, 6)), Arg((5, 6))), {"p": 1.0, "compute_mode": None}, free=3, target="aten._cdist_forward.default")))
+
+
+def _grouped(node: Node) -> Letters:
+    """Rows sorted by expert against one matrix per expert: which rows belong to which is known only at run time.
+
+    torch's own kernel wants rows of a multiple of 16 bytes, so nothing of it can shrink freely.
+    """
+    ranks = node.operand(0).rank, node.operand(1).rank
+    if node.origin.target == "aten._grouped_mm.default" or ranks != (2, 3):
+        raise Unsupported("a grouped matrix product whose rows must stay multiples of 16 bytes")
+    return ["=t", "k"], ["=e", "k", "n"], ["=e"], ["=t", "n"]
+
+
+contraction("grouped_mm", _grouped, aten={"transformers.grouped_mm_fallback.default": {"input": "self", "weight": "mat2"}, "_grouped_mm.default": {}})
+
+
+def _cross(axes: Axes, node: Node) -> None:
+    """A vector product along one dimension of size 3, element-wise in the others."""
+    from irprune.ops.families.elementwise import broadcast
+
+    broadcast(axes, node)
+    rank = node.out.rank
+    axes.freeze((node.out.axes or ())[node.attrs.get("dim", -1) % rank], "dimension of a vector product")
+
+
+op("cross", _cross, aten=("linalg_cross.default",), samples=(Sample((Arg((4, 3)), Arg((1, 3))), {"dim": -1}, free=1),))
