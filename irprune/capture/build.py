@@ -7,14 +7,16 @@ renamed to their functional twins, or whether another view of the storage would 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from irprune.capture.dtypes import FROM_TORCH
 from irprune.errors import IrpruneError
@@ -22,8 +24,8 @@ from irprune.ir.graph import Graph, Origin, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, symbol
 from irprune.ops.registry import spelling
 
-__all__ = ["Aliases", "Builder", "Entry", "Place", "Structure", "canonical_target", "evaluating", "functional", "innermost", "may_alias",
-           "size_of", "type_of"]
+__all__ = ["Aliases", "Builder", "Entry", "Place", "Structure", "canonical_target", "decompositions", "evaluating", "functional",
+           "innermost", "may_alias", "open_dataclasses", "size_of", "type_of"]
 
 TORCH = str(Path(torch.__file__).parent) + "/"
 LAYERS = TORCH + "nn/modules/"
@@ -75,6 +77,19 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
         for m, mode in modes:
             m.training = mode
+
+
+def open_dataclasses(tree: Any) -> bool:
+    """Let pytrees open the dataclasses in ``tree``, as ``torch.export.register_dataclass`` would; whether there were new ones."""
+    found = False
+    leaves = pytree.tree_leaves(tree)
+    while leaves:
+        fresh = {type(x): x for x in leaves if dataclasses.is_dataclass(x) and type(x) not in pytree.SUPPORTED_NODES}
+        for kind in fresh:
+            torch.export.register_dataclass(kind)
+            found = True
+        leaves = pytree.tree_leaves([x for x in leaves if type(x) in fresh])
+    return found
 
 
 # -- types ---------------------------------------------------------------------------------------------------------
@@ -154,6 +169,15 @@ def innermost(frames: Sequence[tuple[str, int]]) -> str:
     layers = [f for f in frames if f[0].startswith(LAYERS) and not f[0].endswith("/module.py")]
     best = (user or layers or list(frames))[-1:]
     return f"{best[0][0]}:{best[0][1]}" if best else ""
+
+
+def decompositions(targets: Iterable[Any]) -> dict[Any, Any]:
+    """What torch says the overloads consist of, for those where it says so."""
+    wanted = list(targets)
+    if not wanted:
+        return {}
+    table = torch.export.default_decompositions()
+    return {t: table[t] for t in wanted if t in table}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ inlined, and sizes become ``int`` or ``Sym``.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import operator
 import re
@@ -21,7 +20,6 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
-from torch.utils import _pytree as pytree
 
 from irprune.capture.build import (
     Aliases,
@@ -30,9 +28,11 @@ from irprune.capture.build import (
     Place,
     Structure,
     canonical_target,
+    decompositions,
     evaluating,
     innermost,
     may_alias,
+    open_dataclasses,
     size_of,
     type_of,
 )
@@ -53,7 +53,7 @@ def export(
     kwargs = dict(kwargs or {})
     with evaluating(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # advice about the user's code that export gives and the capture does not need
-        _register_dataclasses((args, kwargs))
+        open_dataclasses((args, kwargs))
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as refused:  # torch.export raises many kinds; both messages reach the user
@@ -64,7 +64,7 @@ def export(
             raise IrpruneError(f"forward fails on the example input: {_gist(failed)}", _user_line(failed),
                                "give args and kwargs (--input) of the shapes and types that the model takes") from failed
         try:
-            if _register_dataclasses(result):
+            if open_dataclasses(result):
                 return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
             traced = torch.fx.symbolic_trace(model)
             return torch.export.export(traced, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
@@ -74,19 +74,6 @@ def export(
                 _user_line(first) or _user_line(refused),
                 "take out of forward what depends on the values of tensors (branches, .item(), data-dependent shapes)",
             ) from first
-
-
-def _register_dataclasses(tree: Any) -> bool:
-    """Let pytrees open the dataclasses in ``tree``, as ``torch.export.register_dataclass`` would; whether there were new ones."""
-    found = False
-    leaves = pytree.tree_leaves(tree)
-    while leaves:
-        fresh = {type(x): x for x in leaves if dataclasses.is_dataclass(x) and type(x) not in pytree.SUPPORTED_NODES}
-        for kind in fresh:
-            torch.export.register_dataclass(kind)
-            found = True
-        leaves = pytree.tree_leaves([x for x in leaves if type(x) in fresh])
-    return found
 
 
 def _gist(error: BaseException) -> str:
@@ -156,8 +143,7 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
     }
     if not missing:
         return program
-    table = torch.export.default_decompositions()
-    chosen = {t: table[t] for t in missing if t in table}
+    chosen = decompositions(missing)
     return program.run_decompositions(chosen) if chosen else program
 
 
