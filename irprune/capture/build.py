@@ -189,6 +189,9 @@ class Place:
     source: str = ""
 
 
+_HINTS = {"cudnn_enable", "cudnn_enabled"}  # captured as off, because fake tensors have no use for cuDNN; real ones have
+
+
 class Builder:
     """A graph under construction from ATen calls."""
 
@@ -229,7 +232,7 @@ class Builder:
         for key, tensorial, default in schema:
             value = given.get(key, default)
             if not tensorial:
-                attrs[rename.get(key, key)] = plain(value)
+                attrs[rename.get(key, key)] = True if key in _HINTS else plain(value)
             elif isinstance(value, (int, float, bool, complex, Sym)):
                 attrs[rename.get(key, key)] = value  # a number where the schema has a tensor
             elif isinstance(value, (list, tuple)):
