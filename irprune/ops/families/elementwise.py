@@ -1,6 +1,11 @@
-"""Element-wise operators with broadcasting: dimensions are joined one by one, aligned at the last."""
+"""Element-wise arithmetic with broadcasting: dimensions are joined one by one, aligned at the last.
+
+Activations, comparisons, casts and complex parts follow the same rule and stand in files of their own.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
@@ -23,7 +28,7 @@ def broadcast(axes: Axes, node: Node) -> None:
             if probe_of(a.size) != probe_of(shape[k]):
                 continue
             known = out[k]
-            if known is None:
+            if known is None or known is axes.one:
                 out[k] = a
             elif known is not a:
                 axes.unify(known, a)
@@ -33,43 +38,116 @@ def broadcast(axes: Axes, node: Node) -> None:
 
 
 _X = Arg((2, 6, 5))
-_POS = Arg((2, 6, 5), low=0.1, high=2.0)
-_SMALL = Arg((2, 6, 5), low=-0.9, high=0.9)
+_POSITIVE = Arg((2, 6, 5), low=0.1, high=2.0)
+_ABOVE_1 = Arg((2, 6, 5), low=1.1, high=2.0)
+_INSIDE_1 = Arg((2, 6, 5), low=-0.9, high=0.9)
+_UNIT = Arg((2, 6, 5), low=0.1, high=0.9)
+_WIDE = Arg((2, 6, 5), low=-5.0, high=5.0)
+_INT = Arg((2, 6, 5), "i64", 0, 8)
 
 
-def _unary(name: str, *aten: str, onnx: tuple[str, ...] = (), arg: Arg = _X, **attrs: object) -> None:
-    op(name, broadcast, aten=aten or (f"{name}.default",), onnx=onnx, samples=(Sample((arg,), attrs, free=3),))
+# -- one operand -----------------------------------------------------------------------------------------------------
 
-
-for _name, _onnx in (
-    ("relu", "Relu"), ("sigmoid", "Sigmoid"), ("silu", ""), ("tanh", "Tanh"), ("exp", "Exp"), ("neg", "Neg"), ("abs", "Abs"),
-    ("sin", "Sin"), ("cos", "Cos"), ("square", ""), ("erf", "Erf"), ("sign", "Sign"), ("ceil", "Ceil"), ("floor", "Floor"),
-    ("hardswish", "HardSwish"), ("mish", "Mish"), ("relu6", ""),
+for _names, _onnx, _arg in (
+    ("neg negative", "Neg", _X), ("abs absolute", "Abs", _X), ("square", "", _X), ("sign", "Sign", _X), ("sgn", "", _X), ("ceil", "Ceil", _WIDE),
+    ("floor", "Floor", _WIDE), ("trunc fix", "", _WIDE), ("frac", "", _WIDE), ("sqrt", "Sqrt", _POSITIVE), ("rsqrt", "", _POSITIVE),
+    ("reciprocal", "Reciprocal", _POSITIVE), ("exp", "Exp", _X), ("exp2 special_exp2", "", _X), ("expm1 special_expm1", "", _X),
+    ("log", "Log", _POSITIVE), ("log2", "", _POSITIVE), ("log10", "", _POSITIVE), ("log1p special_log1p", "", _POSITIVE), ("sin", "Sin", _X),
+    ("cos", "Cos", _X), ("tan", "Tan", _X), ("asin arcsin", "Asin", _INSIDE_1), ("acos arccos", "Acos", _INSIDE_1), ("atan arctan", "Atan", _X),
+    ("sinh", "Sinh", _X), ("cosh", "Cosh", _X), ("asinh arcsinh", "Asinh", _X), ("acosh arccosh", "Acosh", _ABOVE_1),
+    ("atanh arctanh", "Atanh", _INSIDE_1), ("sinc special_sinc", "", _X), ("deg2rad", "", _X), ("rad2deg", "", _X), ("erf special_erf", "Erf", _X),
+    ("erfc special_erfc", "", _X), ("erfinv special_erfinv", "", _INSIDE_1), ("lgamma special_gammaln", "", _POSITIVE),
+    ("digamma special_digamma special_psi", "", _POSITIVE), ("i0 special_i0", "", _X), ("special_i0e", "", _X), ("special_i1", "", _X),
+    ("special_i1e", "", _X), ("special_ndtr", "", _X), ("special_ndtri", "", _UNIT), ("special_entr", "", _POSITIVE), ("special_erfcx", "", _X),
+    ("special_log_ndtr", "", _X), ("logit special_logit", "", _UNIT), ("nan_to_num", "", _X),
 ):
-    _unary(_name, onnx=(_onnx,) if _onnx else ())
-for _name, _onnx in (("rsqrt", ""), ("log", "Log"), ("sqrt", "Sqrt"), ("reciprocal", "Reciprocal"), ("log1p", "")):
-    _unary(_name, onnx=(_onnx,) if _onnx else (), arg=_POS)
+    _name, *_ = _names.split()
+    op(_name, broadcast, aten=[f"{n}.default" for n in _names.split()], onnx=(_onnx,) if _onnx else (), samples=(Sample((_arg,), free=3),))
+
+op("round", broadcast, aten=("round.default", "round.decimals", "special_round.default"), onnx=("Round",),
+   samples=(Sample((_WIDE,), free=3), Sample((_WIDE,), {"decimals": 1}, free=3, target="aten.round.decimals")))
+op("polygamma", broadcast, aten=("polygamma.default", "special_polygamma.default"), samples=(Sample((_POSITIVE,), {"n": 1}, free=3),))
+op("mvlgamma", broadcast, aten=("mvlgamma.default", "special_multigammaln.default"), samples=(Sample((_ABOVE_1,), {"p": 2}, free=3),))
 
 
-def _binary(name: str, tensor: str, scalar: str = "", *, onnx: tuple[str, ...] = (), low: float = -1.0, extra: tuple[str, ...] = ()) -> None:
-    a, b = Arg((2, 6, 5), low=low), Arg((6, 1), low=low)
-    op(name, broadcast, aten=(tensor, *((scalar,) if scalar else ()), *extra), onnx=onnx, samples=(
-        Sample((a, b), free=3),
-        *((Sample((a,), {"other": 2.0}, free=3, target=f"aten.{scalar}"),) if scalar else ()),
-    ))
+# -- two operands ----------------------------------------------------------------------------------------------------
 
 
-_binary("add", "add.Tensor", "add.Scalar", onnx=("Add",))
-_binary("sub", "sub.Tensor", "sub.Scalar", onnx=("Sub",))
-_binary("mul", "mul.Tensor", "mul.Scalar", onnx=("Mul",))
-_binary("div", "div.Tensor", "div.Scalar", onnx=("Div",), low=0.5)
+def binary(name: str, spelled: str = "", *, onnx: str = "", a: Arg = _X, b: Arg | None = None, number: float = 2.0) -> None:
+    """Declare an operator of two operands; the overloads' names say which of the two is a number."""
+    b = b or Arg((6, 1), a.dtype, a.low, a.high)
+    aten = [s if "." in s else f"{s}.default" for s in (spelled or name).split()]
+    samples = []
+    for target in aten:
+        variant = target.split(".")[1]
+        if variant in ("Scalar", "Tensor_Scalar", "Scalar_Other", "other_scalar"):
+            some = [Sample((a,), {"other": number}, free=3)]
+        elif variant in ("Scalar_Tensor", "Scalar_Self", "self_scalar"):
+            some = [Sample((b,), {"self": number}, free=1)]
+        else:
+            some = [Sample((a, b), free=3)]
+            if name in ("add", "sub", "mul", "div"):  # torch takes a number for the tensor
+                some.append(Sample((a,), {"other": number}, free=3))
+        samples += [replace(s, target=f"aten.{target}") for s in some]
+    op(name, broadcast, aten=aten, onnx=(onnx,) if onnx else (), samples=tuple(samples))
 
-op("gelu", broadcast, aten=("gelu.default",), samples=(Sample((_X,), {"approximate": "tanh"}, free=3),))
-op("dropout", broadcast, aten=("dropout.default", "feature_dropout.default"), samples=(Sample((_X,), {"p": 0.5, "train": False}, free=3),))
-op("identity", broadcast, aten=("contiguous.default", "alias.default", "clone.default", "detach.default", "lift_fresh_copy.default"),
-   onnx=("Identity",), samples=(Sample((_X,), free=3),))
-op("cast", broadcast, aten=("to.dtype", "to.dtype_layout", "to.device", "_to_copy.default"), samples=(Sample((_X,), {"dtype": "f64"}, free=3),))
-op("rsub", broadcast, aten=("rsub.Scalar",), samples=(Sample((_X,), {"other": 1.0}, free=3),))
-op("pow", broadcast, aten=("pow.Tensor_Scalar",), samples=(Sample((_POS,), {"exponent": 2.0}, free=3),))
-op("clamp", broadcast, aten=("clamp.default",), samples=(Sample((_X,), {"min": -0.5, "max": 0.5}, free=3),))
-op("hardsigmoid", broadcast, aten=("hardsigmoid.default",), samples=(Sample((_X,), free=3),))
+
+binary("add", "add.Tensor add.Scalar", onnx="Add")
+binary("sub", "sub.Tensor sub.Scalar subtract.Tensor subtract.Scalar", onnx="Sub")
+binary("rsub", "rsub.Tensor rsub.Scalar")
+binary("mul", "mul.Tensor mul.Scalar multiply.Tensor multiply.Scalar", onnx="Mul")
+binary("div", "div.Tensor div.Scalar divide.Tensor divide.Scalar true_divide.Tensor true_divide.Scalar", onnx="Div", a=_POSITIVE)
+binary("floor_divide", "floor_divide floor_divide.Scalar", a=_POSITIVE, number=0.3)
+binary("remainder", "remainder.Tensor remainder.Scalar remainder.Scalar_Tensor", a=_POSITIVE, number=0.3)
+binary("fmod", "fmod.Tensor fmod.Scalar", a=_POSITIVE, number=0.3)
+binary("maximum", "maximum max.other")
+binary("minimum", "minimum min.other")
+binary("fmax")
+binary("fmin")
+binary("atan2", "atan2 arctan2")
+binary("hypot")
+binary("logaddexp")
+binary("logaddexp2")
+binary("xlogy", "xlogy.Tensor xlogy.Scalar_Other xlogy.Scalar_Self special_xlogy special_xlogy.other_scalar special_xlogy.self_scalar", a=_POSITIVE)
+binary("special_xlog1py", "special_xlog1py special_xlog1py.other_scalar special_xlog1py.self_scalar", a=_POSITIVE)
+binary("special_zeta", "special_zeta special_zeta.other_scalar special_zeta.self_scalar", a=_ABOVE_1)
+binary("igamma", "igamma special_gammainc", a=_POSITIVE)
+binary("igammac", "igammac special_gammaincc", a=_POSITIVE)
+binary("copysign", "copysign.Tensor copysign.Scalar")
+binary("nextafter")
+binary("heaviside")
+binary("ldexp", "ldexp.Tensor", b=Arg((6, 1), "i64", 0, 4))
+binary("gcd", a=_INT)
+binary("lcm", a=_INT)
+binary("bitwise_left_shift", "bitwise_left_shift.Tensor bitwise_left_shift.Tensor_Scalar bitwise_left_shift.Scalar_Tensor "
+       "__lshift__.Tensor __lshift__.Scalar", a=_INT, number=1)
+binary("bitwise_right_shift", "bitwise_right_shift.Tensor bitwise_right_shift.Tensor_Scalar bitwise_right_shift.Scalar_Tensor "
+       "__rshift__.Tensor __rshift__.Scalar", a=_INT, number=1)
+
+op("div_mode", broadcast, aten=("div.Tensor_mode", "div.Scalar_mode", "divide.Tensor_mode", "divide.Scalar_mode"), samples=(
+    Sample((_X, Arg((6, 1), low=0.1)), {"rounding_mode": "floor"}, free=3),
+    Sample((_X,), {"other": 0.3, "rounding_mode": "trunc"}, free=3),
+))
+op("pow", broadcast, aten=("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "float_power.Tensor_Scalar", "float_power.Tensor_Tensor", "float_power.Scalar"),
+   samples=(
+       Sample((_POSITIVE,), {"exponent": 2.0}, free=3), Sample((_POSITIVE, Arg((6, 1))), free=3, target="aten.pow.Tensor_Tensor"),
+       Sample((_POSITIVE, Arg((6, 1))), free=3, target="aten.float_power.Tensor_Tensor"), Sample((_X,), {"self": 2.0}, free=3, target="aten.pow.Scalar"),
+       Sample((_X,), {"self": 2.0}, free=3, target="aten.float_power.Scalar"),
+   ))
+
+
+# -- three and more --------------------------------------------------------------------------------------------------
+
+_B, _C = Arg((6, 1), low=0.5, high=1.5), Arg((2, 1, 5))
+op("addcmul", broadcast, aten=("addcmul.default",), samples=(Sample((_X, _B, _C), {"value": 0.5}, free=3),))
+op("addcdiv", broadcast, aten=("addcdiv.default",), samples=(Sample((_X, _C, _B), {"value": 0.5}, free=3),))
+op("lerp", broadcast, aten=("lerp.Tensor", "lerp.Scalar"),
+   samples=(Sample((_X, _C, _B), free=3), Sample((_X, _C), {"weight": 0.3}, free=3, target="aten.lerp.Scalar")))
+op("clamp", broadcast, aten=("clamp.default", "clamp.Tensor", "clip.default", "clip.Tensor"), samples=(
+    Sample((_X,), {"min": -0.5, "max": 0.5}, free=3), Sample((_X,), {"max": 0.2}, free=3),
+    Sample((_X, None, _B), free=3, target="aten.clamp.Tensor"), Sample((_X, _C, _B), free=3, target="aten.clip.Tensor"),
+))
+op("clamp_min", broadcast, aten=("clamp_min.default", "clamp_min.Tensor"),
+   samples=(Sample((_X,), {"min": -0.2}, free=3), Sample((_X, _C), free=3, target="aten.clamp_min.Tensor")))
+op("clamp_max", broadcast, aten=("clamp_max.default", "clamp_max.Tensor"),
+   samples=(Sample((_X,), {"max": 0.2}, free=3), Sample((_X, _C), free=3, target="aten.clamp_max.Tensor")))
