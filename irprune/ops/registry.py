@@ -56,13 +56,15 @@ class Sample:
 
     ``args`` are the operands in the order of the schema; a tuple stands for a list of tensors, which may also be given flat where it comes last.
     ``free`` is the number of leaf axes of size > 1 that the rule must leave free, which keeps a rule from passing by freezing.
-    ``target`` picks the ATen spelling (the entry's first one otherwise); ``attrs`` are the canonical attributes.
+    ``target`` picks the ATen spelling (otherwise every one that takes it); ``attrs`` are the canonical attributes.
+    ``read`` lists the results that are read, all by default.
     """
 
     args: tuple[Arg | None | tuple[Arg | None, ...], ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     free: int | None = None
     target: str = ""
+    read: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Op:
     creates   makes a tensor from sizes alone: folded to a constant when an axis of it shrinks, unless ``resize`` suffices
     macs      multiply-accumulates as a sum of products of sizes of axes: ``macs(node) -> ((n, o, i), ...)``, one tuple of axes
               per product; a tuple that is empty counts nothing
+    letters   of a product of tensors: for each operand, then for the result, a letter per dimension
     random    draws its results: tests compare their shapes alone
     opaque    results hold run-time data in their *shape* or indices (topk, nonzero): documented freeze
     """
@@ -98,6 +101,7 @@ class Op:
     creates: bool = False
     random: bool = False
     macs: Callable[[Node], tuple[tuple[Axis, ...], ...]] | None = None
+    letters: Callable[[Node], tuple[list[str], ...]] | None = None
     samples: tuple[Sample, ...] = ()
     signature: Signature | None = None
     family: str = ""
@@ -162,7 +166,20 @@ def load_table() -> dict[str, Op]:
 
         for info in sorted(pkgutil.iter_modules(families.__path__), key=lambda m: m.name):
             importlib.import_module(f"irprune.ops.families.{info.name}")
+        import irprune.ops.onnx as spellings
+
+        for info in sorted(pkgutil.iter_modules(spellings.__path__), key=lambda m: m.name):
+            if info.name != "functions":  # torch, loaded when a node runs
+                importlib.import_module(f"irprune.ops.onnx.{info.name}")
     return TABLE
+
+
+def register_onnx(entry: Op, target: str, how: Any) -> None:
+    """Record that ONNX operator ``target`` is read into ``entry``. Raises ValueError where another entry has it."""
+    if target in _ONNX and _ONNX[target] is not entry:
+        raise ValueError(f"ONNX operator {target!r} is declared twice: in {_ONNX[target].name!r} and in {entry.name!r}")
+    _ONNX[target] = entry
+    entry.onnx[target] = how  # type: ignore[index]
 
 
 def lookup(node: Node) -> Op | None:

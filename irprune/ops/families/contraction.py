@@ -56,7 +56,7 @@ def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> O
                     table.setdefault(x, a)
         return tuple(tuple(table[x] for x in step if x in table) for step in _steps([t for t in terms if t], out))
 
-    return op(name, rule, silence=silence, macs=macs, **rest)
+    return op(name, rule, silence=silence, macs=macs, letters=letters, **rest)
 
 
 def _bind(axes: Axes, node: Node, terms: Sequence[Sequence[str]]) -> dict[str, Axis]:
