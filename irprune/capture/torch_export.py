@@ -120,7 +120,7 @@ def functionalised(program: ExportedProgram) -> ExportedProgram:
             continue
         target: Any = node.target
         if node.op == "call_function" and str(target) == "wrap_with_autocast" and node.args[2]:
-            return program.run_decompositions({})
+            return _without(program, {})
         schema = getattr(target, "_schema", None) if node.op == "call_function" else None
         source = next(iter(node.all_input_nodes), None)
         alias = source is not None and (target is operator.getitem or (schema is not None and may_alias(target)))
@@ -128,10 +128,18 @@ def functionalised(program: ExportedProgram) -> ExportedProgram:
         if schema is not None and schema.is_mutable:
             written = node.args[0]
             if not isinstance(written, torch.fx.Node):
-                return program.run_decompositions({})
+                return _without(program, {})
             tensors = [v for n in (written, *node.all_input_nodes) if isinstance(v := n.meta.get("val"), torch.Tensor)]
             aliases.wrote(target, written, node, [t.dtype for t in tensors])
-    return program.run_decompositions({}) if aliases.clash() else program
+    return _without(program, {}) if aliases.clash() else program
+
+
+def _without(program: ExportedProgram, table: dict[Any, Any]) -> ExportedProgram:
+    """The program functionalised, with the operators of ``table`` decomposed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own use of what it deprecates
+        made: ExportedProgram = program.run_decompositions(table)
+    return made
 
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
@@ -144,12 +152,14 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
     if not missing:
         return program
     chosen = decompositions(missing)
-    return program.run_decompositions(chosen) if chosen else program
+    return _without(program, chosen) if chosen else program
 
 
 def from_exported(program: ExportedProgram, module: torch.nn.Module | None = None) -> Graph:
     """The graph of an exported program; ``module`` is the user's own instance where there is one."""
-    program = _decomposed(functionalised(program))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own, from copying its pytree specs
+        program = _decomposed(functionalised(program))
     return _Reader(program, module).read()
 
 
@@ -195,6 +205,7 @@ class _Reader:
                 outputs.append((value,))
         spec = program.call_spec
         args, kwargs = program.example_inputs or ((), {})
+        self.state = {n: self.state[n] for n in (*program.state_dict, *program.constants) if n in self.state}  # in the model's order
         modules = dict(self.module.named_modules()) if self.module is not None else {}
         call = program.module_call_graph[0].signature
         graph.structure = Structure(

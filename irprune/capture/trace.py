@@ -368,7 +368,7 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
             for container, before in [*inner, (m.__dict__, own)]:
                 now = _content(container)
                 if not _identical(now, before):
-                    fresh += list(now.values()) if isinstance(now, dict) else list(now)
+                    fresh += _added(now, before)
                     container.clear()
                     container.update(before) if isinstance(container, (dict, set)) else container.extend(before)
     if fine and any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(fresh)):
@@ -377,6 +377,13 @@ def _attributes_kept(model: nn.Module) -> Iterator[None]:
 
 def _content(container: Any) -> Any:
     return dict(container) if isinstance(container, dict) else list(container)
+
+
+def _added(now: Any, before: Any) -> list[Any]:
+    if isinstance(now, dict):
+        return [v for k, v in now.items() if k not in before or before[k] is not v]
+    old = {id(v) for v in before}
+    return [v for v in now if id(v) not in old]
 
 
 def _identical(a: Any, b: Any) -> bool:
