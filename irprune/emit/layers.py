@@ -1,29 +1,29 @@
-"""Which nodes are calls of a standard ``nn`` layer, and how that layer is written."""
+"""Which nodes are calls of a standard ``nn`` layer, and how that layer is written.
+
+A layer is recognised by what the node computes and by the names of the weights it reads, never by the user's class: a
+subclass of ``nn.Linear`` that computes a plain product comes out as ``nn.Linear``. The exceptions are layers that do
+something else in training (batch norm, dropout): there the user's module must be one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from irprune.ir.graph import Graph, Node, Weight
+from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ops.registry import aten_target
 
 __all__ = ["Layer", "layer_for"]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer ``owner`` made by ``code``; ``state`` maps its state names to weights of the graph."""
+    """A layer that hangs at ``owner``, made by ``code``; ``state`` pairs its own state names with weights of the graph."""
 
     owner: str
     code: str
-    names: tuple[tuple[str, str], ...]
-
-    @property
-    def state(self) -> dict[str, str]:
-        return dict(self.names)
-
-    def whole(self, graph: Graph, name: str) -> bool:
-        """Whether the weight keeps its own name here and is a parameter or buffer of the model."""
-        return graph.weights[name].kind != "constant"
+    state: tuple[tuple[str, str], ...] = ()
 
 
 _STATE = {
@@ -31,71 +31,157 @@ _STATE = {
     "batch_norm": ("weight", "bias", "running_mean", "running_var"), "layer_norm": ("weight", "bias"),
     "group_norm": ("weight", "bias"), "rms_norm": ("weight",), "embedding": ("weight",),
 }
+_INFERENCE = "aten._native_batch_norm_legit_no_training.default"  # what functionalisation makes of a batch norm
+_RECURRENT = {"aten.lstm.input": ("LSTM", 4, ""), "aten.gru.input": ("GRU", 3, ""), "aten.rnn_tanh.input": ("RNN", 1, ""),
+              "aten.rnn_relu.input": ("RNN", 1, ", nonlinearity='relu'")}
 
 
 def layer_for(node: Node, graph: Graph) -> Layer | None:
     """The layer that ``node`` is a call of, or None."""
-    names = _STATE.get(node.op)
-    kinds = graph.structure.module_types if graph.structure is not None else {}
-    if names is None:
+    target = aten_target(node)
+    if target in _RECURRENT:
+        return _recurrent(node, target)
+    if target in ("aten.dropout.default", "aten.feature_dropout.default"):
+        return _dropout(node, graph)
+    names = _STATE.get("batch_norm" if target == _INFERENCE else node.op)
+    if names is None or (target == _INFERENCE and any(v.users for v in node.outputs[1:])):
         return None
-    table = node.op == "embedding"
-    held = [node.inputs[0]] if table else node.inputs[1:]
-    found: dict[str, Weight] = {}
-    owner = None
-    for name, value in zip(names, held, strict=False):
-        if value is None:
-            continue
-        if not isinstance(value, Weight) or "." not in value.name or value.aliases:
-            return None
-        place, own = value.name.rsplit(".", 1)
-        if own != name or (owner is not None and place != owner):
-            return None
-        owner = place
-        found[name] = value
-    if owner is None or "weight" not in found:
+    held = [node.inputs[0]] if node.op == "embedding" else node.inputs[1:]
+    given = [(name, value) for name, value in zip(names, held, strict=False) if value is not None]
+    owner = _owner(given, node.origin.scope)
+    if owner is None:
         return None
-    code = _code(node, found, kinds.get(owner))
+    found = {name: value for name, value in given if isinstance(value, Weight)}
+    code = _code(node, found, owner, graph)
     return None if code is None else Layer(owner, code, tuple((k, v.name) for k, v in found.items()))
 
 
-def _code(node: Node, found: dict[str, Weight], kind: type | None) -> str | None:
-    from torch import nn
-
-    w, a = found["weight"], node.attrs
-    bias = "bias" in found
-    n = w.rank - 2
-    if kind is not None and not kind.__module__.startswith("torch.nn"):
+def _owner(given: Sequence[tuple[str, Value]], scope: str) -> str | None:
+    """The module that holds every weight in ``given`` under its layer's own name; the one the node ran in where there are several."""
+    places: list[str] | None = None
+    for name, value in given:
+        if not isinstance(value, Weight) or value.kind == "constant":
+            return None
+        own = [x.rpartition(".")[0] for x in (value.name, *value.aliases) if x.rpartition(".")[2] == name and "." in x]
+        places = own if places is None else [x for x in places if x in own]
+    if not places:
         return None
-    if node.op == "linear" and (kind is None or kind in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear)):
-        return f"nn.Linear({w.shape[1]}, {w.shape[0]}, bias={bias})"
-    if node.op == "conv" and (kind is None or kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        groups = a["groups"]
-        extra = f", stride={_tuple(a['stride'], n)}, padding={_pad(a['padding'], n)}, dilation={_tuple(a['dilation'], n)}, groups={groups}, bias={bias}"
-        return f"nn.Conv{n}d({w.shape[1] * groups}, {w.shape[0]}, {tuple(w.shape[2:])}{extra})"
-    if node.op == "conv_transpose" and (kind is None or kind in (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
-        groups = a["groups"]
-        extra = (f", stride={_tuple(a['stride'], n)}, padding={_tuple(a['padding'], n)}, output_padding={_tuple(a['output_padding'], n)}, "
-                 f"groups={groups}, bias={bias}, dilation={_tuple(a['dilation'], n)}")
-        return f"nn.ConvTranspose{n}d({w.shape[0]}, {w.shape[1] * groups}, {tuple(w.shape[2:])}{extra})"
-    if node.op == "batch_norm" and kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and len(found) == 4 and not a["training"]:
-        return f"nn.{kind.__name__}({w.shape[0]}, eps={a['eps']}, momentum={a['momentum']})"
-    if node.op == "layer_norm" and (kind is None or kind is nn.LayerNorm):
-        return f"nn.LayerNorm({list(w.shape)}, eps={a['eps']}, bias={bias})"
-    if node.op == "group_norm" and (kind is None or kind is nn.GroupNorm) and bias:
-        return f"nn.GroupNorm({a['num_groups']}, {w.shape[0]}, eps={a['eps']})"
-    if node.op == "rms_norm" and kind is nn.RMSNorm:
-        return f"nn.RMSNorm({list(w.shape)}, eps={a['eps']})"
-    if node.op == "embedding" and (kind is None or kind is nn.Embedding):
+    return scope if scope in places else places[0]
+
+
+def _code(node: Node, found: dict[str, Weight], owner: str, graph: Graph) -> str | None:
+    a = node.attrs
+    bias = "bias" in found
+    if "running_mean" in found:
+        return _batch_norm(node, found, owner, graph)
+    if "weight" not in found:
+        return None
+    w = found["weight"]
+    n = w.rank - 2
+    if node.op == "linear" and w.rank == 2:
+        return f"nn.Linear({w.shape[1]}, {w.shape[0]}{_no_bias(bias)})"
+    if node.op == "conv" and 1 <= n <= 3:
+        return f"nn.Conv{n}d({w.shape[1] * a['groups']}, {w.shape[0]}, {_kernel(w)}{_geometry(a, n)}{_no_bias(bias)})"
+    if node.op == "conv_transpose" and 1 <= n <= 3:
+        out = _extra("output_padding", a["output_padding"], 0)
+        return f"nn.ConvTranspose{n}d({w.shape[0]}, {w.shape[1] * a['groups']}, {_kernel(w)}{_geometry(a, n)}{out}{_no_bias(bias)})"
+    if node.op == "layer_norm" and list(a["normalized_shape"]) == list(w.shape):
+        return f"nn.LayerNorm({list(w.shape)}{_extra('eps', a['eps'], 1e-5)}{_no_bias(bias)})"
+    if node.op == "group_norm" and bias:
+        return f"nn.GroupNorm({a['num_groups']}, {w.shape[0]}{_extra('eps', a['eps'], 1e-5)})"
+    if node.op == "rms_norm" and list(a["normalized_shape"]) == list(w.shape):
+        return f"nn.RMSNorm({list(w.shape)}{_extra('eps', a['eps'], None)})"
+    if node.op == "embedding" and w.rank == 2:
         pad = a.get("padding_idx", -1)
-        return f"nn.Embedding({w.shape[0]}, {w.shape[1]}{'' if pad is None or pad < 0 else f', padding_idx={pad}'})"
+        extra = "" if pad is None or pad < 0 else f", padding_idx={pad}"
+        extra += "".join(f", {k}=True" for k in ("scale_grad_by_freq", "sparse") if a.get(k))
+        return f"nn.Embedding({w.shape[0]}, {w.shape[1]}{extra})"
     return None
 
 
-def _tuple(x: object, n: int) -> tuple[object, ...]:
-    many = tuple(x) if isinstance(x, (list, tuple)) else (x,)
-    return many * n if len(many) == 1 else many
+def _batch_norm(node: Node, found: dict[str, Weight], owner: str, graph: Graph) -> str | None:
+    """Only a module that counts its batches updates its statistics in training as ``nn.BatchNorm2d`` does."""
+    state = graph.structure.state if graph.structure is not None else None
+    affine = "weight" in found
+    if "running_var" not in found or node.attrs.get("training") or affine != ("bias" in found):
+        return None
+    if state is not None and f"{owner}.num_batches_tracked" not in state:
+        return None
+    momentum = node.attrs["momentum"]
+    if graph.structure is not None and graph.structure.module is not None:
+        momentum = graph.structure.module.get_submodule(owner).momentum
+    kind = {4: "2d", 5: "3d"}.get(node.operand(0).rank, "1d")
+    size = found["running_mean"].shape[0]
+    options = _extra("eps", node.attrs["eps"], 1e-5) + _extra("momentum", momentum, 0.1) + ("" if affine else ", affine=False")
+    return f"nn.BatchNorm{kind}({size}{options})"
 
 
-def _pad(x: object, n: int) -> str:
-    return repr(x) if isinstance(x, str) else repr(_tuple(x, n))
+def _dropout(node: Node, graph: Graph) -> Layer | None:
+    from torch import nn
+
+    kind = graph.structure.module_types.get(node.origin.scope) if graph.structure is not None else None
+    if not node.origin.scope or kind is None or not issubclass(kind, nn.modules.dropout._DropoutNd):
+        return None
+    name = kind.__name__ if kind.__module__ == nn.Dropout.__module__ else "Dropout"
+    return Layer(node.origin.scope, f"nn.{name}({node.attrs['p']})")
+
+
+def _recurrent(node: Node, target: str) -> Layer | None:
+    """An ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` whose parameters lie under its own names in the shapes it makes."""
+    kind, gates, extra = _RECURRENT[target]
+    layout = dict(node.origin.layout)
+    held = layout.get("params")
+    a = node.attrs
+    if not isinstance(held, tuple) or a["train"]:
+        return None
+    weights = [node.inputs[k] for k in held if k is not None]
+    ways = 2 if a["bidirectional"] else 1
+    each, rest = divmod(len(weights), a["num_layers"] * ways)
+    parts = {2: ("weight_ih", "weight_hh"), 3: ("weight_ih", "weight_hh", "weight_hr"), 4: ("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+             5: ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")}.get(each)
+    if parts is None or rest:
+        return None
+    names = [f"{p}_l{k}{'_reverse' * way}" for k in range(a["num_layers"]) for way in range(ways) for p in parts]
+    given = [(n, v) for n, v in zip(names, weights, strict=True) if v is not None]
+    owner = _owner(given, node.origin.scope)
+    if owner is None or len(given) != len(names):
+        return None
+    shapes = {n: tuple(v.shape) for n, v in given}
+    wide, hidden = shapes["weight_ih_l0"][1], shapes["weight_ih_l0"][0] // gates
+    projected = shapes["weight_hr_l0"][0] if "weight_hr_l0" in shapes else 0
+    real = projected or hidden
+    for n, shape in shapes.items():
+        first = n.endswith(("_l0", "_l0_reverse"))
+        want = {"weight_ih": (gates * hidden, wide if first else real * ways), "weight_hh": (gates * hidden, real),
+                "weight_hr": (projected, hidden)}.get(n.split("_l")[0], (gates * hidden,))
+        if shape != want:
+            return None
+    code = f"nn.{kind}({wide}, {hidden}{_extra('num_layers', a['num_layers'], 1)}{_no_bias(a['has_biases'])}"
+    code += f"{_extra('batch_first', a['batch_first'], False)}{_extra('dropout', a['dropout'], 0.0)}"
+    code += f"{_extra('bidirectional', a['bidirectional'], False)}{_extra('proj_size', projected, 0)}{extra})"
+    return Layer(owner, code, tuple((n, v.name) for n, v in given))
+
+
+def _kernel(w: Weight) -> object:
+    return _tuple(w.shape[2:])
+
+
+def _geometry(a: dict[str, Any], n: int) -> str:
+    """Stride, padding, dilation and groups where they differ from the layer's defaults."""
+    return "".join(_extra(k, a[k], plain) for k, plain in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)))
+
+
+def _tuple(x: Any) -> Any:
+    """A list of sizes as a layer shows it: one number where all are equal."""
+    if isinstance(x, (list, tuple)):
+        return x[0] if len(set(x)) == 1 else tuple(x)
+    return x
+
+
+def _extra(name: str, value: Any, default: Any) -> str:
+    value = _tuple(value)
+    return "" if value == default else f", {name}={value!r}"
+
+
+def _no_bias(bias: bool) -> str:
+    return "" if bias else ", bias=False"

@@ -1,59 +1,76 @@
-"""From a graph to an ``nn.Module``: the emitted source, instantiated and filled with the graph's weights."""
+"""From a graph to an ``nn.Module``: the emitted source, instantiated and filled with tensors of its own."""
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import linecache
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from irprune.emit.source import Source, write
 from irprune.ir.graph import Graph
+from irprune.validate.interpret import as_tensor
 
-__all__ = ["build", "emit_module"]
-
-_COUNT = itertools.count()
+__all__ = ["build", "emit_module", "source_of"]
 
 
-def build(source: Source) -> nn.Module:
-    """The module of ``source`` with its weights loaded; takes and returns flat tensors."""
-    file = f"<irprune-{next(_COUNT)}>"
-    linecache.cache[file] = (len(source.text), None, source.text.splitlines(True), file)
-    space: dict[str, Any] = {"__name__": "irprune.emitted"}
-    exec(compile(source.text, file, "exec"), space)  # noqa: S102 - the text is our own
+@lru_cache(maxsize=64)
+def _namespace(text: str) -> dict[str, Any]:
+    """What the emitted source defines. Instances pickle and copy by their source, so that they load in another process."""
+    file = f"<irprune {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    space: dict[str, Any] = {"__name__": "irprune.emitted", "__source__": text}
+    exec(compile(text, file, "exec"), space)  # the text is our own
+
+    def reduce(self: nn.Module, protocol: Any) -> Any:
+        return _revive, (text, type(self).__name__), self.__dict__
+
+    for name in ("Model", "Part"):
+        space[name].__reduce_ex__ = reduce
+    return space
+
+
+def _revive(text: str, name: str) -> nn.Module:
+    """An empty instance of a class of the emitted source; pickle fills it."""
+    kind = _namespace(text)[name]
+    made: nn.Module = kind.__new__(kind)
+    return made
+
+
+def source_of(module: nn.Module) -> str:
+    """The source that an emitted module was made from. Raises TypeError for any other module."""
+    text = getattr(type(module).forward, "__globals__", {}).get("__source__")
+    if not isinstance(text, str):
+        raise TypeError(f"{type(module).__name__} was not emitted by irprune")
+    return text
+
+
+def build(source: Source, borrowed: Iterable[torch.Tensor] = ()) -> nn.Module:
+    """The module of ``source`` in eval mode; what lies in the storage of a ``borrowed`` tensor is copied, as is every numpy array."""
+    space = _namespace(source.text)
+    space.update(source.classes)
     with torch.device("meta"):
         module: nn.Module = space["Model"]()
-    state = {name: torch.as_tensor(w.load()).detach() for name, w in source.weights.items()}
-    trainable = {name: w.trainable for name, w in source.weights.items()}
-    for name, buffer in list(module.named_buffers()):
-        if name not in state:  # num_batches_tracked
-            state[name] = torch.zeros(buffer.shape, dtype=buffer.dtype)
-    module.load_state_dict(state | {alias: state[name] for alias, name in source.ties.items()}, assign=True)
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(trainable.get(name, True) and parameter.is_floating_point())
-    return module
-
-
-class Pruned(nn.Module):
-    pass
+    theirs = {t.untyped_storage().data_ptr() for t in borrowed}
+    held: dict[str, torch.Tensor] = {}
+    for name, tensor in source.tensors.items():
+        loaded = tensor.load()
+        array = as_tensor(loaded)
+        own = isinstance(loaded, torch.Tensor) and array.untyped_storage().data_ptr() not in theirs
+        held[name] = array.contiguous() if own else array.clone(memory_format=torch.contiguous_format)
+    space["fill"](module, held)
+    return module.eval()
 
 
 def emit_module(graph: Graph) -> nn.Module:
-    """An ``nn.Module`` with the call signature of the captured model."""
-    source = write(graph)
-    module = build(source)
-    structure = graph.structure
-    flat = module.forward
+    """An ``nn.Module`` that computes ``graph``, with the captured model's call signature and state names.
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        leaves = pytree.arg_tree_leaves(*args, **kwargs)
-        tensors = [leaf for leaf, place in zip(leaves, structure.inputs, strict=True) if isinstance(place, int)]
-        made = flat(*tensors)
-        results = [made[p] if isinstance(p, int) else p[0] for p in structure.outputs]
-        return pytree.tree_unflatten(results, structure.out_spec)
-
-    module.forward = forward  # type: ignore[method-assign]
-    return module.eval()
+    Its tensors share no memory with the captured model. Raises IrpruneError for an operator that has no spelling in torch.
+    """
+    borrowed = [e.tensor for e in graph.structure.state.values()] if graph.structure is not None else []
+    constants = [w.load() for w in graph.weights.values() if w.kind == "constant"]
+    return build(write(graph), [*borrowed, *(c for c in constants if isinstance(c, torch.Tensor))])

@@ -1,26 +1,32 @@
 """Readable Python source of a graph: a module class with real submodules under their original names.
 
-``write(graph)`` gives the text and the list of modules it declares; ``irprune.emit.module`` instantiates it.
+``write(graph)`` gives the text and the weights that fill it; ``irprune.emit.module`` makes the module.
 """
 
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
-
+from irprune.capture.dtypes import TO_TORCH
 from irprune.emit.layers import Layer, layer_for
+from irprune.emit.signature import Classes, Signature, pack
+from irprune.emit.spell import Code, literal, spell
+from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym
 from irprune.ops.call import bind, substitute
 
-__all__ = ["Source", "write"]
+__all__ = ["Source", "Tensor", "write"]
 
-_HEADER = '''"""{name}, pruned by irprune. Needs only torch; the weights lie beside this file."""
+HEADER = '''\
+"""{name}, pruned by irprune. Needs only torch; the weights lie beside this file."""
+
+import collections
+import math
 
 import torch
 import torch.nn.functional as F
@@ -34,35 +40,86 @@ class Part(nn.Module):
         return getattr(self, str(key))
 
 
-def put(root, path, item):
-    """Hang ``item`` (a module, a parameter, or a (buffer, persistent) pair) into the tree below ``root``."""
+def put(root, path, item, persistent=True):
+    """Hang ``item`` (a module, a parameter or a buffer) into the tree below ``root``."""
     *parents, name = path.split(".")
     for parent in parents:
-        if not hasattr(root, parent):
+        if parent not in root._modules:
             root.add_module(parent, Part())
-        root = getattr(root, parent)
+        root = root._modules[parent]
     if isinstance(item, nn.Module):
         root.add_module(name, item)
     elif isinstance(item, nn.Parameter):
         root.register_parameter(name, item)
     else:
-        root.register_buffer(name, item)
+        root.register_buffer(name, item, persistent)
+
+
+def fill(model, tensors):
+    """Give every parameter and buffer of ``model`` its tensor; names that share one keep sharing it."""
+    places, made = [], {{}}
+    for path, module in model.named_modules():
+        for name, old in (*module._parameters.items(), *module._buffers.items()):
+            if old is not None:
+                places.append((module, name, old))
+                new = tensors.get(path + "." + name if path else name)
+                if new is not None:
+                    made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+    for module, name, old in places:
+        setattr(module, name, made[id(old)])
+    return model
+
+
+def expect(name, value, captured):
+    """Refuse a value that the graph was not captured with."""
+    if value != captured:
+        raise ValueError(f"{{name}}={{value!r}}: the model was captured with {{captured!r}}")
+
+
+def require(name, value):
+    """Refuse to go on without an argument that the graph was captured with."""
+    if value is None:
+        raise TypeError(f"missing argument {{name!r}}: the model was captured with it")
+
+
+def record(name, fields):
+    """A class of dictionaries with attributes, in place of one that is not installed here."""
+    def init(self, **values):
+        dict.__init__(self, {{k: v for k, v in values.items() if v is not None}})
+        self.__dict__.update(values)
+
+    return type(name, (dict,), {{"__init__": init, "__slots__": ("__dict__",)}})
 
 
 '''
 
 
+_RESERVED = ("self", "torch", "F", "nn", "put", "fill", "expect", "require", "record", "collections", "math", "Part", "Model", "device",
+             "max", "min", "float", "int", "type")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the emitted state: ``load()`` gives its array, ``trainable`` whether it takes gradients."""
+
+    load: Callable[[], Any]
+    trainable: bool
+
+
 @dataclass
 class Source:
-    """The text and what it needs: ``names`` of the state (our key -> weight), ties (key -> key of the same tensor)."""
+    """The text of the module; ``tensors`` are what fills it, by the name in its tree (of tied names the first).
+
+    ``classes`` are the user's classes that the text names.
+    """
 
     text: str
-    weights: dict[str, Weight]
-    ties: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, Tensor]
+    classes: dict[str, Any] = field(default_factory=dict)
 
 
 def write(graph: Graph) -> Source:
-    """Source of a class ``Model`` whose ``forward`` computes ``graph`` from its flat inputs to its flat outputs."""
+    """Source of a class ``Model`` that computes ``graph`` and is called as the captured model was."""
     return _Writer(graph).write()
 
 
@@ -70,138 +127,253 @@ class _Writer:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.names: dict[Value, str] = {}
-        self.taken = {"self", "torch", "F", "nn", "put", "Part", "Model", "device"} | set(keyword.kwlist)
+        self.taken = {*_RESERVED, *keyword.kwlist}
         self.layers: dict[str, Layer] = {}
         self.layer_of: dict[Node, str] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.classes = Classes()
 
     def write(self) -> Source:
-        graph = self.graph
         self._find_layers()
-        loose = {w.name: w for w in graph.weights.values() if not any(w.name in (f"{o}.weight", f"{o}.bias") or w.name in layer.state.values()
-                                                                    for o, layer in self.layers.items() if w.name.startswith(o))}
-        head = [f"class Model(nn.Module):\n    def __init__(self):\n        super().__init__()"]
-        for owner, layer in self.layers.items():
-            head.append(f"        put(self, {owner!r}, {layer.code})")
-        for w in loose.values():
-            shape = list(w.shape)
-            made = f"torch.empty({shape}, dtype={_dtype(w.dtype)})"
-            if w.kind == "parameter":
-                made = f"nn.Parameter({made}, requires_grad={w.trainable})"
-            head.append(f"        put(self, {w.name!r}, {made})")
-        ties = {alias: w.name for w in graph.weights.values() for alias in w.aliases}
-        for alias, name in ties.items():
-            head.append(f"        put(self, {alias!r}, {_path(name)})")
-        body = self._forward()
-        weights = {w.name: w for w in graph.weights.values()}
-        return Source(_HEADER.format(name=graph.name) + "\n".join(head) + "\n\n" + body, weights, ties)
+        text = "class Model(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        text += "".join(f"        {line}\n" for line in self._tree())
+        text += "\n" + self._forward()
+        classes = "".join(f"{line}\n" for line in self.classes.lines)
+        return Source(HEADER.format(name=self.graph.name) + (classes + "\n\n" if classes else "") + text, self.tensors, self.classes.held)
+
+    def _fresh(self, name: str) -> str:
+        """``name``, or one like it that is a free identifier."""
+        name = name if name.isidentifier() else "v_" + "".join(c if c.isalnum() else "_" for c in name)
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return name
 
     # -- submodules ----------------------------------------------------------------------------------------------
 
     def _find_layers(self) -> None:
-        """Weights that every reader uses as the same standard layer become that layer."""
-        claims: dict[str, list[tuple[Node, Layer]]] = {}
+        """The first call of a layer declares it; calls that differ from it read its weights by name."""
         for node in self.graph.nodes:
             layer = layer_for(node, self.graph)
-            if layer is not None:
-                claims.setdefault(layer.owner, []).append((node, layer))
-        for owner, made in claims.items():
-            first = made[0][1]
-            if any(layer != first for _, layer in made):
+            if layer is not None and self.layers.setdefault(layer.owner, layer) == layer:
+                self.layer_of[node] = layer.owner
+
+    def _tree(self) -> Iterator[str]:
+        """Statements that build the tree, in the order of the user's own state."""
+        graph = self.graph
+        state = graph.structure.state if graph.structure is not None else {}
+        by_name = {alias: w for w in graph.weights.values() for alias in (w.name, *w.aliases)}
+        layer_at = {f"{owner}.{own}": layer for owner, layer in self.layers.items() for own, _ in layer.state}
+        declared: set[str] = set()
+        first: dict[int, str] = {}  # identity of what is held -> the name that holds it
+        fixed: list[str] = []
+        for name in dict.fromkeys((*state, *by_name)):
+            weight, entry = by_name.get(name), state.get(name)
+            held = _held(weight, entry)
+            layer = layer_at.get(name)
+            inside = layer is not None or self._counts_batches(name)
+            if layer is not None and layer.owner not in declared:
+                declared.add(layer.owner)
+                yield f"put(self, {layer.owner!r}, {layer.code})"
+            if held.key in first:
+                yield f"put(self, {name!r}, {path_of(first[held.key])})"
                 continue
-            readers = {n for name in first.state.values() for n in self.graph.weights[name].users}
-            if readers - {n for n, _ in made} or any(not first.whole(self.graph, name) for name in first.state.values()):
-                continue
-            self.layers[owner] = first
-            self.layer_of.update(dict.fromkeys((n for n, _ in made), owner))
+            first[held.key] = name
+            self.tensors[name] = Tensor(held.load, held.trainable)
+            if not inside:
+                yield self._loose(name, held)
+            elif held.kind == "parameter" and not held.trainable:
+                fixed.append(name)
+        for owner, layer in self.layers.items():
+            if owner not in declared:
+                yield f"put(self, {owner!r}, {layer.code})"
+        for name in fixed:
+            yield f"{path_of(name)}.requires_grad_(False)"
+
+    def _counts_batches(self, name: str) -> bool:
+        owner, _, own = name.rpartition(".")
+        return own == "num_batches_tracked" and owner in self.layers
+
+    def _loose(self, name: str, held: _Held) -> str:
+        """A parameter or buffer that no layer declares."""
+        made = f"torch.empty({held.shape}{'' if held.dtype == 'torch.float32' else f', dtype={held.dtype}'})"
+        if held.kind == "parameter":
+            return f"put(self, {name!r}, nn.Parameter({made}{'' if held.trainable else ', requires_grad=False'}))"
+        return f"put(self, {name!r}, {made}{'' if held.persistent else ', persistent=False'})"
 
     # -- forward -------------------------------------------------------------------------------------------------
 
     def _name(self, value: Value) -> str:
         if value not in self.names:
-            if isinstance(value, Weight):
-                self.names[value] = _path(value.name)
-            else:
-                name = value.name if value.name.isidentifier() else "v_" + "".join(c if c.isalnum() else "_" for c in value.name)
-                while name in self.taken:
-                    name += "_"
-                self.taken.add(name)
-                self.names[value] = name
+            self.names[value] = path_of(value.name) if isinstance(value, Weight) else self._fresh(value.name)
         return self.names[value]
 
     def _forward(self) -> str:
-        graph = self.graph
-        inputs = [self._name(v) for v in graph.inputs]
-        lines = [f"    def forward(self, {', '.join(inputs)}):" if inputs else "    def forward(self):"]
+        graph, structure = self.graph, self.graph.structure
+        lines: list[str] = []
+        if structure is not None:
+            signature = Signature(structure, self._fresh)
+            self.names.update((graph.inputs[i], name) for i, name in signature.names.items())
+            head = f"self, {signature.head}" if signature.head else "self"
+            lines += signature.lines
+        else:
+            head = ", ".join(["self", *map(self._name, graph.inputs)])
+        body: list[str] = []
         last = _last_uses(graph)
-        code = [self._line(node) for node in graph.nodes]
-        lines += self._prologue("\n".join(code))
-        for i, (node, text) in enumerate(zip(graph.nodes, code, strict=True)):
-            dead = [self._name(v) for v in last.get(i, ())]
-            lines.append(f"        {text}" + (f"; del {', '.join(dead)}" if dead else ""))
-        results = ", ".join(self._name(v) for v in graph.outputs)
-        lines.append(f"        return ({results}{',' if len(graph.outputs) == 1 else ''})")
-        return "\n".join(lines) + "\n"
-
-    def _prologue(self, code: str) -> Iterable[str]:
-        """Names for the device and for the sizes known at run time."""
+        wanted = _symbols_used(graph)
         bound: set[str] = set()
-        for v in self.graph.inputs:
-            for d, s in enumerate(v.shape):
-                if isinstance(s, Sym) and s.expr.isidentifier() and s.expr not in bound:
-                    bound.add(s.expr)
-                    yield f"        {s.expr} = {self._name(v)}.shape[{d}]"
-        if "device" in code and self.graph.inputs:
-            yield f"        device = {self._name(self.graph.inputs[0])}.device"
+        prologue = list(self._bind_sizes(graph.inputs, wanted, bound))
+        scope = ""
+        for i, node in enumerate(graph.nodes):
+            if node.origin.scope != scope and node.origin.scope:
+                body.append(f"# {node.origin.scope}")
+            scope = node.origin.scope
+            single = node in self.layer_of and dict(node.origin.layout).get("hx") is None
+            dead = [self._name(v) for v in last.get(i, ()) if not (single and v.producer is node)]
+            body.append(self._line(node) + (f"; del {', '.join(dead)}" if dead else ""))
+            body += self._bind_sizes([v for v in node.outputs if v.dtype != "none"], wanted, bound)
+        if any("device" in line for line in body):
+            lines.append(f"device = {self._device()}")
+        if wanted - bound:
+            raise IrpruneError(f"the size {min(wanted - bound)} follows from no input", "",
+                               "give dynamic_shapes that name every dynamic size")
+        lines += prologue + body
+        lines.append(f"return {self._result()}")
+        return f"    def forward({head}):\n" + "".join(f"        {line}\n" for line in lines)
+
+    def _device(self) -> str:
+        if self.graph.inputs:
+            return f"{self._name(self.graph.inputs[0])}.device"
+        return "next(self.parameters()).device"
+
+    def _result(self) -> str:
+        graph, structure = self.graph, self.graph.structure
+        if structure is None:
+            return ", ".join(map(self._name, graph.outputs))
+        leaves = (self._name(graph.outputs[p]) if isinstance(p, int) else literal(p[0]) for p in structure.outputs)
+        return pack(structure.out_spec, leaves, self.classes)
+
+    def _bind_sizes(self, values: list[Value], wanted: set[str], bound: set[str]) -> Iterator[str]:
+        """Statements for symbols that stand in the shapes of ``values``, alone or in ``k * s + c``."""
+        for exact in (True, False):
+            for v in values:
+                for d, s in enumerate(v.type.shape or ()):
+                    if not isinstance(s, Sym):
+                        continue
+                    names = _symbols_in(s.expr)
+                    if len(names) != 1 or (name := names[0]) in bound or name not in wanted or exact != (s.expr == name):
+                        continue
+                    solved = _solve(s.expr, name, f"{self._name(v)}.shape[{d}]")
+                    if solved:
+                        bound.add(name)
+                        yield f"{name} = {solved}"
 
     def _line(self, node: Node) -> str:
         names = [self._name(v) for v in node.outputs]
-        left = names[0] if len(names) == 1 else ", ".join(names)
-        return f"{left} = {self._expression(node)}"
+        owner = self.layer_of.get(node)
+        if owner is not None and dict(node.origin.layout).get("hx") is not None:
+            return self._recurrent(node, owner, names)
+        if owner is not None:
+            names = names[:1]
+        return f"{', '.join(names)} = {self._expression(node)}"
+
+    def _recurrent(self, node: Node, owner: str, names: list[str]) -> str:
+        state = dict(node.origin.layout)["hx"]
+        held = [self._name(node.operand(k)) for k in (state if isinstance(state, tuple) else (state,)) if k is not None]
+        x = self._name(node.operand(0))
+        if len(held) == 2:
+            return f"{names[0]}, ({names[1]}, {names[2]}) = {path_of(owner)}({x}, ({held[0]}, {held[1]}))"
+        return f"{names[0]}, {names[1]} = {path_of(owner)}({x}, {held[0]})"
 
     def _expression(self, node: Node) -> str:
         if node in self.layer_of:
-            return f"{_path(self.layer_of[node])}({self._name(node.operand(0))})"
-        call = bind(node)
-        if node.op == "dropout":
-            kind = "F.dropout" if "feature" not in call.target else "F.dropout2d"
+            return f"{path_of(self.layer_of[node])}({self._name(node.operand(1 if node.op == 'embedding' else 0))})"
+        try:
+            call = bind(node)
+        except LookupError:
+            raise IrpruneError(f"{node.op} cannot be written in torch yet", node.where,
+                               "give the operator an ATen spelling in its family file") from None
+        if call.target in ("aten.dropout.default", "aten.feature_dropout.default"):
+            kind = "F.dropout" if call.target == "aten.dropout.default" else "torch.feature_dropout"
             return f"{kind}({self._name(node.operand(0))}, {node.attrs['p']}, self.training)"
 
-        def show(x: Any) -> str:
-            return _literal(substitute(x, lambda k: _Code(self._name(node.operand(k))), lambda s: _Code(s.expr), _Code("device")))
+        def show(x: Any) -> Any:
+            return substitute(x, lambda k: Code(self._name(node.operand(k))), lambda s: Code(s.expr), Code("device"))
 
-        args = [show(a) for a in call.args] + [f"{k}={show(v)}" for k, v in call.kwargs.items()]
-        space, name, overload = call.target.split(".")
-        return f"torch.ops.{space}.{name}.{overload}({', '.join(args)})"
-
-
-class _Code(str):
-    """Text that is code already."""
+        rank = node.operand(0).rank if node.has(0) and node.operand(0).type.shape is not None else 0
+        return spell(call.target, [show(a) for a in call.args], {k: show(v) for k, v in call.kwargs.items()}, rank)
 
 
-def _literal(x: Any) -> str:
-    if isinstance(x, _Code):
-        return str(x)
-    if isinstance(x, (list, tuple)):
-        return "[" + ", ".join(map(_literal, x)) + "]"
-    if isinstance(x, float) and (x != x or x in (float("inf"), float("-inf"))):
-        return f'float("{x}")'
-    return repr(x)
+@dataclass(frozen=True)
+class _Held:
+    """What stands at a name of the state: a weight of the graph, or a tensor that the graph does not read."""
+
+    key: int
+    load: Callable[[], Any]
+    kind: str
+    shape: list[Any]
+    dtype: str
+    trainable: bool
+    persistent: bool
 
 
-def _dtype(name: str) -> str:
-    from irprune.capture.dtypes import TO_TORCH
+def _held(weight: Weight | None, entry: Any) -> _Held:
+    if weight is not None:
+        persistent = entry.persistent if entry is not None else weight.kind != "constant"
+        return _Held(id(weight), weight.load, weight.kind, list(weight.shape), str(TO_TORCH[weight.dtype]), weight.trainable, persistent)
+    tensor = entry.tensor
+    return _Held(id(tensor), lambda: tensor, entry.kind, list(tensor.shape), str(tensor.dtype), tensor.requires_grad, entry.persistent)
 
-    return str(TO_TORCH[name])
 
-
-def _path(name: str) -> str:
+def path_of(name: str) -> str:
     """``layer1.0.conv1`` as ``self.layer1[0].conv1``."""
     out = "self"
     for part in name.split("."):
-        out += f".{part}" if part.isidentifier() and not keyword.iskeyword(part) else f"[{part}]" if part.isdigit() and out != "self" else ""
-        if not (part.isidentifier() and not keyword.iskeyword(part)) and not (part.isdigit() and out != "self"):
+        if part.isidentifier() and not keyword.iskeyword(part):
+            out += f".{part}"
+        elif part.isdigit() and out != "self":
+            out += f"[{part}]"
+        else:
             out = f"getattr({out}, {part!r})"
     return out
+
+
+_WORD = re.compile(r"\b[A-Za-z_]\w*\b(?!\()")
+
+
+def _symbols_in(expr: str) -> list[str]:
+    """The symbols of a size expression, once each, in order."""
+    return list(dict.fromkeys(w for w in _WORD.findall(expr) if w != "math"))
+
+
+def _symbols_used(graph: Graph) -> set[str]:
+    """The symbols that attributes of nodes need."""
+    found: set[str] = set()
+
+    def visit(x: Any) -> None:
+        if isinstance(x, Sym):
+            found.update(_symbols_in(x.expr))
+        elif isinstance(x, (list, tuple)):
+            for v in x:
+                visit(v)
+
+    for node in graph.nodes:
+        for value in node.attrs.values():
+            visit(value)
+    return found
+
+
+def _solve(expr: str, name: str, size: str) -> str:
+    """The code that gives symbol ``name`` where ``expr`` is ``size``; "" where the expression is not ``k * name + c``."""
+    def at(n: int) -> int:
+        return int(eval(expr, {"__builtins__": {"max": max, "min": min}}, {name: n}))  # text printed by torch
+
+    c = at(0)
+    k = at(1) - c
+    if k <= 0 or any(at(n) != k * n + c for n in (2, 7, 1000)):
+        return ""
+    moved = f"({size} - {c})" if c > 0 else f"({size} + {-c})" if c < 0 else size
+    return f"{moved} // {k}" if k != 1 else moved.strip("()") if c else size
 
 
 def _last_uses(graph: Graph) -> dict[int, list[Value]]:
@@ -210,9 +382,9 @@ def _last_uses(graph: Graph) -> dict[int, list[Value]]:
     for i, node in enumerate(graph.nodes):
         for v in node.outputs:
             at[v] = i
-        for v in node.inputs:
-            if v is not None and v.producer is not None:
-                at[v] = i
+        for operand in node.inputs:
+            if operand is not None and operand.producer is not None:
+                at[operand] = i
     outputs = {id(v) for v in graph.outputs}
     out: dict[int, list[Value]] = {}
     for v, i in at.items():
