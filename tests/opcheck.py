@@ -154,7 +154,7 @@ def build(case: Case) -> Built:
     graph.remove(node)
     types = [(f"y{i}", type_of(r) if isinstance(r, torch.Tensor) else TensorType("none", ())) for i, r in enumerate(results)]
     node = graph.add(entry.name, values, attrs, types, origin)
-    graph.outputs = list(node.outputs)
+    graph.outputs = [v for v in node.outputs if sample.read is None or v.index in sample.read]
     graph.axes = axes = Axes()
     for v in values:
         if v is not None:
