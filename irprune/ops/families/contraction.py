@@ -129,7 +129,8 @@ def _linear(node: Node) -> Letters:
 contraction("linear", _linear, aten=("linear.default",),
             samples=(Sample((Arg((2, 5, 6)), Arg((4, 6)), Arg((4,))), free=4), Sample((Arg((6,)), Arg((4, 6)), None), free=2),
                      Sample((Arg((5, 6)), Arg((6,))), free=2), Sample((Arg((5, 1)), Arg((4, 1)), Arg((4,))), free=2)))
-contraction("outer", lambda node: (["m"], ["n"], ["m", "n"]), aten={"outer.default": {}, "ger.default": {}}, samples=(Sample((Arg((4,)), Arg((6,))), free=2),))
+contraction("outer", lambda node: (["m"], ["n"], ["m", "n"]), aten={"outer.default": {}, "ger.default": {}},
+            samples=(Sample((Arg((4,)), Arg((6,))), free=2),))
 
 
 def _inner(node: Node) -> Letters:
@@ -141,7 +142,8 @@ def _inner(node: Node) -> Letters:
     return [*left, "k"], [*right, "k"], [*left, *right]
 
 
-contraction("inner", _inner, aten=("inner.default",), samples=(Sample((Arg((2, 4, 6)), Arg((5, 6))), free=4), Sample((Arg((6,)), Arg((6,))), free=1)))
+contraction("inner", _inner, aten=("inner.default",), samples=(Sample((Arg((2, 4, 6)), Arg((5, 6))), free=4),
+                                                               Sample((Arg((6,)), Arg((6,))), free=1)))
 
 
 def _vecdot(node: Node) -> Letters:
@@ -154,7 +156,8 @@ def _vecdot(node: Node) -> Letters:
 
 
 contraction("vecdot", _vecdot, aten=("linalg_vecdot.default",),
-            samples=(Sample((Arg((2, 4, 6)), Arg((4, 6))), {"dim": -1}, free=3), Sample((Arg((2, 4, 6)), Arg((2, 4, 1))), {"dim": 1}, free=3)))
+            samples=(Sample((Arg((2, 4, 6)), Arg((4, 6))), {"dim": -1}, free=3),
+                     Sample((Arg((2, 4, 6)), Arg((2, 4, 1))), {"dim": 1}, free=3)))
 
 
 def _tensordot(node: Node) -> Letters:
@@ -184,13 +187,17 @@ def _added(product: Letters) -> Callable[[Node], Letters]:
 
 _SCALED = {"beta": 0.5, "alpha": 2.0}
 contraction("addmm", _added((["m", "k"], ["k", "n"], ["m", "n"])), aten=("addmm.default",),
-            samples=(Sample((Arg((5,)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3), Sample((Arg((4, 1)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3)))
+            samples=(Sample((Arg((5,)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3),
+                     Sample((Arg((4, 1)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3)))
 contraction("baddbmm", _added((["b", "m", "k"], ["b", "k", "n"], ["b", "m", "n"])), aten=("baddbmm.default",),
-            samples=(Sample((Arg((3, 4, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4), Sample((Arg((1, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), free=4)))
+            samples=(Sample((Arg((3, 4, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4),
+                     Sample((Arg((1, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), free=4)))
 contraction("addbmm", _added((["b", "m", "k"], ["b", "k", "n"], ["m", "n"])), aten=("addbmm.default",),
             samples=(Sample((Arg((5,)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4),))
-contraction("addmv", _added((["m", "k"], ["k"], ["m"])), aten=("addmv.default",), samples=(Sample((Arg((4,)), Arg((4, 6)), Arg((6,))), _SCALED, free=2),))
-contraction("addr", _added((["m"], ["n"], ["m", "n"])), aten=("addr.default",), samples=(Sample((Arg((5,)), Arg((4,)), Arg((5,))), _SCALED, free=2),))
+contraction("addmv", _added((["m", "k"], ["k"], ["m"])), aten=("addmv.default",),
+            samples=(Sample((Arg((4,)), Arg((4, 6)), Arg((6,))), _SCALED, free=2),))
+contraction("addr", _added((["m"], ["n"], ["m", "n"])), aten=("addr.default",),
+            samples=(Sample((Arg((5,)), Arg((4,)), Arg((5,))), _SCALED, free=2),))
 
 # -- products of many ------------------------------------------------------------------------------------------------
 
@@ -225,11 +232,14 @@ def parse_equation(equation: str, ranks: Sequence[int]) -> Letters:
 
 _A, _B = Arg((2, 3, 4, 6)), Arg((2, 3, 5, 6))
 contraction("einsum", _einsum, aten=("einsum.default",),
-            samples=(Sample(((_A, _B),), {"equation": "bhqd,bhkd->bhqk"}, free=5), Sample(((_A, Arg((6, 5))),), {"equation": "... d, d e -> ... e"}, free=5),
-                     Sample(((_A, Arg((3, 6, 5))),), {"equation": "b...td,...de"}, free=5), Sample(((Arg((4, 6)), Arg((6, 5))),), {"equation": "ki,ij"}, free=3),
+            samples=(Sample(((_A, _B),), {"equation": "bhqd,bhkd->bhqk"}, free=5),
+                     Sample(((_A, Arg((6, 5))),), {"equation": "... d, d e -> ... e"}, free=5),
+                     Sample(((_A, Arg((3, 6, 5))),), {"equation": "b...td,...de"}, free=5),
+                     Sample(((Arg((4, 6)), Arg((6, 5))),), {"equation": "ki,ij"}, free=3),
                      Sample(((Arg((6, 6)),),), {"equation": "ii->i"}, free=1), Sample(((Arg((6, 6)),),), {"equation": "ii"}, free=1),
                      Sample(((Arg((4, 6)), Arg((6, 5)), Arg((5, 3))),), {"equation": "ab,bc,cd->da"}, free=4),
-                     Sample(((Arg((4, 6)), Arg((4, 1))),), {"equation": "ab,ab->b"}, free=2), Sample(((Arg((4,)), Arg((6,))),), {"equation": "i,j->ji"}, free=2),
+                     Sample(((Arg((4, 6)), Arg((4, 1))),), {"equation": "ab,ab->b"}, free=2),
+                     Sample(((Arg((4,)), Arg((6,))),), {"equation": "i,j->ji"}, free=2),
                      Sample(((Arg((3, 4, 6)), Arg((3, 6, 5)), Arg((4, 3))),), {"equation": "etd,edf,te->tf"}, free=4)))
 
 
@@ -255,7 +265,8 @@ def _bilinear(node: Node) -> Letters:
 
 
 contraction("bilinear", _bilinear, aten=("bilinear.default",),
-            samples=(Sample((Arg((2, 3, 4)), Arg((2, 3, 6)), Arg((5, 4, 6)), Arg((5,))), free=5), Sample((Arg((3, 4)), Arg((3, 6)), Arg((5, 4, 6)), None), free=4)))
+            samples=(Sample((Arg((2, 3, 4)), Arg((2, 3, 6)), Arg((5, 4, 6)), Arg((5,))), free=5),
+                     Sample((Arg((3, 4)), Arg((3, 6)), Arg((5, 4, 6)), None), free=4)))
 contraction("trace", lambda node: (["i", "i"], []), aten=("trace.default",), samples=(Sample((Arg((6, 6)),), free=1),))
 
 
@@ -267,7 +278,8 @@ def _cdist(node: Node) -> Letters:
 
 
 contraction("cdist", _cdist, aten=("cdist.default", "_cdist_forward.default"),
-            samples=(Sample((Arg((2, 4, 6)), Arg((5, 6))), {"p": 2.0}, free=4), Sample((Arg((4, 6)), Arg((5, 6))), {"p": 1.0, "compute_mode": None}, free=3),
+            samples=(Sample((Arg((2, 4, 6)), Arg((5, 6))), {"p": 2.0}, free=4),
+                     Sample((Arg((4, 6)), Arg((5, 6))), {"p": 1.0, "compute_mode": None}, free=3),
                      Sample((Arg((4, 6)), Arg((5, 6))), {"p": 1.0, "compute_mode": None}, free=3, target="aten._cdist_forward.default")))
 
 
@@ -282,7 +294,8 @@ def _grouped(node: Node) -> Letters:
     return ["=t", "k"], ["=e", "k", "n"], ["=e"], ["=t", "n"]
 
 
-contraction("grouped_mm", _grouped, aten={"transformers.grouped_mm_fallback.default": {"input": "self", "weight": "mat2"}, "_grouped_mm.default": {}})
+contraction("grouped_mm", _grouped,
+            aten={"transformers.grouped_mm_fallback.default": {"input": "self", "weight": "mat2"}, "_grouped_mm.default": {}})
 
 
 def _cross(axes: Axes, node: Node) -> None:

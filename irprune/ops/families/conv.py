@@ -12,8 +12,9 @@ from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 from irprune.ops.signature import Signature
 
 # One signature per direction, with and without a batch: the input has one dimension less than the weight where there is none.
-_FORWARD = {lead: Signature(f"{lead} (g i) *s , (g o) i *k , (g o)? -> {lead} (g o) *t", ("s", "t", "k"), {"g": "groups"}, {"g": "group"}) for lead in ("n", "")}
-_BACKWARD = {lead: Signature(f"{lead} (g i) *s , (g i) o *k , (g o)? -> {lead} (g o) *t", ("s", "t", "k"), {"g": "groups"}, {"g": "group"}) for lead in ("n", "")}
+_FIXED: dict[str, Any] = {"fixed": ("s", "t", "k"), "sizes": {"g": "groups"}, "roles": {"g": "group"}}
+_FORWARD = {n: Signature(f"{n} (g i) *s , (g o) i *k , (g o)? -> {n} (g o) *t", **_FIXED) for n in ("n", "")}
+_BACKWARD = {n: Signature(f"{n} (g i) *s , (g i) o *k , (g o)? -> {n} (g o) *t", **_FIXED) for n in ("n", "")}
 
 
 def _transposed(node: Node) -> bool:
@@ -61,25 +62,26 @@ def _call(node: Node) -> str:
 
 
 _B = Arg((4,))
+_C, _CP, _OLD = "aten.conv2d.default", "aten.conv2d.padding", "aten._convolution.default"
 _SPELLED = {"padding": "same", "dilation": [2], "groups": 2}
 op("conv", _rule, resize=_resize, silence=_silence, macs=_macs, call=_call,
    aten=("conv2d.default", "conv1d.default", "conv3d.default", "conv2d.padding", "conv1d.padding", "conv3d.padding"),
-   samples=(Sample((Arg((2, 6, 5, 5)), Arg((4, 6, 3, 3)), _B), {"groups": 1}, free=3, target="aten.conv2d.default"),
-            Sample((Arg((2, 6, 5, 5)), Arg((4, 3, 3, 1)), _B), {"groups": 2, "stride": [2, 1], "padding": [1, 0]}, free=4, target="aten.conv2d.default"),
-            Sample((Arg((2, 6, 5, 5)), Arg((6, 1, 3, 3)), None), {"groups": 6}, free=2, target="aten.conv2d.default"),
-            Sample((Arg((2, 6, 5, 5)), Arg((12, 1, 3, 3)), Arg((12,))), {"groups": 6}, free=3, target="aten.conv2d.default"),
-            Sample((Arg((6, 5, 5)), Arg((4, 3, 3, 3)), _B), {"groups": 2}, free=3, target="aten.conv2d.default"),
+   samples=(Sample((Arg((2, 6, 5, 5)), Arg((4, 6, 3, 3)), _B), {"groups": 1}, free=3, target=_C),
+            Sample((Arg((2, 6, 5, 5)), Arg((4, 3, 3, 1)), _B), {"groups": 2, "stride": [2, 1], "padding": [1, 0]}, free=4, target=_C),
+            Sample((Arg((2, 6, 5, 5)), Arg((6, 1, 3, 3)), None), {"groups": 6}, free=2, target=_C),
+            Sample((Arg((2, 6, 5, 5)), Arg((12, 1, 3, 3)), Arg((12,))), {"groups": 6}, free=3, target=_C),
+            Sample((Arg((6, 5, 5)), Arg((4, 3, 3, 3)), _B), {"groups": 2}, free=3, target=_C),
             Sample((Arg((2, 6, 9)), Arg((4, 3, 3)), _B), {"groups": 2, "stride": [3]}, free=4, target="aten.conv1d.default"),
             Sample((Arg((6, 9)), Arg((4, 6, 3)), None), {}, free=2, target="aten.conv1d.default"),
             Sample((Arg((2, 6, 3, 4, 5)), Arg((4, 3, 1, 3, 3)), _B), {"groups": 2}, free=4, target="aten.conv3d.default"),
-            Sample((Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), _B), {"padding": "same", "dilation": [1, 2], "groups": 2}, free=4, target="aten.conv2d.padding"),
+            Sample((Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), _B), {"padding": "same", "dilation": [1, 2], "groups": 2}, free=4, target=_CP),
             Sample((Arg((2, 6, 9)), Arg((4, 3, 3)), _B), _SPELLED, free=4, target="aten.conv1d.padding"),
             Sample((Arg((2, 6, 3, 4, 5)), Arg((4, 6, 1, 3, 3)), None), {"padding": "valid"}, free=3, target="aten.conv3d.padding")))
 
 _T = "aten.conv_transpose2d.input"
 op("conv_transpose", _rule, resize=_resize, silence=_silence, macs=_macs, call=_call,
    aten=("conv_transpose2d.input", "conv_transpose1d.default", "conv_transpose3d.input"),
-   samples=(Sample((Arg((2, 6, 5, 5)), Arg((6, 4, 3, 3)), _B), {"groups": 1, "stride": [2, 2], "output_padding": [1, 1]}, free=3, target=_T),
+   samples=(Sample((Arg((2, 6, 5, 5)), Arg((6, 4, 3, 3)), _B), {"stride": [2, 2], "output_padding": [1, 1]}, free=3, target=_T),
             Sample((Arg((2, 6, 5, 5)), Arg((6, 2, 3, 3)), _B), {"groups": 2}, free=4, target=_T),
             Sample((Arg((2, 6, 5, 5)), Arg((6, 2, 3, 3)), Arg((12,))), {"groups": 6}, free=3, target=_T),
             Sample((Arg((6, 5, 5)), Arg((6, 2, 3, 3)), _B), {"groups": 2}, free=3, target=_T),
@@ -91,7 +93,7 @@ _FLAGS = {"benchmark": False, "deterministic": False, "cudnn_enabled": False, "a
 op("convolution", _rule, resize=_resize, silence=_silence, macs=_macs, aten=("convolution.default", "_convolution.default"),
    samples=(Sample((Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), _B), {**_ALL, "transposed": False}, free=4, target="aten.convolution.default"),
             Sample((Arg((2, 6, 5, 5)), Arg((6, 2, 3, 3)), _B), {**_ALL, "transposed": True}, free=4, target="aten.convolution.default"),
-            Sample((Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), None), {**_ALL, **_FLAGS, "transposed": False}, free=4, target="aten._convolution.default")))
+            Sample((Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), None), {**_ALL, **_FLAGS, "transposed": False}, free=4, target=_OLD)))
 
 # -- patches ---------------------------------------------------------------------------------------------------------
 
@@ -118,9 +120,11 @@ def _col2im(axes: Axes, node: Node) -> None:
 
 
 _WINDOW: dict[str, Any] = {"kernel_size": [2, 3], "dilation": [1, 1], "padding": [0, 1], "stride": [2, 2]}
-op("im2col", _im2col, aten=("im2col.default",), samples=(Sample((Arg((2, 4, 6, 6)),), _WINDOW, free=2), Sample((Arg((4, 6, 6)),), _WINDOW, free=1)))
+op("im2col", _im2col, aten=("im2col.default",), samples=(Sample((Arg((2, 4, 6, 6)),), _WINDOW, free=2),
+                                                         Sample((Arg((4, 6, 6)),), _WINDOW, free=1)))
 op("col2im", _col2im, aten=("col2im.default",),
-   samples=(Sample((Arg((2, 24, 9)),), {**_WINDOW, "output_size": [6, 6]}, free=2), Sample((Arg((24, 9)),), {**_WINDOW, "output_size": [6, 6]}, free=1)))
+   samples=(Sample((Arg((2, 24, 9)),), {**_WINDOW, "output_size": [6, 6]}, free=2),
+            Sample((Arg((24, 9)),), {**_WINDOW, "output_size": [6, 6]}, free=1)))
 
 
 def _deformable(axes: Axes, node: Node) -> None:

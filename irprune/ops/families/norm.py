@@ -53,7 +53,8 @@ def _channelwise(axes: Axes, node: Node) -> None:
         if value is not None:
             axes.unify(own[1], axes.of(value)[0])
     for value in node.outputs:
-        value.axes = own if value.rank == len(own) else tuple(own[1] if s == own[1].size else axes.frozen(s, "no statistics") for s in value.shape)
+        statistics = [own[1] if s == own[1].size else axes.frozen(s, "no statistics") for s in value.shape]
+        value.axes = own if value.rank == len(own) else tuple(statistics)
 
 
 def _channelwise_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
@@ -81,7 +82,8 @@ _EVAL = {"training": False, "momentum": 0.1, "eps": 1e-5}
 _TRAIN = {**_EVAL, "training": True}
 _CUDNN = {"cudnn_enabled": False}
 op("batch_norm", _channelwise, silence=_channelwise_silence, aten=("batch_norm.default",),
-   samples=(Sample((_X, _P, _P, _P, _P), {**_EVAL, **_CUDNN}, free=3), Sample((Arg((4, 6)), None, None, _P, _P), {**_EVAL, **_CUDNN}, free=2),
+   samples=(Sample((_X, _P, _P, _P, _P), {**_EVAL, **_CUDNN}, free=3),
+            Sample((Arg((4, 6)), None, None, _P, _P), {**_EVAL, **_CUDNN}, free=2),
             Sample((_X, _P, _P, None, None), {**_TRAIN, **_CUDNN}, free=3)))
 _LEGIT = "aten._native_batch_norm_legit"
 op("native_batch_norm", _channelwise, silence=_channelwise_silence,
@@ -148,7 +150,7 @@ _LAST = {"normalized_shape": [6], "eps": 1e-5}
 _ROWS = Arg((2, 5, 6))
 op("layer_norm", _trailing, resize=_normalized_shape, silence=_layer_norm_silence, aten=("layer_norm.default", "native_layer_norm.default"),
    samples=(Sample((_ROWS, _P, _P), _LAST, free=3, target="aten.layer_norm.default"),
-            Sample((Arg((2, 5, 3, 4)), Arg((3, 4)), None), {"normalized_shape": [3, 4], "eps": 1e-5}, free=4, target="aten.layer_norm.default"),
+            Sample((Arg((2, 5, 3, 4)), Arg((3, 4)), None), {**_LAST, "normalized_shape": [3, 4]}, free=4, target="aten.layer_norm.default"),
             Sample((_ROWS, _P, _P), _LAST, free=3, target="aten.native_layer_norm.default")))
 op("rms_norm", _trailing, resize=_normalized_shape, silence=_rms_norm_silence, aten=("rms_norm.default", "_fused_rms_norm.default"),
    samples=(Sample((_ROWS, _P), _LAST, free=3, target="aten.rms_norm.default"),
