@@ -7,7 +7,7 @@ constants alone are folded where an axis of them shrinks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,16 +64,31 @@ def kept_indices(weight: Weight, kept: Kept) -> list[Indices | None]:
     return [kept.kept(a) if kept.changes(a) else None for a in weight.axes or ()]
 
 
-def take(array: Any, indices: list[Indices | None]) -> Any:
+def take(array: Any, indices: Sequence[Indices | None]) -> Any:
     """``array`` (torch or numpy) at ``indices`` along each dimension; a copy."""
-    for dim, index in enumerate(indices):
-        if index is None:
-            continue
-        if hasattr(array, "index_select"):
-            import torch
+    if all(index is None for index in indices):
+        return array
+    if not hasattr(array, "detach"):
+        return _take(array, indices)
+    import torch
 
-            array = array.detach().index_select(dim, torch.from_numpy(index).to(array.device))
-        else:
+    array = array.detach()
+    if array.device.type == "cpu" and array.layout is torch.strided and array.element_size() in _INTEGERS:
+        # numpy copies runs where torch copies elements, and neither waits for other threads nor minds what the bits mean
+        raw = array.view(getattr(torch, _INTEGERS[array.element_size()])).numpy()
+        return torch.from_numpy(_take(raw, indices)).view(array.dtype)
+    for dim, index in enumerate(indices):
+        if index is not None:
+            array = array.index_select(dim, torch.from_numpy(index).to(array.device))
+    return array
+
+
+_INTEGERS = {1: "int8", 2: "int16", 4: "int32", 8: "int64"}
+
+
+def _take(array: Any, indices: Sequence[Indices | None]) -> Any:
+    for dim, index in enumerate(indices):
+        if index is not None:
             array = array.take(index, axis=dim)
     return array
 
