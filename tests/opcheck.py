@@ -146,7 +146,8 @@ def build(case: Case) -> Built:
             values.append(None)
             continue
         data = tensor(arg, zlib.crc32(f"{case} {i}".encode()))
-        values.append(graph.add_weight(Weight(f"x{i}", type_of(data), lambda data=data: data)))
+        kind = "parameter" if arg.values is None else "constant"
+        values.append(graph.add_weight(Weight(f"x{i}", type_of(data), lambda data=data: data, kind)))
     node = graph.add(entry.name, values, attrs, (), origin)
     with torch.no_grad():
         made = run_node(node, [None if v is None else v.load() for v in values], {}, CPU)
