@@ -11,7 +11,8 @@ _X = Arg((2, 6, 5), low=-4.0, high=4.0)
 
 for _name, _onnx in (
     ("relu", "Relu"), ("relu6", ""), ("silu", ""), ("mish", "Mish"), ("hardswish", "HardSwish"), ("hardsigmoid", ""), ("hardtanh", ""),
-    ("elu", ""), ("celu", ""), ("selu", ""), ("leaky_relu", ""), ("softplus", ""), ("log_sigmoid", ""), ("hardshrink", ""), ("softshrink", ""),
+    ("elu", ""), ("celu", ""), ("selu", ""), ("leaky_relu", ""), ("softplus", ""), ("log_sigmoid", ""), ("hardshrink", ""),
+    ("softshrink", ""),
 ):
     op(_name, broadcast, aten=(f"{_name}.default",), onnx=(_onnx,) if _onnx else (), samples=(Sample((_X,), free=3),))
 op("sigmoid", broadcast, aten=("sigmoid.default", "special_expit.default"), onnx=("Sigmoid",), samples=(Sample((_X,), free=3),))
@@ -29,7 +30,8 @@ def _prelu(axes: Axes, node: Node) -> None:
     node.out.axes = own
 
 
-op("prelu", _prelu, aten=("prelu.default",), samples=(Sample((_X, Arg((6,))), free=3), Sample((_X, Arg((1,))), free=3), Sample((Arg((6,)), Arg((1,))), free=1)))
+op("prelu", _prelu, aten=("prelu.default",),
+   samples=(Sample((_X, Arg((6,))), free=3), Sample((_X, Arg((1,))), free=3), Sample((Arg((6,)), Arg((1,))), free=1)))
 op("prelu_kernel", broadcast, aten=("_prelu_kernel.default",), samples=(Sample((_X, Arg((1, 6, 1))), free=3),))
 
 _KEPT = {"p": 0.5, "train": False}

@@ -12,8 +12,8 @@ _X = Arg((2, 6, 5))
 _Y = Arg((6, 1))
 
 op("identity", broadcast, onnx=("Identity",), samples=(Sample((_X,), free=3),), aten=(
-    "contiguous.default", "alias.default", "clone.default", "detach.default", "lift_fresh_copy.default", "lift_fresh.default", "lift.default",
-    "positive.default", "alias_copy.default", "detach_copy.default",
+    "contiguous.default", "alias.default", "clone.default", "detach.default", "lift_fresh_copy.default", "lift_fresh.default",
+    "lift.default", "positive.default", "alias_copy.default", "detach_copy.default",
 ))
 
 
@@ -23,7 +23,8 @@ def _first(axes: Axes, node: Node) -> None:
 
 
 op("cast", broadcast, aten=("to.dtype", "to.dtype_layout", "to.device", "_to_copy.default"), samples=(
-    Sample((_X,), {"dtype": "f64"}, free=3), Sample((_X,), {"dtype": "i64"}, free=3), Sample((_X,), {"dtype": "bool"}, free=3, target="aten.to.dtype_layout"),
+    Sample((_X,), {"dtype": "f64"}, free=3), Sample((_X,), {"dtype": "i64"}, free=3),
+    Sample((_X,), {"dtype": "bool"}, free=3, target="aten.to.dtype_layout"),
     Sample((_X,), {"dtype": "i32", "device": "cpu"}, free=3, target="aten.to.device"),
 ))
 op("cast_like", _first, aten=("type_as.default", "to.other"), onnx=("CastLike",), samples=(Sample((_X, Arg((3,), "i64", 0, 3)), free=4),))
@@ -39,4 +40,5 @@ def _bits(axes: Axes, node: Node) -> None:
 op("view_dtype", _bits, aten=("view.dtype",), samples=(Sample((_X,), {"dtype": "i64"}, free=3), Sample((_X,), {"dtype": "i32"}, free=0)))
 op("copy", broadcast, aten=("copy.default",), samples=(Sample((_X, _Y), free=3), Sample((_X, Arg((2, 6, 5), "i64", 0, 3)), free=3)))
 op("fill", broadcast, aten=("fill.Scalar", "fill.Tensor", "zero.default"), samples=(
-    Sample((_X,), {"value": 2.0}, free=3), Sample((_X, Arg(())), free=3, target="aten.fill.Tensor"), Sample((_X,), free=3, target="aten.zero.default")))
+    Sample((_X,), {"value": 2.0}, free=3), Sample((_X, Arg(())), free=3, target="aten.fill.Tensor"),
+    Sample((_X,), free=3, target="aten.zero.default")))

@@ -55,4 +55,5 @@ def _multinomial(axes: Axes, node: Node) -> None:
 
 
 op("randperm", _drawn, random=True, aten=("randperm.default",), samples=(Sample((), {"n": 6}, free=0),))
-op("multinomial", _multinomial, random=True, aten=("multinomial.default",), samples=(Sample((Arg((4, 6), low=0.1),), {"num_samples": 3}, free=1),))
+op("multinomial", _multinomial, random=True, aten=("multinomial.default",),
+   samples=(Sample((Arg((4, 6), low=0.1),), {"num_samples": 3}, free=1),))

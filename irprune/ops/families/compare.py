@@ -17,11 +17,12 @@ for _name, _alias, _onnx in (("eq", "", "Equal"), ("ne", "not_equal", ""), ("lt"
 binary("isclose", a=_X)
 for _name in ("and", "or", "xor"):
     binary(f"logical_{_name}", onnx=_name.capitalize(), a=_BOOL)
-    binary(f"bitwise_{_name}", f"bitwise_{_name}.Tensor bitwise_{_name}.Scalar bitwise_{_name}.Scalar_Tensor __{_name}__.Tensor __{_name}__.Scalar", a=_X,
-           number=1)
+    _bitwise = [f"bitwise_{_name}.{v}" for v in ("Tensor", "Scalar", "Scalar_Tensor")] + [f"__{_name}__.{v}" for v in ("Tensor", "Scalar")]
+    binary(f"bitwise_{_name}", " ".join(_bitwise), a=_X, number=1)
 op("logical_not", broadcast, aten=("logical_not.default",), onnx=("Not",), samples=(Sample((_BOOL,), free=3),))
 op("bitwise_not", broadcast, aten=("bitwise_not.default",), samples=(Sample((_BOOL,), free=3), Sample((_X,), free=3)))
-for _name, _onnx in (("isnan", "IsNaN"), ("isinf", ""), ("isfinite", ""), ("isneginf", ""), ("isposinf", ""), ("isreal", ""), ("signbit", "")):
+for _name, _onnx in (("isnan", "IsNaN"), ("isinf", ""), ("isfinite", ""), ("isneginf", ""), ("isposinf", ""), ("isreal", ""),
+                     ("signbit", "")):
     op(_name, broadcast, aten=(f"{_name}.default",), onnx=(_onnx,) if _onnx else (), samples=(Sample((_F,), free=3),))
 
 _COLUMN = Arg((6, 1))
@@ -56,4 +57,19 @@ def _bucketize(axes: Axes, node: Node) -> None:
     node.out.axes = axes.of(node.operand(0))
 
 
+def _searchsorted(axes: Axes, node: Node) -> None:
+    """Boundaries may be batched as the values are."""
+    edges, own = axes.of(node.operand(0)), axes.of(node.operand(1))
+    axes.freeze(edges[-1], "boundaries of buckets")
+    if len(edges) > 1:
+        for a, b in zip(edges[:-1], own[:-1], strict=True):
+            axes.unify(a, b)
+    if node.has(2):
+        for a, b in zip(edges, axes.of(node.operand(2)), strict=True):
+            axes.unify(a, b)
+    node.out.axes = own
+
+
 op("bucketize", _bucketize, aten=("bucketize.Tensor",), samples=(Sample((_F, Arg((4,), values=(-2, -1, 0, 1))), free=3),))
+op("searchsorted", _searchsorted, aten=("searchsorted.Tensor",), samples=(
+    Sample((Arg((4,), values=(-2, -1, 0, 1)), _F), free=3), Sample((Arg((2, 3), values=(-1, 0, 1) * 2), Arg((2, 5))), free=2)))

@@ -47,12 +47,14 @@ def _dense(shape: list[Size], like: list[Size]) -> list[Size]:
 _SIZE = {"size": [4, 6]}
 for _name, _more in (("zeros", {}), ("ones", {}), ("full", {"fill_value": 2.0})):
     op(_name, fresh, resize=set_size, creates=True, aten=(f"{_name}.default",), samples=(Sample((), {**_SIZE, **_more}, free=2),))
-    op(f"new_{_name}", fresh, resize=set_size, creates=True, aten=(f"new_{_name}.default",), samples=(Sample((_X,), {**_SIZE, **_more}, free=5),))
+    op(f"new_{_name}", fresh, resize=set_size, creates=True, aten=(f"new_{_name}.default",),
+       samples=(Sample((_X,), {**_SIZE, **_more}, free=5),))
     op(f"{_name}_like", broadcast, aten=(f"{_name}_like.default",), samples=(Sample((_X,), _more, free=3),))
 op("scalar_tensor", fresh, aten=("scalar_tensor.default",), samples=(Sample((), {"s": 2.0}, free=0),))
 
 _STRIDED = {"size": [4, 6], "stride": [1, 4]}
-op("empty", fresh, resize=set_size, creates=True, random=True, aten=("empty.memory_format", "empty_strided.default", "empty_permuted.default"), samples=(
+op("empty", fresh, resize=set_size, creates=True, random=True,
+   aten=("empty.memory_format", "empty_strided.default", "empty_permuted.default"), samples=(
     Sample((), _SIZE, free=2), Sample((), _STRIDED, free=2, target="aten.empty_strided.default"),
     Sample((), {"size": [4, 6], "physical_layout": [1, 0]}, free=2, target="aten.empty_permuted.default"),
 ))
@@ -72,7 +74,8 @@ for _name in ("linspace", "logspace"):
     op(_name, fresh, creates=True, aten=(f"{_name}.default",), samples=(Sample((), {"start": 0.0, "end": 2.0, "steps": 6}, free=1),))
 op("eye", fresh, creates=True, aten=("eye.default", "eye.m"), samples=(
     Sample((), {"n": 5}, free=2), Sample((), {"n": 5, "m": 3}, free=2, target="aten.eye.m")))
-op("tril_indices", fresh, creates=True, aten=("tril_indices.default", "triu_indices.default"), samples=(Sample((), {"row": 3, "col": 4}, free=2),))
+op("tril_indices", fresh, creates=True, aten=("tril_indices.default", "triu_indices.default"),
+   samples=(Sample((), {"row": 3, "col": 4}, free=2),))
 _WINDOWS = [f"{name}_window" for name in ("hann", "hamming", "blackman", "bartlett", "kaiser")]
 op("window", fresh, creates=True, aten=[f"{w}.{overload}" for w in _WINDOWS for overload in ("default", "periodic")], samples=(
     Sample((), {"window_length": 6}, free=1),

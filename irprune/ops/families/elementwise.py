@@ -48,21 +48,28 @@ _INT = Arg((2, 6, 5), "i64", 0, 8)
 
 # -- one operand -----------------------------------------------------------------------------------------------------
 
-for _names, _onnx, _arg in (
-    ("neg negative", "Neg", _X), ("abs absolute", "Abs", _X), ("square", "", _X), ("sign", "Sign", _X), ("sgn", "", _X), ("ceil", "Ceil", _WIDE),
-    ("floor", "Floor", _WIDE), ("trunc fix", "", _WIDE), ("frac", "", _WIDE), ("sqrt", "Sqrt", _POSITIVE), ("rsqrt", "", _POSITIVE),
-    ("reciprocal", "Reciprocal", _POSITIVE), ("exp", "Exp", _X), ("exp2 special_exp2", "", _X), ("expm1 special_expm1", "", _X),
-    ("log", "Log", _POSITIVE), ("log2", "", _POSITIVE), ("log10", "", _POSITIVE), ("log1p special_log1p", "", _POSITIVE), ("sin", "Sin", _X),
-    ("cos", "Cos", _X), ("tan", "Tan", _X), ("asin arcsin", "Asin", _INSIDE_1), ("acos arccos", "Acos", _INSIDE_1), ("atan arctan", "Atan", _X),
-    ("sinh", "Sinh", _X), ("cosh", "Cosh", _X), ("asinh arcsinh", "Asinh", _X), ("acosh arccosh", "Acosh", _ABOVE_1),
-    ("atanh arctanh", "Atanh", _INSIDE_1), ("sinc special_sinc", "", _X), ("deg2rad", "", _X), ("rad2deg", "", _X), ("erf special_erf", "Erf", _X),
-    ("erfc special_erfc", "", _X), ("erfinv special_erfinv", "", _INSIDE_1), ("lgamma special_gammaln", "", _POSITIVE),
-    ("digamma special_digamma special_psi", "", _POSITIVE), ("i0 special_i0", "", _X), ("special_i0e", "", _X), ("special_i1", "", _X),
-    ("special_i1e", "", _X), ("special_ndtr", "", _X), ("special_ndtri", "", _UNIT), ("special_entr", "", _POSITIVE), ("special_erfcx", "", _X),
-    ("special_log_ndtr", "", _X), ("logit special_logit", "", _UNIT), ("nan_to_num", "", _X),
+_ALIASES = {
+    "neg": ["negative"], "abs": ["absolute"], "trunc": ["fix"], "exp2": ["special_exp2"], "expm1": ["special_expm1"],
+    "log1p": ["special_log1p"], "asin": ["arcsin"], "acos": ["arccos"], "atan": ["arctan"], "asinh": ["arcsinh"], "acosh": ["arccosh"], "atanh": ["arctanh"],
+    "sinc": ["special_sinc"], "erf": ["special_erf"], "erfc": ["special_erfc"], "erfinv": ["special_erfinv"], "lgamma": ["special_gammaln"],
+    "digamma": ["special_digamma", "special_psi"], "i0": ["special_i0"], "logit": ["special_logit"],
+}
+_ONNX = {
+    "neg", "abs", "sign", "ceil", "floor", "sqrt", "reciprocal", "exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh",
+    "asinh", "acosh", "atanh", "erf",
+}
+for _arg, _names in (
+    (_X, "neg abs square sign sgn exp exp2 expm1 sin cos tan atan sinh cosh asinh sinc deg2rad rad2deg erf erfc i0 nan_to_num special_i0e "
+         "special_i1 special_i1e special_ndtr special_erfcx special_log_ndtr"),
+    (_WIDE, "ceil floor trunc frac"),
+    (_POSITIVE, "sqrt rsqrt reciprocal log log2 log10 log1p lgamma digamma special_entr"),
+    (_INSIDE_1, "asin acos atanh erfinv"),
+    (_ABOVE_1, "acosh"),
+    (_UNIT, "logit special_ndtri"),
 ):
-    _name, *_ = _names.split()
-    op(_name, broadcast, aten=[f"{n}.default" for n in _names.split()], onnx=(_onnx,) if _onnx else (), samples=(Sample((_arg,), free=3),))
+    for _name in _names.split():
+        op(_name, broadcast, aten=[f"{n}.default" for n in (_name, *_ALIASES.get(_name, ()))],
+           onnx=(_name.capitalize(),) if _name in _ONNX else (), samples=(Sample((_arg,), free=3),))
 
 op("round", broadcast, aten=("round.default", "round.decimals", "special_round.default"), onnx=("Round",),
    samples=(Sample((_WIDE,), free=3), Sample((_WIDE,), {"decimals": 1}, free=3, target="aten.round.decimals")))
@@ -108,7 +115,8 @@ binary("atan2", "atan2 arctan2")
 binary("hypot")
 binary("logaddexp")
 binary("logaddexp2")
-binary("xlogy", "xlogy.Tensor xlogy.Scalar_Other xlogy.Scalar_Self special_xlogy special_xlogy.other_scalar special_xlogy.self_scalar", a=_POSITIVE)
+binary("xlogy", "xlogy.Tensor xlogy.Scalar_Other xlogy.Scalar_Self special_xlogy special_xlogy.other_scalar special_xlogy.self_scalar",
+       a=_POSITIVE)
 binary("special_xlog1py", "special_xlog1py special_xlog1py.other_scalar special_xlog1py.self_scalar", a=_POSITIVE)
 binary("special_zeta", "special_zeta special_zeta.other_scalar special_zeta.self_scalar", a=_ABOVE_1)
 binary("igamma", "igamma special_gammainc", a=_POSITIVE)
@@ -128,12 +136,11 @@ op("div_mode", broadcast, aten=("div.Tensor_mode", "div.Scalar_mode", "divide.Te
     Sample((_X, Arg((6, 1), low=0.1)), {"rounding_mode": "floor"}, free=3),
     Sample((_X,), {"other": 0.3, "rounding_mode": "trunc"}, free=3),
 ))
-op("pow", broadcast, aten=("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "float_power.Tensor_Scalar", "float_power.Tensor_Tensor", "float_power.Scalar"),
-   samples=(
-       Sample((_POSITIVE,), {"exponent": 2.0}, free=3), Sample((_POSITIVE, Arg((6, 1))), free=3, target="aten.pow.Tensor_Tensor"),
-       Sample((_POSITIVE, Arg((6, 1))), free=3, target="aten.float_power.Tensor_Tensor"), Sample((_X,), {"self": 2.0}, free=3, target="aten.pow.Scalar"),
-       Sample((_X,), {"self": 2.0}, free=3, target="aten.float_power.Scalar"),
-   ))
+op("pow", broadcast, samples=(
+    Sample((_POSITIVE,), {"exponent": 2.0}, free=3),
+    *(Sample((_POSITIVE, Arg((6, 1))), free=3, target=f"aten.{n}.Tensor_Tensor") for n in ("pow", "float_power")),
+    *(Sample((_X,), {"self": 2.0}, free=3, target=f"aten.{n}.Scalar") for n in ("pow", "float_power")),
+), aten=[f"{n}.{overload}" for n in ("pow", "float_power") for overload in ("Tensor_Scalar", "Tensor_Tensor", "Scalar")])
 
 
 # -- three and more --------------------------------------------------------------------------------------------------

@@ -28,10 +28,14 @@ def _transform(axes: Axes, node: Node) -> None:
 
 
 for _name, _arg in (("fft", _X), ("ifft", _C), ("rfft", _X), ("irfft", _C), ("hfft", _C), ("ihfft", _X)):
-    op(f"fft_{_name}", _transform, aten=(f"fft_{_name}.default",), samples=(Sample((_arg,), {"dim": 1}, free=2), Sample((_arg,), {"n": 8}, free=2)))
-    op(f"fft_{_name}2", _transform, aten=(f"fft_{_name}2.default",), samples=(Sample((_arg,), free=1), Sample((_arg,), {"dim": [0, 2]}, free=1)))
-    op(f"fft_{_name}n", _transform, aten=(f"fft_{_name}n.default",), samples=(Sample((_arg,), free=0), Sample((_arg,), {"s": [4, 8]}, free=1)))
-op("fft_fftshift", _transform, aten=("fft_fftshift.default", "fft_ifftshift.default"), samples=(Sample((_X,), {"dim": [1]}, free=2), Sample((_X,), free=0)))
+    op(f"fft_{_name}", _transform, aten=(f"fft_{_name}.default",),
+       samples=(Sample((_arg,), {"dim": 1}, free=2), Sample((_arg,), {"n": 8}, free=2)))
+    op(f"fft_{_name}2", _transform, aten=(f"fft_{_name}2.default",),
+       samples=(Sample((_arg,), free=1), Sample((_arg,), {"dim": [0, 2]}, free=1)))
+    op(f"fft_{_name}n", _transform, aten=(f"fft_{_name}n.default",),
+       samples=(Sample((_arg,), free=0), Sample((_arg,), {"s": [4, 8]}, free=1)))
+op("fft_fftshift", _transform, aten=("fft_fftshift.default", "fft_ifftshift.default"),
+   samples=(Sample((_X,), {"dim": [1]}, free=2), Sample((_X,), free=0)))
 
 
 def _framed(axes: Axes, node: Node) -> None:
@@ -47,4 +51,5 @@ def _framed(axes: Axes, node: Node) -> None:
 _FRAMES = {"n_fft": 8, "hop_length": 4, "return_complex": True}
 op("stft", _framed, aten=("stft.center", "stft.default"), samples=(
     Sample((Arg((3, 32)), Arg((8,), low=0.5)), _FRAMES, free=1), Sample((Arg((32,)), Arg((8,), low=0.5)), _FRAMES, free=0)))
-op("istft", _framed, aten=("istft.default",), samples=(Sample((Arg((3, 5, 9), "c64"), Arg((8,), low=0.5)), {"n_fft": 8, "hop_length": 4}, free=1),))
+op("istft", _framed, aten=("istft.default",),
+   samples=(Sample((Arg((3, 5, 9), "c64"), Arg((8,), low=0.5)), {"n_fft": 8, "hop_length": 4}, free=1),))

@@ -12,7 +12,8 @@ _X = Arg((2, 6, 5))
 # -- running along an axis -------------------------------------------------------------------------------------------
 
 for _name, _element in (("cumsum", 0.0), ("cumprod", 1.0), ("logcumsumexp", -INF)):
-    op(_name, like_operand, silence=filled(_element), aten=(f"{_name}.default",), samples=(Sample((_X,), {"dim": 1}, free=3), Sample((_X,), {"dim": -1}, free=3)))
+    op(_name, like_operand, silence=filled(_element), aten=(f"{_name}.default",),
+       samples=(Sample((_X,), {"dim": 1}, free=3), Sample((_X,), {"dim": -1}, free=3)))
 
 
 def _running_extreme(axes: Axes, node: Node) -> None:

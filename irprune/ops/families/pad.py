@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
-from irprune.ir.size import Size, Sym
+from irprune.ir.size import Size, Sym, probe_of
 from irprune.ops.families.pool import image, spatial
 from irprune.ops.registry import Arg, Cut, Sample, op
 
@@ -18,21 +18,21 @@ def _widths(node: Node) -> list[tuple[Size, Size]]:
     return [(0, 0)] * (rank - len(pairs)) + pairs[::-1]
 
 
-def _padded(axes: Axes, a: Axis, before: Size, after: Size, size: Size, node: Node) -> Axis:
+def _padded(axes: Axes, a: Axis, before: Size, after: Size, size: Size) -> Axis:
     if before == 0 and after == 0:
         return a
-    if axes.is_frozen(a) or any(isinstance(s, Sym) for s in (a.size, before, after)):
+    if axes.is_frozen(a) or isinstance(a.size, Sym) or isinstance(before, Sym) or isinstance(after, Sym):
         axes.freeze(a, "padded dimension")
         return axes.frozen(size, "padded dimension")
-    gone = [-min(before, 0), -min(after, 0)]  # type: ignore[type-var]
-    middle = axes.cut(a, [gone[0], a.size - gone[0] - gone[1], gone[1]])[1] if any(gone) else a  # type: ignore[operator]
-    return axes.sum((axes.leaf(max(before, 0)), middle, axes.leaf(max(after, 0))))  # type: ignore[type-var]
+    first, last = max(-before, 0), max(-after, 0)
+    middle = axes.cut(a, [first, a.size - first - last, last])[1] if first or last else a
+    return axes.sum((axes.leaf(max(before, 0)), middle, axes.leaf(max(after, 0))))
 
 
 def _constant_pad(axes: Axes, node: Node) -> None:
     """What is padded is the same at every index, so any number of them may be dropped."""
     own = axes.of(node.operand(0))
-    node.out.axes = tuple(_padded(axes, a, *w, s, node) for a, w, s in zip(own, _widths(node), node.out.shape, strict=True))
+    node.out.axes = tuple(_padded(axes, a, *w, s) for a, w, s in zip(own, _widths(node), node.out.shape, strict=True))
 
 
 def _reflected(axes: Axes, node: Node) -> None:
@@ -41,7 +41,8 @@ def _reflected(axes: Axes, node: Node) -> None:
     for a, w in zip(own, widths, strict=True):
         if w != (0, 0):
             axes.freeze(a, f"padded by {node.attrs.get('mode', node.op)}")
-    node.out.axes = tuple(a if w == (0, 0) else axes.frozen(s, "padded dimension") for a, w, s in zip(own, widths, node.out.shape, strict=True))
+    padded = (axes.frozen(s, "padded dimension") for s in node.out.shape)
+    node.out.axes = tuple(a if w == (0, 0) else p for a, w, p in zip(own, widths, padded, strict=True))
 
 
 def _pad(axes: Axes, node: Node) -> None:
@@ -59,11 +60,11 @@ def _resize(node: Node, cut: Cut) -> None:
 
 
 def _counted(a: Axis, out: Axis, width: Size, cut: Cut, last: bool = False) -> int:
-    assert isinstance(width, int) and isinstance(a.size, int) and isinstance(out.size, int)
-    longer = out if width > 0 else a
-    kept = (longer.size - 1 - k for k in cut.kept(longer)) if last else iter(cut.kept(longer))  # type: ignore[operator]
-    count = sum(1 for k in kept if k < abs(width))
-    return count if width > 0 else -count
+    """How many of the ``width`` outermost indices are kept: of the padded axis, or of the operand's where they are taken away."""
+    longer = out if probe_of(width) > 0 else a
+    end = probe_of(longer.size) - 1
+    count = sum((end - k if last else k) < abs(probe_of(width)) for k in cut.kept(longer))
+    return count if longer is out else -count
 
 
 op("pad", _pad, resize=_resize, aten=("pad.default", "constant_pad_nd.default"), samples=(
@@ -74,5 +75,6 @@ op("pad", _pad, resize=_resize, aten=("pad.default", "constant_pad_nd.default"),
 ))
 for _d in (1, 2, 3):
     for _way in ("reflection", "replication"):
-        op(f"{_way}_pad{_d}d", spatial(_d), aten=(f"{_way}_pad{_d}d.default",), samples=(Sample((image(_d, 4),), {"padding": [1, 2] * _d}, free=2),))
+        op(f"{_way}_pad{_d}d", spatial(_d), aten=(f"{_way}_pad{_d}d.default",),
+           samples=(Sample((image(_d, 4),), {"padding": [1, 2] * _d}, free=2),))
 op("pad_circular", _reflected, aten=("_pad_circular.default",), samples=(Sample((_X,), {"pad": [1, 2]}, free=2),))

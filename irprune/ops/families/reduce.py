@@ -93,18 +93,21 @@ op("sum", reduction, silence=filled(0.0), aten=("sum.dim_IntList", "sum.default"
 op("nansum", reduction, silence=filled(0.0), aten=("nansum.default",), samples=_some())
 op("prod", reduction, silence=filled(1.0), aten=("prod.dim_int", "prod.default"),
    samples=(Sample((_X,), {"dim": -2}, free=3), _whole("prod.default")))
-op("amax", reduction, silence=filled(-INF), aten=("amax.default",), samples=(*_some(), Sample((Arg((4, 6), "i64", -9, 9),), {"dim": [0]}, free=2)))
+op("amax", reduction, silence=filled(-INF), aten=("amax.default",),
+   samples=(*_some(), Sample((Arg((4, 6), "i64", -9, 9),), {"dim": [0]}, free=2)))
 op("amin", reduction, silence=filled(INF), aten=("amin.default",), samples=_some())
 op("max_whole", reduction, silence=filled(-INF), aten=("max.default",), samples=(_whole("max.default"),))
 op("min_whole", reduction, silence=filled(INF), aten=("min.default",), samples=(_whole("min.default"),))
 op("logsumexp", reduction, silence=filled(-INF), aten=("logsumexp.default", "special_logsumexp.default"), samples=_some())
 for _name, _element in (("any", 0.0), ("all", 1.0)):
     op(_name, reduction, silence=filled(_element), aten=(f"{_name}.dim", f"{_name}.dims", f"{_name}.default"), samples=(
-        Sample((_BOOL,), {"dim": 1, "keepdim": True}, free=3), *_some(arg=_BOOL, target=f"aten.{_name}.dims"), _whole(f"{_name}.default", _BOOL)))
+        Sample((_BOOL,), {"dim": 1, "keepdim": True}, free=3),
+        *_some(arg=_BOOL, target=f"aten.{_name}.dims"), _whole(f"{_name}.default", _BOOL)))
 op("is_all_true", reduction, silence=filled(1.0), aten=("_is_all_true.default",), samples=(_whole("_is_all_true.default", _BOOL),))
 op("is_any_true", reduction, silence=filled(0.0), aten=("_is_any_true.default",), samples=(_whole("_is_any_true.default", _BOOL),))
 op("count_nonzero", reduction, silence=filled(0.0), aten=("count_nonzero.dim_IntList", "count_nonzero.default"), samples=(
-    Sample((Arg((4, 6), "i64", 0, 2),), {"dim": [1]}, free=2), Sample((Arg((4, 6), "i64", 0, 2),), free=2, target="aten.count_nonzero.default")))
+    Sample((Arg((4, 6), "i64", 0, 2),), {"dim": [1]}, free=2),
+    Sample((Arg((4, 6), "i64", 0, 2),), free=2, target="aten.count_nonzero.default")))
 
 
 def _both_extremes(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
@@ -112,7 +115,8 @@ def _both_extremes(torch: Any, node: Node, operands: list[Any], present: Any, ru
     return run(neutral(torch, operands[0], mask, INF))[0], run(neutral(torch, operands[0], mask, -INF))[1]
 
 
-op("aminmax", reduction, silence=_both_extremes, aten=("aminmax.default",), samples=(Sample((_X,), {"dim": 1}, free=3), Sample((_X,), free=3)))
+op("aminmax", reduction, silence=_both_extremes, aten=("aminmax.default",),
+   samples=(Sample((_X,), {"dim": 1}, free=3), Sample((_X,), free=3)))
 
 
 def _extreme(axes: Axes, node: Node) -> None:
@@ -182,22 +186,26 @@ def _norm(axes: Axes, node: Node) -> None:
     """A zero changes no vector norm of an order from 0 on; matrix norms other than Frobenius' are taken whole."""
     order, dims = node.attrs.get("p", node.attrs.get("ord", 2)), reduced(node)
     matrix = node.op == "linalg_norm" and node.attrs.get("ord") not in (None, "fro") and len(dims) == 2
-    if matrix or isinstance(order, (int, float)) and order < 0:
+    if matrix or (isinstance(order, (int, float)) and order < 0):
         for d in dims:
             axes.freeze(axes.of(node.operand(0))[d], f"norm of order {order}")
     reduction(axes, node)
 
 
 op("vector_norm", _norm, silence=filled(0.0), aten=("linalg_vector_norm.default",), samples=(
-    *_some({"ord": 2}), *_some({"ord": 1.5}), Sample((_POSITIVE,), {"ord": -1, "dim": [1]}, free=2), Sample((_X,), {"ord": INF, "dim": None}, free=3)))
+    *_some({"ord": 2}), *_some({"ord": 1.5}), Sample((_POSITIVE,), {"ord": -1, "dim": [1]}, free=2),
+    Sample((_X,), {"ord": INF, "dim": None}, free=3)))
 op("linalg_norm", _norm, silence=filled(0.0), aten=("linalg_norm.default", "linalg_norm.ord_str"), samples=(
-    *_some(), Sample((_X,), {"ord": 1, "dim": [1, 2]}, free=1), Sample((_X,), {"ord": "fro", "dim": [1, 2]}, free=3, target="aten.linalg_norm.ord_str")))
+    *_some(), Sample((_X,), {"ord": 1, "dim": [1, 2]}, free=1),
+    Sample((_X,), {"ord": "fro", "dim": [1, 2]}, free=3, target="aten.linalg_norm.ord_str")))
 op("norm", _norm, silence=filled(0.0), samples=(
     *_some({"p": 2.0}), Sample((_X,), {"p": 1.0}, free=3, target="aten.norm.Scalar"),
-    *_some({"p": 2.0, "dtype": "f32"}, target="aten.norm.ScalarOpt_dim_dtype"), Sample((_X,), {"p": 2, "dtype": "f32"}, free=3, target="aten.norm.ScalarOpt_dtype"),
+    *_some({"p": 2.0, "dtype": "f32"}, target="aten.norm.ScalarOpt_dim_dtype"),
+    Sample((_X,), {"p": 2, "dtype": "f32"}, free=3, target="aten.norm.ScalarOpt_dtype"),
 ), aten=("norm.ScalarOpt_dim", "norm.Scalar", "norm.ScalarOpt_dim_dtype", "norm.ScalarOpt_dtype"))
 op("frobenius_norm", reduction, silence=filled(0.0), aten=("frobenius_norm.dim", "linalg_matrix_norm.str_ord"), samples=(
-    Sample((_X,), {"dim": [1, 2]}, free=3, target="aten.frobenius_norm.dim"), Sample((_X,), {"ord": "fro", "dim": [1, 2]}, free=3, target="aten.linalg_matrix_norm.str_ord"),
+    Sample((_X,), {"dim": [1, 2]}, free=3, target="aten.frobenius_norm.dim"),
+    Sample((_X,), {"ord": "fro", "dim": [1, 2]}, free=3, target="aten.linalg_matrix_norm.str_ord"),
 ))
 
 
@@ -205,4 +213,5 @@ op("frobenius_norm", reduction, silence=filled(0.0), aten=("frobenius_norm.dim",
 
 for _name in ("softmax", "log_softmax"):
     op(_name, like_operand, silence=filled(-INF), aten=(f"{_name}.int", f"_{_name}.default", f"special_{_name}.default"),
-       samples=(Sample((_X,), {"dim": 1}, free=3), Sample((_X,), {"dim": -1, "half_to_float": False}, free=3, target=f"aten._{_name}.default")))
+       samples=(Sample((_X,), {"dim": 1}, free=3),
+                Sample((_X,), {"dim": -1, "half_to_float": False}, free=3, target=f"aten._{_name}.default")))

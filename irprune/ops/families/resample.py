@@ -22,8 +22,10 @@ for _way in ("bilinear", "bicubic"):
         Sample((image(2),), {"output_size": [3, 4], "align_corners": False}, free=2, target=f"aten.{_name}.default")))
 
 _WAY = {"interpolation_mode": 0, "padding_mode": 0, "align_corners": False}
-op("grid_sampler", "n c *s , n *t _ -> n c *t", fixed="s", aten=("grid_sampler.default", "grid_sampler_2d.default", "grid_sampler_3d.default"), samples=(
-    Sample((image(2), Arg((2, 4, 5, 2))), _WAY, free=4), Sample((image(3), Arg((2, 4, 5, 3, 3))), _WAY, free=5, target="aten.grid_sampler_3d.default")))
+op("grid_sampler", "n c *s , n *t _ -> n c *t", fixed="s",
+   aten=("grid_sampler.default", "grid_sampler_2d.default", "grid_sampler_3d.default"), samples=(
+    Sample((image(2), Arg((2, 4, 5, 2))), _WAY, free=4),
+    Sample((image(3), Arg((2, 4, 5, 3, 3))), _WAY, free=5, target="aten.grid_sampler_3d.default")))
 
 
 def _affine_grid(axes: Axes, node: Node) -> None:
