@@ -1,77 +1,210 @@
 """choose: which indices of which leaves are kept.
 
-Before: scores. After: ``graph.kept``. A ratio belongs to a width: of a product of free leaves one factor carries it
-(whole heads rather than head_dim, channels within the groups of a convolution or norm), the others stay.
+Before: scores. After: ``graph.kept``, and ``graph.skipped`` with every free leaf that stays whole and why. A ratio belongs to a
+width: of a product of free leaves one factor carries it (whole heads rather than head_dim, channels within the groups of a
+convolution or norm), the others stay.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from irprune.ir.axis import Axis, factors, find, leaves
+from irprune.choice.blocks import blocks_of
+from irprune.choice.budget import checked, met
+from irprune.choice.counts import Limits, Rounder
+from irprune.choice.patterns import Names
+from irprune.choice.ranking import Ranking, classes, structure_of
+from irprune.choice.widths import Carriers, carriers_of, widths_of
+from irprune.errors import IrpruneError
+from irprune.importance import Scores
+from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
-from irprune.ir.group import groups_of
+from irprune.ir.group import Group, groups_of
 from irprune.ir.kept import Kept
 
-__all__ = ["Choose"]
+__all__ = ["SCOPES", "Choose"]
+
+SCOPES = ("local", "global", "isomorphic")
 
 
 @dataclass(frozen=True)
 class Choose:
-    """Drop ``ratio`` of every width, the least important indices first."""
+    """Drop the least important indices.
+
+    ratio         share of every width that is dropped (of all indices together in the other scopes); 0 to 1
+    ratios        pattern -> ratio, for groups to be cut by a ratio of their own; the last pattern that matches counts
+    scope         ``local``: every width by its ratio; ``global``: one threshold over all scores; ``isomorphic``: one threshold for
+                  each set of groups with the same structure
+    keep          patterns over weights, groups (``weight:dim``) and module paths; what they match stays whole
+    round_to      widths go to the nearest multiple, never to zero
+    min_channels  hard lower bound for every group
+    max_ratio     hard upper bound for the share that any group loses
+    prefer        which factor of a product carries: ``heads``, ``head_dim``, ``both`` or ``groups`` (of convolutions and norms)
+    per_block     let an inner axis keep different indices in each index of its outer axis, where that is legal
+    budget        ``{"macs": 0.5}``: found by search instead of ``ratio``; keys macs, params, bytes, activation; a share (up to 1)
+                  or an absolute amount; the largest cost that is not above every bound
+
+    At least one index of every leaf stays; equal scores keep the lower index. Raises IrpruneError for values out of range,
+    patterns that match nothing and budgets that cannot be met.
+    """
 
     ratio: float = 0.5
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    scope: str = "local"
+    keep: tuple[str, ...] = ()
+    round_to: int = 1
+    min_channels: int = 1
+    max_ratio: float = 1.0
+    prefer: str = "heads"
+    per_block: bool = True
+    budget: Mapping[str, float] | None = None
+
+    def __post_init__(self) -> None:
+        own = {f"ratio of {pattern!r}": ratio for pattern, ratio in self.ratios.items()}
+        for name, value in {"ratio": self.ratio, "max_ratio": self.max_ratio, **own}.items():
+            if not 0 <= value <= 1:
+                raise IrpruneError(f"{name} is {value}", "choose", "a ratio is the share that is dropped, from 0 to 1")
+        for name, number in (("round_to", self.round_to), ("min_channels", self.min_channels)):
+            if not isinstance(number, int) or number < 1:
+                raise IrpruneError(f"{name} is {number!r}", "choose", "a whole number from 1 on")
+        if self.scope not in SCOPES:
+            raise IrpruneError(f"scope is {self.scope!r}", "choose", "one of " + ", ".join(SCOPES))
+        if isinstance(self.keep, str):
+            raise IrpruneError(f"keep is the text {self.keep!r}", "choose", f"a list of patterns: [{self.keep!r}]")
+        if self.budget is not None:
+            checked(self.budget)
 
     def run(self, graph: Graph) -> bool:
-        held = held_factors(graph)
-        choice = {}
-        for group in groups_of(graph):
-            a = group.axis
-            if group.frozen or a in held or a not in graph.scores:
+        setting = _Setting(self, graph)
+        if self.budget is None:
+            counts = setting.counts(self.ratio)
+        else:
+            counts = met(graph, self.budget, setting.counts, setting.rounder, setting.order, lambda x: x not in setting.own)
+        graph.kept = setting.kept(counts)
+        graph.skipped = setting.skipped(counts)
+        return bool(graph.kept.choice)
+
+
+class _Setting:
+    """What does not depend on the ratio, worked out once: who carries, who is kept, the widths and the ranks."""
+
+    def __init__(self, options: Choose, graph: Graph) -> None:
+        self.options, self.graph = options, graph
+        free = [g for g in groups_of(graph) if not g.frozen]
+        self.groups = {g.axis: g for g in free}
+        self.reasons: dict[Axis, str] = {}  # why a leaf takes no part
+        self.own: dict[Axis, float] = {}  # ratios of their own
+        asked = self._named(graph, free)
+        for leaf in self.groups:
+            if leaf not in graph.scores:
+                self.reasons.setdefault(leaf, "no importance: the criterion reads nothing of it")
+        eligible = {x: None for x in self.groups if x not in self.reasons}
+        self.carriers: Carriers = carriers_of(graph, eligible, options.prefer, asked)
+        for leaf, carrier in self.carriers.held.items():
+            self.reasons[leaf] = f"held: {self.groups[carrier].name} carries the ratio of their product"
+        self.sizes = {x: self.groups[x].size for x in eligible if x not in self.reasons}
+        self.scores = {x: graph.scores[x] for x in self.sizes}
+        per_block = options.per_block and any(s.ndim == 2 for s in self.scores.values())
+        self.blocks = {x: h for x, h in blocks_of(graph).items() if x in self.sizes} if per_block else {}
+        self.rounder = Rounder(self.sizes, widths_of(graph, self.sizes), Limits(options.min_channels, options.max_ratio), options.round_to)
+        self.singles = {x: None for w in self.rounder.widths for x, _ in w.terms if x not in self.sizes}
+        self.rankings = self._rankings()
+        self.unrounded: dict[Axis, str] = {}
+
+    def _named(self, graph: Graph, free: list[Group]) -> dict[Axis, None]:
+        """Read ``keep`` and ``ratios``; returns the leaves that a ratio names one by one, which then carry it."""
+        if not self.options.keep and not self.options.ratios:
+            return {}
+        names = Names(graph, free)
+        for pattern in self.options.keep:
+            for leaf in names.match(pattern, "keep"):
+                self.reasons.setdefault(leaf, f"kept: it matches {pattern!r}")
+        asked: dict[Axis, None] = {}
+        for pattern, ratio in self.options.ratios.items():
+            found = names.match(pattern, "ratios")
+            self.own.update(dict.fromkeys(found, ratio))
+            if pattern in names.exact:
+                asked.update(found)
+        return asked
+
+    def _rankings(self) -> list[Ranking]:
+        if self.options.scope == "local":
+            return []
+        ranked = [self.groups[x] for x in self.sizes if x not in self.own]
+        sets = [ranked] if self.options.scope == "global" else classes(ranked, structure_of)
+        return [Ranking({g.axis: _flat(self.scores[g.axis]) for g in some}, self.rounder.low) for some in sets]
+
+    # -- counts --------------------------------------------------------------------------------------------------
+
+    def targets(self, ratio: float) -> dict[Axis, float]:
+        """Exact counts, not whole: by ratio, or by rank."""
+        out: dict[Axis, float] = {}
+        for x, n in {**self.sizes, **dict.fromkeys(self.singles, 1)}.items():
+            keep = 1 - self.own.get(x, ratio)
+            out[x] = n * keep ** (1 / self.carriers.sharing.get(x, 1))
+        for ranking in self.rankings:
+            out.update(ranking.targets(ratio))
+        return out
+
+    def counts(self, ratio: float) -> dict[Axis, int]:
+        """Whole counts for a ratio, within all caps."""
+        target = self.targets(ratio)
+        out, self.unrounded = self.rounder.counts({x: t for x, t in target.items() if x in self.sizes or x in self.singles})
+        return out
+
+    def order(self, counts: Mapping[Axis, int]) -> list[Axis]:
+        """The leaves in the order in which a search gives indices back: those furthest below their share first, or best score first."""
+        if self.options.scope == "local":
+            return sorted(counts, key=lambda x: counts[x] / self.sizes[x])
+        return sorted(counts, key=lambda x: -_last_dropped(self.scores[x], counts[x]))
+
+    # -- results -------------------------------------------------------------------------------------------------
+
+    def kept(self, counts: Mapping[Axis, int]) -> Kept:
+        """The most important indices of each leaf, per block where that is legal."""
+        choice: dict[Axis, np.ndarray] = {}
+        within: dict[Axis, Axis] = {}
+        for x, n in counts.items():
+            if n >= self.sizes[x]:
                 continue
-            n = max(1, round(group.size * (1 - self.ratio)))
-            if n < group.size:
-                order = np.argsort(-graph.scores[a], kind="stable")
-                choice[a] = np.sort(order[:n])
-        graph.kept = Kept(choice)
-        return bool(choice)
+            scores = self.scores[x]
+            if scores.ndim == 2 and x in self.blocks:
+                within[x] = self.blocks[x]
+            else:
+                scores = _flat(scores)
+            choice[x] = np.sort(np.argsort(-scores, axis=-1, kind="stable")[..., :n], axis=-1)
+        return Kept(choice, within)
+
+    def skipped(self, counts: Mapping[Axis, int]) -> dict[Axis, str]:
+        """Every free leaf that stays whole, in graph order, and why."""
+        out = {}
+        for x, group in self.groups.items():
+            if x in self.reasons:
+                out[x] = self.reasons[x]
+            elif counts[x] == group.size:
+                out[x] = self.unrounded.get(x) or self._whole(x, group.size)
+        return out
+
+    def _whole(self, x: Axis, size: int) -> str:
+        if self.rounder.low[x] == size:
+            return f"at most {self.options.max_ratio:g} of it and no fewer than {self.options.min_channels} may be left: its size is {size}"
+        if self.own.get(x, 1.0) == 0:
+            return "its ratio is 0"
+        if self.options.budget is not None:
+            return "the budget leaves it whole"
+        if self.options.scope == "local" or x in self.own:
+            return f"{self.own.get(x, self.options.ratio):g} of {size} rounds to none"
+        return "all of it ranks above the threshold"
 
 
-def held_factors(graph: Graph) -> dict[Axis, Axis]:
-    """Free leaves that stay whole because another factor of the same product carries its ratio: leaf -> a carrier."""
-    held: dict[Axis, Axis] = {}
-    carriers: dict[Axis, None] = {}
-    for product in _products(graph):
-        free = [[x for x in leaves(f) if x.reason is None and x.size != 1] for f in product]
-        free = [f for f in free if f]
-        if len(free) < 2:
-            continue
-        ranked = sorted(free, key=lambda f: (not any(x in carriers for x in f), all(x in held for x in f), f[0].role == "group"))
-        chosen = ranked[0]
-        carriers.update(dict.fromkeys(chosen))
-        for f in ranked[1:]:
-            for x in f:
-                if x not in carriers:
-                    held.setdefault(x, chosen[0])
-    return held
+def _flat(scores: Scores) -> Scores:
+    """Scores per index: the mean over blocks."""
+    return scores.mean(axis=0) if scores.ndim == 2 else scores
 
 
-def _products(graph: Graph) -> list[list[Axis]]:
-    """The factor lists of all products in the dimensions of weights, once each."""
-    seen: dict[Axis, list[Axis]] = {}
-
-    def visit(a: Axis) -> None:
-        a = find(a)
-        if a in seen or a.kind == "leaf":
-            return
-        if a.kind == "product":
-            seen[a] = factors(a)
-        for child in factors(a) if a.kind == "product" else a.children:
-            visit(child)
-
-    for weight in graph.weights.values():
-        for a in weight.axes or ():
-            visit(a)
-    return list(seen.values())
+def _last_dropped(scores: Scores, count: int) -> float:
+    """The highest score among the dropped."""
+    return float(np.sort(_flat(scores))[::-1][count]) if count < scores.shape[-1] else float("-inf")

@@ -14,12 +14,13 @@ __all__ = ["Group", "Member", "Slot", "groups_of", "slots_of"]
 @dataclass(frozen=True, slots=True)
 class Slot:
     """Where a leaf stands in a dimension: ``offset`` of the first element, ``stride`` between its indices, and ``blocks``,
-    the (count, stride) of the outer repetitions."""
+    the (count, stride) of each axis of ``around``, which it repeats over."""
 
     leaf: Axis
     offset: int
     stride: int
     blocks: tuple[tuple[int, int], ...] = ()
+    around: tuple[Axis, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +61,21 @@ class Group:
         return self.axis.role
 
 
-def slots_of(axis: Axis, stride: int = 1, offset: int = 0, blocks: tuple[tuple[int, int], ...] = ()) -> list[Slot]:
+def slots_of(
+    axis: Axis, stride: int = 1, offset: int = 0, blocks: tuple[tuple[int, int], ...] = (), around: tuple[Axis, ...] = ()
+) -> list[Slot]:
     """The leaves of a dimension in order, each with where its indices lie."""
     axis = find(axis)
     many = parts(axis)
     if len(many) > 1:
         out = []
         for p in many:
-            out += slots_of(p, stride, offset, blocks)
+            out += slots_of(p, stride, offset, blocks, around)
             offset += stride * probe_of(p.size)
         return out
     many = factors(axis)
     if len(many) == 1:
-        return [Slot(axis, offset, stride, blocks)]
+        return [Slot(axis, offset, stride, blocks, around)]
     out = []
     inner = stride
     strides = []
@@ -81,17 +84,21 @@ def slots_of(axis: Axis, stride: int = 1, offset: int = 0, blocks: tuple[tuple[i
         inner *= probe_of(f.size)
     strides.reverse()
     for i, f in enumerate(many):
-        around = tuple((probe_of(g.size), s) for j, (g, s) in enumerate(zip(many, strides, strict=True)) if j != i)
-        out += slots_of(f, strides[i], offset, (*blocks, *around))
+        others = [j for j in range(len(many)) if j != i]
+        out += slots_of(f, strides[i], offset, (*blocks, *((probe_of(many[j].size), strides[j]) for j in others)),
+                        (*around, *(many[j] for j in others)))
     return out
 
 
 def groups_of(graph: Graph) -> list[Group]:
     """The groups of an analysed graph, in order of first appearance; leaves of size 1 are no groups."""
     found: dict[Axis, Group] = {}
+    slots: dict[Axis, list[Slot]] = {}
     for weight in graph.weights.values():
-        for dim, axis in enumerate(weight.axes or ()):
-            for index, slot in enumerate(slots_of(axis)):
+        for dim, axis in enumerate(map(find, weight.axes or ())):
+            if axis not in slots:
+                slots[axis] = slots_of(axis)
+            for index, slot in enumerate(slots[axis]):
                 if slot.leaf.size == 1 or isinstance(slot.leaf.size, Sym):
                     continue
                 found.setdefault(slot.leaf, Group(slot.leaf)).members.append(Member(weight, dim, index, slot))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,27 +11,53 @@ from numpy.typing import NDArray
 from irprune.ir.axis import Axis, factors, find, leaves, parts
 from irprune.ir.size import Size, Sym, probe_of
 
-__all__ = ["Kept"]
+__all__ = ["Indices", "Kept", "Mask", "Table"]
 
 Indices = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Who is present along an axis: ``mask[..., i]`` for index ``i``, one leading dimension for each axis of ``outer`` it depends on."""
+
+    outer: tuple[Axis, ...]
+    mask: Mask
 
 
 class Kept:
     """A choice: for some leaves, the kept indices, ascending. The other leaves are whole.
 
-    An index array of two dimensions is a choice per block: row ``h`` holds what is kept within index ``h`` of the leaf ``within[leaf]``,
-    which is an outer factor wherever the leaf stands.
+    An index array of two dimensions is a choice per block: row ``h`` holds what is kept within index ``h`` of the leaf
+    ``within[leaf]``, which stands beside the leaf wherever the leaf stands. Raises ValueError for indices that are out of
+    range, not ascending or none.
     """
 
     def __init__(self, choice: Mapping[Axis, Sequence[int] | Indices], within: Mapping[Axis, Axis] | None = None) -> None:
         self.choice: dict[Axis, Indices] = {find(a): np.asarray(k, dtype=np.int64) for a, k in choice.items()}
         self.within = {find(a): find(b) for a, b in (within or {}).items()}
+        for leaf, indices in self.choice.items():
+            self._check(leaf, indices)
         self._sizes: dict[Axis, Size] = {}
         self._kept: dict[Axis, Indices] = {}
+        self._tables: dict[Axis, Table] = {}
+        self._changes: dict[Axis, bool] = {}
+
+    def _check(self, leaf: Axis, indices: Indices) -> None:
+        if leaf.kind != "leaf" or isinstance(leaf.size, Sym):
+            raise ValueError(f"{leaf!r} is no leaf of a known size")
+        if indices.ndim not in (1, 2) or indices.shape[-1] == 0:
+            raise ValueError(f"{leaf!r}: at least one index is kept, in one row or one row per block")
+        if indices.min() < 0 or indices.max() >= leaf.size or (np.diff(indices, axis=-1) <= 0).any():
+            raise ValueError(f"{leaf!r}: kept indices are ascending and below {leaf.size}")
+        if indices.ndim == 2 and (leaf not in self.within or self.within[leaf].size != len(indices)):
+            raise ValueError(f"{leaf!r}: a choice per block has one row for each index of the axis it is within")
 
     def changes(self, axis: Axis) -> bool:
         """Whether any index of ``axis`` is dropped."""
-        return any(x in self.choice and self.choice[x].shape[-1] != x.size for x in leaves(axis))
+        if axis not in self._changes:
+            self._changes[axis] = any(x in self.choice and self.choice[x].shape[-1] != x.size for x in leaves(axis))
+        return self._changes[axis]
 
     def size(self, axis: Axis) -> Size:
         """How many indices of ``axis`` are kept."""
@@ -51,38 +78,70 @@ class Kept:
         return self._sizes[a]
 
     def kept(self, axis: Axis) -> Indices:
-        """The kept indices of ``axis`` in terms of the original, ascending. Raises ValueError for a symbolic size."""
+        """The kept indices of ``axis`` in terms of the original, ascending.
+
+        Raises ValueError for a symbolic size, and for an axis chosen per block that stands without its outer axis.
+        """
         a = find(axis)
         if a not in self._kept:
-            self._kept[a] = self._compute(a)
+            if isinstance(a.size, Sym):
+                raise ValueError(f"an axis of dynamic size {a.size} has no index list")
+            table = self.table(a)
+            if table.outer:
+                raise ValueError(f"{a!r}, chosen per block, stands without its outer axis")
+            self._kept[a] = np.flatnonzero(table.mask)
         return self._kept[a]
 
-    def _compute(self, a: Axis) -> Indices:
+    def table(self, axis: Axis) -> Table:
+        """Who is present along ``axis``, as far as it depends on axes that do not stand in it. Raises ValueError for a symbolic size."""
+        a = find(axis)
+        if a not in self._tables:
+            if len(ps := parts(a)) > 1:
+                self._tables[a] = _joined([self.table(p) for p in ps])
+            elif len(fs := factors(a)) > 1:
+                self._tables[a] = _crossed(fs, [self.table(f) for f in fs])
+            else:
+                self._tables[a] = self._leaf(a)
+        return self._tables[a]
+
+    def _leaf(self, a: Axis) -> Table:
         if isinstance(a.size, Sym):
             raise ValueError(f"an axis of dynamic size {a.size} has no index list")
-        if not self.changes(a):
-            return np.arange(a.size)
-        if len(ps := parts(a)) > 1:
-            offsets = np.cumsum([0] + [probe_of(p.size) for p in ps[:-1]])
-            return np.concatenate([self.kept(p) + o for p, o in zip(ps, offsets, strict=True)])
-        if len(fs := factors(a)) > 1:
-            return self._product(fs)
-        kept = self.choice[a]
-        if kept.ndim != 1:
-            raise ValueError("an axis chosen per block stands without its outer axis")
-        return kept
+        own = self.choice.get(a)
+        if own is None:
+            return Table((), np.ones(a.size, dtype=bool))
+        mask = np.zeros((*own.shape[:-1], a.size), dtype=bool)
+        np.put_along_axis(mask, own, True, axis=-1)
+        return Table((self.within[a],) if own.ndim == 2 else (), mask)
 
-    def _product(self, fs: list[Axis]) -> Indices:
-        flat = np.zeros(1, dtype=np.int64)
-        seen: dict[Axis, Indices] = {}  # index of each outer factor at every element of `flat`
-        for f in fs:
-            own = self.choice.get(f)
-            if own is not None and own.ndim == 2:
-                inner = own[seen[self.within[f]]]
-            else:
-                inner = np.broadcast_to(self.kept(f), (flat.size, int(self.size(f))))  # type: ignore[arg-type]
-            count = inner.shape[1]
-            seen = {a: np.repeat(v, count) for a, v in seen.items()}
-            seen[f] = inner.reshape(-1)
-            flat = (flat[:, None] * probe_of(f.size) + inner).reshape(-1)
-        return flat
+
+def _joined(tables: list[Table]) -> Table:
+    """The tables of the summands one after the other."""
+    outer = tuple(dict.fromkeys(h for t in tables for h in t.outer))
+    sizes = tuple(probe_of(h.size) for h in outer)
+    rows = []
+    for t in tables:
+        placed = _placed(t.mask, [*map(outer.index, t.outer), len(outer)], len(outer) + 1)
+        rows.append(np.broadcast_to(placed, (*sizes, t.mask.shape[-1])))
+    return Table(outer, np.concatenate(rows, axis=-1))
+
+
+def _crossed(fs: list[Axis], tables: list[Table]) -> Table:
+    """Present where every factor is; an outer axis that is itself a factor is met there."""
+    outer = tuple(h for h in dict.fromkeys(h for t in tables for h in t.outer) if h not in fs)
+    sizes = tuple(probe_of(h.size) for h in outer)
+    rank = len(outer) + len(fs)
+    mask = np.ones((*sizes, *(probe_of(f.size) for f in fs)), dtype=bool)
+    for i, t in enumerate(tables):
+        places = [outer.index(h) if h in outer else len(outer) + fs.index(h) for h in t.outer]
+        mask &= _placed(t.mask, [*places, len(outer) + i], rank)
+    return Table(outer, mask.reshape(*sizes, -1))
+
+
+def _placed(mask: Mask, places: list[int], rank: int) -> Mask:
+    """``mask`` with its dimensions moved to ``places`` among ``rank`` of them, the others of size 1."""
+    order = np.argsort(places)
+    shape = [1] * rank
+    for k in order:
+        shape[places[k]] = mask.shape[k]
+    return mask.transpose(order).reshape(shape)

@@ -1,0 +1,62 @@
+"""Targets from ranks: one threshold over all groups (global), or over those of equal structure (isomorphic)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irprune.ir.axis import Axis
+from irprune.ir.group import Group
+from irprune.ir.size import probe_of
+
+__all__ = ["Ranking", "structure_of"]
+
+Scores = NDArray[np.float64]
+
+
+class Ranking:
+    """All indices of some leaves, least important first; equal scores keep the order of groups and indices.
+
+    An index is ranked by the sorted scores of its leaf, so that the ``k`` least of each leaf go first whatever their places.
+    """
+
+    def __init__(self, scores: Mapping[Axis, Scores], low: Mapping[Axis, int]) -> None:
+        self.leaves = list(scores)
+        self.sizes = [len(s) for s in scores.values()]
+        owner = np.repeat(np.arange(len(self.leaves)), self.sizes)
+        ordered = [np.sort(s) for s in scores.values()]
+        values = np.concatenate(ordered) if ordered else np.zeros(0)
+        # An index may go when enough of its leaf stay: with ascending scores, these are the first `size - low` of each leaf.
+        allowed = [np.arange(n) < n - low[x] for x, n in zip(self.leaves, self.sizes, strict=True)]
+        order = np.argsort(values, kind="stable")
+        self.droppable = owner[order][(np.concatenate(allowed) if allowed else np.zeros(0, dtype=bool))[order]]
+        self.total = int(sum(self.sizes))
+
+    def targets(self, ratio: float) -> dict[Axis, float]:
+        """Exact counts after the ``ratio`` of all indices that rank lowest is dropped, as far as the caps allow."""
+        gone = np.bincount(self.droppable[: round(ratio * self.total)], minlength=len(self.leaves))
+        return {x: float(n - g) for x, n, g in zip(self.leaves, self.sizes, gone, strict=True)}
+
+
+def structure_of(group: Group) -> tuple[object, ...]:
+    """What makes groups comparable: the leaf's size and, for each place, the sizes and dimension of the weight and who reads it.
+
+    Isomorphic Pruning (Fang et al., ECCV 2024) ranks only among sub-structures of the same topology.
+    """
+    places = [
+        (tuple(probe_of(s) for s in m.weight.shape), m.dim, m.slot.stride, tuple(sorted({user.op for user in m.weight.users})))
+        for m in group.members
+    ]
+    return group.size, group.role, tuple(sorted(places))
+
+
+def classes(groups: Sequence[Group], key: Callable[[Group], object]) -> Iterable[list[Group]]:
+    """Groups with equal keys together, in order of first appearance."""
+    found: dict[object, list[Group]] = {}
+    for group in groups:
+        found.setdefault(key(group), []).append(group)
+    return found.values()
+
+

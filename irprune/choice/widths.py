@@ -1,0 +1,185 @@
+"""Widths: how the sizes of dimensions follow from leaves, and which factor of a product carries its ratio.
+
+Halving both the heads and the head size leaves a quarter of their product, so of the free factors of a product one
+carries the ratio and the others are held. A width is then linear in the counts of the leaves that carry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from irprune.errors import IrpruneError
+from irprune.ir.axis import Axis, factors, find, leaves, parts
+from irprune.ir.graph import Graph, Weight
+from irprune.ir.group import slots_of
+from irprune.ir.size import Sym, probe_of
+from irprune.ops.registry import lookup
+
+__all__ = ["PREFER", "Carriers", "Width", "carriers_of", "widths_of"]
+
+PREFER = ("heads", "head_dim", "both", "groups")
+
+
+@dataclass(frozen=True, slots=True)
+class Width:
+    """The size of some dimension: ``fixed + sum(coefficient * count of leaf)``.
+
+    ``matrix`` says that a contraction (convolution, linear map, matrix product) has it, so that its size matters for speed.
+    """
+
+    terms: tuple[tuple[Axis, int], ...]
+    fixed: int
+    matrix: bool
+
+    def at(self, counts: Mapping[Axis, float]) -> float:
+        """The width for ``counts``; leaves without a count are whole."""
+        return self.fixed + sum(c * counts.get(x, probe_of(x.size)) for x, c in self.terms)
+
+
+@dataclass(slots=True)
+class Carriers:
+    """``held`` leaves stay whole, each because the leaf it maps to carries the ratio; ``sharing`` counts how many factors
+    of a product share it (1 but for ``prefer="both"``)."""
+
+    held: dict[Axis, Axis] = field(default_factory=dict)
+    sharing: dict[Axis, int] = field(default_factory=dict)
+
+
+def carriers_of(graph: Graph, eligible: Container[Axis], prefer: str = "heads", asked: Container[Axis] = ()) -> Carriers:
+    """Decide for every product of ``eligible`` leaves which factor carries its ratio.
+
+    ``prefer``: ``heads`` takes the factor that most places share, the outermost of equals (key/value heads under grouped
+    queries), ``head_dim`` the innermost, ``both`` lets all share, ``groups`` takes the groups of convolutions and norms,
+    which are otherwise held. ``asked`` leaves go first. Raises IrpruneError for another ``prefer``.
+    """
+    if prefer not in PREFER:
+        raise IrpruneError(f"prefer is {prefer!r}", "", "one of " + ", ".join(PREFER))
+    out = Carriers()
+    products = _products(graph, eligible)
+    covered: dict[Axis, int] = {}
+    for units, places in products:
+        for x in dict.fromkeys(x for unit in units for x in unit):
+            covered[x] = covered.get(x, 0) + places
+    counts_groups = {x: x.role == "group" for x in covered}
+    for x in _alone(graph):
+        counts_groups[x] = False  # a width of its own, such as the channels of a depthwise convolution
+    chosen: dict[Axis, None] = {}
+
+    def rank(at: tuple[int, list[Axis]]) -> tuple[float, ...]:
+        position, unit = at
+        groups = all(counts_groups[x] for x in unit)
+        return (
+            not any(x in asked for x in unit),
+            all(x in out.held for x in unit),
+            groups != (prefer == "groups"),
+            not any(x in chosen for x in unit),
+            *((-position,) if prefer == "head_dim" else (-max(covered[x] for x in unit), position)),
+        )
+
+    for units, _places in sorted(products, key=lambda p: -max(covered[x] for unit in p[0] for x in unit)):
+        ranked = [unit for _, unit in sorted(enumerate(units), key=rank)]
+        if prefer == "both":
+            sharing = [u for u in ranked if not all(counts_groups[x] for x in u)] or ranked[:1]
+            for x in (x for unit in sharing for x in unit):
+                out.sharing[x] = max(out.sharing.get(x, 1), len(sharing))
+        else:
+            sharing = ranked[:1]
+        chosen.update(dict.fromkeys(x for unit in sharing for x in unit))
+        for unit in ranked[len(sharing):]:
+            for x in unit:
+                if x not in chosen:
+                    out.held.setdefault(x, sharing[0][0])
+    return out
+
+
+def _products(graph: Graph, eligible: Container[Axis]) -> list[tuple[list[list[Axis]], int]]:
+    """The products in dimensions of weights with at least two factors that hold eligible leaves, and in how many places each stands."""
+    found: dict[Axis, list[list[Axis]]] = {}
+    places: dict[Axis, int] = {}
+
+    def visit(a: Axis) -> None:
+        a = find(a)
+        if a.kind == "leaf":
+            return
+        many = factors(a) if a.kind == "product" else parts(a)
+        if a.kind == "product":
+            if a not in found:
+                found[a] = [u for f in many if (u := [x for x in dict.fromkeys(leaves(f)) if x in eligible])]
+            places[a] = places.get(a, 0) + 1
+        for child in many:
+            visit(child)
+
+    for weight in graph.weights.values():
+        for a in weight.axes or ():
+            visit(a)
+    return [(units, places[a]) for a, units in found.items() if len(units) > 1]
+
+
+def _alone(graph: Graph) -> Iterable[Axis]:
+    """Leaves that somewhere are no factor of a product."""
+    for weight in graph.weights.values():
+        for a in weight.axes or ():
+            for slot in slots_of(a):
+                if not slot.around:
+                    yield slot.leaf
+
+
+def widths_of(graph: Graph, carrying: Container[Axis]) -> list[Width]:
+    """The widths of all dimensions of weights that depend on ``carrying`` leaves, each once, in graph order.
+
+    A dimension where two factors of a product carry is left out: it is not linear.
+    """
+    found: dict[tuple[tuple[tuple[Axis, int], ...], int], bool] = {}
+    for weight in graph.weights.values():
+        matrix = _contracted(weight)
+        for a in weight.axes or ():
+            if isinstance(a.size, Sym) or (form := _form(a, carrying)) is None:
+                continue
+            terms, fixed = form
+            if any(x in carrying for x in terms):
+                key = (tuple(terms.items()), fixed)
+                found[key] = found.get(key, False) or matrix
+    return [Width(terms, fixed, matrix) for (terms, fixed), matrix in found.items()]
+
+
+def _contracted(weight: Weight) -> bool:
+    if weight.rank < 2:
+        return False
+    return any((entry := lookup(node)) is not None and entry.macs is not None for node in weight.users)
+
+
+def _form(a: Axis, carrying: Container[Axis]) -> tuple[dict[Axis, int], int] | None:
+    """``a`` as a linear form: leaf -> coefficient, and what does not change. None where it is not linear.
+
+    A free index of its own in a sum (a leaf of size 1) is kept as a term: it never shrinks, but its neighbours make up for it.
+    """
+    a = find(a)
+    many = parts(a)
+    if len(many) > 1:
+        terms: dict[Axis, int] = {}
+        fixed = 0
+        for p in many:
+            form = _form(p, carrying)
+            if form is None:
+                return None
+            fixed += form[1]
+            for x, c in form[0].items():
+                terms[x] = terms.get(x, 0) + c
+        return terms, fixed
+    many = factors(a)
+    if len(many) == 1:
+        if a in carrying or (a.size == 1 and a.reason is None):
+            return {a: 1}, 0
+        return {}, probe_of(a.size)
+    open_ = [f for f in many if any(x in carrying for x in leaves(f))]
+    if len(open_) > 1:
+        return None
+    scale = 1
+    for f in many:
+        if f not in open_:
+            scale *= probe_of(f.size)
+    if not open_:
+        return {}, scale
+    form = _form(open_[0], carrying)
+    return None if form is None else ({x: c * scale for x, c in form[0].items()}, form[1] * scale)

@@ -1,0 +1,291 @@
+"""Cost as a polynomial: parameters, bytes, multiply-accumulates and activation memory are sums of products of axis sizes.
+
+So the cost of any choice is known exactly without running or cutting anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from irprune.ir.axis import Axis, factors, find, leaves, parts
+from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.kept import Kept
+from irprune.ir.size import Size, Sym
+from irprune.ops.registry import lookup
+
+__all__ = ["MEASURES", "Cost", "Costs", "Polynomial", "cost", "item_bytes", "size_under"]
+
+MEASURES = ("macs", "params", "bytes", "activation")
+_ITEM = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "f8e4m3fn": 1, "f8e5m2": 1, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1,
+         "u16": 2, "u32": 4, "u64": 8, "bool": 1, "c64": 8, "c128": 16}
+_VIEWS = ("shape", "cut")  # families whose results are views of their first operand
+
+Counts = Mapping[Axis, int]
+
+
+def item_bytes(dtype: str) -> int:
+    """Bytes of one element of ``dtype``; 4 where the type is not known."""
+    return _ITEM.get(dtype, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a graph costs: ``macs`` of one call, ``params`` counted once where tied, ``bytes`` of all stored arrays, and ``activation``,
+    the bytes of the values that are alive at the same time at the worst moment."""
+
+    macs: int
+    params: int
+    bytes: int
+    activation: int
+
+    def __getitem__(self, measure: str) -> int:
+        return int(getattr(self, measure))
+
+    def as_dict(self) -> dict[str, int]:
+        """The measures by name."""
+        return asdict(self)
+
+
+def size_under(axis: Axis, counts: Counts, symbols: Mapping[str, int], memo: dict[Axis, int]) -> int:
+    """The size of ``axis`` when its leaves have ``counts`` indices (whole where there is none) and symbols their values (1 where none)."""
+    a = find(axis)
+    if a in memo:
+        return memo[a]
+    if len(ps := parts(a)) > 1:
+        out = sum(size_under(p, counts, symbols, memo) for p in ps)
+    elif len(fs := factors(a)) > 1:
+        out = 1
+        for f in fs:
+            out *= size_under(f, counts, symbols, memo)
+    else:
+        out = counts[a] if a in counts else number(a.size, symbols)
+    memo[a] = out
+    return out
+
+
+def number(size: Size, symbols: Mapping[str, int]) -> int:
+    """``size`` with the symbols' values put in; a symbol without one counts as 1."""
+    if not isinstance(size, Sym):
+        return size
+    names: dict[str, Any] = _Ones(symbols)
+    return int(eval(size.expr, {"__builtins__": {"min": min, "max": max}}, names))
+
+
+class _Ones(dict[str, Any]):
+    def __missing__(self, key: str) -> int:
+        if key in ("min", "max"):
+            raise KeyError(key)
+        return 1
+
+
+class Polynomial:
+    """A sum of products of sizes, each term with the name of what it counts. Equal products are added up."""
+
+    def __init__(self, symbols: Mapping[str, int]) -> None:
+        self.symbols = symbols
+        self.fixed = 0  # what no choice changes
+        self.terms: dict[tuple[Axis, ...], int] = {}
+        self.sources: list[tuple[str, int, tuple[Axis, ...], tuple[Axis, ...]]] = []
+        self.using: dict[Axis, list[tuple[Axis, ...]]] = {}  # leaf -> the products it stands in
+
+    def add(self, axes: Iterable[Axis], scale: int = 1, source: str = "") -> tuple[int, tuple[Axis, ...]]:
+        """Add ``scale`` times the product of the sizes of ``axes``; returns it as (number, sizes that may change)."""
+        every = tuple(axes)
+        memo: dict[Axis, int] = {}
+        open_: list[Axis] = []
+        for a in every:
+            for f in factors(a):
+                if any(x.reason is None and x.size != 1 for x in leaves(f)):
+                    open_.append(f)
+                else:
+                    scale *= size_under(f, {}, self.symbols, memo)
+        product = tuple(sorted(open_, key=lambda a: a.id))
+        if source:
+            self.sources.append((source, scale, product, every))
+        if not product:
+            self.fixed += scale
+        elif product in self.terms:
+            self.terms[product] += scale
+        else:
+            self.terms[product] = scale
+            for leaf in dict.fromkeys(x for a in product for x in leaves(a)):
+                self.using.setdefault(leaf, []).append(product)
+        return scale, product
+
+    def value(self, product: Sequence[Axis], counts: Counts, memo: dict[Axis, int]) -> int:
+        """The product of the sizes."""
+        out = 1
+        for a in product:
+            out *= size_under(a, counts, self.symbols, memo)
+        return out
+
+    def at(self, counts: Counts, memo: dict[Axis, int] | None = None) -> int:
+        """The whole sum."""
+        memo = {} if memo is None else memo
+        return self.fixed + sum(scale * self.value(product, counts, memo) for product, scale in self.terms.items())
+
+    def change(self, leaf: Axis, before: Counts, after: Counts) -> int:
+        """By how much the sum grows from ``before`` to ``after``, which differ in ``leaf`` alone."""
+        old: dict[Axis, int] = {}
+        new: dict[Axis, int] = {}
+        return sum(self.terms[p] * (self.value(p, after, new) - self.value(p, before, old)) for p in self.using.get(leaf, ()))
+
+
+class Costs:
+    """The cost polynomials of an analysed graph.
+
+    ``symbols`` gives sizes known only at run time; by default they are those of the example inputs, and 1 where there are none.
+    """
+
+    def __init__(self, graph: Graph, symbols: Mapping[str, int] | None = None) -> None:
+        self.graph = graph
+        self.symbols = dict(example_symbols(graph) if symbols is None else symbols)
+        self.macs, self.params, self.bytes = (Polynomial(self.symbols) for _ in range(3))
+        for node in graph.nodes:
+            for axes in _products(node):
+                self.macs.add(axes, 1, node.where)
+        for weight in graph.weights.values():
+            axes = weight.axes or ()
+            self.bytes.add(axes, item_bytes(weight.dtype), weight.name)
+            if weight.kind == "parameter":
+                self.params.add(axes, 1, weight.name)
+        self._live = _Liveness(graph, self.symbols)
+
+    def at(self, choice: Kept | Counts) -> Cost:
+        """The cost under ``choice``. Raises ValueError where it changes a frozen axis: that is no cut of this graph."""
+        counts = {a: int(k.shape[-1]) for a, k in choice.choice.items()} if isinstance(choice, Kept) else choice
+        for a, n in counts.items():
+            if a.reason is not None and n != a.size:
+                raise ValueError(f"{a!r} is frozen: {a.reason}")
+        memo: dict[Axis, int] = {}
+        return Cost(self.macs.at(counts, memo), self.params.at(counts, memo), self.bytes.at(counts, memo), self._live.peak(counts, memo)[0])
+
+    def measure(self, name: str, counts: Counts) -> int:
+        """One of the measures."""
+        return self._live.peak(counts, {})[0] if name == "activation" else self._polynomial(name).at(counts)
+
+    def change(self, name: str, leaf: Axis, before: Counts, after: Counts) -> int:
+        """By how much a measure grows when ``leaf`` alone changes."""
+        if name == "activation":
+            return self._live.peak(after, {})[0] - self._live.peak(before, {})[0]
+        return self._polynomial(name).change(leaf, before, after)
+
+    def _polynomial(self, name: str) -> Polynomial:
+        found: Polynomial = getattr(self, name)
+        return found
+
+    def largest(self, name: str, counts: Counts) -> list[tuple[str, int, str]]:
+        """What a measure consists of under ``counts``, largest first: name, amount and what fixes its widest fixed size, if any."""
+        if name == "activation":
+            value = self._live.peak(counts, {})[1]
+            return [(f"the values alive at {value.where}", self._live.peak(counts, {})[0], "")] if value is not None else []
+        polynomial = self._polynomial(name)
+        memo: dict[Axis, int] = {}
+        amounts: dict[str, int] = {}
+        why: dict[str, str] = {}
+        for source, scale, product, axes in polynomial.sources:
+            amounts[source] = amounts.get(source, 0) + scale * polynomial.value(product, counts, memo)
+            frozen = [x for a in axes for x in leaves(a) if x.reason is not None]
+            if frozen:
+                widest = max(frozen, key=lambda x: number(x.size, self.symbols))
+                why.setdefault(source, f"{number(widest.size, self.symbols)} fixed: {widest.reason}")
+        return [(s, n, why.get(s, "")) for s, n in sorted(amounts.items(), key=lambda item: -item[1])]
+
+
+def cost(graph: Graph, kept: Kept | None = None, symbols: Mapping[str, int] | None = None) -> Cost:
+    """What ``graph`` costs under ``kept`` (its own choice by default, whole where it has none). Needs the axes."""
+    chosen = kept if kept is not None else graph.kept
+    return Costs(graph, symbols).at(chosen if chosen is not None else {})
+
+
+def _products(node: Node) -> tuple[tuple[Axis, ...], ...]:
+    entry = lookup(node)
+    found: tuple[Any, ...] = tuple(entry.macs(node)) if entry is not None and entry.macs is not None else ()
+    return (found,) if found and isinstance(found[0], Axis) else found  # one product may come bare
+
+
+def example_symbols(graph: Graph) -> dict[str, int]:
+    """The symbols' values in the example inputs that the capture kept; empty where it kept none."""
+    structure = graph.structure
+    given = list(_tensors((getattr(structure, "args", ()), getattr(structure, "kwargs", {}))))
+    out: dict[str, int] = {}
+    if len(given) == len(graph.inputs):
+        for value, tensor in zip(graph.inputs, given, strict=True):
+            for s, n in zip(value.type.shape or (), tensor.shape, strict=False):
+                if isinstance(s, Sym) and s.expr.isidentifier():
+                    out.setdefault(s.expr, int(n))
+    return out
+
+
+def _tensors(tree: Any) -> Iterator[Any]:
+    """What has a shape in nested tuples, lists, dictionaries and objects with fields, in order."""
+    if hasattr(tree, "shape"):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for x in tree.values():
+            yield from _tensors(x)
+    elif isinstance(tree, (tuple, list)):
+        for x in tree:
+            yield from _tensors(x)
+    elif hasattr(tree, "__dataclass_fields__"):
+        for name in tree.__dataclass_fields__:
+            yield from _tensors(getattr(tree, name))
+
+
+class _Liveness:
+    """Which values are alive when each node runs: from where they are made to where they are last read.
+
+    Nodes run in graph order and nothing is fused; views take no memory of their own but keep what they show alive;
+    inputs are alive until they are last read, outputs from where they are made to the end.
+    """
+
+    def __init__(self, graph: Graph, symbols: Mapping[str, int]) -> None:
+        self.nodes = graph.nodes
+        polynomial = Polynomial(symbols)
+        self.polynomial = polynomial
+        root: dict[Value, Value] = {}
+        born: dict[Value, int] = {}
+        last: dict[Value, int] = {}
+        for value in graph.inputs:
+            born[value] = last[value] = 0
+        for i, node in enumerate(graph.nodes):
+            for v in node.inputs:
+                if v is not None and (owner := root.get(v, v)) in born:
+                    last[owner] = i
+            entry = lookup(node)
+            source = node.inputs[0] if node.inputs else None
+            view = entry is not None and entry.family in _VIEWS and source is not None and not entry.creates
+            for v in node.outputs:
+                owner = root.get(source, source) if view and source is not None else v
+                root[v] = owner
+                if owner is v:
+                    born[v] = last[v] = i
+        for v in graph.outputs:
+            if (owner := root.get(v, v)) in born:
+                last[owner] = len(graph.nodes)
+        self.spans = []
+        for v, start in born.items():
+            if v.type.shape is None or isinstance(v, Weight):
+                continue
+            scale, product = polynomial.add(v.axes or (), item_bytes(v.dtype))
+            self.spans.append((start, last[v], scale, product))
+
+    def peak(self, counts: Counts, memo: dict[Axis, int]) -> tuple[int, Node | None]:
+        """The largest sum of bytes alive, and the node at which it is reached."""
+        change = [0] * (len(self.nodes) + 2)
+        products: dict[tuple[Axis, ...], int] = {}
+        for start, end, scale, product in self.spans:
+            if product not in products:
+                products[product] = self.polynomial.value(product, counts, memo)
+            amount = scale * products[product]
+            change[start] += amount
+            change[end + 1] -= amount
+        best = alive = 0
+        where: Node | None = None
+        for i, delta in enumerate(change[: len(self.nodes)]):
+            alive += delta
+            if alive > best:
+                best, where = alive, self.nodes[i]
+        return best, where

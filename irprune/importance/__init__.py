@@ -1,0 +1,78 @@
+"""Criteria: what makes an index of a group important. One file each; a class with ``scores`` joins by ``@criterion(name)``.
+
+``scores(graph, groups, blocks)`` returns for each group's leaf an array of its size, larger is more important, with one
+row per block for leaves that may be chosen per block; groups that it can say nothing about are left out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irprune.errors import IrpruneError
+from irprune.ir.axis import Axis
+from irprune.ir.graph import Graph
+from irprune.ir.group import Group
+
+__all__ = ["CRITERIA", "Importance", "Scores", "criteria", "criterion", "named"]
+
+Scores = NDArray[np.float64]
+
+
+@runtime_checkable
+class Importance(Protocol):
+    """A criterion. Dataclass fields are its options."""
+
+    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+        """Scores of the groups' leaves: of shape (size,), or (size of ``blocks[leaf]``, size) for leaves in ``blocks``."""
+
+
+CRITERIA: dict[str, Callable[..., Importance]] = {}
+_LOADED: list[str] = []
+C = TypeVar("C", bound=Callable[..., Importance])
+
+
+def criterion(name: str) -> Callable[[C], C]:
+    """Register a criterion under ``name``; raises ValueError where the name is taken."""
+
+    def register(made: C) -> C:
+        if name in CRITERIA:
+            raise ValueError(f"criterion {name!r} is declared twice")
+        CRITERIA[name] = made
+        return made
+
+    return register
+
+
+def criteria() -> dict[str, Callable[..., Importance]]:
+    """All criteria by name; imports the files of this folder on first use."""
+    if not _LOADED:
+        _LOADED.append("done")
+        for info in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
+            importlib.import_module(f"{__name__}.{info.name}")
+    return CRITERIA
+
+
+def named(importance: str | Importance, **options: Any) -> Importance:
+    """The criterion called ``importance`` with those of ``options`` that it has; a criterion object is returned as it is.
+
+    Raises IrpruneError for a name that there is none of, and for an option given (not None) that the criterion lacks.
+    """
+    if not isinstance(importance, str):
+        return importance
+    known = criteria()
+    if importance not in known:
+        raise IrpruneError(f"no criterion is called {importance!r}", "importance", "one of " + ", ".join(sorted(known)))
+    made = known[importance]
+    has = sorted(f.name for f in fields(made))  # type: ignore[arg-type]
+    given = {k: v for k, v in options.items() if v is not None}
+    for option in given:
+        if option not in has:
+            raise IrpruneError(f"criterion {importance!r} has no option {option!r}", "importance", f"it has {', '.join(has) or 'none'}")
+    return made(**given)

@@ -1,0 +1,59 @@
+"""magnitude: the norm of all weights that belong to an index.
+
+Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017 (L1 of filters); over all coupled places as in Fang et al.,
+"DepGraph: Towards Any Structural Pruning", CVPR 2023.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from irprune.errors import IrpruneError
+from irprune.importance import Scores, criterion
+from irprune.importance.places import gather, places, reduce, reduction
+from irprune.importance.profile import profile
+from irprune.ir.axis import Axis
+from irprune.ir.graph import Graph
+from irprune.ir.group import Group
+
+__all__ = ["Magnitude"]
+
+
+@criterion("magnitude")
+@dataclass(frozen=True)
+class Magnitude:
+    """The ``p``-norm (1, 2 or inf) of each index, the p-th powers of its places joined by ``reduce`` (sum, mean, max, prod).
+
+    With ``reduce="sum"`` it is the norm of everything that an index of the group owns. Biases count with ``biases=True``.
+    Raises IrpruneError for weights without values, and for NaN or infinite ones.
+    """
+
+    p: float = 2.0
+    reduce: str = "mean"
+    biases: bool = False
+
+    def __post_init__(self) -> None:
+        if self.p not in (1, 2, float("inf")):
+            raise IrpruneError(f"the norm p is {self.p!r}", "importance 'magnitude'", "p is 1, 2 or inf")
+        reduction(self.reduce)
+
+    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+        """See ``irprune.importance``."""
+        found = places(graph, groups, self.biases)
+        wanted: dict[str, dict[int, None]] = {}
+        for members in found.values():
+            for m in members:
+                wanted.setdefault(m.weight.name, {})[m.dim] = None
+        along = {
+            name: profile(graph.weights[name].load(), sorted(dims), float(self.p), f"weight {name!r}") for name, dims in wanted.items()
+        }
+        join = np.max if self.p == float("inf") else np.sum
+        out = {}
+        for leaf, members in found.items():
+            rows = [gather(along[m.weight.name][m.dim], m.slot, blocks.get(leaf), join) for m in members]
+            total = reduce(rows, self.reduce)
+            out[leaf] = np.sqrt(total) if self.p == 2 else total
+        return out

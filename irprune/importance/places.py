@@ -1,0 +1,88 @@
+"""From weights to groups: which places of a group count, and how an array along a dimension is gathered onto a leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irprune.errors import IrpruneError
+from irprune.ir.axis import Axis
+from irprune.ir.graph import Graph, Weight
+from irprune.ir.group import Group, Member, Slot
+from irprune.ir.size import probe_of
+from irprune.ops.registry import lookup
+
+__all__ = ["REDUCTIONS", "elements", "gather", "is_bias", "is_scale", "places", "reduce", "reduction"]
+
+Scores = NDArray[np.float64]
+REDUCTIONS: dict[str, Callable[..., Any]] = {"sum": np.sum, "mean": np.mean, "max": np.max, "prod": np.prod}
+_AFFINE = ("norm",)
+_CONTRACTING = ("conv", "contraction", "norm", "recurrent")
+
+
+def _read_as(weight: Weight, slot: int, families: tuple[str, ...]) -> bool:
+    """Whether operators of ``families``, and no others, read ``weight`` in operand position ``slot``."""
+    readers = [(lookup(node), node) for node in weight.users]
+    return bool(readers) and all(
+        entry is not None and entry.family in families and [i for i, v in enumerate(node.inputs) if v is weight] == [slot]
+        for entry, node in readers
+    )
+
+
+def is_scale(weight: Weight) -> bool:
+    """Whether ``weight`` is the scale of a normalisation."""
+    return _read_as(weight, 1, _AFFINE)
+
+
+def is_bias(weight: Weight) -> bool:
+    """Whether ``weight`` is added along one dimension by a contraction or a normalisation."""
+    return sum(s != 1 for s in weight.shape) <= 1 and _read_as(weight, 2, _CONTRACTING)
+
+
+def places(graph: Graph, groups: Sequence[Group], biases: bool = False) -> dict[Axis, list[Member]]:
+    """For each group the places that its importance is read from: parameters, each place once, without biases unless asked.
+
+    A group that stands only in biases or in arrays that are not trained is read from those. Tied weights are one weight.
+    """
+    counted = {w.name: w.kind == "parameter" and (biases or not is_bias(w)) for w in graph.weights.values()}
+    out = {}
+    for group in groups:
+        real = [m for m in group.members if m.weight.dtype in ("f16", "bf16", "f32", "f64")]
+        chosen = [m for m in real if counted[m.weight.name]] or [m for m in real if m.weight.kind == "parameter"] or real
+        if chosen:
+            out[group.axis] = chosen
+    return out
+
+
+def elements(slot: Slot, within: Axis | None = None) -> NDArray[np.int64]:
+    """Which elements of the dimension belong to each index of the leaf: of shape ([size of ``within``,] size, elements)."""
+    at = slot.offset + slot.stride * np.arange(probe_of(slot.leaf.size))
+    blocks = list(zip(slot.around, slot.blocks, strict=True))
+    if within is not None:
+        own = next(i for i, (h, _) in enumerate(blocks) if h is within)
+        count, stride = blocks.pop(own)[1]
+        at = at[None, :] + stride * np.arange(count)[:, None]
+    shape = at.shape
+    for _, (count, stride) in blocks:
+        at = at[..., None] + stride * np.arange(count)
+    return at.reshape(*shape, -1)
+
+
+def gather(values: Scores, slot: Slot, within: Axis | None = None, how: Callable[..., Any] = np.sum) -> Scores:
+    """Values along a dimension brought onto one leaf of it: of shape (size,), or (size of ``within``, size)."""
+    return np.asarray(how(values[elements(slot, within)], axis=-1), dtype=np.float64)
+
+
+def reduction(name: str) -> Callable[..., Any]:
+    """How the places of a group are put together. Raises IrpruneError for a name that there is none of."""
+    if name not in REDUCTIONS:
+        raise IrpruneError(f"no group reduction is called {name!r}", "importance", "one of " + ", ".join(REDUCTIONS))
+    return REDUCTIONS[name]
+
+
+def reduce(rows: Sequence[Scores], how: str) -> Scores:
+    """The scores of all places of a group as one."""
+    return np.asarray(reduction(how)(np.stack(rows), axis=0), dtype=np.float64)

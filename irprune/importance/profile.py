@@ -1,0 +1,69 @@
+"""Sums of ``|w|`` or ``w**2`` along each dimension of an array: the one pass over the weights that magnitude needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irprune.errors import IrpruneError
+
+__all__ = ["as_numpy", "profile"]
+
+_CHUNK = 1 << 17  # elements worked on at once: half a megabyte stays in cache
+_INF = float("inf")
+
+
+def as_numpy(array: Any, where: str = "") -> NDArray[Any]:
+    """A torch tensor or numpy array as a floating-point numpy array, without a copy where it can be.
+
+    Raises IrpruneError for a tensor without values (``meta`` device).
+    """
+    if not hasattr(array, "detach"):
+        plain: NDArray[Any] = np.asarray(array)
+        return plain if plain.dtype in (np.float32, np.float64) else plain.astype(np.float32)
+    if array.is_meta:
+        raise IrpruneError("a weight has no values: it is on the meta device", where, "load it, or use importance='random' or 'uniform'")
+    array = array.detach().cpu()
+    if str(array.dtype) not in ("torch.float32", "torch.float64"):
+        array = array.float()
+    return np.asarray(array.numpy())
+
+
+def profile(array: Any, dims: Iterable[int], p: float = 2.0, where: str = "") -> dict[int, NDArray[np.float64]]:
+    """For each of ``dims`` the sum of ``|w|**p`` over all other dimensions (``p`` is 1 or 2; the maximum for ``inf``).
+
+    ``array`` (torch or numpy, any shape with at least one dimension) is read once, in chunks, in its own precision
+    (half precisions as float32). Raises IrpruneError where a value is NaN or infinite, naming ``where``.
+    """
+    shape = tuple(array.shape)
+    out: dict[int, NDArray[np.float64]] = {}
+    rows = np.zeros(shape[0], dtype=np.float64)
+    width = int(np.prod(shape[1:], dtype=np.int64))
+    wanted = list(dims)
+    inner = any(d > 0 for d in wanted)
+    rest = np.zeros(width, dtype=np.float64)
+    step = max(1, _CHUNK // max(width, 1))
+    space = np.empty(0, dtype=np.float32)  # one buffer for all chunks: fresh pages would cost more than the arithmetic
+    for at in range(0, shape[0], step):
+        chunk = as_numpy(array[at:at + step], where).reshape(-1, width)
+        if space.dtype != chunk.dtype or space.size < chunk.size:
+            space = np.empty(max(chunk.size, _CHUNK), dtype=chunk.dtype)
+        powers = space[: chunk.size].reshape(chunk.shape)
+        np.square(chunk, out=powers) if p == 2.0 else np.abs(chunk, out=powers)
+        if p == _INF:
+            rows[at:at + step] = powers.max(axis=1, initial=0.0)
+            rest = np.maximum(rest, powers.max(axis=0))
+        else:
+            rows[at:at + step] = powers @ np.ones(width, dtype=powers.dtype)
+            if inner:
+                rest += np.ones(len(powers), dtype=powers.dtype) @ powers
+    if not np.isfinite(rows).all():
+        raise IrpruneError("a weight holds NaN or infinity", where, "repair the model before it is pruned")
+    folded = rest.reshape(shape[1:])
+    for d in wanted:
+        others = tuple(k for k in range(len(shape) - 1) if k != d - 1)
+        out[d] = rows if d == 0 else folded.max(axis=others) if p == _INF else folded.sum(axis=others)
+    return out
