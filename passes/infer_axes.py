@@ -58,9 +58,12 @@ def infer(axes: Axes, node: Node, constant: bool) -> None:
 
 
 def constants(graph: Graph) -> set[Node]:
-    """Nodes computed from buffers, constants and sizes alone: no graph input, no parameter, no symbolic size."""
+    """Nodes computed from buffers, constants and sizes alone: no graph input, no parameter, no symbolic size, nothing drawn at random."""
     known: set[Node] = set()
     for node in graph.nodes:
+        entry = lookup(node)
+        if entry is not None and entry.random:
+            continue
         fixed = all(
             v is None or (v.producer in known if v.producer is not None else isinstance(v, Weight) and v.kind != "parameter")
             for v in node.inputs
