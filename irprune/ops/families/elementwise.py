@@ -51,8 +51,8 @@ _INT = Arg((2, 6, 5), "i64", 0, 8)
 _ALIASES = {
     "neg": ["negative"], "abs": ["absolute"], "trunc": ["fix"], "exp2": ["special_exp2"], "expm1": ["special_expm1"],
     "log1p": ["special_log1p"], "asin": ["arcsin"], "acos": ["arccos"], "atan": ["arctan"], "asinh": ["arcsinh"], "acosh": ["arccosh"],
-    "atanh": ["arctanh"], "sinc": ["special_sinc"], "erf": ["special_erf"], "erfc": ["special_erfc"], "erfinv": ["special_erfinv"], "lgamma": ["special_gammaln"],
-    "digamma": ["special_digamma", "special_psi"], "i0": ["special_i0"], "logit": ["special_logit"],
+    "atanh": ["arctanh"], "sinc": ["special_sinc"], "erf": ["special_erf"], "erfc": ["special_erfc"], "erfinv": ["special_erfinv"],
+    "lgamma": ["special_gammaln"], "digamma": ["special_digamma", "special_psi"], "i0": ["special_i0"], "logit": ["special_logit"],
 }
 _ONNX = {
     "neg", "abs", "sign", "ceil", "floor", "sqrt", "reciprocal", "exp", "log", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh",
