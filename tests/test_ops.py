@@ -33,6 +33,9 @@ UNSAMPLED = {  # spellings that no sample can run, and why
     "transformers.grouped_mm_fallback.default": "registered by transformers alone",
     "torchvision.deform_conv2d.default": "registered by torchvision alone",
     "aten._grouped_mm.default": "takes no float64",
+    "aten._scaled_dot_product_flash_attention.default": "runs on a GPU alone",
+    "aten._scaled_dot_product_efficient_attention.default": "runs on a GPU alone",
+    "aten._scaled_dot_product_cudnn_attention.default": "runs on a GPU alone",
 }
 
 

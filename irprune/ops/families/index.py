@@ -6,7 +6,7 @@ into the runs, and the list is rewritten after the choice.
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,7 +51,7 @@ def _pick(axes: Axes, a: Axis, value: Value) -> Axis | None:
     runs = [(int(r[0]), int(r[-1]) + 1) for r in np.split(chosen, breaks)]
     edges = sorted({0, a.size, *(e for run in runs for e in run)})
     axes.freeze(axes.of(value)[0], "a list of indices")
-    pieces = dict(zip(edges, axes.cut(a, [hi - lo for lo, hi in zip(edges, edges[1:], strict=False)]), strict=False))
+    pieces = dict(zip(edges, axes.cut(a, [hi - lo for lo, hi in pairwise(edges)]), strict=False))
     return axes.sum(pieces[e] for first, last in runs for e in edges if first <= e < last)
 
 
@@ -90,7 +90,8 @@ def _index_select_resize(node: Node, cut: Cut) -> None:
 _ROWS = Arg((9, 6))
 _LIST = Arg((5,), "i64", values=(4, 5, 6, 0, 1))
 op("index_select", _index_select, resize=_index_select_resize, aten=("index_select.default",),
-   samples=(Sample((_ROWS, Arg((5,), "i64", 0, 9)), {"dim": 0}, free=2), Sample((Arg((2, 9, 3)), Arg((4,), "i64", 0, 9)), {"dim": -2}, free=3),
+   samples=(Sample((_ROWS, Arg((5,), "i64", 0, 9)), {"dim": 0}, free=2),
+            Sample((Arg((2, 9, 3)), Arg((4,), "i64", 0, 9)), {"dim": -2}, free=3),
             Sample((_ROWS, _LIST), {"dim": 0}, free=5), Sample((_ROWS, Arg((3,), "i32", values=(5, 4, 5))), {"dim": -1}, free=2)))
 
 
@@ -113,7 +114,8 @@ def _embedding_bag(axes: Axes, node: Node) -> None:
 
 
 _ID = Arg((2, 5), "i64", 0, 9)
-op("embedding", _embedding, aten=("embedding.default",), samples=(Sample((_ROWS, _ID), free=3), Sample((_ROWS, Arg((), "i64", 0, 9)), {"padding_idx": 3}, free=1)))
+op("embedding", _embedding, aten=("embedding.default",), samples=(Sample((_ROWS, _ID), free=3),
+                                                                  Sample((_ROWS, Arg((), "i64", 0, 9)), {"padding_idx": 3}, free=1)))
 _BAG = {"scale_grad_by_freq": False, "sparse": False, "include_last_offset": False}
 _BAGS = (_ROWS, Arg((7,), "i64", 0, 9), Arg((3,), "i64", values=(0, 2, 5)))
 op("embedding_bag", _embedding_bag, aten=("embedding_bag.default", "embedding_bag.padding_idx"),
@@ -235,10 +237,12 @@ def _take(axes: Axes, node: Node) -> None:
 
 
 op("gather", _gather, aten=("gather.default",),
-   samples=(Sample((Arg((2, 9, 6)), Arg((2, 5, 6), "i64", 0, 9)), {"dim": 1}, free=3), Sample((Arg((2, 9)), Arg((2, 4), "i64", 0, 9)), {"dim": -1}, free=2),
+   samples=(Sample((Arg((2, 9, 6)), Arg((2, 5, 6), "i64", 0, 9)), {"dim": 1}, free=3),
+            Sample((Arg((2, 9)), Arg((2, 4), "i64", 0, 9)), {"dim": -1}, free=2),
             Sample((Arg((4, 9)), Arg((2, 5), "i64", 0, 9)), {"dim": 1}, free=1)))
 op("take_along_dim", _take_along_dim, aten=("take_along_dim.default",),
-   samples=(Sample((Arg((2, 9, 6)), Arg((2, 5, 1), "i64", 0, 9)), {"dim": 1}, free=3), Sample((Arg((2, 9)), Arg((3,), "i64", 0, 9)), {"dim": None}, free=0)))
+   samples=(Sample((Arg((2, 9, 6)), Arg((2, 5, 1), "i64", 0, 9)), {"dim": 1}, free=3),
+            Sample((Arg((2, 9)), Arg((3,), "i64", 0, 9)), {"dim": None}, free=0)))
 op("take", _take, aten=("take.default",), samples=(Sample((Arg((4, 6)), Arg((2, 5), "i64", 0, 24)), free=2),))
 
 # -- positions as values ---------------------------------------------------------------------------------------------

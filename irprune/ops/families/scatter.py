@@ -29,14 +29,17 @@ _OWN, _INDEX, _SOURCE = Arg((9, 6)), Arg((5, 6), "i64", 0, 9), Arg((5, 6))
 _ONCE = Arg((4, 6), "i64", values=tuple(k for k in (3, 0, 7, 5) for _ in range(6)))  # no place twice: the order of writing is not defined
 op("scatter", _scatter, aten=("scatter.src", "scatter.value", "scatter.reduce", "scatter.value_reduce"),
    samples=(Sample((_OWN, _ONCE, Arg((4, 6))), {"dim": 0}, free=1, target="aten.scatter.src"),
-            Sample((Arg((4, 9)), Arg((2, 3), "i64", values=(1, 2, 3, 4, 5, 6)), Arg((4, 3))), {"dim": -1}, free=0, target="aten.scatter.src"),
+            Sample((Arg((4, 9)), Arg((2, 3), "i64", values=(1, 2, 3, 4, 5, 6)), Arg((4, 3))), {"dim": -1}, free=0,
+                   target="aten.scatter.src"),
             Sample((_OWN, _INDEX), {"dim": 0, "value": 0.5}, free=1, target="aten.scatter.value"),
             Sample((_OWN, _INDEX, _SOURCE), {"dim": 0, "reduce": "add"}, free=1, target="aten.scatter.reduce"),
             Sample((_OWN, _INDEX), {"dim": 0, "value": 2.0, "reduce": "multiply"}, free=1, target="aten.scatter.value_reduce")))
 op("scatter_add", _scatter, aten=("scatter_add.default",),
-   samples=(Sample((_OWN, _INDEX, _SOURCE), {"dim": 0}, free=1), Sample((Arg((2, 9, 6)), Arg((2, 5, 6), "i64", 0, 9), Arg((2, 5, 6))), {"dim": 1}, free=2)))
+   samples=(Sample((_OWN, _INDEX, _SOURCE), {"dim": 0}, free=1),
+            Sample((Arg((2, 9, 6)), Arg((2, 5, 6), "i64", 0, 9), Arg((2, 5, 6))), {"dim": 1}, free=2)))
 op("scatter_reduce", _scatter, aten=("scatter_reduce.two",),
-   samples=tuple(Sample((_OWN, _INDEX, _SOURCE), {"dim": 0, "reduce": r, "include_self": False}, free=1) for r in ("sum", "mean", "amax", "prod")))
+   samples=tuple(Sample((_OWN, _INDEX, _SOURCE), {"dim": 0, "reduce": r, "include_self": False}, free=1)
+                 for r in ("sum", "mean", "amax", "prod")))
 
 
 def _index_add(axes: Axes, node: Node) -> None:
@@ -56,7 +59,8 @@ _LIST = Arg((4,), "i64", values=(3, 0, 7, 5))
 _DIM = {"dim": 0}
 op("index_add", _index_add, aten=("index_add.default",), samples=(Sample((_OWN, _LIST, Arg((4, 6))), {**_DIM, "alpha": 2.0}, free=1),))
 op("index_copy", _index_add, aten=("index_copy.default",), samples=(Sample((_OWN, _LIST, Arg((4, 6))), _DIM, free=1),))
-op("index_reduce", _index_add, aten=("index_reduce.default",), samples=(Sample((_OWN, _LIST, Arg((4, 6))), {**_DIM, "reduce": "prod"}, free=1),))
+op("index_reduce", _index_add, aten=("index_reduce.default",),
+   samples=(Sample((_OWN, _LIST, Arg((4, 6))), {**_DIM, "reduce": "prod"}, free=1),))
 op("index_fill", _index_add, aten=("index_fill.int_Scalar", "index_fill.int_Tensor"),
    samples=(Sample((Arg((6, 9)), _LIST), {"dim": -1, "value": 2.0}, free=1, target="aten.index_fill.int_Scalar"),
             Sample((_OWN, _LIST, Arg(())), _DIM, free=1, target="aten.index_fill.int_Tensor")))
@@ -80,7 +84,8 @@ def _index_put(axes: Axes, node: Node) -> None:
 
 _LISTS = (Arg((4,), "i64", values=(3, 0, 7, 5)),)
 op("index_put", _index_put, aten=("index_put.default", "_unsafe_index_put.default"),
-   samples=(Sample((_OWN, _LISTS, Arg((4, 6))), {"accumulate": True}, free=1), Sample((Arg((2, 9, 6)), (None, *_LISTS), Arg((4, 1))), free=2),
+   samples=(Sample((_OWN, _LISTS, Arg((4, 6))), {"accumulate": True}, free=1),
+            Sample((Arg((2, 9, 6)), (None, *_LISTS), Arg((4, 1))), free=2),
             Sample((Arg((2, 9, 6)), (None, *_LISTS), Arg((6,))), free=2),
             Sample((Arg((2, 3, 6)), (Arg((2, 3), "bool", values=(1, 0, 1, 1, 0, 0)),), Arg((6,))), free=1),
             Sample((Arg((5, 2, 3)), (None, Arg((2, 3), "bool", values=(1, 0, 1, 1, 0, 0))), Arg(())), free=1)))
