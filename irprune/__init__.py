@@ -1,0 +1,30 @@
+"""irprune: a compiler that makes neural networks smaller.
+
+``irprune.prune(model, args)`` drops coupled channels of a PyTorch or ONNX model and proves the result. Importing this
+module imports neither torch nor onnx; its names are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from irprune.api import Options, Pruned, apply_plan, capture, groups, prune
+    from irprune.errors import CheckFailed, IrpruneError
+
+__all__ = ["CheckFailed", "IrpruneError", "Options", "Pruned", "apply_plan", "capture", "groups", "prune"]
+
+_AT = {"CheckFailed": "irprune.errors", "IrpruneError": "irprune.errors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'irprune' has no attribute {name!r}")
+    value = getattr(import_module(_AT.get(name, "irprune.api")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

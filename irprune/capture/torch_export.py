@@ -39,6 +39,7 @@ from irprune.capture.build import (
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Value, Weight
 from irprune.ops.registry import spelling
+from irprune.quiet import quiet
 
 __all__ = ["Entry", "Structure", "export", "from_exported"]
 
@@ -51,8 +52,7 @@ def export(
 ) -> ExportedProgram:
     """``torch.export`` of ``model`` in eval mode; FX tracing is tried where it is refused. Raises IrpruneError with what both said."""
     kwargs = dict(kwargs or {})
-    with evaluating(model), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice about the user's code that export gives and the capture does not need
+    with evaluating(model), quiet():  # advice about the user's code, and graphs printed beside a refusal
         open_dataclasses((args, kwargs))
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import linecache
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +15,7 @@ from irprune.emit.source import Source, write
 from irprune.ir.graph import Graph
 from irprune.validate.interpret import as_tensor
 
-__all__ = ["build", "emit_module", "source_of"]
+__all__ = ["build", "emit_module", "revived", "source_of"]
 
 
 @lru_cache(maxsize=64)
@@ -51,10 +51,6 @@ def source_of(module: nn.Module) -> str:
 
 def build(source: Source, borrowed: Iterable[torch.Tensor] = ()) -> nn.Module:
     """The module of ``source`` in eval mode; what lies in the storage of a ``borrowed`` tensor is copied, as is every numpy array."""
-    space = _namespace(source.text)
-    space.update(source.classes)
-    with torch.device("meta"):
-        module: nn.Module = space["Model"]()
     theirs = {t.untyped_storage().data_ptr() for t in borrowed}
     held: dict[str, torch.Tensor] = {}
     for name, tensor in source.tensors.items():
@@ -62,7 +58,16 @@ def build(source: Source, borrowed: Iterable[torch.Tensor] = ()) -> nn.Module:
         array = as_tensor(loaded)
         own = isinstance(loaded, torch.Tensor) and array.untyped_storage().data_ptr() not in theirs
         held[name] = array.contiguous() if own else array.clone(memory_format=torch.contiguous_format)
-    space["fill"](module, held)
+    return revived(source.text, held, source.classes)
+
+
+def revived(text: str, tensors: Mapping[str, torch.Tensor], classes: Mapping[str, Any] | None = None) -> nn.Module:
+    """The module of an emitted source, holding ``tensors`` themselves; ``classes`` are the user's classes that the text names."""
+    space = _namespace(text)
+    space.update(classes or {})
+    with torch.device("meta"):
+        module: nn.Module = space["Model"]()
+    space["fill"](module, tensors)
     return module.eval()
 
 

@@ -1,0 +1,81 @@
+"""Writing aside and renaming: a file or a folder appears whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from irprune.errors import IrpruneError
+
+__all__ = ["aside", "replace_folder"]
+
+
+@contextlib.contextmanager
+def aside(path: str | Path) -> Iterator[Path]:
+    """A draft folder next to ``path``; what lies in it afterwards moves there, ``path`` itself last.
+
+    On an error nothing has changed. Raises IrpruneError where the place cannot be written or the disk is full.
+    """
+    path = Path(path)
+    with _draft(path) as draft:
+        yield draft
+        beside = sorted((p for p in draft.iterdir() if p.name != path.name), key=lambda p: p.name)
+        for part in (*beside, draft / path.name):
+            part.replace(path.parent / part.name)
+
+
+@contextlib.contextmanager
+def replace_folder(path: str | Path) -> Iterator[Path]:
+    """A draft folder that takes the place of the folder ``path`` afterwards; on an error nothing has changed.
+
+    Raises IrpruneError where the place cannot be written, the disk is full, or ``path`` is something irprune did not write.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "report.json").exists())):
+        raise IrpruneError("the output exists and is not a folder that irprune wrote", str(path), "name another one, or remove it")
+    with _draft(path) as draft:
+        made, old = draft / "new", draft / "old"
+        made.mkdir()
+        yield made
+        if path.exists():
+            path.replace(old)
+        try:
+            made.replace(path)
+        except OSError:
+            if old.exists():
+                old.replace(path)
+            raise
+
+
+@contextlib.contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` that is gone afterwards; failures to write become one line for the user."""
+    draft: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        yield draft
+    except OSError as failed:
+        raise cannot_write(failed, path) from failed
+    except RuntimeError as failed:  # torch's own writers hide the operating system's error
+        if draft is not None and shutil.disk_usage(draft).free < _ROOM:
+            raise cannot_write(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path) from failed
+        raise
+    finally:
+        if draft is not None:
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+_ROOM = 1 << 20  # a disk with less than this left is full
+
+
+def cannot_write(failed: OSError, path: Path) -> IrpruneError:
+    """What the user is told when a file cannot be written."""
+    if failed.errno == errno.ENOSPC:
+        return IrpruneError("the disk is full", str(path), "make room, or write somewhere else; nothing was left behind")
+    return IrpruneError(f"cannot write: {failed.strerror or failed}", str(path), "check the place and its permissions")

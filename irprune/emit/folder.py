@@ -1,0 +1,105 @@
+"""A pruned model as a folder that loads without irprune.
+
+``model.py`` needs only torch: ``import model; net = model.load()``. Beside it lie ``weights.safetensors``, the program
+``model.pt2``, ``model.onnx``, the plan and the report.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from irprune.emit.aside import replace_folder
+from irprune.emit.module import source_of
+from irprune.errors import IrpruneError
+from irprune.quiet import quiet
+
+if TYPE_CHECKING:
+    from irprune.api import Pruned
+
+__all__ = ["from_folder", "save_folder", "save_module", "save_program"]
+
+_LOADER = '''
+
+def read(path):
+    """The tensors of a safetensors file, by name."""
+    import json
+    import os
+
+    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+             "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
+             "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64}
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        head = json.loads(file.read(size))
+    data = torch.from_file(str(path), size=os.path.getsize(path), dtype=torch.uint8)[8 + size:]
+    out = {}
+    for name, entry in head.items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            out[name] = data[first:last].clone().view(kinds[entry["dtype"]]).reshape(entry["shape"])
+    return out
+
+
+def load(folder=None, device="cpu"):
+    """The model with its weights, in eval mode; ``folder`` is where this file lies unless it says another."""
+    from pathlib import Path
+
+    folder = Path(__file__).parent if folder is None else Path(folder)
+    with torch.device("meta"):
+        model = Model()
+    return fill(model, read(folder / "weights.safetensors")).to(device).eval()
+'''
+
+
+def save_folder(pruned: Pruned, folder: str | Path) -> Path:
+    """Write everything that ``pruned`` is to ``folder``; it appears whole or not at all."""
+    folder = Path(folder)
+    with replace_folder(folder) as draft:
+        save_module(pruned.module, draft)
+        structure = pruned.graph.structure
+        if structure is not None:
+            save_program(pruned.module, structure, draft / "model.pt2")
+        pruned.onnx(draft / "model.onnx")
+        (draft / "plan.json").write_text(pruned.plan.to_json())
+        (draft / "report.json").write_text(pruned.report.to_json())
+        (draft / "report.html").write_text(pruned.report.to_html())
+    return folder
+
+
+def save_module(module: torch.nn.Module, folder: Path) -> None:
+    """``model.py`` and ``weights.safetensors`` of an emitted module."""
+    from safetensors.torch import save_file
+
+    (folder / "model.py").write_text(source_of(module) + _LOADER)
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach().cpu().contiguous()
+    save_file(tensors, str(folder / "weights.safetensors"))
+
+
+def save_program(module: torch.nn.Module, structure: Any, path: Path) -> None:
+    """``module`` as a program of ``torch.export``, with the dynamic shapes of the capture."""
+    with quiet(), torch.no_grad():
+        program = torch.export.export(
+            module, tuple(structure.args), dict(structure.kwargs), dynamic_shapes=structure.dynamic_shapes, strict=False)
+        torch.export.save(program, str(path))
+
+
+def from_folder(folder: str | Path) -> torch.nn.Module:
+    """The module in a folder that ``save`` wrote. Raises IrpruneError where there is none."""
+    from safetensors.torch import load_file
+
+    from irprune.emit.module import revived
+
+    folder = Path(folder)
+    for name in ("model.py", "weights.safetensors"):
+        if not (folder / name).exists():
+            raise IrpruneError(f"no {name} here", str(folder), "give a folder that pruned.save or `irprune prune -o` wrote")
+    text = (folder / "model.py").read_text().removesuffix(_LOADER)
+    return revived(text, load_file(str(folder / "weights.safetensors")))

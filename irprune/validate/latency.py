@@ -1,0 +1,57 @@
+"""Latency: several callables timed in turns, so that a noisy machine is noisy for all of them; medians are compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Timing", "interleaved"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: the median, and the quartiles as its spread."""
+
+    median: float
+    low: float
+    high: float
+    runs: int
+
+    def as_dict(self) -> dict[str, float]:
+        return {"median_s": self.median, "low_s": self.low, "high_s": self.high, "runs": self.runs}
+
+    def __str__(self) -> str:
+        unit, scale = ("ms", 1e3) if self.median >= 1e-3 else ("us", 1e6)
+        return f"{self.median * scale:.3g} {unit} ({self.low * scale:.3g} to {self.high * scale:.3g})"
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], Any]],
+    seconds: float = 1.0,
+    least: int = 5,
+    most: int = 200,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time ``calls`` in turns for about ``seconds`` each, after one warm-up; at least ``least`` and at most ``most`` rounds."""
+    for call in calls.values():
+        call()
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    began = clock()
+    for turn in range(most):
+        if turn >= least and clock() - began > seconds * len(calls):
+            break
+        for name, call in calls.items():
+            start = clock()
+            call()
+            taken[name].append(clock() - start)
+    return {name: _summary(times) for name, times in taken.items()}
+
+
+def _summary(times: Sequence[float]) -> Timing:
+    if len(times) < 2:
+        return Timing(times[0], times[0], times[0], len(times))
+    low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
+    return Timing(middle, low, high, len(times))

@@ -1,0 +1,15 @@
+"""The tolerances of all checks, in one place, each with its reason. Errors are relative to an output's largest magnitude."""
+
+from __future__ import annotations
+
+__all__ = ["FLOAT32", "FLOAT64", "PARITY"]
+
+# A cut model sums fewer terms in another order than the silenced original: float32 differs by 1e-7 to 1e-5 on networks of
+# usual depth. A wrong index differs by 1e-2 and more.
+FLOAT32 = 1e-4
+
+# The same sums in float64. What is above this was no rounding.
+FLOAT64 = 1e-9
+
+# Two runtimes with other kernels and fusions for the same float32 model.
+PARITY = 1e-4
