@@ -1,0 +1,176 @@
+"""repair-least-squares: new weights for every layer of the pruned model, so that it gives what the original gave.
+
+Before: ``%y = linear(%x: [n, 16], %w)`` where %x lost half of its channels and %w is what slicing left. After: the same node with
+the %w and bias that bring %y nearest to the original's result on the calibration data.
+
+For each layer in order, ``W' = argmin |Y - X W'|^2 + lambda |W' - W|^2`` with X what the layer reads in the model repaired so far, Y what it
+gave in the original, W the sliced weight (so that few samples change little) and a column of ones for the bias. Convolutions are solved over
+their patches, transposed ones over the input spread out, grouped and depthwise ones group by group. As in OSSCAR (Meng et al. 2024) and GRAIL
+(2025), but for every operator that is linear in a weight. Layers whose weight is used more than once are left as they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from irprune.ir.graph import Graph
+
+if TYPE_CHECKING:
+    import torch
+
+    from irprune.calibration import Calibration
+    from irprune.layers import Layer
+
+__all__ = ["RepairLeastSquares"]
+
+
+@dataclass(frozen=True)
+class RepairLeastSquares:
+    """Refit the layers of a cut graph to the ``original`` on ``calibration``.
+
+    ``ridge`` is lambda relative to the mean diagonal of the Gram matrix; None picks it per layer by what predicts the other half of the
+    calibration data best. ``rows`` bounds the rows (samples × positions) that a layer is fitted on, ``widest`` the number of unknowns per
+    output beyond which a layer is left. ``memory`` bounds the bytes of activations held between layers.
+    """
+
+    original: Graph
+    calibration: Calibration
+    ridge: float | None = None
+    rows: int = 32768
+    widest: int = 6144
+    memory: int = 1 << 30
+    notes: list[str] = field(default_factory=list, compare=False)
+
+    def run(self, graph: Graph) -> bool:
+        from irprune.layers import layer_of
+        from irprune.statistics import Pair
+
+        changed = False
+        self.notes.clear()
+        with Pair(self.original, graph, self.calibration, memory=self.memory) as walk:
+            for node in list(graph.nodes):
+                layer = layer_of(node)
+                if layer is None:
+                    continue
+                why = self._refused(layer, walk)
+                if why:
+                    self.notes.append(f"{layer.weight.name}: {why}")
+                    continue
+                changed = self._refit(layer, walk) or changed
+        return changed
+
+    def _refused(self, layer: Layer, walk: Any) -> str:
+        if layer.shared():
+            return "used more than once: left as it was sliced"
+        if walk.twin(layer.node) is None:
+            return "no counterpart in the original graph: left as it was sliced"
+        if layer.matrix(_shape_only(layer)).shape[1] > self.widest:
+            return f"more than {self.widest} unknowns per output: left as it was sliced"
+        return ""
+
+    def _refit(self, layer: Layer, walk: Any) -> bool:
+        from irprune.statistics import load_as, store
+
+        old = layer.matrix(load_as(layer.weight))
+        gram = Gram(old, layer.bias is not None, self.rows)
+        for i, (operands, target) in enumerate(walk.to(layer.node)):
+            gram.add(i, layer.rows(operands[layer.at]), layer.targets(target), offset_of(layer, operands))
+        weight, bias = gram.solve(self.ridge)
+        store(layer.weight, layer.array(weight))
+        if layer.bias is not None and bias is not None:
+            held = load_as(layer.bias.weight)
+            store(layer.bias.weight, held + layer.bias.sign * bias.reshape(held.shape))
+        return True
+
+
+def _shape_only(layer: Layer) -> torch.Tensor:
+    import torch
+
+    return torch.empty(tuple(int(s) for s in layer.weight.shape), device="meta")  # type: ignore[arg-type]
+
+
+def offset_of(layer: Layer, operands: list[Any]) -> Any:
+    """What the node itself adds to the product: its bias operand, as a vector over outputs, or None."""
+    for i, v in enumerate(layer.node.inputs):
+        if i not in (layer.at, layer.by) and v is not None and operands[i] is not None:
+            return operands[i].reshape(-1)
+    return None
+
+
+class Gram:
+    """X'X and X'(Y - X W) of one layer in float64, in two halves, and the weights that follow from them.
+
+    ``old`` [b, k, o] is the prior W; with ``bias`` a column of ones is added, whose prior is what the layer has. At most ``rows`` rows
+    enter: those of later chunks are taken at a stride, the same in every run.
+    """
+
+    def __init__(self, old: torch.Tensor, bias: bool, rows: int) -> None:
+        import torch
+
+        b, k, o = old.shape
+        self.old, self.bias, self.rows = old, bias, max(rows, 4 * k)
+        n = k + int(bias)
+        self.xx = torch.zeros(2, b, n, n, dtype=torch.float64)
+        self.xr = torch.zeros(2, b, n, o, dtype=torch.float64)
+        self.rr = torch.zeros(2, dtype=torch.float64)
+        self.stride = 0
+
+    def add(self, chunk: int, x: torch.Tensor, y: torch.Tensor, offset: torch.Tensor | None) -> None:
+        """Rows ``x`` [n, b, k] with results ``y`` [n, b, o]; ``offset`` is what the layer adds to ``x W``."""
+        import torch
+
+        if not self.stride:
+            self.stride = max(1, -(-x.shape[0] * 8 // self.rows)) if x.shape[0] * 8 > self.rows else 1
+        x, y = x[:: self.stride], y[:: self.stride]
+        x, y = x.transpose(0, 1).double().cpu(), y.transpose(0, 1).double().cpu()
+        r = y - x @ self.old
+        if offset is not None:
+            r = r - offset.double().cpu().reshape(r.shape[0], 1, -1)
+        if self.bias:
+            x = torch.cat((x, x.new_ones(*x.shape[:2], 1)), 2)
+        half = x.shape[1] // 2
+        for h, rows in enumerate((slice(0, half), slice(half, None))):
+            xt = x[:, rows].transpose(1, 2)
+            self.xx[h] += xt @ x[:, rows]
+            self.xr[h] += xt @ r[:, rows]
+            self.rr[h] += r[:, rows].square().sum()
+
+    def solve(self, ridge: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The weight [b, k, o] and what is to be added to the bias [b, o]."""
+        if ridge is None:
+            ridge = self._best()
+        step = _ridge_step(self.xx.sum(0), self.xr.sum(0), ridge, self.bias)
+        k = self.old.shape[1]
+        return self.old + step[:, :k], step[:, k] if self.bias else None
+
+    def _best(self) -> float:
+        """The lambda with the least error on the half that it was not fitted on."""
+        errors = []
+        for ridge in RIDGES:
+            total = 0.0
+            for fit, test in ((0, 1), (1, 0)):
+                step = _ridge_step(self.xx[fit], self.xr[fit], ridge, self.bias)
+                total += float((step * (self.xx[test] @ step)).sum() - 2 * (step * self.xr[test]).sum())
+            errors.append(total)
+        return RIDGES[min(range(len(RIDGES)), key=lambda i: (errors[i], -RIDGES[i]))]
+
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def _ridge_step(xx: torch.Tensor, xr: torch.Tensor, ridge: float, bias: bool) -> torch.Tensor:
+    """(X'X + lambda I)^-1 X'R for each block; the column of ones is hardly penalised. A block without any signal is left alone."""
+    import torch
+
+    n = xx.shape[-1]
+    k = n - int(bias)
+    diagonal = xx.diagonal(dim1=1, dim2=2)
+    scale = diagonal[:, :k].mean(1, keepdim=True)
+    penalty = (ridge * scale).expand(-1, n).clone()
+    if bias:
+        penalty[:, k:] = 1e-8 * diagonal[:, k:]
+    penalty = penalty + 1e-10 * diagonal.amax(1, keepdim=True) + torch.finfo(torch.float64).tiny
+    factor, failed = torch.linalg.cholesky_ex(xx + torch.diag_embed(penalty))
+    step = torch.cholesky_solve(xr, factor)
+    return torch.where((failed == 0)[:, None, None] & torch.isfinite(step), step, torch.zeros((), dtype=step.dtype))
