@@ -54,7 +54,7 @@ def infer(axes: Axes, node: Node, constant: bool) -> None:
         if constant:
             axes.opened[node] = None
         for value in node.outputs:
-            value.axes = tuple(axes.leaf(s) if constant else axes.frozen(s, str(why)) for s in value.shape)
+            value.axes = tuple(axes.leaf(s) if constant else axes.frozen(s, str(why)) for s in value.type.shape or ())
 
 
 def constants(graph: Graph) -> set[Node]:

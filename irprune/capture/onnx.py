@@ -1,0 +1,538 @@
+"""Capture of ONNX models: every node is read into an entry of the operator table, weights become handles, shape arithmetic attributes.
+
+The file's own message is kept whole in ``graph.structure``: emitting edits a copy of it and leaves what pruning did not touch
+as it was. Neither torch nor the weights are loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from irprune.capture.onnx_proto import NAMES, attributes, dtype_of, identifier, load_model, loader, value_type
+from irprune.capture.onnx_shapes import LIMIT, fold, symbolic
+from irprune.errors import IrpruneError
+from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
+from irprune.ir.size import Size, Sym, symbol
+from irprune.ops.onnx.spell import PREVIOUS, OnnxNode, Step, Unread, spelling_of
+
+__all__ = ["OnnxSource", "Place", "Stored", "capture_onnx", "target_of"]
+
+OLDEST = 7
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a node of the graph stands in the file: node ``index``, step ``step`` of ``steps``, the ONNX input of each operand
+    (None where it is another step's result), and the attributes as they were read."""
+
+    index: int
+    operands: tuple[int | None, ...]
+    attrs: dict[str, Any]
+    step: int = 0
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a weight's array stands in the file.
+
+    ``kind`` is ``initializer``, ``constant`` (a Constant node), ``filled`` (a ConstantOfShape node) or ``folded`` (a value that
+    shape arithmetic computes); ``name`` is the name of the tensor there.
+    """
+
+    kind: str
+    name: str
+    load: Callable[[], Array]
+
+
+@dataclass
+class OnnxSource:
+    """The file behind a graph, and what reading it found. ``model`` is never changed."""
+
+    model: onnx.ModelProto
+    folder: Path | None
+    stored: dict[str, Stored] = field(default_factory=dict)
+    types: dict[str, TensorType] = field(default_factory=dict)
+    known: dict[str, Array] = field(default_factory=dict)
+    computed: dict[str, None] = field(default_factory=dict)  # known values that derive from the shape of a tensor
+    module_types: dict[str, type] = field(default_factory=dict)
+
+    def opset(self, domain: str) -> int:
+        return next((o.version for o in self.model.opset_import if (o.domain or "ai.onnx") == (domain or "ai.onnx")), 1)
+
+
+def target_of(node: onnx.NodeProto) -> str:
+    """``Conv``, or ``com.microsoft::Gelu`` where the domain is not ONNX's own."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+def capture_onnx(source: str | Path | onnx.ModelProto) -> Graph:
+    """The graph of an ONNX model, given as a file or as a ``ModelProto`` (which is not changed).
+
+    Raises IrpruneError for what is no valid model: truncated, cyclic, of an opset that is not served, with external data missing
+    or outside the model's folder.
+    """
+    if isinstance(source, onnx.ModelProto):
+        model, folder, where = source, None, source.graph.name or "model"
+    else:
+        path = Path(source)
+        model, folder, where = load_model(path), path.parent, str(path)
+    _check_opset(model, where)
+    if model.functions:
+        model = _inlined(model, where)
+    return _Reader(OnnxSource(_ordered(model, where), folder), where).read()
+
+
+def _check_opset(model: onnx.ModelProto, where: str) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    own = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    if not own and not all(n.domain for n in model.graph.node):
+        raise IrpruneError("the model does not say which ONNX opset it uses", where)
+    for version in own:
+        if version > newest:
+            raise IrpruneError(f"opset {version} is newer than the installed onnx knows ({newest})", where, "install a newer onnx")
+        if version < OLDEST:
+            raise IrpruneError(f"opset {version} is not served", where, f"convert it to opset {OLDEST} or newer with onnx.version_converter")
+
+
+def _inlined(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    """``model`` with calls of its local functions replaced by their bodies, so that axes pass through them."""
+    import onnx.inliner
+
+    called = {(f.domain, f.name) for f in model.functions}
+    if not any((n.domain, n.op_type) in called for n in model.graph.node):
+        return model
+    try:
+        return onnx.inliner.inline_local_functions(model)
+    except Exception as error:
+        raise IrpruneError("its local functions cannot be inlined", where, str(error).splitlines()[0]) from error
+
+
+def _ordered(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+    """``model`` with its nodes in an order in which each reads what earlier ones made. Raises IrpruneError for a cycle or an unknown name."""
+    graph = model.graph
+    made = {v.name for v in graph.input} | {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer} | {""}
+    known = set(made)
+    in_order = True
+    for node in graph.node:
+        in_order = in_order and all(name in known for name in reads(node))
+        known.update(node.output)
+    for node in graph.node:
+        lost = next((name for name in reads(node) if name not in known), None)
+        if lost is not None:
+            raise IrpruneError(f"node '{node.name or node.output[0]}' ({target_of(node)}) reads '{lost}', which nothing makes", where)
+    for out in graph.output:
+        if out.name not in known:
+            raise IrpruneError(f"the output '{out.name}' is made by no node", where)
+    if in_order:
+        return model
+    left, order = list(graph.node), []
+    while left:
+        ready = [n for n in left if all(name in made for name in reads(n))]
+        if not ready:
+            raise IrpruneError(f"the graph has a cycle through node '{left[0].name or left[0].output[0]}' ({target_of(left[0])})", where)
+        order += ready
+        for n in ready:
+            made.update(n.output)
+        chosen = {id(n) for n in ready}
+        left = [n for n in left if id(n) not in chosen]
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    del twin.graph.node[:]
+    twin.graph.node.extend(order)
+    return twin
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """The names that ``node`` reads from its own graph: its inputs, then what its subgraphs capture."""
+    return [*node.input, *captured(node)]
+
+
+def captured(node: onnx.NodeProto) -> list[str]:
+    """The outer names that the subgraphs of ``node`` read, in order."""
+    out: dict[str, None] = {}
+    for a in node.attribute:
+        for body in ([a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs):
+            own = {v.name for v in body.input} | {t.name for t in body.initializer} | {""}
+            for inner in body.node:
+                out.update((name, None) for name in reads(inner) if name not in own)
+                own.update(inner.output)
+            out.update((v.name, None) for v in body.output if v.name not in own)
+    return list(out)
+
+
+class _Reader:
+    """Reads the nodes in order. A node whose results are known is made only when somebody needs them as a tensor."""
+
+    def __init__(self, source: OnnxSource, where: str) -> None:
+        self.source, self.where = source, where
+        self.proto = source.model.graph
+        self.graph = Graph(self.proto.name or "graph")
+        self.graph.structure = source
+        self.values: dict[str, Value] = {}
+        self.types, self.known = source.types, source.known
+        self.stored: dict[str, Stored] = {}  # by the name of the tensor
+        self.deferred: dict[str, int] = {}
+        self.uses: dict[str, int] = {}
+        self.declared = {v.name: v.type for v in (*self.proto.value_info, *self.proto.output)}
+        self.whole: dict[str, onnx.TypeProto] | None = None
+        self.symbols: dict[str, Sym] = {}
+        self.count = 0
+
+    def fresh(self) -> Sym:
+        self.count += 1
+        return symbol(f"u{self.count}")
+
+    # -- the whole -------------------------------------------------------------------------------------------------
+
+    def read(self) -> Graph:
+        self._initializers()
+        for v in self.proto.input:
+            if v.name not in self.stored:
+                kind = value_type(v.type, self.fresh)
+                if kind.shape is None and v.type.HasField("tensor_type"):
+                    raise IrpruneError(f"the input '{v.name}' has no known rank", self.where, "say its shape, if need be with named dimensions")
+                self.types[v.name] = kind
+                self._note_symbols(kind)
+                self.values[v.name] = self.graph.add_input(v.name, kind)
+        for index, node in enumerate(self.proto.node):
+            try:
+                self._visit(index, node)
+            except IrpruneError:
+                raise
+            except (KeyError, IndexError, ValueError, TypeError) as error:
+                raise IrpruneError(f"node '{node.name or (node.output or ['?'])[0]}' ({target_of(node)}) is not well formed: {error}", self.where,
+                                   "onnx.checker.check_model may say more") from error
+        self.graph.outputs = [self.value(v.name) for v in self.proto.output]
+        return self.graph
+
+    def _note_symbols(self, kind: TensorType) -> None:
+        for s in kind.shape or ():
+            if isinstance(s, Sym):
+                self.symbols.setdefault(s.expr, s)
+
+    def _initializers(self) -> None:
+        for t in self.proto.initializer:
+            self._store(Stored("initializer", t.name, loader(t, self.source.folder)), TensorType(dtype_of(t.data_type), tuple(t.dims)))
+        for s in self.proto.sparse_initializer:
+            self._store(Stored("initializer", s.values.name, lambda s=s: _dense(s)), TensorType(dtype_of(s.values.data_type), tuple(s.dims)))
+
+    def _store(self, stored: Stored, kind: TensorType) -> None:
+        self.stored[stored.name] = stored
+        self.types[stored.name] = kind
+
+    # -- one node --------------------------------------------------------------------------------------------------
+
+    def _visit(self, index: int, node: onnx.NodeProto) -> None:
+        target = target_of(node)
+        if target == "Constant":
+            array = constant_array(node)
+            if array is not None:
+                self._store(Stored("constant", node.output[0], array), _array_type(node))
+                return
+        types = [self.types.get(name) if name else None for name in node.input]
+        attrs = attributes(node)
+        opset = self.source.opset(node.domain)
+        if target == "ConstantOfShape" and self._filled(node, attrs):
+            return
+        known = self._fold(node, target, opset, attrs, types)
+        if known is not None:
+            for name, array in zip(node.output, known, strict=False):
+                self.known[name] = array
+                self.types[name] = TensorType(self._known_dtype(target, attrs, types, array), array.shape)
+                self.deferred[name] = index
+                if target in ("Shape", "Size") or any(n in self.source.computed for n in node.input):
+                    self.source.computed[name] = None
+            return
+        self._make(index, node, target, opset, attrs, types)
+
+    def _fold(self, node: onnx.NodeProto, target: str, opset: int, attrs: dict[str, Any], types: list[TensorType | None]) -> list[Array] | None:
+        return fold(target, opset, attrs, types, lambda i: self._small(node.input[i]) if i < len(node.input) and node.input[i] else None)
+
+    @staticmethod
+    def _known_dtype(target: str, attrs: dict[str, Any], types: list[TensorType | None], array: Array) -> str:
+        if array.dtype != object:
+            return dtype_of(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
+        if target == "Cast":
+            return dtype_of(attrs["to"])
+        if target in ("Shape", "Size"):
+            return "i64"
+        return next((t.dtype for t in types if t is not None and t.dtype != "bool"), "i64")
+
+    def _small(self, name: str) -> Array | None:
+        """The value of a tensor if it is known and small enough for shape arithmetic."""
+        if name in self.known:
+            return self.known[name]
+        stored, kind = self.stored.get(name), self.types.get(name)
+        if stored is None or kind is None or stored.kind == "filled" or int(np.prod(kind.known, dtype=np.int64)) > LIMIT:  # type: ignore[arg-type]
+            return None
+        if kind.dtype not in ("i64", "i32", "bool", "f32", "f64", "f16", "u8", "i8", "u64", "u32", "i16", "u16"):
+            return None
+        self.known[name] = np.asarray(stored.load())
+        return self.known[name]
+
+    def _constant(self, name: str) -> Array | None:
+        """The value of a tensor that a reader asks for: also long lists of indices."""
+        small = self._small(name)
+        if small is not None:
+            return small
+        stored, kind = self.stored.get(name), self.types.get(name)
+        if stored is not None and kind is not None and (kind.dtype[0] in "iu" or kind.dtype == "bool"):
+            return np.asarray(stored.load())
+        return None
+
+    def _filled(self, node: onnx.NodeProto, attrs: dict[str, Any]) -> bool:
+        """A ConstantOfShape of a constant shape is a weight of that shape; one that follows a tensor's shape is a node."""
+        shape = self._small(node.input[0])
+        if shape is None or symbolic(shape) or node.input[0] in self.source.computed:
+            return False
+        sizes = tuple(int(s) for s in shape.reshape(-1))
+        value = numpy_helper.to_array(attrs["value"]) if "value" in attrs else np.zeros(1, np.float32)
+        kind = TensorType(dtype_of(onnx.helper.np_dtype_to_tensor_dtype(value.dtype)), sizes)
+        if int(np.prod(sizes, dtype=np.int64)) <= LIMIT and kind.dtype[0] in "iu":
+            return False
+        self._store(Stored("filled", node.output[0], lambda: np.full(sizes, value.reshape(-1)[0], value.dtype)), kind)
+        return True
+
+    def _make(self, index: int, node: onnx.NodeProto, target: str, opset: int, attrs: dict[str, Any], types: list[TensorType | None]) -> None:
+        names = reads(node)
+        view = OnnxNode(
+            target, opset, attrs, types, list(node.output),
+            lambda i: self._constant(node.input[i]) if i < len(node.input) and node.input[i] else None,
+            lambda: self._infer(node, target, opset, types),
+        )
+        spelling = spelling_of(target)
+        steps: Sequence[Step]
+        try:
+            if spelling is None:
+                steps = [Step(target, tuple(range(len(names))), attrs)]
+            else:
+                made = spelling.read(view)
+                steps = [made] if isinstance(made, Step) else made
+            final = self._types_of(steps[-1], view, node)
+        except Unread as why:
+            steps = [Step("opaque", tuple(range(len(names))), {"target": target, "why": str(why)})]
+            final = self._types_of(steps[-1], view, node)
+        self._add(index, node, names, steps, final)
+
+    def _types_of(self, step: Step, view: OnnxNode, node: onnx.NodeProto) -> list[TensorType]:
+        made = list(step.types) if step.types is not None else view.inferred()
+        return made[:len(node.output)] if len(made) >= len(node.output) else made + view.inferred()[len(made):]
+
+    def _add(self, index: int, node: onnx.NodeProto, names: list[str], steps: Sequence[Step], final: list[TensorType]) -> None:
+        previous: Value | None = None
+        for k, step in enumerate(steps):
+            positions = tuple(range(len(node.input))) if step.operands is None else step.operands
+            operands: list[Value | None] = []
+            for j in positions:
+                if j == PREVIOUS:
+                    operands.append(previous)
+                else:
+                    operands.append(self.value(names[j]) if j is not None and j < len(names) and names[j] else None)
+            while operands and operands[-1] is None:
+                operands.pop()
+            if k == len(steps) - 1:
+                results = [(name or f"{node.output[0]}.unused{i}", t) for i, (name, t) in enumerate(zip(node.output, final, strict=False))]
+            else:
+                results = [(f"{node.output[0]}.{k}", t) for t in step.types or ()]
+            place = Place(index, tuple(None if j == PREVIOUS else j for j in positions[:len(operands)]), dict(step.attrs), k, len(steps))
+            origin = Origin("onnx", target_of(node), (), node.name, _source_line(node), place)
+            made = self.graph.add(step.op, operands, step.attrs, results, origin)
+            previous = made.outputs[0]
+        for value in made.outputs:
+            self.values[value.name] = value
+            self.types[value.name] = value.type
+
+    # -- values ------------------------------------------------------------------------------------------------------
+
+    def value(self, name: str) -> Value:
+        """The tensor ``name``, made now if it was put off. A short parameter that several nodes share is a weight of its own for each."""
+        if name in self.values:
+            return self.values[name]
+        if name in self.stored:
+            return self._weight(name)
+        index = self.deferred[name]
+        node = self.proto.node[index]
+        if name in self.source.computed:
+            self.values[name] = self._computed(name)
+        else:
+            types = [self.types.get(n) if n else None for n in node.input]
+            self._make(index, node, target_of(node), self.source.opset(node.domain), attributes(node), types)
+        return self.values[name]
+
+    def _weight(self, name: str) -> Weight:
+        kind, stored = self.types[name], self.stored[name]
+        floating = kind.dtype[0] in "fb" and kind.dtype != "bool"
+        trained = floating and kind.rank > 0 and int(np.prod(kind.known, dtype=np.int64)) > 1  # type: ignore[arg-type]
+        self.uses[name] = self.uses.get(name, 0) + 1
+        own = name if self.uses[name] == 1 else f"{name}@{self.uses[name]}"
+        weight = Weight(own, kind, stored.load, "parameter" if trained else "constant", trainable=trained)
+        self.graph.add_weight(weight)
+        self.source.stored[own] = stored
+        if kind.rank != 1:
+            self.values[name] = weight
+        return weight
+
+    def _computed(self, name: str) -> Value:
+        """A value that shape arithmetic computes, read as a tensor: what it was stays, whatever pruning does to the shape."""
+        array, kind = self.known[name], self.types[name]
+        if symbolic(array):
+            made = self.graph.add("sizes", [], {"values": [x if isinstance(x, Sym) else int(x) for x in array.reshape(-1).tolist()], "shape": list(array.shape),
+                                                "dtype": kind.dtype}, [(name, kind)], Origin("onnx", "Shape", (), name, "", None))
+            return made.out
+        weight = Weight(name, kind, lambda: array, "constant")
+        self.graph.add_weight(weight)
+        self.source.stored[name] = Stored("folded", name, weight.load)
+        return weight
+
+    # -- types -------------------------------------------------------------------------------------------------------
+
+    def _infer(self, node: onnx.NodeProto, target: str, opset: int, types: list[TensorType | None]) -> list[TensorType]:
+        """ONNX's own inference for one node, then what the file declares, then unknown."""
+        found: dict[str, onnx.TypeProto] = {}
+        try:
+            schema = onnx.defs.get_schema(node.op_type, opset, node.domain if node.domain != "ai.onnx" else "")
+            if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+                found = self._whole_inference()
+            else:
+                known = {n: self._constant(n) for n in node.input if n}
+                data = {n: numpy_helper.from_array(a, n) for n, a in known.items() if a is not None and a.dtype != object}
+                given = {n: type_proto(t, self.symbols) for n, t in zip(node.input, types, strict=False) if n and t is not None}
+                found = onnx.shape_inference.infer_node_outputs(schema, node, given, data, opset_imports=list(self.source.model.opset_import),
+                                                                ir_version=self.source.model.ir_version)
+        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, KeyError):
+            pass
+        out = []
+        for name in node.output:
+            kind = self._type_from(found.get(name))
+            if kind is None or kind.shape is None:
+                kind = self._type_from(self.declared.get(name)) or kind
+            out.append(kind or TensorType(next((t.dtype for t in types if t is not None), "f32"), None))
+        return out
+
+    def _type_from(self, proto: onnx.TypeProto | None) -> TensorType | None:
+        if proto is None or not proto.WhichOneof("value"):
+            return None
+        if not proto.HasField("tensor_type"):
+            return TensorType(proto.WhichOneof("value") or "?", None)
+        if not proto.tensor_type.HasField("shape"):
+            return TensorType(dtype_of(proto.tensor_type.elem_type), None)
+        shape: list[Size] = []
+        for d in proto.tensor_type.shape.dim:
+            if d.HasField("dim_value"):
+                shape.append(d.dim_value if d.dim_value >= 0 else self.fresh())
+            elif d.dim_param:
+                key = d.dim_param
+                shape.append(self.symbols.get(key) or symbol(identifier(key)))
+            else:
+                shape.append(self.fresh())
+        return TensorType(dtype_of(proto.tensor_type.elem_type), tuple(shape))
+
+    def _whole_inference(self) -> dict[str, onnx.TypeProto]:
+        """Types from ONNX's inference over the whole model, for results of nodes with subgraphs."""
+        if self.whole is None:
+            light = without_data(self.source.model)
+            done = onnx.shape_inference.infer_shapes(light, data_prop=True)
+            self.whole = {v.name: v.type for v in (*done.graph.value_info, *done.graph.output)}
+        return self.whole
+
+
+def type_proto(kind: TensorType, symbols: dict[str, Sym]) -> onnx.TypeProto:
+    """``kind`` as ONNX says it; the expression of a symbolic size is its ``dim_param``, and is noted in ``symbols``."""
+    if kind.dtype not in NAMES:
+        return onnx.TypeProto()
+    if kind.shape is None:
+        return onnx.helper.make_tensor_type_proto(NAMES[kind.dtype], None)
+    shape: list[int | str] = []
+    for s in kind.shape:
+        if isinstance(s, Sym):
+            symbols[s.expr] = s
+            shape.append(s.expr)
+        else:
+            shape.append(s)
+    return onnx.helper.make_tensor_type_proto(NAMES[kind.dtype], shape)
+
+
+def without_data(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of ``model`` in which large initializers are inputs: enough for inference, and small."""
+    light = onnx.ModelProto()
+    light.ir_version = max(model.ir_version, 4)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    light.graph.name = model.graph.name or "graph"
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    have = {v.name for v in model.graph.input}
+    for t in model.graph.initializer:
+        if int(np.prod(t.dims, dtype=np.int64)) <= LIMIT and t.data_location != onnx.TensorProto.EXTERNAL:
+            light.graph.initializer.add().CopyFrom(t)
+        elif t.name not in have:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)))
+    return light
+
+
+def constant_array(node: onnx.NodeProto) -> Callable[[], Array] | None:
+    """The array of a Constant node; None for what is no dense tensor of numbers."""
+    a = next(iter(node.attribute), None)
+    if a is None or a.ref_attr_name:
+        return None
+    if a.name == "value":
+        return None if a.t.data_type == onnx.TensorProto.STRING else lambda: numpy_helper.to_array(a.t)
+    if a.name == "value_int":
+        return lambda: np.array(a.i, np.int64)
+    if a.name == "value_ints":
+        return lambda: np.array(a.ints, np.int64)
+    if a.name == "value_float":
+        return lambda: np.array(a.f, np.float32)
+    if a.name == "value_floats":
+        return lambda: np.array(a.floats, np.float32)
+    return None
+
+
+def _array_type(node: onnx.NodeProto) -> TensorType:
+    a = node.attribute[0]
+    if a.name == "value":
+        return TensorType(dtype_of(a.t.data_type), tuple(a.t.dims))
+    dtype = "i64" if "int" in a.name else "f32"
+    return TensorType(dtype, (len(a.ints) + len(a.floats),) if a.name.endswith("s") else ())
+
+
+def _dense(sparse: onnx.SparseTensorProto) -> Array:
+    values, at = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    out = np.zeros(tuple(sparse.dims), values.dtype)
+    if at.ndim == 1:
+        out.reshape(-1)[at] = values
+    else:
+        out[tuple(at.T)] = values
+    return out
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def _source_line(node: onnx.NodeProto) -> str:
+    """The user's ``file:line`` where the exporter of torch recorded it."""
+    for p in node.metadata_props:
+        if p.key == "pkg.torch.onnx.stack_trace":
+            frames = _FRAME.findall(p.value)
+            if frames:
+                return f"{frames[-1][0]}:{frames[-1][1]}"
+    return ""
+
+
+def nodes_of(graph: Graph) -> Iterable[tuple[Node, Place]]:
+    """The nodes that stand in the file, with their places."""
+    for node in graph.nodes:
+        if isinstance(node.origin.raw, Place):
+            yield node, node.origin.raw

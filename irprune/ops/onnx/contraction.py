@@ -1,0 +1,92 @@
+"""Matrix products as ONNX spells them."""
+
+from __future__ import annotations
+
+from irprune.ir.graph import Node, TensorType
+from irprune.ir.size import Size
+from irprune.ops.families.contraction import Letters, contraction, parse_equation
+from irprune.ops.onnx.spell import Edit, OnnxNode, Step, runs, spell
+from irprune.ops.onnx.types import broadcast
+from irprune.ops.registry import Arg, Sample
+
+__all__ = ["product_type"]
+
+
+def product_type(node: OnnxNode, i: int = 0, j: int = 1, dtype: str | None = None) -> TensorType:
+    """The type of the matrix product of inputs ``i`` and ``j``."""
+    a, b = node.shape(i), node.shape(j)
+    lead = broadcast((a[:-2], b[:-2]))
+    rows: tuple[Size, ...] = a[-2:-1] if len(a) > 1 else ()
+    columns: tuple[Size, ...] = b[-1:] if len(b) > 1 else ()
+    return TensorType(dtype or node.type(i).dtype, (*lead, *rows, *columns))
+
+
+spell("matmul", "MatMul", read=lambda node: Step("matmul", None, {}, [product_type(node)]))
+
+
+def _gemm(node: Node) -> Letters:
+    a, b = (["k", "m"] if node.attrs["trans_a"] else ["m", "k"]), (["n", "k"] if node.attrs["trans_b"] else ["k", "n"])
+    rank = node.operand(2).rank if node.has(2) else 0
+    return a, b, ["m", "n"][2 - rank:] if rank else [], ["m", "n"]
+
+
+def _read_gemm(node: OnnxNode) -> Step:
+    """A plain product with a transposed weight is ``linear``; all else stays what it is."""
+    attrs = {"trans_a": node.attrs.get("transA", 0), "trans_b": node.attrs.get("transB", 0), "alpha": node.attrs.get("alpha", 1.0),
+             "beta": node.attrs.get("beta", 1.0)}
+    a, b = node.shape(0), node.shape(1)
+    kind = TensorType(node.type(0).dtype, (a[1] if attrs["trans_a"] else a[0], b[0] if attrs["trans_b"] else b[1]))
+    if not attrs["trans_a"] and attrs["trans_b"] and attrs["alpha"] == 1 and (attrs["beta"] == 1 or not node.has(2)) and (
+            not node.has(2) or node.rank(2) == 1):
+        return Step("linear", None, {}, [kind])
+    return Step("gemm", None, attrs, [kind])
+
+
+contraction("gemm", _gemm, run=runs("gemm"), samples=(
+    Sample((Arg((4, 6)), Arg((6, 5)), Arg((5,))), {"trans_a": 0, "trans_b": 0, "alpha": 0.5, "beta": 2.0}, free=3),
+    Sample((Arg((6, 4)), Arg((5, 6)), Arg((4, 1))), {"trans_a": 1, "trans_b": 1, "alpha": 1.0, "beta": 1.0}, free=3)))
+spell(("gemm", "linear"), "Gemm", read=_read_gemm)
+
+
+def _read_einsum(node: OnnxNode) -> Step:
+    ranks = [node.rank(i) for i in range(len(node.types))]
+    *terms, out = parse_equation(node.attrs["equation"], ranks)
+    sizes: dict[str, Size] = {}
+    for i, term in enumerate(terms):
+        for x, s in zip(term, node.shape(i), strict=True):
+            if sizes.get(x, 1) == 1:
+                sizes[x] = s
+    return Step("einsum", None, {"equation": node.attrs["equation"]}, [TensorType(node.type(0).dtype, tuple(sizes[x] for x in out))])
+
+
+spell("einsum", "Einsum", read=_read_einsum)
+
+
+def _fused(node: Node) -> Letters:
+    """``com.microsoft::FusedMatMul``: a product with the last two dimensions of an operand swapped, or its batch moved inside."""
+    a, b = node.operand(0).rank, node.operand(1).rank
+    many = max(a, b) - 2
+    lead = [f"b{k}" for k in range(many)]
+    left = [*lead[many - (a - 2):], *(["k", "m"] if node.attrs["trans_a"] else ["m", "k"])]
+    right = [*lead[many - (b - 2):], *(["n", "k"] if node.attrs["trans_b"] else ["k", "n"])]
+    return left, right, [*lead, "m", "n"]
+
+
+def _read_fused(node: OnnxNode) -> Step:
+    from irprune.ops.onnx.spell import Unread
+
+    if node.attrs.get("transBatchA", 0) or node.attrs.get("transBatchB", 0) or node.rank(0) < 2 or node.rank(1) < 2:
+        raise Unread("a FusedMatMul with a transposed batch")
+    attrs = {"trans_a": node.attrs.get("transA", 0), "trans_b": node.attrs.get("transB", 0), "alpha": node.attrs.get("alpha", 1.0)}
+    a, b = node.shape(0), node.shape(1)
+    rows, columns = a[-1] if attrs["trans_a"] else a[-2], b[-2] if attrs["trans_b"] else b[-1]
+    return Step("fused_matmul", None, attrs, [TensorType(node.type(0).dtype, (*broadcast((a[:-2], b[:-2])), rows, columns))])
+
+
+contraction("fused_matmul", _fused, run=runs("fused_matmul"),
+            samples=(Sample((Arg((2, 3, 6, 4)), Arg((3, 6, 5))), {"trans_a": 1, "trans_b": 0, "alpha": 0.5}, free=5),))
+spell("fused_matmul", "com.microsoft::FusedMatMul", read=_read_fused)
+
+
+def nothing(edit: Edit, *nodes: Node) -> None:
+    """A writer for operators whose ONNX form holds no size."""

@@ -1,0 +1,98 @@
+"""Convolutions as ONNX spells them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from irprune.ir.graph import Node, TensorType
+from irprune.ir.size import Size
+from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, spell, variant
+from irprune.ops.onnx.types import like, padded, window
+
+__all__: list[str] = []
+
+
+def _kernel(node: OnnxNode) -> list[int]:
+    sizes = node.attrs.get("kernel_shape") or list(node.shape(1)[2:])
+    if any(not isinstance(s, int) for s in sizes):
+        raise Unread("a convolution with a dynamic kernel")
+    return list(sizes)
+
+
+def _conv(node: OnnxNode) -> Step:
+    kernel = _kernel(node)
+    strides, dilations, begins, ends = padded(node, kernel)
+    x, w = node.shape(0), node.shape(1)
+    places = [window(s, k, t, d, b, e) for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)]
+    attrs: dict[str, Any] = {"stride": strides, "padding": begins, "dilation": dilations, "groups": node.attrs.get("group", 1)}
+    kind = [like(node, shape=(x[0], w[0], *places))]
+    if begins == ends and len(kernel) <= 3:
+        return Step("conv", None, attrs, kind)
+    return Step("conv_padded", None, {**attrs, "padding": _flat(begins, ends)}, kind)
+
+
+def _flat(begins: Sequence[int], ends: Sequence[int]) -> list[int]:
+    """Padding in torch's order: the last dimension first, before and after."""
+    return [p for b, e in zip(reversed(begins), reversed(ends), strict=True) for p in (b, e)]
+
+
+def _write_groups(edit: Edit, node: Node) -> None:
+    if node.attrs["groups"] != edit.attrs.get("group", 1):
+        edit.attr("group", node.attrs["groups"])
+
+
+variant("conv", "conv_padded", "conv_padded")
+spell(("conv", "conv_padded"), "Conv", read=_conv, write=_write_groups)
+
+
+def _conv_transpose(node: OnnxNode) -> Step:
+    kernel = _kernel(node)
+    n = len(kernel)
+    strides = list(node.attrs.get("strides") or [1] * n)
+    dilations = list(node.attrs.get("dilations") or [1] * n)
+    extra = list(node.attrs.get("output_padding") or [0] * n)
+    pads = list(node.attrs.get("pads") or [0] * 2 * n)
+    begins, ends = pads[:n], pads[n:]
+    x, w, groups = node.shape(0), node.shape(1), node.attrs.get("group", 1)
+    auto, wanted = node.attrs.get("auto_pad", "NOTSET"), node.attrs.get("output_shape")
+    full = [(s - 1) * t + (e + d * (k - 1) + 1) for s, t, e, d, k in zip(x[2:], strides, extra, dilations, kernel, strict=True)]
+    if wanted or auto.startswith("SAME"):
+        target = list(wanted)[-n:] if wanted else [s * t for s, t in zip(x[2:], strides, strict=True)]
+        begins, ends = [], []
+        for f, s in zip(full, target, strict=True):
+            total = f - s
+            if not isinstance(total, int):
+                raise Unread("the padding of a ConvTranspose depends on a dynamic size")
+            half = total // 2
+            begins.append(total - half if auto == "SAME_UPPER" else half)
+            ends.append(total - begins[-1])
+        if auto == "SAME_UPPER":
+            begins, ends = ends, begins
+    places: list[Size] = [f - (b + e) for f, b, e in zip(full, begins, ends, strict=True)]
+    attrs: dict[str, Any] = {"stride": strides, "padding": begins, "output_padding": extra, "groups": groups, "dilation": dilations}
+    kind = [TensorType(node.type(0).dtype, (x[0], w[1] * groups, *places))]
+    if begins == ends and n <= 3 and all(b >= 0 for b in begins) and all(e < max(t, d) for e, t, d in zip(extra, strides, dilations, strict=True)):
+        return Step("conv_transpose", None, attrs, kind)
+    return Step("conv_transpose_padded", None, {**attrs, "padding": _flat(begins, ends)}, kind)
+
+
+variant("conv_transpose", "conv_transpose_padded", "conv_transpose_padded")
+spell(("conv_transpose", "conv_transpose_padded"), "ConvTranspose", read=_conv_transpose, write=_write_groups)
+
+
+def _fused(node: OnnxNode) -> Step:
+    """A convolution, then a sum (input 3), then an activation."""
+    made = _conv(node)
+    attrs = dict(made.attrs)
+    if made.op == "conv":
+        attrs["padding"] = _flat(attrs["padding"], attrs["padding"])
+    attrs["activation"] = node.attrs.get("activation", "")
+    attrs["parameters"] = node.attrs.get("activation_params") or []
+    if node.has(3):
+        raise Unread("a FusedConv with a summand")
+    return Step("conv_fused", (0, 1, 2), attrs, made.types)
+
+
+variant("conv", "conv_fused", "conv_fused")
+spell("conv_fused", "com.microsoft::FusedConv", read=_fused, write=_write_groups)

@@ -1,0 +1,98 @@
+"""Tensors made from sizes, as ONNX spells them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from irprune.ir.axis import Axes
+from irprune.ir.graph import Node, TensorType
+from irprune.ir.size import Size, Sym
+from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.types import agree, like
+from irprune.ops.registry import op
+
+__all__: list[str] = []
+
+
+def _sizes(axes: Axes, node: Node) -> None:
+    """Sizes as a tensor: what they were, whatever pruning does to the shape that they were read from."""
+    node.out.axes = tuple(axes.frozen(s, "sizes as a tensor") for s in node.out.shape)
+
+
+op("sizes", _sizes, run=runs("sizes"))
+
+
+def _filled(node: OnnxNode) -> Step:
+    shape = node.list(0)
+    dtype, value = "f32", 0.0
+    if "value" in node.attrs:
+        from onnx import numpy_helper
+
+        from irprune.ops.onnx.dtypes import NUMBERED
+
+        array = numpy_helper.to_array(node.attrs["value"])
+        dtype, value = NUMBERED.get(node.attrs["value"].data_type, ""), array.reshape(-1)[0].item()
+        if not dtype:
+            raise Unread("a ConstantOfShape of an unusual type")
+    assert shape is not None
+    return Step("full", (), {"size": shape, "fill_value": value, "dtype": dtype}, [TensorType(dtype, tuple(shape))])
+
+
+def _write_filled(edit: Edit, node: Node) -> None:
+    now = edit.value(0)
+    if now is None or not agree(now, node.attrs["size"]):
+        edit.input(0, node.attrs["size"])
+
+
+spell("full", "ConstantOfShape", read=_filled, write=_write_filled)
+
+
+def _range(node: OnnxNode) -> Step:
+    start, end, step = (node.list(i) for i in range(3))
+    assert start is not None and end is not None and step is not None
+    a, b, s = start[0], end[0], step[0]
+    count: Size
+    if any(isinstance(v, Sym) for v in (a, b, s)):
+        if s != 1:
+            raise Unread("a Range of a dynamic length with a step")
+        count = b - a
+    else:
+        count = max(0, int(np.ceil((b - a) / s)))
+    dtype = node.type(0).dtype
+    return Step("arange_from", (), {"start": a, "end": b, "step": s, "dtype": dtype}, [TensorType(dtype, (count,))])
+
+
+def _fresh(axes: Axes, node: Node) -> None:
+    for value in node.outputs:
+        value.axes = tuple(axes.leaf(s) for s in value.shape)
+
+
+op("arange_from", _fresh, run=runs("arange_from"), creates=True)
+spell("arange_from", "Range", read=_range)
+
+
+def _eye_like(node: OnnxNode) -> Step:
+    from irprune.ops.onnx.dtypes import NUMBERED
+
+    dtype = NUMBERED[node.attrs["dtype"]] if "dtype" in node.attrs else node.type(0).dtype
+    return Step("eye_like", (0,), {"diagonal": node.attrs.get("k", 0), "dtype": dtype}, [like(node, dtype=dtype)])
+
+
+def _held(axes: Axes, node: Node) -> None:
+    for a in axes.of(node.operand(0)):
+        axes.freeze(a, "sides of a diagonal")
+    node.out.axes = axes.of(node.operand(0))
+
+
+op("eye_like", _held, run=runs("eye_like"))
+spell("eye_like", "EyeLike", read=_eye_like)
+
+
+def _random(node: OnnxNode) -> Any:
+    raise Unread("random numbers")
+
+
+for _name in ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"):
+    spell("full", _name, read=_random)

@@ -1,0 +1,184 @@
+"""Element-wise operators as ONNX spells them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from irprune.ir.graph import TensorType
+from irprune.ops.families.elementwise import broadcast as broadcast_rule
+from irprune.ops.onnx.spell import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.types import broadcast, like
+from irprune.ops.registry import op
+
+__all__ = ["elementwise", "plain"]
+
+
+def plain(name: str, dtype: str | None = None, **attrs: Any) -> Any:
+    """A reader: same operands, the result broadcast, fixed attributes."""
+
+    def read(node: OnnxNode) -> Step:
+        shapes = [t.known for t in (node.type(i) for i in range(len(node.types)) if node.has(i))]
+        kind = next(t.dtype for t in node.types if t is not None)
+        return Step(name, None, attrs, [TensorType(dtype or kind, broadcast(shapes))])
+
+    return read
+
+
+def elementwise(name: str, function: str = "") -> None:
+    """An entry over any number of operands that broadcast, run by ``irprune.ops.onnx.functions``."""
+    op(name, broadcast_rule, run=runs(function or name))
+
+
+for _onnx, _name in {
+    "Abs": "abs", "Acos": "acos", "Acosh": "acosh", "Add": "add", "Asin": "asin", "Asinh": "asinh", "Atan": "atan", "Atanh": "atanh", "Ceil": "ceil",
+    "Cos": "cos", "Cosh": "cosh", "Erf": "erf", "Exp": "exp", "Floor": "floor", "HardSwish": "hardswish", "Identity": "identity", "Log": "log",
+    "Mish": "mish", "Mul": "mul", "Neg": "neg", "Reciprocal": "reciprocal", "Relu": "relu", "Round": "round", "Sigmoid": "sigmoid", "Sign": "sign",
+    "Sin": "sin", "Sinh": "sinh", "Sqrt": "sqrt", "Sub": "sub", "Tan": "tan", "Tanh": "tanh", "BitwiseNot": "bitwise_not", "BitwiseAnd": "bitwise_and",
+    "BitwiseOr": "bitwise_or", "BitwiseXor": "bitwise_xor", "com.microsoft::QuickGelu": "",
+}.items():
+    if _name:
+        spell(_name, _onnx, read=plain(_name))
+for _onnx, _name in {"And": "logical_and", "Or": "logical_or", "Xor": "logical_xor", "Not": "logical_not", "Equal": "eq", "Greater": "gt", "Less": "lt",
+                     "GreaterOrEqual": "ge", "LessOrEqual": "le", "IsNaN": "isnan"}.items():
+    spell(_name, _onnx, read=plain(_name, "bool"))
+
+
+def _where(node: OnnxNode) -> Step:
+    return Step("where", None, {}, [TensorType(node.type(1).dtype, broadcast(node.shape(i) for i in range(3)))])
+
+
+spell("where", "Where", read=_where)
+
+
+def _div(node: OnnxNode) -> Step:
+    """Integers are divided towards zero."""
+    kind = [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))]
+    return Step("div_mode", None, {"rounding_mode": "trunc"}, kind) if kind[0].dtype[0] in "iu" else Step("div", None, {}, kind)
+
+
+spell(("div", "div_mode"), "Div", read=_div)
+
+
+def _mod(node: OnnxNode) -> Step:
+    kind = [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))]
+    return Step("fmod" if node.attrs.get("fmod", 0) else "remainder", None, {}, kind)
+
+
+spell(("remainder", "fmod"), "Mod", read=_mod)
+
+
+def _pow(node: OnnxNode) -> Step:
+    return Step("pow_tensor", None, {}, [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))])
+
+
+elementwise("pow_tensor")
+spell("pow_tensor", "Pow", read=_pow)
+
+
+def _shift(node: OnnxNode) -> Step:
+    name = "bitwise_left_shift" if node.attrs["direction"] == "LEFT" else "bitwise_right_shift"
+    return Step(name, None, {}, [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))])
+
+
+spell(("bitwise_left_shift", "bitwise_right_shift"), "BitShift", read=_shift)
+
+for _onnx, _name in {"Sum": "sum_of", "Mean": "mean_of", "Max": "max_of", "Min": "min_of"}.items():
+    elementwise(_name)
+    spell(_name, _onnx, read=plain(_name))
+
+
+def _with(name: str, **defaults: tuple[str, Any]) -> Any:
+    """A reader whose attributes are ONNX's under other names: ``canonical=(onnx, default)``."""
+
+    def read(node: OnnxNode) -> Step:
+        return Step(name, (0,), {k: node.attrs.get(o, d) for k, (o, d) in defaults.items()}, [like(node)])
+
+    return read
+
+
+spell("leaky_relu", "LeakyRelu", read=_with("leaky_relu", negative_slope=("alpha", 0.01)))
+spell("elu", "Elu", read=_with("elu", alpha=("alpha", 1.0)))
+spell("celu", "Celu", read=_with("celu", alpha=("alpha", 1.0)))
+spell("softplus", "Softplus", read=_with("softplus"))
+spell("gelu", "Gelu", read=_with("gelu", approximate=("approximate", "none")))
+spell("gelu", "com.microsoft::Gelu", read=_with("gelu"))
+for _onnx, _name, _attrs in (
+    ("Selu", "selu_scaled", {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875}), ("HardSigmoid", "hard_sigmoid", {"alpha": 0.2, "beta": 0.5}),
+    ("ThresholdedRelu", "thresholded_relu", {"alpha": 1.0}), ("Softsign", "softsign", {}), ("Shrink", "shrink", {"bias": 0.0, "lambd": 0.5}),
+    ("Swish", "swish", {"alpha": 1.0}), ("com.microsoft::QuickGelu", "quick_gelu", {"alpha": 1.702}),
+):
+    elementwise(_name)
+    spell(_name, _onnx, read=_with(_name, **{k: (k, v) for k, v in _attrs.items()}))
+
+
+def _isinf(node: OnnxNode) -> Step:
+    both = {"detect_negative": node.attrs.get("detect_negative", 1), "detect_positive": node.attrs.get("detect_positive", 1)}
+    return Step("is_infinite", None, both, [like(node, dtype="bool")])
+
+
+elementwise("is_infinite")
+spell("is_infinite", "IsInf", read=_isinf)
+
+
+def _added_gelu(approximate: str) -> Any:
+    def read(node: OnnxNode) -> Step:
+        return Step("bias_gelu", None, {"approximate": approximate}, [like(node)])
+
+    return read
+
+
+elementwise("bias_gelu")
+spell("bias_gelu", "com.microsoft::BiasGelu", read=_added_gelu("none"))
+spell("bias_gelu", "com.microsoft::FastGelu", read=_added_gelu("tanh"))
+
+
+def _prelu(node: OnnxNode) -> Step:
+    return Step("prelu_kernel", None, {}, [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))])
+
+
+spell("prelu_kernel", "PRelu", read=_prelu)
+
+
+def _clip(node: OnnxNode) -> Step:
+    if node.opset < 11:
+        return Step("clamp", (0,), {k: node.attrs[k] for k in ("min", "max") if k in node.attrs}, [like(node)])
+    bounds = {}
+    for i, name in ((1, "min"), (2, "max")):
+        if node.has(i) and (value := node.constant(i)) is None:
+            return Step("clip", None, {}, [like(node)])
+        elif node.has(i):
+            bounds[name] = value.item()  # type: ignore[union-attr]
+    return Step("clamp", (0,), bounds, [like(node)]) if bounds else Step("identity", (0,), {}, [like(node)])
+
+
+elementwise("clip")
+spell(("clamp", "clip", "identity"), "Clip", read=_clip)
+
+
+def _cast(node: OnnxNode) -> Step:
+    from irprune.ops.onnx.dtypes import NUMBERED
+
+    if node.attrs["to"] not in NUMBERED or NUMBERED[node.attrs["to"]] == "str" or node.type(0).dtype == "str":
+        raise Unread("a cast to or from strings or an unusual type")
+    dtype = NUMBERED[node.attrs["to"]]
+    return Step("cast", (0,), {"dtype": dtype}, [like(node, dtype=dtype)])
+
+
+spell("cast", "Cast", read=_cast)
+spell("cast_like", "CastLike", read=lambda node: Step("cast_like", None, {}, [like(node, dtype=node.type(1).dtype)]))
+
+
+def _dropout(node: OnnxNode) -> Step:
+    """Outside training a dropout does nothing; its second result is then all true."""
+    if len([n for n in node.outputs if n]) > 1:
+        raise Unread("the mask of a Dropout is read")
+    ratio = node.attrs.get("ratio", 0.5)
+    if node.opset >= 12:
+        given, training = node.given(1), node.given(2)
+        ratio = 0.5 if given is None else float(given)
+        if training is not None and bool(training):
+            raise Unread("a Dropout in training mode")
+    return Step("dropout", (0,), {"p": ratio, "train": False}, [like(node)])
+
+
+spell("dropout", "Dropout", read=_dropout)

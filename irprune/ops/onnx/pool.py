@@ -1,0 +1,228 @@
+"""Pooling and resampling as ONNX spells them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from irprune.ir.axis import Axes
+from irprune.ir.graph import Node, TensorType
+from irprune.ir.size import Size, Sym
+from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.types import like, padded, window
+from irprune.ops.registry import op
+
+__all__: list[str] = []
+
+
+def _positions(axes: Axes, node: Node) -> None:
+    """All but the first two dimensions are positions."""
+    own = axes.of(node.operand(0))
+    for a in own[2:]:
+        axes.freeze(a, f"positions of {node.op}")
+    for value in node.outputs:
+        value.axes = (*own[:2], *(axes.frozen(s, f"positions of {node.op}") for s in value.shape[2:]))
+
+
+def _pool(kind: str) -> Any:
+    def read(node: OnnxNode) -> Step:
+        kernel = list(node.attrs["kernel_shape"])
+        strides, dilations, begins, ends = padded(node, kernel)
+        ceil = bool(node.attrs.get("ceil_mode", 0))
+        x, n = node.shape(0), len(kernel)
+        places = [window(s, k, t, d, b, e, ceil) for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)]
+        types = [like(node, shape=(*x[:2], *places)), TensorType("i64", (*x[:2], *places))]
+        whole = bool(node.attrs.get("count_include_pad", 0))
+        plain = begins == ends and n <= 3 and all(2 * b <= k for b, k in zip(begins, kernel, strict=True)) and len([o for o in node.outputs if o]) == 1
+        if ceil:  # torch and ONNX agree on ceil_mode but for windows that begin in the padding
+            plain = False
+        if kind == "max" and plain:
+            attrs = {"kernel_size": kernel, "stride": strides, "padding": begins, "dilation": dilations, "ceil_mode": False}
+            return Step(f"max_pool{n}d", (0,), attrs, types[:1])
+        if kind == "avg" and plain and all(d == 1 for d in dilations):
+            attrs = {"kernel_size": kernel, "stride": strides, "padding": begins, "ceil_mode": False, "count_include_pad": whole}
+            return Step(f"avg_pool{n}d", (0,), attrs, types[:1])
+        attrs = {"kernel": kernel, "stride": strides, "dilation": dilations, "begins": begins, "ends": ends, "ceil": ceil}
+        if kind == "max":
+            return Step("max_pool_padded", (0,), {**attrs, "indices": len(node.outputs) > 1, "storage_order": node.attrs.get("storage_order", 0)},
+                        types[:len(node.outputs)])
+        if kind == "avg":
+            return Step("avg_pool_padded", (0,), {**attrs, "count_include_pad": whole}, types[:1])
+        return Step("lp_pool", (0,), {**attrs, "p": node.attrs.get("p", 2)}, types[:1])
+
+    return read
+
+
+for _kind, _onnx, _more in (("max", "MaxPool", "max_pool_padded"), ("avg", "AveragePool", "avg_pool_padded"), ("lp", "LpPool", "lp_pool")):
+    op(_more, _positions, run=runs(_more))
+    spell((_more, *(f"{_kind}_pool{d}d" for d in (1, 2, 3) if _kind != "lp")), _onnx, read=_pool(_kind))
+
+
+def _global(name: str) -> Any:
+    def read(node: OnnxNode) -> Step:
+        rank = node.rank()
+        return Step(name, (0,), {"dim": list(range(2, rank)), "keepdim": True}, [like(node, shape=(*node.shape()[:2], *[1] * (rank - 2)))])
+
+    return read
+
+
+spell("mean", "GlobalAveragePool", read=_global("mean"))
+spell("amax", "GlobalMaxPool", read=_global("amax"))
+
+# -- resampling ------------------------------------------------------------------------------------------------------
+
+
+def _resampled(axes: Axes, node: Node) -> None:
+    """Dimensions of unchanged size pass; those that are resampled are positions."""
+    own = axes.of(node.operand(0))
+    made = []
+    for k, (a, s) in enumerate(zip(own, node.out.shape, strict=True)):
+        if k in node.attrs["axes"]:
+            axes.freeze(a, f"positions of {node.op}")
+            made.append(axes.frozen(s, f"positions of {node.op}"))
+        else:
+            made.append(a)
+    node.out.axes = tuple(made)
+
+
+def _resize(node: OnnxNode) -> Step:
+    x = node.shape()
+    rank = len(x)
+    a = node.attrs
+    axes = [d % rank for d in a.get("axes", range(rank))] if node.opset >= 18 and a.get("axes") else list(range(rank))
+    if node.opset < 11:
+        scales, sizes, roi = _floats(node, "scales", 1 if node.opset >= 9 or node.target == "Resize" else None), None, None
+        if node.opset < 9 and node.target == "Upsample":
+            scales = list(a["scales"])
+        mode, place, nearest = a.get("mode", "nearest"), "asymmetric", "floor" if node.target == "Upsample" or node.opset == 10 else "round_prefer_floor"
+        if node.opset == 10 and node.target == "Resize" and scales is not None and any(s < 1 for s in scales):
+            nearest = "ceil"
+    else:
+        scales = _floats(node, "", 2) if node.has(2) and node.shape(2) != (0,) else None
+        sizes = node.list(3) if node.has(3) and node.shape(3) != (0,) else None
+        roi = _floats(node, "", 1) if node.has(1) and node.shape(1) != (0,) and a.get("coordinate_transformation_mode") == "tf_crop_and_resize" else None
+        mode, place = a.get("mode", "nearest"), a.get("coordinate_transformation_mode", "half_pixel")
+        nearest = a.get("nearest_mode", "round_prefer_floor")
+    policy = a.get("keep_aspect_ratio_policy", "stretch")
+    out: list[Size] = list(x)
+    if scales is not None:
+        for d, f in zip(axes, scales, strict=True):
+            out[d] = _scaled(x[d], f)
+    elif sizes is not None:
+        if policy != "stretch":
+            known = [s / x[d] for d, s in zip(axes, sizes, strict=True) if isinstance(s, int) and isinstance(x[d], int)]  # type: ignore[operator]
+            if len(known) != len(axes):
+                raise Unread("a Resize that keeps the aspect ratio of a dynamic size")
+            f = min(known) if policy == "not_larger" else max(known)
+            for d in axes:
+                out[d] = int(x[d] * f + 0.5)  # type: ignore[operator,assignment]
+            scales = [f] * len(axes)
+        else:
+            for d, s in zip(axes, sizes, strict=True):
+                out[d] = s
+    else:
+        raise Unread("a Resize without scales or sizes")
+    moved = [d for d, o in zip(axes, [out[d] for d in axes], strict=True) if not _unchanged(x[d], o, scales, axes, d)]
+    attrs: dict[str, Any] = {"axes": moved, "sizes": [out[d] for d in moved], "scales": [scales[axes.index(d)] for d in moved] if scales is not None else None,
+                             "mode": mode, "coordinates": place, "nearest": nearest, "cubic": a.get("cubic_coeff_a", -0.75),
+                             "exclude_outside": a.get("exclude_outside", 0), "antialias": a.get("antialias", 0),
+                             "extrapolation": a.get("extrapolation_value", 0.0),
+                             "roi": [(roi[axes.index(d)], roi[len(axes) + axes.index(d)]) for d in moved] if roi is not None else None}
+    return Step("resize", (0,), attrs, [like(node, shape=out)])
+
+
+def _floats(node: OnnxNode, name: str, i: int | None) -> list[float] | None:
+    if i is None:
+        return list(node.attrs[name])
+    value = node.given(i)
+    return None if value is None else [float(v) for v in value.reshape(-1)]
+
+
+def _unchanged(size: Size, out: Size, scales: Sequence[float] | None, axes: Sequence[int], d: int) -> bool:
+    return scales[axes.index(d)] == 1 if scales is not None else size == out
+
+
+def _scaled(size: Size, f: float) -> Size:
+    if isinstance(size, int):
+        return int(size * f)
+    if float(f).is_integer():
+        return size * int(f)
+    inverse = round(1 / f)
+    if inverse * f == 1:
+        return size // inverse
+    raise Unread(f"a dynamic size scaled by {f}")
+
+
+def _write_resize(edit: Edit, node: Node) -> None:
+    """Sizes of dimensions that pass are written anew; scales of 1 serve any size."""
+    if edit.opset < 11 or not edit.given(3):
+        return
+    axes = edit.attrs.get("axes") or range(node.out.rank)
+    edit.input(3, [node.out.shape[d] for d in axes])
+
+
+op("resize", _resampled, run=runs("resize"))
+spell("resize", "Resize", read=_resize, write=_write_resize)
+spell("resize", "Upsample", read=_resize)
+
+
+def _depth_to_space(node: OnnxNode) -> Step:
+    n, c, h, w = node.shape()
+    b = node.attrs["blocksize"]
+    kind = [like(node, shape=(n, c // (b * b), h * b, w * b))]
+    if node.attrs.get("mode", "DCR") == "CRD":
+        return Step("pixel_shuffle", (0,), {"upscale_factor": b}, kind)
+    return Step("depth_to_space", (0,), {"block": b}, kind)
+
+
+def _depth_rule(axes: Axes, node: Node) -> None:
+    """Channels are block × block × c: the block's rows and columns move into the positions."""
+    n, c, h, w = axes.of(node.operand(0))
+    b = node.attrs["block"]
+    block, rest = axes.split(c, b * b)
+    if block is None or rest is None:
+        from irprune.ops.registry import Unsupported
+
+        raise Unsupported("depth_to_space of channels that are grouped otherwise")
+    axes.freeze(block, "a block of pixels")
+    axes.freeze(h, "positions")
+    axes.freeze(w, "positions")
+    node.out.axes = (n, rest, *(axes.frozen(s, "positions") for s in node.out.shape[2:]))
+
+
+def _space_rule(axes: Axes, node: Node) -> None:
+    n, c, h, w = axes.of(node.operand(0))
+    b = node.attrs["block"]
+    axes.freeze(h, "positions")
+    axes.freeze(w, "positions")
+    node.out.axes = (n, axes.product((axes.frozen(b * b, "a block of pixels"), c)), *(axes.frozen(s, "positions") for s in node.out.shape[2:]))
+
+
+def _space_to_depth(node: OnnxNode) -> Step:
+    n, c, h, w = node.shape()
+    b = node.attrs["blocksize"]
+    return Step("space_to_depth", (0,), {"block": b}, [like(node, shape=(n, c * (b * b), h // b, w // b))])
+
+
+op("depth_to_space", _depth_rule, run=runs("depth_to_space"))
+op("space_to_depth", _space_rule, run=runs("space_to_depth"))
+spell(("depth_to_space", "pixel_shuffle"), "DepthToSpace", read=_depth_to_space)
+spell("space_to_depth", "SpaceToDepth", read=_space_to_depth)
+
+
+def _grid(node: OnnxNode) -> Step:
+    x, grid = node.shape(0), node.shape(1)
+    modes = {"linear": 0, "bilinear": 0, "nearest": 1, "cubic": 2, "bicubic": 2}
+    paddings = {"zeros": 0, "border": 1, "reflection": 2}
+    attrs = {"interpolation_mode": modes[node.attrs.get("mode", "linear")], "padding_mode": paddings[node.attrs.get("padding_mode", "zeros")],
+             "align_corners": bool(node.attrs.get("align_corners", 0))}
+    if (attrs["interpolation_mode"] == 2 and len(x) != 4) or len(x) not in (4, 5):
+        raise Unread("a GridSample that torch lacks")
+    return Step("grid_sampler", None, attrs, [like(node, shape=(*x[:2], *grid[1:-1]))])
+
+
+spell("grid_sampler", "GridSample", read=_grid)
+
+
+def _symbolic(sizes: Sequence[Size]) -> bool:
+    return any(isinstance(s, Sym) for s in sizes)

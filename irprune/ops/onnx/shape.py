@@ -1,0 +1,338 @@
+"""Operators that move, group, join and cut dimensions, as ONNX spells them: targets are constants or shape arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from irprune.ir.axis import Axes
+from irprune.ir.graph import Node
+from irprune.ir.size import Size, Sym, probe_of, product, same
+from irprune.ops.onnx.norm import nothing
+from irprune.ops.onnx.spell import PREVIOUS, Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.types import agree, broadcast, like, position
+from irprune.ops.registry import Arg, Sample, op
+
+__all__ = ["resolved"]
+
+
+def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = False) -> list[Size]:
+    """The shape that a Reshape of ``shape`` to ``target`` gives: 0 copies a size, -1 is what is left. Raises Unread where it does not fit."""
+    out: list[Size] = []
+    for k, s in enumerate(target):
+        if isinstance(s, int) and s == 0 and not allowzero:
+            if k >= len(shape):
+                raise Unread("a Reshape that copies a size which is not there")
+            out.append(shape[k])
+        else:
+            out.append(s)
+    if -1 not in [s for s in out if isinstance(s, int)]:
+        return out
+    at = next(k for k, s in enumerate(out) if isinstance(s, int) and s == -1)
+    rest, whole = out[:at] + out[at + 1:], list(shape)
+    for s in list(rest):  # sizes on both sides cancel, which keeps expressions short
+        twin = next((k for k, w in enumerate(whole) if (isinstance(s, Sym) or isinstance(w, Sym)) and same(w, s)), None)
+        if twin is not None:
+            del whole[twin]
+            rest.remove(s)
+    over, under = product(whole), product(rest)
+    if probe_of(under) == 0:
+        raise Unread("a Reshape of an empty tensor with a size to be found")
+    if probe_of(over) % probe_of(under):
+        raise Unread(f"a Reshape of {[str(s) for s in shape]} to {[str(s) for s in target]}")
+    out[at] = over // under
+    return out
+
+
+def _reshape(node: OnnxNode) -> Step:
+    target = node.moved("shape", 1, 5)
+    shape = resolved(target or [], node.shape(), bool(node.attrs.get("allowzero", 0)))
+    return Step("reshape", (0,), {"shape": shape}, [like(node, shape=shape)])
+
+
+def _write_reshape(edit: Edit, node: Node) -> None:
+    """The target is left as it is where it still gives the wanted shape; a single dynamic size becomes -1."""
+    wanted, shape, zero = list(node.attrs["shape"]), node.operand(0).shape, bool(edit.attrs.get("allowzero", 0))
+    now = edit.value(1)
+    if now is not None:
+        try:
+            if agree(resolved(now, shape, zero), wanted):
+                return
+        except Unread:
+            pass
+    edit.input(1, shortest(wanted, shape, zero, now))
+
+
+def shortest(wanted: Sequence[Size], shape: Sequence[Size], allowzero: bool, now: Sequence[Size] | None) -> list[Size]:
+    """``wanted`` with copied sizes as 0 and one size as -1 where that spares arithmetic; the file's own 0 and -1 are kept."""
+    out = list(wanted)
+    if now is not None and len(now) == len(out):
+        for mark in ((), (-1,), (0, -1)):
+            tried = [n if isinstance(n, int) and n in mark else w for n, w in zip(now, wanted, strict=True)]
+            if not any(isinstance(s, Sym) for s in tried):
+                return tried
+    dynamic = [k for k, s in enumerate(out) if isinstance(s, Sym)]
+    for k in list(dynamic):
+        if not allowzero and k < len(shape) and same(shape[k], out[k]) and len(dynamic) > 1:
+            out[k] = 0
+            dynamic.remove(k)
+    if len(dynamic) == 1:
+        out[dynamic[0]] = -1
+    return out
+
+
+def _flatten(node: OnnxNode) -> Step:
+    x, axis = node.shape(), node.attrs.get("axis", 1)
+    axis = axis + len(x) if axis < 0 else axis
+    shape = [product(x[:axis]), product(x[axis:])]
+    return Step("reshape", (0,), {"shape": shape}, [like(node, shape=shape)])
+
+
+spell("reshape", "Reshape", read=_reshape, write=_write_reshape)
+spell("reshape", "Flatten", read=_flatten, write=nothing)
+
+
+def _transpose(node: OnnxNode) -> Step:
+    x = node.shape()
+    order = list(node.attrs.get("perm", range(len(x))[::-1]))
+    return Step("permute", (0,), {"dims": order}, [like(node, shape=tuple(x[d] for d in order))])
+
+
+spell("permute", "Transpose", read=_transpose)
+
+
+def _unsqueeze(node: OnnxNode) -> list[Step]:
+    """One step per dimension, from the front: positions count in the result."""
+    dims = node.moved("axes", 1, 13) or []
+    shape = list(node.shape())
+    rank = len(shape) + len(dims)
+    steps = []
+    for d in sorted(position(int(d), rank) for d in dims):  # type: ignore[arg-type]
+        shape.insert(d, 1)
+        steps.append(Step("unsqueeze", (PREVIOUS if steps else 0,), {"dim": d}, [like(node, shape=shape)]))
+    return steps or [Step("identity", (0,), {}, [like(node)])]
+
+
+def _squeeze(node: OnnxNode) -> list[Step]:
+    """One step per dimension, from the back."""
+    shape = list(node.shape())
+    dims = node.moved("axes", 1, 13)
+    if dims is None:
+        dims = [k for k, s in enumerate(shape) if s == 1]
+    steps = []
+    for d in sorted((position(int(d), len(shape)) for d in dims), reverse=True):  # type: ignore[arg-type]
+        del shape[d]
+        steps.append(Step("squeeze", (PREVIOUS if steps else 0,), {"dim": d}, [like(node, shape=shape)]))
+    return steps or [Step("identity", (0,), {}, [like(node)])]
+
+
+spell(("unsqueeze", "identity"), "Unsqueeze", read=_unsqueeze)
+spell(("squeeze", "identity"), "Squeeze", read=_squeeze)
+
+
+def _expand(node: OnnxNode) -> Step:
+    x, target = node.shape(), node.list(1) or []
+    shape = broadcast((x, target))
+    return Step("expand", (0,), {"shape": list(shape)}, [like(node, shape=shape)])
+
+
+def _write_expand(edit: Edit, node: Node) -> None:
+    wanted, shape, now = list(node.attrs["shape"]), node.operand(0).shape, edit.value(1)
+    if now is not None:
+        try:
+            if agree(broadcast((shape, now)), wanted):
+                return
+        except Unread:
+            pass
+    shift = len(wanted) - len(shape)
+    edit.input(1, [1 if k >= shift and same(shape[k - shift], s) else s for k, s in enumerate(wanted)])
+
+
+spell("expand", "Expand", read=_expand, write=_write_expand)
+
+
+def _tile(node: OnnxNode) -> Step:
+    x, times = node.shape(), node.list(1) or []
+    return Step("repeat", (0,), {"repeats": times}, [like(node, shape=tuple(s * t for s, t in zip(x, times, strict=True)))])
+
+
+spell("repeat", "Tile", read=_tile)
+
+# -- joining and cutting ---------------------------------------------------------------------------------------------
+
+
+def _concat(node: OnnxNode) -> Step:
+    rank = node.rank()
+    dim = position(node.attrs["axis"], rank)
+    total: Size = 0
+    for i in range(len(node.types)):
+        total = total + node.shape(i)[dim]
+    shape = [next((s[k] for s in (node.shape(i) for i in range(len(node.types))) if isinstance(s[k], int)), node.shape(0)[k]) for k in range(rank)]
+    shape[dim] = total
+    return Step("cat", None, {"dim": dim}, [like(node, shape=shape)])
+
+
+spell("cat", "Concat", read=_concat)
+
+
+def _split(node: OnnxNode) -> Step:
+    x = node.shape()
+    dim = position(node.attrs.get("axis", 0), len(x))
+    sizes = node.moved("split", 1, 13)
+    count = len(node.outputs)
+    if sizes is None:
+        if isinstance(x[dim], Sym):
+            raise Unread("a Split of a dynamic size into equal parts")
+        each = -(-probe_of(x[dim]) // count)
+        sizes = [each] * (count - 1) + [probe_of(x[dim]) - each * (count - 1)]
+    types = [like(node, shape=(*x[:dim], s, *x[dim + 1:])) for s in sizes]
+    return Step("split", (0,), {"split_sizes": sizes, "dim": dim}, types)
+
+
+def _write_split(edit: Edit, node: Node) -> None:
+    """Equal parts need not stay equal: explicit sizes take the place of ``num_outputs``."""
+    sizes = node.attrs["split_sizes"]
+    if edit.opset < 13:
+        if "split" in edit.attrs or len(set(map(str, sizes))) > 1:
+            edit.moved("split", 1, 13, sizes)
+        return
+    if not edit.given(1):
+        whole, count = probe_of(node.operand(0).shape[node.attrs["dim"]]), len(sizes)
+        each = -(-whole // count)
+        if [probe_of(s) for s in sizes] == [each] * (count - 1) + [whole - each * (count - 1)]:
+            return
+        edit.attr("num_outputs", None)
+    edit.moved("split", 1, 13, sizes)
+
+
+spell("split", "Split", read=_split, write=_write_split)
+
+
+def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, Size]:
+    """Start, end and length of a slice as ONNX clamps them, symbols where a bound is one. Raises Unread where no expression says it."""
+    if all(isinstance(v, int) for v in (size, start, end)):
+        last = None if step < 0 and int(end) < -int(size) else int(end)  # type: ignore[arg-type]
+        first, stop, _ = slice(int(start), last, step).indices(int(size))  # type: ignore[arg-type]
+        return first, stop, len(range(first, stop, step))
+    first = start + size if isinstance(start, int) and start < 0 else start
+    stop = size if (isinstance(end, int) and end >= 2**31 - 1) or same(end, size) else end + size if isinstance(end, int) and end < 0 else end
+    if step != 1:
+        if step > 0 and first == 0 and same(stop, size):
+            return first, stop, (size + (step - 1)) // step
+        raise Unread("a strided slice of a dynamic size")
+    if isinstance(size, Sym) and isinstance(stop, int) and isinstance(first, int):
+        raise Unread(f"a slice {first}:{stop} of a dynamic size")
+    length = stop - first
+    if probe_of(length) < 0:
+        raise Unread("a slice whose bounds cross")
+    return first, stop, length
+
+
+def _slice(node: OnnxNode) -> list[Step]:
+    x = node.shape()
+    if node.opset < 10:
+        starts, ends = list(node.attrs["starts"]), list(node.attrs["ends"])
+        dims, strides = list(node.attrs.get("axes", range(len(starts)))), [1] * len(starts)
+    else:
+        starts, ends = node.list(1) or [], node.list(2) or []
+        dims = node.list(3) if node.has(3) else list(range(len(starts)))  # type: ignore[assignment]
+        strides = node.list(4) if node.has(4) else [1] * len(starts)  # type: ignore[assignment]
+    shape, steps = list(x), []
+    for d, start, end, step in zip(dims, starts, ends, strides, strict=True):
+        d = position(int(d), len(x))
+        first, stop, length = _bounds(x[d], start, end, int(step))
+        shape[d] = length
+        if step < 0:
+            if not (isinstance(first, int) and isinstance(stop, int)):
+                raise Unread("a slice backwards over a dynamic size")
+            name, attrs = "slice_back", {"dim": d, "start": first, "end": stop, "step": int(step)}
+        else:
+            name, attrs = "slice", {"dim": d, "start": first, "end": stop, "step": int(step)}
+        steps.append(Step(name, (PREVIOUS if steps else 0,), attrs, [like(node, shape=tuple(shape))]))
+    return steps or [Step("identity", (0,), {}, [like(node)])]
+
+
+def _back(axes: Axes, node: Node) -> None:
+    own = list(axes.of(node.operand(0)))
+    d = node.attrs["dim"]
+    axes.freeze(own[d], "turned around by a slice")
+    own[d] = axes.frozen(node.out.shape[d], "turned around by a slice")
+    node.out.axes = tuple(own)
+
+
+def _write_slice(edit: Edit, *nodes: Node) -> None:
+    """Only bounds of dimensions that shrink are written anew."""
+    if all(n.op == "identity" for n in nodes):
+        return
+    changed = [n.operand(0).shape[n.attrs["dim"]] != was for n, was in zip(nodes, edit.sizes(0, [n.attrs["dim"] for n in nodes]), strict=True)]
+    for i, name, key in ((1, "starts", "start"), (2, "ends", "end")):
+        now = edit.value(i) if edit.opset >= 10 else edit.attrs[name]
+        if now is None:
+            continue
+        made = [n.attrs[key] if c else v for n, c, v in zip(nodes, changed, now, strict=True)]
+        if not agree(made, now):
+            edit.moved(name, i, 10, made)
+
+
+op("slice_back", _back, run=runs("slice_back"), samples=(Sample((Arg((2, 6, 5)),), {"dim": 1, "start": 5, "end": -1, "step": -1}, free=2),))
+spell(("slice", "slice_back", "identity"), "Slice", read=_slice, write=_write_slice)
+
+
+def _pad(node: OnnxNode) -> Step:
+    """Torch counts from the last dimension, before and after; ONNX first all befores, then all afters."""
+    rank = node.rank()
+    mode = node.attrs.get("mode", "constant")
+    pads = list(node.attrs.get("pads", node.attrs.get("paddings", ()))) if node.opset < 11 else node.list(1) or []
+    value = node.attrs.get("value", 0.0)
+    if node.opset >= 11 and node.has(2):
+        given = node.given(2)
+        value = given.item() if given is not None and given.size else 0.0
+    dims = list(range(rank))
+    if node.opset >= 18 and node.has(3):
+        dims = [position(int(d), rank) for d in node.list(3) or []]  # type: ignore[arg-type]
+    before, after = [0] * rank, [0] * rank  # type: list[Size], list[Size]
+    for k, d in enumerate(dims):
+        before[d], after[d] = pads[k], pads[len(dims) + k]
+    flat = [p for d in range(rank - 1, -1, -1) for p in (before[d], after[d])]
+    shape = tuple(s + b + a for s, b, a in zip(node.shape(), before, after, strict=True))
+    if mode != "constant":
+        return Step("pad_by", (0,), {"pad": flat, "mode": mode}, [like(node, shape=shape)])
+    return Step("pad", (0,), {"pad": flat, "mode": "constant", "value": value}, [like(node, shape=shape)])
+
+
+def _write_pad(edit: Edit, node: Node) -> None:
+    flat, rank = node.attrs["pad"], node.operand(0).rank
+    before, after = [flat[2 * (rank - 1 - d)] for d in range(rank)], [flat[2 * (rank - 1 - d) + 1] for d in range(rank)]
+    dims = edit.value(3) if edit.opset >= 18 and edit.given(3) else None
+    order = [position(int(d), rank) for d in dims] if dims is not None else list(range(rank))  # type: ignore[arg-type]
+    made = [before[d] for d in order] + [after[d] for d in order]
+    now = edit.value(1) if edit.opset >= 11 else list(edit.attrs.get("pads", ()))
+    if now is None or not agree(made, now):
+        edit.moved("pads", 1, 11, made)
+
+
+def _pad_by(axes: Axes, node: Node) -> None:
+    from irprune.ops.families.pad import _reflected
+
+    _reflected(axes, node)
+
+
+op("pad_by", _pad_by, run=runs("pad_by"), samples=(Sample((Arg((2, 6, 5)),), {"pad": [1, 2, 0, 0, 0, 0], "mode": "edge"}, free=2),))
+spell(("pad", "pad_by"), "Pad", read=_pad, write=_write_pad)
+
+
+def _trilu(node: OnnxNode) -> Step:
+    k = node.given(1)
+    return Step("triangle_of", (0,), {"upper": bool(node.attrs.get("upper", 1)), "diagonal": int(k) if k is not None else 0}, [like(node)])
+
+
+def _square(axes: Axes, node: Node) -> None:
+    own = axes.of(node.operand(0))
+    for a in own[-2:]:
+        axes.freeze(a, "sides of a triangle")
+    node.out.axes = own
+
+
+op("triangle_of", _square, run=runs("triangle_of"), samples=(Sample((Arg((3, 4, 5)),), {"upper": True, "diagonal": 1}, free=1),))
+spell("triangle_of", "Trilu", read=_trilu)
+
+
