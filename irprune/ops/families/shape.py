@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
@@ -36,7 +37,7 @@ def respell(node: Node, op: str, attrs: dict[str, Any], target: str, operands: S
     if operands is not None:
         node.set_inputs(operands)
     if node.origin.dialect == "aten":
-        node.origin.target, node.origin.layout = target, (("self", 0),)
+        node.origin = replace(node.origin, target=target, layout=(("self", 0),))
 
 
 # -- regrouping ------------------------------------------------------------------------------------------------------
