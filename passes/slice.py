@@ -28,8 +28,10 @@ class Slice:
             raise ValueError("slice needs a choice: run choose, or set graph.kept")
         if not kept.choice:
             return False
-        for node in list(graph.axes.opened if graph.axes is not None else ()):
-            twin = _counterpart(graph, node)
+        opened = list(graph.axes.opened if graph.axes is not None else ())
+        named = {n.outputs[0].name: n for n in graph.nodes if n.outputs} if opened else {}
+        for node in opened:
+            twin = named.get(node.outputs[0].name)  # the node of this graph that was copied from it
             if twin is not None and any(kept.changes(a) for v in twin.outputs for a in v.axes or ()):
                 fold(graph, twin)
         for node in graph.nodes:
@@ -51,12 +53,6 @@ class Slice:
 
 def _touched(node: Node, kept: Kept) -> bool:
     return any(kept.changes(a) for v in (*node.inputs, *node.outputs) if v is not None for a in v.axes or ())
-
-
-def _counterpart(graph: Graph, node: Node) -> Node | None:
-    """The node of ``graph`` that was copied from ``node``."""
-    name = node.outputs[0].name
-    return next((n for n in graph.nodes if n.outputs and n.outputs[0].name == name), None)
 
 
 def kept_indices(weight: Weight, kept: Kept) -> list[Indices | None]:

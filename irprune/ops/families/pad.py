@@ -63,7 +63,7 @@ def _counted(a: Axis, out: Axis, width: Size, cut: Cut, last: bool = False) -> i
     """How many of the ``width`` outermost indices are kept: of the padded axis, or of the operand's where they are taken away."""
     longer = out if probe_of(width) > 0 else a
     end = probe_of(longer.size) - 1
-    count = sum((end - k if last else k) < abs(probe_of(width)) for k in cut.kept(longer))
+    count = sum(bool((end - k if last else k) < abs(probe_of(width))) for k in cut.kept(longer))
     return count if longer is out else -count
 
 
