@@ -23,23 +23,23 @@ _AFFINE = ("norm",)
 _CONTRACTING = ("conv", "contraction", "norm", "recurrent")
 
 
-def _read_as(weight: Weight, slot: int, families: tuple[str, ...]) -> bool:
-    """Whether operators of ``families``, and no others, read ``weight`` in operand position ``slot``."""
+def _read_as(weight: Weight, slots: range, families: tuple[str, ...]) -> bool:
+    """Whether operators of ``families``, and no others, read ``weight``, and only in operand positions ``slots``."""
     readers = [(lookup(node), node) for node in weight.users]
     return bool(readers) and all(
-        entry is not None and entry.family in families and [i for i, v in enumerate(node.inputs) if v is weight] == [slot]
+        entry is not None and entry.family in families and all(i in slots for i, v in enumerate(node.inputs) if v is weight)
         for entry, node in readers
     )
 
 
 def is_scale(weight: Weight) -> bool:
     """Whether ``weight`` is the scale of a normalisation."""
-    return _read_as(weight, 1, _AFFINE)
+    return _read_as(weight, range(1, 2), _AFFINE)
 
 
 def is_bias(weight: Weight) -> bool:
-    """Whether ``weight`` is added along one dimension by a contraction or a normalisation."""
-    return sum(s != 1 for s in weight.shape) <= 1 and _read_as(weight, 2, _CONTRACTING)
+    """Whether ``weight`` is added along one dimension by a contraction or a normalisation, or holds statistics of one."""
+    return sum(s != 1 for s in weight.shape) <= 1 and _read_as(weight, range(2, 5), _CONTRACTING)
 
 
 def places(graph: Graph, groups: Sequence[Group], biases: bool = False) -> dict[Axis, list[Member]]:
