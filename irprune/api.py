@@ -133,7 +133,7 @@ class Pruned:
         """What was chosen, as data that ``apply_plan`` replays."""
         from irprune.plan import Plan
 
-        return Plan.of(self.graph)
+        return Plan.from_graph(self.graph)
 
     def onnx(self, path: str | Path, parity: bool = True) -> Path:
         """Write the pruned model to ``path`` and compare it with the module on onnxruntime, every output; returns the path.
@@ -380,8 +380,8 @@ def _report(graph: Graph) -> Report:
     costs = Costs(graph)
     before, after = costs.at({}), costs.at(graph.kept if graph.kept is not None else {})
     free, frozen, unruled = describe(graph)
-    changes = {k: Change(before[k], after[k]) for k in ("params", "macs", "bytes", "activation")}
-    return Report(graph.name, **changes, groups=free, frozen=frozen, unruled=unruled, notes=list(graph.notes))
+    params, macs, size, activation = (Change(before[k], after[k]) for k in ("params", "macs", "bytes", "activation"))
+    return Report(graph.name, params, macs, size, activation, free, frozen, unruled, list(graph.notes))
 
 
 def _prove(pruned: Pruned) -> None:
@@ -410,7 +410,7 @@ def _prove(pruned: Pruned) -> None:
 
 
 def device_of(name: str) -> torch.device:
-    """The torch device that a name means here: ``auto``, ``cpu``, ``cuda``, ``cuda:1``. Raises IrpruneError where there is no such device."""
+    """The torch device that a name (``auto``, ``cpu``, ``cuda:1``) means here. Raises IrpruneError where there is no such device."""
     import torch
 
     if name == "auto":

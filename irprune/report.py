@@ -100,7 +100,8 @@ class Report:
 
     def to_html(self) -> str:
         """One page without scripts or outside resources."""
-        counts = {"parameters": self.params, "multiply-accumulates": self.macs, "bytes": self.bytes, "peak activation bytes": self.activation}
+        counts = {"parameters": self.params, "multiply-accumulates": self.macs, "bytes": self.bytes,
+                  "peak activation bytes": self.activation}
         rows = "".join(_row(f"<td>{k}</td>", human(c.before), human(c.after), f"{c.left:.1%}") for k, c in counts.items())
         checks = f"<p>Proof: {html.escape(str(self.proof) if self.proof is not None else 'not asked for')}</p>"
         checks += f"<p>ONNX parity: {html.escape(str(self.parity) if self.parity is not None else 'no ONNX file was written')}</p>"
@@ -149,7 +150,8 @@ def _finite(x: Any) -> Any:
 
 def describe(graph: Graph) -> tuple[tuple[GroupLine, ...], tuple[GroupLine, ...], dict[str, str]]:
     """The free groups, the frozen ones, and the operators without a rule (name -> where they stand), of an analysed graph."""
-    free, frozen = [], []
+    free: list[GroupLine] = []
+    frozen: list[GroupLine] = []
     for group in groups_of(graph):
         (frozen if group.frozen else free).append(_line(group, graph))
     unruled: dict[str, str] = {}
