@@ -77,6 +77,7 @@ def _indexed(graph: Graph, able: Mapping[Axis, Axis]) -> dict[Axis, None]:
         entry = lookup(node)
         if entry is not None and entry.resize is not None and any(trial.changes(a) for a in _axes_of(node)):
             shadow = copy(node)
+            shadow.graph = None  # nothing may be added to the graph in this trial
             shadow.attrs = {k: list(v) if isinstance(v, list) else v for k, v in node.attrs.items()}
             try:
                 entry.resize(shadow, trial)  # type: ignore[arg-type]  # an array is as good as a sequence

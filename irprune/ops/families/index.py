@@ -59,10 +59,12 @@ def _rewrite(node: Node, i: int, a: Axis, made: Axis, cut: Cut) -> None:
     """Operand ``i``, a constant list, counted in what is kept of ``a``."""
     old = node.operand(i)
     chosen = constant_list(old)
-    if chosen is None or not cut.changes(a) or node.graph is None:
+    if chosen is None or not cut.changes(a):
         return
     picked = np.where(chosen < 0, chosen + int(a.size), chosen)[np.asarray(cut.kept(made))]  # type: ignore[arg-type]
     fresh = np.searchsorted(np.asarray(cut.kept(a)), picked).astype(np.int32 if old.dtype == "i32" else np.int64)
+    if node.graph is None:
+        return
     name = f"folded.{node.out.name}_index"
     node.set_input(i, node.graph.add_weight(Weight(name, TensorType(old.dtype, (len(fresh),)), lambda: fresh, "constant")))
 
