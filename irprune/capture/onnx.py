@@ -185,6 +185,7 @@ class _Reader:
         self.deferred: dict[str, int] = {}
         self.uses: dict[str, int] = {}
         self.declared = {v.name: v.type for v in (*self.proto.value_info, *self.proto.output)}
+        self.wanted = {name for n in self.proto.node for name in reads(n)} | {v.name for v in self.proto.output}
         self.whole: dict[str, onnx.TypeProto] | None = None
         self.symbols: dict[str, Sym] = {}
         self.count = 0
@@ -307,7 +308,7 @@ class _Reader:
     def _make(self, index: int, node: onnx.NodeProto, target: str, opset: int, attrs: dict[str, Any], types: list[TensorType | None]) -> None:
         names = reads(node)
         view = OnnxNode(
-            target, opset, attrs, types, list(node.output),
+            target, opset, attrs, types, [name if name in self.wanted else "" for name in node.output],
             lambda i: self._constant(node.input[i]) if i < len(node.input) and node.input[i] else None,
             lambda: self._infer(node, target, opset, types),
         )

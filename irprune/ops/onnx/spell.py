@@ -32,7 +32,7 @@ class OnnxNode:
     """An ONNX node as readers see it.
 
     ``target`` is ``Conv`` or ``com.microsoft::Gelu``, ``opset`` the version of its domain that the model imports; ``types``
-    has one entry per input (None where it is left out), ``outputs`` the names of the results ("" where left out).
+    has one entry per input (None where it is left out), ``outputs`` the names of the results ("" where nobody reads one).
     ``constant(i)`` is the value of input ``i`` where it is known: an array, of objects where an element is a ``Sym``.
     ``inferred()`` asks ONNX's own inference for the types of the results.
     """

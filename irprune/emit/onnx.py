@@ -1,0 +1,418 @@
+"""ONNX out of a graph that came from ONNX: the file that came in, in which only what pruning changed is edited.
+
+Initializers, size attributes, shape constants and value_info change; names, order, opsets, metadata, doc strings and everything
+that nobody asked about stay as they are. A tensor whose users want different parts of it is given a copy for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
+
+from irprune.capture.onnx import OnnxSource, Place, nodes_of, reads, target_of
+from irprune.capture.onnx_proto import NAMES, attributes, loader
+from irprune.capture.onnx_shapes import fold
+from irprune.emit.onnx_edit import NodeEdit, SizeNodes, tensor_of
+from irprune.errors import IrpruneError
+from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
+from irprune.ir.size import Sym, same
+from irprune.ops.onnx.spell import spelling_of
+
+__all__ = ["Emitter", "emit_onnx", "write_onnx"]
+
+Array = NDArray[Any]
+LIMIT = 2**31 - 2**20  # bytes that one protobuf message can hold, with room for the rest
+
+
+def emit_onnx(graph: Graph) -> onnx.ModelProto:
+    """The model of a graph that was captured from ONNX, after passes changed it. Raises IrpruneError for what the file cannot say."""
+    return Emitter(graph).emit()
+
+
+def write_onnx(graph: Graph, path: str | Path) -> Path:
+    """Write the model of ``graph``; weights go to ``<name>.data`` beside it where the original had them outside or the file would pass 2 GB.
+
+    Written aside and renamed, so that nothing half-written is left behind.
+    """
+    path = Path(path)
+    emitter = Emitter(graph)
+    model = emitter.emit()
+    tensors = list(model.graph.initializer)
+    outside = any(t.data_location == TensorProto.EXTERNAL for t in tensors) or model.ByteSize() > LIMIT
+    draft, data = path.with_name(f".{path.name}.draft"), path.with_name(f"{path.name}.data")
+    data_draft = path.with_name(f".{data.name}.draft")
+    try:
+        if outside:
+            _externalise(tensors, data_draft, data.name, emitter.source.folder)
+        draft.write_bytes(model.SerializeToString())
+        if outside:
+            data_draft.replace(data)
+        draft.replace(path)
+    except OSError as error:
+        raise IrpruneError(f"cannot be written: {error.strerror or error}", str(path)) from error
+    finally:
+        for left in (draft, data_draft):
+            if left.exists():
+                left.unlink()
+    return path
+
+
+def _externalise(tensors: Iterable[TensorProto], path: Path, name: str, folder: Path | None) -> None:
+    """Move the data of all but small tensors to ``path``, one after the other."""
+    with path.open("wb") as file:
+        for t in tensors:
+            if t.data_location != TensorProto.EXTERNAL and t.ByteSize() < 1024:
+                continue
+            array = loader(t, folder)()
+            file.write(b"\0" * (-file.tell() % 64))
+            start = file.tell()
+            array.tofile(file) if array.dtype.kind != "V" and array.size else file.write(array.tobytes())
+            for kind in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data"):
+                t.ClearField(kind)  # type: ignore[arg-type]
+            t.data_location = TensorProto.EXTERNAL
+            for key, value in (("location", name), ("offset", str(start)), ("length", str(file.tell() - start))):
+                t.external_data.add(key=key, value=value)
+
+
+@dataclass
+class _Uses:
+    """Who reads a tensor: input ``slot`` of node ``index`` wants the array of ``weight``."""
+
+    slots: list[tuple[int, int, Weight]] = field(default_factory=list)
+
+
+class Emitter:
+    """Edits a copy of the model in ``graph.structure``."""
+
+    def __init__(self, graph: Graph) -> None:
+        if not isinstance(graph.structure, OnnxSource):
+            raise IrpruneError("this graph did not come from ONNX", graph.name, "export its module instead")
+        self.graph = graph
+        self.source: OnnxSource = graph.structure
+        self.original = self.source.model
+        self.nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in self.original.graph.node]
+        self.types: dict[str, TensorType] = {v.name: v.type for v in graph.values() if not isinstance(v, Weight)}
+        self.tensors = {t.name: t for t in self.original.graph.initializer}
+        self.makers = {name: i for i, n in enumerate(self.nodes) for name in n.output if name}
+        self.names = {name for n in self.original.graph.node for name in (*reads(n), *n.output)} | set(self.tensors)
+        self.names |= {v.name for v in (*self.original.graph.input, *self.original.graph.output)}
+        self.added: dict[str, TensorProto] = {}  # new initializers
+        self.replaced: dict[str, TensorProto] = {}  # initializers with new contents
+        self.before: dict[int, list[onnx.NodeProto]] = {}  # new nodes, by the node that they stand before
+        self.after: list[onnx.NodeProto] = []
+        self.values: dict[str, Array | None] = {}
+        self.reads = self._count_reads()
+        symbols = {s.expr: (v.name, d) for v in reversed(graph.inputs) for d, s in reversed(list(enumerate(v.shape))) if isinstance(s, Sym)}
+        self.size_nodes = SizeNodes(self.fresh, lambda i, n: self.before.setdefault(i, []).append(n), self.add_constant, symbols)
+
+    def _count_reads(self) -> dict[str, int]:
+        count: dict[str, int] = {}
+        for name in [n for node in self.original.graph.node for n in reads(node)] + [v.name for v in self.original.graph.output]:
+            count[name] = count.get(name, 0) + 1
+        return count
+
+    # -- the whole -------------------------------------------------------------------------------------------------
+
+    def emit(self) -> onnx.ModelProto:
+        uses: dict[str, _Uses] = {}
+        placed: dict[int, list[tuple[Node, Place]]] = {}
+        for node, place in nodes_of(self.graph):
+            placed.setdefault(place.index, []).append((node, place))
+        for index, steps in placed.items():
+            for node, place in steps:
+                self._rewire(index, node, place, uses)
+        self._weights(uses)
+        for index, steps in placed.items():
+            self._write(index, steps)
+        return self._assemble(placed)
+
+    def _rewire(self, index: int, node: Node, place: Place, uses: dict[str, _Uses]) -> None:
+        """Let each input of the file's node read what the graph's node reads; weights are noted for later."""
+        for value, slot in zip(node.inputs, place.operands, strict=False):
+            if slot is None or value is None or slot >= len(self.nodes[index].input):
+                continue
+            if isinstance(value, Weight):
+                stored = self.source.stored.get(value.name)
+                key = stored.name if stored is not None else value.name
+                uses.setdefault(key, _Uses()).slots.append((index, slot, value))
+            elif self.nodes[index].input[slot] != value.name:
+                self.nodes[index].input[slot] = value.name
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def _weights(self, uses: dict[str, _Uses]) -> None:
+        for name, use in uses.items():
+            variants: list[tuple[Array, list[tuple[int, int]]]] = []
+            untouched = self.reads.get(name, 0) - len(use.slots)
+            for index, slot, weight in use.slots:
+                array = self._changed(weight)
+                if array is None:
+                    untouched += 1
+                    continue
+                for known, slots in variants:
+                    if known.shape == array.shape and known.dtype == array.dtype and np.array_equal(known, array, equal_nan=known.dtype.kind == "f"):
+                        slots.append((index, slot))
+                        break
+                else:
+                    variants.append((array, [(index, slot)]))
+            for k, (array, slots) in enumerate(variants):
+                if k == 0 and not untouched and self._replace(name, array):
+                    continue
+                fresh = self.add_constant(name, array)
+                for index, slot in slots:
+                    self.nodes[index].input[slot] = fresh
+
+    def _changed(self, weight: Weight) -> Array | None:
+        """The new array of a weight; None where the file's own tensor still holds it."""
+        stored = self.source.stored.get(weight.name)
+        if stored is None:
+            return as_numpy(weight.load(), weight.dtype)
+        if stored.kind == "folded":
+            wanted, now = as_numpy(weight.load(), weight.dtype), self.now(stored.name)
+            alike = now is not None and now.dtype != object and now.shape == wanted.shape and bool((now == wanted).all())
+            return None if alike else wanted
+        return None if weight.load is stored.load else as_numpy(weight.load(), weight.dtype)
+
+    def _replace(self, name: str, array: Array) -> bool:
+        """Put ``array`` in the place of tensor ``name``; False where the file does not store it."""
+        if name in self.tensors:
+            self.replaced[name] = tensor_of(name, array, self.tensors[name])
+            return True
+        index = self.makers.get(name)
+        if index is None:
+            return False
+        node = self.nodes[index]
+        if target_of(node) == "Constant":
+            attribute = node.attribute[0]
+            if attribute.name == "value":
+                attribute.t.CopyFrom(tensor_of(attribute.t.name, array, attribute.t))
+            else:
+                fresh = helper.make_attribute(attribute.name, array.tolist())
+                attribute.CopyFrom(fresh)
+            return True
+        stored = next((s for s in self.source.stored.values() if s.name == name), None)
+        if stored is not None and stored.kind == "filled":
+            node.input[0] = self.constant(node.input[0], np.array(array.shape, np.int64), index, 0)
+            return True
+        return False
+
+    # -- constants -------------------------------------------------------------------------------------------------
+
+    def fresh(self, hint: str) -> str:
+        """A name that nobody has, made of ``hint``."""
+        name, k = f"{hint}_pruned", 1
+        while name in self.names:
+            k += 1
+            name = f"{hint}_pruned_{k}"
+        self.names.add(name)
+        return name
+
+    def add_constant(self, hint: str, array: Array) -> str:
+        """A new initializer."""
+        name = self.fresh(hint)
+        self.added[name] = tensor_of(name, array)
+        self.values[name] = array
+        return name
+
+    def constant(self, old: str, array: Array, index: int, slot: int) -> str:
+        """A tensor that holds ``array`` for input ``slot`` of node ``index``: ``old`` edited in place where nobody else reads it."""
+        if old and self.reads.get(old, 0) == 1 and (old in self.tensors or self._is_constant(old)):
+            self._replace(old, array)
+            self.values[old] = array
+            return old
+        return self.add_constant(old or f"{self.nodes[index].output[0]}_{slot}", array)
+
+    def _is_constant(self, name: str) -> bool:
+        return name in self.makers and target_of(self.nodes[self.makers[name]]) == "Constant"
+
+    def now(self, name: str) -> Array | None:
+        """The value of a small tensor as the edited model computes it."""
+        if name not in self.values:
+            if name in self.replaced or name in self.added:
+                self.values[name] = onnx.numpy_helper.to_array(self.replaced.get(name) or self.added[name])
+            elif name in self.source.computed:
+                node = self.nodes[self.makers[name]]
+                types = [self.type(n) if n else None for n in node.input]
+                made = fold(target_of(node), self.source.opset(node.domain), attributes(node), types,
+                            lambda i: self.now(node.input[i]) if i < len(node.input) and node.input[i] else None)
+                for n, array in zip(node.output, made or [None] * len(node.output), strict=False):  # type: ignore[list-item]
+                    self.values[n] = array
+            else:
+                known = self.source.known.get(name)
+                stored = self.source.stored.get(name)
+                kind = self.source.types.get(name)
+                if known is None and stored is not None and stored.kind != "filled" and kind is not None and kind.dtype[0] in "iub":
+                    known = np.asarray(stored.load())
+                self.values[name] = known
+        return self.values.get(name)
+
+    def type(self, name: str) -> TensorType | None:
+        """The type of a value after pruning."""
+        if name in self.replaced:
+            old = self.source.types[name]
+            return TensorType(old.dtype, tuple(self.replaced[name].dims))
+        return self.types.get(name) or self.source.types.get(name)
+
+    # -- nodes -----------------------------------------------------------------------------------------------------
+
+    def _write(self, index: int, steps: list[tuple[Node, Place]]) -> None:
+        """Put changed attributes and shape constants back into the file's node."""
+        node = self.nodes[index]
+        covered = {slot for _, place in steps for slot in place.operands}
+        loose = [j for j, name in enumerate(node.input) if name and j not in covered]
+        moved = [j for j in loose if not self._as_before(node.input[j])]
+        spelling = spelling_of(target_of(node)) if steps[0][0].op != "opaque" else None
+        changed = any(n.attrs != place.attrs for n, place in steps) or any(self._resized(v) for n, _ in steps for v in (*n.inputs, *n.outputs))
+        if not moved and not changed:
+            return
+        if spelling is not None and spelling.write is not None:
+            spelling.write(NodeEdit(self, index), *(n for n, _ in steps))
+            return
+        if any(n.attrs != place.attrs for n, place in steps):
+            raise IrpruneError(f"{target_of(node)} changed and its spelling does not say how that is written", node.name or node.output[0])
+        for j in moved:  # what was read from a shape that changed stays what it was
+            was = self.source.known[node.input[j]]
+            if was.dtype == object:
+                node.input[j] = self.size_nodes.vector(was.reshape(-1).tolist(), index, node.input[j])
+            else:
+                node.input[j] = self.add_constant(node.input[j], was)
+
+    def _as_before(self, name: str) -> bool:
+        if name not in self.source.computed:
+            return True
+        was, now = self.source.known[name], self.now(name)
+        if now is None or was.shape != now.shape:
+            return False
+        return all(same(a, b) if isinstance(a, (int, Sym)) and isinstance(b, (int, Sym)) else a == b
+                   for a, b in zip(was.reshape(-1).tolist(), now.reshape(-1).tolist(), strict=True))
+
+    def _resized(self, value: Value | None) -> bool:
+        if value is None:
+            return False
+        was = self.source.types.get(self.source.stored[value.name].name if value.name in self.source.stored else value.name)
+        return was is None or was.shape != value.type.shape
+
+    # -- putting it together -----------------------------------------------------------------------------------------
+
+    def _assemble(self, placed: dict[int, list[tuple[Node, Place]]]) -> onnx.ModelProto:
+        old = self.original
+        out = onnx.ModelProto()
+        _copy_fields(old, out, {"graph"})
+        _copy_fields(old.graph, out.graph, {"node", "initializer", "value_info", "input"})
+        self._keep_output_names()
+        alive = self._alive(placed)
+        for i, node in enumerate(self.nodes):
+            out.graph.node.extend(self.before.get(i, ()))
+            if i in alive:
+                out.graph.node.append(node)
+        out.graph.node.extend(self.after)
+        kept = {name for n in out.graph.node for name in reads(n)} | {v.name for v in out.graph.output}
+        unused_before = {t for t in self.tensors if not self.reads.get(t)}
+        for t in old.graph.initializer:
+            if t.name in kept or t.name in unused_before:
+                out.graph.initializer.append(self.replaced.get(t.name, t))
+        out.graph.initializer.extend(t for name, t in self.added.items() if name in kept)
+        stored = {t.name for t in out.graph.initializer}
+        for v in old.graph.input:
+            if v.name not in self.tensors or v.name in stored:
+                out.graph.input.append(self._resized_info(v))
+        if old.ir_version < 4:  # every initializer is an input there
+            for name, t in self.added.items():
+                if name in stored:
+                    out.graph.input.append(helper.make_tensor_value_info(name, t.data_type, list(t.dims)))
+        made = {name for n in out.graph.node for name in n.output} | stored
+        for v in old.graph.value_info:
+            if v.name in made:
+                out.graph.value_info.append(self._resized_info(v))
+        del out.graph.quantization_annotation[:]
+        out.graph.quantization_annotation.extend(a for a in old.graph.quantization_annotation)
+        return out
+
+    def _keep_output_names(self) -> None:
+        """A result that became a constant or another value is handed out under its own name."""
+        for value, info in zip(self.graph.outputs, self.original.graph.output, strict=True):
+            if value.name == info.name or isinstance(value, Weight) and value.name in self.source.stored:
+                continue
+            name = self.add_constant(info.name, as_numpy(value.load(), value.dtype)) if isinstance(value, Weight) else value.name
+            maker = self.makers.get(info.name)
+            if maker is not None:
+                self.nodes[maker].output[list(self.nodes[maker].output).index(info.name)] = self.fresh(info.name)
+            self.after.append(helper.make_node("Identity", [name], [info.name], name=self.fresh(info.name)))
+
+    def _alive(self, placed: dict[int, list[tuple[Node, Place]]]) -> set[int]:
+        """Nodes that the outputs need, and those that nobody needed before either, as long as what they read is as it was."""
+        before, wanted = self._needed(self.original.graph.node, ()), self._needed(self.nodes, [n for many in self.before.values() for n in many] + self.after)
+        spoilt = set(self.replaced)
+        alive = set(wanted)
+        for i, node in enumerate(self.nodes):
+            intact = not any(name in spoilt or self._resized_name(name) for name in reads(node))
+            if i not in wanted and i not in before and intact:
+                alive.add(i)
+            elif i not in alive:
+                spoilt.update(node.output)
+        return alive
+
+    def _resized_name(self, name: str) -> bool:
+        was, now = self.source.types.get(name), self.types.get(name)
+        return now is not None and was is not None and was.shape != now.shape
+
+    def _needed(self, nodes: Any, extra: Iterable[onnx.NodeProto]) -> set[int]:
+        wanted = {v.name for v in self.original.graph.output} | {name for n in extra for name in reads(n)}
+        out: set[int] = set()
+        for i in range(len(nodes) - 1, -1, -1):
+            if any(name in wanted for name in nodes[i].output):
+                out.add(i)
+                wanted.update(reads(nodes[i]))
+        return out
+
+    def _resized_info(self, info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+        kind = self.type(info.name)
+        if kind is None or kind.shape is None or not info.type.HasField("tensor_type") or kind.dtype not in NAMES:
+            return info
+        dims = info.type.tensor_type.shape.dim
+        if len(dims) != len(kind.shape):
+            return info
+        stale = [k for k, (d, s) in enumerate(zip(dims, kind.shape, strict=True)) if isinstance(s, int) and d.HasField("dim_value") and d.dim_value != s]
+        if not stale:
+            return info
+        made = onnx.ValueInfoProto()
+        made.CopyFrom(info)
+        for k in stale:
+            made.type.tensor_type.shape.dim[k].dim_value = kind.shape[k]  # type: ignore[assignment]
+        return made
+
+
+def _copy_fields(old: Any, new: Any, without: set[str]) -> None:
+    """Copy every field that is set but those named."""
+    for descriptor, value in old.ListFields():
+        if descriptor.name in without:
+            continue
+        if descriptor.is_repeated if hasattr(descriptor, "is_repeated") else descriptor.label == descriptor.LABEL_REPEATED:
+            getattr(new, descriptor.name).extend(value)
+        elif descriptor.message_type is not None:
+            getattr(new, descriptor.name).CopyFrom(value)
+        else:
+            setattr(new, descriptor.name, value)
+
+
+def as_numpy(array: Any, dtype: str) -> Array:
+    """A weight's array, from torch where a pass made it there."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        if dtype == "bf16":
+            import torch
+
+            from irprune.capture.onnx_proto import numpy_dtype
+
+            return array.contiguous().view(torch.int16).numpy().view(numpy_dtype("bf16"))
+        return np.asarray(array.numpy())
+    return np.asarray(array)
+
+

@@ -1,0 +1,86 @@
+"""Running ONNX models on onnxruntime: sessions that refuse loudly, random inputs, errors between results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from irprune.capture.onnx_proto import numpy_dtype
+from irprune.errors import IrpruneError
+from irprune.ir.graph import Graph
+from irprune.ir.size import Size, Sym
+
+__all__ = ["difference", "random_inputs", "run_model", "session"]
+
+Array = NDArray[Any]
+
+
+def session(model: onnx.ModelProto | str | Path, optimise: bool = True) -> Any:
+    """An onnxruntime session on the CPU. Raises IrpruneError with onnxruntime's own words where it refuses the model."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    given = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    try:
+        return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a class per status code
+        raise IrpruneError("onnxruntime refuses the model", "" if isinstance(model, onnx.ModelProto) else str(model), str(error).splitlines()[0]) from error
+
+
+def run_model(model: onnx.ModelProto | str | Path, inputs: Mapping[str, Array], optimise: bool = True) -> list[Array]:
+    """All outputs of ``model`` for ``inputs``."""
+    made = session(model, optimise)
+    known = {i.name for i in made.get_inputs()}
+    return list(made.run(None, {k: v for k, v in inputs.items() if k in known}))
+
+
+def random_inputs(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0, default: int = 2) -> dict[str, Array]:
+    """Inputs for a captured ONNX graph; symbols take ``sizes`` or ``default``. Integers are small, booleans fair."""
+    random = np.random.default_rng(seed)
+    out: dict[str, Array] = {}
+    for v in graph.inputs:
+        shape = tuple(_size(s, sizes or {}, default) for s in v.shape)
+        if v.dtype == "bool":
+            out[v.name] = random.integers(0, 2, shape).astype(bool)
+        elif v.dtype[0] in "iu":
+            out[v.name] = random.integers(0, 4, shape).astype(numpy_dtype(v.dtype))
+        else:
+            out[v.name] = np.asarray(random.standard_normal(shape)).astype(numpy_dtype(v.dtype))
+    return out
+
+
+def _size(size: Size, sizes: Mapping[str, int], default: int) -> int:
+    return sizes.get(size.expr, default) if isinstance(size, Sym) else size
+
+
+def difference(ours: Iterable[Array], theirs: Sequence[Array]) -> float:
+    """The largest difference over all outputs, relative to the largest magnitude of that output; infinite where shapes or NaNs differ."""
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        x, y = np.asarray(a), np.asarray(b)
+        if x.shape != y.shape:
+            return float("inf")
+        if x.size == 0:
+            continue
+        if x.dtype.kind not in "fiubcV" or x.dtype.kind == "b":
+            worst = max(worst, 0.0 if np.array_equal(x, y) else float("inf"))
+            continue
+        x, y = x.astype(np.float64), y.astype(np.float64)
+        if not np.array_equal(np.isnan(x), np.isnan(y)):
+            return float("inf")
+        with np.errstate(invalid="ignore"):
+            gap = np.where(x == y, 0.0, np.abs(x - y))
+        gap = np.nan_to_num(gap, nan=0.0, posinf=np.inf)
+        finite = y[np.isfinite(y)]
+        scale = max(float(np.abs(finite).max()) if finite.size else 1.0, 1e-12)
+        worst = max(worst, float(gap.max()) / scale)
+    return worst
