@@ -1,8 +1,13 @@
-"""Capture: a model comes in and becomes a graph."""
+"""Capture: a model comes in and becomes a graph.
+
+``irprune.capture`` is the public call and, once it is imported, this package; calling the package makes the call.
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,3 +60,13 @@ def capture(
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+class _Callable(ModuleType):
+    def __call__(self, model: Any, *args: Any, **kwargs: Any) -> Graph:
+        from irprune.api import capture as public
+
+        return public(model, *args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from irprune.capture.dtypes import FROM_TORCH
+from irprune.capture.dtypes import FROM_TORCH, TO_TORCH
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Origin, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, symbol
@@ -218,8 +218,11 @@ class Builder:
     def call(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], made: Any, name: str, place: Place) -> Any:
         """Append the call of the overload ``target``; returns its value, or a list of values where it makes several.
 
-        Arguments are graph values, lists of them, sizes and plain data; ``made`` is what the call returned, as tensors with shapes.
+        Arguments are graph values, lists of them, sizes and plain data; ``made`` is what the call returned, as tensors or their types.
         """
+        spelled = canonical_target(target)
+        if spelled == "aten.copy.default" and isinstance(args[1], Value):
+            return self._copied(args[1], type_of(made), place)
         inputs: list[Value | None] = []
         attrs: dict[str, Any] = {}
         layout: list[tuple[str, int | tuple[int | None, ...] | None]] = []
@@ -244,14 +247,21 @@ class Builder:
         layout = [(n, s) for n, s in layout if not (isinstance(s, int) and s >= len(inputs))]
         several = isinstance(made, (list, tuple))
         flat = list(made) if several else [made]
+        types = [v if isinstance(v, TensorType) else type_of(v) if isinstance(v, torch.Tensor) else TensorType("none", ()) for v in flat]
         base = self.unique(name)
-        types = [
-            (base if len(flat) == 1 else self.unique(f"{base}_{i}"), type_of(v) if isinstance(v, torch.Tensor) else TensorType("none", ()))
-            for i, v in enumerate(flat)
-        ]
+        named = [(base if len(flat) == 1 else self.unique(f"{base}_{i}"), t) for i, t in enumerate(types)]
         origin = Origin("aten", spelled, tuple(layout), place.scope, place.source, place.kind)
-        node = self.graph.add(entry.name if entry is not None else spelled, inputs, attrs, types, origin)
+        node = self.graph.add(entry.name if entry is not None else spelled, inputs, attrs, named, origin)
         return node.outputs if several else node.out
+
+    def _copied(self, source: Value, written: TensorType, place: Place) -> Value:
+        """``x.copy_(source)`` as a value of its own: ``source`` in the shape and element type of ``x``. ``aten.copy`` has no derivative."""
+        if source.shape != written.shape:
+            spread = TensorType(source.dtype, written.shape)
+            source = self.call(torch.ops.aten.expand.default, (source, list(written.known)), {}, spread, "expand", place)
+        if source.dtype != written.dtype:
+            source = self.call(torch.ops.aten._to_copy.default, (source,), {"dtype": TO_TORCH[written.dtype]}, written, "to", place)
+        return source
 
     def _operand(self, value: Any, inputs: list[Value | None]) -> int:
         if isinstance(value, torch.Tensor):

@@ -287,7 +287,13 @@ class _Reader:
         scope, kind = next(reversed(stack.values()), ("", None)) if stack else ("", None)
         if scope not in self.types and kind:
             self.types[scope] = _class_named(str(kind))
-        made = self.build.call(target, args, kwargs, val, node.name, Place(scope, kind, _source(node.meta.get("stack_trace"))))
+        place = Place(scope, kind, _source(node.meta.get("stack_trace")))
+        if target is torch.ops.aten._native_batch_norm_legit_no_training.default:  # functionalised; a layer again, that can train
+            *operands, momentum, eps = args
+            norm = torch.ops.aten.batch_norm.default
+            self.env[node] = [self.build.call(norm, [*operands, False, momentum, eps], {}, next(iter(val or ())), "batch_norm", place)]
+            return
+        made = self.build.call(target, args, kwargs, val, node.name, place)
         self.env[node] = made
         if target._schema.is_mutable and isinstance(node.args[0], torch.fx.Node):
             self.env[node.args[0]] = made
