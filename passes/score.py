@@ -6,13 +6,14 @@ for a leaf that may be chosen per block (``irprune.choice.blocks``), an array wi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
 from irprune.choice.blocks import blocks_of
 from irprune.errors import IrpruneError
-from irprune.importance import Importance, named
+from irprune.importance import Importance, criteria, named
 from irprune.importance.normalise import normalised
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
@@ -24,24 +25,37 @@ __all__ = ["Score"]
 class Score:
     """Score all free groups by ``importance`` (a name of ``irprune.importance``, or an object of your own).
 
-    ``p``, ``reduce`` (sum, mean, max, prod) and ``seed`` go to criteria that have them; ``normalise`` (none, mean, max,
-    standardisation, lamp) makes the groups comparable, which only a global or isomorphic choice reads. Raises IrpruneError
-    for unknown names and for scores that are not finite.
+    ``p``, ``reduce`` (sum, mean, max, prod) and ``seed`` go to criteria that have them, ``calibration`` (inputs, or a
+    ``Calibration``) and ``loss`` to those that read data. ``normalise`` (none, mean, max, standardisation, lamp) makes the
+    groups comparable, which only a global or isomorphic choice reads; by default none for criteria whose scores are
+    comparable as they are, mean for the others. Raises IrpruneError for unknown names and for scores that are not finite.
     """
 
     importance: str | Importance = "magnitude"
     p: float | None = None
     reduce: str | None = None
     seed: int | None = None
-    normalise: str = "mean"
+    normalise: str | None = None
+    calibration: Any = None
+    loss: Any = None
 
     def run(self, graph: Graph) -> bool:
-        criterion = named(self.importance, p=self.p, reduce=self.reduce, seed=self.seed)
+        criterion = self._criterion()
+        normalise = self.normalise or ("none" if getattr(criterion, "comparable", False) else "mean")
         groups = [g for g in groups_of(graph) if not g.frozen]
         graph.scores = {}
         for leaf, scores in criterion.scores(graph, groups, blocks_of(graph)).items():
             if not np.isfinite(scores).all():
                 name = next(g.name for g in groups if g.axis is leaf)
                 raise IrpruneError("the importance is NaN or infinite", f"group {name!r}", "check the weights and the calibration data")
-            graph.scores[leaf] = normalised(scores, self.normalise)
+            graph.scores[leaf] = normalised(scores, normalise)
         return bool(groups)
+
+    def _criterion(self) -> Importance:
+        """The criterion with its options; data that it does not read are no mistake, since a repair may."""
+        data: dict[str, Any] = {}
+        if isinstance(self.importance, str):
+            made = criteria().get(self.importance)
+            has = {f.name for f in fields(made)} if made is not None else set()  # type: ignore[arg-type]
+            data = {k: v for k, v in (("calibration", self.calibration), ("loss", self.loss)) if v is not None and k in has}
+        return named(self.importance, p=self.p, reduce=self.reduce, seed=self.seed, **data)

@@ -56,10 +56,12 @@ def evaluate(
     dtype: torch.dtype | None = None,
     hook: Hook | None = None,
     device: torch.device | None = None,
+    weights: Mapping[Weight, torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """The values ``wanted`` (the graph's outputs by default) for ``inputs``.
 
     ``dtype`` converts floating-point inputs and weights; ``hook(node, operands, run)`` may compute a node its own way.
+    ``weights`` stand in for stored ones, and gradients are recorded where they are given.
     Only what the wanted values need is run, and each value is dropped after its last use.
     """
     tensors = list(inputs)
@@ -73,6 +75,7 @@ def evaluate(
         return t.to(dtype) if dtype is not None and t.is_floating_point() else t
 
     env: dict[Value, Any] = {v: converted(t) for v, t in zip(graph.inputs, tensors, strict=bool(tensors))}
+    env.update(weights or {})
 
     def read(v: Value | None) -> Any:
         if v is None:
@@ -82,7 +85,7 @@ def evaluate(
         return env[v]
 
     keep = set(map(id, targets))
-    with torch.no_grad():
+    with torch.set_grad_enabled(weights is not None):
         for i, node in enumerate(needed):
             operands = [read(v) for v in node.inputs]
             if dtype is not None and node.attrs.get("dtype") in ("f16", "bf16", "f32", "f64"):
@@ -95,6 +98,8 @@ def evaluate(
 
             made = hook(node, operands, run) if hook is not None else run(*operands)
             many = list(made) if isinstance(made, (list, tuple)) else [made]
+            if dtype is not None:  # zeros and their like come in the default type
+                many = [converted(t) if isinstance(t, torch.Tensor) else t for t in many]
             env.update(zip(node.outputs, many, strict=False))
             for v in {id(v): v for v in node.inputs if v is not None}.values():
                 if last.get(v) == i and id(v) not in keep:

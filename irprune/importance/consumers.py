@@ -1,0 +1,170 @@
+"""Where a group is read: the layers that sum over its leaf, and what of their weights and inputs belongs to which index.
+
+Dropping an index silences it where it is consumed, so data-driven criteria look there: at the inputs of the layers that read a group rather
+than at the weights that make it. What is lost is put in relation to all that a layer gives, so that layers of different scale can be added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irprune.errors import IrpruneError
+from irprune.importance import Scores
+from irprune.importance.magnitude import Magnitude
+from irprune.importance.places import elements
+from irprune.ir.axis import Axis
+from irprune.ir.graph import Graph
+from irprune.ir.group import Group, Slot
+from irprune.ir.size import probe_of
+
+if TYPE_CHECKING:
+    from irprune.calibration import Calibration
+    from irprune.layers import Layer
+
+__all__ = ["Reader", "Reading", "calibrated", "collected", "readings", "whole"]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """``layer`` sums over a leaf: ``owner[b, k]`` is the index (in blocks: ``outer * size + index``) that input k of block b belongs to, -1
+    for inputs of other leaves; ``shape`` is that of the leaf's scores."""
+
+    layer: Layer
+    owner: NDArray[np.int64]
+    shape: tuple[int, ...]
+
+    def gathered(self, values: NDArray[Any]) -> Scores:
+        """Values per input [b, k] summed onto the leaf's indices."""
+        mine = self.owner >= 0
+        total = np.bincount(self.owner[mine], weights=np.asarray(values, dtype=np.float64)[mine], minlength=int(np.prod(self.shape)))
+        return total.reshape(self.shape)
+
+
+@dataclass
+class Reading:
+    """What a layer read over the calibration data, in float64: ``count`` rows, their ``mean`` [b, k], mean ``square`` [b, k] and, where asked,
+    the mean of products ``gram`` [b, k, k]; ``weight`` is [b, k, o]."""
+
+    weight: Any
+    count: int = 0
+    mean: Any = None
+    square: Any = None
+    gram: Any = None
+
+
+def calibrated(source: Any, graph: Graph, criterion: str, batch: int = 64) -> Calibration:
+    """``source`` as calibration data for ``graph``. Raises IrpruneError where there is none."""
+    if source is None:
+        raise IrpruneError(f"criterion {criterion!r} needs calibration data", "importance",
+                           "give calibration=: an iterable of inputs, a tensor, or a folder of .npy, .npz or image files")
+    from irprune.calibration import Calibration
+
+    return Calibration(source, graph, samples=source.samples if isinstance(source, Calibration) else None, batch=batch)
+
+
+def readers(graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, list[Reader]]:
+    """For each group's leaf the layers that sum over it, in graph order."""
+    from irprune.layers import layers
+
+    slots: dict[tuple[str, int], list[tuple[Axis, Slot]]] = {}
+    for group in groups:
+        for m in group.members:
+            slots.setdefault((m.weight.name, m.dim), []).append((group.axis, m.slot))
+    out: dict[Axis, list[Reader]] = {g.axis: [] for g in groups}
+    for layer in layers(graph):
+        for dim in layer.inputs:
+            for leaf, slot in slots.get((layer.weight.name, dim), ()):
+                out[leaf].append(_reader(layer, dim, leaf, slot, blocks.get(leaf)))
+    return out
+
+
+def _reader(layer: Layer, dim: int, leaf: Axis, slot: Slot, within: Axis | None) -> Reader:
+    import torch
+
+    shape = [int(probe_of(s)) for s in layer.weight.shape]
+    at = torch.arange(shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
+    position = layer.matrix(at)[..., 0].numpy()  # [b, k]: where along the dimension an input lies
+    places = elements(slot, within)  # [outer,] size, elements
+    owner = np.full(shape[dim], -1, dtype=np.int64)
+    owner[places] = np.arange(int(np.prod(places.shape[:-1]))).reshape(*places.shape[:-1], 1)
+    return Reader(layer, owner[position], tuple(places.shape[:-1]))
+
+
+def readings(graph: Graph, found: Mapping[Axis, Sequence[Reader]], calibration: Calibration, *, gram: bool, rows: int = 32768) -> dict[str, Reading]:
+    """Statistics of every layer in ``found``, by the name of its weight (with the position in the graph), from one run over the data.
+
+    Raises IrpruneError where activations are NaN or infinite.
+    """
+    import torch
+
+    from irprune.statistics import load_as
+    from irprune.validate.interpret import evaluate
+
+    wanted = {r.layer.node: r.layer for many in found.values() for r in many}
+    out = {key_of(layer): Reading(layer.matrix(load_as(layer.weight))) for layer in wanted.values()}
+    strides: dict[str, int] = {}
+
+    def hook(node: Any, operands: list[Any], run: Any) -> Any:
+        layer = wanted.get(node)
+        if layer is not None:
+            key = key_of(layer)
+            x = layer.rows(operands[layer.at])
+            limit = max(rows, 4 * x.shape[2]) if gram else 8 * rows
+            stride = strides.setdefault(key, max(1, -(-x.shape[0] * 4 // limit)))
+            _add(out[key], x[::stride].transpose(0, 1).double().cpu(), gram, node.where)
+        return run(*operands)
+
+    half = torch.float32 if any(v.dtype in ("f16", "bf16") for v in graph.values()) else None
+    for batch in calibration:
+        evaluate(graph, batch.inputs, wanted=[n.out for n in wanted], dtype=half, hook=hook)
+    for reading in out.values():
+        reading.mean, reading.square = reading.mean / reading.count, reading.square / reading.count
+        if gram:
+            reading.gram = reading.gram / reading.count
+    return out
+
+
+def key_of(layer: Layer) -> str:
+    return f"{layer.weight.name} at {layer.node.outputs[0].name}"
+
+
+def _add(reading: Reading, x: Any, gram: bool, where: str) -> None:
+    """Add rows [b, n, k]."""
+    import torch
+
+    if not bool(torch.isfinite(x).all()):
+        raise IrpruneError("activations are NaN or infinite on the calibration data", where, "check the model and the data")
+    first = reading.count == 0
+    reading.count += x.shape[1]
+    total, square = x.sum(1), x.square().sum(1)
+    reading.mean = total if first else reading.mean + total
+    reading.square = square if first else reading.square + square
+    if gram:
+        product = x.transpose(1, 2) @ x
+        reading.gram = product if first else reading.gram + product
+
+
+def collected(
+    graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis], calibration: Calibration, *, gram: bool = False
+) -> tuple[dict[Axis, list[Reader]], dict[str, Reading]]:
+    """The readers of all groups and what they read."""
+    found = readers(graph, groups, blocks)
+    return found, readings(graph, found, calibration, gram=gram)
+
+
+def whole(
+    scores: dict[Axis, Scores], graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+) -> dict[Axis, Scores]:
+    """``scores`` with groups that no layer reads (queries and keys, which meet each other) ranked by magnitude, at the mean level of the others."""
+    missing = [g for g in groups if g.axis not in scores]
+    if not missing:
+        return scores
+    level = float(np.mean([s.mean() for s in scores.values()])) if scores else 1.0
+    for leaf, s in Magnitude().scores(graph, missing, blocks).items():
+        scores[leaf] = s * (level / s.mean()) if s.mean() > 0 else s
+    return {g.axis: scores[g.axis] for g in groups if g.axis in scores}

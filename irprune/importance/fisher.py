@@ -1,0 +1,64 @@
+"""fisher: the diagonal of the Hessian (as the Fisher information) times the squared weights.
+
+LeCun et al., "Optimal Brain Damage", NeurIPS 1989; grouped as in Liu et al., "Group Fisher Pruning for Practical Network Compression", ICML 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from irprune.importance import Scores, criterion
+from irprune.importance.consumers import calibrated, whole
+from irprune.importance.gates import gate_places
+from irprune.importance.places import gather
+from irprune.ir.axis import Axis
+from irprune.ir.graph import Graph
+from irprune.ir.group import Group
+
+__all__ = ["Fisher"]
+
+
+@criterion("fisher")
+@dataclass(frozen=True)
+class Fisher:
+    """``sum(w**2 * mean(g**2)) / 2`` over the weights that read an index: the loss when each of them goes, to second order, without cross terms.
+
+    ``loss(outputs, batch)`` as for ``taylor``; ``batch`` samples share a gradient.
+    """
+
+    calibration: Any = None
+    loss: Any = None
+    batch: int = 4
+    seed: int = 0
+    comparable = True
+
+    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+        """See ``irprune.importance``."""
+        from irprune.gradients import gradients
+
+        found = gate_places(graph, groups)
+        squares: dict[str, Any] = {}
+        weights: dict[str, Any] = {}
+        samples = 0
+        for size, made in gradients(graph, calibrated(self.calibration, graph, "fisher", self.batch), self.loss, self.seed):
+            samples += size
+            for weight, (w, g) in made.items():
+                step = g.double().square()
+                squares[weight.name] = squares[weight.name] + step if weight.name in squares else step
+                weights[weight.name] = w
+        out: dict[Axis, Scores] = {}
+        along: dict[tuple[str, int], Any] = {}
+        for leaf, members in found.items():
+            for m in members:
+                name, key = m.weight.name, (m.weight.name, m.dim)
+                if name not in squares:
+                    continue
+                if key not in along:
+                    loss = squares[name] * weights[name].double().square() / (2 * samples)
+                    others = [d for d in range(loss.dim()) if d != m.dim]
+                    along[key] = (loss.sum(others) if others else loss).cpu().numpy()
+                part = gather(along[key], m.slot, blocks.get(leaf))
+                out[leaf] = out[leaf] + part if leaf in out else part
+        return whole(out, graph, groups, blocks)

@@ -1,0 +1,69 @@
+"""osscar: greedy selection on the Gram matrix of the repair.
+
+In the manner of Meng et al., "OSSCAR: One-Shot Structured Pruning in Vision and Language Models with Combinatorial Optimization", ICML 2024: the
+index whose loss the others make up for best goes first, they are refitted, and so on. (Their local search by swaps is left out: the order must
+serve every ratio.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from irprune.importance import Scores, criterion
+from irprune.importance.consumers import calibrated, collected, key_of, whole
+from irprune.importance.reconstruction import Surgeon
+from irprune.ir.axis import Axis
+from irprune.ir.graph import Graph
+from irprune.ir.group import Group
+
+__all__ = ["Osscar"]
+
+
+@criterion("osscar")
+@dataclass(frozen=True)
+class Osscar:
+    """The relative error of the repaired layers at the moment an index goes, in the greedy order of going.
+
+    ``ridge`` is relative to the mean diagonal of the Gram matrix; ``steps`` bounds how often the others are refitted (several indices go at
+    once in wide layers).
+    """
+
+    calibration: Any = None
+    ridge: float = 1e-2
+    steps: int = 128
+    comparable = True
+
+    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+        """See ``irprune.importance``."""
+        found, read = collected(graph, groups, blocks, calibrated(self.calibration, graph, "osscar"), gram=True)
+        out: dict[Axis, Scores] = {}
+        inverses: dict[str, Any] = {}
+        for leaf, readers in found.items():
+            if readers:
+                surgeons = [Surgeon(r, read[key_of(r.layer)], self.ridge, inverses) for r in readers]
+                out[leaf] = self._order(surgeons).reshape(readers[0].shape)
+        return whole(out, graph, groups, blocks)
+
+    def _order(self, surgeons: Sequence[Surgeon]) -> Scores:
+        """The error so far when each index went."""
+        count = surgeons[0].count
+        left = np.arange(count)
+        at_once = max(1, -(-count // self.steps))
+        out = np.zeros(count)
+        total = 0.0
+        while len(left):
+            losses = np.sum([s.losses(left) for s in surgeons], axis=0)
+            order = np.argsort(losses, kind="stable")[:at_once]
+            for i in order:
+                total += float(losses[i])
+                out[left[i]] = total
+            gone = left[order]
+            left = np.delete(left, order)
+            if len(left):
+                for s in surgeons:
+                    s.drop(gone.tolist())
+        return out

@@ -1,0 +1,121 @@
+"""reconstruction: what a layer's output loses for good when an index is gone and the others are refitted.
+
+The saliency of optimal brain surgeon (Hassibi and Stork 1993) for a block of inputs of a linear layer, on the Gram matrix of its inputs, as
+in Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022. ``osscar`` is its greedy form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from irprune.importance import Scores, criterion
+from irprune.importance.consumers import Reader, Reading, calibrated, collected, key_of, whole
+from irprune.ir.axis import Axis
+from irprune.ir.graph import Graph
+from irprune.ir.group import Group
+
+__all__ = ["Reconstruction", "Surgeon"]
+
+
+@criterion("reconstruction")
+@dataclass(frozen=True)
+class Reconstruction:
+    """The squared error of the least-squares repair when this index alone is dropped, relative to the layer's output, added up over layers.
+
+    ``ridge`` is relative to the mean diagonal of the Gram matrix.
+    """
+
+    calibration: Any = None
+    ridge: float = 1e-2
+    comparable = True
+
+    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+        """See ``irprune.importance``."""
+        found, read = collected(graph, groups, blocks, calibrated(self.calibration, graph, "reconstruction"), gram=True)
+        out: dict[Axis, Scores] = {}
+        inverses: dict[str, Any] = {}
+        for leaf, readers in found.items():
+            for r in readers:
+                surgeon = Surgeon(r, read[key_of(r.layer)], self.ridge, inverses)
+                loss = surgeon.losses(np.arange(surgeon.count)).reshape(r.shape)
+                out[leaf] = out[leaf] + loss if leaf in out else loss
+        return whole(out, graph, groups, blocks)
+
+
+class Surgeon:
+    """The inverse Gram matrix and the weights of one layer while indices of a leaf are taken out of it and the rest is refitted.
+
+    ``inverses`` keeps the first inverse of each layer for other leaves that it reads.
+    """
+
+    def __init__(self, reader: Reader, reading: Reading, ridge: float, inverses: dict[str, Any]) -> None:
+        import torch
+
+        key = key_of(reader.layer)
+        if key not in inverses:
+            gram = reading.gram
+            scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp(min=1e-300)
+            eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
+            inverses[key] = torch.cholesky_inverse(torch.linalg.cholesky(gram + ridge * scale * eye))
+        self.inverse = inverses[key]  # [b, k, k], never changed in place
+        self.weight = reading.weight  # [b, k, o]
+        self.energy = max(float((reading.weight * (reading.gram @ reading.weight)).sum()), 1e-300)
+        self.count = int(np.prod(reader.shape))
+        order = np.argsort(reader.owner, axis=1, kind="stable")
+        sizes = np.stack([np.bincount(o[o >= 0], minlength=self.count) for o in reader.owner])
+        self.spots = [self._spots(reader.owner, order, sizes, i) for i in range(self.count)]
+
+    @staticmethod
+    def _spots(owner: Any, order: Any, sizes: Any, index: int) -> list[tuple[int, Any]]:
+        """For each block that holds index ``index``, where among its inputs."""
+        import torch
+
+        out = []
+        for b in range(len(owner)):
+            if sizes[b, index]:
+                at = int((owner[b] < 0).sum() + sizes[b, :index].sum())
+                out.append((b, torch.from_numpy(order[b, at:at + sizes[b, index]].copy())))
+        return out
+
+    def losses(self, indices: Any) -> Scores:
+        """The relative error that dropping each of ``indices`` alone would add."""
+        import torch
+
+        groups: dict[tuple[int, int], list[tuple[int, Any]]] = {}
+        for n, i in enumerate(indices):
+            for b, at in self.spots[i]:
+                groups.setdefault((b, len(at)), []).append((n, at))
+        out = np.zeros(len(indices))
+        for (b, _), many in groups.items():  # all of one size at once
+            at = torch.stack([a for _, a in many])
+            small = self.inverse[b][at[:, :, None], at[:, None, :]]
+            w = self.weight[b][at]
+            lost = (w * torch.linalg.solve(small, w)).sum((1, 2))
+            np.add.at(out, [n for n, _ in many], lost.numpy() / self.energy)
+        return out
+
+    def drop(self, indices: Sequence[int]) -> None:
+        """Take ``indices`` out and refit the others."""
+        import torch
+
+        spots: dict[int, list[Any]] = {}
+        for i in indices:
+            for b, at in self.spots[i]:
+                spots.setdefault(b, []).append(at)
+        inverse, weight = self.inverse.clone(), self.weight.clone()
+        for b, many in spots.items():
+            at = torch.cat(many)
+            solve = torch.linalg.solve(inverse[b][at][:, at], torch.cat((weight[b][at], inverse[b][at]), 1))
+            o = weight.shape[2]
+            across = inverse[b][:, at]
+            weight[b] -= across @ solve[:, :o]
+            inverse[b] -= across @ solve[:, o:]
+            weight[b][at] = 0
+            inverse[b][at] = 0
+            inverse[b][:, at] = 0
+            inverse[b][at, at] = 1.0  # keeps what is gone out of the way
+        self.inverse, self.weight = inverse, weight

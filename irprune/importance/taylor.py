@@ -1,0 +1,90 @@
+"""taylor: how much the loss would change, to first order, if an index were silenced where it is read.
+
+Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017, and "Importance Estimation for Neural
+Network Pruning", CVPR 2019 (the squared form). ``sum(g * w)`` over the weights that read an index is the derivative by a gate on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from irprune.importance import Scores, criterion
+from irprune.importance.consumers import calibrated, whole
+from irprune.importance.gates import gate_places
+from irprune.importance.places import gather
+from irprune.ir.axis import Axis
+from irprune.ir.graph import Graph
+from irprune.ir.group import Group
+
+__all__ = ["Taylor", "TaylorSquared"]
+
+
+def _moments(
+    criterion: Any, name: str, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis], power: int
+) -> dict[Axis, Scores]:
+    from irprune.gradients import gradients
+
+    found = gate_places(graph, groups)
+    out: dict[Axis, Scores] = {}
+    samples = 0
+    data = calibrated(criterion.calibration, graph, name, criterion.batch)
+    for size, made in gradients(graph, data, criterion.loss, criterion.seed):
+        samples += size
+        along: dict[tuple[str, int], Any] = {}
+        for leaf, members in found.items():
+            total: Scores | None = None
+            for m in members:
+                if m.weight not in made:
+                    continue
+                key = (m.weight.name, m.dim)
+                if key not in along:
+                    w, g = made[m.weight]
+                    others = [d for d in range(w.dim()) if d != m.dim]
+                    product = w.double() * g.double()
+                    along[key] = (product.sum(others) if others else product).cpu().numpy()
+                part = gather(along[key], m.slot, blocks.get(leaf))
+                total = part if total is None else total + part
+            if total is not None:
+                step = np.abs(total) ** power
+                out[leaf] = out[leaf] + step if leaf in out else step
+    return whole({x: s / samples for x, s in out.items()}, graph, groups, blocks)
+
+
+@criterion("taylor")
+@dataclass(frozen=True)
+class Taylor:
+    """The mean over batches of ``|sum(g * w)|``.
+
+    ``loss(outputs, batch)`` is a scalar; without it, labels are drawn from the model's own soft output (``irprune.gradients``). ``batch`` is
+    the number of samples whose gradients are added before the absolute value is taken.
+    """
+
+    calibration: Any = None
+    loss: Any = None
+    batch: int = 4
+    seed: int = 0
+    comparable = True
+
+    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+        """See ``irprune.importance``."""
+        return _moments(self, "taylor", graph, groups, blocks, 1)
+
+
+@criterion("taylor_squared")
+@dataclass(frozen=True)
+class TaylorSquared:
+    """The mean over batches of ``(sum(g * w))**2``: with drawn labels, the Fisher information of a gate on the index (Theis et al. 2018)."""
+
+    calibration: Any = None
+    loss: Any = None
+    batch: int = 4
+    seed: int = 0
+    comparable = True
+
+    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+        """See ``irprune.importance``."""
+        return _moments(self, "taylor_squared", graph, groups, blocks, 2)
