@@ -1,0 +1,73 @@
+"""What a coupled group is in the field's words: attention heads, head_dim, MLP width, channels ..."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from irprune.ir.axis import Axis, factors, leaves
+from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.group import Group, groups_of
+
+__all__ = ["KINDS", "kinds"]
+
+KINDS = ("heads", "kv groups", "head_dim", "experts' width", "embedding width", "MLP width", "norm-group channels", "grouped channels",
+         "recurrent width", "channels", "other")
+
+_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
+
+
+def kinds(graph: Graph) -> dict[Axis, str]:
+    """The kind of every free leaf of an analysed graph that stands in a weight."""
+    found: dict[Axis, str] = {}
+
+    def mark(axes: Iterable[Axis], kind: str) -> None:
+        for a in axes:
+            for x in leaves(a):
+                found.setdefault(x, kind)
+
+    for node in graph.nodes:
+        if node.op == "scaled_dot_product_attention":
+            _attention(node.operand(0), node.operand(1), mark)
+        elif node.op == "matmul" and _computed(node) and node.operand(0).rank >= 3:
+            _scores(node, mark)
+        elif node.op in _RECURRENT:
+            mark((node.out.axes or ())[-1:], "recurrent width")
+    for node in graph.nodes:
+        if node.op == "group_norm" and len(factors((node.operand(0).axes or ())[1])) > 1:
+            mark(factors((node.operand(0).axes or ())[1])[1:], "norm-group channels")
+        elif node.op == "conv" and node.attrs.get("groups", 1) != 1 and (node.operand(1).axes or ())[1].size != 1:
+            mark((node.operand(1).axes or ())[1:2], "grouped channels")
+        elif node.op == "embedding":
+            mark((node.operand(0).axes or ())[1:], "embedding width")
+    return {g.axis: found.get(g.axis) or _from_members(g) for g in groups_of(graph) if not g.frozen}
+
+
+def _computed(node: Node) -> bool:
+    return not any(isinstance(v, Weight) for v in node.inputs)
+
+
+def _attention(query: Value, key: Value, mark) -> None:  # type: ignore[no-untyped-def]
+    q, k = query.axes or (), key.axes or ()
+    grouped = {x for a in q[:-2] for x in leaves(a)} - {x for a in k[:-2] for x in leaves(a)}
+    mark((x for a in k[:-2] for x in leaves(a)), "kv groups" if any(x.size != 1 and x.reason is None for x in grouped) else "heads")
+    mark(q[:-2], "heads")
+    mark(q[-1:], "head_dim")
+
+
+def _scores(node: Node, mark) -> None:  # type: ignore[no-untyped-def]
+    """A product of two computed tensors: attention written out by hand."""
+    a, b = node.operand(0).axes or (), node.operand(1).axes or ()
+    if node.operand(0).rank > 3 or any(x.reason is None and x.size != 1 for y in a[:-2] for x in leaves(y)):
+        mark(a[:-2], "heads")
+        mark((a[-1], b[-1]), "head_dim")
+
+
+def _from_members(group: Group) -> str:
+    ranks = {m.weight.rank for m in group.members}
+    if any(m.weight.rank == 3 and m.dim > 0 for m in group.members) and ranks <= {1, 2, 3}:
+        return "experts' width"
+    if max(ranks) > 2:
+        return "channels"
+    if max(ranks) == 2:
+        return "MLP width" if sum(m.weight.rank == 2 for m in group.members) <= 4 else "embedding width"
+    return "other"
