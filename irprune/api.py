@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from irprune.plan import Plan
 
-__all__ = ["Options", "Pruned", "apply_plan", "capture", "groups", "prune"]
+__all__ = ["Options", "Pruned", "analyse", "apply_plan", "capture", "device_of", "groups", "load_program", "prune"]
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -187,11 +187,11 @@ def capture(
     """
     kind = _kind(model)
     if kind == "onnx":
-        from irprune.capture.onnx import from_onnx
+        from irprune.capture.onnx import capture_onnx
 
-        return from_onnx(model)
+        return capture_onnx(model)
     if kind == "pt2":
-        model = _load_program(Path(model))
+        model = load_program(Path(model))
         kind = "program"
     if kind == "program":
         from irprune.capture.torch_export import from_exported
@@ -224,7 +224,7 @@ def _kind(model: Any) -> str:
     raise IrpruneError(f"not a model: {type(model).__name__}", "", "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file")
 
 
-def _load_program(path: Path) -> Any:
+def load_program(path: Path) -> Any:
     """The program in a ``.pt2`` file."""
     import warnings
 

@@ -13,7 +13,7 @@ import torch
 
 from irprune.emit.aside import replace_folder
 from irprune.emit.module import source_of
-from irprune.errors import IrpruneError
+from irprune.errors import CheckFailed, IrpruneError
 from irprune.quiet import quiet
 
 if TYPE_CHECKING:
@@ -62,8 +62,13 @@ def save_folder(pruned: Pruned, folder: str | Path) -> Path:
         structure = pruned.graph.structure
         if structure is not None:
             save_program(pruned.module, structure, draft / "model.pt2")
-        pruned.onnx(draft / "model.onnx")
-        (draft / "plan.json").write_text(pruned.plan.to_json())
+        try:
+            pruned.onnx(draft / "model.onnx")
+        except CheckFailed:
+            raise
+        except IrpruneError as refused:  # the exporter lacks an operator; the rest of the folder is sound
+            pruned.report.notes.append(f"no model.onnx: {refused.what}")
+        pruned.plan.save(draft / "plan.json")
         (draft / "report.json").write_text(pruned.report.to_json())
         (draft / "report.html").write_text(pruned.report.to_html())
     return folder

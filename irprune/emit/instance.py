@@ -198,7 +198,7 @@ def _candidates(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[_Candida
 
 
 def _below(changes: dict[str, tuple[dict[int, set[int]], dict[int, set[int]]]], path: str) -> tuple[dict[int, int], dict[int, int]]:
-    """Old size -> new size of what ran in the module at ``path`` or below, from attributes of nodes and from shapes; ambiguous ones left out."""
+    """Old size -> new size in the module at ``path`` and below, from attributes of nodes and from shapes. Ambiguous ones are left out."""
     merged: tuple[dict[int, set[int]], dict[int, set[int]]] = ({}, {})
     for scope, maps in changes.items():
         if scope == path or path == "" or scope.startswith(f"{path}."):
@@ -288,7 +288,8 @@ class _Check:
 
 def _line_of(error: BaseException) -> str:
     """The innermost line outside torch, with its text: most likely a size written into the code."""
-    own = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and not f.filename.endswith("emit/instance.py")]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/torch/" not in f.filename and not f.filename.endswith("emit/instance.py")]
     return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
 
 
@@ -322,4 +323,4 @@ def _search(edit: _Edit, candidates: list[_Candidate], check: _Check) -> None:
     held = "; ".join(f"{kind.__name__}.{name}" for kind, name in keys)
     raise IrpruneError(
         f"the cut cannot be made in this instance: {first[0]}", first[1] or type(edit.model).__name__,
-        ("tried " + held + "; " if held else "") + "take the size in that line from the tensor, or use pruned.module; the model is as it was")
+        (f"tried {held}; " if held else "") + "take the size in that line from the tensor, or use pruned.module; the model is as it was")
