@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from irprune.ir.size import Size, Sym, probe_of, product, same
+from irprune.ir.size import Size, Sym, is_static, probe_of, product, same
 
 if TYPE_CHECKING:
     from irprune.ir.graph import Node, Value
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Axes", "Axis", "Link", "Reason", "factors", "find", "leaves", "parts"]
 
 LEAF, PRODUCT, SUM = "leaf", "product", "sum"
+_SLACK = 256  # refinements that one relation may cost beyond what its pieces account for
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,28 +68,50 @@ def find(a: Axis) -> Axis:
 
 def factors(a: Axis) -> list[Axis]:
     """The factors of ``a`` from outer to inner, nested products opened; ``[a]`` for a leaf or a sum."""
-    a = find(a)
-    if a.kind != PRODUCT:
-        return [a]
-    return [f for child in a.children for f in factors(child)]
+    return _opened(find(a), PRODUCT)
 
 
 def parts(a: Axis) -> list[Axis]:
     """The summands of ``a`` in order, nested sums opened; ``[a]`` for a leaf or a product."""
-    a = find(a)
-    if a.kind != SUM:
+    return _opened(find(a), SUM)
+
+
+def _opened(a: Axis, kind: str) -> list[Axis]:
+    """The children of ``a`` with nested ones of the same kind opened; the result is stored, so that chains of refinements stay short."""
+    if a.kind != kind:
         return [a]
-    return [p for child in a.children for p in parts(child)]
+    if not any(c.parent is not None or c.kind == kind for c in a.children):
+        return list(a.children)
+    out: list[Axis] = []
+    todo = list(a.children[::-1])
+    while todo:
+        child = find(todo.pop())
+        if child.kind == kind:
+            todo.extend(child.children[::-1])
+        else:
+            out.append(child)
+    a.children = tuple(out)
+    return out
 
 
 def leaves(a: Axis) -> Iterator[Axis]:
     """The leaves below ``a``, left to right, with repetitions."""
-    a = find(a)
-    if a.kind == LEAF:
-        yield a
-    else:
-        for child in a.children:
-            yield from leaves(child)
+    todo = [a]
+    while todo:
+        a = find(todo.pop())
+        if a.kind == LEAF:
+            yield a
+        else:
+            todo.extend(a.children[::-1])
+
+
+class _TooFine(Exception):
+    """A relation refines without end (an axis joined to its own rotation): what it relates is frozen instead."""
+
+
+def _divides(n: Size, size: Size) -> bool:
+    """Whether ``size`` is a multiple of ``n``, both known at the same time: a static size has no dynamic divisor."""
+    return probe_of(n) != 0 and probe_of(size) % probe_of(n) == 0 and not (isinstance(n, Sym) and not isinstance(size, Sym))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +135,7 @@ class Axes:
         self.links: list[Link] = []
         self.opened: dict[Node, None] = {}  # nodes whose results are free because they can be folded to a constant
         self.count = 0
+        self._budget: int | None = None  # refinements left to the relation being stated; None outside of one
         self.one = self._new(1)  # every dimension of size 1; it broadcasts and is never dropped
 
     # -- making axes ---------------------------------------------------------------------------------------------
@@ -126,6 +151,8 @@ class Axes:
         a = self._new(size)
         if isinstance(size, Sym):
             a.reason = Reason(f"dynamic size {size}")
+        elif size == 0:
+            a.reason = Reason("empty")
         return a
 
     def frozen(self, size: Size, reason: str) -> Axis:
@@ -140,6 +167,8 @@ class Axes:
         many = [f for a in axes for f in factors(a) if f.size != 1]
         if len(many) < 2:
             return many[0] if many else self.one
+        if any(f.size == 0 for f in many):
+            return self.leaf(0)
         return self._new(product(f.size for f in many), PRODUCT, tuple(many))
 
     def sum(self, axes: Iterable[Axis]) -> Axis:
@@ -157,9 +186,9 @@ class Axes:
         return [self._new(1) if p is self.one else p for p in parts(a)]
 
     def of(self, value: Value) -> tuple[Axis, ...]:
-        """The axes of ``value``; fresh ones for a weight met for the first time."""
+        """The axes of ``value``; fresh ones for a weight met for the first time, none where the rank is unknown."""
         if value.axes is None:
-            value.axes = tuple(self.leaf(s) for s in value.shape)
+            value.axes = tuple(self.leaf(s) for s in value.type.shape or ())
         return value.axes
 
     # -- freezing ------------------------------------------------------------------------------------------------
@@ -179,12 +208,27 @@ class Axes:
     # -- joining -------------------------------------------------------------------------------------------------
 
     def unify(self, a: Axis, b: Axis) -> bool:
-        """Make ``a`` and ``b`` the same index set. Where they cannot be aligned both freeze, with the reason; returns False then."""
+        """Make ``a`` and ``b`` the same index set; False where pieces of them could not be aligned. Those pieces are frozen, with
+        the reason, so that the two agree either way."""
         a, b = find(a), find(b)
-        if a is b:
+        if a is b or a.size == 0 == b.size:
+            return True
+        if self._budget is not None:
+            return self._unify(a, b)
+        self._budget = _SLACK + 4 * (len(a.children) + len(b.children))
+        try:
+            return self._unify(a, b)
+        except _TooFine:
+            return self._conflict([a, b], "regrouped so often that nothing is left to choose")
+        finally:
+            self._budget = None
+
+    def _unify(self, a: Axis, b: Axis) -> bool:
+        a, b = find(a), find(b)
+        if a is b or a.size == 0 == b.size:
             return True
         if not same(a.size, b.size):
-            return self._conflict(a, b, f"sizes {a.size} and {b.size} meet")
+            return self._conflict([a, b], f"sizes {a.size} and {b.size} meet")
         if a.size == 1:
             return self._unify_single(a, b)
         if a.kind == LEAF and b.kind == LEAF:
@@ -199,16 +243,17 @@ class Axes:
         elif a.kind == SUM and b.kind == SUM:
             ok = self._align_sums(parts(a), parts(b))
         else:
-            total, prod = (a, b) if a.kind == SUM else (b, a)
-            pieces = parts(total)
-            ok = all([self.unify(x, y) for x, y in zip(pieces, self.cut(prod, [p.size for p in pieces]), strict=True)])
-        if not ok:
-            return self._conflict(a, b, "regrouped in two ways that do not fit")
+            if a.kind == SUM:  # the product stays: it says more, and its pieces say the sum
+                a, b = b, a
+            pieces = parts(b)
+            ok = True
+            for x, y in zip(pieces, self._cut(a, [p.size for p in pieces]), strict=True):
+                ok = self._unify(x, y) and ok
         a, b = find(a), find(b)
-        if a is not b and a.kind != LEAF and b.kind != LEAF:
+        if a is not b:
             self.links.append(Link(b.id, a.id, self.node, "unify"))
             b.parent = a
-        return True
+        return ok
 
     def _unify_single(self, a: Axis, b: Axis) -> bool:
         """Axes of size 1: the shared one takes no part; two indices of sums are joined."""
@@ -222,32 +267,42 @@ class Axes:
         gone.parent = keep
         if gone.reason is not None:
             self.freeze(keep, gone.reason)
-        if gone.role and keep.kind == LEAF and not keep.role:
-            keep.role = gone.role
+        if gone.role:
+            for x in leaves(keep):
+                x.role = x.role or gone.role
         return True
 
-    def _conflict(self, a: Axis, b: Axis, text: str) -> bool:
-        self.freeze(a, text)
-        self.freeze(b, text)
+    def _conflict(self, axes: Iterable[Axis], text: str) -> bool:
+        for a in axes:
+            self.freeze(a, text)
         return False
 
     def _align_products(self, xs: list[Axis], ys: list[Axis]) -> bool:
+        """Factor by factor from the outermost; where sizes do not divide, the shortest runs that agree again freeze and no more."""
         xs, ys = xs[::-1], ys[::-1]  # outermost factor last: popped first
+        ok = True
         while xs and ys:
             x, y = xs.pop(), ys.pop()
             n, m = probe_of(x.size), probe_of(y.size)
             if n == m:
-                if not self.unify(x, y):
-                    return False
-            elif m % n == 0 or n % m == 0:
-                small, large, rest = (x, y, ys) if n < m else (y, x, xs)
-                outer, inner = self.split(large, small.size)
-                if outer is None or inner is None or not self.unify(small, outer):
-                    return False
+                ok = self._unify(x, y) and ok
+                continue
+            small, large, rest = (x, y, ys) if n < m else (y, x, xs)
+            outer, inner = self._split(large, small.size)
+            if outer is not None and inner is not None:
+                ok = self._unify(small, outer) and ok
                 rest.append(inner)
-            else:
-                return False
-        return not xs and not ys
+                continue
+            run = [x, y]
+            while n != m:
+                if n < m:
+                    run.append(xs.pop())
+                    n *= probe_of(run[-1].size)
+                else:
+                    run.append(ys.pop())
+                    m *= probe_of(run[-1].size)
+            ok = self._conflict(run, "regrouped in two ways that do not fit")
+        return ok
 
     def _align_sums(self, xs: list[Axis], ys: list[Axis]) -> bool:
         xs, ys = xs[::-1], ys[::-1]
@@ -255,69 +310,105 @@ class Axes:
         while xs and ys:
             x, y = xs.pop(), ys.pop()
             n, m = probe_of(x.size), probe_of(y.size)
-            if n != m:
-                small, large, rest = (x, y, ys) if n < m else (y, x, xs)
-                first, *others = self.cut(large, [small.size, large.size - small.size])
-                rest.extend(p for o in reversed(others) for p in reversed(parts(o)))
-                heads = parts(first)
-                if len(heads) > 1:
-                    (xs if rest is ys else ys).append(small)
-                    rest.extend(reversed(heads))
-                    continue
-                x, y = small, first
-            ok = self.unify(x, y) and ok
-        return ok and not xs and not ys
+            if n == m:
+                ok = self._unify(x, y) and ok
+                continue
+            small, large, rest = (x, y, ys) if n < m else (y, x, xs)
+            (ys if rest is xs else xs).append(small)
+            for piece in reversed(self._cut(large, [small.size, large.size - small.size])):
+                rest.extend(reversed(parts(piece)))
+        return ok
 
     # -- refining ------------------------------------------------------------------------------------------------
 
     def split(self, a: Axis, outer: Size) -> tuple[Axis, Axis] | tuple[None, None]:
-        """Refine ``a`` into outer × inner and return the two; (None, None) where it is built otherwise. Frozen axes give fresh frozen axes."""
+        """Refine ``a`` into outer × inner and return the two; (None, None) where the size does not divide.
+
+        Frozen axes give fresh frozen axes; an axis that is grouped otherwise freezes.
+        """
         a = find(a)
+        if self._budget is not None or a.kind == LEAF:
+            made = self._split(a, outer)
+        else:
+            self._budget = _SLACK + 4 * len(a.children)
+            try:
+                made = self._split(a, outer)
+            except _TooFine:
+                made = (None, None)
+            finally:
+                self._budget = None
+        if made == (None, None) and _divides(outer, a.size):
+            self._conflict([a], "grouped in two ways that do not fit")
+            first, second = self._frozen_like(a, (outer, a.size // outer))
+            return first, second
+        return made
+
+    def _split(self, a: Axis, outer: Size) -> tuple[Axis, Axis] | tuple[None, None]:
+        a = find(a)
+        if not _divides(outer, a.size):
+            return None, None
         inner = a.size // outer
         if same(outer, a.size):
             return a, self.one
         if outer == 1:
             return self.one, a
+        if self.is_frozen(a):
+            first, second = self._frozen_like(a, (outer, inner))
+            return first, second
         if a.kind == LEAF:
             first, second = self._new(outer), self._new(inner)
-            if a.reason is not None:
-                self._copy_reason(a, (first, second))
-                return first, second
             self._refine(a, PRODUCT, (first, second))
             return first, second
-        if self.is_frozen(a):
-            return self._frozen_like(a, (outer, inner))
-        if a.kind == PRODUCT:
-            fs = factors(a)
-            head: list[Axis] = []
-            size: Size = 1
-            while fs and probe_of(size * fs[0].size) <= probe_of(outer):
-                size = size * fs[0].size
-                head.append(fs.pop(0))
-            if not same(size, outer):
-                want, have = probe_of(outer) // probe_of(size), probe_of(fs[0].size)
-                if probe_of(outer) % probe_of(size) or have % want:
-                    return None, None
-                one, two = self.split(fs[0], want)
-                if one is None or two is None:
-                    return None, None
-                head.append(one)
-                fs[0] = two
-            return self.product(head), self.product(fs)
-        first, second = self._new(outer), self._new(inner)
-        return (first, second) if self.unify(a, self.product((first, second))) else (None, None)
+        if a.kind == SUM:
+            first, second = self._new(outer), self._new(inner)
+            self._unify(a, self.product((first, second)))
+            return first, second
+        fs = factors(a)
+        head: list[Axis] = []
+        size: Size = 1
+        while probe_of(size * fs[0].size) <= probe_of(outer):
+            head.append(fs.pop(0))
+            size = size * head[-1].size
+        if not same(size, outer):
+            one, two = self._split(fs[0], outer // size) if _divides(size, outer) else (None, None)
+            if one is None or two is None:
+                return None, None
+            head.append(one)
+            fs[0] = two
+        return self.product(head), self.product(fs)
 
     def cut(self, a: Axis, sizes: Sequence[Size]) -> list[Axis]:
-        """Refine ``a`` into consecutive pieces of ``sizes`` and return them. Frozen axes give fresh frozen axes."""
+        """Refine ``a`` into consecutive pieces of ``sizes`` and return them; raises ValueError where they do not add up.
+
+        Frozen axes give fresh frozen axes; an axis that is cut too finely to leave a choice freezes.
+        """
+        a = find(a)
+        if is_static((a.size, *sizes)) and sum(map(probe_of, sizes)) != a.size:
+            raise ValueError(f"pieces of sizes {', '.join(map(str, sizes))} do not make up {a.size}")
+        if self._budget is not None:
+            return self._cut(a, sizes)
+        self._budget = _SLACK + 4 * (len(a.children) + len(sizes))
+        try:
+            return self._cut(a, sizes)
+        except _TooFine:
+            self._conflict([a], "cut so often that nothing is left to choose")
+            return self._frozen_like(a, sizes)
+        finally:
+            self._budget = None
+
+    def _cut(self, a: Axis, sizes: Sequence[Size]) -> list[Axis]:
         a = find(a)
         if len(sizes) == 1:
             return [a]
-        if a is self.one or self.is_frozen(a):
-            return list(self._frozen_like(a, sizes))
+        if a.size == 1 or self.is_frozen(a):
+            return self._frozen_like(a, sizes)
+        if not is_static((a.size, *sizes)):
+            self.freeze(a, "cut at a dynamic size")
+            return self._frozen_like(a, sizes)
         if a.kind == LEAF:
-            pieces = tuple(self._new(s) for s in sizes)
+            pieces = [self._new(s) if s else self.leaf(0) for s in sizes]
             self._refine(a, SUM, tuple(p for p in pieces if p.size != 0))
-            return list(pieces)
+            return pieces
         if a.kind == PRODUCT:
             return self._cut_product(a, sizes)
         return self._take(parts(a), sizes)
@@ -333,15 +424,16 @@ class Axes:
                 piece = find(queue.pop())
                 have = probe_of(piece.size)
                 if have > left:
-                    first, second = self.cut(piece, [left, have - left])
-                    queue.append(second)
-                    piece, have = first, left
+                    piece, rest = self._cut(piece, [left, have - left])
+                    queue.append(rest)
+                    have = left
                 group.append(piece)
                 left -= have
             out.append(self.sum(group))
         return out
 
     def _cut_product(self, a: Axis, sizes: Sequence[Size]) -> list[Axis]:
+        """The product is cut along its outermost factor; a boundary that falls inside a row cuts what stands in that row."""
         first, *others = factors(a)
         rest = self.product(others)
         width = probe_of(rest.size)
@@ -351,30 +443,28 @@ class Axes:
             at += probe_of(s)
             marks += [at // width, -(-at // width)]
         edges = sorted({0, *marks, probe_of(first.size)})
-        rows = self.cut(first, [hi - lo for lo, hi in zip(edges, edges[1:], strict=False)])
+        rows = self._cut(first, [hi - lo for lo, hi in pairwise(edges)])
         return self._take([self.product((row, rest)) for row in rows], sizes)
 
     def _refine(self, a: Axis, kind: str, children: tuple[Axis, ...]) -> None:
         if len(children) == 1:
             self._attach(a, children[0])
             return
+        if self._budget is not None:
+            self._budget -= len(children)
+            if self._budget < 0:
+                raise _TooFine
         for child in children:
             child.role = a.role
             self.links.append(Link(child.id, a.id, self.node, "refine"))
         a.kind, a.children = kind, children
 
-    def _copy_reason(self, a: Axis, fresh: Iterable[Axis]) -> None:
-        why = a.reason
-        for f in fresh:
-            f.reason = why
-            self.links.append(Link(f.id, a.id, self.node, "refine"))
-
-    def _frozen_like(self, a: Axis, sizes: Sequence[Size]) -> tuple[Axis, ...]:
+    def _frozen_like(self, a: Axis, sizes: Sequence[Size]) -> list[Axis]:
+        """Fresh axes of ``sizes``, frozen for the reason that ``a`` is."""
         source = next((x for x in leaves(a) if x.reason is not None), find(a))
-        fresh = tuple(self._new(s) for s in sizes)
-        why = source.reason or Reason("size 1", self.node)
+        fresh = [self._new(s) for s in sizes]
         for f in fresh:
-            f.reason = why
+            f.reason = source.reason or Reason("cut down to single indices", self.node)
             self.links.append(Link(f.id, source.id, self.node, "refine"))
         return fresh
 
@@ -400,21 +490,24 @@ class Axes:
                     j += 1
                 if (n == m and run_old and run_new) or (i == len(old) and j == len(new)):
                     break
-            out += self._regroup_run(run_old, run_new)
+            if n != m:
+                self._conflict(run_old, "reshaped to a size that is not known to be the same")
+                out += [self.frozen(s, "reshaped from a size that is not known to be the same") for s in run_new]
+            else:
+                out += self._regroup_run(run_old, run_new)
         return out
 
     def _regroup_run(self, old: list[Axis], new: list[Size]) -> list[Axis]:
         wide_old = [a for a in old if a.size != 1]
         wide_new = [s for s in new if s != 1]
-        if len(wide_old) == len(wide_new) == 1:
+        if any(s == 0 for s in wide_new):
+            made = [self.leaf(s) if s == 0 else self.frozen(s, "regrouped from an empty axis") for s in wide_new]
+        elif len(wide_old) == len(wide_new) == 1:
             made = wide_old
         elif len(wide_new) == 1:
             made = [self.product(wide_old)]
-        elif all(self.is_frozen(a) for a in wide_old):
-            made = [self._new(s) for s in wide_new]
-            for a in made:
-                self._copy_reason(next((x for b in wide_old for x in leaves(b)), self.one), [a])
-                a.reason = a.reason or Reason("regrouped from frozen axes", self.node)
+        elif wide_old and all(self.is_frozen(a) for a in wide_old):
+            made = self._frozen_like(self.product(wide_old), wide_new)
         else:
             made = [self.leaf(s) for s in wide_new]
             self.unify(self.product(wide_old), self.product(made))

@@ -13,6 +13,7 @@ from zlib import crc32
 
 __all__ = ["Size", "Sym", "is_static", "probe_of", "product", "same", "symbol"]
 
+_LEAST = 1009  # the smallest probe, in grains
 _GRAIN = 27720  # divisible by 1..12: `n // 7 * 7` of a probe is the probe again, as it is for the sizes that a model accepts
 
 
@@ -38,7 +39,9 @@ class Sym:
 
     def __sub__(self, other: Size) -> Size:
         value = self.probe - probe_of(other)
-        return 0 if value == 0 else self if other == 0 else self._with(other, "-", value)
+        if isinstance(other, Sym) and abs(value) < _GRAIN:  # the symbols cancel: what is left is a number
+            return value
+        return self if other == 0 else self._with(other, "-", value)
 
     def __rsub__(self, other: Size) -> Size:
         return self._with(other, "-", probe_of(other) - self.probe, swap=True)
@@ -50,8 +53,10 @@ class Sym:
         return 0 if other == 0 else self if other == 1 else self._with(other, "*", self.probe * probe_of(other), swap=True)
 
     def __floordiv__(self, other: Size) -> Size:
-        value = self.probe // probe_of(other)
-        return self if other == 1 else 1 if same(self, other) else self._with(other, "//", value)
+        value, rest = divmod(self.probe, probe_of(other))
+        if isinstance(other, Sym) and rest == 0 and value < _LEAST:  # the symbols cancel
+            return value
+        return self if other == 1 else self._with(other, "//", value)
 
     def __rfloordiv__(self, other: Size) -> Size:
         return self._with(other, "//", probe_of(other) // self.probe, swap=True)
@@ -69,7 +74,7 @@ Size = int | Sym
 
 def symbol(name: str) -> Sym:
     """The symbol ``name``; the same name gives the same probe, different names almost surely different ones."""
-    return Sym(name, _GRAIN * (1009 + crc32(name.encode()) % 8_999_993))
+    return Sym(name, _GRAIN * (_LEAST + crc32(name.encode()) % 8_999_993))
 
 
 def probe_of(size: Size) -> int:
