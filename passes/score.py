@@ -27,28 +27,27 @@ class Score:
 
     ``p``, ``reduce`` (sum, mean, max, prod) and ``seed`` go to criteria that have them, ``calibration`` (inputs, or a
     ``Calibration``) and ``loss`` to those that read data. ``normalise`` (none, mean, max, standardisation, lamp) makes the
-    groups comparable, which only a global or isomorphic choice reads; by default none for criteria whose scores are
-    comparable as they are, mean for the others. Raises IrpruneError for unknown names and for scores that are not finite.
+    groups comparable, which only a global or isomorphic choice reads. Raises IrpruneError for unknown names and for scores
+    that are not finite.
     """
 
     importance: str | Importance = "magnitude"
     p: float | None = None
     reduce: str | None = None
     seed: int | None = None
-    normalise: str | None = None
+    normalise: str = "mean"
     calibration: Any = None
     loss: Any = None
 
     def run(self, graph: Graph) -> bool:
         criterion = self._criterion()
-        normalise = self.normalise or ("none" if getattr(criterion, "comparable", False) else "mean")
         groups = [g for g in groups_of(graph) if not g.frozen]
         graph.scores = {}
         for leaf, scores in criterion.scores(graph, groups, blocks_of(graph)).items():
             if not np.isfinite(scores).all():
                 name = next(g.name for g in groups if g.axis is leaf)
                 raise IrpruneError("the importance is NaN or infinite", f"group {name!r}", "check the weights and the calibration data")
-            graph.scores[leaf] = normalised(scores, normalise)
+            graph.scores[leaf] = normalised(scores, self.normalise)
         return bool(groups)
 
     def _criterion(self) -> Importance:

@@ -96,7 +96,12 @@ def _reader(layer: Layer, dim: int, leaf: Axis, slot: Slot, within: Axis | None)
 
 
 def readings(graph: Graph, found: Mapping[Axis, Sequence[Reader]], calibration: Calibration, *, gram: bool, rows: int = 32768) -> dict[str, Reading]:
-    """Statistics of every layer in ``found``, by the name of its weight (with the position in the graph), from one run over the data.
+    """What the layers in ``found`` read: see ``readings_of``."""
+    return readings_of(graph, [r.layer for many in found.values() for r in many], calibration, gram=gram, rows=rows)
+
+
+def readings_of(graph: Graph, layers: Sequence[Layer], calibration: Calibration, *, gram: bool, rows: int = 32768) -> dict[str, Reading]:
+    """Statistics of what ``layers`` read, by ``key_of``, from one run over the data; Gram matrices of at most about ``rows`` rows.
 
     Raises IrpruneError where activations are NaN or infinite.
     """
@@ -105,7 +110,7 @@ def readings(graph: Graph, found: Mapping[Axis, Sequence[Reader]], calibration: 
     from irprune.statistics import load_as
     from irprune.validate.interpret import evaluate
 
-    wanted = {r.layer.node: r.layer for many in found.values() for r in many}
+    wanted = {layer.node: layer for layer in layers}
     out = {key_of(layer): Reading(layer.matrix(load_as(layer.weight))) for layer in wanted.values()}
     strides: dict[str, int] = {}
 

@@ -32,7 +32,6 @@ class Fisher:
     loss: Any = None
     batch: int = 4
     seed: int = 0
-    comparable = True
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""

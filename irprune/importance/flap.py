@@ -27,7 +27,6 @@ class Flap:
     """
 
     calibration: Any = None
-    comparable = True
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""

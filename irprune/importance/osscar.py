@@ -35,7 +35,6 @@ class Osscar:
     calibration: Any = None
     ridge: float = 1e-2
     steps: int = 128
-    comparable = True
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""

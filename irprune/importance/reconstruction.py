@@ -31,7 +31,6 @@ class Reconstruction:
 
     calibration: Any = None
     ridge: float = 1e-2
-    comparable = True
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""

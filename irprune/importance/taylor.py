@@ -67,7 +67,6 @@ class Taylor:
     loss: Any = None
     batch: int = 4
     seed: int = 0
-    comparable = True
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
@@ -83,7 +82,6 @@ class TaylorSquared:
     loss: Any = None
     batch: int = 4
     seed: int = 0
-    comparable = True
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""

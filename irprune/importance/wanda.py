@@ -25,7 +25,6 @@ class Wanda:
     """``|w| * ||x||`` summed over all weights that read an index, as a share of the layer's sum, added up over layers."""
 
     calibration: Any = None
-    comparable = True
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""

@@ -1,0 +1,69 @@
+"""repair-batch-norm: running statistics measured again in the pruned model.
+
+Before: a batch norm whose running mean and variance are those of inputs that have since lost channels upstream. After: the mean
+and variance of what it reads now, layer by layer, each measured behind the ones already repaired.
+
+As in Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning", ECCV 2020.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from irprune.ir.graph import Graph, Node, Weight
+
+if TYPE_CHECKING:
+    from irprune.calibration import Calibration
+
+__all__ = ["RepairBatchNorm"]
+
+
+@dataclass(frozen=True)
+class RepairBatchNorm:
+    """Re-estimate every batch norm of a cut graph on ``calibration``; those whose statistics several nodes share are left, with a note.
+
+    ``memory`` bounds the bytes of activations held between layers.
+    """
+
+    original: Graph
+    calibration: Calibration
+    memory: int = 1 << 30
+    notes: list[str] = field(default_factory=list, compare=False)
+
+    def run(self, graph: Graph) -> bool:
+        from irprune.statistics import Pair, store
+
+        self.notes.clear()
+        changed = False
+        with Pair(self.original, graph, self.calibration, memory=self.memory) as walk:
+            for node in list(graph.nodes):
+                if node.op != "batch_norm" or node.attrs.get("training"):
+                    continue
+                held = [node.inputs[i] if node.has(i) else None for i in (3, 4)]
+                mean, variance = held
+                if not isinstance(mean, Weight) or not isinstance(variance, Weight) or any(sum(w.users.values()) > 1 for w in (mean, variance)):
+                    self.notes.append(f"batch norm at {node.where}: its statistics are not its own, left as they were sliced")
+                    continue
+                center, spread = self._measured(node, walk)
+                store(mean, center)
+                store(variance, spread)
+                changed = True
+        return changed
+
+    def _measured(self, node: Node, walk: Any) -> tuple[Any, Any]:
+        """Mean and variance per channel in float64, chunk by chunk (Chan et al. 1979)."""
+        count, center, scatter = 0, None, None
+        for operands, _ in walk.to(node):
+            x = operands[0].double().cpu()
+            x = x.movedim(1, 0).reshape(x.shape[1], -1)
+            n, m = x.shape[1], x.mean(1)
+            s = (x - m[:, None]).square().sum(1)
+            if center is None:
+                count, center, scatter = n, m, s
+                continue
+            shift = m - center
+            scatter = scatter + s + shift.square() * (count * n / (count + n))
+            center = center + shift * (n / (count + n))
+            count += n
+        return center, scatter / max(count - 1, 1)
