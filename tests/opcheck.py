@@ -15,12 +15,16 @@ import numpy as np
 import torch
 from irprune.passes.infer_axes import infer
 from irprune.passes.slice import Slice, kept_indices, take
+from torch._dynamo.source import ConstantSource
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, StatelessSymbolicContext
 
 from irprune.capture.build import plain, type_of
 from irprune.capture.dtypes import TO_TORCH
 from irprune.ir.axis import Axes, Axis, leaves
-from irprune.ir.graph import Graph, Node, Origin, TensorType, Weight
+from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.kept import Kept
+from irprune.ir.size import Sym, same
 from irprune.ops.call import overload
 from irprune.ops.registry import Arg, Op, Sample, load_table, lookup
 from irprune.validate.interpret import evaluate, run_node
@@ -53,11 +57,12 @@ class Case:
 
 @dataclass
 class Built:
-    """The graph of a case and what the node computed on its operands."""
+    """The graph of a case, what its inputs are fed and what the node computed."""
 
     graph: Graph
     node: Node
     results: list[torch.Tensor]
+    feed: list[torch.Tensor]
 
 
 def cases() -> Iterator[Case]:
@@ -131,30 +136,35 @@ def arguments(entry: Op, target: str, sample: Sample) -> tuple[list[Arg | None],
     return operands, attrs, tuple((n, s) for n, s in layout if not (isinstance(s, int) and s >= len(operands)))
 
 
-def build(case: Case) -> Built:
-    """The graph of one node whose operands are weights, so that no axis is frozen but by the rule; the rule has run."""
+def build(case: Case, dynamic: bool = False) -> Built:
+    """The graph of one node whose operands are weights, so that no axis is frozen but by the rule; the rule has run.
+
+    With ``dynamic`` the operands are inputs whose first dimension is known only at run time.
+    """
     entry, sample = case.entry, case.sample
     if case.target:
         operands, attrs, layout = arguments(entry, case.target, sample)
         origin = Origin("aten", case.target, layout)
     else:
         operands, attrs, origin = list(sample.args), dict(sample.attrs), Origin()
-    graph = Graph(str(case))
-    values: list[Weight | None] = []
-    for i, arg in enumerate(operands):
-        if arg is None:
-            values.append(None)
-            continue
-        data = tensor(arg, zlib.crc32(f"{case} {i}".encode()))
-        kind = "parameter" if arg.values is None else "constant"
-        values.append(graph.add_weight(Weight(f"x{i}", type_of(data), lambda data=data: data, kind)))
-    node = graph.add(entry.name, values, attrs, (), origin)
+    data = [None if a is None else tensor(a, zlib.crc32(f"{case} {i}".encode())) for i, a in enumerate(operands)]
+    fixed = [not dynamic or a is None or a.values is not None for a in operands]
+    node = Node(entry.name, [None if t is None else Value(f"x{i}", type_of(t)) for i, t in enumerate(data)], attrs, [], origin)
     with torch.no_grad():
-        made = run_node(node, [None if v is None else v.load() for v in values], {}, CPU)
-    results = list(made) if isinstance(made, (list, tuple)) else [made]
-    graph.remove(node)
-    types = [(f"y{i}", type_of(r) if isinstance(r, torch.Tensor) else TensorType("none", ())) for i, r in enumerate(results)]
-    node = graph.add(entry.name, values, attrs, types, origin)
+        results = _several(run_node(node, data, {}, CPU))
+    types, made = _shown(node, data, results, fixed) if dynamic else (data, results)
+    graph = Graph(str(case))
+    values: list[Value | None] = []
+    for i, (arg, given, shown) in enumerate(zip(operands, data, types, strict=True)):
+        if arg is None or given is None:
+            values.append(None)
+        elif fixed[i]:
+            kind = "parameter" if arg.values is None else "constant"
+            values.append(graph.add_weight(Weight(f"x{i}", type_of(given), lambda given=given: given, kind)))
+        else:
+            values.append(graph.add_input(f"x{i}", type_of(shown)))
+    named = [(f"y{i}", type_of(r) if isinstance(r, torch.Tensor) else TensorType("none", ())) for i, r in enumerate(made)]
+    node = graph.add(entry.name, values, attrs, named, origin)
     graph.outputs = [v for v in node.outputs if sample.read is None or v.index in sample.read]
     graph.axes = axes = Axes()
     for v in values:
@@ -163,7 +173,29 @@ def build(case: Case) -> Built:
     axes.node = node
     infer(axes, node, constant=False)
     axes.node = None
-    return Built(graph, node, results)
+    return Built(graph, node, results, [t for t, f in zip(data, fixed, strict=True) if t is not None and not f])
+
+
+def _several(made: Any) -> list[Any]:
+    return list(made) if isinstance(made, (list, tuple)) else [made]
+
+
+def _shown(node: Node, data: list[Any], results: list[Any], fixed: list[bool]) -> tuple[list[Any], list[Any]]:
+    """Operands and results without data, whose first dimensions are symbols where the operator allows."""
+    mode = FakeTensorMode(shape_env=ShapeEnv())
+
+    def shown(i: int, t: Any) -> Any:
+        if t is None:
+            return None
+        sizes = [DimDynamic.DUCK if k == 0 and n > 1 and not fixed[i] else DimDynamic.STATIC for k, n in enumerate(t.shape)]
+        return mode.from_tensor(t, symbolic_context=StatelessSymbolicContext(sizes), source=ConstantSource(f"x{i}"))
+
+    fakes = [shown(i, t) for i, t in enumerate(data)]
+    try:
+        with mode, torch.no_grad():
+            return fakes, _several(run_node(node, fakes, {}, CPU))
+    except (RuntimeError, TypeError, NotImplementedError, GuardOnDataDependentSymNode) as why:
+        raise Misfit(f"torch cannot tell the shape: {why}") from why
 
 
 def free_leaves(built: Built) -> list[Axis]:
@@ -190,13 +222,15 @@ def choices(free: list[Axis], seed: int) -> Iterator[Mapping[Axis, np.ndarray]]:
             yield {a: some(a) for a in free}
 
 
-def check(case: Case) -> Built:
+def check(case: Case, dynamic: bool = False) -> Built:
     """Raise ``Refused`` where the entry's rule, resize or silence is wrong for this case."""
-    built = build(case)
+    built = build(case, dynamic)
     _check_sizes(built)
     free = free_leaves(built)
-    if len(free) != case.sample.free:
+    if not dynamic and len(free) != case.sample.free:
         raise Refused(f"{case}: {len(free)} free axes {free}, the sample says {case.sample.free}; {_picture(built)}")
+    if any(isinstance(a.size, Sym) for a in free):
+        raise Refused(f"{case}: an axis of dynamic size is free; {_picture(built)}")
     if not case.entry.random:
         _check_silence_of_nothing(built)
     for choice in choices(free, zlib.crc32(str(case).encode())):
@@ -214,8 +248,10 @@ def _check_sizes(built: Built) -> None:
     for value, result in zip(built.node.outputs, built.results, strict=True):
         if value.axes is None:
             raise Refused(f"the rule left {value} without axes")
-        if isinstance(result, torch.Tensor) and tuple(a.size for a in value.axes) != tuple(result.shape):
-            raise Refused(f"{value} has the shape {tuple(result.shape)}, its axes are {value.axes}")
+        if not isinstance(result, torch.Tensor):
+            continue
+        if len(value.axes) != len(value.shape) or not all(same(a.size, s) for a, s in zip(value.axes, value.shape, strict=True)):
+            raise Refused(f"{value} has the axes {value.axes}")
 
 
 def _check_silence_of_nothing(built: Built) -> None:
@@ -225,26 +261,28 @@ def _check_silence_of_nothing(built: Built) -> None:
         return
 
     def present(value: Any, dims: Any) -> torch.Tensor | None:
-        return torch.ones([s if k in {d % value.rank for d in dims} else 1 for k, s in enumerate(value.shape)], dtype=torch.bool)
+        shape = operands[node.inputs.index(value)].shape
+        return torch.ones([s if k in {d % len(shape) for d in dims} else 1 for k, s in enumerate(shape)], dtype=torch.bool)
 
-    operands = [None if v is None else v.load() for v in node.inputs]
+    feed = iter(built.feed)
+    operands = [None if v is None else v.load() if isinstance(v, Weight) else next(feed) for v in node.inputs]
     with torch.no_grad():
         made = entry.silence(torch, node, operands, present, lambda *xs: run_node(node, list(xs), {}, CPU))
-    _compare(list(made) if isinstance(made, (list, tuple)) else [made], built.results, "the silenced operator with nothing silenced")
+    _compare(_several(made), built.results, "the silenced operator with nothing silenced")
 
 
 def _check_cut(built: Built, choice: Mapping[Axis, np.ndarray], random: bool) -> None:
     graph, kept = built.graph, Kept(choice)
-    full = evaluate(graph, (), hook=silencer(kept, CPU), device=CPU)
+    full = evaluate(graph, built.feed, hook=silencer(kept, CPU), device=CPU)
     expected = [take(y, kept_indices(v, kept)) for y, v in zip(full, graph.outputs, strict=True)]
     twin = graph.copy()
     twin.kept = kept
     Slice().run(twin)
     for value, want in zip(twin.outputs, expected, strict=True):
-        if tuple(value.shape) != tuple(want.shape):
+        if len(value.shape) != want.dim() or any(isinstance(s, int) and s != n for s, n in zip(value.shape, want.shape, strict=True)):
             raise Refused(f"keeping {_said(choice)}: the type says {value.type}, the kept indices {tuple(want.shape)}; {_picture(built)}")
     try:
-        found = evaluate(twin, (), device=CPU)
+        found = evaluate(twin, [take(t, kept_indices(v, kept)) for t, v in zip(built.feed, graph.inputs, strict=True)], device=CPU)
     except (RuntimeError, IndexError, ValueError) as why:
         raise Refused(f"keeping {_said(choice)}, the cut operator does not run: {why}; {_picture(built)}") from why
     if random:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from opcheck import Case, Refused, cases, check
+from opcheck import Case, Misfit, Refused, cases, check
 
 from irprune.capture.build import canonical_target
 from irprune.ir.axis import Axes
@@ -47,6 +47,14 @@ def one_thread() -> None:
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_slicing_commutes_with(case: Case) -> None:
     check(case)
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.target in ("", c.sample.target, next(iter(c.entry.aten), ""))], ids=str)
+def test_slicing_commutes_at_dynamic_sizes_with(case: Case) -> None:
+    try:
+        check(case, dynamic=True)
+    except Misfit as why:
+        pytest.skip(str(why))
 
 
 @pytest.mark.parametrize("name", load_table())
@@ -167,3 +175,17 @@ def test_wrong_rule_is_refused(fault: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(TABLE, name, wrong)
     with pytest.raises(Refused):
         check(Case(wrong, sample.target or next(iter(wrong.aten)), sample, 0))
+
+
+def test_free_dynamic_axis_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgets(axes: Axes, node: Node) -> None:
+        for a in axes.of(node.operand(0)):
+            a.reason = None
+        node.out.axes = axes.of(node.operand(0))
+
+    wrong = replace(load_table()["relu"], rule=forgets)
+    monkeypatch.setitem(TABLE, "relu", wrong)
+    case = Case(wrong, "aten.relu.default", Sample((Arg((4, 6)),), free=2), 0)
+    check(case)  # right where all sizes are known
+    with pytest.raises(Refused):
+        check(case, dynamic=True)
