@@ -61,12 +61,12 @@ class Calibration:
         std: Sequence[float] | None = None,
     ) -> None:
         if isinstance(source, Calibration):
-            source = source._items
+            source = source.items
         self.graph = graph
         self.samples = samples
         self.batch = batch
         self.notes: list[str] = []
-        self._items = _opened(source, graph, self.notes, mean, std)
+        self.items: Callable[[], Iterator[Any]] = _opened(source, graph, self.notes, mean, std)
         self._free: bool | None = None
         if batch < 1 or (samples is not None and samples < 1):
             raise IrpruneError("calibration of no samples", "", "samples and batch are at least 1")
@@ -74,7 +74,7 @@ class Calibration:
     def __iter__(self) -> Iterator[Batch]:
         left = self.samples
         some = False
-        for number, item in enumerate(self._items()):
+        for number, item in enumerate(self.items()):
             made = _flat(item, self.graph, f"calibration item {number}", self.notes)
             for piece in self._pieces(made):
                 if left is not None and piece.size > left:
@@ -86,7 +86,7 @@ class Calibration:
                     if left <= 0:
                         return
         if not some:
-            raise IrpruneError("the calibration data yield nothing", "", "give at least one input; an iterator that was read before is empty")
+            raise _nothing()
 
     def count(self) -> int:
         """The number of samples."""
@@ -100,9 +100,9 @@ class Calibration:
         return self._free
 
     def _first(self) -> Batch:
-        for number, item in enumerate(self._items()):
+        for number, item in enumerate(self.items()):
             return _flat(item, self.graph, f"calibration item {number}", self.notes)
-        raise IrpruneError("the calibration data yield nothing", "", "give at least one input; an iterator that was read before is empty")
+        raise _nothing()
 
     def _pieces(self, made: Batch) -> Iterator[Batch]:
         """The item in runs of at most ``batch`` samples, or of as many as the graph was captured with where it takes no other number."""
@@ -148,13 +148,19 @@ def noise(
                 shape = (n, *shape[1:]) if own is not None and shape else shape
                 kind = TO_TORCH[v.dtype]
                 if kind.is_floating_point:
-                    x = torch.randn(shape, generator=draw) if low is None or high is None else torch.rand(shape, generator=draw) * (high - low) + low
+                    known = low is not None and high is not None
+                    x = torch.rand(shape, generator=draw) if known else torch.randn(shape, generator=draw)
+                    x = x * (high - low) + low if known else x  # type: ignore[operator]
                 else:
                     x = torch.randint(0, limit or 2, shape, generator=draw)
                 made.append(x.to(kind))
             yield tuple(made)
 
     return Calibration(_Stream(items), graph, batch=batch)
+
+
+def _nothing() -> IrpruneError:
+    return IrpruneError("the calibration data yield nothing", "", "give at least one input; an iterator that was read before is empty")
 
 
 class _Stream:
@@ -183,19 +189,23 @@ def _opened(
     if isinstance(source, Mapping):
         return lambda: iter([source])
     if not isinstance(source, Iterable):
-        raise IrpruneError(f"calibration is a {type(source).__name__}", "", "give an iterable of inputs, a tensor, or a folder of .npy, .npz or image files")
+        raise IrpruneError(f"calibration is a {type(source).__name__}", "",
+                           "give an iterable of inputs, a tensor, or a folder of .npy, .npz or image files")
     if iter(source) is source:  # can be read once
         kept = list(source)
         return lambda: iter(kept)
     return lambda: iter(source)
 
 
-def _folder(path: Path, graph: Graph, notes: list[str], mean: Sequence[float] | None, std: Sequence[float] | None) -> Callable[[], Iterator[Any]]:
+def _folder(
+    path: Path, graph: Graph, notes: list[str], mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Callable[[], Iterator[Any]]:
     if not path.exists():
         raise IrpruneError("no such calibration folder", str(path), "give a folder of .npy, .npz or image files")
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in (".npy", ".npz", *_IMAGES))
     if not files:
-        raise IrpruneError("a calibration folder without .npy, .npz or image files", str(path), "put inputs there, one or many samples per file")
+        raise IrpruneError("a calibration folder without .npy, .npz or image files", str(path),
+                           "put inputs there, one or many samples per file")
 
     def items() -> Iterator[Any]:
         for file in files:
@@ -219,7 +229,8 @@ def _image(file: Path, graph: Graph, mean: Sequence[float] | None, std: Sequence
     try:
         from PIL import Image
     except ImportError:
-        raise IrpruneError("an image file, but Pillow is not installed", str(file), "pip install pillow, or save the inputs as .npy") from None
+        raise IrpruneError("an image file, but Pillow is not installed", str(file),
+                           "pip install pillow, or save the inputs as .npy") from None
     value = graph.inputs[0]
     if len(graph.inputs) != 1 or value.rank != 4 or any(isinstance(s, Sym) for s in value.shape[1:]):
         raise IrpruneError("images fit a model with one input [batch, channels, height, width]", str(file), "save the inputs as .npz")
@@ -254,10 +265,11 @@ def _matched(item: Any, graph: Graph, where: str, notes: list[str]) -> tuple[lis
     if isinstance(item, (torch.Tensor, np.ndarray)):
         item = (item,)
     if not isinstance(item, Sequence) or isinstance(item, (str, bytes)):
-        raise IrpruneError(f"a {type(item).__name__} is no model input", where, "give tensors, tuples of arguments or dicts of keyword arguments")
+        raise IrpruneError(f"a {type(item).__name__} is no model input", where,
+                           "give tensors, tuples of arguments or dicts of keyword arguments")
     places = graph.structure.inputs if _is_torch(graph) else list(range(len(names)))
     args = tuple(item)
-    if len(args) == len(names) or all(isinstance(a, (torch.Tensor, np.ndarray)) for a in args[:len(names)]) and len(args) > len(names):
+    if len(args) == len(names) or (all(isinstance(a, (torch.Tensor, np.ndarray)) for a in args[:len(names)]) and len(args) > len(names)):
         return list(args[:len(names)]), args[len(names):]
     if _is_torch(graph):
         from torch.utils import _pytree as pytree
@@ -284,7 +296,8 @@ def _called(given: Mapping[str, Any], graph: Graph, where: str) -> tuple[list[An
     """Keyword arguments put into the places of the recorded call, however that one passed them."""
     if not _is_torch(graph):
         missing = [v.name for v in graph.inputs if v.name not in given]
-        raise IrpruneError(f"no value for input {missing[0]!r}; given: {', '.join(given)}", where, f"the inputs are {', '.join(v.name for v in graph.inputs)}")
+        raise IrpruneError(f"no value for input {missing[0]!r}; given: {', '.join(given)}", where,
+                           f"the inputs are {', '.join(v.name for v in graph.inputs)}")
     from torch.utils import _pytree as pytree
 
     structure = graph.structure
@@ -295,11 +308,13 @@ def _called(given: Mapping[str, Any], graph: Graph, where: str) -> tuple[list[An
     recorded = {**dict(zip(positional, structure.args, strict=False)), **structure.kwargs}
     tensorial = [n for n in missing if any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(recorded.get(n)))]
     if tensorial:
-        raise IrpruneError(f"no value for argument {tensorial[0]!r}; given: {', '.join(given)}", where, f"forward was captured with {', '.join(wanted)}")
+        raise IrpruneError(f"no value for argument {tensorial[0]!r}; given: {', '.join(given)}", where,
+                           f"forward was captured with {', '.join(wanted)}")
     filled = {n: given.get(n, recorded.get(n)) for n in wanted}
     leaves = pytree.arg_tree_leaves(*(filled[n] for n in positional), **{n: filled[n] for n in structure.kwargs})
     if len(leaves) != len(structure.inputs):
-        raise IrpruneError("arguments of another structure than the captured call's", where, f"forward was captured with {', '.join(wanted)}")
+        raise IrpruneError("arguments of another structure than the captured call's", where,
+                           f"forward was captured with {', '.join(wanted)}")
     return [leaf for leaf, place in zip(leaves, structure.inputs, strict=True) if isinstance(place, int)], _left(given, wanted)
 
 
@@ -313,16 +328,19 @@ def _checked(x: Any, value: Value, where: str) -> torch.Tensor:
     want = TO_TORCH[value.dtype]
     x = x.detach()
     if want.is_floating_point != x.is_floating_point():
-        raise IrpruneError(f"input {value.name!r} holds {x.dtype}, the model takes {want}", where, "convert (and scale) the data as for the model itself")
+        raise IrpruneError(f"input {value.name!r} holds {x.dtype}, the model takes {want}", where,
+                           "convert (and scale) the data as for the model itself")
     if x.dim() == value.rank - 1 and all(isinstance(s, Sym) or n == s for n, s in zip(x.shape, value.shape[1:], strict=True)):
         x = x[None]  # one sample
     fits = x.dim() == value.rank and all(isinstance(s, Sym) or same(int(n), s) for n, s in zip(x.shape[1:], value.shape[1:], strict=True))
     if not fits or not x.numel():
         shown = ", ".join(str(s) for s in value.shape)
-        raise IrpruneError(f"input {value.name!r} has shape {list(x.shape)}, the model takes [{shown}]", where, "the first dimension may be any number of samples")
+        raise IrpruneError(f"input {value.name!r} has shape {list(x.shape)}, the model takes [{shown}]", where,
+                           "the first dimension may be any number of samples")
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         raise IrpruneError(f"input {value.name!r} holds NaN or infinity", where, "clean the calibration data")
-    return x.to(want)
+    made: torch.Tensor = x.to(want)
+    return made
 
 
 def _rows(made: Batch, rows: slice) -> Batch:
@@ -366,7 +384,8 @@ def _any_batch(graph: Graph, first: Batch) -> bool:
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False  # a size is written down somewhere in the graph
     return all(
-        a.dim() > 0 and b.shape == (2 * a.shape[0], *a.shape[1:]) and torch.allclose(torch.cat((a, o)).float(), b.float(), rtol=1e-3, atol=1e-4)
+        a.dim() > 0 and b.shape == (2 * a.shape[0], *a.shape[1:])
+        and torch.allclose(torch.cat((a, o)).float(), b.float(), rtol=1e-3, atol=1e-4)
         for a, o, b in zip(alone, other, both, strict=True)
     )
 
@@ -395,7 +414,7 @@ def _index_limit(value: Value) -> int | None:
         v = frontier.pop()
         for node in v.users:
             table = node.inputs[0]
-            if len(node.inputs) > 1 and isinstance(table, Weight) and table.rank and v in node.inputs[1:] and node.op in ("embedding", "gather", "index_select"):
+            if node.op in ("embedding", "gather", "index_select") and isinstance(table, Weight) and table.rank and v in node.inputs[1:]:
                 return int(probe_of(table.shape[0]))
             if len(node.inputs) == 1 or not any(x is not None and x.dtype[0] == "f" for x in node.inputs):
                 for out in node.outputs:

@@ -46,7 +46,8 @@ def drawn_loss(outputs: list[torch.Tensor], draw: torch.Generator) -> torch.Tens
             term = (y / deviation * drawn).sum() / max(1.0, (y.numel() / max(1, y.shape[0] if y.dim() else 1)) ** 0.5)
         total = term if total is None else total + term
     if total is None:
-        raise IrpruneError("no output is a floating-point tensor, so there is no loss to derive", "", "give loss=, a function of outputs and batch")
+        raise IrpruneError("no output is a floating-point tensor, so there is no loss to derive", "",
+                           "give loss=, a function of outputs and batch")
     return total
 
 
@@ -71,6 +72,7 @@ def gradients(graph: Graph, calibration: Calibration, loss: Loss | None = None, 
             if not isinstance(value, torch.Tensor) or value.dim() or not bool(torch.isfinite(value)):
                 raise IrpruneError("the loss is not a finite number", "loss", "return a scalar tensor computed from the outputs")
             if not value.requires_grad:
-                raise IrpruneError("the loss does not depend on the weights", "loss", "compute it from the outputs it is given, without detaching them")
+                raise IrpruneError("the loss does not depend on the weights", "loss",
+                                   "compute it from the outputs it is given, without detaching them")
             made = torch.autograd.grad(value, list(held.values()), allow_unused=True)
         yield batch.size, {w: (t.detach(), g) for (w, t), g in zip(held.items(), made, strict=True) if g is not None}

@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from irprune.ir.graph import Graph, Node, Weight
-from irprune.ir.size import Sym
+from irprune.ir.size import Sym, probe_of
 from irprune.ops.registry import lookup
 
 __all__ = ["Bias", "Layer", "layer_of", "layers"]
@@ -100,10 +100,9 @@ def _bias(node: Node, place: int | None, channel: int) -> Bias | None:
     if user.op == "add" and len(user.inputs) == 2 and user.attrs.get("alpha", 1) == 1:
         other = _own(user.inputs[1] if user.inputs[0] is node.out else user.inputs[0])
         if other is not None and user.out.shape == node.out.shape:
-            shape = [1] * other.rank
-            size = node.out.shape[channel]
+            shape: list[Any] = [1] * other.rank
             if other.rank >= -channel:
-                shape[channel] = size  # type: ignore[call-overload]
+                shape[channel] = node.out.shape[channel]
                 if list(other.shape) == shape:
                     return Bias(other)
     return None
@@ -129,7 +128,7 @@ def _contraction(node: Node, letters: tuple[list[str], ...]) -> Layer | None:
     if len(summed) != 1 or len(added) > 1:
         return None
     w = terms[summed[0]]
-    if len(set(x)) != len(x) or len(set(w)) != len(w) or len(set(out)) != len(out) or node.attrs.get("alpha", 1) != 1 or node.attrs.get("beta", 1) != 1:
+    if any(len(set(term)) != len(term) for term in (x, w, out)) or any(node.attrs.get(k, 1) != 1 for k in ("alpha", "beta")):
         return None
     value, weight = node.operand(moving[0]), node.operand(summed[0])
     assert isinstance(weight, Weight)
@@ -144,8 +143,8 @@ def _contraction(node: Node, letters: tuple[list[str], ...]) -> Layer | None:
         return None
     if any(value.shape[x.index(a)] != sizes[a] for a in (*inner, *blocks)):
         return None  # broadcast
-    shape = [int(sizes[a]) for a in (*blocks, *inner, *outer)]  # type: ignore[arg-type]
-    b, k, o = (math.prod(int(sizes[a]) for a in many) for many in (blocks, inner, outer))  # type: ignore[arg-type]
+    shape = [probe_of(sizes[a]) for a in (*blocks, *inner, *outer)]
+    b, k, o = (math.prod(probe_of(sizes[a]) for a in many) for many in (blocks, inner, outer))
     to_x = [x.index(a) for a in (*samples, *blocks, *inner)]
     to_y = [out.index(a) for a in (*samples, *blocks, *outer)]
     to_w = [w.index(a) for a in (*blocks, *inner, *outer)]
@@ -178,7 +177,7 @@ def _convolution(node: Node) -> Layer | None:
     n = weight.rank - 2
     groups = int(node.attrs.get("groups", 1))
     stride, dilation = _many(node.attrs.get("stride", 1), n), _many(node.attrs.get("dilation", 1), n)
-    outs, ins, *kernel = (int(s) for s in weight.shape)  # type: ignore[arg-type]
+    outs, ins, *kernel = map(probe_of, weight.shape)
     padding = _paddings(node.attrs.get("padding", 0), kernel, dilation)
     return Layer(
         node, 0, 1, weight, _bias(node, 2, -(n + 1)), (1,),
@@ -198,13 +197,15 @@ def _paddings(spec: Any, kernel: list[int], dilation: list[int]) -> list[tuple[i
     return [(p, p) for p in _many(spec, len(kernel))]
 
 
-def _patches(x: torch.Tensor, kernel: list[int], stride: list[int], dilation: list[int], padding: list[tuple[int, int]], groups: int) -> torch.Tensor:
+def _patches(
+    x: torch.Tensor, kernel: list[int], stride: list[int], dilation: list[int], padding: list[tuple[int, int]], groups: int
+) -> torch.Tensor:
     """[samples × positions, groups, channels × kernel] of an input [samples, channels, ...]: im2col for any number of dimensions."""
     x = F.pad(x, list(itertools.chain.from_iterable(reversed(padding))))
     n = len(kernel)
     for d, (k, s, e) in enumerate(zip(kernel, stride, dilation, strict=True), 2):
         x = x.unfold(d, e * (k - 1) + 1, s)[..., ::e]
-    x = x.unflatten(1, (groups, -1))  # [samples, groups, channels, *positions, *kernel]
+    x = x.reshape(x.shape[0], groups, -1, *x.shape[2:])  # [samples, groups, channels, *positions, *kernel]
     return x.permute(0, *range(3, 3 + n), 1, 2, *range(3 + n, 3 + 2 * n)).reshape(-1, groups, x.shape[2] * math.prod(kernel))
 
 
@@ -214,14 +215,14 @@ def _transposed(node: Node, weight: Weight) -> Layer:
     groups = int(node.attrs.get("groups", 1))
     stride, dilation = _many(node.attrs.get("stride", 1), n), _many(node.attrs.get("dilation", 1), n)
     pad, extra = _many(node.attrs.get("padding", 0), n), _many(node.attrs.get("output_padding", 0), n)
-    ins, outs, *kernel = (int(s) for s in weight.shape)  # type: ignore[arg-type]
+    ins, outs, *kernel = map(probe_of, weight.shape)
     whole = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     padding = [(w - p, w - p + e) for w, p, e in zip(whole, pad, extra, strict=True)]
     flip = list(range(3, 3 + n))
 
     def rows(x: torch.Tensor) -> torch.Tensor:
         spread = x.new_zeros(*x.shape[:2], *((m - 1) * s + 1 for m, s in zip(x.shape[2:], stride, strict=True)))
-        spread[(..., *(slice(None, None, s) for s in stride))] = x
+        spread[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = x
         return _patches(spread, kernel, [1] * n, dilation, padding, groups)
 
     def matrix(w: torch.Tensor) -> torch.Tensor:  # [g i, o, *k] -> [g, i *k, o]

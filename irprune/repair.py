@@ -1,7 +1,8 @@
 """Repair without training: the passes that make a cut model compute again what the original computed, behind one call.
 
-A repaired model differs from the silenced original on purpose: the proof is made on the sliced model, before. What a repair is worth is measured
-instead: the error of the outputs against the original on the calibration data, before and after. One that does not lower it is taken back.
+A repaired model differs from the silenced original on purpose: the proof is made on the sliced model, before. What a repair is
+worth is measured instead: the error of the outputs against the original on the calibration data, before and after. One that does
+not lower it is taken back.
 """
 
 from __future__ import annotations
@@ -52,19 +53,19 @@ def repair(
 ) -> Repaired:
     """Repair the weights of ``cut`` in place, so that it computes what ``original`` (analysed, with its choice) computes.
 
-    ``calibration`` is anything that ``Calibration`` reads; None means noise: normal, or uniform in ``noise_range``, with a warning where more
-    than half of a group was dropped. ``method`` names one of ``METHODS`` or several, run in their order; ``options`` go to the passes that have
-    them (``ridge``, ``rows``, ``memory``, ``alike``). Raises IrpruneError for unknown names and unusable data.
+    ``calibration`` is anything that ``Calibration`` reads; None means noise: normal, or uniform in ``noise_range``, with a warning
+    where more than half of a group was dropped. ``method`` names one of ``METHODS`` or several, run in their order; ``options`` go to
+    the passes that have them (``ridge``, ``rows``, ``memory``, ``alike``). Raises IrpruneError for unknown names and unusable data.
     """
     names = (method,) if isinstance(method, str) else tuple(method)
     passes = _passes()
     for name in names:
         if name not in passes:
             raise IrpruneError(f"no repair is called {name!r}", "repair", "one of " + ", ".join(METHODS))
-    known = {f for name in names for f in passes[name].__dataclass_fields__}
+    known = {f for name in names for f in passes[name].__dataclass_fields__} - {"original", "calibration", "notes"}
     for option in options:
         if option not in known:
-            raise IrpruneError(f"repair has no option {option!r}", "repair", "one of " + ", ".join(sorted(known - {"original", "calibration", "notes"})))
+            raise IrpruneError(f"repair has no option {option!r}", "repair", "one of " + ", ".join(sorted(known)))
     if original.kept is None:
         raise IrpruneError("repair needs the original graph with its choice", "repair", "run choose on it, and slice on a copy")
     notes: list[str] = []

@@ -56,9 +56,7 @@ class Tape:
         self.at = {node: i for i, node in enumerate(graph.nodes)}
         self.last: dict[Value, int] = {}
         for i, node in enumerate(graph.nodes):
-            for v in node.inputs:
-                if v is not None:
-                    self.last[v] = i
+            self.last.update((v, i) for v in node.inputs if v is not None)
         self._weights: dict[Weight, torch.Tensor] = {}
         half = any(v.dtype in _FLOATS for v in graph.values())
         self._half = half
@@ -96,9 +94,9 @@ class Tape:
                 for v, t in zip(node.outputs, many, strict=False):
                     if v in self.last or v.name in outputs:
                         env[v.name] = t
-                for v in node.inputs:
-                    if v is not None and self.last.get(v) == i and v.name not in outputs:
-                        env.pop(v.name, None)
+                for used in node.inputs:
+                    if used is not None and self.last.get(used) == i and used.name not in outputs:
+                        env.pop(used.name, None)
 
     def symbols(self, inputs: Iterable[torch.Tensor]) -> dict[str, int]:
         return symbols_of(self.graph, list(inputs))
@@ -209,7 +207,8 @@ class Pair:
             if twin is not None:
                 target = kept_part(old[twin.outputs[0].name], twin.outputs[0], self.kept)
                 if not bool(torch.isfinite(target).all()):
-                    raise IrpruneError("activations are NaN or infinite on the calibration data", twin.where, "check the model and the data")
+                    raise IrpruneError("activations are NaN or infinite on the calibration data", twin.where,
+                                       "check the model and the data")
             yield [after.read(new, v) for v in node.inputs], target
             self._shelf.put(key, (old, new))
         self._done = goal

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from irprune.ir.graph import Graph, Node, Weight
+from irprune.ir.graph import Graph, Node, Value, Weight
 
 if TYPE_CHECKING:
     from irprune.calibration import Calibration
@@ -40,9 +40,8 @@ class RepairBatchNorm:
             for node in list(graph.nodes):
                 if node.op != "batch_norm" or node.attrs.get("training"):
                     continue
-                held = [node.inputs[i] if node.has(i) else None for i in (3, 4)]
-                mean, variance = held
-                if not isinstance(mean, Weight) or not isinstance(variance, Weight) or any(sum(w.users.values()) > 1 for w in (mean, variance)):
+                mean, variance = (_own(node.inputs[i]) if node.has(i) else None for i in (3, 4))
+                if mean is None or variance is None:
                     self.notes.append(f"batch norm at {node.where}: its statistics are not its own, left as they were sliced")
                     continue
                 center, spread = self._measured(node, walk)
@@ -53,7 +52,9 @@ class RepairBatchNorm:
 
     def _measured(self, node: Node, walk: Any) -> tuple[Any, Any]:
         """Mean and variance per channel in float64, chunk by chunk (Chan et al. 1979)."""
-        count, center, scatter = 0, None, None
+        count = 0
+        center: Any = None
+        scatter: Any = None
         for operands, _ in walk.to(node):
             x = operands[0].double().cpu()
             x = x.movedim(1, 0).reshape(x.shape[1], -1)
@@ -67,3 +68,7 @@ class RepairBatchNorm:
             center = center + shift * (n / (count + n))
             count += n
         return center, scatter / max(count - 1, 1)
+
+
+def _own(value: Value | None) -> Weight | None:
+    return value if isinstance(value, Weight) and sum(value.users.values()) == 1 else None

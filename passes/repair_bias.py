@@ -42,7 +42,7 @@ class RepairAffine:
     """Scale and move the results of every layer, channel by channel, so that mean and deviation are the original's on ``calibration``.
 
     What re-estimating batch norms does, where they are folded into the layers already: the scale goes into the weights, the offset into
-    the bias. ``largest`` bounds the scale and its inverse. After Finkelstein et al., "Fighting Quantization Bias With Bias", CVPR 2019 workshops.
+    the bias. ``largest`` bounds the scale and its inverse.
     """
 
     original: Graph
@@ -87,10 +87,12 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool
 def _moments(layer: Layer, walk: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     """Mean and variance of each output [b, o] as the layer gives it now (with its own bias), and as the original gave it."""
     from irprune.passes.repair_least_squares import offset_of
+
     from irprune.statistics import load_as
 
     weight = layer.matrix(load_as(layer.weight))
-    count, sums = 0, [0.0] * 4
+    count = 0
+    sums: list[Any] = [0.0] * 4
     for operands, target in walk.to(layer.node):
         x = layer.rows(operands[layer.at]).transpose(0, 1).double().cpu()
         now = x @ weight
@@ -102,4 +104,4 @@ def _moments(layer: Layer, walk: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]
         for i, part in enumerate((now, now.square(), then, then.square())):
             sums[i] = sums[i] + part.sum(1)
     a, aa, b, bb = (s / count for s in sums)
-    return (a, (aa - a.square()).clamp(min=0)), (b, (bb - b.square()).clamp(min=0))  # type: ignore[attr-defined]
+    return (a, (aa - a.square()).clamp(min=0)), (b, (bb - b.square()).clamp(min=0))

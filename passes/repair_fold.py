@@ -22,7 +22,8 @@ __all__ = ["RepairFold"]
 
 @dataclass(frozen=True)
 class RepairFold:
-    """Fold dropped inputs of every layer into the kept input with the highest correlation, where that is at least ``alike`` in magnitude."""
+    """Fold dropped inputs of every layer into the kept input with the highest correlation, where that is at least ``alike`` in
+    magnitude; the mean of what is left over goes into the bias."""
 
     original: Graph
     calibration: Calibration
@@ -31,10 +32,10 @@ class RepairFold:
 
     def run(self, graph: Graph) -> bool:
         import torch
+        from irprune.passes.slice import kept_indices, take
 
         from irprune.importance.consumers import key_of, readings_of
         from irprune.layers import layers
-        from irprune.passes.slice import kept_indices, take
         from irprune.statistics import counterparts, load_as, store
 
         kept = self.original.kept

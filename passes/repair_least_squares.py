@@ -3,10 +3,11 @@
 Before: ``%y = linear(%x: [n, 16], %w)`` where %x lost half of its channels and %w is what slicing left. After: the same node with
 the %w and bias that bring %y nearest to the original's result on the calibration data.
 
-For each layer in order, ``W' = argmin |Y - X W'|^2 + lambda |W' - W|^2`` with X what the layer reads in the model repaired so far, Y what it
-gave in the original, W the sliced weight (so that few samples change little) and a column of ones for the bias. Convolutions are solved over
-their patches, transposed ones over the input spread out, grouped and depthwise ones group by group. As in OSSCAR (Meng et al. 2024) and GRAIL
-(2025), but for every operator that is linear in a weight. Layers whose weight is used more than once are left as they are.
+For each layer in order, ``W' = argmin |Y - X W'|^2 + lambda |W' - W|^2`` with X what the layer reads in the model repaired so far,
+Y what it gave in the original, W the sliced weight (so that few samples change little) and a column of ones for the bias.
+Convolutions are solved over their patches, transposed ones over the input spread out, grouped and depthwise ones group by group.
+As in Meng et al. (OSSCAR, ICML 2024), but for every operator that is linear in a weight. Layers whose weight is used more than
+once are left as they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Where a group is read: the layers that sum over its leaf, and what of their weights and inputs belongs to which index.
 
-Dropping an index silences it where it is consumed, so data-driven criteria look there: at the inputs of the layers that read a group rather
-than at the weights that make it. What is lost is put in relation to all that a layer gives, so that layers of different scale can be added up.
+Dropping an index silences it where it is consumed, so data-driven criteria look there: at the inputs of the layers that read a
+group rather than at the weights that make it. What is lost is put in relation to all that a layer gives, so that layers of
+different scale can be added up.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ class Reader:
         """Values per input [b, k] summed onto the leaf's indices."""
         mine = self.owner >= 0
         total = np.bincount(self.owner[mine], weights=np.asarray(values, dtype=np.float64)[mine], minlength=int(np.prod(self.shape)))
-        return total.reshape(self.shape)
+        return np.asarray(total.reshape(self.shape), dtype=np.float64)
 
 
 @dataclass
 class Reading:
-    """What a layer read over the calibration data, in float64: ``count`` rows, their ``mean`` [b, k], mean ``square`` [b, k] and, where asked,
-    the mean of products ``gram`` [b, k, k]; ``weight`` is [b, k, o]."""
+    """What a layer read over the calibration data, in float64: ``count`` rows, their ``mean`` [b, k], mean ``square`` [b, k] and,
+    where asked, the mean of products ``gram`` [b, k, k]; ``weight`` is [b, k, o]."""
 
     weight: Any
     count: int = 0
@@ -95,7 +96,9 @@ def _reader(layer: Layer, dim: int, leaf: Axis, slot: Slot, within: Axis | None)
     return Reader(layer, owner[position], tuple(places.shape[:-1]))
 
 
-def readings(graph: Graph, found: Mapping[Axis, Sequence[Reader]], calibration: Calibration, *, gram: bool, rows: int = 32768) -> dict[str, Reading]:
+def readings(
+    graph: Graph, found: Mapping[Axis, Sequence[Reader]], calibration: Calibration, *, gram: bool, rows: int = 32768
+) -> dict[str, Reading]:
     """What the layers in ``found`` read: see ``readings_of``."""
     return readings_of(graph, [r.layer for many in found.values() for r in many], calibration, gram=gram, rows=rows)
 
@@ -165,7 +168,8 @@ def collected(
 def whole(
     scores: dict[Axis, Scores], graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
 ) -> dict[Axis, Scores]:
-    """``scores`` with groups that no layer reads (queries and keys, which meet each other) ranked by magnitude, at the mean level of the others."""
+    """``scores`` with groups that no layer reads (queries and keys, which meet each other) ranked by magnitude, at the mean level of
+    the others."""
     missing = [g for g in groups if g.axis not in scores]
     if not missing:
         return scores

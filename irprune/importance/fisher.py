@@ -1,6 +1,7 @@
 """fisher: the diagonal of the Hessian (as the Fisher information) times the squared weights.
 
-LeCun et al., "Optimal Brain Damage", NeurIPS 1989; grouped as in Liu et al., "Group Fisher Pruning for Practical Network Compression", ICML 2021.
+LeCun et al., "Optimal Brain Damage", NeurIPS 1989; grouped as in Liu et al., "Group Fisher Pruning for Practical
+Network Compression", ICML 2021.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ __all__ = ["Fisher"]
 @criterion("fisher")
 @dataclass(frozen=True)
 class Fisher:
-    """``sum(w**2 * mean(g**2)) / 2`` over the weights that read an index: the loss when each of them goes, to second order, without cross terms.
+    """``sum(w**2 * mean(g**2)) / 2`` over the weights that read an index: the loss when each of them goes, to second order,
+    without cross terms.
 
     ``loss(outputs, batch)`` as for ``taylor``; ``batch`` samples share a gradient.
     """

@@ -15,8 +15,8 @@ __all__ = ["gate_places"]
 def gate_places(graph: Graph, groups: Sequence[Group]) -> dict[Axis, list[Member]]:
     """For each leaf the members in dimensions that a layer sums over; all its parameters where there are none.
 
-    The sum of gradient times weight over the readers is the derivative by a gate on the index. The makers (a filter and the batch norm behind it)
-    would count the same effect again, once each.
+    The sum of gradient times weight over the readers is the derivative by a gate on the index. The makers (a filter and the batch
+    norm behind it) would count the same effect again, once each.
     """
     from irprune.layers import layers
 

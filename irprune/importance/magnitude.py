@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from irprune.concurrent import concurrently
 from irprune.errors import IrpruneError
 from irprune.importance import Scores, criterion
 from irprune.importance.places import gather, places, reduce, reduction
@@ -47,9 +48,11 @@ class Magnitude:
         for members in found.values():
             for m in members:
                 wanted.setdefault(m.weight.name, {})[m.dim] = None
-        along = {
-            name: profile(graph.weights[name].load(), sorted(dims), float(self.p), f"weight {name!r}") for name, dims in wanted.items()
-        }
+
+        def read(name: str) -> dict[int, Scores]:
+            return profile(graph.weights[name].load(), sorted(wanted[name]), float(self.p), f"weight {name!r}")
+
+        along = dict(zip(wanted, concurrently(read, wanted), strict=True))
         join = np.max if self.p == float("inf") else np.sum
         out = {}
         for leaf, members in found.items():

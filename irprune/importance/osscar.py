@@ -1,8 +1,8 @@
 """osscar: greedy selection on the Gram matrix of the repair.
 
-In the manner of Meng et al., "OSSCAR: One-Shot Structured Pruning in Vision and Language Models with Combinatorial Optimization", ICML 2024: the
-index whose loss the others make up for best goes first, they are refitted, and so on. (Their local search by swaps is left out: the order must
-serve every ratio.)
+In the manner of Meng et al., "OSSCAR: One-Shot Structured Pruning in Vision and Language Models with Combinatorial Optimization",
+ICML 2024: the index whose loss the others make up for best goes first, they are refitted, and so on. (Their local search by swaps
+is left out: the order must serve every ratio.)
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def _moments(
 class Taylor:
     """The mean over batches of ``|sum(g * w)|``.
 
-    ``loss(outputs, batch)`` is a scalar; without it, labels are drawn from the model's own soft output (``irprune.gradients``). ``batch`` is
-    the number of samples whose gradients are added before the absolute value is taken.
+    ``loss(outputs, batch)`` is a scalar; without it, labels are drawn from the model's own soft output (``irprune.gradients``).
+    ``batch`` is the number of samples whose gradients are added before the absolute value is taken.
     """
 
     calibration: Any = None
@@ -76,7 +76,8 @@ class Taylor:
 @criterion("taylor_squared")
 @dataclass(frozen=True)
 class TaylorSquared:
-    """The mean over batches of ``(sum(g * w))**2``: with drawn labels, the Fisher information of a gate on the index (Theis et al. 2018)."""
+    """The mean over batches of ``(sum(g * w))**2``: with drawn labels, the Fisher information of a gate on the index (Theis et al.,
+    "Faster gaze prediction with dense networks and Fisher pruning", 2018)."""
 
     calibration: Any = None
     loss: Any = None

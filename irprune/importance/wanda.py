@@ -1,7 +1,7 @@
 """wanda: weights weighted by the activations they meet.
 
-Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024; summed over what an index owns in each layer that reads
-it, as its structured form in An et al., AAAI 2024.
+Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024; summed over what an index owns in each
+layer that reads it, as its structured form in An et al., AAAI 2024.
 """
 
 from __future__ import annotations
