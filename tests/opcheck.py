@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 from irprune.passes.infer_axes import infer
-from irprune.passes.slice import Slice, kept_indices, take
+from irprune.passes.slice import Slice, take
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, StatelessSymbolicContext
 
 from irprune.capture.build import plain, type_of
 from irprune.capture.dtypes import TO_TORCH
-from irprune.ir.axis import Axes, Axis, leaves
+from irprune.ir.axis import Axes, Axis, factors, leaves
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.kept import Kept
 from irprune.ir.size import Sym, same
@@ -274,7 +274,7 @@ def _check_silence_of_nothing(built: Built) -> None:
 def _check_cut(built: Built, choice: Mapping[Axis, np.ndarray], random: bool) -> None:
     graph, kept = built.graph, Kept(choice)
     full = evaluate(graph, built.feed, hook=silencer(kept, CPU), device=CPU)
-    expected = [take(y, kept_indices(v, kept)) for y, v in zip(full, graph.outputs, strict=True)]
+    expected = [cut(y, v, kept) for y, v in zip(full, graph.outputs, strict=True)]
     twin = graph.copy()
     twin.kept = kept
     Slice().run(twin)
@@ -282,12 +282,27 @@ def _check_cut(built: Built, choice: Mapping[Axis, np.ndarray], random: bool) ->
         if len(value.shape) != want.dim() or any(isinstance(s, int) and s != n for s, n in zip(value.shape, want.shape, strict=True)):
             raise Refused(f"keeping {_said(choice)}: the type says {value.type}, the kept indices {tuple(want.shape)}; {_picture(built)}")
     try:
-        found = evaluate(twin, [take(t, kept_indices(v, kept)) for t, v in zip(built.feed, graph.inputs, strict=True)], device=CPU)
+        found = evaluate(twin, [cut(t, v, kept) for t, v in zip(built.feed, graph.inputs, strict=True)], device=CPU)
     except (RuntimeError, IndexError, ValueError) as why:
         raise Refused(f"keeping {_said(choice)}, the cut operator does not run: {why}; {_picture(built)}") from why
     if random:
         found, expected = [torch.zeros_like(t) for t in found], [torch.zeros_like(t) for t in expected]
     _compare(found, expected, f"keeping {_said(choice)} ({_picture(built)}), the cut operator")
+
+
+def cut(array: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
+    """What is kept of ``array``, which stands for ``value``; factors of dynamic size are whole."""
+    for d, a in enumerate(value.axes or ()):
+        if not isinstance(a.size, Sym):
+            continue
+        known = int(np.prod([f.size for f in factors(a) if not isinstance(f.size, Sym)], dtype=np.int64))
+        mask = np.ones(1, dtype=bool)
+        for f in factors(a):
+            whole = np.ones(array.shape[d] // known, dtype=bool) if isinstance(f.size, Sym) else np.isin(np.arange(f.size), kept.kept(f))
+            mask = np.outer(mask, whole).ravel()
+        array = array.index_select(d, torch.from_numpy(np.flatnonzero(mask)))
+    static = [None if isinstance(a.size, Sym) or not kept.changes(a) else kept.kept(a) for a in value.axes or ()]
+    return take(array, static)
 
 
 def _said(choice: Mapping[Axis, np.ndarray]) -> str:
