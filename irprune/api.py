@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,6 +50,9 @@ class Options:
     strict: bool = False
     device: str = "auto"
     dynamic_shapes: Any = None
+    repair: Any = None
+    calibration: Any = None
+    loss: Any = None
 
     def __post_init__(self) -> None:
         if isinstance(self.keep, str):
@@ -75,7 +78,8 @@ class Options:
         """The pass that scores."""
         from irprune.passes.score import Score
 
-        return Score(self.importance, reduce=self.reduce, seed=self.seed, normalise=self.normalise)
+        return Score(self.importance, reduce=self.reduce, seed=self.seed, normalise=self.normalise,
+                     calibration=self.calibration, loss=self.loss)
 
     def choose(self) -> Any:
         """The pass that chooses."""
@@ -288,6 +292,10 @@ def prune(
     ratios      pattern -> ratio, for groups to be cut by a ratio of their own
     min_channels, max_ratio, prefer, per_block, reduce, normalise, seed
                 see ``irprune.passes.choose`` and ``irprune.passes.score``
+    calibration inputs for criteria and repairs that read data: an iterable of inputs, a tensor, a folder (``irprune.calibration``)
+    loss        ``loss(outputs, batch)`` for gradient criteria; default: labels drawn from the model's own output
+    repair      "least_squares" (or True), "batch_norm", "bias", "affine", "fold", or several: refit what is left to the original on
+                ``calibration``, or on noise where there is none (``irprune.repair``); the proof is made before
     strict      True refuses a model with an operator that no rule covers
     device      where the proof and the comparison run: "auto" (CUDA where there is one), "cpu", "cuda"
     dynamic_shapes
@@ -301,7 +309,7 @@ def prune(
         graph = capture(model, args, kwargs, chosen.dynamic_shapes)
     with clock("analyse"):
         analyse(graph)
-        check_weights(graph)
+        check_weights(graph, ranked(graph) if chosen.importance == "magnitude" else ())
         _check_rules(graph, chosen)
     with clock("score"):
         chosen.score().run(graph)
@@ -370,8 +378,23 @@ def _finish(graph: Graph, options: Options, clock: _Clock) -> Pruned:
     if options.proof:
         with clock("proof"):
             _prove(pruned)
+    if options.repair:
+        with clock("repair"):
+            _repair(pruned)
     report.seconds = clock.seconds
     return pruned
+
+
+def _repair(pruned: Pruned) -> None:
+    """Refit the cut weights, after the proof: a repaired model is not the silenced original any more, on purpose."""
+    from irprune.repair import repair
+
+    chosen = pruned.options.repair
+    done = repair(pruned.graph, pruned.cut, pruned.options.calibration, "least_squares" if chosen is True else chosen)
+    pruned.report.repair = done
+    if not pruned.from_onnx:
+        pruned._module = None
+        pruned.module  # noqa: B018 - made again from the new weights
 
 
 def _report(graph: Graph) -> Report:
@@ -420,11 +443,20 @@ def device_of(name: str) -> torch.device:
     return torch.device(name)
 
 
-def check_weights(graph: Graph) -> None:
-    """Raises IrpruneError for a parameter that holds a NaN: no importance can be told from it."""
+def check_weights(graph: Graph, skip: Iterable[str] = ()) -> None:
+    """Raises IrpruneError for a parameter that holds a NaN: no importance can be told from it; ``skip`` names those checked elsewhere."""
+    passed = set(skip)
     for weight in graph.weights.values():
-        if weight.kind == "parameter" and weight.dtype in ("f64", "f32", "f16", "bf16") and _has_nan(weight.load()):
+        if weight.name in passed or weight.kind != "parameter" or weight.dtype not in ("f64", "f32", "f16", "bf16"):
+            continue
+        if _has_nan(weight.load()):
             raise IrpruneError("a weight holds NaN", weight.name, "train or load the model again: NaN weights cannot be ranked")
+
+
+def ranked(graph: Graph) -> list[str]:
+    """The weights that magnitude reads whole, and refuses with NaN in them: matrices and kernels in a free group."""
+    held = {m.weight.name: m.weight for g in groups_of(graph) if not g.frozen for m in g.members}
+    return [name for name, w in held.items() if w.kind == "parameter" and sum(s != 1 for s in w.shape) > 1]
 
 
 def _has_nan(array: Any) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ir.kept import Indices, Kept
 from irprune.ops.registry import lookup
@@ -28,12 +30,10 @@ class Slice:
             raise ValueError("slice needs a choice: run choose, or set graph.kept")
         if not kept.choice:
             return False
-        opened = list(graph.axes.opened if graph.axes is not None else ())
-        named = {n.outputs[0].name: n for n in graph.nodes if n.outputs} if opened else {}
-        for node in opened:
-            twin = named.get(node.outputs[0].name)  # the node of this graph that was copied from it
-            if twin is not None and any(kept.changes(a) for v in twin.outputs for a in v.axes or ()):
-                fold(graph, twin)
+        opened = graph.axes.opened if graph.axes is not None else {}
+        for node in [n for n in graph.nodes if opened and n.out.name in opened]:
+            if any(kept.changes(a) for v in node.outputs for a in v.axes or ()):
+                fold(graph, node)
         for node in graph.nodes:
             entry = lookup(node)
             if entry is not None and entry.resize is not None and _touched(node, kept):
@@ -83,10 +83,24 @@ _INTEGERS = {1: "int8", 2: "int16", 4: "int32", 8: "int64"}
 
 
 def _take(array: Any, indices: Sequence[Indices | None]) -> Any:
-    for dim, index in enumerate(indices):
-        if index is not None:
+    cut = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    rows = indices[0]
+    if rows is None or len(cut) == 1 or array.size <= _BLOCK:
+        for dim, index in cut:
             array = array.take(index, axis=dim)
-    return array
+        return array
+    *middle, (last, columns) = cut[1:]
+    made = np.empty([n if i is None else len(i) for n, i in zip(array.shape, indices, strict=True)], dtype=array.dtype)
+    step = max(1, _BLOCK * array.shape[0] // array.size)
+    for at in range(0, len(rows), step):  # what is taken between the dimensions stays in cache
+        block = array.take(rows[at:at + step], axis=0)
+        for dim, index in middle:
+            block = block.take(index, axis=dim)
+        block.take(columns, axis=last, out=made[at:at + step], mode="clip")
+    return made
+
+
+_BLOCK = 1 << 16  # elements
 
 
 def _sliced(load: Callable[[], Any], indices: list[Indices | None]) -> Callable[[], Any]:

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from irprune.emit.source import Source, write
+from irprune.concurrent import concurrently
+from irprune.emit.source import Source, Tensor, write
 from irprune.ir.graph import Graph
 from irprune.validate.interpret import as_tensor
 
@@ -49,15 +51,34 @@ def source_of(module: nn.Module) -> str:
     return text
 
 
+class _Unfilled(TorchFunctionMode):
+    """Layers are made on the meta device, and without the initial values that ``fill`` would overwrite."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _INITIAL:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **({**kwargs, "device": "meta"} if func in _FACTORIES else kwargs))
+
+
+_FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.tensor, torch.arange, torch.rand, torch.randn}
+_INITIAL = {
+    nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.xavier_uniform_,
+    torch.Tensor.zero_, torch.Tensor.fill_, torch.Tensor.uniform_, torch.Tensor.normal_,
+}
+
+
 def build(source: Source, borrowed: Iterable[torch.Tensor] = ()) -> nn.Module:
     """The module of ``source`` in eval mode; what lies in the storage of a ``borrowed`` tensor is copied, as is every numpy array."""
     theirs = {t.untyped_storage().data_ptr() for t in borrowed}
-    held: dict[str, torch.Tensor] = {}
-    for name, tensor in source.tensors.items():
-        loaded = tensor.load()
+
+    def owned(weight: Tensor) -> torch.Tensor:
+        loaded = weight.load()
         array = as_tensor(loaded)
         own = isinstance(loaded, torch.Tensor) and array.untyped_storage().data_ptr() not in theirs
-        held[name] = array.contiguous() if own else array.clone(memory_format=torch.contiguous_format)
+        return array.contiguous() if own else array.clone(memory_format=torch.contiguous_format)
+
+    held = dict(zip(source.tensors, concurrently(owned, source.tensors.values()), strict=True))
     return revived(source.text, held, source.classes)
 
 
@@ -65,7 +86,7 @@ def revived(text: str, tensors: Mapping[str, torch.Tensor], classes: Mapping[str
     """The module of an emitted source, holding ``tensors`` themselves; ``classes`` are the user's classes that the text names."""
     space = _namespace(text)
     space.update(classes or {})
-    with torch.device("meta"):
+    with _Unfilled():
         module: nn.Module = space["Model"]()
     space["fill"](module, tensors)
     return module.eval()
