@@ -71,6 +71,8 @@ def _elements_rule(axes: Axes, node: Node) -> None:
     own, index = axes.of(node.operand(0)), axes.of(node.operand(1))
     d = node.attrs["dim"]
     axes.freeze(own[d], "indexed at run time")
+    if node.op == "scatter_elements":
+        axes.freeze(index[d], "what is written")
     for k, (a, b) in enumerate(zip(own, index, strict=True)):
         if k == d:
             continue
@@ -98,7 +100,7 @@ def _scatter_elements(node: OnnxNode) -> Step:
 _INDEX = Arg((2, 3), "i64", 0, 6)
 op("gather_elements", _elements_rule, run=runs("gather_elements"), samples=(Sample((Arg((2, 6)), _INDEX), {"dim": 1}, free=2),))
 op("scatter_elements", _elements_rule, run=runs("scatter_elements"), samples=(
-    Sample((Arg((2, 6)), Arg((2, 3), "i64", values=(0, 2, 4, 1, 3, 5)), Arg((2, 3))), {"dim": 1, "reduction": "none"}, free=2),))
+    Sample((Arg((2, 6)), Arg((2, 3), "i64", values=(0, 2, 4, 1, 3, 5)), Arg((2, 3))), {"dim": 1, "reduction": "none"}, free=1),))
 spell("gather_elements", "GatherElements", read=_gather_elements)
 spell("scatter_elements", "ScatterElements", "Scatter", read=_scatter_elements)
 
@@ -121,6 +123,8 @@ def _nd_rule(axes: Axes, node: Node) -> None:
     if node.op == "gather_nd":
         node.out.axes = picked
         return
+    for a in index[batch:-1]:
+        axes.freeze(a, "what is written")
     for a, b in zip(axes.of(node.operand(2)), picked, strict=True):
         axes.unify(a, b)
     node.out.axes = own
@@ -139,7 +143,7 @@ def _scatter_nd(node: OnnxNode) -> Step:
 
 op("gather_nd", _nd_rule, run=runs("gather_nd"), samples=(Sample((Arg((4, 5, 6)), Arg((3, 2), "i64", 0, 4)), {"batch_dims": 0}, free=2),
                                                          Sample((Arg((2, 5, 6)), Arg((2, 3, 1), "i64", 0, 5)), {"batch_dims": 1}, free=3)))
-op("scatter_nd", _nd_rule, run=runs("scatter_nd"), samples=(Sample((Arg((4, 6)), Arg((3, 1), "i64", values=(0, 2, 3)), Arg((3, 6))), {"reduction": "none"}, free=2),))
+op("scatter_nd", _nd_rule, run=runs("scatter_nd"), samples=(Sample((Arg((4, 6)), Arg((3, 1), "i64", values=(0, 2, 3)), Arg((3, 6))), {"reduction": "none"}, free=1),))
 spell("gather_nd", "GatherND", read=_gather_nd)
 spell("scatter_nd", "ScatterND", read=_scatter_nd)
 

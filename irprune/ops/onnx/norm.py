@@ -82,7 +82,7 @@ def _write_groups(edit: Edit, node: Node) -> None:
 
 def _by_group_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
     x, scale, bias = operands
-    mask = present(node.operand(0), [1])
+    mask = present(node.operand(0), list(range(1, x.dim())))
     if mask is None:
         return run(*operands)
     grouped, wide = (x.shape[0], node.attrs["num_groups"], -1), (1, -1, 1)
