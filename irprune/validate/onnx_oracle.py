@@ -1,0 +1,165 @@
+"""The oracle for ONNX: the file that came in, uncut, with dropped channels silenced where they are consumed, on onnxruntime.
+
+It shares nothing with slicing and nothing with torch: before each contraction, norm, softmax or mean of the original model stand
+nodes that take out what was dropped. If the cut was right, the cut model computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from irprune.capture.onnx import OnnxSource, Place, nodes_of
+from irprune.errors import IrpruneError
+from irprune.ir.axis import Axis, factors, find
+from irprune.ir.graph import Graph, Node, Value
+from irprune.ir.kept import Kept
+from irprune.ir.size import Size, Sym
+from irprune.ops.registry import lookup
+from irprune.validate.onnx_run import run_model
+from irprune.validate.onnx_trace import Recorder, Tensor, Untraced
+
+__all__ = ["silenced_model", "silenced_onnx"]
+
+Array = NDArray[Any]
+
+
+def silenced_onnx(graph: Graph, kept: Kept, inputs: Mapping[str, Array]) -> list[Array]:
+    """The outputs of the original model of the analysed ``graph`` with everything that ``kept`` drops silenced.
+
+    Raises IrpruneError where an operator that mixes what is dropped has no ONNX form of its silencing.
+    """
+    return run_model(silenced_model(graph, kept, inputs), inputs, optimise=False)
+
+
+def silenced_model(graph: Graph, kept: Kept, inputs: Mapping[str, Array]) -> onnx.ModelProto:
+    """The model that ``silenced_onnx`` runs: the original with silencing nodes, for inputs of these shapes."""
+    source = graph.structure
+    if not isinstance(source, OnnxSource):
+        raise IrpruneError("this graph did not come from ONNX", graph.name)
+    symbols = {s.expr: int(n) for v in graph.inputs for s, n in zip(v.shape, inputs[v.name].shape, strict=True) if isinstance(s, Sym)}
+    return _Oracle(source, kept, symbols).build(graph)
+
+
+class _Oracle:
+    def __init__(self, source: OnnxSource, kept: Kept, symbols: Mapping[str, int]) -> None:
+        self.source, self.kept, self.symbols = source, kept, symbols
+        self.masks: dict[Axis, Array] = {}
+
+    def build(self, graph: Graph) -> onnx.ModelProto:
+        original = self.source.model
+        model = onnx.ModelProto()
+        model.CopyFrom(original)
+        del model.graph.node[:]
+        steps: dict[int, list[tuple[Node, Place]]] = {}
+        for node, place in nodes_of(graph):
+            steps.setdefault(place.index, []).append((node, place))
+        for index, proto in enumerate(original.graph.node):
+            many = steps.get(index, [])
+            silent = [(n, p) for n, p in many if self._mixes(n)]
+            if not silent:
+                model.graph.node.append(proto)
+                continue
+            if len(many) > 1:
+                raise IrpruneError(f"{proto.op_type} is read as several operators and one of them mixes", proto.name)
+            recorder = self._record(index, proto, *silent[0])
+            model.graph.node.extend(recorder.nodes)
+            model.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in recorder.constants.items())
+            if model.ir_version < 4:
+                model.ir_version = 4
+        return model
+
+    def _mixes(self, node: Node) -> bool:
+        """Whether dropped indices reach an operator whose value could depend on them."""
+        entry = lookup(node)
+        if entry is None or entry.silence is None and entry.signature is None:
+            return False
+        return any(self.kept.changes(a) for v in node.inputs if v is not None for a in v.axes or ())
+
+    def _record(self, index: int, proto: onnx.NodeProto, node: Node, place: Place) -> Recorder:
+        recorder = Recorder(f"silent.{index}.", self.source.opset(""))
+        entry = lookup(node)
+        assert entry is not None
+        given = [None if v is None else Tensor(recorder, self._shape(v), v.dtype, proto.input[j]) if j is not None else None
+                 for v, j in zip(node.inputs, place.operands, strict=False)]
+
+        def run(*operands: Tensor | None) -> Any:
+            twin = onnx.NodeProto()
+            twin.CopyFrom(proto)
+            for x, j in zip(operands, place.operands, strict=False):
+                if j is not None and x is not None:
+                    twin.input[j] = recorder.named(x)
+            made = [Tensor(recorder, self._shape(v), v.dtype, recorder.fresh()) for v in node.outputs]
+            for k, t in enumerate(made):
+                if proto.output[k]:
+                    twin.output[k] = t.name
+            recorder.nodes.append(twin)
+            return made if len(made) > 1 else made[0]
+
+        def present(value: Value, dims: Sequence[int]) -> Tensor | None:
+            mask = self._mask(value, dims)
+            return None if mask is None else recorder.constant(mask, "bool")
+
+        try:
+            if entry.silence is not None:
+                result = entry.silence(recorder, node, given, present, run)
+            else:
+                operands = list(given)
+                for i, dims in entry.signature.contracted(node).items():  # type: ignore[union-attr]
+                    mask, x = present(node.operand(i), [d for d, _ in dims]), operands[i]
+                    if mask is not None and x is not None:
+                        operands[i] = recorder.where(mask, x, recorder.zeros((), dtype=x.dtype))
+                result = run(*operands)
+        except Untraced as what:
+            raise IrpruneError(f"the oracle cannot write how {proto.op_type} is silenced: {what} has no ONNX form", proto.name or proto.output[0]) from what
+        for name, x in zip(proto.output, result if isinstance(result, (list, tuple)) else [result], strict=False):
+            if name:
+                recorder.nodes.append(onnx.helper.make_node("Identity", [recorder.named(x)], [name]))
+        return recorder
+
+    # -- sizes and masks -------------------------------------------------------------------------------------------
+
+    def _shape(self, value: Value) -> list[int]:
+        return [self._size(s) for s in value.shape]
+
+    def _size(self, size: Size) -> int:
+        if isinstance(size, int):
+            return size
+        try:
+            return int(eval(size.expr, {"__builtins__": {}}, dict(self.symbols)))  # noqa: S307 - text that we printed
+        except NameError as error:
+            raise IrpruneError(f"the size {size.expr} is known to onnxruntime alone", hint="give the model static shapes") from error
+
+    def _mask(self, value: Value, dims: Sequence[int]) -> Array | None:
+        """True where every index along ``dims`` is kept; broadcasts against ``value``; None where nothing is dropped."""
+        axes = value.axes or ()
+        out: Array | None = None
+        for d in dims:
+            if self.kept.changes(axes[d]):
+                mask = self._along(axes, d)
+                out = mask if out is None else out & mask
+        return out
+
+    def _along(self, axes: Sequence[Axis], d: int) -> Array:
+        table = self.kept.table(axes[d])
+        rank = len(axes)
+        mask = table.mask
+        places = []
+        for k, outer in enumerate(table.outer):  # an outer axis stands in another dimension: its index there is repeated
+            e = next(j for j, b in enumerate(axes) if j != d and outer in factors(b))
+            fs = factors(axes[e])
+            at = fs.index(outer)
+            inner = int(np.prod([int(f.size) for f in fs[at + 1:]], dtype=np.int64))  # type: ignore[arg-type]
+            index = np.arange(int(find(axes[e]).size)) // inner % int(outer.size)  # type: ignore[arg-type]
+            mask = np.take(mask, index, axis=k)
+            places.append(e)
+        order = np.argsort([*places, d], kind="stable")
+        shape = [1] * rank
+        for e, n in zip([*places, d], mask.shape, strict=True):
+            shape[e] = n
+        return mask.transpose(order).reshape(shape)

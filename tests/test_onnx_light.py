@@ -1,0 +1,129 @@
+"""The nine small models that ship inside the onnx package: captured, cut, written, run, and proven on onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+from irprune.capture.onnx import capture_onnx  # noqa: E402
+from irprune.emit.onnx import emit_onnx  # noqa: E402
+from irprune.ir.graph import Graph  # noqa: E402
+from irprune.passes.choose import Choose  # noqa: E402
+from irprune.passes.dead_code import DeadCode  # noqa: E402
+from irprune.passes.infer_axes import InferAxes  # noqa: E402
+from irprune.passes.score import Score  # noqa: E402
+from irprune.passes.slice import Slice  # noqa: E402
+from irprune.validate.onnx_oracle import silenced_onnx  # noqa: E402
+from irprune.validate.onnx_run import difference, random_inputs, run_model  # noqa: E402
+
+FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
+QUICK = ("densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet")
+HEAVY = ("bvlc_alexnet", "vgg19", "zfnet512")  # hundreds of megabytes once their weights are made
+
+
+def lively(name: str) -> onnx.ModelProto:
+    """The model with random weights in the place of its constant ones, so that each channel differs, and scaled so that signals last."""
+    model = onnx.load(FOLDER / f"light_{name}.onnx")
+    random = np.random.default_rng(0)
+    shapes = {t.name: tuple(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer}
+    norms = {name: k for n in model.graph.node if n.op_type == "BatchNormalization" for k, name in enumerate(n.input)}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == "ConstantOfShape":
+            shape, out = shapes[node.input[0]], node.output[0]
+            fan = max(1, int(np.prod(shape[1:])))
+            array = random.standard_normal(shape) * (2 / fan) ** 0.5 if len(shape) > 1 else random.uniform(0.5, 1.5, shape)
+            array = array - 1.0 if norms.get(out) in (2, 3) else array
+            node = onnx.helper.make_node("Constant", [], [out], value=onnx.numpy_helper.from_array(array.astype(np.float32)))
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    softmax = [n for n in model.graph.node if n.op_type == "Softmax"]
+    for node in softmax:  # what comes before it says more
+        out = node.output[0]
+        node.op_type = "Identity"
+        del node.attribute[:]
+        assert out in {v.name for v in model.graph.output}
+    return model
+
+
+def analysed(model: onnx.ModelProto) -> Graph:
+    graph = capture_onnx(model)
+    for done in (DeadCode(), InferAxes(), Score()):
+        done.run(graph)
+    return graph
+
+
+def cut(graph: Graph, ratio: float) -> Graph:
+    Choose(ratio).run(graph)
+    twin = graph.copy()
+    Slice().run(twin)
+    DeadCode().run(twin)
+    return twin
+
+
+def parameters(graph: Graph) -> int:
+    return sum(int(np.prod(w.shape)) for w in graph.weights.values())
+
+
+@pytest.mark.parametrize("name", QUICK + HEAVY)
+def test_nothing_dropped_gives_the_same_bytes(name: str) -> None:
+    model = onnx.load(FOLDER / f"light_{name}.onnx")
+    again = emit_onnx(capture_onnx(model))
+    assert again.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_light_models_are_proven(name: str) -> None:
+    model = lively(name)
+    graph = analysed(model)
+    x = random_inputs(graph)
+    whole = run_model(model, x)
+    left = []
+    for ratio in (0.3, 0.5, 0.7) if name in ("squeezenet", "shufflenet") else (0.5,):
+        small = cut(graph, ratio)
+        emitted = emit_onnx(small)
+        onnx.checker.check_model(emitted, full_check=True)
+        ours, silent = run_model(emitted, x), silenced_onnx(graph, graph.kept, x)
+        assert difference(ours, silent) < 1e-4
+        assert difference(whole, silent) > 1e-3, "the cut changes nothing, so the proof says nothing"
+        left.append(parameters(small) / parameters(graph))
+    assert left == sorted(left, reverse=True)
+    assert left[len(left) // 2] < 0.36
+
+
+def test_a_heavy_model_is_proven() -> None:
+    """The other two are as deep and slower: ``tools/bench.py`` proves them."""
+    model = lively("bvlc_alexnet")
+    graph = analysed(model)
+    x = random_inputs(graph)
+    emitted = emit_onnx(cut(graph, 0.5))
+    onnx.checker.check_model(emitted, full_check=True)
+    assert difference(run_model(emitted, x), silenced_onnx(graph, graph.kept, x)) < 1e-4
+
+
+def test_a_wrong_slice_is_found() -> None:
+    """The proof sees one channel taken for another."""
+    graph = analysed(lively("squeezenet"))
+    x = random_inputs(graph)
+    small = cut(graph, 0.5)
+    emitted = emit_onnx(small)
+    kernel = next(n.attribute[0].t for n in emitted.graph.node if n.op_type == "Constant" and len(n.attribute[0].t.dims) == 4)
+    array = onnx.numpy_helper.to_array(kernel)
+    kernel.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array[::-1]), kernel.name))
+    assert difference(run_model(emitted, x), silenced_onnx(graph, graph.kept, x)) > 1e-2
+
+
+def test_torch_is_not_imported() -> None:
+    import subprocess
+    import sys
+
+    code = ("import sys; from irprune.capture.onnx import capture_onnx; from irprune.passes.infer_axes import InferAxes; "
+            f"g = capture_onnx({str(FOLDER / 'light_squeezenet.onnx')!r}); InferAxes().run(g); print('torch' in sys.modules, 'onnxruntime' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
