@@ -26,7 +26,8 @@ def blocks_of(graph: Graph) -> dict[Axis, Axis]:
     A weight is cut along each of its dimensions, so there the outer axis must stand in the same dimension; a result of an
     operator is not cut but computed, so there any of its dimensions will do.
     """
-    cut = {id(v) for node in (graph.axes.opened if graph.axes is not None else ()) for v in node.outputs}
+    opened = graph.axes.opened if graph.axes is not None else {}
+    cut = {id(v) for node in (graph.nodes if opened else ()) if node.out.name in opened for v in node.outputs}
     common: dict[Axis, dict[Axis, None]] = {}  # leaf -> the outer axes in all places so far
     slots = {a: _places(a) for value in graph.values() for a in map(find, value.axes or ()) if a.kind != "leaf"}
     for value in graph.values():

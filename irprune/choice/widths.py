@@ -94,26 +94,49 @@ def carriers_of(graph: Graph, eligible: Container[Axis], prefer: str = "heads", 
 
 
 def _products(graph: Graph, eligible: Container[Axis]) -> list[tuple[list[list[Axis]], int]]:
-    """The products in dimensions of weights with at least two factors that hold eligible leaves, and in how many places each stands."""
-    found: dict[Axis, list[list[Axis]]] = {}
-    places: dict[Axis, int] = {}
+    """The products in sides of weights with at least two factors that hold eligible leaves, and in how many places each stands."""
+    found: dict[tuple[Axis, ...], list[list[Axis]]] = {}
+    places: dict[tuple[Axis, ...], int] = {}
 
-    def visit(a: Axis) -> None:
-        a = find(a)
-        if a.kind == "leaf":
-            return
-        many = factors(a) if a.kind == "product" else parts(a)
-        if a.kind == "product":
-            if a not in found:
-                found[a] = [u for f in many if (u := [x for x in dict.fromkeys(leaves(f)) if x in eligible])]
-            places[a] = places.get(a, 0) + 1
-        for child in many:
-            visit(child)
+    def visit(many: list[Axis]) -> None:
+        key = tuple(many)
+        if len(many) > 1:
+            if key not in found:
+                found[key] = [u for f in many if (u := [x for x in dict.fromkeys(leaves(f)) if x in eligible])]
+            places[key] = places.get(key, 0) + 1
+        for f in many:
+            if len(ps := parts(f)) > 1:
+                for p in ps:
+                    visit(factors(p))
 
     for weight in graph.weights.values():
-        for a in weight.axes or ():
-            visit(a)
-    return [(units, places[a]) for a, units in found.items() if len(units) > 1]
+        for side in _sides(weight, batched=True):
+            visit(side)
+    return [(units, places[key]) for key, units in found.items() if len(units) > 1]
+
+
+def _sides(weight: Weight, batched: bool = False) -> list[list[Axis]]:
+    """The dimensions of a weight as lists of factors.
+
+    Where a product of tensors sums over several of them, or passes several on, they are one width in several dimensions: heads
+    and head_dim of ``einsum("btd,dhk->bthk")``. ``batched`` counts those shared with the other operand (one matrix for each
+    index) into both.
+    """
+    axes = weight.axes or ()
+    sides = [factors(a) for a in axes]
+    for node in weight.users:
+        entry = lookup(node)
+        if len(axes) < 3 or entry is None or entry.letters is None:
+            continue
+        *terms, out = entry.letters(node)
+        at = next(i for i, v in enumerate(node.inputs) if v is weight)
+        others = {x for i, term in enumerate(terms) if i != at for x in term}
+        summed = [d for d, x in enumerate(terms[at]) if x not in out]
+        passed = [d for d, x in enumerate(terms[at]) if x in out and x not in others]
+        shared = [d for d, x in enumerate(terms[at]) if x in out and x in others]
+        joint = [sorted({*shared, *own} if batched else own) for own in (summed, passed) if own]
+        return [[f for d in dims for f in sides[d]] for dims in joint]
+    return sides
 
 
 def _alone(graph: Graph) -> Iterable[Axis]:
@@ -133,8 +156,8 @@ def widths_of(graph: Graph, carrying: Container[Axis]) -> list[Width]:
     found: dict[tuple[tuple[tuple[Axis, int], ...], int], bool] = {}
     for weight in graph.weights.values():
         matrix = _contracted(weight)
-        for a in weight.axes or ():
-            if isinstance(a.size, Sym) or (form := _form(a, carrying)) is None:
+        for side in _sides(weight):
+            if any(isinstance(f.size, Sym) for f in side) or (form := _product_form(side, carrying)) is None:
                 continue
             terms, fixed = form
             if any(x in carrying for x in terms):
@@ -167,11 +190,16 @@ def _form(a: Axis, carrying: Container[Axis]) -> tuple[dict[Axis, int], int] | N
             for x, c in form[0].items():
                 terms[x] = terms.get(x, 0) + c
         return terms, fixed
-    many = factors(a)
+    if a.kind == "product":
+        return _product_form(factors(a), carrying)
+    if a in carrying or (a.size == 1 and a.reason is None):
+        return {a: 1}, 0
+    return {}, probe_of(a.size)
+
+
+def _product_form(many: list[Axis], carrying: Container[Axis]) -> tuple[dict[Axis, int], int] | None:
     if len(many) == 1:
-        if a in carrying or (a.size == 1 and a.reason is None):
-            return {a: 1}, 0
-        return {}, probe_of(a.size)
+        return _form(many[0], carrying)
     open_ = [f for f in many if any(x in carrying for x in leaves(f))]
     if len(open_) > 1:
         return None
