@@ -46,13 +46,13 @@ def infer(axes: Axes, node: Node, constant: bool) -> None:
             raise Unsupported(f"no rule for {node.op}")
         entry.rule(axes, node)
         if entry.creates and entry.resize is None:
-            axes.opened[node] = None
+            axes.opened[node.out.name] = None
     except Unsupported as why:
         for value in node.inputs:
             for a in axes.of(value) if value is not None else ():
                 axes.freeze(a, str(why))
         if constant:
-            axes.opened[node] = None
+            axes.opened[node.out.name] = None
         for value in node.outputs:
             value.axes = tuple(axes.leaf(s) if constant else axes.frozen(s, str(why)) for s in value.type.shape or ())
 

@@ -133,7 +133,7 @@ class Axes:
     def __init__(self) -> None:
         self.node: Node | None = None
         self.links: list[Link] = []
-        self.opened: dict[Node, None] = {}  # nodes whose results are free because they can be folded to a constant
+        self.opened: dict[str, None] = {}  # first results of nodes that are free because they can be folded to a constant
         self.count = 0
         self._budget: int | None = None  # refinements left to the relation being stated; None outside of one
         self.one = self._new(1)  # every dimension of size 1; it broadcasts and is never dropped
