@@ -18,6 +18,7 @@ from irprune.passes.slice import Slice, take
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, StatelessSymbolicContext
+from torch.utils.flop_counter import FlopCounterMode
 
 from irprune.capture.build import plain, type_of
 from irprune.capture.dtypes import TO_TORCH
@@ -236,6 +237,16 @@ def check(case: Case, dynamic: bool = False) -> Built:
     for choice in choices(free, zlib.crc32(str(case).encode())):
         _check_cut(built, choice, case.entry.random)
     return built
+
+
+def macs(built: Built) -> tuple[int, float]:
+    """Multiply-accumulates as the entry says and as torch counts them; 0 where torch does not."""
+    entry = lookup(built.node)
+    assert entry is not None and entry.macs is not None
+    ours = sum(int(np.prod([a.size for a in term], dtype=np.int64)) for term in entry.macs(built.node) if term)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run_node(built.node, [None if v is None else v.load() for v in built.node.inputs], {}, CPU)
+    return ours, counter.get_total_flops() / 2
 
 
 def _picture(built: Built) -> str:

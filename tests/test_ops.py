@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from opcheck import Case, Misfit, Refused, cases, check
+from opcheck import Case, Misfit, Refused, build, cases, check, macs
 
 from irprune.capture.build import canonical_target
 from irprune.ir.axis import Axes
@@ -55,6 +55,14 @@ def test_slicing_commutes_at_dynamic_sizes_with(case: Case) -> None:
         check(case, dynamic=True)
     except Misfit as why:
         pytest.skip(str(why))
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.entry.macs is not None], ids=str)
+def test_multiply_accumulates_of(case: Case) -> None:
+    """What torch counts; of a chain it counts the cheapest order, of an outer product that nothing is summed up is not seen."""
+    ours, counted = macs(build(case))
+    if counted and ours and case.entry.name != "chain":
+        assert ours == counted
 
 
 @pytest.mark.parametrize("name", load_table())
