@@ -27,6 +27,8 @@ from irprune.ops.onnx.spell import PREVIOUS, OnnxNode, Step, Unread, spelling_of
 __all__ = ["OnnxSource", "Place", "Stored", "capture_onnx", "target_of"]
 
 OLDEST = 7
+_LAID_OUT = frozenset("identity cast unsqueeze squeeze reshape permute expand slice select split".split())
+_NOT_LEARNED = frozenset("where scatter_elements scatter_nd max_of min_of clip eq lt le gt ge pow_tensor logical_and logical_or one_hot_at".split())
 Array = NDArray[Any]
 
 
@@ -215,7 +217,18 @@ class _Reader:
                 raise IrpruneError(f"node '{node.name or (node.output or ['?'])[0]}' ({target_of(node)}) is not well formed: {error}", self.where,
                                    "onnx.checker.check_model may say more") from error
         self.graph.outputs = [self.value(v.name) for v in self.proto.output]
+        self._tell_constants()
         return self.graph
+
+    def _tell_constants(self) -> None:
+        """A file does not say what was learned: a tensor that is only compared, selected from or written into was not."""
+        for weight in self.graph.weights.values():
+            readers, seen = list(weight.users), set(weight.users)
+            while readers and all(n.op in _LAID_OUT or n.op in _NOT_LEARNED for n in readers):
+                readers = [u for n in readers if n.op in _LAID_OUT for v in n.outputs for u in v.users if u not in seen]
+                seen.update(readers)
+            if not readers and weight.users:
+                weight.kind, weight.trainable = "constant", False
 
     def _note_symbols(self, kind: TensorType) -> None:
         for s in kind.shape or ():

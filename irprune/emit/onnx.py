@@ -182,6 +182,8 @@ class Emitter:
 
     def _replace(self, name: str, array: Array) -> bool:
         """Put ``array`` in the place of tensor ``name``; False where the file does not store it."""
+        if name in self.source.types:
+            self.types[name] = TensorType(self.source.types[name].dtype, array.shape)
         if name in self.tensors:
             self.replaced[name] = tensor_of(name, array, self.tensors[name])
             return True
@@ -255,9 +257,6 @@ class Emitter:
 
     def type(self, name: str) -> TensorType | None:
         """The type of a value after pruning."""
-        if name in self.replaced:
-            old = self.source.types[name]
-            return TensorType(old.dtype, tuple(self.replaced[name].dims))
         return self.types.get(name) or self.source.types.get(name)
 
     # -- nodes -----------------------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from irprune.capture.onnx_proto import numpy_dtype
 from irprune.errors import IrpruneError
-from irprune.ir.graph import Graph
-from irprune.ir.size import Size, Sym
+from irprune.ir.graph import Graph, Value
+from irprune.ir.size import Size, Sym, probe_of
 
-__all__ = ["difference", "random_inputs", "run_model", "session"]
+__all__ = ["difference", "index_limits", "random_inputs", "run_model", "session"]
 
 Array = NDArray[Any]
 
@@ -44,18 +44,50 @@ def run_model(model: onnx.ModelProto | str | Path, inputs: Mapping[str, Array], 
 
 
 def random_inputs(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0, default: int = 2) -> dict[str, Array]:
-    """Inputs for a captured ONNX graph; symbols take ``sizes`` or ``default``. Integers are small, booleans fair."""
+    """Inputs for a captured ONNX graph; symbols take ``sizes`` or ``default``. Integers fit what they index, booleans are fair."""
     random = np.random.default_rng(seed)
+    below = index_limits(graph)
     out: dict[str, Array] = {}
     for v in graph.inputs:
         shape = tuple(_size(s, sizes or {}, default) for s in v.shape)
         if v.dtype == "bool":
             out[v.name] = random.integers(0, 2, shape).astype(bool)
         elif v.dtype[0] in "iu":
-            out[v.name] = random.integers(0, 4, shape).astype(numpy_dtype(v.dtype))
+            limit = below.get(v)
+            high = 2 if limit is None else max(1, _size(limit, sizes or {}, default))
+            out[v.name] = random.integers(0, high, shape).astype(numpy_dtype(v.dtype))
         else:
             out[v.name] = np.asarray(random.standard_normal(shape)).astype(numpy_dtype(v.dtype))
     return out
+
+
+_PASSING = frozenset("cast identity unsqueeze squeeze reshape permute expand slice cat split select repeat where".split())
+_INDEXING = {"gather_at", "gather_rows", "gather_elements", "scatter_elements"}
+
+
+def index_limits(graph: Graph) -> dict[Value, Size]:
+    """For integer values that are used as indices, the size of the smallest dimension that they index."""
+    below: dict[Value, Size] = {}
+
+    def note(value: Value | None, size: Size) -> None:
+        if value is not None and (value not in below or probe_of(size) < probe_of(below[value])):
+            below[value] = size
+
+    for node in reversed(graph.nodes):
+        if node.op in _INDEXING:
+            note(node.operand(1), node.operand(0).shape[node.attrs["dim"]])
+        elif node.op in ("gather_nd", "scatter_nd"):
+            batch, depth = node.attrs.get("batch_dims", 0), node.operand(1).shape[-1]
+            for size in node.operand(0).shape[batch:batch + depth] if isinstance(depth, int) else ():
+                note(node.operand(1), size)
+        elif node.op == "one_hot_at":
+            note(node.operand(0), node.attrs["depth"])
+        elif node.op in _PASSING:
+            for v in node.outputs:
+                if v in below:
+                    for x in node.inputs:
+                        note(x, below[v])
+    return below
 
 
 def _size(size: Size, sizes: Mapping[str, int], default: int) -> int:
