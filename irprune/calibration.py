@@ -374,13 +374,12 @@ def _any_batch(graph: Graph, first: Batch) -> bool:
         return False
     if isinstance(own, Sym):
         return True
-    one = _rows(first, slice(0, own)) if first.size >= own else first
-    if one.size != own:
-        return False
-    turned = [x.roll(1, -1) if x.is_floating_point() else x for x in one.inputs]
+    own = int(own)
+    inputs = [x[torch.arange(own) % x.shape[0]] for x in first.inputs]
+    turned = [x.roll(1, -1) if x.is_floating_point() else x for x in inputs]
     try:
-        alone, other = evaluate(graph, one.inputs), evaluate(graph, turned)
-        both = evaluate(graph, [torch.cat(pair) for pair in zip(one.inputs, turned, strict=True)])
+        alone, other = evaluate(graph, inputs), evaluate(graph, turned)
+        both = evaluate(graph, [torch.cat(pair) for pair in zip(inputs, turned, strict=True)])
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False  # a size is written down somewhere in the graph
     return all(
