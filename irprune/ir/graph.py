@@ -142,7 +142,8 @@ class Node:
     graph: Graph | None = None
 
     def __repr__(self) -> str:
-        return f"{', '.join('%' + o.name for o in self.outputs)} = {self.op}({', '.join('-' if i is None else '%' + i.name for i in self.inputs)})"
+        made, read = ", ".join("%" + o.name for o in self.outputs), ", ".join("-" if i is None else "%" + i.name for i in self.inputs)
+        return f"{made} = {self.op}({read})"
 
     def operand(self, i: int) -> Value:
         """Operand ``i``, which must be there."""
@@ -271,7 +272,8 @@ class Graph:
         for w in self.weights.values():
             new[w] = twin.add_weight(Weight(w.name, w.type, w.load, w.kind, w.aliases, w.trainable))
         for n in self.nodes:
-            made = twin.add(n.op, [None if v is None else new[v] for v in n.inputs], n.attrs, [(v.name, v.type) for v in n.outputs], replace(n.origin))
+            read = [None if v is None else new[v] for v in n.inputs]
+            made = twin.add(n.op, read, n.attrs, [(v.name, v.type) for v in n.outputs], replace(n.origin))
             new.update(zip(n.outputs, made.outputs, strict=True))
         for old, fresh in new.items():
             fresh.axes = old.axes

@@ -42,13 +42,13 @@ def parse_size(text: str) -> Size:
         return int(text)
     try:
         return Sym(text, int(_value(ast.parse(text.strip(), mode="eval").body)))
-    except (SyntaxError, ZeroDivisionError) as wrong:
+    except (SyntaxError, ZeroDivisionError, OverflowError) as wrong:
         raise ValueError(f"{text!r} is no size") from wrong
 
 
 def _value(e: ast.expr) -> Any:
     """An expression at the probe point."""
-    if isinstance(e, ast.Constant) and isinstance(e.value, (int, float)):
+    if isinstance(e, ast.Constant) and type(e.value) is int:
         return e.value
     if isinstance(e, ast.Name):
         return symbol(e.id).probe
@@ -83,7 +83,8 @@ class _Line:
     def need(self, pattern: str | re.Pattern[str], what: str) -> str:
         found = self.take(pattern)
         if found is None:
-            self.fail(f"{what} expected at {self.text[self.at:self.at + 20]!r}" if self.at < len(self.text) else f"{what} expected at the end")
+            rest = self.text[self.at:self.at + 20]
+            self.fail(f"{what} expected at {rest!r}" if rest else f"{what} expected at the end")
         return found
 
     def name(self) -> str:
@@ -138,7 +139,8 @@ class _Parser:
 
     def parse(self) -> Graph:
         state = "head"
-        for self.number, whole in enumerate(self.lines, 1):
+        for whole in self.lines:
+            self.number += 1
             found = _COMMENT.fullmatch(whole)
             if found is None:
                 self.fail("a quote is not closed")
@@ -150,7 +152,10 @@ class _Parser:
                     self.fail(str(wrong))
         if state != "done":
             self.fail("it is empty" if state == "head" else "it ends before the graph does")
-        return self._finished()
+        try:
+            return self._finished()
+        except ValueError as wrong:
+            self.fail(str(wrong))
 
     def _read(self, state: str, text: str, comment: str) -> str:
         """Read one line; returns what comes next: the ``head``, the ``body``, the ``end`` or nothing any more (``done``)."""
@@ -250,7 +255,8 @@ class _Parser:
 
     def _weight(self, line: _Line, kind: str, name: str, type: TensorType, axes: tuple[Axis, ...] | None) -> None:
         extra = self._attrs(line)
-        weight = Weight(name, type, _no_values(name, self.source), kind, tuple(extra.pop("aliases", ())), extra.pop("trainable", kind == "parameter"))
+        aliases, trainable = tuple(extra.pop("aliases", ())), bool(extra.pop("trainable", kind == "parameter"))
+        weight = Weight(name, type, _no_values(name, self.source), kind, aliases, trainable)
         if extra:
             self.fail(f"a weight has no {next(iter(extra))!r}")
         self._define(self.graph.add_weight(weight), axes)
