@@ -19,7 +19,9 @@ Hook = Callable[[Node, list[Any], Callable[..., Any]], Any]
 
 def as_tensor(array: Any) -> torch.Tensor:
     """A weight's array as a tensor, without a copy where it can be."""
-    return array.detach() if isinstance(array, torch.Tensor) else torch.as_tensor(array)
+    if isinstance(array, torch.Tensor):
+        return array.detach()
+    return torch.as_tensor(array if getattr(getattr(array, "flags", None), "writeable", True) else array.copy())  # torch has no read-only tensors
 
 
 def symbols_of(graph: Graph, inputs: Iterable[torch.Tensor]) -> dict[str, int]:
