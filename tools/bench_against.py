@@ -11,6 +11,7 @@ import gc
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,22 +26,18 @@ import models
 Rival = Callable[[Sequence[str], int], list[dict[str, Any]]]
 
 
-def stages(model: torch.nn.Module, args: Any, kwargs: Any, ratio: float) -> dict[str, float]:
-    """Seconds of each stage of ``irprune.prune(..., proof=False)``, as the report has them."""
-    pruned = irprune.prune(model, args, kwargs, ratio=ratio, proof=False)
-    return dict(pruned.report.seconds)
-
-
 def torch_pruning(names: Sequence[str], rounds: int) -> list[dict[str, Any]]:
     """Torch-Pruning's ``MagnitudePruner`` (build and step, classifier kept) at ratio 0.5; the copy it works on is not timed."""
     import torch_pruning as tp
 
+    warnings.simplefilter("ignore")
     rows = []
     for name in names:
         case = models.get(name)
         torch.manual_seed(0)
         model = case.build().eval()
         args, kwargs = case.example_inputs()
+        args = tuple(a[:1] for a in args)  # Torch-Pruning runs the model, irprune does not: one example is enough for both
         outputs = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
         path = next(n for n, m in model.named_modules() if m is outputs)
         theirs, ours, parts = [], [], []
