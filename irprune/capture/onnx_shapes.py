@@ -92,6 +92,8 @@ def _binary(f: Callable[[Any, Any], Any]) -> Any:
     def handler(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
         a, b = _need(known, 0), _need(known, 1)
         if symbolic(a) or symbolic(b):
+            if types[0] is not None and types[0].dtype[0] not in "iu" and f in (_quotient, _modulo, operator.pow):
+                raise _Unknown
             made = np.frompyfunc(f, 2, 1)(a.astype(object), b.astype(object))
             return pack(made, types[0].dtype if types[0] else "i64")
         with np.errstate(all="ignore"):
@@ -166,9 +168,8 @@ def _compare(f: Callable[[Any, Any], Any]) -> Any:
                 if x == y:
                     return bool(f(x, y))
                 raise _Unknown
-            other = b if isinstance(a, Sym) else a
-            if other > 0 or (other == 0 and f is not operator.eq):
-                raise _Unknown if other > 0 else _Unknown
+            if y > 0 if isinstance(a, Sym) else x > 0:
+                raise _Unknown
         return bool(f(probe_of(a), probe_of(b)))
 
     def handler(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
@@ -199,7 +200,7 @@ def _unary(f: Callable[[Any], Any], floats: bool = False) -> Any:
 def _cast(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
     a, to = _need(known, 0), dtype_of(attrs["to"])
     if symbolic(a):
-        if to[0] not in "iu":
+        if to[0] not in "iuf":
             raise _Unknown
         return a
     return a.astype(numpy_dtype(to))
@@ -279,7 +280,13 @@ def _expand(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None
 
 
 def _split(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> list[Array]:
-    raise _Unknown
+    a, axis = _need(known, 0), attrs.get("axis", 0)
+    sizes = attrs.get("split") if opset < 13 else _ints(known, 1)
+    return list(np.split(a, np.cumsum(sizes)[:-1], axis=axis))  # type: ignore[arg-type]
+
+
+def _transpose(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+    return _need(known, 0).transpose(attrs.get("perm"))
 
 
 def _prod(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
@@ -304,7 +311,7 @@ def _not(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], 
 _HANDLERS: dict[str, Any] = {
     "Shape": _shape, "Size": _size, "Gather": _gather, "Concat": _concat, "Slice": _slice, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze,
     "Reshape": _reshape, "Cast": _cast, "ConstantOfShape": _filled, "Range": _range, "Expand": _expand, "ReduceProd": _prod, "Where": _where,
-    "Identity": _identity, "Not": _not, "Add": _binary(operator.add), "Sub": _binary(operator.sub), "Mul": _binary(operator.mul),
+    "Split": _split, "Transpose": _transpose, "Identity": _identity, "Not": _not, "Add": _binary(operator.add), "Sub": _binary(operator.sub), "Mul": _binary(operator.mul),
     "Div": _binary(_quotient), "Mod": _binary(_modulo), "Min": _variadic(_min), "Max": _variadic(_max),
     "Equal": _compare(operator.eq), "Greater": _compare(operator.gt), "Less": _compare(operator.lt),
     "GreaterOrEqual": _compare(operator.ge), "LessOrEqual": _compare(operator.le), "Neg": _unary(operator.neg), "Abs": _unary(abs),

@@ -19,6 +19,7 @@ def broadcast(axes: Axes, node: Node) -> None:
     """Every operand's dimension joins the result's, but for sizes 1 that are expanded."""
     shape = node.out.shape
     out: list[Axis | None] = [None] * len(shape)
+    unsure: list[int] = []
     for value in node.inputs:
         if value is None:
             continue
@@ -26,6 +27,9 @@ def broadcast(axes: Axes, node: Node) -> None:
         shift = len(shape) - len(own)
         for k, a in enumerate(own, shift):
             if probe_of(a.size) != probe_of(shape[k]):
+                if a.size != 1:  # a size known only at run time: 1, or as large as the other
+                    axes.freeze(a, "meets a size known only at run time")
+                    unsure.append(k)
                 continue
             known = out[k]
             if known is None or known is axes.one:
@@ -33,6 +37,8 @@ def broadcast(axes: Axes, node: Node) -> None:
             elif known is not a:
                 axes.unify(known, a)
     made = tuple(a if a is not None else axes.leaf(s) for a, s in zip(out, shape, strict=True))
+    for k in unsure:
+        axes.freeze(made[k], "meets a size known only at run time")
     for value in node.outputs:
         value.axes = made
 

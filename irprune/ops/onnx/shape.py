@@ -125,8 +125,15 @@ def _squeeze(node: OnnxNode) -> list[Step]:
     return steps or [Step("identity", (0,), {}, [like(node)])]
 
 
-spell(("unsqueeze", "identity"), "Unsqueeze", read=_unsqueeze)
-spell(("squeeze", "identity"), "Squeeze", read=_squeeze)
+def _write_squeeze(edit: Edit, *nodes: Node) -> None:
+    """A dimension that is cut down to one index stays: those that leave are named."""
+    if edit.attrs.get("axes") is None and not edit.given(1):
+        dims = [d for n in nodes if n.op == "squeeze" for d in (n.attrs["dim"] if isinstance(n.attrs["dim"], list) else [n.attrs["dim"]])]
+        edit.moved("axes", 1, 13, sorted(dims))
+
+
+spell(("unsqueeze", "identity"), "Unsqueeze", read=_unsqueeze, write=nothing)
+spell(("squeeze", "identity"), "Squeeze", read=_squeeze, write=_write_squeeze)
 
 
 def _expand(node: OnnxNode) -> Step:
