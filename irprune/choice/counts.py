@@ -110,7 +110,7 @@ class Rounder:
 
     def _multiple(self, x: Axis, size: int, exact: float) -> tuple[int, str]:
         step = self.step[x]
-        n = step * max(1, round(exact / step))
+        n = step * max(1, floor(exact / step + 0.5))  # of two as near, the larger
         lowest = -(-self.low[x] // step) * step
         if n >= size:
             return size, "" if exact > size - _EPS else f"the nearest multiple of {step} to {exact:g} of {size} is {n}"
