@@ -192,7 +192,8 @@ def _fields(spec: Any) -> list[str]:
 def _absent(spec: Any) -> list[str]:
     """The fields of a registered dataclass that were None."""
     held = spec.context
-    return list(held[1]) if dataclasses.is_dataclass(spec.type) and isinstance(held, list) and len(held) == 2 else []
+    two_lists = isinstance(held, list) and len(held) == 2 and all(isinstance(h, list) for h in held)
+    return list(held[1]) if dataclasses.is_dataclass(spec.type) and two_lists else []
 
 
 def pack(spec: Any, outputs: Iterator[str], classes: Classes) -> str:
