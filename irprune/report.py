@@ -12,10 +12,11 @@ from irprune.ir.group import Group, groups_of
 from irprune.ops.registry import lookup
 
 if TYPE_CHECKING:
+    from irprune.repair import Repaired
     from irprune.validate.parity import Parity
     from irprune.validate.proof import Proof
 
-__all__ = ["Change", "GroupLine", "Report", "describe", "human"]
+__all__ = ["Change", "GroupLine", "Report", "describe", "finite", "human"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     proof: Proof | None = None
     parity: Parity | None = None
+    repair: Repaired | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self, timings: bool = False) -> dict[str, Any]:
@@ -77,12 +79,13 @@ class Report:
         return {
             "name": self.name, **counts, "groups": [asdict(g) for g in self.groups], "frozen": [asdict(g) for g in self.frozen],
             "unruled": self.unruled, "notes": self.notes,
-            "proof": proof, "parity": self.parity.as_dict() if self.parity is not None else None, **took,
+            "proof": proof, "parity": self.parity.as_dict() if self.parity is not None else None,
+            "repair": asdict(self.repair) if self.repair is not None else None, **took,
         }
 
     def to_json(self, timings: bool = False) -> str:
         """``as_dict`` as JSON; infinite errors are written as strings."""
-        return json.dumps(_finite(self.as_dict(timings)), indent=1) + "\n"
+        return json.dumps(finite(self.as_dict(timings)), indent=1) + "\n"
 
     def __str__(self) -> str:
         cut = [g for g in self.groups if g.kept < g.size]
@@ -92,6 +95,9 @@ class Report:
             f"  parameters  {self.params}", f"  MACs        {self.macs}", f"  bytes       {self.bytes}", f"  activation  {self.activation}",
             f"  proof       {self.proof if self.proof is not None else 'not asked for'}",
         ]
+        if self.repair is not None:
+            lines.append(f"  repair      {self.repair} (the proof is of the model before repair)")
+            lines += [f"  note        {note}" for note in self.repair.notes]
         if self.parity is not None:
             lines.append(f"  parity      {self.parity}")
         lines += [f"  no rule for {op}: {where}" for op, where in self.unruled.items()]
@@ -105,6 +111,7 @@ class Report:
         rows = "".join(_row(f"<td>{k}</td>", human(c.before), human(c.after), f"{c.left:.1%}") for k, c in counts.items())
         checks = f"<p>Proof: {html.escape(str(self.proof) if self.proof is not None else 'not asked for')}</p>"
         checks += f"<p>ONNX parity: {html.escape(str(self.parity) if self.parity is not None else 'no ONNX file was written')}</p>"
+        checks += f"<p>Repair, after the proof: {html.escape(str(self.repair))}</p>" if self.repair is not None else ""
         cut = "".join(_row(_cell(g.name), g.size, g.kept, html.escape(g.reason or ", ".join(g.members))) for g in self.groups)
         frozen = "".join(_row(_cell(g.name), g.size, g.size, html.escape(g.reason)) for g in self.frozen)
         told = [*self.notes, *(f"no rule for {op}: {at}" for op, at in self.unruled.items())]
@@ -139,12 +146,12 @@ def human(n: float) -> str:
     return f"{n:g}"
 
 
-def _finite(x: Any) -> Any:
+def finite(x: Any) -> Any:
     """``x`` with infinities and NaNs as strings, which JSON has no numbers for."""
     if isinstance(x, dict):
-        return {k: _finite(v) for k, v in x.items()}
+        return {k: finite(v) for k, v in x.items()}
     if isinstance(x, (list, tuple)):
-        return [_finite(v) for v in x]
+        return [finite(v) for v in x]
     return str(x) if isinstance(x, float) and (x != x or x in (float("inf"), float("-inf"))) else x
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from irprune.errors import IrpruneError
 
-__all__ = ["aside", "replace_folder"]
+__all__ = ["aside", "cannot_write", "check_folder", "replace_folder"]
 
 
 @contextlib.contextmanager
@@ -36,8 +36,7 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
     Raises IrpruneError where the place cannot be written, the disk is full, or ``path`` is something irprune did not write.
     """
     path = Path(path)
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "report.json").exists())):
-        raise IrpruneError("the output exists and is not a folder that irprune wrote", str(path), "name another one, or remove it")
+    check_folder(path)
     with _draft(path) as draft:
         made, old = draft / "new", draft / "old"
         made.mkdir()
@@ -50,6 +49,12 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
             if old.exists():
                 old.replace(path)
             raise
+
+
+def check_folder(path: Path) -> None:
+    """Raises IrpruneError where ``path`` exists and is neither empty nor a folder that irprune wrote."""
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "report.json").exists())):
+        raise IrpruneError("the output exists and is not a folder that irprune wrote", str(path), "name another one with -o, or remove it")
 
 
 @contextlib.contextmanager

@@ -85,7 +85,9 @@ def save_module(module: torch.nn.Module, folder: Path) -> None:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             tensors[name] = tensor.detach().cpu().contiguous()
-    save_file(tensors, str(folder / "weights.safetensors"))
+    weights = folder / "weights.safetensors"
+    save_file(tensors, str(weights))
+    weights.chmod((folder / "model.py").stat().st_mode & 0o777)  # readable by whoever may read the source
 
 
 def save_program(module: torch.nn.Module, structure: Any, path: Path) -> None:

@@ -1,0 +1,5 @@
+"""``python -m irprune``."""
+
+from irprune.cli import main
+
+main()

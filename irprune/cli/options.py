@@ -1,0 +1,65 @@
+"""Arguments and options that several commands share, and how results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from irprune.capture.load import Loaded
+
+__all__ = ["as_json", "device", "inputs", "model", "say", "show_json", "shown"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def model(name: str = "model") -> Callable[[F], F]:
+    """The MODEL argument."""
+    return click.argument(name, metavar=name.upper())
+
+
+def inputs(command: F) -> F:
+    """``--input``, once for each input of the model, and ``--pretrained``."""
+    command = click.option(
+        "--input", "inputs", multiple=True, metavar="[NAME=]SHAPE[:TYPE]|[NAME=]FILE.npy",
+        help="An example input: 1x3x224x224, ids=1x16:i64, or a .npy file; once for each input.")(command)
+    return click.option("--pretrained", is_flag=True, help="Trained weights for timm: and torchvision: models (downloads them).")(command)
+
+
+def device(command: F) -> F:
+    """``--device``."""
+    return click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+                        help="Where checks run; auto takes CUDA where there is a GPU.")(command)
+
+
+def as_json(command: F) -> F:
+    """``--json``."""
+    return click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of text.")(command)
+
+
+def say(text: str) -> None:
+    """Talk, for a person who watches: on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def shown(text: str) -> None:
+    """A result: on stdout."""
+    click.echo(text)
+
+
+def show_json(data: Any) -> None:
+    """A result as JSON; what JSON has no number for is text."""
+    from irprune.report import finite
+
+    click.echo(json.dumps(finite(data), indent=1))
+
+
+def load(spec: str, given: tuple[str, ...], pretrained: bool) -> Loaded:
+    """The model that MODEL names."""
+    from irprune.capture.load import load_model
+
+    return load_model(spec, given, pretrained)
