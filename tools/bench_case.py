@@ -15,8 +15,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from irprune.passes.dead_code import DeadCode
-from irprune.passes.infer_axes import InferAxes
 from torch.utils import _pytree as pytree
 
 import irprune
@@ -25,6 +23,8 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis, factors, find, parts
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
+from irprune.passes.dead_code import DeadCode
+from irprune.passes.infer_axes import InferAxes
 
 
 def fraction(axis: Axis, ratio: float) -> float:

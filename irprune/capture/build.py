@@ -6,10 +6,9 @@ renamed to their functional twins, or whether another view of the storage would 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
@@ -24,7 +23,7 @@ from irprune.ir.graph import Graph, Origin, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, symbol
 from irprune.ops.registry import spelling
 
-__all__ = ["Aliases", "Builder", "Entry", "Place", "Structure", "canonical_target", "decompositions", "evaluating", "functional",
+__all__ = ["Aliases", "Builder", "Entry", "Place", "Structure", "canonical_target", "decompositions", "functional",
            "innermost", "may_alias", "open_dataclasses", "size_of", "type_of"]
 
 TORCH = str(Path(torch.__file__).parent) + "/"
@@ -61,22 +60,6 @@ class Structure:
     names: tuple[str, ...] = ()
     signature: inspect.Signature | None = None
     state: dict[str, Entry] = field(default_factory=dict)
-
-
-@contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in eval mode without gradients and without fused attention layers; every submodule's own mode is back afterwards."""
-    modes = [(m, m.training) for m in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for m, mode in modes:
-            m.training = mode
 
 
 def open_dataclasses(tree: Any) -> bool:

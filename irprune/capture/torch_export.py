@@ -29,13 +29,13 @@ from irprune.capture.build import (
     Structure,
     canonical_target,
     decompositions,
-    evaluating,
     innermost,
     may_alias,
     open_dataclasses,
     size_of,
     type_of,
 )
+from irprune.capture.untouched import attributes_kept, evaluating
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Value, Weight
 from irprune.ops.registry import spelling
@@ -52,7 +52,7 @@ def export(
 ) -> ExportedProgram:
     """``torch.export`` of ``model`` in eval mode; FX tracing is tried where it is refused. Raises IrpruneError with what both said."""
     kwargs = dict(kwargs or {})
-    with evaluating(model), quiet():  # advice about the user's code, and graphs printed beside a refusal
+    with evaluating(model), attributes_kept(model), quiet():  # advice about the user's code, and graphs printed beside a refusal
         open_dataclasses((args, kwargs))
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)

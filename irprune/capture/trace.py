@@ -12,7 +12,6 @@ import contextlib
 import gc
 import inspect
 import sys
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -33,12 +32,12 @@ from irprune.capture.build import (
     Place,
     Structure,
     decompositions,
-    evaluating,
     functional,
     may_alias,
     open_dataclasses,
     type_of,
 )
+from irprune.capture.untouched import attributes_kept, evaluating
 from irprune.ir.graph import Graph, Value, Weight
 
 __all__ = ["Declined", "trace"]
@@ -79,8 +78,12 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> G
     recorder = _Recorder(build, fake, model)
     inputs: list[int | tuple[Any]] = []
     with contextlib.ExitStack() as around:
-        for context in (_no_collection(), evaluating(model), _attributes_kept(model), _as_exported(), torch.inference_mode(), fake):
-            around.enter_context(context)
+        around.enter_context(_no_collection())
+        around.enter_context(evaluating(model))
+        left = around.enter_context(attributes_kept(model))
+        around.enter_context(_as_exported())
+        around.enter_context(torch.inference_mode())
+        around.enter_context(fake)
         leaves: list[Any] = []
         for leaf, name in zip(flat, _leaf_names(model, args, kwargs), strict=True):
             if isinstance(leaf, torch.Tensor):
@@ -99,11 +102,13 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> G
         open_dataclasses(result)
         results, out_spec = pytree.tree_flatten(result)
         outputs = [recorder.output(leaf) for leaf in results]
+    if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(left)):
+        raise Declined("forward keeps a tensor in an attribute")
     if why := recorder.aliases.clash():
         raise Declined(why)
     missing = dict.fromkeys(target for node, target in recorder.unknown if any(v.users or v in graph.outputs for v in node))
-    if left := decompositions(missing):
-        raise Declined("torch decomposes " + ", ".join(sorted(map(str, left))))
+    if known := decompositions(missing):
+        raise Declined("torch decomposes " + ", ".join(sorted(map(str, known))))
     graph.structure = Structure(
         in_spec, out_spec, inputs, outputs, {k: type(m) for k, m in model.named_modules()}, model, args, kwargs,
         names=tuple(_argument_names(model, args, kwargs)), signature=inspect.signature(model.forward), state=recorder.state,
@@ -348,48 +353,6 @@ def _scopes(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextlib.contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """What ``forward`` assigns or appends in the model is undone. Raises Declined where a tensor was among it."""
-    saved = []
-    for m in model.modules():
-        own = dict(m.__dict__)
-        inner = [(v, _content(v)) for k, v in own.items() if type(v) in (dict, list, set, deque) and k != "_modules"]
-        saved.append((m, own, inner))
-    fine = False
-    try:
-        yield
-        fine = True
-    finally:
-        fresh: list[Any] = []
-        for m, own, inner in saved:
-            for container, before in [*inner, (m.__dict__, own)]:
-                now = _content(container)
-                if not _identical(now, before):
-                    fresh += _added(now, before)
-                    container.clear()
-                    container.update(before) if isinstance(container, (dict, set)) else container.extend(before)
-    if fine and any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(fresh)):
-        raise Declined("forward keeps a tensor in an attribute")
-
-
-def _content(container: Any) -> Any:
-    return dict(container) if isinstance(container, dict) else list(container)
-
-
-def _added(now: Any, before: Any) -> list[Any]:
-    if isinstance(now, dict):
-        return [v for k, v in now.items() if k not in before or before[k] is not v]
-    old = {id(v) for v in before}
-    return [v for v in now if id(v) not in old]
-
-
-def _identical(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(b[k] is v for k, v in a.items())
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
 @contextlib.contextmanager

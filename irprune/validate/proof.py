@@ -1,6 +1,7 @@
 """The proof: the original with its dropped channels silenced, against the emitted module, on random inputs.
 
-It costs two forward passes; two more where float32 rounding leaves a doubt (in float64), or where the outputs of the
+And the captured graph, uncut, against the user's own ``forward``: what both the oracle and the module come from. That is
+four forward passes; two more where float32 rounding leaves a doubt (in float64), or where the outputs of the
 model are constant and would agree whatever was cut (with weights drawn at random).
 """
 
@@ -14,11 +15,12 @@ from typing import Any
 
 import torch
 
+from irprune.capture.untouched import attributes_kept, evaluating
 from irprune.ir.graph import Graph, Weight
 from irprune.validate.inputs import flat_tensors, over_tensors, redraw
 from irprune.validate.interpret import as_tensor, evaluate
 from irprune.validate.oracle import relative_error, silenced
-from irprune.validate.tolerance import FLOAT32, FLOAT64
+from irprune.validate.tolerance import CAPTURE, FLOAT32, FLOAT64
 
 __all__ = ["Proof", "prove"]
 
@@ -27,7 +29,8 @@ __all__ = ["Proof", "prove"]
 class Proof:
     """What was measured: ``max_error`` relative to the largest magnitude of an output, in ``dtype``, against ``tolerance``.
 
-    ``float32_error`` is the first measurement where float64 decided. ``vacuous`` says that the outputs are constant even
+    ``float32_error`` is the first measurement where float64 decided; ``capture_error`` is that of the uncut graph against the
+    user's ``forward``, None where there is none to call. ``vacuous`` says that the outputs are constant even
     with random weights, so that nothing was proven. ``passes`` counts forward passes.
     """
 
@@ -35,6 +38,7 @@ class Proof:
     tolerance: float
     dtype: str = "float32"
     float32_error: float | None = None
+    capture_error: float | None = None
     passes: int = 2
     random_weights: bool = False
     vacuous: bool = False
@@ -43,7 +47,12 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        return self.max_error <= self.tolerance and not self.vacuous
+        return self.max_error <= self.tolerance and not self.vacuous and self.captured
+
+    @property
+    def captured(self) -> bool:
+        """Whether the graph computes what ``forward`` does."""
+        return self.capture_error is None or self.capture_error <= CAPTURE
 
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "passed": self.passed}
@@ -51,6 +60,8 @@ class Proof:
     def __str__(self) -> str:
         if self.vacuous:
             return "nothing proven: the outputs are constant whatever the weights"
+        if not self.captured:
+            return f"FAILED: the captured graph differs from forward by {self.capture_error:.1e}, tolerance {CAPTURE:.0e}"
         how = " with random weights" if self.random_weights else ""
         return f"{'exact' if self.passed else 'FAILED'}: error {self.max_error:.1e} in {self.dtype}{how}, tolerance {self.tolerance:.0e}"
 
@@ -75,16 +86,32 @@ def prove(
         args, kwargs = structure.args, structure.kwargs  # random numbers left the model's domain
         ours, theirs = _run(graph, module, args, kwargs, device, torch.float32)
     proof = Proof(relative_error(ours, theirs), FLOAT32)
+    if structure.module is not None:
+        proof.capture_error = _captured(graph, args, kwargs, seed)
+        proof.passes += 2
     if _constant(theirs):
         shaken = _shaken(graph, seed)
         _, other = remake(shaken)
         ours, theirs = _run(shaken, other, args, kwargs, device, torch.float32)
         proof.max_error = max(proof.max_error, relative_error(ours, theirs))
-        proof.random_weights, proof.passes, proof.vacuous = True, 4, _constant(theirs)
+        proof.random_weights, proof.passes, proof.vacuous = True, proof.passes + 2, _constant(theirs)
     elif proof.max_error > FLOAT32:
         _in_float64(proof, graph, module, remake, args, kwargs, device)
     proof.seconds = time.perf_counter() - began
     return proof
+
+
+def _captured(graph: Graph, args: Sequence[Any], kwargs: dict[str, Any], seed: int) -> float:
+    """The error of the uncut graph against the user's ``forward``, in the model's own types and on its device; the model stays as it is."""
+    model: torch.nn.Module = graph.structure.module
+    buffers = {name: b.clone() for name, b in model.named_buffers()}  # forward may write to them, and to its arguments
+    with torch.random.fork_rng(), evaluating(model), attributes_kept(model):
+        torch.manual_seed(seed)
+        own_args, own_kwargs = over_tensors((tuple(args), kwargs), torch.clone)
+        expected = flat_tensors(torch.func.functional_call(model, buffers, own_args, own_kwargs))
+        torch.manual_seed(seed)
+        found = _in_order(graph, evaluate(graph, graph_inputs(graph, args, kwargs)))
+    return relative_error(found, expected)
 
 
 def _run(
@@ -134,7 +161,8 @@ def _in_float64(
     except (RuntimeError, NotImplementedError) as refused:
         proof.notes.append(f"float64 is not possible here: {str(refused).splitlines()[0]}")
         return
-    proof.max_error, proof.tolerance, proof.dtype, proof.passes = relative_error(ours, theirs), FLOAT64, "float64", 4
+    proof.max_error, proof.tolerance, proof.dtype = relative_error(ours, theirs), FLOAT64, "float64"
+    proof.passes += 2
 
 
 def _constant(outputs: list[torch.Tensor]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["FLOAT32", "FLOAT64", "PARITY"]
+__all__ = ["CAPTURE", "FLOAT32", "FLOAT64", "PARITY"]
 
 # A cut model sums fewer terms in another order than the silenced original: float32 differs by 1e-7 to 1e-5 on networks of
 # usual depth. A wrong index differs by 1e-2 and more.
@@ -13,3 +13,6 @@ FLOAT64 = 1e-9
 
 # Two runtimes with other kernels and fusions for the same float32 model.
 PARITY = 1e-4
+
+# The captured graph runs the same kernels as forward, up to fused ones that forward may pick.
+CAPTURE = 1e-4
