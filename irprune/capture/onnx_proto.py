@@ -63,6 +63,11 @@ def value_type(proto: onnx.TypeProto, fresh: Callable[[], Size]) -> TensorType:
     return TensorType(dtype_of(tensor.elem_type), tuple(shape))
 
 
+def shortest(x: float) -> float:
+    """The shortest decimal that is the same 32-bit number: 1e-05 for 9.999999747378752e-06."""
+    return float(str(np.float32(x)))
+
+
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     """The attributes as Python values; tensors as arrays, graphs as they are."""
     out: dict[str, Any] = {}
@@ -71,7 +76,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
             continue
         kind = a.type
         if kind == onnx.AttributeProto.FLOAT:
-            out[a.name] = a.f
+            out[a.name] = shortest(a.f)
         elif kind == onnx.AttributeProto.INT:
             out[a.name] = a.i
         elif kind == onnx.AttributeProto.STRING:
@@ -79,7 +84,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
         elif kind == onnx.AttributeProto.INTS:
             out[a.name] = list(a.ints)
         elif kind == onnx.AttributeProto.FLOATS:
-            out[a.name] = list(a.floats)
+            out[a.name] = [shortest(x) for x in a.floats]
         elif kind == onnx.AttributeProto.STRINGS:
             out[a.name] = [s.decode("utf-8", "replace") for s in a.strings]
         elif kind == onnx.AttributeProto.TENSOR:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import keyword
 import re
 from collections.abc import Callable, Iterator
@@ -14,11 +15,12 @@ from typing import Any
 from irprune.capture.dtypes import TO_TORCH
 from irprune.emit.layers import Layer, layer_for
 from irprune.emit.signature import Classes, Signature, pack
-from irprune.emit.spell import Code, literal, spell
+from irprune.emit.spell import Code, arguments, literal, spell
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym
 from irprune.ops.call import bind, substitute
+from irprune.ops.registry import lookup
 
 __all__ = ["Source", "Tensor", "write"]
 
@@ -132,6 +134,7 @@ class _Writer:
         self.layer_of: dict[Node, str] = {}
         self.tensors: dict[str, Tensor] = {}
         self.classes = Classes()
+        self.functions: dict[str, str] = {}  # of the operator table, in the order in which they are met
 
     def write(self) -> Source:
         self._find_layers()
@@ -139,7 +142,8 @@ class _Writer:
         text += "".join(f"        {line}\n" for line in self._tree())
         text += "\n" + self._forward()
         classes = "".join(f"{line}\n" for line in self.classes.lines)
-        return Source(HEADER.format(name=self.graph.name) + (classes + "\n\n" if classes else "") + text, self.tensors, self.classes.held)
+        functions = "".join(f"{text}\n\n" for text in self.functions.values())
+        return Source(HEADER.format(name=self.graph.name) + functions + (classes + "\n\n" if classes else "") + text, self.tensors, self.classes.held)
 
     def _fresh(self, name: str) -> str:
         """``name``, or one like it that is a free identifier."""
@@ -285,12 +289,34 @@ class _Writer:
             return f"{names[0]}, ({names[1]}, {names[2]}) = {path_of(owner)}({x}, ({held[0]}, {held[1]}))"
         return f"{names[0]}, {names[1]} = {path_of(owner)}({x}, {held[0]})"
 
+    def _function(self, node: Node) -> str | None:
+        """The call of a function that the operator table has for ``node``; the emitted source carries it."""
+        entry = lookup(node)
+        name = getattr(entry.run, "function", None) if entry is not None else None
+        if name is None:
+            return None
+        from irprune.ops.onnx import functions
+
+        for needed in (*functions.HELPERS.get(name, ()), name):
+            self.functions.setdefault(needed, inspect.getsource(getattr(functions, needed)))
+        self.taken.add(name)
+        given = [Code(self._name(v)) if v is not None else None for v in node.inputs]
+
+        def show(x: Any) -> Any:
+            return substitute(x, lambda k: Code(self._name(node.operand(k))), lambda s: Code(s.expr), Code("device"))
+
+        attrs = {k: Code("device") if k == "device" else show(v) for k, v in node.attrs.items()}
+        made, named = getattr(entry.run, "results", 1), len(node.outputs)
+        return f"{name}({arguments(given, attrs)})" + ("" if made <= named else "[0]" if named == 1 else f"[:{named}]")
+
     def _expression(self, node: Node) -> str:
         if node in self.layer_of:
             return f"{path_of(self.layer_of[node])}({self._name(node.operand(1 if node.op == 'embedding' else 0))})"
         try:
             call = bind(node)
         except LookupError:
+            if (written := self._function(node)) is not None:
+                return written
             raise IrpruneError(f"{node.op} cannot be written in torch yet", node.where,
                                "give the operator an ATen spelling in its family file") from None
         if call.target in ("aten.dropout.default", "aten.feature_dropout.default"):

@@ -37,9 +37,6 @@ def symbols_of(graph: Graph, inputs: Iterable[torch.Tensor]) -> dict[str, int]:
 def run_node(node: Node, operands: list[Any], symbols: Mapping[str, int], device: torch.device) -> Any:
     """The result of ``node`` on ``operands``: a tensor, or a sequence for several results."""
     entry = lookup(node)
-    if entry is not None and entry.run is not None and node.origin.dialect != "aten":
-        return entry.run(torch, node, operands)
-    call = bind(node)
 
     def size(s: Sym) -> int:
         return int(eval(s.expr, {"__builtins__": {"min": min, "max": max}}, dict(symbols)))  # noqa: S307 - text printed by torch
@@ -47,6 +44,11 @@ def run_node(node: Node, operands: list[Any], symbols: Mapping[str, int], device
     def fill(x: Any) -> Any:
         return substitute(x, lambda k: operands[k], size, device)
 
+    if entry is not None and entry.run is not None and node.origin.dialect != "aten":
+        plain = Node(node.op, [], {k: fill(v) for k, v in node.attrs.items()}, node.outputs, node.origin)
+        plain.inputs = node.inputs
+        return entry.run(torch, plain, operands)
+    call = bind(node)
     return overload(call.target)(*map(fill, call.args), **{k: fill(v) for k, v in call.kwargs.items()})
 
 

@@ -407,15 +407,15 @@ def one_hot_at(index, *, depth, dim, off, on, dtype):
 # -- from sizes --------------------------------------------------------------------------------------------------------
 
 
-def sizes(*, values, shape, dtype):
+def sizes(*, values, shape, dtype, device=None):
     kind = {"i64": torch.int64, "i32": torch.int32, "f32": torch.float32, "f64": torch.float64, "f16": torch.float16}[dtype]
-    flat = [torch.scalar_tensor(v, dtype=kind) for v in values]
-    return torch.stack(flat).reshape(shape) if flat else torch.zeros(shape, dtype=kind)
+    flat = [torch.scalar_tensor(v, dtype=kind, device=device) for v in values]
+    return torch.stack(flat).reshape(shape) if flat else torch.zeros(shape, dtype=kind, device=device)
 
 
-def arange_from(*, start, end, step, dtype):
+def arange_from(*, start, end, step, dtype, device=None):
     kind = {"f32": torch.float32, "f64": torch.float64, "i64": torch.int64, "i32": torch.int32, "i16": torch.int16}[dtype]
-    return torch.arange(start, end, step, dtype=kind)
+    return torch.arange(start, end, step, dtype=kind, device=device)
 
 
 def eye_like(x, *, diagonal, dtype):

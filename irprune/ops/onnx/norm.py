@@ -50,7 +50,7 @@ def _layer_norm(node: OnnxNode) -> Step:
     return Step("layer_norm_full", None, attrs, [like(node), lead, lead])
 
 
-variant("layer_norm", "layer_norm_full", "layer_norm_full", silence=None)
+variant("layer_norm", "layer_norm_full", "layer_norm_full", results=3, silence=None)
 spell(("layer_norm", "layer_norm_full"), "LayerNormalization", read=_layer_norm, write=nothing)
 
 

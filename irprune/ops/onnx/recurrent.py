@@ -111,7 +111,7 @@ def _write(edit: Edit, node: Node) -> None:
 for _name, _onnx in (("onnx_lstm", "LSTM"), ("onnx_gru", "GRU"), ("onnx_rnn", "RNN")):
     _g = _GATES[_name]
     _more = {"onnx_lstm": {"input_forget": 0}, "onnx_gru": {"linear_before_reset": 1}, "onnx_rnn": {}}[_name]
-    op(_name, _rule, run=runs(_name), silence=_silence, resize=_resize, macs=_macs, samples=(
+    op(_name, _rule, run=runs(_name, 3 if _g == 4 else 2), silence=_silence, resize=_resize, macs=_macs, samples=(
         Sample((Arg((3, 2, 4)), Arg((2, _g * 5, 4)), Arg((2, _g * 5, 5)), Arg((2, 2 * _g * 5))),
                {"hidden_size": 5, "layout": 0, "direction": "bidirectional", "clip": None, "activations": None, "alpha": None, "beta": None, **_more}, free=3),))
     spell(_name, _onnx, read=_read(_name), write=_write)

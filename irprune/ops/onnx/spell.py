@@ -162,23 +162,26 @@ def spelling_of(target: str) -> Spelling | None:
 # -- running in torch ------------------------------------------------------------------------------------------------
 
 
-def runs(name: str) -> Callable[..., Any]:
-    """An ``Op.run`` that calls ``irprune.ops.onnx.functions.<name>(*operands, **attrs)``, whose source emitted modules carry."""
+def runs(name: str, results: int = 1) -> Callable[..., Any]:
+    """An ``Op.run`` that calls ``irprune.ops.onnx.functions.<name>(*operands, **attrs)``, whose source emitted modules carry.
+
+    ``results`` are as many as the function gives, whether or not a node names them all.
+    """
 
     def run(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
         from irprune.ops.onnx import functions
 
         return getattr(functions, name)(*operands, **node.attrs)
 
-    run.function = name  # type: ignore[attr-defined]
+    run.function, run.results = name, results  # type: ignore[attr-defined]
     return run
 
 
-def variant(base: str, name: str, run: str, **changes: Any) -> Op:
+def variant(base: str, name: str, run: str, results: int = 1, **changes: Any) -> Op:
     """An entry like ``base`` in rule, sizes and silence, run by ``irprune.ops.onnx.functions.<run>``: what no ATen overload says."""
     from dataclasses import replace
 
-    made = replace(TABLE[base], **{"name": name, "aten": {}, "onnx": {}, "call": None, "run": runs(run), "samples": (), **changes})
+    made = replace(TABLE[base], **{"name": name, "aten": {}, "onnx": {}, "call": None, "run": runs(run, results), "samples": (), **changes})
     if name in TABLE:
         raise ValueError(f"operator {name!r} is declared twice")
     TABLE[name] = made
