@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +24,31 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis, factors, find, parts
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
-from irprune.passes.dead_code import DeadCode
-from irprune.passes.infer_axes import InferAxes
 
 
-def fraction(axis: Axis, ratio: float) -> float:
-    """The share of an axis that a ratio leaves: of a sum the mean over its parts, of a product one factor's, of a frozen leaf all."""
+def fraction(axis: Axis, ratio: float, held: Container[Axis] = ()) -> float:
+    """The share of an axis that a ratio leaves: of a sum the mean over its parts, of a product one factor's; frozen and held leaves stay."""
     axis = find(axis)
     if len(several := parts(axis)) > 1:
-        return sum(probe_of(p.size) * fraction(p, ratio) for p in several) / probe_of(axis.size)
+        return sum(probe_of(p.size) * fraction(p, ratio, held) for p in several) / probe_of(axis.size)
     if len(several := factors(axis)) > 1:
-        return min(fraction(f, ratio) for f in several)
-    return 1.0 if axis.reason is not None or axis.size == 1 else 1 - ratio
+        return min(fraction(f, ratio, held) for f in several)
+    return 1.0 if axis.reason is not None or axis.size == 1 or axis in held else 1 - ratio
 
 
 def implied(graph: Graph, ratio: float) -> float:
-    """How many parameters the ratio would take from an analysed graph if every width in reach met it exactly.
+    """How many parameters the ratio would take from a graph, after choose, if every width in reach met it exactly.
 
     A weight loses what is left after each of its dimensions shrank to its ``fraction``: a frozen dimension stays, a free one
-    keeps ``1 - ratio`` of its width, and a width that is a product (heads x head_dim) shrinks once. Tied weights count once.
+    keeps ``1 - ratio`` of its width. A width that is made of factors (heads and head_dim) shrinks once: in a dimension that
+    is their product, and where they are dimensions of their own, by the factor that carries the ratio while the others are
+    held. Tied weights count once.
     """
+    held = {a for a, why in graph.skipped.items() if why.startswith("held:")}
     total = 0.0
     for weight in graph.weights.values():
         if weight.kind == "parameter":
-            left = math.prod(fraction(a, ratio) for a in weight.axes or ())
+            left = math.prod(fraction(a, ratio, held) for a in weight.axes or ())
             total += math.prod(probe_of(s) for s in weight.shape) * (1 - left)
     return total
 
@@ -110,10 +112,7 @@ def measure(name: str, ratio: float, small: bool, onnx: bool = True) -> dict[str
     if case.refused is not None:
         return row | {"refused": "", "expected": False}
     row["seconds"] = time.perf_counter() - began
-    graph = irprune.capture(model, args, kwargs)
-    DeadCode().run(graph)
-    InferAxes().run(graph)
-    target = implied(graph, ratio)
+    target = implied(pruned.graph, ratio)
     report = pruned.report
     row |= {"before": report.params.before, "after": report.params.after, "implied": target}
     row["met"] = (report.params.before - report.params.after) / target if target else 1.0
