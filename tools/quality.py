@@ -24,18 +24,14 @@ from typing import Any
 
 import click
 import torch
+from quality_nets import NETS
+from quality_rival import macs_of, torch_pruning
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from torch import nn
 from torch.nn import functional as F
 
 import irprune
-
-sys.path.insert(0, str(HERE))
-
-from quality_nets import NETS
-from quality_rival import macs_of, torch_pruning
-
 from irprune.api import cut_graph
 from irprune.digits import Data, Part, accuracy, jitter, load_data, train
 from irprune.emit.module import emit_module
