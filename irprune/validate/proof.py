@@ -190,4 +190,5 @@ class _Shaken:
         array = as_tensor(self.load())
         fan_in = max(1, array.numel() // array.shape[0]) if array.dim() > 1 else 100
         noise = torch.randn(array.shape, generator=torch.Generator().manual_seed(self.seed))
-        return array + (noise * fan_in**-0.5).to(array.dtype).to(array.device)
+        shaken: torch.Tensor = array + (noise * fan_in**-0.5).to(array.dtype).to(array.device)
+        return shaken

@@ -1,0 +1,92 @@
+"""``irprune opt``: run passes on a model and print the graph."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from irprune.cli.options import as_json, inputs, model, say, show_json, shown
+from irprune.errors import IrpruneError
+
+if TYPE_CHECKING:
+    from irprune.driver.instruments import Instrument
+    from irprune.ir.graph import Graph
+
+__all__ = ["opt", "read_graph"]
+
+
+@click.command()
+@model()
+@click.option("-p", "--pipeline", default="", metavar="PASSES", help='What to run: "infer-axes,score,choose{ratio=0.3},slice"; nothing by default.')
+@inputs
+@click.option("--load", "files", multiple=True, metavar="FILE.py", help="Take in the passes of a Python file; may be given again.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the text here instead of printing it.")
+@click.option("--print-after-all", is_flag=True, help="Print the graph after every pass (on stderr).")
+@click.option("--print-diff", is_flag=True, help="Print what every pass changed (on stderr).")
+@click.option("--dump", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write the graph after every pass to numbered files.")
+@click.option("--time", "timed", is_flag=True, help="Print how long every pass took (on stderr).")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Check the graph, and what passes say of it, after every pass.")
+@click.option("--deep", is_flag=True, help="Compare every type with torch's as well.")
+@click.option("--quiet", is_flag=True, help="Do not print the graph.")
+@as_json
+def opt(
+    model: str, pipeline: str, inputs: tuple[str, ...], pretrained: bool, files: tuple[str, ...], output: Path | None, print_after_all: bool,
+    print_diff: bool, dump: Path | None, timed: bool, verify: bool, deep: bool, quiet: bool, json_: bool,
+) -> None:
+    """Run passes on MODEL and print the graph as text.
+
+    MODEL may also be such a text, in a file that ends in .irp.
+
+    \b
+    irprune opt net.py:build -p prune --print-diff --quiet
+    irprune opt net.onnx -p "infer-axes,my-pass{k=3}" --load my_pass.py --time
+    """
+    from irprune.driver.instruments import Dump, PrintAfterAll, PrintDiff, Time, Verify, describe, write_aside
+    from irprune.driver.registry import standard
+    from irprune.driver.run import run
+
+    passes = standard(files).parse(pipeline) if pipeline.strip() else []
+    graph = read_graph(model, inputs, pretrained)
+    clock = Time()
+    instruments: list[Instrument] = [
+        *([Verify(say, deep)] if verify or deep else []),
+        *([PrintAfterAll(say)] if print_after_all else []),
+        *([PrintDiff(say)] if print_diff else []),
+        *([Dump(dump)] if dump is not None else []),
+        clock,
+    ]
+    changed = run(graph, passes, instruments)
+    if timed:
+        say(clock.table())
+    text = str(graph)
+    if output is not None:
+        write_aside(output, text)
+    if json_:
+        show_json({"model": model, "changed": changed, "passes": describe(clock.rows), "nodes": len(graph.nodes), "weights": len(graph.weights),
+                   "text": None if quiet or output is not None else text})
+    elif not quiet and output is None:
+        shown(text.rstrip())
+
+
+def read_graph(spec: str, given: tuple[str, ...] = (), pretrained: bool = False) -> Graph:
+    """The graph of MODEL, or the one that a text file describes. Raises IrpruneError for what is neither."""
+    path = Path(spec)
+    if path.suffix != ".irp":
+        from irprune.cli.options import load
+        from irprune.api import capture
+
+        loaded = load(spec, given, pretrained)
+        graph = capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes)
+        graph.name = loaded.name or graph.name
+        return graph
+    from irprune.ir.text import from_text
+
+    try:
+        return from_text(path.read_text(encoding="utf-8"), path.name)
+    except FileNotFoundError as missing:
+        raise IrpruneError("no such file", spec, "check the path") from missing
+    except (OSError, UnicodeDecodeError) as broken:
+        raise IrpruneError(f"cannot be read: {broken}", spec, "give a text that irprune printed") from broken
