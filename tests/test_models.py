@@ -89,9 +89,8 @@ def test_refused_case_says_where(name: str) -> None:
 
 def test_a_wrong_slice_does_not_pass() -> None:
     """The proof is worth something: one wrong index anywhere fails it."""
-    from irprune.passes.slice import Slice
-
     from irprune.emit.module import emit_module
+    from irprune.passes.slice import Slice
     from irprune.validate.proof import prove
 
     model, args, kwargs = built("resnet50")

@@ -27,7 +27,7 @@ from irprune.ir.size import probe_of
 
 
 def fraction(axis: Axis, ratio: float, held: Container[Axis] = ()) -> float:
-    """The share of an axis that a ratio leaves: of a sum the mean over its parts, of a product one factor's; frozen and held leaves stay."""
+    """The share of an axis that a ratio leaves: of a sum the mean of its parts, of a product one factor's; frozen and held leaves stay."""
     axis = find(axis)
     if len(several := parts(axis)) > 1:
         return sum(probe_of(p.size) * fraction(p, ratio, held) for p in several) / probe_of(axis.size)
