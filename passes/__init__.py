@@ -1,4 +1,15 @@
-"""The passes, one per file, and the pipelines made of them. Installed as ``irprune.passes``."""
+"""The passes, one per file, and the pipelines made of them. Installed as ``irprune.passes``.
+
+A pipeline is a tuple of names; ``irprune opt -p`` takes its name in lower case, and joins of them::
+
+    prepare,analyse,score{importance=random},choose{ratio=0.3},cut
+"""
 
 if __name__ != "irprune.passes":
-    raise ImportError("this package is imported as irprune.passes: install the project (pip install -e .) and write `from irprune import passes`")
+    raise ImportError("this folder is the package irprune.passes: `pip install -e .`, then `import irprune.passes`, not `import passes`")
+
+PREPARE = ("canonicalize", "dead-code")  # the same model in fewer nodes
+ANALYSE = ("infer-axes",)  # what is coupled to what
+DECIDE = ("score", "choose")  # which channels stay
+CUT = ("slice", "dead-code")  # the smaller model
+PRUNE = ("prepare", "analyse", "decide", "cut")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,21 +19,21 @@ __all__ = ["opt", "read_graph"]
 
 @click.command()
 @model()
-@click.option("-p", "--pipeline", default="", metavar="PASSES", help='What to run: "infer-axes,score,choose{ratio=0.3},slice"; nothing by default.')
+@click.option("-p", "--pipeline", default="", metavar="PASSES", help='What to run, as "infer-axes,score,choose{ratio=0.3},slice".')
 @inputs
 @click.option("--load", "files", multiple=True, metavar="FILE.py", help="Take in the passes of a Python file; may be given again.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the text here instead of printing it.")
 @click.option("--print-after-all", is_flag=True, help="Print the graph after every pass (on stderr).")
 @click.option("--print-diff", is_flag=True, help="Print what every pass changed (on stderr).")
-@click.option("--dump", type=click.Path(file_okay=False, path_type=Path), metavar="DIR", help="Write the graph after every pass to numbered files.")
+@click.option("--dump", type=click.Path(path_type=Path), metavar="DIR", help="Write the graph after every pass to numbered files.")
 @click.option("--time", "timed", is_flag=True, help="Print how long every pass took (on stderr).")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Check the graph, and what passes say of it, after every pass.")
 @click.option("--deep", is_flag=True, help="Compare every type with torch's as well.")
 @click.option("--quiet", is_flag=True, help="Do not print the graph.")
 @as_json
 def opt(
-    model: str, pipeline: str, inputs: tuple[str, ...], pretrained: bool, files: tuple[str, ...], output: Path | None, print_after_all: bool,
-    print_diff: bool, dump: Path | None, timed: bool, verify: bool, deep: bool, quiet: bool, json_: bool,
+    model: str, pipeline: str, inputs: tuple[str, ...], pretrained: bool, files: tuple[str, ...], output: Path | None,
+    print_after_all: bool, print_diff: bool, dump: Path | None, timed: bool, verify: bool, deep: bool, quiet: bool, json_: bool,
 ) -> None:
     """Run passes on MODEL and print the graph as text.
 
@@ -65,8 +64,8 @@ def opt(
     if output is not None:
         write_aside(output, text)
     if json_:
-        show_json({"model": model, "changed": changed, "passes": describe(clock.rows), "nodes": len(graph.nodes), "weights": len(graph.weights),
-                   "text": None if quiet or output is not None else text})
+        show_json({"model": model, "changed": changed, "passes": describe(clock.rows), "nodes": len(graph.nodes),
+                   "weights": len(graph.weights), "text": None if quiet or output is not None else text})
     elif not quiet and output is None:
         shown(text.rstrip())
 
@@ -75,8 +74,8 @@ def read_graph(spec: str, given: tuple[str, ...] = (), pretrained: bool = False)
     """The graph of MODEL, or the one that a text file describes. Raises IrpruneError for what is neither."""
     path = Path(spec)
     if path.suffix != ".irp":
-        from irprune.cli.options import load
         from irprune.api import capture
+        from irprune.cli.options import load
 
         loaded = load(spec, given, pretrained)
         graph = capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes)

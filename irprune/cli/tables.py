@@ -30,7 +30,7 @@ def ops_command(pattern: str, json_: bool) -> None:
     ]
     rows = [r for r in rows if any(fnmatch.fnmatch(x, pattern) for x in _spellings(r))]
     if not rows:
-        raise IrpruneError(f"no operator matches {pattern!r}", "", "`irprune ops` lists them all; patterns are those of file names: '*conv*'")
+        raise IrpruneError(f"no operator matches {pattern!r}", "", "`irprune ops` lists them all; a pattern is written as '*conv*'")
     if json_:
         show_json(rows)
         return

@@ -134,6 +134,7 @@ class Axes:
         self.node: Node | None = None
         self.links: list[Link] = []
         self.opened: dict[str, None] = {}  # first results of nodes that are free because they can be folded to a constant
+        self.clashes: dict[Node, str] = {}  # nodes that made axes of different sizes meet
         self.count = 0
         self._budget: int | None = None  # refinements left to the relation being stated; None outside of one
         self.one = self._new(1)  # every dimension of size 1; it broadcasts and is never dropped
@@ -228,6 +229,8 @@ class Axes:
         if a is b or a.size == 0 == b.size:
             return True
         if not same(a.size, b.size):
+            if self.node is not None:
+                self.clashes.setdefault(self.node, f"sizes {a.size} and {b.size} meet")
             return self._conflict([a, b], f"sizes {a.size} and {b.size} meet")
         if a.size == 1:
             return self._unify_single(a, b)
