@@ -413,7 +413,7 @@ def _prove(pruned: Pruned) -> None:
     if pruned.from_onnx:
         from irprune.validate.onnx_proof import prove_onnx
 
-        report.proof = prove_onnx(pruned.graph, pruned.cut, pruned.options.device)
+        report.proof = prove_onnx(pruned.graph, pruned.cut)
     else:
         from irprune.emit.module import emit_module
         from irprune.validate.proof import prove

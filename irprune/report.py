@@ -14,7 +14,7 @@ from irprune.ops.registry import lookup
 if TYPE_CHECKING:
     from irprune.repair import Repaired
     from irprune.validate.parity import Parity
-    from irprune.validate.proof import Proof
+    from irprune.validate.verdict import Proof
 
 __all__ = ["Change", "GroupLine", "Report", "describe", "finite", "human"]
 
