@@ -105,12 +105,16 @@ class Pruned:
     @property
     def from_onnx(self) -> bool:
         """Whether the model came in as an ONNX file."""
-        return any(n.origin.dialect == "onnx" for n in self.graph.nodes)
+        return not hasattr(self.graph.structure, "in_spec")
 
     @property
     def module(self) -> torch.nn.Module:
         """The pruned ``nn.Module``, in eval mode, called as the original is; its tensors are its own."""
-        if self._module is None:
+        if self._module is None and self.from_onnx:
+            from irprune.emit.onnx_module import module_from_onnx
+
+            self._module = module_from_onnx(self.cut).eval()
+        elif self._module is None:
             from irprune.emit.module import emit_module
 
             self._module = emit_module(self.cut)

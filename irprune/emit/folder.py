@@ -59,9 +59,8 @@ def save_folder(pruned: Pruned, folder: str | Path) -> Path:
     folder = Path(folder)
     with replace_folder(folder) as draft:
         save_module(pruned.module, draft)
-        structure = pruned.graph.structure
-        if structure is not None:
-            save_program(pruned.module, structure, draft / "model.pt2")
+        if not pruned.from_onnx:  # a file gives no example call to export with
+            save_program(pruned.module, pruned.graph.structure, draft / "model.pt2")
         try:
             pruned.onnx(draft / "model.onnx")
         except CheckFailed:
