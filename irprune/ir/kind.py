@@ -48,9 +48,12 @@ def _computed(node: Node) -> bool:
 
 def _attention(query: Value, key: Value, mark) -> None:  # type: ignore[no-untyped-def]
     q, k = query.axes or (), key.axes or ()
-    grouped = {x for a in q[:-2] for x in leaves(a)} - {x for a in k[:-2] for x in leaves(a)}
-    mark((x for a in k[:-2] for x in leaves(a)), "kv groups" if any(x.size != 1 and x.reason is None for x in grouped) else "heads")
-    mark(q[:-2], "heads")
+    for heads in q[:-2]:
+        many = [f for f in factors(heads) if any(x.size != 1 and x.reason is None for x in leaves(f))]
+        if len(many) > 1:  # groups of query heads that share a key head
+            mark(many[:1], "kv groups")
+        mark(many, "heads")
+    mark(k[:-2], "heads")
     mark(q[-1:], "head_dim")
 
 
