@@ -35,13 +35,14 @@ def load_as(weight: Weight, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 def store(weight: Weight, tensor: torch.Tensor) -> None:
     """Let ``weight`` load ``tensor`` from now on, as the kind of array and the element type that it had."""
     old = weight.load()
+    if tuple(tensor.shape) != tuple(old.shape):
+        raise ValueError(f"{weight.name} has shape {tuple(old.shape)}, not {tuple(tensor.shape)}")
     if isinstance(old, torch.Tensor):
-        made: Any = tensor.to(device=old.device, dtype=old.dtype)
+        held = tensor.to(device=old.device, dtype=old.dtype).contiguous()
+        weight.load = held.clone  # an emitted module owns what it loads, and may be trained
     else:
-        made = tensor.cpu().numpy().astype(old.dtype)
-    if tuple(made.shape) != tuple(old.shape):
-        raise ValueError(f"{weight.name} has shape {tuple(old.shape)}, not {tuple(made.shape)}")
-    weight.load = lambda: made
+        array = tensor.cpu().numpy().astype(old.dtype)
+        weight.load = lambda: array
 
 
 class Tape:
