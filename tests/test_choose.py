@@ -83,7 +83,7 @@ class Dense(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention. ``packed`` projects q, k and v at once, ``rotary`` multiplies all heads by one table, ``normed`` by one norm."""
+    """Grouped-query attention: ``packed`` projects once, ``rotary`` multiplies all heads by one table, ``normed`` by one norm."""
 
     def __init__(self, heads: int = 4, kv: int = 4, head_dim: int = 8, width: int = 12, packed: bool = False, rotary: bool = False,
                  normed: bool = False) -> None:
@@ -417,6 +417,19 @@ def test_kept_by_weight_group_and_module() -> None:
         assert repr(pattern) in why(graph, "q.weight:0")
     assert left(chosen(Attention(), TOKENS, keep=("q.weight:0",)))["enter.weight"] == (6, 5)
     assert left(chosen(Attention(), TOKENS, keep=("q",)))["enter.weight"] == (12, 5)
+
+
+def test_a_module_owns_weights_that_others_read() -> None:
+    class Owner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.held = nn.ParameterDict({"w": torch.randn(10, 6)})
+            self.fc2 = nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc2(F.relu(F.linear(x, self.held["w"])))
+
+    assert left(chosen(Owner(), VECTOR, keep=("held",)))["held.w"] == (10, 6)
 
 
 def test_a_pattern_that_matches_nothing_names_its_neighbours() -> None:

@@ -74,9 +74,10 @@ def test_choice_per_block(data: st.DataObject) -> None:
     """h * (d + e) * r with d chosen per block of h, and h itself cut or not."""
     axes = Axes()
     h, d, e, r = (axes.leaf(data.draw(st.integers(2, 4))) for _ in range(4))
-    shape = data.draw(st.sampled_from(["hd", "hdr", "h(d+e)", "(hd+hd+he)", "rhd", "h(er+dr)"]))
+    shape = data.draw(st.sampled_from(["hd", "dh", "hdr", "h(d+e)", "(hd+hd+he)", "rhd", "h(er+dr)"]))
     a = {
         "hd": lambda: axes.product((h, d)),
+        "dh": lambda: axes.product((d, h)),
         "hdr": lambda: axes.product((h, d, r)),
         "h(d+e)": lambda: axes.product((h, axes.sum((d, e)))),
         "(hd+hd+he)": lambda: axes.sum((axes.product((h, d)), axes.product((h, d)), axes.product((h, e)))),

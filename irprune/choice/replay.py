@@ -41,8 +41,9 @@ def _same(plan: Plan, graph: Graph) -> Kept:
     within: dict[Axis, Axis] = {}
     for c in plan.choices:
         group = groups.get(c.name)
-        if group is None or group.size != c.size or group.frozen:
-            raise _misfit(f"group {c.name!r}", f"{c.size} indices", "none" if group is None else group.frozen or f"{group.size}")
+        if group is None or group.size != c.size:
+            raise _misfit(f"group {c.name!r}", f"{c.size} indices", "no such group" if group is None else f"{group.size}")
+        _free(group)
         choice[group.axis] = np.asarray(c.kept, dtype=np.int64)
         if c.within:
             if c.within not in groups:
@@ -56,6 +57,11 @@ def _same(plan: Plan, graph: Graph) -> Kept:
 
 def _misfit(what: str, expected: str, found: str) -> IrpruneError:
     return IrpruneError(f"the plan does not fit this model: {what}: expected {expected}, found {found}", "", _HINT)
+
+
+def _free(group: Group) -> None:
+    if group.frozen:
+        raise _misfit(f"group {group.name!r}", "one that may shrink", f"frozen: {group.frozen}")
 
 
 class _Elsewhere:
@@ -108,8 +114,7 @@ class _Elsewhere:
             rows = known.get(group.axis)
             if rows is None or rows.all():
                 continue
-            if group.frozen:
-                raise _misfit(f"group {group.name!r}", "one that may shrink", f"frozen: {group.frozen}")
+            _free(group)
             counts = rows.sum(axis=-1)
             present = rows[counts > 0]
             if rows.ndim == 1 or (present == present[0]).all():
