@@ -26,7 +26,7 @@ from irprune.ops.onnx.spell import PREVIOUS, OnnxNode, Step, Unread, spelling_of
 
 __all__ = ["OnnxSource", "Place", "Stored", "capture_onnx", "target_of"]
 
-OLDEST = 7
+OLDEST = 6
 _LAID_OUT = frozenset("identity cast unsqueeze squeeze reshape permute expand slice select split".split())
 _NOT_LEARNED = frozenset("where scatter_elements scatter_nd max_of min_of clip eq lt le gt ge pow_tensor logical_and logical_or one_hot_at".split())
 Array = NDArray[Any]

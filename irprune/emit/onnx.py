@@ -109,7 +109,7 @@ class Emitter:
         self.after: list[onnx.NodeProto] = []
         self.values: dict[str, Array | None] = {}
         self.reads = self._count_reads()
-        symbols = {s.expr: (v.name, d) for v in reversed(graph.inputs) for d, s in reversed(list(enumerate(v.shape))) if isinstance(s, Sym)}
+        symbols = {s.expr: (v.name, d) for v in reversed(graph.inputs) for d, s in reversed(list(enumerate(v.type.shape or ()))) if isinstance(s, Sym)}
         self.size_nodes = SizeNodes(self.fresh, lambda i, n: self.before.setdefault(i, []).append(n), self.add_constant, symbols)
 
     def _count_reads(self) -> dict[str, int]:

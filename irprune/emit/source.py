@@ -248,7 +248,7 @@ class _Writer:
     def _device(self) -> str:
         if self.graph.inputs:
             return f"{self._name(self.graph.inputs[0])}.device"
-        return "next(self.parameters()).device"
+        return "next(self.parameters()).device" if any(w.kind == "parameter" for w in self.graph.weights.values()) else "torch.device('cpu')"
 
     def _result(self) -> str:
         graph, structure = self.graph, self.graph.structure

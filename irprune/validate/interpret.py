@@ -21,6 +21,12 @@ def as_tensor(array: Any) -> torch.Tensor:
     """A weight's array as a tensor, without a copy where it can be."""
     if isinstance(array, torch.Tensor):
         return array.detach()
+    if getattr(getattr(array, "dtype", None), "kind", "") == "V":  # types that numpy borrows from ml_dtypes
+        from irprune.capture.dtypes import TO_TORCH
+
+        short = {"bfloat16": "bf16", "float8_e4m3fn": "f8e4m3fn", "float8_e5m2": "f8e5m2"}[array.dtype.name]
+        bits = array.view("i2" if array.dtype.itemsize == 2 else "u1").copy()
+        return torch.as_tensor(bits).view(TO_TORCH[short])
     return torch.as_tensor(array if getattr(getattr(array, "flags", None), "writeable", True) else array.copy())  # torch has no read-only tensors
 
 

@@ -64,11 +64,13 @@ def _conv_transpose(node: OnnxNode) -> Step:
             total = f - s
             if not isinstance(total, int):
                 raise Unread("the padding of a ConvTranspose depends on a dynamic size")
+            if total < 0:  # more than the windows reach: filled up at the end
+                begins.append(0)
+                ends.append(total)
+                continue
             half = total // 2
-            begins.append(total - half if auto == "SAME_UPPER" else half)
+            begins.append(half if auto == "SAME_UPPER" else total - half)
             ends.append(total - begins[-1])
-        if auto == "SAME_UPPER":
-            begins, ends = ends, begins
     places: list[Size] = [f - (b + e) for f, b, e in zip(full, begins, ends, strict=True)]
     attrs: dict[str, Any] = {"stride": strides, "padding": begins, "output_padding": extra, "groups": groups, "dilation": dilations}
     kind = [TensorType(node.type(0).dtype, (x[0], w[1] * groups, *places))]

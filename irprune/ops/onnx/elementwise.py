@@ -17,6 +17,8 @@ def plain(name: str, dtype: str | None = None, **attrs: Any) -> Any:
     """A reader: same operands, the result broadcast, fixed attributes."""
 
     def read(node: OnnxNode) -> Step:
+        if node.opset < 7 and node.attrs.get("broadcast"):
+            raise Unread("the old way of broadcasting")
         shapes = [t.known for t in (node.type(i) for i in range(len(node.types)) if node.has(i))]
         kind = next(t.dtype for t in node.types if t is not None)
         return Step(name, None, attrs, [TensorType(dtype or kind, broadcast(shapes))])
@@ -133,10 +135,12 @@ spell("bias_gelu", "com.microsoft::FastGelu", read=_added_gelu("tanh"))
 
 
 def _prelu(node: OnnxNode) -> Step:
+    if node.opset < 7 and node.rank(1) == 1:  # one slope per channel, before operands broadcast
+        return Step("prelu", None, {}, [like(node)])
     return Step("prelu_kernel", None, {}, [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))])
 
 
-spell("prelu_kernel", "PRelu", read=_prelu)
+spell(("prelu_kernel", "prelu"), "PRelu", read=_prelu)
 
 
 def _clip(node: OnnxNode) -> Step:

@@ -192,6 +192,7 @@ def avg_pool_padded(x, *, kernel, stride, dilation, begins, ends, ceil, count_in
         ones = F.pad(ones, [p for i in range(n - 1, -1, -1) for p in (begins[i], ends[i])], value=1.0)
         none = [0] * n
         count = pool_windows(ones, 0.0, kernel, stride, dilation, none, none, ceil).sum(-1)
+        count = count[(..., *(slice(s) for s in total.shape[2:]))]  # a window that begins in the padding is not taken
     else:
         count = pool_windows(ones, 0.0, kernel, stride, dilation, begins, ends, ceil).sum(-1)
     return total / count
@@ -253,7 +254,7 @@ def resize(x, *, axes, sizes, scales, mode, coordinates, nearest, cubic, exclude
                 near = ((a + 2) * gap - (a + 3)) * gap * gap + 1
                 far = ((a * gap - 5 * a) * gap + 8 * a) * gap - 4 * a
                 weight = torch.where(gap <= 1, near, torch.where(gap < 2, far, torch.zeros_like(gap)))
-            if exclude_outside or antialias:
+            if exclude_outside:
                 weight = torch.where((base < 0) | (base > before - 1), torch.zeros_like(weight), weight)
             weight = weight / weight.sum(-1, keepdim=True)
             y = (x[..., base.clamp(0, before - 1).long()] * weight.to(x.dtype)).sum(-1)
@@ -414,7 +415,8 @@ def sizes(*, values, shape, dtype, device=None):
 
 
 def arange_from(*, start, end, step, dtype, device=None):
-    kind = {"f32": torch.float32, "f64": torch.float64, "i64": torch.int64, "i32": torch.int32, "i16": torch.int16}[dtype]
+    kind = {"f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64, "i32": torch.int32,
+            "i16": torch.int16}[dtype]
     return torch.arange(start, end, step, dtype=kind, device=device)
 
 

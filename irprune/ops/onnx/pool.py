@@ -201,13 +201,15 @@ def _space_rule(axes: Axes, node: Node) -> None:
 def _space_to_depth(node: OnnxNode) -> Step:
     n, c, h, w = node.shape()
     b = node.attrs["blocksize"]
+    if node.attrs.get("mode", "DCR") == "CRD":
+        return Step("pixel_unshuffle", (0,), {"downscale_factor": b}, [like(node, shape=(n, c * (b * b), h // b, w // b))])
     return Step("space_to_depth", (0,), {"block": b}, [like(node, shape=(n, c * (b * b), h // b, w // b))])
 
 
 op("depth_to_space", _depth_rule, run=runs("depth_to_space"))
 op("space_to_depth", _space_rule, run=runs("space_to_depth"))
 spell(("depth_to_space", "pixel_shuffle"), "DepthToSpace", read=_depth_to_space)
-spell("space_to_depth", "SpaceToDepth", read=_space_to_depth)
+spell(("space_to_depth", "pixel_unshuffle"), "SpaceToDepth", read=_space_to_depth)
 
 
 def _grid(node: OnnxNode) -> Step:
