@@ -1,6 +1,18 @@
 """dead-code: drop nodes and weights that no output needs.
 
-Before: ``%y = relu(%x)`` with no reader. After: the line is gone.
+Before::
+
+    %unused: f32[8] = parameter
+
+    %a: f32[2, 6] = relu(%x)
+    %b: f32[2, 6] = rand_like(%a)
+    %y: f32[2, 6] = sigmoid(%x)
+    return %y
+
+After::
+
+    %y: f32[2, 6] = sigmoid(%x)
+    return %y
 """
 
 from __future__ import annotations
@@ -14,7 +26,10 @@ __all__ = ["DeadCode"]
 
 @dataclass(frozen=True)
 class DeadCode:
-    """Remove what no output needs; random and other effects count as none."""
+    """Remove nodes and weights that no output needs.
+
+    A graph has no effects but its outputs: what is drawn at random and not read goes too. Inputs stay, they are the model's signature.
+    """
 
     def run(self, graph: Graph) -> bool:
         needed = {id(v) for v in graph.outputs}

@@ -1,6 +1,22 @@
 """infer-axes: give every dimension its axis, from the rules of the operator table.
 
-Before: ``%y: f32[1, 64] = linear(%x: f32[1, 32], %w: f32[64, 32])``. After: ``%y: f32[1, c1] = linear(%x: f32[1, c0], %w: f32[c1, c0])``.
+Before::
+
+    %up: f32[64, 32] = parameter
+    %down: f32[10, 64] = parameter
+
+    %h: f32[1, 64] = linear(%x, %up)
+    %y: f32[1, 10] = linear(%h, %down)
+
+After::
+
+    axis c0 = 64
+
+    %up: f32[c0, 32] = parameter
+    %down: f32[10, c0] = parameter
+
+    %h: f32[1, c0] = linear(%x, %up)
+    %y: f32[1, 10] = linear(%h, %down)
 """
 
 from __future__ import annotations
@@ -8,22 +24,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from irprune.ir.axis import Axes
-from irprune.ir.graph import Graph, Node, Weight
+from irprune.ir.graph import Graph, Node
 from irprune.ops.registry import Unsupported, lookup
+from irprune.passes.fold_constants import constants
 
 __all__ = ["InferAxes"]
+
+_BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
 class InferAxes:
-    """Run the rule of every node; freeze what enters, what leaves and what no rule covers."""
+    """Run the rule of every node; freeze what enters, what leaves and what no rule covers.
+
+    Scores and choices made on earlier axes are forgotten. A rule that fails freezes its node's axes, with a note.
+    """
 
     def run(self, graph: Graph) -> bool:
+        before = str(graph) if graph.axes is not None else ""
         axes = Axes()
+        graph.axes, graph.kept, graph.scores, graph.skipped = axes, None, {}, {}
         for value in graph.values():
             value.axes = None
         for value in graph.inputs:
-            value.axes = tuple(axes.frozen(s, f"graph input '{value.name}'") for s in value.shape)
+            value.axes = tuple(axes.frozen(s, f"graph input '{value.name}'") for s in value.type.shape or ())
         for weight in graph.weights.values():
             axes.of(weight)
         constant = constants(graph)
@@ -32,10 +56,9 @@ class InferAxes:
             infer(axes, node, node in constant)
         axes.node = None
         for value in graph.outputs:
-            for a in axes.of(value):
+            for a in value.axes or ():
                 axes.freeze(a, f"graph output '{value.name}'")
-        graph.axes = axes
-        return True
+        return before != str(graph) if before else True
 
 
 def infer(axes: Axes, node: Node, constant: bool) -> None:
@@ -44,30 +67,25 @@ def infer(axes: Axes, node: Node, constant: bool) -> None:
     try:
         if entry is None:
             raise Unsupported(f"no rule for {node.op}")
+        if any(v is not None and v.type.shape is None for v in (*node.inputs, *node.outputs)):
+            raise Unsupported(f"{node.op} of a tensor of unknown rank")
         entry.rule(axes, node)
         if entry.creates and entry.resize is None:
             axes.opened[node.out.name] = None
     except Unsupported as why:
-        for value in node.inputs:
-            for a in axes.of(value) if value is not None else ():
-                axes.freeze(a, str(why))
-        if constant:
-            axes.opened[node.out.name] = None
-        for value in node.outputs:
-            value.axes = tuple(axes.leaf(s) if constant else axes.frozen(s, str(why)) for s in value.type.shape or ())
+        _freeze(axes, node, str(why), constant)
+    except _BUGS as bug:
+        why = f"the rule of {node.op} failed: {type(bug).__name__}: {bug}"
+        _freeze(axes, node, why, constant)
+        if node.graph is not None and (note := f"{why} at {node.where}") not in node.graph.notes:
+            node.graph.notes.append(note)
 
 
-def constants(graph: Graph) -> set[Node]:
-    """Nodes computed from buffers, constants and sizes alone: no graph input, no parameter, no symbolic size, nothing drawn at random."""
-    known: set[Node] = set()
-    for node in graph.nodes:
-        entry = lookup(node)
-        if entry is not None and entry.random:
-            continue
-        fixed = all(
-            v is None or (v.producer in known if v.producer is not None else isinstance(v, Weight) and v.kind != "parameter")
-            for v in node.inputs
-        )
-        if fixed and all(v.type.static for v in node.outputs):
-            known.add(node)
-    return known
+def _freeze(axes: Axes, node: Node, why: str, constant: bool) -> None:
+    for value in node.inputs:
+        for a in axes.of(value) if value is not None and value.type.shape is not None else ():
+            axes.freeze(a, why)
+    if constant:
+        axes.opened[node.out.name] = None
+    for value in node.outputs:
+        value.axes = tuple(axes.leaf(s) if constant else axes.frozen(s, why) for s in value.type.shape or ())

@@ -1,6 +1,18 @@
 """slice: rewrite the graph to the kept indices.
 
-Before: ``%w: f32[64, 32]``, ``view(%x) {shape=[1, 64]}``. After, with half of both axes kept: ``%w: f32[32, 16]``, ``{shape=[1, 32]}``.
+Before, with half of c0 kept::
+
+    axis c0 = 64 keep=[0:32]
+    %w: f32[c0, 32] = parameter
+    %h: f32[1, c0] = linear(%x, %w)
+    %y: f32[1, c0, 1] = reshape(%h) {shape=[1, 64, 1]}
+
+After::
+
+    %w: f32[32, 32] = parameter
+    %h: f32[1, 32] = linear(%x, %w)
+    %y: f32[1, 32, 1] = reshape(%h) {shape=[1, 32, 1]}
+
 Weights are sliced when they are loaded; attributes that hold sizes are rewritten by the operator table; tensors made from
 constants alone are folded where an axis of them shrinks.
 """
@@ -13,9 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ir.kept import Indices, Kept
 from irprune.ops.registry import lookup
+from irprune.passes.fold_constants import fold
 
 __all__ = ["Slice", "kept_indices", "take"]
 
@@ -27,13 +41,11 @@ class Slice:
     def run(self, graph: Graph) -> bool:
         kept = graph.kept
         if kept is None:
-            raise ValueError("slice needs a choice: run choose, or set graph.kept")
+            raise IrpruneError("nothing is chosen", "slice", "run choose first, or set graph.kept")
         if not kept.choice:
             return False
         opened = graph.axes.opened if graph.axes is not None else {}
-        for node in [n for n in graph.nodes if opened and n.out.name in opened]:
-            if any(kept.changes(a) for v in node.outputs for a in v.axes or ()):
-                fold(graph, node)
+        fold(graph, [v for n in graph.nodes if opened and n.out.name in opened for v in n.outputs if _shrinks(v, kept)])
         for node in graph.nodes:
             entry = lookup(node)
             if entry is not None and entry.resize is not None and _touched(node, kept):
@@ -43,8 +55,9 @@ class Slice:
             if any(i is not None for i in indices):
                 weight.load = _sliced(weight.load, indices)
         for value in graph.values():
-            if value.axes and any(kept.changes(a) for a in value.axes):
-                value.type = TensorType(value.dtype, tuple(kept.size(a) for a in value.axes))
+            if _shrinks(value, kept):
+                sizes = zip(value.axes or (), value.shape, strict=True)
+                value.type = TensorType(value.dtype, tuple(kept.size(a) if kept.changes(a) else s for a, s in sizes))
         for value in graph.values():
             value.axes = None
         graph.axes, graph.kept, graph.scores = None, None, {}
@@ -52,7 +65,11 @@ class Slice:
 
 
 def _touched(node: Node, kept: Kept) -> bool:
-    return any(kept.changes(a) for v in (*node.inputs, *node.outputs) if v is not None for a in v.axes or ())
+    return any(_shrinks(v, kept) for v in (*node.inputs, *node.outputs) if v is not None)
+
+
+def _shrinks(value: Value, kept: Kept) -> bool:
+    return any(kept.changes(a) for a in value.axes or ())
 
 
 def kept_indices(weight: Weight, kept: Kept) -> list[Indices | None]:
@@ -105,20 +122,3 @@ _BLOCK = 1 << 16  # elements
 
 def _sliced(load: Callable[[], Any], indices: list[Indices | None]) -> Callable[[], Any]:
     return lambda: take(load(), indices)
-
-
-def fold(graph: Graph, node: Node) -> None:
-    """Replace the results of ``node``, computed from constants alone, by constants."""
-    from irprune.validate.interpret import evaluate
-
-    for value, tensor in zip(list(node.outputs), evaluate(graph, (), wanted=node.outputs), strict=True):
-        constant = Weight(f"folded.{value.name}", value.type, lambda t=tensor: t, "constant")
-        constant.axes = value.axes
-        graph.add_weight(constant)
-        replace(graph, value, constant)
-
-
-def replace(graph: Graph, old: Value, new: Value) -> None:
-    """Let all readers of ``old``, the graph's outputs among them, read ``new``."""
-    old.replace_all_uses(new)
-    graph.outputs = [new if v is old else v for v in graph.outputs]

@@ -241,6 +241,11 @@ class Graph:
             self.nodes.insert(self.nodes.index(before), node)
         return node
 
+    def replace(self, old: Value, new: Value) -> None:
+        """Let all readers of ``old``, the graph's outputs among them, read ``new``."""
+        old.replace_all_uses(new)
+        self.outputs = [new if v is old else v for v in self.outputs]
+
     def remove(self, node: Node) -> None:
         """Take ``node`` out; refused while a result of it is read or is a graph output."""
         for value in node.outputs:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
-from irprune.ir.size import Size
+from irprune.ir.size import Size, same
 
 if TYPE_CHECKING:
     from irprune.ops.signature import Signature
 
-__all__ = ["TABLE", "Arg", "Cut", "Op", "Sample", "Unsupported", "aten_target", "lookup", "op", "spelling"]
+__all__ = ["TABLE", "Arg", "Cut", "Op", "Sample", "Unsupported", "aten_target", "lookup", "op", "same_type", "spelling"]
 
 Rule = Callable[[Axes, Node], None]
 
@@ -87,6 +87,8 @@ class Op:
               per product; a tuple that is empty counts nothing
     letters   of a product of tensors: for each operand, then for the result, a letter per dimension
     random    draws its results: tests compare their shapes alone
+    idle      whether a use of it gives back its first operand as it is, so that canonicalize may drop it
+    strides   ATen overloads that depend on how their operand lies in memory -> the one that does not, "" where there is none
     opaque    results hold run-time data in their *shape* or indices (topk, nonzero): documented freeze
     """
 
@@ -100,6 +102,8 @@ class Op:
     silence: Callable[..., Any] | None = None
     creates: bool = False
     random: bool = False
+    idle: Callable[[Node], bool] | None = None
+    strides: Mapping[str, str] = field(default_factory=dict)
     macs: Callable[[Node], tuple[tuple[Axis, ...], ...]] | None = None
     letters: Callable[[Node], tuple[list[str], ...]] | None = None
     samples: tuple[Sample, ...] = ()
@@ -206,3 +210,9 @@ def aten_target(node: Node) -> str:
 def result(node: Node, i: int = 0) -> Value:
     """Result ``i`` of ``node``."""
     return node.outputs[i]
+
+
+def same_type(node: Node) -> bool:
+    """Whether the result has the type of the first operand: an operator that keeps the order of elements does nothing then."""
+    a, b = node.operand(0).type, node.out.type
+    return a.dtype == b.dtype and a.static == b.static and a.rank == b.rank and all(map(same, a.known, b.known))

@@ -35,6 +35,7 @@ op("prelu", _prelu, aten=("prelu.default",),
 op("prelu_kernel", broadcast, aten=("_prelu_kernel.default",), samples=(Sample((_X, Arg((1, 6, 1))), free=3),))
 
 _KEPT = {"p": 0.5, "train": False}
-op("dropout", broadcast, aten=("dropout.default", "feature_dropout.default", "alpha_dropout.default", "feature_alpha_dropout.default"),
+op("dropout", broadcast, idle=lambda node: node.attrs.get("p") == 0,
+   aten=("dropout.default", "feature_dropout.default", "alpha_dropout.default", "feature_alpha_dropout.default"),
    samples=(Sample((_X,), _KEPT, free=3),))
 op("native_dropout", broadcast, aten=("native_dropout.default",), samples=(Sample((_X,), _KEPT, free=3),))

@@ -22,7 +22,8 @@ def _pairs(axes: Axes, node: Node) -> None:
     node.out.axes = (*axes.of(node.operand(0)), axes.frozen(2, "real and imaginary part"))
 
 
-op("view_as_complex", _paired, aten=("view_as_complex.default", "view_as_complex_copy.default"),
+op("view_as_complex", _paired, strides={"aten.view_as_complex.default": ""},
+   aten=("view_as_complex.default", "view_as_complex_copy.default"),
    samples=(Sample((Arg((4, 6, 2)),), free=2),))
 op("view_as_real", _pairs, aten=("view_as_real.default", "view_as_real_copy.default"), samples=(Sample((_C,), free=3),))
 for _names in ("real", "imag", "conj _conj conj_physical resolve_conj", "resolve_neg", "angle"):

@@ -11,7 +11,7 @@ from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, probe_of, same
 from irprune.ops.families.shape import position, respell
-from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op, same_type
 
 __all__ = ["slice_bounds"]
 
@@ -231,7 +231,7 @@ def _slice_scatter(axes: Axes, node: Node) -> None:
     node.out.axes = own
 
 
-op("slice", _slice, resize=_bounds_resize, aten=("slice.Tensor",),
+op("slice", _slice, resize=_bounds_resize, idle=same_type, aten=("slice.Tensor",),
    samples=(Sample((Arg((2, 10)),), {"dim": 1, "start": 2, "end": 7}, free=4),
             Sample((Arg((2, 10)),), {"dim": -1, "start": -4, "end": 2**63 - 1}, free=3),
             Sample((Arg((2, 10)),), {"dim": 1, "start": None, "end": -3}, free=3), Sample((Arg((2, 10)),), {"dim": 1, "end": 50}, free=2),

@@ -211,5 +211,5 @@ def _memory(axes: Axes, node: Node) -> None:
     raise Unsupported("a view by strides in memory")
 
 
-op("as_strided", _memory, aten=("as_strided.default",),
+op("as_strided", _memory, aten=("as_strided.default",), strides={"aten.as_strided.default": ""},
    samples=(Sample((Arg((4, 6)),), {"size": [3, 3], "stride": [6, 1], "storage_offset": 1}, free=0),))

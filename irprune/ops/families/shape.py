@@ -9,7 +9,7 @@ from typing import Any
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
 from irprune.ir.size import Size, Sym, probe_of, same
-from irprune.ops.registry import Arg, Cut, Sample, op
+from irprune.ops.registry import Arg, Cut, Sample, op, same_type
 
 __all__ = ["out_shape", "position", "resized", "respell"]
 
@@ -52,13 +52,14 @@ def _set_shape(node: Node, cut: Cut) -> None:
         node.attrs["shape"] = resized(node.attrs["shape"], node.out.axes or (), cut)
 
 
-op("reshape", _reshape, resize=_set_shape, onnx=("Reshape",),
+op("reshape", _reshape, resize=_set_shape, onnx=("Reshape",), idle=same_type,
+   strides={"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"},
    aten={"reshape.default": {}, "view.default": {"size": "shape"}, "_unsafe_view.default": {"size": "shape"}},
    samples=(Sample((Arg((2, 12, 5)),), {"shape": [2, 3, 4, 5]}, free=4), Sample((Arg((2, 3, 4, 5)),), {"shape": [6, -1]}, free=4),
             Sample((Arg((2, 6)),), {"shape": [1, 2, 6, 1]}, free=2),
             Sample((Arg((2, 12)),), {"shape": [2, 4, 3]}, free=3, target="aten.view.default"),
             Sample((Arg((4, 6)),), {"shape": [-1]}, free=2, target="aten._unsafe_view.default")))
-op("flatten", _reshape, aten=("flatten.using_ints", "ravel.default"),
+op("flatten", _reshape, idle=same_type, aten=("flatten.using_ints", "ravel.default"),
    samples=(Sample((Arg((2, 3, 4, 5)),), {"start_dim": 1, "end_dim": 2}, free=4),
             Sample((Arg((3, 4)),), free=2, target="aten.ravel.default")))
 
@@ -115,7 +116,11 @@ def _swap_last(axes: Axes, node: Node) -> None:
     node.out.axes = (*lead, b, a)
 
 
-op("permute", _permute, aten=("permute.default",), samples=(Sample((_X,), {"dims": [2, 0, -2]}, free=3),))
+def _keeps_order(node: Node) -> bool:
+    return [position(d, node.out.rank) for d in node.attrs["dims"]] == list(range(node.out.rank))
+
+
+op("permute", _permute, idle=_keeps_order, aten=("permute.default",), samples=(Sample((_X,), {"dims": [2, 0, -2]}, free=3),))
 op("transpose", _transpose,
    aten={"transpose.int": {}, "swapaxes.default": {"axis0": "dim0", "axis1": "dim1"}, "swapdims.default": {}},
    samples=(Sample((_X,), {"dim0": 1, "dim1": -1}, free=3),))
@@ -200,10 +205,11 @@ def _expand_as(axes: Axes, node: Node) -> None:
     node.out.axes = other
 
 
-op("expand", _expand, resize=_set_shape, aten={"expand.default": {"size": "shape"}, "broadcast_to.default": {"size": "shape"}},
+op("expand", _expand, resize=_set_shape, idle=same_type,
+   aten={"expand.default": {"size": "shape"}, "broadcast_to.default": {"size": "shape"}},
    samples=(Sample((Arg((2, 1, 5)),), {"shape": [3, -1, 6, 5]}, free=4, target="aten.expand.default"),
             Sample((Arg((2, 1, 5)),), {"shape": [3, 2, 6, 5]}, free=4, target="aten.broadcast_to.default")))
-op("expand_as", _expand_as, aten=("expand_as.default",), samples=(Sample((Arg((1, 5)), Arg((3, 6, 5))), free=3),))
+op("expand_as", _expand_as, idle=same_type, aten=("expand_as.default",), samples=(Sample((Arg((1, 5)), Arg((3, 6, 5))), free=3),))
 
 
 def _repeated(axes: Axes, node: Node) -> list[Axis]:
