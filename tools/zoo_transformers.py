@@ -1,17 +1,21 @@
 """Small random models of the transformers families: a family's default configuration, shrunk by the names of its fields.
 
-No weights are downloaded. A family whose shrunk default cannot run a forward pass is left out, with the reason.
+No weights are downloaded. The class is the one with a head, and what is asked of it is the answer (logits, boxes, masks ...), not
+the hidden states that it passes along: a hidden state that is returned may not change its width. An encoder that has no class
+with a head gets a linear one, as a user of the encoder would give it. A family whose shrunk default cannot run a forward pass
+is left out, with the reason.
 """
 
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-__all__ = ["build", "families", "head_of"]
+__all__ = ["Answer", "build", "families", "head_of"]
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCAB = 64, 4, 2, 16, 96, 2, 160
 
@@ -22,7 +26,7 @@ _BY_NAME: list[tuple[tuple[str, ...], int]] = [
     (("head_dim", "attention_head_dim", "d_kv", "qk_nope_head_dim", "v_head_dim", "d_head", "attention_head_size"), HEAD_DIM),
     (("qk_rope_head_dim",), 8), (("q_lora_rank", "kv_lora_rank"), 32),
     (("hidden_size", "d_model", "n_embd", "embedding_size", "emb_dim", "dim", "embed_dim", "hidden_dim", "word_embed_proj_dim",
-      "projection_dim", "decoder_hidden_size", "encoder_hidden_size", "text_embed_dim", "d_embed"), WIDTH),
+      "projection_dim", "decoder_hidden_size", "encoder_hidden_size", "text_embed_dim", "d_embed", "d_text", "hidden_dims"), WIDTH),
     (("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "ffn_hidden_size", "moe_intermediate_size",
       "shared_expert_intermediate_size", "mlp_dim", "d_inner", "inner_dim", "decoder_intermediate_size", "expert_ffn_hidden_size",
       "intermediate_size_mlp", "shared_intermediate_size"), FFN),
@@ -33,16 +37,80 @@ _BY_NAME: list[tuple[tuple[str, ...], int]] = [
     (("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k"), 2),
     (("max_position_embeddings", "n_positions", "max_source_positions", "max_target_positions", "n_ctx"), 128),
     (("image_size",), 64), (("n_group", "topk_group"), 1), (("first_k_dense_replace",), 1), (("state_size", "ssm_state_size"), 8),
-    (("mamba_n_heads", "mamba_num_heads"), 4), (("mamba_d_state",), 8),
+    (("mamba_n_heads", "mamba_num_heads"), 4), (("mamba_d_state",), 8), (("mamba_d_head",), 32), (("mamba_d_ssm",), 128),
+    (("num_queries", "two_stage_num_proposals"), 12), (("rotary_dim",), 8), (("num_codebooks",), 2),
+    (("subsampling_conv_channels",), 32), (("num_kv_shared_layers",), 0), (("vocab_size_per_layer_input",), VOCAB),
+    (("num_conv_pos_embeddings",), 16), (("max_length",), 128), (("num_buckets", "position_buckets"), 16),
 ]
 _SMALL = {name: value for names, value in _BY_NAME for name in names}
 
 
-def families() -> list[str]:
-    """Every model type that transformers' ``AutoModel`` knows, in order."""
+# What the table above gets wrong, by model type: dotted fields of the configuration.
+_OVERRIDES: dict[str, dict[str, Any]] = {
+    "audio-spectrogram-transformer": {"num_mel_bins": 32, "max_length": 64},
+    "codegen": {"rotary_dim": 8},
+    "esm": {"vocab_size": VOCAB, "pad_token_id": 1, "mask_token_id": 2},
+    "depth_pro": {"patch_size": 32},
+    "funnel": {"block_sizes": [1, 1], "block_repeats": [1, 1]},
+    "swin": {"embed_dim": 24, "image_size": 64, "window_size": 4}, "swinv2": {"embed_dim": 24, "image_size": 64, "window_size": 4},
+    "donut-swin": {"embed_dim": 24, "image_size": 64}, "clap": {"audio_config.spec_size": 64},
+    "time_series_transformer": {"prediction_length": 4},
+    "reformer": {"attn_layers": ["local", "local"], "axial_pos_embds": False},
+    "xlm-roberta-xl": {"pad_token_id": 1},
+    "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32},
+    "longformer": {"attention_window": [4, 4]},
+}
+
+# The classes with a head: the mappings of ``transformers`` in the order in which they are asked for a model type.
+_HEADS = (
+    "ZERO_SHOT_IMAGE_CLASSIFICATION", "SPEECH_SEQ_2_SEQ", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "CTC", "IMAGE_CLASSIFICATION",
+    "AUDIO_CLASSIFICATION", "VIDEO_CLASSIFICATION", "MASKED_LM", "CAUSAL_LM", "MULTIMODAL_LM", "SEMANTIC_SEGMENTATION", "OBJECT_DETECTION",
+    "DEPTH_ESTIMATION", "UNIVERSAL_SEGMENTATION", "INSTANCE_SEGMENTATION", "IMAGE_TO_IMAGE", "SEQUENCE_CLASSIFICATION",
+    "QUESTION_ANSWERING", "VISUAL_QUESTION_ANSWERING", "TIME_SERIES_PREDICTION", "TEXT_TO_SPECTROGRAM", "TEXT_TO_WAVEFORM",
+    "MASKED_IMAGE_MODELING", "CAUSAL_IMAGE_MODELING", "KEYPOINT_DETECTION", "PRETRAINING", "",
+)
+
+# What is an answer among the fields of an output; the rest are states that are passed along.
+_ANSWERS = (
+    "logits", "pred_boxes", "pred_masks", "class_queries_logits", "masks_queries_logits", "predicted_depth", "reconstruction",
+    "logits_per_image", "logits_per_text", "prediction_logits", "start_logits", "end_logits", "prediction_outputs", "waveform",
+    "spectrogram", "audio_values", "seq_relationship_logits", "keypoints", "scores", "iou_scores", "mean_predictions",
+)
+_STATES = ("pooler_output", "last_hidden_state")
+
+
+class Answer(torch.nn.Module):
+    """``model`` with its answer alone as the output; ``states`` of an encoder without a head go through a linear layer of ten."""
+
+    def __init__(self, model: torch.nn.Module, fields: tuple[str, ...], width: int = 0) -> None:
+        super().__init__()
+        self.model = model
+        self.fields = fields
+        self.head = torch.nn.Linear(width, 10) if width else None
+
+    def forward(self, **kwargs: Any) -> Any:
+        out = self.model(**kwargs)
+        found = tuple(out[name] for name in self.fields)
+        return self.head(found[0]) if self.head is not None else found
+
+
+def families(everything: bool = False) -> list[str]:
+    """Every model type that transformers' ``AutoModel`` knows, in order; one for each family by default, the shortest name of it."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
-    return list(MODEL_MAPPING_NAMES)
+    if everything:
+        return list(MODEL_MAPPING_NAMES)
+    return [members[0] for members in _members().values()]
+
+
+def _members() -> dict[str, list[str]]:
+    """The model types of each family, the shortest name first."""
+    from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
+
+    out: dict[str, list[str]] = {}
+    for name in MODEL_MAPPING_NAMES:
+        out.setdefault(head_of(name), []).append(name)
+    return {head: sorted(names, key=lambda n: (len(n), n)) for head, names in out.items()}
 
 
 def _shrink(config: Any) -> None:
@@ -57,13 +125,19 @@ def _shrink(config: Any) -> None:
         elif name in _SMALL and isinstance(value, int):
             with contextlib.suppress(AttributeError, ValueError):
                 setattr(config, name, min(value, _SMALL[name]))
-        elif name.endswith("_token_id") and isinstance(value, int) and value >= VOCAB:
+        elif name.endswith(("_token_id", "_token_index")) and isinstance(value, int) and value >= VOCAB:
             setattr(config, name, VOCAB - 1 - len(name) % 7)
         elif name == "layer_types" and isinstance(value, list):
             kinds = list(dict.fromkeys(value))
             setattr(config, name, (kinds * LAYERS)[:LAYERS] if len(kinds) <= LAYERS else kinds[:LAYERS])
-        elif name in ("rope_parameters", "rope_scaling") and isinstance(value, dict) and "mrope_section" in value:
-            value["mrope_section"] = [HEAD_DIM // 4, HEAD_DIM // 8, HEAD_DIM // 8]
+        elif name == "rope_parameters" and isinstance(value, dict) and ("mrope_section" in value or "glm" in config.model_type):
+            turned = int(HEAD_DIM * value.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None) or 1.0))
+            value["mrope_section"] = [turned // 4, turned // 8, turned // 8]
+    if isinstance(getattr(config, "qk_rope_head_dim", None), int) and isinstance(getattr(config, "head_dim", None), int):
+        config.head_dim = config.qk_rope_head_dim  # the width that is turned
+    if isinstance(getattr(config, "qk_nope_head_dim", None), int) and hasattr(config, "qk_head_dim"):  # a key for each head
+        config.num_key_value_heads = config.num_attention_heads
+        config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
 
 
 def head_of(name: str) -> str:
@@ -71,31 +145,96 @@ def head_of(name: str) -> str:
     return name.replace("-", "_").split("_")[0]
 
 
-def build(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """A small random model of the family and keyword arguments it runs on. Raises whatever the family raises."""
-    from transformers import AutoModel
+def build(name: str, siblings: bool = True) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """A small random model of the family and keyword arguments it runs on.
+
+    Where the model type itself does not build and ``siblings``, the other types of its family are tried. Raises RuntimeError with
+    the first refusal.
+    """
+    first: Exception | None = None
+    others = [n for n in _members()[head_of(name)] if n != name] if siblings else []
+    for each in (name, *others):
+        try:
+            return _build(each)
+        except Exception as error:  # a library's refusals are of every kind
+            first = first or error
+    raise RuntimeError(f"{type(first).__name__}: {first}") from first
+
+
+def _build(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    refused: list[str] = []
+    for kind in _classes(name):
+        torch.manual_seed(0)
+        config = _config(name)
+        try:
+            model = kind._from_config(config).eval()
+        except Exception as error:
+            refused.append(f"{kind.__name__}: {type(error).__name__}: {str(error)[:80]}")
+            continue
+        if sum(p.numel() for p in model.parameters()) > 150_000_000:
+            refused.append(f"{kind.__name__}: the shrunk configuration is still large")
+            continue
+        try:
+            kwargs, fields, width = _call(model, config)
+        except RuntimeError as error:
+            refused.append(f"{kind.__name__}: {error}")
+            continue
+        return (Answer(model, fields, width).eval() if fields else model), kwargs
+    raise RuntimeError(refused[0] if refused else "no class")
+
+
+def _config(name: str) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    torch.manual_seed(0)
     config = CONFIG_MAPPING[name]()
     _shrink(config)
-    with contextlib.suppress(AttributeError, ValueError):
-        config.use_cache = False
-    for sub in vars(config).values():
-        if hasattr(sub, "use_cache"):
-            sub.use_cache = False
-    model = AutoModel.from_config(config).eval()
-    if sum(p.numel() for p in model.parameters()) > 60_000_000:
-        raise RuntimeError("the shrunk configuration is still large")
+    for path, value in _OVERRIDES.get(name, {}).items():
+        at = config
+        *way, field = path.split(".")
+        for step in way:
+            at = getattr(at, step)
+        setattr(at, field, value)
+    for own in (config, *vars(config).values()):
+        if hasattr(own, "use_cache"):
+            own.use_cache = False
+    return config
+
+
+def _classes(name: str) -> list[Any]:
+    """The classes for a model type, best first: at most two with a head, then the bare model."""
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    found: dict[str, None] = {}
+    for head in _HEADS:
+        mapping = getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES" if head else "MODEL_MAPPING_NAMES", {})
+        classes = mapping.get(name, ())
+        for each in (classes,) if isinstance(classes, str) else classes:
+            if hasattr(transformers, each):
+                found.setdefault(each)
+    names = list(found)
+    return [getattr(transformers, n) for n in dict.fromkeys((*names[:2], *names[-1:]))]
+
+
+def _call(model: Any, config: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...], int]:
+    """Keyword arguments that the model runs on, the fields of its output that are its answer, and the width of a head that it lacks."""
     errors = []
-    for make in (_by_main_input, _text, _image, _audio_values, _audio_features, _text_and_image):
+    for make in (_image_in_text, _by_main_input, _text, _image, _audio_values, _audio_features, _text_and_image):
         try:
             kwargs = make(model, config)
             with torch.no_grad():
-                model(**kwargs)
-            return model, kwargs
+                out = model(**kwargs)
         except Exception as error:  # each way of calling is tried; all refusals are reported
             errors.append(f"{make.__name__}: {type(error).__name__}: {str(error)[:80]}")
+            continue
+        has = [k for k in out if isinstance(out[k], torch.Tensor)] if hasattr(out, "keys") else []
+        answers = tuple(k for k in _ANSWERS if k in has)
+        if answers and all(out[k].numel() == 1 for k in answers) and "pixel_values" in kwargs:
+            kwargs["pixel_values"] = torch.cat([kwargs["pixel_values"], kwargs["pixel_values"].flip(-1)])  # one number compares nothing
+        if answers:
+            return kwargs, answers, 0
+        state = next((k for k in _STATES if k in has and out[k].ndim in (2, 3)), "")
+        return kwargs, (state,) if state else (), out[state].shape[-1] if state else 0
     raise RuntimeError("; ".join(errors))
 
 
@@ -125,13 +264,40 @@ def _text_and_image(model: Any, config: Any) -> dict[str, torch.Tensor]:
     return {**_text(model, config), **_image(model, config)}
 
 
+def _image_in_text(model: Any, config: Any) -> dict[str, torch.Tensor]:
+    """As many image tokens in the text as the image gives; the model's refusal of one token says how many."""
+    token = next((v for n in ("image_token_id", "image_token_index") if (v := getattr(config, n, None)) is not None), None)
+    if token is None:
+        raise ValueError("no image token")
+    pixels = _image(model, config)["pixel_values"]
+    try:
+        made = {"input_ids": _with(token, 1), "pixel_values": pixels}
+        with torch.no_grad():
+            model(**made)
+    except ValueError as refused:
+        counts = [int(n) for n in re.findall(r"\d+", str(refused)) if int(n) > 1]
+        for n in dict.fromkeys((*counts, *(n // WIDTH for n in counts if n >= WIDTH))):  # tokens, or tokens times their width
+            made = {"input_ids": _with(token, n), "pixel_values": pixels}
+            with contextlib.suppress(ValueError), torch.no_grad():
+                model(**made)
+                break
+    return made
+
+
+def _with(token: int, count: int) -> torch.Tensor:
+    return torch.cat([_ids(4), torch.full((1, count), token), _ids(4)], 1)
+
+
 def _audio_values(model: Any, config: Any) -> dict[str, torch.Tensor]:
+    if getattr(config, "num_mel_bins", None) and getattr(config, "max_length", None):  # a spectrogram
+        return {"input_values": torch.randn(1, config.max_length, config.num_mel_bins, generator=torch.Generator().manual_seed(0))}
     return {"input_values": torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))}
 
 
 def _audio_features(model: Any, config: Any) -> dict[str, torch.Tensor]:
-    bins = next((v for n in ("num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim") if (v := getattr(config, n, None))), 80)
-    length = 2 * (getattr(config, "max_source_positions", None) or 64)
+    own = next((c for n in ("encoder_config", "audio_config") if (c := getattr(config, n, None)) is not None), config)
+    bins = next((v for n in ("num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim") if (v := getattr(own, n, None))), 80)
+    length = 2 * (getattr(own, "max_source_positions", None) or 64)
     shape = (1, bins, length) if model.config.model_type in ("whisper",) else (1, length, bins)
     kwargs = {"input_features": torch.randn(*shape, generator=torch.Generator().manual_seed(0))}
     if getattr(config, "is_encoder_decoder", False):

@@ -19,7 +19,7 @@ from irprune.emit.spell import Code, arguments, literal, spell
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym
-from irprune.ops.call import bind, substitute
+from irprune.ops.call import bind, overload, substitute
 from irprune.ops.registry import lookup
 
 __all__ = ["Source", "Tensor", "write"]
@@ -279,6 +279,8 @@ class _Writer:
             return self._recurrent(node, owner, names)
         if owner is not None:
             names = names[:1]
+        elif len(names) == 1 and _is_list(node):
+            return f"({names[0]},) = {self._expression(node)}"
         return f"{', '.join(names)} = {self._expression(node)}"
 
     def _recurrent(self, node: Node, owner: str, names: list[str]) -> str:
@@ -328,6 +330,15 @@ class _Writer:
 
         rank = node.operand(0).rank if node.has(0) and node.operand(0).type.shape is not None else 0
         return spell(call.target, [show(a) for a in call.args], {k: show(v) for k, v in call.kwargs.items()}, rank)
+
+
+def _is_list(node: Node) -> bool:
+    """Whether the operator gives a list of tensors, be it of one: ``unbind``, ``split`` and their like."""
+    try:
+        returns = overload(bind(node).target)._schema.returns
+    except LookupError:
+        return False
+    return len(returns) == 1 and str(returns[0].type) == "List[Tensor]"
 
 
 @dataclass(frozen=True)
