@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from irprune.ops.call import overload
+
 __all__ = ["Code", "literal", "spell"]
 
 
@@ -106,8 +108,7 @@ def _usual(name: str, short: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 def _fits(short: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether the Python function takes all that is given; the last schema arguments of some overloads have no place in it."""
     _, count = _FUNCTIONS[short]
-    schema = torch.ops.aten.__getattr__(short.split(".")[0]).__getattr__(short.split(".")[1])._schema
-    known = {a.name for a in schema.arguments[:count]}
+    known = {a.name for a in overload(f"aten.{short}")._schema.arguments[:count]}
     return len(args) <= count and set(kwargs) <= known
 
 
@@ -146,7 +147,7 @@ def _special(short: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: i
         return f"F.pad({args[0]}, {literal(args[1])}{f', value={literal(args[2])}' if len(args) > 2 else ''})"
     if short in ("_softmax.default", "_log_softmax.default") and args[2:] == [False]:
         return f"{args[0]}.{short.split('.')[0][1:]}({literal(args[1])})"
-    if short in ("einsum.default",) and (len(args) != 2 or kwargs):
+    if (short == "einsum.default" and (len(args) != 2 or kwargs)) or (short == "index_put.default" and None in args[1]):
         return f"torch.ops.aten.{short}({arguments(args, kwargs)})"
     return ""
 

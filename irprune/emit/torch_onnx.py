@@ -42,11 +42,18 @@ def export_onnx(module: torch.nn.Module, structure: Any, path: str | Path, opset
         except (IrpruneError, OSError):
             raise
         except Exception as refused:  # the exporter wraps every failure in classes of its own
-            lines = [x.strip() for x in str(refused).splitlines() if x.strip()]
-            raise IrpruneError(f"torch.onnx.export refuses the pruned module: {lines[0][:300] if lines else type(refused).__name__}",
-                               str(path), "the module itself is sound: use it, or the .pt2 file") from refused
+            raise IrpruneError(f"torch.onnx.export refuses the pruned module: {_gist(refused)}", str(path),
+                               "the module itself is sound: use it, or the .pt2 file") from refused
         _without_traces(target)
     return path
+
+
+def _gist(refused: BaseException) -> str:
+    """What the innermost error says; the exporter wraps it in advice."""
+    while refused.__cause__ is not None:
+        refused = refused.__cause__
+    lines = [x.strip() for x in str(refused).splitlines() if x.strip()]
+    return f"{type(refused).__name__}: {lines[0][:300] if lines else 'no message'}"
 
 
 def input_names(structure: Any) -> list[str]:
