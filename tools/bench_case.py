@@ -97,6 +97,15 @@ def in_float64(pruned: Any) -> float:
     return relative_error(evaluate(cut, inputs, dtype=torch.float64), silenced(graph, graph.kept, inputs, torch.float64))
 
 
+def exportable(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
+    """Whether ``torch.onnx.export`` takes the original: where it does not, it cannot be asked to take the pruned model."""
+    try:
+        torch.onnx.export(model.eval(), tuple(args), kwargs=dict(kwargs), dynamo=True, verbose=False)
+    except torch.onnx.errors.OnnxExporterError:
+        return False
+    return True
+
+
 def measure(name: str, ratio: float, small: bool, onnx: bool = True) -> dict[str, Any]:
     """Everything the table says about a case; a refusal as ``refused`` with its message."""
     case = models.get(name)
@@ -122,8 +131,13 @@ def measure(name: str, ratio: float, small: bool, onnx: bool = True) -> dict[str
     for _ in range(2):
         with tempfile.TemporaryDirectory() as folder:
             if onnx:
-                pruned.onnx(Path(folder) / "model.onnx")
-                row |= {"parity": pruned.report.parity.max_error, "provider": pruned.report.parity.provider}
+                try:
+                    pruned.onnx(Path(folder) / "model.onnx")
+                    row |= {"parity": pruned.report.parity.max_error, "provider": pruned.report.parity.provider}
+                except IrpruneError as refused:
+                    if exportable(model, args, kwargs):
+                        raise
+                    row["onnx"] = f"refused, for the original too: {refused}"
             digests.append(digest(pruned, Path(folder)))
         if len(digests) == 1:
             row["trains"] = trains(pruned.module, args, kwargs)
