@@ -338,8 +338,9 @@ def _hugging_face(folder: str, pretrained: bool) -> tuple[Any, Callable[[], Any]
         model = kind.from_pretrained(folder, local_files_only=True)
     else:
         model = kind(config) if kind is not transformers.AutoModel else kind.from_config(config)
-    if hasattr(model.config, "use_cache"):
-        model.config.use_cache = False
+    for part in model.modules():  # a decoder may hold a copy of the config
+        if hasattr(getattr(part, "config", None), "use_cache"):
+            part.config.use_cache = False
     return model, lambda: _hugging_face_call(model)
 
 

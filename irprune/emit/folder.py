@@ -1,7 +1,7 @@
 """A pruned model as a folder that loads without irprune.
 
 ``model.py`` needs only torch: ``import model; net = model.load()``. Beside it lie ``weights.safetensors``, the program
-``model.pt2``, ``model.onnx``, the plan and the report.
+``model.pt2``, ``model.onnx``, the plan and the report. Of a transformers model there is ``huggingface/`` as well.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from irprune.emit.aside import replace_folder
+from irprune.emit.hugging_face import is_pretrained, save_pretrained
 from irprune.emit.module import source_of
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.quiet import quiet
@@ -67,6 +68,9 @@ def save_folder(pruned: Pruned, folder: str | Path) -> Path:
             raise
         except IrpruneError as refused:  # the exporter lacks an operator; the rest of the folder is sound
             pruned.report.notes.append(f"no model.onnx: {refused.what}")
+        if not pruned.from_onnx and is_pretrained(pruned.graph.structure.module):
+            why = save_pretrained(pruned, draft / "huggingface")
+            pruned.report.notes.append(f"no huggingface/: {why}" if why else "huggingface/ loads with from_pretrained of the same class")
         pruned.plan.save(draft / "plan.json")
         (draft / "report.json").write_text(pruned.report.to_json())
         (draft / "report.html").write_text(pruned.report.to_html())

@@ -27,7 +27,7 @@ from irprune.validate.tolerance import FLOAT32
 if TYPE_CHECKING:
     from irprune.api import Pruned
 
-__all__ = ["apply_to"]
+__all__ = ["SameOutputs", "apply_to"]
 
 _TRIALS = 64  # calls of the model that a search for size attributes may cost
 
@@ -39,7 +39,7 @@ def apply_to(pruned: Pruned, model: nn.Module) -> nn.Module:
     try:
         _cut_tensors(edit, pruned.graph)
         _set_layers(edit, pruned.cut)
-        check = _Check(pruned, model)
+        check = SameOutputs(pruned, model)
         _search(edit, list(_candidates(model, pruned.graph, pruned.cut)), check)
         done = True
     finally:
@@ -249,7 +249,7 @@ def _renewed(value: Any, change: dict[int, int]) -> Any:
 # -- the search --------------------------------------------------------------------------------------------------------
 
 
-class _Check:
+class SameOutputs:
     """Whether the instance computes what the emitted module computes; remembers how it last failed."""
 
     def __init__(self, pruned: Pruned, model: nn.Module) -> None:
@@ -293,7 +293,7 @@ def _line_of(error: BaseException) -> str:
     return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
 
 
-def _search(edit: _Edit, candidates: list[_Candidate], check: _Check) -> None:
+def _search(edit: _Edit, candidates: list[_Candidate], check: SameOutputs) -> None:
     """Find the attributes to change: those that nodes name, then all, then sets of classes one by one. Raises where none does."""
     if check():
         return

@@ -1,0 +1,118 @@
+"""transformers models: ``huggingface/`` beside the rest loads with ``from_pretrained`` and computes what the pruned module computes.
+
+Needs transformers (extra ``zoo``): without it these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import irprune
+from irprune.emit.hugging_face import is_pretrained, save_pretrained
+from irprune.validate.inputs import flat_tensors
+from irprune.validate.oracle import relative_error
+from irprune.validate.tolerance import FLOAT32
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
+
+
+def _ids(n: int = 6) -> torch.Tensor:
+    return torch.randint(2, 50, (1, n), generator=torch.Generator().manual_seed(0))
+
+
+def _model(name: str):
+    """A tiny model in eval mode without a cache, and its call."""
+    model, kwargs = _made(name)
+    for part in model.eval().modules():
+        if hasattr(getattr(part, "config", None), "use_cache"):
+            part.config.use_cache = False
+    return model, kwargs
+
+
+def _made(name: str):
+    t = transformers
+    torch.manual_seed(0)
+    if name == "llama":
+        return t.LlamaForCausalLM(t.LlamaConfig(**SIZES, num_key_value_heads=2)), {"input_ids": _ids()}
+    if name == "gpt2":
+        return t.GPT2LMHeadModel(t.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16)), {"input_ids": _ids()}
+    if name == "bert":
+        return t.BertForMaskedLM(t.BertConfig(**SIZES, max_position_embeddings=16)), {"input_ids": _ids()}
+    if name == "vit":
+        own = {k: v for k, v in SIZES.items() if k != "vocab_size"}
+        model = t.ViTForImageClassification(t.ViTConfig(**own, image_size=16, patch_size=8))
+        return model, {"pixel_values": torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))}
+    if name == "t5":
+        model = t.T5ForConditionalGeneration(t.T5Config(
+            vocab_size=50, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_decoder_layers=2, num_heads=4, decoder_start_token_id=0))
+        return model, {"input_ids": _ids(), "decoder_input_ids": _ids(4)}
+    config = t.MixtralConfig(**SIZES, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2)
+    return t.MixtralForCausalLM(config), {"input_ids": _ids()}
+
+
+NAMES = ("llama", "gpt2", "bert", "vit", "t5", "mixtral")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_folder_loads_and_computes_the_same(name: str, tmp_path: Path) -> None:
+    model, kwargs = _model(name)
+    pruned = irprune.prune(model, (), kwargs, ratio=0.5, proof=False)
+    assert save_pretrained(pruned, tmp_path / "huggingface") == ""
+    loaded = type(model).from_pretrained(tmp_path / "huggingface").eval()
+    assert sum(p.numel() for p in loaded.parameters()) < 0.8 * sum(p.numel() for p in model.parameters())
+    with torch.no_grad():
+        assert relative_error(flat_tensors(loaded(**kwargs)), flat_tensors(pruned.module(**kwargs))) <= FLOAT32
+
+
+def test_llama_names_its_new_sizes(tmp_path: Path) -> None:
+    model, kwargs = _model("llama")
+    assert save_pretrained(irprune.prune(model, (), kwargs, ratio=0.5, proof=False), tmp_path / "hf") == ""
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert [config[k] for k in ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")] == [
+        16, 24, 2, 1, 8]
+
+
+def test_sizes_that_differ_by_layer_are_named_and_nothing_is_written(tmp_path: Path) -> None:
+    model, kwargs = _model("llama")
+    pruned = irprune.prune(model, (), kwargs, ratio=0.5, ratios={"model.layers.1.mlp*": 0.25}, proof=False)
+    why = save_pretrained(pruned, tmp_path / "hf")
+    assert "layers.1.mlp" in why or "layers.0.mlp" in why
+    assert "x" in why
+    assert not (tmp_path / "hf").exists()
+
+
+def test_rotary_pairs_that_were_dropped_are_no_config(tmp_path: Path) -> None:
+    model, kwargs = _model("llama")
+    pruned = irprune.prune(model, (), kwargs, ratio=0.5, prefer="head_dim", proof=False)
+    assert save_pretrained(pruned, tmp_path / "hf") != ""
+    assert not (tmp_path / "hf").exists()
+
+
+def test_save_writes_it_beside_the_module(tmp_path: Path) -> None:
+    model, kwargs = _model("gpt2")
+    pruned = irprune.prune(model, (), kwargs, ratio=0.5)
+    folder = pruned.save(tmp_path / "out")
+    assert (folder / "huggingface" / "config.json").exists()
+    assert any("from_pretrained" in note for note in json.loads((folder / "report.json").read_text())["notes"])
+
+
+def test_hf_folder_is_a_model_of_the_command_line(tmp_path: Path) -> None:
+    from irprune.capture.load import load_model
+
+    model, kwargs = _model("bert")
+    model.save_pretrained(tmp_path / "bert")
+    loaded = load_model(f"hf:{tmp_path / 'bert'}")
+    assert type(loaded.model) is type(model)
+    assert torch.equal(loaded.model(**kwargs).logits, model(**kwargs).logits)
+    assert irprune.prune(loaded.model, loaded.args, loaded.kwargs, ratio=0.5).report.proof.passed
+
+
+def test_only_models_of_the_library_are_taken() -> None:
+    assert is_pretrained(_model("bert")[0])
+    assert not is_pretrained(torch.nn.Linear(2, 2))
