@@ -3,6 +3,7 @@
     python tools/bench.py                              every case, full size, at 0.3, 0.5 and 0.7
     python tools/bench.py --small --case llama         one case, small
     python tools/bench.py --against torch-pruning      time beside Torch-Pruning, stage by stage, in one run
+    python tools/bench.py --against onnxsim            ONNX files beside onnxsim's pruner
     python tools/bench.py --memory                     a LLaMA-2-7B-shaped model on the meta device
 
 Each case runs in a process of its own with a time limit. Rows are kept in a JSON file as they come, so that a run that was
@@ -177,10 +178,17 @@ def main(
     if against is not None:
         from bench_against import RIVALS
 
-        if against not in RIVALS:
-            raise click.UsageError(f"no rival {against!r}; there are: {', '.join(RIVALS)}")
-        rows, lines = beside(against, speed_models, rounds)
-        head: Sequence[str] = ("model", "irprune", against, "ratio", "after capture", "left", f"left by {against}", "stages, ms")
+        if against not in (*RIVALS, "onnxsim"):
+            raise click.UsageError(f"no rival {against!r}; there are: {', '.join((*RIVALS, 'onnxsim'))}")
+        head: Sequence[str]
+        if against == "onnxsim":
+            import bench_onnx
+
+            rows = bench_onnx.beside_onnxsim(cases or bench_onnx.CASES)
+            head, lines = bench_onnx.HEAD, [bench_onnx.line(r) for r in rows]
+        else:
+            rows, lines = beside(against, speed_models, rounds)
+            head = ("model", "irprune", against, "ratio", "after capture", "left", f"left by {against}", "stages, ms")
         show(f"irprune beside {against}, ratio 0.5", head, lines)
     else:
         import models
