@@ -10,11 +10,6 @@ pytest.importorskip("onnxruntime")
 from irprune.validate import onnx_backend  # noqa: E402
 from irprune.validate.onnx_backend import cases, check  # noqa: E402
 
-ROUNDING = {  # bfloat16 sums in another order: two units in the last place where onnx asks for one
-    "test_attention_4d_attn_mask_causal_bf16_expanded", "test_attention_4d_causal_bf16_expanded",
-}
-
-
 @pytest.mark.parametrize(("kind", "least"), [("node", 1100), ("simple", 7), ("pytorch-operator", 30), ("pytorch-converted", 75)])
 @pytest.mark.filterwarnings("ignore")
 def test_backend_cases(kind: str, least: int) -> None:
@@ -22,11 +17,15 @@ def test_backend_cases(kind: str, least: int) -> None:
     failed = {}
     for case in cases(kind):
         outcome = check(case)
-        if outcome.failed and case.name not in ROUNDING:
+        if outcome.failed:
             failed[case.name] = outcome.failed
         whole += not (outcome.failed or outcome.left_out or outcome.torch)
     assert failed == {}
     assert whole >= least, "fewer cases pass through the torch module than before"
+
+
+def softsign(x):  # type: ignore[no-untyped-def]
+    return 2 * x
 
 
 def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +34,7 @@ def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     case = next(c for c in cases() if c.name == "test_softsign")
     assert check(case).failed == ""
-    monkeypatch.setattr(functions, "softsign", functions.swish)
+    monkeypatch.setattr(functions, "softsign", softsign)
     assert "module" in check(case).failed
 
 

@@ -424,8 +424,8 @@ class _Reader:
                 given = {n: type_proto(t, self.symbols) for n, t in zip(node.input, types, strict=False) if n and t is not None}
                 found = onnx.shape_inference.infer_node_outputs(schema, node, given, data, opset_imports=list(self.source.model.opset_import),
                                                                 ir_version=self.source.model.ir_version)
-        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, KeyError):
-            pass
+        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, KeyError, RuntimeError, ValueError, TypeError):
+            pass  # no type from here; the declared one is next
         out = []
         for name in node.output:
             kind = self._type_from(found.get(name))

@@ -10,20 +10,28 @@ from irprune.ir.size import Size
 from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, spell, variant
 from irprune.ops.onnx.types import like, padded, window
 
-__all__: list[str] = []
+__all__ = ["conv_places"]
 
 
-def _kernel(node: OnnxNode) -> list[int]:
-    sizes = node.attrs.get("kernel_shape") or list(node.shape(1)[2:])
+def _kernel(node: OnnxNode, w: Sequence[Size]) -> list[int]:
+    sizes = node.attrs.get("kernel_shape") or list(w[2:])
     if any(not isinstance(s, int) for s in sizes):
         raise Unread("a convolution with a dynamic kernel")
     return list(sizes)
 
 
+def conv_places(node: OnnxNode, x: Sequence[Size], w: Sequence[Size]) -> tuple[dict[str, Any], tuple[Size, ...]]:
+    """The attributes of a convolution of input ``x`` with kernels ``w``, padding in torch's order, and the shape of its result."""
+    kernel = _kernel(node, w)
+    strides, dilations, begins, ends = padded(node, kernel, x)
+    places = [window(s, k, t, d, b, e) for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)]
+    return {"stride": strides, "padding": _flat(begins, ends), "dilation": dilations, "groups": node.attrs.get("group", 1)}, (x[0], w[0], *places)
+
+
 def _conv(node: OnnxNode) -> Step:
-    kernel = _kernel(node)
-    strides, dilations, begins, ends = padded(node, kernel)
     x, w = node.shape(0), node.shape(1)
+    kernel = _kernel(node, w)
+    strides, dilations, begins, ends = padded(node, kernel)
     places = [window(s, k, t, d, b, e) for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)]
     attrs: dict[str, Any] = {"stride": strides, "padding": begins, "dilation": dilations, "groups": node.attrs.get("group", 1)}
     kind = [like(node, shape=(x[0], w[0], *places))]
@@ -47,7 +55,7 @@ spell(("conv", "conv_padded"), "Conv", read=_conv, write=_write_groups)
 
 
 def _conv_transpose(node: OnnxNode) -> Step:
-    kernel = _kernel(node)
+    kernel = _kernel(node, node.shape(1))
     n = len(kernel)
     strides = list(node.attrs.get("strides") or [1] * n)
     dilations = list(node.attrs.get("dilations") or [1] * n)

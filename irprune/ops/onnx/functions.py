@@ -356,6 +356,12 @@ def pad_by(x, *, pad, mode):
     return x
 
 
+def pad_filled(x, value, *, pad, mode):
+    """What is padded is known only at run time: zeros there, then the value where a padded mask is false."""
+    inside = F.pad(torch.ones_like(x, dtype=torch.bool), pad)
+    return torch.where(inside, F.pad(x, pad), value.to(x.dtype).reshape([]))
+
+
 def triangle_of(x, *, upper, diagonal):
     return torch.triu(x, diagonal) if upper else torch.tril(x, diagonal)
 
@@ -541,3 +547,165 @@ def onnx_rnn(x, w, r, b=None, lengths=None, h=None, *, hidden_size, layout, dire
         return [f(v if clip is None else v.clamp(-clip, clip))]
 
     return scanned(x, lengths, [h], layout, direction, step)
+
+
+# -- quantisation --------------------------------------------------------------------------------------------------------
+
+HELPERS |= {"quantize_linear": ("spread_scale", "integer_type"), "dequantize_linear": ("spread_scale",), "qlinear_matmul": ("integer_type",),
+            "qlinear_conv": ("integer_type",)}
+
+
+def integer_type(name):
+    return {"i8": torch.int8, "u8": torch.uint8, "i16": torch.int16, "u16": torch.uint16, "i32": torch.int32}[name]
+
+
+def spread_scale(scale, x, dim, block):
+    """A scale or zero point that broadcasts against ``x``."""
+    if scale.dim() == 0 or scale.numel() == 1:
+        return scale.reshape([])
+    if scale.dim() == 1:
+        return scale.reshape([-1 if k == dim else 1 for k in range(x.dim())])
+    return scale.repeat_interleave(block, dim).narrow(dim, 0, x.shape[dim])
+
+
+def quantize_linear(x, scale, zero=None, *, dim, block, dtype):
+    kind = integer_type(dtype)
+    info = torch.iinfo(kind)
+    y = torch.round(x.float() / spread_scale(scale, x, dim, block).float())
+    y = y if zero is None else y + spread_scale(zero.to(torch.int32), x, dim, block)
+    return y.clamp(info.min, info.max).to(torch.int32).to(kind)
+
+
+def dequantize_linear(x, scale, zero=None, *, dim, block, dtype):
+    y = x.to(torch.int32)
+    y = y if zero is None else y - spread_scale(zero.to(torch.int32), x, dim, block)
+    y = y.to(scale.dtype) * spread_scale(scale, x, dim, block)
+    return y.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64}[dtype])
+
+
+def dynamic_quantize(x):
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    scale = (high - low) / 255
+    zero = torch.round(-low / scale).clamp(0, 255)
+    return (torch.round(x / scale) + zero).clamp(0, 255).to(torch.uint8), scale, zero.to(torch.uint8)
+
+
+def matmul_integer(a, b, a_zero=None, b_zero=None, *, places):
+    x, y = a.to(torch.float64), b.to(torch.float64)
+    if a_zero is not None:
+        z = a_zero.to(torch.float64)
+        x = x - (z[:, None] if z.dim() == 1 and z.numel() > 1 else z)
+    y = y if b_zero is None else y - b_zero.to(torch.float64)
+    return (x @ y).to(torch.int32)
+
+
+def qlinear_matmul(a, a_scale, a_zero, b, b_scale, b_zero, y_scale, y_zero, *, places):
+    def rows(t):
+        return t[:, None] if t.dim() == 1 and t.numel() > 1 else t
+
+    x = (a.to(torch.float64) - rows(a_zero.to(torch.float64))) * rows(a_scale.to(torch.float64))
+    w = (b.to(torch.float64) - b_zero.to(torch.float64)) * b_scale.to(torch.float64)
+    info = torch.iinfo(y_zero.dtype)
+    y = torch.round((x @ w) / y_scale.to(torch.float64)) + y_zero.to(torch.float64)
+    return y.clamp(info.min, info.max).to(torch.int32).to(y_zero.dtype)
+
+
+def conv_integer(x, w, x_zero=None, w_zero=None, *, stride, padding, dilation, groups, places):
+    n = w.dim() - 2
+    a, b = x.to(torch.float64), w.to(torch.float64)
+    a = a if x_zero is None else a - x_zero.to(torch.float64).reshape([])
+    if w_zero is not None:
+        b = b - w_zero.to(torch.float64).reshape([-1, *[1] * (n + 1)] if w_zero.numel() > 1 else [])
+    return (F.conv1d, F.conv2d, F.conv3d)[n - 1](F.pad(a, padding), b, None, stride, 0, dilation, groups).to(torch.int32)
+
+
+def qlinear_conv(x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, b=None, *, stride, padding, dilation, groups, places):
+    n = w.dim() - 2
+    per = [-1, *[1] * (n + 1)]
+    a = x.to(torch.float64) - x_zero.to(torch.float64).reshape([])
+    k = w.to(torch.float64) - w_zero.to(torch.float64).reshape(per if w_zero.numel() > 1 else [])
+    y = (F.conv1d, F.conv2d, F.conv3d)[n - 1](F.pad(a, padding), k, None, stride, 0, dilation, groups)
+    y = y if b is None else y + b.to(torch.float64).reshape([-1, *[1] * n])
+    scale = x_scale.to(torch.float64).reshape([]) * w_scale.to(torch.float64).reshape([-1, *[1] * n] if w_scale.numel() > 1 else [])
+    info = torch.iinfo(y_zero.dtype)
+    y = torch.round(y * scale / y_scale.to(torch.float64).reshape([])) + y_zero.to(torch.float64).reshape([])
+    return y.clamp(info.min, info.max).to(torch.int32).to(y_zero.dtype)
+
+
+# -- attention -----------------------------------------------------------------------------------------------------------
+
+
+def onnx_attention(q, k, v, mask=None, past_key=None, past_value=None, *, q_num_heads, kv_num_heads, is_causal, scale, softcap, mode, results):
+    flat = q.dim() == 3
+    if flat:
+        q = q.unflatten(-1, (q_num_heads, -1)).transpose(1, 2)
+        k, v = (t.unflatten(-1, (kv_num_heads, -1)).transpose(1, 2) for t in (k, v))
+    k = k if past_key is None else torch.cat([past_key, k], 2)
+    v = v if past_value is None else torch.cat([past_value, v], 2)
+    whole_key, whole_value = k, v
+    if q.shape[1] != k.shape[1]:
+        k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
+    root = math.sqrt(q.shape[-1] ** -0.5 if scale is None else scale)
+    raw = (q * root) @ (k * root).mT
+    held = raw
+    s, t = raw.shape[-2:]
+    past = 0 if past_key is None else past_key.shape[2]
+    if mask is not None:
+        m = torch.zeros(mask.shape, dtype=raw.dtype, device=raw.device).masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else mask
+        m = F.pad(m, [0, t - m.shape[-1]], value=float("-inf")) if m.shape[-1] < t else m
+    else:
+        m = torch.zeros(s, t, dtype=raw.dtype, device=raw.device)
+    if is_causal:
+        rows, columns = torch.arange(s, device=raw.device)[:, None] + past, torch.arange(t, device=raw.device)
+        m = torch.where(columns <= rows, m, torch.full((), float("-inf"), dtype=raw.dtype, device=raw.device))
+    if softcap:
+        raw = softcap * torch.tanh(raw / softcap)
+    capped = raw
+    raw = raw + m
+    shares = raw.softmax(-1)
+    shares = torch.where(torch.isneginf(raw).all(-1, keepdim=True), torch.zeros_like(shares), shares)
+    y = shares @ v
+    y = y.transpose(1, 2).flatten(2) if flat else y
+    if results == 1:
+        return y
+    return (y, whole_key, whole_value, {0: held, 1: capped, 2: raw, 3: shares}[mode])[:results]
+
+
+def projected_attention(x, w, b=None, mask=None, past=None, bias=None, *, num_heads, sizes, is_causal, scale, filter):
+    y = x @ w if b is None else x @ w + b
+    q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in y.split(sizes, -1))
+    raw = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    raw = raw if bias is None else raw + bias
+    if is_causal:
+        rows = torch.arange(raw.shape[-1], device=x.device)
+        raw = torch.where(rows <= rows[:, None], raw, torch.full((), filter, dtype=raw.dtype, device=x.device))
+    if mask is not None:
+        raw = raw + (1 - mask.to(raw.dtype))[:, None, None, :] * filter
+    return (raw.softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+
+def rotary(x, cos, sin, positions=None, *, num_heads, interleaved, rotated):
+    flat = x.dim() == 3
+    y = x.unflatten(-1, (num_heads, -1)).transpose(1, 2) if flat else x
+    size = rotated or y.shape[-1]
+    if positions is not None:
+        if positions.numel() == 1:
+            positions = positions.reshape(1, 1) + torch.arange(y.shape[2], device=x.device)
+        cos, sin = cos[positions], sin[positions]
+    cos, sin = (t[:, None, :, : size // 2] if t.dim() == 3 else t[None, None, :, : size // 2] for t in (cos, sin))
+    head, rest = y[..., :size], y[..., size:]
+    a, b = (head[..., 0::2], head[..., 1::2]) if interleaved else head.chunk(2, -1)
+    real, imaginary = a * cos - b * sin, a * sin + b * cos
+    turned = torch.stack([real, imaginary], -1).flatten(-2) if interleaved else torch.cat([real, imaginary], -1)
+    y = torch.cat([turned, rest], -1)
+    return y.transpose(1, 2).flatten(2) if flat else y
+
+
+def residual_norm(x, skip, weight, bias=None, extra=None, *, eps, rms, results):
+    if rms:
+        bias, extra = None, bias
+    total = x + skip if extra is None else x + skip + extra
+    y = total if rms else total - total.mean(-1, keepdim=True)
+    y = y * torch.rsqrt((y * y).mean(-1, keepdim=True) + eps) * weight
+    y = y if bias is None else y + bias
+    return y if results == 1 else (y, total, total, total)[:results]

@@ -8,7 +8,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, probe_of, product, same
 from irprune.ops.onnx.norm import nothing
-from irprune.ops.onnx.spell import PREVIOUS, Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.spell import PREVIOUS, Edit, OnnxNode, Step, Unread, runs, spell, variant
 from irprune.ops.onnx.types import agree, broadcast, like, position
 from irprune.ops.registry import Arg, Sample, op
 
@@ -289,9 +289,10 @@ def _pad(node: OnnxNode) -> Step:
     rank = node.rank()
     mode = node.attrs.get("mode", "constant")
     pads = list(node.attrs.get("pads", node.attrs.get("paddings", ()))) if node.opset < 11 else node.list(1) or []
-    value = node.attrs.get("value", 0.0)
+    value, filled = node.attrs.get("value", 0.0), False
     if node.opset >= 11 and node.has(2):
-        given = node.given(2)
+        given = node.constant(2)
+        filled = given is None
         value = given.item() if given is not None and given.size else 0.0
     dims = list(range(rank))
     if node.opset >= 18 and node.has(3):
@@ -303,6 +304,8 @@ def _pad(node: OnnxNode) -> Step:
     shape = tuple(s + b + a for s, b, a in zip(node.shape(), before, after, strict=True))
     if mode != "constant":
         return Step("pad_by", (0,), {"pad": flat, "mode": mode}, [like(node, shape=shape)])
+    if filled:
+        return Step("pad_filled", (0, 2), {"pad": flat, "mode": "constant"}, [like(node, shape=shape)])
     return Step("pad", (0,), {"pad": flat, "mode": "constant", "value": value}, [like(node, shape=shape)])
 
 
@@ -324,7 +327,8 @@ def _pad_by(axes: Axes, node: Node) -> None:
 
 
 op("pad_by", _pad_by, run=runs("pad_by"), samples=(Sample((Arg((2, 6, 5)),), {"pad": [1, 2, 0, 0, 0, 0], "mode": "edge"}, free=2),))
-spell(("pad", "pad_by"), "Pad", read=_pad, write=_write_pad)
+variant("pad", "pad_filled", "pad_filled")
+spell(("pad", "pad_by", "pad_filled"), "Pad", read=_pad, write=_write_pad)
 
 
 def _trilu(node: OnnxNode) -> Step:

@@ -63,7 +63,7 @@ def window(size: Size, kernel: int, stride: int, dilation: int, begin: int, end:
     return count
 
 
-def padded(node: OnnxNode, kernel: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
+def padded(node: OnnxNode, kernel: Sequence[int], x: Sequence[Size] | None = None) -> tuple[list[int], list[int], list[int], list[int]]:
     """``strides, dilations, begins, ends`` of a window operator, ``auto_pad`` resolved. Raises Unread where it depends on a dynamic size."""
     n = len(kernel)
     strides = list(node.attrs.get("strides") or [1] * n)
@@ -75,7 +75,7 @@ def padded(node: OnnxNode, kernel: Sequence[int]) -> tuple[list[int], list[int],
     if auto == "VALID":
         return strides, dilations, [0] * n, [0] * n
     begins, ends = [], []
-    for size, k, s, d in zip(node.shape(0)[-n:] if n else (), kernel, strides, dilations, strict=True):
+    for size, k, s, d in zip((node.shape(0) if x is None else x)[-n:] if n else (), kernel, strides, dilations, strict=True):
         if isinstance(size, Sym):
             if s != 1:
                 raise Unread(f"auto_pad={auto} over a dynamic size")

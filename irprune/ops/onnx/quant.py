@@ -1,0 +1,206 @@
+"""Quantised tensors: scales and zero points lie along one dimension of what they scale, or there is one for all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from irprune.ir.axis import Axes, Axis
+from irprune.ir.graph import Node, TensorType, Value
+from irprune.ops.onnx.contraction import product_type
+from irprune.ops.onnx.conv import conv_places
+from irprune.ops.onnx.dtypes import NUMBERED
+from irprune.ops.onnx.norm import nothing
+from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.types import like, position
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
+
+__all__: list[str] = []
+
+
+def _along(axes: Axes, own: tuple[Axis, ...], value: Value | None, dim: int, block: int = 0) -> None:
+    """``value`` holds one number for all, one per index of ``dim``, or one per block of ``dim``."""
+    if value is None:
+        return
+    held = axes.of(value)
+    if value.rank == 1 and value.shape[0] != 1:
+        axes.unify(own[dim], held[0])
+    elif value.rank == len(own) and value.rank > 1:
+        for k, (a, b) in enumerate(zip(own, held, strict=True)):
+            if k != dim:
+                axes.unify(a, b)
+                continue
+            outer, inner = axes.split(a, b.size)
+            if outer is None or inner is None:
+                raise Unsupported("blocks that do not fit the dimension")
+            axes.freeze(inner, "a block of quantised values")
+            axes.unify(outer, b)
+
+
+def _scaled(axes: Axes, node: Node) -> None:
+    own = axes.of(node.operand(0))
+    for value in node.inputs[1:]:
+        _along(axes, own, value, node.attrs["dim"], node.attrs.get("block", 0))
+    node.out.axes = own
+
+
+def _axis(node: OnnxNode) -> int:
+    return position(node.attrs.get("axis", 1), node.rank()) if node.rank() > 1 else 0
+
+
+def _quantize(node: OnnxNode) -> Step:
+    dtype = node.type(2).dtype if node.has(2) else NUMBERED.get(node.attrs.get("output_dtype", 0) or 2, "")
+    if dtype not in ("i8", "u8", "i16", "u16", "i32"):
+        raise Unread("quantisation to an unusual type")
+    attrs = {"dim": _axis(node), "block": node.attrs.get("block_size", 0), "dtype": dtype}
+    return Step("quantize_linear", None, attrs, [like(node, dtype=dtype)])
+
+
+def _dequantize(node: OnnxNode) -> Step:
+    dtype = NUMBERED.get(node.attrs.get("output_dtype", 0), "") or node.type(1).dtype
+    if node.type(0).dtype not in ("i8", "u8", "i16", "u16", "i32"):
+        raise Unread("dequantisation of an unusual type")
+    attrs = {"dim": _axis(node), "block": node.attrs.get("block_size", 0), "dtype": dtype}
+    return Step("dequantize_linear", None, attrs, [like(node, dtype=dtype)])
+
+
+_SCALES = Arg((6,), low=0.1, high=0.2)
+op("quantize_linear", _scaled, run=runs("quantize_linear"),
+   samples=(Sample((Arg((2, 6, 5)), _SCALES, Arg((6,), "i8", -2, 3)), {"dim": 1, "block": 0, "dtype": "i8"}, free=3),))
+op("dequantize_linear", _scaled, run=runs("dequantize_linear"), samples=(
+    Sample((Arg((2, 6, 5), "i8", -9, 9), _SCALES, Arg((6,), "i8", -2, 3)), {"dim": 1, "block": 0, "dtype": "f32"}, free=3),
+    Sample((Arg((4, 6), "i8", -9, 9), Arg((4, 3), low=0.1), None), {"dim": 1, "block": 2, "dtype": "f32"}, free=2)))
+for _domain in ("", "com.microsoft::"):
+    spell("quantize_linear", f"{_domain}QuantizeLinear", read=_quantize, write=nothing)
+    spell("dequantize_linear", f"{_domain}DequantizeLinear", read=_dequantize, write=nothing)
+
+
+def _dynamic(node: OnnxNode) -> Step:
+    return Step("dynamic_quantize", None, {}, [like(node, dtype="u8"), TensorType("f32", ()), TensorType("u8", ())])
+
+
+def _dynamic_rule(axes: Axes, node: Node) -> None:
+    """The scale follows the extremes of all values, whether or not they are dropped later: nothing may be."""
+    own = axes.of(node.operand(0))
+    for a in own:
+        axes.freeze(a, "quantised by the extremes of all its values")
+    node.out.axes = own
+    for value in node.outputs[1:]:
+        value.axes = ()
+
+
+op("dynamic_quantize", _dynamic_rule, run=runs("dynamic_quantize", 3))
+spell("dynamic_quantize", "DynamicQuantizeLinear", read=_dynamic)
+
+# -- products of integers ----------------------------------------------------------------------------------------------
+
+
+def _quiet(torch: Any, x: Any, zero: Any, mask: Any, dim: int) -> Any:
+    """``x`` with its zero point where ``mask`` is false: that is what stands for nothing."""
+    if mask is None:
+        return x
+    if zero is None:
+        fill = torch.zeros((), dtype=x.dtype, device=x.device)
+    elif zero.dim() == 1 and zero.shape[0] != 1:
+        shape = [1] * x.dim()
+        shape[dim] = zero.shape[0]
+        fill = zero.reshape(shape)
+    else:
+        fill = zero.reshape([])
+    return torch.where(mask, x, fill.expand(x.shape) if fill.dim() else fill)
+
+
+def _matmul_rule(axes: Axes, node: Node) -> None:
+    a_at, b_at, scales, zeros, out = node.attrs["places"]
+    a, b = axes.of(node.operand(a_at)), axes.of(node.operand(b_at))
+    axes.unify(a[-1], b[-2 if len(b) > 1 else -1])
+    lead = node.out.rank - (len(a) > 1) - (len(b) > 1)
+    made: list[Axis] = []
+    for k in range(lead):
+        pair = [x[k - lead - 2 + len(x)] for x in (a, b) if 0 <= k - lead - 2 + len(x) < len(x) - 2]
+        wide = [p for p in pair if p.size != 1]
+        for other in wide[1:]:
+            axes.unify(wide[0], other)
+        made.append(wide[0] if wide else axes.one)
+    node.out.axes = (*made, *(a[-2:-1] if len(a) > 1 else ()), *(b[-1:] if len(b) > 1 else ()))
+    for at, own, dim in ((scales[0], a, -2), (zeros[0], a, -2), (scales[1], b, -1), (zeros[1], b, -1), (out, node.out.axes, -1)):
+        for i in at if isinstance(at, tuple) else (at,):
+            if i is not None and node.has(i) and len(own) > 1:
+                _along(axes, own, node.operand(i), dim % len(own))
+
+
+def _matmul_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
+    a_at, b_at, _scales, zeros, _out = node.attrs["places"]
+    made = list(operands)
+    made.extend([None] * (9 - len(made)))
+    a, b = node.operand(a_at), node.operand(b_at)
+    made[a_at] = _quiet(torch, made[a_at], made[zeros[0]], present(a, [a.rank - 1]), a.rank - 2)
+    made[b_at] = _quiet(torch, made[b_at], made[zeros[1]], present(b, [max(b.rank - 2, 0)]), b.rank - 1)
+    return run(*made[:len(operands)])
+
+
+_PLAIN, _SCALED = (0, 1, (None, None), (2, 3), None), (0, 3, (1, 4), (2, 5), (6, 7))
+op("matmul_integer", _matmul_rule, run=runs("matmul_integer"), silence=_matmul_silence, samples=(
+    Sample((Arg((4, 6), "u8", 0, 9), Arg((6, 5), "i8", -5, 5), Arg((), "u8", 3, 4), Arg((5,), "i8", -2, 2)), {"places": _PLAIN}, free=3),))
+op("qlinear_matmul", _matmul_rule, run=runs("qlinear_matmul"), silence=_matmul_silence)
+spell("matmul_integer", "MatMulInteger", read=lambda node: Step("matmul_integer", None, {"places": _PLAIN}, [product_type(node, dtype="i32")]))
+spell("qlinear_matmul", "QLinearMatMul",
+      read=lambda node: Step("qlinear_matmul", None, {"places": _SCALED}, [product_type(node, 0, 3, node.type(7).dtype)]))
+
+
+def _conv_rule(axes: Axes, node: Node) -> None:
+    x_at, w_at, scales, zeros, more = node.attrs["places"]
+    x, w = axes.of(node.operand(x_at)), axes.of(node.operand(w_at))
+    groups = node.attrs["groups"]
+    g, i = axes.split(x[1], groups)
+    h, o = axes.split(w[0], groups)
+    if g is None or i is None or h is None or o is None:
+        raise Unsupported("groups that do not fit the channels")
+    for f in (g, h):
+        if f is not axes.one:
+            f.role = f.role or "group"
+    axes.unify(g, h)
+    axes.unify(i, w[1])
+    for a in (*x[2:], *w[2:]):
+        axes.freeze(a, "positions of a convolution")
+    out = (x[0], axes.product((h, o)) if groups != 1 else w[0], *(axes.frozen(s, "positions of a convolution") for s in node.out.shape[2:]))
+    for k in (scales[1], zeros[1], *more):
+        if k is not None and node.has(k):
+            _along(axes, w, node.operand(k), 0)
+    node.out.axes = out
+
+
+def _conv_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
+    x_at, w_at, _scales, zeros, _more = node.attrs["places"]
+    made = [*operands, *[None] * (9 - len(operands))]
+    made[x_at] = _quiet(torch, made[x_at], made[zeros[0]], present(node.operand(x_at), [1]), 1)
+    made[w_at] = _quiet(torch, made[w_at], made[zeros[1]], present(node.operand(w_at), [1]), 0)
+    return run(*made[:len(operands)])
+
+
+def _conv_resize(node: Node, cut: Cut) -> None:
+    if node.attrs["groups"] != 1:
+        x_at, w_at = node.attrs["places"][:2]
+        node.attrs["groups"] = cut.size((node.operand(x_at).axes or ())[1]) // cut.size((node.operand(w_at).axes or ())[1])
+
+
+def _write_groups(edit: Edit, node: Node) -> None:
+    if node.attrs["groups"] != edit.attrs.get("group", 1):
+        edit.attr("group", node.attrs["groups"])
+
+
+_CONV_PLAIN, _CONV_SCALED = (0, 1, (None, None), (2, 3), ()), (0, 3, (1, 4), (2, 5), (8,))
+
+
+def _read_conv(name: str, places: Any) -> Any:
+    def read(node: OnnxNode) -> Step:
+        x_at, w_at = places[:2]
+        attrs, shape = conv_places(node, node.shape(x_at), node.shape(w_at))
+        dtype = "i32" if name == "conv_integer" else node.type(7).dtype
+        return Step(name, None, {**attrs, "places": places}, [TensorType(dtype, shape)])
+
+    return read
+
+
+for _name, _onnx, _places in (("conv_integer", "ConvInteger", _CONV_PLAIN), ("qlinear_conv", "QLinearConv", _CONV_SCALED)):
+    op(_name, _conv_rule, run=runs(_name), silence=_conv_silence, resize=_conv_resize)
+    spell(_name, _onnx, read=_read_conv(_name, _places), write=_write_groups)
