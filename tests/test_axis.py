@@ -463,6 +463,17 @@ def test_symbols_that_cancel_leave_a_number() -> None:
     assert str(n - m) == "(n - m)" and str(n // 2) == "(n // 2)"
 
 
+def test_channels_merged_with_a_dynamic_batch_stay_free() -> None:
+    """Windows cut by merging batch, channels and rows: (b, 64, 28, 28) as (b*64*14, 2, 14, 2) and back."""
+    axes, batch = Axes(), symbol("b")
+    b, c, h, w = axes.leaf(batch), axes.leaf(64), axes.frozen(28, "rows"), axes.frozen(28, "columns")
+    merged, *inside = axes.regroup([b, c, h, w], [batch * 896, 2, 14, 2])
+    assert c.reason is None and find(c) in factors(merged)
+    back = axes.regroup([merged, *inside], [batch, 64, 28, 28])
+    assert find(back[1]) is find(c) and c.reason is None
+    assert all(x.reason is not None for a in (merged, *back) for x in leaves(a) if isinstance(x.size, Sym))
+
+
 def test_pieces_that_do_not_add_up_are_refused() -> None:
     axes = Axes()
     with pytest.raises(ValueError, match="pieces of sizes 3, 4 do not make up 8"):

@@ -212,9 +212,9 @@ class Axes:
         """Make ``a`` and ``b`` the same index set; False where pieces of them could not be aligned. Those pieces are frozen, with
         the reason, so that the two agree either way."""
         a, b = find(a), find(b)
-        if a is b or a.size == 0 == b.size:
+        if a is b:
             return True
-        if self._budget is not None:
+        if self._budget is not None or a.kind == LEAF or b.kind == LEAF:
             return self._unify(a, b)
         self._budget = _SLACK + 4 * (len(a.children) + len(b.children))
         try:
@@ -512,7 +512,10 @@ class Axes:
         elif wide_old and all(self.is_frozen(a) for a in wide_old):
             made = self._frozen_like(self.product(wide_old), wide_new)
         else:
-            made = [self.leaf(s) for s in wide_new]
+            made = [self._new(s) for s in wide_new]  # a dynamic size may be a dynamic factor times static ones: frozen after aligning
             self.unify(self.product(wide_old), self.product(made))
+            for x in (x for m in made for x in leaves(m)):
+                if isinstance(x.size, Sym) and x.reason is None:
+                    x.reason = Reason(f"dynamic size {x.size}")
         rest = iter(made)
         return [self.one if s == 1 else next(rest) for s in new]
