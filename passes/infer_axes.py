@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from irprune.ir.axis import Axes
-from irprune.ir.graph import Graph, Node
+from irprune.ir.graph import Graph, GraphError, Node
 from irprune.ops.registry import Unsupported, lookup
 from irprune.passes.fold_constants import constants
 
@@ -67,12 +67,10 @@ def infer(axes: Axes, node: Node, constant: bool) -> None:
     try:
         if entry is None:
             raise Unsupported(f"no rule for {node.op}")
-        if any(v is not None and v.type.shape is None for v in (*node.inputs, *node.outputs)):
-            raise Unsupported(f"{node.op} of a tensor of unknown rank")
         entry.rule(axes, node)
         if entry.creates and entry.resize is None:
             axes.opened[node.out.name] = None
-    except Unsupported as why:
+    except (Unsupported, GraphError) as why:  # the latter for a tensor of unknown rank
         _freeze(axes, node, str(why), constant)
     except _BUGS as bug:
         why = f"the rule of {node.op} failed: {type(bug).__name__}: {bug}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from irprune.ir.axis import find, leaves
+from irprune.ir.axis import Axis, find, leaves
 from irprune.ir.graph import Graph, GraphError, Node, Value, Weight
 from irprune.ir.size import same
 
@@ -120,13 +120,15 @@ def _analysis(graph: Graph) -> Iterator[Fault]:
             if not same(find(a).size, s):
                 yield value, f"dimension {d} has size {s}, its axis {find(a).size}"
     if graph.kept is not None:
-        chosen = {x: None for x in graph.kept.choice if find(x) is not x or x.kind != "leaf" or x.reason is not None}
-        for value in graph.values() if chosen else ():
-            for x in (x for a in value.axes or () for x in leaves(a) if x in chosen):
-                yield value, f"something is dropped of an axis that may not change: {x.reason}"
-                del chosen[x]
-        for x in chosen:
-            yield None, f"the choice names {x!r}, which is no axis of this graph any more"
+        standing: dict[Axis, Value] = {}
+        for value in graph.values():
+            for a in value.axes or ():
+                standing.update((x, value) for x in leaves(a) if x not in standing)
+        for x in graph.kept.choice:
+            if x not in standing:
+                yield None, f"the choice names {x!r}, which is no axis of this graph"
+            elif x.reason is not None:
+                yield standing[x], f"something is dropped of an axis that may not change: {x.reason}"
 
 
 def _types(graph: Graph) -> Iterator[Fault]:
