@@ -387,7 +387,7 @@ def test_folder_holds_everything_and_loads_back(saved: tuple[irprune.Pruned, Pat
 def test_folder_loads_without_irprune_and_without_the_users_classes(saved: tuple[irprune.Pruned, Path], tmp_path: Path) -> None:
     pruned, folder = saved
     args, kwargs = models.get("dict_io").example_inputs(small=True)
-    call = ({k: v for k, v in args[0].items()}, {"mask": kwargs["context"].mask, "scale": kwargs["context"].scale}, kwargs["offset"])
+    call = (dict(args[0]), {"mask": kwargs["context"].mask, "scale": kwargs["context"].scale}, kwargs["offset"])
     torch.save(call, tmp_path / "call.pt")
     code = f"""
 import sys

@@ -278,6 +278,9 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as missing:
         raise IrpruneError(f"{name} is not installed", "", f"pip install {name}, or pip install 'irprune[zoo]'") from missing
+    except (RuntimeError, OSError) as broken:  # compiled parts that do not fit the torch that is installed
+        why = str(broken).splitlines()[0]
+        raise IrpruneError(f"{name} is not installed for this torch: {why}", "", f"install the {name} that fits") from broken
 
 
 def _timm(name: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
