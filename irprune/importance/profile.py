@@ -47,7 +47,7 @@ def profile(array: Any, dims: Iterable[int], p: float = 2.0, where: str = "") ->
     rest = np.zeros(width, dtype=np.float64)
     step = max(1, _CHUNK // max(width, 1))
     space = np.empty(0, dtype=np.float32)  # one buffer for all chunks: fresh pages would cost more than the arithmetic
-    for at in range(0, shape[0], step):
+    for at in range(0, shape[0] if width else 0, step):  # an empty weight (no register tokens) weighs nothing
         chunk = as_numpy(array[at:at + step], where).reshape(-1, width)
         if space.dtype != chunk.dtype or space.size < chunk.size:
             space = np.empty(max(chunk.size, _CHUNK), dtype=chunk.dtype)
@@ -65,5 +65,5 @@ def profile(array: Any, dims: Iterable[int], p: float = 2.0, where: str = "") ->
     folded = rest.reshape(shape[1:])
     for d in wanted:
         others = tuple(k for k in range(len(shape) - 1) if k != d - 1)
-        out[d] = rows if d == 0 else folded.max(axis=others) if p == _INF else folded.sum(axis=others)
+        out[d] = rows if d == 0 else folded.max(axis=others, initial=0.0) if p == _INF else folded.sum(axis=others)
     return out

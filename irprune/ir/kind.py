@@ -17,7 +17,7 @@ _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
 
 
 def kinds(graph: Graph) -> dict[Axis, str]:
-    """The kind of every free leaf of an analysed graph that stands in a weight."""
+    """The kind of every free leaf of an analysed graph that stands in a parameter."""
     found: dict[Axis, str] = {}
 
     def mark(axes: Iterable[Axis], kind: str) -> None:
@@ -28,8 +28,11 @@ def kinds(graph: Graph) -> dict[Axis, str]:
     for node in graph.nodes:
         if node.op == "scaled_dot_product_attention":
             _attention(node.operand(0), node.operand(1), mark)
+            mark((node.operand(2).axes or ())[-1:], "head_dim")
         elif node.op == "matmul" and _computed(node) and node.operand(0).rank >= 3:
             _scores(node, mark)
+        elif node.op == "einsum" and _computed(node) and len(node.inputs) == 2:
+            _einsum(node, mark)
         elif node.op in _RECURRENT:
             mark((node.out.axes or ())[-1:], "recurrent width")
     for node in graph.nodes:
@@ -39,7 +42,8 @@ def kinds(graph: Graph) -> dict[Axis, str]:
             mark((node.operand(1).axes or ())[1:2], "grouped channels")
         elif node.op == "embedding":
             mark((node.operand(0).axes or ())[1:], "embedding width")
-    return {g.axis: found.get(g.axis) or _from_members(g) for g in groups_of(graph) if not g.frozen}
+    return {g.axis: found.get(g.axis) or _from_members(g) for g in groups_of(graph)
+            if not g.frozen and any(m.weight.kind == "parameter" for m in g.members)}
 
 
 def _computed(node: Node) -> bool:
@@ -65,12 +69,23 @@ def _scores(node: Node, mark) -> None:  # type: ignore[no-untyped-def]
         mark((a[-1], b[-1]), "head_dim")
 
 
+def _einsum(node: Node, mark) -> None:  # type: ignore[no-untyped-def]
+    """The same, where both factors have letters that pass through together: heads; the letter that goes away is head_dim."""
+    terms, _, result = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")
+    first, _, second = terms.partition(",")
+    for value, letters in ((node.operand(0), first), (node.operand(1), second)):
+        for letter, axis in zip(letters, value.axes or (), strict=False):
+            if letter in first and letter in second:
+                mark((axis,), "heads" if letter in result else "head_dim")
+
+
 def _from_members(group: Group) -> str:
     ranks = {m.weight.rank for m in group.members}
-    if any(m.weight.rank == 3 and m.dim > 0 for m in group.members) and ranks <= {1, 2, 3}:
+    convolved = any(n.op.startswith("conv") for m in group.members for n in m.weight.users)
+    if not convolved and any(m.weight.rank == 3 and m.dim > 0 for m in group.members) and ranks <= {1, 2, 3}:
         return "experts' width"
     if max(ranks) > 2:
-        return "channels"
+        return "embedding width" if sum(m.weight.rank == 2 for m in group.members) > 4 else "channels"
     if max(ranks) == 2:
         return "MLP width" if sum(m.weight.rank == 2 for m in group.members) <= 4 else "embedding width"
     return "other"
