@@ -7,8 +7,9 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from irprune.validate import onnx_backend  # noqa: E402
-from irprune.validate.onnx_backend import cases, check  # noqa: E402
+from irprune.validate import onnx_backend
+from irprune.validate.onnx_backend import cases, check
+
 
 @pytest.mark.parametrize(("kind", "least"), [("node", 1100), ("simple", 7), ("pytorch-operator", 30), ("pytorch-converted", 75)])
 @pytest.mark.filterwarnings("ignore")

@@ -30,14 +30,21 @@ def table(found: list[tuple[str, Outcome]]) -> str:
     taken = [o for _, o in found if not o.left_out]
     passed, in_torch = sum(not o.failed for o in taken), sum(not o.failed and not o.torch for o in taken)
     on_runtime = sum(not o.failed and not o.runtime for o in taken)
-    lines = [f"{len(found)} cases: {passed} of {len(taken)} taken pass, {in_torch} of them through the torch module and {on_runtime} on onnxruntime; "
-             f"{len(found) - len(taken)} left out.", "", "| operator | cases | taken | pass | in torch | left out because |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"{len(found)} cases: {passed} of {len(taken)} taken pass, {in_torch} of them through the torch module and {on_runtime} on onnxruntime; "
+        f"{len(found) - len(taken)} left out.",
+        "",
+        "| operator | cases | taken | pass | in torch | left out because |",
+        "|---|---|---|---|---|---|",
+    ]
     for name in sorted(rows):
         many = rows[name]
         ours = [o for o in many if not o.left_out]
         why = Counter(o.left_out or o.torch for o in many if o.left_out or o.torch)
         reasons = "; ".join(f"{reason} ({n})" if n > 1 else reason for reason, n in sorted(why.items())[:4])
-        lines.append(f"| {name} | {len(many)} | {len(ours)} | {sum(not o.failed for o in ours)} | {sum(not o.failed and not o.torch for o in ours)} | {reasons} |")
+        lines.append(
+            f"| {name} | {len(many)} | {len(ours)} | {sum(not o.failed for o in ours)} | {sum(not o.failed and not o.torch for o in ours)} | {reasons} |"
+        )
     return "\n".join(lines) + "\n"
 
 

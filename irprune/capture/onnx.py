@@ -28,7 +28,9 @@ __all__ = ["OnnxSource", "Place", "Stored", "capture_onnx", "target_of"]
 
 OLDEST = 6
 _LAID_OUT = frozenset("identity cast unsqueeze squeeze reshape permute expand slice select split".split())
-_NOT_LEARNED = frozenset("where scatter_elements scatter_nd max_of min_of clip eq lt le gt ge pow_tensor logical_and logical_or one_hot_at".split())
+_NOT_LEARNED = frozenset(
+    "where scatter_elements scatter_nd max_of min_of clip eq lt le gt ge pow_tensor logical_and logical_or one_hot_at".split()
+)
 Array = NDArray[Any]
 
 
@@ -104,7 +106,9 @@ def _check_opset(model: onnx.ModelProto, where: str) -> None:
         if version > newest:
             raise IrpruneError(f"opset {version} is newer than the installed onnx knows ({newest})", where, "install a newer onnx")
         if version < OLDEST:
-            raise IrpruneError(f"opset {version} is not served", where, f"convert it to opset {OLDEST} or newer with onnx.version_converter")
+            raise IrpruneError(
+                f"opset {version} is not served", where, f"convert it to opset {OLDEST} or newer with onnx.version_converter"
+            )
 
 
 def _inlined(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
@@ -164,7 +168,7 @@ def captured(node: onnx.NodeProto) -> list[str]:
     """The outer names that the subgraphs of ``node`` read, in order."""
     out: dict[str, None] = {}
     for a in node.attribute:
-        for body in ([a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs):
+        for body in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
             own = {v.name for v in body.input} | {t.name for t in body.initializer} | {""}
             for inner in body.node:
                 out.update((name, None) for name in reads(inner) if name not in own)
@@ -204,7 +208,9 @@ class _Reader:
             if v.name not in self.stored:
                 kind = value_type(v.type, self.fresh)
                 if kind.shape is None and v.type.HasField("tensor_type"):
-                    raise IrpruneError(f"the input '{v.name}' has no known rank", self.where, "say its shape, if need be with named dimensions")
+                    raise IrpruneError(
+                        f"the input '{v.name}' has no known rank", self.where, "say its shape, if need be with named dimensions"
+                    )
                 self.types[v.name] = kind
                 self._note_symbols(kind)
                 self.values[v.name] = self.graph.add_input(v.name, kind)
@@ -214,8 +220,11 @@ class _Reader:
             except IrpruneError:
                 raise
             except (KeyError, IndexError, ValueError, TypeError) as error:
-                raise IrpruneError(f"node '{node.name or (node.output or ['?'])[0]}' ({target_of(node)}) is not well formed: {error}", self.where,
-                                   "onnx.checker.check_model may say more") from error
+                raise IrpruneError(
+                    f"node '{node.name or (node.output or ['?'])[0]}' ({target_of(node)}) is not well formed: {error}",
+                    self.where,
+                    "onnx.checker.check_model may say more",
+                ) from error
         self.graph.outputs = [self.value(v.name) for v in self.proto.output]
         self._tell_constants()
         return self.graph
@@ -239,7 +248,9 @@ class _Reader:
         for t in self.proto.initializer:
             self._store(Stored("initializer", t.name, loader(t, self.source.folder)), TensorType(dtype_of(t.data_type), tuple(t.dims)))
         for s in self.proto.sparse_initializer:
-            self._store(Stored("initializer", s.values.name, lambda s=s: _dense(s)), TensorType(dtype_of(s.values.data_type), tuple(s.dims)))
+            self._store(
+                Stored("initializer", s.values.name, lambda s=s: _dense(s)), TensorType(dtype_of(s.values.data_type), tuple(s.dims))
+            )
 
     def _store(self, stored: Stored, kind: TensorType) -> None:
         self.stored[stored.name] = stored
@@ -270,7 +281,9 @@ class _Reader:
             return
         self._make(index, node, target, opset, attrs, types)
 
-    def _fold(self, node: onnx.NodeProto, target: str, opset: int, attrs: dict[str, Any], types: list[TensorType | None]) -> list[Array] | None:
+    def _fold(
+        self, node: onnx.NodeProto, target: str, opset: int, attrs: dict[str, Any], types: list[TensorType | None]
+    ) -> list[Array] | None:
         return fold(target, opset, attrs, types, lambda i: self._small(node.input[i]) if i < len(node.input) and node.input[i] else None)
 
     @staticmethod
@@ -318,10 +331,16 @@ class _Reader:
         self._store(Stored("filled", node.output[0], lambda: np.full(sizes, value.reshape(-1)[0], value.dtype)), kind)
         return True
 
-    def _make(self, index: int, node: onnx.NodeProto, target: str, opset: int, attrs: dict[str, Any], types: list[TensorType | None]) -> None:
+    def _make(
+        self, index: int, node: onnx.NodeProto, target: str, opset: int, attrs: dict[str, Any], types: list[TensorType | None]
+    ) -> None:
         names = reads(node)
         view = OnnxNode(
-            target, opset, attrs, types, [name if name in self.wanted else "" for name in node.output],
+            target,
+            opset,
+            attrs,
+            types,
+            [name if name in self.wanted else "" for name in node.output],
             lambda i: self._constant(node.input[i]) if i < len(node.input) and node.input[i] else None,
             lambda: self._infer(node, target, opset, types),
         )
@@ -341,7 +360,7 @@ class _Reader:
 
     def _types_of(self, step: Step, view: OnnxNode, node: onnx.NodeProto) -> list[TensorType]:
         made = list(step.types) if step.types is not None else view.inferred()
-        return made[:len(node.output)] if len(made) >= len(node.output) else made + view.inferred()[len(made):]
+        return made[: len(node.output)] if len(made) >= len(node.output) else made + view.inferred()[len(made) :]
 
     def _add(self, index: int, node: onnx.NodeProto, names: list[str], steps: Sequence[Step], final: list[TensorType]) -> None:
         previous: Value | None = None
@@ -359,7 +378,7 @@ class _Reader:
                 results = [(name or f"{node.output[0]}.unused{i}", t) for i, (name, t) in enumerate(zip(node.output, final, strict=False))]
             else:
                 results = [(f"{node.output[0]}.{k}", t) for t in step.types or ()]
-            place = Place(index, tuple(None if j == PREVIOUS else j for j in positions[:len(operands)]), dict(step.attrs), k, len(steps))
+            place = Place(index, tuple(None if j == PREVIOUS else j for j in positions[: len(operands)]), dict(step.attrs), k, len(steps))
             origin = Origin("onnx", target_of(node), (), node.name, _source_line(node), place)
             made = self.graph.add(step.op, operands, step.attrs, results, origin)
             previous = made.outputs[0]
@@ -401,8 +420,17 @@ class _Reader:
         """A value that shape arithmetic computes, read as a tensor: what it was stays, whatever pruning does to the shape."""
         array, kind = self.known[name], self.types[name]
         if symbolic(array):
-            made = self.graph.add("sizes", [], {"values": [x if isinstance(x, Sym) else int(x) for x in array.reshape(-1).tolist()], "shape": list(array.shape),
-                                                "dtype": kind.dtype}, [(name, kind)], Origin("onnx", "Shape", (), name, "", None))
+            made = self.graph.add(
+                "sizes",
+                [],
+                {
+                    "values": [x if isinstance(x, Sym) else int(x) for x in array.reshape(-1).tolist()],
+                    "shape": list(array.shape),
+                    "dtype": kind.dtype,
+                },
+                [(name, kind)],
+                Origin("onnx", "Shape", (), name, "", None),
+            )
             return made.out
         weight = Weight(name, kind, lambda: array, "constant")
         self.graph.add_weight(weight)
@@ -422,8 +450,9 @@ class _Reader:
                 known = {n: self._constant(n) for n in node.input if n}
                 data = {n: numpy_helper.from_array(a, n) for n, a in known.items() if a is not None and a.dtype != object}
                 given = {n: type_proto(t, self.symbols) for n, t in zip(node.input, types, strict=False) if n and t is not None}
-                found = onnx.shape_inference.infer_node_outputs(schema, node, given, data, opset_imports=list(self.source.model.opset_import),
-                                                                ir_version=self.source.model.ir_version)
+                found = onnx.shape_inference.infer_node_outputs(
+                    schema, node, given, data, opset_imports=list(self.source.model.opset_import), ir_version=self.source.model.ir_version
+                )
         except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, KeyError, RuntimeError, ValueError, TypeError):
             pass  # no type from here; the declared one is next
         out = []

@@ -19,12 +19,29 @@ from irprune.ir.size import Size, symbol
 __all__ = ["DTYPES", "NAMES", "attributes", "dtype_of", "load_model", "loader", "numpy_dtype", "value_type"]
 
 DTYPES: dict[int, str] = {
-    TensorProto.FLOAT: "f32", TensorProto.DOUBLE: "f64", TensorProto.FLOAT16: "f16", TensorProto.BFLOAT16: "bf16",
-    TensorProto.INT64: "i64", TensorProto.INT32: "i32", TensorProto.INT16: "i16", TensorProto.INT8: "i8",
-    TensorProto.UINT64: "u64", TensorProto.UINT32: "u32", TensorProto.UINT16: "u16", TensorProto.UINT8: "u8",
-    TensorProto.BOOL: "bool", TensorProto.COMPLEX64: "c64", TensorProto.COMPLEX128: "c128", TensorProto.STRING: "str",
-    TensorProto.FLOAT8E4M3FN: "f8e4m3fn", TensorProto.FLOAT8E5M2: "f8e5m2", TensorProto.FLOAT8E4M3FNUZ: "f8e4m3fnuz",
-    TensorProto.FLOAT8E5M2FNUZ: "f8e5m2fnuz", TensorProto.UINT4: "u4", TensorProto.INT4: "i4", TensorProto.FLOAT4E2M1: "f4e2m1",
+    TensorProto.FLOAT: "f32",
+    TensorProto.DOUBLE: "f64",
+    TensorProto.FLOAT16: "f16",
+    TensorProto.BFLOAT16: "bf16",
+    TensorProto.INT64: "i64",
+    TensorProto.INT32: "i32",
+    TensorProto.INT16: "i16",
+    TensorProto.INT8: "i8",
+    TensorProto.UINT64: "u64",
+    TensorProto.UINT32: "u32",
+    TensorProto.UINT16: "u16",
+    TensorProto.UINT8: "u8",
+    TensorProto.BOOL: "bool",
+    TensorProto.COMPLEX64: "c64",
+    TensorProto.COMPLEX128: "c128",
+    TensorProto.STRING: "str",
+    TensorProto.FLOAT8E4M3FN: "f8e4m3fn",
+    TensorProto.FLOAT8E5M2: "f8e5m2",
+    TensorProto.FLOAT8E4M3FNUZ: "f8e4m3fnuz",
+    TensorProto.FLOAT8E5M2FNUZ: "f8e5m2fnuz",
+    TensorProto.UINT4: "u4",
+    TensorProto.INT4: "i4",
+    TensorProto.FLOAT4E2M1: "f4e2m1",
 }
 NAMES = {v: k for k, v in DTYPES.items()}
 
@@ -107,7 +124,9 @@ def loader(tensor: TensorProto, folder: Path | None) -> Callable[[], NDArray[Any
     info = {e.key: e.value for e in tensor.external_data}
     place = info.get("location", "")
     if folder is None:
-        raise IrpruneError(f"the data of '{tensor.name}' lies in '{place}', and a model given as an object has no folder", hint="give the path of the file")
+        raise IrpruneError(
+            f"the data of '{tensor.name}' lies in '{place}', and a model given as an object has no folder", hint="give the path of the file"
+        )
     path = inside(folder, place, tensor.name)
     offset = int(info.get("offset", 0))
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
@@ -146,7 +165,9 @@ def inside(folder: Path, place: str, name: str) -> Path:
     path = Path(os.path.normpath(folder / place))
     root = folder.resolve()
     if not place or os.path.isabs(place) or not path.resolve().is_relative_to(root):
-        raise IrpruneError(f"the external data of '{name}' leaves the model's folder", place or "(no path)", "only files beside the model are read")
+        raise IrpruneError(
+            f"the external data of '{name}' leaves the model's folder", place or "(no path)", "only files beside the model are read"
+        )
     return path
 
 

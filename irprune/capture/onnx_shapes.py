@@ -34,7 +34,9 @@ def pack(values: Any, dtype: str) -> Array:
     return array if symbolic(array) else array.astype(numpy_dtype(dtype))
 
 
-def fold(op: str, opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Callable[[int], Array | None]) -> list[Array] | None:
+def fold(
+    op: str, opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Callable[[int], Array | None]
+) -> list[Array] | None:
     """The values of the results of an ONNX operator, or None where they are not known."""
     handler = _HANDLERS.get(op)
     if handler is None:
@@ -65,7 +67,9 @@ def _ints(known: Callable[[int], Array | None], i: int) -> list[int]:
     return [int(x) for x in array.reshape(-1)]
 
 
-def _axes(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Callable[[int], Array | None], since: int, i: int) -> list[int] | None:
+def _axes(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Callable[[int], Array | None], since: int, i: int
+) -> list[int] | None:
     if opset < since:
         return attrs.get("axes")
     return _ints(known, i) if i < len(types) and types[i] is not None else None
@@ -75,7 +79,7 @@ def _shape(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None]
     kind = types[0]
     if kind is None or kind.shape is None:
         raise _Unknown
-    return pack(list(kind.shape[attrs.get("start", 0):attrs.get("end")]), "i64")
+    return pack(list(kind.shape[attrs.get("start", 0) : attrs.get("end")]), "i64")
 
 
 def _size(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
@@ -99,6 +103,7 @@ def _binary(f: Callable[[Any, Any], Any]) -> Any:
         with np.errstate(all="ignore"):
             out = np.asarray(np.frompyfunc(f, 2, 1)(a.astype(object), b.astype(object)))
             return out.astype(np.result_type(a, b)) if a.dtype.kind in "iu" else _float(f, a, b)
+
     return handler
 
 
@@ -156,11 +161,13 @@ def _variadic(f: Callable[[Any, Any], Any]) -> Any:
             rest = _need(known, i)
             out = two(opset, attrs, types, lambda k, a=out, b=rest: (a, b)[k])
         return out
+
     return handler
 
 
 def _compare(f: Callable[[Any, Any], Any]) -> Any:
     """A symbol compared with a constant: it is no particular number, and positive."""
+
     def one(a: Any, b: Any) -> bool:
         if isinstance(a, Sym) or isinstance(b, Sym):
             x, y = probe_of(a), probe_of(b)
@@ -175,6 +182,7 @@ def _compare(f: Callable[[Any, Any], Any]) -> Any:
     def handler(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
         a, b = _need(known, 0), _need(known, 1)
         return np.asarray(np.frompyfunc(one, 2, 1)(a.astype(object), b.astype(object))).astype(bool)
+
     return handler
 
 
@@ -194,6 +202,7 @@ def _unary(f: Callable[[Any], Any], floats: bool = False) -> Any:
             return np.asarray(np.frompyfunc(f, 1, 1)(a))
         with np.errstate(all="ignore"):
             return np.asarray(f(a)).astype(a.dtype)
+
     return handler
 
 
@@ -231,7 +240,7 @@ def _slice(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None]
     for k, d in enumerate(axes if axes is not None else range(len(starts))):
         step = steps[k] if steps else 1
         end = ends[k]
-        if step < 0 and end <= -2**31:
+        if step < 0 and end <= -(2**31):
             end = None
         index[d] = slice(starts[k], end, step)
     return a[tuple(index)]
@@ -309,12 +318,43 @@ def _not(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], 
 
 
 _HANDLERS: dict[str, Any] = {
-    "Shape": _shape, "Size": _size, "Gather": _gather, "Concat": _concat, "Slice": _slice, "Unsqueeze": _unsqueeze, "Squeeze": _squeeze,
-    "Reshape": _reshape, "Cast": _cast, "ConstantOfShape": _filled, "Range": _range, "Expand": _expand, "ReduceProd": _prod, "Where": _where,
-    "Split": _split, "Transpose": _transpose, "Identity": _identity, "Not": _not, "Add": _binary(operator.add), "Sub": _binary(operator.sub), "Mul": _binary(operator.mul),
-    "Div": _binary(_quotient), "Mod": _binary(_modulo), "Min": _variadic(_min), "Max": _variadic(_max),
-    "Equal": _compare(operator.eq), "Greater": _compare(operator.gt), "Less": _compare(operator.lt),
-    "GreaterOrEqual": _compare(operator.ge), "LessOrEqual": _compare(operator.le), "Neg": _unary(operator.neg), "Abs": _unary(abs),
-    "Floor": _unary(np.floor, True), "Ceil": _unary(np.ceil, True), "Sqrt": _unary(np.sqrt, True), "Reciprocal": _unary(np.reciprocal, True),
-    "Pow": _binary(operator.pow), "And": _compare(lambda a, b: a and b), "Or": _compare(lambda a, b: a or b),
+    "Shape": _shape,
+    "Size": _size,
+    "Gather": _gather,
+    "Concat": _concat,
+    "Slice": _slice,
+    "Unsqueeze": _unsqueeze,
+    "Squeeze": _squeeze,
+    "Reshape": _reshape,
+    "Cast": _cast,
+    "ConstantOfShape": _filled,
+    "Range": _range,
+    "Expand": _expand,
+    "ReduceProd": _prod,
+    "Where": _where,
+    "Split": _split,
+    "Transpose": _transpose,
+    "Identity": _identity,
+    "Not": _not,
+    "Add": _binary(operator.add),
+    "Sub": _binary(operator.sub),
+    "Mul": _binary(operator.mul),
+    "Div": _binary(_quotient),
+    "Mod": _binary(_modulo),
+    "Min": _variadic(_min),
+    "Max": _variadic(_max),
+    "Equal": _compare(operator.eq),
+    "Greater": _compare(operator.gt),
+    "Less": _compare(operator.lt),
+    "GreaterOrEqual": _compare(operator.ge),
+    "LessOrEqual": _compare(operator.le),
+    "Neg": _unary(operator.neg),
+    "Abs": _unary(abs),
+    "Floor": _unary(np.floor, True),
+    "Ceil": _unary(np.ceil, True),
+    "Sqrt": _unary(np.sqrt, True),
+    "Reciprocal": _unary(np.reciprocal, True),
+    "Pow": _binary(operator.pow),
+    "And": _compare(lambda a, b: a and b),
+    "Or": _compare(lambda a, b: a or b),
 }

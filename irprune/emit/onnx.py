@@ -6,7 +6,7 @@ that nobody asked about stay as they are. A tensor whose users want different pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,12 @@ class Emitter:
         self.after: list[onnx.NodeProto] = []
         self.values: dict[str, Array | None] = {}
         self.reads = self._count_reads()
-        symbols = {s.expr: (v.name, d) for v in reversed(graph.inputs) for d, s in reversed(list(enumerate(v.type.shape or ()))) if isinstance(s, Sym)}
+        symbols = {
+            s.expr: (v.name, d)
+            for v in reversed(graph.inputs)
+            for d, s in reversed(list(enumerate(v.type.shape or ())))
+            if isinstance(s, Sym)
+        }
         self.size_nodes = SizeNodes(self.fresh, lambda i, n: self.before.setdefault(i, []).append(n), self.add_constant, symbols)
 
     def _count_reads(self) -> dict[str, int]:
@@ -157,7 +162,11 @@ class Emitter:
                     untouched += 1
                     continue
                 for known, slots in variants:
-                    if known.shape == array.shape and known.dtype == array.dtype and np.array_equal(known, array, equal_nan=known.dtype.kind == "f"):
+                    if (
+                        known.shape == array.shape
+                        and known.dtype == array.dtype
+                        and np.array_equal(known, array, equal_nan=known.dtype.kind == "f")
+                    ):
                         slots.append((index, slot))
                         break
                 else:
@@ -242,8 +251,13 @@ class Emitter:
             elif name in self.source.computed:
                 node = self.nodes[self.makers[name]]
                 types = [self.type(n) if n else None for n in node.input]
-                made = fold(target_of(node), self.source.opset(node.domain), attributes(node), types,
-                            lambda i: self.now(node.input[i]) if i < len(node.input) and node.input[i] else None)
+                made = fold(
+                    target_of(node),
+                    self.source.opset(node.domain),
+                    attributes(node),
+                    types,
+                    lambda i: self.now(node.input[i]) if i < len(node.input) and node.input[i] else None,
+                )
                 for n, array in zip(node.output, made or [None] * len(node.output), strict=False):  # type: ignore[list-item]
                     self.values[n] = array
             else:
@@ -268,7 +282,9 @@ class Emitter:
         loose = [j for j, name in enumerate(node.input) if name and j not in covered]
         moved = [j for j in loose if not self._as_before(node.input[j])]
         spelling = spelling_of(target_of(node)) if steps[0][0].op != "opaque" else None
-        changed = any(n.attrs != place.attrs for n, place in steps) or any(self._resized(v) for n, _ in steps for v in (*n.inputs, *n.outputs))
+        changed = any(n.attrs != place.attrs for n, place in steps) or any(
+            self._resized(v) for n, _ in steps for v in (*n.inputs, *n.outputs)
+        )
         if not moved and not changed:
             return
         if spelling is not None and spelling.write is not None:
@@ -289,8 +305,10 @@ class Emitter:
         was, now = self.source.known[name], self.now(name)
         if now is None or was.shape != now.shape:
             return False
-        return all(same(a, b) if isinstance(a, (int, Sym)) and isinstance(b, (int, Sym)) else a == b
-                   for a, b in zip(was.reshape(-1).tolist(), now.reshape(-1).tolist(), strict=True))
+        return all(
+            same(a, b) if isinstance(a, (int, Sym)) and isinstance(b, (int, Sym)) else a == b
+            for a, b in zip(was.reshape(-1).tolist(), now.reshape(-1).tolist(), strict=True)
+        )
 
     def _resized(self, value: Value | None) -> bool:
         if value is None:
@@ -337,7 +355,7 @@ class Emitter:
     def _keep_output_names(self) -> None:
         """A result that became a constant or another value is handed out under its own name."""
         for value, info in zip(self.graph.outputs, self.original.graph.output, strict=True):
-            if value.name == info.name or isinstance(value, Weight) and value.name in self.source.stored:
+            if value.name == info.name or (isinstance(value, Weight) and value.name in self.source.stored):
                 continue
             name = self.add_constant(info.name, as_numpy(value.load(), value.dtype)) if isinstance(value, Weight) else value.name
             maker = self.makers.get(info.name)
@@ -347,7 +365,10 @@ class Emitter:
 
     def _alive(self, placed: dict[int, list[tuple[Node, Place]]]) -> set[int]:
         """Nodes that the outputs need, and those that nobody needed before either, as long as what they read is as it was."""
-        before, wanted = self._needed(self.original.graph.node, ()), self._needed(self.nodes, [n for many in self.before.values() for n in many] + self.after)
+        before, wanted = (
+            self._needed(self.original.graph.node, ()),
+            self._needed(self.nodes, [n for many in self.before.values() for n in many] + self.after),
+        )
         spoilt = set(self.replaced)
         alive = set(wanted)
         for i, node in enumerate(self.nodes):
@@ -378,7 +399,11 @@ class Emitter:
         dims = info.type.tensor_type.shape.dim
         if len(dims) != len(kind.shape):
             return info
-        stale = [k for k, (d, s) in enumerate(zip(dims, kind.shape, strict=True)) if isinstance(s, int) and d.HasField("dim_value") and d.dim_value != s]
+        stale = [
+            k
+            for k, (d, s) in enumerate(zip(dims, kind.shape, strict=True))
+            if isinstance(s, int) and d.HasField("dim_value") and d.dim_value != s
+        ]
         if not stale:
             return info
         made = onnx.ValueInfoProto()
@@ -413,5 +438,3 @@ def as_numpy(array: Any, dtype: str) -> Array:
             return array.contiguous().view(torch.int16).numpy().view(numpy_dtype("bf16"))
         return np.asarray(array.numpy())
     return np.asarray(array)
-
-

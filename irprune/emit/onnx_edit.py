@@ -75,7 +75,11 @@ class NodeEdit:
         if self.opset >= since:
             self.input(i, value)
         elif any(isinstance(v, Sym) for v in value):
-            raise IrpruneError(f"{self.target} of opset {self.opset} cannot hold a size known only at run time", self.node.name, "convert it to a newer opset")
+            raise IrpruneError(
+                f"{self.target} of opset {self.opset} cannot hold a size known only at run time",
+                self.node.name,
+                "convert it to a newer opset",
+            )
         else:
             self.attr(name, [int(v) for v in value])  # type: ignore[arg-type]
 
@@ -87,7 +91,9 @@ class NodeEdit:
         while len(self.node.input) <= i:
             self.node.input.append("")
         if any(isinstance(v, Sym) for v in value):
-            self.node.input[i] = self.emitter.size_nodes.vector(list(value), self.index, self.node.input[i] or f"{self.node.output[0]}_sizes")  # type: ignore[arg-type]
+            self.node.input[i] = self.emitter.size_nodes.vector(
+                list(value), self.index, self.node.input[i] or f"{self.node.output[0]}_sizes"
+            )  # type: ignore[arg-type]
             return
         array = np.array(value, numpy_dtype(dtype)).reshape(() if scalar else (-1,))
         self.node.input[i] = self.emitter.constant(self.node.input[i], array, self.index, i)
@@ -100,8 +106,13 @@ def _equal(a: Any, b: Any) -> bool:
 class SizeNodes:
     """Nodes that compute sizes from the shapes of the model's inputs, each symbol once."""
 
-    def __init__(self, fresh: Callable[[str], str], add: Callable[[int, onnx.NodeProto], None], constant: Callable[[str, NDArray[Any]], str],
-                 symbols: Mapping[str, tuple[str, int]]) -> None:
+    def __init__(
+        self,
+        fresh: Callable[[str], str],
+        add: Callable[[int, onnx.NodeProto], None],
+        constant: Callable[[str, NDArray[Any]], str],
+        symbols: Mapping[str, tuple[str, int]],
+    ) -> None:
         self.fresh, self.add, self.constant, self.symbols = fresh, add, constant, symbols
 
     def vector(self, values: Sequence[Size], before: int, hint: str) -> str:
@@ -132,7 +143,9 @@ class SizeNodes:
         if isinstance(tree, ast.Name) and tree.id in self.symbols:
             value, dim = self.symbols[tree.id]
             shape = self._node("Shape", [value], before, f"{hint}_shape")
-            return self._node("Gather", [shape, self.constant(f"{hint}_dim", np.array([dim], np.int64))], before, f"{hint}_{tree.id}", axis=0)
+            return self._node(
+                "Gather", [shape, self.constant(f"{hint}_dim", np.array([dim], np.int64))], before, f"{hint}_{tree.id}", axis=0
+            )
         if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
             return self._node("Neg", [self._compile(tree.operand, before, hint)], before, hint)
         kinds: dict[type, str] = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.FloorDiv: "Div", ast.Mod: "Mod"}

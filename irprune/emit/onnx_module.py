@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 __all__ = ["layered", "module_from_onnx"]
 
 _STATE = {
-    "linear": ("", "weight", "bias"), "conv": ("", "weight", "bias"), "conv_transpose": ("", "weight", "bias"),
-    "batch_norm": ("", "weight", "bias", "running_mean", "running_var"), "layer_norm": ("", "weight", "bias"),
-    "group_norm": ("", "weight", "bias"), "rms_norm": ("", "weight"), "embedding": ("weight",),
+    "linear": ("", "weight", "bias"),
+    "conv": ("", "weight", "bias"),
+    "conv_transpose": ("", "weight", "bias"),
+    "batch_norm": ("", "weight", "bias", "running_mean", "running_var"),
+    "layer_norm": ("", "weight", "bias"),
+    "group_norm": ("", "weight", "bias"),
+    "rms_norm": ("", "weight"),
+    "embedding": ("weight",),
 }
 _BUFFERS = ("running_mean", "running_var")
 
@@ -42,7 +47,7 @@ def layered(graph: Graph) -> Graph:
     twin.structure = None
     users = {id(v) for v in twin.outputs}
     for node in list(twin.nodes):
-        if node.op == "matmul" or node.op == "gemm" and _plain(node):
+        if node.op == "matmul" or (node.op == "gemm" and _plain(node)):
             _linear(twin, node, users)
         elif node.op == "gather_rows" and isinstance(node.operand(0), Weight):
             _embedding(node)
@@ -61,7 +66,7 @@ def layered(graph: Graph) -> Graph:
 def _plain(node: Node) -> bool:
     """Whether a Gemm is a matrix product with a vector added."""
     a = node.attrs
-    return not a["trans_a"] and not a["trans_b"] and a["alpha"] == 1 and (not node.has(2) or a["beta"] == 1 and node.operand(2).rank == 1)
+    return not a["trans_a"] and not a["trans_b"] and a["alpha"] == 1 and (not node.has(2) or (a["beta"] == 1 and node.operand(2).rank == 1))
 
 
 def _linear(graph: Graph, node: Node, outputs: set[int]) -> None:
@@ -116,7 +121,9 @@ def _name_layers(graph: Graph) -> None:
         held = [(own, v) for own, v in zip(names, node.inputs, strict=False) if own and v is not None]
         if not all(isinstance(v, Weight) and len(v.users) == 1 for _, v in held) or not held:
             continue
-        named = len({v.name.rpartition(".")[0] for _, v in held}) == 1 and all(v.name.rpartition(".")[2] == own and "." in v.name for own, v in held)
+        named = len({v.name.rpartition(".")[0] for _, v in held}) == 1 and all(
+            v.name.rpartition(".")[2] == own and "." in v.name for own, v in held
+        )
         owner = held[0][1].name.rpartition(".")[0] if named else _free(_owner(node, held), taken)
         if node.op == "batch_norm":
             counter = f"{owner}.num_batches_tracked"

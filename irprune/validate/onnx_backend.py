@@ -58,8 +58,13 @@ def cases(kind: str = "node") -> Iterator[Case]:
 
         for made in sorted(collect_testcases(), key=lambda c: c.name):
             if made.model is not None and made.data_sets is not None:
-                yield Case(made.name, lambda c=made: c.model, lambda model, c=made: [_named(model, x, y) for x, y in c.data_sets],  # type: ignore[misc]
-                           made.rtol, max(made.atol, 1e-5))
+                yield Case(
+                    made.name,
+                    lambda c=made: c.model,
+                    lambda model, c=made: [_named(model, x, y) for x, y in c.data_sets],  # type: ignore[misc]
+                    made.rtol,
+                    max(made.atol, 1e-5),
+                )
         return
     root = Path(onnx.__file__).parent / "backend" / "test" / "data" / kind
     for folder in sorted(p for p in root.iterdir() if (p / "model.onnx").is_file()):
@@ -71,7 +76,9 @@ def _named(model: onnx.ModelProto, inputs: Sequence[Any], outputs: Sequence[Any]
 
 
 def _array(x: Any) -> Any:
-    return numpy_helper.to_array(x) if isinstance(x, onnx.TensorProto) else x if isinstance(x, (list, tuple)) or x is None else np.asarray(x)
+    return (
+        numpy_helper.to_array(x) if isinstance(x, onnx.TensorProto) else x if isinstance(x, (list, tuple)) or x is None else np.asarray(x)
+    )
 
 
 def check(case: Case, torch_too: bool = True) -> Outcome:
@@ -123,7 +130,9 @@ def _with_constants(model: onnx.ModelProto, inputs: dict[str, Any]) -> onnx.Mode
     """The model with inputs that its readers want to know (shapes, axes, bounds) stored, as real models have them."""
     for _ in range(4):
         graph = capture_onnx(model)
-        wanted = [(model.graph.node[n.origin.raw.index], n.attrs["why"]) for n in graph.nodes if "computed at run time" in n.attrs.get("why", "")]
+        wanted = [
+            (model.graph.node[n.origin.raw.index], n.attrs["why"]) for n in graph.nodes if "computed at run time" in n.attrs.get("why", "")
+        ]
         names = {node.input[int(why.split()[1])] for node, why in wanted} & set(inputs)
         if not names:
             break
@@ -246,5 +255,3 @@ def _types(outcome: Outcome, graph: Any, data: list[Data]) -> None:
         known = [(s, n) for s, n in zip(value.type.shape, want.shape, strict=False) if isinstance(s, int)]
         if len(value.type.shape) != want.ndim or any(s != n for s, n in known):
             outcome.failed = f"inferred {value.type} for an output of shape {want.shape}"
-
-

@@ -77,7 +77,7 @@ class _Oracle:
     def _mixes(self, node: Node) -> bool:
         """Whether dropped indices reach an operator whose value could depend on them."""
         entry = lookup(node)
-        if entry is None or entry.silence is None and entry.signature is None:
+        if entry is None or (entry.silence is None and entry.signature is None):
             return False
         return any(self.kept.changes(a) for v in node.inputs if v is not None for a in v.axes or ())
 
@@ -85,8 +85,10 @@ class _Oracle:
         recorder = Recorder(f"silent.{index}.", self.source.opset(""))
         entry = lookup(node)
         assert entry is not None
-        given = [None if v is None else Tensor(recorder, self._shape(v), v.dtype, proto.input[j]) if j is not None else None
-                 for v, j in zip(node.inputs, place.operands, strict=False)]
+        given = [
+            None if v is None else Tensor(recorder, self._shape(v), v.dtype, proto.input[j]) if j is not None else None
+            for v, j in zip(node.inputs, place.operands, strict=False)
+        ]
 
         def run(*operands: Tensor | None) -> Any:
             twin = onnx.NodeProto()
@@ -116,7 +118,9 @@ class _Oracle:
                         operands[i] = recorder.where(mask, x, recorder.zeros((), dtype=x.dtype))
                 result = run(*operands)
         except Untraced as what:
-            raise IrpruneError(f"the oracle cannot write how {proto.op_type} is silenced: {what} has no ONNX form", proto.name or proto.output[0]) from what
+            raise IrpruneError(
+                f"the oracle cannot write how {proto.op_type} is silenced: {what} has no ONNX form", proto.name or proto.output[0]
+            ) from what
         for name, x in zip(proto.output, result if isinstance(result, (list, tuple)) else [result], strict=False):
             if name:
                 recorder.nodes.append(onnx.helper.make_node("Identity", [recorder.named(x)], [name]))
@@ -131,7 +135,7 @@ class _Oracle:
         if isinstance(size, int):
             return size
         try:
-            return int(eval(size.expr, {"__builtins__": {}}, dict(self.symbols)))  # noqa: S307 - text that we printed
+            return int(eval(size.expr, {"__builtins__": {}}, dict(self.symbols)))
         except NameError as error:
             raise IrpruneError(f"the size {size.expr} is known to onnxruntime alone", hint="give the model static shapes") from error
 
@@ -154,7 +158,7 @@ class _Oracle:
             e = next(j for j, b in enumerate(axes) if j != d and outer in factors(b))
             fs = factors(axes[e])
             at = fs.index(outer)
-            inner = int(np.prod([int(f.size) for f in fs[at + 1:]], dtype=np.int64))  # type: ignore[arg-type]
+            inner = int(np.prod([int(f.size) for f in fs[at + 1 :]], dtype=np.int64))  # type: ignore[arg-type]
             index = np.arange(int(find(axes[e]).size)) // inner % int(outer.size)  # type: ignore[arg-type]
             mask = np.take(mask, index, axis=k)
             places.append(e)

@@ -33,7 +33,9 @@ def session(model: onnx.ModelProto | str | Path, optimise: bool = True) -> Any:
     try:
         return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class per status code
-        raise IrpruneError("onnxruntime refuses the model", "" if isinstance(model, onnx.ModelProto) else str(model), str(error).splitlines()[0]) from error
+        raise IrpruneError(
+            "onnxruntime refuses the model", "" if isinstance(model, onnx.ModelProto) else str(model), str(error).splitlines()[0]
+        ) from error
 
 
 def run_model(model: onnx.ModelProto | str | Path, inputs: Mapping[str, Array], optimise: bool = True) -> list[Array]:
@@ -78,7 +80,7 @@ def index_limits(graph: Graph) -> dict[Value, Size]:
             note(node.operand(1), node.operand(0).shape[node.attrs["dim"]])
         elif node.op in ("gather_nd", "scatter_nd"):
             batch, depth = node.attrs.get("batch_dims", 0), node.operand(1).shape[-1]
-            for size in node.operand(0).shape[batch:batch + depth] if isinstance(depth, int) else ():
+            for size in node.operand(0).shape[batch : batch + depth] if isinstance(depth, int) else ():
                 note(node.operand(1), size)
         elif node.op == "one_hot_at":
             note(node.operand(0), node.attrs["depth"])

@@ -175,8 +175,16 @@ class Recorder:
         x, y = self.cast(a, dtype), self.cast(b, dtype)
         shape = np.broadcast_shapes(x.shape, y.shape)
         if x.array is not None and y.array is not None:
-            f = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power, "Max": np.maximum, "Min": np.minimum,
-                 "And": np.logical_and}[kind]
+            f = {
+                "Add": np.add,
+                "Sub": np.subtract,
+                "Mul": np.multiply,
+                "Div": np.divide,
+                "Pow": np.power,
+                "Max": np.maximum,
+                "Min": np.minimum,
+                "And": np.logical_and,
+            }[kind]
             return self.constant(f(x.array, y.array), dtype)
         return self.node(kind, [self.named(x), self.named(y)], shape, dtype)
 
@@ -186,7 +194,10 @@ class Recorder:
 
     def unary(self, kind: str, x: Tensor) -> Tensor:
         if x.array is not None:
-            return self.constant({"Sqrt": np.sqrt, "Exp": np.exp, "Log": np.log, "Reciprocal": np.reciprocal, "Not": np.logical_not}[kind](x.array), x.dtype.name)
+            return self.constant(
+                {"Sqrt": np.sqrt, "Exp": np.exp, "Log": np.log, "Reciprocal": np.reciprocal, "Not": np.logical_not}[kind](x.array),
+                x.dtype.name,
+            )
         return self.node(kind, [x.name], x.shape, x.dtype.name)
 
     def cast(self, x: Tensor, dtype: str) -> Tensor:
@@ -257,5 +268,3 @@ class Recorder:
 
     def iinfo(self, dtype: DType) -> Any:
         return np.iinfo(numpy_dtype(dtype.name))
-
-

@@ -76,7 +76,6 @@ def _rule(axes: Axes, node: Node) -> None:
         value.axes = (b, h, *(axes.frozen(x, "positions") for x in value.shape[2:]))
 
 
-
 def _resize(node: Node, cut: Cut) -> None:
     """Numbers of heads follow their axes; the default scale hides head_dim, so what it was is written out."""
     attrs = node.attrs
@@ -129,8 +128,15 @@ def _read(node: OnnxNode) -> Step:
     else:
         heads, groups = a["q_num_heads"], a["kv_num_heads"]
         out = (q[0], q[1], v[2] // groups * heads)
-    attrs = {"q_num_heads": heads, "kv_num_heads": groups, "is_causal": a.get("is_causal", 0), "scale": a.get("scale"), "softcap": a.get("softcap", 0.0),
-             "mode": a.get("qk_matmul_output_mode", 0), "results": len(node.outputs)}
+    attrs = {
+        "q_num_heads": heads,
+        "kv_num_heads": groups,
+        "is_causal": a.get("is_causal", 0),
+        "scale": a.get("scale"),
+        "softcap": a.get("softcap", 0.0),
+        "mode": a.get("qk_matmul_output_mode", 0),
+        "results": len(node.outputs),
+    }
     if a.get("scale") == 0:
         attrs["scale"] = None
     if node.has(6):
@@ -152,19 +158,41 @@ def _write(edit: Edit, node: Node) -> None:
 
 
 _ATTRS = {"q_num_heads": 4, "kv_num_heads": 2, "is_causal": 0, "scale": None, "softcap": 0.0, "mode": 0, "results": 1}
-op("onnx_attention", _rule, run=runs("onnx_attention"), resize=_resize, silence=_silence, macs=_macs, samples=(
-    Sample((Arg((2, 4, 3, 6)), Arg((2, 2, 5, 6)), Arg((2, 2, 5, 7))), _ATTRS, free=5), Sample((Arg((2, 3, 24)), Arg((2, 5, 12)), Arg((2, 5, 14))), _ATTRS, free=5)))
+op(
+    "onnx_attention",
+    _rule,
+    run=runs("onnx_attention"),
+    resize=_resize,
+    silence=_silence,
+    macs=_macs,
+    samples=(
+        Sample((Arg((2, 4, 3, 6)), Arg((2, 2, 5, 6)), Arg((2, 2, 5, 7))), _ATTRS, free=5),
+        Sample((Arg((2, 3, 24)), Arg((2, 5, 12)), Arg((2, 5, 14))), _ATTRS, free=5),
+    ),
+)
 spell("onnx_attention", "Attention", read=_read, write=_write)
 
 
 def _read_multi_head(node: OnnxNode) -> Step:
     """``com.microsoft::MultiHeadAttention`` with query, key and value apart, and no state."""
     a = node.attrs
-    if any(node.has(i) for i in range(3, len(node.types)) if i != 5) or not (node.has(1) and node.has(2)) or node.rank(0) != 3 or node.rank(1) != 3:
+    if (
+        any(node.has(i) for i in range(3, len(node.types)) if i != 5)
+        or not (node.has(1) and node.has(2))
+        or node.rank(0) != 3
+        or node.rank(1) != 3
+    ):
         raise Unread("a MultiHeadAttention with packed operands, bias, padding or a past")
     q, v = node.shape(0), node.shape(2)
-    attrs = {"q_num_heads": a["num_heads"], "kv_num_heads": a["num_heads"], "is_causal": a.get("unidirectional", 0), "scale": a.get("scale") or None,
-             "softcap": 0.0, "mode": 0, "results": 1}
+    attrs = {
+        "q_num_heads": a["num_heads"],
+        "kv_num_heads": a["num_heads"],
+        "is_causal": a.get("unidirectional", 0),
+        "scale": a.get("scale") or None,
+        "softcap": 0.0,
+        "mode": 0,
+        "results": 1,
+    }
     return Step("onnx_attention", (0, 1, 2, 5), attrs, [like(node, shape=(*q[:2], v[2]))])
 
 
@@ -218,7 +246,7 @@ def _projected_resize(node: Node, cut: Cut) -> None:
     for p in parts(width):
         total += cut.size(p)  # type: ignore[assignment,operator]
         at += p.size  # type: ignore[assignment,operator]
-        if at == sum(sizes[:len(left) + 1]):
+        if at == sum(sizes[: len(left) + 1]):
             left.append(total)
             total = 0
     kept, covered = 1, 1
@@ -245,15 +273,20 @@ def _projected_silence(torch: Any, node: Node, operands: list[Any], present: Any
 
 def _read_projected(node: OnnxNode) -> Step:
     a = node.attrs
-    if node.has(4) or node.has(6) or any(node.outputs[1:]) or node.has(3) and node.rank(3) != 2 or a.get("do_rotary", 0):
+    if node.has(4) or node.has(6) or any(node.outputs[1:]) or (node.has(3) and node.rank(3) != 2) or a.get("do_rotary", 0):
         raise Unread("a com.microsoft::Attention with a past or an unusual mask")
     width = node.shape(1)[1]
     sizes = list(a.get("qkv_hidden_sizes") or [width // 3] * 3)
     if not isinstance(width, int):
         raise Unread("a com.microsoft::Attention of dynamic width")
     x = node.shape(0)
-    attrs = {"num_heads": a["num_heads"], "sizes": sizes, "is_causal": a.get("unidirectional", 0), "scale": a.get("scale") or None,
-             "filter": a.get("mask_filter_value", -10000.0)}
+    attrs = {
+        "num_heads": a["num_heads"],
+        "sizes": sizes,
+        "is_causal": a.get("unidirectional", 0),
+        "scale": a.get("scale") or None,
+        "filter": a.get("mask_filter_value", -10000.0),
+    }
     return Step("projected_attention", (0, 1, 2, 3, 4, 5), attrs, [like(node, shape=(*x[:2], sizes[2]))])
 
 
@@ -267,8 +300,20 @@ def _write_projected(edit: Edit, node: Node) -> None:
         edit.attr("scale", a["scale"])
 
 
-op("projected_attention", _projected, run=runs("projected_attention"), resize=_projected_resize, silence=_projected_silence, samples=(
-    Sample((Arg((2, 3, 5)), Arg((5, 24)), Arg((24,))), {"num_heads": 2, "sizes": [8, 8, 8], "is_causal": 0, "scale": None, "filter": -1e4}, free=5),))
+op(
+    "projected_attention",
+    _projected,
+    run=runs("projected_attention"),
+    resize=_projected_resize,
+    silence=_projected_silence,
+    samples=(
+        Sample(
+            (Arg((2, 3, 5)), Arg((5, 24)), Arg((24,))),
+            {"num_heads": 2, "sizes": [8, 8, 8], "is_causal": 0, "scale": None, "filter": -1e4},
+            free=5,
+        ),
+    ),
+)
 spell("projected_attention", "com.microsoft::Attention", read=_read_projected, write=_write_projected)
 
 # -- rotary embeddings ---------------------------------------------------------------------------------------------------
@@ -328,8 +373,19 @@ def _write_rotary(edit: Edit, node: Node) -> None:
             edit.attr(name, node.attrs[key])
 
 
-op("rotary", _rotary, run=runs("rotary"), resize=_rotary_resize, samples=(
-    Sample((Arg((2, 3, 4, 6)), Arg((4, 3)), Arg((4, 3)), Arg((2, 4), "i64", 0, 4)), {"num_heads": 3, "interleaved": 0, "rotated": 0}, free=3),))
+op(
+    "rotary",
+    _rotary,
+    run=runs("rotary"),
+    resize=_rotary_resize,
+    samples=(
+        Sample(
+            (Arg((2, 3, 4, 6)), Arg((4, 3)), Arg((4, 3)), Arg((2, 4), "i64", 0, 4)),
+            {"num_heads": 3, "interleaved": 0, "rotated": 0},
+            free=3,
+        ),
+    ),
+)
 spell("rotary", "RotaryEmbedding", read=_read_rotary(3), write=_write_rotary)
 spell("rotary", "com.microsoft::RotaryEmbedding", read=_read_rotary(1), write=_write_rotary)
 
@@ -340,7 +396,7 @@ def _residual(axes: Axes, node: Node) -> None:
     own = axes.of(node.operand(0))
     for value in node.inputs[1:]:
         if value is not None:
-            for a, b in zip(own[len(own) - value.rank:], axes.of(value), strict=True):
+            for a, b in zip(own[len(own) - value.rank :], axes.of(value), strict=True):
                 _shared(axes, a, b)
     for value in node.outputs:
         value.axes = own if value.rank == len(own) and value.shape[-1] == own[-1].size else (*own[:-1], axes.one)
@@ -360,7 +416,7 @@ def _residual_silence(torch: Any, node: Node, operands: list[Any], present: Any,
     y = total if node.attrs["rms"] else total - masked_mean(torch, total, dims, mask)
     y = y * torch.rsqrt(masked_mean(torch, y * y, dims, mask) + node.attrs["eps"]) * weight
     y = y if bias is None else y + bias
-    return y if len(node.outputs) == 1 else [y, total, total, total][:len(node.outputs)]
+    return y if len(node.outputs) == 1 else [y, total, total, total][: len(node.outputs)]
 
 
 def _read_residual(rms: bool) -> Any:
@@ -370,13 +426,18 @@ def _read_residual(rms: bool) -> Any:
         x = node.shape(0)
         state = TensorType("f32", (*x[:-1], 1))
         attrs = {"eps": node.attrs.get("epsilon", 1e-12), "rms": rms, "results": len(node.outputs)}
-        return Step("residual_norm", None, attrs, [like(node), state, state, like(node)][:len(node.outputs)])
+        return Step("residual_norm", None, attrs, [like(node), state, state, like(node)][: len(node.outputs)])
 
     return read
 
 
-op("residual_norm", _residual, run=runs("residual_norm"), silence=_residual_silence, samples=(
-    Sample((Arg((2, 3, 6)), Arg((2, 3, 6)), Arg((6,)), Arg((6,)), Arg((6,))), {"eps": 1e-5, "rms": False, "results": 1}, free=3),))
+op(
+    "residual_norm",
+    _residual,
+    run=runs("residual_norm"),
+    silence=_residual_silence,
+    samples=(Sample((Arg((2, 3, 6)), Arg((2, 3, 6)), Arg((6,)), Arg((6,)), Arg((6,))), {"eps": 1e-5, "rms": False, "results": 1}, free=3),),
+)
 
 
 def _nothing(edit: Edit, *nodes: Node) -> None:

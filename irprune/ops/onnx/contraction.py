@@ -27,24 +27,39 @@ spell("matmul", "MatMul", read=lambda node: Step("matmul", None, {}, [product_ty
 def _gemm(node: Node) -> Letters:
     a, b = (["k", "m"] if node.attrs["trans_a"] else ["m", "k"]), (["n", "k"] if node.attrs["trans_b"] else ["k", "n"])
     rank = node.operand(2).rank if node.has(2) else 0
-    return a, b, ["m", "n"][2 - rank:] if rank else [], ["m", "n"]
+    return a, b, ["m", "n"][2 - rank :] if rank else [], ["m", "n"]
 
 
 def _read_gemm(node: OnnxNode) -> Step:
     """A plain product with a transposed weight is ``linear``; all else stays what it is."""
-    attrs = {"trans_a": node.attrs.get("transA", 0), "trans_b": node.attrs.get("transB", 0), "alpha": node.attrs.get("alpha", 1.0),
-             "beta": node.attrs.get("beta", 1.0)}
+    attrs = {
+        "trans_a": node.attrs.get("transA", 0),
+        "trans_b": node.attrs.get("transB", 0),
+        "alpha": node.attrs.get("alpha", 1.0),
+        "beta": node.attrs.get("beta", 1.0),
+    }
     a, b = node.shape(0), node.shape(1)
     kind = TensorType(node.type(0).dtype, (a[1] if attrs["trans_a"] else a[0], b[0] if attrs["trans_b"] else b[1]))
-    if not attrs["trans_a"] and attrs["trans_b"] and attrs["alpha"] == 1 and (attrs["beta"] == 1 or not node.has(2)) and (
-            not node.has(2) or node.rank(2) == 1):
+    if (
+        not attrs["trans_a"]
+        and attrs["trans_b"]
+        and attrs["alpha"] == 1
+        and (attrs["beta"] == 1 or not node.has(2))
+        and (not node.has(2) or node.rank(2) == 1)
+    ):
         return Step("linear", None, {}, [kind])
     return Step("gemm", None, attrs, [kind])
 
 
-contraction("gemm", _gemm, run=runs("gemm"), samples=(
-    Sample((Arg((4, 6)), Arg((6, 5)), Arg((5,))), {"trans_a": 0, "trans_b": 0, "alpha": 0.5, "beta": 2.0}, free=3),
-    Sample((Arg((6, 4)), Arg((5, 6)), Arg((4, 1))), {"trans_a": 1, "trans_b": 1, "alpha": 1.0, "beta": 1.0}, free=3)))
+contraction(
+    "gemm",
+    _gemm,
+    run=runs("gemm"),
+    samples=(
+        Sample((Arg((4, 6)), Arg((6, 5)), Arg((5,))), {"trans_a": 0, "trans_b": 0, "alpha": 0.5, "beta": 2.0}, free=3),
+        Sample((Arg((6, 4)), Arg((5, 6)), Arg((4, 1))), {"trans_a": 1, "trans_b": 1, "alpha": 1.0, "beta": 1.0}, free=3),
+    ),
+)
 spell(("gemm", "linear"), "Gemm", read=_read_gemm)
 
 
@@ -67,8 +82,8 @@ def _fused(node: Node) -> Letters:
     a, b = node.operand(0).rank, node.operand(1).rank
     many = max(a, b) - 2
     lead = [f"b{k}" for k in range(many)]
-    left = [*lead[many - (a - 2):], *(["k", "m"] if node.attrs["trans_a"] else ["m", "k"])]
-    right = [*lead[many - (b - 2):], *(["n", "k"] if node.attrs["trans_b"] else ["k", "n"])]
+    left = [*lead[many - (a - 2) :], *(["k", "m"] if node.attrs["trans_a"] else ["m", "k"])]
+    right = [*lead[many - (b - 2) :], *(["n", "k"] if node.attrs["trans_b"] else ["k", "n"])]
     return left, right, [*lead, "m", "n"]
 
 
@@ -83,8 +98,12 @@ def _read_fused(node: OnnxNode) -> Step:
     return Step("fused_matmul", None, attrs, [TensorType(node.type(0).dtype, (*broadcast((a[:-2], b[:-2])), rows, columns))])
 
 
-contraction("fused_matmul", _fused, run=runs("fused_matmul"),
-            samples=(Sample((Arg((2, 3, 6, 4)), Arg((3, 6, 5))), {"trans_a": 1, "trans_b": 0, "alpha": 0.5}, free=5),))
+contraction(
+    "fused_matmul",
+    _fused,
+    run=runs("fused_matmul"),
+    samples=(Sample((Arg((2, 3, 6, 4)), Arg((3, 6, 5))), {"trans_a": 1, "trans_b": 0, "alpha": 0.5}, free=5),),
+)
 spell("fused_matmul", "com.microsoft::FusedMatMul", read=_read_fused)
 
 

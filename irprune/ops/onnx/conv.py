@@ -25,7 +25,11 @@ def conv_places(node: OnnxNode, x: Sequence[Size], w: Sequence[Size]) -> tuple[d
     kernel = _kernel(node, w)
     strides, dilations, begins, ends = padded(node, kernel, x)
     places = [window(s, k, t, d, b, e) for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)]
-    return {"stride": strides, "padding": _flat(begins, ends), "dilation": dilations, "groups": node.attrs.get("group", 1)}, (x[0], w[0], *places)
+    return {"stride": strides, "padding": _flat(begins, ends), "dilation": dilations, "groups": node.attrs.get("group", 1)}, (
+        x[0],
+        w[0],
+        *places,
+    )
 
 
 def _conv(node: OnnxNode) -> Step:
@@ -82,7 +86,12 @@ def _conv_transpose(node: OnnxNode) -> Step:
     places: list[Size] = [f - (b + e) for f, b, e in zip(full, begins, ends, strict=True)]
     attrs: dict[str, Any] = {"stride": strides, "padding": begins, "output_padding": extra, "groups": groups, "dilation": dilations}
     kind = [TensorType(node.type(0).dtype, (x[0], w[1] * groups, *places))]
-    if begins == ends and n <= 3 and all(b >= 0 for b in begins) and all(e < max(t, d) for e, t, d in zip(extra, strides, dilations, strict=True)):
+    if (
+        begins == ends
+        and n <= 3
+        and all(b >= 0 for b in begins)
+        and all(e < max(t, d) for e, t, d in zip(extra, strides, dilations, strict=True))
+    ):
         return Step("conv_transpose", None, attrs, kind)
     return Step("conv_transpose_padded", None, {**attrs, "padding": _flat(begins, ends)}, kind)
 

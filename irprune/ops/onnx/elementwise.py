@@ -32,16 +32,57 @@ def elementwise(name: str, function: str = "") -> None:
 
 
 for _onnx, _name in {
-    "Abs": "abs", "Acos": "acos", "Acosh": "acosh", "Add": "add", "Asin": "asin", "Asinh": "asinh", "Atan": "atan", "Atanh": "atanh", "Ceil": "ceil",
-    "Cos": "cos", "Cosh": "cosh", "Erf": "erf", "Exp": "exp", "Floor": "floor", "HardSwish": "hardswish", "Identity": "identity", "Log": "log",
-    "Mish": "mish", "Mul": "mul", "Neg": "neg", "Reciprocal": "reciprocal", "Relu": "relu", "Round": "round", "Sigmoid": "sigmoid", "Sign": "sign",
-    "Sin": "sin", "Sinh": "sinh", "Sqrt": "sqrt", "Sub": "sub", "Tan": "tan", "Tanh": "tanh", "BitwiseNot": "bitwise_not", "BitwiseAnd": "bitwise_and",
-    "BitwiseOr": "bitwise_or", "BitwiseXor": "bitwise_xor", "com.microsoft::QuickGelu": "",
+    "Abs": "abs",
+    "Acos": "acos",
+    "Acosh": "acosh",
+    "Add": "add",
+    "Asin": "asin",
+    "Asinh": "asinh",
+    "Atan": "atan",
+    "Atanh": "atanh",
+    "Ceil": "ceil",
+    "Cos": "cos",
+    "Cosh": "cosh",
+    "Erf": "erf",
+    "Exp": "exp",
+    "Floor": "floor",
+    "HardSwish": "hardswish",
+    "Identity": "identity",
+    "Log": "log",
+    "Mish": "mish",
+    "Mul": "mul",
+    "Neg": "neg",
+    "Reciprocal": "reciprocal",
+    "Relu": "relu",
+    "Round": "round",
+    "Sigmoid": "sigmoid",
+    "Sign": "sign",
+    "Sin": "sin",
+    "Sinh": "sinh",
+    "Sqrt": "sqrt",
+    "Sub": "sub",
+    "Tan": "tan",
+    "Tanh": "tanh",
+    "BitwiseNot": "bitwise_not",
+    "BitwiseAnd": "bitwise_and",
+    "BitwiseOr": "bitwise_or",
+    "BitwiseXor": "bitwise_xor",
+    "com.microsoft::QuickGelu": "",
 }.items():
     if _name:
         spell(_name, _onnx, read=plain(_name))
-for _onnx, _name in {"And": "logical_and", "Or": "logical_or", "Xor": "logical_xor", "Not": "logical_not", "Equal": "eq", "Greater": "gt", "Less": "lt",
-                     "GreaterOrEqual": "ge", "LessOrEqual": "le", "IsNaN": "isnan"}.items():
+for _onnx, _name in {
+    "And": "logical_and",
+    "Or": "logical_or",
+    "Xor": "logical_xor",
+    "Not": "logical_not",
+    "Equal": "eq",
+    "Greater": "gt",
+    "Less": "lt",
+    "GreaterOrEqual": "ge",
+    "LessOrEqual": "le",
+    "IsNaN": "isnan",
+}.items():
     spell(_name, _onnx, read=plain(_name, "bool"))
 
 
@@ -105,9 +146,13 @@ spell("softplus", "Softplus", read=_with("softplus"))
 spell("gelu", "Gelu", read=_with("gelu", approximate=("approximate", "none")))
 spell("gelu", "com.microsoft::Gelu", read=_with("gelu"))
 for _onnx, _name, _attrs in (
-    ("Selu", "selu_scaled", {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875}), ("HardSigmoid", "hard_sigmoid", {"alpha": 0.2, "beta": 0.5}),
-    ("ThresholdedRelu", "thresholded_relu", {"alpha": 1.0}), ("Softsign", "softsign", {}), ("Shrink", "shrink", {"bias": 0.0, "lambd": 0.5}),
-    ("Swish", "swish", {"alpha": 1.0}), ("com.microsoft::QuickGelu", "quick_gelu", {"alpha": 1.702}),
+    ("Selu", "selu_scaled", {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875}),
+    ("HardSigmoid", "hard_sigmoid", {"alpha": 0.2, "beta": 0.5}),
+    ("ThresholdedRelu", "thresholded_relu", {"alpha": 1.0}),
+    ("Softsign", "softsign", {}),
+    ("Shrink", "shrink", {"bias": 0.0, "lambd": 0.5}),
+    ("Swish", "swish", {"alpha": 1.0}),
+    ("com.microsoft::QuickGelu", "quick_gelu", {"alpha": 1.702}),
 ):
     elementwise(_name)
     spell(_name, _onnx, read=_with(_name, **{k: (k, v) for k, v in _attrs.items()}))

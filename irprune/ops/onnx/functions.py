@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 
 HELPERS: dict[str, tuple[str, ...]] = {
-    "conv_fused": ("conv_padded",), "max_pool_padded": ("pool_windows",), "lp_pool": ("pool_windows",), "avg_pool_padded": ("pool_windows",),
+    "conv_fused": ("conv_padded",),
+    "max_pool_padded": ("pool_windows",),
+    "lp_pool": ("pool_windows",),
+    "avg_pool_padded": ("pool_windows",),
 }
 
 # -- element-wise ------------------------------------------------------------------------------------------------------
@@ -133,7 +136,7 @@ def conv_transpose_padded(x, w, b=None, *, stride, padding, output_padding, grou
     n = w.dim() - 2
     conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[n - 1]
     y = conv(x, w, b, stride, 0, 0, groups, dilation)
-    end = [e for e in reversed(output_padding)]
+    end = list(reversed(output_padding))
     crop = [v for i in range(n) for v in (-padding[2 * i], end[i] - padding[2 * i + 1])]
     y = F.pad(y, crop)
     if b is not None and any(v > 0 for v in crop):
@@ -204,12 +207,20 @@ def lp_pool(x, *, kernel, stride, dilation, begins, ends, ceil, p):
 
 def depth_to_space(x, *, block):
     n, c, h, w = x.shape
-    return x.reshape(n, block, block, c // (block * block), h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // (block * block), h * block, w * block)
+    return (
+        x.reshape(n, block, block, c // (block * block), h, w)
+        .permute(0, 3, 4, 1, 5, 2)
+        .reshape(n, c // (block * block), h * block, w * block)
+    )
 
 
 def space_to_depth(x, *, block):
     n, c, h, w = x.shape
-    return x.reshape(n, c, h // block, block, w // block, block).permute(0, 3, 5, 1, 2, 4).reshape(n, c * block * block, h // block, w // block)
+    return (
+        x.reshape(n, c, h // block, block, w // block, block)
+        .permute(0, 3, 5, 1, 2, 4)
+        .reshape(n, c * block * block, h // block, w // block)
+    )
 
 
 def resize(x, *, axes, sizes, scales, mode, coordinates, nearest, cubic, exclude_outside, antialias, extrapolation, roi):
@@ -230,7 +241,11 @@ def resize(x, *, axes, sizes, scales, mode, coordinates, nearest, cubic, exclude
             place = at * (before - 1) / (scale * before - 1) if scale * before != 1 else torch.zeros_like(at)
         elif coordinates == "tf_crop_and_resize":
             first, last = roi[k]
-            place = first * (before - 1) + at * (last - first) * (before - 1) / (after - 1) if after > 1 else 0.5 * (first + last) * (before - 1) + 0 * at
+            place = (
+                first * (before - 1) + at * (last - first) * (before - 1) / (after - 1)
+                if after > 1
+                else 0.5 * (first + last) * (before - 1) + 0 * at
+            )
             outside = (place < 0) | (place > before - 1)
         elif coordinates == "tf_half_pixel_for_nn":
             place = (at + 0.5) / scale
@@ -238,13 +253,17 @@ def resize(x, *, axes, sizes, scales, mode, coordinates, nearest, cubic, exclude
             place = at / scale
         x = x.movedim(d, -1)
         if mode == "nearest":
-            pick = {"round_prefer_floor": torch.ceil(place - 0.5), "round_prefer_ceil": torch.floor(place + 0.5), "floor": torch.floor(place),
-                    "ceil": torch.ceil(place)}[nearest]
+            pick = {
+                "round_prefer_floor": torch.ceil(place - 0.5),
+                "round_prefer_ceil": torch.floor(place + 0.5),
+                "floor": torch.floor(place),
+                "ceil": torch.ceil(place),
+            }[nearest]
             y = x[..., pick.clamp(0, before - 1).long()]
         else:
             wide = min(scale, 1.0) if antialias else 1.0
             reach = 1 if mode == "linear" else 2
-            count = int(math.ceil(reach / wide)) * 2 + 1
+            count = math.ceil(reach / wide) * 2 + 1
             base = torch.floor(place)[:, None] + torch.arange(count, device=x.device, dtype=torch.float64) - count // 2
             gap = ((base - place[:, None]) * wide).abs()
             if mode == "linear":
@@ -385,7 +404,10 @@ def scatter_elements(x, index, updates, *, dim, reduction):
 
 def gather_nd(x, index, *, batch_dims):
     depth = index.shape[-1]
-    lead = [torch.arange(index.shape[b], device=x.device).reshape([-1 if k == b else 1 for k in range(index.dim() - 1)]) for b in range(batch_dims)]
+    lead = [
+        torch.arange(index.shape[b], device=x.device).reshape([-1 if k == b else 1 for k in range(index.dim() - 1)])
+        for b in range(batch_dims)
+    ]
     places = [torch.where(p < 0, p + x.shape[batch_dims + k], p).long() for k, p in enumerate(index.unbind(-1))] if depth else []
     return x[(*lead, *places)]
 
@@ -394,7 +416,7 @@ def scatter_nd(x, index, updates, *, reduction):
     places = tuple(torch.where(p < 0, p + x.shape[k], p).long() for k, p in enumerate(index.unbind(-1)))
     if reduction in ("none", "add"):
         return x.index_put(places, updates, accumulate=reduction == "add")
-    width = math.prod(x.shape[len(places):])
+    width = math.prod(x.shape[len(places) :])
     flat = torch.zeros_like(places[0])
     for k, p in enumerate(places):
         flat = flat * x.shape[k] + p
@@ -404,11 +426,22 @@ def scatter_nd(x, index, updates, *, reduction):
 
 
 def one_hot_at(index, *, depth, dim, off, on, dtype):
-    kind = {"f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64, "i32": torch.int32,
-            "bool": torch.bool, "i8": torch.int8, "u8": torch.uint8}[dtype]
+    kind = {
+        "f32": torch.float32,
+        "f64": torch.float64,
+        "f16": torch.float16,
+        "bf16": torch.bfloat16,
+        "i64": torch.int64,
+        "i32": torch.int32,
+        "bool": torch.bool,
+        "i8": torch.int8,
+        "u8": torch.uint8,
+    }[dtype]
     index = torch.where(index < 0, index + depth, index).unsqueeze(dim)
     classes = torch.arange(depth, device=index.device).reshape([-1 if k == dim else 1 for k in range(index.dim())])
-    return torch.where(index == classes, torch.full((), on, dtype=kind, device=index.device), torch.full((), off, dtype=kind, device=index.device))
+    return torch.where(
+        index == classes, torch.full((), on, dtype=kind, device=index.device), torch.full((), off, dtype=kind, device=index.device)
+    )
 
 
 # -- from sizes --------------------------------------------------------------------------------------------------------
@@ -421,18 +454,31 @@ def sizes(*, values, shape, dtype, device=None):
 
 
 def arange_from(*, start, end, step, dtype, device=None):
-    kind = {"f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64, "i32": torch.int32,
-            "i16": torch.int16}[dtype]
+    kind = {
+        "f32": torch.float32,
+        "f64": torch.float64,
+        "f16": torch.float16,
+        "bf16": torch.bfloat16,
+        "i64": torch.int64,
+        "i32": torch.int32,
+        "i16": torch.int16,
+    }[dtype]
     return torch.arange(start, end, step, dtype=kind, device=device)
 
 
 def eye_like(x, *, diagonal, dtype):
-    kind = {"f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "i64": torch.int64, "i32": torch.int32, "bool": torch.bool,
-            "u64": torch.uint64, "u32": torch.uint32}[dtype]
+    kind = {
+        "f32": torch.float32,
+        "f64": torch.float64,
+        "f16": torch.float16,
+        "i64": torch.int64,
+        "i32": torch.int32,
+        "bool": torch.bool,
+        "u64": torch.uint64,
+        "u32": torch.uint32,
+    }[dtype]
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
     return (torch.arange(x.shape[1], device=x.device) == rows + diagonal).to(kind)
-
-
 
 
 # -- recurrence ----------------------------------------------------------------------------------------------------------
@@ -445,14 +491,21 @@ def activation_of(names, alpha, beta, k, default):
     name = (names or default)[k]
     with_alpha = {"Affine", "LeakyRelu", "ThresholdedRelu", "ScaledTanh", "HardSigmoid", "Elu"}
     with_beta = {"Affine", "ScaledTanh", "HardSigmoid"}
-    before = [n for n in (names or default)[:k]]
+    before = list((names or default)[:k])
     i, j = sum(n in with_alpha for n in before), sum(n in with_beta for n in before)
     a = alpha[i] if alpha and i < len(alpha) else {"LeakyRelu": 0.01, "ThresholdedRelu": 1.0, "HardSigmoid": 0.2, "Elu": 1.0}.get(name, 1.0)
     b = beta[j] if beta and j < len(beta) else {"HardSigmoid": 0.5}.get(name, 1.0)
     return {
-        "Sigmoid": torch.sigmoid, "Tanh": torch.tanh, "Relu": torch.relu, "Softsign": lambda x: x / (1 + x.abs()), "Softplus": F.softplus,
-        "LeakyRelu": lambda x: F.leaky_relu(x, a), "ThresholdedRelu": lambda x: torch.where(x > a, x, torch.zeros_like(x)),
-        "Elu": lambda x: F.elu(x, a), "HardSigmoid": lambda x: torch.clamp(a * x + b, 0, 1), "Affine": lambda x: a * x + b,
+        "Sigmoid": torch.sigmoid,
+        "Tanh": torch.tanh,
+        "Relu": torch.relu,
+        "Softsign": lambda x: x / (1 + x.abs()),
+        "Softplus": F.softplus,
+        "LeakyRelu": lambda x: F.leaky_relu(x, a),
+        "ThresholdedRelu": lambda x: torch.where(x > a, x, torch.zeros_like(x)),
+        "Elu": lambda x: F.elu(x, a),
+        "HardSigmoid": lambda x: torch.clamp(a * x + b, 0, 1),
+        "Affine": lambda x: a * x + b,
         "ScaledTanh": lambda x: a * torch.tanh(b * x),
     }[name]
 
@@ -487,11 +540,15 @@ def scanned(x, lengths, states, layout, direction, step):
     return (y, *ends)
 
 
-def onnx_lstm(x, w, r, b=None, lengths=None, h=None, c=None, p=None, *, hidden_size, layout, direction, clip, activations, alpha, beta, input_forget):
+def onnx_lstm(
+    x, w, r, b=None, lengths=None, h=None, c=None, p=None, *, hidden_size, layout, direction, clip, activations, alpha, beta, input_forget
+):
     batch, n = x.shape[0 if layout else 1], w.shape[0]
     h = torch.zeros(n, batch, hidden_size, dtype=x.dtype, device=x.device) if h is None else h.transpose(0, 1) if layout else h
     c = torch.zeros_like(h) if c is None else c.transpose(0, 1) if layout else c
-    bias = torch.zeros(n, 4 * hidden_size, dtype=x.dtype, device=x.device) if b is None else b[:, : 4 * hidden_size] + b[:, 4 * hidden_size:]
+    bias = (
+        torch.zeros(n, 4 * hidden_size, dtype=x.dtype, device=x.device) if b is None else b[:, : 4 * hidden_size] + b[:, 4 * hidden_size :]
+    )
 
     def limit(v):
         return v if clip is None else v.clamp(-clip, clip)
@@ -517,7 +574,7 @@ def onnx_gru(x, w, r, b=None, lengths=None, h=None, *, hidden_size, layout, dire
     batch, n = x.shape[0 if layout else 1], w.shape[0]
     h = torch.zeros(n, batch, hidden_size, dtype=x.dtype, device=x.device) if h is None else h.transpose(0, 1) if layout else h
     both = torch.zeros(n, 6 * hidden_size, dtype=x.dtype, device=x.device) if b is None else b
-    wb, rb = both[:, : 3 * hidden_size], both[:, 3 * hidden_size:]
+    wb, rb = both[:, : 3 * hidden_size], both[:, 3 * hidden_size :]
 
     def limit(v):
         return v if clip is None else v.clamp(-clip, clip)
@@ -551,8 +608,12 @@ def onnx_rnn(x, w, r, b=None, lengths=None, h=None, *, hidden_size, layout, dire
 
 # -- quantisation --------------------------------------------------------------------------------------------------------
 
-HELPERS |= {"quantize_linear": ("spread_scale", "integer_type"), "dequantize_linear": ("spread_scale",), "qlinear_matmul": ("integer_type",),
-            "qlinear_conv": ("integer_type",)}
+HELPERS |= {
+    "quantize_linear": ("spread_scale", "integer_type"),
+    "dequantize_linear": ("spread_scale",),
+    "qlinear_matmul": ("integer_type",),
+    "qlinear_conv": ("integer_type",),
+}
 
 
 def integer_type(name):
@@ -635,7 +696,9 @@ def qlinear_conv(x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, b=None
 # -- attention -----------------------------------------------------------------------------------------------------------
 
 
-def onnx_attention(q, k, v, mask=None, past_key=None, past_value=None, *, q_num_heads, kv_num_heads, is_causal, scale, softcap, mode, results):
+def onnx_attention(
+    q, k, v, mask=None, past_key=None, past_value=None, *, q_num_heads, kv_num_heads, is_causal, scale, softcap, mode, results
+):
     flat = q.dim() == 3
     if flat:
         q = q.unflatten(-1, (q_num_heads, -1)).transpose(1, 2)
@@ -651,7 +714,11 @@ def onnx_attention(q, k, v, mask=None, past_key=None, past_value=None, *, q_num_
     s, t = raw.shape[-2:]
     past = 0 if past_key is None else past_key.shape[2]
     if mask is not None:
-        m = torch.zeros(mask.shape, dtype=raw.dtype, device=raw.device).masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else mask
+        m = (
+            torch.zeros(mask.shape, dtype=raw.dtype, device=raw.device).masked_fill(~mask, float("-inf"))
+            if mask.dtype == torch.bool
+            else mask
+        )
         m = F.pad(m, [0, t - m.shape[-1]], value=float("-inf")) if m.shape[-1] < t else m
     else:
         m = torch.zeros(s, t, dtype=raw.dtype, device=raw.device)

@@ -19,7 +19,7 @@ def _gather_rule(axes: Axes, node: Node) -> None:
     own, index = axes.of(node.operand(0)), axes.of(node.operand(1))
     d = node.attrs["dim"]
     axes.freeze(own[d], f"indexed at run time by '{node.operand(1).name}'")
-    node.out.axes = (*own[:d], *index, *own[d + 1:])
+    node.out.axes = (*own[:d], *index, *own[d + 1 :])
 
 
 def _taken_rule(axes: Axes, node: Node) -> None:
@@ -27,7 +27,7 @@ def _taken_rule(axes: Axes, node: Node) -> None:
     own = axes.of(node.operand(0))
     d = node.attrs["dim"]
     axes.freeze(own[d], "indexed by a constant list")
-    node.out.axes = (*own[:d], *(axes.frozen(s, "a constant list of indices") for s in node.attrs["shape"]), *own[d + 1:])
+    node.out.axes = (*own[:d], *(axes.frozen(s, "a constant list of indices") for s in node.attrs["shape"]), *own[d + 1 :])
 
 
 def _gather(node: OnnxNode) -> Step:
@@ -35,7 +35,7 @@ def _gather(node: OnnxNode) -> Step:
     x, dim = node.shape(), position(node.attrs.get("axis", 0), node.rank())
     index = node.constant(1)
     at = node.shape(1)
-    kind = [like(node, shape=(*x[:dim], *at, *x[dim + 1:]))]
+    kind = [like(node, shape=(*x[:dim], *at, *x[dim + 1 :]))]
     if index is not None and index.dtype != object:
         if index.ndim == 0:
             return Step("select", (0,), {"dim": dim, "index": int(index)}, kind)
@@ -49,8 +49,15 @@ def _gather(node: OnnxNode) -> Step:
 
 
 for _name in ("gather_rows", "gather_at"):
-    op(_name, _gather_rule, run=runs("gather_at"), samples=(
-        Sample((Arg((9, 6)), Arg((2, 5), "i64", 0, 9)), {"dim": 0}, free=3), *((Sample((Arg((4, 9, 6)), Arg((3,), "i64", -9, 9)), {"dim": 1}, free=3),) if _name == "gather_at" else ())))
+    op(
+        _name,
+        _gather_rule,
+        run=runs("gather_at"),
+        samples=(
+            Sample((Arg((9, 6)), Arg((2, 5), "i64", 0, 9)), {"dim": 0}, free=3),
+            *((Sample((Arg((4, 9, 6)), Arg((3,), "i64", -9, 9)), {"dim": 1}, free=3),) if _name == "gather_at" else ()),
+        ),
+    )
 
 
 def _write_gather(edit: Any, node: Node) -> None:
@@ -93,14 +100,22 @@ def _gather_elements(node: OnnxNode) -> Step:
 
 
 def _scatter_elements(node: OnnxNode) -> Step:
-    return Step("scatter_elements", None, {"dim": position(node.attrs.get("axis", 0), node.rank()), "reduction": node.attrs.get("reduction", "none")},
-                [like(node)])
+    return Step(
+        "scatter_elements",
+        None,
+        {"dim": position(node.attrs.get("axis", 0), node.rank()), "reduction": node.attrs.get("reduction", "none")},
+        [like(node)],
+    )
 
 
 _INDEX = Arg((2, 3), "i64", 0, 6)
 op("gather_elements", _elements_rule, run=runs("gather_elements"), samples=(Sample((Arg((2, 6)), _INDEX), {"dim": 1}, free=2),))
-op("scatter_elements", _elements_rule, run=runs("scatter_elements"), samples=(
-    Sample((Arg((2, 6)), Arg((2, 3), "i64", values=(0, 2, 4, 1, 3, 5)), Arg((2, 3))), {"dim": 1, "reduction": "none"}, free=1),))
+op(
+    "scatter_elements",
+    _elements_rule,
+    run=runs("scatter_elements"),
+    samples=(Sample((Arg((2, 6)), Arg((2, 3), "i64", values=(0, 2, 4, 1, 3, 5)), Arg((2, 3))), {"dim": 1, "reduction": "none"}, free=1),),
+)
 spell("gather_elements", "GatherElements", read=_gather_elements)
 spell("scatter_elements", "ScatterElements", "Scatter", read=_scatter_elements)
 
@@ -117,9 +132,9 @@ def _nd_rule(axes: Axes, node: Node) -> None:
         raise Unsupported("places in an unknown number of dimensions")
     for a, b in zip(own[:batch], index[:batch], strict=True):
         axes.unify(a, b)
-    for a in own[batch:batch + depth]:
+    for a in own[batch : batch + depth]:
         axes.freeze(a, "indexed at run time")
-    picked = (*index[:-1], *own[batch + depth:])
+    picked = (*index[:-1], *own[batch + depth :])
     if node.op == "gather_nd":
         node.out.axes = picked
         return
@@ -134,16 +149,28 @@ def _gather_nd(node: OnnxNode) -> Step:
     batch, index = node.attrs.get("batch_dims", 0), node.shape(1)
     if not isinstance(index[-1], int):
         raise Unread("a GatherND of unknown depth")
-    return Step("gather_nd", None, {"batch_dims": batch}, [like(node, shape=(*index[:-1], *node.shape()[batch + index[-1]:]))])
+    return Step("gather_nd", None, {"batch_dims": batch}, [like(node, shape=(*index[:-1], *node.shape()[batch + index[-1] :]))])
 
 
 def _scatter_nd(node: OnnxNode) -> Step:
     return Step("scatter_nd", None, {"reduction": node.attrs.get("reduction", "none")}, [like(node)])
 
 
-op("gather_nd", _nd_rule, run=runs("gather_nd"), samples=(Sample((Arg((4, 5, 6)), Arg((3, 2), "i64", 0, 4)), {"batch_dims": 0}, free=2),
-                                                         Sample((Arg((2, 5, 6)), Arg((2, 3, 1), "i64", 0, 5)), {"batch_dims": 1}, free=3)))
-op("scatter_nd", _nd_rule, run=runs("scatter_nd"), samples=(Sample((Arg((4, 6)), Arg((3, 1), "i64", values=(0, 2, 3)), Arg((3, 6))), {"reduction": "none"}, free=1),))
+op(
+    "gather_nd",
+    _nd_rule,
+    run=runs("gather_nd"),
+    samples=(
+        Sample((Arg((4, 5, 6)), Arg((3, 2), "i64", 0, 4)), {"batch_dims": 0}, free=2),
+        Sample((Arg((2, 5, 6)), Arg((2, 3, 1), "i64", 0, 5)), {"batch_dims": 1}, free=3),
+    ),
+)
+op(
+    "scatter_nd",
+    _nd_rule,
+    run=runs("scatter_nd"),
+    samples=(Sample((Arg((4, 6)), Arg((3, 1), "i64", values=(0, 2, 3)), Arg((3, 6))), {"reduction": "none"}, free=1),),
+)
 spell("gather_nd", "GatherND", read=_gather_nd)
 spell("scatter_nd", "ScatterND", read=_scatter_nd)
 
@@ -166,6 +193,10 @@ def _one_hot_rule(axes: Axes, node: Node) -> None:
     node.out.axes = (*own[:d], axes.frozen(node.attrs["depth"], "classes of one_hot"), *own[d:])
 
 
-op("one_hot_at", _one_hot_rule, run=runs("one_hot_at"),
-   samples=(Sample((Arg((2, 5), "i64", 0, 4),), {"depth": 4, "dim": 1, "off": 0.0, "on": 1.0, "dtype": "f32"}, free=2),))
+op(
+    "one_hot_at",
+    _one_hot_rule,
+    run=runs("one_hot_at"),
+    samples=(Sample((Arg((2, 5), "i64", 0, 4),), {"depth": 4, "dim": 1, "off": 0.0, "on": 1.0, "dtype": "f32"}, free=2),),
+)
 spell("one_hot_at", "OneHot", read=_one_hot)

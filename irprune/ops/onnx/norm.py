@@ -23,7 +23,12 @@ def _batch_norm(node: OnnxNode) -> Step:
         raise Unread("a BatchNormalization in training mode")
     if node.opset < 9 and not node.attrs.get("spatial", 1):
         raise Unread("a BatchNormalization with statistics per position")
-    attrs = {"training": False, "momentum": 1 - node.attrs.get("momentum", 0.9), "eps": node.attrs.get("epsilon", 1e-5), "cudnn_enabled": False}
+    attrs = {
+        "training": False,
+        "momentum": 1 - node.attrs.get("momentum", 0.9),
+        "eps": node.attrs.get("epsilon", 1e-5),
+        "cudnn_enabled": False,
+    }
     return Step("batch_norm", None, attrs, [like(node)])
 
 
@@ -100,8 +105,14 @@ def _group_resize(node: Node, cut: Cut) -> None:
 from irprune.ops.signature import Signature  # noqa: E402
 
 _BY_GROUP = Signature("n (g c) *s , g , g -> n (g c) *s", sizes={"g": "num_groups"}, roles={"g": "group"})
-op("group_norm_by_group", _BY_GROUP.rule, resize=_group_resize, silence=_by_group_silence, run=runs("group_norm_by_group"),
-   samples=(Sample((Arg((2, 6, 5)), Arg((2,)), Arg((2,))), {"num_groups": 2, "eps": 1e-5, "cudnn_enabled": False}, free=4),))
+op(
+    "group_norm_by_group",
+    _BY_GROUP.rule,
+    resize=_group_resize,
+    silence=_by_group_silence,
+    run=runs("group_norm_by_group"),
+    samples=(Sample((Arg((2, 6, 5)), Arg((2,)), Arg((2,))), {"num_groups": 2, "eps": 1e-5, "cudnn_enabled": False}, free=4),),
+)
 spell(("group_norm", "group_norm_by_group"), "GroupNormalization", read=_group_norm, write=_write_groups)
 
 # -- without parameters ------------------------------------------------------------------------------------------------
@@ -119,12 +130,21 @@ def _neighbours(axes: Axes, node: Node) -> None:
 
 
 def _lrn(node: OnnxNode) -> Step:
-    attrs = {"size": node.attrs["size"], "alpha": node.attrs.get("alpha", 1e-4), "beta": node.attrs.get("beta", 0.75), "bias": node.attrs.get("bias", 1.0)}
+    attrs = {
+        "size": node.attrs["size"],
+        "alpha": node.attrs.get("alpha", 1e-4),
+        "beta": node.attrs.get("beta", 0.75),
+        "bias": node.attrs.get("bias", 1.0),
+    }
     return Step("local_response_norm", (0,), attrs, [like(node)])
 
 
-op("local_response_norm", _neighbours, run=runs("local_response_norm"),
-   samples=(Sample((Arg((2, 6, 5)),), {"size": 3, "alpha": 1e-4, "beta": 0.75, "bias": 1.0}, free=2),))
+op(
+    "local_response_norm",
+    _neighbours,
+    run=runs("local_response_norm"),
+    samples=(Sample((Arg((2, 6, 5)),), {"size": 3, "alpha": 1e-4, "beta": 0.75, "bias": 1.0}, free=2),),
+)
 spell("local_response_norm", "LRN", read=_lrn)
 
 
@@ -156,5 +176,11 @@ def _mvn_silence(torch: Any, node: Node, operands: list[Any], present: Any, run:
     return (x - mean) / (torch.sqrt(square - mean * mean) + 1e-9)
 
 
-op("mean_variance_norm", _same, silence=_mvn_silence, run=runs("mean_variance_norm"), samples=(Sample((Arg((2, 6, 5)),), {"dim": [0, 2]}, free=3),))
+op(
+    "mean_variance_norm",
+    _same,
+    silence=_mvn_silence,
+    run=runs("mean_variance_norm"),
+    samples=(Sample((Arg((2, 6, 5)),), {"dim": [0, 2]}, free=3),),
+)
 spell("mean_variance_norm", "MeanVarianceNormalization", read=_mvn)

@@ -33,7 +33,12 @@ def _pool(kind: str) -> Any:
         places = [window(s, k, t, d, b, e, ceil) for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)]
         types = [like(node, shape=(*x[:2], *places)), TensorType("i64", (*x[:2], *places))]
         whole = bool(node.attrs.get("count_include_pad", 0))
-        plain = begins == ends and n <= 3 and all(2 * b <= k for b, k in zip(begins, kernel, strict=True)) and len([o for o in node.outputs if o]) == 1
+        plain = (
+            begins == ends
+            and n <= 3
+            and all(2 * b <= k for b, k in zip(begins, kernel, strict=True))
+            and len([o for o in node.outputs if o]) == 1
+        )
         if ceil:  # torch and ONNX agree on ceil_mode but for windows that begin in the padding
             plain = False
         if kind == "max" and plain:
@@ -44,8 +49,12 @@ def _pool(kind: str) -> Any:
             return Step(f"avg_pool{n}d", (0,), attrs, types[:1])
         attrs = {"kernel": kernel, "stride": strides, "dilation": dilations, "begins": begins, "ends": ends, "ceil": ceil}
         if kind == "max":
-            return Step("max_pool_padded", (0,), {**attrs, "indices": len(node.outputs) > 1, "storage_order": node.attrs.get("storage_order", 0)},
-                        types[:len(node.outputs)])
+            return Step(
+                "max_pool_padded",
+                (0,),
+                {**attrs, "indices": len(node.outputs) > 1, "storage_order": node.attrs.get("storage_order", 0)},
+                types[: len(node.outputs)],
+            )
         if kind == "avg":
             return Step("avg_pool_padded", (0,), {**attrs, "count_include_pad": whole}, types[:1])
         return Step("lp_pool", (0,), {**attrs, "p": node.attrs.get("p", 2)}, types[:1])
@@ -94,13 +103,21 @@ def _resize(node: OnnxNode) -> Step:
         scales, sizes, roi = _floats(node, "scales", 1 if node.opset >= 9 or node.target == "Resize" else None), None, None
         if node.opset < 9 and node.target == "Upsample":
             scales = list(a["scales"])
-        mode, place, nearest = a.get("mode", "nearest"), "asymmetric", "floor" if node.target == "Upsample" or node.opset == 10 else "round_prefer_floor"
+        mode, place, nearest = (
+            a.get("mode", "nearest"),
+            "asymmetric",
+            "floor" if node.target == "Upsample" or node.opset == 10 else "round_prefer_floor",
+        )
         if node.opset == 10 and node.target == "Resize" and scales is not None and any(s < 1 for s in scales):
             nearest = "ceil"
     else:
         scales = _floats(node, "", 2) if node.has(2) and node.shape(2) != (0,) else None
         sizes = node.list(3) if node.has(3) and node.shape(3) != (0,) else None
-        roi = _floats(node, "", 1) if node.has(1) and node.shape(1) != (0,) and a.get("coordinate_transformation_mode") == "tf_crop_and_resize" else None
+        roi = (
+            _floats(node, "", 1)
+            if node.has(1) and node.shape(1) != (0,) and a.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+            else None
+        )
         mode, place = a.get("mode", "nearest"), a.get("coordinate_transformation_mode", "half_pixel")
         nearest = a.get("nearest_mode", "round_prefer_floor")
     policy = a.get("keep_aspect_ratio_policy", "stretch")
@@ -123,11 +140,19 @@ def _resize(node: OnnxNode) -> Step:
     else:
         raise Unread("a Resize without scales or sizes")
     moved = [d for d, o in zip(axes, [out[d] for d in axes], strict=True) if not _unchanged(x[d], o, scales, axes, d)]
-    attrs: dict[str, Any] = {"axes": moved, "sizes": [out[d] for d in moved], "scales": [scales[axes.index(d)] for d in moved] if scales is not None else None,
-                             "mode": mode, "coordinates": place, "nearest": nearest, "cubic": a.get("cubic_coeff_a", -0.75),
-                             "exclude_outside": a.get("exclude_outside", 0), "antialias": a.get("antialias", 0),
-                             "extrapolation": a.get("extrapolation_value", 0.0),
-                             "roi": [(roi[axes.index(d)], roi[len(axes) + axes.index(d)]) for d in moved] if roi is not None else None}
+    attrs: dict[str, Any] = {
+        "axes": moved,
+        "sizes": [out[d] for d in moved],
+        "scales": [scales[axes.index(d)] for d in moved] if scales is not None else None,
+        "mode": mode,
+        "coordinates": place,
+        "nearest": nearest,
+        "cubic": a.get("cubic_coeff_a", -0.75),
+        "exclude_outside": a.get("exclude_outside", 0),
+        "antialias": a.get("antialias", 0),
+        "extrapolation": a.get("extrapolation_value", 0.0),
+        "roi": [(roi[axes.index(d)], roi[len(axes) + axes.index(d)]) for d in moved] if roi is not None else None,
+    }
     return Step("resize", (0,), attrs, [like(node, shape=out)])
 
 
@@ -195,7 +220,11 @@ def _space_rule(axes: Axes, node: Node) -> None:
     b = node.attrs["block"]
     axes.freeze(h, "positions")
     axes.freeze(w, "positions")
-    node.out.axes = (n, axes.product((axes.frozen(b * b, "a block of pixels"), c)), *(axes.frozen(s, "positions") for s in node.out.shape[2:]))
+    node.out.axes = (
+        n,
+        axes.product((axes.frozen(b * b, "a block of pixels"), c)),
+        *(axes.frozen(s, "positions") for s in node.out.shape[2:]),
+    )
 
 
 def _space_to_depth(node: OnnxNode) -> Step:
@@ -216,8 +245,11 @@ def _grid(node: OnnxNode) -> Step:
     x, grid = node.shape(0), node.shape(1)
     modes = {"linear": 0, "bilinear": 0, "nearest": 1, "cubic": 2, "bicubic": 2}
     paddings = {"zeros": 0, "border": 1, "reflection": 2}
-    attrs = {"interpolation_mode": modes[node.attrs.get("mode", "linear")], "padding_mode": paddings[node.attrs.get("padding_mode", "zeros")],
-             "align_corners": bool(node.attrs.get("align_corners", 0))}
+    attrs = {
+        "interpolation_mode": modes[node.attrs.get("mode", "linear")],
+        "padding_mode": paddings[node.attrs.get("padding_mode", "zeros")],
+        "align_corners": bool(node.attrs.get("align_corners", 0)),
+    }
     if (attrs["interpolation_mode"] == 2 and len(x) != 4) or len(x) not in (4, 5):
         raise Unread("a GridSample that torch lacks")
     return Step("grid_sampler", None, attrs, [like(node, shape=(*x[:2], *grid[1:-1]))])

@@ -64,11 +64,21 @@ def _dequantize(node: OnnxNode) -> Step:
 
 
 _SCALES = Arg((6,), low=0.1, high=0.2)
-op("quantize_linear", _scaled, run=runs("quantize_linear"),
-   samples=(Sample((Arg((2, 6, 5)), _SCALES, Arg((6,), "i8", -2, 3)), {"dim": 1, "block": 0, "dtype": "i8"}, free=3),))
-op("dequantize_linear", _scaled, run=runs("dequantize_linear"), samples=(
-    Sample((Arg((2, 6, 5), "i8", -9, 9), _SCALES, Arg((6,), "i8", -2, 3)), {"dim": 1, "block": 0, "dtype": "f32"}, free=3),
-    Sample((Arg((4, 6), "i8", -9, 9), Arg((4, 3), low=0.1), None), {"dim": 1, "block": 2, "dtype": "f32"}, free=2)))
+op(
+    "quantize_linear",
+    _scaled,
+    run=runs("quantize_linear"),
+    samples=(Sample((Arg((2, 6, 5)), _SCALES, Arg((6,), "i8", -2, 3)), {"dim": 1, "block": 0, "dtype": "i8"}, free=3),),
+)
+op(
+    "dequantize_linear",
+    _scaled,
+    run=runs("dequantize_linear"),
+    samples=(
+        Sample((Arg((2, 6, 5), "i8", -9, 9), _SCALES, Arg((6,), "i8", -2, 3)), {"dim": 1, "block": 0, "dtype": "f32"}, free=3),
+        Sample((Arg((4, 6), "i8", -9, 9), Arg((4, 3), low=0.1), None), {"dim": 1, "block": 2, "dtype": "f32"}, free=2),
+    ),
+)
 for _domain in ("", "com.microsoft::"):
     spell("quantize_linear", f"{_domain}QuantizeLinear", read=_quantize, write=nothing)
     spell("dequantize_linear", f"{_domain}DequantizeLinear", read=_dequantize, write=nothing)
@@ -135,16 +145,30 @@ def _matmul_silence(torch: Any, node: Node, operands: list[Any], present: Any, r
     a, b = node.operand(a_at), node.operand(b_at)
     made[a_at] = _quiet(torch, made[a_at], made[zeros[0]], present(a, [a.rank - 1]), a.rank - 2)
     made[b_at] = _quiet(torch, made[b_at], made[zeros[1]], present(b, [max(b.rank - 2, 0)]), b.rank - 1)
-    return run(*made[:len(operands)])
+    return run(*made[: len(operands)])
 
 
 _PLAIN, _SCALED = (0, 1, (None, None), (2, 3), None), (0, 3, (1, 4), (2, 5), (6, 7))
-op("matmul_integer", _matmul_rule, run=runs("matmul_integer"), silence=_matmul_silence, samples=(
-    Sample((Arg((4, 6), "u8", 0, 9), Arg((6, 5), "i8", -5, 5), Arg((), "u8", 3, 4), Arg((5,), "i8", -2, 2)), {"places": _PLAIN}, free=3),))
+op(
+    "matmul_integer",
+    _matmul_rule,
+    run=runs("matmul_integer"),
+    silence=_matmul_silence,
+    samples=(
+        Sample(
+            (Arg((4, 6), "u8", 0, 9), Arg((6, 5), "i8", -5, 5), Arg((), "u8", 3, 4), Arg((5,), "i8", -2, 2)), {"places": _PLAIN}, free=3
+        ),
+    ),
+)
 op("qlinear_matmul", _matmul_rule, run=runs("qlinear_matmul"), silence=_matmul_silence)
-spell("matmul_integer", "MatMulInteger", read=lambda node: Step("matmul_integer", None, {"places": _PLAIN}, [product_type(node, dtype="i32")]))
-spell("qlinear_matmul", "QLinearMatMul",
-      read=lambda node: Step("qlinear_matmul", None, {"places": _SCALED}, [product_type(node, 0, 3, node.type(7).dtype)]))
+spell(
+    "matmul_integer", "MatMulInteger", read=lambda node: Step("matmul_integer", None, {"places": _PLAIN}, [product_type(node, dtype="i32")])
+)
+spell(
+    "qlinear_matmul",
+    "QLinearMatMul",
+    read=lambda node: Step("qlinear_matmul", None, {"places": _SCALED}, [product_type(node, 0, 3, node.type(7).dtype)]),
+)
 
 
 def _conv_rule(axes: Axes, node: Node) -> None:
@@ -174,7 +198,7 @@ def _conv_silence(torch: Any, node: Node, operands: list[Any], present: Any, run
     made = [*operands, *[None] * (9 - len(operands))]
     made[x_at] = _quiet(torch, made[x_at], made[zeros[0]], present(node.operand(x_at), [1]), 1)
     made[w_at] = _quiet(torch, made[w_at], made[zeros[1]], present(node.operand(w_at), [1]), 0)
-    return run(*made[:len(operands)])
+    return run(*made[: len(operands)])
 
 
 def _conv_resize(node: Node, cut: Cut) -> None:

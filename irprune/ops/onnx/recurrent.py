@@ -92,13 +92,20 @@ def _read(name: str) -> Any:
         dtype = node.type(0).dtype
         whole = TensorType(dtype, (batch, time, count, hidden) if layout else (time, count, batch, hidden))
         state = TensorType(dtype, (batch, count, hidden) if layout else (count, batch, hidden))
-        attrs = {"hidden_size": hidden, "layout": layout, "direction": direction, "clip": node.attrs.get("clip"),
-                 "activations": node.attrs.get("activations"), "alpha": node.attrs.get("activation_alpha"), "beta": node.attrs.get("activation_beta")}
+        attrs = {
+            "hidden_size": hidden,
+            "layout": layout,
+            "direction": direction,
+            "clip": node.attrs.get("clip"),
+            "activations": node.attrs.get("activations"),
+            "alpha": node.attrs.get("activation_alpha"),
+            "beta": node.attrs.get("activation_beta"),
+        }
         if name == "onnx_gru":
             attrs["linear_before_reset"] = node.attrs.get("linear_before_reset", 0)
         if name == "onnx_lstm":
             attrs["input_forget"] = node.attrs.get("input_forget", 0)
-        return Step(name, None, attrs, [whole, state, state][:len(node.outputs)])
+        return Step(name, None, attrs, [whole, state, state][: len(node.outputs)])
 
     return read
 
@@ -111,7 +118,28 @@ def _write(edit: Edit, node: Node) -> None:
 for _name, _onnx in (("onnx_lstm", "LSTM"), ("onnx_gru", "GRU"), ("onnx_rnn", "RNN")):
     _g = _GATES[_name]
     _more = {"onnx_lstm": {"input_forget": 0}, "onnx_gru": {"linear_before_reset": 1}, "onnx_rnn": {}}[_name]
-    op(_name, _rule, run=runs(_name, 3 if _g == 4 else 2), silence=_silence, resize=_resize, macs=_macs, samples=(
-        Sample((Arg((3, 2, 4)), Arg((2, _g * 5, 4)), Arg((2, _g * 5, 5)), Arg((2, 2 * _g * 5))),
-               {"hidden_size": 5, "layout": 0, "direction": "bidirectional", "clip": None, "activations": None, "alpha": None, "beta": None, **_more}, free=3),))
+    op(
+        _name,
+        _rule,
+        run=runs(_name, 3 if _g == 4 else 2),
+        silence=_silence,
+        resize=_resize,
+        macs=_macs,
+        samples=(
+            Sample(
+                (Arg((3, 2, 4)), Arg((2, _g * 5, 4)), Arg((2, _g * 5, 5)), Arg((2, 2 * _g * 5))),
+                {
+                    "hidden_size": 5,
+                    "layout": 0,
+                    "direction": "bidirectional",
+                    "clip": None,
+                    "activations": None,
+                    "alpha": None,
+                    "beta": None,
+                    **_more,
+                },
+                free=3,
+            ),
+        ),
+    )
     spell(_name, _onnx, read=_read(_name), write=_write)

@@ -38,12 +38,31 @@ def _reduce(name: str, since: int = 18, **attrs: Any) -> Callable[[OnnxNode], St
 
 _X = Arg((2, 6, 5), low=0.1)
 for _name in ("reduce_log_sum", "reduce_prod"):
-    op(_name, reduction, run=runs(_name), silence=filled(0.0 if _name == "reduce_log_sum" else 1.0),
-       samples=(Sample((_X,), {"dim": [1, 2], "keepdim": True}, free=3),))
-op("reduce_sum_square", reduction, run=runs("reduce_sum_square"), silence=filled(0.0), samples=(Sample((_X,), {"dim": [1, 2], "keepdim": True}, free=3),))
-for _onnx, _entry, _more in (("ReduceMean", "mean", {}), ("ReduceMax", "amax", {}), ("ReduceMin", "amin", {}), ("ReduceLogSumExp", "logsumexp", {}),
-                             ("ReduceL1", "vector_norm", {"ord": 1}), ("ReduceL2", "vector_norm", {"ord": 2}), ("ReduceLogSum", "reduce_log_sum", {}),
-                             ("ReduceProd", "reduce_prod", {}), ("ReduceSumSquare", "reduce_sum_square", {})):
+    op(
+        _name,
+        reduction,
+        run=runs(_name),
+        silence=filled(0.0 if _name == "reduce_log_sum" else 1.0),
+        samples=(Sample((_X,), {"dim": [1, 2], "keepdim": True}, free=3),),
+    )
+op(
+    "reduce_sum_square",
+    reduction,
+    run=runs("reduce_sum_square"),
+    silence=filled(0.0),
+    samples=(Sample((_X,), {"dim": [1, 2], "keepdim": True}, free=3),),
+)
+for _onnx, _entry, _more in (
+    ("ReduceMean", "mean", {}),
+    ("ReduceMax", "amax", {}),
+    ("ReduceMin", "amin", {}),
+    ("ReduceLogSumExp", "logsumexp", {}),
+    ("ReduceL1", "vector_norm", {"ord": 1}),
+    ("ReduceL2", "vector_norm", {"ord": 2}),
+    ("ReduceLogSum", "reduce_log_sum", {}),
+    ("ReduceProd", "reduce_prod", {}),
+    ("ReduceSumSquare", "reduce_sum_square", {}),
+):
     spell((_entry, "identity"), _onnx, read=_reduce(_entry, **_more))
 spell(("sum", "identity"), "ReduceSum", read=_reduce("sum", since=13))
 
@@ -68,7 +87,7 @@ def _softmax(name: str) -> Callable[[OnnxNode], Step]:
     def read(node: OnnxNode) -> Step:
         rank = node.rank()
         dim = position(node.attrs.get("axis", -1 if node.opset >= 13 else 1), rank) if rank else 0
-        if node.opset >= 13 or dim == rank - 1 or all(s == 1 for s in node.shape()[dim + 1:]):
+        if node.opset >= 13 or dim == rank - 1 or all(s == 1 for s in node.shape()[dim + 1 :]):
             return Step(name, (0,), {"dim": dim}, [like(node)])
         return Step(f"{name}_joint", (0,), {"dim": list(range(dim, rank))}, [like(node)])
 
@@ -76,8 +95,13 @@ def _softmax(name: str) -> Callable[[OnnxNode], Step]:
 
 
 for _name in ("softmax", "log_softmax"):
-    op(f"{_name}_joint", like_operand, run=runs(f"{_name}_joint"), silence=filled(float("-inf")),
-       samples=(Sample((Arg((2, 6, 5)),), {"dim": [1, 2]}, free=3),))
+    op(
+        f"{_name}_joint",
+        like_operand,
+        run=runs(f"{_name}_joint"),
+        silence=filled(float("-inf")),
+        samples=(Sample((Arg((2, 6, 5)),), {"dim": [1, 2]}, free=3),),
+    )
 spell(("softmax", "softmax_joint"), "Softmax", read=_softmax("softmax"))
 spell(("log_softmax", "log_softmax_joint"), "LogSoftmax", read=_softmax("log_softmax"))
 
@@ -87,12 +111,22 @@ def _cumsum(node: OnnxNode) -> Step:
     assert given is not None
     dim = position(int(given.reshape(-1)[0]), node.rank())
     if node.attrs.get("exclusive", 0) or node.attrs.get("reverse", 0):
-        return Step("cumsum_turned", (0,), {"dim": dim, "exclusive": node.attrs.get("exclusive", 0), "reverse": node.attrs.get("reverse", 0)}, [like(node)])
+        return Step(
+            "cumsum_turned",
+            (0,),
+            {"dim": dim, "exclusive": node.attrs.get("exclusive", 0), "reverse": node.attrs.get("reverse", 0)},
+            [like(node)],
+        )
     return Step("cumsum", (0,), {"dim": dim}, [like(node)])
 
 
-op("cumsum_turned", like_operand, run=runs("cumsum_turned"), silence=filled(0.0),
-   samples=(Sample((Arg((2, 6, 5)),), {"dim": 1, "exclusive": 1, "reverse": 1}, free=3),))
+op(
+    "cumsum_turned",
+    like_operand,
+    run=runs("cumsum_turned"),
+    silence=filled(0.0),
+    samples=(Sample((Arg((2, 6, 5)),), {"dim": 1, "exclusive": 1, "reverse": 1}, free=3),),
+)
 spell(("cumsum", "cumsum_turned"), "CumSum", read=_cumsum)
 
 

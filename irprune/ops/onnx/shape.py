@@ -28,7 +28,7 @@ def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = Fa
     if -1 not in [s for s in out if isinstance(s, int)]:
         return out
     at = next(k for k, s in enumerate(out) if isinstance(s, int) and s == -1)
-    rest, whole = out[:at] + out[at + 1:], list(shape)
+    rest, whole = out[:at] + out[at + 1 :], list(shape)
     for s in list(rest):  # sizes on both sides cancel, which keeps expressions short
         twin = next((k for k, w in enumerate(whole) if (isinstance(s, Sym) or isinstance(w, Sym)) and same(w, s)), None)
         if twin is not None:
@@ -173,7 +173,10 @@ def _concat(node: OnnxNode) -> Step:
     total: Size = 0
     for i in range(len(node.types)):
         total = total + node.shape(i)[dim]
-    shape = [next((s[k] for s in (node.shape(i) for i in range(len(node.types))) if isinstance(s[k], int)), node.shape(0)[k]) for k in range(rank)]
+    shape = [
+        next((s[k] for s in (node.shape(i) for i in range(len(node.types))) if isinstance(s[k], int)), node.shape(0)[k])
+        for k in range(rank)
+    ]
     shape[dim] = total
     return Step("cat", None, {"dim": dim}, [like(node, shape=shape)])
 
@@ -191,7 +194,7 @@ def _split(node: OnnxNode) -> Step:
             raise Unread("a Split of a dynamic size into equal parts")
         each = -(-probe_of(x[dim]) // count)
         sizes = [each] * (count - 1) + [probe_of(x[dim]) - each * (count - 1)]
-    types = [like(node, shape=(*x[:dim], s, *x[dim + 1:])) for s in sizes]
+    types = [like(node, shape=(*x[:dim], s, *x[dim + 1 :])) for s in sizes]
     return Step("split", (0,), {"split_sizes": sizes, "dim": dim}, types)
 
 
@@ -221,7 +224,9 @@ def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, 
         first, stop, _ = slice(int(start), last, step).indices(int(size))  # type: ignore[arg-type]
         return first, stop, len(range(first, stop, step))
     first = start + size if isinstance(start, int) and start < 0 else start
-    stop = size if (isinstance(end, int) and end >= 2**31 - 1) or same(end, size) else end + size if isinstance(end, int) and end < 0 else end
+    stop = (
+        size if (isinstance(end, int) and end >= 2**31 - 1) or same(end, size) else end + size if isinstance(end, int) and end < 0 else end
+    )
     if step != 1:
         if step > 0 and first == 0 and same(stop, size):
             return first, stop, (size + (step - 1)) // step
@@ -270,7 +275,9 @@ def _write_slice(edit: Edit, *nodes: Node) -> None:
     """Only bounds of dimensions that shrink are written anew."""
     if all(n.op == "identity" for n in nodes):
         return
-    changed = [n.operand(0).shape[n.attrs["dim"]] != was for n, was in zip(nodes, edit.sizes(0, [n.attrs["dim"] for n in nodes]), strict=True)]
+    changed = [
+        n.operand(0).shape[n.attrs["dim"]] != was for n, was in zip(nodes, edit.sizes(0, [n.attrs["dim"] for n in nodes]), strict=True)
+    ]
     for i, name, key in ((1, "starts", "start"), (2, "ends", "end")):
         now = edit.value(i) if edit.opset >= 10 else edit.attrs[name]
         if now is None:
@@ -345,5 +352,3 @@ def _square(axes: Axes, node: Node) -> None:
 
 op("triangle_of", _square, run=runs("triangle_of"), samples=(Sample((Arg((3, 4, 5)),), {"upper": True, "diagonal": 1}, free=1),))
 spell("triangle_of", "Trilu", read=_trilu)
-
-
