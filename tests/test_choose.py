@@ -432,6 +432,11 @@ def test_a_module_owns_weights_that_others_read() -> None:
     assert left(chosen(Owner(), VECTOR, keep=("held",)))["held.w"] == (10, 6)
 
 
+def test_a_module_without_weights_is_no_pattern() -> None:
+    with pytest.raises(IrpruneError, match="keep: '1' matches only modules without weights"):
+        chosen(nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3)), VECTOR, keep=("1",))
+
+
 def test_a_pattern_that_matches_nothing_names_its_neighbours() -> None:
     with pytest.raises(IrpruneError, match=r"keep: 'fc3\*' matches no weight, group or module; near matches: .*fc1"):
         chosen(Mlp(), VECTOR, keep=("fc3*",))

@@ -47,7 +47,10 @@ class Names:
         hits = [name for name in self.leaves if fnmatchcase(name, pattern)]
         if not hits:
             raise IrpruneError(f"{option}: {pattern!r} matches no weight, group or module", "", self._near(pattern))
-        return dict.fromkeys(x for name in hits for x in self.leaves[name])
+        found = dict.fromkeys(x for name in hits for x in self.leaves[name])
+        if not found:
+            raise IrpruneError(f"{option}: {pattern!r} matches only modules without weights", "", "name the weights or groups that are meant")
+        return found
 
     def _near(self, pattern: str) -> str:
         core = re.sub(r"[*?]|\[[^]]*\]", "", pattern).strip(".")
