@@ -357,11 +357,13 @@ def _elsewhere(text: str) -> str:
 @click.option("--out", default=str(HERE / "results" / "zoo.jsonl"), show_default=True)
 @click.option("--onnx", is_flag=True, help="Export each to ONNX as well and compare it on onnxruntime.")
 @click.option("--against", type=click.Choice(["torch-pruning"]))
+@click.option("--retry", is_flag=True, help="Run those again that the file holds without a result.")
 @click.option("--table", is_flag=True, help="Run nothing: write the table of what the file holds.")
 @click.option("--one", hidden=True)
 @click.option("--peer", is_flag=True, hidden=True)
 def main(everything: bool, sample: int | None, seed: int, only: str, ratio: float, limit: int, jobs: int, out: str, onnx: bool,
-         against: str | None, table: bool, one: str | None, peer: bool) -> None:
+         against: str | None, retry: bool, table: bool,
+         one: str | None, peer: bool) -> None:
     """Prune public architectures with random weights and record what happened."""
     if one:
         print(json.dumps(run_peer(one, ratio) if peer else run_one(one, ratio, onnx)))
@@ -373,6 +375,8 @@ def main(everything: bool, sample: int | None, seed: int, only: str, ratio: floa
     done = {}
     if path.exists():
         done = {(r["name"], r["ratio"]): r for r in map(json.loads, path.read_text().splitlines())}
+        if retry:
+            done = {k: r for k, r in done.items() if r["stage"] == "done"}
     wanted = [n for n in names(everything) if only in n]
     if sample:
         wanted = sorted(random.Random(seed).sample(wanted, min(sample, len(wanted))))

@@ -20,13 +20,15 @@ __all__ = ["Answer", "build", "families", "head_of"]
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCAB = 64, 4, 2, 16, 96, 2, 160
 
 _BY_NAME: list[tuple[tuple[str, ...], int]] = [
-    (("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num", "decoder_num_key_value_heads"), KV_HEADS),
+    (("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num"), KV_HEADS),
     (("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads", "decoder_attention_heads",
-      "attention_heads", "num_attention_head", "decoder_num_attention_heads", "encoder_num_attention_heads"), HEADS),
+      "attention_heads", "num_attention_head", "decoder_num_attention_heads", "encoder_num_attention_heads",
+      "decoder_num_key_value_heads", "encoder_num_key_value_heads"), HEADS),
     (("head_dim", "attention_head_dim", "d_kv", "qk_nope_head_dim", "v_head_dim", "d_head", "attention_head_size"), HEAD_DIM),
     (("qk_rope_head_dim",), 8), (("q_lora_rank", "kv_lora_rank"), 32),
     (("hidden_size", "d_model", "n_embd", "embedding_size", "emb_dim", "dim", "embed_dim", "hidden_dim", "word_embed_proj_dim",
-      "projection_dim", "decoder_hidden_size", "encoder_hidden_size", "text_embed_dim", "d_embed", "d_text", "hidden_dims"), WIDTH),
+      "projection_dim", "decoder_hidden_size", "encoder_hidden_size", "text_embed_dim", "d_embed", "d_text",
+      "cross_attention_hidden_size"), WIDTH),
     (("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "ffn_hidden_size", "moe_intermediate_size",
       "shared_expert_intermediate_size", "mlp_dim", "d_inner", "inner_dim", "decoder_intermediate_size", "expert_ffn_hidden_size",
       "intermediate_size_mlp", "shared_intermediate_size"), FFN),
@@ -52,8 +54,12 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "esm": {"vocab_size": VOCAB, "pad_token_id": 1, "mask_token_id": 2},
     "depth_pro": {"patch_size": 32},
     "funnel": {"block_sizes": [1, 1], "block_repeats": [1, 1]},
-    "swin": {"embed_dim": 24, "image_size": 64, "window_size": 4}, "swinv2": {"embed_dim": 24, "image_size": 64, "window_size": 4},
-    "donut-swin": {"embed_dim": 24, "image_size": 64}, "clap": {"audio_config.spec_size": 64},
+    "swin": {"embed_dim": 24, "image_size": 128, "window_size": 4}, "swinv2": {"embed_dim": 24, "image_size": 128, "window_size": 4},
+    "donut-swin": {"embed_dim": 24, "image_size": 128, "window_size": 4}, "maskformer-swin": {"embed_dim": 24, "image_size": 128},
+    "efficientnet": {"hidden_dim": 640, "width_coefficient": 0.5, "depth_coefficient": 0.3},
+    "align": {"vision_config.hidden_dim": 640, "vision_config.width_coefficient": 0.5, "vision_config.depth_coefficient": 0.3},
+    "videomae": {"num_frames": 4}, "vivit": {"num_frames": 4, "tubelet_size": [2, 16, 16]}, "timesformer": {"num_frames": 4},
+    "clap": {"audio_config.spec_size": 64},
     "time_series_transformer": {"prediction_length": 4},
     "reformer": {"attn_layers": ["local", "local"], "axial_pos_embds": False},
     "xlm-roberta-xl": {"pad_token_id": 1},
@@ -219,7 +225,7 @@ def _classes(name: str) -> list[Any]:
 def _call(model: Any, config: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...], int]:
     """Keyword arguments that the model runs on, the fields of its output that are its answer, and the width of a head that it lacks."""
     errors = []
-    for make in (_image_in_text, _by_main_input, _text, _image, _audio_values, _audio_features, _text_and_image):
+    for make in (_image_in_text, _by_main_input, _text, _image, _audio_values, _audio_features, _text_and_image, _video, _boxes):
         try:
             kwargs = make(model, config)
             with torch.no_grad():
@@ -288,10 +294,25 @@ def _with(token: int, count: int) -> torch.Tensor:
     return torch.cat([_ids(4), torch.full((1, count), token), _ids(4)], 1)
 
 
+def _video(model: Any, config: Any) -> dict[str, torch.Tensor]:
+    image = _image_of(config)
+    frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None) or 4
+    name = "pixel_values_videos" if model.main_input_name == "pixel_values_videos" else "pixel_values"
+    return {name: image.unsqueeze(1).repeat(1, frames, 1, 1, 1)}
+
+
+def _boxes(model: Any, config: Any) -> dict[str, torch.Tensor]:
+    ids = _ids()
+    wide = 4 if config.model_type != "bros" else 8
+    box = torch.rand(*ids.shape, wide, generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "bbox": box if wide == 8 else (box * 100).long().sort(-1).values}
+
+
 def _audio_values(model: Any, config: Any) -> dict[str, torch.Tensor]:
     if getattr(config, "num_mel_bins", None) and getattr(config, "max_length", None):  # a spectrogram
         return {"input_values": torch.randn(1, config.max_length, config.num_mel_bins, generator=torch.Generator().manual_seed(0))}
-    return {"input_values": torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))}
+    kwargs = {"input_values": torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))}
+    return {**kwargs, "decoder_input_ids": _ids(7)} if getattr(config, "is_encoder_decoder", False) else kwargs
 
 
 def _audio_features(model: Any, config: Any) -> dict[str, torch.Tensor]:
