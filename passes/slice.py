@@ -45,7 +45,9 @@ class Slice:
         if not kept.choice:
             return False
         opened = graph.axes.opened if graph.axes is not None else {}
-        fold(graph, [v for n in graph.nodes if opened and n.out.name in opened for v in n.outputs if _shrinks(v, kept)])
+        folded = [n for n in graph.nodes if opened and n.out.name in opened and any(_shrinks(v, kept) for v in n.outputs)]
+        fold(graph, [v for n in folded for v in n.outputs])
+        graph.remove_all(folded)
         for node in graph.nodes:
             entry = lookup(node)
             if entry is not None and entry.resize is not None and _touched(node, kept):

@@ -1,0 +1,22 @@
+"""protect-small: narrow widths stay whole.
+
+Before: ``axis c0 = 8`` and ``%conv.weight: f32[c0, 3, 3, 3]``. After: ``%conv.weight: f32[8, 3, 3, 3]``, which nothing may cut.
+"""
+
+from dataclasses import dataclass
+
+from irprune.ir.graph import Graph
+from irprune.ir.group import groups_of
+
+
+@dataclass(frozen=True)
+class ProtectSmall:
+    """Freeze every coupled group with fewer than ``least`` channels."""
+
+    least: int = 16
+
+    def run(self, graph: Graph) -> bool:
+        small = [group for group in groups_of(graph) if not group.frozen and group.size < self.least]
+        for group in small:
+            graph.axes.freeze(group.axis, f"fewer than {self.least} channels")
+        return bool(small)
