@@ -138,7 +138,8 @@ def _select_scatter(axes: Axes, node: Node) -> None:
 
 
 op("select", _select, resize=_select_resize, aten=("select.int",),
-   samples=(Sample((Arg((3, 6)),), {"dim": 0, "index": 1}, free=1), Sample((Arg((3, 6)),), {"dim": 1, "index": -2}, free=2)))
+   samples=(Sample((Arg((3, 6)),), {"dim": 0, "index": 1}, free=1), Sample((Arg((3, 6)),), {"dim": 1, "index": -2}, free=2),
+            Sample((Arg((3, 6)),), {"dim": 1, "index": 2}, free=3)))
 op("select_scatter", _select_scatter, resize=_select_resize, aten=("select_scatter.default",),
    samples=(Sample((Arg((3, 6)), Arg((3,))), {"dim": 1, "index": 2}, free=3),))
 
