@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,9 +249,7 @@ class _Reader:
         for t in self.proto.initializer:
             self._store(Stored("initializer", t.name, loader(t, self.source.folder)), TensorType(dtype_of(t.data_type), tuple(t.dims)))
         for s in self.proto.sparse_initializer:
-            self._store(
-                Stored("initializer", s.values.name, lambda s=s: _dense(s)), TensorType(dtype_of(s.values.data_type), tuple(s.dims))
-            )
+            self._store(Stored("initializer", s.values.name, partial(_dense, s)), TensorType(dtype_of(s.values.data_type), tuple(s.dims)))
 
     def _store(self, stored: Stored, kind: TensorType) -> None:
         self.stored[stored.name] = stored
@@ -272,9 +271,9 @@ class _Reader:
             return
         known = self._fold(node, target, opset, attrs, types)
         if known is not None:
-            for name, array in zip(node.output, known, strict=False):
-                self.known[name] = array
-                self.types[name] = TensorType(self._known_dtype(target, attrs, types, array), array.shape)
+            for name, value in zip(node.output, known, strict=False):
+                self.known[name] = value
+                self.types[name] = TensorType(self._known_dtype(target, attrs, types, value), value.shape)
                 self.deferred[name] = index
                 if target in ("Shape", "Size") or any(n in self.source.computed for n in node.input):
                     self.source.computed[name] = None
@@ -380,7 +379,7 @@ class _Reader:
                 results = [(f"{node.output[0]}.{k}", t) for t in step.types or ()]
             place = Place(index, tuple(None if j == PREVIOUS else j for j in positions[: len(operands)]), dict(step.attrs), k, len(steps))
             origin = Origin("onnx", target_of(node), (), node.name, _source_line(node), place)
-            made = self.graph.add(step.op, operands, step.attrs, results, origin)
+            made = self.graph.add(step.op, operands, dict(step.attrs), results, origin)
             previous = made.outputs[0]
         for value in made.outputs:
             self.values[value.name] = value

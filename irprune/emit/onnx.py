@@ -75,7 +75,7 @@ def _externalise(tensors: Iterable[TensorProto], path: Path, name: str, folder: 
             start = file.tell()
             array.tofile(file) if array.dtype.kind != "V" and array.size else file.write(array.tobytes())
             for kind in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data"):
-                t.ClearField(kind)  # type: ignore[arg-type]
+                t.ClearField(kind)
             t.data_location = TensorProto.EXTERNAL
             for key, value in (("location", name), ("offset", str(start)), ("length", str(file.tell() - start))):
                 t.external_data.add(key=key, value=value)
@@ -409,7 +409,7 @@ class Emitter:
         made = onnx.ValueInfoProto()
         made.CopyFrom(info)
         for k in stale:
-            made.type.tensor_type.shape.dim[k].dim_value = kind.shape[k]  # type: ignore[assignment]
+            made.type.tensor_type.shape.dim[k].dim_value = kind.shape[k]
         return made
 
 
@@ -435,6 +435,7 @@ def as_numpy(array: Any, dtype: str) -> Array:
 
             from irprune.capture.onnx_proto import numpy_dtype
 
-            return array.contiguous().view(torch.int16).numpy().view(numpy_dtype("bf16"))
+            bits: Array = array.contiguous().view(torch.int16).numpy().view(numpy_dtype("bf16"))
+            return bits
         return np.asarray(array.numpy())
     return np.asarray(array)

@@ -83,7 +83,7 @@ class NodeEdit:
         else:
             self.attr(name, [int(v) for v in value])  # type: ignore[arg-type]
 
-    def input(self, i: int, value: Sequence[Size | float], dtype: str = "i64", scalar: bool = False) -> None:
+    def input(self, i: int, value: Sequence[Size], dtype: str = "i64") -> None:
         """Let input ``i`` hold ``value``; left alone where it does."""
         now = self.value(i)
         if now is not None and len(now) == len(value) and all(_equal(a, b) for a, b in zip(now, value, strict=True)):
@@ -93,9 +93,9 @@ class NodeEdit:
         if any(isinstance(v, Sym) for v in value):
             self.node.input[i] = self.emitter.size_nodes.vector(
                 list(value), self.index, self.node.input[i] or f"{self.node.output[0]}_sizes"
-            )  # type: ignore[arg-type]
+            )
             return
-        array = np.array(value, numpy_dtype(dtype)).reshape(() if scalar else (-1,))
+        array = np.array(value, numpy_dtype(dtype))
         self.node.input[i] = self.emitter.constant(self.node.input[i], array, self.index, i)
 
 
@@ -148,6 +148,8 @@ class SizeNodes:
             )
         if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
             return self._node("Neg", [self._compile(tree.operand, before, hint)], before, hint)
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in ("min", "max"):
+            return self._node(tree.func.id.capitalize(), [self._compile(a, before, hint) for a in tree.args], before, hint)
         kinds: dict[type, str] = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.FloorDiv: "Div", ast.Mod: "Mod"}
         if isinstance(tree, ast.BinOp) and type(tree.op) in kinds:
             both = [self._compile(tree.left, before, hint), self._compile(tree.right, before, hint)]

@@ -135,7 +135,7 @@ class _Oracle:
         if isinstance(size, int):
             return size
         try:
-            return int(eval(size.expr, {"__builtins__": {}}, dict(self.symbols)))
+            return int(eval(size.expr, {"__builtins__": {"min": min, "max": max}}, dict(self.symbols)))
         except NameError as error:
             raise IrpruneError(f"the size {size.expr} is known to onnxruntime alone", hint="give the model static shapes") from error
 

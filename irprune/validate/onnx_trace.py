@@ -131,8 +131,6 @@ class Tensor:
 class Recorder:
     """Stands for the module ``torch``; ``nodes`` and ``constants`` are what it recorded."""
 
-    bool = DType("bool")
-
     def __init__(self, prefix: str, opset: int) -> None:
         self.prefix, self.opset = prefix, opset
         self.nodes: list[onnx.NodeProto] = []
@@ -140,6 +138,8 @@ class Recorder:
         self.count = 0
 
     def __getattr__(self, name: str) -> Any:
+        if name == "bool":
+            return DType("bool")
         raise Untraced(f"torch.{name}")
 
     # -- making ----------------------------------------------------------------------------------------------------

@@ -99,8 +99,8 @@ def _kept_heads(value: Any, heads: int, cut: Cut) -> int:
     for f in factors((value.axes or ())[2]):
         if covered == heads:
             break
-        covered *= f.size  # type: ignore[assignment,operator]
-        left *= cut.size(f)  # type: ignore[assignment,operator]
+        covered *= f.size
+        left *= cut.size(f)
     return left
 
 
@@ -244,8 +244,8 @@ def _projected_resize(node: Node, cut: Cut) -> None:
     left: list[int] = []
     sizes, at, total = list(attrs["sizes"]), 0, 0
     for p in parts(width):
-        total += cut.size(p)  # type: ignore[assignment,operator]
-        at += p.size  # type: ignore[assignment,operator]
+        total += cut.size(p)
+        at += p.size
         if at == sum(sizes[: len(left) + 1]):
             left.append(total)
             total = 0
@@ -253,8 +253,8 @@ def _projected_resize(node: Node, cut: Cut) -> None:
     for f in factors((node.out.axes or ())[2]):
         if covered == attrs["num_heads"]:
             break
-        covered *= f.size  # type: ignore[assignment,operator]
-        kept *= cut.size(f)  # type: ignore[assignment,operator]
+        covered *= f.size
+        kept *= cut.size(f)
     before = sizes[0] // attrs["num_heads"]
     if before != left[0] // kept and attrs["scale"] is None:
         attrs["scale"] = float(before) ** -0.5
@@ -348,7 +348,7 @@ def _rotary(axes: Axes, node: Node) -> None:
 def _rotary_resize(node: Node, cut: Cut) -> None:
     x, attrs = node.operand(0), node.attrs
     if attrs["rotated"]:
-        attrs["rotated"] = 2 * cut.size((node.operand(1).axes or ())[-1])  # type: ignore[operator]
+        attrs["rotated"] = 2 * cut.size((node.operand(1).axes or ())[-1])
     attrs["num_heads"] = cut.size((x.axes or ())[1]) if x.rank == 4 else _kept_heads(x, attrs["num_heads"], cut)
 
 

@@ -25,7 +25,7 @@ op("sizes", _sizes, run=runs("sizes"))
 
 
 def _filled(node: OnnxNode) -> Step:
-    shape = node.list(0)
+    shape = node.sizes(0)
     dtype, value = "f32", 0.0
     if "value" in node.attrs:
         from onnx import numpy_helper
@@ -50,7 +50,7 @@ spell("full", "ConstantOfShape", read=_filled, write=_write_filled)
 
 
 def _range(node: OnnxNode) -> Step:
-    start, end, step = (node.list(i) for i in range(3))
+    start, end, step = (node.sizes(i) for i in range(3))
     assert start is not None and end is not None and step is not None
     a, b, s = start[0], end[0], step[0]
     count: Size
@@ -59,7 +59,7 @@ def _range(node: OnnxNode) -> Step:
             raise Unread("a Range of a dynamic length with a step")
         count = b - a
     else:
-        count = max(0, int(np.ceil((b - a) / s)))
+        count = max(0, int(np.ceil((b - a) / s)))  # type: ignore[operator]
     dtype = node.type(0).dtype
     return Step("arange_from", (), {"start": a, "end": b, "step": s, "dtype": dtype}, [TensorType(dtype, (count,))])
 

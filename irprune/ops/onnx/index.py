@@ -176,7 +176,7 @@ spell("scatter_nd", "ScatterND", read=_scatter_nd)
 
 
 def _one_hot(node: OnnxNode) -> Step:
-    depth = node.list(1)
+    depth = node.sizes(1)
     index = node.shape(0)
     values = node.given(2)
     if depth is None or values is None:

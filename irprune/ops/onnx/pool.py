@@ -112,7 +112,7 @@ def _resize(node: OnnxNode) -> Step:
             nearest = "ceil"
     else:
         scales = _floats(node, "", 2) if node.has(2) and node.shape(2) != (0,) else None
-        sizes = node.list(3) if node.has(3) and node.shape(3) != (0,) else None
+        sizes = node.sizes(3) if node.has(3) and node.shape(3) != (0,) else None
         roi = (
             _floats(node, "", 1)
             if node.has(1) and node.shape(1) != (0,) and a.get("coordinate_transformation_mode") == "tf_crop_and_resize"
@@ -132,7 +132,7 @@ def _resize(node: OnnxNode) -> Step:
                 raise Unread("a Resize that keeps the aspect ratio of a dynamic size")
             f = min(known) if policy == "not_larger" else max(known)
             for d in axes:
-                out[d] = int(x[d] * f + 0.5)  # type: ignore[operator,assignment]
+                out[d] = int(x[d] * f + 0.5)
             scales = [f] * len(axes)
         else:
             for d, s in zip(axes, sizes, strict=True):

@@ -50,8 +50,8 @@ def _rule(axes: Axes, node: Node) -> None:
     state = (batch, directions, hidden) if layout else (directions, batch, hidden)
     for i in (5, 6):
         if node.has(i):
-            for a, b in zip(axes.of(node.operand(i)), state, strict=True):
-                axes.unify(a, b)
+            for own, given in zip(state, axes.of(node.operand(i)), strict=True):
+                axes.unify(own, given)
     if node.has(7):
         p = axes.of(node.operand(7))
         outer, inner = axes.split(p[1], 3)

@@ -135,7 +135,7 @@ def _topk(node: OnnxNode) -> Step:
     if node.opset < 10:
         k = node.attrs["k"]
     else:
-        given = node.list(1)
+        given = node.sizes(1)
         assert given is not None
         k = given[0]
     shape = tuple(k if d == dim else s for d, s in enumerate(node.shape()))

@@ -15,6 +15,13 @@ from irprune.ops.registry import Arg, Sample, op
 __all__ = ["resolved"]
 
 
+def whole(value: Size) -> int:
+    """``value``, which must be known. Raises Unread where it is not."""
+    if isinstance(value, Sym):
+        raise Unread("an axis or a step that is known only at run time")
+    return value
+
+
 def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = False) -> list[Size]:
     """The shape that a Reshape of ``shape`` to ``target`` gives: 0 copies a size, -1 is what is left. Raises Unread where it does not fit."""
     out: list[Size] = []
@@ -28,13 +35,13 @@ def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = Fa
     if -1 not in [s for s in out if isinstance(s, int)]:
         return out
     at = next(k for k, s in enumerate(out) if isinstance(s, int) and s == -1)
-    rest, whole = out[:at] + out[at + 1 :], list(shape)
+    rest, parts = out[:at] + out[at + 1 :], list(shape)
     for s in list(rest):  # sizes on both sides cancel, which keeps expressions short
-        twin = next((k for k, w in enumerate(whole) if (isinstance(s, Sym) or isinstance(w, Sym)) and same(w, s)), None)
+        twin = next((k for k, w in enumerate(parts) if (isinstance(s, Sym) or isinstance(w, Sym)) and same(w, s)), None)
         if twin is not None:
-            del whole[twin]
+            del parts[twin]
             rest.remove(s)
-    over, under = product(whole), product(rest)
+    over, under = product(parts), product(rest)
     if probe_of(under) == 0:
         raise Unread("a Reshape of an empty tensor with a size to be found")
     if probe_of(over) % probe_of(under):
@@ -105,7 +112,7 @@ def _unsqueeze(node: OnnxNode) -> list[Step]:
     dims = node.moved("axes", 1, 13) or []
     shape = list(node.shape())
     rank = len(shape) + len(dims)
-    steps = []
+    steps: list[Step] = []
     for d in sorted(position(int(d), rank) for d in dims):  # type: ignore[arg-type]
         shape.insert(d, 1)
         steps.append(Step("unsqueeze", (PREVIOUS if steps else 0,), {"dim": d}, [like(node, shape=shape)]))
@@ -118,7 +125,7 @@ def _squeeze(node: OnnxNode) -> list[Step]:
     dims = node.moved("axes", 1, 13)
     if dims is None:
         dims = [k for k, s in enumerate(shape) if s == 1]
-    steps = []
+    steps: list[Step] = []
     for d in sorted((position(int(d), len(shape)) for d in dims), reverse=True):  # type: ignore[arg-type]
         del shape[d]
         steps.append(Step("squeeze", (PREVIOUS if steps else 0,), {"dim": d}, [like(node, shape=shape)]))
@@ -137,7 +144,7 @@ spell(("squeeze", "identity"), "Squeeze", read=_squeeze, write=_write_squeeze)
 
 
 def _expand(node: OnnxNode) -> Step:
-    x, target = node.shape(), node.list(1) or []
+    x, target = node.shape(), node.sizes(1) or []
     shape = broadcast((x, target))
     return Step("expand", (0,), {"shape": list(shape)}, [like(node, shape=shape)])
 
@@ -158,7 +165,7 @@ spell("expand", "Expand", read=_expand, write=_write_expand)
 
 
 def _tile(node: OnnxNode) -> Step:
-    x, times = node.shape(), node.list(1) or []
+    x, times = node.shape(), node.sizes(1) or []
     return Step("repeat", (0,), {"repeats": times}, [like(node, shape=tuple(s * t for s, t in zip(x, times, strict=True)))])
 
 
@@ -206,9 +213,9 @@ def _write_split(edit: Edit, node: Node) -> None:
             edit.moved("split", 1, 13, sizes)
         return
     if not edit.given(1):
-        whole, count = probe_of(node.operand(0).shape[node.attrs["dim"]]), len(sizes)
-        each = -(-whole // count)
-        if [probe_of(s) for s in sizes] == [each] * (count - 1) + [whole - each * (count - 1)]:
+        total, count = probe_of(node.operand(0).shape[node.attrs["dim"]]), len(sizes)
+        each = -(-total // count)
+        if [probe_of(s) for s in sizes] == [each] * (count - 1) + [total - each * (count - 1)]:
             return
         edit.attr("num_outputs", None)
     edit.moved("split", 1, 13, sizes)
@@ -221,8 +228,8 @@ def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, 
     """Start, end and length of a slice as ONNX clamps them, symbols where a bound is one. Raises Unread where no expression says it."""
     if all(isinstance(v, int) for v in (size, start, end)):
         last = None if step < 0 and int(end) < -int(size) else int(end)  # type: ignore[arg-type]
-        first, stop, _ = slice(int(start), last, step).indices(int(size))  # type: ignore[arg-type]
-        return first, stop, len(range(first, stop, step))
+        clamped = slice(int(start), last, step).indices(int(size))  # type: ignore[arg-type]
+        return clamped[0], clamped[1], len(range(clamped[0], clamped[1], step))
     first = start + size if isinstance(start, int) and start < 0 else start
     stop = (
         size if (isinstance(end, int) and end >= 2**31 - 1) or same(end, size) else end + size if isinstance(end, int) and end < 0 else end
@@ -232,7 +239,9 @@ def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, 
             return first, stop, (size + (step - 1)) // step
         raise Unread("a strided slice of a dynamic size")
     if isinstance(size, Sym) and isinstance(stop, int) and isinstance(first, int):
-        raise Unread(f"a slice {first}:{stop} of a dynamic size")
+        if not 0 <= first <= stop <= size.probe:
+            raise Unread(f"a slice {first}:{stop} of a dynamic size")
+        return first, stop, Sym(f"(min({size}, {stop}) - {first})", stop - first)  # as long as it says, unless the tensor is shorter
     length = stop - first
     if probe_of(length) < 0:
         raise Unread("a slice whose bounds cross")
@@ -242,23 +251,23 @@ def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, 
 def _slice(node: OnnxNode) -> list[Step]:
     x = node.shape()
     if node.opset < 10:
-        starts, ends = list(node.attrs["starts"]), list(node.attrs["ends"])
-        dims, strides = list(node.attrs.get("axes", range(len(starts)))), [1] * len(starts)
+        starts, ends = list[Size](node.attrs["starts"]), list[Size](node.attrs["ends"])
+        dims, strides = list[Size](node.attrs.get("axes", range(len(starts)))), list[Size]([1] * len(starts))
     else:
-        starts, ends = node.list(1) or [], node.list(2) or []
-        dims = node.list(3) if node.has(3) else list(range(len(starts)))  # type: ignore[assignment]
-        strides = node.list(4) if node.has(4) else [1] * len(starts)  # type: ignore[assignment]
-    shape, steps = list(x), []
+        starts, ends = node.sizes(1) or [], node.sizes(2) or []
+        dims = (node.sizes(3) or []) if node.has(3) else [*range(len(starts))]
+        strides = (node.sizes(4) or []) if node.has(4) else [1] * len(starts)
+    shape, steps = list(x), list[Step]()
     for d, start, end, step in zip(dims, starts, ends, strides, strict=True):
-        d = position(int(d), len(x))
-        first, stop, length = _bounds(x[d], start, end, int(step))
+        d, step = position(whole(d), len(x)), whole(step)
+        first, stop, length = _bounds(x[d], start, end, step)
         shape[d] = length
         if step < 0:
             if not (isinstance(first, int) and isinstance(stop, int)):
                 raise Unread("a slice backwards over a dynamic size")
-            name, attrs = "slice_back", {"dim": d, "start": first, "end": stop, "step": int(step)}
+            name, attrs = "slice_back", {"dim": d, "start": first, "end": stop, "step": step}
         else:
-            name, attrs = "slice", {"dim": d, "start": first, "end": stop, "step": int(step)}
+            name, attrs = "slice", {"dim": d, "start": first, "end": stop, "step": step}
         steps.append(Step(name, (PREVIOUS if steps else 0,), attrs, [like(node, shape=tuple(shape))]))
     return steps or [Step("identity", (0,), {}, [like(node)])]
 
@@ -295,7 +304,7 @@ def _pad(node: OnnxNode) -> Step:
     """Torch counts from the last dimension, before and after; ONNX first all befores, then all afters."""
     rank = node.rank()
     mode = node.attrs.get("mode", "constant")
-    pads = list(node.attrs.get("pads", node.attrs.get("paddings", ()))) if node.opset < 11 else node.list(1) or []
+    pads = list(node.attrs.get("pads", node.attrs.get("paddings", ()))) if node.opset < 11 else node.sizes(1) or []
     value, filled = node.attrs.get("value", 0.0), False
     if node.opset >= 11 and node.has(2):
         given = node.constant(2)
@@ -303,7 +312,7 @@ def _pad(node: OnnxNode) -> Step:
         value = given.item() if given is not None and given.size else 0.0
     dims = list(range(rank))
     if node.opset >= 18 and node.has(3):
-        dims = [position(int(d), rank) for d in node.list(3) or []]  # type: ignore[arg-type]
+        dims = [position(int(d), rank) for d in node.sizes(3) or []]  # type: ignore[arg-type]
     before, after = [0] * rank, [0] * rank  # type: list[Size], list[Size]
     for k, d in enumerate(dims):
         before[d], after[d] = pads[k], pads[len(dims) + k]

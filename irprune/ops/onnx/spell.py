@@ -70,7 +70,7 @@ class OnnxNode:
             raise Unread(f"input {i} of {self.target} is computed at run time")
         return value
 
-    def list(self, i: int) -> list[Size] | None:
+    def sizes(self, i: int) -> list[Size] | None:
         """``given(i)`` as a flat list of sizes."""
         value = self.given(i)
         return None if value is None else [v if not isinstance(v, np.generic) else v.item() for v in value.reshape(-1).tolist()]
@@ -78,7 +78,7 @@ class OnnxNode:
     def moved(self, name: str, i: int, since: int) -> list[Size] | None:
         """What was attribute ``name`` before opset ``since`` and is input ``i`` from then on, as a list."""
         if self.opset >= since:
-            return self.list(i)
+            return self.sizes(i)
         value = self.attrs.get(name)
         return None if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
@@ -103,10 +103,22 @@ class Edit(Protocol):
     opset: int
     attrs: Mapping[str, Any]
 
-    def attr(self, name: str, value: Any) -> None:
-        """Set an attribute."""
+    def given(self, i: int) -> bool:
+        """Whether input ``i`` is there."""
 
-    def input(self, i: int, value: Sequence[Size | float], dtype: str = "i64", scalar: bool = False) -> None:
+    def value(self, i: int) -> list[Size] | None:
+        """What input ``i`` holds in the edited model, as a list; None where it is not known."""
+
+    def dtype(self, i: int) -> str:
+        """The element type of input ``i``."""
+
+    def sizes(self, i: int, dims: Sequence[int]) -> list[Size]:
+        """Sizes of input ``i`` before pruning."""
+
+    def attr(self, name: str, value: Any) -> None:
+        """Set an attribute; None takes it away."""
+
+    def input(self, i: int, value: Sequence[Size], dtype: str = "i64") -> None:
         """Let input ``i`` hold ``value``: left alone where it would anyway, else an initializer, computed where a size is dynamic."""
 
     def moved(self, name: str, i: int, since: int, value: Sequence[Size]) -> None:

@@ -1,0 +1,31 @@
+"""ONNX operators that no single ATen overload says, in torch: operands first, then the entry's attributes by name.
+
+Each function stands on its own (torch, ``math`` and ``F`` alone, and what ``HELPERS`` lists for it), because emitted modules
+carry its source.
+"""
+
+from __future__ import annotations
+
+from irprune.ops.onnx.functions.attention import *  # noqa: F403
+from irprune.ops.onnx.functions.places import *  # noqa: F403
+from irprune.ops.onnx.functions.pointwise import *  # noqa: F403
+from irprune.ops.onnx.functions.products import *  # noqa: F403
+from irprune.ops.onnx.functions.quantised import *  # noqa: F403
+from irprune.ops.onnx.functions.recurrence import *  # noqa: F403
+from irprune.ops.onnx.functions.reductions import *  # noqa: F403
+from irprune.ops.onnx.functions.windows import *  # noqa: F403
+
+HELPERS: dict[str, tuple[str, ...]] = {
+    "conv_fused": ("conv_padded",),
+    "max_pool_padded": ("pool_windows",),
+    "lp_pool": ("pool_windows",),
+    "avg_pool_padded": ("pool_windows",),
+    "onnx_lstm": ("activation_of", "scanned"),
+    "onnx_gru": ("activation_of", "scanned"),
+    "onnx_rnn": ("activation_of", "scanned"),
+    "quantize_linear": ("spread_scale", "integer_type"),
+    "dequantize_linear": ("spread_scale",),
+    "qlinear_matmul": ("integer_type",),
+    "qlinear_conv": ("integer_type",),
+}
+"""The other functions that a function calls."""

@@ -1,0 +1,66 @@
+"""Normalisations and reductions of ONNX in torch."""
+
+# mypy: ignore-errors
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def layer_norm_full(x, weight=None, bias=None, *, normalized_shape, eps):
+    dims = list(range(x.dim() - len(normalized_shape), x.dim()))
+    mean = x.mean(dims, keepdim=True)
+    scale = torch.rsqrt(((x - mean) ** 2).mean(dims, keepdim=True) + eps)
+    y = (x - mean) * scale
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias, mean, scale
+
+
+def group_norm_by_group(x, scale, bias, *, num_groups, eps, cudnn_enabled):
+    y = x.reshape(x.shape[0], num_groups, -1)
+    y = y - y.mean(2, keepdim=True)
+    y = y * torch.rsqrt((y * y).mean(2, keepdim=True) + eps)
+    return (y * scale.reshape(1, -1, 1) + bias.reshape(1, -1, 1)).reshape(x.shape)
+
+
+def local_response_norm(x, *, size, alpha, beta, bias):
+    y = F.pad((x * x).movedim(1, -1), [(size - 1) // 2, size // 2])
+    return x / (bias + alpha / size * y.unfold(-1, size, 1).sum(-1).movedim(-1, 1)) ** beta
+
+
+def lp_normalize(x, *, dim, p):
+    norm = torch.linalg.vector_norm(x, p, dim, keepdim=True)
+    return torch.where(norm == 0, torch.zeros_like(x), x / norm)
+
+
+def mean_variance_norm(x, *, dim):
+    mean = x.mean(dim, keepdim=True)
+    return (x - mean) / (((x * x).mean(dim, keepdim=True) - mean * mean).clamp(min=0).sqrt() + 1e-9)
+
+
+def reduce_log_sum(x, *, dim, keepdim):
+    return torch.log(x.sum(dim, keepdim=keepdim))
+
+
+def reduce_prod(x, *, dim, keepdim):
+    for d in sorted(dim, reverse=True):
+        x = x.prod(d, keepdim=keepdim)
+    return x
+
+
+def reduce_sum_square(x, *, dim, keepdim):
+    return (x * x).sum(dim, keepdim=keepdim)
+
+
+def softmax_joint(x, *, dim):
+    return x.flatten(dim[0]).softmax(dim[0]).reshape(x.shape)
+
+
+def log_softmax_joint(x, *, dim):
+    return x.flatten(dim[0]).log_softmax(dim[0]).reshape(x.shape)
+
+
+def cumsum_turned(x, *, dim, exclusive, reverse):
+    y = x.flip(dim) if reverse else x
+    y = y.cumsum(dim) - y if exclusive else y.cumsum(dim)
+    return y.flip(dim) if reverse else y
