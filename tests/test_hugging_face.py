@@ -5,6 +5,7 @@ Needs transformers (extra ``zoo``): without it these tests are skipped.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from irprune.validate.inputs import flat_tensors
 from irprune.validate.oracle import relative_error
 from irprune.validate.tolerance import FLOAT32
 
+if importlib.util.find_spec("tvshim") is not None:  # where torchvision needs its operators declared, see tools/zoo.py
+    importlib.import_module("tvshim")
 transformers = pytest.importorskip("transformers")
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50}
