@@ -234,17 +234,16 @@ def _kind(model: Any) -> str:
 
 def load_program(path: Path) -> Any:
     """The program in a ``.pt2`` file."""
-    import warnings
-
     import torch
+
+    from irprune.quiet import quiet
 
     if not path.exists():
         raise IrpruneError("no such file", str(path), "check the path")
     if path.stat().st_size == 0:
         raise IrpruneError("the file is empty", str(path), "write it again with torch.export.save")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             return torch.export.load(str(path))
     except Exception as refused:  # zip, pickle and schema errors of many kinds
         text = str(refused).strip().splitlines()

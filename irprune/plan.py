@@ -122,6 +122,8 @@ class Plan:
 
     def save(self, path: str | Path) -> Path:
         """Write the plan as JSON, whole or not at all; returns the path. Raises IrpruneError where the file cannot be written."""
+        from irprune.emit.aside import cannot_write
+
         path = Path(path)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -129,7 +131,7 @@ class Plan:
             draft.replace(path)
         except OSError as refused:
             draft.unlink(missing_ok=True)
-            raise IrpruneError(f"the plan cannot be written: {refused.strerror}", str(path), "name another place") from refused
+            raise cannot_write(refused, path) from refused
         return path
 
     @staticmethod

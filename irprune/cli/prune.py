@@ -36,6 +36,9 @@ folder with all of them and readable source."""
 @click.option("--max-ratio", type=float, default=1.0, show_default=True, help="No group loses a larger share than this.")
 @click.option("--prefer", type=click.Choice(["heads", "head_dim", "both", "groups"]), default="heads", show_default=True,
               help="Which factor of a product of widths carries its ratio.")
+@click.option("--calibration", type=click.Path(), help="Folder of .npy, .npz or image files: data for criteria and repairs that read it.")
+@click.option("--repair", multiple=True, metavar="METHOD",
+              help="Refit what is left to the original, after the proof: least_squares, batch_norm, bias, affine or fold.")
 @click.option("--plan", type=click.Path(path_type=Path), help="Replay the choice in this plan instead of making one.")
 @click.option("--seed", type=int, default=None, help="Seed of a criterion that draws.")
 @click.option("--no-proof", is_flag=True, help="Leave the proof out.")
@@ -54,7 +57,7 @@ def prune(**given: Any) -> None:
     say(f"pruning {loaded.name or given['model']} ...")
     more = {**settings, "dynamic_shapes": loaded.dynamic_shapes}
     if given["plan"] is not None:
-        replayed = {k: more[k] for k in ("proof", "device", "dynamic_shapes")}
+        replayed = {k: more[k] for k in ("proof", "device", "dynamic_shapes", "calibration", "repair")}
         pruned = api.apply_plan(loaded.model, given["plan"], loaded.args, loaded.kwargs, **replayed)
     else:
         pruned = api.prune(loaded.model, loaded.args, loaded.kwargs, **more)
@@ -69,7 +72,7 @@ def prune(**given: Any) -> None:
         say(f"wrote {output}")
 
 
-_PASSED = ("importance", "scope", "keep", "round_to", "min_channels", "max_ratio", "prefer", "seed", "strict", "device")
+_PASSED = ("importance", "calibration", "scope", "keep", "round_to", "min_channels", "max_ratio", "prefer", "seed", "strict", "device")
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
@@ -81,6 +84,7 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     settings = {k: given[k] for k in _PASSED}
     if given["ratio"] is not None:
         settings["ratio"] = given["ratio"]
+    settings["repair"] = given["repair"] or None
     return {**settings, "budget": budget or None, "ratios": _ratios(given["ratios"]), "proof": not given["no_proof"]}
 
 

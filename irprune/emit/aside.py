@@ -12,7 +12,7 @@ from pathlib import Path
 
 from irprune.errors import IrpruneError
 
-__all__ = ["aside", "cannot_write", "check_folder", "replace_folder"]
+__all__ = ["NotWritten", "aside", "cannot_write", "check_folder", "no_room", "replace_folder"]
 
 
 @contextlib.contextmanager
@@ -65,11 +65,13 @@ def _draft(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         yield draft
+    except IrpruneError:
+        raise
     except OSError as failed:
         raise cannot_write(failed, path) from failed
-    except RuntimeError as failed:  # torch's own writers hide the operating system's error
+    except Exception as failed:  # writers in other languages hide the operating system's error in classes of their own
         if draft is not None and shutil.disk_usage(draft).free < _ROOM:
-            raise cannot_write(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path) from failed
+            raise cannot_write(no_room(), path) from failed
         raise
     finally:
         if draft is not None:
@@ -79,8 +81,17 @@ def _draft(path: Path) -> Iterator[Path]:
 _ROOM = 1 << 20  # a disk with less than this left is full
 
 
-def cannot_write(failed: OSError, path: Path) -> IrpruneError:
+def no_room() -> OSError:
+    """The operating system's error for a full disk."""
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+class NotWritten(IrpruneError):
+    """An output could not be written; nothing was left behind."""
+
+
+def cannot_write(failed: OSError, path: Path) -> NotWritten:
     """What the user is told when a file cannot be written."""
     if failed.errno == errno.ENOSPC:
-        return IrpruneError("the disk is full", str(path), "make room, or write somewhere else; nothing was left behind")
-    return IrpruneError(f"cannot write: {failed.strerror or failed}", str(path), "check the place and its permissions")
+        return NotWritten("the disk is full", str(path), "make room, or write somewhere else; nothing was left behind")
+    return NotWritten(f"cannot write: {failed.strerror or failed}", str(path), "check the place and its permissions")

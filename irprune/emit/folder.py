@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from irprune.emit.aside import replace_folder
+from irprune.emit.aside import NotWritten, no_room, replace_folder
 from irprune.emit.hugging_face import is_pretrained, save_pretrained
 from irprune.emit.module import source_of
 from irprune.errors import CheckFailed, IrpruneError
@@ -64,7 +65,7 @@ def save_folder(pruned: Pruned, folder: str | Path) -> Path:
             save_program(pruned.module, pruned.graph.structure, draft / "model.pt2")
         try:
             pruned.onnx(draft / "model.onnx")
-        except CheckFailed:
+        except (CheckFailed, NotWritten):
             raise
         except IrpruneError as refused:  # the exporter lacks an operator; the rest of the folder is sound
             pruned.report.notes.append(f"no model.onnx: {refused.what}")
@@ -93,11 +94,17 @@ def save_module(module: torch.nn.Module, folder: Path) -> None:
     weights.chmod((folder / "model.py").stat().st_mode & 0o777)  # readable by whoever may read the source
 
 
+_BESIDE = 1 << 22  # bytes that a program takes beside its weights, at most
+
+
 def save_program(module: torch.nn.Module, structure: Any, path: Path) -> None:
     """``module`` as a program of ``torch.export``, with the dynamic shapes of the capture."""
     with quiet(), torch.no_grad():
         program = torch.export.export(
             module, tuple(structure.args), dict(structure.kwargs), dynamic_shapes=structure.dynamic_shapes, strict=False)
+        size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers())) + _BESIDE
+        if shutil.disk_usage(path.parent).free < size:  # torch's writer aborts the process where the disk is full
+            raise no_room()
         torch.export.save(program, str(path))
 
 
