@@ -177,6 +177,7 @@ class Pair:
         self.original, self.cut, self.kept, self.calibration = original, cut, choice, calibration
         self.tapes = (Tape(original, device), Tape(cut, device))
         self.twins = counterparts(original)
+        self._known = {v.name: v for v in original.values()}
         self._shelf = _Shelf(memory)
         self._done = (0, 0)
         self._count: int | None = None
@@ -193,8 +194,19 @@ class Pair:
         found = self.twins.get(node.outputs[0].name)
         return found if found is not None and found.op == node.op else None
 
-    def to(self, node: Node) -> Iterator[tuple[list[Any], torch.Tensor | None]]:
-        """The operands of ``node`` in the cut graph and the kept part of its result in the original, for each chunk."""
+    def alive(self, value: Value, node: Node) -> bool:
+        """Whether both graphs have ``value`` and have computed it before ``node``."""
+        made = value.producer
+        if value.name not in self._known or isinstance(value, Weight):
+            return False
+        if made is None:
+            return True
+        twin = self.twin(made)
+        return twin is not None and self.tapes[1].at[made] < self.tapes[1].at[node] and twin.op == made.op
+
+    def to(self, node: Node, beside: Value | None = None) -> Iterator[tuple[list[Any], torch.Tensor | None, torch.Tensor | None]]:
+        """For each chunk the operands of ``node`` in the cut graph, the kept part of its result in the original and, for a value
+        ``beside`` it (of the cut graph, and alive), by how much that falls short of the kept part of the original's."""
         twin = self.twin(node)
         before, after = self.tapes
         goal = (before.at[twin] + 1 if twin is not None else self._done[0], after.at[node])
@@ -204,13 +216,15 @@ class Pair:
         for key, symbols, old, new in self._chunks():
             before.advance(old, symbols, self._done[0], goal[0])
             after.advance(new, symbols, self._done[1], goal[1])
-            target = None
+            target = short = None
+            if beside is not None:
+                short = kept_part(old[beside.name], self._known[beside.name], self.kept) - new[beside.name]
             if twin is not None:
                 target = kept_part(old[twin.outputs[0].name], twin.outputs[0], self.kept)
                 if not bool(torch.isfinite(target).all()):
                     raise IrpruneError("activations are NaN or infinite on the calibration data", twin.where,
                                        "check the model and the data")
-            yield [after.read(new, v) for v in node.inputs], target
+            yield [after.read(new, v) for v in node.inputs], target, short
             self._shelf.put(key, (old, new))
         self._done = goal
         before.forget()

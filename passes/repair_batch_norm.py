@@ -55,7 +55,7 @@ class RepairBatchNorm:
         count = 0
         center: Any = None
         scatter: Any = None
-        for operands, _ in walk.to(node):
+        for operands, _, _ in walk.to(node):
             x = operands[0].double().cpu()
             x = x.movedim(1, 0).reshape(x.shape[1], -1)
             n, m = x.shape[1], x.mean(1)

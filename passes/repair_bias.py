@@ -93,7 +93,7 @@ def _moments(layer: Layer, walk: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]
     weight = layer.matrix(load_as(layer.weight))
     count = 0
     sums: list[Any] = [0.0] * 4
-    for operands, target in walk.to(layer.node):
+    for operands, target, _ in walk.to(layer.node):
         x = layer.rows(operands[layer.at]).transpose(0, 1).double().cpu()
         now = x @ weight
         offset = offset_of(layer, operands)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from irprune.ir.graph import Graph
+from irprune.ir.graph import Graph, Node, Value, Weight
 
 if TYPE_CHECKING:
     import torch
@@ -31,13 +31,15 @@ class RepairLeastSquares:
     """Refit the layers of a cut graph to the ``original`` on ``calibration``.
 
     ``ridge`` is lambda relative to the mean diagonal of the Gram matrix; None picks it per layer by what predicts the other half of the
-    calibration data best. ``rows`` bounds the rows (samples × positions) that a layer is fitted on, ``widest`` the number of unknowns per
+    calibration data best. With ``residual`` a layer whose result is added to another value also makes up for what that value has lost,
+    so that errors do not pile up along a residual stream. ``rows`` bounds the rows (samples × positions) that a layer is fitted on, ``widest`` the number of unknowns per
     output beyond which a layer is left. ``memory`` bounds the bytes of activations held between layers.
     """
 
     original: Graph
     calibration: Calibration
     ridge: float | None = None
+    residual: bool = True
     rows: int = 32768
     widest: int = 6144
     memory: int = 1 << 30
@@ -75,7 +77,10 @@ class RepairLeastSquares:
 
         old = layer.matrix(load_as(layer.weight))
         gram = Gram(old, layer.bias is not None, self.rows)
-        for i, (operands, target) in enumerate(walk.to(layer.node)):
+        other, through = _beside(layer, walk) if self.residual else (None, None)
+        for i, (operands, target, short) in enumerate(walk.to(layer.node, other)):
+            if short is not None:
+                target = target + (short if through is None else through(short))
             gram.add(i, layer.rows(operands[layer.at]), layer.targets(target), offset_of(layer, operands))
         weight, bias = gram.solve(self.ridge)
         store(layer.weight, layer.array(weight))
@@ -89,6 +94,42 @@ def _shape_only(layer: Layer) -> torch.Tensor:
     import torch
 
     return torch.empty(tuple(int(s) for s in layer.weight.shape), device="meta")  # type: ignore[arg-type]
+
+
+def _beside(layer: Layer, walk: Any) -> tuple[Value | None, Any]:
+    """The value that the result of ``layer`` is added to, where both graphs have it by then, and what turns a shortfall there into one of the
+    layer's own result (a batch norm may stand between them); (None, None) where there is no such value."""
+    value, through = layer.node.out, None
+    while True:
+        users = list(value.users)
+        if len(users) != 1 or value.users[users[0]] != 1 or layer.node.graph is None or any(value is v for v in layer.node.graph.outputs):
+            return None, None
+        user = users[0]
+        if user.op in ("dropout", "identity") and user.inputs[0] is value:
+            value = user.out
+        elif user.op == "batch_norm" and user.inputs[0] is value and through is None:
+            through = _undone(user)
+            value = user.out
+        elif user.op == "add" and len(user.inputs) == 2 and user.attrs.get("alpha", 1) == 1:
+            other = user.inputs[1] if user.inputs[0] is value else user.inputs[0]
+            fits = other is not None and other.shape == layer.node.out.shape == user.out.shape and walk.alive(other, layer.node)
+            return (other, through) if fits else (None, None)
+        else:
+            return None, None
+
+
+def _undone(node: Node) -> Any:
+    """The inverse of a batch norm's scale, for differences; channels that it all but switches off are left alone."""
+    import torch
+
+    from irprune.statistics import load_as
+
+    weight, variance = (node.inputs[i] if node.has(i) else None for i in (1, 4))
+    scale = 1 / (load_as(variance) + node.attrs.get("eps", 1e-5)).sqrt() if isinstance(variance, Weight) else torch.ones(())
+    if isinstance(weight, Weight):
+        scale = scale * load_as(weight)
+    inverse = torch.where(scale.abs() > 1e-2 * scale.abs().max(), 1 / scale, torch.zeros(()).double())
+    return lambda short: short * inverse.to(short).reshape([-1] + [1] * (short.dim() - 2))
 
 
 def offset_of(layer: Layer, operands: list[Any]) -> Any:
@@ -154,7 +195,8 @@ class Gram:
                 step = _ridge_step(self.xx[fit], self.xr[fit], ridge, self.bias)
                 total += float((step * (self.xx[test] @ step)).sum() - 2 * (step * self.xr[test]).sum())
             errors.append(total)
-        return RIDGES[min(range(len(RIDGES)), key=lambda i: (errors[i], -RIDGES[i]))]
+        best = RIDGES[min(range(len(RIDGES)), key=lambda i: (errors[i], -RIDGES[i]))]
+        return best / 2  # relative to a Gram matrix of twice the rows, the same penalty is half as large
 
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
