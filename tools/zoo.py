@@ -308,6 +308,8 @@ def summary(records: list[dict[str, Any]]) -> str:
     kinds = Counter(k for r in records if r["stage"] == "done" for k in r["kinds"])
     counted = ", ".join(f"{k} {n}" for k, n in kinds.most_common())
     rows += ["", f"Kinds of groups found prunable, by number of architectures: {counted}."]
+    families = {re.split("[-_]", r["name"].split(":")[1])[0] for r in records if r["name"].startswith("transformers:") and _good(r)}
+    rows += ["", f"Families of transformers pruned with proof: {len(families)}."] if families else []
     checked = [r for r in records if r.get("onnx") is not None]
     if checked:
         rows += ["", f"ONNX files compared on onnxruntime: {len(checked)}, worst relative error {max(r['onnx'] for r in checked):.1e}."]
