@@ -1,4 +1,4 @@
-"""The tests that ship inside the onnx package: every case whose operator is in the table goes through capture, emission, onnxruntime and torch."""
+"""The tests inside the onnx package: every case whose operator is in the table, through capture, emission, onnxruntime and torch."""
 
 from __future__ import annotations
 

@@ -125,7 +125,8 @@ def test_torch_is_not_imported() -> None:
 
     code = (
         "import sys; from irprune.capture.onnx import capture_onnx; from irprune.passes.infer_axes import InferAxes; "
-        f"g = capture_onnx({str(FOLDER / 'light_squeezenet.onnx')!r}); InferAxes().run(g); print('torch' in sys.modules, 'onnxruntime' in sys.modules)"
+        f"g = capture_onnx({str(FOLDER / 'light_squeezenet.onnx')!r}); InferAxes().run(g); "
+        "print('torch' in sys.modules, 'onnxruntime' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -126,7 +126,7 @@ def _inlined(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
 
 
 def _ordered(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
-    """``model`` with its nodes in an order in which each reads what earlier ones made. Raises IrpruneError for a cycle or an unknown name."""
+    """``model`` with its nodes in an order that can run. Raises IrpruneError for a cycle or an unknown name."""
     graph = model.graph
     made = {v.name for v in graph.input} | {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer} | {""}
     known = set(made)

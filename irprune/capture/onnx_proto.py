@@ -154,7 +154,7 @@ def _read_packed(tensor: TensorProto, path: Path, offset: int, length: int) -> N
     full.CopyFrom(tensor)
     del full.external_data[:]
     full.data_location = TensorProto.DEFAULT
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         file.seek(offset)
         full.raw_data = file.read(length)
     return numpy_helper.to_array(full)
@@ -164,7 +164,7 @@ def inside(folder: Path, place: str, name: str) -> Path:
     """The external file ``place`` of tensor ``name``. Raises IrpruneError where it leaves ``folder``, by name or through a link."""
     path = Path(os.path.normpath(folder / place))
     root = folder.resolve()
-    if not place or os.path.isabs(place) or not path.resolve().is_relative_to(root):
+    if not place or Path(place).is_absolute() or not path.resolve().is_relative_to(root):
         raise IrpruneError(
             f"the external data of '{name}' leaves the model's folder", place or "(no path)", "only files beside the model are read"
         )

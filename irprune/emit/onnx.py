@@ -37,7 +37,7 @@ def emit_onnx(graph: Graph) -> onnx.ModelProto:
 
 
 def write_onnx(graph: Graph, path: str | Path) -> Path:
-    """Write the model of ``graph``; weights go to ``<name>.data`` beside it where the original had them outside or the file would pass 2 GB.
+    """Write the model of ``graph``; weights go to ``<name>.data`` beside it where they lay outside before or the file would pass 2 GB.
 
     Written aside and renamed, so that nothing half-written is left behind.
     """

@@ -14,6 +14,7 @@ __all__ = ["as_numpy", "profile"]
 
 _CHUNK = 1 << 17  # elements worked on at once: half a megabyte stays in cache
 _INF = float("inf")
+_HUGE = 1e18  # its square still fits 32 bits
 
 
 def as_numpy(array: Any, where: str = "") -> NDArray[Any]:
@@ -30,6 +31,15 @@ def as_numpy(array: Any, where: str = "") -> NDArray[Any]:
     if str(array.dtype) not in ("torch.float32", "torch.float64"):
         array = array.float()
     return np.asarray(array.numpy())
+
+
+def _without_mask(array: Any) -> NDArray[Any] | None:
+    """``array`` with zeros for the one huge negative number that masks positions and weighs nothing; None where there is more."""
+    huge = np.abs(array) > _HUGE
+    values = array[huge]
+    if np.isnan(array).any() or not values.size or (values > 0).any() or (values != values[0]).any():
+        return None
+    return np.where(huge, array.dtype.type(0), array)
 
 
 def profile(array: Any, dims: Iterable[int], p: float = 2.0, where: str = "") -> dict[int, NDArray[np.float64]]:
@@ -52,7 +62,8 @@ def profile(array: Any, dims: Iterable[int], p: float = 2.0, where: str = "") ->
         if space.dtype != chunk.dtype or space.size < chunk.size:
             space = np.empty(max(chunk.size, _CHUNK), dtype=chunk.dtype)
         powers = space[: chunk.size].reshape(chunk.shape)
-        np.square(chunk, out=powers) if p == 2.0 else np.abs(chunk, out=powers)
+        with np.errstate(over="ignore"):  # what overflows is seen below
+            np.square(chunk, out=powers) if p == 2.0 else np.abs(chunk, out=powers)
         if p == _INF:
             rows[at:at + step] = powers.max(axis=1, initial=0.0)
             rest = np.maximum(rest, powers.max(axis=0))
@@ -61,6 +72,9 @@ def profile(array: Any, dims: Iterable[int], p: float = 2.0, where: str = "") ->
             if inner:
                 rest += np.ones(len(powers), dtype=powers.dtype) @ powers
     if not np.isfinite(rows).all():
+        plain = _without_mask(as_numpy(array))
+        if plain is not None:
+            return profile(plain, wanted, p, where)
         raise IrpruneError("a weight holds NaN or infinity", where, "repair the model before it is pruned")
     folded = rest.reshape(shape[1:])
     for d in wanted:

@@ -230,7 +230,7 @@ class Recorder:
     # -- the part of torch that declarations use -----------------------------------------------------------------------
 
     def where(self, mask: Tensor, a: Any, b: Any) -> Tensor:
-        """Selection; onnxruntime has few kernels of Where for narrow types, and before opset 9 there is none: both go through a product then."""
+        """Selection. Raises Untraced before opset 9, which has none."""
         like = a if isinstance(a, Tensor) else b
         a, b = (x if isinstance(x, Tensor) else self.scalar(x, like) for x in (a, b))
         dtype = max(a.dtype.name, b.dtype.name, key=_ORDER.index)

@@ -6,7 +6,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType
-from irprune.ir.size import Size
+from irprune.ir.size import Size, probe_of
 from irprune.ops.families.contraction import zeroed
 from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like
@@ -99,8 +99,8 @@ def _kept_heads(value: Any, heads: int, cut: Cut) -> int:
     for f in factors((value.axes or ())[2]):
         if covered == heads:
             break
-        covered *= f.size
-        left *= cut.size(f)
+        covered *= probe_of(f.size)
+        left *= probe_of(cut.size(f))
     return left
 
 
@@ -244,8 +244,8 @@ def _projected_resize(node: Node, cut: Cut) -> None:
     left: list[int] = []
     sizes, at, total = list(attrs["sizes"]), 0, 0
     for p in parts(width):
-        total += cut.size(p)
-        at += p.size
+        total += probe_of(cut.size(p))
+        at += probe_of(p.size)
         if at == sum(sizes[: len(left) + 1]):
             left.append(total)
             total = 0
@@ -253,8 +253,8 @@ def _projected_resize(node: Node, cut: Cut) -> None:
     for f in factors((node.out.axes or ())[2]):
         if covered == attrs["num_heads"]:
             break
-        covered *= f.size
-        kept *= cut.size(f)
+        covered *= probe_of(f.size)
+        kept *= probe_of(cut.size(f))
     before = sizes[0] // attrs["num_heads"]
     if before != left[0] // kept and attrs["scale"] is None:
         attrs["scale"] = float(before) ** -0.5

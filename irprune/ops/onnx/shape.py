@@ -23,7 +23,7 @@ def whole(value: Size) -> int:
 
 
 def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = False) -> list[Size]:
-    """The shape that a Reshape of ``shape`` to ``target`` gives: 0 copies a size, -1 is what is left. Raises Unread where it does not fit."""
+    """What a Reshape of ``shape`` to ``target`` gives: 0 copies a size, -1 is what is left. Raises Unread where it does not fit."""
     out: list[Size] = []
     for k, s in enumerate(target):
         if isinstance(s, int) and s == 0 and not allowzero:
@@ -200,7 +200,7 @@ def _split(node: OnnxNode) -> Step:
         if isinstance(x[dim], Sym):
             raise Unread("a Split of a dynamic size into equal parts")
         each = -(-probe_of(x[dim]) // count)
-        sizes = [each] * (count - 1) + [probe_of(x[dim]) - each * (count - 1)]
+        sizes = [*[each] * (count - 1), probe_of(x[dim]) - each * (count - 1)]
     types = [like(node, shape=(*x[:dim], s, *x[dim + 1 :])) for s in sizes]
     return Step("split", (0,), {"split_sizes": sizes, "dim": dim}, types)
 

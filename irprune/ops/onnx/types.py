@@ -64,7 +64,7 @@ def window(size: Size, kernel: int, stride: int, dilation: int, begin: int, end:
 
 
 def padded(node: OnnxNode, kernel: Sequence[int], x: Sequence[Size] | None = None) -> tuple[list[int], list[int], list[int], list[int]]:
-    """``strides, dilations, begins, ends`` of a window operator, ``auto_pad`` resolved. Raises Unread where it depends on a dynamic size."""
+    """``strides, dilations, begins, ends`` of a window operator. Raises Unread where ``auto_pad`` depends on a dynamic size."""
     n = len(kernel)
     strides = list(node.attrs.get("strides") or [1] * n)
     dilations = list(node.attrs.get("dilations") or [1] * n)
