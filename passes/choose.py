@@ -78,6 +78,9 @@ class Choose:
             checked(self.budget)
 
     def run(self, graph: Graph) -> bool:
+        if graph.axes is None:
+            raise IrpruneError("nothing is analysed", "choose", "run infer-axes first")
+        before, skipped = graph.kept, graph.skipped
         setting = _Setting(self, graph)
         if self.budget is None:
             counts = setting.counts(self.ratio)
@@ -85,7 +88,7 @@ class Choose:
             counts = met(graph, self.budget, setting.counts, setting.rounder, setting.order, lambda x: x not in setting.own)
         graph.kept = setting.kept(counts)
         graph.skipped = setting.skipped(counts)
-        return bool(graph.kept.choice)
+        return not graph.kept.same_as(before) or graph.skipped != skipped
 
 
 class _Setting:

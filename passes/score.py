@@ -40,6 +40,9 @@ class Score:
     loss: Any = None
 
     def run(self, graph: Graph) -> bool:
+        if graph.axes is None:
+            raise IrpruneError("nothing is analysed", "score", "run infer-axes first")
+        before = graph.scores
         criterion = self._criterion()
         groups = [g for g in groups_of(graph) if not g.frozen]
         graph.scores = {}
@@ -48,7 +51,7 @@ class Score:
                 name = next(g.name for g in groups if g.axis is leaf)
                 raise IrpruneError("the importance is NaN or infinite", f"group {name!r}", "check the weights and the calibration data")
             graph.scores[leaf] = normalised(scores, self.normalise)
-        return bool(groups)
+        return list(before) != list(graph.scores) or not all(np.array_equal(before[x], s) for x, s in graph.scores.items())
 
     def _criterion(self) -> Importance:
         """The criterion with its options; data that it does not read are no mistake, since a repair may."""

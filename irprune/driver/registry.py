@@ -70,7 +70,7 @@ class Registry:
     def get(self, name: str) -> type:
         """The class of the pass ``name``; raises IrpruneError with near names where there is none."""
         if name not in self.passes:
-            near = difflib.get_close_matches(name, [*self.passes, *self.pipelines], n=3, cutoff=0.4)
+            near = difflib.get_close_matches(name, [*self.passes, *self.pipelines], n=3, cutoff=0.6)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
             raise IrpruneError(f"no pass {name!r}", "", f"{hint}`irprune passes` lists them all")
         return self.passes[name]

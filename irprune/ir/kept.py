@@ -53,6 +53,13 @@ class Kept:
         if indices.ndim == 2 and (leaf not in self.within or self.within[leaf].size != len(indices)):
             raise ValueError(f"{leaf!r}: a choice per block has one row for each index of the axis it is within")
 
+    def same_as(self, other: Kept | None) -> bool:
+        """Whether both drop the same indices; None drops nothing."""
+        theirs, within = (other.choice, other.within) if other is not None else ({}, {})
+        if list(self.choice) != list(theirs):
+            return False
+        return all(np.array_equal(k, theirs[x]) and self.within.get(x) is within.get(x) for x, k in self.choice.items())
+
     def changes(self, axis: Axis) -> bool:
         """Whether any index of ``axis`` is dropped."""
         if axis not in self._changes:
