@@ -157,25 +157,35 @@ def op(
 
 
 _LOADED: list[str] = []
+_BROKEN: list[Exception] = []  # what stopped the table from loading: half a table would freeze in silence what the other half rules
 
 
 def load_table() -> dict[str, Op]:
-    """The whole table; imports the family files on first use."""
+    """The whole table; imports the family files on first use. Raises ImportError, every time, where one of them cannot be imported."""
+    if _BROKEN:
+        raise ImportError("the operator table cannot be loaded") from _BROKEN[0]
     if not _LOADED:
         _LOADED.append("done")
-        import importlib
-        import pkgutil
-
-        import irprune.ops.families as families
-
-        for info in sorted(pkgutil.iter_modules(families.__path__), key=lambda m: m.name):
-            importlib.import_module(f"irprune.ops.families.{info.name}")
-        import irprune.ops.onnx as spellings
-
-        for info in sorted(pkgutil.iter_modules(spellings.__path__), key=lambda m: m.name):
-            if info.name != "functions":  # torch, loaded when a node runs
-                importlib.import_module(f"irprune.ops.onnx.{info.name}")
+        try:
+            _import_families()
+        except Exception as broken:
+            _BROKEN.append(broken)
+            raise
     return TABLE
+
+
+def _import_families() -> None:
+    import importlib
+    import pkgutil
+
+    import irprune.ops.families as families
+    import irprune.ops.onnx as spellings
+
+    for info in sorted(pkgutil.iter_modules(families.__path__), key=lambda m: m.name):
+        importlib.import_module(f"irprune.ops.families.{info.name}")
+    for info in sorted(pkgutil.iter_modules(spellings.__path__), key=lambda m: m.name):
+        if info.name != "functions":  # torch, loaded when a node runs
+            importlib.import_module(f"irprune.ops.onnx.{info.name}")
 
 
 def register_onnx(entry: Op, target: str, how: Any) -> None:
