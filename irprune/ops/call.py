@@ -55,7 +55,8 @@ def overload(target: str) -> Any:
 
 @lru_cache(maxsize=None)
 def _schema(target: str) -> tuple[tuple[str, str, Any, bool], ...]:
-    return tuple((a.name, str(a.type), a.default_value if a.has_default_value() else _NONE, a.kwarg_only) for a in overload(target)._schema.arguments)
+    arguments = overload(target)._schema.arguments
+    return tuple((a.name, str(a.type), a.default_value if a.has_default_value() else _NONE, a.kwarg_only) for a in arguments)
 
 
 def _value(name: str, value: Any) -> Any:

@@ -136,7 +136,8 @@ class Signature:
         """State the relations of ``node`` and set the axes of its results."""
         letters, pairs = self._bind(axes, node)
         for x, role in self.roles.items():
-            if x in letters and letters[x] is not axes.one:
+            inside = [y for _, d, _ in pairs if x in d.letters for y in d.letters if y != x and letters[y] is not axes.one]
+            if x in letters and letters[x] is not axes.one and inside:  # groups of one channel each are channels
                 letters[x].role = letters[x].role or role
         for a, d, _value in pairs:
             if "_" in d.letters:
@@ -165,7 +166,7 @@ class Signature:
         return axes.sum(made) if d.kind == "sum" else axes.product(made)
 
     def macs(self, node: Node) -> tuple[tuple[Axis, ...], ...]:
-        """The product of sizes that counts the multiply-accumulates: the result's dimensions and what is summed away; none without a contraction."""
+        """The product that counts the multiply-accumulates: the result's dimensions and what is summed away; none without a contraction."""
         left, right = self.sides
         if node.out.axes is None:
             return ()

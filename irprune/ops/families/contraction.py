@@ -56,7 +56,7 @@ def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> O
                     table.setdefault(x, a)
         return tuple(tuple(table[x] for x in step if x in table) for step in _steps([t for t in terms if t], out))
 
-    return op(name, rule, silence=silence, macs=macs, letters=letters, **rest)
+    return op(name, rule, silence=silence, letters=letters, **{"macs": macs, **rest})
 
 
 def _bind(axes: Axes, node: Node, terms: Sequence[Sequence[str]]) -> dict[str, Axis]:
@@ -294,7 +294,12 @@ def _grouped(node: Node) -> Letters:
     return ["=t", "k"], ["=e", "k", "n"], ["=e"], ["=t", "n"]
 
 
-contraction("grouped_mm", _grouped,
+def _grouped_macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
+    """Each row meets the matrix of its own expert alone."""
+    return ((*(node.out.axes or ()), (node.operand(0).axes or ())[-1]),)
+
+
+contraction("grouped_mm", _grouped, macs=_grouped_macs,
             aten={"transformers.grouped_mm_fallback.default": {"input": "self", "weight": "mat2"}, "_grouped_mm.default": {}})
 
 
