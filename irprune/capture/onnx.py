@@ -24,6 +24,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, symbol
 from irprune.ops.onnx.spell import PREVIOUS, OnnxNode, Step, Unread, spelling_of
+from irprune.ops.registry import load_table
 
 __all__ = ["OnnxSource", "Place", "Stored", "capture_onnx", "target_of"]
 
@@ -204,6 +205,7 @@ class _Reader:
     # -- the whole -------------------------------------------------------------------------------------------------
 
     def read(self) -> Graph:
+        load_table()
         self._initializers()
         for v in self.proto.input:
             if v.name not in self.stored:

@@ -34,10 +34,10 @@ def as_numpy(array: Any, where: str = "") -> NDArray[Any]:
 
 
 def _without_mask(array: Any) -> NDArray[Any] | None:
-    """``array`` with zeros for the one huge negative number that masks positions and weighs nothing; None where there is more."""
+    """``array`` with zeros for the one huge negative number that masks many positions and weighs nothing; None where it is no mask."""
     huge = np.abs(array) > _HUGE
     values = array[huge]
-    if np.isnan(array).any() or not values.size or (values > 0).any() or (values != values[0]).any():
+    if np.isnan(array).any() or values.size * 8 < array.size or (values > 0).any() or (values != values[0]).any():
         return None
     return np.where(huge, array.dtype.type(0), array)
 
