@@ -107,11 +107,32 @@ def test_values_are_alive_until_they_are_last_read() -> None:
 
 def test_views_take_no_memory_and_keep_what_they_show_alive() -> None:
     class Views(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            left, right = x.exp().view(2, 3, 4).transpose(1, 2).chunk(2, 1)
-            return left.sin() + right
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Parameter(torch.randn(12))
 
-    assert activation(Views(), torch.randn(2, 12)) == 4 * (24 + 12 + 12)
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = (x * self.wide).view(2, 3, 4).transpose(1, 2).chunk(2, 1)
+            return left.sin().cos() + right
+
+    assert activation(Views(), torch.randn(2, 1)) == 4 * (24 + 12 + 12)  # all of what is halved, one half changed, and the result
+
+    class Shown(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = x.exp().exp()
+            return y, y.view(2, 3, 4).transpose(1, 2)
+
+    assert activation(Shown(), torch.randn(2, 12)) == 4 * (24 + 24)
+
+
+def test_outputs_stay_alive() -> None:
+    class Early(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = x.exp()
+            z = y.sum(1, keepdim=True)
+            return y, z.expand(2, 12).relu().tanh()
+
+    assert activation(Early(), torch.randn(2, 12)) == 4 * (24 + 24 + 24)
 
 
 def test_peak_against_real_storages() -> None:

@@ -220,6 +220,18 @@ def test_geometric_median() -> None:
     np.testing.assert_allclose(found["conv1.weight:0"], (distances(out) + distances(into)) / 2, rtol=1e-4)
 
 
+def test_geometric_median_of_weights_that_are_nearly_the_same() -> None:
+    """Distances far below the weights themselves: single precision would lose them."""
+    model = nn.Sequential(nn.Linear(40, 6, bias=False), nn.ReLU(), nn.Linear(6, 1, bias=False))
+    step = torch.tensor([0.0, 1e-3, 2e-3, 3e-3, 7e-3, 9e-3])
+    with torch.no_grad():
+        model[0].weight.copy_(10 + step[:, None].expand(6, 40))
+        model[2].weight.zero_()
+    found = scores(model, torch.randn(2, 40), importance="fpgm", reduce="sum")["0.weight:0"]
+    exact = numpy_of(model[0].weight)
+    np.testing.assert_allclose(found, np.sqrt(((exact[:, None] - exact[None]) ** 2).sum(-1)).sum(1), rtol=1e-3)
+
+
 def test_lamp() -> None:
     s = np.asarray([3.0, 1.0, 2.0])
     np.testing.assert_allclose(normalised(s, "lamp"), [1.0, 1 / 14, 4 / 13])
@@ -235,6 +247,7 @@ def test_random_is_seeded_and_needs_no_weights() -> None:
     first, again, other = (scores(model, x, importance="random", seed=s) for s in (1, 1, 2))
     for name in first:
         assert (first[name] == again[name]).all() and (first[name] != other[name]).all()
+    assert (first["conv1.weight:0"][:6] != first["conv2.weight:0"]).all()
     assert (scores(model, x, importance="uniform")["conv2.weight:0"] == 1).all()
     with pytest.raises(IrpruneError, match=r"meta device.*importance='random'"):
         scores(model, x)
