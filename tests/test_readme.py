@@ -38,6 +38,51 @@ def test_pass_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     assert "axis c0" in told.out + told.err
 
 
+RESNET = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return nn.functional.relu(x + self.conv2(nn.functional.relu(self.norm(self.conv1(x)))))
+
+
+def build():
+    net = nn.Sequential()
+    net.add_module("stem", nn.Conv2d(3, 8, 7, stride=16))
+    net.add_module("layer1", nn.Sequential(Block(8)))
+    net.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    net.add_module("flat", nn.Flatten())
+    net.add_module("head", nn.Linear(8, 10))
+    return net
+"""
+
+
+def test_command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Every line of the block under "From the command line", on files of the names that it uses."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "resnet.py").write_text(RESNET)
+    assert run(["prune", "resnet.py:build", "--input", "1x3x224x224", "--ratio", "0", "-o", "model.onnx"]) == 0
+    for twin in "ab":
+        (tmp_path / f"{twin}.onnx").write_bytes((tmp_path / "model.onnx").read_bytes())
+    block = next(code for _, code in BLOCKS if code.startswith("irprune prune"))
+    lines = [line.split("#")[0].split() for line in block.splitlines()]
+    assert len(lines) >= 6
+    told = {}
+    for words in lines:
+        capfd.readouterr()
+        assert words[0] == "irprune" and run(words[1:]) == 0, words
+        told[words[1]] = capfd.readouterr().out
+    assert (tmp_path / "small" / "model.py").exists()
+    assert (tmp_path / "smaller.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size
+    assert "layer1.0.conv1.weight:0: 8 channels" in told["explain"] and "frozen:" in told["inspect"]
+
+
 def test_tables_are_current() -> None:
     done = subprocess.run([sys.executable, str(ROOT / "tools/readme.py"), "--check"], check=False)
     assert done.returncode == 0, "run python tools/readme.py"

@@ -294,8 +294,7 @@ class _Writer:
     def _function(self, node: Node) -> str | None:
         """The call of a function that the operator table has for ``node``; the emitted source carries it."""
         entry = lookup(node)
-        name = getattr(entry.run, "function", None) if entry is not None else None
-        if name is None:
+        if entry is None or (name := getattr(entry.run, "function", None)) is None:
             return None
         from irprune.ops.onnx import functions
 
