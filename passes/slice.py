@@ -57,7 +57,7 @@ class Slice:
             if any(i is not None for i in indices):
                 weight.load = _sliced(weight.load, indices)
         for value in graph.values():
-            if _shrinks(value, kept):
+            if value.type.shape is not None and _shrinks(value, kept):  # an unused result may have no type
                 sizes = zip(value.axes or (), value.shape, strict=True)
                 value.type = TensorType(value.dtype, tuple(kept.size(a) if kept.changes(a) else s for a, s in sizes))
         for value in graph.values():
