@@ -112,8 +112,9 @@ def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any
 
 
 def _macs(node: Node) -> tuple[Any, ...]:
-    q, k, v = (node.operand(i).axes or () for i in range(3))
-    return ((*q, k[-2]), (*q[:-1], k[-2], v[-1])) if len(q) == 4 else ((*q, k[1]), (*q[:2], k[1], v[2]))
+    """Queries with keys, then weights with values: the second is as large as the result, whose heads are the queries'."""
+    q, k = (node.operand(i).axes or () for i in range(2))
+    return (*q, k[-2]), (*(node.out.axes or ()), k[-2])
 
 
 _KNOWN = {"q_num_heads", "kv_num_heads", "is_causal", "scale", "softcap", "qk_matmul_output_mode", "softmax_precision"}
