@@ -73,9 +73,9 @@ def infer(axes: Axes, node: Node, constant: bool) -> None:
     except (Unsupported, GraphError) as why:  # the latter for a tensor of unknown rank
         _freeze(axes, node, str(why), constant)
     except _BUGS as bug:
-        why = f"the rule of {node.op} failed: {type(bug).__name__}: {bug}"
-        _freeze(axes, node, why, constant)
-        if node.graph is not None and (note := f"{why} at {node.where}") not in node.graph.notes:
+        text = f"the rule of {node.op} failed: {type(bug).__name__}: {bug}"
+        _freeze(axes, node, text, constant)
+        if node.graph is not None and (note := f"{text} at {node.where}") not in node.graph.notes:
             node.graph.notes.append(note)
 
 

@@ -23,7 +23,7 @@ def ops_command(pattern: str, json_: bool) -> None:
     """
     from irprune.ops.registry import load_table
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": op.name, "family": op.family, "aten": [t.removeprefix("aten.") for t in op.aten], "onnx": list(op.onnx),
          "rule": op.signature.text if op.signature is not None else "", "help": op.doc}
         for op in sorted(load_table().values(), key=lambda op: (op.family, op.name))
@@ -62,7 +62,7 @@ def passes_command(files: tuple[str, ...], json_: bool) -> None:
     from irprune.driver.registry import standard
 
     registry = standard(files)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, cls in sorted(registry.passes.items()):
         options = options_of(cls)
         rows.append({"name": name, "help": help_of(cls), "source": registry.sources[name],

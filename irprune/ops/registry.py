@@ -6,7 +6,7 @@ An entry is made by ``op(...)`` in the file of its family. Its axis rule is a si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -15,6 +15,9 @@ from irprune.ir.graph import Node, Value
 from irprune.ir.size import Size, same
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from irprune.ops.signature import Signature
 
 __all__ = ["TABLE", "Arg", "Cut", "Op", "Sample", "Unsupported", "aten_target", "lookup", "op", "same_type", "spelling"]
@@ -32,7 +35,7 @@ class Cut(Protocol):
     def size(self, axis: Axis) -> Size:
         """The number of kept indices."""
 
-    def kept(self, axis: Axis) -> Sequence[int]:
+    def kept(self, axis: Axis) -> NDArray[np.int64]:
         """The kept indices in terms of the original axis, ascending."""
 
     def changes(self, axis: Axis) -> bool:
@@ -54,13 +57,14 @@ class Arg:
 class Sample:
     """One use of an operator for the generated tests (``tests/opcheck.py``).
 
-    ``args`` are the operands in the order of the schema; a tuple stands for a list of tensors, which may also be given flat where it comes last.
+    ``args`` are the operands in the order of the schema; a tuple stands for a list of tensors, which may also be given flat where
+    it comes last.
     ``free`` is the number of leaf axes of size > 1 that the rule must leave free, which keeps a rule from passing by freezing.
     ``target`` picks the ATen spelling (otherwise every one that takes it); ``attrs`` are the canonical attributes.
     ``read`` lists the results that are read, all by default.
     """
 
-    args: tuple[Arg | None | tuple[Arg | None, ...], ...]
+    args: tuple[Arg | tuple[Arg | None, ...] | None, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     free: int | None = None
     target: str = ""
@@ -145,7 +149,7 @@ def op(
         rest.setdefault("macs", signature.macs)
         rule = signature.rule
     aten_map = dict(aten) if isinstance(aten, Mapping) else {a: {} for a in aten}
-    onnx_map = dict(onnx) if isinstance(onnx, Mapping) else {o: None for o in onnx}
+    onnx_map = dict(onnx) if isinstance(onnx, Mapping) else dict.fromkeys(onnx)
     entry = Op(name, rule, {f"aten.{k}" if k.count(".") == 1 else k: v for k, v in aten_map.items()}, onnx_map,
                signature=signature, family=family, doc=doc, **rest)
     for table, keys in ((TABLE, [name]), (_ATEN, entry.aten), (_ONNX, entry.onnx)):
