@@ -543,3 +543,9 @@ def test_start_is_light() -> None:
     code = "import sys, irprune.capture.onnx, irprune.emit.onnx, irprune.validate.onnx_oracle; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_part_of_a_split_that_nobody_reads_is_a_part_all_the_same() -> None:
+    nodes = [node("MatMul", "x w", "h"), node("Split", "h", "p q r", axis=-1), node("Mul", "p q", "m"), node("MatMul", "m v", "y")]
+    _, emitted = proven(model_of(nodes, [info("x", 2, 6)], [info("y", 2, 3)], [tensor("w", 6, 24), tensor("v", 8, 3)]))
+    assert shapes(emitted)["v"] == (4, 3) and shapes(emitted)["w"][1] < 24

@@ -341,7 +341,8 @@ class _Reader:
             opset,
             attrs,
             types,
-            [name if name in self.wanted else "" for name in node.output],
+            self._read_outputs(node),
+            len(node.output),
             lambda i: self._constant(node.input[i]) if i < len(node.input) and node.input[i] else None,
             lambda: self._infer(node, target, opset, types),
         )
@@ -360,8 +361,16 @@ class _Reader:
         self._add(index, node, names, steps, final)
 
     def _types_of(self, step: Step, view: OnnxNode, node: onnx.NodeProto) -> list[TensorType]:
-        made = list(step.types) if step.types is not None else view.inferred()
-        return made[: len(node.output)] if len(made) >= len(node.output) else made + view.inferred()[len(made) :]
+        count = len(view.outputs)
+        made = list(step.types)[: len(node.output)] if step.types is not None else view.inferred()[:count]
+        return made if len(made) >= count else made + view.inferred()[len(made) : count]
+
+    def _read_outputs(self, node: onnx.NodeProto) -> list[str]:
+        """The results of ``node`` up to the last one that is read, "" for those that are not."""
+        names = [name if name in self.wanted else "" for name in node.output]
+        while len(names) > 1 and not names[-1]:
+            names.pop()
+        return names
 
     def _add(self, index: int, node: onnx.NodeProto, names: list[str], steps: Sequence[Step], final: list[TensorType]) -> None:
         previous: Value | None = None

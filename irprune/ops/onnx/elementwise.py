@@ -219,7 +219,7 @@ spell("cast_like", "CastLike", read=lambda node: Step("cast_like", None, {}, [li
 
 def _dropout(node: OnnxNode) -> Step:
     """Outside training a dropout does nothing; its second result is then all true."""
-    if len([n for n in node.outputs if n]) > 1:
+    if any(node.outputs[1:]):
         raise Unread("the mask of a Dropout is read")
     ratio = node.attrs.get("ratio", 0.5)
     if node.opset >= 12:

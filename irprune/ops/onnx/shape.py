@@ -195,7 +195,7 @@ def _split(node: OnnxNode) -> Step:
     x = node.shape()
     dim = position(node.attrs.get("axis", 0), len(x))
     sizes = node.moved("split", 1, 13)
-    count = len(node.outputs)
+    count = node.results
     if sizes is None:
         if isinstance(x[dim], Sym):
             raise Unread("a Split of a dynamic size into equal parts")

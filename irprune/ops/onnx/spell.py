@@ -32,7 +32,8 @@ class OnnxNode:
     """An ONNX node as readers see it.
 
     ``target`` is ``Conv`` or ``com.microsoft::Gelu``, ``opset`` the version of its domain that the model imports; ``types``
-    has one entry per input (None where it is left out), ``outputs`` the names of the results ("" where nobody reads one).
+    has one entry per input (None where it is left out), ``outputs`` the names of the results up to the last that is read
+    ("" where nobody reads one), ``results`` how many there are.
     ``constant(i)`` is the value of input ``i`` where it is known: an array, of objects where an element is a ``Sym``.
     ``inferred()`` asks ONNX's own inference for the types of the results.
     """
@@ -42,6 +43,7 @@ class OnnxNode:
     attrs: dict[str, Any]
     types: list[TensorType | None]
     outputs: list[str]
+    results: int
     constant: Callable[[int], NDArray[Any] | None]
     inferred: Callable[[], list[TensorType]]
 
