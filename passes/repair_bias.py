@@ -87,7 +87,6 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool
 def _moments(layer: Layer, walk: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
     """Mean and variance of each output [b, o] as the layer gives it now (with its own bias), and as the original gave it."""
     from irprune.passes.repair_least_squares import offset_of
-
     from irprune.statistics import load_as
 
     weight = layer.matrix(load_as(layer.weight))

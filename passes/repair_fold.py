@@ -32,10 +32,10 @@ class RepairFold:
 
     def run(self, graph: Graph) -> bool:
         import torch
-        from irprune.passes.slice import kept_indices, take
 
         from irprune.importance.consumers import key_of, readings_of
         from irprune.layers import layers
+        from irprune.passes.slice import kept_indices, take
         from irprune.statistics import counterparts, load_as, store
 
         kept = self.original.kept

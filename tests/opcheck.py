@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from irprune.passes.infer_axes import infer
-from irprune.passes.slice import Slice, take
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, StatelessSymbolicContext
@@ -28,6 +26,8 @@ from irprune.ir.kept import Kept
 from irprune.ir.size import Sym, same
 from irprune.ops.call import overload
 from irprune.ops.registry import Arg, Op, Sample, load_table, lookup
+from irprune.passes.infer_axes import infer
+from irprune.passes.slice import Slice, take
 from irprune.validate.interpret import evaluate, run_node
 from irprune.validate.oracle import silencer
 

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from irprune.passes.choose import Choose
-from irprune.passes.score import Score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -20,6 +18,8 @@ from irprune.importance import criteria, named
 from irprune.importance.fisher import Fisher
 from irprune.importance.taylor import Taylor, TaylorSquared
 from irprune.ir.graph import Graph
+from irprune.passes.choose import Choose
+from irprune.passes.score import Score
 
 DATA = ("fisher", "flap", "osscar", "reconstruction", "taylor", "taylor_squared", "wanda")
 

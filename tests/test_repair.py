@@ -10,10 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from irprune.passes.repair_batch_norm import RepairBatchNorm
-from irprune.passes.repair_bias import RepairAffine, RepairBias
-from irprune.passes.repair_fold import RepairFold
-from irprune.passes.repair_least_squares import RepairLeastSquares
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +19,10 @@ from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.kept import Kept
 from irprune.layers import layers
+from irprune.passes.repair_batch_norm import RepairBatchNorm
+from irprune.passes.repair_bias import RepairAffine, RepairBias
+from irprune.passes.repair_fold import RepairFold
+from irprune.passes.repair_least_squares import RepairLeastSquares
 from irprune.repair import METHODS, output_error, repair
 from irprune.statistics import Pair, load_as
 from irprune.validate.interpret import evaluate

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from irprune.passes.dead_code import DeadCode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,6 +16,7 @@ from irprune.capture import capture
 from irprune.capture import trace as tracing
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Value
+from irprune.passes.dead_code import DeadCode
 from irprune.validate.interpret import evaluate
 
 
