@@ -229,6 +229,25 @@ def test_the_whole_state_is_recorded_in_its_order() -> None:
         assert list(graph.structure.signature.parameters) == ["x", "gain"] and graph.structure.names == ("x", "gain")
 
 
+def test_fx_takes_over_where_torch_export_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval(), torch.randn(3, 4)
+    real, seen = torch.export.export, []
+
+    def choosy(module: nn.Module, *args: object, **kwargs: object) -> object:
+        seen.append(type(module))
+        if not isinstance(module, torch.fx.GraphModule):
+            raise RuntimeError("not this one")
+        return real(module, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.export, "export", choosy)
+    graph = from_exported(export(model, (x,)), model)
+    assert seen[0] is nn.Sequential and len(seen) == 2
+    assert [n.op for n in graph.nodes] == ["linear", "relu", "linear"] and list(graph.weights) == list(model.state_dict())
+    monkeypatch.setattr(torch.fx, "symbolic_trace", lambda _: (_ for _ in ()).throw(TypeError("nor that")))
+    with pytest.raises(IrpruneError, match=r"torch.export says 'RuntimeError: not this one'; torch.fx says 'TypeError: nor that'"):
+        export(model, (x,))
+
+
 def test_quiet_captures(capfd: pytest.CaptureFixture[str]) -> None:
     class Branch(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -143,7 +143,8 @@ class _Writer:
         text += "\n" + self._forward()
         classes = "".join(f"{line}\n" for line in self.classes.lines)
         functions = "".join(f"{text}\n\n" for text in self.functions.values())
-        return Source(HEADER.format(name=self.graph.name) + functions + (classes + "\n\n" if classes else "") + text, self.tensors, self.classes.held)
+        head = HEADER.format(name=self.graph.name) + functions + (classes + "\n\n" if classes else "")
+        return Source(head + text, self.tensors, self.classes.held)
 
     def _fresh(self, name: str) -> str:
         """``name``, or one like it that is a free identifier."""
@@ -248,7 +249,8 @@ class _Writer:
     def _device(self) -> str:
         if self.graph.inputs:
             return f"{self._name(self.graph.inputs[0])}.device"
-        return "next(self.parameters()).device" if any(w.kind == "parameter" for w in self.graph.weights.values()) else "torch.device('cpu')"
+        trained = any(w.kind == "parameter" for w in self.graph.weights.values())
+        return "next(self.parameters()).device" if trained else "torch.device('cpu')"
 
     def _result(self) -> str:
         graph, structure = self.graph, self.graph.structure
