@@ -17,17 +17,17 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 import torch  # noqa: E402
-from irprune.passes.choose import Choose  # noqa: E402
-from irprune.passes.dead_code import DeadCode  # noqa: E402
-from irprune.passes.infer_axes import InferAxes  # noqa: E402
-from irprune.passes.score import Score  # noqa: E402
-from irprune.passes.slice import Slice  # noqa: E402
 
 import models  # noqa: E402
 from irprune.capture.onnx import capture_onnx  # noqa: E402
 from irprune.emit.onnx import emit_onnx  # noqa: E402
 from irprune.emit.onnx_module import module_from_onnx  # noqa: E402
 from irprune.ir.graph import Graph  # noqa: E402
+from irprune.passes.choose import Choose  # noqa: E402
+from irprune.passes.dead_code import DeadCode  # noqa: E402
+from irprune.passes.infer_axes import InferAxes  # noqa: E402
+from irprune.passes.score import Score  # noqa: E402
+from irprune.passes.slice import Slice  # noqa: E402
 from irprune.validate.onnx_oracle import silenced_onnx  # noqa: E402
 from irprune.validate.onnx_run import difference, random_inputs, run_model  # noqa: E402
 
