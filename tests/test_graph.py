@@ -19,7 +19,7 @@ graph Net {
   %up: f32[8, 6] = parameter
   %down: f32[3, 8] = parameter
 
-  %h: f32[2, 8] = linear(%x, %up)  // net.py:7 in up
+  %h: f32[2, 8] = linear(%x, %up)  # net.py:7 in up
   %r: f32[2, 8] = relu(%h)
   %s: f32[2, 8] = add(%r, %r)
   %y: f32[2, 3] = linear(%s, %down)
@@ -209,10 +209,10 @@ def test_the_error_shows_the_lines_with_the_message_in_place() -> None:
   %up: f32[8, 6] = parameter
   %down: f32[3, 8] = parameter
 
-  %h: f32[2, 8] = linear(%x, %up)  // net.py:7 in up
-  // ^^^ 1 uses are recorded, 2 found
+  %h: f32[2, 8] = linear(%x, %up)  # net.py:7 in up
+  # ^^^ 1 uses are recorded, 2 found
   %r: f32[2, 8] = relu(%h)
-  // ^^^ 2 uses are recorded, 1 found
+  # ^^^ 2 uses are recorded, 1 found
   %s: f32[2, 8] = add(%r, %h)
   %y: f32[2, 3] = linear(%s, %down)
   return %y"""

@@ -290,7 +290,7 @@ def test_verify_holds_a_pass_to_its_word(what: str, says: str) -> None:
     with pytest.raises(CheckFailed) as caught:
         run(from_text(NET), [InferAxes(), Lies(what)], [Verify(told.append)])
     assert str(caught.value).startswith(says)
-    assert bool(told) == (what == "break") and all("// ^^^ dimension 1 has size 5, its axis 4" in t for t in told)
+    assert bool(told) == (what == "break") and all("# ^^^ dimension 1 has size 5, its axis 4" in t for t in told)
 
 
 def test_every_pass_of_the_default_pipeline_tells_the_truth_the_second_time() -> None:
@@ -326,8 +326,8 @@ def test_time_measures_each_pass() -> None:
 def test_what_changed_is_printed() -> None:
     told: list[str] = []
     run(from_text(NET), [Canonicalize(), DeadCode()], [PrintAfterAll(told.append)])
-    assert told[0].startswith("// after canonicalize (changed)\ngraph Net {\n")
-    assert told[1].startswith("// after dead-code (nothing changed)\n")
+    assert told[0].startswith("# after canonicalize (changed)\ngraph Net {\n")
+    assert told[1].startswith("# after dead-code (nothing changed)\n")
     assert str(from_text(told[0])) + "" == told[0].split("\n", 1)[1], "what is printed parses"
     told.clear()
     run(from_text(NET), [Canonicalize(), DeadCode()], [PrintDiff(told.append, around=0)])
@@ -339,7 +339,7 @@ def test_what_changed_is_printed() -> None:
             -  %i: f32[2, 8] = identity(%a)
             -  %b: f32[2, 24] = linear(%i, %mid)
             +  %b: f32[2, 24] = linear(%a, %mid)"""),
-        "// dead-code: no difference in the text",
+        "# dead-code: no difference in the text",
     ]
 
 
@@ -374,7 +374,7 @@ def test_opt_prints_the_graph(capsys: pytest.CaptureFixture[str], net: Path) -> 
     assert command(capsys, "opt", str(net)) == (0, NET, "")
     code, out, err = command(capsys, "opt", str(net), "-p", "canonicalize,infer-axes", "--time", "--print-after-all", "--print-diff")
     assert code == 0 and out.startswith("graph Net with axes {\n  axis c0 = 8\n  axis c1 = 24\n") and "identity" not in out
-    assert "// after canonicalize (changed)" in err and "+++ after infer-axes" in err and "infer-axes" in err.splitlines()[-2]
+    assert "# after canonicalize (changed)" in err and "+++ after infer-axes" in err and "infer-axes" in err.splitlines()[-2]
     assert command(capsys, "opt", str(net), "--quiet") == (0, "", "")
 
 

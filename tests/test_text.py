@@ -25,10 +25,10 @@ graph Net {
   %fc.bias: f32[8] = parameter {trainable=False, aliases=["twin.bias"]}
   %mean: f32[8] = buffer
 
-  %linear: f32[n, 8] = linear(%x, %fc.weight, %fc.bias)  // net.py:12 in fc
-  %sub: f32[n, 8] = sub(%linear, %mean) {alpha=1}  // in fc.norm
-  %view: f32[n, 2, 4] = reshape(%sub) {shape=[n, 2, -1]}
-  %a: f32[n, 1, 4], %b: f32[n, 1, 4] = split(%view) {split_sizes=[1, 1], dim=1}  // net.py:13
+  %linear: f32[n, 8] = linear(%x, %fc.weight, %fc.bias)  # net.py:12 in fc
+  %sub: f32[n, 8] = sub(%linear, %mean) {alpha=1}  # in fc.norm
+  %view: f32[((n * 8) // 8), 2, 4] = reshape(%sub) {shape=[((n * 8) // 8), 2, -1]}
+  %a: f32[n, 1, 4], %b: f32[n, 1, 4] = split(%view) {split_sizes=[1, 1], dim=1}  # net.py:13
   %odd: f32[(n * 2), 8] = "vendor::op"(%a, -, %b) {eps=1e-05, low=-inf, text="a \\"b\\", (c", ok=True, no=None, pair=(1, (n * 2)), one=(3,)}
   return %odd, %b
 }
@@ -68,7 +68,7 @@ def test_the_parsed_graph_holds_what_the_text_says() -> None:
     linear, sub, view, split, odd = graph.nodes
     assert linear.inputs == [graph.inputs[0], graph.weights["fc.weight"], bias]
     assert (linear.origin.source, linear.origin.scope, sub.origin.source, sub.origin.scope) == ("net.py:12", "fc", "", "fc.norm")
-    assert view.attrs == {"shape": [n, 2, -1]} and bias.users == {linear: 1}
+    assert view.attrs == {"shape": [n * 8 // 8, 2, -1]} and bias.users == {linear: 1}
     assert [o.index for o in split.outputs] == [0, 1] and odd.inputs == [split.outputs[0], None, split.outputs[1]]
     assert odd.op == "vendor::op" and graph.outputs == [odd.out, split.outputs[1]] and graph.axes is None
     assert odd.attrs == {
@@ -118,7 +118,7 @@ graph Block {
 def test_names_that_are_no_words_are_quoted() -> None:
     graph = Graph("a graph")
     x = graph.add_input("in put:0", TensorType("f32", (2,)))
-    graph.add_weight(Weight("a//b", TensorType("f32", (2,)), lambda: None))
+    graph.add_weight(Weight("a#b", TensorType("f32", (2,)), lambda: None))
     origin = Origin(source="/home/me/net.py:3", scope=" a\nb")
     node = graph.add("com.microsoft::Gelu", [x], {"odd key": 1}, [("/layer/out", TensorType("f32", (2,)))], origin)
     graph.outputs = [node.out]
@@ -126,9 +126,9 @@ def test_names_that_are_no_words_are_quoted() -> None:
     assert text == """\
 graph "a graph" {
   %"in put:0": f32[2] = input
-  %"a//b": f32[2] = parameter {trainable=False}
+  %"a#b": f32[2] = parameter {trainable=False}
 
-  %/layer/out: f32[2] = "com.microsoft::Gelu"(%"in put:0") {"odd key"=1}  // net.py:3 in a b
+  %/layer/out: f32[2] = "com.microsoft::Gelu"(%"in put:0") {"odd key"=1}  # net.py:3 in a b
   return %/layer/out
 }
 """
@@ -198,7 +198,7 @@ def test_axes_that_cannot_be_read_say_so(change: tuple[str, str], says: str) -> 
 
 def test_an_empty_text_is_no_graph() -> None:
     with pytest.raises(IrpruneError, match="it is empty"):
-        from_text("\n// nothing\n")
+        from_text("\n# nothing\n")
 
 
 def test_sizes_are_read_at_the_probe_point() -> None:

@@ -116,7 +116,7 @@ class PrintAfterAll(Instrument):
     say: Say
 
     def after(self, graph: Graph, name: str, index: int, changed: bool) -> None:
-        self.say(f"// after {name} ({'changed' if changed else 'nothing changed'})\n{to_text(graph)}")
+        self.say(f"# after {name} ({'changed' if changed else 'nothing changed'})\n{to_text(graph)}")
 
 
 @dataclass
@@ -133,7 +133,7 @@ class PrintDiff(Instrument):
     def after(self, graph: Graph, name: str, index: int, changed: bool) -> None:
         now = to_text(graph).splitlines() if changed else self._last
         lines = list(difflib.unified_diff(self._last, now, f"before {name}", f"after {name}", n=self.around, lineterm=""))
-        self.say("\n".join(lines) if lines else f"// {name}: no difference in the text")
+        self.say("\n".join(lines) if lines else f"# {name}: no difference in the text")
         self._last = now
 
 

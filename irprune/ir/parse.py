@@ -23,7 +23,7 @@ __all__ = ["parse", "parse_size"]
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _NUMBER = re.compile(r"-?(?:inf|nan|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?![\w.])")
-_COMMENT = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^"/]|/(?!/))*)(?://(.*))?')
+_COMMENT = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^"#])*)(?:#(.*))?')
 _CALLS: dict[str, Callable[..., int]] = {"min": min, "max": max, "abs": abs}
 _SIGNS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,

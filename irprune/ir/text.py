@@ -10,7 +10,7 @@
       %x: f32[1, 3, 8, 8] = input
       %conv.weight: f32[(c1 c2), 3, 3, 3] = parameter {aliases=["tied.weight"]}
 
-      %conv2d: f32[1, (c1 c2), 8, 8] = conv(%x, %conv.weight) {stride=[1, 1]}  // net.py:12 in conv
+      %conv2d: f32[1, (c1 c2), 8, 8] = conv(%x, %conv.weight) {stride=[1, 1]}  # net.py:12 in conv
       %cat: f32[1, ((c1 c2)+c0), 8, 8] = cat(%conv2d, %y) {dim=1}
       return %cat
     }
@@ -76,7 +76,7 @@ def from_text(text: str, source: str = "text") -> Graph:
 
 def quoted(name: str) -> str:
     """A name as it is written: bare where it can be."""
-    return name if NAME.fullmatch(name) and "//" not in name else json.dumps(name)
+    return name if NAME.fullmatch(name) else json.dumps(name)
 
 
 class _Printer:
@@ -95,7 +95,7 @@ class _Printer:
             body.append(text)
             if about in self.marks:
                 marked.append(len(body))
-                body.append("  // ^^^ " + " ".join(self.marks[about].split()))
+                body.append("  # ^^^ " + " ".join(self.marks[about].split()))
 
         if graph.axes is not None:
             self._name_leaves()
@@ -229,7 +229,7 @@ def _origin(node: Node) -> str:
     source = re.split(r"[/\\]", node.origin.source)[-1]
     scope = " ".join(node.origin.scope.split())
     text = " ".join(x for x in (source, f"in {scope}" if scope else "") if x)
-    return f"  // {text}" if text else ""
+    return f"  # {text}" if text else ""
 
 
 def literal(x: Any) -> str:
