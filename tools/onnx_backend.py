@@ -1,4 +1,4 @@
-"""The backend tests of the onnx package, counted by operator: ``python tools/onnx_backend.py [--write README.md]``.
+"""The backend tests of the onnx package, counted by operator: ``python tools/onnx_backend.py [--write tools/results/onnx-backend.md]``.
 
 A case passes when the file that comes out is the one that came in, onnxruntime gives the same for both, and the torch module gives
 what is expected. What is left out is listed with its reason.
@@ -13,7 +13,6 @@ from pathlib import Path
 
 from irprune.validate.onnx_backend import Outcome, cases, check
 
-BEGIN, END = "<!-- onnx backend tests: begin -->", "<!-- onnx backend tests: end -->"
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted")
 
 
@@ -31,8 +30,8 @@ def table(found: list[tuple[str, Outcome]]) -> str:
     passed, in_torch = sum(not o.failed for o in taken), sum(not o.failed and not o.torch for o in taken)
     on_runtime = sum(not o.failed and not o.runtime for o in taken)
     lines = [
-        f"{len(found)} cases: {passed} of {len(taken)} taken pass, {in_torch} of them through the torch module and {on_runtime} on onnxruntime; "
-        f"{len(found) - len(taken)} left out.",
+        f"{len(found)} cases: {passed} of {len(taken)} taken pass, {in_torch} of them through the torch module and {on_runtime} on "
+        f"onnxruntime; {len(found) - len(taken)} left out.",
         "",
         "| operator | cases | taken | pass | in torch | left out because |",
         "|---|---|---|---|---|---|",
@@ -42,25 +41,19 @@ def table(found: list[tuple[str, Outcome]]) -> str:
         ours = [o for o in many if not o.left_out]
         why = Counter(o.left_out or o.torch for o in many if o.left_out or o.torch)
         reasons = "; ".join(f"{reason} ({n})" if n > 1 else reason for reason, n in sorted(why.items())[:4])
-        lines.append(
-            f"| {name} | {len(many)} | {len(ours)} | {sum(not o.failed for o in ours)} | {sum(not o.failed and not o.torch for o in ours)} | {reasons} |"
-        )
+        good, torch_too = sum(not o.failed for o in ours), sum(not o.failed and not o.torch for o in ours)
+        lines.append(f"| {name} | {len(many)} | {len(ours)} | {good} | {torch_too} | {reasons} |")
     return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--write", type=Path, help="put the table between the markers of this file")
+    parser.add_argument("--write", type=Path, help="write the table there")
     options = parser.parse_args(arguments)
     found = outcomes()
     text = table(found)
     if options.write is not None:
-        old = options.write.read_text()
-        if BEGIN not in old or END not in old:
-            print(f"{options.write} lacks the markers {BEGIN} and {END}", file=sys.stderr)
-            return 2
-        head, rest = old.split(BEGIN, 1)
-        options.write.write_text(head + BEGIN + "\n" + text + END + rest.split(END, 1)[1])
+        options.write.write_text(text)
     else:
         print(text, end="")
     failed = [(name, o.failed) for name, o in found if o.failed]
