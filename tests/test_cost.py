@@ -219,7 +219,8 @@ def test_amounts_are_absolute_above_one() -> None:
 
 def test_a_budget_that_holds_already_changes_nothing() -> None:
     graph = mlp(8, 16, 4)
-    assert not Choose(budget={"macs": 1.0}).run(graph)
+    assert Choose(budget={"macs": 1.0}).run(graph), "the reasons are new"
+    assert graph.kept is not None and graph.kept.choice == {}
     assert set(graph.skipped.values()) == {"the budget leaves it whole"}
 
 
