@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +277,20 @@ def test_distillation_refuses_unknown_layers() -> None:
     teacher = Net().eval()
     with pytest.raises(IrpruneError, match="no layer 'middle'"):
         Distillation(teacher, api.prune(teacher, (X[:2],), proof=False), layers=["middle"])
+
+
+# -- recipes ---------------------------------------------------------------------------------------------------------
+
+RECIPES = Path(__file__).resolve().parents[1] / "models" / "recipes"
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.py") if p.stem != "common"))
+def test_every_recipe_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(str(RECIPES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        made = runpy.run_path(str(RECIPES / f"{name}.py"))["main"](epochs=2)
+    shares = list(made.values()) if isinstance(made, dict) else [made]
+    assert all(0.05 < s <= 1 for s in shares)
+    assert capsys.readouterr().out.startswith("dense")
