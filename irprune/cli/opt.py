@@ -58,6 +58,8 @@ def opt(
         clock,
     ]
     changed = run(graph, passes, instruments)
+    for note in graph.notes:
+        say(f"note: {note}")
     if timed:
         say(clock.table())
     text = str(graph)
@@ -65,7 +67,7 @@ def opt(
         write_aside(output, text)
     if json_:
         show_json({"model": model, "changed": changed, "passes": describe(clock.rows), "nodes": len(graph.nodes),
-                   "weights": len(graph.weights), "text": None if quiet or output is not None else text})
+                   "weights": len(graph.weights), "notes": graph.notes, "text": None if quiet or output is not None else text})
     elif not quiet and output is None:
         shown(text.rstrip())
 
