@@ -268,7 +268,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "empty.json").write_text("")
     with pytest.raises(IrpruneError, match="no JSON"):
         Plan.read(tmp_path / "empty.json")
-    with pytest.raises(IrpruneError, match="cannot be written"):
+    with pytest.raises(IrpruneError, match="cannot write"):
         planned().save(tmp_path / "no" / "folder.json")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.json"]
 
