@@ -8,7 +8,7 @@ no classes get the same with a normal distribution around them: the squared grad
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from irprune.calibration import Batch, Calibration
 from irprune.errors import IrpruneError
-from irprune.ir.graph import Graph, Weight
+from irprune.ir.graph import Graph, Node, Weight
 from irprune.validate.interpret import as_tensor, evaluate
 
-__all__ = ["Loss", "drawn_loss", "gradients"]
+__all__ = ["Loss", "drawn_loss", "gradients", "sensitivities"]
 
 Loss = Callable[[list[torch.Tensor], Batch], torch.Tensor]
 """From the graph's outputs and the calibration batch (its ``extra`` holds labels, where the data have them) to a scalar."""
@@ -58,6 +58,49 @@ def gradients(graph: Graph, calibration: Calibration, loss: Loss | None = None, 
     """
     draw = torch.Generator().manual_seed(seed)
     half = any(v.dtype in ("f16", "bf16") for v in graph.values())
+    held = _leaves(graph, half)
+    for batch in calibration:
+        with torch.enable_grad():
+            value = _loss(graph, batch, loss, draw, half, held, None)
+            made = torch.autograd.grad(value, list(held.values()), allow_unused=True)
+        yield batch.size, {w: (t.detach(), g) for (w, t), g in zip(held.items(), made, strict=True) if g is not None}
+
+
+def sensitivities(
+    graph: Graph, nodes: Sequence[Node], calibration: Calibration, loss: Loss | None = None, seed: int = 0
+) -> dict[Node, float]:
+    """For each node the mean over samples of the squared gradient by its result, summed over all of the result's elements.
+
+    With drawn labels, half of it times the mean squared error of an element is what an error there costs, to second order and as if errors
+    had no direction.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    half = any(v.dtype in ("f16", "bf16") for v in graph.values())
+    held = _leaves(graph, half)
+    wanted = dict.fromkeys(nodes)
+    total = dict.fromkeys(nodes, 0.0)
+    samples = 0
+    for batch in calibration:
+        results: dict[Node, torch.Tensor] = {}
+
+        def hook(node: Node, operands: list[Any], run: Any, results: dict[Node, torch.Tensor] = results) -> Any:
+            made = run(*operands)
+            if node in wanted:
+                results[node] = made
+            return made
+
+        with torch.enable_grad():
+            value = _loss(graph, batch, loss, draw, half, held, hook)
+            made = torch.autograd.grad(value, list(results.values()), allow_unused=True)
+        samples += batch.size
+        for node, g in zip(results, made, strict=True):
+            if g is not None:
+                total[node] += float(g.double().square().sum())
+    return {node: t / samples for node, t in total.items()}
+
+
+def _leaves(graph: Graph, half: bool) -> dict[Weight, torch.Tensor]:
+    """Parameters as tensors that gradients flow to."""
     held: dict[Weight, torch.Tensor] = {}
     for w in graph.weights.values():
         if w.kind == "parameter" and w.dtype in ("f16", "bf16", "f32", "f64"):
@@ -65,14 +108,17 @@ def gradients(graph: Graph, calibration: Calibration, loss: Loss | None = None, 
             held[w] = (tensor.float() if half else tensor.clone()).requires_grad_()
     if not held:
         raise IrpruneError("the model has no parameters to derive by", graph.name, "choose a criterion without gradients")
-    for batch in calibration:
-        with torch.enable_grad():
-            outputs = evaluate(graph, batch.inputs, dtype=torch.float32 if half else None, weights=held)
-            value = loss(outputs, batch) if loss is not None else drawn_loss(outputs, draw)
-            if not isinstance(value, torch.Tensor) or value.dim() or not bool(torch.isfinite(value)):
-                raise IrpruneError("the loss is not a finite number", "loss", "return a scalar tensor computed from the outputs")
-            if not value.requires_grad:
-                raise IrpruneError("the loss does not depend on the weights", "loss",
-                                   "compute it from the outputs it is given, without detaching them")
-            made = torch.autograd.grad(value, list(held.values()), allow_unused=True)
-        yield batch.size, {w: (t.detach(), g) for (w, t), g in zip(held.items(), made, strict=True) if g is not None}
+    return held
+
+
+def _loss(
+    graph: Graph, batch: Batch, loss: Loss | None, draw: torch.Generator, half: bool, held: dict[Weight, torch.Tensor], hook: Any
+) -> torch.Tensor:
+    outputs = evaluate(graph, batch.inputs, dtype=torch.float32 if half else None, weights=held, hook=hook)
+    value = loss(outputs, batch) if loss is not None else drawn_loss(outputs, draw)
+    if not isinstance(value, torch.Tensor) or value.dim() or not bool(torch.isfinite(value)):
+        raise IrpruneError("the loss is not a finite number", "loss", "return a scalar tensor computed from the outputs")
+    if not value.requires_grad:
+        raise IrpruneError("the loss does not depend on the weights", "loss",
+                           "compute it from the outputs it is given, without detaching them")
+    return value

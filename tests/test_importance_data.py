@@ -79,6 +79,14 @@ def test_each_criterion_sees_what_it_is_meant_to_see(name: str, low: tuple[int, 
     assert s[list(low)].max() < 0.5 * s[list(high)].min(), s
 
 
+def test_wanda_and_flap_are_what_their_papers_say() -> None:
+    x, model = torch.randn(512, 6), Planted()
+    h, w = F.relu(model.first(x)).detach(), model.second.weight.detach()
+    for name, want in (("wanda", w.abs().sum(0) * h.square().mean(0).sqrt()), ("flap", w.square().sum(0) * h.var(0, unbiased=False))):
+        got = scored(model, x, name, "first.weight:0", normalise="none")
+        assert np.allclose(got, (want / want.sum()).numpy(), rtol=1e-4, atol=1e-9)
+
+
 def test_osscar_drops_one_of_two_doubles_and_keeps_the_other() -> None:
     s = scored(Planted(), torch.randn(1024, 6), "osscar", "first.weight:0", normalise="none")
     early, late = sorted(s[[3, 4]])
@@ -89,7 +97,7 @@ def test_osscar_drops_one_of_two_doubles_and_keeps_the_other() -> None:
 def test_reconstruction_is_the_error_that_the_refit_leaves() -> None:
     x = torch.randn(400, 6).double()
     model = Planted().double()
-    got = scored(model, x, named("reconstruction", calibration=x, ridge=1e-9), "first.weight:0", normalise="none")
+    got = scored(model, x, named("reconstruction", calibration=x, ridge=1e-9, weighted=False), "first.weight:0", normalise="none")
     h = F.relu(model.first(x)).detach()
     w = model.second.weight.detach().T
     want = []

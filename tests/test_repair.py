@@ -53,6 +53,13 @@ def halved(graph: Graph) -> Graph:
     return api.cut_graph(graph)
 
 
+DRAW = torch.Generator().manual_seed(3)
+
+
+def inputs(count: int) -> Tensor:
+    return torch.randn(count, 2, 6, 6, generator=DRAW)
+
+
 # -- layers ----------------------------------------------------------------------------------------------------------
 
 
@@ -132,6 +139,19 @@ def test_least_squares_finds_what_the_kept_channels_can_say(conv: bool) -> None:
     assert output_error(graph, cut, fresh) < 1e-4
 
 
+def test_what_a_constant_channel_gave_goes_into_the_running_mean() -> None:
+    """The second half of the channels is constant, and the layer that reads them has no bias but a batch norm behind it."""
+    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Conv2d(8, 5, 1, bias=False), nn.BatchNorm2d(5)).eval()
+    with torch.no_grad():
+        model[0].weight[4:] = 0
+        model[0].bias[4:] = 2.0
+    x = inputs(32)
+    graph = captured(model, x[:2])
+    cut = dropped(graph, {"0.weight:0": [0, 1, 2, 3]})
+    assert RepairLeastSquares(graph, Calibration(x, graph), ridge=1e-9).run(cut)
+    assert output_error(graph, cut, Calibration(inputs(32), graph)) < 1e-4
+
+
 class Net(nn.Module):
     """A residual block with batch norm, a grouped and a depthwise convolution, and a head."""
 
@@ -159,13 +179,6 @@ def trained_statistics() -> Net:
         norm.momentum = None
     net.train()(torch.randn(256, 2, 6, 6))
     return net.eval()
-
-
-X = torch.Generator().manual_seed(3)
-
-
-def inputs(count: int) -> Tensor:
-    return torch.randn(count, 2, 6, 6, generator=X)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,7 +15,7 @@ import numpy as np
 
 from irprune.importance import Scores, criterion
 from irprune.importance.consumers import calibrated, collected, key_of, whole
-from irprune.importance.reconstruction import Surgeon
+from irprune.importance.reconstruction import Surgeon, prices
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -26,24 +26,28 @@ __all__ = ["Osscar"]
 @criterion("osscar")
 @dataclass(frozen=True)
 class Osscar:
-    """The relative error of the repaired layers at the moment an index goes, in the greedy order of going.
+    """The error of the repaired layers at the moment an index goes, in the greedy order of going.
 
-    ``ridge`` is relative to the mean diagonal of the Gram matrix; ``steps`` bounds how often the others are refitted (several indices go at
-    once in wide layers).
+    ``ridge``, ``weighted``, ``loss`` and ``seed`` as for ``reconstruction``; ``steps`` bounds how often the others are refitted (several
+    indices go at once in wide layers).
     """
 
     calibration: Any = None
     ridge: float = 1e-2
     steps: int = 128
+    weighted: bool = True
+    loss: Any = None
+    seed: int = 0
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
         found, read = collected(graph, groups, blocks, calibrated(self.calibration, graph, "osscar"), gram=True)
         out: dict[Axis, Scores] = {}
         inverses: dict[str, Any] = {}
+        price = prices(self, graph, found)
         for leaf, readers in found.items():
             if readers:
-                surgeons = [Surgeon(r, read[key_of(r.layer)], self.ridge, inverses) for r in readers]
+                surgeons = [Surgeon(r, read[key_of(r.layer)], self.ridge, inverses, price.get(key_of(r.layer))) for r in readers]
                 out[leaf] = self._order(surgeons).reshape(readers[0].shape)
         return whole(out, graph, groups, blocks)
 

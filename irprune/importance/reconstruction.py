@@ -24,34 +24,52 @@ __all__ = ["Reconstruction", "Surgeon"]
 @criterion("reconstruction")
 @dataclass(frozen=True)
 class Reconstruction:
-    """The squared error of the least-squares repair when this index alone is dropped, relative to the layer's output, added up over layers.
+    """The squared error of the least-squares repair when this index alone is dropped, added up over layers.
 
-    ``ridge`` is relative to the mean diagonal of the Gram matrix.
+    ``ridge`` is relative to the mean diagonal of the Gram matrix. A layer's error is relative to its output, or, ``weighted``, what it
+    costs: times the mean squared gradient of ``loss`` (or of labels drawn from the output) by the layer's result.
     """
 
     calibration: Any = None
     ridge: float = 1e-2
+    weighted: bool = True
+    loss: Any = None
+    seed: int = 0
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
         found, read = collected(graph, groups, blocks, calibrated(self.calibration, graph, "reconstruction"), gram=True)
         out: dict[Axis, Scores] = {}
         inverses: dict[str, Any] = {}
+        price = prices(self, graph, found)
         for leaf, readers in found.items():
             for r in readers:
-                surgeon = Surgeon(r, read[key_of(r.layer)], self.ridge, inverses)
+                surgeon = Surgeon(r, read[key_of(r.layer)], self.ridge, inverses, price.get(key_of(r.layer)))
                 loss = surgeon.losses(np.arange(surgeon.count)).reshape(r.shape)
                 out[leaf] = out[leaf] + loss if leaf in out else loss
         return whole(out, graph, groups, blocks)
 
 
+def prices(criterion: Any, graph: Graph, found: Mapping[Axis, Sequence[Reader]]) -> dict[str, float]:
+    """What a squared error of 1 in one element of each layer's result costs; nothing where the criterion is not weighted."""
+    if not criterion.weighted:
+        return {}
+    from irprune.gradients import sensitivities
+
+    layers = {r.layer.node: key_of(r.layer) for many in found.values() for r in many}
+    data = calibrated(criterion.calibration, graph, "reconstruction", 16)
+    squares = sensitivities(graph, list(layers), data, criterion.loss, criterion.seed)
+    return {layers[node]: s / 2 for node, s in squares.items()}
+
+
 class Surgeon:
     """The inverse Gram matrix and the weights of one layer while indices of a leaf are taken out of it and the rest is refitted.
 
-    ``inverses`` keeps the first inverse of each layer for other leaves that it reads.
+    ``inverses`` keeps the first inverse of each layer for other leaves that it reads. ``price`` is the cost of a mean squared error of 1
+    per element of the result; without it errors are relative to the result.
     """
 
-    def __init__(self, reader: Reader, reading: Reading, ridge: float, inverses: dict[str, Any]) -> None:
+    def __init__(self, reader: Reader, reading: Reading, ridge: float, inverses: dict[str, Any], price: float | None = None) -> None:
         import torch
 
         key = key_of(reader.layer)
@@ -62,7 +80,9 @@ class Surgeon:
             inverses[key] = torch.cholesky_inverse(torch.linalg.cholesky(gram + ridge * scale * eye))
         self.inverse = inverses[key]  # [b, k, k], never changed in place
         self.weight = reading.weight  # [b, k, o]
-        self.energy = max(float((reading.weight * (reading.gram @ reading.weight)).sum()), 1e-300)
+        self.scale = 1 / max(float((reading.weight * (reading.gram @ reading.weight)).sum()), 1e-300)
+        if price is not None:
+            self.scale = price / (reading.weight.shape[0] * reading.weight.shape[2])
         self.count = int(np.prod(reader.shape))
         order = np.argsort(reader.owner, axis=1, kind="stable")
         sizes = np.stack([np.bincount(o[o >= 0], minlength=self.count) for o in reader.owner])
@@ -81,7 +101,7 @@ class Surgeon:
         return out
 
     def losses(self, indices: Any) -> Scores:
-        """The relative error that dropping each of ``indices`` alone would add."""
+        """The error (or its cost) that dropping each of ``indices`` alone would add."""
         import torch
 
         groups: dict[tuple[int, int], list[tuple[int, Any]]] = {}
@@ -94,7 +114,7 @@ class Surgeon:
             small = self.inverse[b][at[:, :, None], at[:, None, :]]
             w = self.weight[b][at]
             lost = (w * torch.linalg.solve(small, w)).sum((1, 2))
-            np.add.at(out, [n for n, _ in many], lost.numpy() / self.energy)
+            np.add.at(out, [n for n, _ in many], lost.numpy() * self.scale)
         return out
 
     def drop(self, indices: Sequence[int]) -> None:
