@@ -157,9 +157,11 @@ def fingerprint(graph: Graph) -> str:
 
 
 def probe(weight: Weight) -> tuple[float, ...] | None:
-    """A few numbers that a weight keeps when its dimensions are permuted: its first and last element, and the sum of its diagonal.
+    """A few numbers by which a weight is known again when its dimensions were permuted.
 
-    None for a weight without values, of one dimension, or not of floating point. Costs no more than the diagonal.
+    First element, last element and sum of the diagonal stay; then for each dimension of more than one index the last element
+    along it from the first, which tells where that dimension went. None for a weight without values, of one dimension, or not of
+    floating point. Costs no more than the diagonal.
     """
     shape = weight.shape
     if sum(s != 1 for s in shape) < 2 or weight.dtype not in ("f16", "bf16", "f32", "f64"):
@@ -172,7 +174,8 @@ def probe(weight: Weight) -> tuple[float, ...] | None:
         array = array.detach()
     array = array.reshape([s for s in array.shape if s != 1])
     diagonal = [float(array[(i,) * array.ndim]) for i in range(min(n, 64))]
-    return float(array[(0,) * array.ndim]), float(array[(-1,) * array.ndim]), float(np.sum(diagonal))
+    ends = [float(array[tuple(-1 if k == d else 0 for k in range(array.ndim))]) for d in range(array.ndim)]
+    return float(array[(0,) * array.ndim]), float(array[(-1,) * array.ndim]), float(np.sum(diagonal)), *ends
 
 
 def _recorded(graph: Graph, kept: Kept) -> Plan:

@@ -217,6 +217,18 @@ def test_amounts_are_absolute_above_one() -> None:
     assert 1950 < found.params <= 2000
 
 
+def test_groups_that_are_whole_again_are_left_alone() -> None:
+    bounds_hold(mlp(8, 4, 64, 4), {"macs": 0.95}, {})
+
+
+def test_what_a_local_budget_drops_is_the_same_share_everywhere() -> None:
+    graph = mlp(16, 60, 120, 200, 4)
+    bounds_hold(graph, {"macs": 0.5}, {})
+    assert graph.kept is not None
+    shares = [int(graph.kept.size(g.axis)) / g.size for g in groups_of(graph) if not g.frozen]  # type: ignore[arg-type]
+    assert max(shares) - min(shares) < 0.03
+
+
 def test_a_budget_that_holds_already_changes_nothing() -> None:
     graph = mlp(8, 16, 4)
     assert Choose(budget={"macs": 1.0}).run(graph), "the reasons are new"
@@ -234,10 +246,12 @@ def test_steps_and_caps_hold_under_a_budget() -> None:
 
 
 def test_groups_with_a_ratio_of_their_own_are_left_to_it() -> None:
-    graph = mlp(8, 64, 64, 4)
+    """Its channels would be the cheapest to give back: one of the second layer costs more than what is left of the budget."""
+    graph = mlp(2, 64, 8, 512, 4)
     Choose(budget={"macs": 0.6}, ratios={"0.weight:0": 0.25}).run(graph)
     assert graph.kept is not None
     assert next(graph.kept.size(g.axis) for g in groups_of(graph) if not g.frozen) == 48
+    assert 0.6 * cost(graph, Kept({})).macs - cost(graph).macs > 2 + 8
 
 
 def test_a_budget_out_of_reach_says_what_holds_it_up() -> None:

@@ -133,12 +133,15 @@ def test_a_plan_needs_a_choice() -> None:
 # -- an export of it -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnext50", "unet", "vit_b16", "llama", "shufflenetv2", "qkv_unbind", "t5"])
-def test_replays_on_an_onnx_export(name: str) -> None:
+@pytest.mark.parametrize("name, prefer", [
+    ("resnet50", "heads"), ("resnext50", "heads"), ("unet", "heads"), ("llama", "heads"), ("shufflenetv2", "heads"), ("t5", "heads"),
+    ("qkv_unbind", "head_dim"), ("vit_b16", "both"),
+])
+def test_replays_on_an_onnx_export(name: str, prefer: str) -> None:
     onnx = pytest.importorskip("irprune.capture.onnx")
     case = models.get(name)
     model, (args, kwargs) = case.build(small=True).eval(), case.example_inputs(small=True)
-    graph = chosen(analysed(model, *args, **kwargs), ratio=0.4)
+    graph = chosen(analysed(model, *args, **kwargs), ratio=0.4, prefer=prefer)
     assert graph.kept is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
@@ -158,8 +161,8 @@ class Turned(nn.Module):
 
     def __init__(self, net: Net) -> None:
         super().__init__()
+        self.fc1 = nn.Module()  # the first weight that is met: nothing else is known of its channels yet
         self.first, self.norm, self.conv2, self.fc2 = net.conv1, net.norm, net.conv2, net.fc2
-        self.fc1 = nn.Module()
         self.fc1.weight, self.fc1.bias = nn.Parameter(net.fc1.weight.detach().t().clone()), net.fc1.bias
 
     def forward(self, x: Tensor) -> Tensor:
@@ -177,6 +180,32 @@ def test_transposed_and_renamed_weights_are_found() -> None:
     assert found["fc1.weight"] == expected["fc1.weight"][::-1]
     assert found["first.weight"] == expected["conv1.weight"]
     assert found.keys() == {n.replace("conv1", "first") for n in expected}
+
+
+class Nameless(nn.Module):
+    """A perceptron without biases, or the same one with all weights renamed and transposed."""
+
+    def __init__(self, a: Tensor, b: Tensor, exported: bool) -> None:
+        super().__init__()
+        self.exported = exported
+        if exported:
+            self.val_2, self.val_1 = nn.Parameter(b.t().clone()), nn.Parameter(a.t().clone())
+        else:
+            self.a, self.b = nn.Parameter(a), nn.Parameter(b)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x @ self.val_1) @ self.val_2 if self.exported else F.linear(F.relu(F.linear(x, self.a)), self.b)
+
+
+def test_weights_are_found_by_what_they_hold() -> None:
+    a, b, x = torch.randn(8, 8), torch.randn(8, 8), torch.randn(2, 8)
+    graph = chosen(analysed(Nameless(a, b, False), x))
+    assert graph.kept is not None
+    plan = Plan.from_graph(graph)
+    other = analysed(Nameless(a, b, True), x)
+    ours, theirs = cuts(graph, graph.kept), cuts(other, plan.resolve(other))
+    assert theirs == {"val_2": ours["b"][::-1], "val_1": ours["a"][::-1]}
+    assert "weight 'a': expected shape [8, 8], found no such weight" in refusal(plan, Nameless(b + 1, a + 1, True), x)
 
 
 def test_ways_a_weight_may_lie() -> None:
@@ -223,6 +252,12 @@ def test_a_model_that_couples_otherwise() -> None:
 
     assert "group 'fc1.weight:0': expected one that may shrink, found frozen: graph output" in refusal(planned(), Loose(), IMAGE)
 
+    class Longer(Loose):
+        def forward(self, x: Tensor) -> Any:
+            return tuple(y.relu() for y in super().forward(x))
+
+    assert "group 'fc1.weight:0': expected one that may shrink, found frozen: graph output" in refusal(planned(), Longer(), IMAGE)
+
     class Tied(Net):
         """The hidden units are doubled: the first half must be cut as the second is."""
 
@@ -237,6 +272,28 @@ def test_a_model_that_couples_otherwise() -> None:
     graph.kept = Kept({hidden: [0, 1, 2, 3, 8]})
     text = refusal(Plan.from_graph(graph), Tied(), IMAGE)
     assert "does not fit" in text and "coupled" in text
+
+
+def test_channels_that_a_norm_would_split_unevenly() -> None:
+    """What is dropped of 12 channels is no choice within 3 groups of 4: each group would keep another number."""
+
+    class Normed(nn.Module):
+        def __init__(self, norm: bool) -> None:
+            super().__init__()
+            self.conv1, self.conv2 = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 2, 1)
+            self.norm = nn.GroupNorm(3, 12, affine=False) if norm else nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv2(self.norm(self.conv1(x)))
+
+    graph = chosen(analysed(Normed(False), IMAGE))
+    channels = next(g.axis for g in groups_of(graph) if g.name == "conv1.weight:0")
+    graph.kept = Kept({channels: [0, 1, 2, 4, 8, 9]})
+    text = refusal(Plan.from_graph(graph), Normed(True), IMAGE)
+    assert "weight 'conv1.weight': expected 6 of 12 kept in dimension 0, found channels coupled in another way" in text
+    graph.kept = Kept({channels: [0, 1, 5, 6, 8, 11]})
+    even = analysed(Normed(True), IMAGE)
+    assert cuts(even, Plan.from_graph(graph).resolve(even)) == cuts(graph, graph.kept)
 
 
 @pytest.mark.parametrize("change, said", [
@@ -270,7 +327,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         Plan.read(tmp_path / "empty.json")
     with pytest.raises(IrpruneError, match="cannot write"):
         planned().save(tmp_path / "no" / "folder.json")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.json"]
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(IrpruneError, match="cannot write"):
+        planned().save(tmp_path / "folder.json")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty.json", "folder.json"]
 
 
 def test_the_fingerprint_is_of_the_structure() -> None:

@@ -76,7 +76,7 @@ class _Elsewhere:
         for c in plan.choices:
             if not any(spot.weight in self.source.values() for spot in c.members):
                 raise _misfit(f"weight {c.members[0].weight!r}", f"shape {list(plan.weights[c.members[0].weight].shape)}", "no such weight")
-        self.fits = {w: list(_fits(plan.weights[n].shape, tuple(probe_of(s) for s in w.shape))) for w, n in self.source.items()}
+        self.fits = {w: _told(plan.weights[n], w) for w, n in self.source.items()}
         for w, n in self.source.items():
             if not self.fits[w]:
                 raise _misfit(f"weight {n!r}", f"shape {list(plan.weights[n].shape)}", f"{[str(s) for s in w.shape]}".replace("'", ""))
@@ -232,10 +232,25 @@ def _wide(shape: tuple[object, ...]) -> list[int]:
 
 
 def _agrees(record: Recorded, found: tuple[float, ...] | None) -> bool:
-    """Whether two probes are of the same values, in whatever precision."""
-    return found is not None and record.probe is not None and all(
-        isclose(a, b, rel_tol=1e-2, abs_tol=1e-6) for a, b in zip(record.probe, found, strict=True)
-    )
+    """Whether two probes are of the same values, in whatever precision and order of dimensions."""
+    if found is None or record.probe is None or len(found) != len(record.probe):
+        return False
+    return all(map(_near, [*record.probe[:3], *sorted(record.probe[3:])], [*found[:3], *sorted(found[3:])]))
+
+
+def _near(a: float, b: float) -> bool:
+    return isclose(a, b, rel_tol=1e-2, abs_tol=1e-6)
+
+
+def _told(record: Recorded, w: Weight) -> list[Fit]:
+    """The ways in which ``w`` may lie; where its values are those of the plan and say which, that one alone."""
+    fits = list(_fits(record.shape, tuple(probe_of(s) for s in w.shape)))
+    if len(fits) < 2 or record.probe is None or (found := probe(w)) is None or not _agrees(record, found):
+        return fits
+    wide = [d for d, s in enumerate(record.shape) if s != 1]
+    end = dict(zip(wide, record.probe[3:], strict=True))
+    told = [f for f in fits if all(_near(end[d], x) for (d, *_), x in zip((dims for dims in f if dims), found[3:], strict=True))]
+    return told if len(told) == 1 else fits
 
 
 def _fits(source: tuple[int, ...], target: tuple[int, ...]) -> Iterator[Fit]:
