@@ -180,6 +180,43 @@ def test_train_and_eval_mean_what_they_mean(everything: tuple[nn.Module, nn.Modu
     assert not torch.equal(outputs(out, ids)[0], ours)
 
 
+class Written(nn.Module):
+    """Writes through views, which torch.export functionalises, between dropouts of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Conv2d(3, 8, 3)
+        self.drops = nn.ModuleList([nn.Dropout(0.5), nn.Dropout2d(0.5), nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5)])
+        self.last = nn.Dropout(0.5, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.drops[0](self.up(x))
+        both = torch.cat((y, y), 1)
+        both[:, :8].mul_(2)
+        both[:, 8:].relu_()
+        for drop in self.drops:
+            both = drop(both)
+        return self.last(F.dropout(both, 0.25, self.training) + 1)
+
+
+def test_dropouts_survive_writes_through_views() -> None:
+    torch.manual_seed(0)
+    model, x = Written().eval(), torch.randn(2, 3, 6, 6)
+    program = torch.export.export(model, (x,), strict=False)
+    graph = irprune.capture(model, (x,))
+    assert any("declined" in note for note in graph.notes), "the quick capture covers it: write something that it does not"
+    before = str(program.graph)
+    for out in (emitted(model, x), irprune.prune(program, ratio=0).module):
+        assert relative_error(outputs(out, x), outputs(model, x)) == 0
+        torch.manual_seed(1)
+        theirs = outputs(model.train(), x)[0]
+        torch.manual_seed(1)
+        assert torch.equal(outputs(out.train(), x)[0], theirs)
+        assert [type(m) for m in out.drops.children()] == [type(m) for m in model.drops]
+        model.eval()
+    assert str(program.graph) == before
+
+
 def test_copies_are_independent(everything: tuple[nn.Module, nn.Module, Tensor]) -> None:
     _, out, ids = everything
     expected = outputs(out, ids)[0]

@@ -38,6 +38,7 @@ from irprune.capture.build import (
 from irprune.capture.untouched import attributes_kept, evaluating
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Value, Weight
+from irprune.ops.call import overload
 from irprune.ops.registry import spelling
 from irprune.quiet import quiet
 
@@ -135,11 +136,37 @@ def functionalised(program: ExportedProgram) -> ExportedProgram:
 
 
 def _without(program: ExportedProgram, table: dict[Any, Any]) -> ExportedProgram:
-    """The program functionalised, with the operators of ``table`` decomposed."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own use of what it deprecates
-        made: ExportedProgram = program.run_decompositions(table)
+    """The program functionalised, with the operators of ``table`` decomposed; the one given stays as it is.
+
+    Torch takes a dropout that is off for a copy, so that it passes as an operator of our own.
+    """
+    bodies = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    dropouts = [(n, n.target, n.args) for m in bodies for n in m.graph.nodes if str(n.target) in _DROPOUTS and n.args[2] is False]
+    try:
+        for node, target, args in dropouts:
+            node.target, node.args = torch.ops.irprune.dropout.default, (*args[:2], canonical_target(target))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own use of what it deprecates
+            made: ExportedProgram = program.run_decompositions(table)
+    finally:
+        for node, target, args in dropouts:
+            node.target, node.args = target, args
     return made
+
+
+_DROPOUTS = {f"aten.{kind}{write}.default" for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+             for write in ("", "_")}
+
+
+@torch.library.custom_op("irprune::dropout", mutates_args=())
+def _dropout(x: torch.Tensor, p: float, kind: str) -> torch.Tensor:
+    """A dropout that is off."""
+    return x.clone()
+
+
+@_dropout.register_fake
+def _(x: torch.Tensor, p: float, kind: str) -> torch.Tensor:
+    return torch.empty_like(x)
 
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
@@ -293,6 +320,8 @@ class _Reader:
             norm = torch.ops.aten.batch_norm.default
             self.env[node] = [self.build.call(norm, [*operands, False, momentum, eps], {}, next(iter(val or ())), "batch_norm", place)]
             return
+        if target is torch.ops.irprune.dropout.default:
+            target, args = overload(args[2]), [*args[:2], False]
         made = self.build.call(target, args, kwargs, val, node.name, place)
         self.env[node] = made
         if target._schema.is_mutable and isinstance(node.args[0], torch.fx.Node):

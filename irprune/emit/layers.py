@@ -41,7 +41,7 @@ def layer_for(node: Node, graph: Graph) -> Layer | None:
     target = aten_target(node)
     if target in _RECURRENT:
         return _recurrent(node, target)
-    if target in ("aten.dropout.default", "aten.feature_dropout.default"):
+    if node.op == "dropout":
         return _dropout(node, graph)
     names = _STATE.get("batch_norm" if target == _INFERENCE else node.op)
     if names is None or (target == _INFERENCE and any(v.users for v in node.outputs[1:])):

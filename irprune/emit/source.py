@@ -322,9 +322,9 @@ class _Writer:
                 return written
             raise IrpruneError(f"{node.op} cannot be written in torch yet", node.where,
                                "give the operator an ATen spelling in its family file") from None
-        if call.target in ("aten.dropout.default", "aten.feature_dropout.default"):
-            kind = "F.dropout" if call.target == "aten.dropout.default" else "torch.feature_dropout"
-            return f"{kind}({self._name(node.operand(0))}, {node.attrs['p']}, self.training)"
+        if node.op == "dropout":  # captured in eval mode: what was off there is off for that reason
+            when = "True" if node.attrs["train"] else "self.training"
+            return f"torch.{call.target.split('.')[1]}({self._name(node.operand(0))}, {node.attrs['p']}, {when})"
 
         def show(x: Any) -> Any:
             return substitute(x, lambda k: Code(self._name(node.operand(k))), lambda s: Code(s.expr), Code("device"))
