@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from irprune.capture.onnx_proto import NAMES, attributes, dtype_of, identifier, load_model, loader, value_type
+from irprune.capture.onnx_bodies import function_of, lifted, read_body
+from irprune.capture.onnx_file import Files, read_model
+from irprune.capture.onnx_proto import NAMES, attributes, dtype_of, identifier, value_type
 from irprune.capture.onnx_shapes import LIMIT, fold, symbolic
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, symbol
-from irprune.ops.onnx.spell import PREVIOUS, OnnxNode, Step, Unread, spelling_of
+from irprune.ops.onnx.spell import PREVIOUS, Body, OnnxNode, Step, Unread, called, spelling_of
 from irprune.ops.registry import load_table
 
 __all__ = ["OnnxSource", "Place", "Stored", "capture_onnx", "target_of"]
@@ -66,7 +68,7 @@ class OnnxSource:
     """The file behind a graph, and what reading it found. ``model`` is never changed."""
 
     model: onnx.ModelProto
-    folder: Path | None
+    files: Files
     stored: dict[str, Stored] = field(default_factory=dict)
     types: dict[str, TensorType] = field(default_factory=dict)
     known: dict[str, Array] = field(default_factory=dict)
@@ -89,14 +91,14 @@ def capture_onnx(source: str | Path | onnx.ModelProto) -> Graph:
     or outside the model's folder.
     """
     if isinstance(source, onnx.ModelProto):
-        model, folder, where = source, None, source.graph.name or "model"
+        model, files, where = source, Files(), source.graph.name or "model"
     else:
         path = Path(source)
-        model, folder, where = load_model(path), path.parent, str(path)
+        model, files, where = read_model(path), Files(path), str(path)
     _check_opset(model, where)
     if model.functions:
         model = _inlined(model, where)
-    return _Reader(OnnxSource(_ordered(model, where), folder), where).read()
+    return _Reader(OnnxSource(_ordered(model, where), files), where).read()
 
 
 def _check_opset(model: onnx.ModelProto, where: str) -> None:
@@ -171,11 +173,18 @@ def captured(node: onnx.NodeProto) -> list[str]:
     out: dict[str, None] = {}
     for a in node.attribute:
         for body in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-            own = {v.name for v in body.input} | {t.name for t in body.initializer} | {""}
-            for inner in body.node:
-                out.update((name, None) for name in reads(inner) if name not in own)
-                own.update(inner.output)
-            out.update((v.name, None) for v in body.output if v.name not in own)
+            out.update(dict.fromkeys(outer_names(body)))
+    return list(out)
+
+
+def outer_names(body: onnx.GraphProto) -> list[str]:
+    """The names that a subgraph reads and does not make, in order."""
+    out: dict[str, None] = {}
+    own = {v.name for v in body.input} | {t.name for t in body.initializer} | {""}
+    for inner in body.node:
+        out.update((name, None) for name in reads(inner) if name not in own)
+        own.update(inner.output)
+    out.update((v.name, None) for v in body.output if v.name not in own)
     return list(out)
 
 
@@ -206,7 +215,11 @@ class _Reader:
 
     def read(self) -> Graph:
         load_table()
-        self._initializers()
+        self.initializers()
+        self._inputs()
+        return self.read_nodes()
+
+    def _inputs(self) -> None:
         for v in self.proto.input:
             if v.name not in self.stored:
                 kind = value_type(v.type, self.fresh)
@@ -217,6 +230,9 @@ class _Reader:
                 self.types[v.name] = kind
                 self._note_symbols(kind)
                 self.values[v.name] = self.graph.add_input(v.name, kind)
+
+    def read_nodes(self) -> Graph:
+        """The graph, once initializers and inputs are there."""
         for index, node in enumerate(self.proto.node):
             try:
                 self._visit(index, node)
@@ -247,9 +263,9 @@ class _Reader:
             if isinstance(s, Sym):
                 self.symbols.setdefault(s.expr, s)
 
-    def _initializers(self) -> None:
+    def initializers(self) -> None:
         for t in self.proto.initializer:
-            self._store(Stored("initializer", t.name, loader(t, self.source.folder)), TensorType(dtype_of(t.data_type), tuple(t.dims)))
+            self._store(Stored("initializer", t.name, self.source.files.loader(t)), TensorType(dtype_of(t.data_type), tuple(t.dims)))
         for s in self.proto.sparse_initializer:
             self._store(Stored("initializer", s.values.name, partial(_dense, s)), TensorType(dtype_of(s.values.data_type), tuple(s.dims)))
 
@@ -336,6 +352,7 @@ class _Reader:
         self, index: int, node: onnx.NodeProto, target: str, opset: int, attrs: dict[str, Any], types: list[TensorType | None]
     ) -> None:
         names = reads(node)
+        subgraphs = {a.name: a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH}
         view = OnnxNode(
             target,
             opset,
@@ -345,19 +362,26 @@ class _Reader:
             len(node.output),
             lambda i: self._constant(node.input[i]) if i < len(node.input) and node.input[i] else None,
             lambda: self._infer(node, target, opset, types),
+            lambda name, formals: read_body(self, subgraphs[name], formals),
         )
         spelling = spelling_of(target)
         steps: Sequence[Step]
         try:
-            if spelling is None:
-                steps = [Step(target, tuple(range(len(names))), attrs)]
-            else:
+            if spelling is not None:
                 made = spelling.read(view)
                 steps = [made] if isinstance(made, Step) else made
+            elif (body := function_of(self, node, opset, types)) is not None:
+                steps = [called(view, body)]
+            else:
+                steps = [Step(target, tuple(range(len(names))), attrs)]
             final = self._types_of(steps[-1], view, node)
         except Unread as why:
             steps = [Step("opaque", tuple(range(len(names))), {"target": target, "why": str(why)})]
             final = self._types_of(steps[-1], view, node)
+        for k, step in enumerate(steps):
+            if any(isinstance(v, Body) for v in step.attrs.values()):
+                held = {a: lifted(self, v, names) if isinstance(v, Body) else v for a, v in step.attrs.items()}
+                steps = [*steps[:k], replace(step, operands=tuple(range(len(names))), attrs=held), *steps[k + 1 :]]
         self._add(index, node, names, steps, final)
 
     def _types_of(self, step: Step, view: OnnxNode, node: onnx.NodeProto) -> list[TensorType]:

@@ -1,22 +1,18 @@
-"""What a file says, as Python values: element types, attributes, tensors loaded when they are asked for."""
+"""What a file says, as Python values: element types, attributes, types of values."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from irprune.errors import IrpruneError
 from irprune.ir.graph import TensorType
 from irprune.ir.size import Size, symbol
 
-__all__ = ["DTYPES", "NAMES", "attributes", "dtype_of", "load_model", "loader", "numpy_dtype", "value_type"]
+__all__ = ["DTYPES", "NAMES", "attributes", "dtype_of", "identifier", "numpy_dtype", "value_type"]
 
 DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "f32",
@@ -109,82 +105,3 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
         else:
             out[a.name] = helper.get_attribute_value(a)
     return out
-
-
-# -- tensors -----------------------------------------------------------------------------------------------------------
-
-
-def loader(tensor: TensorProto, folder: Path | None) -> Callable[[], NDArray[Any]]:
-    """A function that gives the array of ``tensor``: from memory, or from its external file, mapped rather than read.
-
-    Raises IrpruneError for external data that is missing, too short or outside ``folder``.
-    """
-    if tensor.data_location != TensorProto.EXTERNAL:
-        return lambda: numpy_helper.to_array(tensor)
-    info = {e.key: e.value for e in tensor.external_data}
-    place = info.get("location", "")
-    if folder is None:
-        raise IrpruneError(
-            f"the data of '{tensor.name}' lies in '{place}', and a model given as an object has no folder", hint="give the path of the file"
-        )
-    path = inside(folder, place, tensor.name)
-    offset = int(info.get("offset", 0))
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    shape = tuple(tensor.dims)
-    count = int(np.prod(shape, dtype=np.int64))
-    length = int(info.get("length", 0)) or count * dtype.itemsize
-    if not path.is_file():
-        raise IrpruneError(f"the external data of '{tensor.name}' is missing", str(path), "copy the file next to the model")
-    if path.stat().st_size < offset + length:
-        raise IrpruneError(f"the external data of '{tensor.name}' ends early", str(path), "copy the file again")
-    if tensor.data_type in (TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1) or length != count * dtype.itemsize:
-        return lambda: _read_packed(tensor, path, offset, length)
-
-    def load() -> NDArray[Any]:
-        if not count:
-            return np.zeros(shape, dtype)
-        flat = np.memmap(path, dtype=np.uint8, mode="r", offset=offset, shape=(length,))
-        return flat.view(dtype).reshape(shape)
-
-    return load
-
-
-def _read_packed(tensor: TensorProto, path: Path, offset: int, length: int) -> NDArray[Any]:
-    full = TensorProto()
-    full.CopyFrom(tensor)
-    del full.external_data[:]
-    full.data_location = TensorProto.DEFAULT
-    with path.open("rb") as file:
-        file.seek(offset)
-        full.raw_data = file.read(length)
-    return numpy_helper.to_array(full)
-
-
-def inside(folder: Path, place: str, name: str) -> Path:
-    """The external file ``place`` of tensor ``name``. Raises IrpruneError where it leaves ``folder``, by name or through a link."""
-    path = Path(os.path.normpath(folder / place))
-    root = folder.resolve()
-    if not place or Path(place).is_absolute() or not path.resolve().is_relative_to(root):
-        raise IrpruneError(
-            f"the external data of '{name}' leaves the model's folder", place or "(no path)", "only files beside the model are read"
-        )
-    return path
-
-
-def load_model(path: Path) -> onnx.ModelProto:
-    """The model in ``path``, external data left where it is. Raises IrpruneError where it is no model."""
-    if not path.exists():
-        raise IrpruneError("no such file", str(path))
-    if path.is_dir():
-        raise IrpruneError("a folder, not an ONNX file", str(path))
-    if path.stat().st_size == 0:
-        raise IrpruneError("an empty file", str(path))
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(str(path), load_external_data=False)
-    except DecodeError as error:
-        raise IrpruneError("not a complete ONNX file", str(path), f"protobuf says: {error}") from error
-    if not model.HasField("graph") or not model.graph.output:
-        raise IrpruneError("not an ONNX model: it has no graph with outputs", str(path))
-    return model

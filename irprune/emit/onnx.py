@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from irprune.capture.onnx import OnnxSource, Place, nodes_of, reads, target_of
-from irprune.capture.onnx_proto import NAMES, attributes, loader
+from irprune.capture.onnx_file import Loader
+from irprune.capture.onnx_proto import NAMES, attributes
 from irprune.capture.onnx_shapes import fold
 from irprune.emit.onnx_edit import NodeEdit, SizeNodes, tensor_of
+from irprune.emit.onnx_file import blank, filled, write_model
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ir.size import Sym, same
@@ -28,57 +30,21 @@ from irprune.ops.onnx.spell import spelling_of
 __all__ = ["Emitter", "emit_onnx", "write_onnx"]
 
 Array = NDArray[Any]
-LIMIT = 2**31 - 2**20  # bytes that one protobuf message can hold, with room for the rest
 
 
 def emit_onnx(graph: Graph) -> onnx.ModelProto:
     """The model of a graph that was captured from ONNX, after passes changed it. Raises IrpruneError for what the file cannot say."""
-    return Emitter(graph).emit()
+    emitter = Emitter(graph)
+    return filled(emitter.emit(), emitter.data)
 
 
 def write_onnx(graph: Graph, path: str | Path) -> Path:
     """Write the model of ``graph``; weights go to ``<name>.data`` beside it where they lay outside before or the file would pass 2 GB.
 
-    Written aside and renamed, so that nothing half-written is left behind.
+    Each weight is read, cut and written by itself. Written aside and renamed, so that nothing half-written is left behind.
     """
-    path = Path(path)
     emitter = Emitter(graph)
-    model = emitter.emit()
-    tensors = list(model.graph.initializer)
-    outside = any(t.data_location == TensorProto.EXTERNAL for t in tensors) or model.ByteSize() > LIMIT
-    draft, data = path.with_name(f".{path.name}.draft"), path.with_name(f"{path.name}.data")
-    data_draft = path.with_name(f".{data.name}.draft")
-    try:
-        if outside:
-            _externalise(tensors, data_draft, data.name, emitter.source.folder)
-        draft.write_bytes(model.SerializeToString())
-        if outside:
-            data_draft.replace(data)
-        draft.replace(path)
-    except OSError as error:
-        raise IrpruneError(f"cannot be written: {error.strerror or error}", str(path)) from error
-    finally:
-        for left in (draft, data_draft):
-            if left.exists():
-                left.unlink()
-    return path
-
-
-def _externalise(tensors: Iterable[TensorProto], path: Path, name: str, folder: Path | None) -> None:
-    """Move the data of all but small tensors to ``path``, one after the other."""
-    with path.open("wb") as file:
-        for t in tensors:
-            if t.data_location != TensorProto.EXTERNAL and t.ByteSize() < 1024:
-                continue
-            array = loader(t, folder)()
-            file.write(b"\0" * (-file.tell() % 64))
-            start = file.tell()
-            array.tofile(file) if array.dtype.kind != "V" and array.size else file.write(array.tobytes())
-            for kind in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data"):
-                t.ClearField(kind)
-            t.data_location = TensorProto.EXTERNAL
-            for key, value in (("location", name), ("offset", str(start)), ("length", str(file.tell() - start))):
-                t.external_data.add(key=key, value=value)
+    return write_model(emitter.emit(), emitter.data, Path(path), emitter.outside or None)
 
 
 @dataclass
@@ -105,6 +71,8 @@ class Emitter:
         self.names |= {v.name for v in (*self.original.graph.input, *self.original.graph.output)}
         self.added: dict[str, TensorProto] = {}  # new initializers
         self.replaced: dict[str, TensorProto] = {}  # initializers with new contents
+        self.data: dict[str, Loader] = {}  # what large initializers hold, loaded when it is written
+        self.outside = {t.name for t in self.original.graph.initializer if not self.source.files.inside(t)}
         self.before: dict[int, list[onnx.NodeProto]] = {}  # new nodes, by the node that they stand before
         self.after: list[onnx.NodeProto] = []
         self.values: dict[str, Array | None] = {}
@@ -154,47 +122,41 @@ class Emitter:
 
     def _weights(self, uses: dict[str, _Uses]) -> None:
         for name, use in uses.items():
-            variants: list[tuple[Array, list[tuple[int, int]]]] = []
+            variants: list[tuple[Weight, list[tuple[int, int]]]] = []
             untouched = self.reads.get(name, 0) - len(use.slots)
             for index, slot, weight in use.slots:
-                array = self._changed(weight)
-                if array is None:
+                if not self._changed(weight):
                     untouched += 1
                     continue
-                for known, slots in variants:
-                    if (
-                        known.shape == array.shape
-                        and known.dtype == array.dtype
-                        and np.array_equal(known, array, equal_nan=known.dtype.kind == "f")
-                    ):
-                        slots.append((index, slot))
-                        break
+                same_as = next((slots for known, slots in variants if _alike(known, weight)), None)
+                if same_as is None:
+                    variants.append((weight, [(index, slot)]))
                 else:
-                    variants.append((array, [(index, slot)]))
-            for k, (array, slots) in enumerate(variants):
-                if k == 0 and not untouched and self._replace(name, array):
+                    same_as.append((index, slot))
+            for k, (weight, slots) in enumerate(variants):
+                if k == 0 and not untouched and self._replace(name, _shape(weight), _numpy_loader(weight)):
                     continue
-                fresh = self.add_constant(name, array)
+                fresh = self._add(name, weight)
                 for index, slot in slots:
                     self.nodes[index].input[slot] = fresh
 
-    def _changed(self, weight: Weight) -> Array | None:
-        """The new array of a weight; None where the file's own tensor still holds it."""
+    def _changed(self, weight: Weight) -> bool:
+        """Whether the file's own tensor does not hold what ``weight`` holds."""
         stored = self.source.stored.get(weight.name)
         if stored is None:
-            return as_numpy(weight.load(), weight.dtype)
-        if stored.kind == "folded":
-            wanted, now = as_numpy(weight.load(), weight.dtype), self.now(stored.name)
-            alike = now is not None and now.dtype != object and now.shape == wanted.shape and bool((now == wanted).all())
-            return None if alike else wanted
-        return None if weight.load is stored.load else as_numpy(weight.load(), weight.dtype)
+            return True
+        if stored.kind != "folded":
+            return weight.load is not stored.load
+        wanted, now = as_numpy(weight.load(), weight.dtype), self.now(stored.name)
+        return now is None or now.dtype == object or now.shape != wanted.shape or not bool((now == wanted).all())
 
-    def _replace(self, name: str, array: Array) -> bool:
-        """Put ``array`` in the place of tensor ``name``; False where the file does not store it."""
+    def _replace(self, name: str, shape: tuple[int, ...], load: Loader) -> bool:
+        """Put an array in the place of tensor ``name``; False where the file does not store it."""
         if name in self.source.types:
-            self.types[name] = TensorType(self.source.types[name].dtype, array.shape)
+            self.types[name] = TensorType(self.source.types[name].dtype, shape)
         if name in self.tensors:
-            self.replaced[name] = tensor_of(name, array, self.tensors[name])
+            self.replaced[name] = blank(name, self.tensors[name].data_type, shape, self.tensors[name])
+            self.data[name] = load
             return True
         index = self.makers.get(name)
         if index is None:
@@ -203,14 +165,14 @@ class Emitter:
         if target_of(node) == "Constant":
             attribute = node.attribute[0]
             if attribute.name == "value":
-                attribute.t.CopyFrom(tensor_of(attribute.t.name, array, attribute.t))
+                attribute.t.CopyFrom(tensor_of(attribute.t.name, load(), attribute.t))
             else:
-                fresh = helper.make_attribute(attribute.name, array.tolist())
+                fresh = helper.make_attribute(attribute.name, load().tolist())
                 attribute.CopyFrom(fresh)
             return True
         stored = next((s for s in self.source.stored.values() if s.name == name), None)
         if stored is not None and stored.kind == "filled":
-            node.input[0] = self.constant(node.input[0], np.array(array.shape, np.int64), index, 0)
+            node.input[0] = self.constant(node.input[0], np.array(shape, np.int64), index, 0)
             return True
         return False
 
@@ -232,10 +194,17 @@ class Emitter:
         self.values[name] = array
         return name
 
+    def _add(self, hint: str, weight: Weight) -> str:
+        """A new initializer that holds what ``weight`` holds."""
+        name = self.fresh(hint)
+        self.added[name] = blank(name, NAMES[weight.dtype], _shape(weight))
+        self.data[name] = _numpy_loader(weight)
+        return name
+
     def constant(self, old: str, array: Array, index: int, slot: int) -> str:
         """A tensor that holds ``array`` for input ``slot`` of node ``index``: ``old`` edited in place where nobody else reads it."""
         if old and self.reads.get(old, 0) == 1 and (old in self.tensors or self._is_constant(old)):
-            self._replace(old, array)
+            self._replace(old, array.shape, lambda: array)
             self.values[old] = array
             return old
         return self.add_constant(old or f"{self.nodes[index].output[0]}_{slot}", array)
@@ -246,8 +215,8 @@ class Emitter:
     def now(self, name: str) -> Array | None:
         """The value of a small tensor as the edited model computes it."""
         if name not in self.values:
-            if name in self.replaced or name in self.added:
-                self.values[name] = onnx.numpy_helper.to_array(self.replaced.get(name) or self.added[name])
+            if name in self.data:
+                self.values[name] = self.data[name]()
             elif name in self.source.computed:
                 node = self.nodes[self.makers[name]]
                 types = [self.type(n) if n else None for n in node.input]
@@ -334,7 +303,7 @@ class Emitter:
         unused_before = {t for t in self.tensors if not self.reads.get(t)}
         for t in old.graph.initializer:
             if t.name in kept or t.name in unused_before:
-                out.graph.initializer.append(self.replaced.get(t.name, t))
+                out.graph.initializer.append(self.replaced[t.name] if t.name in self.replaced else self._as_it_was(t))
         out.graph.initializer.extend(t for name, t in self.added.items() if name in kept)
         stored = {t.name for t in out.graph.initializer}
         for v in old.graph.input:
@@ -352,12 +321,19 @@ class Emitter:
         out.graph.quantization_annotation.extend(a for a in old.graph.quantization_annotation)
         return out
 
+    def _as_it_was(self, tensor: TensorProto) -> TensorProto:
+        """An initializer that nothing changed; what lies in a file stays there until it is written."""
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return tensor
+        self.data[tensor.name] = self.source.files.loader(tensor)
+        return blank(tensor.name, tensor.data_type, tuple(tensor.dims), tensor)
+
     def _keep_output_names(self) -> None:
         """A result that became a constant or another value is handed out under its own name."""
         for value, info in zip(self.graph.outputs, self.original.graph.output, strict=True):
             if value.name == info.name or (isinstance(value, Weight) and value.name in self.source.stored):
                 continue
-            name = self.add_constant(info.name, as_numpy(value.load(), value.dtype)) if isinstance(value, Weight) else value.name
+            name = self._add(info.name, value) if isinstance(value, Weight) else value.name
             maker = self.makers.get(info.name)
             if maker is not None:
                 self.nodes[maker].output[list(self.nodes[maker].output).index(info.name)] = self.fresh(info.name)
@@ -424,6 +400,22 @@ def _copy_fields(old: Any, new: Any, without: set[str]) -> None:
             getattr(new, descriptor.name).CopyFrom(value)
         else:
             setattr(new, descriptor.name, value)
+
+
+def _shape(weight: Weight) -> tuple[int, ...]:
+    return tuple(s for s in weight.shape if isinstance(s, int))  # weights have no symbolic sizes
+
+
+def _numpy_loader(weight: Weight) -> Loader:
+    return lambda: as_numpy(weight.load(), weight.dtype)
+
+
+def _alike(a: Weight, b: Weight) -> bool:
+    """Whether two weights hold the same numbers; they are loaded only where their types agree."""
+    if a is b or a.type != b.type:
+        return a is b
+    x, y = as_numpy(a.load(), a.dtype), as_numpy(b.load(), b.dtype)
+    return x.dtype == y.dtype and np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
 
 
 def as_numpy(array: Any, dtype: str) -> Array:

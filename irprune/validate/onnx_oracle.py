@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from irprune.capture.onnx import OnnxSource, Place, nodes_of
+from irprune.capture.onnx_file import Loader
+from irprune.emit.onnx_file import blank
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis, factors, find
 from irprune.ir.graph import Graph, Node, Value
@@ -34,11 +36,13 @@ def silenced_onnx(graph: Graph, kept: Kept, inputs: Mapping[str, Array]) -> list
 
     Raises IrpruneError where an operator that mixes what is dropped has no ONNX form of its silencing.
     """
-    return run_model(silenced_model(graph, kept, inputs), inputs, optimise=False)
+    model, data = silenced_model(graph, kept, inputs)
+    return run_model(model, inputs, optimise=False, data=data)
 
 
-def silenced_model(graph: Graph, kept: Kept, inputs: Mapping[str, Array]) -> onnx.ModelProto:
-    """The model that ``silenced_onnx`` runs: the original with silencing nodes, for inputs of these shapes."""
+def silenced_model(graph: Graph, kept: Kept, inputs: Mapping[str, Array]) -> tuple[onnx.ModelProto, dict[str, Loader]]:
+    """The model that ``silenced_onnx`` runs, the original with silencing nodes for inputs of these shapes, and the tensors that lie
+    apart from it."""
     source = graph.structure
     if not isinstance(source, OnnxSource):
         raise IrpruneError("this graph did not come from ONNX", graph.name)
@@ -51,10 +55,15 @@ class _Oracle:
         self.source, self.kept, self.symbols = source, kept, symbols
         self.masks: dict[Axis, Array] = {}
 
-    def build(self, graph: Graph) -> onnx.ModelProto:
+    def build(self, graph: Graph) -> tuple[onnx.ModelProto, dict[str, Loader]]:
         original = self.source.model
         model = onnx.ModelProto()
         model.CopyFrom(original)
+        data = {}
+        for t in model.graph.initializer:
+            if t.data_location == onnx.TensorProto.EXTERNAL:
+                data[t.name] = self.source.files.loader(t)
+                t.CopyFrom(blank(t.name, t.data_type, tuple(t.dims)))
         del model.graph.node[:]
         steps: dict[int, list[tuple[Node, Place]]] = {}
         for node, place in nodes_of(graph):
@@ -72,7 +81,7 @@ class _Oracle:
             model.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in recorder.constants.items())
             if model.ir_version < 4:
                 model.ir_version = 4
-        return model
+        return model, data
 
     def _mixes(self, node: Node) -> bool:
         """Whether dropped indices reach an operator whose value could depend on them."""

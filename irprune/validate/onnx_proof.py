@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from irprune.emit.onnx import emit_onnx
+from irprune.emit.onnx import Emitter
 from irprune.ir.graph import Graph
 from irprune.validate.onnx_oracle import silenced_onnx
 from irprune.validate.onnx_run import difference, random_inputs, run_model
@@ -25,7 +25,8 @@ def prove_onnx(graph: Graph, cut: Graph, seed: int = 0) -> Proof:
     began = time.perf_counter()
     inputs = random_inputs(graph, seed=seed)
     theirs = silenced_onnx(graph, graph.kept, inputs)
-    ours = run_model(emit_onnx(cut), inputs)
+    emitter = Emitter(cut)
+    ours = run_model(emitter.emit(), inputs, data=emitter.data)
     proof = Proof(difference(ours, theirs), FLOAT32)
     floats = [np.asarray(x) for x in theirs if np.asarray(x).dtype.kind == "f" and np.asarray(x).size > 1]
     proof.vacuous = bool(floats) and all((x == x.flat[0]).all() for x in floats)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from irprune.capture.onnx_file import Loader
 from irprune.capture.onnx_proto import numpy_dtype
+from irprune.emit.onnx_file import write_model
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Size, Sym, probe_of
@@ -20,9 +23,15 @@ __all__ = ["difference", "index_limits", "random_inputs", "run_model", "session"
 Array = NDArray[Any]
 
 
-def session(model: onnx.ModelProto | str | Path, optimise: bool = True) -> Any:
-    """An onnxruntime session on the CPU. Raises IrpruneError with onnxruntime's own words where it refuses the model."""
+def session(model: onnx.ModelProto | str | Path, optimise: bool = True, data: Mapping[str, Loader] | None = None) -> Any:
+    """An onnxruntime session on the CPU; ``data`` holds initializers that lie apart from a model given as an object.
+
+    Raises IrpruneError with onnxruntime's own words where it refuses the model.
+    """
     import onnxruntime as ort
+
+    if data and isinstance(model, onnx.ModelProto):
+        return _session_of_parts(model, optimise, data)
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -38,9 +47,19 @@ def session(model: onnx.ModelProto | str | Path, optimise: bool = True) -> Any:
         ) from error
 
 
-def run_model(model: onnx.ModelProto | str | Path, inputs: Mapping[str, Array], optimise: bool = True) -> list[Array]:
-    """All outputs of ``model`` for ``inputs``."""
-    made = session(model, optimise)
+def _session_of_parts(model: onnx.ModelProto, optimise: bool, data: Mapping[str, Loader]) -> Any:
+    """A session of a model whose large tensors lie apart: it goes through a file, which has no limit of size."""
+    with tempfile.TemporaryDirectory(prefix="irprune-") as folder:
+        whole = onnx.ModelProto()
+        whole.CopyFrom(model)
+        return session(write_model(whole, data, Path(folder) / "model.onnx"), optimise)
+
+
+def run_model(
+    model: onnx.ModelProto | str | Path, inputs: Mapping[str, Array], optimise: bool = True, data: Mapping[str, Loader] | None = None,
+) -> list[Array]:
+    """All outputs of ``model`` for ``inputs``; ``data`` as in ``session``."""
+    made = session(model, optimise, data)
     known = {i.name for i in made.get_inputs()}
     return list(made.run(None, {k: v for k, v in inputs.items() if k in known}))
 

@@ -1,0 +1,249 @@
+"""An ONNX file on disk: read without its weights, which are taken from it one by one when they are asked for.
+
+A large initializer inside the file becomes a tensor whose external data is the file itself, so that tensors inside and beside the
+model are read by the same code, and a model takes no more memory than its largest tensor. The layout is that of protobuf
+(https://protobuf.dev/programming-guides/encoding).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from irprune.errors import IrpruneError
+
+__all__ = ["GRAPH", "INITIALIZER", "LARGE", "RAW_DATA", "Files", "Loader", "fields", "read_model", "varint"]
+
+Array = NDArray[Any]
+Loader = Callable[[], Array]
+LARGE = 1024  # bytes: smaller tensors stay in the message
+GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # field numbers in ModelProto, GraphProto, TensorProto
+_BYTES = 2  # the wire type of what has a length
+_PACKED = (TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1)
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """The model in ``path``; the data of large initializers, inside the file or beside it, is left where it is.
+
+    Raises IrpruneError where it is no model.
+    """
+    if not path.exists():
+        raise IrpruneError("no such file", str(path))
+    if path.is_dir():
+        raise IrpruneError("a folder, not an ONNX file", str(path))
+    if path.stat().st_size == 0:
+        raise IrpruneError("an empty file", str(path))
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            model: onnx.ModelProto = onnx.ModelProto.FromString(b"".join(_light_model(data, path.name)))
+    except DecodeError as error:
+        raise IrpruneError("not a complete ONNX file", str(path), f"protobuf says: {error}") from error
+    except OSError as error:
+        raise IrpruneError(f"cannot be read: {error.strerror or error}", str(path)) from error
+    if not model.HasField("graph") or not model.graph.output:
+        raise IrpruneError("not an ONNX model: it has no graph with outputs", str(path))
+    return model
+
+
+# -- the layout ----------------------------------------------------------------------------------------------------------
+
+
+def fields(data: Any, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """The fields of the message in ``data[at:end]``: number, wire type, where the field starts, where its content starts and ends.
+
+    Raises DecodeError where the message ends early or is no protobuf.
+    """
+    while at < end:
+        start = at
+        key, at = _read_varint(data, at, end)
+        kind = key & 7
+        if kind == _BYTES:
+            size, at = _read_varint(data, at, end)
+            stop = at + size
+        elif kind == 0:
+            stop = _read_varint(data, at, end)[1]
+        elif kind in (1, 5):
+            stop = at + (8 if kind == 1 else 4)
+        else:
+            raise DecodeError("no protobuf message")
+        if stop > end or key < 8:
+            raise DecodeError("the message ends early")
+        yield key >> 3, kind, start, at, stop
+        at = stop
+
+
+def _read_varint(data: Any, at: int, end: int) -> tuple[int, int]:
+    out = shift = 0
+    while at < end and shift < 70:
+        byte = data[at]
+        at += 1
+        out |= (byte & 127) << shift
+        if byte < 128:
+            return out, at
+        shift += 7
+    raise DecodeError("the message ends early")
+
+
+def varint(n: int) -> bytes:
+    """``n`` as protobuf writes a length."""
+    out = bytearray()
+    while n > 127:
+        out.append(n & 127 | 128)
+        n >>= 7
+    out.append(n)
+    return bytes(out)
+
+
+def _light_model(data: Any, name: str) -> Iterator[bytes]:
+    for number, kind, start, at, stop in fields(data, 0, len(data)):
+        if number == GRAPH and kind == _BYTES:
+            graph = b"".join(_light_graph(data, at, stop, name))
+            yield varint(GRAPH << 3 | _BYTES) + varint(len(graph))
+            yield graph
+        else:
+            yield data[start:stop]
+
+
+def _light_graph(data: Any, at: int, end: int, name: str) -> Iterator[bytes]:
+    for number, kind, start, first, stop in fields(data, at, end):
+        if number == INITIALIZER and kind == _BYTES and stop - first > LARGE:
+            tensor = _light_tensor(data, first, stop, name)
+            yield varint(INITIALIZER << 3 | _BYTES) + varint(len(tensor))
+            yield tensor
+        else:
+            yield data[start:stop]
+
+
+def _light_tensor(data: Any, at: int, end: int, name: str) -> bytes:
+    """The tensor with a note where its data lies in place of the data; as it is where it holds its data in another way."""
+    rest, place = [], None
+    for number, kind, start, first, stop in fields(data, at, end):
+        if number == RAW_DATA and kind == _BYTES:
+            place = (first, stop - first)
+        else:
+            rest.append((start, stop))
+    if place is None or place[1] < LARGE:
+        return bytes(data[at:end])
+    tensor = TensorProto.FromString(b"".join(data[a:b] for a, b in rest))
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", name), ("offset", str(place[0])), ("length", str(place[1]))):
+        tensor.external_data.add(key=key, value=value)
+    return bytes(tensor.SerializeToString())
+
+
+# -- the data ------------------------------------------------------------------------------------------------------------
+
+
+class Files:
+    """The files that hold the data of the tensors of the model ``path`` (None: a model given as an object, which has no files).
+
+    The model's own file stays open, so that another may take its name meanwhile; files beside it must stay as they are.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        self.sizes: dict[Path, tuple[int, int]] = {}
+        self.own = -1
+        if path is not None:
+            self.own = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self.own)
+
+    def inside(self, tensor: TensorProto) -> bool:
+        """Whether the data of ``tensor`` belongs into the message of the model."""
+        return tensor.data_location != TensorProto.EXTERNAL or (self.path is not None and _place(tensor)[0] == self.path.name)
+
+    def loader(self, tensor: TensorProto) -> Loader:
+        """A function that gives the array of ``tensor``.
+
+        Raises IrpruneError for external data that is missing, too short or outside the model's folder.
+        """
+        if tensor.data_location != TensorProto.EXTERNAL:
+            return lambda: numpy_helper.to_array(tensor)
+        place, offset, length = _place(tensor)
+        dtype, shape = helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)
+        count = int(np.prod(shape, dtype=np.int64))
+        length = length or count * dtype.itemsize
+        read = self._reader(tensor, place, offset, length)
+        if tensor.data_type in _PACKED or length != count * dtype.itemsize:
+            return lambda: _unpacked(tensor, read())
+        return lambda: read().view(dtype).reshape(shape)
+
+    def _reader(self, tensor: TensorProto, place: str, offset: int, length: int) -> Loader:
+        """A function that gives the bytes of ``tensor``."""
+        if self.path is None:
+            raise IrpruneError(f"the data of '{tensor.name}' lies in '{place}', and a model given as an object has no folder",
+                               hint="give the path of the file")
+        if place == self.path.name:
+            own, keeper = self.own, self
+            return lambda: _read(own, offset, length) if keeper else np.zeros(0, np.uint8)
+        path = beside(self.path.parent, place, tensor.name)
+        if path not in self.sizes:
+            if not path.is_file():
+                raise IrpruneError(f"the external data of '{tensor.name}' is missing", str(path), "copy the file next to the model")
+            self.sizes[path] = _state(path)
+        state = self.sizes[path]
+        if offset < 0 or state[0] < offset + length:
+            raise IrpruneError(f"the external data of '{tensor.name}' ends early", str(path), "copy the file again")
+
+        def read() -> Array:
+            if not path.is_file() or _state(path) != state:
+                raise IrpruneError(f"the external data of '{tensor.name}' changed since the model was read", str(path),
+                                   "read the model again")
+            with path.open("rb") as file:
+                return _read(file.fileno(), offset, length)
+
+        return read
+
+
+def beside(folder: Path, place: str, name: str) -> Path:
+    """The external file ``place`` of tensor ``name``. Raises IrpruneError where it leaves ``folder``, by name or through a link."""
+    path = Path(os.path.normpath(folder / place))
+    if not place or Path(place).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
+        raise IrpruneError(f"the external data of '{name}' leaves the model's folder", place or "(no path)",
+                           "only files beside the model are read")
+    return path
+
+
+def _place(tensor: TensorProto) -> tuple[str, int, int]:
+    """Location, offset and length (0: not said) of external data. Raises IrpruneError where they are no numbers."""
+    info = {e.key: e.value for e in tensor.external_data}
+    try:
+        return info.get("location", ""), int(info.get("offset", 0)), int(info.get("length", 0))
+    except ValueError as error:
+        raise IrpruneError(f"the external data of '{tensor.name}' has an offset or length that is no number", hint=str(error)) from error
+
+
+def _state(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
+
+
+def _read(file: int, offset: int, length: int) -> Array:
+    """``length`` bytes of an open file. They are read, not mapped: mapped pages stay in the process's memory."""
+    out = np.empty(length, np.uint8)
+    left = out.data
+    while left:
+        got = os.preadv(file, [left[: 1 << 30]], offset)
+        if not got:
+            raise IrpruneError("the model's file was cut while it was read", hint="read the model again")
+        left, offset = left[got:], offset + got
+    return out
+
+
+def _unpacked(tensor: TensorProto, data: Array) -> Array:
+    full = TensorProto()
+    full.CopyFrom(tensor)
+    del full.external_data[:]
+    full.data_location = TensorProto.DEFAULT
+    full.raw_data = data.tobytes()
+    return numpy_helper.to_array(full)
