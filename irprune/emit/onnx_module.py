@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
+from irprune.ops.onnx.spell import Body
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,8 +52,7 @@ def layered(graph: Graph) -> Graph:
             _linear(twin, node, users)
         elif node.op == "gather_rows" and isinstance(node.operand(0), Weight):
             _embedding(node)
-        elif node.op in ("full", "arange_from", "sizes"):
-            node.attrs.setdefault("device", "cpu")
+        _place(node)
         if node.op == "batch_norm":
             for i, own in ((3, "running_mean"), (4, "running_var")):
                 if node.has(i) and isinstance(node.operand(i), Weight):
@@ -61,6 +61,18 @@ def layered(graph: Graph) -> Graph:
                     weight.kind, weight.trainable = "buffer", False
     _name_layers(twin)
     return twin
+
+
+def _place(node: Node) -> None:
+    """What is made from sizes alone is made where the model runs, in bodies too."""
+    if node.op in ("full", "arange_from", "sizes"):
+        node.attrs.setdefault("device", "cpu")
+    for key, body in node.attrs.items():
+        if isinstance(body, Body):
+            inside = body.graph.copy()
+            for inner in inside.nodes:
+                _place(inner)
+            node.attrs[key] = Body(inside, body.outer)
 
 
 def _plain(node: Node) -> bool:

@@ -20,6 +20,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym
 from irprune.ops.call import bind, overload, substitute
+from irprune.ops.onnx.spell import Body
 from irprune.ops.registry import lookup
 
 __all__ = ["Source", "Tensor", "write"]
@@ -293,6 +294,18 @@ class _Writer:
             return f"{names[0]}, ({names[1]}, {names[2]}) = {path_of(owner)}({x}, ({held[0]}, {held[1]}))"
         return f"{names[0]}, {names[1]} = {path_of(owner)}({x}, {held[0]})"
 
+    def _body(self, node: Node, kind: str, body: Body) -> Code:
+        """A function of a body's own inputs; the source has the body as a function of its own inputs and those outside."""
+        inner = _Writer(body.graph)
+        inner.functions = self.functions
+        name = self._fresh(f"{kind}_{node.out.name}")
+        head, *lines = inner._forward().splitlines()
+        given = head.partition("(self")[2].removeprefix(", ")
+        *rest, last = (line[4:] for line in lines)
+        self.functions[name] = "\n".join([f"def {name}({given}", *rest, f"    return [{last.strip().removeprefix('return ')}]"]) + "\n"
+        outside = ", ".join(self._name(node.operand(int(k))) for k in body.outer)
+        return Code(f"lambda *own: {name}(*own{', ' if outside else ''}{outside})")
+
     def _function(self, node: Node) -> str | None:
         """The call of a function that the operator table has for ``node``; the emitted source carries it."""
         entry = lookup(node)
@@ -303,12 +316,16 @@ class _Writer:
         for needed in (*functions.HELPERS.get(name, ()), name):
             self.functions.setdefault(needed, inspect.getsource(getattr(functions, needed)))
         self.taken.add(name)
-        given = [Code(self._name(v)) if v is not None else None for v in node.inputs]
+        given = [Code(self._name(v)) if v is not None else None for v in node.inputs[: node.attrs.get("own")]]
 
         def show(x: Any) -> Any:
             return substitute(x, lambda k: Code(self._name(node.operand(k))), lambda s: Code(s.expr), Code("device"))
 
-        attrs = {k: Code("device") if k == "device" else show(v) for k, v in node.attrs.items()}
+        attrs = {
+            k: Code("device") if k == "device" else self._body(node, k, v) if isinstance(v, Body) else show(v)
+            for k, v in node.attrs.items()
+            if k != "own"
+        }
         made, named = getattr(entry.run, "results", 1), len(node.outputs)
         return f"{name}({arguments(given, attrs)})" + ("" if made <= named else "[0]" if named == 1 else f"[:{named}]")
 

@@ -34,7 +34,7 @@ def symbols_of(graph: Graph, inputs: Iterable[torch.Tensor]) -> dict[str, int]:
     """The value of each size symbol, read off the inputs."""
     out: dict[str, int] = {}
     for value, tensor in zip(graph.inputs, inputs, strict=True):
-        for s, n in zip(value.shape, tensor.shape, strict=True):
+        for s, n in zip(value.type.shape or (), tensor.shape if value.type.shape else (), strict=True):
             if isinstance(s, Sym) and s.expr.isidentifier():
                 out.setdefault(s.expr, int(n))
     return out
@@ -80,7 +80,9 @@ def evaluate(
     needed, last = _schedule(graph, targets)
     symbols = symbols_of(graph, tensors) if tensors or not graph.inputs else {}
 
-    def converted(t: torch.Tensor) -> torch.Tensor:
+    def converted(t: Any) -> Any:
+        if not isinstance(t, torch.Tensor):  # a sequence, or what is optional and left out
+            return t
         t = t.to(device)
         return t.to(dtype) if dtype is not None and t.is_floating_point() else t
 
@@ -107,7 +109,8 @@ def evaluate(
                 return run_node(_node, list(xs), symbols, device)
 
             made = hook(node, operands, run) if hook is not None else run(*operands)
-            many = list(made) if isinstance(made, (list, tuple)) else [made]
+            sequence = len(node.outputs) == 1 and node.out.dtype == "sequence_type"
+            many = list(made) if isinstance(made, (list, tuple)) and not sequence else [made]
             if dtype is not None:  # zeros and their like come in the default type
                 many = [converted(t) if isinstance(t, torch.Tensor) else t for t in many]
             env.update(zip(node.outputs, many, strict=False))

@@ -14,17 +14,32 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from irprune.ir.graph import Node, TensorType
+from irprune.ir.graph import Graph, Node, TensorType
 from irprune.ir.size import Size
 from irprune.ops.registry import TABLE, Op, register_onnx
 
-__all__ = ["PREVIOUS", "Edit", "OnnxNode", "Spelling", "Step", "Unread", "runs", "same_attrs", "spell", "spelling_of", "variant"]
+__all__ = [
+    "PREVIOUS", "Body", "Edit", "OnnxNode", "Spelling", "Step", "Unread", "called", "runs", "same_attrs", "spell", "spelling_of", "variant",
+]
 
 PREVIOUS = -1  # stands for the result of the step before, where one ONNX node is read as several
 
 
 class Unread(Exception):
     """Raised by a reader that meets a use it does not cover; the node is kept as it is and its axes freeze with this text."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """A subgraph: the inputs of ``graph`` are its own, then those outside of it, of which ``outer`` says the operands of the node
+    (their names until all are known)."""
+
+    graph: Graph
+    outer: tuple[int | str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"of {len(self.graph.nodes)} nodes"
 
 
 @dataclass
@@ -35,7 +50,8 @@ class OnnxNode:
     has one entry per input (None where it is left out), ``outputs`` the names of the results up to the last that is read
     ("" where nobody reads one), ``results`` how many there are.
     ``constant(i)`` is the value of input ``i`` where it is known: an array, of objects where an element is a ``Sym``.
-    ``inferred()`` asks ONNX's own inference for the types of the results.
+    ``inferred()`` asks ONNX's own inference for the types of the results; ``body(name, types)`` is the subgraph in an attribute,
+    for inputs of these types.
     """
 
     target: str
@@ -46,6 +62,7 @@ class OnnxNode:
     results: int
     constant: Callable[[int], NDArray[Any] | None]
     inferred: Callable[[], list[TensorType]]
+    body: Callable[[str, Sequence[TensorType]], Body]
 
     def has(self, i: int) -> bool:
         return i < len(self.types) and self.types[i] is not None
@@ -158,6 +175,12 @@ def spell(entries: str | Iterable[str], *targets: str, read: Reader | None = Non
         register_onnx(TABLE[names[0]], target, made)
 
 
+def called(node: OnnxNode, body: Body) -> Step:
+    """A node whose operator ONNX defines by ``body``, a function of its inputs."""
+    types = [v.type for v in body.graph.outputs]
+    return Step("called", None, {"own": 0, "target": node.target, "body": body}, types[: len(node.outputs)])
+
+
 def _plain(name: str) -> Reader:
     return lambda node: Step(name)
 
@@ -179,15 +202,28 @@ def spelling_of(target: str) -> Spelling | None:
 def runs(name: str, results: int = 1) -> Callable[..., Any]:
     """An ``Op.run`` that calls ``irprune.ops.onnx.functions.<name>(*operands, **attrs)``, whose source emitted modules carry.
 
-    ``results`` are as many as the function gives, whether or not a node names them all.
+    ``results`` are as many as the function gives, whether or not a node names them all. Where a node has a ``Body``, the function
+    takes the first ``own`` operands, and the body as a function of its own inputs.
     """
 
     def run(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
         from irprune.ops.onnx import functions
 
-        return getattr(functions, name)(*operands, **node.attrs)
+        attrs = {k: _running(torch, v, operands) if isinstance(v, Body) else v for k, v in node.attrs.items() if k != "own"}
+        return getattr(functions, name)(*operands[: node.attrs.get("own")], **attrs)
 
     run.function, run.results = name, results  # type: ignore[attr-defined]
+    return run
+
+
+def _running(torch: Any, body: Body, operands: Sequence[Any]) -> Callable[..., Any]:
+    """``body`` as a function of its own inputs."""
+    from irprune.validate.interpret import evaluate
+
+    def run(*own: Any) -> list[Any]:
+        outside = [operands[int(k)] for k in body.outer]
+        return evaluate(body.graph, [*own, *outside], weights={} if torch.is_grad_enabled() else None)
+
     return run
 
 

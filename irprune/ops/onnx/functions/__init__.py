@@ -7,6 +7,7 @@ carry its source.
 from __future__ import annotations
 
 from irprune.ops.onnx.functions.attention import *  # noqa: F403
+from irprune.ops.onnx.functions.control import *  # noqa: F403
 from irprune.ops.onnx.functions.places import *  # noqa: F403
 from irprune.ops.onnx.functions.pointwise import *  # noqa: F403
 from irprune.ops.onnx.functions.products import *  # noqa: F403

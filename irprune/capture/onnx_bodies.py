@@ -1,0 +1,108 @@
+"""Subgraphs of ONNX nodes (If, Loop, Scan) and the functions that ONNX defines operators by, each read into a graph of its own.
+
+The inputs of such a graph are the body's own, then the outer values that it reads; weights stored in the body become operands
+of the node, so that they count, move and train with the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import onnx
+
+from irprune.capture.onnx_proto import value_type
+from irprune.ir.graph import TensorType
+from irprune.ops.onnx.spell import Body, Unread
+
+if TYPE_CHECKING:
+    from irprune.capture.onnx import _Reader
+
+__all__ = ["function_of", "lifted", "read_body"]
+
+
+def read_body(outer: _Reader, body: onnx.GraphProto, formals: Sequence[TensorType]) -> Body:
+    """``body`` as a graph whose first inputs are of the types ``formals``; where the body declares more, that holds."""
+    from irprune.capture.onnx import OnnxSource, _Reader, outer_names
+
+    model = onnx.ModelProto(ir_version=outer.source.model.ir_version)
+    model.opset_import.extend(outer.source.model.opset_import)
+    model.graph.CopyFrom(body)
+    inner = _Reader(OnnxSource(model, outer.source.files), outer.where)
+    inner.symbols, inner.count = dict(outer.symbols), outer.count
+    for v, given in zip(model.graph.input, formals, strict=True):
+        declared = value_type(v.type, inner.fresh)
+        kind = given if given.shape is not None or declared.shape is None else declared
+        inner.types[v.name] = kind
+        inner.values[v.name] = inner.graph.add_input(v.name, kind)
+    inner.initializers()
+    names = tuple(outer_names(body))
+    for name in names:
+        inner.types[name] = outer.types[name]
+        if name in outer.known:
+            inner.known[name] = outer.known[name]
+        if name in outer.stored:
+            inner.stored[name] = outer.stored[name]
+        if name in outer.source.computed:
+            inner.source.computed[name] = None
+        inner.values[name] = inner.graph.add_input(name, outer.types[name])
+    graph = inner.read_nodes()
+    graph.structure = None
+    outer.count = inner.count
+    return Body(graph, names)
+
+
+def lifted(outer: _Reader, body: Body, names: list[str]) -> Body:
+    """``body`` with its weights among the operands of its node, whose ``names`` grow; ``outer`` then counts positions there."""
+    graph, outside = body.graph, list(body.outer)
+    for weight in list(graph.weights.values()):
+        own = weight.name
+        while own in outer.types:
+            own += "."
+        outer.stored[own], outer.types[own] = outer_stored(weight), weight.type
+        value = graph.add_input(weight.name, weight.type)
+        weight.replace_all_uses(value)
+        graph.outputs = [value if v is weight else v for v in graph.outputs]
+        names.append(own)
+        outside.append(own)
+    graph.weights.clear()
+    places = {name: k for k, name in reversed(list(enumerate(names)))}
+    return Body(graph, tuple(places[str(n)] for n in outside))
+
+
+def outer_stored(weight: object) -> object:
+    from irprune.capture.onnx import Stored
+
+    return Stored("initializer", weight.name, weight.load)  # type: ignore[attr-defined]
+
+
+def function_of(outer: _Reader, node: onnx.NodeProto, opset: int, types: Sequence[TensorType | None]) -> Body | None:
+    """The function that ONNX defines the operator of ``node`` by, for operands of these types; None where there is none."""
+    import onnx.inliner
+
+    from irprune.capture.onnx import type_proto
+
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opset, domain)
+    except onnx.defs.SchemaError:
+        return None
+    if not (schema.has_function or schema.has_context_dependent_function):
+        return None
+    model = onnx.ModelProto(ir_version=max(outer.source.model.ir_version, 8))
+    model.opset_import.extend(outer.source.model.opset_import)
+    given = [(n, t) for n, t in dict(zip(node.input, types, strict=False)).items() if n and t is not None]
+    model.graph.name = node.op_type
+    model.graph.input.extend(onnx.ValueInfoProto(name=n, type=type_proto(t, outer.symbols)) for n, t in given)
+    model.graph.node.add().CopyFrom(node)
+    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in node.output if n)
+    try:
+        done = onnx.inliner.inline_selected_functions(model, [], exclude=True, inline_schema_functions=True)
+    except Exception as error:  # the inliner raises what C++ throws
+        raise Unread(f"the function of {node.op_type} does not apply: {str(error).splitlines()[0]}") from error
+    if any(n.op_type == node.op_type and n.domain == node.domain for n in done.graph.node):
+        return None
+    twin = outer.source.model
+    if {(o.domain, o.version) for o in done.opset_import} - {(o.domain, o.version) for o in twin.opset_import}:
+        raise Unread(f"the function of {node.op_type} is written in another opset")
+    return Body(read_body(outer, done.graph, [t for _, t in given]).graph, tuple(n for n, _ in given))

@@ -1,0 +1,129 @@
+"""If, Loop and Scan, and operators that ONNX defines as functions of others: nodes with a body, which torch runs.
+
+What goes into the body of a branch or a loop keeps its sizes. Axes pass through a function whose operators each take an index for
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from irprune.ir.axis import Axes
+from irprune.ir.graph import Node, TensorType
+from irprune.ir.size import same
+from irprune.ops.onnx.spell import Body, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.registry import Unsupported, lookup, op
+
+__all__: list[str] = []
+
+
+def _closed(axes: Axes, node: Node) -> None:
+    raise Unsupported(f"read inside {_SAID[node.op]}")
+
+
+_SAID = {"branch": "the branches of an If", "loop": "the body of a Loop", "scan": "the body of a Scan"}
+
+
+def _called(axes: Axes, node: Node) -> None:
+    """Through the body, where no operator in it holds a size or depends on who is present."""
+    body = node.attrs["body"]
+    entries = [lookup(n) for n in body.graph.nodes]
+    if any(e is None or e.resize or e.silence or e.signature or e.creates for e in entries):
+        raise Unsupported(f"{node.attrs['target']} is computed by a function of several operators")
+    for value in body.graph.values():
+        value.axes = None
+    for value, k in zip(body.graph.inputs, body.outer, strict=True):
+        value.axes = axes.of(node.operand(k))
+    for inner, entry in zip(body.graph.nodes, entries, strict=True):
+        entry.rule(axes, inner)  # type: ignore[union-attr]
+    for value, made in zip(node.outputs, body.graph.outputs, strict=False):
+        value.axes = made.axes
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _joined(a: TensorType, b: TensorType) -> TensorType:
+    """What two values that stand in the same place have in common; the rank is unknown where they differ in it."""
+    if a.shape is None or b.shape is None or a.rank != b.rank:
+        return TensorType(a.dtype, None)
+    if not all(map(same, a.known, b.known)):
+        return TensorType(a.dtype, None)
+    return a
+
+
+def _if(node: OnnxNode) -> Step:
+    then, other = node.body("then_branch", ()), node.body("else_branch", ())
+    types = [_joined(a.type, b.type) for a, b in zip(then.graph.outputs, other.graph.outputs, strict=True)]
+    return Step("branch", None, {"own": 1, "then": then, "other": other}, types[: len(node.outputs)])
+
+
+def _settled(node: OnnxNode, lead: Sequence[TensorType], states: list[TensorType], rest: Sequence[TensorType], skip: int) -> Body:
+    """The body of a loop for states of types that hold in every round: those that it changes are left open."""
+    for _ in range(3):
+        body = node.body("body", [*lead, *states, *rest])
+        made = [v.type for v in body.graph.outputs[skip : skip + len(states)]]
+        fit = [_joined(a, b) for a, b in zip(states, made, strict=True)]
+        if fit == states:
+            return body
+        states[:] = fit
+    return body
+
+
+def _loop(node: OnnxNode) -> Step:
+    states = [node.types[i] for i in range(2, len(node.types))]
+    if any(t is None for t in states):
+        raise Unread("a Loop whose state is left out")
+    body = _settled(node, [TensorType("i64", ()), TensorType("bool", ())], states, (), 1)  # type: ignore[arg-type]
+    made = [v.type for v in body.graph.outputs[1:]]
+    scans = [TensorType(t.dtype, None) for t in made[len(states) :]]
+    types = [*(t for t in states if t is not None), *scans]
+    return Step("loop", None, {"own": len(node.types), "body": body, "states": len(states)}, _told(node, types))
+
+
+def _told(node: OnnxNode, types: Sequence[TensorType]) -> list[TensorType]:
+    """``types``, and what ONNX's inference or the file says where they leave the rank open."""
+    if all(t.shape is not None for t in types[: len(node.outputs)]):
+        return list(types[: len(node.outputs)])
+    found = node.inferred()
+    return [f if t.shape is None and f.dtype == t.dtype else t for t, f in zip(types, found, strict=False)][: len(node.outputs)]
+
+
+def _scan(node: OnnxNode) -> Step:
+    """One dimension of some inputs runs through the body; before opset 9 there was a batch around it."""
+    if node.opset < 9:
+        raise Unread("a Scan over batches of sequences of several lengths")
+    a, count = node.attrs, node.attrs["num_scan_inputs"]
+    held = len(node.types) - count
+    axes = [d % node.rank(held + k) for k, d in enumerate(a.get("scan_input_axes") or [0] * count)]
+    states = [node.type(i) for i in range(held)]
+    slices = []
+    for k, d in enumerate(axes):
+        shape = node.shape(held + k)
+        slices.append(TensorType(node.type(held + k).dtype, (*shape[:d], *shape[d + 1 :])))
+    body = _settled(node, (), states, slices, 0)
+    made = [v.type for v in body.graph.outputs[held:]]
+    attrs = {
+        "own": len(node.types),
+        "body": body,
+        "states": held,
+        "dims": axes,
+        "backwards": list(a.get("scan_input_directions") or [0] * count),
+        "places": list(a.get("scan_output_axes") or [0] * len(made)),
+        "flipped": list(a.get("scan_output_directions") or [0] * len(made)),
+    }
+    length = node.shape(held)[axes[0]]
+    types = list(states)
+    for t, d in zip(made, attrs["places"], strict=True):
+        at = None if t.shape is None else d % (t.rank + 1)
+        types.append(TensorType(t.dtype, None if at is None else (*t.known[:at], length, *t.known[at:])))
+    return Step("scan", None, attrs, _told(node, types))
+
+
+op("branch", _closed, run=runs("branch"))
+op("loop", _closed, run=runs("loop"))
+op("scan", _closed, run=runs("scan"))
+op("called", _called, run=runs("called"))
+spell("branch", "If", read=_if)
+spell("loop", "Loop", read=_loop)
+spell("scan", "Scan", read=_scan)
