@@ -33,7 +33,7 @@ class Options:
     """Everything that a prune can be told. See ``prune`` for what each means."""
 
     ratio: float = 0.5
-    importance: Any = "magnitude"
+    importance: Any = None
     scope: str = "local"
     keep: tuple[str, ...] = ()
     ratios: Mapping[str, float] = field(default_factory=dict)
@@ -63,6 +63,13 @@ class Options:
             raise IrpruneError(f"ratio is {self.ratio!r}", "", "a number from 0 to 1: the share of every width that is dropped")
         if self.device not in DEVICES and not str(self.device).startswith("cuda:"):
             raise IrpruneError(f"device is {self.device!r}", "", f"one of {', '.join(DEVICES)}, or cuda:0, cuda:1, ...")
+        if isinstance(self.calibration, Iterator):  # the criterion reads it, and the repair again
+            object.__setattr__(self, "calibration", list(self.calibration))
+        data = self.calibration is not None
+        if self.importance is None:
+            object.__setattr__(self, "importance", "wanda" if data else "magnitude")
+        if self.repair is None:
+            object.__setattr__(self, "repair", data)
         self.choose()  # its own checks
         self.score()
 
@@ -177,7 +184,7 @@ class Pruned:
         return save_folder(self, folder)
 
     def apply_to(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Make the same cut in ``model`` itself, parameters and size attributes; returns it.
+        """Make the same cut in ``model`` itself, parameters and size attributes; returns it. An optimizer is to be made afterwards.
 
         Raises IrpruneError, with the model as it was, where it would then not compute what ``module`` computes.
         """
@@ -274,7 +281,7 @@ def prune(
     kwargs: Mapping[str, Any] | None = None,
     *,
     ratio: float = 0.5,
-    importance: Any = "magnitude",
+    importance: Any = None,
     scope: str = "local",
     keep: Sequence[str] = (),
     round_to: int = 1,
@@ -286,7 +293,7 @@ def prune(
 
     model       nn.Module, ExportedProgram, "m.pt2", "m.onnx" or onnx.ModelProto; ``args`` and ``kwargs`` are an example call
     ratio       share of every width that is dropped, 0 to 1; default 0.5
-    importance  criterion: a name of ``irprune.importance`` or an object; default "magnitude"
+    importance  criterion: a name of ``irprune.importance`` or an object; default "magnitude", with calibration data "wanda"
     scope       "local": every width by its ratio; "global": one threshold; "isomorphic": one for each kind of structure
     keep        patterns over weights, groups and module paths that stay whole: ["head*"]
     round_to    widths become multiples of it
@@ -295,10 +302,11 @@ def prune(
     ratios      pattern -> ratio, for groups to be cut by a ratio of their own
     min_channels, max_ratio, prefer, per_block, reduce, normalise, seed
                 see ``irprune.passes.choose`` and ``irprune.passes.score``
-    calibration inputs for criteria and repairs that read data: an iterable of inputs, a tensor, a folder (``irprune.calibration``)
+    calibration a few hundred inputs for criteria and repairs: an iterable, a tensor, a folder (``irprune.calibration``)
     loss        ``loss(outputs, batch)`` for gradient criteria; default: labels drawn from the model's own output
     repair      "least_squares" (or True), "batch_norm", "bias", "affine", "fold", or several: refit what is left to the original on
-                ``calibration``, or on noise where there is none (``irprune.repair``); the proof is made before
+                ``calibration``, or on noise where there is none (``irprune.repair``); the proof is made before. Default: least
+                squares where there are calibration data, else none; False leaves it out
     strict      True refuses a model with an operator that no rule covers
     device      where the proof and the comparison run: "auto" (CUDA where there is one), "cpu", "cuda"
     dynamic_shapes

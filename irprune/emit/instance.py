@@ -12,15 +12,21 @@ import itertools
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
+from irprune.capture import capture
+from irprune.emit.module import emit_module
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Weight
-from irprune.passes.slice import kept_indices, take
+from irprune.passes.infer_axes import InferAxes
+from irprune.passes.slice import Slice, kept_indices, take
 from irprune.validate.inputs import flat_tensors, over_tensors, redraw
+from irprune.validate.interpret import as_tensor
 from irprune.validate.oracle import relative_error
 from irprune.validate.tolerance import FLOAT32
 
@@ -33,14 +39,23 @@ _TRIALS = 64  # calls of the model that a search for size attributes may cost
 
 
 def apply_to(pruned: Pruned, model: nn.Module) -> nn.Module:
-    """Cut ``model`` as ``pruned`` was cut and return it. Raises IrpruneError, with ``model`` as it was, where that cannot be."""
+    """Cut ``model`` as ``pruned`` was cut and return it. Raises IrpruneError, with ``model`` as it was, where that cannot be.
+
+    Its parameters are new ones: an optimizer made before does not know them.
+    """
+    if pruned.from_onnx or not isinstance(model, nn.Module):
+        raise IrpruneError("there is no instance to cut", pruned.report.name if pruned.from_onnx else type(model).__name__,
+                           "apply_to takes the nn.Module that was pruned; pruned.module gives a new one")
     edit = _Edit(model)
     done = False
     try:
-        _cut_tensors(edit, pruned.graph)
-        _set_layers(edit, pruned.cut)
-        check = SameOutputs(pruned, model)
-        _search(edit, list(_candidates(model, pruned.graph, pruned.cut)), check)
+        whole, cut = _with_unused(pruned, model)
+        _cut_tensors(edit, whole)
+        if pruned.report.repair is not None:
+            _repair_tensors(edit, pruned.cut)
+        _set_layers(edit, cut)
+        check = SameOutputs(pruned, model, emit_module(pruned.cut))  # pruned.module may be trained already
+        _search(edit, list(_candidates(model, whole, cut)), check)
         done = True
     finally:
         if not done:
@@ -81,20 +96,57 @@ class _Edit:
 # -- tensors -----------------------------------------------------------------------------------------------------------
 
 
+def _with_unused(pruned: Pruned, model: nn.Module) -> tuple[Graph, Graph]:
+    """The graph with its choice, and the cut one; captured again with what no output needs where ``model`` holds weights for it.
+
+    The pruned module has no such branches; the instance runs them still, so that they must take the narrower tensors.
+    """
+    graph, structure = pruned.graph, pruned.graph.structure
+    for weight in graph.weights.values():
+        if weight.kind != "constant":
+            _find(model, weight.name, weight)
+    used = {name for w in graph.weights.values() for name in (w.name, *w.aliases)}
+    if all(name in used for name, entry in structure.state.items() if entry.kind == "parameter"):
+        return graph, pruned.cut
+    again = capture(model, structure.args, structure.kwargs, structure.dynamic_shapes)
+    InferAxes().run(again)
+    try:
+        pruned.plan.choose(again)
+    except IrpruneError:  # a branch that nobody reads holds on to what was cut; perhaps forward takes another way
+        return graph, pruned.cut
+    cut = again.copy()
+    Slice().run(cut)
+    return again, cut
+
+
 def _cut_tensors(edit: _Edit, graph: Graph) -> None:
-    """Slice every parameter and buffer that the choice cuts; names of one tensor keep sharing the new one."""
+    """Slice every parameter and buffer that the choice cuts."""
     assert graph.kept is not None
     for weight in graph.weights.values():
         indices = kept_indices(weight, graph.kept)
-        if weight.kind == "constant" or all(i is None for i in indices):
-            continue
-        made: dict[int, torch.Tensor] = {}
-        for name in (weight.name, *weight.aliases):
-            module, own, held = _find(edit.model, name, weight)
-            if id(held) not in made:
-                cut = take(held.detach(), indices)
-                made[id(held)] = nn.Parameter(cut, held.requires_grad) if isinstance(held, nn.Parameter) else cut
-            edit.tensor(module, own, made[id(held)])
+        if weight.kind != "constant" and any(i is not None for i in indices):
+            _replace(edit, weight, partial(take, indices=indices))
+
+
+def _repair_tensors(edit: _Edit, cut: Graph) -> None:
+    """Give every parameter and buffer the values that the cut graph has after its repair."""
+    def repaired(weight: Weight, held: torch.Tensor) -> torch.Tensor:
+        return as_tensor(weight.load()).clone().to(held)
+
+    for weight in cut.weights.values():
+        if weight.kind != "constant":
+            _replace(edit, weight, partial(repaired, weight))
+
+
+def _replace(edit: _Edit, weight: Weight, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Put a changed tensor in the place of ``weight``; names of one tensor keep sharing the new one."""
+    made: dict[int, torch.Tensor] = {}
+    for name in (weight.name, *weight.aliases):
+        module, own, held = _find(edit.model, name, weight)
+        if id(held) not in made:
+            new = change(held.detach())
+            made[id(held)] = nn.Parameter(new, held.requires_grad) if isinstance(held, nn.Parameter) else new
+        edit.tensor(module, own, made[id(held)])
 
 
 def _find(model: nn.Module, name: str, weight: Weight) -> tuple[nn.Module, str, torch.Tensor]:
@@ -250,40 +302,52 @@ def _renewed(value: Any, change: dict[int, int]) -> Any:
 
 
 class SameOutputs:
-    """Whether the instance computes what the emitted module computes; remembers how it last failed."""
+    """Whether the instance computes what the emitted module computes; remembers the failure that came farthest in ``forward``."""
 
-    def __init__(self, pruned: Pruned, model: nn.Module) -> None:
+    def __init__(self, pruned: Pruned, model: nn.Module, emitted: nn.Module | None = None) -> None:
         structure = pruned.graph.structure
         self.model = model
         here = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
         calls = [(tuple(structure.args), dict(structure.kwargs)), redraw(structure.args, structure.kwargs, seed=2)]
         self.calls = over_tensors(calls, lambda t: t.to(here))
-        emitted = pruned.module
+        emitted = pruned.module if emitted is None else emitted
         there = next((t.device for t in (*emitted.parameters(), *emitted.buffers())), torch.device("cpu"))
         with torch.no_grad():
             self.expected = [flat_tensors(emitted(*a, **k)) for a, k in over_tensors(calls, lambda t: t.to(there))]
-        self.failure = ""
-        self.where = ""
+        self.failure, self.where, self._reached = "", "", -1
 
     def __call__(self) -> bool:
         modes = [(m, m.training) for m in self.model.modules()]
         self.model.eval()
+        ran: list[nn.Module] = []
+        hook = register_module_forward_pre_hook(lambda module, _: ran.append(module))
         try:
             with torch.no_grad():
                 for (args, kwargs), expected in zip(self.calls, self.expected, strict=True):
-                    error = relative_error(flat_tensors(self.model(*args, **kwargs)), [t.cpu() for t in expected])
+                    error = _difference(flat_tensors(self.model(*args, **kwargs)), expected)
                     if not error <= FLOAT32:
-                        self.failure, self.where = f"it then computes something else (error {error:.1e})", ""
+                        self._failed(f"it then computes something else (error {error:.1e})", "", len(ran))
                         return False
         except Exception as refused:  # whatever forward raises when a size does not fit
             text = str(refused).strip().splitlines()
-            self.failure = f"forward then fails: {text[0][:160] if text else type(refused).__name__}"
-            self.where = _line_of(refused)
+            self._failed(f"forward then fails: {text[0][:160] if text else type(refused).__name__}", _line_of(refused), len(ran))
             return False
         finally:
+            hook.remove()
             for m, mode in modes:
                 m.training = mode
         return True
+
+    def _failed(self, failure: str, where: str, reached: int) -> None:
+        if reached > self._reached:
+            self.failure, self.where, self._reached = failure, where, reached
+
+
+def _difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    """The relative error; of tensors without values it is told by their shapes."""
+    if any(t.is_meta for t in (*ours, *theirs)):
+        return 0.0 if [t.shape for t in ours] == [t.shape for t in theirs] else float("inf")
+    return relative_error(ours, [t.cpu() for t in theirs])
 
 
 def _line_of(error: BaseException) -> str:
@@ -297,7 +361,6 @@ def _search(edit: _Edit, candidates: list[_Candidate], check: SameOutputs) -> No
     """Find the attributes to change: those that nodes name, then all, then sets of classes one by one. Raises where none does."""
     if check():
         return
-    first = (check.failure, check.where)
     keys = list(dict.fromkeys(c.key for c in candidates))
     sure = [k for k in keys if any(c.sure for c in candidates if c.key == k)]
     trials: Iterator[tuple[tuple[type, str], ...]] = itertools.chain(
@@ -317,10 +380,8 @@ def _search(edit: _Edit, candidates: list[_Candidate], check: SameOutputs) -> No
                 edit.attribute(c.module, c.name, c.new)
         if check():
             return
-        if some == tuple(sure):
-            first = (check.failure, check.where)
         edit.undo(mark)
     held = "; ".join(f"{kind.__name__}.{name}" for kind, name in keys)
     raise IrpruneError(
-        f"the cut cannot be made in this instance: {first[0]}", first[1] or type(edit.model).__name__,
+        f"the cut cannot be made in this instance: {check.failure}", check.where or type(edit.model).__name__,
         (f"tried {held}; " if held else "") + "take the size in that line from the tensor, or use pruned.module; the model is as it was")
