@@ -99,7 +99,7 @@ class Net:
 
 
 NETS = {
-    "residual CNN": Net(lambda: DigitNet(32, 2), 30),
+    "residual CNN": Net(lambda: DigitNet(24, 1), 30),
     "inverted residuals": Net(InvertedNet, 40, 5e-3),
     "ViT": Net(DigitViT, 60, 2e-3),
 }
