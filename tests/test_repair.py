@@ -384,7 +384,7 @@ def test_nan_activations_are_named() -> None:
 def test_prune_repairs_and_says_that_the_proof_came_before() -> None:
     net, x = trained_statistics(), inputs(128)
     before = {n: t.clone() for n, t in net.state_dict().items()}
-    pruned = api.prune(net, (x[:2],), ratio=0.5, repair="least_squares", calibration=x)
+    pruned = api.prune(net, (x[:2],), ratio=0.5, importance="magnitude", repair="least_squares", calibration=x)
     plain = api.prune(net, (x[:2],), ratio=0.5)
     assert pruned.report.proof is not None and pruned.report.proof.passed
     assert pruned.report.repair is not None and "the proof is of the model before repair" in str(pruned.report)
@@ -394,3 +394,15 @@ def test_prune_repairs_and_says_that_the_proof_came_before() -> None:
     assert float((with_ - then).norm()) < 0.7 * float((without - then).norm())
     assert all(torch.equal(before[n], t) for n, t in net.state_dict().items())
     assert pruned.plan == plain.plan
+
+
+def test_calibration_data_choose_the_criterion_and_the_repair_where_nothing_is_said() -> None:
+    net, x = trained_statistics(), inputs(128)
+    pruned = api.prune(net, (x[:2],), calibration=(x[i:i + 32] for i in range(0, 128, 32)), proof=False)  # read twice
+    said = api.prune(net, (x[:2],), importance="wanda", repair="least_squares", calibration=x, proof=False)
+    assert pruned.plan == said.plan
+    assert pruned.report.repair is not None and pruned.report.repair.methods == ("least_squares",)
+    assert pruned.report.repair.after == pytest.approx(said.report.repair.after, rel=0.02)  # other chunks
+    assert api.prune(net, (x[:2],), calibration=x, repair=False, proof=False).report.repair is None
+    plain = api.prune(net, (x[:2],), proof=False)
+    assert plain.report.repair is None and plain.options.importance == "magnitude"

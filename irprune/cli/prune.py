@@ -26,7 +26,7 @@ folder with all of them and readable source."""
 @click.option("--params", type=float, help="Budget: share or number of parameters to keep.")
 @click.option("--bytes", "bytes_", type=float, help="Budget: share or number of stored bytes to keep.")
 @click.option("--activation", type=float, help="Budget: share or number of peak activation bytes to keep.")
-@click.option("--importance", default="magnitude", show_default=True, help="The criterion that ranks channels.")
+@click.option("--importance", default=None, help="The criterion that ranks channels.  [default: magnitude; wanda with --calibration]")
 @click.option("--scope", type=click.Choice(["local", "global", "isomorphic"]), default="local", show_default=True,
               help="Rank within each width, over all, or over groups of the same structure.")
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Weights, groups (weight:dim) or modules that stay whole.")
@@ -38,7 +38,8 @@ folder with all of them and readable source."""
               help="Which factor of a product of widths carries its ratio.")
 @click.option("--calibration", type=click.Path(), help="Folder of .npy, .npz or image files: data for criteria and repairs that read it.")
 @click.option("--repair", multiple=True, metavar="METHOD",
-              help="Refit what is left to the original, after the proof: least_squares, batch_norm, bias, affine or fold.")
+              help="Refit what is left to the original, after the proof: least_squares (default with --calibration), batch_norm, bias, "
+                   "affine, fold or none.")
 @click.option("--plan", type=click.Path(path_type=Path), help="Replay the choice in this plan instead of making one.")
 @click.option("--seed", type=int, default=None, help="Seed of a criterion that draws.")
 @click.option("--no-proof", is_flag=True, help="Leave the proof out.")
@@ -84,7 +85,7 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     settings = {k: given[k] for k in _PASSED}
     if given["ratio"] is not None:
         settings["ratio"] = given["ratio"]
-    settings["repair"] = given["repair"] or None
+    settings["repair"] = False if given["repair"] == ("none",) else given["repair"] or None
     return {**settings, "budget": budget or None, "ratios": _ratios(given["ratios"]), "proof": not given["no_proof"]}
 
 
