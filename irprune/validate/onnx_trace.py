@@ -251,6 +251,13 @@ class Recorder:
     def full(self, shape: Sequence[int], value: float, dtype: DType, device: Any = None) -> Tensor:
         return self.constant(np.full(tuple(shape), value), dtype.name)
 
+    def arange(self, end: int, device: Any = None) -> Tensor:
+        return self.constant(np.arange(end), "i64")
+
+    def embedding(self, table: Tensor, index: Tensor) -> Tensor:
+        """Rows of ``table``."""
+        return self.node("Gather", [self.named(table), self.named(index)], [*index.shape, *table.shape[1:]], table.dtype.name)
+
     def zeros_like(self, x: Tensor) -> Tensor:
         return self.constant(np.zeros(()), x.dtype.name)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType, Value
+from irprune.ops.families.contraction import zeroed
 from irprune.ops.onnx.contraction import product_type
 from irprune.ops.onnx.conv import conv_places
 from irprune.ops.onnx.dtypes import NUMBERED
@@ -89,16 +90,23 @@ def _dynamic(node: OnnxNode) -> Step:
 
 
 def _dynamic_rule(axes: Axes, node: Node) -> None:
-    """The scale follows the extremes of all values, whether or not they are dropped later: nothing may be."""
-    own = axes.of(node.operand(0))
-    for a in own:
-        axes.freeze(a, "quantised by the extremes of all its values")
-    node.out.axes = own
+    node.out.axes = axes.of(node.operand(0))
     for value in node.outputs[1:]:
         value.axes = ()
 
 
-op("dynamic_quantize", _dynamic_rule, run=runs("dynamic_quantize", 3))
+def _dynamic_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
+    """The scale follows the extremes of all values and zero: what is dropped counts for nothing as zeros."""
+    return run(zeroed(torch, operands[0], present(node.operand(0), list(range(node.operand(0).rank)))))
+
+
+op(
+    "dynamic_quantize",
+    _dynamic_rule,
+    run=runs("dynamic_quantize", 3),
+    silence=_dynamic_silence,
+    samples=(Sample((Arg((2, 6, 5)),), free=3),),
+)
 spell("dynamic_quantize", "DynamicQuantizeLinear", read=_dynamic)
 
 # -- products of integers ----------------------------------------------------------------------------------------------

@@ -17,6 +17,9 @@ from irprune.ops.onnx.functions.reductions import *  # noqa: F403
 from irprune.ops.onnx.functions.windows import *  # noqa: F403
 
 HELPERS: dict[str, tuple[str, ...]] = {
+    "projected_attention": ("keys_that_count",),
+    "multi_head_attention": ("keys_that_count",),
+    "group_query_attention": ("onnx_attention", "rotary"),
     "conv_fused": ("conv_padded",),
     "max_pool_padded": ("pool_windows",),
     "lp_pool": ("pool_windows",),

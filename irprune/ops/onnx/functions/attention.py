@@ -51,17 +51,80 @@ def onnx_attention(
     return (y, whole_key, whole_value, {0: held, 1: capped, 2: raw, 3: shares}[mode])[:results]
 
 
-def projected_attention(x, w, b=None, mask=None, past=None, bias=None, *, num_heads, sizes, is_causal, scale, filter):
+def keys_that_count(mask, batch, total, filter, like):
+    """What is added to the products: ``mask`` is a length for each sequence, or a number for each key, or for each query and key."""
+    if mask.dim() == 1:
+        mask = torch.arange(total, device=like.device) < mask[:, None]
+    mask = (1 - mask.to(like.dtype)) * filter
+    return mask[:, None, None, :] if mask.dim() == 2 else mask[:, None]
+
+
+def projected_attention(
+    x, w, b=None, mask=None, past=None, bias=None, *, num_heads, sizes, is_causal, scale, filter, results
+):
     y = x @ w if b is None else x @ w + b
     q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in y.split(sizes, -1))
+    if past is not None:
+        k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
     raw = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     raw = raw if bias is None else raw + bias
+    rows, total = raw.shape[-2:]
     if is_causal:
-        rows = torch.arange(raw.shape[-1], device=x.device)
-        raw = torch.where(rows <= rows[:, None], raw, torch.full((), filter, dtype=raw.dtype, device=x.device))
+        at = torch.arange(total, device=x.device)
+        raw = torch.where(at <= at[total - rows :, None], raw, torch.full((), filter, dtype=raw.dtype, device=x.device))
     if mask is not None:
-        raw = raw + (1 - mask.to(raw.dtype))[:, None, None, :] * filter
-    return (raw.softmax(-1) @ v).transpose(1, 2).flatten(2)
+        raw = raw + keys_that_count(mask, x.shape[0], total, filter, raw)
+    y = (raw.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return y if results == 1 else (y, torch.stack([k, v]))
+
+
+def multi_head_attention(
+    q, k, v, bias=None, padding=None, mask=None, past_key=None, past_value=None,
+    *, q_num_heads, kv_num_heads, is_causal, scale, filter, results
+):
+    if bias is not None:
+        sizes = [t.shape[-1] if t.dim() == 3 else t.shape[1] * t.shape[3] for t in (q, k, v)]
+        added = bias.split(sizes)
+        q, k, v = (t + a if t.dim() == 3 else t + a.unflatten(0, (t.shape[1], 1, -1)) for t, a in zip((q, k, v), added, strict=True))
+    q, k, v = (t if t.dim() == 4 else t.unflatten(-1, (q_num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+    k = k if past_key is None else torch.cat([past_key, k], 2)
+    v = v if past_value is None else torch.cat([past_value, v], 2)
+    if padding is not None:
+        unseen = keys_that_count(padding, q.shape[0], k.shape[2], filter, q)
+        mask = unseen if mask is None else mask + unseen
+    raw = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    raw = raw if mask is None else raw + mask
+    if is_causal:
+        at = torch.arange(k.shape[2], device=q.device)
+        later = at > at[k.shape[2] - q.shape[2] :, None]
+        raw = raw.masked_fill(later, float("-inf"))
+    y = (raw.softmax(-1) @ v).transpose(1, 2).flatten(2)
+    return y if results == 1 else (y, k, v)[:results]
+
+
+def group_query_attention(
+    q, k, v, past_key=None, past_value=None, lengths=None, total=None, cos=None, sin=None, positions=None, bias=None,
+    *, q_num_heads, kv_num_heads, is_causal, scale, softcap, do_rotary, rotary_interleaved, results
+):
+    """Sequences of one length, none of them padded: ``lengths`` and ``total`` then say what the shapes do."""
+    past = 0 if past_key is None else past_key.shape[2]
+    if do_rotary:
+        at = (torch.arange(q.shape[1], device=q.device) + past).expand(q.shape[0], -1)
+        q = rotary(q, cos, sin, at, num_heads=q_num_heads, interleaved=rotary_interleaved, rotated=2 * cos.shape[-1])
+        k = rotary(k, cos, sin, at, num_heads=kv_num_heads, interleaved=rotary_interleaved, rotated=2 * cos.shape[-1])
+    return onnx_attention(
+        q, k, v, bias, past_key, past_value, q_num_heads=q_num_heads, kv_num_heads=kv_num_heads, is_causal=1, scale=scale,
+        softcap=softcap, mode=0, results=results,
+    )
+
+
+def embedding_norm(ids, segments, words, places, kinds, weight, bias, mask=None, at=None, *, eps, results):
+    at = torch.arange(ids.shape[1], device=ids.device) if at is None else at
+    total = F.embedding(ids, words) + F.embedding(at, places)
+    total = total if kinds is None or segments is None else total + F.embedding(segments, kinds)
+    y = F.layer_norm(total, [total.shape[-1]], weight, bias, eps)
+    counts = torch.zeros(ids.shape[0], dtype=torch.int32, device=ids.device) if mask is None else mask.sum(1).int()
+    return y if results == 1 else (y, counts, total)[:results]
 
 
 def rotary(x, cos, sin, positions=None, *, num_heads, interleaved, rotated):

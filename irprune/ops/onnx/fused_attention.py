@@ -1,0 +1,266 @@
+"""Attention as onnxruntime fuses it (``com.microsoft``): with its projection, with biases, over caches and rotated queries and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from irprune.ir.axis import Axes, factors, parts
+from irprune.ir.graph import Node
+from irprune.ir.size import Size, probe_of, same
+from irprune.ops.families.contraction import zeroed
+from irprune.ops.onnx.attention import attended, counted, masked, opened, resized, shared, silenced
+from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.types import like
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
+
+__all__: list[str] = []
+
+FILTER = -10000.0  # what a masked product is lowered by
+
+# -- query, key and value apart --------------------------------------------------------------------------------------------
+
+
+def _padding(axes: Axes, node: Node, i: int, batch: Any) -> None:
+    """Which keys count: a length for each sequence, or a number for each key."""
+    if node.has(i):
+        own = axes.of(node.operand(i))
+        shared(axes, own[0], batch)
+        for a in own[1:]:
+            axes.freeze(a, "a mask of positions")
+
+
+def _multi_head(axes: Axes, node: Node) -> None:
+    attended(axes, node, mask=5, past=(6, 7))
+    _padding(axes, node, 4, axes.of(node.operand(0))[0])
+    if node.has(3):
+        bias = axes.of(node.operand(3))[0]
+        many = [axes.of(node.operand(i)) for i in range(3)]
+        widths = [a[2] if len(a) == 3 else axes.product((a[1], a[3])) for a in many]
+        axes.unify(bias, axes.sum(widths))
+
+
+def _multi_head_silence(torch: Any, node: Node, operands: Sequence[Any], present: Any, run: Any) -> Any:
+    """Besides query and key, what the bias adds to dropped entries of them."""
+    made = list(operands)
+    if node.has(3):
+        made[3] = zeroed(torch, made[3], present(node.operand(3), [0]))
+    return silenced(torch, node, made, present, run)
+
+
+def _read_multi_head(node: OnnxNode) -> Step:
+    a = node.attrs
+    more = any(node.has(i) for i in range(8, len(node.types))) or any(node.outputs[3:])
+    if not (node.has(1) and node.has(2)) or node.rank(0) != 3 or more:
+        raise Unread("a MultiHeadAttention with packed operands, shared buffers or beams")
+    q, k, v, heads = node.shape(0), node.shape(1), node.shape(2), a["num_heads"]
+    width = v[2] if len(v) == 3 else v[1] * v[3]
+    total = k[1] if len(k) == 3 else k[2]
+    total = total + node.shape(6)[2] if node.has(6) else total
+    attrs = {
+        "q_num_heads": heads,
+        "kv_num_heads": heads,
+        "is_causal": a.get("unidirectional", 0),
+        "scale": a.get("scale") or None,
+        "filter": a.get("mask_filter_value", FILTER),
+        "results": len(node.outputs),
+    }
+    kinds = [like(node, shape=(*q[:2], width)), like(node, shape=(q[0], heads, total, q[2] // heads))]
+    kinds.append(like(node, shape=(q[0], heads, total, width // heads)))
+    return Step("multi_head_attention", None, attrs, kinds[: len(node.outputs)])
+
+
+def _write_multi_head(edit: Edit, node: Node) -> None:
+    for name, key in (("num_heads", "q_num_heads"), ("kv_num_heads", "kv_num_heads")):
+        if name in edit.attrs and edit.attrs[name] != node.attrs[key]:
+            edit.attr(name, node.attrs[key])
+    if node.attrs["scale"] is not None and edit.attrs.get("scale") != node.attrs["scale"]:
+        edit.attr("scale", node.attrs["scale"])
+
+
+_HEADS = {"q_num_heads": 4, "kv_num_heads": 4, "is_causal": 0, "scale": None, "filter": FILTER, "results": 1}
+op(
+    "multi_head_attention",
+    _multi_head,
+    run=runs("multi_head_attention"),
+    resize=resized,
+    silence=_multi_head_silence,
+    macs=counted,
+    samples=(
+        Sample((Arg((2, 3, 24)), Arg((2, 5, 24)), Arg((2, 5, 28)), Arg((76,))), _HEADS, free=4),
+        Sample((Arg((2, 3, 24)), Arg((2, 4, 5, 6)), Arg((2, 4, 5, 7)), None, Arg((2, 5), "i32", 0, 2)), _HEADS, free=4),
+    ),
+)
+spell("multi_head_attention", "com.microsoft::MultiHeadAttention", read=_read_multi_head, write=_write_multi_head)
+
+# -- key heads that serve several query heads ------------------------------------------------------------------------------
+
+
+def _group_query(axes: Axes, node: Node) -> None:
+    """As attention over a cache. Heads go in groups; their size stays, of which onnxruntime wants a multiple of eight."""
+    attended(axes, node, mask=10, past=(3, 4))
+    _padding(axes, node, 5, axes.of(node.operand(0))[0])
+    for i, heads in ((0, node.attrs["q_num_heads"]), (1, node.attrs["kv_num_heads"]), (2, node.attrs["kv_num_heads"])):
+        axes.freeze(opened(axes, node, i, heads)[3], "head size of a kernel that wants a multiple of eight")
+    for i in (7, 8):
+        for a in axes.of(node.operand(i)) if node.has(i) else ():
+            axes.freeze(a, "a table of rotations")
+
+
+def _read_group_query(node: OnnxNode) -> Step:
+    a = node.attrs
+    if not (node.has(1) and node.has(2)) or node.has(9) or node.has(11) or a.get("smooth_softmax", 0) or a.get("qk_output", 0):
+        raise Unread("a GroupQueryAttention with packed operands, given positions or sinks")
+    if a.get("local_window_size", -1) not in (-1, 0) or any(node.has(i) for i in range(11, len(node.types))) or any(node.outputs[3:]):
+        raise Unread("a GroupQueryAttention within a window")
+    q, k, heads, groups = node.shape(0), node.shape(1), a["num_heads"], a["kv_num_heads"]
+    attrs = {
+        "q_num_heads": heads,
+        "kv_num_heads": groups,
+        "is_causal": 1,
+        "scale": a.get("scale") or None,
+        "softcap": a.get("softcap", 0.0),
+        "do_rotary": a.get("do_rotary", 0),
+        "rotary_interleaved": a.get("rotary_interleaved", 0),
+        "results": len(node.outputs),
+    }
+    length: Size | None = k[1]
+    if node.has(3):
+        found = node.inferred()
+        length = found[1].known[2] if len(found) > 1 and found[1].shape is not None else k[1] + node.shape(3)[2]
+    cache = like(node, shape=(q[0], groups, length, k[2] // groups))  # type: ignore[arg-type]
+    return Step("group_query_attention", None, attrs, [like(node), cache, cache][: len(node.outputs)])
+
+
+def _group_query_silence(torch: Any, node: Node, operands: Sequence[Any], present: Any, run: Any) -> Any:
+    return silenced(torch, node, list(operands), present, run)
+
+
+op(
+    "group_query_attention",
+    _group_query,
+    run=runs("group_query_attention"),
+    resize=resized,
+    silence=_group_query_silence,
+    macs=counted,
+)
+spell("group_query_attention", "com.microsoft::GroupQueryAttention", read=_read_group_query, write=_write_multi_head)
+
+# -- attention with its projection ---------------------------------------------------------------------------------------
+
+
+def _projected(axes: Axes, node: Node) -> None:
+    """``com.microsoft::Attention``: one matrix makes query, key and value, one after the other."""
+    x, w = axes.of(node.operand(0)), axes.of(node.operand(1))
+    sizes, heads = node.attrs["sizes"], node.attrs["num_heads"]
+    axes.unify(x[2], w[0])
+    axes.freeze(x[1], "positions that softmax runs over")
+    q, k, v = axes.cut(w[1], sizes)
+    opened = [axes.split(a, heads) for a in (q, k, v)]
+    if any(h is None or d is None for h, d in opened):
+        raise Unsupported("heads that are grouped otherwise")
+    (qh, qd), (kh, kd), (vh, vd) = opened
+    for h in (kh, vh):
+        axes.unify(qh, h)  # type: ignore[arg-type]
+    axes.unify(qd, kd)  # type: ignore[arg-type]
+    if node.has(2):
+        axes.unify(axes.of(node.operand(2))[0], w[1])
+    _padding(axes, node, 3, x[0])
+    if node.has(5):
+        masked(axes, node, 5, qh)  # type: ignore[arg-type]
+    node.out.axes = (x[0], x[1], axes.product((vh, vd)))  # type: ignore[arg-type]
+    caches = [*([axes.of(node.operand(4))] if node.has(4) else []), *(axes.of(v) for v in node.outputs[1:])]
+    for cache in caches:  # keys and values of the past in one tensor
+        axes.freeze(cache[0], "keys and values")
+        shared(axes, cache[1], x[0])
+        axes.unify(cache[2], qh)  # type: ignore[arg-type]
+        axes.freeze(cache[3], "positions of the past")
+        axes.unify(cache[4], kd)  # type: ignore[arg-type]
+        axes.unify(cache[4], vd)  # type: ignore[arg-type]
+
+
+def _projected_resize(node: Node, cut: Cut) -> None:
+    attrs = node.attrs
+    width = (node.operand(1).axes or ())[1]
+    left: list[int] = []
+    sizes, at, total = list(attrs["sizes"]), 0, 0
+    for p in parts(width):
+        total += probe_of(cut.size(p))
+        at += probe_of(p.size)
+        if at == sum(sizes[: len(left) + 1]):
+            left.append(total)
+            total = 0
+    kept, covered = 1, 1
+    for f in factors((node.out.axes or ())[2]):
+        if covered == attrs["num_heads"]:
+            break
+        covered *= probe_of(f.size)
+        kept *= probe_of(cut.size(f))
+    before = sizes[0] // attrs["num_heads"]
+    if before != left[0] // kept and attrs["scale"] is None:
+        attrs["scale"] = float(before) ** -0.5
+    attrs["num_heads"], attrs["sizes"] = kept, left
+
+
+def _projected_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
+    """Dropped input features are not summed, and the columns of dropped query and key entries are zero."""
+    made = list(operands)
+    made[0] = zeroed(torch, made[0], present(node.operand(0), [2]))
+    made[1] = zeroed(torch, zeroed(torch, made[1], present(node.operand(1), [0])), present(node.operand(1), [1]))
+    if len(made) > 2 and made[2] is not None:
+        made[2] = zeroed(torch, made[2], present(node.operand(2), [0]))
+    return run(*made)
+
+
+def _projected_macs(node: Node) -> tuple[Any, ...]:
+    """The projection alone: what the positions cost is no weight's."""
+    return ((*(node.operand(0).axes or ())[:2], *(node.operand(1).axes or ())),)
+
+
+def _read_projected(node: OnnxNode) -> Step:
+    a = node.attrs
+    x, width = node.shape(0), node.shape(1)[1]
+    lengths = node.has(3) and node.rank(3) == 1
+    if node.has(6) or a.get("do_rotary", 0) or (node.has(3) and node.rank(3) > 3) or (lengths and not same(node.shape(3)[0], x[0])):
+        raise Unread("a com.microsoft::Attention with a shared buffer, a rotation or an unusual mask")
+    sizes = list(a.get("qkv_hidden_sizes") or [width // 3] * 3)
+    if not isinstance(width, int):
+        raise Unread("a com.microsoft::Attention of dynamic width")
+    heads = a["num_heads"]
+    attrs = {
+        "num_heads": heads,
+        "sizes": sizes,
+        "is_causal": a.get("unidirectional", 0),
+        "scale": a.get("scale") or None,
+        "filter": a.get("mask_filter_value", FILTER),
+        "results": len(node.outputs),
+    }
+    total = x[1] + node.shape(4)[3] if node.has(4) else x[1]
+    cache = like(node, shape=(2, x[0], heads, total, sizes[1] // heads))
+    return Step("projected_attention", (0, 1, 2, 3, 4, 5), attrs, [like(node, shape=(*x[:2], sizes[2])), cache][: len(node.outputs)])
+
+
+def _write_projected(edit: Edit, node: Node) -> None:
+    a = node.attrs
+    if edit.attrs["num_heads"] != a["num_heads"]:
+        edit.attr("num_heads", a["num_heads"])
+    if list(edit.attrs.get("qkv_hidden_sizes") or a["sizes"]) != a["sizes"] or len(set(a["sizes"])) > 1:
+        edit.attr("qkv_hidden_sizes", a["sizes"])
+    if a["scale"] is not None and edit.attrs.get("scale") != a["scale"]:
+        edit.attr("scale", a["scale"])
+
+
+_PROJECTED = {"num_heads": 2, "sizes": [8, 8, 8], "is_causal": 0, "scale": None, "filter": FILTER, "results": 1}
+op(
+    "projected_attention",
+    _projected,
+    run=runs("projected_attention"),
+    resize=_projected_resize,
+    silence=_projected_silence,
+    macs=_projected_macs,
+    samples=(
+        Sample((Arg((2, 3, 5)), Arg((5, 24)), Arg((24,))), _PROJECTED, free=5),
+        Sample((Arg((2, 3, 5)), Arg((5, 24)), Arg((24,)), Arg((2,), "i32", 1, 4)), _PROJECTED, free=5),
+    ),
+)
+spell("projected_attention", "com.microsoft::Attention", read=_read_projected, write=_write_projected)
