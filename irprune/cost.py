@@ -89,19 +89,19 @@ class Polynomial:
         self.terms: dict[tuple[Axis, ...], int] = {}
         self.sources: list[tuple[str, int, tuple[Axis, ...], tuple[Axis, ...]]] = []
         self.using: dict[Axis, list[tuple[Axis, ...]]] = {}  # leaf -> the products it stands in
+        self._split: dict[Axis, tuple[list[Axis], int]] = {}  # worked out once for each axis
 
     def add(self, axes: Iterable[Axis], scale: int = 1, source: str = "") -> tuple[int, tuple[Axis, ...]]:
         """Add ``scale`` times the product of the sizes of ``axes``; returns it as (number, sizes that may change)."""
         every = tuple(axes)
-        memo: dict[Axis, int] = {}
         open_: list[Axis] = []
-        for a in every:
-            for f in factors(a):
-                if any(x.reason is None and x.size != 1 for x in leaves(f)):
-                    open_.append(f)
-                else:
-                    scale *= size_under(f, {}, self.symbols, memo)
-        product = tuple(sorted(open_, key=lambda a: a.id))
+        for a in map(find, every):
+            if a not in self._split:
+                self._split[a] = self._opened(a)
+            changing, fixed = self._split[a]
+            open_ += changing
+            scale *= fixed
+        product = tuple(sorted(open_, key=lambda a: a.id) if len(open_) > 1 else open_)
         if source:
             self.sources.append((source, scale, product, every))
         if not product:
@@ -113,6 +113,16 @@ class Polynomial:
             for leaf in dict.fromkeys(x for a in product for x in leaves(a)):
                 self.using.setdefault(leaf, []).append(product)
         return scale, product
+
+    def _opened(self, axis: Axis) -> tuple[list[Axis], int]:
+        """The factors of ``axis`` that may change, and the product of the others."""
+        changing, fixed = [], 1
+        for f in factors(axis):
+            if any(x.reason is None and x.size != 1 for x in leaves(f)):
+                changing.append(f)
+            else:
+                fixed *= size_under(f, {}, self.symbols, {})
+        return changing, fixed
 
     def value(self, product: Sequence[Axis], counts: Counts, memo: dict[Axis, int]) -> int:
         """The product of the sizes."""

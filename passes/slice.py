@@ -89,7 +89,9 @@ def take(array: Any, indices: Sequence[Indices | None]) -> Any:
 
     array = array.detach()
     if array.device.type == "cpu" and array.layout is torch.strided and array.element_size() in _INTEGERS:
-        # numpy copies runs where torch copies elements, and neither waits for other threads nor minds what the bits mean
+        # numpy copies runs where torch copies elements, and waits for no other threads; what it has no name for it takes as bits
+        if str(array.dtype) in _SHARED:
+            return torch.from_numpy(_take(array.numpy(), indices))
         raw = array.view(getattr(torch, _INTEGERS[array.element_size()])).numpy()
         return torch.from_numpy(_take(raw, indices)).view(array.dtype)
     for dim, index in enumerate(indices):
@@ -98,6 +100,7 @@ def take(array: Any, indices: Sequence[Indices | None]) -> Any:
     return array
 
 
+_SHARED = ("torch.float32", "torch.float64", "torch.float16", "torch.int64", "torch.int32")
 _INTEGERS = {1: "int8", 2: "int16", 4: "int32", 8: "int64"}
 
 

@@ -73,6 +73,8 @@ def elements(slot: Slot, within: Axis | None = None) -> NDArray[np.int64]:
 
 def gather(values: Scores, slot: Slot, within: Axis | None = None, how: Callable[..., Any] = np.sum) -> Scores:
     """Values along a dimension brought onto one leaf of it: of shape (size,), or (size of ``within``, size)."""
+    if len(values) == slot.leaf.size:  # the leaf is the dimension
+        return np.asarray(values, dtype=np.float64)
     return np.asarray(how(values[elements(slot, within)], axis=-1), dtype=np.float64)
 
 

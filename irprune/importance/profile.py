@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -33,6 +34,20 @@ def as_numpy(array: Any, where: str = "") -> NDArray[Any]:
     return np.asarray(array.numpy())
 
 
+def _space(chunk: NDArray[Any]) -> NDArray[Any]:
+    """Room for an array like ``chunk``, the same for every chunk of a thread: fresh pages would cost more than the arithmetic."""
+    if chunk.size > _CHUNK:
+        return np.empty(chunk.shape, dtype=chunk.dtype)
+    held: NDArray[Any] | None = getattr(_own, chunk.dtype.char, None)
+    if held is None:
+        held = np.empty(_CHUNK, dtype=chunk.dtype)
+        setattr(_own, chunk.dtype.char, held)
+    return held[: chunk.size].reshape(chunk.shape)
+
+
+_own = threading.local()
+
+
 def _without_mask(array: Any) -> NDArray[Any] | None:
     """``array`` with zeros for the one huge negative number that masks many positions and weighs nothing; None where it is no mask."""
     huge = np.abs(array) > _HUGE
@@ -49,34 +64,38 @@ def profile(array: Any, dims: Iterable[int], p: float = 2.0, where: str = "") ->
     (half precisions as float32). Raises IrpruneError where a value is NaN or infinite, naming ``where``.
     """
     shape = tuple(array.shape)
-    out: dict[int, NDArray[np.float64]] = {}
+    if str(array.dtype).removeprefix("torch.") in ("float32", "float64"):
+        array = as_numpy(array, where)  # as it lies; half precisions are widened chunk by chunk
+    wanted = list(dims)
     rows = np.zeros(shape[0], dtype=np.float64)
     width = int(np.prod(shape[1:], dtype=np.int64))
-    wanted = list(dims)
     inner = any(d > 0 for d in wanted)
     rest = np.zeros(width, dtype=np.float64)
     step = max(1, _CHUNK // max(width, 1))
-    space = np.empty(0, dtype=np.float32)  # one buffer for all chunks: fresh pages would cost more than the arithmetic
-    for at in range(0, shape[0] if width else 0, step):  # an empty weight (no register tokens) weighs nothing
-        chunk = as_numpy(array[at:at + step], where).reshape(-1, width)
-        if space.dtype != chunk.dtype or space.size < chunk.size:
-            space = np.empty(max(chunk.size, _CHUNK), dtype=chunk.dtype)
-        powers = space[: chunk.size].reshape(chunk.shape)
-        with np.errstate(over="ignore"):  # what overflows is seen below
+    across = down = np.ones(0, dtype=np.float32)
+    with np.errstate(over="ignore"):  # what overflows is seen below
+        for at in range(0, shape[0] if width else 0, step):  # an empty weight (no register tokens) weighs nothing
+            chunk = as_numpy(array[at:at + step], where).reshape(-1, width)
+            powers = _space(chunk)
             np.square(chunk, out=powers) if p == 2.0 else np.abs(chunk, out=powers)
-        if p == _INF:
-            rows[at:at + step] = powers.max(axis=1, initial=0.0)
-            rest = np.maximum(rest, powers.max(axis=0))
-        else:
-            rows[at:at + step] = powers @ np.ones(width, dtype=powers.dtype)
-            if inner:
-                rest += np.ones(len(powers), dtype=powers.dtype) @ powers
+            if p == _INF:
+                rows[at:at + step] = powers.max(axis=1, initial=0.0)
+                rest = np.maximum(rest, powers.max(axis=0))
+            elif width == 1:
+                rows[at:at + step] = powers[:, 0]
+            else:
+                if not at:
+                    across, down = np.ones(width, dtype=powers.dtype), np.ones(len(powers), dtype=powers.dtype)
+                rows[at:at + step] = powers @ across
+                if inner:
+                    rest += down[:len(powers)] @ powers
     if not np.isfinite(rows).all():
         plain = _without_mask(as_numpy(array))
         if plain is not None:
             return profile(plain, wanted, p, where)
         raise IrpruneError("a weight holds NaN or infinity", where, "repair the model before it is pruned")
     folded = rest.reshape(shape[1:])
+    out: dict[int, NDArray[np.float64]] = {}
     for d in wanted:
         others = tuple(k for k in range(len(shape) - 1) if k != d - 1)
         out[d] = rows if d == 0 else folded.max(axis=others, initial=0.0) if p == _INF else folded.sum(axis=others)
