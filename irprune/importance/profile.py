@@ -81,12 +81,10 @@ def profile(array: Any, dims: Iterable[int], p: float = 2.0, where: str = "") ->
             if p == _INF:
                 rows[at:at + step] = powers.max(axis=1, initial=0.0)
                 rest = np.maximum(rest, powers.max(axis=0))
-            elif width == 1:
-                rows[at:at + step] = powers[:, 0]
             else:
                 if not at:
                     across, down = np.ones(width, dtype=powers.dtype), np.ones(len(powers), dtype=powers.dtype)
-                rows[at:at + step] = powers @ across
+                rows[at:at + step] = powers @ across if width > 1 else powers[:, 0]
                 if inner:
                     rest += down[:len(powers)] @ powers
     if not np.isfinite(rows).all():
