@@ -213,8 +213,14 @@ def _projected_silence(torch: Any, node: Node, operands: list[Any], present: Any
 
 
 def _projected_macs(node: Node) -> tuple[Any, ...]:
-    """The projection alone: what the positions cost is no weight's."""
-    return ((*(node.operand(0).axes or ())[:2], *(node.operand(1).axes or ())),)
+    """The projection, queries with keys, and weights with values."""
+    x, w = node.operand(0).axes or (), node.operand(1).axes or ()
+    queries, covered = [], 0
+    for p in parts(w[1]):
+        if covered < node.attrs["sizes"][0]:
+            queries.append(p)
+            covered += probe_of(p.size)
+    return ((*x[:2], *w), *((*x[:2], x[1], p) for p in queries), (*(node.out.axes or ()), x[1]))
 
 
 def _read_projected(node: OnnxNode) -> Step:
