@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["CheckFailed", "IrpruneError"]
+import sysconfig
+
+__all__ = ["CheckFailed", "IrpruneError", "gist", "users_line"]
 
 
 class IrpruneError(Exception):
@@ -18,3 +20,26 @@ class IrpruneError(Exception):
 
 class CheckFailed(IrpruneError):
     """A proof or a comparison found a difference; the command line exits with 1."""
+
+
+def gist(error: BaseException) -> str:
+    """The kind of an error and its first telling line."""
+    lines = [x.strip() for x in str(error).splitlines() if x.strip()]
+    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
+
+
+_STANDARD = sysconfig.get_path("stdlib") + "/"
+
+
+def users_line(error: BaseException) -> str:
+    """``file:line`` of the deepest frame outside torch, irprune and the standard library that the error passed through, or ""."""
+    found = ""
+    trace = error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        package = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        standard = file.startswith(_STANDARD) and "site-packages" not in file
+        if not (file.startswith("<") or standard or package in ("torch", "irprune")):
+            found = f"{file}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found

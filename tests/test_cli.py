@@ -70,6 +70,23 @@ class Branch(nn.Module):
 
 def branch():
     return Branch()
+
+
+class Cond(nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: -x, (x,))
+
+
+def cond():
+    return Cond()
+
+
+def fails():
+    raise RuntimeError("no such\\nweights")
+
+
+def needs(path):
+    return Net()
 '''
 
 Result = tuple[int, str, str]
@@ -109,6 +126,11 @@ def refused(result: Result, code: int, *texts: str) -> None:
     assert len(lines) == 1 and lines[0].startswith("irprune"), result[2]
     for text in texts:
         assert text in lines[0], lines[0]
+
+
+def line_of(text: str) -> int:
+    """Where ``text`` stands in the user's file."""
+    return next(i for i, line in enumerate(NET.splitlines(), 1) if text in line)
 
 
 # -- what works --------------------------------------------------------------------------------------------------------
@@ -260,19 +282,30 @@ def test_bad_models_exit_with_2(call: Callable[..., Result], net: str, tmp_path:
     (tmp_path / "text.onnx").write_bytes(b"this is no model at all, but it is long enough to be read")
     (tmp_path / "empty.pt2").write_bytes(b"")
     (tmp_path / "text.pt2").write_bytes(b"neither is this")
+    (tmp_path / "broken.py").write_text("def (")
+    (tmp_path / "raises.py").write_text("x = 0\nx = 1 / x\n")
     before = sorted(p.name for p in tmp_path.iterdir())
     for model, texts in [
         ("gone.onnx", ["no such file (gone.onnx)", "check the path"]), ("gone.py:build", ["no such file"]), ("nowhere", ["no such model"]),
         (tmp_path / "empty.onnx", ["the file is empty"]), (tmp_path / "empty.pt2", ["the file is empty"]),
         (tmp_path / "text.onnx", ["text.onnx"]), (tmp_path / "text.pt2", ["not a program of torch.export"]),
-        (f"{file}:gone", ["no 'gone' here", "build"]), (tmp_path, ["no model.py here"]),
+        (f"{file}:gone", ["no 'gone' here", "build"]), (tmp_path, ["no model.py here"]), (file, ["no callable is named", "net.py:build"]),
+        (f"{file}:fails", ["fails() fails: RuntimeError: no such", f"net.py:{line_of('raise RuntimeError')}"]),
+        (f"{file}:needs", ["needs() cannot be called", "'path'"]), (f"{tmp_path / 'broken.py'}:build", ["invalid syntax", "broken.py"]),
+        (f"{tmp_path / 'raises.py'}:build", ["cannot be imported: ZeroDivisionError", "raises.py:2"]),
     ]:
         refused(call(command, model), 2, *texts)
-    line = NET.splitlines().index("        if x.sum() > 0:") + 1
     if command != "bench":
         refused(call(command, f"{file}:branch", "--input", "3"), 2, "cannot be captured", "torch.export says", "torch.fx says",
-                f"net.py:{line}", "take out of forward")
+                f"net.py:{line_of('if x.sum() > 0')}", "take out of forward")
+        refused(call(command, f"{file}:cond", "--input", "3"), 2, "'cond' is not inlined", f"net.py:{line_of('torch.cond')}", "torch.cond")
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__") == before
+
+
+def test_what_torch_logs_of_a_refusal_is_not_shown(net: str) -> None:
+    made = subprocess.run([sys.executable, "-m", "irprune", "prune", net, "--input", "5x7"], capture_output=True, text=True)
+    assert made.returncode == 2 and made.stdout == ""
+    assert [line.split()[0] for line in made.stderr.splitlines()] == ["pruning", "irprune:"], made.stderr
 
 
 def test_nan_weights_exit_with_2(call: Callable[..., Result], net: str, tmp_path: Path, there: set[str]) -> None:

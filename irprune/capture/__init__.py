@@ -42,19 +42,30 @@ def capture(
     declined = ""
     if method != "export" and dynamic_shapes is None:
         from irprune.capture.trace import trace
+        from irprune.quiet import quiet
 
         try:
-            return trace(model, args, kwargs)
+            with quiet():
+                return trace(model, args, kwargs)
         except Exception as why:  # torch.export decides whether the model or the trace is at fault, and says so
             if method == "trace":
                 raise IrpruneError(f"the model cannot be traced: {_first_line(why)}", "", "use method='auto'") from why
             declined = _first_line(why)
+        if "HigherOrderOperator" in declined:
+            _forget_compiled()
     from irprune.capture.torch_export import export, from_exported
 
     graph = from_exported(export(model, tuple(args), kwargs, dynamic_shapes), model)
     if declined:
         graph.notes.append(f"captured by torch.export, because the quick trace declined: {declined}")
     return graph
+
+
+def _forget_compiled() -> None:
+    """What torch compiled of ``torch.cond`` and its like under the trace would fail outside of it."""
+    import torch
+
+    torch._dynamo.reset()
 
 
 def _first_line(error: BaseException) -> str:

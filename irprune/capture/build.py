@@ -148,7 +148,7 @@ def canonical_target(target: Any) -> str:
 
 def innermost(frames: Sequence[tuple[str, int]]) -> str:
     """``file:line`` of the innermost frame outside torch, or of the innermost layer where all are torch's; ``frames`` run inwards."""
-    user = [f for f in frames if not f[0].startswith(TORCH)]
+    user = [f for f in frames if not f[0].startswith((TORCH, "<"))]  # "<eval_with_key>": code that torch wrote
     layers = [f for f in frames if f[0].startswith(LAYERS) and not f[0].endswith("/module.py")]
     best = (user or layers or list(frames))[-1:]
     return f"{best[0][0]}:{best[0][1]}" if best else ""

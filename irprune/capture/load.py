@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, gist, users_line
 from irprune.ir.graph import Graph
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ def load_model(spec: str, inputs: Sequence[str] = (), pretrained: bool = False) 
         return _called(from_folder(path), given, lambda: _saved_call(path), path.name)
     head, colon, tail = spec.rpartition(":")
     if not colon or not head or not tail:
+        if path.suffix == ".py":
+            _must_be_file(path)
+            raise IrpruneError("no callable is named", spec, f"say which function gives the model: {spec}:build")
         raise IrpruneError("not a model" if path.exists() else "no such model", spec, f"MODEL is one of {_FORMS}")
     makers: dict[str, _Maker] = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}
     if head in makers:
@@ -163,7 +167,10 @@ def _draw(given: Iterable[InputSpec]) -> list[torch.Tensor]:
     out = []
     for spec in given:
         if spec.file:
-            array = np.load(spec.file)
+            try:
+                array = np.load(spec.file)
+            except (OSError, ValueError) as broken:
+                raise IrpruneError(f"cannot be read: {gist(broken)}", spec.file, "write it with numpy.save or numpy.savez") from broken
             out.append(torch.from_numpy(array if isinstance(array, np.ndarray) else array[array.files[0]]))
             continue
         if (spec.dtype or "f32") not in TO_TORCH:
@@ -204,9 +211,13 @@ def _from_code(place: str, name: str, given: Sequence[InputSpec]) -> Loaded:
         if not callable(made):
             raise IrpruneError(f"{name!r} is neither a module nor a callable", place, hint)
         try:
-            made = made()
+            inspect.signature(made).bind()
         except TypeError as refused:
             raise IrpruneError(f"{name}() cannot be called: {refused}", place, hint) from refused
+        except ValueError:  # a callable that says nothing of its parameters
+            pass
+        with _users_code(place, f"{name}()"):
+            made = made()
     example: Callable[[], Any] = getattr(module, "example_inputs", None) or _no_example(place)
     if isinstance(made, tuple) and made and isinstance(made[0], torch.nn.Module):
         model, *call = made
@@ -215,7 +226,8 @@ def _from_code(place: str, name: str, given: Sequence[InputSpec]) -> Loaded:
         made = model
     if not isinstance(made, torch.nn.Module):
         raise IrpruneError(f"{name}() gave {type(made).__name__}, not an nn.Module", place, "return the model, or (model, args, kwargs)")
-    loaded = _called(made, given, example, type(made).__name__)
+    with _users_code(place, "example_inputs()"):
+        loaded = _called(made, given, example, type(made).__name__)
     dynamic = getattr(getattr(module, "CASE", None), "dynamic", None)
     if not given and dynamic:
         loaded.dynamic_shapes = dict(dynamic)
@@ -243,8 +255,21 @@ def _import(place: str) -> ModuleType:
         return importlib.import_module(place)
     except ModuleNotFoundError as missing:
         raise IrpruneError(f"no module {missing.name!r}", place, f"install it, or give MODEL as one of {_FORMS}") from missing
-    except (SyntaxError, ImportError) as broken:
-        raise IrpruneError(f"cannot be imported: {broken}", place, "python must be able to import the file") from broken
+    except IrpruneError:
+        raise
+    except Exception as broken:  # whatever the user's code raises
+        raise IrpruneError(f"cannot be imported: {gist(broken)}", users_line(broken) or place, "it must import on its own") from broken
+
+
+@contextlib.contextmanager
+def _users_code(place: str, what: str) -> Iterator[None]:
+    """What the user's own code raises becomes one line, with the line that it came from."""
+    try:
+        yield
+    except IrpruneError:
+        raise
+    except Exception as failed:
+        raise IrpruneError(f"{what} fails: {gist(failed)}", users_line(failed) or place, "it must run on its own") from failed
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -14,7 +14,6 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +35,7 @@ from irprune.capture.build import (
     type_of,
 )
 from irprune.capture.untouched import attributes_kept, evaluating
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, gist, users_line
 from irprune.ir.graph import Graph, Value, Weight
 from irprune.ops.call import overload
 from irprune.ops.registry import spelling
@@ -62,7 +61,7 @@ def export(
         try:
             result = model(*args, **kwargs)
         except Exception as failed:  # whatever forward raises is what the user must see
-            raise IrpruneError(f"forward fails on the example input: {_gist(failed)}", _user_line(failed),
+            raise IrpruneError(f"forward fails on the example input: {gist(failed)}", users_line(failed),
                                "give args and kwargs (--input) of the shapes and types that the model takes") from failed
         try:
             if open_dataclasses(result):
@@ -71,33 +70,10 @@ def export(
             return torch.export.export(traced, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as refused:
             raise IrpruneError(
-                f"the model cannot be captured: torch.export says {_gist(first)!r}; torch.fx says {_gist(refused)!r}",
-                _user_line(first) or _user_line(refused),
+                f"the model cannot be captured: torch.export says {gist(first)!r}; torch.fx says {gist(refused)!r}",
+                users_line(first) or users_line(refused),
                 "take out of forward what depends on the values of tensors (branches, .item(), data-dependent shapes)",
             ) from first
-
-
-def _gist(error: BaseException) -> str:
-    """The first telling line of an error."""
-    lines = [x.strip() for x in str(error).splitlines() if x.strip()]
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
-
-
-_OURS = str(Path(__file__).resolve().parents[1]) + "/"
-_TORCH = str(Path(torch.__file__).resolve().parent) + "/"
-_STANDARD = str(Path(inspect.__file__).parent) + "/"
-
-
-def _user_line(error: BaseException) -> str:
-    """The deepest frame outside torch and irprune that the error passed through."""
-    found = ""
-    trace = error.__traceback__
-    while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        if not file.startswith((_TORCH, _OURS, "<", *(() if "site-packages" in file else (_STANDARD,)))):
-            found = f"{file}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return found
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from irprune.cli.options import as_json, say, show_json
-from irprune.emit.aside import check_folder
+from irprune.emit.aside import check_folder, check_place
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -34,6 +34,7 @@ def demo(output: Path, ratio: float, epochs: int, seed: int, json_: bool) -> Non
 
     Options.of(ratio=ratio)  # refused before anything is trained
     check_folder(output)
+    check_place(output)
     talk = Console(stderr=True)
     columns = (TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
                TextColumn("{task.fields[note]}"))

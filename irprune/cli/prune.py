@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from irprune.cli.options import as_json, device, inputs, load, model, say, show_json, shown
-from irprune.emit.aside import check_folder
+from irprune.emit.aside import check_folder, check_place
 from irprune.errors import CheckFailed, IrpruneError
 
 __all__ = ["prune"]
@@ -108,6 +108,7 @@ def _check_output(output: Path | None) -> None:
         raise IrpruneError("the output is a folder", str(output), "name a file in it")
     if output.suffix not in (".onnx", ".pt2", ".json"):
         check_folder(output)
+    check_place(output)
 
 
 def _write(pruned: Any, output: Path | None, options: Any) -> None:

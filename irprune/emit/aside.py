@@ -12,7 +12,7 @@ from pathlib import Path
 
 from irprune.errors import IrpruneError
 
-__all__ = ["NotWritten", "aside", "cannot_write", "check_folder", "no_room", "replace_folder"]
+__all__ = ["NotWritten", "aside", "cannot_write", "check_folder", "check_place", "no_room", "replace_folder"]
 
 
 @contextlib.contextmanager
@@ -55,6 +55,15 @@ def check_folder(path: Path) -> None:
     """Raises IrpruneError where ``path`` exists and is neither empty nor a folder that irprune wrote."""
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "report.json").exists())):
         raise IrpruneError("the output exists and is not a folder that irprune wrote", str(path), "name another one with -o, or remove it")
+
+
+def check_place(path: Path) -> None:
+    """Raises IrpruneError where nothing can be written at ``path``; leaves nothing there."""
+    there = next((p for p in path.absolute().parents if p.exists()), Path("/"))
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as refused:
+        raise cannot_write(refused, path) from refused
 
 
 @contextlib.contextmanager
