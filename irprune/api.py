@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -130,6 +130,14 @@ class Pruned:
         return self._module
 
     @property
+    def surgeon(self) -> Any:
+        """The pruned model as a graph of onnx-graphsurgeon. Raises IrpruneError for a model that did not come in as ONNX."""
+        from irprune.capture.surgeon import to_surgeon
+        from irprune.emit.onnx import emit_onnx
+
+        return to_surgeon(emit_onnx(self.cut))
+
+    @property
     def kept(self) -> dict[str, list[list[int] | None]]:
         """For each weight that was cut, per dimension the kept indices of the original, or None where all are."""
         from irprune.passes.slice import kept_indices
@@ -198,11 +206,17 @@ class Pruned:
 def capture(
     model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None,
 ) -> Graph:
-    """The graph of an ``nn.Module`` called with ``args`` and ``kwargs``, of an ``ExportedProgram``, or of an ``.onnx`` or ``.pt2`` file.
+    """The graph of an ``nn.Module`` called with ``args`` and ``kwargs``, of an ``ExportedProgram``, of an ``.onnx`` or ``.pt2``
+    file, or of a graph of onnx-graphsurgeon.
 
     The model is left as it was. Raises IrpruneError for what cannot be captured.
     """
     kind = _kind(model)
+    if kind == "surgeon":
+        from irprune.capture.surgeon import from_surgeon
+
+        model = from_surgeon(model)
+        kind = "onnx"
     if kind == "onnx":
         from irprune.capture.onnx import capture_onnx
 
@@ -224,7 +238,7 @@ def capture(
 
 
 def _kind(model: Any) -> str:
-    """What came in: ``module``, ``program``, ``pt2`` or ``onnx``. Raises IrpruneError for anything else."""
+    """What came in: ``module``, ``program``, ``pt2``, ``onnx`` or ``surgeon``. Raises IrpruneError for anything else."""
     if isinstance(model, (str, Path)):
         suffix = Path(model).suffix
         if suffix in (".onnx", ".pt2"):
@@ -238,6 +252,8 @@ def _kind(model: Any) -> str:
             return "program"
         if kind.__name__ == "ModelProto":
             return "onnx"
+        if where == "onnx_graphsurgeon.ir.graph.Graph":
+            return "surgeon"
     raise IrpruneError(f"not a model: {type(model).__name__}", "", "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file")
 
 
@@ -293,7 +309,8 @@ def prune(
 ) -> Pruned:
     """A smaller model, proven equal to ``model`` with the dropped channels silenced. ``model`` is not changed.
 
-    model       nn.Module, ExportedProgram, "m.pt2", "m.onnx" or onnx.ModelProto; ``args`` and ``kwargs`` are an example call
+    model       nn.Module, ExportedProgram, "m.pt2", "m.onnx", onnx.ModelProto or onnx_graphsurgeon.Graph; ``args`` and ``kwargs``
+                are an example call
     ratio       share of every width that is dropped, 0 to 1; default 0.5
     importance  criterion: a name of ``irprune.importance`` or an object; default "magnitude", with calibration data "wanda"
     scope       "local": every width by its ratio; "global": one threshold; "isomorphic": one for each kind of structure
@@ -317,7 +334,7 @@ def prune(
     Raises IrpruneError for bad input, CheckFailed where the proof fails.
     """
     chosen = Options.of(ratio=ratio, importance=importance, scope=scope, keep=keep, round_to=round_to, budget=budget, proof=proof, **more)
-    clock = _Clock()
+    clock = Clock()
     with clock("capture"):
         graph = capture(model, args, kwargs, chosen.dynamic_shapes)
     with clock("analyse"):
@@ -343,7 +360,7 @@ def apply_plan(
     from irprune.plan import Plan
 
     chosen = Options.of(proof=proof, **more)
-    clock = _Clock()
+    clock = Clock()
     with clock("capture"):
         graph = capture(model, args, kwargs, chosen.dynamic_shapes)
     with clock("analyse"):
@@ -354,17 +371,20 @@ def apply_plan(
     return _finish(graph, chosen, clock)
 
 
-class _Clock:
-    """Seconds by stage."""
+class Clock:
+    """Seconds by stage, as ``now`` counts them."""
+
+    now: ClassVar[Callable[[], float]] = time.perf_counter
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
+        now = type(self).now
+        began = now()
         yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now() - began
 
 
 def cut_graph(graph: Graph) -> Graph:
@@ -378,7 +398,7 @@ def cut_graph(graph: Graph) -> Graph:
     return cut
 
 
-def _finish(graph: Graph, options: Options, clock: _Clock) -> Pruned:
+def _finish(graph: Graph, options: Options, clock: Clock) -> Pruned:
     """Slice, emit, prove and report."""
     with clock("slice"):
         cut = cut_graph(graph)

@@ -20,6 +20,7 @@ from onnx import numpy_helper
 
 from irprune.capture.onnx_bodies import function_of, lifted, read_body
 from irprune.capture.onnx_file import Files, read_model
+from irprune.capture.onnx_functions import Opened, opened
 from irprune.capture.onnx_proto import NAMES, attributes, dtype_of, identifier, value_type
 from irprune.capture.onnx_shapes import LIMIT, fold, symbolic
 from irprune.errors import IrpruneError
@@ -65,10 +66,11 @@ class Stored:
 
 @dataclass
 class OnnxSource:
-    """The file behind a graph, and what reading it found. ``model`` is never changed."""
+    """The file behind a graph, and what reading it found. ``model`` is never changed; calls of local functions are opened in it."""
 
     model: onnx.ModelProto
     files: Files
+    calls: Opened | None = None
     stored: dict[str, Stored] = field(default_factory=dict)
     types: dict[str, TensorType] = field(default_factory=dict)
     known: dict[str, Array] = field(default_factory=dict)
@@ -96,9 +98,9 @@ def capture_onnx(source: str | Path | onnx.ModelProto) -> Graph:
         path = Path(source)
         model, files, where = read_model(path), Files(path), str(path)
     _check_opset(model, where)
-    if model.functions:
-        model = _inlined(model, where)
-    return _Reader(OnnxSource(_ordered(model, where), files), where).read()
+    model = _ordered(model, where)
+    calls = opened(model, where) if model.functions else None
+    return _Reader(OnnxSource(model if calls is None else calls.model, files, calls), where).read()
 
 
 def _check_opset(model: onnx.ModelProto, where: str) -> None:
@@ -113,19 +115,6 @@ def _check_opset(model: onnx.ModelProto, where: str) -> None:
             raise IrpruneError(
                 f"opset {version} is not served", where, f"convert it to opset {OLDEST} or newer with onnx.version_converter"
             )
-
-
-def _inlined(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
-    """``model`` with calls of its local functions replaced by their bodies, so that axes pass through them."""
-    import onnx.inliner
-
-    called = {(f.domain, f.name) for f in model.functions}
-    if not any((n.domain, n.op_type) in called for n in model.graph.node):
-        return model
-    try:
-        return onnx.inliner.inline_local_functions(model)
-    except Exception as error:
-        raise IrpruneError("its local functions cannot be inlined", where, str(error).splitlines()[0]) from error
 
 
 def _ordered(model: onnx.ModelProto, where: str) -> onnx.ModelProto:

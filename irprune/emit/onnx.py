@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper
 
 from irprune.capture.onnx import OnnxSource, Place, nodes_of, reads, target_of
 from irprune.capture.onnx_file import Loader
+from irprune.capture.onnx_functions import Call, closed, still_called
 from irprune.capture.onnx_proto import NAMES, attributes
 from irprune.capture.onnx_shapes import fold
 from irprune.emit.onnx_edit import NodeEdit, SizeNodes, tensor_of
@@ -288,17 +290,25 @@ class Emitter:
     # -- putting it together -----------------------------------------------------------------------------------------
 
     def _assemble(self, placed: dict[int, list[tuple[Node, Place]]]) -> onnx.ModelProto:
-        old = self.original
+        calls = self.source.calls
+        old = calls.given if calls is not None else self.original
         out = onnx.ModelProto()
-        _copy_fields(old, out, {"graph"})
+        _copy_fields(old, out, {"graph", "functions"})
         _copy_fields(old.graph, out.graph, {"node", "initializer", "value_info", "input"})
         self._keep_output_names()
         alive = self._alive(placed)
-        for i, node in enumerate(self.nodes):
-            out.graph.node.extend(self.before.get(i, ()))
-            if i in alive:
-                out.graph.node.append(node)
+        untouched = partial(self._untouched, alive)
+        for part in closed(calls.parts, untouched) if calls is not None else range(len(self.nodes)):
+            if isinstance(part, onnx.NodeProto):
+                out.graph.node.append(part)
+                continue
+            out.graph.node.extend(self.before.get(part, ()))
+            if part in alive:
+                out.graph.node.append(self.nodes[part])
         out.graph.node.extend(self.after)
+        out.functions.extend(still_called(out, old))
+        have = {o.domain for o in out.opset_import}
+        out.opset_import.extend(o for o in self.original.opset_import if o.domain not in have)
         kept = {name for n in out.graph.node for name in reads(n)} | {v.name for v in out.graph.output}
         unused_before = {t for t in self.tensors if not self.reads.get(t)}
         for t in old.graph.initializer:
@@ -320,6 +330,16 @@ class Emitter:
         del out.graph.quantization_annotation[:]
         out.graph.quantization_annotation.extend(a for a in old.graph.quantization_annotation)
         return out
+
+    def _untouched(self, alive: set[int], call: Call) -> bool:
+        """Whether nothing in the body of a local function's call changed, so that the call can stay."""
+        return all(
+            i in alive
+            and not self.before.get(i)
+            and self.nodes[i] == self.original.graph.node[i]
+            and not (call.typed and any(map(self._resized_name, self.nodes[i].output)))
+            for i in range(call.first, call.last)
+        )
 
     def _as_it_was(self, tensor: TensorProto) -> TensorProto:
         """An initializer that nothing changed; what lies in a file stays there until it is written."""
