@@ -311,3 +311,26 @@ def _without_inference_check(self: Any, *args: Any) -> Any:
         return _dispatch(self, *args)
     finally:
         torch.is_inference_mode_enabled = original
+
+
+def test_values_that_follow_from_constants_are_read() -> None:
+    def masked(m: Layer, x: Tensor) -> Tensor:
+        mask = torch.ones(len(x), dtype=torch.long).cumsum(0) - 2
+        if mask.all():
+            return x
+        rows = mask.nonzero()[:, 0]
+        width = mask.sum()
+        return m.linear(x)[rows] * int(width) + m.table[: int(m.count.sum().item()) + 8]
+
+    model = Layer(masked).eval()
+    x = torch.randn(3, 8)
+    graph = capture(model, (x,), method="trace")
+    with torch.no_grad():
+        torch.testing.assert_close(evaluate(graph, [x]), [model(x)])
+
+
+@pytest.mark.parametrize("read", [lambda m, x: x.sum(), lambda m, x: m.linear.weight.sum(), lambda m, x: torch.rand(1)])
+def test_values_of_inputs_parameters_and_chance_are_not_read(read: Callable[..., Tensor]) -> None:
+    model = Layer(lambda m, x: x * read(m, x).item())
+    with pytest.raises(tracing.Declined, match="depends on"):
+        tracing.trace(model, (torch.randn(3, 8),))

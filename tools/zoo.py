@@ -4,9 +4,12 @@
     python tools/zoo.py --all                    every architecture of timm
     python tools/zoo.py --sample 20 --seed 1     a quick run
     python tools/zoo.py --against torch-pruning  the peer's result for the same call beside it
+    python tools/zoo.py --retry                  those again that were not pruned with a proof
+    python tools/zoo.py --merge a.jsonl --table  the table of what this file and another hold
 
 Every architecture runs in a process of its own with a time limit. Results are appended to a JSON-lines file, so that a run that
-was stopped goes on where it was; the table is written from that file. The order is drawn at random, large ones last, so that what a
+was stopped goes on where it was; what a later run adds (--onnx, --against) is asked of those alone that lack it. The last record of an
+architecture counts, and the table is written from those. The order is drawn at random, large ones last, so that what a
 stopped run has covered is a fair sample.
 """
 
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -33,6 +37,11 @@ from typing import Any
 import click
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import zoo_transformers  # noqa: E402
+from zoo_table import elsewhere, good, summary  # noqa: E402
+
 MEMORY = 12 << 30  # bytes of address space for one architecture
 SKIPPED_TORCHVISION = ("rcnn", "retinanet", "ssd", "fcos", "quantized")  # detection: not in the claim
 
@@ -55,9 +64,6 @@ def names(everything: bool) -> list[str]:
     _quiet_imports()
     import timm
     import torchvision.models as tv
-
-    sys.path.insert(0, str(HERE))
-    import zoo_transformers
 
     out = []
     seen: dict[str, str] = {}
@@ -91,6 +97,31 @@ def versions() -> str:
 
 def build(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     """The model with random weights and its example call at the native input size."""
+    model, args, kwargs = _built(name)
+    _stir(model)
+    return model, args, kwargs
+
+
+def _stir(model: Any) -> None:
+    """Draw what is initialised to a constant: a scale of zero would hide whatever is wrong before it, and the proof would prove little."""
+    import torch
+
+    draw = torch.Generator().manual_seed(1)
+    buffers = [(n, b) for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))]
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *buffers):
+            first = tensor.flatten()[:1]
+            if not tensor.is_floating_point() or tensor.numel() < 2 or not bool((tensor == first).all()):
+                continue
+            noise = torch.rand(tensor.shape, generator=draw)
+            closed = abs(float(first)) < 1e-2 and tensor.numel() == max(tensor.shape) and _SCALE.search(name) is not None
+            tensor.copy_(noise * 0.5 + 0.25 if closed else first + 0.2 * (noise - 0.5))
+
+
+_SCALE = re.compile(r"(weight|gamma\w*|scale\w*)$")
+
+
+def _built(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     import torch
 
     torch.manual_seed(0)
@@ -110,9 +141,6 @@ def build(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         size = {"video": (3, 16, 224, 224) if "mvit" in arch or "swin" in arch else (3, 8, 112, 112)}.get(kind)
         edge = 299 if "inception" in arch else 384 if arch == "vit_h_14" else 224
         return model.eval(), (torch.randn(1, *(size or (3, edge, edge))),), {}
-    sys.path.insert(0, str(HERE))
-    import zoo_transformers
-
     try:
         model, kwargs = zoo_transformers.build(arch)
     except Exception as error:
@@ -165,7 +193,7 @@ def measure(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ratio: fl
     the tensors all of whose dimensions must stay: they face inputs and outputs on every side.
     """
     import irprune
-    from irprune.ir.kind import kinds
+    from irprune.ir.kind import frozen_kinds, kinds
 
     pruned = irprune.prune(model, args, kwargs, ratio=ratio, proof=True)
     graph = pruned.graph
@@ -186,11 +214,12 @@ def measure(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ratio: fl
         "macs": [report.macs.before, report.macs.after],
         "oracle": report.proof.max_error,
         "kinds": dict(Counter(kinds(graph).values())),
+        "kinds_frozen": frozen_kinds(graph),
         "frozen": dict(frozen.most_common(8)),
         "no_rule": dict(report.unruled),
         "notes": list(graph.notes)[:5],
     }
-    return record | (_onnx(pruned) if onnx else {})
+    return record | (_onnx(pruned, model, args, kwargs) if onnx else {})
 
 
 def _leaves(weight: Any) -> list[Any]:
@@ -199,8 +228,9 @@ def _leaves(weight: Any) -> list[Any]:
     return [x for a in weight.axes or () for x in leaves(a)]
 
 
-def _onnx(pruned: Any) -> dict[str, Any]:
-    """The relative error of the ONNX file on onnxruntime, or the exporter's refusal."""
+def _onnx(pruned: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The relative error of the ONNX file on onnxruntime; where there is none, why, and whether the model itself fares better."""
+    from irprune.emit.torch_onnx import compare, export_onnx
     from irprune.errors import IrpruneError
 
     with tempfile.TemporaryDirectory() as folder:
@@ -208,7 +238,14 @@ def _onnx(pruned: Any) -> dict[str, Any]:
             pruned.onnx(Path(folder) / "model.onnx")
             return {"onnx": pruned.report.parity.max_error}
         except IrpruneError as refused:
-            return {"onnx": None, "onnx_error": str(refused)[:200]}
+            why = str(refused)
+        try:
+            path = export_onnx(model, pruned.graph.structure, Path(folder) / "whole.onnx")
+            error = compare(model, pruned.graph.structure, path).max_error
+            own = f"the unpruned model's file: error {error:.1e}"
+        except Exception as refused:  # what the exporter and the runtime raise is of every kind
+            own = "the unpruned model fails as well" + (f": {str(refused)[:80]}" if type(refused) is not IrpruneError else "")
+        return {"onnx": None, "onnx_error": f"{elsewhere(why)[:200]} [{own}]"}
 
 
 def _numel(shape: Iterable[Any]) -> int:
@@ -219,23 +256,50 @@ def _numel(shape: Iterable[Any]) -> int:
 
 
 def run_peer(name: str, ratio: float) -> dict[str, Any]:
-    """Torch-Pruning on the same model with its own defaults and no hints."""
+    """Torch-Pruning on the same model: its defaults, no hints but the layers that make the answer, which stay whole.
+
+    It ``works`` where the model is smaller, still runs and answers in the same shapes; ``params`` is the share that is left.
+    """
     _quiet_imports()
     import torch
     import torch_pruning as tp
 
-    model, args, kwargs = build(name)
-    before = sum(p.numel() for p in model.parameters())
-    inputs = kwargs or (args if len(args) > 1 else args[0])
+    started = time.perf_counter()
+    try:
+        model, args, kwargs = build(name)
+        before = sum(p.numel() for p in model.parameters())
+        shapes, last = _answers(model, args, kwargs)
+        inputs = kwargs or (args if len(args) > 1 else args[0])
+        pruner = tp.pruner.MagnitudePruner(model, inputs, tp.importance.MagnitudeImportance(p=2), pruning_ratio=ratio, ignored_layers=last)
+        pruner.step()
+        with torch.no_grad():
+            same = [t.shape for t in _tensors(model(*args, **kwargs))] == shapes
+        after = sum(p.numel() for p in model.parameters())
+        found = {"works": bool(same and after < before), "params": round(after / before, 4)}
+        found |= {} if found["works"] else {"error": "other output shapes" if after < before else "nothing was pruned"}
+    except Exception as error:  # the failure is what is recorded
+        found = {"works": False, "error": f"{type(error).__name__}: {str(error)[:150]}"}
+    return {**found, "seconds": round(time.perf_counter() - started, 1)}
+
+
+def _answers(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    """The shapes of the model's outputs, and its layers whose own result is one of them."""
+    import torch
+
+    made: dict[int, Any] = {}
+    held = []
+
+    def note(module: Any, _: Any, result: Any) -> None:
+        if isinstance(result, torch.Tensor):
+            made[id(result)] = module
+            held.append(result)  # keeps ids from being taken again
+
+    hooks = [m.register_forward_hook(note) for m in model.modules() if not list(m.children())]
     with torch.no_grad():
-        first = model(*args, **kwargs)
-    shapes = [t.shape for t in _tensors(first)]
-    pruner = tp.pruner.MagnitudePruner(model, inputs, tp.importance.MagnitudeImportance(p=2), pruning_ratio=ratio)
-    pruner.step()
-    with torch.no_grad():
-        same = [t.shape for t in _tensors(model(*args, **kwargs))] == shapes
-    after = sum(p.numel() for p in model.parameters())
-    return {"name": name, "works": bool(same and after < before), "params": after / before}
+        out = _tensors(model(*args, **kwargs))
+    for hook in hooks:
+        hook.remove()
+    return [t.shape for t in out], [made[id(t)] for t in out if id(t) in made]
 
 
 def _tensors(x: Any) -> list[Any]:
@@ -256,11 +320,11 @@ def spawn(name: str, ratio: float, limit: int, peer: bool, onnx: bool = False) -
     theirs.close()
     try:
         if not ours.poll(limit):
-            return {"name": name, "ratio": ratio, "stage": "time limit", "error": f"not done in {limit} s"}
+            return {"name": name, "ratio": ratio, "stage": "time limit", "works": False, "error": f"not done in {limit} s"}
         return dict(ours.recv())
     except EOFError:
         process.join()
-        return {"name": name, "ratio": ratio, "stage": "died", "error": f"exit {process.exitcode}"}
+        return {"name": name, "ratio": ratio, "stage": "died", "works": False, "error": f"exit {process.exitcode}"}
     finally:
         process.kill()
         process.join()
@@ -287,67 +351,6 @@ def _preload() -> None:
     del timm, torchvision, transformers, irprune
 
 
-PROVEN = 1e-4  # the relative error up to which a proof counts, as in irprune.validate.tolerance
-
-
-def summary(records: list[dict[str, Any]]) -> str:
-    """The README's table: per library, how many captured, pruned with a proof, and how much is in reach."""
-    rows = ["| library | architectures | pruned with proof | worst oracle error | ≥ 95 % of weights in reach | parameters left, median |",
-            "|---|---|---|---|---|---|"]
-    for library in ("timm", "torchvision", "transformers"):
-        own = [r for r in records if r["name"].startswith(library + ":") and r["stage"] != "not built"]
-        good = [r for r in own if _good(r)]
-        if not own:
-            continue
-        left = sorted(r["params"][1] / r["params"][0] for r in good)
-        worst = max((r["oracle"] for r in good), default=0)
-        near = sum(r.get("reach_possible", r["reach"]) >= 0.95 for r in good)
-        rows.append(f"| {library} | {len(own)} | {len(good)} ({len(good) / len(own):.1%}) | {worst:.1e} | "
-                    f"{near} ({near / max(1, len(good)):.0%}) | "
-                    f"{left[len(left) // 2] if left else 1:.0%} |")
-    kinds = Counter(k for r in records if r["stage"] == "done" for k in r["kinds"])
-    counted = ", ".join(f"{k} {n}" for k, n in kinds.most_common())
-    rows += ["", f"Kinds of groups found prunable, by number of architectures: {counted}."]
-    families = {re.split("[-_]", r["name"].split(":")[1])[0] for r in records if r["name"].startswith("transformers:") and _good(r)}
-    rows += ["", f"Families of transformers pruned with proof: {len(families)}."] if families else []
-    checked = [r for r in records if r.get("onnx") is not None]
-    if checked:
-        rows += ["", f"ONNX files compared on onnxruntime: {len(checked)}, worst relative error {max(r['onnx'] for r in checked):.1e}."]
-    failed = [r for r in records if r["stage"] != "not built" and not _good(r)]
-    rows += _table("not pruned with proof", failed, lambda r: r.get("error") or f"error {r.get('oracle')}")
-    low = [r for r in records if _good(r) and r.get("reach_possible", r["reach"]) < 0.95]
-    rows += _table("less than 95 % in reach", low, lambda r: f"{r.get('reach_possible', r['reach']):.0%}: {_widest(r)}")
-    missing = [r for r in records if r["stage"] == "not built"]
-    return "\n".join(rows + _table("not built by its library from a small random configuration", missing, lambda r: r["error"])) + "\n"
-
-
-def _good(record: dict[str, Any]) -> bool:
-    return record["stage"] == "done" and record["oracle"] is not None and record["oracle"] <= PROVEN
-
-
-def _widest(record: dict[str, Any]) -> str:
-    name, _, reasons = (record.get("out_of_reach") or [("", 0, [])])[0]
-    return f"{name}: {'; '.join(dict.fromkeys(reasons))}"
-
-
-def _table(title: str, records: list[dict[str, Any]], reason: Callable[[dict[str, Any]], Any]) -> list[str]:
-    """One line with its reason for each record."""
-    if not records:
-        return []
-    lines = [f"| {r['name']} | {_cell(reason(r))} |" for r in sorted(records, key=lambda r: str(r["name"]))]
-    return ["", f"| {title} ({len(records)}) | reason |", "|---|---|", *lines]
-
-
-def _cell(text: Any) -> str:
-    line = _elsewhere(str(text).splitlines()[0] if str(text) else "")
-    return line.replace("|", "/")[:160]
-
-
-def _elsewhere(text: str) -> str:
-    """``text`` with paths into installed libraries as they are on any machine."""
-    return re.sub(r"/[^\s\"]*/site-packages/", "", text)
-
-
 @click.command()
 @click.option("--all", "everything", is_flag=True, help="Every architecture, not one per family.")
 @click.option("--sample", type=int, help="Only so many, drawn at random.")
@@ -358,48 +361,60 @@ def _elsewhere(text: str) -> str:
 @click.option("--jobs", default=2, show_default=True)
 @click.option("--out", default=str(HERE / "results" / "zoo.jsonl"), show_default=True)
 @click.option("--onnx", is_flag=True, help="Export each to ONNX as well and compare it on onnxruntime.")
-@click.option("--against", type=click.Choice(["torch-pruning"]))
-@click.option("--retry", is_flag=True, help="Run those again that the file holds without a result.")
+@click.option("--against", type=click.Choice(["torch-pruning"]), help="The peer's result beside each, where it is not there yet.")
+@click.option("--peer-limit", default=60, show_default=True, help="Seconds for the peer on one architecture.")
+@click.option("--retry", is_flag=True, help="Run those again that the file holds without a proof.")
+@click.option("--merge", multiple=True, help="Take over the records of another file of this kind.")
 @click.option("--table", is_flag=True, help="Run nothing: write the table of what the file holds.")
-@click.option("--one", hidden=True)
-@click.option("--peer", is_flag=True, hidden=True)
 def main(everything: bool, sample: int | None, seed: int, only: str, ratio: float, limit: int, jobs: int, out: str, onnx: bool,
-         against: str | None, retry: bool, table: bool,
-         one: str | None, peer: bool) -> None:
+         against: str | None, peer_limit: int, retry: bool, merge: tuple[str, ...], table: bool) -> None:
     """Prune public architectures with random weights and record what happened."""
-    if one:
-        print(json.dumps(run_peer(one, ratio) if peer else run_one(one, ratio, onnx)))
-        return
-    from rich.progress import Progress
-
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
     done = {}
-    if path.exists():
-        done = {(r["name"], r["ratio"]): r for r in map(json.loads, path.read_text().splitlines())}
-        if retry:
-            done = {k: r for k, r in done.items() if r["stage"] == "done"}
+    for file in (path, *map(Path, merge)):
+        done |= {(r["name"], r["ratio"]): r for r in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
     wanted = [n for n in names(everything) if only in n]
     if sample:
         wanted = sorted(random.Random(seed).sample(wanted, min(sample, len(wanted))))
-    todo = [] if table else [n for n in wanted if (n, ratio) not in done]
-    _preload()
-    with Progress() as bar, ThreadPoolExecutor(jobs) as pool, path.open("a") as log:
-        task = bar.add_task("pruning", total=len(todo))
-        for record in pool.map(lambda n: spawn(n, ratio, limit, False, onnx), todo):
-            log.write(_elsewhere(json.dumps(record)) + "\n")
-            log.flush()
-            done[record["name"], ratio] = record
-            bar.update(task, advance=1, description=record["name"])
+
+    def lacks(name: str) -> bool:
+        record = done.get((name, ratio))
+        if record is None:
+            return True
+        return (retry and not good(record)) or (onnx and good(record) and "onnx" not in record)
+
+    def peerless(name: str) -> bool:
+        record = done.get((name, ratio))
+        return record is not None and record["stage"] != "not built" and "peer" not in record
+
+    if not table:
+        _preload()
+        _each([n for n in wanted if lacks(n)], lambda n: spawn(n, ratio, limit, False, onnx), "pruning", jobs, path, done)
+        if against:
+            def beside(name: str) -> dict[str, Any]:
+                peer = spawn(name, ratio, peer_limit, True)
+                return {**done[name, ratio], "peer": {k: peer[k] for k in ("works", "params", "error", "seconds") if k in peer}}
+
+            _each([n for n in wanted if peerless(n)], beside, against, jobs, path, done)
+    path.write_text("".join(elsewhere(json.dumps(r)) + "\n" for r in done.values()))
     records = [done[n, ratio] for n in wanted if (n, ratio) in done]
     text = f"{datetime.date.today()}, {versions()}; ratio {ratio}; {len(records)} of {len(wanted)} architectures\n\n{summary(records)}"
-    if against:
-        with ThreadPoolExecutor(jobs) as pool:
-            peers = list(pool.map(lambda n: spawn(n, ratio, limit, True), [r["name"] for r in records if r["stage"] != "not built"]))
-        works = sum(bool(p.get("works")) for p in peers)
-        text += f"\nTorch-Pruning on the same {len(peers)} architectures, same ratio, no hints: {works} work.\n"
     path.with_suffix(".md").write_text(text)
     print(text)
+
+
+def _each(names: list[str], make: Callable[[str], dict[str, Any]], title: str, jobs: int, path: Path, done: dict[Any, Any]) -> None:
+    """Append ``make(name)`` of each to the file as it comes, several at a time."""
+    from rich.progress import Progress
+
+    with Progress() as bar, ThreadPoolExecutor(jobs) as pool, path.open("a") as log:
+        task = bar.add_task(title, total=len(names))
+        for record in pool.map(make, names):
+            log.write(elsewhere(json.dumps(record)) + "\n")
+            log.flush()
+            done[record["name"], record["ratio"]] = record
+            bar.update(task, advance=1, description=record["name"])
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ is left out, with the reason.
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -83,6 +85,7 @@ _ANSWERS = (
     "spectrogram", "audio_values", "seq_relationship_logits", "keypoints", "scores", "iou_scores", "mean_predictions",
 )
 _STATES = ("pooler_output", "last_hidden_state")
+_NO_TOKEN = "no image token"
 
 
 class Answer(torch.nn.Module):
@@ -119,13 +122,15 @@ def _members() -> dict[str, list[str]]:
     return {head: sorted(names, key=lambda n: (len(n), n)) for head, names in out.items()}
 
 
-def _shrink(config: Any) -> None:
-    """Make every size named in the table small, in place, sub-configurations included."""
+def _shrink(config: Any, fill: bool = False) -> None:
+    """Make every size named in the table small, in place, sub-configurations included; ``fill`` sets those too that are None."""
     from transformers import PretrainedConfig
 
     for name, value in list(vars(config).items()):
         if isinstance(value, PretrainedConfig):
-            _shrink(value)
+            _shrink(value, fill)
+        elif value is None and fill and name in _SMALL:
+            setattr(config, name, _SMALL[name])
         elif isinstance(value, bool) or value is None:
             continue
         elif name in _SMALL and isinstance(value, int):
@@ -144,6 +149,19 @@ def _shrink(config: Any) -> None:
     if isinstance(getattr(config, "qk_nope_head_dim", None), int) and hasattr(config, "qk_head_dim"):  # a key for each head
         config.num_key_value_heads = config.num_attention_heads
         config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
+
+
+def _small(config: Any) -> dict[str, Any]:
+    """What the constructor is given for a small configuration: the fields of the table, sub-configurations as dictionaries."""
+    from transformers import PretrainedConfig
+
+    out: dict[str, Any] = {}
+    for name, value in vars(config).items():
+        if isinstance(value, PretrainedConfig):
+            out[name] = {**_small(value), "model_type": value.model_type}
+        elif name in _SMALL and isinstance(value, int) and not isinstance(value, bool):
+            out[name] = min(value, _SMALL[name])
+    return out
 
 
 def head_of(name: str) -> str:
@@ -169,16 +187,16 @@ def build(name: str, siblings: bool = True) -> tuple[torch.nn.Module, dict[str, 
 
 def _build(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     refused: list[str] = []
-    for kind in _classes(name):
+    for how, kind in itertools.product(_HOW, _classes(name)):
         torch.manual_seed(0)
-        config = _config(name)
         try:
+            config = _config(name, how)
+            if _parameters(kind, config) > 150_000_000:
+                refused.append(f"{kind.__name__}: the shrunk configuration is still large")
+                continue
             model = kind._from_config(config).eval()
         except Exception as error:
             refused.append(f"{kind.__name__}: {type(error).__name__}: {str(error)[:80]}")
-            continue
-        if sum(p.numel() for p in model.parameters()) > 150_000_000:
-            refused.append(f"{kind.__name__}: the shrunk configuration is still large")
             continue
         try:
             kwargs, fields, width = _call(model, config)
@@ -189,11 +207,24 @@ def _build(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     raise RuntimeError(refused[0] if refused else "no class")
 
 
-def _config(name: str) -> Any:
+def _parameters(kind: Any, config: Any) -> int:
+    """How many parameters the class would have, without making them; 0 where it cannot be built on the meta device."""
+    with contextlib.suppress(Exception), torch.device("meta"):
+        return sum(p.numel() for p in kind._from_config(copy.deepcopy(config)).parameters())
+    return 0
+
+
+_HOW = ("shrunk", "filled", "anew")
+
+
+def _config(name: str, how: str = "shrunk") -> Any:
+    """The shrunk configuration; ``filled``: fields that the default leaves open get a value as well; ``anew``: constructed from the
+    small values, so that fields which it derives from others follow."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    config = CONFIG_MAPPING[name]()
-    _shrink(config)
+    kind = CONFIG_MAPPING[name]
+    config = kind(**_small(kind())) if how == "anew" else kind()
+    _shrink(config, how == "filled")
     for path, value in _OVERRIDES.get(name, {}).items():
         at = config
         *way, field = path.split(".")
@@ -231,7 +262,8 @@ def _call(model: Any, config: Any) -> tuple[dict[str, torch.Tensor], tuple[str, 
             with torch.no_grad():
                 out = model(**kwargs)
         except Exception as error:  # each way of calling is tried; all refusals are reported
-            errors.append(f"{make.__name__}: {type(error).__name__}: {str(error)[:80]}")
+            if str(error) != _NO_TOKEN:
+                errors.append(f"{make.__name__[1:]}: {type(error).__name__}: {str(error)[:80]}")
             continue
         has = [k for k in out if isinstance(out[k], torch.Tensor)] if hasattr(out, "keys") else []
         answers = tuple(k for k in _ANSWERS if k in has)
@@ -274,7 +306,7 @@ def _image_in_text(model: Any, config: Any) -> dict[str, torch.Tensor]:
     """As many image tokens in the text as the image gives; the model's refusal of one token says how many."""
     token = next((v for n in ("image_token_id", "image_token_index") if (v := getattr(config, n, None)) is not None), None)
     if token is None:
-        raise ValueError("no image token")
+        raise ValueError(_NO_TOKEN)
     pixels = _image(model, config)["pixel_values"]
     try:
         made = {"input_ids": _with(token, 1), "pixel_values": pixels}

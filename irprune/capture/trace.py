@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -37,6 +37,7 @@ from irprune.capture.build import (
     open_dataclasses,
     type_of,
 )
+from irprune.capture.known import from_constants
 from irprune.capture.untouched import attributes_kept, evaluating
 from irprune.ir.graph import Graph, Value, Weight
 
@@ -247,11 +248,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.aliases.tick()
         fakes, values = self._read(args)
         pairs = {k: self._read(v) for k, v in (kwargs or {}).items()}
-        made = func(*fakes, **{k: a for k, (a, _) in pairs.items()})
+        try:
+            made = func(*fakes, **{k: a for k, (a, _) in pairs.items()})
+        except (DataDependentOutputException, DynamicOutputShapeException) as unknown:
+            return self._known(func, values, {k: b for k, (_, b) in pairs.items()}, unknown)
         mutable = func._schema.is_mutable
         if not isinstance(made, (torch.Tensor, list, tuple)):
-            if made is None and not mutable:
-                return None
+            if (made is None or type(made) in (bool, int, float)) and not mutable:
+                return made  # fake tensors know small constants
             raise Declined(f"{func} returns {type(made).__name__}")
         first = args[0] if args and isinstance(args[0], torch.Tensor) else None
         if not mutable:
@@ -280,6 +284,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if results and results[0].producer is not None and results[0].producer.op == results[0].producer.origin.target:
             self.unknown.append((results, func))
         return made
+
+    def _known(self, func: Any, values: Any, kwargs: dict[str, Any], unknown: Exception) -> Any:
+        """What ``func`` returns where fake tensors cannot tell: plain data as it is, tensors as constants of the program."""
+        try:
+            made = from_constants(func, values, kwargs, self.build.graph)
+        except LookupError as why:
+            raise Declined(f"{func} {why}") from unknown
+        return pytree.tree_map(lambda x: self._leaf(x) if isinstance(x, torch.Tensor) else x, made)
 
     def _own(self, made: Any, normal: bool) -> Any:
         """``made`` with tensors of its own where the operator handed its operand back.

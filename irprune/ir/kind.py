@@ -8,7 +8,7 @@ from irprune.ir.axis import Axis, factors, leaves
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.group import Group, groups_of
 
-__all__ = ["KINDS", "kinds"]
+__all__ = ["KINDS", "frozen_kinds", "kinds"]
 
 KINDS = ("heads", "kv groups", "head_dim", "experts' width", "embedding width", "MLP width", "norm-group channels", "grouped channels",
          "recurrent width", "channels", "other")
@@ -18,6 +18,22 @@ _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
 
 def kinds(graph: Graph) -> dict[Axis, str]:
     """The kind of every free leaf of an analysed graph that stands in a parameter."""
+    found = _by_use(graph)
+    return {g.axis: found.get(g.axis) or _from_members(g) for g in groups_of(graph)
+            if not g.frozen and any(m.weight.kind == "parameter" for m in g.members)}
+
+
+def frozen_kinds(graph: Graph) -> dict[str, int]:
+    """How many axes of a kind the model has that may not change size, of the kinds told from how an axis is used."""
+    out: dict[str, int] = {}
+    for axis, kind in _by_use(graph).items():
+        if axis.reason is not None and axis.size != 1:
+            out[kind] = out.get(kind, 0) + 1
+    return out
+
+
+def _by_use(graph: Graph) -> dict[Axis, str]:
+    """The kind of leaves, frozen ones too, that an operator gives a part to: attention, recurrence, groups, embedding."""
     found: dict[Axis, str] = {}
 
     def mark(axes: Iterable[Axis], kind: str) -> None:
@@ -42,8 +58,7 @@ def kinds(graph: Graph) -> dict[Axis, str]:
             mark((node.operand(1).axes or ())[1:2], "grouped channels")
         elif node.op == "embedding":
             mark((node.operand(0).axes or ())[1:], "embedding width")
-    return {g.axis: found.get(g.axis) or _from_members(g) for g in groups_of(graph)
-            if not g.frozen and any(m.weight.kind == "parameter" for m in g.members)}
+    return found
 
 
 def _computed(node: Node) -> bool:
@@ -53,20 +68,27 @@ def _computed(node: Node) -> bool:
 def _attention(query: Value, key: Value, mark) -> None:  # type: ignore[no-untyped-def]
     q, k = query.axes or (), key.axes or ()
     for heads in q[:-2]:
-        many = [f for f in factors(heads) if any(x.size != 1 and x.reason is None for x in leaves(f))]
+        many = _free(factors(heads))
         if len(many) > 1:  # groups of query heads that share a key head
             mark(many[:1], "kv groups")
         mark(many, "heads")
-    mark(k[:-2], "heads")
+    mark(_free(k[:-2]), "heads")
+    mark(q[-3:-2] if len(q) > 3 else (), "heads")
     mark(q[-1:], "head_dim")
+
+
+def _free(axes: Iterable[Axis]) -> list[Axis]:
+    """The axes that may change size in a part; batches and windows are none of them."""
+    return [a for a in axes if any(x.size != 1 and x.reason is None for x in leaves(a))]
 
 
 def _scores(node: Node, mark) -> None:  # type: ignore[no-untyped-def]
     """A product of two computed tensors: attention written out by hand."""
     a, b = node.operand(0).axes or (), node.operand(1).axes or ()
-    if node.operand(0).rank > 3 or any(x.reason is None and x.size != 1 for y in a[:-2] for x in leaves(y)):
-        mark(a[:-2], "heads")
-        mark((a[-1], b[-1]), "head_dim")
+    heads = _free(a[:-2])
+    if node.operand(0).rank > 3 or heads:
+        mark(heads, "heads")
+        mark(_free((a[-1], b[-1])), "head_dim")
 
 
 def _einsum(node: Node, mark) -> None:  # type: ignore[no-untyped-def]
@@ -76,7 +98,7 @@ def _einsum(node: Node, mark) -> None:  # type: ignore[no-untyped-def]
     for value, letters in ((node.operand(0), first), (node.operand(1), second)):
         for letter, axis in zip(letters, value.axes or (), strict=False):
             if letter in first and letter in second:
-                mark((axis,), "heads" if letter in result else "head_dim")
+                mark(_free((axis,)), "heads" if letter in result else "head_dim")
 
 
 def _from_members(group: Group) -> str:
