@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -102,10 +103,17 @@ def save_program(module: torch.nn.Module, structure: Any, path: Path) -> None:
     with quiet(), torch.no_grad():
         program = torch.export.export(
             module, tuple(structure.args), dict(structure.kwargs), dynamic_shapes=structure.dynamic_shapes, strict=False)
-        size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers())) + _BESIDE
-        if shutil.disk_usage(path.parent).free < size:  # torch's writer aborts the process where the disk is full
-            raise no_room()
+        _reserve(path, sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers())) + _BESIDE)
         torch.export.save(program, str(path))
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Raises OSError where a file of ``size`` bytes cannot be: torch's writer aborts the process there."""
+    if shutil.disk_usage(path.parent).free < size:
+        raise no_room()
+    if hasattr(os, "posix_fallocate"):  # quotas and limits of the process
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def from_folder(folder: str | Path) -> torch.nn.Module:
