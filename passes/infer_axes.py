@@ -67,6 +67,8 @@ def infer(axes: Axes, node: Node, constant: bool) -> None:
     try:
         if entry is None:
             raise Unsupported(f"no rule for {node.op}")
+        if any(v is not None and v.type.shape is None for v in node.inputs):
+            raise Unsupported("a tensor of unknown rank")
         entry.rule(axes, node)
         if entry.creates and entry.resize is None:
             axes.opened[node.out.name] = None

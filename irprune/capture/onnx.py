@@ -26,6 +26,7 @@ from irprune.capture.onnx_shapes import LIMIT, fold, symbolic
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, symbol
+from irprune.ops.onnx.dynamic import at_run_time
 from irprune.ops.onnx.spell import PREVIOUS, Body, OnnxNode, Step, Unread, called, spelling_of
 from irprune.ops.registry import load_table
 
@@ -362,10 +363,11 @@ class _Reader:
             elif (body := function_of(self, node, opset, types)) is not None:
                 steps = [called(view, body)]
             else:
-                steps = [Step(target, tuple(range(len(names))), attrs)]
+                steps = [at_run_time(view, "a shape known at run time") or Step(target, tuple(range(len(names))), attrs)]
             final = self._types_of(steps[-1], view, node)
         except Unread as why:
-            steps = [Step("opaque", tuple(range(len(names))), {"target": target, "why": str(why)})]
+            fallback = at_run_time(view, str(why))
+            steps = [fallback or Step("opaque", tuple(range(len(names))), {"target": target, "why": str(why)})]
             final = self._types_of(steps[-1], view, node)
         for k, step in enumerate(steps):
             if any(isinstance(v, Body) for v in step.attrs.values()):

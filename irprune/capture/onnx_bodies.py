@@ -87,22 +87,30 @@ def function_of(outer: _Reader, node: onnx.NodeProto, opset: int, types: Sequenc
         schema = onnx.defs.get_schema(node.op_type, opset, domain)
     except onnx.defs.SchemaError:
         return None
-    if not (schema.has_function or schema.has_context_dependent_function):
+    kinds = [type_proto(t, outer.symbols).SerializeToString() if t is not None else b"" for t in types]
+    if schema.has_context_dependent_function:
+        text = schema.get_context_dependent_function_with_opset_version(opset, node.SerializeToString(), kinds)
+    elif schema.has_function:
+        text = schema.get_function_with_opset_version(opset)
+    else:
         return None
+    function = onnx.FunctionProto.FromString(text)
+    function.domain = "irprune.body"
     model = onnx.ModelProto(ir_version=max(outer.source.model.ir_version, 8))
     model.opset_import.extend(outer.source.model.opset_import)
+    model.opset_import.add(domain=function.domain, version=1)
+    model.functions.append(function)
     given = [(n, t) for n, t in dict(zip(node.input, types, strict=False)).items() if n and t is not None]
     model.graph.name = node.op_type
     model.graph.input.extend(onnx.ValueInfoProto(name=n, type=type_proto(t, outer.symbols)) for n, t in given)
-    model.graph.node.add().CopyFrom(node)
+    call = model.graph.node.add()
+    call.CopyFrom(node)
+    call.domain, call.op_type = function.domain, function.name
+    said = {a.name for a in node.attribute}
+    call.attribute.extend(a.default_value for name, a in schema.attributes.items() if a.default_value.name and name not in said)
     model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in node.output if n)
     try:
-        done = onnx.inliner.inline_selected_functions(model, [], exclude=True, inline_schema_functions=True)
+        done = onnx.inliner.inline_local_functions(model)
     except Exception as error:  # the inliner raises what C++ throws
         raise Unread(f"the function of {node.op_type} does not apply: {str(error).splitlines()[0]}") from error
-    if any(n.op_type == node.op_type and n.domain == node.domain for n in done.graph.node):
-        return None
-    twin = outer.source.model
-    if {(o.domain, o.version) for o in done.opset_import} - {(o.domain, o.version) for o in twin.opset_import}:
-        raise Unread(f"the function of {node.op_type} is written in another opset")
     return Body(read_body(outer, done.graph, [t for _, t in given]).graph, tuple(n for n, _ in given))

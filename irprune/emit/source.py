@@ -299,6 +299,9 @@ class _Writer:
         inner = _Writer(body.graph)
         inner.functions = self.functions
         name = self._fresh(f"{kind}_{node.out.name}")
+        while name in self.functions:
+            name += "_"
+        self.functions[name] = ""
         head, *lines = inner._forward().splitlines()
         given = head.partition("(self")[2].removeprefix(", ")
         *rest, last = (line[4:] for line in lines)

@@ -18,7 +18,8 @@ from onnx import numpy_helper
 from irprune.capture.onnx import capture_onnx, target_of
 from irprune.emit.onnx import emit_onnx
 from irprune.errors import IrpruneError
-from irprune.ops.onnx.spell import spelling_of
+from irprune.ops.onnx.sequences import OPTIONAL, SEQUENCE
+from irprune.ops.onnx.spell import Body, spelling_of
 from irprune.ops.registry import lookup
 from irprune.validate.onnx_run import session
 
@@ -86,7 +87,7 @@ def check(case: Case, torch_too: bool = True) -> Outcome:
     model = case.load()
     operators = tuple(dict.fromkeys(target_of(n) for n in model.graph.node))
     outcome = Outcome(operators)
-    unknown = [o for o in operators if spelling_of(o) is None and o not in ("Constant", "Shape", "Size")]
+    unknown = [o for o in operators if spelling_of(o) is None and o not in ("Constant", "Shape", "Size") and not _is_function(o, model)]
     called = {f.name for f in model.functions}
     if unknown and not set(unknown) <= called:
         outcome.left_out = f"no entry for {', '.join(unknown)}"
@@ -109,14 +110,17 @@ def check(case: Case, torch_too: bool = True) -> Outcome:
         return outcome
     data = case.data(model)
     _onnxruntime(outcome, model, again, data)
-    if any("computed at run time" in n.attrs.get("why", "") for n in graph.nodes) and data:
+    late = any("computed at run time" in n.attrs.get("why", "") for n in graph.nodes)
+    if late and torch_too and not outcome.failed and not any(n.op == "opaque" or lookup(n) is None for n in _inside(graph)):
+        _torch(outcome, graph, data, case)
+    if late and data:
         model = _with_constants(model, data[0][0])
         data = [(x, y) for x, y in data[:1]]
         outcome.notes.append("shapes, axes and bounds as constants")
         graph = capture_onnx(model)
         if emit_onnx(graph).SerializeToString(deterministic=True) != model.SerializeToString(deterministic=True):
             outcome.failed = "the emitted file differs once shapes are constants"
-    opaque = [n for n in graph.nodes if n.op == "opaque" or lookup(n) is None]
+    opaque = [n for n in _inside(graph) if n.op == "opaque" or lookup(n) is None]
     if torch_too and not outcome.failed:
         if opaque:
             outcome.torch = opaque[0].attrs.get("why", f"no rule for {opaque[0].op}")
@@ -124,6 +128,26 @@ def check(case: Case, torch_too: bool = True) -> Outcome:
             _torch(outcome, graph, data, case)
     _types(outcome, graph, data)
     return outcome
+
+
+def _inside(graph: Any) -> Iterator[Any]:
+    """The nodes of ``graph`` and of the bodies in it."""
+    for node in graph.nodes:
+        yield node
+        for value in node.attrs.values():
+            if isinstance(value, Body):
+                yield from _inside(value.graph)
+
+
+def _is_function(target: str, model: onnx.ModelProto) -> bool:
+    """Whether ONNX defines the operator by a function of others."""
+    domain, _, name = target.rpartition("::")
+    version = next((o.version for o in model.opset_import if o.domain == domain), 1)
+    try:
+        schema = onnx.defs.get_schema(name, version, domain)
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def _with_constants(model: onnx.ModelProto, inputs: dict[str, Any]) -> onnx.ModelProto:
@@ -188,7 +212,7 @@ def _torch(outcome: Outcome, graph: Any, data: list[Data], case: Case) -> None:
     from irprune.capture.dtypes import TO_TORCH
     from irprune.emit.onnx_module import module_from_onnx
 
-    if any(v.dtype not in TO_TORCH for v in graph.values()):
+    if any(v.dtype not in TO_TORCH and v.dtype not in (SEQUENCE, OPTIONAL) for v in graph.values()):
         outcome.torch = "an element type that torch lacks"
         return
     if any(n.op in ("cast", "cast_like") and n.out.dtype.startswith("f8") for n in graph.nodes):
@@ -207,6 +231,8 @@ def _torch(outcome: Outcome, graph: Any, data: list[Data], case: Case) -> None:
         try:
             with torch.no_grad():
                 made = module(*given)
+            if len(graph.outputs) == 1 and isinstance(expected[0], list):
+                made = [made]
         except (RuntimeError, NotImplementedError, IndexError, TypeError, ValueError) as error:
             text = str(error).splitlines()[0]
             if "not implemented for" in text or "non-zero size" in text:
@@ -216,13 +242,16 @@ def _torch(outcome: Outcome, graph: Any, data: list[Data], case: Case) -> None:
             return
         many = list(made) if isinstance(made, (tuple, list)) else [made]
         for k, (ours, want) in enumerate(zip(many, expected, strict=False)):
-            problem = _different(_to_numpy(ours), np.asarray(want), case)
+            pairs = list(zip(ours, want, strict=True)) if isinstance(want, list) else [(ours, want)]
+            problem = next(filter(None, (_different(_to_numpy(a), np.asarray(b), case) for a, b in pairs)), "")
             if problem:
                 outcome.failed = f"module: output {k}: {problem}"
                 return
 
 
-def _to_torch(torch: Any, array: Array, dtype: str) -> Any:
+def _to_torch(torch: Any, array: Any, dtype: str) -> Any:
+    if array is None or isinstance(array, (list, tuple)):
+        return None if array is None else [torch.from_numpy(np.array(a)) for a in array]
     if dtype == "bf16":
         return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
     if dtype.startswith("f8"):

@@ -129,7 +129,8 @@ op("col2im", _col2im, aten=("col2im.default",),
 
 def _deformable(axes: Axes, node: Node) -> None:
     """A convolution whose taps are moved by offsets (one set per offset group): channels contract as they do without."""
-    x, w, offset, mask = (axes.of(node.operand(i)) for i in range(4))
+    x, w, offset = (axes.of(node.operand(i)) for i in range(3))
+    mask = axes.of(node.operand(3)) if node.has(3) else ()
     groups: Size = node.attrs["groups"]
     bundle, _ = axes.split(x[1], node.attrs["offset_groups"])
     if bundle is None:
@@ -141,9 +142,10 @@ def _deformable(axes: Axes, node: Node) -> None:
         raise Unsupported("groups that do not fit the channels")
     axes.unify(g, h)
     axes.unify(i, w[1])
-    axes.unify(axes.of(node.operand(4))[0], w[0])
+    if node.has(4):
+        axes.unify(axes.of(node.operand(4))[0], w[0])
     for other in (offset, mask):
-        if other[0].size == x[0].size:
+        if other and other[0].size == x[0].size:
             axes.unify(other[0], x[0])
     for a in (*x[2:], *w[2:], *offset[1:], *mask[1:]):
         axes.freeze(a, "positions of deform_conv2d")

@@ -53,6 +53,12 @@ def masked(axes: Axes, node: Node, i: int, heads: Axis) -> None:
         axes.freeze(a, "a mask of positions")
 
 
+def _rule(axes: Axes, node: Node) -> None:
+    attended(axes, node)
+    if node.has(6):
+        shared(axes, axes.of(node.operand(6))[0], axes.of(node.operand(0))[0])
+
+
 def attended(axes: Axes, node: Node, mask: int = 3, past: tuple[int, int] = (4, 5)) -> None:
     """Heads are shared, head_dim contracts between query and key; where the mask and the past stand differs between dialects."""
     attrs = node.attrs
@@ -124,6 +130,7 @@ def counted(node: Node) -> tuple[Any, ...]:
 
 
 _KNOWN = {"q_num_heads", "kv_num_heads", "is_causal", "scale", "softcap", "qk_matmul_output_mode", "softmax_precision"}
+_KNOWN |= {"left_window_size", "right_window_size"}
 
 
 def _read(node: OnnxNode) -> Step:
@@ -143,11 +150,11 @@ def _read(node: OnnxNode) -> Step:
         "softcap": a.get("softcap", 0.0),
         "mode": a.get("qk_matmul_output_mode", 0),
         "results": len(node.outputs),
+        "left": a.get("left_window_size", -1),
+        "right": a.get("right_window_size", -1),
     }
     if a.get("scale") == 0:
         attrs["scale"] = None
-    if node.has(6):
-        raise Unread("an Attention over padded keys")
     if set(a) - _KNOWN:
         raise Unread(f"an Attention with {', '.join(sorted(set(a) - _KNOWN))}")
     if any(node.outputs[1:]):
@@ -165,9 +172,10 @@ def _write(edit: Edit, node: Node) -> None:
 
 
 _ATTRS = {"q_num_heads": 4, "kv_num_heads": 2, "is_causal": 0, "scale": None, "softcap": 0.0, "mode": 0, "results": 1}
+_ATTRS |= {"left": -1, "right": -1}
 op(
     "onnx_attention",
-    attended,
+    _rule,
     run=runs("onnx_attention"),
     resize=resized,
     silence=silenced,

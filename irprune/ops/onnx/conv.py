@@ -115,3 +115,17 @@ def _fused(node: OnnxNode) -> Step:
 
 variant("conv", "conv_fused", "conv_fused")
 spell("conv_fused", "com.microsoft::FusedConv", read=_fused, write=_write_groups)
+
+
+def _deformed(node: OnnxNode) -> Step:
+    x, w, offset = node.shape(0), node.shape(1), node.shape(2)
+    if len(x) != 4:
+        raise Unread("a DeformConv in other than two dimensions")
+    strides, dilations, begins, _ = padded(node, _kernel(node, w))
+    attrs = {"groups": node.attrs.get("group", 1), "offset_groups": node.attrs.get("offset_group", 1), "stride": strides}
+    attrs |= {"begins": begins, "dilation": dilations}
+    return Step("deform_conv", (0, 1, 2, 4, 3), attrs, [like(node, shape=(x[0], w[0], *offset[2:]))])
+
+
+variant("deform_conv2d", "deform_conv", "deform_conv")
+spell("deform_conv", "DeformConv", read=_deformed, write=_write_groups)

@@ -19,8 +19,10 @@ def plain(name: str, dtype: str | None = None, **attrs: Any) -> Any:
     def read(node: OnnxNode) -> Step:
         if node.opset < 7 and node.attrs.get("broadcast"):
             raise Unread("the old way of broadcasting")
-        shapes = [t.known for t in (node.type(i) for i in range(len(node.types)) if node.has(i))]
         kind = next(t.dtype for t in node.types if t is not None)
+        if any(t is not None and t.shape is None for t in node.types):
+            return Step(name, None, attrs, [TensorType(dtype or kind, None)])
+        shapes = [t.known for t in (node.type(i) for i in range(len(node.types)) if node.has(i))]
         return Step(name, None, attrs, [TensorType(dtype or kind, broadcast(shapes))])
 
     return read
@@ -95,7 +97,10 @@ spell("where", "Where", read=_where)
 
 def _div(node: OnnxNode) -> Step:
     """Integers are divided towards zero."""
-    kind = [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))]
+    if node.types[0] is not None and any(t is not None and t.shape is None for t in node.types):
+        kind = [TensorType(node.types[0].dtype, None)]
+    else:
+        kind = [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))]
     return Step("div_mode", None, {"rounding_mode": "trunc"}, kind) if kind[0].dtype[0] in "iu" else Step("div", None, {}, kind)
 
 
@@ -219,15 +224,16 @@ spell("cast_like", "CastLike", read=lambda node: Step("cast_like", None, {}, [li
 
 def _dropout(node: OnnxNode) -> Step:
     """Outside training a dropout does nothing; its second result is then all true."""
-    if any(node.outputs[1:]):
-        raise Unread("the mask of a Dropout is read")
     ratio = node.attrs.get("ratio", 0.5)
     if node.opset >= 12:
         given, training = node.given(1), node.given(2)
         ratio = 0.5 if given is None else float(given)
         if training is not None and bool(training):
             raise Unread("a Dropout in training mode")
+    if any(node.outputs[1:]):
+        return Step("dropout_masked", (0,), {}, [like(node), like(node, dtype="bool" if node.opset >= 10 else None)])
     return Step("dropout", (0,), {"p": ratio, "train": False}, [like(node)])
 
 
-spell("dropout", "Dropout", read=_dropout)
+elementwise("dropout_masked")
+spell(("dropout", "dropout_masked"), "Dropout", read=_dropout)

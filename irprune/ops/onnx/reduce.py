@@ -7,7 +7,7 @@ from typing import Any
 
 from irprune.ir.graph import TensorType
 from irprune.ops.families.reduce import filled, like_operand, reduction
-from irprune.ops.onnx.spell import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.spell import OnnxNode, Step, runs, spell, variant
 from irprune.ops.onnx.types import like, position, reduced_type
 from irprune.ops.registry import Arg, Sample, op
 
@@ -69,16 +69,16 @@ spell(("sum", "identity"), "ReduceSum", read=_reduce("sum", since=13))
 
 def _arg(name: str) -> Callable[[OnnxNode], Step]:
     def read(node: OnnxNode) -> Step:
-        if node.attrs.get("select_last_index", 0):
-            raise Unread("the last of several extremes")
         dim, keep = position(node.attrs.get("axis", 0), node.rank()), bool(node.attrs.get("keepdims", 1))
-        return Step(name, (0,), {"dim": dim, "keepdim": keep}, [reduced_type(node, [dim], keep, "i64")])
+        last = "last_" if node.attrs.get("select_last_index", 0) else ""
+        return Step(last + name, (0,), {"dim": dim, "keepdim": keep}, [reduced_type(node, [dim], keep, "i64")])
 
     return read
 
 
-spell("argmax", "ArgMax", read=_arg("argmax"))
-spell("argmin", "ArgMin", read=_arg("argmin"))
+for _name, _onnx in (("argmax", "ArgMax"), ("argmin", "ArgMin")):
+    variant(_name, f"last_{_name}", f"last_{_name}")
+    spell((_name, f"last_{_name}"), _onnx, read=_arg(_name))
 
 
 def _softmax(name: str) -> Callable[[OnnxNode], Step]:
@@ -106,28 +106,26 @@ spell(("softmax", "softmax_joint"), "Softmax", read=_softmax("softmax"))
 spell(("log_softmax", "log_softmax_joint"), "LogSoftmax", read=_softmax("log_softmax"))
 
 
-def _cumsum(node: OnnxNode) -> Step:
-    given = node.given(1)
-    assert given is not None
-    dim = position(int(given.reshape(-1)[0]), node.rank())
-    if node.attrs.get("exclusive", 0) or node.attrs.get("reverse", 0):
-        return Step(
-            "cumsum_turned",
-            (0,),
-            {"dim": dim, "exclusive": node.attrs.get("exclusive", 0), "reverse": node.attrs.get("reverse", 0)},
-            [like(node)],
-        )
-    return Step("cumsum", (0,), {"dim": dim}, [like(node)])
+def _running(name: str) -> Callable[[OnnxNode], Step]:
+    def read(node: OnnxNode) -> Step:
+        given = node.given(1)
+        assert given is not None
+        dim, kind = position(int(given.reshape(-1)[0]), node.rank()), [like(node)]
+        turned = {k: node.attrs.get(k, 0) for k in ("exclusive", "reverse")}
+        return Step(f"{name}_turned", (0,), {"dim": dim, **turned}, kind) if any(turned.values()) else Step(name, (0,), {"dim": dim}, kind)
+
+    return read
 
 
-op(
-    "cumsum_turned",
-    like_operand,
-    run=runs("cumsum_turned"),
-    silence=filled(0.0),
-    samples=(Sample((Arg((2, 6, 5)),), {"dim": 1, "exclusive": 1, "reverse": 1}, free=3),),
-)
-spell(("cumsum", "cumsum_turned"), "CumSum", read=_cumsum)
+for _name, _onnx, _element in (("cumsum", "CumSum", 0.0), ("cumprod", "CumProd", 1.0)):
+    op(
+        f"{_name}_turned",
+        like_operand,
+        run=runs(f"{_name}_turned"),
+        silence=filled(_element),
+        samples=(Sample((Arg((2, 6, 5)),), {"dim": 1, "exclusive": 1, "reverse": 1}, free=3),),
+    )
+    spell((_name, f"{_name}_turned"), _onnx, read=_running(_name))
 
 
 def _topk(node: OnnxNode) -> Step:

@@ -8,15 +8,22 @@ from __future__ import annotations
 
 from irprune.ops.onnx.functions.attention import *  # noqa: F403
 from irprune.ops.onnx.functions.control import *  # noqa: F403
+from irprune.ops.onnx.functions.dynamic import *  # noqa: F403
+from irprune.ops.onnx.functions.frozen import *  # noqa: F403
 from irprune.ops.onnx.functions.places import *  # noqa: F403
 from irprune.ops.onnx.functions.pointwise import *  # noqa: F403
 from irprune.ops.onnx.functions.products import *  # noqa: F403
 from irprune.ops.onnx.functions.quantised import *  # noqa: F403
 from irprune.ops.onnx.functions.recurrence import *  # noqa: F403
 from irprune.ops.onnx.functions.reductions import *  # noqa: F403
+from irprune.ops.onnx.functions.sequences import *  # noqa: F403
 from irprune.ops.onnx.functions.windows import *  # noqa: F403
 
 HELPERS: dict[str, tuple[str, ...]] = {
+    "dynamic_pad": ("pad_by",),
+    "dynamic_gather_elements": ("gather_elements",),
+    "dynamic_gather": ("gather_at",),
+    "dynamic_full": ("dynamic_cast",),
     "projected_attention": ("keys_that_count",),
     "multi_head_attention": ("keys_that_count",),
     "group_query_attention": ("onnx_attention", "rotary"),

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 
 def onnx_attention(
-    q, k, v, mask=None, past_key=None, past_value=None, *, q_num_heads, kv_num_heads, is_causal, scale, softcap, mode, results
+    q, k, v, mask=None, past_key=None, past_value=None, lengths=None,
+    *, q_num_heads, kv_num_heads, is_causal, scale, softcap, mode, results, left=-1, right=-1
 ):
     flat = q.dim() == 3
     if flat:
@@ -35,9 +36,14 @@ def onnx_attention(
         m = F.pad(m, [0, t - m.shape[-1]], value=float("-inf")) if m.shape[-1] < t else m
     else:
         m = torch.zeros(s, t, dtype=raw.dtype, device=raw.device)
-    if is_causal:
-        rows, columns = torch.arange(s, device=raw.device)[:, None] + past, torch.arange(t, device=raw.device)
-        m = torch.where(columns <= rows, m, torch.full((), float("-inf"), dtype=raw.dtype, device=raw.device))
+    rows, columns = torch.arange(s, device=raw.device)[:, None] + past, torch.arange(t, device=raw.device)
+    seen = None if lengths is None else columns < lengths[:, None, None, None]
+    ahead = columns - (rows if lengths is None else rows + (lengths[:, None, None, None] - s))
+    for limited, inside in ((is_causal, ahead <= 0), (left >= 0, ahead >= -left), (right >= 0, ahead <= right)):
+        if limited:
+            seen = inside if seen is None else seen & inside
+    if seen is not None:
+        m = torch.where(seen, m, torch.full((), float("-inf"), dtype=raw.dtype, device=raw.device))
     if softcap:
         raw = softcap * torch.tanh(raw / softcap)
     capped = raw

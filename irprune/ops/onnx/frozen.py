@@ -1,0 +1,179 @@
+"""Operators whose results nothing passes through: shapes known only at run time, transforms over whole dimensions, losses, bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from irprune.ir.axis import Axes
+from irprune.ir.graph import Node, TensorType
+from irprune.ops.onnx.dtypes import NUMBERED
+from irprune.ops.onnx.spell import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.types import like, position
+from irprune.ops.registry import TABLE, Unsupported, op
+
+__all__: list[str] = []
+
+
+def _frozen(why: str) -> Any:
+    def rule(axes: Axes, node: Node) -> None:
+        raise Unsupported(why)
+
+    return rule
+
+
+def _entry(name: str, why: str, onnx: str, results: int = 1, **attrs: Any) -> None:
+    """``onnx`` is run by the function ``name`` with its attributes, or these defaults."""
+
+    def read(node: OnnxNode) -> Step:
+        return Step(name, None, {k: node.attrs.get(k, d) for k, d in attrs.items()}, None)
+
+    if name not in TABLE:
+        op(name, _frozen(why), run=runs(name, results))
+    spell(name, onnx, read=read)
+
+
+_COUNTED, _WHOLE = "as many as there are at run time", "transformed as a whole"
+_entry("nonzero_places", _COUNTED, "NonZero")
+_entry("compress", _COUNTED, "Compress", axis=None)
+_entry("unique", _COUNTED, "Unique", results=4, axis=None, sorted=1)
+_entry("suppressed", _COUNTED, "NonMaxSuppression", center_point_box=0)
+_entry("max_unpool", "places that pooling noted", "MaxUnpool", kernel_shape=None, pads=None, strides=None)
+_entry("determinant", _WHOLE, "Det")
+op("fourier", _frozen(_WHOLE), run=runs("fourier"))
+_entry("short_time_fourier", _WHOLE, "STFT", onesided=1)
+_entry("mel_weights", "made from sizes", "MelWeightMatrix", output_datatype=1)
+
+
+def _fourier(node: OnnxNode) -> Step:
+    """``axis`` was an attribute, 1 by default; since opset 20 it is an input, by default the last before real and imaginary parts."""
+    axis = node.attrs.get("axis", 1) if node.opset < 20 else -2
+    return Step("fourier", None, {"axis": axis, "inverse": node.attrs.get("inverse", 0), "onesided": node.attrs.get("onesided", 0)}, None)
+
+
+spell("fourier", "DFT", read=_fourier)
+
+
+def _bit_cast(node: OnnxNode) -> Step:
+    dtype = NUMBERED.get(node.attrs["to"], "")
+    if not dtype or dtype == "str":
+        raise Unread("a BitCast to an unusual type")
+    return Step("bit_cast", None, {"dtype": dtype}, [like(node, dtype=dtype)])
+
+
+op("bit_cast", _frozen("read as other bits"), run=runs("bit_cast"))
+spell("bit_cast", "BitCast", read=_bit_cast)
+
+# -- of one dimension; the others pass ---------------------------------------------------------------------------------
+
+
+def _along(axes: Axes, node: Node) -> None:
+    """Only the dimensions ``dims`` are looked at as a whole."""
+    own = axes.of(node.operand(0))
+    for d in node.attrs["dims"]:
+        axes.freeze(own[d], f"ordered by {node.op}")
+    for value in node.inputs[1:]:
+        for a in axes.of(value) if value is not None else ():
+            axes.freeze(a, "positions")
+    node.out.axes = own
+
+
+def _hardmax(node: OnnxNode) -> Step:
+    """Before opset 13 the dimensions from ``axis`` on counted as one."""
+    rank = node.rank()
+    d = position(node.attrs.get("axis", -1 if node.opset >= 13 else 1), rank)
+    return Step("hardmax", (0,), {"dims": [d] if node.opset >= 13 else list(range(d, rank))}, [like(node)])
+
+
+def _reverse(node: OnnxNode) -> Step:
+    a = node.attrs
+    return Step("reverse_sequence", None, {"dims": [a.get("time_axis", 0), a.get("batch_axis", 1)]}, [like(node)])
+
+
+op("hardmax", _along, run=runs("hardmax"))
+op("reverse_sequence", _along, run=runs("reverse_sequence"))
+spell("hardmax", "Hardmax", read=_hardmax)
+spell("reverse_sequence", "ReverseSequence", read=_reverse)
+
+
+def _cache(axes: Axes, node: Node) -> None:
+    """What is written along ``dim`` of a cache; all else passes."""
+    own, d = axes.of(node.operand(0)), node.attrs["dim"]
+    for k, (a, b) in enumerate(zip(own, axes.of(node.operand(1)), strict=True)):
+        if k == d:
+            axes.freeze(a, "positions of a cache")
+            axes.freeze(b, "positions of a cache")
+        else:
+            axes.unify(a, b)
+    if node.has(2):
+        for a in axes.of(node.operand(2)):
+            axes.freeze(a, "positions of a cache")
+    node.out.axes = own
+
+
+def _tensor_scatter(node: OnnxNode) -> Step:
+    attrs = {"dim": position(node.attrs.get("axis", -2), node.rank()), "mode": node.attrs.get("mode", "linear")}
+    return Step("cache_scatter", None, attrs, [like(node)])
+
+
+op("cache_scatter", _cache, run=runs("cache_scatter"))
+spell("cache_scatter", "TensorScatter", read=_tensor_scatter)
+
+# -- regions -----------------------------------------------------------------------------------------------------------
+
+
+def _regions(axes: Axes, node: Node) -> None:
+    """Channels pass from the image to every region."""
+    x, boxes = axes.of(node.operand(0)), axes.of(node.operand(1))
+    for a in (x[0], *x[2:], *boxes, *axes.of(node.operand(2))):
+        axes.freeze(a, "positions of regions")
+    node.out.axes = (boxes[0], x[1], *(axes.frozen(s, "positions of regions") for s in node.out.shape[2:]))
+
+
+def _roi_align(node: OnnxNode) -> Step:
+    a = node.attrs
+    half = a.get("coordinate_transformation_mode", "half_pixel" if node.opset >= 16 else "output_half_pixel") == "half_pixel"
+    size = [a.get("output_height", 1), a.get("output_width", 1)]
+    attrs = {"size": size, "scale": a.get("spatial_scale", 1.0), "ratio": a.get("sampling_ratio", 0), "half": half}
+    attrs["mode"] = a.get("mode", "avg")
+    return Step("roi_align", None, attrs, [like(node, shape=(node.shape(1)[0], node.shape(0)[1], *size))])
+
+
+op("roi_align", _regions, run=runs("roi_align"))
+spell("roi_align", "RoiAlign", read=_roi_align)
+
+
+def _columns(axes: Axes, node: Node) -> None:
+    """Channels are c × places of a block."""
+    n, c, _ = x = axes.of(node.operand(0))
+    block = 1
+    for k in node.attrs["block"]:
+        block *= k
+    axes.freeze(x[2], "places of blocks")
+    channels, places = axes.split(c, c.size // block)
+    if channels is None or places is None:
+        raise Unsupported("blocks that are grouped otherwise")
+    axes.freeze(places, "places in a block")
+    node.out.axes = (n, channels, *(axes.frozen(s, "positions of an image") for s in node.out.shape[2:]))
+
+
+def _col2im(node: OnnxNode) -> Step:
+    image, block, a = node.sizes(1) or [], node.sizes(2) or [], node.attrs
+    n = len(image)
+    if any(not isinstance(s, int) for s in (*image, *block)):
+        raise Unread("a Col2Im of dynamic size")
+    count = 1
+    for k in block:
+        count *= int(k)  # type: ignore[arg-type]
+    attrs = {
+        "image": image,
+        "block": block,
+        "dilation": list(a.get("dilations") or [1] * n),
+        "padding": list(a.get("pads") or [0] * (2 * n)),
+        "stride": list(a.get("strides") or [1] * n),
+    }
+    x = node.shape(0)
+    return Step("columns_to_image", (0,), attrs, [TensorType(node.type(0).dtype, (x[0], x[1] // count, *image))])
+
+
+op("columns_to_image", _columns, run=runs("columns_to_image"))
+spell("columns_to_image", "Col2Im", read=_col2im)

@@ -1,0 +1,46 @@
+"""Sequences and optional values: lists in torch. Their parts are told apart at run time, so nothing in them may change size."""
+
+from __future__ import annotations
+
+from irprune.ir.axis import Axes
+from irprune.ir.graph import Node, TensorType
+from irprune.ops.onnx.spell import OnnxNode, Step, runs, spell
+from irprune.ops.registry import Unsupported, op
+
+__all__ = ["OPTIONAL", "SEQUENCE"]
+
+SEQUENCE, OPTIONAL = "sequence_type", "optional_type"
+
+
+def _held(axes: Axes, node: Node) -> None:
+    raise Unsupported("part of a sequence")
+
+
+def _read(name: str, *attrs: tuple[str, object]) -> object:
+    def read(node: OnnxNode) -> Step:
+        kinds = node.inferred()
+        if not kinds[0].dtype or (name in ("sequence_of", "sequence_split", "sequence_with", "sequence_without")):
+            kinds = [TensorType(SEQUENCE, None)]
+        return Step(name, None, {k: node.attrs.get(k, d) for k, d in attrs}, kinds)
+
+    return read
+
+
+for _name, _onnx, _attrs in (
+    ("sequence_of", "SequenceConstruct", ()),
+    ("sequence_of", "SequenceEmpty", ()),
+    ("sequence_with", "SequenceInsert", ()),
+    ("sequence_without", "SequenceErase", ()),
+    ("sequence_at", "SequenceAt", ()),
+    ("sequence_length", "SequenceLength", ()),
+    ("sequence_joined", "ConcatFromSequence", (("axis", 0), ("new_axis", 0))),
+    ("sequence_split", "SplitToSequence", (("axis", 0), ("keepdims", 1))),
+    ("optional", "Optional", ()),
+    ("optional_has", "OptionalHasElement", ()),
+    ("optional", "OptionalGetElement", ()),
+):
+    from irprune.ops.registry import TABLE
+
+    if _name not in TABLE:
+        op(_name, _held, run=runs(_name))
+    spell(_name, _onnx, read=_read(_name, *_attrs))  # type: ignore[arg-type]
