@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
@@ -117,7 +116,7 @@ def array_of(tensor: torch.Tensor) -> NDArray[Any]:
         import ml_dtypes
 
         return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    made: NDArray[Any] = np.ascontiguousarray(tensor.numpy())
+    made: NDArray[Any] = tensor.contiguous().numpy()
     return made
 
 
