@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym
 from irprune.ops.call import bind, overload, substitute
@@ -45,7 +46,11 @@ def run_node(node: Node, operands: list[Any], symbols: Mapping[str, int], device
     entry = lookup(node)
 
     def size(s: Sym) -> int:
-        return int(eval(s.expr, {"__builtins__": {"min": min, "max": max}}, dict(symbols)))  # noqa: S307 - text printed by torch
+        try:
+            return int(eval(s.expr, {"__builtins__": {"min": min, "max": max}}, dict(symbols)))  # noqa: S307 - text printed by torch
+        except NameError as unknown:
+            raise IrpruneError(f"{node.op} takes a size {s} that depends on the values of tensors", node.where,
+                               "shapes must follow from the shapes of the inputs") from unknown
 
     def fill(x: Any) -> Any:
         return substitute(x, lambda k: operands[k], size, device)
