@@ -46,7 +46,7 @@ def test_the_proof_passes_on_a_right_cut(mlp: tuple[nn.Module, Tensor]) -> None:
     model, x = mlp
     proof = irprune.prune(model, (x,)).report.proof
     assert proof is not None and proof.passed and proof.max_error <= 1e-6 and proof.dtype == "float32"
-    assert proof.passes == 4  # the oracle, the module, the uncut graph and the user's forward
+    assert (proof.passes, proof.cut_passes) == (3, 1)  # the user's forward, the uncut graph and the oracle; the module
     assert "exact" in str(proof)
 
 
@@ -101,6 +101,7 @@ def test_rounding_is_decided_in_float64() -> None:
     assert proof is not None and proof.passed
     assert proof.float32_error is not None and proof.float32_error > FLOAT32
     assert proof.dtype == "float64" and proof.max_error <= FLOAT64
+    assert proof.passes == 4
 
 
 def test_float64_goes_through_the_graph_where_forward_names_float32() -> None:
@@ -120,7 +121,7 @@ def test_constant_outputs_are_proven_with_random_weights(mlp: tuple[nn.Module, T
     pruned = irprune.prune(model, (x,))
     proof = pruned.report.proof
     assert proof is not None and proof.passed and proof.random_weights and not proof.vacuous
-    assert proof.max_error > 0 or proof.max_error == 0
+    assert proof.dtype == "float64" and proof.max_error <= FLOAT64 and proof.float32_error == 0 and proof.passes == 4
     assert torch.count_nonzero(pruned.module.get_parameter("3.weight")) == 0  # the random weights stay in the proof
 
     def wrong(graph: Graph) -> tuple[Graph, nn.Module]:
@@ -131,6 +132,38 @@ def test_constant_outputs_are_proven_with_random_weights(mlp: tuple[nn.Module, T
         return cut, module
 
     assert not prove(pruned.graph, pruned.module, wrong).passed
+
+
+class Roots(nn.Module):
+    """Takes positive numbers alone; with ``zero`` its outputs are constant."""
+
+    def __init__(self, zero: bool) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 16), nn.Linear(16, 3)
+        if zero:
+            nn.init.zeros_(self.down.weight)
+            nn.init.zeros_(self.down.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x.sqrt())))
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_inputs_outside_the_domain_give_way_to_the_examples(zero: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(4, 6)
+    pruned = irprune.prune(Roots(zero), (x,))
+    proof = pruned.report.proof
+    assert proof is not None and proof.passed and proof.dtype == "float64" and proof.max_error <= FLOAT64
+    assert (proof.passes, proof.cut_passes, proof.random_weights) == (4, 2, zero)
+
+    def wrong(graph: Graph) -> tuple[Graph, nn.Module]:
+        cut, module = remake(graph)
+        with torch.no_grad():
+            module.get_parameter("down.weight").copy_(module.get_parameter("down.weight").roll(1, 1))
+        return cut, module
+
+    assert not prove(pruned.graph, wrong(pruned.graph)[1], wrong).passed
 
 
 def test_what_cannot_be_proven_is_not_called_proven() -> None:

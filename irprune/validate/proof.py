@@ -1,8 +1,9 @@
 """The proof: the original with its dropped channels silenced, against the emitted module, on random inputs.
 
-And the captured graph, uncut, against the user's own ``forward``: what both the oracle and the module come from. That is
-four forward passes; two more where float32 rounding leaves a doubt (in float64), or where the outputs of the
-model are constant and would agree whatever was cut (with weights drawn at random).
+And the captured graph, uncut, against the user's own ``forward``: what both the oracle and the module come from. That is three
+passes of the original and one of the cut model. Where it leaves a question, oracle and module run once more, in float64: where
+float32 rounding leaves a doubt; where outputs are constant and would agree whatever was cut (with weights drawn at random);
+where random numbers are no inputs of the model (with the example's own). So the original never runs more than four times.
 """
 
 from __future__ import annotations
@@ -19,73 +20,102 @@ from irprune.ir.graph import Graph, Weight
 from irprune.validate.inputs import flat_tensors, over_tensors, redraw
 from irprune.validate.interpret import as_tensor, evaluate
 from irprune.validate.oracle import relative_error, silenced
+from irprune.validate.precision import full_float32
 from irprune.validate.tolerance import FLOAT32, FLOAT64
 from irprune.validate.verdict import Proof
 
 __all__ = ["Proof", "prove"]
 
 
-def prove(
-    graph: Graph,
-    module: torch.nn.Module,
-    remake: Callable[[Graph], tuple[Graph, torch.nn.Module]],
-    device: torch.device | None = None,
-    seed: int = 0,
-) -> Proof:
+Remake = Callable[[Graph], tuple[Graph, torch.nn.Module]]
+Call = tuple[Sequence[Any], dict[str, Any]]
+
+
+def prove(graph: Graph, module: torch.nn.Module, remake: Remake, device: torch.device | None = None, seed: int = 0) -> Proof:
     """Compare ``module`` with the analysed ``graph`` whose choice it was cut by.
 
-    ``remake(graph)`` cuts a copy of the graph and gives the cut graph and its module; it is called only where more passes are needed.
+    ``remake(graph)`` cuts a copy of the graph and gives the cut graph and its module; it is called only where float64 decides.
     """
     began = time.perf_counter()
-    device = device or torch.device("cpu")
-    structure = graph.structure
-    args, kwargs = redraw(structure.args, structure.kwargs, seed)
-    ours, theirs = _run(graph, module, args, kwargs, device, torch.float32)
-    if any(bool(t.isnan().any()) for t in theirs) and (args, kwargs) is not (structure.args, structure.kwargs):
-        args, kwargs = structure.args, structure.kwargs  # random numbers left the model's domain
-        ours, theirs = _run(graph, module, args, kwargs, device, torch.float32)
-    proof = Proof(relative_error(ours, theirs), FLOAT32)
-    if structure.module is not None:
-        proof.capture_error = _captured(graph, args, kwargs, seed)
-        proof.passes += 2
-    if _constant(theirs):
-        shaken = _shaken(graph, seed)
-        _, other = remake(shaken)
-        ours, theirs = _run(shaken, other, args, kwargs, device, torch.float32)
-        proof.max_error = max(proof.max_error, relative_error(ours, theirs))
-        proof.random_weights, proof.passes, proof.vacuous = True, proof.passes + 2, _constant(theirs)
-    elif proof.max_error > FLOAT32:
-        _in_float64(proof, graph, module, remake, args, kwargs, device)
+    with full_float32():
+        proof = _proven(graph, module, remake, device or torch.device("cpu"), seed)
     proof.seconds = time.perf_counter() - began
     return proof
 
 
-def _captured(graph: Graph, args: Sequence[Any], kwargs: dict[str, Any], seed: int) -> float:
-    """The error of the uncut graph against the user's ``forward``, in the model's own types and on its device; the model stays as it is."""
+def _proven(graph: Graph, module: torch.nn.Module, remake: Remake, device: torch.device, seed: int) -> Proof:
+    structure = graph.structure
+    example, drawn = (structure.args, structure.kwargs), redraw(structure.args, structure.kwargs, seed)
+    ours, theirs = _run(graph, module, remake, drawn, device, torch.float32)
+    proof = Proof(relative_error(ours, theirs), FLOAT32)
+    constant = _constant(theirs)
+    if structure.module is not None:
+        outputs, proof.capture_error = _captured(graph, example, seed)
+        proof.passes += 2
+        constant = constant or _constant(outputs)
+    strange = any(bool(t.isnan().any()) for t in theirs)  # random numbers left the model's domain
+    doubtful = not strange and proof.max_error > FLOAT32
+    if doubtful or strange or constant:
+        call, shake = (example if strange else drawn), constant and not doubtful
+        subject = _shaken(graph, seed) if shake else graph
+        again = remake(subject)[1] if shake else module
+        try:
+            ours, theirs = _run(subject, again, remake, call, device, torch.float64)
+        except (RuntimeError, NotImplementedError) as refused:
+            proof.notes.append(f"float64 is not possible here: {str(refused).splitlines()[0]}")
+            if doubtful:
+                return proof
+            ours, theirs = _run(subject, again, remake, call, device, torch.float32)
+        else:
+            proof.float32_error = None if strange else proof.max_error
+            proof.tolerance, proof.dtype = FLOAT64, "float64"
+        proof.max_error, proof.random_weights, proof.vacuous = relative_error(ours, theirs), shake, _constant(theirs)
+        proof.passes, proof.cut_passes = proof.passes + 1, proof.cut_passes + 1
+    return proof
+
+
+def _captured(graph: Graph, call: Call, seed: int) -> tuple[list[torch.Tensor], float]:
+    """What the user's ``forward`` gives, in the model's own types and on its device, and the error of the uncut graph against it.
+
+    The model stays as it is.
+    """
     model: torch.nn.Module = graph.structure.module
     buffers = {name: b.clone() for name, b in model.named_buffers()}  # forward may write to them, and to its arguments
     with torch.random.fork_rng(), evaluating(model), attributes_kept(model):
         torch.manual_seed(seed)
-        own_args, own_kwargs = over_tensors((tuple(args), kwargs), torch.clone)
-        expected = flat_tensors(torch.func.functional_call(model, buffers, own_args, own_kwargs))
+        args, kwargs = over_tensors((tuple(call[0]), call[1]), torch.clone)
+        expected = flat_tensors(torch.func.functional_call(model, buffers, args, kwargs))
         torch.manual_seed(seed)
-        found = _in_order(graph, evaluate(graph, graph_inputs(graph, args, kwargs)))
-    return relative_error(found, expected)
+        found = _in_order(graph, evaluate(graph, graph_inputs(graph, *call)))
+    return expected, relative_error(found, expected)
 
 
 def _run(
-    graph: Graph, module: torch.nn.Module, args: Sequence[Any], kwargs: dict[str, Any], device: torch.device, dtype: torch.dtype,
+    graph: Graph, module: torch.nn.Module, remake: Remake, call: Call, device: torch.device, dtype: torch.dtype,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Outputs of the module and of the silenced original, both in ``dtype``."""
     assert graph.kept is not None
-    args, kwargs = over_tensors((tuple(args), kwargs), lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device))
+    args, kwargs = over_tensors((tuple(call[0]), call[1]), lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device))
+    inputs = graph_inputs(graph, args, kwargs)
+    theirs = _in_order(graph, silenced(graph, graph.kept, inputs, dtype))
+    if dtype == torch.float64 and any(n.attrs.get("dtype") in ("f16", "bf16", "f32") for n in graph.nodes):
+        return _wide(graph, remake, inputs), theirs
     moved = module
     if any(p.device != device or (p.is_floating_point() and p.dtype != dtype) for p in (*module.parameters(), *module.buffers())):
         moved = copy.deepcopy(module).to(device, dtype)
-    with torch.no_grad():
-        ours = flat_tensors(moved(*args, **kwargs))
-    theirs = silenced(graph, graph.kept, graph_inputs(graph, args, kwargs), dtype)
-    return ours, _in_order(graph, theirs)
+    try:
+        with torch.no_grad():
+            ours = flat_tensors(moved(*args, **kwargs))
+    except RuntimeError:
+        if dtype != torch.float64:
+            raise
+        ours = _wide(graph, remake, inputs)
+    return ours, theirs
+
+
+def _wide(graph: Graph, remake: Remake, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Outputs of the cut graph in float64, for a forward that names a type itself (casts, autocast): its casts are made wide."""
+    return _in_order(graph, evaluate(remake(graph)[0], inputs, dtype=torch.float64))
 
 
 def graph_inputs(graph: Graph, args: Sequence[Any], kwargs: dict[str, Any]) -> list[torch.Tensor]:
@@ -100,28 +130,6 @@ def graph_inputs(graph: Graph, args: Sequence[Any], kwargs: dict[str, Any]) -> l
 def _in_order(graph: Graph, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
     """The graph's outputs as the call returns them."""
     return [outputs[p] for p in graph.structure.outputs if isinstance(p, int)]
-
-
-def _in_float64(
-    proof: Proof, graph: Graph, module: torch.nn.Module, remake: Callable[[Graph], tuple[Graph, torch.nn.Module]],
-    args: Sequence[Any], kwargs: dict[str, Any], device: torch.device,
-) -> None:
-    """Decide in float64 whether what float32 showed was rounding."""
-    proof.float32_error = proof.max_error
-    try:
-        try:
-            ours, theirs = _run(graph, module, args, kwargs, device, torch.float64)
-        except RuntimeError:  # forward names float32 itself: the cut graph is run in its place, with its casts in float64
-            wide = over_tensors((tuple(args), kwargs), lambda t: t.to(device, torch.float64) if t.is_floating_point() else t.to(device))
-            assert graph.kept is not None
-            inputs = graph_inputs(graph, *wide)
-            ours = evaluate(remake(graph)[0], inputs, dtype=torch.float64)
-            theirs = silenced(graph, graph.kept, inputs, torch.float64)
-    except (RuntimeError, NotImplementedError) as refused:
-        proof.notes.append(f"float64 is not possible here: {str(refused).splitlines()[0]}")
-        return
-    proof.max_error, proof.tolerance, proof.dtype = relative_error(ours, theirs), FLOAT64, "float64"
-    proof.passes += 2
 
 
 def _constant(outputs: list[torch.Tensor]) -> bool:
