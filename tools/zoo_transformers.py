@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import itertools
 import re
 from collections.abc import Callable
@@ -54,7 +55,6 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "audio-spectrogram-transformer": {"num_mel_bins": 32, "max_length": 64},
     "codegen": {"rotary_dim": 8},
     "esm": {"vocab_size": VOCAB, "pad_token_id": 1, "mask_token_id": 2},
-    "depth_pro": {"patch_size": 32},
     "funnel": {"block_sizes": [1, 1], "block_repeats": [1, 1]},
     "swin": {"embed_dim": 24, "image_size": 128, "window_size": 4}, "swinv2": {"embed_dim": 24, "image_size": 128, "window_size": 4},
     "donut-swin": {"embed_dim": 24, "image_size": 128, "window_size": 4}, "maskformer-swin": {"embed_dim": 24, "image_size": 128},
@@ -67,6 +67,25 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "xlm-roberta-xl": {"pad_token_id": 1},
     "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32},
     "longformer": {"attention_window": [4, 4]},
+    "blt": {"encoder_hash_byte_group_vocab": 500, "encoder_config.hidden_size_global": WIDTH, "decoder_config.hidden_size_global": WIDTH},
+    "musicgen": {"decoder.num_codebooks": 1}, "musicgen_melody": {"decoder.num_codebooks": 1},
+    "zamba2": {"mamba_headdim": 16, "attention_head_dim": 32, "attention_hidden_size": 128, "kv_channels": HEAD_DIM, "num_query_groups": HEADS,
+               "layers_block_type": ["mamba", "hybrid"], "layer_types": ["mamba", "hybrid"], "hybrid_layer_ids": [1]},
+    "mamba2": {"num_heads": 8, "n_groups": 2},
+    "swin2sr": {"depths": [2, 2], "num_heads": [4, 4]},
+    "sam2": {"vision_config.backbone_config.hidden_size": 96, "vision_config.backbone_config.num_attention_heads": 1,
+             "prompt_encoder_config.hidden_size": 256, "mask_decoder_config.hidden_size": 256},
+    "mimi": {"upsample_groups": WIDTH}, "csm": {"codec_config.upsample_groups": WIDTH},
+    "kyutai_speech_to_text": {"codec_config.upsample_groups": WIDTH},
+    "autoformer": {"prediction_length": 4, "context_length": 8}, "informer": {"prediction_length": 4, "context_length": 8},
+    "layoutlmv3": {"coordinate_size": 12, "shape_size": 8, "hidden_size": 64, "input_size": 64},
+    "lilt": {"hidden_size": 96},
+    "depth_pro": {"patch_size": 16, "image_size": 64, "scaled_images_ratios": (0.5, 1.0), "scaled_images_overlap_ratios": (0.0, 0.25),
+                  "scaled_images_feature_dims": (64, 64), "fusion_hidden_size": 64},
+    "dac": {"encoder_hidden_size": 16, "decoder_hidden_size": 256, "downsampling_ratios": [2, 4], "upsampling_ratios": [4, 2],
+            "hidden_size": 64, "hop_length": 8},
+    "dots1": {"n_shared_experts": 1, "n_routed_experts": 4},
+    "instructblip": {"num_query_tokens": 4},
 }
 
 # The classes with a head: the mappings of ``transformers`` in the order in which they are asked for a model type.
@@ -256,7 +275,8 @@ def _classes(name: str) -> list[Any]:
 def _call(model: Any, config: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...], int]:
     """Keyword arguments that the model runs on, the fields of its output that are its answer, and the width of a head that it lacks."""
     errors = []
-    for make in (_image_in_text, _by_main_input, _text, _image, _audio_values, _audio_features, _text_and_image, _video, _boxes):
+    for make in (_image_in_text, _by_main_input, _text, _image, _audio_values, _audio_features, _text_and_image, _video, _boxes, _wave,
+                 _pair, _series, _required):
         try:
             kwargs = make(model, config)
             with torch.no_grad():
@@ -338,6 +358,37 @@ def _boxes(model: Any, config: Any) -> dict[str, torch.Tensor]:
     wide = 4 if config.model_type != "bros" else 8
     box = torch.rand(*ids.shape, wide, generator=torch.Generator().manual_seed(0))
     return {"input_ids": ids, "bbox": box if wide == 8 else (box * 100).long().sort(-1).values}
+
+
+def _wave(model: Any, config: Any) -> dict[str, torch.Tensor]:
+    return {"input_values": torch.randn(1, 1, 4096, generator=torch.Generator().manual_seed(0))}
+
+
+def _pair(model: Any, config: Any) -> dict[str, torch.Tensor]:
+    return {"pixel_values": _image_of(config).unsqueeze(1).repeat(1, 2, 1, 1, 1)}
+
+
+def _series(model: Any, config: Any) -> dict[str, torch.Tensor]:
+    """The past of a time series, and what is known of its future."""
+    draw = torch.Generator().manual_seed(0)
+    past = config.context_length + max(config.lags_sequence)
+    features = config.num_time_features
+    return {"past_values": torch.rand(1, past, generator=draw), "past_time_features": torch.rand(1, past, features, generator=draw),
+            "past_observed_mask": torch.ones(1, past), "future_values": torch.rand(1, config.prediction_length, generator=draw),
+            "future_time_features": torch.rand(1, config.prediction_length, features, generator=draw)}
+
+
+def _required(model: Any, config: Any) -> dict[str, torch.Tensor]:
+    """A value for each argument without a default, and for the decoder's text where there is one."""
+    makers: dict[str, Callable[[], torch.Tensor]] = {
+        "input_ids": _ids, "qformer_input_ids": lambda: _ids(6), "pixel_values": lambda: _image_of(config),
+        "input_values": lambda: torch.randn(1, 4000, generator=torch.Generator().manual_seed(0)),
+        "input_features": lambda: _audio_features(model, config)["input_features"],
+        "states": lambda: torch.randn(1, 4, config.state_dim), "actions": lambda: torch.randn(1, 4, config.act_dim),
+    }
+    wanted = [p.name for p in inspect.signature(model.forward).parameters.values()
+              if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return {name: makers[name]() for name in wanted}
 
 
 def _audio_values(model: Any, config: Any) -> dict[str, torch.Tensor]:
