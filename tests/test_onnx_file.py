@@ -549,3 +549,24 @@ def test_a_part_of_a_split_that_nobody_reads_is_a_part_all_the_same() -> None:
     nodes = [node("MatMul", "x w", "h"), node("Split", "h", "p q r", axis=-1), node("Mul", "p q", "m"), node("MatMul", "m v", "y")]
     _, emitted = proven(model_of(nodes, [info("x", 2, 6)], [info("y", 2, 3)], [tensor("w", 6, 24), tensor("v", 8, 3)]))
     assert shapes(emitted)["v"] == (4, 3) and shapes(emitted)["w"][1] < 24
+
+
+def test_half_of_a_size_taken_out_of_a_dynamic_shape_is_a_whole_number() -> None:
+    """Channels split in two by arithmetic on a shape whose batch is symbolic: 9 // 2 is 4, an integer."""
+    nodes = [
+        node("Conv", "x w1", "h"),
+        node("Shape", "h", "s"),
+        node("Gather", "s one", "c", axis=0),
+        node("Add", "c unit", "c1"),
+        node("Div", "c1 two", "half"),
+        node("Slice", "h zero half unit", "a"),
+        node("Slice", "h half c unit", "b"),
+        node("Add", "a b", "m"),
+        node("Conv", "m w2", "y"),
+    ]
+    tensors = [tensor("w1", 8, 3, 1, 1), tensor("w2", 5, 4, 1, 1), int64("one", 1), int64("unit", 1), int64("two", 2), int64("zero", 0)]
+    model = model_of(nodes, [info("x", "n", 3, 4, 4)], [info("y", "n", 5, 4, 4)], tensors)
+    graph = capture_onnx(model)
+    assert [n.out.shape[1] for n in graph.nodes if n.op == "slice"] == [4, 4]
+    _, emitted = proven(model)
+    assert shapes(emitted)["w2"] == (5, 2, 1, 1)

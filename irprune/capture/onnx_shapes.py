@@ -42,11 +42,18 @@ def fold(
     if handler is None:
         return None
     try:
-        made = handler(opset, attrs, types, known)
+        made = handler(opset, attrs, types, lambda i: _settled(known(i), types[i]))
     except (_Unknown, IndexError, ValueError, TypeError, ZeroDivisionError):
         return None
     many = made if isinstance(made, list) else [made]
     return None if any(a.size > LIMIT for a in many) else many
+
+
+def _settled(array: Array | None, kind: TensorType | None) -> Array | None:
+    """What was taken out of a shape with symbols in it, as numbers of its own type where no symbol came along."""
+    if array is None or kind is None or array.dtype != object or symbolic(array):
+        return array
+    return array.astype(numpy_dtype(kind.dtype))
 
 
 class _Unknown(Exception):
