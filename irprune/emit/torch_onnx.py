@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from irprune.emit.aside import aside
 from irprune.emit.signature import paths
+from irprune.emit.torch_onnx_gaps import exportable, translations
 from irprune.errors import IrpruneError
 from irprune.quiet import quiet
 from irprune.validate.inputs import flat_tensors, over_tensors, redraw
@@ -33,8 +34,10 @@ def export_onnx(module: torch.nn.Module, structure: Any, path: str | Path, opset
     with aside(path) as draft, quiet():
         target = draft / path.name
         try:
+            program = exportable(torch.export.export(
+                module, tuple(structure.args), dict(structure.kwargs), dynamic_shapes=structure.dynamic_shapes, strict=False))
             torch.onnx.export(
-                module, tuple(structure.args), str(target), kwargs=dict(structure.kwargs), dynamo=True, verbose=False, opset_version=opset,
+                program, f=str(target), dynamo=True, verbose=False, opset_version=opset, custom_translation_table=translations(program),
                 input_names=input_names(structure), output_names=output_names(structure), dynamic_shapes=structure.dynamic_shapes,
                 external_data=size > LIMIT, artifacts_dir=str(draft),
             )

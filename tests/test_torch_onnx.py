@@ -1,0 +1,45 @@
+"""What torch's ONNX exporter refuses without help."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import irprune
+
+if importlib.util.find_spec("tvshim") is not None:  # where torchvision needs its operators declared, see tools/zoo.py
+    importlib.import_module("tvshim")
+transformers = pytest.importorskip("transformers")
+
+
+class Experts(nn.Module):
+    """Rows sorted by expert, each block times the matrix of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(3, 8, 16)), nn.Parameter(torch.randn(3, 16, 8))
+        self.register_buffer("ends", torch.tensor([2, 2, 7], dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        matmul = torch.ops.transformers.grouped_mm_fallback
+        made: Tensor = matmul(torch.relu(matmul(x, self.up, self.ends)), self.down, self.ends)
+        return made
+
+
+def test_heads_joined_by_a_reshape_that_the_exporter_makes_a_view(tmp_path: Path) -> None:
+    config = transformers.SwinConfig(image_size=32, patch_size=4, embed_dim=32, depths=[1, 1], num_heads=[4, 4], window_size=4)
+    pruned = irprune.prune(transformers.SwinModel(config).eval(), kwargs={"pixel_values": torch.randn(1, 3, 32, 32)})
+    pruned.onnx(tmp_path / "m.onnx")
+    assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5
+
+
+def test_experts_as_one_product_per_block(tmp_path: Path) -> None:
+    importlib.import_module("transformers.integrations.moe")
+    pruned = irprune.prune(Experts().eval(), (torch.randn(7, 8),))
+    pruned.onnx(tmp_path / "m.onnx")
+    assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5
+    assert pruned.module.state_dict()["up"].shape == (3, 8, 8)
