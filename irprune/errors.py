@@ -23,9 +23,10 @@ class CheckFailed(IrpruneError):
 
 
 def gist(error: BaseException) -> str:
-    """The kind of an error and its first telling line."""
+    """The kind of an error, its first telling line, and the first point of the list below it where there is one."""
     lines = [x.strip() for x in str(error).splitlines() if x.strip()]
-    return f"{type(error).__name__}: {lines[0][:200] if lines else 'no message'}"
+    told = [*lines[:1], *[x for x in lines[1:] if x.startswith("- ")][:1]]
+    return f"{type(error).__name__}: {' '.join(x[:200] for x in told) or 'no message'}"
 
 
 _STANDARD = sysconfig.get_path("stdlib") + "/"

@@ -91,6 +91,13 @@ def test_a_wrong_input_names_the_users_line(net: Net) -> None:
         irprune.prune(net, ())
 
 
+@pytest.mark.parametrize("shapes", [{"y": {0: "batch"}}, {"x": {1: torch.export.Dim("channels")}}, 3])
+def test_dynamic_shapes_that_do_not_fit_are_told(net: Net, shapes: Any) -> None:
+    with pytest.raises(IrpruneError, match="torch.export says") as error:
+        irprune.prune(net, (X,), dynamic_shapes=shapes)
+    assert error.value.hint.startswith("give dynamic_shapes as torch.export takes it") and "\n" not in str(error.value)
+
+
 def test_control_flow_on_data_is_refused_with_the_line_and_both_reasons() -> None:
     case = models.get("refused_control_flow")
     args, kwargs = case.example_inputs()
@@ -167,6 +174,40 @@ def test_a_model_on_the_meta_device_is_cut_without_values() -> None:
     pruned = irprune.prune(model, (x,), importance="random")
     assert pruned.report.proof is None and any("meta" in note for note in pruned.report.notes)
     assert pruned.module.conv1.weight.is_meta and tuple(pruned.module.conv1.weight.shape) == (8, 3, 3, 3)
+
+
+class Mixed(nn.Module):
+    """bfloat16 inside autocast, a part without gradients, a scalar among the results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            half = self.up(x)
+        with torch.set_grad_enabled(False):
+            whole = self.up(x)
+        y = self.down(half.float() + whole)
+        return y, y.mean()
+
+
+def test_autocast_and_parts_without_gradients_are_cut_and_proven() -> None:
+    torch.manual_seed(0)
+    model, x = Mixed(), torch.randn(2, 8)
+    pruned = irprune.prune(model, (x,))
+    assert pruned.report.proof is not None and pruned.report.proof.passed and pruned.report.proof.dtype == "float64"
+    assert pruned.module.up.out_features == 8
+
+
+def test_a_scalar_result_is_compared_with_the_file(tmp_path: Path) -> None:
+    class Mean(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mean()
+
+    pruned = irprune.prune(Mean(), (torch.randn(2, 3, 8, 8),))
+    pruned.onnx(tmp_path / "mean.onnx")
+    assert pruned.report.parity is not None and list(pruned.report.parity.outputs) == ["output"] and pruned.report.parity.passed
 
 
 # -- what comes out ----------------------------------------------------------------------------------------------------

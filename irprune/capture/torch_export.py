@@ -69,9 +69,11 @@ def export(
             traced = torch.fx.symbolic_trace(model)
             return torch.export.export(traced, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
         except Exception as refused:
+            sizes = dynamic_shapes is not None and isinstance(first, (torch._dynamo.exc.UserError, TypeError))
             raise IrpruneError(
                 f"the model cannot be captured: torch.export says {gist(first)!r}; torch.fx says {gist(refused)!r}",
                 users_line(first) or users_line(refused),
+                "give dynamic_shapes as torch.export takes it, for sizes that forward leaves open; or leave it out" if sizes else
                 "take out of forward what depends on the values of tensors (branches, .item(), data-dependent shapes)",
             ) from first
 
