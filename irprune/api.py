@@ -283,13 +283,13 @@ def groups(graph: Graph) -> list[Group]:
 
 
 def analyse(graph: Graph) -> Graph:
-    """Give every dimension of ``graph`` its axis, once."""
+    """Give every dimension of ``graph`` its axis, once, by the pipelines ``prepare`` and ``analyse``."""
     if graph.axes is None:
-        from irprune.passes.dead_code import DeadCode
-        from irprune.passes.infer_axes import InferAxes
+        from irprune.driver.registry import own
+        from irprune.passes import ANALYSE, PREPARE
 
-        DeadCode().run(graph)
-        InferAxes().run(graph)
+        for one in own((*PREPARE, *ANALYSE)):
+            one.run(graph)
     return graph
 
 
@@ -388,13 +388,13 @@ class Clock:
 
 
 def cut_graph(graph: Graph) -> Graph:
-    """A copy of the analysed graph, sliced by its choice."""
-    from irprune.passes.dead_code import DeadCode
-    from irprune.passes.slice import Slice
+    """A copy of the analysed graph, sliced by its choice: the pipeline ``cut``."""
+    from irprune.driver.registry import own
+    from irprune.passes import CUT
 
     cut = graph.copy()
-    Slice().run(cut)
-    DeadCode().run(cut)
+    for one in own(CUT):
+        one.run(cut)
     return cut
 
 

@@ -18,7 +18,7 @@ from irprune.driver.passes import Pass, fitted, is_pass, name_of, options_of, ty
 from irprune.driver.read import Call, read_pipeline
 from irprune.errors import IrpruneError
 
-__all__ = ["ENTRY_POINTS", "Registry", "standard"]
+__all__ = ["ENTRY_POINTS", "Registry", "own", "standard"]
 
 ENTRY_POINTS = "irprune.passes"
 
@@ -114,6 +114,15 @@ class Registry:
                 yield from self._expanded(read_pipeline(names))
             else:
                 yield self.make(call)
+
+
+def own(names: Iterable[str]) -> list[Pass]:
+    """The project's own passes of those names, with their default options; nothing else is imported."""
+    made: list[Pass] = []
+    for name in names:
+        module = importlib.import_module(f"irprune.passes.{name.replace('-', '_')}")
+        made.append(next(cls for cls in vars(module).values() if is_pass(cls) and name_of(cls) == name)())
+    return made
 
 
 def standard(load: Iterable[str | Path] = ()) -> Registry:
