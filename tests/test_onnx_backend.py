@@ -11,7 +11,7 @@ from irprune.validate import onnx_backend
 from irprune.validate.onnx_backend import cases, check
 
 
-@pytest.mark.parametrize(("kind", "least"), [("node", 1100), ("simple", 7), ("pytorch-operator", 30), ("pytorch-converted", 75)])
+@pytest.mark.parametrize(("kind", "least"), [("node", 1600), ("simple", 15), ("pytorch-operator", 30), ("pytorch-converted", 80)])
 @pytest.mark.filterwarnings("ignore")
 def test_backend_cases(kind: str, least: int) -> None:
     whole = 0

@@ -87,22 +87,33 @@ def function_of(outer: _Reader, node: onnx.NodeProto, opset: int, types: Sequenc
         schema = onnx.defs.get_schema(node.op_type, opset, domain)
     except onnx.defs.SchemaError:
         return None
-    kinds = [type_proto(t, outer.symbols).SerializeToString() if t is not None else b"" for t in types]
-    if schema.has_context_dependent_function:
-        text = schema.get_context_dependent_function_with_opset_version(opset, node.SerializeToString(), kinds)
-    elif schema.has_function:
-        text = schema.get_function_with_opset_version(opset)
-    else:
+    if not (schema.has_function or schema.has_context_dependent_function):
         return None
+    declared = {v.name: v.type for v in (*outer.proto.value_info, *outer.proto.input)}
+
+    def told(name: str, kind: TensorType | None) -> onnx.TypeProto:
+        found = onnx.TypeProto() if kind is None else type_proto(kind, outer.symbols)
+        found = declared.get(name, found) if not found.WhichOneof("value") else found
+        if kind is not None and not found.WhichOneof("value"):  # the builders of functions do not survive it
+            raise Unread(f"the function of {node.op_type} over a value of unknown type")
+        return found
+
+    protos = [told(n, t) for n, t in zip(node.input, types, strict=False)]
+    if schema.has_context_dependent_function:
+        text = schema.get_context_dependent_function_with_opset_version(
+            opset, node.SerializeToString(), [p.SerializeToString() for p in protos]
+        )
+    else:
+        text = schema.get_function_with_opset_version(opset)
     function = onnx.FunctionProto.FromString(text)
     function.domain = "irprune.body"
     model = onnx.ModelProto(ir_version=max(outer.source.model.ir_version, 8))
     model.opset_import.extend(outer.source.model.opset_import)
     model.opset_import.add(domain=function.domain, version=1)
     model.functions.append(function)
-    given = [(n, t) for n, t in dict(zip(node.input, types, strict=False)).items() if n and t is not None]
+    given = {n: (p, t) for n, p, t in zip(node.input, protos, types, strict=False) if n and t is not None}
     model.graph.name = node.op_type
-    model.graph.input.extend(onnx.ValueInfoProto(name=n, type=type_proto(t, outer.symbols)) for n, t in given)
+    model.graph.input.extend(onnx.ValueInfoProto(name=n, type=p) for n, (p, _) in given.items())
     call = model.graph.node.add()
     call.CopyFrom(node)
     call.domain, call.op_type = function.domain, function.name
@@ -113,4 +124,4 @@ def function_of(outer: _Reader, node: onnx.NodeProto, opset: int, types: Sequenc
         done = onnx.inliner.inline_local_functions(model)
     except Exception as error:  # the inliner raises what C++ throws
         raise Unread(f"the function of {node.op_type} does not apply: {str(error).splitlines()[0]}") from error
-    return Body(read_body(outer, done.graph, [t for _, t in given]).graph, tuple(n for n, _ in given))
+    return Body(read_body(outer, done.graph, [t for _, t in given.values()]).graph, tuple(given))

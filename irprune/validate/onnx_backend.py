@@ -218,7 +218,7 @@ def _torch(outcome: Outcome, graph: Any, data: list[Data], case: Case) -> None:
     if any(n.op in ("cast", "cast_like") and n.out.dtype.startswith("f8") for n in graph.nodes):
         outcome.torch = "torch saturates float8 otherwise"
         return
-    if any(n.op == "topk" for n in graph.nodes) and "same_values" in case.name:
+    if any(n.op in ("topk", "dynamic_topk") for n in graph.nodes) and "same_values" in case.name:
         outcome.torch = "torch says nothing about the order of equal values"
         return
     try:

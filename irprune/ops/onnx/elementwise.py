@@ -49,7 +49,6 @@ for _onnx, _name in {
     "Exp": "exp",
     "Floor": "floor",
     "HardSwish": "hardswish",
-    "Identity": "identity",
     "Log": "log",
     "Mish": "mish",
     "Mul": "mul",
@@ -86,6 +85,9 @@ for _onnx, _name in {
     "IsNaN": "isnan",
 }.items():
     spell(_name, _onnx, read=plain(_name, "bool"))
+
+
+spell("identity", "Identity", read=lambda node: Step("identity", None, {}, [like(node)]))
 
 
 def _where(node: OnnxNode) -> Step:
