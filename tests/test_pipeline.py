@@ -127,6 +127,13 @@ def test_options_are_written_as_they_are_read(given: dict[str, Any]) -> None:
     assert made == AddNothing(**plain)
 
 
+def test_an_option_may_be_a_name_or_an_object() -> None:
+    (made,) = standard().parse("score{importance=random, seed=3}")
+    assert (made.importance, made.seed) == ("random", 3)  # type: ignore[attr-defined]
+    with pytest.raises(IrpruneError, match="score: importance is 3; it takes text"):
+        standard().parse("score{importance=3}")
+
+
 @pytest.mark.parametrize(("text", "says"), [
     ("chose", "no pass 'chose'; did you mean choose"),
     ("qqq", "no pass 'qqq'; `irprune passes` lists them all"),

@@ -1,7 +1,7 @@
 """What a pass is, and its options.
 
 A pass is a frozen dataclass with ``run(graph) -> bool``, which says whether it changed the graph. Its name is its class in kebab
-case, its fields are its options, the first line of its docstring is its help.
+case, its fields are its options, the first sentence of its docstring is its help.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ def name_of(thing: Pass | type) -> str:
 
 
 def help_of(cls: type) -> str:
-    """The first line of the docstring."""
-    return next((line.strip() for line in (cls.__doc__ or "").splitlines() if line.strip()), "")
+    """The first sentence of the docstring."""
+    text = " ".join((cls.__doc__ or "").strip().partition("\n\n")[0].split())
+    return re.split(r"(?<=\.)\s", text)[0].replace("``", "")
 
 
 def is_pass(thing: object) -> bool:
@@ -89,7 +90,9 @@ def _hint(cls: type, text: Any) -> Any:
 def _is_plain(hint: Any) -> bool:
     if hint in (Any, int, float, bool, str, NoneType):
         return True
-    if get_origin(hint) in (tuple, list, Sequence, Collection, dict, Mapping, Union, UnionType):
+    if get_origin(hint) in (Union, UnionType):
+        return any(_is_plain(a) for a in get_args(hint) if a is not NoneType)
+    if get_origin(hint) in (tuple, list, Sequence, Collection, dict, Mapping):
         return all(a is Ellipsis or _is_plain(a) for a in get_args(hint))
     return get_origin(hint) is Literal
 
