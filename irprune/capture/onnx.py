@@ -23,6 +23,7 @@ from irprune.capture.onnx_file import Files, read_model
 from irprune.capture.onnx_functions import Opened, opened
 from irprune.capture.onnx_proto import NAMES, attributes, dtype_of, identifier, value_type
 from irprune.capture.onnx_shapes import LIMIT, fold, symbolic
+from irprune.capture.onnx_types import check_types, without_data
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, symbol
@@ -100,6 +101,7 @@ def capture_onnx(source: str | Path | onnx.ModelProto) -> Graph:
         model, files, where = read_model(path), Files(path), str(path)
     _check_opset(model, where)
     model = _ordered(model, where)
+    check_types(model, where)
     calls = opened(model, where) if model.functions else None
     return _Reader(OnnxSource(model if calls is None else calls.model, files, calls), where).read()
 
@@ -126,6 +128,9 @@ def _ordered(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     in_order = True
     for node in graph.node:
         in_order = in_order and all(name in known for name in reads(node))
+        again = next((name for name in node.output if name and name in known), None)
+        if again is not None:
+            raise IrpruneError(f"node '{node.name or node.output[0]}' ({target_of(node)}) makes '{again}', which is there already", where)
         known.update(node.output)
     for node in graph.node:
         lost = next((name for name in reads(node) if name not in known), None)
@@ -529,25 +534,6 @@ def type_proto(kind: TensorType, symbols: dict[str, Sym]) -> onnx.TypeProto:
         else:
             shape.append(s)
     return onnx.helper.make_tensor_type_proto(NAMES[kind.dtype], shape)
-
-
-def without_data(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of ``model`` in which large initializers are inputs: enough for inference, and small."""
-    light = onnx.ModelProto()
-    light.ir_version = max(model.ir_version, 4)
-    light.opset_import.extend(model.opset_import)
-    light.functions.extend(model.functions)
-    light.graph.name = model.graph.name or "graph"
-    light.graph.node.extend(model.graph.node)
-    light.graph.input.extend(model.graph.input)
-    light.graph.output.extend(model.graph.output)
-    have = {v.name for v in model.graph.input}
-    for t in model.graph.initializer:
-        if int(np.prod(t.dims, dtype=np.int64)) <= LIMIT and t.data_location != onnx.TensorProto.EXTERNAL:
-            light.graph.initializer.add().CopyFrom(t)
-        elif t.name not in have:
-            light.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)))
-    return light
 
 
 def constant_array(node: onnx.NodeProto) -> Callable[[], Array] | None:

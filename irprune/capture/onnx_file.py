@@ -167,14 +167,23 @@ class Files:
 
         Raises IrpruneError for external data that is missing, too short or outside the model's folder.
         """
-        if tensor.data_location != TensorProto.EXTERNAL:
+        if tensor.data_type in (TensorProto.UNDEFINED, TensorProto.STRING):
             return lambda: numpy_helper.to_array(tensor)
-        place, offset, length = _place(tensor)
-        dtype, shape = helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)
+        try:
+            dtype, shape = helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)
+        except (ValueError, KeyError) as error:
+            raise IrpruneError(f"the tensor '{tensor.name}' has an unknown element type, {tensor.data_type}", hint="install a newer onnx"
+                               ) from error
         count = int(np.prod(shape, dtype=np.int64))
-        length = length or count * dtype.itemsize
+        size = (count + 1) // 2 if tensor.data_type in _PACKED else count * dtype.itemsize
+        if tensor.data_location != TensorProto.EXTERNAL:
+            _check_size(tensor, len(tensor.raw_data), size, tensor.HasField("raw_data"))
+            return lambda: _of_message(tensor)
+        place, offset, length = _place(tensor)
+        length = length or size
         read = self._reader(tensor, place, offset, length)
-        if tensor.data_type in _PACKED or length != count * dtype.itemsize:
+        _check_size(tensor, length, size)
+        if tensor.data_type in _PACKED:
             return lambda: _unpacked(tensor, read())
         return lambda: read().view(dtype).reshape(shape)
 
@@ -238,6 +247,19 @@ def _read(file: int, offset: int, length: int) -> Array:
             raise IrpruneError("the model's file was cut while it was read", hint="read the model again")
         left, offset = left[got:], offset + got
     return out
+
+
+def _check_size(tensor: TensorProto, length: int, size: int, known: bool = True) -> None:
+    if known and (length != size or min(tensor.dims, default=0) < 0):
+        raise IrpruneError(f"the tensor '{tensor.name}' of shape {list(tensor.dims)} holds {length} bytes and not {size}",
+                           hint="the file is damaged: write it again")
+
+
+def _of_message(tensor: TensorProto) -> Array:
+    try:
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError) as error:
+        raise IrpruneError(f"the tensor '{tensor.name}' does not hold what its shape says", hint=str(error).splitlines()[0]) from error
 
 
 def _unpacked(tensor: TensorProto, data: Array) -> Array:

@@ -61,7 +61,10 @@ def run_model(
     """All outputs of ``model`` for ``inputs``; ``data`` as in ``session``."""
     made = session(model, optimise, data)
     known = {i.name for i in made.get_inputs()}
-    return list(made.run(None, {k: v for k, v in inputs.items() if k in known}))
+    try:
+        return list(made.run(None, {k: v for k, v in inputs.items() if k in known}))
+    except Exception as error:  # onnxruntime raises a class per status code
+        raise IrpruneError("onnxruntime cannot run the model", "", str(error).splitlines()[0]) from error
 
 
 def random_inputs(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0, default: int = 2) -> dict[str, Array]:

@@ -230,7 +230,7 @@ class Recorder:
     # -- the part of torch that declarations use -----------------------------------------------------------------------
 
     def where(self, mask: Tensor, a: Any, b: Any) -> Tensor:
-        """Selection. Raises Untraced before opset 9, which has none."""
+        """Selection. Before opset 9, which has none, a product with the mask and a sum: the same for numbers that are finite."""
         like = a if isinstance(a, Tensor) else b
         a, b = (x if isinstance(x, Tensor) else self.scalar(x, like) for x in (a, b))
         dtype = max(a.dtype.name, b.dtype.name, key=_ORDER.index)
@@ -239,8 +239,16 @@ class Recorder:
         if all(t.array is not None for t in (mask, x, y)):
             return self.constant(np.where(mask.array, x.array, y.array), dtype)  # type: ignore[arg-type]
         if self.opset < 9:
-            raise Untraced("a selection before opset 9")
+            return self.binary("Add", self._where_kept(mask, x), self._where_kept(self.unary("Not", mask), y))
         return self.node("Where", [self.named(mask), self.named(x), self.named(y)], shape, dtype)
+
+    def _where_kept(self, mask: Tensor, x: Tensor) -> Tensor:
+        """``x`` where ``mask`` is true, zero elsewhere."""
+        if x.dtype.name == "bool":
+            raise Untraced("a selection of booleans before opset 9")
+        if x.array is not None and mask.array is not None:
+            return self.constant(np.where(mask.array, x.array, 0), x.dtype.name)
+        return self.binary("Mul", x, self.cast(mask, x.dtype.name))
 
     def zeros(self, shape: Sequence[int], dtype: DType, device: Any = None) -> Tensor:
         return self.constant(np.zeros(tuple(shape)), dtype.name)
