@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from irprune.emit.onnx_recurrent import recurrent_layer
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ops.onnx.spell import Body
 
@@ -50,6 +51,8 @@ def layered(graph: Graph) -> Graph:
     for node in list(twin.nodes):
         if node.op == "matmul" or (node.op == "gemm" and _plain(node)):
             _linear(twin, node, users)
+        elif node.op in ("onnx_lstm", "onnx_gru", "onnx_rnn"):
+            recurrent_layer(twin, node, lambda n, held: _free(_owner(n, held), set(twin.weights)))
         elif node.op == "gather_rows" and isinstance(node.operand(0), Weight):
             _embedding(node)
         _place(node)
