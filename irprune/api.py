@@ -470,9 +470,11 @@ def device_of(name: str) -> torch.device:
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise IrpruneError("there is no CUDA device here", "", "say device='cpu' or 'auto'")
+    if name == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())  # as tensors name theirs
     return torch.device(name)
 
 

@@ -114,7 +114,9 @@ def _leaves(graph: Graph, half: bool) -> dict[Weight, torch.Tensor]:
 def _loss(
     graph: Graph, batch: Batch, loss: Loss | None, draw: torch.Generator, half: bool, held: dict[Weight, torch.Tensor], hook: Any
 ) -> torch.Tensor:
-    outputs = evaluate(graph, batch.inputs, dtype=torch.float32 if half else None, weights=held, hook=hook)
+    device = next(iter(held.values())).device
+    inputs = [t.to(device) for t in batch.inputs]
+    outputs = evaluate(graph, inputs, dtype=torch.float32 if half else None, weights=held, hook=hook, device=device)
     value = loss(outputs, batch) if loss is not None else drawn_loss(outputs, draw)
     if not isinstance(value, torch.Tensor) or value.dim() or not bool(torch.isfinite(value)):
         raise IrpruneError("the loss is not a finite number", "loss", "return a scalar tensor computed from the outputs")

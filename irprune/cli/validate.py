@@ -31,7 +31,7 @@ def validate(
     from irprune.validate.tolerance import PARITY
 
     bound = PARITY if tolerance is None else tolerance
-    first, second = (runner(load(spec, inputs, pretrained), device) for spec in (a, b))
+    first, second = (runner(load(spec, inputs, pretrained), device, exact=True) for spec in (a, b))
     worst: dict[str, float] = {}
     for seed in range(samples):
         arrays = first.draw(seed)

@@ -21,6 +21,7 @@ from irprune.errors import IrpruneError
 from irprune.quiet import quiet
 from irprune.validate.inputs import flat_tensors, over_tensors, redraw
 from irprune.validate.parity import Parity, measure
+from irprune.validate.precision import full_float32
 
 __all__ = ["compare", "export_onnx", "feed_of", "input_names", "output_names"]
 
@@ -97,7 +98,7 @@ def compare(module: torch.nn.Module, structure: Any, path: str | Path, device: s
     args, kwargs = redraw(structure.args, structure.kwargs, seed)
     here = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     placed = over_tensors((args, kwargs), lambda t: t.to(here))
-    with torch.no_grad():
+    with torch.no_grad(), full_float32():
         expected = flat_tensors(module(*placed[0], **placed[1]))
     names = file_inputs(path)
     return measure(path, feed_of(args, kwargs, structure, names), [array_of(t) for t in expected], device)

@@ -13,7 +13,7 @@ from irprune.ir.size import Sym
 from irprune.ops.call import bind, overload, substitute
 from irprune.ops.registry import lookup
 
-__all__ = ["evaluate", "run_node", "symbols_of"]
+__all__ = ["evaluate", "home", "run_node", "symbols_of"]
 
 Hook = Callable[[Node, list[Any], Callable[..., Any]], Any]
 
@@ -29,6 +29,14 @@ def as_tensor(array: Any) -> torch.Tensor:
         bits = array.view("i2" if array.dtype.itemsize == 2 else "u1").copy()
         return torch.as_tensor(bits).view(TO_TORCH[short])
     return torch.as_tensor(array if getattr(getattr(array, "flags", None), "writeable", True) else array.copy())  # torch has no read-only tensors
+
+
+def home(graph: Graph) -> torch.device:
+    """The CUDA device that a weight of ``graph`` lies on, else the CPU."""
+    for weight in graph.weights.values():
+        if isinstance(held := weight.load(), torch.Tensor):
+            return held.device if held.is_cuda else torch.device("cpu")
+    return torch.device("cpu")
 
 
 def symbols_of(graph: Graph, inputs: Iterable[torch.Tensor]) -> dict[str, int]:

@@ -53,8 +53,8 @@ def providers_for(device: str) -> list[str]:
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
-def session(path: str | Path, device: str = "auto", profile: str = "", threads: int = 0) -> Any:
-    """An onnxruntime session. Raises IrpruneError for a file that onnxruntime refuses."""
+def session(path: str | Path, device: str = "auto", profile: str = "", threads: int = 0, exact: bool = False) -> Any:
+    """An onnxruntime session; ``exact`` keeps CUDA from rounding products to TF32. Raises IrpruneError for a file that it refuses."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -64,8 +64,12 @@ def session(path: str | Path, device: str = "auto", profile: str = "", threads: 
     if profile:
         options.enable_profiling = True
         options.profile_file_prefix = profile
+    providers = providers_for(device)
+    if "CUDAExecutionProvider" in providers and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # the CUDA libraries that pip packages bring
+    settings = [{"use_tf32": "0"} if exact and p == "CUDAExecutionProvider" else {} for p in providers]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers_for(device))
+        return onnxruntime.InferenceSession(str(path), options, providers=providers, provider_options=settings)
     except IrpruneError:
         raise
     except Exception as refused:  # onnxruntime has exceptions of its own for every kind of refusal
@@ -107,7 +111,7 @@ def _error(a: NDArray[Any], b: NDArray[Any]) -> float:
 def measure(path: str | Path, feed: Mapping[str, NDArray[Any]], expected: Sequence[NDArray[Any]], device: str = "auto") -> Parity:
     """Run the file on ``feed`` and compare each output with ``expected``, which is in the file's order of outputs."""
     with tempfile.TemporaryDirectory() as folder:
-        running = session(path, device, profile=str(Path(folder) / "profile"))
+        running = session(path, device, profile=str(Path(folder) / "profile"), exact=True)
         outputs = run_session(running, feed)
         nodes = _ran_on(Path(running.end_profiling()))
     if len(outputs) != len(expected):

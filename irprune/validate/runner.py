@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,18 +65,18 @@ def _shown(shape: Sequence[int | None]) -> str:
     return "[" + ", ".join("?" if s is None else str(s) for s in shape) + "]"
 
 
-def runner(loaded: Loaded, device: str = "auto", threads: int = 0) -> Runner:
-    """The model behind ``loaded``, ready to run."""
+def runner(loaded: Loaded, device: str = "auto", threads: int = 0, exact: bool = False) -> Runner:
+    """The model behind ``loaded``, ready to run; ``exact`` keeps CUDA from rounding products to TF32."""
     if loaded.kind == "onnx":
-        return _OnnxRunner(loaded, device, threads)
-    return _TorchRunner(loaded, device)
+        return _OnnxRunner(loaded, device, threads, exact)
+    return _TorchRunner(loaded, device, exact)
 
 
 class _OnnxRunner(Runner):
     kind = "onnxruntime"
 
-    def __init__(self, loaded: Loaded, device: str, threads: int) -> None:
-        self.session = session(loaded.model, device, threads=threads)
+    def __init__(self, loaded: Loaded, device: str, threads: int, exact: bool) -> None:
+        self.session = session(loaded.model, device, threads=threads, exact=exact)
         inputs = []
         for v in self.session.get_inputs():
             if v.type not in _TYPES:
@@ -104,18 +105,20 @@ def _drawn(generator: np.random.Generator, shape: Sequence[int], dtype: Any) -> 
 class _TorchRunner(Runner):
     kind = "torch"
 
-    def __init__(self, loaded: Loaded, device: str) -> None:
+    def __init__(self, loaded: Loaded, device: str, exact: bool) -> None:
         import torch
         from torch.utils import _pytree as pytree
 
         from irprune.api import device_of, load_program
 
         model, call = loaded.model, (loaded.args, loaded.kwargs)
+        self.device, self.exact = device_of(device), exact
         if loaded.kind == "pt2":
+            from torch.export.passes import move_to_device_pass
+
             program = load_program(Path(model))
-            model = program.module()
             call = call if any(call) else program.example_inputs or call
-        self.device = device_of(device)
+            model = move_to_device_pass(program, self.device).module()  # what the graph makes itself is made there too
         self.model = model.to(self.device)
         if loaded.kind != "pt2":  # the module of an exported program has its mode built in
             self.model.eval()
@@ -144,12 +147,13 @@ class _TorchRunner(Runner):
 
         from irprune.emit.signature import paths
         from irprune.emit.torch_onnx import array_of
+        from irprune.validate.precision import full_float32
 
         fresh = iter(torch.from_numpy(np.asarray(a)).to(self.device) for a in arrays)
         leaves = [next(fresh) if isinstance(x, torch.Tensor) else x for x in self.leaves]
         args, kwargs = pytree.tree_unflatten(leaves, self.spec)
         try:
-            with torch.no_grad():
+            with torch.no_grad(), full_float32() if self.exact else contextlib.nullcontext():
                 result = self.model(*args, **kwargs)
         except Exception as failed:  # whatever forward raises is what the user must see
             text = str(failed).strip().splitlines()
