@@ -6,6 +6,7 @@ an ``nn.Embedding``; everything else is a call. The result differentiates, moves
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ _STATE = {
     "rms_norm": ("", "weight"),
     "embedding": ("weight",),
 }
+_NUMBERED = re.compile(r"val_(\d+)")
 _BUFFERS = ("running_mean", "running_var")
 
 
@@ -52,7 +54,7 @@ def layered(graph: Graph) -> Graph:
         if node.op == "matmul" or (node.op == "gemm" and _plain(node)):
             _linear(twin, node, users)
         elif node.op in ("onnx_lstm", "onnx_gru", "onnx_rnn"):
-            recurrent_layer(twin, node, lambda n, held: _free(_owner(n, held), set(twin.weights)))
+            recurrent_layer(twin, node, lambda n, held: _free(_owner(n, held), set(twin.weights) - {v.name for _, v in held}))
         elif node.op == "gather_rows" and isinstance(node.operand(0), Weight):
             _embedding(node)
         _place(node)
@@ -139,7 +141,7 @@ def _name_layers(graph: Graph) -> None:
         named = len({v.name.rpartition(".")[0] for _, v in held}) == 1 and all(
             v.name.rpartition(".")[2] == own and "." in v.name for own, v in held
         )
-        owner = held[0][1].name.rpartition(".")[0] if named else _free(_owner(node, held), taken)
+        owner = held[0][1].name.rpartition(".")[0] if named else _free(_owner(node, held), taken - {v.name for _, v in held})
         if node.op == "batch_norm":
             counter = f"{owner}.num_batches_tracked"
             graph.add_weight(Weight(counter, TensorType("i64", ()), lambda: np.zeros((), np.int64), "buffer"))
@@ -150,6 +152,9 @@ def _name_layers(graph: Graph) -> None:
             if own in _BUFFERS:
                 assert isinstance(v, Weight)
                 v.kind = "buffer"
+    for name, w in graph.weights.items():
+        if name not in renamed and (numbered := _NUMBERED.fullmatch(name)):  # torch's exporter gives these names anew
+            renamed[name] = w.name = f"constant_{numbered[1]}"
     graph.weights = {renamed.get(name, name): w for name, w in graph.weights.items()}
 
 
