@@ -445,7 +445,7 @@ def test_ops_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_passes_lists_names_options_and_pipelines(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = command(capsys, "passes", "--load", str(MY_PASS))
     assert code == 0
-    assert f"protect-small  (from {MY_PASS})\n    Freeze every coupled group with fewer than ``least`` channels.\n    least=16\n" in out
+    assert f"protect-small  (from {MY_PASS})\n    Freeze every coupled group with fewer than least channels.\n    least=16\n" in out
     made = json.loads(command(capsys, "passes", "--json")[1])
     rows = {r["name"]: r for r in made["passes"]}
     assert rows["choose"]["options"]["ratio"] == "0.5" and rows["repair-bias"]["from_python"] and not rows["slice"]["from_python"]

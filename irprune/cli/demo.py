@@ -25,7 +25,7 @@ __all__ = ["demo"]
 @click.option("--seed", type=int, default=0, show_default=True)
 @as_json
 def demo(output: Path, ratio: float, epochs: int, seed: int, json_: bool) -> None:
-    """Train a small residual CNN on real digits, prune it, prove it, export it and compare it on onnxruntime."""
+    """Train a small residual CNN on real digits, prune it, prove it, repair it, export it and compare it on onnxruntime."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -44,7 +44,7 @@ def demo(output: Path, ratio: float, epochs: int, seed: int, json_: bool) -> Non
         show_json(result.as_dict())
     else:
         _print(result)
-    say(f"wrote {output}: model.py and weights.safetensors load without irprune; report.html shows every group")
+    say(f"wrote {output}/: report.html shows every group; `import model; net = model.load()` there needs only torch")
 
 
 class _Bars:
@@ -68,12 +68,12 @@ def _print(result: Demo) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "before", "after", "", box=box.SIMPLE_HEAD)
+    table = Table("", "original", "pruned", "", box=box.SIMPLE_HEAD)
     for column in table.columns[1:3]:
         column.justify = "right"
     for row in result.rows():
         table.add_row(*row)
     out: Any = Console(width=100)
     out.print(table)
-    for name, text in result.checks():
-        out.print(f"  {name:8}{text}", highlight=False)
+    for name, claim, measured in result.checks():
+        out.print(f"  {name:8}{claim}\n          {measured}", highlight=False)

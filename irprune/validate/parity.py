@@ -37,7 +37,8 @@ class Parity:
 
     def __str__(self) -> str:
         ran = ", ".join(f"{n} nodes on {p}" for p, n in self.nodes.items())
-        return (f"{'equal' if self.passed else 'DIFFERENT'}: error {self.max_error:.1e} over {len(self.outputs)} outputs, "
+        outputs = f"{len(self.outputs)} output{'s' * (len(self.outputs) != 1)}"
+        return (f"{'equal' if self.passed else 'DIFFERENT'}: error {self.max_error:.1e} over {outputs}, "
                 f"tolerance {self.tolerance:.0e} ({ran or self.provider})")
 
 
