@@ -29,11 +29,12 @@ from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, symbol
 from irprune.ops.onnx.dynamic import at_run_time
 from irprune.ops.onnx.spell import PREVIOUS, Body, OnnxNode, Step, Unread, called, spelling_of
-from irprune.ops.registry import load_table
+from irprune.ops.registry import load_table, lookup
 
 __all__ = ["OnnxSource", "Place", "Stored", "capture_onnx", "target_of"]
 
 OLDEST = 6
+PLAIN = 1 << 16  # elements of a tensor that is looked through for being one number all over
 _LAID_OUT = frozenset("identity cast unsqueeze squeeze reshape permute expand slice select split".split())
 _NOT_LEARNED = frozenset(
     "where scatter_elements scatter_nd max_of min_of clip eq lt le gt ge pow_tensor logical_and logical_or one_hot_at".split()
@@ -252,6 +253,8 @@ class _Reader:
                 seen.update(readers)
             if not readers and weight.users:
                 weight.kind, weight.trainable = "constant", False
+            elif weight.dtype in ("i8", "u8", "i4", "u4") and weight.rank > 1 and any(_quantised(n) for n in weight.users):
+                weight.kind = "parameter"
 
     def _note_symbols(self, kind: TensorType) -> None:
         for s in kind.shape or ():
@@ -419,7 +422,8 @@ class _Reader:
     # -- values ------------------------------------------------------------------------------------------------------
 
     def value(self, name: str) -> Value:
-        """The tensor ``name``, made now if it was put off. A short parameter that several nodes share is a weight of its own for each."""
+        """The tensor ``name``, made now if it was put off. A vector, or one number all over, that nodes share is a weight of its own for
+        each."""
         if name in self.values:
             return self.values[name]
         if name in self.stored:
@@ -442,9 +446,18 @@ class _Reader:
         weight = Weight(own, kind, stored.load, "parameter" if trained else "constant", trainable=trained)
         self.graph.add_weight(weight)
         self.source.stored[own] = stored
-        if kind.rank != 1:
+        if kind.rank != 1 and not self._plain(name):
             self.values[name] = weight
         return weight
+
+    def _plain(self, name: str) -> bool:
+        """Whether a tensor of floating point is one number all over (a zero state that an exporter shares): its readers have nothing
+        in common but that number."""
+        kind, stored = self.types[name], self.stored[name]
+        if kind.dtype[0] not in "fb" or kind.dtype == "bool" or int(np.prod(kind.known, dtype=np.int64)) > PLAIN:  # type: ignore[arg-type]
+            return False
+        array = np.asarray(stored.load()).reshape(-1)
+        return bool(array.size and (array == array[0]).all())
 
     def _computed(self, name: str) -> Value:
         """A value that shape arithmetic computes, read as a tensor: what it was stays, whatever pruning does to the shape."""
@@ -552,6 +565,12 @@ def constant_array(node: onnx.NodeProto) -> Callable[[], Array] | None:
     if a.name == "value_floats":
         return lambda: np.array(a.floats, np.float32)
     return None
+
+
+def _quantised(node: Node) -> bool:
+    """Whether ``node`` reads integers as what was learned."""
+    entry = lookup(node)
+    return entry is not None and entry.family == "quant"
 
 
 def _array_type(node: onnx.NodeProto) -> TensorType:
