@@ -16,7 +16,7 @@ from typing import Any
 
 from irprune.driver.passes import Pass, fitted, is_pass, name_of, options_of, type_name, written
 from irprune.driver.read import Call, read_pipeline
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, gist, users_line
 
 __all__ = ["ENTRY_POINTS", "Registry", "own", "standard"]
 
@@ -60,8 +60,8 @@ class Registry:
             spec.loader.exec_module(module)
         except Exception as broken:
             del sys.modules[name]
-            why = f"{type(broken).__name__}: {broken}"
-            raise IrpruneError(f"cannot be loaded: {why}", str(path), "python must be able to import it") from broken
+            where = users_line(broken) or str(path)
+            raise IrpruneError(f"cannot be loaded: {gist(broken)}", where, "it must import on its own") from broken
         made = self.add_module(module, str(path))
         if not made:
             raise IrpruneError("no pass in this file", str(path), "a pass has @dataclass(frozen=True) and run(self, graph) -> bool")

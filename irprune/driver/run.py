@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from irprune.driver.instruments import Instrument
 from irprune.driver.passes import Pass, name_of
-from irprune.errors import CheckFailed, IrpruneError
+from irprune.errors import CheckFailed, IrpruneError, gist, users_line
 from irprune.ir.graph import Graph
 
 __all__ = ["run"]
@@ -32,7 +32,8 @@ def run(graph: Graph, passes: Iterable[Pass], instruments: Sequence[Instrument] 
             kind = CheckFailed if isinstance(error, CheckFailed) else IrpruneError
             raise kind(error.what, f"{error.where}; in {ran}" if error.where else f"in {ran}", error.hint) from error
         except Exception as error:
-            raise IrpruneError(f"{type(error).__name__}: {error}", f"in {ran}", "this is a bug of the pass") from error
+            at = users_line(error)
+            raise IrpruneError(gist(error), f"{at}; in {ran}" if at else f"in {ran}", "this is a bug of the pass") from error
         if not isinstance(changed, bool):
             raise IrpruneError(f"run returned {changed!r}, not whether it changed the graph", f"in {ran}", "return True or False")
         names.append(name)

@@ -21,7 +21,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from irprune.capture import capture
 from irprune.emit.module import emit_module
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, gist
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.passes.infer_axes import InferAxes
 from irprune.passes.slice import Slice, kept_indices, take
@@ -329,8 +329,7 @@ class SameOutputs:
                         self._failed(f"it then computes something else (error {error:.1e})", "", len(ran))
                         return False
         except Exception as refused:  # whatever forward raises when a size does not fit
-            text = str(refused).strip().splitlines()
-            self._failed(f"forward then fails: {text[0][:160] if text else type(refused).__name__}", _line_of(refused), len(ran))
+            self._failed(f"forward then fails: {gist(refused)}", _line_of(refused), len(ran))
             return False
         finally:
             hook.remove()

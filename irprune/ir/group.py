@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from irprune.ir.axis import Axis, factors, find, leaves, parts
+from irprune.ir.axis import Axis, factors, find, parts
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.size import Sym, probe_of
 
@@ -103,8 +103,3 @@ def groups_of(graph: Graph) -> list[Group]:
                     continue
                 found.setdefault(slot.leaf, Group(slot.leaf)).members.append(Member(weight, dim, index, slot))
     return list(found.values())
-
-
-def weight_leaves(weight: Weight) -> list[Axis]:
-    """Every leaf in any dimension of ``weight``."""
-    return [x for a in weight.axes or () for x in leaves(a)]

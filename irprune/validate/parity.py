@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, gist
 from irprune.validate.tolerance import PARITY
 
 __all__ = ["Parity", "compare_arrays", "providers_for", "run_session", "session"]
@@ -74,7 +74,7 @@ def session(path: str | Path, device: str = "auto", profile: str = "", threads: 
     except IrpruneError:
         raise
     except Exception as refused:  # onnxruntime has exceptions of its own for every kind of refusal
-        raise IrpruneError(f"onnxruntime refuses the model: {str(refused).splitlines()[0][:300]}", str(path),
+        raise IrpruneError(f"onnxruntime refuses the model: {gist(refused)}", str(path),
                            "check the file with onnx.checker.check_model(path, full_check=True)") from refused
 
 
@@ -84,7 +84,7 @@ def run_session(running: Any, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDA
     try:
         return dict(zip(names, running.run(names, dict(feed)), strict=True))
     except Exception as refused:  # onnxruntime's own exceptions
-        raise IrpruneError(f"onnxruntime fails on the input: {str(refused).splitlines()[0][:300]}", "",
+        raise IrpruneError(f"onnxruntime fails on the input: {gist(refused)}", "",
                            "give --input of the names, shapes and types that the model takes") from refused
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, gist, users_line
 from irprune.validate.parity import run_session, session
 
 if TYPE_CHECKING:
@@ -156,8 +156,7 @@ class _TorchRunner(Runner):
             with torch.no_grad(), full_float32() if self.exact else contextlib.nullcontext():
                 result = self.model(*args, **kwargs)
         except Exception as failed:  # whatever forward raises is what the user must see
-            text = str(failed).strip().splitlines()
-            raise IrpruneError(f"forward fails: {text[0][:200] if text else type(failed).__name__}", self.name,
+            raise IrpruneError(f"forward fails: {gist(failed)}", users_line(failed) or self.name,
                                "give --input of the shapes and types that the model takes") from failed
         out, spec = pytree.tree_flatten(result)
         names = [n or "output" for n in paths(spec)]
