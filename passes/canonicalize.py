@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from irprune.ir.graph import Graph, Node
 from irprune.ops.registry import lookup
 
-__all__ = ["Canonicalize"]
+__all__ = ["Canonicalize", "loosened"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Canonicalize:
             graph.replace(node.out, source)
             dead.append(node)
         graph.remove_all(dead)
-        changed = self._respell(graph) if self.views and dead else False
+        changed = loosened(graph) if self.views and dead else False
         return bool(dead) or changed
 
     def _pinned(self, graph: Graph) -> set[int]:
@@ -68,13 +68,14 @@ class Canonicalize:
         target = node.origin.target
         return target in entry.strides and not (self.views and entry.strides[target])
 
-    def _respell(self, graph: Graph) -> bool:
-        """Views as reshapes: the copy that made a view possible may be gone."""
-        changed = False
-        for node in graph.nodes:
-            entry = lookup(node)
-            loose = entry.strides.get(node.origin.target, "") if entry is not None else ""
-            if loose:
-                node.origin.target = loose
-                changed = True
-        return changed
+
+def loosened(graph: Graph) -> bool:
+    """Respell views as reshapes: how a tensor lies in memory is not what it was at capture."""
+    changed = False
+    for node in graph.nodes:
+        entry = lookup(node)
+        loose = entry.strides.get(node.origin.target, "") if entry is not None else ""
+        if loose:
+            node.origin.target = loose
+            changed = True
+    return changed

@@ -29,6 +29,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ir.kept import Indices, Kept
 from irprune.ops.registry import lookup
+from irprune.passes.canonicalize import loosened
 from irprune.passes.fold_constants import fold
 
 __all__ = ["Slice", "kept_indices", "take"]
@@ -62,6 +63,7 @@ class Slice:
                 value.type = TensorType(value.dtype, tuple(kept.size(a) if kept.changes(a) else s for a, s in sizes))
         for value in graph.values():
             value.axes = None
+        loosened(graph)  # an attention of narrower values may lay out its result in another way
         graph.axes, graph.kept, graph.scores = None, None, {}
         return True
 

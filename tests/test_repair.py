@@ -406,3 +406,27 @@ def test_calibration_data_choose_the_criterion_and_the_repair_where_nothing_is_s
     assert api.prune(net, (x[:2],), calibration=x, repair=False, proof=False).report.repair is None
     plain = api.prune(net, (x[:2],), proof=False)
     assert plain.report.repair is None and plain.options.importance == "magnitude"
+
+
+class Narrow(nn.Module):
+    """Attention whose values may be narrower than queries and keys; exported, its copy before the view is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, t, _ = x.shape
+        q, k, v = (layer(x).view(n, t, -1, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.o(y.transpose(1, 2).contiguous().view(n, t, -1))
+
+
+def test_values_of_attention_narrower_than_its_queries_are_cut_and_refitted() -> None:
+    torch.manual_seed(0)
+    model, x, n, t = Narrow().eval(), torch.randn(128, 5, 16), torch.export.Dim("n"), torch.export.Dim("t")
+    x[..., 8:] = x[..., :8] @ torch.randn(8, 8)  # values that lie in 8 dimensions
+    pruned = api.prune(model, (x[:2],), prefer="head_dim", keep=["q.weight:0/1"], dynamic_shapes={"x": {0: n, 1: t}}, calibration=x)
+    assert pruned.module.v.weight.shape == (8, 16) and pruned.module.q.weight.shape == (16, 16)
+    assert pruned.report.repair is not None and pruned.report.repair.after < 0.8 * pruned.report.repair.before
+    assert pruned.module(x[:3, :4]).shape == (3, 4, 16)
