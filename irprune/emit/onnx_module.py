@@ -141,7 +141,8 @@ def _name_layers(graph: Graph) -> None:
         named = len({v.name.rpartition(".")[0] for _, v in held}) == 1 and all(
             v.name.rpartition(".")[2] == own and "." in v.name for own, v in held
         )
-        owner = held[0][1].name.rpartition(".")[0] if named else _free(_owner(node, held), taken - {v.name for _, v in held})
+        owner = held[0][1].name.rpartition(".")[0] if named else _owner(node, held)
+        owner = _free(owner, taken - {v.name for _, v in held})  # a bias that another operator adds is none of the layer's
         if node.op == "batch_norm":
             counter = f"{owner}.num_batches_tracked"
             graph.add_weight(Weight(counter, TensorType("i64", ()), lambda: np.zeros((), np.int64), "buffer"))

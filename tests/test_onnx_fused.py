@@ -1,0 +1,262 @@
+"""Operators that onnxruntime fuses and quantises: pruned with proof, heads and widths among what goes, and the same in torch."""
+
+from __future__ import annotations
+
+import io
+import logging
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from zlib import crc32
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+import torch  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+import models  # noqa: E402
+from irprune.capture.onnx import capture_onnx  # noqa: E402
+from irprune.emit.onnx import emit_onnx  # noqa: E402
+from irprune.emit.onnx_module import module_from_onnx  # noqa: E402
+from irprune.ir.axis import leaves  # noqa: E402
+from irprune.ir.graph import Graph  # noqa: E402
+from irprune.passes.choose import Choose  # noqa: E402
+from irprune.passes.dead_code import DeadCode  # noqa: E402
+from irprune.passes.infer_axes import InferAxes  # noqa: E402
+from irprune.passes.score import Score  # noqa: E402
+from irprune.passes.slice import Slice  # noqa: E402
+from irprune.validate.onnx_oracle import silenced_onnx  # noqa: E402
+from irprune.validate.onnx_proof import prove_onnx  # noqa: E402
+from irprune.validate.onnx_run import difference, random_inputs, run_model  # noqa: E402
+
+FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
+
+
+def tensor(name: str, *shape: int) -> onnx.TensorProto:
+    random = np.random.default_rng(crc32(name.encode()))
+    return numpy_helper.from_array((random.standard_normal(shape) * 0.4).astype(np.float32), name)
+
+
+RESULTS = {("Attention", True): ["present"], ("EmbedLayerNormalization", False): ["counts"]}  # which onnxruntime wants named
+
+
+def fused(
+    kind: str, inputs: str, tensors: list[onnx.TensorProto], more: dict[str, tuple[int, list[int]]], **attrs: object
+) -> onnx.ModelProto:
+    """``kind`` over what linear layers make of ``x``, and a linear layer behind it."""
+    made = [t.name for t in tensors if t.name.startswith("w_")]
+    nodes = [helper.make_node("MatMul", ["x", w], [w.removeprefix("w_")]) for w in made]
+    results = ["o", *RESULTS.get((kind, "past" in more), ())]
+    nodes.append(helper.make_node(kind, [n.strip("-") for n in inputs.split()], results, domain="com.microsoft", **attrs))
+    nodes.append(helper.make_node("MatMul", ["o", "out"], ["y"]))
+    given = [helper.make_tensor_value_info("x", FLOAT, [2, 5, 12])]
+    given += [helper.make_tensor_value_info(n, k, s) for n, (k, s) in more.items()]
+    graph = helper.make_graph(nodes, "g", given, [helper.make_tensor_value_info("y", FLOAT, [2, 5, 3])], [*tensors, tensor("out", 32, 3)])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+QKV = [tensor("w_q", 12, 32), tensor("w_k", 12, 32), tensor("w_v", 12, 32)]
+GROUPED = [tensor("w_q", 12, 32), tensor("w_k", 12, 16), tensor("w_v", 12, 16)]
+LENGTHS = np.array([3, 5], np.int32)
+KEYS = np.array([[1, 1, 0, 1, 1], [1, 0, 1, 1, 1]], np.int32)
+ONE_HEAD = {"lengths": np.array([4, 4], np.int32), "total": np.array([5], np.int32)}
+CASES: dict[str, tuple[onnx.ModelProto, dict[str, np.ndarray]]] = {
+    "attention over lengths": (
+        fused(
+            "Attention",
+            "h wp bp lengths",
+            [tensor("w_h", 12, 16), tensor("wp", 16, 96), tensor("bp", 96)],
+            {"lengths": (INT, [2])},
+            num_heads=4,
+        ),
+        {"lengths": LENGTHS},
+    ),
+    "causal attention over keys that count": (
+        fused(
+            "Attention",
+            "h wp bp keys",
+            [tensor("w_h", 12, 16), tensor("wp", 16, 96), tensor("bp", 96)],
+            {"keys": (INT, [2, 5])},
+            num_heads=4,
+            unidirectional=1,
+        ),
+        {"keys": np.maximum(KEYS, np.eye(2, 5, dtype=np.int32))},
+    ),
+    "attention after a past": (
+        fused(
+            "Attention",
+            "h wp bp - past",
+            [tensor("w_h", 12, 16), tensor("wp", 16, 96), tensor("bp", 96)],
+            {"past": (FLOAT, [2, 2, 4, 3, 8])},
+            num_heads=4,
+            unidirectional=1,
+        ),
+        {},
+    ),
+    "multi-head attention with a bias": (fused("MultiHeadAttention", "q k v b", [*QKV, tensor("b", 96)], {}, num_heads=4), {}),
+    "multi-head attention over keys that count": (
+        fused("MultiHeadAttention", "q k v - keys", QKV, {"keys": (INT, [2, 5])}, num_heads=4),
+        {"keys": KEYS},
+    ),
+    "multi-head attention with an added bias": (
+        fused("MultiHeadAttention", "q k v - - added", QKV, {"added": (FLOAT, [2, 4, 5, 5])}, num_heads=4),
+        {},
+    ),
+    "grouped queries": (
+        fused(
+            "GroupQueryAttention",
+            "q k v - - lengths total",
+            GROUPED,
+            {"lengths": (INT, [2]), "total": (INT, [1])},
+            num_heads=4,
+            kv_num_heads=2,
+        ),
+        ONE_HEAD,
+    ),
+    "grouped queries, rotated": (
+        fused(
+            "GroupQueryAttention",
+            "q k v - - lengths total cos sin",
+            [tensor("w_q", 12, 32), tensor("w_k", 12, 32), tensor("w_v", 12, 32), tensor("cos", 8, 8), tensor("sin", 8, 8)],
+            {"lengths": (INT, [2]), "total": (INT, [1])},
+            num_heads=2,
+            kv_num_heads=2,
+            do_rotary=1,
+        ),
+        ONE_HEAD,
+    ),
+    "embeddings and their norm": (
+        fused(
+            "EmbedLayerNormalization",
+            "ids kinds words places segments g e",
+            [tensor("words", 50, 32), tensor("places", 9, 32), tensor("segments", 2, 32), tensor("g", 32), tensor("e", 32)],
+            {"ids": (INT, [2, 5]), "kinds": (INT, [2, 5])},
+            epsilon=1e-5,
+        ),
+        {"ids": np.arange(10, dtype=np.int32).reshape(2, 5), "kinds": np.array([[0, 0, 1, 1, 1]] * 2, np.int32)},
+    ),
+}
+HELD = {"attention after a past", "multi-head attention with an added bias"}  # the inputs of the graph keep heads, or all of them
+
+
+def analysed(model: onnx.ModelProto | Path) -> Graph:
+    graph = capture_onnx(model)
+    for done in (DeadCode(), InferAxes(), Score()):
+        done.run(graph)
+    return graph
+
+
+def cut(graph: Graph, ratio: float = 0.5) -> Graph:
+    Choose(ratio).run(graph)
+    small = graph.copy()
+    Slice().run(small)
+    DeadCode().run(small)
+    return small
+
+
+def in_torch(graph: Graph, x: dict[str, np.ndarray]) -> list[np.ndarray]:
+    with torch.no_grad():
+        made = module_from_onnx(graph)(*(torch.from_numpy(x[v.name]) for v in graph.inputs))
+    return [t.numpy() for t in (made if isinstance(made, (tuple, list)) else [made])]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fused_operators_are_proven(name: str) -> None:
+    model, given = CASES[name]
+    graph = analysed(model)
+    x = random_inputs(graph) | given
+    small = cut(graph)
+    emitted = emit_onnx(small)
+    whole, silent, ours = run_model(model, x), silenced_onnx(graph, graph.kept, x), run_model(emitted, x)
+    assert difference(ours, silent) < 1e-4
+    assert difference(whole, silent) > 1e-3, "the cut changes nothing, so the proof says nothing"
+    left = {t.name: t.dims[0] for t in emitted.graph.initializer}["out"]
+    assert left <= (32 if name in HELD else 16)
+    assert difference(in_torch(graph, x), whole) < 1e-5
+    assert difference(in_torch(small, x), ours) < 1e-5
+
+
+def test_heads_go_whole() -> None:
+    """The number of heads follows, and what is left of a head is as large as before."""
+    model, given = CASES["multi-head attention with a bias"]
+    graph = analysed(model)
+    emitted = emit_onnx(cut(graph))
+    node = next(n for n in emitted.graph.node if n.op_type == "MultiHeadAttention")
+    heads = next(a.i for a in node.attribute if a.name == "num_heads")
+    sizes = {t.name: tuple(t.dims) for t in emitted.graph.initializer}
+    assert heads == 2 and sizes["w_q"] == (12, 16) and sizes["b"] == (48,) and given == {}
+
+
+# -- what the optimiser and the quantiser of onnxruntime make of the model cases -------------------------------------------
+
+
+def exported(name: str, path: Path) -> Path:
+    case = models.get(name)
+    torch.manual_seed(0)
+    model = case.build(small=True).eval()
+    args, kwargs = case.example_inputs(small=True)
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        torch.onnx.export(model, (*args, kwargs) if kwargs else args, str(path), dynamo=False, opset_version=17)
+    return path
+
+
+def reach(graph: Graph) -> float:
+    """The share of parameters with a dimension that may change."""
+    trained = [w for w in graph.weights.values() if w.trainable]
+    free = [w for w in trained if any(x.reason is None and x.size != 1 for a in w.axes or () for x in leaves(a))]
+    return sum(int(np.prod(w.shape)) for w in free) / sum(int(np.prod(w.shape)) for w in trained)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "kind", "least"), [("gpt2", "gpt2", 0.9), ("llama", "gpt2", 0.9), ("vit_b16", "vit", 0.9), ("bert", "bert", 0.4)]
+)
+def test_what_the_optimiser_fuses(name: str, kind: str, least: float, tmp_path: Path) -> None:
+    """The small BERT's tables, more than half of it, run along its output."""
+    optimizer = pytest.importorskip("onnxruntime.transformers.optimizer")
+    path = exported(name, tmp_path / "whole.onnx")
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        fused = optimizer.optimize_model(str(path), model_type=kind, num_heads=0, hidden_size=0, opt_level=0)
+    fused.save_model_to_file(str(tmp_path / "fused.onnx"))
+    graph = analysed(tmp_path / "fused.onnx")
+    assert any(n.origin.target.startswith("com.microsoft::") for n in graph.nodes)
+    assert not [n.attrs["why"] for n in graph.nodes if n.op == "opaque"]
+    assert reach(graph) >= least
+    small = cut(graph)
+    proof = prove_onnx(graph, small)
+    assert proof.max_error < 1e-4 and not proof.vacuous
+    x = random_inputs(graph)
+    assert difference(in_torch(small, x), run_model(emit_onnx(small), x)) < 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["static", "dynamic"])
+@pytest.mark.parametrize("name", ["digits", "gpt2"])
+def test_quantised_files_are_proven(name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    path, made = exported(name, tmp_path / "whole.onnx"), tmp_path / "quantised.onnx"
+    samples = [random_inputs(capture_onnx(path), seed=k) for k in range(2)]
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return samples.pop() if samples else None
+
+    logging.disable(logging.WARNING)
+    try:
+        if how == "static":
+            quantization.quantize_static(str(path), str(made), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True)
+        else:
+            quantization.quantize_dynamic(str(path), str(made), per_channel=True)
+    finally:
+        logging.disable(logging.NOTSET)
+    graph = analysed(made)
+    small = cut(graph)
+    proof = prove_onnx(graph, small)
+    assert proof.max_error < 1e-4 and not proof.vacuous
+    before, after = (sum(int(np.prod(w.shape)) for w in g.weights.values() if w.dtype in ("i8", "u8")) for g in (graph, small))
+    assert after < 0.4 * before
+    assert run_model(emit_onnx(small), random_inputs(graph))
