@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
-from irprune.ir.graph import Graph, Weight
+from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.group import Group, Member, Slot
 from irprune.ir.size import probe_of
 from irprune.ops.registry import lookup
@@ -38,8 +38,20 @@ def is_scale(weight: Weight) -> bool:
 
 
 def is_bias(weight: Weight) -> bool:
-    """Whether ``weight`` is added along one dimension by a contraction or a normalisation, or holds statistics of one."""
-    return sum(s != 1 for s in weight.shape) <= 1 and _read_as(weight, range(2, 5), _CONTRACTING)
+    """Whether ``weight`` is a vector that a contraction, a normalisation or an addition of its own adds, or holds statistics of a norm."""
+    if sum(s != 1 for s in weight.shape) > 1 or not weight.users:
+        return False
+    return all(_adds(node, i) for node in weight.users for i, v in enumerate(node.inputs) if v is weight)
+
+
+def _adds(node: Node, i: int) -> bool:
+    """Whether ``node`` adds its operand ``i``, or norms with it as a statistic."""
+    if node.op in ("add", "sub"):
+        return True
+    if node.op in ("addmm", "addmv", "baddbmm"):
+        return i == 0
+    entry = lookup(node)
+    return entry is not None and entry.family in _CONTRACTING and 2 <= i < 5
 
 
 def places(graph: Graph, groups: Sequence[Group], biases: bool = False) -> dict[Axis, list[Member]]:
