@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +13,8 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis, Reason, leaves
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.group import Group, groups_of
-from irprune.outline import blank, fold_names
+from irprune.ir.kind import kinds
+from irprune.outline import blank, fold_names, placed
 
 __all__ = ["Explanation", "Step", "explain"]
 
@@ -27,37 +28,46 @@ class Step:
     scope: str
 
     def __str__(self) -> str:
-        return f"{self.op}  {' '.join(x for x in (self.scope and f'in {self.scope}', self.source and f'at {self.source}') if x)}".rstrip()
+        place = " ".join(x for x in (self.scope and f"in {self.scope}", self.source and f"at {placed(self.source)}") if x)
+        return f"{self.op}  {place}".rstrip()
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A dimension: its size, the group it belongs to, and the chain to each other member or to what froze it."""
+    """A dimension: its size, the group it belongs to and what that is, and the chain to each other member or to what froze it."""
 
     name: str
     size: int
     group: str
     frozen: str
     chains: tuple[tuple[str, tuple[Step, ...]], ...]
+    kind: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"name": self.name, "size": self.size, "group": self.group, "frozen": self.frozen,
+        return {"name": self.name, "size": self.size, "group": self.group, "kind": self.kind, "frozen": self.frozen,
                 "chains": [{"to": to, "steps": [asdict(s) for s in steps]} for to, steps in self.chains]}
 
     def __str__(self) -> str:
-        head = f"{self.name}: {self.size} channels of group {self.group}"
-        head += f", frozen: {self.frozen}" if self.frozen else f", coupled with {len(self.chains)} other places"
-        lines = [head]
+        head = f"{self.name}: {self.size} channels of group {self.group}{self.kind and f' ({self.kind})'}"
+        head += f", frozen: {placed(self.frozen)}" if self.frozen else f", coupled with {len(self.chains)} other places"
         alike: dict[str, list[tuple[str, tuple[Step, ...]]]] = {}
         for chain in self.chains:
             alike.setdefault(blank(chain[0]), []).append(chain)
+        ways: dict[tuple[Step, ...], list[str]] = {}
         for many in alike.values():
-            nearest = min(many, key=lambda chain: len(chain[1]))
-            lines.append(f"  {'because of' if self.frozen else 'with'} {fold_names([to for to, _ in many])}")
-            if len(many) > 1:
-                lines.append(f"    to {nearest[0]}:")
-            lines += [f"    {line}" for line in _told(nearest[1])]
+            nearest, steps = min(many, key=lambda chain: len(chain[1]))
+            name = fold_names([to for to, _ in many])
+            ways.setdefault(steps, []).append(name if len(many) == 1 else f"{name} (nearest: {nearest})")
+        lines = [head]
+        told: dict[tuple[Step, ...], None] = {}
+        for steps, names in ways.items():
+            lines.append(f"  {'because of' if self.frozen else 'with'} {', '.join(names)}")
+            known = max((k for k in range(len(steps) + 1) if steps[:k] in told), default=0)
+            if known > 1:
+                lines.append(f"    as above up to  {steps[known - 1]}")
+            lines += [f"    {line}" for line in _told(steps[known if known > 1 else 0:])]
+            told |= dict.fromkeys(steps[:k] for k in range(1, len(steps) + 1))
         return "\n".join(lines)
 
 
@@ -78,7 +88,9 @@ def explain(graph: Graph, name: str) -> list[Explanation]:
     """
     assert graph.axes is not None
     groups = {g.axis: g for g in groups_of(graph)}
-    return [_explained(place, start, leaf, groups.get(leaf), graph) for place, start, leaf in _places(graph, name)]
+    kind = kinds(graph)
+    return [replace(_explained(place, start, leaf, groups.get(leaf), graph), kind=kind.get(leaf, ""))
+            for place, start, leaf in _places(graph, name)]
 
 
 def _places(graph: Graph, name: str) -> list[tuple[str, Value, Axis]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from irprune.cost import Costs
@@ -14,7 +15,7 @@ from irprune.ir.group import Group, groups_of
 from irprune.ir.kind import kinds
 from irprune.report import describe, human
 
-__all__ = ["Line", "Outline", "blank", "fold_names", "outline"]
+__all__ = ["Line", "Outline", "blank", "fold_names", "outline", "placed"]
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Outline:
     def __str__(self) -> str:
         lines = [f"{human(self.params)} parameters, {human(self.macs)} MACs; one channel less saves:", ""]
         lines += _table(["group", "size", "kind", "MACs", "parameters", "members"],
-                        [[x.name, _times(x), x.kind, human(x.macs), human(x.params), _shortened(x.members)] for x in self.free])
+                        [[x.name, _times(x), x.kind, human(x.macs), human(x.params), _shortened(_by_module(x.members))] for x in self.free])
         if self.frozen:
             lines += ["", "frozen:"]
-            lines += _table(["group", "size", "why"], [[x.name, _times(x), x.reason] for x in self.frozen])
+            lines += _table(["group", "size", "why"], [[x.name, _times(x), placed(x.reason)] for x in self.frozen])
         if self.unruled:
-            lines += ["", "no rule for:", *(f"  {op}: {where}" for op, where in self.unruled.items())]
+            lines += ["", "no rule for:", *(f"  {op}: {placed(where)}" for op, where in self.unruled.items())]
         return "\n".join(lines)
 
 
@@ -115,6 +116,20 @@ def _span(seen: list[int]) -> str:
     if seen == list(range(seen[0], seen[-1] + 1)) and len(seen) > 2:
         return f"{seen[0]}..{seen[-1]}"
     return ",".join(map(str, seen)) if len(seen) < 5 else f"{seen[0]},{seen[1]}..{seen[-1]}"
+
+
+def placed(text: str) -> str:
+    """``text`` with paths as they are read: from the package where it is installed, from the working directory."""
+    return re.sub(r"/\S*/site-packages/", "", text).replace(f"{Path.cwd()}/", "")
+
+
+def _by_module(members: Sequence[str]) -> list[str]:
+    """``norm.weight:0, norm.bias:0`` as ``norm.*:0``: the parameters of one module along the same dimension."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for member in members:
+        name, _, dim = member.rpartition(":")
+        found.setdefault((name.rpartition(".")[0] or name, dim), []).append(member)
+    return [same[0] if len(same) == 1 else f"{module}.*:{dim}" for (module, dim), same in found.items()]
 
 
 def _times(line: Line) -> str:

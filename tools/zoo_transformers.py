@@ -70,7 +70,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "blt": {"encoder_hash_byte_group_vocab": 500, "encoder_config.hidden_size_global": WIDTH, "decoder_config.hidden_size_global": WIDTH},
     "musicgen": {"decoder.num_codebooks": 1}, "musicgen_melody": {"decoder.num_codebooks": 1},
     "zamba2": {"mamba_headdim": 16, "attention_head_dim": 32, "attention_hidden_size": 128, "kv_channels": HEAD_DIM,
-               "num_query_groups": HEADS, "layers_block_type": ["mamba", "hybrid"], "layer_types": ["mamba", "hybrid"], "hybrid_layer_ids": [1]},
+               "num_query_groups": HEADS, "hybrid_layer_ids": [1], "layers_block_type": ["mamba", "hybrid"], "layer_types": ["mamba", "hybrid"]},
     "mamba2": {"num_heads": 8, "n_groups": 2},
     "swin2sr": {"depths": [2, 2], "num_heads": [4, 4]},
     "mimi": {"upsample_groups": WIDTH}, "csm": {"codec_config.upsample_groups": WIDTH},

@@ -2,8 +2,8 @@
 
 Operands are separated by commas and may be optional (``?`` after the operand's last token, or on its own for one of any
 rank). A letter is a dimension, ``(a b)`` a product from outer to inner, ``(a + b)`` a sum, ``*s`` any number of
-dimensions, ``1`` a dimension of size 1, ``_`` a dimension that freezes. A letter in operands but not in the results is contracted. A dimension of
-size 1 that meets a larger letter broadcasts.
+dimensions, ``1`` a dimension of size 1, ``_`` a dimension that freezes. A letter in operands but not in the results is
+contracted. A dimension of size 1 that meets a larger letter broadcasts.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Signature:
                 axes.unify(a, whole)
         for x, a in letters.items():
             if self._is_fixed(x):
-                axes.freeze(a, f"fixed by {node.op}")
+                axes.freeze(a, f"{'kernel size' if x.startswith('k') else 'positions'} of {node.op}")
         _, right = self.sides
         for operand, value in zip(right, node.outputs, strict=False):
             out = []
@@ -156,7 +156,7 @@ class Signature:
                 if all(x in letters for x in d.letters):
                     out.append(self._join(axes, letters, d))
                 else:
-                    out.append(axes.frozen(s, f"computed by {node.op}"))
+                    out.append(axes.frozen(s, f"positions of {node.op}"))
             value.axes = tuple(out)
 
     def _join(self, axes: Axes, letters: Mapping[str, Axis], d: _Dim) -> Axis:
