@@ -1,7 +1,6 @@
 """If, Loop and Scan, and operators that ONNX defines as functions of others: nodes with a body, which torch runs.
 
-What goes into the body of a branch or a loop keeps its sizes. Axes pass through a function whose operators each take an index for
-itself.
+What goes into a body keeps its sizes.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import same
 from irprune.ops.onnx.spell import Body, OnnxNode, Step, Unread, runs, spell
-from irprune.ops.registry import Unsupported, lookup, op
+from irprune.ops.registry import Unsupported, op
 
 __all__: list[str] = []
 
@@ -25,19 +24,7 @@ _SAID = {"branch": "the branches of an If", "loop": "the body of a Loop", "scan"
 
 
 def _called(axes: Axes, node: Node) -> None:
-    """Through the body, where no operator in it holds a size or depends on who is present."""
-    body = node.attrs["body"]
-    entries = [lookup(n) for n in body.graph.nodes]
-    if any(e is None or e.resize or e.silence or e.signature or e.creates for e in entries):
-        raise Unsupported(f"{node.attrs['target']} is computed by a function of several operators")
-    for value in body.graph.values():
-        value.axes = None
-    for value, k in zip(body.graph.inputs, body.outer, strict=True):
-        value.axes = axes.of(node.operand(k))
-    for inner, entry in zip(body.graph.nodes, entries, strict=True):
-        entry.rule(axes, inner)  # type: ignore[union-attr]
-    for value, made in zip(node.outputs, body.graph.outputs, strict=False):
-        value.axes = made.axes
+    raise Unsupported(f"{node.attrs['target']} is computed by a function of several operators")
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

@@ -165,6 +165,10 @@ for _onnx, _name, _attrs in (
     spell(_name, _onnx, read=_with(_name, **{k: (k, v) for k, v in _attrs.items()}))
 
 
+elementwise("swiglu")
+spell("swiglu", "SwiGLU", read=lambda node: Step("swiglu", None, {"alpha": node.attrs.get("alpha", 1.0)}, [like(node)]))
+
+
 def _isinf(node: OnnxNode) -> Step:
     both = {"detect_negative": node.attrs.get("detect_negative", 1), "detect_positive": node.attrs.get("detect_positive", 1)}
     return Step("is_infinite", None, both, [like(node, dtype="bool")])
