@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
-from irprune.ir.graph import Node
+from irprune.ir.graph import Node, Weight
 from irprune.ops.registry import Arg, Op, Sample, Unsupported, op
 
 __all__ = ["Letters", "contraction", "zeroed"]
@@ -22,6 +22,14 @@ Letters = tuple[list[str], ...]
 def zeroed(torch: Any, x: Any, mask: Any) -> Any:
     """``x`` with what ``mask`` (or None) leaves out set to zero."""
     return x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def _meets_zeros(node: Node, terms: Letters, i: int, letter: str) -> bool:
+    """Whether operand ``i`` is a stored array, and finite, whose dropped indices along ``letter`` meet zeros of a computed operand."""
+    return isinstance(node.inputs[i], Weight) and any(
+        v is not None and not isinstance(v, Weight) and any(x == letter and s != 1 for x, s in zip(term, v.shape, strict=True))
+        for v, term in zip(node.inputs, terms, strict=False)
+    )
 
 
 def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> Op:
@@ -42,7 +50,7 @@ def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> O
         *terms, out = letters(node)
         made = list(operands)
         for i, term in enumerate(terms):
-            gone = [d for d, x in enumerate(term) if x not in out]
+            gone = [d for d, x in enumerate(term) if x not in out and not _meets_zeros(node, terms, i, x)]
             if gone and operands[i] is not None:
                 made[i] = zeroed(torch, operands[i], present(node.operand(i), gone))
         return run(*made)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
-from irprune.ir.graph import Node
+from irprune.ir.graph import Node, Weight
 from irprune.ir.size import Size
 from irprune.ops.families.contraction import zeroed
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
@@ -39,7 +39,9 @@ def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any
     """What is dropped of the input's channels, of all groups or within them, is not summed."""
     x, w, *rest = operands
     x = zeroed(torch, x, present(node.operand(0), [1 if _batched(node) else 0]))
-    return run(x, zeroed(torch, w, present(node.operand(1), [0 if _transposed(node) else 1])), *rest)
+    if not isinstance(node.operand(1), Weight) or isinstance(node.operand(0), Weight):  # a stored kernel is finite and meets zeros
+        w = zeroed(torch, w, present(node.operand(1), [0 if _transposed(node) else 1]))
+    return run(x, w, *rest)
 
 
 def _resize(node: Node, cut: Cut) -> None:

@@ -129,7 +129,7 @@ def _layer_norm_silence(torch: Any, node: Node, operands: list[Any], present: An
     mask = present(node.operand(0), dims)
     if mask is None:
         return run(*operands)
-    y, mean, scale = _standardised(torch, x, dims, mask, node.attrs["eps"])
+    y, mean, scale = _standardised(torch, x.contiguous(), dims, mask, node.attrs["eps"])  # as the kernel lays its result
     y = _affine(y, weight, bias, [x.shape[d] for d in dims])
     return y if len(node.outputs) == 1 else (y, mean, scale)
 
