@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from irprune.ir.axis import Axis, factors, find, leaves, parts
 from irprune.ir.graph import Graph, Node, Value, Weight
@@ -142,15 +142,31 @@ class Polynomial:
         new: dict[Axis, int] = {}
         return sum(self.terms[p] * (self.value(p, after, new) - self.value(p, before, old)) for p in self.using.get(leaf, ()))
 
+    def together(self, leaf: Axis) -> Iterable[Axis]:
+        """The leaves that stand in a product with ``leaf``."""
+        return (y for product in self.using.get(leaf, ()) for a in product for y in leaves(a))
+
+
+class Timed(Protocol):
+    """Latency in seconds, to be asked as a polynomial is (``irprune.latency.predict``)."""
+
+    def at(self, counts: Counts) -> float: ...
+
+    def change(self, leaf: Axis, before: Counts, after: Counts) -> float: ...
+
+    def together(self, leaf: Axis) -> Iterable[Axis]: ...
+
+    def largest(self, counts: Counts) -> list[tuple[str, float, str]]: ...
+
 
 class Costs:
-    """The cost polynomials of an analysed graph.
+    """The cost polynomials of an analysed graph, and its ``latency`` where there are times for it.
 
     ``symbols`` gives sizes known only at run time; by default they are those of the example inputs, and 1 where there are none.
     """
 
-    def __init__(self, graph: Graph, symbols: Mapping[str, int] | None = None) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, symbols: Mapping[str, int] | None = None, latency: Timed | None = None) -> None:
+        self.graph, self.latency = graph, latency
         self.symbols = dict(example_symbols(graph) if symbols is None else symbols)
         self.macs, self.params, self.bytes = (Polynomial(self.symbols) for _ in range(3))
         for node in graph.nodes:
@@ -172,26 +188,32 @@ class Costs:
         memo: dict[Axis, int] = {}
         return Cost(self.macs.at(counts, memo), self.params.at(counts, memo), self.bytes.at(counts, memo), self._live.peak(counts, memo)[0])
 
-    def measure(self, name: str, counts: Counts) -> int:
-        """One of the measures."""
+    def measure(self, name: str, counts: Counts) -> float:
+        """One of the measures: a whole number, but for latency, which is in seconds."""
         return self._live.peak(counts, {})[0] if name == "activation" else self._polynomial(name).at(counts)
 
-    def change(self, name: str, leaf: Axis, before: Counts, after: Counts) -> int:
+    def change(self, name: str, leaf: Axis, before: Counts, after: Counts) -> float:
         """By how much a measure grows when ``leaf`` alone changes."""
         if name == "activation":
             return self._live.peak(after, {})[0] - self._live.peak(before, {})[0]
         return self._polynomial(name).change(leaf, before, after)
 
-    def _polynomial(self, name: str) -> Polynomial:
-        found: Polynomial = getattr(self, name)
+    def _polynomial(self, name: str) -> Polynomial | Timed:
+        found: Polynomial | Timed = getattr(self, name)
         return found
 
-    def largest(self, name: str, counts: Counts) -> list[tuple[str, int, str]]:
+    def together(self, leaf: Axis, names: Iterable[str]) -> dict[Axis, None]:
+        """The leaves, ``leaf`` among them, on whose counts it depends what a change of ``leaf`` costs; not for activation."""
+        return {leaf: None} | dict.fromkeys(y for name in names for y in self._polynomial(name).together(leaf))
+
+    def largest(self, name: str, counts: Counts) -> Sequence[tuple[str, float, str]]:
         """What a measure consists of under ``counts``, largest first: name, amount and what fixes its widest fixed size, if any."""
         if name == "activation":
             value = self._live.peak(counts, {})[1]
             return [(f"the values alive at {value.where}", self._live.peak(counts, {})[0], "")] if value is not None else []
         polynomial = self._polynomial(name)
+        if not isinstance(polynomial, Polynomial):
+            return polynomial.largest(counts)
         memo: dict[Axis, int] = {}
         amounts: dict[str, int] = {}
         why: dict[str, str] = {}

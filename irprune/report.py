@@ -12,6 +12,7 @@ from irprune.ir.group import Group, groups_of
 from irprune.ops.registry import lookup
 
 if TYPE_CHECKING:
+    from irprune.latency.search import Latency
     from irprune.repair import Repaired
     from irprune.validate.parity import Parity
     from irprune.validate.verdict import Proof
@@ -51,8 +52,8 @@ class GroupLine:
 class Report:
     """``params``, ``macs``, ``bytes`` (of all stored arrays) and ``activation`` (peak bytes) before and after; groups; checks.
 
-    ``proof`` is None where none was asked for, ``parity`` until an ONNX file is written. ``unruled`` names operators without
-    a rule, whose axes are frozen.
+    ``proof`` is None where none was asked for, ``parity`` until an ONNX file is written, ``latency`` without a budget on it.
+    ``unruled`` names operators without a rule, whose axes are frozen.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Report:
     proof: Proof | None = None
     parity: Parity | None = None
     repair: Repaired | None = None
+    latency: Latency | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self, timings: bool = False) -> dict[str, Any]:
@@ -80,7 +82,8 @@ class Report:
             "name": self.name, **counts, "groups": [asdict(g) for g in self.groups], "frozen": [asdict(g) for g in self.frozen],
             "unruled": self.unruled, "notes": self.notes,
             "proof": proof, "parity": self.parity.as_dict() if self.parity is not None else None,
-            "repair": asdict(self.repair) if self.repair is not None else None, **took,
+            "repair": asdict(self.repair) if self.repair is not None else None,
+            "latency": self.latency.as_dict() if self.latency is not None else None, **took,
         }
 
     def to_json(self, timings: bool = False) -> str:
@@ -95,6 +98,8 @@ class Report:
             f"  parameters  {self.params}", f"  MACs        {self.macs}", f"  bytes       {self.bytes}", f"  activation  {self.activation}",
             f"  proof       {self.proof if self.proof is not None else 'not asked for'}",
         ]
+        if self.latency is not None:
+            lines.insert(5, f"  latency     {self.latency}")
         if self.repair is not None:
             lines.append(f"  repair      {self.repair} (the proof is of the model before repair)")
             lines += [f"  note        {note}" for note in self.repair.notes]
@@ -111,6 +116,7 @@ class Report:
         rows = "".join(_row(f"<td>{k}</td>", human(c.before), human(c.after), f"{c.left:.1%}") for k, c in counts.items())
         checks = f"<p>Proof: {html.escape(str(self.proof) if self.proof is not None else 'not asked for')}</p>"
         checks += f"<p>ONNX parity: {html.escape(str(self.parity) if self.parity is not None else 'no ONNX file was written')}</p>"
+        checks += f"<p>Latency: {html.escape(str(self.latency))}</p>" if self.latency is not None else ""
         checks += f"<p>Repair, after the proof: {html.escape(str(self.repair))}</p>" if self.repair is not None else ""
         cut = "".join(_row(_cell(g.name), g.size, g.kept, html.escape(g.reason or ", ".join(g.members))) for g in self.groups)
         frozen = "".join(_row(_cell(g.name), g.size, g.size, html.escape(g.reason)) for g in self.frozen)

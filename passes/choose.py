@@ -7,8 +7,9 @@ convolution or norm), the others stay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +17,13 @@ from irprune.choice.blocks import blocks_of
 from irprune.choice.budget import checked, met
 from irprune.choice.counts import Limits, Rounder
 from irprune.choice.patterns import Names
-from irprune.choice.ranking import Ranking, classes, structure_of
+from irprune.choice.ranking import Loss, Ranking, classes, structure_of
 from irprune.choice.widths import Carriers, carriers_of, widths_of
+from irprune.cost import Timed
 from irprune.errors import IrpruneError
 from irprune.importance import Scores
 from irprune.ir.axis import Axis
-from irprune.ir.graph import Graph
+from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, groups_of
 from irprune.ir.kept import Kept
 
@@ -39,13 +41,17 @@ class Choose:
     scope         ``local``: every width by its ratio; ``global``: one threshold over all scores; ``isomorphic``: one threshold for
                   each set of groups with the same structure
     keep          patterns over weights, groups (``weight:dim``) and module paths; what they match stays whole
-    round_to      widths go to the nearest multiple, never to zero
+    round_to      widths go to the nearest multiple, never to zero; ``auto`` takes the multiples that onnxruntime likes on this machine
+                  (measured: the step of a staircase for convolutions, 1 for matrix products). Default: ``auto`` with a budget on
+                  latency, else 1
     min_channels  hard lower bound for every group
     max_ratio     hard upper bound for the share that any group loses
     prefer        which factor of a product carries: ``heads``, ``head_dim``, ``both`` or ``groups`` (of convolutions and norms)
     per_block     let an inner axis keep different indices in each index of its outer axis, where that is legal
     budget        ``{"macs": 0.5}``: found by search instead of ``ratio``; keys macs, params, bytes, activation; a share (up to 1)
-                  or an absolute amount; the largest cost that is not above every bound
+                  or an absolute amount; the largest cost that is not above every bound. ``{"latency": 0.5}``, always a share, is a
+                  knapsack: ``local`` lets every width give and none be emptied, the other scopes lose as little as can be in sum
+    times         for latency and ``auto``: a table of times or a predictor of ``irprune.latency``; default: measured here
 
     At least one index of every leaf stays; equal scores keep the lower index. Raises IrpruneError for values out of range,
     patterns that match nothing and budgets that cannot be met.
@@ -55,21 +61,26 @@ class Choose:
     ratios: Mapping[str, float] = field(default_factory=dict)
     scope: str = "local"
     keep: tuple[str, ...] = ()
-    round_to: int = 1
+    round_to: int | str | None = None
     min_channels: int = 1
     max_ratio: float = 1.0
     prefer: str = "heads"
     per_block: bool = True
     budget: Mapping[str, float] | None = None
+    times: Any = None
 
     def __post_init__(self) -> None:
         own = {f"ratio of {pattern!r}": ratio for pattern, ratio in self.ratios.items()}
         for name, value in {"ratio": self.ratio, "max_ratio": self.max_ratio, **own}.items():
             if not 0 <= value <= 1:
                 raise IrpruneError(f"{name} is {value}", "choose", "a ratio is the share that is dropped, from 0 to 1")
+        auto = "auto" if self.round_to is None and "latency" in (self.budget or {}) else 1 if self.round_to is None else self.round_to
+        object.__setattr__(self, "round_to", auto)
         for name, number in (("round_to", self.round_to), ("min_channels", self.min_channels)):
+            if number == "auto" and name == "round_to":
+                continue
             if not isinstance(number, int) or number < 1:
-                raise IrpruneError(f"{name} is {number!r}", "choose", "a whole number from 1 on")
+                raise IrpruneError(f"{name} is {number!r}", "choose", "a whole number from 1 on" + (", or auto" * (name == "round_to")))
         if self.scope not in SCOPES:
             raise IrpruneError(f"scope is {self.scope!r}", "choose", "one of " + ", ".join(SCOPES))
         if isinstance(self.keep, str):
@@ -85,7 +96,8 @@ class Choose:
         if self.budget is None:
             counts = setting.counts(self.ratio)
         else:
-            counts = met(graph, self.budget, setting.counts, setting.rounder, setting.order, lambda x: x not in setting.own)
+            counts = met(graph, self.budget, setting.counts, setting.rounder, setting.order, lambda x: x not in setting.own,
+                         setting.latency, Loss(self.scope, setting.scores, setting.groups))
         graph.kept = setting.kept(counts)
         graph.skipped = setting.skipped(counts)
         return not graph.kept.same_as(before) or graph.skipped != skipped
@@ -112,7 +124,9 @@ class _Setting:
         self.scores = {x: graph.scores[x] for x in self.sizes}
         per_block = options.per_block and any(s.ndim == 2 for s in self.scores.values())
         self.blocks = {x: h for x, h in blocks_of(graph).items() if x in self.sizes} if per_block else {}
-        self.rounder = Rounder(self.sizes, widths_of(graph, self.sizes), Limits(options.min_channels, options.max_ratio), options.round_to)
+        self.latency, step = _timed(options, graph)
+        self.rounder = Rounder(self.sizes, widths_of(graph, self.sizes, step), Limits(options.min_channels, options.max_ratio),
+                               1 if isinstance(options.round_to, str) or options.round_to is None else options.round_to)
         self.singles = {x: None for w in self.rounder.widths for x, _ in w.terms if x not in self.sizes}
         self.rankings = self._rankings()
         self.unrounded: dict[Axis, str] = {}
@@ -201,6 +215,20 @@ class _Setting:
         if self.options.scope == "local" or x in self.own:
             return f"{self.own.get(x, self.options.ratio):g} of {size} rounds to none"
         return "all of it ranks above the threshold"
+
+
+def _timed(options: Choose, graph: Graph) -> tuple[Timed | None, Callable[[Weight], int]]:
+    """What predicts latency, where there is a budget on it, and the multiple that the widths of a weight should have."""
+    budgeted, auto = "latency" in (options.budget or {}), options.round_to == "auto"
+    if not budgeted and not auto:
+        return None, lambda weight: 1
+    from irprune.latency.predict import Predictor, step_of
+    from irprune.latency.table import Table
+
+    times = Table.here() if options.times is None else options.times
+    table = times.table if isinstance(times, Predictor) else times
+    predictor = times if isinstance(times, Predictor) else Predictor(graph, table) if budgeted else None
+    return predictor, (lambda weight: step_of(weight, table)) if auto else (lambda weight: 1)
 
 
 def _flat(scores: Scores) -> Scores:

@@ -1,17 +1,24 @@
-"""Budgets met exactly: a search over one number (ratio or threshold), then indices given back while the bounds hold."""
+"""Budgets met exactly: a search over one number (ratio or threshold), then indices given back while the bounds hold.
+
+With a bound on latency it is a knapsack instead (``irprune.choice.knapsack``): what a width saves is no matter of its ratio.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from irprune.choice.counts import Rounder
-from irprune.cost import MEASURES, Costs
+from irprune.choice.knapsack import Loss, packed
+from irprune.cost import MEASURES, Costs, Timed
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 
-__all__ = ["checked", "met"]
+__all__ = ["checked", "met", "wanted"]
 
+_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _STEPS = 40  # halvings of the ratio: far below one index of any leaf
 
 
@@ -20,10 +27,30 @@ def checked(budget: Mapping[str, float]) -> None:
     if not budget:
         raise IrpruneError("the budget is empty", "choose", "for example {'macs': 0.5}")
     for name, amount in budget.items():
-        if name not in MEASURES:
-            raise IrpruneError(f"no budget on {name!r}", "choose", "one of " + ", ".join(MEASURES))
+        if name not in (*MEASURES, "latency"):
+            raise IrpruneError(f"no budget on {name!r}", "choose", "one of " + ", ".join((*MEASURES, "latency")))
+        if name == "latency" and not 0 < amount <= 1:
+            raise IrpruneError(f"the budget on latency is {amount}", "choose", "the share that is left, up to 1")
         if not amount > 0:
             raise IrpruneError(f"the budget on {name} is {amount}", "choose", "a share up to 1, or an amount above 1")
+
+
+def wanted(amount: Any) -> tuple[float, bool]:
+    """What a budget on latency says: (share of the original, False) or (seconds, True). Raises IrpruneError for what is neither."""
+    hint = "a share up to 1 of the original's, or a time with its unit: '3ms', '0.5s', '800us'"
+    if isinstance(amount, str):
+        text = amount.strip().lower().replace("µ", "u").replace("μ", "u")
+        if found := re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?)\s*(s|ms|us)?", text):
+            try:
+                number = float(found[1])
+            except ValueError:
+                number = 0.0
+            if found[2] and number > 0:
+                return number * _UNITS[found[2]], True
+            amount = number if not found[2] else amount
+    if isinstance(amount, bool) or not isinstance(amount, (int, float)) or not 0 < amount <= 1:
+        raise IrpruneError(f"the budget on latency is {amount!r}", "choose", hint)
+    return float(amount), False
 
 
 def met(
@@ -33,15 +60,18 @@ def met(
     rounder: Rounder,
     order: Callable[[Mapping[Axis, int]], list[Axis]],
     grown: Callable[[Axis], bool] = lambda x: True,
+    latency: Timed | None = None,
+    loss: Loss | None = None,
 ) -> dict[Axis, int]:
     """The counts whose cost is above no bound and to which no single step of any leaf could be added.
 
     ``counts_at`` gives the counts for a ratio from 0 to 1, ``order`` the leaves in the order in which steps are given back, ``grown``
-    which may be. Raises IrpruneError with the smallest reachable cost where a bound cannot be met.
+    which may be. A bound on latency needs ``latency``, and the ``loss`` of a count.
+    Raises IrpruneError with the smallest reachable cost where a bound cannot be met.
     """
     checked(budget)
-    costs = Costs(graph)
-    whole = costs.at({})
+    costs = Costs(graph, latency=latency)
+    whole = {name: costs.measure(name, {}) for name in budget}
     bounds = {name: amount * whole[name] if amount <= 1 else amount for name, amount in budget.items()}
 
     def fits(counts: Mapping[Axis, int]) -> bool:
@@ -55,8 +85,14 @@ def met(
     for name, bound in bounds.items():
         smallest = costs.measure(name, best)
         if smallest > bound:
-            raise IrpruneError(f"the budget of {bound:,.0f} {name} cannot be met: the smallest reachable is {smallest:,} "
-                               f"({smallest / max(whole[name], 1):.3f} of {whole[name]:,})", "choose", _holding(costs, name, best))
+            raise IrpruneError(f"the budget of {_shown(name, bound)} {name} cannot be met: the smallest reachable is "
+                               f"{_shown(name, smallest)} ({smallest / (whole[name] or 1):.3f} of {_shown(name, whole[name])})", "choose",
+                               _holding(costs, name, best))
+    if "latency" in bounds and loss is not None:
+        begun = counts_at(0.0)
+        levels = {x: rounder.levels(x) for x in begun if grown(x)}
+        found = packed(costs, bounds, begun, levels, loss)
+        return _filled(costs, bounds, best if found is None else found, rounder, [x for x in order(best) if grown(x)])
     for _ in range(_STEPS):
         middle = (low + high) / 2
         counts = counts_at(middle)
@@ -87,5 +123,10 @@ def _filled(costs: Costs, bounds: Mapping[str, float], counts: dict[Axis, int], 
 
 def _holding(costs: Costs, name: str, counts: Mapping[Axis, int]) -> str:
     """What is left of a measure at its smallest, for the message."""
-    found = [f"{source} {amount:,}" + (f" ({why})" if why else "") for source, amount, why in costs.largest(name, counts)[:3]]
+    found = [f"{source} {_shown(name, amount)}" + (f" ({why})" if why else "") for source, amount, why in costs.largest(name, counts)[:3]]
     return "what holds it up: " + "; ".join(found)
+
+
+def _shown(name: str, amount: float) -> str:
+    """An amount of a measure, for people."""
+    return f"{amount * 1e3:,.3g} ms" if name == "latency" else f"{amount:,.0f}"

@@ -31,8 +31,8 @@ class Rounder:
     """Turns targets into counts. Built once for a graph; asked for every ratio that a search tries.
 
     ``sizes`` are the leaves that carry a ratio. With ``round_to`` of 1 a count is within one of its target, and the error
-    is carried along the pieces of each width so that the width as a whole meets its own. With a larger one, every width
-    that a contraction has goes to the nearest multiple; leaves for which there is none stay whole.
+    is carried along the pieces of each width so that the width as a whole meets its own. With a larger one, or a ``step`` of their
+    own, the widths that a contraction has go to the nearest multiple; leaves for which there is none stay whole.
     """
 
     def __init__(self, sizes: Mapping[Axis, int], widths: Sequence[Width], limits: Limits | None = None, round_to: int = 1) -> None:
@@ -40,12 +40,23 @@ class Rounder:
         self.low = {x: (limits or Limits()).low(n) for x, n in sizes.items()}
         self.round_to = round_to
         self.widths = sorted(widths, key=lambda w: -len(w.terms))  # stable: graph order among equals
-        self.step = dict.fromkeys(sizes, 1) if round_to == 1 else self._steps()
+        self.step = self._steps()
         self.whole = {x for w in widths if len(w.terms) == 1 for x, _ in w.terms}  # leaves that somewhere are a dimension by themselves
         self.pieces = [w for w in self.widths if w.matrix and any(x in sizes and x not in self.whole for x, _ in w.terms)]
-        loose = {x for w in self.pieces for x, _ in w.terms if x in sizes and x not in self.whole} if round_to > 1 else set()
+        loose = {x for w in self.pieces if self._wanted(w) > 1 for x, _ in w.terms if x in sizes and x not in self.whole}
         self.loose = {x: None for x in sizes if x in loose}  # leaves with no step of their own, fitted to the width they are a piece of
         self.growth = {x: step for x, step in self.step.items() if x not in loose}  # by how much a count may be raised on its own
+
+    def _wanted(self, width: Width) -> int:
+        """The multiple that a width should have."""
+        return lcm(width.step, self.round_to)
+
+    def levels(self, x: Axis) -> list[int]:
+        """The counts that a leaf may have by itself, ascending: multiples within its caps, and all of it."""
+        step = self.step[x]
+        for w in self.pieces if x in self.loose else ():
+            step = lcm(step, *(self._wanted(w) // gcd(c, self._wanted(w)) for y, c in w.terms if y is x))
+        return [*range(-(-self.low[x] // step) * step, self.sizes[x], step), self.sizes[x]]
 
     def _steps(self) -> dict[Axis, int]:
         """For each leaf the step at which all widths that it makes alone are multiples; 1 for a piece of wider ones."""
@@ -54,17 +65,16 @@ class Rounder:
         for w in self.widths:
             if len(w.terms) == 1 and w.fixed == 0:
                 (x, c), = w.terms
-                (matrix if w.matrix else other).setdefault(x, []).append(c)
+                (matrix if w.matrix else other).setdefault(x, []).append(self._wanted(w) // gcd(c, self._wanted(w)))
         in_matrix = {x for w in self.widths if w.matrix for x, _ in w.terms}
         out = {}
         for x in self.sizes:
-            coefficients = matrix.get(x) or ([] if x in in_matrix else other.get(x, []))
-            out[x] = lcm(*(self.round_to // gcd(c, self.round_to) for c in coefficients))
+            out[x] = lcm(*(matrix.get(x) or ([] if x in in_matrix else other.get(x, []))))
         return out
 
     def counts(self, target: Mapping[Axis, float]) -> tuple[dict[Axis, int], dict[Axis, str]]:
         """Counts for exact ``target`` counts, and why leaves stay whole that should not."""
-        return self._carried(target) if self.round_to == 1 else self._stepped(target)
+        return self._stepped(target) if self.loose or any(s > 1 for s in self.step.values()) else self._carried(target)
 
     # -- without a step ------------------------------------------------------------------------------------------
 
@@ -105,7 +115,7 @@ class Rounder:
             mine = {x: c for x, c in width.terms if x in self.loose and x not in out}
             if mine:
                 total = width.fixed + sum(c * out.get(x, probe_of(x.size)) for x, c in width.terms if x not in mine)
-                self._fit(mine, total, target, out, why)
+                self._fit(mine, total, self._wanted(width), target, out, why)
         return out, why
 
     def _multiple(self, x: Axis, size: int, exact: float) -> tuple[int, str]:
@@ -118,18 +128,20 @@ class Rounder:
             return size, f"no multiple of {step} lies between its smallest count {self.low[x]} and its size {size}"
         return max(n, lowest), ""
 
-    def _fit(self, mine: Mapping[Axis, int], base: int, target: Mapping[Axis, float], out: dict[Axis, int], why: dict[Axis, str]) -> None:
+    def _fit(
+        self, mine: Mapping[Axis, int], base: int, step: int, target: Mapping[Axis, float], out: dict[Axis, int], why: dict[Axis, str],
+    ) -> None:
         """Give the pieces ``mine`` of one width counts that make ``base`` plus them the nearest multiple."""
         wanted = base + sum(c * target[x] for x, c in mine.items())
-        nearest = self.round_to * max(1, round(wanted / self.round_to))
+        nearest = step * max(1, round(wanted / step))
         whole = base + sum(c * self.sizes[x] for x, c in mine.items())
-        for goal in sorted({nearest, nearest - self.round_to, nearest + self.round_to}, key=lambda g: (abs(g - wanted), g)):
+        for goal in sorted({nearest, nearest - step, nearest + step}, key=lambda g: (abs(g - wanted), g)):
             if 0 < goal <= whole and (found := self._share(mine, goal - base, target)) is not None:
                 out.update(found)
                 return
         for x in mine:
             out[x] = self.sizes[x]
-            why[x] = f"the width of {whole} that it is a piece of cannot be made a multiple of {self.round_to}"
+            why[x] = f"the width of {whole} that it is a piece of cannot be made a multiple of {step}"
 
     def _share(self, mine: Mapping[Axis, int], goal: int, target: Mapping[Axis, float]) -> dict[Axis, int] | None:
         """Counts whose weighted sum is ``goal``, as near to the targets as whole numbers go; None where there are none."""

@@ -11,7 +11,7 @@ from irprune.ir.axis import Axis
 from irprune.ir.group import Group
 from irprune.ir.size import probe_of
 
-__all__ = ["Ranking", "structure_of"]
+__all__ = ["Loss", "Ranking", "structure_of"]
 
 Scores = NDArray[np.float64]
 
@@ -38,6 +38,33 @@ class Ranking:
         """Exact counts after the ``ratio`` of all indices that rank lowest is dropped, as far as the caps allow."""
         gone = np.bincount(self.droppable[: round(ratio * self.total)], minlength=len(self.leaves))
         return {x: float(n - g) for x, n, g in zip(self.leaves, self.sizes, gone, strict=True)}
+
+
+class Loss:
+    """What is lost when of a leaf the best ``count`` indices are kept, as a knapsack adds it up.
+
+    ``local``: the inverse of the share of its importance that is left, so that every width gives and none is emptied.
+    ``global``: the importance of what is dropped; ``isomorphic``: the same, in units of the mean over equal structures.
+    """
+
+    def __init__(self, scope: str, scores: Mapping[Axis, Scores], groups: Mapping[Axis, Group]) -> None:
+        kept = {x: np.sort(s.mean(axis=0) if s.ndim == 2 else s)[::-1] for x, s in scores.items()}
+        # one importance may be below zero: only what lies above the least counts, and a little that all have
+        above = {x: (s - min(s.min(initial=0.0), 0.0)) for x, s in kept.items()}
+        self.held = {x: np.cumsum(s) for x, s in above.items()}
+        self.unit = dict.fromkeys(kept, 1.0)
+        self.local = scope == "local"
+        for some in classes([groups[x] for x in kept], structure_of) if scope == "isomorphic" else ():
+            mean = float(np.concatenate([above[g.axis] for g in some]).mean()) or 1.0
+            self.unit.update({g.axis: mean for g in some})
+
+    def __call__(self, x: Axis, count: int) -> float:
+        held = self.held[x]
+        if not self.local:
+            return float(held[-1] - held[count - 1]) / self.unit[x]
+        # half by importance and half by number: equal or vanishing importance must not make a width free
+        share = (held[count - 1] / held[-1] if held[-1] > 0 else 1.0) / 2 + count / len(held) / 2
+        return 1 / share - 1
 
 
 def structure_of(group: Group) -> tuple[object, ...]:

@@ -6,8 +6,9 @@ carries the ratio and the others are held. A width is then linear in the counts 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
+from math import lcm
 
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis, factors, find, leaves, parts
@@ -26,11 +27,13 @@ class Width:
     """The size of some dimension: ``fixed + sum(coefficient * count of leaf)``.
 
     ``matrix`` says that a contraction (convolution, linear map, matrix product) has it, so that its size matters for speed.
+    ``step`` is the multiple that it should have.
     """
 
     terms: tuple[tuple[Axis, int], ...]
     fixed: int
     matrix: bool
+    step: int = 1
 
     def at(self, counts: Mapping[Axis, float]) -> float:
         """The width for ``counts``; leaves without a count are whole."""
@@ -148,22 +151,24 @@ def _alone(graph: Graph) -> Iterable[Axis]:
                     yield slot.leaf
 
 
-def widths_of(graph: Graph, carrying: Container[Axis]) -> list[Width]:
+def widths_of(graph: Graph, carrying: Container[Axis], step: Callable[[Weight], int] = lambda weight: 1) -> list[Width]:
     """The widths of all dimensions of weights that depend on ``carrying`` leaves, each once, in graph order.
 
-    A dimension where two factors of a product carry is left out: it is not linear.
+    A dimension where two factors of a product carry is left out: it is not linear. ``step`` says what the widths of a weight
+    should be multiples of.
     """
-    found: dict[tuple[tuple[tuple[Axis, int], ...], int], bool] = {}
+    found: dict[tuple[tuple[tuple[Axis, int], ...], int], tuple[bool, int]] = {}
     for weight in graph.weights.values():
-        matrix = _contracted(weight)
+        matrix, wanted = _contracted(weight), step(weight)
         for side in _sides(weight):
             if any(isinstance(f.size, Sym) for f in side) or (form := _product_form(side, carrying)) is None:
                 continue
             terms, fixed = form
             if any(x in carrying for x in terms):
                 key = (tuple(terms.items()), fixed)
-                found[key] = found.get(key, False) or matrix
-    return [Width(terms, fixed, matrix) for (terms, fixed), matrix in found.items()]
+                before, least = found.get(key, (False, 1))
+                found[key] = before or matrix, lcm(least, wanted)
+    return [Width(terms, fixed, matrix, steps) for (terms, fixed), (matrix, steps) in found.items()]
 
 
 def _contracted(weight: Weight) -> bool:

@@ -1,0 +1,103 @@
+"""Whole models on onnxruntime: the original and its cuts, timed in turns; and where the original's time goes."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from irprune.cost import example_symbols
+from irprune.ir.graph import Graph
+from irprune.latency.kernels import kernel_times
+from irprune.latency.predict import Parts
+from irprune.validate.latency import Timing, interleaved
+from irprune.validate.parity import providers_for, session
+
+__all__ = ["Whole"]
+
+_PRODUCTS = ("Conv", "ConvTranspose", "FusedConv", "NhwcFusedConv", "ConvInteger", "QLinearConv", "MatMul", "FusedMatMul", "Gemm",
+             "FusedGemm", "MatMulInteger", "QLinearMatMul", "Attention", "MultiHeadAttention", "GroupQueryAttention", "LSTM", "GRU", "RNN")
+
+
+class Whole:
+    """The original as an ONNX file, ready to be timed beside its cuts; a context, for it keeps files while it is open.
+
+    ``device`` and ``threads`` as in ``irprune bench``. One thread on a CPU is timed by that thread's own clock, which stands still
+    while other programs run. Raises IrpruneError where the model cannot be written or run.
+    """
+
+    def __init__(self, graph: Graph, device: str = "auto", threads: int = 0, seconds: float = 1.0) -> None:
+        self.graph, self.device, self.threads, self.seconds = graph, device.split(":")[0], threads, seconds
+        self.provider = providers_for(self.device)[0]
+        alone = threads == 1 and self.provider == "CPUExecutionProvider"
+        self.clock = time.thread_time if alone else time.perf_counter
+
+    def __enter__(self) -> Whole:
+        self.folder = tempfile.TemporaryDirectory(prefix="irprune-")
+        try:
+            self.file = write(self.graph.copy(), Path(self.folder.name) / "original" / "model.onnx")
+            self.feed = _feed(self.graph, self.file)
+            self.original = session(self.file, self.device, "", self.threads)
+            self.before = interleaved({"before": self._call(self.original)}, self.seconds, clock=self.clock)["before"]
+        except BaseException:
+            self.folder.cleanup()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.folder.cleanup()
+
+    def _call(self, running: Any) -> Any:
+        return lambda: running.run(None, self.feed)
+
+    def parts(self, runs: int = 5) -> Parts | None:
+        """Where the original's time goes, scaled to its median; None where the profile says nothing of it (other than on a CPU)."""
+        if self.provider != "CPUExecutionProvider":
+            return None
+        running = session(self.file, self.device, str(Path(self.folder.name) / "profile"), self.threads)
+        for _ in range(runs + 1):
+            running.run(None, self.feed)
+        found = [run for run in kernel_times(running) if run]
+        least = {key: min(run.get(key, 0.0) for run in found) for key in found[0]}
+        products = sum(t for (_, name), t in least.items() if name in _PRODUCTS)
+        rest = sum(least.values()) - products
+        if not products + rest:
+            return None
+        overhead = max(self.before.low - products - rest, 0.0) if self.before.low < 2 * (products + rest) else 0.0
+        scale = self.before.median / (products + rest + overhead)
+        return Parts(products * scale, rest * scale, overhead * scale)
+
+    def beside(self, cut: Graph) -> tuple[Timing, Timing]:
+        """The original and a cut, timed in turns."""
+        file = write(cut, Path(self.folder.name) / "cut" / "model.onnx")
+        calls = {"before": self._call(self.original), "after": self._call(session(file, self.device, "", self.threads))}
+        times = interleaved(calls, self.seconds, clock=self.clock)
+        return times["before"], times["after"]
+
+
+def write(graph: Graph, path: Path) -> Path:
+    """A graph as an ONNX file, whichever way it came in."""
+    path.parent.mkdir(exist_ok=True)
+    if not hasattr(graph.structure, "in_spec"):
+        from irprune.emit.onnx import write_onnx
+
+        return write_onnx(graph, path)
+    from irprune.emit.module import emit_module
+    from irprune.emit.torch_onnx import export_onnx
+
+    return export_onnx(emit_module(graph), graph.structure, path)
+
+
+def _feed(graph: Graph, file: Path) -> Mapping[str, Any]:
+    """Inputs for the file: the example's shapes, and 1 where a size is open."""
+    structure = graph.structure
+    if not hasattr(structure, "in_spec"):
+        from irprune.validate.onnx_run import random_inputs
+
+        return random_inputs(graph, example_symbols(graph), default=1)
+    from irprune.emit.torch_onnx import feed_of, file_inputs
+
+    return feed_of(structure.args, structure.kwargs, structure, file_inputs(file))
