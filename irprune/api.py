@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from irprune.arguments import check_call, check_options, check_replay
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
@@ -57,6 +58,7 @@ class Options:
     loss: Any = None
 
     def __post_init__(self) -> None:
+        check_options(self)
         if isinstance(self.keep, str):
             object.__setattr__(self, "keep", (self.keep,))
         else:
@@ -230,6 +232,7 @@ def capture(
         return from_exported(model)
     from irprune.capture import capture as capture_module
 
+    check_call(model, kwargs)
     if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
         args = (args,)  # a single tensor
     graph = capture_module(model, tuple(args), kwargs, dynamic_shapes)
@@ -284,6 +287,8 @@ def groups(graph: Graph) -> list[Group]:
 
 def analyse(graph: Graph) -> Graph:
     """Give every dimension of ``graph`` its axis, once, by the pipelines ``prepare`` and ``analyse``."""
+    if not isinstance(graph, Graph):
+        raise IrpruneError(f"not a graph: {type(graph).__name__}", "", "give what irprune.capture returns")
     if graph.axes is None:
         from irprune.driver.registry import own
         from irprune.passes import ANALYSE, PREPARE
@@ -359,6 +364,7 @@ def apply_plan(
     """
     from irprune.plan import Plan
 
+    check_replay(more)
     chosen = Options.of(proof=proof, **more)
     clock = Clock()
     with clock("capture"):
@@ -462,6 +468,7 @@ def _prove(pruned: Pruned) -> None:
         report.proof = prove(pruned.graph, pruned.module, remake, device_of(pruned.options.device))
     if not report.proof.passed:
         raise CheckFailed(f"the proof fails: {report.proof}", report.name,
+                          "give an example input on which the outputs vary" if report.proof.vacuous else
                           "report this as a bug; proof=False (--no-proof) gives the model unproven")
 
 

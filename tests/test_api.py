@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,9 @@ def test_import_is_light() -> None:
     ({"scope": "everywhere"}, "scope is 'everywhere'"), ({"importance": "beauty"}, "beauty"), ({"round_to": 0}, "round_to is 0"),
     ({"keep": ["nothing*"]}, "'nothing\\*' matches no weight"), ({"ratios": {"no.such": 0.2}}, "'no.such' matches no"),
     ({"budget": {"watts": 0.5}}, "watts"), ({"device": "abacus"}, "device is 'abacus'"), ({"colour": "blue"}, "no option 'colour'"),
+    ({"budget": 0.5}, "budget is 0.5"), ({"budget": {"macs": "half"}}, "budget is"), ({"keep": 3}, "keep is 3"), ({"keep": [3]}, "keep is"),
+    ({"ratios": [("a", 0.5)]}, "ratios is"), ({"ratios": {"head*": "half"}}, "ratios is"), ({"importance": 3}, "importance is 3"),
+    ({"repair": 3}, "repair is 3"), ({"seed": "a"}, "seed is 'a'"), ({"loss": 3}, "loss is 3"),
     ({"min_channels": 0}, "min_channels is 0"), ({"max_ratio": 2}, "max_ratio is 2"),
 ])
 def test_bad_options_are_refused(net: Net, settings: dict[str, Any], what: str) -> None:
@@ -83,6 +87,24 @@ def test_what_is_no_model_is_refused(thing: Any) -> None:
         irprune.prune(thing, (X,))
 
 
+def test_models_that_must_be_unwrapped_or_called_first_are_refused(net: Net) -> None:
+    with pytest.raises(IrpruneError, match=r"wrapped in DataParallel; give the model in it"):
+        irprune.prune(nn.DataParallel(net), (X,))
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 2))
+    with pytest.raises(IrpruneError, match=r"without a shape yet \(0\.weight\)"):
+        irprune.prune(lazy, (torch.randn(2, 3),))
+    assert lazy[0].has_uninitialized_params()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)))
+    with pytest.raises(IrpruneError, match=r"the model is quantised: .* \(0\); prune it, then quantise it"):
+        irprune.prune(quantised, (torch.randn(2, 3),))
+    with pytest.raises(IrpruneError, match="kwargs is a list"):
+        irprune.prune(net, (X,), [1])  # type: ignore[arg-type]
+    with pytest.raises(IrpruneError, match="not a graph: Net"):
+        irprune.groups(net)  # type: ignore[arg-type]
+
+
 def test_a_wrong_input_names_the_users_line(net: Net) -> None:
     with pytest.raises(IrpruneError, match=r"forward fails on the example input: .*expected input.* 3 channels") as error:
         irprune.prune(net, (torch.ones(2, 4, 8, 8),))
@@ -93,7 +115,7 @@ def test_a_wrong_input_names_the_users_line(net: Net) -> None:
 
 @pytest.mark.parametrize("shapes", [{"y": {0: "batch"}}, {"x": {1: torch.export.Dim("channels")}}, 3])
 def test_dynamic_shapes_that_do_not_fit_are_told(net: Net, shapes: Any) -> None:
-    with pytest.raises(IrpruneError, match="torch.export says") as error:
+    with pytest.raises(IrpruneError, match=r"torch\.export says") as error:
         irprune.prune(net, (X,), dynamic_shapes=shapes)
     assert error.value.hint.startswith("give dynamic_shapes as torch.export takes it") and "\n" not in str(error.value)
 
@@ -291,7 +313,9 @@ def test_the_plan_replays(net: Net, tmp_path: Path) -> None:
         again = irprune.apply_plan(net, plan, (X,))
         assert again.kept == pruned.kept
         assert again.report.proof is not None and again.report.proof.passed
-    with pytest.raises(IrpruneError, match=r"plan"):
+    with pytest.raises(IrpruneError, match="replayed without the option 'ratio'"):
+        irprune.apply_plan(net, path, (X,), ratio=0.3)
+    with pytest.raises(IrpruneError, match=r"the plan does not fit this model"):
         irprune.apply_plan(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), path, (torch.randn(2, 4),))
 
 

@@ -1,0 +1,70 @@
+"""What the public calls are given, checked by type at the door: one line for each mistake, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
+from typing import Any
+
+from irprune.errors import IrpruneError
+
+__all__ = ["check_call", "check_options", "check_replay"]
+
+
+def _texts(x: Any) -> bool:
+    return isinstance(x, str) or (isinstance(x, Iterable) and not isinstance(x, Mapping) and all(isinstance(p, str) for p in x))
+
+
+def _shares(x: Any) -> bool:
+    return isinstance(x, Mapping) and all(isinstance(k, str) and isinstance(v, Real) and not isinstance(v, bool) for k, v in x.items())
+
+
+def _budget(x: Any) -> bool:
+    return isinstance(x, Mapping) and _shares({k: v for k, v in x.items() if k != "latency" or not isinstance(v, str)})
+
+
+_OPTIONS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "keep": (_texts, 'patterns over weights, groups and modules, as in ["head*"]'),
+    "ratios": (_shares, 'ratios by pattern, as in {"layer1*": 0.25}'),
+    "budget": (lambda x: x is None or _budget(x), 'what to keep, as in {"macs": 0.5}'),
+    "importance": (lambda x: x is None or isinstance(x, str) or callable(getattr(x, "scores", None)),
+                   "the name of a criterion, or an object with scores(graph, groups, blocks)"),
+    "repair": (lambda x: x is None or isinstance(x, bool) or _texts(x), 'names of repairs, as in ["least_squares"]'),
+    "seed": (lambda x: x is None or (isinstance(x, int) and not isinstance(x, bool)), "a whole number"),
+    "loss": (lambda x: x is None or callable(x), "a function of outputs and batch that gives a number"),
+}
+
+
+def check_options(options: Any) -> None:
+    """Raises IrpruneError for an option that holds another kind of thing than it takes."""
+    for name, (fits, takes) in _OPTIONS.items():
+        value = getattr(options, name)
+        if not fits(value):
+            raise IrpruneError(f"{name} is {value!r}", "", f"it takes {takes}")
+
+
+_REPLAYED = ("device", "dynamic_shapes", "calibration", "repair", "strict")
+
+
+def check_replay(settings: Mapping[str, Any]) -> None:
+    """Raises IrpruneError for an option that a plan has decided already."""
+    for name in settings:
+        if name not in _REPLAYED:
+            raise IrpruneError(f"a plan is replayed without the option {name!r}", "", f"it takes {', '.join(('proof', *_REPLAYED))}")
+
+
+def check_call(model: Any, kwargs: Any) -> None:
+    """Raises IrpruneError for a module that cannot be captured as it stands, or keyword arguments that are none."""
+    from torch import nn
+    from torch.nn.parameter import is_lazy
+
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise IrpruneError(f"kwargs is a {type(kwargs).__name__}", "", "give a dictionary of keyword arguments")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise IrpruneError(f"the model is wrapped in {type(model).__name__}", "", "give the model in it: model.module")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise IrpruneError("the model has lazy layers without a shape yet", name, "call it once before it is pruned")
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("torch.ao.nn.quantized."):
+            raise IrpruneError("the model is quantised: its weights are packed and cannot be cut", name, "prune it, then quantise it")
