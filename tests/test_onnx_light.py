@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,35 +22,12 @@ from irprune.passes.slice import Slice  # noqa: E402
 from irprune.validate.onnx_oracle import silenced_onnx  # noqa: E402
 from irprune.validate.onnx_run import difference, random_inputs, run_model  # noqa: E402
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+from onnx_light import lively  # noqa: E402
+
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 QUICK = ("densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet")
 HEAVY = ("bvlc_alexnet", "vgg19", "zfnet512")  # hundreds of megabytes once their weights are made
-
-
-def lively(name: str) -> onnx.ModelProto:
-    """The model with random weights in the place of its constant ones, so that each channel differs, and scaled so that signals last."""
-    model = onnx.load(FOLDER / f"light_{name}.onnx")
-    random = np.random.default_rng(0)
-    shapes = {t.name: tuple(onnx.numpy_helper.to_array(t)) for t in model.graph.initializer}
-    norms = {name: k for n in model.graph.node if n.op_type == "BatchNormalization" for k, name in enumerate(n.input)}
-    nodes = []
-    for node in model.graph.node:
-        if node.op_type == "ConstantOfShape":
-            shape, out = shapes[node.input[0]], node.output[0]
-            fan = max(1, int(np.prod(shape[1:])))
-            array = random.standard_normal(shape) * (2 / fan) ** 0.5 if len(shape) > 1 else random.uniform(0.5, 1.5, shape)
-            array = array - 1.0 if norms.get(out) in (2, 3) else array
-            node = onnx.helper.make_node("Constant", [], [out], value=onnx.numpy_helper.from_array(array.astype(np.float32)))
-        nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    softmax = [n for n in model.graph.node if n.op_type == "Softmax"]
-    for node in softmax:  # what comes before it says more
-        out = node.output[0]
-        node.op_type = "Identity"
-        del node.attribute[:]
-        assert out in {v.name for v in model.graph.output}
-    return model
 
 
 def analysed(model: onnx.ModelProto) -> Graph:
@@ -98,7 +76,7 @@ def test_light_models_are_proven(name: str) -> None:
 
 
 def test_a_heavy_model_is_proven() -> None:
-    """The other two are as deep and slower: ``tools/bench.py`` proves them."""
+    """The other two are as deep and slower: ``tools/onnx_light.py`` proves them."""
     model = lively("bvlc_alexnet")
     graph = analysed(model)
     x = random_inputs(graph)
@@ -121,7 +99,6 @@ def test_a_wrong_slice_is_found() -> None:
 
 def test_torch_is_not_imported() -> None:
     import subprocess
-    import sys
 
     code = (
         "import sys; from irprune.capture.onnx import capture_onnx; from irprune.passes.infer_axes import InferAxes; "

@@ -25,7 +25,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-__all__ = ["CASES", "HEAD", "beside_onnxsim", "holds", "line"]
+__all__ = ["CASES", "HEAD", "apart", "beside_onnxsim", "held", "holds", "line"]
 
 CASES = ("resnet50", "densenet121", "shufflenetv2", "regnet_y_400mf", "efficientnet", "vit_b16", "swin_t", "gpt2", "unet", "lstm_tagger",
          "llama")
@@ -92,18 +92,19 @@ def counted(source: Path, out: Path) -> dict[str, Any]:
     graph = analyse(capture(str(source)))
     spent = cost(graph)
     run_model(str(source), random_inputs(graph))
-    return {"params": spent.params, "macs": spent.macs, "held": held(graph), "heads": heads(graph), "runs": True}
+    fixed = sum(math.prod(w.shape) for w in held(graph))
+    return {"params": spent.params, "macs": spent.macs, "held": fixed, "heads": heads(graph), "runs": True}
 
 
-def held(graph: Any) -> int:
-    """Parameters in weights with a side that must stay: that of an output, or of what is looked up by index."""
+def held(graph: Any) -> list[Any]:
+    """Weights with a side that must stay: that of an output, or of what is looked up by index."""
     from irprune.ir.axis import leaves
 
     def stays(weight: Any) -> bool:
         reasons = [str(x.reason or "") for a in weight.axes for x in leaves(a) if x.size != 1]
         return any(r.startswith(("graph output", "indexed at run time")) for r in reasons)
 
-    return sum(math.prod(w.shape) for w in graph.weights.values() if w.kind == "parameter" and w.rank > 1 and stays(w))
+    return [w for w in graph.weights.values() if w.kind == "parameter" and w.rank > 1 and stays(w)]
 
 
 def heads(graph: Any) -> int:
