@@ -216,7 +216,13 @@ def differing(graph: Graph, plan: Plan) -> list[str]:
 
 # -- the table -----------------------------------------------------------------------------------------------------------
 
-REASONS: dict[str, str] = {}
+REASONS = {  # why a file's choice is another one, for the cases where it is known
+    "functional_weights": "the exporter computes the weights ahead (scale times matrix, sums of triangles): the file holds other numbers",
+    "gnn": "the exporter merges the indices and start values of the two attention layers, which are equal, and so couples their heads",
+    "gpt2": "the exporter keeps the rows of the position table that this length reads: the width's importance is read from fewer numbers",
+    "inplace": "an in-place write becomes a ScatterND at constant positions, and what it writes to stays whole",
+    "lstm_tagger": "in the file each layer has a width of its own; nn.LSTM has one for all",
+}
 
 
 def table(rows: list[Row]) -> str:
@@ -254,7 +260,7 @@ def _cell(row: Row | None, notes: list[str]) -> str:
     elif "failed" in row:
         text, word = row["failed"], "FAILS"
     else:
-        text, word = row.get("reason") or "; ".join(row["differs"][:3]), "differs"
+        text, word = REASONS.get(row["case"]) or "; ".join(row["differs"][:3]), "differs"
     text = text.replace("|", "/")
     if text not in notes:
         notes.append(text)
