@@ -570,7 +570,7 @@ def constant_array(node: onnx.NodeProto) -> Callable[[], Array] | None:
 def _quantised(node: Node) -> bool:
     """Whether ``node`` reads integers as what was learned."""
     entry = lookup(node)
-    return entry is not None and entry.family == "quant"
+    return entry is not None and entry.family in ("quant", "qlinear")
 
 
 def _array_type(node: onnx.NodeProto) -> TensorType:

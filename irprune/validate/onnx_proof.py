@@ -29,7 +29,7 @@ def prove_onnx(graph: Graph, cut: Graph, seed: int = 0) -> Proof:
     emitter = Emitter(cut)
     model = emitter.emit()
     ours = run_model(model, inputs, data=emitter.data)
-    if any((entry := lookup(n)) is not None and entry.family == "quant" for n in graph.nodes):
+    if any((entry := lookup(n)) is not None and entry.family in ("quant", "qlinear") for n in graph.nodes):
         # onnxruntime's optimiser rounds quantised values at other places: both sides run as they are written, once it is seen to load
         ours = run_model(model, inputs, optimise=False, data=emitter.data)
     proof = Proof(difference(ours, theirs), FLOAT32)

@@ -38,5 +38,10 @@ HELPERS: dict[str, tuple[str, ...]] = {
     "dequantize_linear": ("spread_scale",),
     "qlinear_matmul": ("integer_type",),
     "qlinear_conv": ("integer_type",),
+    "qlinear_binary": ("unrounded", "rounded"),
+    "qlinear_unary": ("unrounded", "rounded"),
+    "qlinear_along": ("unrounded", "rounded"),
+    "qlinear_concat": ("unrounded", "rounded"),
+    "qlinear_gemm": ("rounded",),
 }
 """The other functions that a function calls."""

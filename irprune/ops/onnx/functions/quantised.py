@@ -82,3 +82,48 @@ def qlinear_conv(x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, b=None
     info = torch.iinfo(y_zero.dtype)
     y = torch.round(y * scale / y_scale.to(torch.float64).reshape([])) + y_zero.to(torch.float64).reshape([])
     return y.clamp(info.min, info.max).to(torch.int32).to(y_zero.dtype)
+
+
+def unrounded(x, scale, zero):
+    """What an integer with one scale stands for."""
+    return (x.float() - (0 if zero is None else zero.float().reshape([]))) * scale.reshape([])
+
+
+def rounded(y, scale, zero, like):
+    """The integers that stand for ``y``, of the type of ``like``."""
+    info = torch.iinfo(like.dtype)
+    y = torch.round(y / scale.reshape([])) + (0 if zero is None else zero.float().reshape([]))
+    return y.clamp(info.min, info.max).to(torch.int32).to(like.dtype)
+
+
+def qlinear_binary(a, b, a_scale, a_zero, b_scale, b_zero, y_scale, y_zero=None, *, kind):
+    x, y = unrounded(a, a_scale, a_zero), unrounded(b, b_scale, b_zero)
+    return rounded(x + y if kind == "add" else x * y, y_scale, y_zero, a)
+
+
+def qlinear_unary(x, x_scale, x_zero, y_scale, y_zero=None, *, kind, alpha):
+    y = unrounded(x, x_scale, x_zero)
+    return rounded(torch.sigmoid(y) if kind == "sigmoid" else F.leaky_relu(y, alpha), y_scale, y_zero, x)
+
+
+def qlinear_along(x, x_scale, x_zero, y_scale, y_zero=None, *, kind, dims, gone):
+    y = unrounded(x, x_scale, x_zero)
+    if kind == "mean":
+        return rounded(y.mean(dims, keepdim=True), y_scale, y_zero, x)
+    flat = y.flatten(dims[0]) if len(dims) > 1 else y
+    return rounded(flat.softmax(dims[0]).reshape(y.shape), y_scale, y_zero, x)
+
+
+def qlinear_concat(y_scale, y_zero, *triples, dim):
+    many = [unrounded(triples[i], triples[i + 1], triples[i + 2]) for i in range(0, len(triples), 3)]
+    return rounded(torch.cat(many, dim), y_scale, y_zero, triples[0])
+
+
+def qlinear_gemm(a, a_scale, a_zero, b, b_scale, b_zero, c=None, y_scale=None, y_zero=None, *, trans_a, trans_b, alpha):
+    x = a.double() - a_zero.double().reshape([])
+    per = [-1, 1] if trans_b else [1, -1]
+    w = b.double() - (b_zero.double().reshape(per) if b_zero.numel() > 1 else b_zero.double().reshape([]))
+    y = (x.mT if trans_a else x) @ (w.mT if trans_b else w)
+    y = y if c is None else y + c.double()
+    y = (y * alpha * a_scale.double().reshape([]) * b_scale.double().reshape(-1)).float()
+    return y if y_scale is None else rounded(y, y_scale, y_zero, a)

@@ -1,0 +1,175 @@
+"""Operators of onnxruntime over integers with one scale each (``com.microsoft::QLinear...``): taken apart, computed, quantised again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from irprune.ir.axis import Axes
+from irprune.ir.graph import Node, TensorType
+from irprune.ops.families.elementwise import broadcast as broadcast_rule
+from irprune.ops.onnx.norm import nothing
+from irprune.ops.onnx.quant import _along, _quiet
+from irprune.ops.onnx.spell import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.types import broadcast, like, position
+from irprune.ops.registry import Arg, Sample, op
+
+__all__: list[str] = []
+
+_SCALE, _ZERO = Arg((), low=0.05, high=0.1), Arg((), "u8", 120, 130)
+
+
+def _single(node: OnnxNode, *places: int) -> None:
+    """Raises Unread where a scale or zero point is no single number."""
+    for i in places:
+        if node.has(i) and any(s != 1 for s in node.shape(i)):
+            raise Unread(f"a {node.target} with several scales")
+
+
+# -- each element for itself -----------------------------------------------------------------------------------------------
+
+
+def _binary(kind: str) -> Any:
+    def read(node: OnnxNode) -> Step:
+        _single(node, 1, 2, 4, 5, 6, 7)
+        made = like(node, shape=broadcast((node.shape(0), node.shape(3))))
+        return Step("qlinear_binary", (0, 3, 1, 2, 4, 5, 6, 7), {"kind": kind}, [made])
+
+    return read
+
+
+def _unary(kind: str) -> Any:
+    def read(node: OnnxNode) -> Step:
+        _single(node, 1, 2, 3, 4)
+        return Step("qlinear_unary", (0, 1, 2, 3, 4), {"kind": kind, "alpha": node.attrs.get("alpha", 0.01)}, [like(node)])
+
+    return read
+
+
+_BYTES = Arg((2, 6, 5), "u8", 0, 255)
+op(
+    "qlinear_binary",
+    broadcast_rule,
+    run=runs("qlinear_binary"),
+    samples=(Sample((_BYTES, Arg((6, 5), "u8", 0, 255), *[_SCALE, _ZERO] * 3), {"kind": "add"}, free=3),),
+)
+op(
+    "qlinear_unary",
+    broadcast_rule,
+    run=runs("qlinear_unary"),
+    samples=(Sample((_BYTES, *[_SCALE, _ZERO] * 2), {"kind": "sigmoid", "alpha": 0.01}, free=3),),
+)
+for _kind in ("Add", "Mul"):
+    spell("qlinear_binary", f"com.microsoft::QLinear{_kind}", read=_binary(_kind.lower()))
+for _onnx, _kind in (("Sigmoid", "sigmoid"), ("LeakyRelu", "leaky_relu")):
+    spell("qlinear_unary", f"com.microsoft::QLinear{_onnx}", read=_unary(_kind))
+
+# -- along a dimension -------------------------------------------------------------------------------------------------------
+
+
+def _held(axes: Axes, node: Node) -> None:
+    """``dims`` stay; those that ``gone`` names have one index in the result."""
+    own = axes.of(node.operand(0))
+    for d in node.attrs["dims"]:
+        axes.freeze(own[d], f"looked at as a whole by {node.op}")
+    node.out.axes = tuple(axes.one if k in node.attrs["gone"] else a for k, a in enumerate(own))
+
+
+def _softmax(node: OnnxNode) -> Step:
+    _single(node, 1, 2, 3, 4)
+    rank, since = node.rank(), node.attrs.get("opset", 13)
+    d = position(node.attrs.get("axis", -1 if since >= 13 else 1), rank)
+    dims = [d] if since >= 13 else list(range(d, rank))
+    return Step("qlinear_along", (0, 1, 2, 3, 4), {"kind": "softmax", "dims": dims, "gone": []}, [like(node)])
+
+
+def _pool(node: OnnxNode) -> Step:
+    _single(node, 1, 2, 3, 4)
+    if node.attrs.get("channels_last", 0):
+        raise Unread("a QLinearGlobalAveragePool with channels last")
+    dims = list(range(2, node.rank()))
+    shape = (*node.shape()[:2], *[1] * len(dims))
+    return Step("qlinear_along", (0, 1, 2, 3, 4), {"kind": "mean", "dims": dims, "gone": dims}, [like(node, shape=shape)])
+
+
+op(
+    "qlinear_along",
+    _held,
+    run=runs("qlinear_along"),
+    samples=(
+        Sample((_BYTES, *[_SCALE, _ZERO] * 2), {"kind": "mean", "dims": [2], "gone": [2]}, free=2),
+        Sample((_BYTES, *[_SCALE, _ZERO] * 2), {"kind": "softmax", "dims": [1], "gone": []}, free=2),
+    ),
+)
+spell("qlinear_along", "com.microsoft::QLinearSoftmax", read=_softmax, write=nothing)
+spell("qlinear_along", "com.microsoft::QLinearGlobalAveragePool", read=_pool, write=nothing)
+
+
+def _joined(axes: Axes, node: Node) -> None:
+    """Inputs stand one after the other along ``dim``, each before its scale and zero point."""
+    d, many = node.attrs["dim"], [axes.of(v) for v in node.inputs[2::3] if v is not None]
+    for other in many[1:]:
+        for k, (a, b) in enumerate(zip(many[0], other, strict=True)):
+            if k != d:
+                axes.unify(a, b)
+    node.out.axes = tuple(axes.sum([m[k] for m in many]) if k == d else a for k, a in enumerate(many[0]))
+
+
+def _concat(node: OnnxNode) -> Step:
+    _single(node, *(i for i in range(len(node.types)) if i < 2 or i % 3 != 2))
+    d = position(node.attrs["axis"], node.rank(2))
+    total: Any = 0
+    for i in range(2, len(node.types), 3):
+        total = total + node.shape(i)[d]
+    shape = list(node.shape(2))
+    shape[d] = total
+    return Step("qlinear_concat", None, {"dim": d}, [like(node, 2, shape=shape)])
+
+
+op("qlinear_concat", _joined, run=runs("qlinear_concat"))
+spell("qlinear_concat", "com.microsoft::QLinearConcat", read=_concat)
+
+# -- products ----------------------------------------------------------------------------------------------------------------
+
+
+def _gemm(axes: Axes, node: Node) -> None:
+    a, b = axes.of(node.operand(0)), axes.of(node.operand(3))
+    (m, k), (j, n) = (a[::-1] if node.attrs["trans_a"] else a), (b[::-1] if node.attrs["trans_b"] else b)
+    axes.unify(k, j)
+    for i in (4, 5):
+        _along(axes, (j, n), node.inputs[i] if node.has(i) else None, 1)
+    if node.has(6):
+        for own, held in zip((m, n)[2 - node.operand(6).rank :], axes.of(node.operand(6)), strict=True):
+            if held.size != 1:
+                axes.unify(own, held)
+    node.out.axes = (m, n)
+
+
+def _gemm_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
+    made, a = list(operands), node.attrs
+    rows, columns = 0 if a["trans_a"] else 1, 1 if a["trans_b"] else 0
+    made[0] = _quiet(torch, made[0], made[2], present(node.operand(0), [rows]), 1 - rows)
+    made[3] = _quiet(torch, made[3], made[5], present(node.operand(3), [columns]), 1 - columns)
+    return run(*made)
+
+
+def _gemm_macs(node: Node) -> tuple[Any, ...]:
+    a = node.operand(0).axes or ()
+    return ((*(node.out.axes or ()), a[0 if node.attrs["trans_a"] else 1]),)
+
+
+def _read_gemm(node: OnnxNode) -> Step:
+    _single(node, 1, 2, 7, 8)
+    attrs = {"trans_a": node.attrs.get("transA", 0), "trans_b": node.attrs.get("transB", 0), "alpha": node.attrs.get("alpha", 1.0)}
+    a, b = node.shape(0), node.shape(3)
+    shape = (a[1 if attrs["trans_a"] else 0], b[0 if attrs["trans_b"] else 1])
+    return Step("qlinear_gemm", None, attrs, [TensorType(node.type(0).dtype if node.has(7) else "f32", shape)])
+
+
+op(
+    "qlinear_gemm",
+    _gemm,
+    run=runs("qlinear_gemm"),
+    silence=_gemm_silence,
+    macs=_gemm_macs,
+)
+spell("qlinear_gemm", "com.microsoft::QGemm", read=_read_gemm, write=nothing)
