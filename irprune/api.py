@@ -24,6 +24,7 @@ from irprune.report import Change, Report, describe
 if TYPE_CHECKING:
     import torch
 
+    from irprune.latency.search import Latency
     from irprune.plan import Plan
 
 __all__ = ["Options", "Pruned", "analyse", "apply_plan", "capture", "device_of", "groups", "load_program", "prune"]
@@ -40,8 +41,8 @@ class Options:
     scope: str = "local"
     keep: tuple[str, ...] = ()
     ratios: Mapping[str, float] = field(default_factory=dict)
-    round_to: int = 1
-    budget: Mapping[str, float] | None = None
+    round_to: int | str | None = None
+    budget: Mapping[str, float | str] | None = None
     min_channels: int = 1
     max_ratio: float = 1.0
     prefer: str = "heads"
@@ -56,6 +57,8 @@ class Options:
     repair: Any = None
     calibration: Any = None
     loss: Any = None
+    threads: int = 0
+    progress: Callable[[str], None] | None = None
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -67,6 +70,8 @@ class Options:
             raise IrpruneError(f"ratio is {self.ratio!r}", "", "a number from 0 to 1: the share of every width that is dropped")
         if self.device not in DEVICES and not str(self.device).startswith("cuda:"):
             raise IrpruneError(f"device is {self.device!r}", "", f"one of {', '.join(DEVICES)}, or cuda:0, cuda:1, ...")
+        if isinstance(self.threads, bool) or not isinstance(self.threads, int) or self.threads < 0:
+            raise IrpruneError(f"threads is {self.threads!r}", "", "a whole number; 0 leaves it to onnxruntime")
         if isinstance(self.calibration, Iterator):  # the criterion reads it, and the repair again
             object.__setattr__(self, "calibration", list(self.calibration))
         data = self.calibration is not None
@@ -93,11 +98,24 @@ class Options:
                      calibration=self.calibration, loss=self.loss)
 
     def choose(self) -> Any:
-        """The pass that chooses."""
+        """The pass that chooses; of a latency in seconds the share comes later, when the original was measured."""
+        from irprune.choice.budget import wanted
         from irprune.passes.choose import Choose
 
+        budget: Any = self.budget
+        if isinstance(budget, Mapping) and "latency" in budget:
+            share, seconds = wanted(budget["latency"])
+            budget = {**budget, "latency": 1.0 if seconds else share}
         return Choose(self.ratio, self.ratios, self.scope, self.keep, self.round_to, self.min_channels, self.max_ratio, self.prefer,
-                      self.per_block, self.budget)
+                      self.per_block, budget, self._times())
+
+    def _times(self) -> Any:
+        """The table of times on this machine, where the choice asks for it."""
+        if self.round_to != "auto" and "latency" not in (self.budget or {}):
+            return None
+        from irprune.latency.table import Table
+
+        return Table.here(self.device.split(":")[0], self.threads)
 
 
 class Pruned:
@@ -307,8 +325,8 @@ def prune(
     importance: Any = None,
     scope: str = "local",
     keep: Sequence[str] = (),
-    round_to: int = 1,
-    budget: Mapping[str, float] | None = None,
+    round_to: int | str | None = None,
+    budget: Mapping[str, float | str] | None = None,
     proof: bool = True,
     **more: Any,
 ) -> Pruned:
@@ -320,19 +338,29 @@ def prune(
     importance  criterion: a name of ``irprune.importance`` or an object; default "magnitude", with calibration data "wanda"
     scope       "local": every width by its ratio; "global": one threshold; "isomorphic": one for each kind of structure
     keep        patterns over weights, groups and module paths that stay whole: ["head*"]
-    round_to    widths become multiples of it
-    budget      {"macs": 0.5}, {"params": ...}, {"bytes": ...}, {"activation": ...}: found in place of ``ratio``
+    round_to    widths become multiples of it; "auto": of what onnxruntime likes on this machine, as measured (16 for convolutions on
+                AVX-512, 1 for matrix products). Default: 1, with a budget on latency "auto"
+    budget      {"macs": 0.5}, {"params": ...}, {"bytes": ...}, {"activation": ...}: found in place of ``ratio``; shares up to 1 or
+                amounts; several hold together. {"latency": 0.5} or {"latency": "3ms"} on onnxruntime: predicted from times of its
+                operators, which are measured once and kept in the user's cache, then measured on the cut (``irprune.latency``)
     proof       False leaves the proof out
     ratios      pattern -> ratio, for groups to be cut by a ratio of their own
-    min_channels, max_ratio, prefer, per_block, reduce, normalise, seed
-                see ``irprune.passes.choose`` and ``irprune.passes.score``
+    min_channels
+                no group gets narrower than this; default 1
+    max_ratio   no group loses a larger share than this; default 1
+    prefer      which factor of a product of widths carries its ratio: "heads", "head_dim", "both", "groups"
+    per_block   False keeps the same inner indices in every head or group; default True, where that is legal
+    reduce, normalise, seed
+                how importance is joined over a group, made comparable between groups, and drawn (``irprune.passes.score``)
     calibration a few hundred inputs for criteria and repairs: an iterable, a tensor, a folder (``irprune.calibration``)
     loss        ``loss(outputs, batch)`` for gradient criteria; default: labels drawn from the model's own output
     repair      "least_squares" (or True), "batch_norm", "bias", "affine", "fold", or several: refit what is left to the original on
                 ``calibration``, or on noise where there is none (``irprune.repair``); the proof is made before. Default: least
                 squares where there are calibration data, else none; False leaves it out
     strict      True refuses a model with an operator that no rule covers
-    device      where the proof and the comparison run: "auto" (CUDA where there is one), "cpu", "cuda"
+    device      where the proof, the comparison and the timing run: "auto" (CUDA where there is one), "cpu", "cuda"
+    threads     of onnxruntime, for a budget on latency; 0 leaves its default
+    progress    called with a line of text where measuring takes its time
     dynamic_shapes
                 as in ``torch.export.export``
 
@@ -349,8 +377,23 @@ def prune(
     with clock("score"):
         chosen.score().run(graph)
     with clock("choose"):
-        chosen.choose().run(graph)
-    return _finish(graph, chosen, clock)
+        latency = _choose(graph, chosen)
+    pruned = _finish(graph, chosen, clock)
+    pruned.report.latency = latency
+    return pruned
+
+
+def _choose(graph: Graph, options: Options) -> Latency | None:
+    """Set ``graph.kept``; with a budget on latency by what was measured."""
+    choose = options.choose()
+    if "latency" not in (options.budget or {}):
+        choose.run(graph)
+        return None
+    from irprune.latency.search import choose_in_time
+
+    assert options.budget is not None
+    return choose_in_time(graph, choose, options.budget["latency"], cut_graph, options.device, options.threads,
+                          options.progress or (lambda line: None))
 
 
 def apply_plan(

@@ -26,12 +26,16 @@ folder with all of them and readable source."""
 @click.option("--params", type=float, help="Budget: share or number of parameters to keep.")
 @click.option("--bytes", "bytes_", type=float, help="Budget: share or number of stored bytes to keep.")
 @click.option("--activation", type=float, help="Budget: share or number of peak activation bytes to keep.")
+@click.option("--latency", metavar="SHARE|TIME", help="Budget on onnxruntime: share of the original's time, or a time such as 3ms.")
+@click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Threads of onnxruntime for --latency; 0 leaves its default.")
 @click.option("--importance", default=None, help="The criterion that ranks channels.  [default: magnitude; wanda with --calibration]")
 @click.option("--scope", type=click.Choice(["local", "global", "isomorphic"]), default="local", show_default=True,
               help="Rank within each width, over all, or over groups of the same structure.")
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Weights, groups (weight:dim) or modules that stay whole.")
 @click.option("--ratio-of", "ratios", multiple=True, metavar="PATTERN=RATIO", help="A ratio of their own for what PATTERN matches.")
-@click.option("--round-to", type=int, default=1, show_default=True, help="Widths become multiples of this.")
+@click.option("--round-to", metavar="N|auto", default=None,
+              help="Widths become multiples of this; auto: of what onnxruntime likes here, as measured.  [default: 1; auto with --latency]")
 @click.option("--min-channels", type=int, default=1, show_default=True, help="No group gets narrower than this.")
 @click.option("--max-ratio", type=float, default=1.0, show_default=True, help="No group loses a larger share than this.")
 @click.option("--prefer", type=click.Choice(["heads", "head_dim", "both", "groups"]), default="heads", show_default=True,
@@ -73,12 +77,13 @@ def prune(**given: Any) -> None:
         say(f"wrote {output}")
 
 
-_PASSED = ("importance", "calibration", "scope", "keep", "round_to", "min_channels", "max_ratio", "prefer", "seed", "strict", "device")
+_PASSED = ("importance", "calibration", "scope", "keep", "round_to", "min_channels", "max_ratio", "prefer", "seed", "strict", "device",
+           "threads")
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
     """The options of ``irprune.prune`` that the command line gives."""
-    budget = {k: given[k if k != "bytes" else "bytes_"] for k in ("macs", "params", "bytes", "activation")}
+    budget = {k: given[k if k != "bytes" else "bytes_"] for k in ("macs", "params", "bytes", "activation", "latency")}
     budget = {k: v for k, v in budget.items() if v is not None}
     if budget and given["ratio"] is not None:
         raise IrpruneError(f"--ratio and --{next(iter(budget))} are both given", "", "a budget finds the ratio: give one of them")
@@ -86,7 +91,17 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
     if given["ratio"] is not None:
         settings["ratio"] = given["ratio"]
     settings["repair"] = False if given["repair"] == ("none",) else given["repair"] or None
+    if given["round_to"] is not None and given["round_to"] != "auto":
+        settings["round_to"] = _number(given["round_to"])
+    settings["progress"] = say
     return {**settings, "budget": budget or None, "ratios": _ratios(given["ratios"]), "proof": not given["no_proof"]}
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise IrpruneError(f"--round-to {text!r} is no number", "", "a whole number from 1 on, or auto") from None
 
 
 def _ratios(pairs: tuple[str, ...]) -> dict[str, float]:
