@@ -105,6 +105,7 @@ class Report:
             lines += [f"  note        {note}" for note in self.repair.notes]
         if self.parity is not None:
             lines.append(f"  parity      {self.parity}")
+        lines += [f"  left whole  {line}" for line in _by_reason(whole)]
         lines += [f"  no rule for {op}: {where}" for op, where in self.unruled.items()]
         lines += [f"  note        {note}" for note in self.notes]
         return "\n".join(lines)
@@ -134,6 +135,18 @@ border-bottom:1px solid #ddd}}td:first-child,th:first-child,td:last-child{{text-
 <h2>Groups</h2><table><tr><th>group</th><th>size</th><th>kept</th><th>members, or why it stayed whole</th></tr>{cut}</table>
 <h2>Frozen</h2><table><tr><th>group</th><th>size</th><th>kept</th><th>why</th></tr>{frozen}</table><ul>{notes}</ul></html>
 """
+
+
+_REASONS = 6  # as many are printed; the JSON and the page have all
+
+
+def _by_reason(whole: list[GroupLine]) -> list[str]:
+    """The groups that nothing was dropped from, one line for each reason."""
+    found: dict[str, list[GroupLine]] = {}
+    for g in whole:
+        found.setdefault(g.reason, []).append(g)
+    lines = [f"{gs[0].name}{f' and {len(gs) - 1} more' if len(gs) > 1 else ''}: {why}" for why, gs in found.items() if why]
+    return lines[:_REASONS] + ([f"{len(lines) - _REASONS} more reasons, in report.json"] if len(lines) > _REASONS else [])
 
 
 def _cell(text: str) -> str:

@@ -253,6 +253,8 @@ def test_report_says_what_was_done(net: Net) -> None:
     assert data["params"]["after"] == report.params.after and "seconds" not in data and "seconds" not in data["proof"]
     assert "capture" in json.loads(report.to_json(timings=True))["seconds"]
     assert "parameters" in str(report) and "exact" in str(report)
+    told = [line for line in str(report).splitlines() if "left whole  " in line]
+    assert len(told) == 1 and told[0].startswith("  left whole  conv2.weight:0: ") and "conv2.weight:0" in lines["conv2.weight:0"].reason
     page = report.to_html()
     assert page.startswith("<!DOCTYPE html>") and "conv1.weight:0" in page and "graph output" in page
 
