@@ -4,7 +4,8 @@
     python tools/bench.py --small --case llama         one case, small
     python tools/bench.py --against torch-pruning      time beside Torch-Pruning, stage by stage, in one run
     python tools/bench.py --against onnxsim            ONNX files beside onnxsim's pruner
-    python tools/bench.py --memory                     a LLaMA-2-7B-shaped model on the meta device
+    python tools/bench.py --files                      time and memory of ONNX files, one of them over 2 GB
+    python tools/bench.py --stages                     time by stage, the proof in forward passes, memory; a 7B model on the meta device
 
 Each case runs in a process of its own with a time limit. Rows are kept in a JSON file as they come, so that a run that was
 stopped goes on where it was; ``--again`` starts over. What must hold: the parameters that fall are at least 0.8 of what the
@@ -126,34 +127,11 @@ def show(title: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> Non
 # -- speed and memory ----------------------------------------------------------------------------------------------
 
 
-def beside(rival: str, names: Sequence[str], rounds: int) -> tuple[list[Row], list[tuple[str, ...]]]:
-    """irprune and ``rival`` in this process, alternating; medians."""
-    from bench_against import RIVALS
+def stages(names: Sequence[str], rounds: int) -> list[Row]:
+    """The stages of ``irprune.prune`` on each model, and the 7B model."""
+    from bench_stages import llama_7b, measured
 
-    rows = RIVALS[rival](names, rounds)
-    lines = []
-    for r in rows:
-        later = sum(v for k, v in r["stages"].items() if k != "capture")
-        stages = ", ".join(f"{k} {1e3 * v:.0f}" for k, v in r["stages"].items())
-        times = (f"{1e3 * r['ours']:.0f} ms", f"{1e3 * r['theirs']:.0f} ms", f"{r['ours'] / r['theirs']:.2f}", f"{later / r['theirs']:.2f}")
-        lines.append((r["model"], *times, f"{r['left']:.0%}", f"{r['left_theirs']:.0%}", stages))
-    return rows, lines
-
-
-def memory() -> Row:
-    """Seconds and peak memory of capturing and analysing a LLaMA-2-7B-shaped model on the meta device, in a process of its own."""
-    code = (
-        "import json, resource, sys, time\n"
-        "import torch\nfrom models import llama\nimport irprune\n"
-        "with torch.device('meta'):\n    model = llama.build(size='7b')\n    args, kwargs = llama.example_inputs()\n"
-        "began = time.perf_counter()\ngraph = irprune.capture(model, args, kwargs)\nfound = irprune.groups(graph)\n"
-        "print(json.dumps({'seconds': time.perf_counter() - began, 'nodes': len(graph.nodes), 'groups': len(found),\n"
-        "  'parameters': sum(p.numel() for p in model.parameters()),\n"
-        "  'peak_gb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=HERE.parent)
-    found: Row = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    return [*(measured(name, rounds) for name in names), llama_7b()]
 
 
 @click.command(help=__doc__)
@@ -166,22 +144,33 @@ def memory() -> Row:
 @click.option("--store", default=HERE / "bench.json", type=click.Path(path_type=Path), help="where rows are kept")
 @click.option("--markdown", "to", type=click.Path(path_type=Path), help="write the table there too")
 @click.option("--against", help="another pruner, from tools/bench_against.py")
-@click.option("--model", "speed_models", multiple=True, default=SPEED_MODELS, help="models for --against")
-@click.option("--rounds", default=7, help="rounds for --against")
-@click.option("--memory", "memory_only", is_flag=True, help="memory and time on a 7B model")
+@click.option("--stages", "by_stage", is_flag=True, help="time by stage, the proof in forward passes, memory; and a 7B model")
+@click.option("--files", "files_only", is_flag=True, help="time and memory of ONNX files, one of them over 2 GB")
+@click.option("--model", "speed_models", multiple=True, help="models for --against torch-pruning and --stages")
+@click.option("--rounds", default=9, help="rounds for --against torch-pruning and --stages")
+@click.option("--threads", default=1, help="threads and processors of each side, for --against torch-pruning")
 def main(
     cases: tuple[str, ...], ratios: tuple[float, ...], small: bool, no_onnx: bool, limit: float, again: bool, store: Path, to: Path | None,
-    against: str | None, speed_models: tuple[str, ...], rounds: int, memory_only: bool,
+    against: str | None, by_stage: bool, files_only: bool, speed_models: tuple[str, ...], rounds: int, threads: int,
 ) -> None:
-    if memory_only:
-        print(json.dumps(memory()))
-        return
-    if against is not None:
-        from bench_against import RIVALS
+    import bench_against
 
-        if against not in (*RIVALS, "onnxsim"):
-            raise click.UsageError(f"no rival {against!r}; there are: {', '.join((*RIVALS, 'onnxsim'))}")
-        head: Sequence[str]
+    head: Sequence[str]
+    if by_stage:
+        import bench_stages
+
+        rows = stages(speed_models or bench_stages.MODELS, rounds)
+        head, lines = bench_stages.HEAD, [bench_stages.line(r) for r in rows]
+        show("irprune.prune at ratio 0.5, by stage", head, lines)
+    elif files_only:
+        import bench_files
+
+        rows = bench_files.files()
+        head, lines = bench_files.HEAD, [bench_files.line(r) for r in rows]
+        show("irprune prune, whole process", head, lines)
+    elif against is not None:
+        if against not in (*bench_against.RIVALS, "onnxsim"):
+            raise click.UsageError(f"no rival {against!r}; there are: {', '.join((*bench_against.RIVALS, 'onnxsim'))}")
         if against == "onnxsim":
             import bench_onnx
 
@@ -191,8 +180,8 @@ def main(
             rows = bench_onnx.beside_onnxsim(cases or bench_onnx.CASES, kept_rows)
             head, lines = bench_onnx.HEAD, [bench_onnx.line(r) for r in rows]
         else:
-            rows, lines = beside(against, speed_models, rounds)
-            head = ("model", "irprune", against, "ratio", "after capture", "left", f"left by {against}", "stages, ms")
+            rows = bench_against.beside(against, speed_models or SPEED_MODELS, rounds, threads)
+            head, lines = bench_against.HEAD, [bench_against.line(r) for r in rows]
         show(f"irprune beside {against}, ratio 0.5", head, lines)
     else:
         import models
@@ -204,12 +193,16 @@ def main(
         head, lines = HEAD, lines_of(rows)
         show(f"models/ at {', '.join(map(str, ratios or RATIOS))}{', small' if small else ''}", head, lines)
     if to is not None:
-        to.write_text(f"Measured {datetime.date.today().isoformat()}.\n\n{markdown(head, lines)}" if against else markdown(head, lines))
+        how = f", processor time, medians of {rounds} rounds" if by_stage or against in bench_against.RIVALS else ""
+        date = f"Measured {datetime.date.today().isoformat()}{how}.\n\n" if against or files_only or by_stage else ""
+        to.write_text(date + markdown(head, lines))
     print(json.dumps(rows))
     checked = holds
-    if against == "onnxsim":
+    if files_only:
+        from bench_files import holds as checked
+    elif against == "onnxsim":
         from bench_onnx import holds as checked
-    if against in (None, "onnxsim") and not all(map(checked, rows)):
+    if not by_stage and against in (None, "onnxsim") and not all(map(checked, rows)):
         sys.exit(1)
 
 
