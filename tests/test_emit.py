@@ -187,7 +187,7 @@ class Written(nn.Module):
         super().__init__()
         self.up = nn.Conv2d(3, 8, 3)
         self.drops = nn.ModuleList([nn.Dropout(0.5), nn.Dropout2d(0.5), nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5)])
-        self.last = nn.Dropout(0.5, inplace=True)
+        self.last = nn.Sequential(nn.RReLU(), nn.Dropout(0.5, inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.drops[0](self.up(x))

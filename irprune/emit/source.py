@@ -342,9 +342,10 @@ class _Writer:
                 return written
             raise IrpruneError(f"{node.op} cannot be written in torch yet", node.where,
                                "give the operator an ATen spelling in its family file") from None
-        if node.op == "dropout":  # captured in eval mode: what was off there is off for that reason
-            when = "True" if node.attrs["train"] else "self.training"
-            return f"torch.{call.target.split('.')[1]}({self._name(node.operand(0))}, {node.attrs['p']}, {when})"
+        if node.op in ("dropout", "rrelu"):  # captured in eval mode: what was off there is off for that reason
+            *options, on = [node.attrs[k] for k in (("p", "train") if node.op == "dropout" else ("lower", "upper", "training"))]
+            given = [self._name(node.operand(0)), *map(str, options), "True" if on else "self.training"]
+            return f"torch.{call.target.split('.')[1]}({', '.join(given)})"
 
         def show(x: Any) -> Any:
             return substitute(x, lambda k: Code(self._name(node.operand(k))), lambda s: Code(s.expr), Code("device"))
