@@ -233,12 +233,9 @@ def test_what_the_optimiser_fuses(name: str, kind: str, least: float, tmp_path: 
     assert difference(in_torch(small, x), run_model(emit_onnx(small), x)) < 1e-4
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("how", ["static", "dynamic"])
-@pytest.mark.parametrize("name", ["digits", "gpt2"])
-def test_quantised_files_are_proven(name: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def quantised(path: Path, how: str, made: Path) -> Path:
+    """``path`` with integers in the place of floats: between QDQ nodes, in operators of their own, or with scales found at run time."""
     quantization = pytest.importorskip("onnxruntime.quantization")
-    path, made = exported(name, tmp_path / "whole.onnx"), tmp_path / "quantised.onnx"
     samples = [random_inputs(capture_onnx(path), seed=k) for k in range(2)]
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc, name-defined]
@@ -247,16 +244,56 @@ def test_quantised_files_are_proven(name: str, how: str, tmp_path: Path, monkeyp
 
     logging.disable(logging.WARNING)
     try:
-        if how == "static":
-            quantization.quantize_static(str(path), str(made), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True)
-        else:
+        if how == "dynamic":
             quantization.quantize_dynamic(str(path), str(made), per_channel=True)
+        else:
+            formats = {"QDQ": quantization.QuantFormat.QDQ, "operators": quantization.QuantFormat.QOperator}
+            quantization.quantize_static(str(path), str(made), Reader(), quant_format=formats[how], per_channel=True)
     finally:
         logging.disable(logging.NOTSET)
-    graph = analysed(made)
+    return made
+
+
+def optimised(path: Path, made: Path) -> Path:
+    """What onnxruntime itself makes of ``path`` when it loads it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath, options.log_severity_level = str(made), 4
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return made
+
+
+def learned(graph: Graph, integers: bool) -> int:
+    """How many weights are stored as integers of eight bits, or how many train."""
+    return sum(int(np.prod(w.shape)) for w in graph.weights.values() if (w.dtype in ("i8", "u8") if integers else w.trainable))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("how", ["QDQ", "operators", "dynamic"])
+@pytest.mark.parametrize("name", ["digits", "gpt2"])
+def test_quantised_files_are_proven(name: str, how: str, fused: bool, tmp_path: Path) -> None:
+    path = quantised(exported(name, tmp_path / "whole.onnx"), how, tmp_path / "quantised.onnx")
+    path = optimised(path, tmp_path / "optimised.onnx") if fused else path
+    graph = analysed(path)
     small = cut(graph)
     proof = prove_onnx(graph, small)
     assert proof.max_error < 1e-4 and not proof.vacuous
-    before, after = (sum(int(np.prod(w.shape)) for w in g.weights.values() if w.dtype in ("i8", "u8")) for g in (graph, small))
-    assert after < 0.4 * before
-    assert run_model(emit_onnx(small), random_inputs(graph))
+    assert learned(small, True) < 0.4 * learned(graph, True)
+    emitted, x = emit_onnx(small), random_inputs(graph)
+    assert difference(in_torch(small, x), run_model(emitted, x, optimise=False)) < 0.1, "a few steps of rounding"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["digits", "resnet50", "vit_b16"])
+def test_what_onnxruntime_fuses_is_proven(name: str, tmp_path: Path) -> None:
+    graph = analysed(optimised(exported(name, tmp_path / "whole.onnx"), tmp_path / "fused.onnx"))
+    assert any(n.origin.target.startswith("com.microsoft::") for n in graph.nodes) and reach(graph) > 0.9
+    small = cut(graph)
+    proof = prove_onnx(graph, small)
+    assert proof.max_error < 1e-4 and not proof.vacuous
+    assert learned(small, False) < 0.35 * learned(graph, False)
+    x = random_inputs(graph)
+    assert difference(in_torch(small, x), run_model(emit_onnx(small), x)) < 1e-4

@@ -63,6 +63,20 @@ contraction(
 spell(("gemm", "linear"), "Gemm", read=_read_gemm)
 
 
+def _read_gemm_fused(node: OnnxNode) -> Step:
+    """A product, then an activation."""
+    a = node.attrs
+    attrs = {"trans_a": a.get("transA", 0), "trans_b": a.get("transB", 0), "alpha": a.get("alpha", 1.0), "beta": a.get("beta", 1.0)}
+    x, w = node.shape(0), node.shape(1)
+    kind = TensorType(node.type(0).dtype, (x[1] if attrs["trans_a"] else x[0], w[0] if attrs["trans_b"] else w[1]))
+    parameters = [a[k] for k in ("activation_alpha", "activation_beta") if k in a]
+    return Step("gemm_fused", None, {**attrs, "activation": a.get("activation", ""), "parameters": parameters}, [kind])
+
+
+contraction("gemm_fused", _gemm, run=runs("gemm_fused"))
+spell("gemm_fused", "com.microsoft::FusedGemm", read=_read_gemm_fused)
+
+
 def _read_einsum(node: OnnxNode) -> Step:
     ranks = [node.rank(i) for i in range(len(node.types))]
     *terms, out = parse_equation(node.attrs["equation"], ranks)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
 from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, spell, variant
 from irprune.ops.onnx.types import like, padded, window
+from irprune.ops.registry import TABLE
 
 __all__ = ["conv_places"]
 
@@ -108,12 +110,19 @@ def _fused(node: OnnxNode) -> Step:
         attrs["padding"] = _flat(attrs["padding"], attrs["padding"])
     attrs["activation"] = node.attrs.get("activation", "")
     attrs["parameters"] = node.attrs.get("activation_params") or []
+    return Step("conv_fused", (0, 1, 2, 3), attrs, made.types)
+
+
+def _summed(axes: Axes, node: Node) -> None:
+    """What is added before the activation has the axes of the result."""
+    TABLE["conv"].rule(axes, node)
     if node.has(3):
-        raise Unread("a FusedConv with a summand")
-    return Step("conv_fused", (0, 1, 2), attrs, made.types)
+        for a, b in zip(node.out.axes or (), axes.of(node.operand(3)), strict=True):
+            if a.size != 1 and b.size != 1:
+                axes.unify(a, b)
 
 
-variant("conv", "conv_fused", "conv_fused")
+variant("conv", "conv_fused", "conv_fused", rule=_summed)
 spell("conv_fused", "com.microsoft::FusedConv", read=_fused, write=_write_groups)
 
 

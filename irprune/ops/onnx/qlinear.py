@@ -173,3 +173,65 @@ op(
     macs=_gemm_macs,
 )
 spell("qlinear_gemm", "com.microsoft::QGemm", read=_read_gemm, write=nothing)
+
+# -- products of integers with results that are none ---------------------------------------------------------------------------
+
+
+def _float_product(axes: Axes, node: Node) -> None:
+    """``a`` may be integers or floats; scale, zero point and bias run along the columns of ``b``."""
+    a, b = axes.of(node.operand(0)), axes.of(node.operand(1))
+    axes.unify(a[-1], b[0])
+    node.out.axes = (*a[:-1], b[1])
+    for i in node.attrs["columns"]:
+        _along(axes, b, node.inputs[i] if node.has(i) else None, 1)
+
+
+def _float_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
+    """Floats that are quantised here are zeroed wherever they are dropped: their extremes make the scale."""
+    made, zeros = list(operands), node.attrs["zeros"]
+    a, b = node.operand(0), node.operand(1)
+    dims = list(range(a.rank)) if node.attrs["dynamic"] else [a.rank - 1]
+    given = [made[i] if i is not None and i < len(made) else None for i in zeros]
+    made[0] = _quiet(torch, made[0], given[0], present(a, dims), a.rank - 1)
+    made[1] = _quiet(torch, made[1], given[1], present(b, [0]), 1)
+    return run(*made)
+
+
+def _float_macs(node: Node) -> tuple[Any, ...]:
+    return ((*(node.operand(0).axes or ()), (node.operand(1).axes or ())[1]),)
+
+
+def _read_float(dynamic: bool) -> Any:
+    attrs = {"dynamic": dynamic, "columns": (2, 3, 4) if dynamic else (3, 5, 6), "zeros": (None, 3) if dynamic else (4, 5)}
+
+    def read(node: OnnxNode) -> Step:
+        if node.rank(1) != 2:
+            raise Unread(f"a {node.target} of several matrices")
+        if not dynamic:
+            _single(node, 2, 4)
+        return Step("integer_matmul", None, attrs, [TensorType("f32", (*node.shape(0)[:-1], node.shape(1)[1]))])
+
+    return read
+
+
+op(
+    "integer_matmul",
+    _float_product,
+    run=runs("integer_matmul"),
+    silence=_float_silence,
+    macs=_float_macs,
+    samples=(
+        Sample(
+            (Arg((2, 3, 6)), Arg((6, 5), "i8", -9, 9), Arg((5,), low=0.1, high=0.2), Arg((5,), "i8", -2, 2), Arg((5,))),
+            {"dynamic": True, "columns": (2, 3, 4), "zeros": (None, 3)},
+            free=4,
+        ),
+        Sample(
+            (Arg((2, 3, 6), "u8", 0, 9), Arg((6, 5), "i8", -9, 9), _SCALE, _SCALE, _ZERO, None, Arg((5,))),
+            {"dynamic": False, "columns": (3, 5, 6), "zeros": (4, 5)},
+            free=4,
+        ),
+    ),
+)
+spell("integer_matmul", "com.microsoft::DynamicQuantizeMatMul", read=_read_float(True))
+spell("integer_matmul", "com.microsoft::MatMulIntegerToFloat", read=_read_float(False))

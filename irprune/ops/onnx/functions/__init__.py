@@ -27,7 +27,8 @@ HELPERS: dict[str, tuple[str, ...]] = {
     "projected_attention": ("keys_that_count",),
     "multi_head_attention": ("keys_that_count",),
     "group_query_attention": ("onnx_attention", "rotary"),
-    "conv_fused": ("conv_padded",),
+    "conv_fused": ("conv_padded", "activated"),
+    "gemm_fused": ("gemm", "activated"),
     "max_pool_padded": ("pool_windows",),
     "lp_pool": ("pool_windows",),
     "avg_pool_padded": ("pool_windows",),
@@ -42,6 +43,7 @@ HELPERS: dict[str, tuple[str, ...]] = {
     "qlinear_unary": ("unrounded", "rounded"),
     "qlinear_along": ("unrounded", "rounded"),
     "qlinear_concat": ("unrounded", "rounded"),
+    "integer_matmul": ("dynamic_quantize",),
     "qlinear_gemm": ("rounded",),
 }
 """The other functions that a function calls."""

@@ -23,8 +23,16 @@ def conv_padded(x, w, b=None, *, stride, padding, dilation, groups):
     return conv(F.pad(x, padding), w, b, stride, 0, dilation, groups)
 
 
-def conv_fused(x, w, b=None, *, stride, padding, dilation, groups, activation, parameters):
+def conv_fused(x, w, b=None, added=None, *, stride, padding, dilation, groups, activation, parameters):
     y = conv_padded(x, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return activated(y if added is None else y + added, activation, parameters)
+
+
+def gemm_fused(a, b, c=None, *, trans_a, trans_b, alpha, beta, activation, parameters):
+    return activated(gemm(a, b, c, trans_a=trans_a, trans_b=trans_b, alpha=alpha, beta=beta), activation, parameters)
+
+
+def activated(y, activation, parameters):
     if activation == "Relu":
         return F.relu(y)
     if activation == "LeakyRelu":

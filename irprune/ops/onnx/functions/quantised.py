@@ -127,3 +127,15 @@ def qlinear_gemm(a, a_scale, a_zero, b, b_scale, b_zero, c=None, y_scale=None, y
     y = y if c is None else y + c.double()
     y = (y * alpha * a_scale.double().reshape([]) * b_scale.double().reshape(-1)).float()
     return y if y_scale is None else rounded(y, y_scale, y_zero, a)
+
+
+def integer_matmul(a, b, *rest, dynamic, columns, zeros):
+    if dynamic:
+        b_scale, b_zero, bias = [*rest, None, None][:3]
+        a, a_scale, a_zero = dynamic_quantize(a)
+    else:
+        a_scale, b_scale, a_zero, b_zero, bias = [*rest, None, None, None][:5]
+    x = a.double() if a_zero is None else a.double() - a_zero.double().reshape([])
+    w = b.double() if b_zero is None else b.double() - b_zero.double()
+    y = ((x @ w) * a_scale.double().reshape([]) * b_scale.double()).to(a_scale.dtype)
+    return y if bias is None else y + bias
