@@ -22,7 +22,7 @@ from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.kept import Kept
 from irprune.validate.interpret import as_tensor, run_node, symbols_of
 
-__all__ = ["Pair", "Tape", "counterparts", "kept_part", "load_as"]
+__all__ = ["Moments", "Pair", "Tape", "counterparts", "kept_part", "load_as"]
 
 _FLOATS = {"f16": torch.float32, "bf16": torch.float32}
 
@@ -43,6 +43,30 @@ def store(weight: Weight, tensor: torch.Tensor) -> None:
     else:
         array = tensor.cpu().numpy().astype(old.dtype)
         weight.load = lambda: array
+
+
+class Moments:
+    """Mean and variance in float64 over rows that come chunk by chunk (Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = 0.0
+        self._scatter: Any = 0.0
+
+    def add(self, x: torch.Tensor) -> None:
+        """Rows [..., n, features]."""
+        x = x.double().cpu()
+        n, mean = x.shape[-2], x.mean(-2)
+        shift, share = mean - self.mean, n / (self.count + n)
+        self._scatter = self._scatter + (x - mean[..., None, :]).square().sum(-2) + shift.square() * (self.count * share)
+        self.mean = self.mean + shift * share
+        self.count += n
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """Unbiased [..., features]."""
+        scatter: torch.Tensor = self._scatter
+        return scatter / max(self.count - 1, 1)
 
 
 class Tape:

@@ -9,9 +9,9 @@ As in Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.graph import Graph, Value, Weight
 
 if TYPE_CHECKING:
     from irprune.calibration import Calibration
@@ -32,10 +32,12 @@ class RepairBatchNorm:
     notes: list[str] = field(default_factory=list, compare=False)
 
     def run(self, graph: Graph) -> bool:
-        from irprune.statistics import Pair, store
+        from irprune.statistics import Moments, Pair, store
 
         self.notes.clear()
         changed = False
+        if not any(node.op == "batch_norm" for node in graph.nodes):
+            self.notes.append("no batch norm to measure again: where they are folded into the layers, the repair is 'affine'")
         with Pair(self.original, graph, self.calibration, memory=self.memory) as walk:
             for node in list(graph.nodes):
                 if node.op != "batch_norm" or node.attrs.get("training"):
@@ -44,30 +46,13 @@ class RepairBatchNorm:
                 if mean is None or variance is None:
                     self.notes.append(f"batch norm at {node.where}: its statistics are not its own, left as they were sliced")
                     continue
-                center, spread = self._measured(node, walk)
-                store(mean, center)
-                store(variance, spread)
+                seen = Moments()
+                for operands, _, _ in walk.to(node):
+                    seen.add(operands[0].movedim(1, -1).flatten(0, -2))
+                store(mean, seen.mean)
+                store(variance, seen.variance)
                 changed = True
         return changed
-
-    def _measured(self, node: Node, walk: Any) -> tuple[Any, Any]:
-        """Mean and variance per channel in float64, chunk by chunk (Chan et al. 1979)."""
-        count = 0
-        center: Any = None
-        scatter: Any = None
-        for operands, _, _ in walk.to(node):
-            x = operands[0].double().cpu()
-            x = x.movedim(1, 0).reshape(x.shape[1], -1)
-            n, m = x.shape[1], x.mean(1)
-            s = (x - m[:, None]).square().sum(1)
-            if center is None:
-                count, center, scatter = n, m, s
-                continue
-            shift = m - center
-            scatter = scatter + s + shift.square() * (count * n / (count + n))
-            center = center + shift * (n / (count + n))
-            count += n
-        return center, scatter / max(count - 1, 1)
 
 
 def _own(value: Value | None) -> Weight | None:

@@ -17,6 +17,7 @@ from irprune.ir.graph import Graph
 if TYPE_CHECKING:
     from irprune.calibration import Calibration
     from irprune.layers import Layer
+    from irprune.statistics import Moments
 
 __all__ = ["RepairAffine", "RepairBias"]
 
@@ -70,10 +71,10 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool
                     options.notes.append(f"{layer.weight.name}: no bias of its own to move, left as it was sliced")
                 continue
             ours, theirs = _moments(layer, walk)
-            factor = (theirs[1] / ours[1].clamp(min=1e-12)).sqrt().clamp(1 / options.largest, options.largest) if isinstance(
+            factor = (theirs.variance / ours.variance.clamp(min=1e-12)).sqrt().clamp(1 / options.largest, options.largest) if isinstance(
                 options, RepairAffine) else None
             bias = layer.bias.weight
-            offset = layer.bias.sign * (theirs[0] - (ours[0] if factor is None else ours[0] * factor))
+            offset = layer.bias.sign * (theirs.mean - (ours.mean if factor is None else ours.mean * factor))
             held = load_as(bias)
             if factor is not None:
                 store(layer.weight, layer.array(layer.matrix(load_as(layer.weight)) * factor[:, None]))
@@ -84,23 +85,16 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool
     return changed
 
 
-def _moments(layer: Layer, walk: Any) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    """Mean and variance of each output [b, o] as the layer gives it now (with its own bias), and as the original gave it."""
+def _moments(layer: Layer, walk: Any) -> tuple[Moments, Moments]:
+    """Those of each output [b, o] as the layer gives it now (with its own bias), and as the original gave it."""
     from irprune.passes.repair_least_squares import offset_of
-    from irprune.statistics import load_as
+    from irprune.statistics import Moments, load_as
 
     weight = layer.matrix(load_as(layer.weight))
-    count = 0
-    sums: list[Any] = [0.0] * 4
+    now, then = Moments(), Moments()
     for operands, target, _ in walk.to(layer.node):
-        x = layer.rows(operands[layer.at]).transpose(0, 1).double().cpu()
-        now = x @ weight
+        y = layer.rows(operands[layer.at]).transpose(0, 1).double().cpu() @ weight
         offset = offset_of(layer, operands)
-        if offset is not None:
-            now = now + offset.double().cpu().reshape(now.shape[0], 1, -1)
-        then = layer.targets(target).transpose(0, 1).double().cpu()
-        count += x.shape[1]
-        for i, part in enumerate((now, now.square(), then, then.square())):
-            sums[i] = sums[i] + part.sum(1)
-    a, aa, b, bb = (s / count for s in sums)
-    return (a, (aa - a.square()).clamp(min=0)), (b, (bb - b.square()).clamp(min=0))
+        now.add(y if offset is None else y + offset.double().cpu().reshape(y.shape[0], 1, -1))
+        then.add(layer.targets(target).transpose(0, 1))
+    return now, then

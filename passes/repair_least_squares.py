@@ -32,8 +32,9 @@ class RepairLeastSquares:
 
     ``ridge`` is lambda relative to the mean diagonal of the Gram matrix; None picks it per layer by what predicts the other half of the
     calibration data best. With ``residual`` a layer whose result is added to another value also makes up for what that value has lost,
-    so that errors do not pile up along a residual stream. ``rows`` bounds the rows (samples × positions) that a layer is fitted on, ``widest`` the number of unknowns per
-    output beyond which a layer is left. ``memory`` bounds the bytes of activations held between layers.
+    so that errors do not pile up along a residual stream. ``rows`` bounds the rows (samples × positions) that a layer is fitted on,
+    ``widest`` the number of unknowns per output beyond which a layer is left. ``memory`` bounds the bytes of activations held between
+    layers.
     """
 
     original: Graph
@@ -97,8 +98,8 @@ def _shape_only(layer: Layer) -> torch.Tensor:
 
 
 def _beside(layer: Layer, walk: Any) -> tuple[Value | None, Any]:
-    """The value that the result of ``layer`` is added to, where both graphs have it by then, and what turns a shortfall there into one of the
-    layer's own result (a batch norm may stand between them); (None, None) where there is no such value."""
+    """The value that the result of ``layer`` is added to, where both graphs have it by then, and what turns a shortfall there into one of
+    the layer's own result (a batch norm may stand between them); (None, None) where there is no such value."""
     value, through = layer.node.out, None
     while True:
         users = list(value.users)

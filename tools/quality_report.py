@@ -158,9 +158,9 @@ def write(found: Found, nets: Sequence[str], seeds: int, rows: Sequence[Setting]
     drawn = plot(found, nets, seeds, rows, folder / "quality.png")
     few = [r for r in rows if r.rival or r.importance == "default" or (r.importance == "magnitude" and r.scope == "local")]
     text = "\n\n".join([
-        f"{_today()}, digits data, torch {torch.__version__}; test accuracy in %, mean ± deviation over {seeds} seeds, at 75 / 50 / 25 % of "
-        f"the multiply-accumulates; dense: {whole}. Repaired is by least squares where nothing else is said. The criterion sees 180 images, "
-        "the repair 180 others, and neither is trained or tested on; Torch-Pruning gets the criterion's images with their labels. "
+        f"{_today()}, digits data, torch {torch.__version__}; test accuracy in %, mean ± deviation over {seeds} seeds, at 75 / 50 / 25 % "
+        f"of the multiply-accumulates; dense: {whole}. Repaired is by least squares where nothing else is said. The criterion sees 180 "
+        "images, the repair 180 others, and neither is trained or tested on; Torch-Pruning gets the criterion's images with their labels. "
         "Every seed's numbers, also after three epochs, are in `tools/results/quality.csv`.",
         "Without training:", table(found, nets, seeds, rows, "accuracy"),
         "After three epochs of training:", table(found, nets, seeds, few, "tuned"),

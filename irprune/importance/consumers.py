@@ -7,7 +7,7 @@ different scale can be added up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from irprune.calibration import Calibration
     from irprune.layers import Layer
 
-__all__ = ["Reader", "Reading", "calibrated", "collected", "readings", "whole"]
+__all__ = ["Reader", "Reading", "calibrated", "collected", "readings", "shares", "whole"]
 
 
 @dataclass(frozen=True)
@@ -177,3 +177,17 @@ def whole(
     for leaf, s in Magnitude().scores(graph, missing, blocks).items():
         scores[leaf] = s * (level / s.mean()) if s.mean() > 0 else s
     return {g.axis: scores[g.axis] for g in groups if g.axis in scores}
+
+
+def shares(
+    graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis], calibration: Calibration, weigh: Callable[[Reading], Any]
+) -> dict[Axis, Scores]:
+    """What ``weigh`` gives each input of a layer [b, k], as a share of the layer's sum, added up over the layers that read an index."""
+    found, read = collected(graph, groups, blocks, calibration)
+    out: dict[Axis, Scores] = {}
+    for leaf, readers in found.items():
+        for r in readers:
+            values = weigh(read[key_of(r.layer)]).numpy()
+            share = r.gathered(values / max(values.sum(), 1e-300))
+            out[leaf] = out[leaf] + share if leaf in out else share
+    return whole(out, graph, groups, blocks)

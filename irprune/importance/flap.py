@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from irprune.importance import Scores, criterion
-from irprune.importance.consumers import calibrated, collected, key_of, whole
+from irprune.importance.consumers import Reading, calibrated, shares
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -30,13 +30,8 @@ class Flap:
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
-        found, read = collected(graph, groups, blocks, calibrated(self.calibration, graph, "flap"))
-        out: dict[Axis, Scores] = {}
-        for leaf, readers in found.items():
-            for r in readers:
-                reading = read[key_of(r.layer)]
-                variance = (reading.square - reading.mean.square()).clamp(min=0)
-                values = (reading.weight.square().sum(-1) * variance).numpy()
-                share = r.gathered(values / max(values.sum(), 1e-300))
-                out[leaf] = out[leaf] + share if leaf in out else share
-        return whole(out, graph, groups, blocks)
+        return shares(graph, groups, blocks, calibrated(self.calibration, graph, "flap"), _weigh)
+
+
+def _weigh(reading: Reading) -> Any:
+    return reading.weight.square().sum(-1) * (reading.square - reading.mean.square()).clamp(min=0)

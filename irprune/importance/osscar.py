@@ -26,7 +26,7 @@ __all__ = ["Osscar"]
 @criterion("osscar")
 @dataclass(frozen=True)
 class Osscar:
-    """The error of the repaired layers at the moment an index goes, in the greedy order of going.
+    """What the error of the repaired layers grows by when an index goes, in the greedy order of going; never less than before.
 
     ``ridge``, ``weighted``, ``loss`` and ``seed`` as for ``reconstruction``; ``steps`` bounds how often the others are refitted (several
     indices go at once in wide layers).
@@ -52,18 +52,18 @@ class Osscar:
         return whole(out, graph, groups, blocks)
 
     def _order(self, surgeons: Sequence[Surgeon]) -> Scores:
-        """The error so far when each index went."""
+        """By how much the error grew when each index went."""
         count = surgeons[0].count
         left = np.arange(count)
         at_once = max(1, -(-count // self.steps))
         out = np.zeros(count)
-        total = 0.0
+        most = 0.0
         while len(left):
             losses = np.sum([s.losses(left) for s in surgeons], axis=0)
             order = np.argsort(losses, kind="stable")[:at_once]
             for i in order:
-                total += float(losses[i])
-                out[left[i]] = total
+                most = max(most, float(losses[i]))
+                out[left[i]] = most
             gone = left[order]
             left = np.delete(left, order)
             if len(left):

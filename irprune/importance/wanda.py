@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from irprune.importance import Scores, criterion
-from irprune.importance.consumers import calibrated, collected, key_of, whole
+from irprune.importance.consumers import Reading, calibrated, shares
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -28,12 +28,8 @@ class Wanda:
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
-        found, read = collected(graph, groups, blocks, calibrated(self.calibration, graph, "wanda"))
-        out: dict[Axis, Scores] = {}
-        for leaf, readers in found.items():
-            for r in readers:
-                reading = read[key_of(r.layer)]
-                values = (reading.weight.abs().sum(-1) * reading.square.sqrt()).numpy()
-                share = r.gathered(values / max(values.sum(), 1e-300))
-                out[leaf] = out[leaf] + share if leaf in out else share
-        return whole(out, graph, groups, blocks)
+        return shares(graph, groups, blocks, calibrated(self.calibration, graph, "wanda"), _weigh)
+
+
+def _weigh(reading: Reading) -> Any:
+    return reading.weight.abs().sum(-1) * reading.square.sqrt()
