@@ -6,6 +6,8 @@ Times are made up but in the last tests.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -402,6 +404,10 @@ def test_a_model_is_cut_to_a_latency_that_was_measured(tmp_path: Path, monkeypat
     told = json.loads(pruned.report.to_json())["latency"]
     assert told["asked_s"] == found.asked and told["after"]["median_s"] == found.after.median
     assert "asked" in str(pruned.report) and "Latency:" in pruned.report.to_html()
+    code = (f"import sys, irprune; r = irprune.prune({str(whole)!r}, budget={{'latency': 0.5}}, device='cpu', threads=1).report; "
+            "print(r.latency.left < 0.85, 'torch' in sys.modules)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"], "files need no torch"
 
 
 @pytest.mark.parametrize(("options", "said"), [

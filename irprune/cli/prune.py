@@ -44,6 +44,8 @@ folder with all of them and readable source."""
 @click.option("--repair", multiple=True, metavar="METHOD",
               help="Refit what is left to the original, after the proof: least_squares (default with --calibration), batch_norm, bias, "
                    "affine, fold or none.")
+@click.option("--reduce", type=click.Choice(["sum", "mean", "max", "prod"]),
+              help="How importance is joined over a group.  [default: the criterion's]")
 @click.option("--plan", type=click.Path(path_type=Path), help="Replay the choice in this plan instead of making one.")
 @click.option("--seed", type=int, default=None, help="Seed of a criterion that draws.")
 @click.option("--no-proof", is_flag=True, help="Leave the proof out.")
@@ -77,8 +79,8 @@ def prune(**given: Any) -> None:
         say(f"wrote {output}")
 
 
-_PASSED = ("importance", "calibration", "scope", "keep", "round_to", "min_channels", "max_ratio", "prefer", "seed", "strict", "device",
-           "threads")
+_PASSED = ("importance", "calibration", "scope", "keep", "round_to", "min_channels", "max_ratio", "prefer", "reduce", "seed", "strict",
+           "device", "threads")
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:

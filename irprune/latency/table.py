@@ -13,7 +13,7 @@ from typing import Any
 
 from irprune.latency.operators import Operator
 
-__all__ = ["Table", "cache_folder"]
+__all__ = ["Table", "cache_folder", "machine"]
 
 Measure = Callable[[Operator, int, int], float]
 
@@ -36,7 +36,7 @@ def cache_folder() -> Path:
     return base / "irprune"
 
 
-def _machine(device: str) -> str:
+def machine(device: str) -> str:
     """The processor's name, or the card's."""
     texts = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")) if device != "cpu" else [Path("/proc/cpuinfo")]
     for file in texts:
@@ -69,7 +69,7 @@ class Table:
 
         provider = providers_for(device)[0]
         place = "cpu" if provider == "CPUExecutionProvider" else "cuda"
-        said = f"latency-{place}-{_machine(place)}-{threads or os.cpu_count()}-threads-{onnxruntime.__version__}"
+        said = f"latency-{place}-{machine(place)}-{threads or os.cpu_count()}-threads-{onnxruntime.__version__}"
         file = cache_folder() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', said).lower()}.json"
         return cls(lambda operator, a, b: measure(operator, a, b, place, threads), file)
 
