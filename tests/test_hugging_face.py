@@ -43,6 +43,19 @@ def _made(name: str):
     torch.manual_seed(0)
     if name == "llama":
         return t.LlamaForCausalLM(t.LlamaConfig(**SIZES, num_key_value_heads=2)), {"input_ids": _ids()}
+    if name == "qwen2":  # biases, and more layers than share their heads: rotary tables join head_dim over all of them
+        return t.Qwen2ForCausalLM(t.Qwen2Config(**{**SIZES, "num_hidden_layers": 4}, num_key_value_heads=2)), {"input_ids": _ids()}
+    if name == "phi":
+        return t.PhiForCausalLM(t.PhiConfig(**SIZES, max_position_embeddings=16)), {"input_ids": _ids()}
+    if name == "gemma":
+        return t.GemmaForCausalLM(t.GemmaConfig(**SIZES, num_key_value_heads=2, head_dim=8)), {"input_ids": _ids()}
+    if name == "whisper":
+        model = t.WhisperForConditionalGeneration(t.WhisperConfig(
+            vocab_size=50, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
+            encoder_ffn_dim=48, decoder_ffn_dim=48, max_source_positions=16, max_target_positions=16, num_mel_bins=10,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1))
+        heard = torch.randn(1, 10, 32, generator=torch.Generator().manual_seed(0))
+        return model, {"input_features": heard, "decoder_input_ids": _ids(4)}
     if name == "gpt2":
         return t.GPT2LMHeadModel(t.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16)), {"input_ids": _ids()}
     if name == "bert":
@@ -59,7 +72,7 @@ def _made(name: str):
     return t.MixtralForCausalLM(config), {"input_ids": _ids()}
 
 
-NAMES = ("llama", "gpt2", "bert", "vit", "t5", "mixtral")
+NAMES = ("llama", "qwen2", "phi", "gpt2", "bert", "vit", "t5", "mixtral")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,6 +100,20 @@ def test_sizes_that_differ_by_layer_are_named_and_nothing_is_written(tmp_path: P
     why = save_pretrained(pruned, tmp_path / "hf")
     assert "layers.1.mlp" in why or "layers.0.mlp" in why
     assert "x" in why
+    assert not (tmp_path / "hf").exists()
+
+
+def test_one_width_for_encoder_and_decoder_is_named(tmp_path: Path) -> None:
+    model, kwargs = _model("whisper")  # it returns encoder_last_hidden_state, which keeps the encoder's width; the decoder's is cut
+    why = save_pretrained(irprune.prune(model, (), kwargs, ratio=0.5, proof=False), tmp_path / "hf")
+    assert why.startswith("the config cannot say these sizes") and "encoder.conv2.weight is 32x16x3" in why
+    assert not (tmp_path / "hf").exists()
+
+
+def test_a_scale_that_follows_the_width_is_no_config(tmp_path: Path) -> None:
+    model, kwargs = _model("gemma")  # embeddings times the root of hidden_size
+    pruned = irprune.prune(model, (), kwargs, ratio=0.5)
+    assert "a scale that follows a size" in save_pretrained(pruned, tmp_path / "hf")
     assert not (tmp_path / "hf").exists()
 
 

@@ -386,7 +386,9 @@ def _hugging_face_call(model: Any) -> dict[str, Any]:
     if main == "input_values":
         return {"input_values": torch.randn(1, 16000)}
     if main == "input_features":
-        return {"input_features": torch.randn(1, getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 1500))}
+        heard = torch.randn(1, getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 1500))
+        said = {"decoder_input_ids": torch.randint(0, int(config.vocab_size), (1, 16))} if config.is_encoder_decoder else {}
+        return {"input_features": heard, **said}
     ids = torch.randint(0, int(config.vocab_size), (1, 16))
     call = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(model.config, "is_encoder_decoder", False):

@@ -61,27 +61,36 @@ def carriers_of(graph: Graph, eligible: Container[Axis], prefer: str = "heads", 
     out = Carriers()
     products = _products(graph, eligible)
     covered: dict[Axis, int] = {}
-    for units, places in products:
+    standing: dict[Axis, list[int]] = {}  # the products that a leaf stands in
+    for at, (units, places) in enumerate(products):
         for x in dict.fromkeys(x for unit in units for x in unit):
             covered[x] = covered.get(x, 0) + places
+            standing.setdefault(x, []).append(at)
+
+    def together(units: list[list[Axis]]) -> list[int]:
+        """For each unit, the places where it stands beside another of these: head_dim under rotary tables stands in every layer,
+        but beside the heads of one layer only where they do too."""
+        at = [{k for x in unit for k in standing[x]} for unit in units]
+        return [sum(products[k][1] for k in own if any(k in other for other in at if other is not own)) for own in at]
+
     counts_groups = {x: x.role == "group" for x in covered}
     for x in _alone(graph):
         counts_groups[x] = False  # a width of its own, such as the channels of a depthwise convolution
     chosen: dict[Axis, None] = {}
 
-    def rank(at: tuple[int, list[Axis]]) -> tuple[float, ...]:
-        position, unit = at
+    def rank(at: tuple[int, list[Axis], int]) -> tuple[float, ...]:
+        position, unit, shared = at
         groups = all(counts_groups[x] for x in unit)
         return (
             not any(x in asked for x in unit),
             all(x in out.held for x in unit),
             groups != (prefer == "groups"),
             not any(x in chosen for x in unit),
-            *((-position,) if prefer == "head_dim" else (-max(covered[x] for x in unit), position)),
+            *((-position,) if prefer == "head_dim" else (-shared, position)),
         )
 
     for units, _places in sorted(products, key=lambda p: -max(covered[x] for unit in p[0] for x in unit)):
-        ranked = [unit for _, unit in sorted(enumerate(units), key=rank)]
+        ranked = [unit for _, unit, _ in sorted(zip(range(len(units)), units, together(units), strict=True), key=rank)]
         if prefer == "both":
             sharing = [u for u in ranked if not all(counts_groups[x] for x in u)] or ranked[:1]
             for x in (x for unit in sharing for x in unit):

@@ -167,7 +167,8 @@ def _search(pruned: Pruned, model: nn.Module, wanted: dict[str, torch.Tensor]) -
             return made
         failure = failure or check.failure
     turned = ", ".join(".".join(fields[k].way) for k in free) or "the config"
-    return f"every shape fits, but no setting of {turned} computes the same: {failure}"
+    return (f"every shape fits, but the class computes otherwise from the new sizes (a scale that follows a size, or rotary tables), "
+            f"whatever {turned} says: {failure}")
 
 
 def _descend(model: nn.Module, fields: list[_Field], values: list[Any], target: Shapes) -> tuple[int, list[Any]]:
