@@ -25,6 +25,7 @@ from irprune.validate.tolerance import FLOAT32
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import zoo
+from zoo_table import summary
 
 # What is prunable in each of our own cases, in the words of the table.
 FOUND = {
@@ -87,13 +88,36 @@ def test_the_table_says_what_failed_and_why() -> None:
     good = {"name": "timm:a", "ratio": 0.5, "stage": "done", "oracle": 1e-7, "reach": 1.0, "params": [10, 4], "kinds": {"heads": 2}}
     records = [good, {**good, "name": "timm:b", "oracle": 0.3}, {"name": "timm:c", "stage": "prune", "error": "no | rule\nmore"},
                {**good, "name": "timm:d", "reach": 0.5, "out_of_reach": [["w", 5, ["no rule for x"]]]},
+               {**good, "name": "timm:f", "reach": 0.5, "kinds": {}, "kinds_frozen": {"heads": 1}, "frozen": {"positions of conv": 3}},
                {"name": "transformers:e", "stage": "not built", "error": "/usr/lib/site-packages/transformers/x.py refuses"}]
-    text = zoo.summary(records)
-    assert "| timm | 4 | 2 (50.0%) | 1.0e-07 | 1 (50%) | 40% |" in text
-    assert "| timm:b | error 0.3 |" in text
+    text = summary(records)
+    assert "| timm | 5 | 3 (60.0%) | 1.0e-07 | 1 (33%) | 40% |" in text
+    assert "| timm:b | the proof fails: relative error 0.3 |" in text
     assert "| timm:c | no / rule |" in text
-    assert "| timm:d | 50%: w: no rule for x |" in text
+    assert "| timm:d | 50%: no rule for x (w) |" in text
+    assert "| timm:f | 50%: positions of conv |" in text
+    assert "heads 3 of 4" in text
     assert "| transformers:e | transformers/x.py refuses |" in text
+    assert "ONNX" not in text and "Torch-Pruning" not in text
+
+
+def test_the_table_tells_of_onnx_and_of_the_peer() -> None:
+    good = {"name": "timm:a", "ratio": 0.5, "stage": "done", "oracle": 1e-7, "reach": 1.0, "params": [10, 4], "kinds": {}, "onnx": 2e-7,
+            "peer": {"works": True, "params": 0.3}}
+    text = summary([good, {**good, "name": "timm:b", "onnx": None, "onnx_error": "refused", "peer": {"works": False}}])
+    assert "1 of 2 agree, worst relative error 2.0e-07" in text
+    assert "| timm:b | refused |" in text
+    assert "| 1 of 2 run, 30% left |" in text
+
+
+def test_a_scale_of_zero_is_drawn() -> None:
+    layer = torch.nn.Sequential(torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 8, 1))
+    torch.nn.init.zeros_(layer[0].weight)
+    drawn = layer[1].weight.clone()
+    zoo._stir(layer)
+    assert layer[0].weight.min() >= 0.25 and layer[0].weight.std() > 0
+    assert layer[0].running_var.min() > 0.8 and layer[0].running_var.std() > 0
+    assert torch.equal(layer[1].weight, drawn)
 
 
 def test_a_list_of_one_tensor_is_unpacked() -> None:
