@@ -7,7 +7,7 @@ of the node, so that they count, move and train with the others.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -54,12 +54,14 @@ def read_body(outer: _Reader, body: onnx.GraphProto, formals: Sequence[TensorTyp
 
 def lifted(outer: _Reader, body: Body, names: list[str]) -> Body:
     """``body`` with its weights among the operands of its node, whose ``names`` grow; ``outer`` then counts positions there."""
+    from irprune.capture.onnx import Stored
+
     graph, outside = body.graph, list(body.outer)
     for weight in list(graph.weights.values()):
         own = weight.name
         while own in outer.types:
             own += "."
-        outer.stored[own], outer.types[own] = outer_stored(weight), weight.type
+        outer.stored[own], outer.types[own] = Stored("initializer", weight.name, weight.load), weight.type
         value = graph.add_input(weight.name, weight.type)
         weight.replace_all_uses(value)
         graph.outputs = [value if v is weight else v for v in graph.outputs]
@@ -70,12 +72,6 @@ def lifted(outer: _Reader, body: Body, names: list[str]) -> Body:
     return Body(graph, tuple(places[str(n)] for n in outside))
 
 
-def outer_stored(weight: object) -> object:
-    from irprune.capture.onnx import Stored
-
-    return Stored("initializer", weight.name, weight.load)  # type: ignore[attr-defined]
-
-
 def function_of(outer: _Reader, node: onnx.NodeProto, opset: int, types: Sequence[TensorType | None]) -> Body | None:
     """The function that ONNX defines the operator of ``node`` by, for operands of these types; None where there is none."""
     import onnx.inliner
@@ -84,7 +80,7 @@ def function_of(outer: _Reader, node: onnx.NodeProto, opset: int, types: Sequenc
 
     domain = "" if node.domain == "ai.onnx" else node.domain
     try:
-        schema = onnx.defs.get_schema(node.op_type, opset, domain)
+        schema: Any = onnx.defs.get_schema(node.op_type, opset, domain)  # functions are not among its declared attributes
     except onnx.defs.SchemaError:
         return None
     if not (schema.has_function or schema.has_context_dependent_function):

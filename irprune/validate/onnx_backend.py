@@ -144,7 +144,7 @@ def _is_function(target: str, model: onnx.ModelProto) -> bool:
     domain, _, name = target.rpartition("::")
     version = next((o.version for o in model.opset_import if o.domain == domain), 1)
     try:
-        schema = onnx.defs.get_schema(name, version, domain)
+        schema: Any = onnx.defs.get_schema(name, version, domain)  # functions are not among its declared attributes
     except onnx.defs.SchemaError:
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)
