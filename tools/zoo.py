@@ -363,7 +363,7 @@ def _preload() -> None:
 @click.option("--onnx", is_flag=True, help="Export each to ONNX as well and compare it on onnxruntime.")
 @click.option("--against", type=click.Choice(["torch-pruning"]), help="The peer's result beside each, where it is not there yet.")
 @click.option("--peer-limit", default=60, show_default=True, help="Seconds for the peer on one architecture.")
-@click.option("--retry", is_flag=True, help="Run those again that the file holds without a proof.")
+@click.option("--retry", is_flag=True, help="Run again what has no proof, and with --onnx what has no file that agrees.")
 @click.option("--merge", multiple=True, help="Take over the records of another file of this kind.")
 @click.option("--table", is_flag=True, help="Run nothing: write the table of what the file holds.")
 def main(everything: bool, sample: int | None, seed: int, only: str, ratio: float, limit: int, jobs: int, out: str, onnx: bool,
@@ -371,9 +371,10 @@ def main(everything: bool, sample: int | None, seed: int, only: str, ratio: floa
     """Prune public architectures with random weights and record what happened."""
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {}
+    done: dict[tuple[str, float], dict[str, Any]] = {}
     for file in (path, *map(Path, merge)):
-        done |= {(r["name"], r["ratio"]): r for r in map(json.loads, file.read_text().splitlines())} if file.exists() else {}
+        for record in map(json.loads, file.read_text().splitlines() if file.exists() else ()):
+            _take(record, done)
     wanted = [n for n in names(everything) if only in n]
     if sample:
         wanted = sorted(random.Random(seed).sample(wanted, min(sample, len(wanted))))
@@ -382,7 +383,8 @@ def main(everything: bool, sample: int | None, seed: int, only: str, ratio: floa
         record = done.get((name, ratio))
         if record is None:
             return True
-        return (retry and not good(record)) or (onnx and good(record) and "onnx" not in record)
+        again = not good(record) or (onnx and record.get("onnx") is None)
+        return (retry and again) or (onnx and good(record) and "onnx" not in record)
 
     def peerless(name: str) -> bool:
         record = done.get((name, ratio))
@@ -404,6 +406,12 @@ def main(everything: bool, sample: int | None, seed: int, only: str, ratio: floa
     print(text)
 
 
+def _take(record: dict[str, Any], done: dict[Any, Any]) -> None:
+    """The later record counts; the peer's result, which is the same for all of ours, stays."""
+    key = record["name"], record["ratio"]
+    done[key] = {**({"peer": done[key]["peer"]} if "peer" in done.get(key, {}) else {}), **record}
+
+
 def _each(names: list[str], make: Callable[[str], dict[str, Any]], title: str, jobs: int, path: Path, done: dict[Any, Any]) -> None:
     """Append ``make(name)`` of each to the file as it comes, several at a time."""
     from rich.progress import Progress
@@ -413,7 +421,7 @@ def _each(names: list[str], make: Callable[[str], dict[str, Any]], title: str, j
         for record in pool.map(make, names):
             log.write(elsewhere(json.dumps(record)) + "\n")
             log.flush()
-            done[record["name"], record["ratio"]] = record
+            _take(record, done)
             bar.update(task, advance=1, description=record["name"])
 
 

@@ -32,7 +32,9 @@ def summary(records: list[Record]) -> str:
     low = [r for r in records if good(r) and reach(r) < NEAR]
     rows += _table("less than 95 % in reach", low, lambda r: f"{reach(r):.0%}: {_widest(r)}")
     missing = [r for r in records if r["stage"] == "not built"]
-    rows += _table("not built by its library from a small random configuration", missing, _failure)
+    names = ", ".join(sorted(r["name"].split(":")[1] for r in missing))
+    if missing:
+        rows += ["", f"Not run, as no small random configuration was found that their library itself runs ({len(missing)}): {names}."]
     return "\n".join(rows) + "\n"
 
 
@@ -117,13 +119,16 @@ def _table(title: str, records: list[Record], reason: Callable[[Record], str]) -
 # What the messages of torch and transformers mean, in plain words.
 _PLAIN = (
     (r"GuardOnDataDependent.*|DataDependent.*", "branches on the values of its input"),
+    (r"Cannot view a tensor.*", "torch.onnx refuses to view what was transposed"),
+    (r"name 'u0' is not defined|'u0' where it is not", "has shapes that depend on the values of its input"),
+    (r"captured graph differs from forward", "computes otherwise under export than in forward"),
     (r"No ONNX function found for <OpOverload\(op='([^']*)'.*", r"torch.onnx has no translation of \1"),
 )
 
 
 def _cell(text: str) -> str:
     line = elsewhere(text.splitlines()[0] if text else "")
-    line = re.sub(r" ?\(/tmp/[^)]*\)", "", line)
+    line = re.sub(r" ?\(/tmp/[^)\]]*(\)|$)", "", line)
     line = re.sub(r"(; )?(the module itself is sound|take out of forward|keep the module)[^\[]*", " ", line)
     line = re.sub(r"_\w+: ValueError: no image token; ", "", line)
     place = re.findall(r"\((\S+\.py:\d+)\)", line)
