@@ -195,3 +195,25 @@ def test_a_wrong_body_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     x = inputs("If", np.array(True))
     monkeypatch.setattr(functions, "branch", branch)
     assert difference(in_torch(module_from_onnx(graph), graph, x), run_model(model_of("If"), x)) > 1e-2
+
+
+def test_a_size_that_a_body_reads_stays_what_it_was() -> None:
+    """A branch multiplies by the width of a layer that is cut."""
+    then = helper.make_graph([node("Mul", ["b", "width"], ["t"])], "then", [], [info("t", FLOAT, 4, 8)])
+    other = helper.make_graph([node("Neg", ["b"], ["e"])], "else", [], [info("e", FLOAT, 4, 8)])
+    nodes = [
+        node("MatMul", ["x", "w1"], ["a"]),
+        node("Relu", ["a"], ["r"]),
+        node("Shape", ["r"], ["s"]),
+        node("Gather", ["s", "one"], ["n"]),
+    ]
+    nodes += [node("Cast", ["n"], ["width"], to=FLOAT), node("MatMul", ["r", "w2"], ["b"])]
+    nodes += [node("If", ["flag"], ["c"], then_branch=then, else_branch=other), node("MatMul", ["c", "w5"], ["y"])]
+    tensors = [tensor("w1", 6, 16), tensor("w2", 16, 8), tensor("w5", 8, 3), numpy_helper.from_array(np.array(1), "one")]
+    graph = helper.make_graph(nodes, "g", [info("x", FLOAT, 4, 6), info("flag", BOOL)], [info("y", FLOAT, 4, 3)], tensors)
+    analysis = analysed(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    emitted = emit_onnx(cut(analysis))
+    assert {t.name: tuple(t.dims) for t in emitted.graph.initializer}["w1"] == (6, 8)
+    for flag in FLAGS["If"]:
+        x = inputs("If", flag)
+        assert difference(run_model(emitted, x), silenced_onnx(analysis, analysis.kept, x)) < 1e-5

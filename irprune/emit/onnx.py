@@ -6,7 +6,7 @@ that nobody asked about stay as they are. A tensor whose users want different pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from irprune.capture.onnx import OnnxSource, Place, nodes_of, reads, target_of
+from irprune.capture.onnx import OnnxSource, Place, captured, nodes_of, reads, target_of
 from irprune.capture.onnx_file import Loader
 from irprune.capture.onnx_functions import Call, closed, still_called
 from irprune.capture.onnx_proto import NAMES, attributes
@@ -106,6 +106,7 @@ class Emitter:
         self._weights(uses)
         for index, steps in placed.items():
             self._write(index, steps)
+        self._shapes_of_lost(placed)
         return self._assemble(placed)
 
     def _rewire(self, index: int, node: Node, place: Place, uses: dict[str, _Uses]) -> None:
@@ -250,6 +251,12 @@ class Emitter:
         """Put changed attributes and shape constants back into the file's node."""
         node = self.nodes[index]
         covered = {slot for _, place in steps for slot in place.operands}
+        for name in captured(node):  # what a body reads of a shape that changed stays what it was
+            if not self._as_before(name):
+                was = self.source.known[name]
+                dynamic = was.dtype == object
+                held = self.size_nodes.vector(was.reshape(-1).tolist(), index, name) if dynamic else self.add_constant(name, was)
+                _rename(node, name, held)
         loose = [j for j, name in enumerate(node.input) if name and j not in covered]
         moved = [j for j in loose if not self._as_before(node.input[j])]
         spelling = spelling_of(target_of(node)) if steps[0][0].op != "opaque" else None
@@ -269,6 +276,20 @@ class Emitter:
                 node.input[j] = self.size_nodes.vector(was.reshape(-1).tolist(), index, node.input[j])
             else:
                 node.input[j] = self.add_constant(node.input[j], was)
+
+    def _shapes_of_lost(self, placed: Mapping[int, object]) -> None:
+        """A tensor of which only the shape is read is not in the graph. Where what it is made of shrank, the shape that it had, which
+        everything after it was written against, takes the place of its Shape node."""
+        lost: set[str] = set()
+        for i, node in enumerate(self.nodes):
+            if i in placed:
+                continue
+            if target_of(node) == "Shape" and node.input[0] in lost and node.output[0] in self.source.known:
+                was = self.source.known[node.output[0]].reshape(-1).tolist()
+                made = helper.make_node("Identity", [self.size_nodes.vector(was, i, node.output[0])], [node.output[0]], name=node.name)
+                node.CopyFrom(made)
+            elif any(name in lost or self._resized_name(name) for name in reads(node)) and node.output[0] not in self.source.known:
+                lost.update(node.output)
 
     def _as_before(self, name: str) -> bool:
         if name not in self.source.computed:
@@ -407,6 +428,17 @@ class Emitter:
         for k in stale:
             made.type.tensor_type.shape.dim[k].dim_value = kind.shape[k]
         return made
+
+
+def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
+    """Let the subgraphs of ``node`` read ``new`` for ``old``."""
+    for a in node.attribute:
+        for body in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
+            for inner in body.node:
+                for j, name in enumerate(inner.input):
+                    if name == old:
+                        inner.input[j] = new
+                _rename(inner, old, new)
 
 
 def _copy_fields(old: Any, new: Any, without: set[str]) -> None:

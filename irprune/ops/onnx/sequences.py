@@ -5,7 +5,7 @@ from __future__ import annotations
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.onnx.spell import OnnxNode, Step, runs, spell
-from irprune.ops.registry import Unsupported, op
+from irprune.ops.registry import TABLE, Unsupported, op
 
 __all__ = ["OPTIONAL", "SEQUENCE"]
 
@@ -19,7 +19,7 @@ def _held(axes: Axes, node: Node) -> None:
 def _read(name: str, *attrs: tuple[str, object]) -> object:
     def read(node: OnnxNode) -> Step:
         kinds = node.inferred()
-        if not kinds[0].dtype or (name in ("sequence_of", "sequence_split", "sequence_with", "sequence_without")):
+        if name in ("sequence_of", "sequence_split", "sequence_with", "sequence_without"):
             kinds = [TensorType(SEQUENCE, None)]
         return Step(name, None, {k: node.attrs.get(k, d) for k, d in attrs}, kinds)
 
@@ -39,8 +39,6 @@ for _name, _onnx, _attrs in (
     ("optional_has", "OptionalHasElement", ()),
     ("optional", "OptionalGetElement", ()),
 ):
-    from irprune.ops.registry import TABLE
-
     if _name not in TABLE:
         op(_name, _held, run=runs(_name))
     spell(_name, _onnx, read=_read(_name, *_attrs))  # type: ignore[arg-type]
