@@ -41,7 +41,7 @@ class Whole:
             self.file = write(self.graph.copy(), Path(self.folder.name) / "original" / "model.onnx")
             self.feed = _feed(self.graph, self.file)
             self.original = session(self.file, self.device, "", self.threads)
-            self.before = interleaved({"before": self._call(self.original)}, self.seconds, clock=self.clock)["before"]
+            self.before = interleaved({"before": self._call(self.original)}, self.seconds, most=1000, clock=self.clock)["before"]
         except BaseException:
             self.folder.cleanup()
             raise
@@ -74,7 +74,7 @@ class Whole:
         """The original and a cut, timed in turns."""
         file = write(cut, Path(self.folder.name) / "cut" / "model.onnx")
         calls = {"before": self._call(self.original), "after": self._call(session(file, self.device, "", self.threads))}
-        times = interleaved(calls, self.seconds, clock=self.clock)
+        times = interleaved(calls, self.seconds, most=1000, clock=self.clock)
         return times["before"], times["after"]
 
 
