@@ -234,7 +234,8 @@ def line_of_failure() -> str:
 
 
 @pytest.mark.parametrize(("error", "kind", "says"), [
-    (ValueError("odd"), IrpruneError, f"ValueError: odd ({__file__}:LINE; in fails, after infer-axes, dead-code); this is a bug of the pass"),
+    (ValueError("odd"), IrpruneError,
+     f"ValueError: odd ({__file__}:LINE; in fails, after infer-axes, dead-code); this is a bug of the pass"),
     (IrpruneError("bad", "here", "do that"), IrpruneError, "bad (here; in fails, after infer-axes, dead-code); do that"),
     (CheckFailed("differs"), CheckFailed, "differs (in fails, after infer-axes, dead-code)"),
     (None, IrpruneError, "run returned None, not whether it changed the graph (in fails, after infer-axes, dead-code)"),

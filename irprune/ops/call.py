@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -46,14 +46,14 @@ class Call:
 _NONE = object()  # the default of an argument that must be given
 
 
-@lru_cache(maxsize=None)
+@cache
 def overload(target: str) -> Any:
     """The torch operator ``aten.name.overload`` (or of another namespace)."""
     space, name, variant = target.split(".")
     return getattr(getattr(getattr(torch.ops, space), name), variant)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _schema(target: str) -> tuple[tuple[str, str, Any, bool], ...]:
     arguments = overload(target)._schema.arguments
     return tuple((a.name, str(a.type), a.default_value if a.has_default_value() else _NONE, a.kwarg_only) for a in arguments)
