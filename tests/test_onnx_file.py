@@ -570,3 +570,26 @@ def test_half_of_a_size_taken_out_of_a_dynamic_shape_is_a_whole_number() -> None
     assert [n.out.shape[1] for n in graph.nodes if n.op == "slice"] == [4, 4]
     _, emitted = proven(model)
     assert shapes(emitted)["w2"] == (5, 2, 1, 1)
+
+
+def test_a_tensor_of_which_only_the_shape_is_read_follows_no_wrong_size() -> None:
+    """Heads are merged by a Reshape whose result is used for its shape alone, as onnxsim writes it."""
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("Shape", "h", "hs"),
+        node("Gather", "hs first", "batch", axis=0),
+        node("Concat", "batch heads dim", "apart", axis=0),
+        node("Reshape", "h apart", "h3"),
+        node("Relu", "h3", "r3"),
+        node("Concat", "batch width", "flat", axis=0),
+        node("Reshape", "r3 flat", "only_its_shape"),
+        node("Shape", "only_its_shape", "s"),
+        node("Gather", "s first", "rows", axis=0),
+        node("Concat", "rows minus", "target", axis=0),
+        node("Reshape", "r3 target", "z"),
+        node("MatMul", "z v", "y"),
+    ]
+    tensors = [tensor("w", 6, 24), tensor("v", 24, 3), int64("first", 0), int64("heads", 4), int64("dim", 6), int64("width", 24)]
+    model = model_of(nodes, [info("x", "n", 6)], [info("y", "n", 3)], [*tensors, int64("minus", -1)])
+    _, emitted = proven(model)
+    assert shapes(emitted)["w"] == (6, 12)
