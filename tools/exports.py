@@ -245,8 +245,8 @@ def table(rows: list[Row]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {left} | {error} |")
     same = sum(r.get("same", "").startswith("yes") for r in rows)
     files = sum("left" in r or "failed" in r for r in rows)
-    first = (f"{files} files, {same} of them keep the channels that irprune keeps from PyTorch (bn: with its batch norms folded, as in the "
-             "file).\n")
+    first = (f"{len(cases)} cases, {files} files; {same} of them keep the channels that irprune keeps from PyTorch (bn: with its batch "
+             "norms folded, as in the file).\n")
     return "\n".join([first, *lines, "", *(f"{i}. {n}" for i, n in enumerate(notes, 1))]) + "\n"
 
 
