@@ -28,7 +28,8 @@ def as_tensor(array: Any) -> torch.Tensor:
         short = {"bfloat16": "bf16", "float8_e4m3fn": "f8e4m3fn", "float8_e5m2": "f8e5m2"}[array.dtype.name]
         bits = array.view("i2" if array.dtype.itemsize == 2 else "u1").copy()
         return torch.as_tensor(bits).view(TO_TORCH[short])
-    return torch.as_tensor(array if getattr(getattr(array, "flags", None), "writeable", True) else array.copy())  # torch has no read-only tensors
+    writeable = getattr(getattr(array, "flags", None), "writeable", True)  # torch has no read-only tensors
+    return torch.as_tensor(array if writeable else array.copy())
 
 
 def home(graph: Graph) -> torch.device:
@@ -55,7 +56,7 @@ def run_node(node: Node, operands: list[Any], symbols: Mapping[str, int], device
 
     def size(s: Sym) -> int:
         try:
-            return int(eval(s.expr, {"__builtins__": {"min": min, "max": max}}, dict(symbols)))  # noqa: S307 - text printed by torch
+            return int(eval(s.expr, {"__builtins__": {"min": min, "max": max}}, dict(symbols)))  # text printed by torch
         except NameError as unknown:
             raise IrpruneError(f"{node.op} takes a size {s} that depends on the values of tensors", node.where,
                                "shapes must follow from the shapes of the inputs") from unknown
