@@ -103,12 +103,17 @@ def _leaves(graph: Graph, half: bool) -> dict[Weight, torch.Tensor]:
     """Parameters as tensors that gradients flow to."""
     held: dict[Weight, torch.Tensor] = {}
     for w in graph.weights.values():
-        if w.kind == "parameter" and w.dtype in ("f16", "bf16", "f32", "f64"):
+        if w.kind == "parameter" and w.dtype in ("f16", "bf16", "f32", "f64") and not _running(w):
             tensor = as_tensor(w.load()).detach()
             held[w] = (tensor.float() if half else tensor.clone()).requires_grad_()
     if not held:
         raise IrpruneError("the model has no parameters to derive by", graph.name, "choose a criterion without gradients")
     return held
+
+
+def _running(weight: Weight) -> bool:
+    """Whether ``weight`` holds the statistics of a batch norm, which in an ONNX file look like parameters and have no gradient."""
+    return any(node.op == "batch_norm" and weight in node.inputs[3:] for node in weight.users)
 
 
 def _loss(
