@@ -433,7 +433,7 @@ graph g {
 }
 """)
     run(graph, REGISTRY.parse("infer-axes"))
-    assert str(graph.weights["w"].axes[0].reason) == "a value of unknown rank has no shape at y"  # type: ignore[index]
+    assert str(graph.weights["w"].axes[0].reason) == "a tensor of unknown rank at y"  # type: ignore[index]
 
 
 def test_slice_cuts_weights_sizes_and_constants() -> None:
