@@ -18,6 +18,7 @@ import contextlib
 import functools
 import io
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -221,7 +222,12 @@ REASONS = {  # why a file's choice is another one, for the cases where it is kno
     "gnn": "the exporter merges the indices and start values of the two attention layers, which are equal, and so couples their heads",
     "gpt2": "the exporter keeps the rows of the position table that this length reads: the width's importance is read from fewer numbers",
     "inplace": "an in-place write becomes a ScatterND at constant positions, and what it writes to stays whole",
+    "gru_speech": "the exporter gives the layers one zero state, which couples their widths",
     "lstm_tagger": "in the file each layer has a width of its own; nn.LSTM has one for all",
+    "swin_t": "the exporter computes the relative position bias ahead: the heads' importance is read from its expanded numbers",
+    "unet": "the exporter spells a group norm as an instance norm of groups: whole groups go, where in PyTorch channels of each group go",
+    "vit_b16": "the exporter stores the class token once for each example: the width's importance counts it so often",
+    "wavenet": "the exporter multiplies the two parts of weight norm ahead: the file holds other numbers",
 }
 
 
@@ -261,7 +267,7 @@ def _cell(row: Row | None, notes: list[str]) -> str:
         text, word = row["failed"], "FAILS"
     else:
         text, word = REASONS.get(row["case"]) or "; ".join(row["differs"][:3]), "differs"
-    text = text.replace("|", "/")
+    text = re.sub(r"\x1b\[[\d;]*m", "", text.replace("|", "/"))
     if text not in notes:
         notes.append(text)
     return f"{word} ({notes.index(text) + 1})"
