@@ -4,8 +4,9 @@
     python tools/quality.py --net ViT --seeds 1 --criterion magnitude --out /tmp/some
 
 Nets are trained on the digits data, once per seed, and kept in ``--cache``, as are rows: a run that was stopped goes on where it
-was. Of each seed's split the training part trains, half of the validation part feeds the criterion, the other half the repair, and
-the test part is seen by neither. Torch-Pruning gets the criterion's images with their labels, and the same multiply-accumulates.
+was. Of each seed's split the training part trains, half of the validation part feeds the criterion, the other half the repair (the
+default call gives the whole of it to both), and the test part is seen by neither. Torch-Pruning gets the criterion's images with their
+labels, and the same multiply-accumulates.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class Bench:
         if setting.rival:
             return torch_pruning(self.model, self.criterion.images, self.criterion.labels, setting.importance, left)
         if setting.importance == "default":
-            return irprune.prune(self.model, self.example, budget={"macs": left}, calibration=self.calibration.images, proof=False,
+            return irprune.prune(self.model, self.example, budget={"macs": left}, calibration=self.data.val.images, proof=False,
                                  dynamic_shapes=DYNAMIC).module
         if self.scored != setting.importance:
             Score(setting.importance, calibration=self.criterion.images).run(self.graph)

@@ -42,16 +42,17 @@ def values(found: Found, net: str, seeds: int, setting: Setting | str, left: flo
 
 
 def dense(found: Found, net: str, seeds: int) -> float:
-    return statistics.mean(100 * found[f"{net} | {s} | dense"]["accuracy"] for s in range(seeds))
+    return statistics.mean(100 * found[key]["accuracy"] for s in range(seeds) if (key := f"{net} | {s} | dense") in found)
 
 
-def shown(numbers: Sequence[float], count: int) -> str:
+def shown(numbers: Sequence[float]) -> str:
     """Mean and deviation."""
-    if not numbers:
-        return ""
-    spread = statistics.stdev(numbers) if len(numbers) > 1 else 0.0
-    lost = f" ({count - len(numbers)} fail)" if len(numbers) < count else ""
-    return f"{statistics.mean(numbers):.1f}±{spread:.1f}{lost}"
+    return f"{statistics.mean(numbers):.1f}" + (f"±{statistics.stdev(numbers):.1f}" if len(numbers) > 1 else "") if numbers else "fails"
+
+
+def _seeds(found: Found, net: str, seeds: int, rows: Sequence[Setting]) -> int:
+    """Of how many seeds every row is there."""
+    return sum(all(f"{net} | {s} | {r} | {b}" in found for r in rows for b in BUDGETS) for s in range(seeds))
 
 
 def bars(found: Found, nets: Sequence[str], seeds: int, rows: Sequence[Setting]) -> list[tuple[str, bool]]:
@@ -79,7 +80,7 @@ def table(found: Found, nets: Sequence[str], seeds: int, rows: Sequence[Setting]
         cells = []
         for net in nets:
             for setting in pair:
-                got = [shown(values(found, net, seeds, setting, b, what), seeds) if setting else "" for b in BUDGETS]
+                got = [shown(values(found, net, seeds, setting, b, what)) if setting else "" for b in BUDGETS]
                 cells.append(" / ".join(got) if any(got) else "")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -144,7 +145,7 @@ def _csv(found: Found, nets: Sequence[str], seeds: int, rows: Sequence[Setting],
         lines.writerow(["net", "seed", "setting", "budget", "accuracy", "after three epochs", "macs", "seconds", "failed"])
         for net in nets:
             for s in range(seeds):
-                lines.writerow([net, s, "dense", 1, found[f"{net} | {s} | dense"]["accuracy"]])
+                lines.writerow([net, s, "dense", 1, found.get(f"{net} | {s} | dense", {}).get("accuracy", "")])
                 for r in rows:
                     for b in BUDGETS:
                         row = found.get(f"{net} | {s} | {r} | {b}", {})
@@ -154,13 +155,14 @@ def _csv(found: Found, nets: Sequence[str], seeds: int, rows: Sequence[Setting],
 def write(found: Found, nets: Sequence[str], seeds: int, rows: Sequence[Setting], folder: Path) -> str:
     """``quality.md`` (returned), ``quality.csv`` and ``quality.png`` in ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    whole = ", ".join(f"{net} {dense(found, net, seeds):.1f}" for net in nets)
+    whole = ", ".join(f"{net} {dense(found, net, seeds):.1f} ({_seeds(found, net, seeds, rows)} seeds)" for net in nets)
     drawn = plot(found, nets, seeds, rows, folder / "quality.png")
     few = [r for r in rows if r.rival or r.importance == "default" or (r.importance == "magnitude" and r.scope == "local")]
     text = "\n\n".join([
-        f"{_today()}, digits data, torch {torch.__version__}; test accuracy in %, mean ± deviation over {seeds} seeds, at 75 / 50 / 25 % "
+        f"{_today()}, digits data, torch {torch.__version__}; test accuracy in %, mean ± deviation over seeds, at 75 / 50 / 25 % "
         f"of the multiply-accumulates; dense: {whole}. Repaired is by least squares where nothing else is said. The criterion sees 180 "
-        "images, the repair 180 others, and neither is trained or tested on; Torch-Pruning gets the criterion's images with their labels. "
+        "images, the repair 180 others (the default gives all 360 to both), and none is trained or tested on; "
+        "Torch-Pruning gets the criterion's images with their labels. "
         "Every seed's numbers, also after three epochs, are in `tools/results/quality.csv`.",
         "Without training:", table(found, nets, seeds, rows, "accuracy"),
         "After three epochs of training:", table(found, nets, seeds, few, "tuned"),
