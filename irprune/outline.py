@@ -26,8 +26,8 @@ class Line:
     size: int
     count: int
     kind: str
-    macs: int
-    params: int
+    macs: float
+    params: float
     members: tuple[str, ...]
     reason: str = ""
 
@@ -64,10 +64,10 @@ def outline(graph: Graph, fold: bool = True) -> Outline:
     costs = Costs(graph)
     kind = kinds(graph)
     whole = {g.axis: g.size for g in groups_of(graph)}
-    free: dict[tuple[Any, ...], list[tuple[Group, tuple[int, int]]]] = {}
-    frozen: dict[tuple[Any, ...], list[tuple[Group, tuple[int, int]]]] = {}
+    free: dict[tuple[Any, ...], list[tuple[Group, tuple[float, float]]]] = {}
+    frozen: dict[tuple[Any, ...], list[tuple[Group, tuple[float, float]]]] = {}
     for group in groups_of(graph):
-        saved = (0, 0) if group.frozen else _saved(costs, group.axis, whole)
+        saved = (0.0, 0.0) if group.frozen else _saved(costs, group.axis, whole)
         shape = tuple(blank(str(m)) for m in group.members)
         key = (shape, group.size, blank(group.frozen), saved) if fold else (group.name,)
         (frozen if group.frozen else free).setdefault(key, []).append((group, saved))
@@ -76,13 +76,13 @@ def outline(graph: Graph, fold: bool = True) -> Outline:
     return Outline(lines, still, describe(graph)[2], total.macs, total.params)
 
 
-def _saved(costs: Costs, leaf: Axis, whole: dict[Axis, int]) -> tuple[int, int]:
+def _saved(costs: Costs, leaf: Axis, whole: dict[Axis, int]) -> tuple[float, float]:
     """MACs and parameters that one channel less saves."""
     less = {leaf: whole[leaf] - 1}
     return -costs.change("macs", leaf, {leaf: whole[leaf]}, less), -costs.change("params", leaf, {leaf: whole[leaf]}, less)
 
 
-def _line(many: Sequence[tuple[Group, tuple[int, int]]], kind: dict[Axis, str]) -> Line:
+def _line(many: Sequence[tuple[Group, tuple[float, float]]], kind: dict[Axis, str]) -> Line:
     groups = [g for g, _ in many]
     members = tuple(fold_names(same) for same in zip(*([str(m) for m in g.members] for g in groups), strict=True))
     first, saved = many[0]

@@ -32,7 +32,8 @@ def table(found: list[tuple[str, Outcome]]) -> str:
     on_runtime = sum(not o.failed and not o.runtime for o in taken)
     lines = [
         f"{len(found)} cases: {passed} of {len(taken)} taken pass, {in_torch} of them through the torch module and {on_runtime} on "
-        f"onnxruntime; {len(found) - len(taken)} left out. Every case of these {len(whole)} operators passes, from file to file and in torch:",
+        f"onnxruntime; {len(found) - len(taken)} left out. Every case of these {len(whole)} operators passes, "
+        "from file to file and in torch:",
         "",
         ", ".join(f"{name} {len(whole[name])}" for name in sorted(whole)) + ".",
         "",

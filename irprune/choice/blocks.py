@@ -81,7 +81,7 @@ def _indexed(graph: Graph, able: Mapping[Axis, Axis]) -> dict[Axis, None]:
             shadow.graph = None  # nothing may be added to the graph in this trial
             shadow.attrs = {k: list(v) if isinstance(v, list) else v for k, v in node.attrs.items()}
             try:
-                entry.resize(shadow, trial)  # type: ignore[arg-type]  # an array is as good as a sequence
+                entry.resize(shadow, trial)
             except Exception:  # an operator that refuses this trial cut: nothing is known of what it would ask
                 trial.asked.update(dict.fromkeys(x for a in _axes_of(node) for x in leaves(a)))
     return trial.asked

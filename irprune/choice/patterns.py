@@ -49,7 +49,7 @@ class Names:
             raise IrpruneError(f"{option}: {pattern!r} matches no weight, group or module", "", self._near(pattern))
         found = dict.fromkeys(x for name in hits for x in self.leaves[name])
         if not found:
-            raise IrpruneError(f"{option}: {pattern!r} matches only modules without weights", "", "name the weights or groups that are meant")
+            raise IrpruneError(f"{option}: {pattern!r} matches only modules without weights", "", "name weights or groups")
         return found
 
     def _near(self, pattern: str) -> str:

@@ -40,8 +40,9 @@ def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., An
 
 def _grouped_mm(input: Any, weight: Any, offs: Any) -> Any:
     """Rows ``offs[i-1]:offs[i]`` of ``input`` (rows, k) times matrix i of ``weight`` (groups, k, n): (rows, n)."""
-    from onnxscript import opset18 as op
+    import onnxscript
 
+    op: Any = onnxscript.opset18
     ends = op.Cast(offs, to=7)
     starts = op.Concat(op.Constant(value_ints=[0]), op.Slice(ends, [0], [-1], [0]), axis=0)
     parts = []

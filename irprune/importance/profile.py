@@ -54,7 +54,8 @@ def _without_mask(array: Any) -> NDArray[Any] | None:
     values = array[huge]
     if np.isnan(array).any() or values.size * 8 < array.size or (values > 0).any() or (values != values[0]).any():
         return None
-    return np.where(huge, array.dtype.type(0), array)
+    cleared: NDArray[Any] = np.where(huge, array.dtype.type(0), array)
+    return cleared
 
 
 def profile(array: Any, dims: Iterable[int], p: float = 2.0, where: str = "") -> dict[int, NDArray[np.float64]]:

@@ -101,7 +101,7 @@ def evaluate(
         return t.to(dtype) if dtype is not None and t.is_floating_point() else t
 
     env: dict[Value, Any] = {v: converted(t) for v, t in zip(graph.inputs, tensors, strict=bool(tensors))}
-    env.update(weights or {})
+    env |= dict((weights or {}).items())
 
     def read(v: Value | None) -> Any:
         if v is None:

@@ -61,7 +61,7 @@ def cases(kind: str = "node") -> Iterator[Case]:
             if made.model is not None and made.data_sets is not None:
                 yield Case(
                     made.name,
-                    lambda c=made: c.model,
+                    lambda c=made: c.model,  # type: ignore[misc]
                     lambda model, c=made: [_named(model, x, y) for x, y in c.data_sets],  # type: ignore[misc]
                     made.rtol,
                     max(made.atol, 1e-5),

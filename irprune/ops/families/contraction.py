@@ -55,7 +55,7 @@ def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> O
         *terms, out = letters(node)
         made = list(operands)
         for i, term in enumerate(terms):
-            gone = [d for d, x in enumerate(term) if x not in out and not _meets_zeros(node, terms, i, x)]
+            gone = [d for d, x in enumerate(term) if x not in out and not _meets_zeros(node, tuple(terms), i, x)]
             if gone and operands[i] is not None:
                 made[i] = zeroed(torch, operands[i], present(node.operand(i), gone))
         return run(*made)

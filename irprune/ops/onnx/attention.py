@@ -108,7 +108,8 @@ def kept_heads(value: Any, heads: int, cut: Cut) -> int:
     from irprune.ir.axis import factors
 
     left, covered = 1, 1
-    for f in factors((value.axes or ())[2]):
+    *_, last = value.axes
+    for f in factors(last):
         if covered == heads:
             break
         covered *= probe_of(f.size)

@@ -7,7 +7,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
-from irprune.ir.size import Size, Sym
+from irprune.ir.size import Size, Sym, probe_of
 from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like, padded, window
 from irprune.ops.registry import op
@@ -132,7 +132,7 @@ def _resize(node: OnnxNode) -> Step:
                 raise Unread("a Resize that keeps the aspect ratio of a dynamic size")
             f = min(known) if policy == "not_larger" else max(known)
             for d in axes:
-                out[d] = int(x[d] * f + 0.5)
+                out[d] = int(probe_of(x[d]) * f + 0.5)
             scales = [f] * len(axes)
         else:
             for d, s in zip(axes, sizes, strict=True):

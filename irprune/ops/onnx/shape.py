@@ -262,12 +262,10 @@ def _slice(node: OnnxNode) -> list[Step]:
         d, step = position(whole(d), len(x)), whole(step)
         first, stop, length = _bounds(x[d], start, end, step)
         shape[d] = length
-        if step < 0:
-            if not (isinstance(first, int) and isinstance(stop, int)):
-                raise Unread("a slice backwards over a dynamic size")
-            name, attrs = "slice_back", {"dim": d, "start": first, "end": stop, "step": step}
-        else:
-            name, attrs = "slice", {"dim": d, "start": first, "end": stop, "step": step}
+        if step < 0 and not (isinstance(first, int) and isinstance(stop, int)):
+            raise Unread("a slice backwards over a dynamic size")
+        name = "slice_back" if step < 0 else "slice"
+        attrs = {"dim": d, "start": first, "end": stop, "step": step}
         steps.append(Step(name, (PREVIOUS if steps else 0,), attrs, [like(node, shape=tuple(shape))]))
     return steps or [Step("identity", (0,), {}, [like(node)])]
 
