@@ -6,9 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from numbers import Real
 from typing import Any
 
-from irprune.errors import IrpruneError
+import numpy as np
 
-__all__ = ["check_call", "check_options", "check_replay"]
+from irprune.errors import IrpruneError
+from irprune.ir.graph import Graph
+from irprune.ir.group import groups_of
+
+__all__ = ["check_call", "check_options", "check_replay", "check_weights", "ranked"]
 
 
 def _texts(x: Any) -> bool:
@@ -68,3 +72,29 @@ def check_call(model: Any, kwargs: Any) -> None:
     for name, module in model.named_modules():
         if type(module).__module__.startswith("torch.ao.nn.quantized."):
             raise IrpruneError("the model is quantised: its weights are packed and cannot be cut", name, "prune it, then quantise it")
+
+
+def check_weights(graph: Graph, skip: Iterable[str] = ()) -> None:
+    """Raises IrpruneError for a parameter that holds a NaN: no importance can be told from it; ``skip`` names those checked elsewhere."""
+    passed = set(skip)
+    for weight in graph.weights.values():
+        if weight.name in passed or weight.kind != "parameter" or weight.dtype not in ("f64", "f32", "f16", "bf16"):
+            continue
+        if _has_nan(weight.load()):
+            raise IrpruneError("a weight holds NaN", weight.name, "train or load the model again: NaN weights cannot be ranked")
+
+
+def ranked(graph: Graph) -> list[str]:
+    """The weights that magnitude reads whole, and refuses with NaN in them: matrices and kernels in a free group."""
+    held = {m.weight.name: m.weight for g in groups_of(graph) if not g.frozen for m in g.members}
+    return [name for name, w in held.items() if w.kind == "parameter" and sum(s != 1 for s in w.shape) > 1]
+
+
+def _has_nan(array: Any) -> bool:
+    """Whether ``array`` (torch or numpy) holds a NaN; the sum is NaN then, and seldom otherwise."""
+    if getattr(array, "is_meta", False):
+        return False
+    array = array.detach() if hasattr(array, "detach") else array
+    with np.errstate(over="ignore", invalid="ignore"):  # a mask of the largest negative numbers is no news
+        total = float(array.sum())
+    return total != total and bool((array != array).any())

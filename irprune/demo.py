@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from irprune.api import Pruned, prune
+from irprune.api import prune
 from irprune.digits import Data, DigitNet, accuracy, load_data, train
 from irprune.emit.torch_onnx import compare, export_onnx
+from irprune.pruned import Pruned
 from irprune.report import Report, human
 
 if TYPE_CHECKING:

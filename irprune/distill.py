@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from irprune.api import Pruned
 from irprune.errors import IrpruneError
+from irprune.pruned import Pruned
 
 __all__ = ["Distillation"]
 

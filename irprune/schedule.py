@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from irprune.api import Pruned, analyse, apply_plan, capture, prune
+from irprune.api import analyse, apply_plan, capture, prune
 from irprune.cost import Costs
 from irprune.errors import IrpruneError
 from irprune.plan import Plan
+from irprune.pruned import Pruned
 
 __all__ = ["PACES", "schedule"]
 

@@ -75,7 +75,7 @@ def _first_line(error: BaseException) -> str:
 
 class _Callable(ModuleType):
     def __call__(self, model: Any, *args: Any, **kwargs: Any) -> Graph:
-        from irprune.api import capture as public
+        from irprune.capture.model import capture as public
 
         return public(model, *args, **kwargs)
 

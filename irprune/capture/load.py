@@ -76,7 +76,7 @@ def parse_input(text: str) -> InputSpec:
 
 def load_graph(spec: str, inputs: Sequence[str] = ()) -> Graph:
     """The captured graph of the model that ``spec`` names. Raises IrpruneError for what is no model."""
-    from irprune.api import capture
+    from irprune.capture.model import capture
 
     loaded = load_model(spec, inputs)
     graph = capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes)
@@ -185,7 +185,7 @@ def _draw(given: Iterable[InputSpec]) -> list[torch.Tensor]:
 
 def _saved_call(folder: Path) -> Any:
     """The example call that a saved folder's program holds."""
-    from irprune.api import load_program
+    from irprune.capture.model import load_program
 
     program = load_program(folder / "model.pt2")
     if program.example_inputs is None:

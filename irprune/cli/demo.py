@@ -29,8 +29,8 @@ def demo(output: Path, ratio: float, epochs: int, seed: int, json_: bool) -> Non
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from irprune.api import Options
     from irprune.demo import run_demo
+    from irprune.options import Options
 
     Options.of(ratio=ratio)  # refused before anything is trained
     check_folder(output)

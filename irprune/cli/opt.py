@@ -76,7 +76,7 @@ def read_graph(spec: str, given: tuple[str, ...] = (), pretrained: bool = False)
     """The graph of MODEL, or the one that a text file describes. Raises IrpruneError for what is neither."""
     path = Path(spec)
     if path.suffix != ".irp":
-        from irprune.api import capture
+        from irprune.capture.model import capture
         from irprune.cli.options import load
 
         loaded = load(spec, given, pretrained)

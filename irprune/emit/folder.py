@@ -20,7 +20,7 @@ from irprune.errors import CheckFailed, IrpruneError
 from irprune.quiet import quiet
 
 if TYPE_CHECKING:
-    from irprune.api import Pruned
+    from irprune.pruned import Pruned
 
 __all__ = ["from_folder", "save_folder", "save_module", "save_program"]
 

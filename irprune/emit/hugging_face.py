@@ -27,7 +27,7 @@ from irprune.ir.size import Sym, probe_of
 from irprune.quiet import quiet
 
 if TYPE_CHECKING:
-    from irprune.api import Pruned
+    from irprune.pruned import Pruned
 
 __all__ = ["is_pretrained", "save_pretrained"]
 

@@ -31,7 +31,7 @@ from irprune.validate.oracle import relative_error
 from irprune.validate.tolerance import FLOAT32
 
 if TYPE_CHECKING:
-    from irprune.api import Pruned
+    from irprune.pruned import Pruned
 
 __all__ = ["SameOutputs", "apply_to"]
 

@@ -109,7 +109,8 @@ class _TorchRunner(Runner):
         import torch
         from torch.utils import _pytree as pytree
 
-        from irprune.api import device_of, load_program
+        from irprune.capture.model import load_program
+        from irprune.options import device_of
 
         model, call = loaded.model, (loaded.args, loaded.kwargs)
         self.device, self.exact = device_of(device), exact

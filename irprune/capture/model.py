@@ -1,0 +1,87 @@
+"""Any model that irprune takes, told by what it is and handed to the capture of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from irprune.arguments import check_call
+from irprune.errors import IrpruneError
+from irprune.ir.graph import Graph
+
+__all__ = ["capture", "load_program"]
+
+
+def capture(
+    model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None,
+) -> Graph:
+    """The graph of an ``nn.Module`` called with ``args`` and ``kwargs``, of an ``ExportedProgram``, of an ``.onnx`` or ``.pt2``
+    file, or of a graph of onnx-graphsurgeon.
+
+    The model is left as it was. Raises IrpruneError for what cannot be captured.
+    """
+    kind = _kind(model)
+    if kind == "surgeon":
+        from irprune.capture.surgeon import from_surgeon
+
+        model = from_surgeon(model)
+        kind = "onnx"
+    if kind == "onnx":
+        from irprune.capture.onnx import capture_onnx
+
+        return capture_onnx(model)
+    if kind == "pt2":
+        model = load_program(Path(model))
+        kind = "program"
+    if kind == "program":
+        from irprune.capture.torch_export import from_exported
+
+        return from_exported(model)
+    from irprune.capture import capture as capture_module
+
+    check_call(model, kwargs)
+    if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+        args = (args,)  # a single tensor
+    graph = capture_module(model, tuple(args), kwargs, dynamic_shapes)
+    graph.structure.dynamic_shapes = dynamic_shapes
+    return graph
+
+
+def _kind(model: Any) -> str:
+    """What came in: ``module``, ``program``, ``pt2``, ``onnx`` or ``surgeon``. Raises IrpruneError for anything else."""
+    if isinstance(model, (str, Path)):
+        suffix = Path(model).suffix
+        if suffix in (".onnx", ".pt2"):
+            return suffix[1:]
+        raise IrpruneError("not a model file", str(model), "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file")
+    for kind in type(model).__mro__:
+        where = f"{kind.__module__}.{kind.__name__}"
+        if where == "torch.nn.modules.module.Module":
+            return "module"
+        if where == "torch.export.exported_program.ExportedProgram":
+            return "program"
+        if kind.__name__ == "ModelProto":
+            return "onnx"
+        if where == "onnx_graphsurgeon.ir.graph.Graph":
+            return "surgeon"
+    raise IrpruneError(f"not a model: {type(model).__name__}", "", "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file")
+
+
+def load_program(path: Path) -> Any:
+    """The program in a ``.pt2`` file."""
+    import torch
+
+    from irprune.quiet import quiet
+
+    if not path.exists():
+        raise IrpruneError("no such file", str(path), "check the path")
+    if path.stat().st_size == 0:
+        raise IrpruneError("the file is empty", str(path), "write it again with torch.export.save")
+    try:
+        with quiet():
+            return torch.export.load(str(path))
+    except Exception as refused:  # zip, pickle and schema errors of many kinds
+        text = str(refused).strip().splitlines()
+        raise IrpruneError(f"not a program of torch.export: {text[0][:200] if text else type(refused).__name__}", str(path),
+                           "write it with torch.export.save") from refused

@@ -1,0 +1,123 @@
+"""What a prune gives back: the smaller model, its report, and the ways out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from irprune.errors import CheckFailed
+from irprune.ir.graph import Graph
+from irprune.report import Report
+
+if TYPE_CHECKING:
+    import torch
+
+    from irprune.options import Options
+    from irprune.plan import Plan
+
+__all__ = ["Pruned"]
+
+
+class Pruned:
+    """A pruned model: ``module``, ``report``, ``kept``, ``plan``, and the ways out: ``onnx``, ``save``, ``apply_to``.
+
+    ``graph`` is the analysed original with its choice, ``cut`` the graph after slicing.
+    """
+
+    def __init__(self, graph: Graph, cut: Graph, report: Report, options: Options) -> None:
+        self.graph, self.cut, self.report, self.options = graph, cut, report, options
+        self._module: torch.nn.Module | None = None
+
+    def __repr__(self) -> str:
+        return f"Pruned({self.report.name}: parameters {self.report.params}, MACs {self.report.macs})"
+
+    @property
+    def from_onnx(self) -> bool:
+        """Whether the model came in as an ONNX file."""
+        return not hasattr(self.graph.structure, "in_spec")
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The pruned ``nn.Module``, in eval mode, called as the original is; its tensors are its own."""
+        if self._module is None and self.from_onnx:
+            from irprune.emit.onnx_module import module_from_onnx
+
+            self._module = module_from_onnx(self.cut).eval()
+        elif self._module is None:
+            from irprune.emit.module import emit_module
+
+            self._module = emit_module(self.cut)
+        return self._module
+
+    @property
+    def surgeon(self) -> Any:
+        """The pruned model as a graph of onnx-graphsurgeon. Raises IrpruneError for a model that did not come in as ONNX."""
+        from irprune.capture.surgeon import to_surgeon
+        from irprune.emit.onnx import emit_onnx
+
+        return to_surgeon(emit_onnx(self.cut))
+
+    @property
+    def kept(self) -> dict[str, list[list[int] | None]]:
+        """For each weight that was cut, per dimension the kept indices of the original, or None where all are."""
+        from irprune.passes.slice import kept_indices
+
+        out: dict[str, list[list[int] | None]] = {}
+        choice = self.graph.kept
+        if choice is None:
+            return out
+        for weight in self.graph.weights.values():
+            indices = kept_indices(weight, choice)
+            if any(i is not None for i in indices):
+                listed = [None if i is None else i.tolist() for i in indices]
+                out.update(dict.fromkeys((weight.name, *weight.aliases), listed))
+        return out
+
+    @property
+    def plan(self) -> Plan:
+        """What was chosen, as data that ``apply_plan`` replays."""
+        from irprune.plan import Plan
+
+        return Plan.from_graph(self.graph)
+
+    def onnx(self, path: str | Path, parity: bool = True) -> Path:
+        """Write the pruned model to ``path`` and compare it with the module on onnxruntime, every output; returns the path.
+
+        The comparison is in ``report.parity``. Raises CheckFailed where an output differs; the file stays for inspection.
+        """
+        path = Path(path)
+        if self.from_onnx:
+            from irprune.emit.onnx import write_onnx
+
+            write_onnx(self.cut, path)
+            return path
+        from irprune.emit.torch_onnx import export_onnx
+
+        export_onnx(self.module, self.graph.structure, path)
+        if parity:
+            self._compare(path)
+        return path
+
+    def _compare(self, path: Path) -> None:
+        from irprune.emit.torch_onnx import compare
+
+        self.report.parity = compare(self.module, self.graph.structure, path, self.options.device.split(":")[0])
+        if not self.report.parity.passed:
+            raise CheckFailed(f"the ONNX file differs from the module: {self.report.parity}", str(path),
+                              "keep the module and report this as a bug")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``folder``: model.py with weights.safetensors (loads without irprune), model.pt2, model.onnx, plan.json,
+        report.json, report.html. It appears whole or not at all."""
+        from irprune.emit.folder import save_folder
+
+        return save_folder(self, folder)
+
+    def apply_to(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Make the same cut in ``model`` itself, parameters and size attributes; returns it. An optimizer is to be made afterwards.
+
+        Raises IrpruneError, with the model as it was, where it would then not compute what ``module`` computes.
+        """
+        from irprune.emit.instance import apply_to
+
+        return apply_to(self, model)
