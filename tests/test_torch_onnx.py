@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,3 +44,23 @@ def test_experts_as_one_product_per_block(tmp_path: Path) -> None:
     pruned.onnx(tmp_path / "m.onnx")
     assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5
     assert pruned.module.state_dict()["up"].shape == (3, 8, 8)
+
+
+class Sums(nn.Module):
+    """Messages summed where many meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        h = self.inner(x)
+        made: Tensor = self.outer(torch.zeros_like(h).index_add(0, index, h, alpha=2))
+        return made
+
+
+def test_sums_over_an_index_use_no_operator_that_loses_additions(tmp_path: Path) -> None:
+    pruned = irprune.prune(Sums().eval(), (torch.randn(64, 8), torch.randint(0, 4, (64,))))
+    path = pruned.onnx(tmp_path / "m.onnx")
+    assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5
+    assert "ScatterND" not in {node.op_type for node in onnx.load(path).graph.node}

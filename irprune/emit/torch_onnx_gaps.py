@@ -33,7 +33,7 @@ _TURNED = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
 
 
 def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """The ONNX functions of the operators in ``program`` for which the exporter has none, as its ``custom_translation_table``."""
+    """The ONNX functions of the operators in ``program`` for which the exporter has none that serves, as its ``custom_translation_table``."""
     targets = dict.fromkeys(node.target for node in program.graph.nodes if node.op == "call_function")
     return {t: _GAPS[str(t)] for t in targets if str(t) in _GAPS}
 
@@ -52,4 +52,22 @@ def _grouped_mm(input: Any, weight: Any, offs: Any) -> Any:
     return op.Concat(*parts, axis=0)
 
 
-_GAPS: dict[str, Callable[..., Any]] = {"transformers.grouped_mm_fallback.default": _grouped_mm}
+def _index_add(self: Any, dim: int, index: Any, source: Any, alpha: float = 1) -> Any:
+    """``self`` with the rows of ``source`` added at ``index`` along ``dim``.
+
+    The exporter's own way is ScatterND, whose threads lose additions on onnxruntime where an index comes twice
+    (github.com/microsoft/onnxruntime/issues/23396).
+    """
+    import onnxscript
+
+    op: Any = onnxscript.opset18
+    rank = len(source.shape)
+    at = op.Reshape(op.Cast(index, to=7), op.Constant(value_ints=[-1 if d == dim % rank else 1 for d in range(rank)]))
+    added = source if alpha == 1 else op.Mul(source, op.CastLike(op.Constant(value_float=float(alpha)), source))
+    return op.ScatterElements(self, op.Expand(at, op.Shape(source)), added, axis=dim, reduction="add")
+
+
+_GAPS: dict[str, Callable[..., Any]] = {
+    "transformers.grouped_mm_fallback.default": _grouped_mm,
+    "aten.index_add.default": _index_add,
+}
