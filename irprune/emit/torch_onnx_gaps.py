@@ -33,7 +33,7 @@ _TURNED = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
 
 
 def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """The ONNX functions of the operators in ``program`` for which the exporter has none that serves, as its ``custom_translation_table``."""
+    """ONNX functions for the operators in ``program`` of which the exporter has none that serves, as its ``custom_translation_table``."""
     targets = dict.fromkeys(node.target for node in program.graph.nodes if node.op == "call_function")
     return {t: _GAPS[str(t)] for t in targets if str(t) in _GAPS}
 
