@@ -138,8 +138,8 @@ def _built(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         kind = _kind(arch)
         if kind == "flow":
             return model.eval(), (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)), {}
-        size = {"video": (3, 16, 224, 224) if "mvit" in arch or "swin" in arch else (3, 8, 112, 112)}.get(kind)
-        edge = 299 if "inception" in arch else 384 if arch == "vit_h_14" else 224
+        size = {"video": (3, 16, 224, 224) if "mvit" in arch or "swin" in arch or arch == "s3d" else (3, 8, 112, 112)}.get(kind)
+        edge = 299 if "inception" in arch else 224
         return model.eval(), (torch.randn(1, *(size or (3, edge, edge))),), {}
     try:
         model, kwargs = zoo_transformers.build(arch)
