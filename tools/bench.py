@@ -194,8 +194,7 @@ def main(
         show(f"models/ at {', '.join(map(str, ratios or RATIOS))}{', small' if small else ''}", head, lines)
     if to is not None:
         how = f", processor time, medians of {rounds} rounds" if by_stage or against in bench_against.RIVALS else ""
-        date = f"Measured {datetime.date.today().isoformat()}{how}.\n\n" if against or files_only or by_stage else ""
-        to.write_text(date + markdown(head, lines))
+        to.write_text(f"Measured {datetime.date.today().isoformat()}{how}.\n\n{markdown(head, lines)}")
     print(json.dumps(rows))
     checked = holds
     if files_only:

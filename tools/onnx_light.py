@@ -9,6 +9,7 @@ stay on one side: the second column leaves it aside.
 
 from __future__ import annotations
 
+import datetime
 import math
 import sys
 import tempfile
@@ -92,7 +93,7 @@ def main(cases: tuple[str, ...]) -> None:
         lines.append(f"| {name} | {left} | {shrinking} | {macs} | {error:.0e} | {parity:.0e} |")
         print(lines[-1], flush=True)
     if not cases:
-        (HERE / "results" / "light.md").write_text(f"At {', '.join(map(str, RATIOS))}.\n\n" + "\n".join(lines) + "\n")
+        (HERE / "results" / "light.md").write_text(f"Measured {datetime.date.today()}, at {', '.join(map(str, RATIOS))}.\n\n" + "\n".join(lines) + "\n")
     sys.exit(int(not fine))
 
 
