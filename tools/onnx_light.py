@@ -93,7 +93,8 @@ def main(cases: tuple[str, ...]) -> None:
         lines.append(f"| {name} | {left} | {shrinking} | {macs} | {error:.0e} | {parity:.0e} |")
         print(lines[-1], flush=True)
     if not cases:
-        (HERE / "results" / "light.md").write_text(f"Measured {datetime.date.today()}, at {', '.join(map(str, RATIOS))}.\n\n" + "\n".join(lines) + "\n")
+        head = f"Measured {datetime.date.today()}, at {', '.join(map(str, RATIOS))}."
+        (HERE / "results" / "light.md").write_text("\n".join([head, "", *lines, ""]))
     sys.exit(int(not fine))
 
 
