@@ -14,11 +14,12 @@ import pytest
 
 from irprune import cli
 from irprune.driver import registry as registry_module
-from irprune.driver.instruments import Dump, Instrument, PrintAfterAll, PrintDiff, Time, Verify, write_aside
+from irprune.driver.instruments import Dump, Instrument, PrintAfterAll, PrintDiff, Time, Verify
 from irprune.driver.passes import Pass, fitted, help_of, is_pass, name_of, options_of, type_name, written
 from irprune.driver.read import Call, read_pipeline
 from irprune.driver.registry import Registry, standard
 from irprune.driver.run import run
+from irprune.emit.aside import write_text
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.ir.graph import Graph, TensorType
 from irprune.ir.text import from_text
@@ -371,8 +372,8 @@ def test_dumps_are_numbered_and_parse(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    with pytest.raises(IrpruneError, match="cannot be written"):
-        write_aside(tmp_path / "out", "text")
+    with pytest.raises(IrpruneError, match="cannot write"):
+        write_text(tmp_path / "out", "text")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

@@ -43,9 +43,10 @@ def opt(
     irprune opt net.py:build -p prune --print-diff --quiet
     irprune opt net.onnx -p "infer-axes,my-pass{k=3}" --load my_pass.py --time
     """
-    from irprune.driver.instruments import Dump, PrintAfterAll, PrintDiff, Time, Verify, describe, write_aside
+    from irprune.driver.instruments import Dump, PrintAfterAll, PrintDiff, Time, Verify, describe
     from irprune.driver.registry import standard
     from irprune.driver.run import run
+    from irprune.emit.aside import write_text
 
     passes = standard(files).parse(pipeline) if pipeline.strip() else []
     graph = read_graph(model, inputs, pretrained)
@@ -64,7 +65,7 @@ def opt(
         say(clock.table())
     text = str(graph)
     if output is not None:
-        write_aside(output, text)
+        write_text(output, text)
     if json_:
         show_json({"model": model, "changed": changed, "passes": describe(clock.rows), "nodes": len(graph.nodes),
                    "weights": len(graph.weights), "notes": graph.notes, "text": None if quiet or output is not None else text})

@@ -12,6 +12,7 @@ from zlib import crc32
 
 import numpy as np
 
+from irprune.emit.aside import write_text
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.text import to_text
@@ -155,19 +156,7 @@ class Dump(Instrument):
         self._write(graph, f"{index:02}-{name}")
 
     def _write(self, graph: Graph, name: str) -> None:
-        self.files.append(write_aside(self.folder / f"{name}.irp", to_text(graph)))
-
-
-def write_aside(path: Path, text: str) -> Path:
-    """Write ``text`` beside ``path`` and rename it; nothing half-written stays. Raises IrpruneError where the disk refuses."""
-    aside = path.with_name(path.name + ".part")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
-    except OSError as refused:
-        aside.unlink(missing_ok=True)
-        raise IrpruneError(f"cannot be written: {refused.strerror}", str(path), "check the path and the space on the disk") from refused
-    return path
+        self.files.append(write_text(self.folder / f"{name}.irp", to_text(graph)))
 
 
 def describe(rows: list[tuple[str, float, bool]]) -> list[dict[str, Any]]:

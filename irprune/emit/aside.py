@@ -12,7 +12,7 @@ from pathlib import Path
 
 from irprune.errors import IrpruneError
 
-__all__ = ["NotWritten", "aside", "cannot_write", "check_folder", "check_place", "no_room", "replace_folder"]
+__all__ = ["NotWritten", "aside", "cannot_write", "check_folder", "check_place", "no_room", "replace_folder", "write_text"]
 
 
 @contextlib.contextmanager
@@ -27,6 +27,13 @@ def aside(path: str | Path) -> Iterator[Path]:
         beside = sorted((p for p in draft.iterdir() if p.name != path.name), key=lambda p: p.name)
         for part in (*beside, draft / path.name):
             part.replace(path.parent / part.name)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write ``text`` to ``path`` as ``aside`` does; returns the path."""
+    with aside(path) as draft:
+        (draft / path.name).write_text(text, encoding="utf-8")
+    return path
 
 
 @contextlib.contextmanager
