@@ -121,6 +121,7 @@ _PLAIN = (
     (r"GuardOnDataDependent.*|DataDependent.*", "branches on the values of its input"),
     (r"Cannot view a tensor.*", "torch.onnx refuses to view what was transposed"),
     (r"name 'u0' is not defined|'u0' where it is not", "has shapes that depend on the values of its input"),
+    (r".*can't allocate memory.*", "does not fit into the memory of one process"),
     (r"captured graph differs from forward", "computes otherwise under export than in forward"),
     (r"No ONNX function found for <OpOverload\(op='([^']*)'.*", r"torch.onnx has no translation of \1"),
 )
