@@ -17,7 +17,7 @@ class Proof:
     ``float32_error`` is the first measurement where float64 decided; ``capture_error`` is that of the uncut graph against the
     user's ``forward``, None where there is none to call. ``vacuous`` says that the outputs are constant even
     with random weights, so that nothing was proven. ``passes`` counts forward passes of the original, at most four, and
-    ``cut_passes`` those of the cut model.
+    ``cut_passes`` those of the cut model, one or two: six in all where float64 had to decide.
     """
 
     max_error: float
