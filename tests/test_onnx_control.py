@@ -36,7 +36,7 @@ def tensor(name: str, *shape: int) -> onnx.TensorProto:
     return numpy_helper.from_array((random.standard_normal(shape) * 0.5).astype(np.float32), name)
 
 
-def info(name: str, kind: int, *shape: int) -> onnx.ValueInfoProto:
+def info(name: str, kind: int, *shape: int | str) -> onnx.ValueInfoProto:
     return helper.make_tensor_value_info(name, kind, list(shape))
 
 
@@ -182,7 +182,63 @@ def test_the_weights_of_a_body_train(kind: str) -> None:
     assert held["own"].grad is not None and float(held["own"].grad.abs().max()) > 0
 
 
-def branch(cond, *, then, other):  # type: ignore[no-untyped-def]
+def counted(*kept: str, rows: int | str = 2) -> onnx.ModelProto:
+    """A loop that leaves an integer and a float row behind in each round; ``kept`` of its results are outputs."""
+    body = helper.make_graph(
+        [
+            node("Identity", ["on"], ["on2"]),
+            node("Add", ["s", "x"], ["s2"]),
+            node("Cast", ["s2"], ["whole"], to=INT),
+            node("Exp", ["s2"], ["z"]),
+        ],
+        "body",
+        [info("k", INT), info("on", BOOL), info("s", FLOAT, rows, 3)],
+        [info("on2", BOOL), info("s2", FLOAT, rows, 3), info("whole", INT, rows, 3), info("z", FLOAT, rows, 3)],
+    )
+    kinds = {"last": FLOAT, "wholes": INT, "zs": FLOAT}
+    loop = node("Loop", ["trips", "first", "x"], list(kinds), body=body)
+    graph = helper.make_graph([loop], "g", [info("trips", INT), info("first", BOOL), info("x", FLOAT, rows, 3)],
+                              [helper.make_tensor_value_info(name, kinds[name], None) for name in kept])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("rows", [2, "n"])
+@pytest.mark.parametrize(("trips", "first"), [(0, True), (3, False), (2, True)])
+def test_a_loop_without_rounds_leaves_empty_rows(rows: int | str, trips: int, first: bool) -> None:
+    """Their type and their shape are onnxruntime's, which takes sizes that are not known as 0."""
+    model = counted("last", "wholes", "zs", rows=rows)
+    x = {"trips": np.array(trips), "first": np.array(first), "x": np.ones((2, 3), np.float32)}
+    ours = module_from_onnx(capture_onnx(model))(*(torch.from_numpy(np.asarray(v)) for v in x.values()))
+    for made, wanted in zip(ours, run_model(model, x), strict=True):
+        assert made.numpy().dtype == wanted.dtype and made.shape == wanted.shape
+        np.testing.assert_allclose(made.numpy(), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kept", [("last",), ("wholes",), ("last", "wholes")])
+def test_results_of_a_body_that_nobody_reads(kept: tuple[str, ...]) -> None:
+    model = counted(*kept)
+    x = {"trips": np.array(2), "first": np.array(True), "x": np.ones((2, 3), np.float32)}
+    ours = module_from_onnx(capture_onnx(model))(*(torch.from_numpy(np.asarray(v)) for v in x.values()))
+    ours = [ours] if len(kept) == 1 else ours
+    assert difference([y.numpy() for y in ours], run_model(model, x)) == 0.0
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_scan_over_nothing_leaves_empty_rows(place: int) -> None:
+    """As ONNX defines it; onnxruntime refuses to run one."""
+    body = helper.make_graph([node("Add", ["s", "row"], ["s2"]), node("Identity", ["s2"], ["seen"])], "body",
+                             [info("s", FLOAT, 8), info("row", FLOAT, 8)], [info("s2", FLOAT, 8), info("seen", FLOAT, 8)])
+    scan = node("Scan", ["start", "x"], ["last", "all"], body=body, num_scan_inputs=1, scan_output_axes=[place])
+    graph = helper.make_graph([scan], "g", [info("start", FLOAT, 8), info("x", FLOAT, "n", 8)],
+                              [helper.make_tensor_value_info(name, FLOAT, None) for name in ("last", "all")])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    module = module_from_onnx(capture_onnx(model))
+    for n in (0, 2):
+        last, seen = module(torch.ones(8), torch.ones(n, 8))
+        assert seen.shape == ((n, 8) if place == 0 else (8, n)) and torch.equal(last, torch.full((8,), 1.0 + n))
+
+
+def branch(cond, *, then, other, count):  # type: ignore[no-untyped-def]
     made = other() if cond else then()
     return made[0]
 

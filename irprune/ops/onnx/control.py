@@ -6,6 +6,7 @@ What goes into a body keeps its sizes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
@@ -42,7 +43,7 @@ def _joined(a: TensorType, b: TensorType) -> TensorType:
 def _if(node: OnnxNode) -> Step:
     then, other = node.body("then_branch", ()), node.body("else_branch", ())
     types = [_joined(a.type, b.type) for a, b in zip(then.graph.outputs, other.graph.outputs, strict=True)]
-    return Step("branch", None, {"own": 1, "then": then, "other": other}, types[: len(node.outputs)])
+    return Step("branch", None, {"own": 1, "then": then, "other": other, "count": len(node.outputs)}, types[: len(node.outputs)])
 
 
 def _settled(node: OnnxNode, lead: Sequence[TensorType], states: list[TensorType], rest: Sequence[TensorType], skip: int) -> Body:
@@ -65,7 +66,22 @@ def _loop(node: OnnxNode) -> Step:
     made = [v.type for v in body.graph.outputs[1:]]
     scans = [TensorType(t.dtype, None) for t in made[len(states) :]]
     types = [*(t for t in states if t is not None), *scans]
-    return Step("loop", None, {"own": len(node.types), "body": body, "states": len(states)}, _told(node, types))
+    attrs = {
+        "own": len(node.types),
+        "body": body,
+        "states": len(states),
+        "empty": [_empty(t, 0) for t in made[len(states) :]],
+        "count": len(node.outputs),
+    }
+    return Step("loop", None, attrs, _told(node, types))
+
+
+def _empty(row: TensorType, place: int) -> list[Any]:
+    """Element type and shape of no such rows, one after the other in dimension ``place``; as in onnxruntime, sizes that are not known
+    are 0."""
+    shape = [s if isinstance(s, int) else 0 for s in row.shape or ()]
+    at = place % (len(shape) + 1)
+    return [row.dtype, [*shape[:at], 0, *shape[at:]]]
 
 
 def _told(node: OnnxNode, types: Sequence[TensorType]) -> list[TensorType]:
@@ -98,7 +114,9 @@ def _scan(node: OnnxNode) -> Step:
         "backwards": list(a.get("scan_input_directions") or [0] * count),
         "places": list(a.get("scan_output_axes") or [0] * len(made)),
         "flipped": list(a.get("scan_output_directions") or [0] * len(made)),
+        "count": len(node.outputs),
     }
+    attrs["empty"] = [_empty(t, d) for t, d in zip(made, attrs["places"], strict=True)]
     length = node.shape(held)[axes[0]]
     types = list(states)
     for t, d in zip(made, attrs["places"], strict=True):

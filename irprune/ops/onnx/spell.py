@@ -178,7 +178,8 @@ def spell(entries: str | Iterable[str], *targets: str, read: Reader | None = Non
 def called(node: OnnxNode, body: Body) -> Step:
     """A node whose operator ONNX defines by ``body``, a function of its inputs."""
     types = [v.type for v in body.graph.outputs]
-    return Step("called", None, {"own": 0, "target": node.target, "body": body}, types[: len(node.outputs)])
+    attrs = {"own": 0, "target": node.target, "body": body, "count": len(node.outputs)}
+    return Step("called", None, attrs, types[: len(node.outputs)])
 
 
 def _plain(name: str) -> Reader:

@@ -5,25 +5,32 @@ from __future__ import annotations
 
 import torch
 
+from irprune.ops.onnx.functions.dtypes import torch_type
 
-def branch(cond, *, then, other):
+
+def branch(cond, *, then, other, count):
     made = then() if cond else other()
-    return made[0] if len(made) == 1 else made
+    return made[0] if count == 1 else made[:count]
 
 
-def loop(trips, cond=None, *given, body, states):
-    now, scans, k = list(given), None, 0
+def stacked(rows, dim, dtype, shape, device):
+    return torch.stack(rows, dim) if rows else torch.empty(shape, dtype=torch_type(dtype), device=device)
+
+
+def loop(trips, cond=None, *given, body, states, empty, count):
+    now, rows, k = list(given), [[] for _ in empty], 0
     device = next((t.device for t in (trips, cond, *given) if isinstance(t, torch.Tensor)), None)
     going = True if cond is None else bool(cond)
     while going and (trips is None or k < int(trips)):
         going, *made = body(torch.tensor(k, device=device), torch.tensor(True, device=device), *now)
-        going = bool(going)
-        now, scans, k = made[:states], [[*a, b] for a, b in zip(scans or [[]] * (len(made) - states), made[states:], strict=True)], k + 1
-    made = [*now, *(torch.stack(rows) for rows in scans or [])]
-    return made[0] if len(made) == 1 else made
+        going, now, k = bool(going), made[:states], k + 1
+        for row, y in zip(rows, made[states:], strict=True):
+            row.append(y)
+    made = [*now, *(stacked(row, 0, *kind, device) for row, kind in zip(rows, empty, strict=True))]
+    return made[0] if count == 1 else made[:count]
 
 
-def scan(*given, body, states, dims, backwards, places, flipped):
+def scan(*given, body, states, dims, backwards, places, flipped, empty, count):
     now, streams = list(given[:states]), given[states:]
     length = streams[0].shape[dims[0]]
     rows = [[] for _ in places]
@@ -33,11 +40,11 @@ def scan(*given, body, states, dims, backwards, places, flipped):
         now = list(made[:states])
         for row, y in zip(rows, made[states:], strict=True):
             row.append(y)
-    stacked = [torch.stack(row[::-1] if back else row, d) for row, d, back in zip(rows, places, flipped, strict=True)]
-    made = [*now, *stacked]
-    return made[0] if len(made) == 1 else made
+    many = zip(rows, places, flipped, empty, strict=True)
+    made = [*now, *(stacked(row[::-1] if back else row, d, *kind, streams[0].device) for row, d, back, kind in many)]
+    return made[0] if count == 1 else made[:count]
 
 
-def called(*, target, body):
+def called(*, target, body, count):
     made = body()
-    return made[0] if len(made) == 1 else made
+    return made[0] if count == 1 else made[:count]

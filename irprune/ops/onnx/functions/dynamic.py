@@ -6,6 +6,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from irprune.ops.onnx.functions.dtypes import torch_type
 from irprune.ops.onnx.functions.places import gather_at, gather_elements, pad_by
 
 
@@ -119,9 +120,4 @@ def dynamic_shape(x, *, start, end, why):
 
 
 def dynamic_cast(x, *, to, why):
-    kind = {
-        "f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64, "i32": torch.int32,
-        "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8, "u16": torch.uint16, "u32": torch.uint32, "u64": torch.uint64,
-        "bool": torch.bool,
-    }[to]
-    return x.to(kind)
+    return x.to(torch_type(to))

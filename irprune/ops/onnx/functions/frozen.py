@@ -8,6 +8,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from irprune.ops.onnx.functions.dtypes import torch_type
+
 
 def nonzero_places(x):
     return torch.nonzero(x).mT if x.dim() else torch.zeros(0, int(x != 0), dtype=torch.int64, device=x.device)
@@ -115,12 +117,7 @@ def mel_weights(bins, length, rate, lowest, highest, *, output_datatype):
 
 
 def bit_cast(x, *, dtype):
-    kind = {
-        "f32": torch.float32, "f64": torch.float64, "f16": torch.float16, "bf16": torch.bfloat16, "i64": torch.int64, "i32": torch.int32,
-        "i16": torch.int16, "i8": torch.int8, "u8": torch.uint8, "u16": torch.uint16, "u32": torch.uint32, "u64": torch.uint64,
-        "bool": torch.bool,
-    }[dtype]
-    return x.view(kind)
+    return x.view(torch_type(dtype))
 
 
 def hardmax(x, *, dims):

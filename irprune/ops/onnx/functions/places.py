@@ -8,6 +8,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from irprune.ops.onnx.functions.dtypes import torch_type
+
 
 def slice_back(x, *, dim, start, end, step):
     return x.index_select(dim, torch.arange(start, end, step, device=x.device))
@@ -84,17 +86,7 @@ def scatter_nd(x, index, updates, *, reduction):
 
 
 def one_hot_at(index, *, depth, dim, off, on, dtype):
-    kind = {
-        "f32": torch.float32,
-        "f64": torch.float64,
-        "f16": torch.float16,
-        "bf16": torch.bfloat16,
-        "i64": torch.int64,
-        "i32": torch.int32,
-        "bool": torch.bool,
-        "i8": torch.int8,
-        "u8": torch.uint8,
-    }[dtype]
+    kind = torch_type(dtype)
     index = torch.where(index < 0, index + depth, index).unsqueeze(dim)
     classes = torch.arange(depth, device=index.device).reshape([-1 if k == dim else 1 for k in range(index.dim())])
     return torch.where(
@@ -103,34 +95,15 @@ def one_hot_at(index, *, depth, dim, off, on, dtype):
 
 
 def sizes(*, values, shape, dtype, device=None):
-    kind = {"i64": torch.int64, "i32": torch.int32, "f32": torch.float32, "f64": torch.float64, "f16": torch.float16}[dtype]
+    kind = torch_type(dtype)
     flat = [torch.scalar_tensor(v, dtype=kind, device=device) for v in values]
     return torch.stack(flat).reshape(shape) if flat else torch.zeros(shape, dtype=kind, device=device)
 
 
 def arange_from(*, start, end, step, dtype, device=None):
-    kind = {
-        "f32": torch.float32,
-        "f64": torch.float64,
-        "f16": torch.float16,
-        "bf16": torch.bfloat16,
-        "i64": torch.int64,
-        "i32": torch.int32,
-        "i16": torch.int16,
-    }[dtype]
-    return torch.arange(start, end, step, dtype=kind, device=device)
+    return torch.arange(start, end, step, dtype=torch_type(dtype), device=device)
 
 
 def eye_like(x, *, diagonal, dtype):
-    kind = {
-        "f32": torch.float32,
-        "f64": torch.float64,
-        "f16": torch.float16,
-        "i64": torch.int64,
-        "i32": torch.int32,
-        "bool": torch.bool,
-        "u64": torch.uint64,
-        "u32": torch.uint32,
-    }[dtype]
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
-    return (torch.arange(x.shape[1], device=x.device) == rows + diagonal).to(kind)
+    return (torch.arange(x.shape[1], device=x.device) == rows + diagonal).to(torch_type(dtype))

@@ -6,9 +6,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-
-def integer_type(name):
-    return {"i8": torch.int8, "u8": torch.uint8, "i16": torch.int16, "u16": torch.uint16, "i32": torch.int32}[name]
+from irprune.ops.onnx.functions.dtypes import torch_type
 
 
 def spread_scale(scale, x, dim, block):
@@ -21,7 +19,7 @@ def spread_scale(scale, x, dim, block):
 
 
 def quantize_linear(x, scale, zero=None, *, dim, block, dtype):
-    kind = integer_type(dtype)
+    kind = torch_type(dtype)
     info = torch.iinfo(kind)
     y = torch.round(x.float() / spread_scale(scale, x, dim, block).float())
     y = y if zero is None else y + spread_scale(zero.to(torch.int32), x, dim, block)
@@ -32,7 +30,7 @@ def dequantize_linear(x, scale, zero=None, *, dim, block, dtype):
     y = x.to(torch.int32)
     y = y if zero is None else y - spread_scale(zero.to(torch.int32), x, dim, block)
     y = y.to(scale.dtype) * spread_scale(scale, x, dim, block)
-    return y.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "f64": torch.float64}[dtype])
+    return y.to(torch_type(dtype))
 
 
 def dynamic_quantize(x):
