@@ -97,20 +97,48 @@ def prune(
     Raises IrpruneError for bad input, CheckFailed where the proof fails.
     """
     chosen = Options.of(ratio=ratio, importance=importance, scope=scope, keep=keep, round_to=round_to, budget=budget, proof=proof, **more)
+
+    def choose(graph: Graph, clock: Clock) -> Latency | None:
+        with clock("analyse"):
+            check_weights(graph, ranked(graph) if chosen.importance == "magnitude" else ())
+            _check_rules(graph, chosen)
+        with clock("score"):
+            chosen.score().run(graph)
+        with clock("choose"):
+            return _choose(graph, chosen)
+
+    return _pruned(model, args, kwargs, chosen, choose)
+
+
+def _pruned(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: Options, choose: Callable[[Graph, Clock], Latency | None],
+) -> Pruned:
+    """Capture, choose, cut and prove; once more from a capture of the call as it runs, where ``forward`` computes otherwise for an export."""
     clock = Clock()
-    with clock("capture"):
-        graph = capture(model, args, kwargs, chosen.dynamic_shapes)
-    with clock("analyse"):
-        analyse(graph)
-        check_weights(graph, ranked(graph) if chosen.importance == "magnitude" else ())
-        _check_rules(graph, chosen)
-    with clock("score"):
-        chosen.score().run(graph)
-    with clock("choose"):
-        latency = _choose(graph, chosen)
-    pruned = _finish(graph, chosen, clock)
-    pruned.report.latency = latency
-    return pruned
+
+    def made(method: str) -> Pruned:
+        with clock("capture"):
+            graph = capture(model, args, kwargs, options.dynamic_shapes, method)
+        with clock("analyse"):
+            analyse(graph)
+        latency = choose(graph, clock)
+        pruned = _finish(graph, options, clock)
+        pruned.report.latency = latency
+        return pruned
+
+    try:
+        return made("auto")
+    except _Miscaptured as failed:
+        try:
+            pruned = made("run")
+        except IrpruneError:
+            raise failed from None
+        pruned.report.notes.append("captured as it runs, because forward computes otherwise when it is captured for export")
+        return pruned
+
+
+class _Miscaptured(CheckFailed):
+    """The captured graph does not compute what ``forward`` does."""
 
 
 def _choose(graph: Graph, options: Options) -> Latency | None:
@@ -139,15 +167,15 @@ def apply_plan(
 
     check_replay(more)
     chosen = Options.of(proof=proof, **more)
-    clock = Clock()
-    with clock("capture"):
-        graph = capture(model, args, kwargs, chosen.dynamic_shapes)
-    with clock("analyse"):
-        analyse(graph)
-        check_weights(graph)
-    with clock("choose"):
-        Plan.read(plan).choose(graph)
-    return _finish(graph, chosen, clock)
+    kept = Plan.read(plan)
+
+    def choose(graph: Graph, clock: Clock) -> None:
+        with clock("analyse"):
+            check_weights(graph)
+        with clock("choose"):
+            kept.choose(graph)
+
+    return _pruned(model, args, kwargs, chosen, choose)
 
 
 class Clock:
@@ -240,9 +268,10 @@ def _prove(pruned: Pruned) -> None:
 
         report.proof = prove(pruned.graph, pruned.module, remake, device_of(pruned.options.device))
     if not report.proof.passed:
-        raise CheckFailed(f"the proof fails: {report.proof}", report.name,
-                          "give an example input on which the outputs vary" if report.proof.vacuous else
-                          "report this as a bug; proof=False (--no-proof) gives the model unproven")
+        failed = CheckFailed if report.proof.captured else _Miscaptured
+        raise failed(f"the proof fails: {report.proof}", report.name,
+                     "give an example input on which the outputs vary" if report.proof.vacuous else
+                     "report this as a bug; proof=False (--no-proof) gives the model unproven")
 
 
 def _check_rules(graph: Graph, options: Options) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import irprune
 import models
 from irprune.capture import capture
 from irprune.capture import trace as tracing
@@ -334,3 +335,68 @@ def test_values_of_inputs_parameters_and_chance_are_not_read(read: Callable[...,
     model = Layer(lambda m, x: x * read(m, x).item())
     with pytest.raises(tracing.Declined, match="depends on"):
         tracing.trace(model, (torch.randn(3, 8),))
+
+
+# -- code that asks whether it is being captured ---------------------------------------------------------------------
+
+
+class Asking(nn.Module):
+    """``mask`` is made in a plain call alone, where it changes what is computed."""
+
+    def __init__(self, needed: bool) -> None:
+        super().__init__()
+        self.needed = needed
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        asked = torch.compiler.is_compiling() or isinstance(x, torch._subclasses.FakeTensor)
+        mask = None if asked else torch.full(x.shape[:-1], 0.5)
+        h = self.first(x).relu()
+        if mask is None and not self.needed:
+            return self.last(h)
+        return self.last(h * mask[..., None])  # type: ignore[index]
+
+
+def test_forward_that_fails_under_export_is_captured_as_it_runs() -> None:
+    torch.manual_seed(0)
+    model, x = Asking(needed=True), torch.randn(3, 8)
+    graph = capture(model, (x,))
+    assert torch.equal(evaluate(graph, [x])[0], model(x))
+    assert "captured as it runs" in graph.notes[0]
+    assert "'NoneType' object is not subscriptable" in graph.notes[0]
+
+
+def test_forward_that_computes_otherwise_under_export_is_pruned_as_it_runs() -> None:
+    torch.manual_seed(0)
+    model, x = Asking(needed=False), torch.randn(3, 8)
+    assert not torch.allclose(evaluate(capture(model, (x,)), [x])[0], model(x))
+    pruned = irprune.prune(model, (x,))
+    assert pruned.report.proof is not None
+    assert pruned.report.proof.passed
+    assert "computes otherwise" in pruned.report.notes[-1]
+    again = irprune.apply_plan(model, pruned.plan, (x,))
+    assert torch.equal(again.module(x), pruned.module(x))
+
+
+def test_torch_itself_still_knows_fake_tensors() -> None:
+    from torch._subclasses import FakeTensorMode
+
+    from irprune.capture.asked import as_run
+
+    with FakeTensorMode():
+        x = torch.ones(2)
+    with as_run():
+        assert not isinstance(x, torch._subclasses.FakeTensor)
+        assert torch._meta_registrations.device_hint(x) == "cpu"
+    assert isinstance(x, torch._subclasses.FakeTensor)
+
+
+class Checked(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        torch._check_tensor_all(x > -100, lambda: "too small")
+        return x * 2
+
+
+def test_checks_of_values_are_taken_to_hold() -> None:
+    graph = capture(Checked(), (torch.ones(2, 8),), method="trace")
+    assert torch.equal(evaluate(graph, [torch.full((2, 8), 3.0)])[0], torch.full((2, 8), 6.0))

@@ -118,7 +118,7 @@ def _table(title: str, records: list[Record], reason: Callable[[Record], str]) -
 
 # What the messages of torch and transformers mean, in plain words.
 _PLAIN = (
-    (r"GuardOnDataDependent.*|DataDependent.*", "branches on the values of its input"),
+    (r"GuardOnDataDependent.*|DataDependent.*|cannot be captured: aten\S+ depends on", "branches on the values of its input"),
     (r"Cannot view a tensor.*", "torch.onnx refuses to view what was transposed"),
     (r"name 'u0' is not defined|'u0' where it is not", "has shapes that depend on the values of its input"),
     (r".*can't allocate memory.*", "does not fit into the memory of one process"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["capture"]
 
-METHODS = ("auto", "trace", "export")
+METHODS = ("auto", "trace", "run", "export")
 
 
 def capture(
@@ -30,34 +30,46 @@ def capture(
     """The graph of ``model`` called with ``args`` and ``kwargs``, in eval mode; the model is as before afterwards.
 
     ``dynamic_shapes`` is as in ``torch.export.export``. ``method`` is ``trace`` (one recorded call on fake tensors: quick, static
-    shapes), ``export`` (``torch.export``) or ``auto``: a trace, and ``torch.export`` for dynamic shapes and where the trace
-    declines; the graph's notes say why. Raises IrpruneError for a model that cannot be captured.
+    shapes), ``run`` (the same, but code that asks whether it is being captured hears no), ``export`` (``torch.export``) or ``auto``:
+    a trace, a run where ``forward`` fails under it, and ``torch.export`` for dynamic shapes and where neither serves; the graph's
+    notes say why. Raises IrpruneError for a model that cannot be captured.
     """
-    from irprune.errors import IrpruneError
+    from irprune.errors import IrpruneError, users_line
 
     if method not in METHODS:
         raise IrpruneError(f"no capture method {method!r}", "", f"use one of {', '.join(METHODS)}")
-    if method == "trace" and dynamic_shapes is not None:
+    if method in ("trace", "run") and dynamic_shapes is not None:
         raise IrpruneError("a trace has static shapes", "", "leave dynamic_shapes out, or use method='export'")
-    declined = ""
+    declined: list[Exception] = []
     if method != "export" and dynamic_shapes is None:
-        from irprune.capture.trace import trace
+        from irprune.capture.trace import Declined, trace
         from irprune.quiet import quiet
 
-        try:
-            with quiet():
-                return trace(model, args, kwargs)
-        except Exception as why:  # torch.export decides whether the model or the trace is at fault, and says so
-            if method == "trace":
-                raise IrpruneError(f"the model cannot be traced: {_first_line(why)}", "", "use method='auto'") from why
-            declined = _first_line(why)
-        if "HigherOrderOperator" in declined:
+        for plain in {"trace": (False,), "run": (True,), "auto": (False, True)}[method]:
+            try:
+                with quiet():
+                    graph = trace(model, args, kwargs, plain)
+            except Exception as why:  # torch.export decides whether the model or the trace is at fault, and says so
+                if method != "auto":
+                    raise IrpruneError(f"the model cannot be traced: {_first_line(why)}", "", "use method='auto'") from why
+                declined.append(why)
+                if isinstance(why, Declined):
+                    break
+            else:
+                graph.notes += [f"captured as it runs, because forward fails under capture for export: {_first_line(e)}" for e in declined]
+                return graph
+        if any("HigherOrderOperator" in str(why) for why in declined):
             _forget_compiled()
     from irprune.capture.torch_export import export, from_exported
 
-    graph = from_exported(export(model, tuple(args), kwargs, dynamic_shapes), model)
+    try:
+        graph = from_exported(export(model, tuple(args), kwargs, dynamic_shapes), model)
+    except IrpruneError as refused:
+        if len(declined) == 2 and isinstance(declined[1], Declined):  # forward itself is sound, and what it reads is in the way
+            raise IrpruneError(f"the model cannot be captured: {_first_line(declined[1])}", users_line(declined[1]), refused.hint) from refused
+        raise
     if declined:
-        graph.notes.append(f"captured by torch.export, because the quick trace declined: {declined}")
+        graph.notes.append(f"captured by torch.export, because the quick trace declined: {_first_line(declined[0])}")
     return graph
 
 

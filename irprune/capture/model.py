@@ -14,12 +14,13 @@ __all__ = ["capture", "load_program"]
 
 
 def capture(
-    model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None,
+    model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None, method: str = "auto",
 ) -> Graph:
     """The graph of an ``nn.Module`` called with ``args`` and ``kwargs``, of an ``ExportedProgram``, of an ``.onnx`` or ``.pt2``
     file, or of a graph of onnx-graphsurgeon.
 
-    The model is left as it was. Raises IrpruneError for what cannot be captured.
+    The model is left as it was. ``method`` is how an ``nn.Module`` is captured, as ``irprune.capture.capture`` (the package's own)
+    names it: "trace", "run", "export" or "auto". Raises IrpruneError for what cannot be captured.
     """
     kind = _kind(model)
     if kind == "surgeon":
@@ -43,7 +44,7 @@ def capture(
     check_call(model, kwargs)
     if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
         args = (args,)  # a single tensor
-    graph = capture_module(model, tuple(args), kwargs, dynamic_shapes)
+    graph = capture_module(model, tuple(args), kwargs, dynamic_shapes, method)
     graph.structure.dynamic_shapes = dynamic_shapes
     return graph
 

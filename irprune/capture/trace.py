@@ -23,6 +23,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from irprune.capture.asked import as_exported, as_run
 from irprune.capture.build import (
     LAYERS,
     TORCH,
@@ -48,14 +49,15 @@ class Declined(Exception):
     """The model does something that this capture does not cover; the text says what."""
 
 
-def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Graph:
+def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, plain: bool = False) -> Graph:
     """The graph of one call of ``model`` in eval mode, with static shapes.
 
+    Code that asks whether it is being captured hears what ``torch.export`` would answer; ``plain``: what a plain call would.
     The model, its modes and its attributes are as before afterwards. Raises Declined, or whatever ``forward`` raises.
     """
     if why := _composites_are_split():
         raise Declined(why)
-    return _trace(model, tuple(args), dict(kwargs or {}))
+    return _trace(model, tuple(args), dict(kwargs or {}), plain)
 
 
 @cache
@@ -70,7 +72,7 @@ def _composites_are_split() -> str:
     return "" if seen == whole else f"this version of torch splits composite operators: {' '.join(seen)}"
 
 
-def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Graph:
+def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plain: bool = False) -> Graph:
     build = Builder(type(model).__name__)
     graph = build.graph
     open_dataclasses((args, kwargs))
@@ -82,7 +84,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> G
         around.enter_context(_no_collection())
         around.enter_context(evaluating(model))
         left = around.enter_context(attributes_kept(model))
-        around.enter_context(_as_exported())
+        around.enter_context(as_run() if plain else as_exported())
         around.enter_context(torch.inference_mode())
         around.enter_context(fake)
         leaves: list[Any] = []
@@ -290,6 +292,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             made = from_constants(func, values, kwargs, self.build.graph)
         except LookupError as why:
+            if func is torch.ops.aten.item.default and _asserted(values[0]):
+                return True  # the other answer raises
             raise Declined(f"{func} {why}") from unknown
         return pytree.tree_map(lambda x: self._leaf(x) if isinstance(x, torch.Tensor) else x, made)
 
@@ -308,6 +312,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _place(self) -> Place:
         scope, kind = self.scopes[-1]
         return Place(scope, kind, _source())
+
+
+def _asserted(value: Any) -> bool:
+    """Whether ``value`` is what ``torch._check_tensor_all`` reads."""
+    node = value.producer if isinstance(value, Value) else None
+    return node is not None and node.origin.target == "aten._is_all_true.default"
 
 
 def _same(tensor: torch.Tensor) -> torch.Tensor:
@@ -365,19 +375,6 @@ def _scopes(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextlib.contextmanager
-def _as_exported() -> Iterator[None]:
-    """``torch.compiler.is_compiling()`` and ``is_exporting()`` answer True, as under ``torch.export``: models branch on them."""
-    flags = {k: getattr(torch.compiler, k) for k in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(torch.compiler, k)}
-    for k in flags:
-        setattr(torch.compiler, k, True)
-    try:
-        yield
-    finally:
-        for k, v in flags.items():
-            setattr(torch.compiler, k, v)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,46 @@
+"""What library code hears when it asks whether it is being captured: models branch on the answer."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+__all__ = ["as_exported", "as_run"]
+
+
+@contextlib.contextmanager
+def as_exported() -> Iterator[None]:
+    """``torch.compiler.is_compiling()`` and ``is_exporting()`` answer True, as under ``torch.export``."""
+    flags = {k: getattr(torch.compiler, k) for k in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(torch.compiler, k)}
+    for k in flags:
+        setattr(torch.compiler, k, True)
+    try:
+        yield
+    finally:
+        for k, v in flags.items():
+            setattr(torch.compiler, k, v)
+
+
+@contextlib.contextmanager
+def as_run() -> Iterator[None]:
+    """Every answer is that of a plain call: ``torch._subclasses.FakeTensor`` knows a fake tensor for torch's own code alone."""
+    package = torch._subclasses
+    package.FakeTensor = _Unknown  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        package.FakeTensor = FakeTensor  # type: ignore[misc]
+
+
+class _ToTorchAlone(type):
+    def __instancecheck__(cls, x: object) -> bool:
+        asking = sys._getframe(1).f_globals.get("__name__", "")
+        return isinstance(x, FakeTensor) and asking.partition(".")[0] == "torch"
+
+
+class _Unknown(metaclass=_ToTorchAlone):
+    """Stands for ``FakeTensor``."""
