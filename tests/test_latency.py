@@ -346,7 +346,7 @@ class Machine:
     def parts(self) -> None:
         return None
 
-    def beside(self, cut: Graph) -> tuple[Timing, Timing]:
+    def beside(self, chosen: Graph, cut: Any) -> tuple[Timing, Timing]:
         self.cuts += 1
         took = 0.01 * (0.2 + 0.8 * left(self.graph, self.times))
         return self.before, Timing(took, took, took, 9)
@@ -359,8 +359,34 @@ def test_the_loop_aims_again_by_what_was_missed(monkeypatch: pytest.MonkeyPatch,
     said: list[str] = []
     found = search.choose_in_time(graph, Choose(budget={"latency": 1.0}, times=table(steps=STAIRS)), amount, api.cut_graph, say=said.append)
     assert found.asked == pytest.approx(asked) and abs(found.missed) <= 0.05
-    assert 2 <= found.cuts <= 5 and sum("cut" in line for line in said) == found.cuts
+    assert 2 <= found.cuts <= 10 and found.why == "" and sum("cut" in line for line in said) == found.cuts
     assert found.after.median == pytest.approx(0.01 * (0.2 + 0.8 * left(graph, table(steps=STAIRS))))
+
+
+@pytest.mark.parametrize("curve", [lambda x: x ** 2, lambda x: x ** 0.5, lambda x: 0.15 * (x > 0.4) + 0.85 * x],
+                         ids=["quick", "slow", "step"])
+def test_the_loop_comes_from_both_sides(monkeypatch: pytest.MonkeyPatch, curve: Any) -> None:
+    """Cuts that come out quicker than asked are no more accepted than slow ones."""
+    class Bent(Machine):
+        def beside(self, chosen: Graph, cut: Any) -> tuple[Timing, Timing]:
+            took = 0.01 * curve(left(self.graph, self.times))
+            return self.before, Timing(took, took, took, 9)
+
+    monkeypatch.setattr(search, "Whole", Bent)
+    found = search.choose_in_time(scored(Net(256)), Choose(budget={"latency": 1.0}, times=table(steps=STAIRS)), 0.6, api.cut_graph)
+    assert abs(found.missed) <= 0.05 and found.why == "" and found.cuts <= 10
+
+
+def test_the_loop_says_why_nothing_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Cliff(Machine):
+        def beside(self, chosen: Graph, cut: Any) -> tuple[Timing, Timing]:
+            took = 0.008 if left(self.graph, self.times) > 0.5 else 0.003
+            return self.before, Timing(took, took, took, 9)
+
+    monkeypatch.setattr(search, "Whole", Cliff)
+    found = search.choose_in_time(scored(Net(256)), Choose(budget={"latency": 1.0}, times=table(steps=STAIRS)), 0.5, api.cut_graph)
+    assert found.after.median == 0.003 and found.cuts <= 10
+    assert found.why.startswith("no cut nearer to 5 ms was found") and found.why in str(found)
 
 
 # -- measured --------------------------------------------------------------------------------------------------------
@@ -389,6 +415,27 @@ def test_every_kind_of_operator_runs(operator: Operator) -> None:
     model = one_node(operator, 8, 2)
     onnx.checker.check_model(model, full_check=True)
     assert 0 < measure(operator, 8, 2, threads=1) < 1
+
+
+def test_cuts_are_made_in_the_file_that_was_exported_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What is timed has the shapes of what an export of the cut would have; nothing is exported twice."""
+    import onnx
+
+    from irprune.emit import torch_onnx
+    from irprune.latency import whole
+
+    graph = scored(Net())
+    Choose(ratio=0.5).run(graph)
+    expected = onnx.load(whole.write(api.cut_graph(graph), tmp_path / "cut" / "m.onnx"))
+    exports: list[Any] = []
+    export = torch_onnx.export_onnx
+    monkeypatch.setattr(torch_onnx, "export_onnx", lambda *a, **k: exports.append(a) or export(*a, **k))
+    with whole.Whole(graph, "cpu", 1, 0.01) as both:
+        before, after = both.beside(graph, api.cut_graph)
+        found = onnx.load(Path(both.folder.name) / "cut" / "model.onnx")
+    assert len(exports) == 1 and before.runs == after.runs
+    assert sorted(tuple(w.dims) for w in found.graph.initializer) == sorted(tuple(w.dims) for w in expected.graph.initializer)
+    assert [n.op_type for n in found.graph.node] == [n.op_type for n in expected.graph.node]
 
 
 def test_a_model_is_cut_to_a_latency_that_was_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from irprune.validate.parity import session
 
 __all__ = ["kernel_times", "measure", "one_node"]
 
-_RUNS, _SECONDS = 12, 0.03  # of each model, whichever is over first; at least three runs
+LAYOUT = ("ReorderInput", "ReorderOutput")  # operators that only change the layout
+_RUNS, _SECONDS, _LEAST = 12, 0.03, 5  # of each model: so many runs or seconds, whichever is over first, and no fewer than the last
 
 
 def one_node(operator: Operator, a: int, b: int) -> onnx.ModelProto:
@@ -61,8 +63,9 @@ def one_node(operator: Operator, a: int, b: int) -> onnx.ModelProto:
 def measure(operator: Operator, a: int, b: int, device: str = "cpu", threads: int = 0) -> float:
     """Seconds of one call: the quickest of several, which is the one that nothing else on the machine has slowed.
 
-    On a CPU the kernel alone, by the runtime's own profile, without the change of layout at the ends of so small a model; on other
-    devices the whole call with its data on the device.
+    On a CPU the kernel alone, by the runtime's own profile, without the change of layout at the ends of so small a model; with one
+    thread no more than by that thread's own clock, which stands still while other programs run. On other devices the whole call with
+    its data on the device.
     """
     model = one_node(operator, a, b)
     random = np.random.default_rng(0)
@@ -73,14 +76,17 @@ def measure(operator: Operator, a: int, b: int, device: str = "cpu", threads: in
         path.write_bytes(model.SerializeToString())
         if device == "cpu":
             running = session(path, "cpu", str(Path(folder) / "profile"), threads)
-            _repeat(lambda: running.run(None, feed))
-            return min(sum(run.values()) for run in kernel_times(running) if run)
+            took = _repeat(lambda: running.run(None, feed), time.thread_time if threads == 1 else time.perf_counter)
+            runs = [(sum(run.values()), sum(t for (_, name), t in run.items() if name not in LAYOUT)) for run in kernel_times(running, ())]
+            runs = [(every, mine) for every, mine in runs if mine]
+            share = statistics.median(mine / every for every, mine in runs)
+            return min(took * share, *(mine for _, mine in runs))
         running = session(path, device, "", threads)
         bound = running.io_binding()
         for k, v in feed.items():
             bound.bind_ortvalue_input(k, _on_device(v))
         bound.bind_output("y", "cuda")
-        return _repeat(lambda: running.run_with_iobinding(bound))
+        return _repeat(lambda: running.run_with_iobinding(bound), time.perf_counter)
 
 
 def _on_device(array: Any) -> Any:
@@ -89,21 +95,21 @@ def _on_device(array: Any) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_numpy(array, "cuda", 0)
 
 
-def _repeat(call: Callable[[], Any]) -> float:
+def _repeat(call: Callable[[], Any], clock: Callable[[], float]) -> float:
     """The least of several times, after a warm-up."""
     call()
-    best, began = float("inf"), time.perf_counter()
+    best, began = float("inf"), clock()
     for turn in range(_RUNS):
-        if turn >= 3 and time.perf_counter() - began > _SECONDS:
+        if turn >= _LEAST and clock() - began > _SECONDS:
             break
-        start = time.perf_counter()
+        start = clock()
         call()
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     return best
 
 
-def kernel_times(running: Any) -> list[dict[tuple[str, str], float]]:
-    """Seconds by (node, operator) of each run of a session with a profile, without what only changes the layout; ends the profile."""
+def kernel_times(running: Any, without: Sequence[str] = LAYOUT) -> list[dict[tuple[str, str], float]]:
+    """Seconds by (node, operator) of each run of a session with a profile, ``without`` some operators; ends the profile."""
     file = Path(running.end_profiling())
     runs: list[dict[tuple[str, str], float]] = [{}]
     for event in json.loads(file.read_text()):
@@ -111,7 +117,7 @@ def kernel_times(running: Any) -> list[dict[tuple[str, str], float]]:
             runs.append({})
         elif event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             name = event["args"].get("op_name", "")
-            if name not in ("ReorderInput", "ReorderOutput"):
+            if name not in without:
                 key = (event["name"], name)
                 runs[-1][key] = runs[-1].get(key, 0.0) + event["dur"] * 1e-6
     file.unlink(missing_ok=True)

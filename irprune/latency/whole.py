@@ -1,15 +1,19 @@
-"""Whole models on onnxruntime: the original and its cuts, timed in turns; and where the original's time goes."""
+"""Whole models on onnxruntime: the original and its cuts, timed in turns; and where the original's time goes.
+
+A model of torch is exported once. Its cuts are made in that file, by the same plan, since an export takes longer than all else.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from irprune.cost import example_symbols
+from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.latency.kernels import kernel_times
 from irprune.latency.predict import Parts
@@ -34,6 +38,7 @@ class Whole:
         self.provider = providers_for(self.device)[0]
         alone = threads == 1 and self.provider == "CPUExecutionProvider"
         self.clock = time.thread_time if alone else time.perf_counter
+        self.exported: Graph | None = None  # the file of a model of torch, analysed
 
     def __enter__(self) -> Whole:
         self.folder = tempfile.TemporaryDirectory(prefix="irprune-")
@@ -41,6 +46,7 @@ class Whole:
             self.file = write(self.graph.copy(), Path(self.folder.name) / "original" / "model.onnx")
             self.feed = _feed(self.graph, self.file)
             self.original = session(self.file, self.device, "", self.threads)
+            self.exported = _captured(self.graph, self.file)
             self.before = interleaved({"before": self._call(self.original)}, self.seconds, most=1000, clock=self.clock)["before"]
         except BaseException:
             self.folder.cleanup()
@@ -70,12 +76,36 @@ class Whole:
         scale = self.before.median / (products + rest + overhead)
         return Parts(products * scale, rest * scale, overhead * scale)
 
-    def beside(self, cut: Graph) -> tuple[Timing, Timing]:
-        """The original and a cut, timed in turns."""
-        file = write(cut, Path(self.folder.name) / "cut" / "model.onnx")
+    def beside(self, chosen: Graph, cut: Callable[[Graph], Graph]) -> tuple[Timing, Timing]:
+        """The original and what ``cut`` makes of it by the choice of ``chosen``, timed in turns."""
+        file = self._written(chosen, cut)
         calls = {"before": self._call(self.original), "after": self._call(session(file, self.device, "", self.threads))}
         times = interleaved(calls, self.seconds, most=1000, clock=self.clock)
         return times["before"], times["after"]
+
+    def _written(self, chosen: Graph, cut: Callable[[Graph], Graph]) -> Path:
+        path = Path(self.folder.name) / "cut" / "model.onnx"
+        if self.exported is not None:
+            from irprune.plan import Plan
+
+            try:
+                Plan.from_graph(chosen).choose(self.exported)
+                return write(cut(self.exported), path)
+            except IrpruneError:  # the exporter merged what the plan keeps apart: every cut is exported by itself
+                self.exported = None
+        return write(cut(chosen), path)
+
+
+def _captured(graph: Graph, file: Path) -> Graph | None:
+    """The file that a model of torch was exported to, ready to be cut; None for a model that is a file, or where it cannot be read."""
+    if not hasattr(graph.structure, "in_spec"):
+        return None
+    from irprune.api import analyse, capture
+
+    try:
+        return analyse(capture(file))
+    except IrpruneError:
+        return None
 
 
 def write(graph: Graph, path: Path) -> Path:
