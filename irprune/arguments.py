@@ -12,7 +12,9 @@ from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 
-__all__ = ["check_call", "check_options", "check_replay", "check_weights", "ranked"]
+__all__ = ["REPAIRS", "check_call", "check_options", "check_repairs", "check_replay", "check_weights", "ranked"]
+
+REPAIRS = ("least_squares", "batch_norm", "bias", "affine", "fold")  # see irprune.repair
 
 
 def _texts(x: Any) -> bool:
@@ -45,6 +47,15 @@ def check_options(options: Any) -> None:
         value = getattr(options, name)
         if not fits(value):
             raise IrpruneError(f"{name} is {value!r}", "", f"it takes {takes}")
+    if not (options.repair is None or isinstance(options.repair, bool)):
+        check_repairs((options.repair,) if isinstance(options.repair, str) else options.repair)
+
+
+def check_repairs(names: Iterable[str]) -> None:
+    """Raises IrpruneError for a repair that there is none of."""
+    for name in names:
+        if name not in REPAIRS:
+            raise IrpruneError(f"no repair is called {name!r}", "repair", "one of " + ", ".join(REPAIRS))
 
 
 _REPLAYED = ("device", "dynamic_shapes", "calibration", "repair", "strict")

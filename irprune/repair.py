@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from irprune.arguments import REPAIRS as METHODS
+from irprune.arguments import check_repairs
 from irprune.calibration import Calibration, noise
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
@@ -21,8 +23,6 @@ from irprune.statistics import kept_part
 from irprune.validate.interpret import evaluate
 
 __all__ = ["METHODS", "Repaired", "output_error", "repair"]
-
-METHODS = ("least_squares", "batch_norm", "bias", "affine", "fold")
 
 
 @dataclass
@@ -59,9 +59,7 @@ def repair(
     """
     names = (method,) if isinstance(method, str) else tuple(method)
     passes = _passes()
-    for name in names:
-        if name not in passes:
-            raise IrpruneError(f"no repair is called {name!r}", "repair", "one of " + ", ".join(METHODS))
+    check_repairs(names)
     known = {f for name in names for f in passes[name].__dataclass_fields__} - {"original", "calibration", "notes"}
     for option in options:
         if option not in known:

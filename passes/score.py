@@ -39,6 +39,9 @@ class Score:
     calibration: Any = None
     loss: Any = None
 
+    def __post_init__(self) -> None:
+        self._criterion()  # its own checks
+
     def run(self, graph: Graph) -> bool:
         if graph.axes is None:
             raise IrpruneError("nothing is analysed", "score", "run infer-axes first")

@@ -371,6 +371,18 @@ def test_bad_use_is_one_clear_line() -> None:
         repair(graph, cut, torch.randn(8, 6))
 
 
+@pytest.mark.parametrize(("options", "said"), [
+    ({"repair": "magic"}, "no repair is called 'magic'"), ({"repair": ["bias", "none"]}, "no repair is called 'none'"),
+    ({"importance": "taylr"}, "no criterion is called 'taylr'"), ({"importance": "wanda", "reduce": "sum"}, "has no option 'reduce'"),
+])
+def test_names_are_refused_before_a_model_is_read(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(IrpruneError, match=said):
+        api.prune("no-such-file.onnx", calibration="no-such-folder", **options)
+    if "repair" in options:
+        with pytest.raises(IrpruneError, match=said):
+            api.apply_plan("no-such-file.onnx", "no-such-plan.json", **options)
+
+
 def test_nan_activations_are_named() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
     graph = captured(model, torch.randn(2, 6))
