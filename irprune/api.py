@@ -113,7 +113,7 @@ def prune(
 def _pruned(
     model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, options: Options, choose: Callable[[Graph, Clock], Latency | None],
 ) -> Pruned:
-    """Capture, choose, cut and prove; once more from a capture of the call as it runs, where ``forward`` computes otherwise for an export."""
+    """Capture, choose, cut and prove; where ``forward`` computes otherwise under export, once more from a capture of it as it runs."""
     clock = Clock()
 
     def made(method: str) -> Pruned:

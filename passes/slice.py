@@ -49,7 +49,7 @@ class Slice:
         folded = [n for n in graph.nodes if opened and n.out.name in opened and any(_shrinks(v, kept) for v in n.outputs)]
         fold(graph, [v for n in folded for v in n.outputs])
         graph.remove_all(folded)
-        for node in graph.nodes:
+        for node in list(graph.nodes):  # a rule may add nodes around its own
             entry = lookup(node)
             if entry is not None and entry.resize is not None and _touched(node, kept):
                 entry.resize(node, kept)

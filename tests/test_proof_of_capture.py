@@ -71,3 +71,28 @@ def test_random_numbers_in_forward_are_the_same_for_both() -> None:
 
     _, error = _captured(pruned.graph, (pruned.graph.structure.args, {}), 0)
     assert error <= 1e-6
+
+
+class Noise(Net):
+    """Noise of the width of a hidden layer, with and without an operand to take the shape from."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h = h + torch.randn(h.shape) * torch.rand_like(h)
+        return self.last(h + torch.empty_like(h).uniform_(0, 2))
+
+
+def test_random_numbers_of_a_cut_width_are_those_of_the_channels_that_are_left() -> None:
+    torch.manual_seed(0)
+    model, x = Noise(), torch.randn(3, 8)
+    pruned = irprune.prune(model, (x,))
+    assert pruned.report.proof is not None
+    assert pruned.report.proof.max_error <= 1e-6
+    assert pruned.module.first.weight.shape == (8, 8)
+    (kept,) = [k for k in pruned.kept["last.weight"] if k is not None]
+    with torch.no_grad():
+        model.last.weight[:, [i for i in range(16) if i not in kept]] = 0
+        torch.manual_seed(3)
+        expected = model(x)
+        torch.manual_seed(3)
+        assert torch.allclose(pruned.module(x), expected, atol=1e-6)

@@ -37,7 +37,7 @@ def prove(graph: Graph, module: torch.nn.Module, remake: Remake, device: torch.d
     ``remake(graph)`` cuts a copy of the graph and gives the cut graph and its module; it is called only where float64 decides.
     """
     began = time.perf_counter()
-    with full_float32():
+    with full_float32(), torch.random.fork_rng():
         proof = _proven(graph, module, remake, device or torch.device("cpu"), seed)
     proof.seconds = time.perf_counter() - began
     return proof
@@ -46,7 +46,7 @@ def prove(graph: Graph, module: torch.nn.Module, remake: Remake, device: torch.d
 def _proven(graph: Graph, module: torch.nn.Module, remake: Remake, device: torch.device, seed: int) -> Proof:
     structure = graph.structure
     example, drawn = (structure.args, structure.kwargs), redraw(structure.args, structure.kwargs, seed)
-    ours, theirs = _run(graph, module, remake, drawn, device, torch.float32)
+    ours, theirs = _run(graph, module, remake, drawn, device, torch.float32, seed)
     proof = Proof(relative_error(ours, theirs), FLOAT32)
     constant = _constant(theirs)
     if structure.module is not None:
@@ -61,12 +61,12 @@ def _proven(graph: Graph, module: torch.nn.Module, remake: Remake, device: torch
         subject = _shaken(graph, seed) if shake else graph
         again = remake(subject)[1] if shake else module
         try:
-            ours, theirs = _run(subject, again, remake, call, device, torch.float64)
+            ours, theirs = _run(subject, again, remake, call, device, torch.float64, seed)
         except (RuntimeError, NotImplementedError) as refused:
             proof.notes.append(f"float64 is not possible here: {str(refused).splitlines()[0]}")
             if doubtful:
                 return proof
-            ours, theirs = _run(subject, again, remake, call, device, torch.float32)
+            ours, theirs = _run(subject, again, remake, call, device, torch.float32, seed)
         else:
             proof.float32_error = None if strange else proof.max_error
             proof.tolerance, proof.dtype = FLOAT64, "float64"
@@ -94,13 +94,15 @@ def _captured(graph: Graph, call: Call, seed: int) -> tuple[list[torch.Tensor], 
 
 
 def _run(
-    graph: Graph, module: torch.nn.Module, remake: Remake, call: Call, device: torch.device, dtype: torch.dtype,
+    graph: Graph, module: torch.nn.Module, remake: Remake, call: Call, device: torch.device, dtype: torch.dtype, seed: int,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Outputs of the module and of the silenced original, both in ``dtype``."""
+    """Outputs of the module and of the silenced original, both in ``dtype`` and with the same random numbers."""
     assert graph.kept is not None
     args, kwargs = over_tensors((tuple(call[0]), call[1]), lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device))
     inputs = graph_inputs(graph, args, kwargs)
+    torch.manual_seed(seed)
     theirs = _in_order(graph, silenced(graph, graph.kept, inputs, dtype))
+    torch.manual_seed(seed)
     if dtype == torch.float64 and any(n.attrs.get("dtype") in ("f16", "bf16", "f32") for n in graph.nodes):
         return _wide(graph, remake, inputs), theirs
     moved = module
@@ -112,6 +114,7 @@ def _run(
     except RuntimeError:
         if dtype != torch.float64:
             raise
+        torch.manual_seed(seed)
         ours = _wide(graph, remake, inputs)
     return ours, theirs
 
