@@ -66,8 +66,8 @@ def capture(
         graph = from_exported(export(model, tuple(args), kwargs, dynamic_shapes), model)
     except IrpruneError as refused:
         if len(declined) == 2 and isinstance(declined[1], Declined):  # forward itself is sound, and what it reads is in the way
-            why = declined[1]
-            raise IrpruneError(f"the model cannot be captured: {_first_line(why)}", users_line(why), refused.hint) from refused
+            own = declined[1]
+            raise IrpruneError(f"the model cannot be captured: {_first_line(own)}", users_line(own), refused.hint) from refused
         raise
     if declined:
         graph.notes.append(f"captured by torch.export, because the quick trace declined: {_first_line(declined[0])}")
