@@ -18,6 +18,7 @@ pytest.importorskip("onnxscript")
 
 import torch  # noqa: E402
 
+import irprune  # noqa: E402
 import models  # noqa: E402
 from irprune.capture.onnx import capture_onnx  # noqa: E402
 from irprune.emit.onnx import emit_onnx  # noqa: E402
@@ -36,6 +37,7 @@ LEFT = {  # the largest share of parameters that may be left at 0.5
     "densenet121": 0.35,
     "gpt2": 0.35,
     "gru_speech": 0.32,
+    "inplace": 0.3,
     "llama": 0.35,
     "lstm_tagger": 0.3,
     "mobilenetv3": 0.32,
@@ -49,7 +51,7 @@ LEFT = {  # the largest share of parameters that may be left at 0.5
     "wavenet": 0.3,
     "qkv_unbind": 0.3,
 }
-DYNAMO = {"digits": False, "llama": True, "vit_b16": True, "gnn": True}  # with dynamic sizes or not: this exporter takes seconds
+DYNAMO = {"digits": False, "inplace": False, "llama": True, "vit_b16": True, "gnn": True}  # with dynamic sizes or not
 
 
 def exported(name: str, path: Path, dynamo: bool, dynamic: bool = False) -> Path:
@@ -119,6 +121,32 @@ def test_files_of_the_newer_exporter(name: str, tmp_path: Path) -> None:
     path = exported(name, tmp_path / "m.onnx", dynamo=True, dynamic=DYNAMO[name])
     assert prune_and_prove(path)[0.5] < LEFT.get(name, 0.36)
     check_module(path)
+
+
+def test_a_group_norm_loses_channels_of_each_group(tmp_path: Path) -> None:
+    """The exporter writes it as an instance norm of what it reshaped; the file keeps the channels that are kept from PyTorch."""
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.norm, self.last = torch.nn.Conv2d(3, 24, 3), torch.nn.GroupNorm(4, 24), torch.nn.Conv2d(24, 5, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.last(self.norm(self.first(x)).relu())
+
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(2, 3, 9, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, (x,), str(tmp_path / "m.onnx"), dynamo=False, opset_version=17)
+    kept = []
+    for source, args in ((model, (x,)), (tmp_path / "m.onnx", None)):
+        pruned = irprune.prune(source, args, ratio=0.5)
+        kept.append(pruned.kept["first.weight"][0])
+    assert list(kept[0]) == list(kept[1]) and [sum(k // 6 == g for k in kept[0]) for g in range(4)] == [3, 3, 3, 3]
+    assert any(kept[0][3 * g + j] % 6 != kept[0][j] % 6 for g in range(4) for j in range(3))  # each group has a choice of its own
+    whole = irprune.prune(tmp_path / "m.onnx", ratio=0.5, prefer="groups")
+    assert len({k // 6 for k in whole.kept["first.weight"][0]}) == 2
 
 
 def test_layers_are_torchs_own_and_export_again(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ pruned from the file: does it keep the channels that it keeps from PyTorch?
 Exporters rename, transpose, stack and reorder weights, so what was kept is compared by value: the numbers in matrices and kernels
 that are left in the cut file must be those that are left of the PyTorch model, no more and no less; or else the plan from PyTorch,
 replayed on the file, must be the file's own choice (an exporter that computes a position table ahead keeps only some of its rows), and
-names the groups that differ where it is not. Exporters and onnxsim fold batch norms into the convolution before,
-which changes what magnitude sees: there the PyTorch graph is pruned with its batch norms folded by irprune's own pass. Each file is
-proven as well (silenced original against cut file, on onnxruntime).
+names the groups that differ where it is not. Exporters and onnxsim fold batch norms into the convolution before, and compute ahead what
+derives from weights alone (weight norm, tables of positions), which changes what magnitude sees: there the PyTorch graph is pruned with
+the same folded by irprune's own passes. Each file is proven as well (silenced original against cut file, on onnxruntime).
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 VARIANTS = ("TorchScript", "TorchScript, dynamic", "dynamo", "dynamo, dynamic")
 RATIO = 0.5
+FOLDED = {"": "same", "batch norms folded": "same, bn", "weights computed ahead": "same, ahead"}  # in the PyTorch graph; as the table says it
 
 
 # -- one case, in a process of its own -----------------------------------------------------------------------------------
@@ -128,10 +129,10 @@ def compared(case: Any, path: Path) -> Row:
         return {"failed": str(failed)[:200]}
     row: Row = {"left": pruned.report.params.left, "error": pruned.report.proof.max_error if pruned.report.proof else None}
     told = []
-    for fold, word in ((False, "yes"), (True, "yes, batch norms folded")):
-        told.append(differing(pruned.graph, from_torch(case, fold).plan))
-        if not told[-1] or same_values(pruned, from_torch(case, fold), 2e-6 if fold else 0.0):
-            return row | {"same": word}
+    for folded in FOLDED:
+        told.append(differing(pruned.graph, from_torch(case, folded).plan))
+        if not told[-1] or same_values(pruned, from_torch(case, folded), 2e-6 if folded else 0.0):
+            return row | {"same": ", ".join(("yes", *([folded] if folded else [])))}
     return row | {"same": "no", "differs": min(told, key=len)}
 
 
@@ -145,8 +146,8 @@ class Reference:
 
 
 @functools.cache
-def from_torch(case: Any, fold: bool) -> Reference:
-    """The reference for a case, its batch norms folded or not."""
+def from_torch(case: Any, folded: str) -> Reference:
+    """The reference for a case, folded as one of ``FOLDED`` says; with the weights, the batch norms are folded too."""
     import irprune
     from irprune.api import cut_graph
     from irprune.passes.choose import Choose
@@ -158,9 +159,27 @@ def from_torch(case: Any, fold: bool) -> Reference:
 
     model, args, kwargs = built(case)
     graph = irprune.capture(model, args, kwargs)
-    for step in (*((FoldBatchNorm(),) if fold else ()), DeadCode(), InferAxes(), Score(), Choose(RATIO)):
+    if folded:
+        FoldBatchNorm().run(graph)
+    if folded == "weights computed ahead":
+        compute_ahead(graph)
+    for step in (DeadCode(), InferAxes(), Score(), Choose(RATIO)):
         step.run(graph)
     return Reference(graph, cut_graph(graph), Plan.from_graph(graph))
+
+
+def compute_ahead(graph: Graph) -> None:
+    """Compute now what derives from weights alone; it counts as learned, as it does in a file."""
+    from irprune.passes.fold_constants import FoldConstants
+
+    learned = [w for w in graph.weights.values() if w.kind == "parameter"]
+    for w in learned:
+        w.kind = "constant"
+    before = set(graph.weights)
+    FoldConstants().run(graph)
+    for w in (*learned, *(w for name, w in graph.weights.items() if name not in before)):
+        if w.dtype == "f32" and w.rank:
+            w.kind, w.trainable = "parameter", True
 
 
 def same_values(ours: irprune.Pruned, theirs: Reference, rounding: float) -> bool:
@@ -260,7 +279,7 @@ def _cell(row: Row | None, notes: list[str]) -> str:
     if row is None:
         return ""
     if row.get("same", "").startswith("yes"):
-        return "same" if row["same"] == "yes" else "same, bn"
+        return FOLDED[row["same"].removeprefix("yes").removeprefix(", ")]
     if "refused" in row:
         text, word = row["refused"], "-"
     elif "failed" in row:

@@ -245,7 +245,8 @@ class _Reader:
         return self.graph
 
     def _tell_constants(self) -> None:
-        """A file does not say what was learned: a tensor that is only compared, selected from or written into was not."""
+        """A file does not say what was learned: a tensor that is only compared, selected from or written into was not, nor were the ones
+        and zeros that exporters give to the norm of groups (an instance norm of what was reshaped)."""
         for weight in self.graph.weights.values():
             readers, seen = list(weight.users), set(weight.users)
             while readers and all(n.op in _LAID_OUT or n.op in _NOT_LEARNED for n in readers):
@@ -255,6 +256,11 @@ class _Reader:
                 weight.kind, weight.trainable = "constant", False
             elif weight.dtype in ("i8", "u8", "i4", "u4") and weight.rank > 1 and any(_quantised(n) for n in weight.users):
                 weight.kind = "parameter"
+        for node in self.graph.nodes:
+            made = node.operand(0).producer if node.op == "instance_norm" else None
+            for value in node.inputs[1:] if made is not None and made.op == "reshape" else ():
+                if isinstance(value, Weight) and self._plain(self.source.stored[value.name].name):
+                    value.kind, value.trainable = "constant", False
 
     def _note_symbols(self, kind: TensorType) -> None:
         for s in kind.shape or ():

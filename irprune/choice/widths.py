@@ -152,9 +152,9 @@ def _sides(weight: Weight, batched: bool = False) -> list[list[Axis]]:
 
 
 def _alone(graph: Graph) -> Iterable[Axis]:
-    """Leaves that somewhere are no factor of a product."""
+    """Leaves that somewhere in what was learned are no factor of a product."""
     for weight in graph.weights.values():
-        for a in weight.axes or ():
+        for a in (weight.axes or ()) if weight.kind != "constant" else ():
             for slot in slots_of(a):
                 if not slot.around:
                     yield slot.leaf

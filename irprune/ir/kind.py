@@ -54,6 +54,8 @@ def _by_use(graph: Graph) -> dict[Axis, str]:
     for node in graph.nodes:
         if node.op == "group_norm" and len(factors((node.operand(0).axes or ())[1])) > 1:
             mark(factors((node.operand(0).axes or ())[1])[1:], "norm-group channels")
+        elif node.op == "instance_norm" and any(x.role == "group" for x in leaves((node.operand(0).axes or ())[1])):
+            mark(_free((node.operand(0).axes or ())[2:]), "norm-group channels")
         elif node.op == "conv" and node.attrs.get("groups", 1) != 1 and (node.operand(1).axes or ())[1].size != 1:
             mark((node.operand(1).axes or ())[1:2], "grouped channels")
         elif node.op == "embedding":

@@ -17,7 +17,7 @@ from irprune.ir.size import Sym
 from irprune.ops.families.shape import position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 
-__all__ = ["constant_list", "indexed"]
+__all__ = ["constant_list", "indexed", "recounted", "taken"]
 
 RUNS = 64
 """The most runs of consecutive indices that a constant list is cut into."""
@@ -42,7 +42,16 @@ def constant_list(value: Value) -> NDArray[np.int64] | None:
 
 def _pick(axes: Axes, a: Axis, value: Value) -> Axis | None:
     """The axis that the constant list ``value`` takes out of ``a``, a sum of its runs; None where it must be frozen instead."""
-    if isinstance(a.size, Sym) or axes.is_frozen(a) or (chosen := constant_list(value)) is None:
+    chosen = constant_list(value)
+    picked = taken(axes, a, chosen) if chosen is not None else None
+    if picked is not None:
+        axes.freeze(axes.of(value)[0], "a list of indices")
+    return picked
+
+
+def taken(axes: Axes, a: Axis, chosen: NDArray[np.int64]) -> Axis | None:
+    """The axis of the indices ``chosen`` of ``a``, a sum of its runs; None where they are too many or ``a`` is frozen."""
+    if isinstance(a.size, Sym) or axes.is_frozen(a):
         return None
     chosen = np.where(chosen < 0, chosen + a.size, chosen)
     breaks = np.flatnonzero(np.diff(chosen) != 1) + 1
@@ -50,7 +59,6 @@ def _pick(axes: Axes, a: Axis, value: Value) -> Axis | None:
         return None
     runs = [(int(r[0]), int(r[-1]) + 1) for r in np.split(chosen, breaks)]
     edges = sorted({0, a.size, *(e for run in runs for e in run)})
-    axes.freeze(axes.of(value)[0], "a list of indices")
     pieces = dict(zip(edges, axes.cut(a, [hi - lo for lo, hi in pairwise(edges)]), strict=False))
     return axes.sum(pieces[e] for first, last in runs for e in edges if first <= e < last)
 
@@ -61,12 +69,17 @@ def _rewrite(node: Node, i: int, a: Axis, made: Axis, cut: Cut) -> None:
     chosen = constant_list(old)
     if chosen is None or not cut.changes(a):
         return
-    picked = np.where(chosen < 0, chosen + int(a.size), chosen)[np.asarray(cut.kept(made))]  # type: ignore[arg-type]
-    fresh = np.searchsorted(np.asarray(cut.kept(a)), picked).astype(np.int32 if old.dtype == "i32" else np.int64)
+    fresh = recounted(chosen, a, made, cut).astype(np.int32 if old.dtype == "i32" else np.int64)
     if node.graph is None:
         return
     name = f"folded.{node.out.name}_index"
     node.set_input(i, node.graph.add_weight(Weight(name, TensorType(old.dtype, (len(fresh),)), lambda: fresh, "constant")))
+
+
+def recounted(chosen: NDArray[np.int64], a: Axis, made: Axis, cut: Cut) -> NDArray[np.int64]:
+    """Those of the indices ``chosen`` of ``a`` that are kept, ``made`` being their axis, counted in what is kept of ``a``."""
+    picked = np.where(chosen < 0, chosen + int(a.size), chosen)[np.asarray(cut.kept(made))]  # type: ignore[arg-type]
+    return np.searchsorted(np.asarray(cut.kept(a)), picked)
 
 
 # -- one index list --------------------------------------------------------------------------------------------------
@@ -254,5 +267,13 @@ def _run_time(axes: Axes, node: Node) -> None:
     raise Unsupported("positions that are known at run time")
 
 
+def _item(axes: Axes, node: Node) -> None:
+    """One number of a tensor; its attribute ``symbol`` names the size that it tells."""
+    for a in axes.of(node.operand(0)):
+        axes.freeze(a, "read as a number")
+    node.out.axes = ()
+
+
+op("item", _item, aten=("item.default", "_local_scalar_dense.default"), doc="a number that stands in shapes")
 op("nonzero", _run_time, aten=("nonzero.default", "argwhere.default"), samples=(Sample((Arg((2, 3)),), free=0),))
 op("masked_select", _run_time, aten=("masked_select.default",), samples=(Sample((Arg((2, 3)), _MASK), free=0),))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from irprune.ir.axis import Axes
+from irprune.ir.axis import Axes, leaves
 from irprune.ir.graph import Node
 from irprune.ir.size import product
-from irprune.ops.families.contraction import zeroed
+from irprune.ops.families.contraction import concrete, zeroed
 from irprune.ops.registry import Arg, Cut, Sample, op
 
 __all__ = ["masked_mean"]
@@ -52,9 +52,25 @@ def _channelwise(axes: Axes, node: Node) -> None:
     for value in node.inputs[1:]:
         if value is not None:
             axes.unify(own[1], axes.of(value)[0])
+    if node.op == "instance_norm":
+        _mark_groups(axes, node)
     for value in node.outputs:
         statistics = [own[1] if s == own[1].size else axes.frozen(s, "no statistics") for s in value.shape]
         value.axes = own if value.rank == len(own) else tuple(statistics)
+
+
+def _mark_groups(axes: Axes, node: Node) -> None:
+    """Where a reshape left part of the channels in dimension 1 and put the rest behind it, this is a group norm over groups, as the
+    exporters of torch write one."""
+    own, made = axes.of(node.operand(0)), node.operand(0).producer
+    if made is None or made.op != "reshape":
+        return
+    behind = {x for a in own[2:] for x in leaves(a)}
+    for a in axes.of(made.operand(0)):
+        inside = set(leaves(a))
+        for x in leaves(own[1]) if inside & behind else ():
+            if x in inside and x is not axes.one:
+                x.role = x.role or "group"
 
 
 def _channelwise_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
@@ -129,9 +145,35 @@ def _layer_norm_silence(torch: Any, node: Node, operands: list[Any], present: An
     mask = present(node.operand(0), dims)
     if mask is None:
         return run(*operands)
+    quick = _by_kernel(torch, node, x, weight, bias, mask)
+    if quick is not None:
+        return quick
     y, mean, scale = _standardised(torch, x.contiguous(), dims, mask, node.attrs["eps"])  # as the kernel lays its result
     y = _affine(y, weight, bias, [x.shape[d] for d in dims])
     return y if len(node.outputs) == 1 else (y, mean, scale)
+
+
+def _by_kernel(torch: Any, node: Node, x: Any, weight: Any, bias: Any, mask: Any) -> Any:
+    """The layer or rms norm of those present by torch's own kernel; None where it cannot be or what is dropped is not finite.
+
+    The others stand at the mean (at zero for the rms norm), where they add nothing to the variance. Over all N indices that is
+    n / N of the variance of the n present; with ``eps`` made smaller alike, what comes out is the square root of N / n too large.
+    """
+    dims = _normalised(node)
+    if len(node.outputs) > 1 or not concrete(x) or any(n != 1 for n in mask.shape[:dims[0]]):
+        return None
+    shape = [x.shape[d] for d in dims]
+    there = mask.expand(*[1] * dims[0], *shape).to(x.dtype)
+    share = float(there.mean())
+    eps = node.attrs.get("eps")
+    eps = (torch.finfo(x.dtype).eps if eps is None else eps) * share
+    scale = there[(0,) * dims[0]] * share**0.5 * (1 if weight is None else weight)
+    if node.op == "rms_norm":
+        y = torch.nn.functional.rms_norm(x * there, shape, scale, eps)
+    else:
+        mean = (x.flatten(dims[0]) @ (there.flatten() / there.sum())).reshape(*x.shape[:dims[0]], *[1] * len(dims))
+        y = torch.nn.functional.layer_norm(torch.lerp(mean, x, there), shape, scale, bias, eps)
+    return y if bool(torch.isfinite(y.sum())) else None
 
 
 def _rms_norm_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
@@ -140,6 +182,9 @@ def _rms_norm_silence(torch: Any, node: Node, operands: list[Any], present: Any,
     mask = present(node.operand(0), dims)
     if mask is None:
         return run(*operands)
+    quick = _by_kernel(torch, node, x, weight, None, mask)
+    if quick is not None:
+        return quick
     eps = node.attrs.get("eps")
     scale = torch.rsqrt(masked_mean(torch, x * x, dims, mask) + (torch.finfo(x.dtype).eps if eps is None else eps))
     y = x * scale if weight is None else x * scale * weight

@@ -5,14 +5,37 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from irprune.ir.axis import Axes
-from irprune.ir.graph import Node, TensorType
+from irprune.ir.graph import Node, TensorType, Value, Weight
+from irprune.ir.size import Sym, probe_of
+from irprune.ops.families.index import recounted, taken
 from irprune.ops.onnx.spell import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like, position
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Cut, Sample, op
 
 __all__: list[str] = []
+
+
+def constant_of(value: Value) -> NDArray[np.int64] | None:
+    """Integers that are stored in the model, or laid out from such ones as exporters do for indices; else None."""
+    node = value.producer
+    if node is None:
+        stored = isinstance(value, Weight) and value.kind != "parameter" and value.dtype in ("i64", "i32") and value.type.static
+        return np.asarray(value.load(), dtype=np.int64) if stored else None  # type: ignore[attr-defined]
+    read = [constant_of(v) for v in node.inputs if v is not None] if node.op in _LAYS_OUT and value.type.static else [None]
+    arrays = [a for a in read if a is not None]
+    if len(arrays) < len(read):
+        return None
+    if node.op == "cat":
+        return np.concatenate(arrays, axis=node.attrs["dim"])
+    if node.op == "expand":
+        return np.broadcast_to(arrays[0], value.shape)  # type: ignore[arg-type]
+    return arrays[0].transpose(node.attrs["dims"]) if node.op == "permute" else arrays[0].reshape(value.shape)  # type: ignore[arg-type]
+
+
+_LAYS_OUT = ("identity", "unsqueeze", "squeeze", "reshape", "expand", "permute", "cat")
 
 
 def _gather_rule(axes: Axes, node: Node) -> None:
@@ -123,6 +146,9 @@ spell("scatter_elements", "ScatterElements", "Scatter", read=_scatter_elements)
 def _nd_rule(axes: Axes, node: Node) -> None:
     """The last dimension of the index names a place in the leading dimensions after the batch; what lies behind passes."""
     own, index = axes.of(node.operand(0)), axes.of(node.operand(1))
+    if node.op == "scatter_nd" and (lists := _grid(node)) is not None:
+        _write_grid(axes, node, lists)
+        return
     batch = node.attrs.get("batch_dims", 0)
     depth = node.operand(1).shape[-1]
     axes.freeze(index[-1], "places in several dimensions")
@@ -143,6 +169,47 @@ def _nd_rule(axes: Axes, node: Node) -> None:
     for a, b in zip(axes.of(node.operand(2)), picked, strict=True):
         axes.unify(a, b)
     node.out.axes = own
+
+
+def _grid(node: Node) -> list[NDArray[np.int64]] | None:
+    """The indices of each dimension that is written to where they are constants of the model and every combination of them is written
+    once, in order: a write to a slice. Else None."""
+    index, own = constant_of(node.operand(1)), node.operand(0).shape
+    if index is None or index.size == 0 or index.ndim != index.shape[-1] + 1:
+        return None
+    first = [(0,) * k + (slice(None),) + (0,) * (index.ndim - 2 - k) for k in range(index.ndim - 1)]
+    lists = [index[(*at, k)] for k, at in enumerate(first)]
+    if any(isinstance(s, Sym) or len(np.unique(many % s)) != len(many) for many, s in zip(lists, own, strict=False)):
+        return None
+    whole = np.stack(np.meshgrid(*lists, indexing="ij"), axis=-1)
+    return [many % s for many, s in zip(lists, own, strict=False)] if np.array_equal(whole, index) else None  # type: ignore[operator]
+
+
+def _write_grid(axes: Axes, node: Node, lists: list[NDArray[np.int64]]) -> None:
+    own, written = axes.of(node.operand(0)), axes.of(node.operand(2))
+    for a in axes.of(node.operand(1)):
+        axes.freeze(a, "a list of indices")
+    for k, (a, b) in enumerate(zip(own, written, strict=True)):
+        picked = a if k >= len(lists) or np.array_equal(lists[k], np.arange(probe_of(a.size))) else taken(axes, a, lists[k])
+        if picked is None:
+            axes.freeze(a, "places that are written")
+            axes.freeze(b, "what is written")
+        else:
+            axes.unify(picked, b)
+    node.out.axes = own
+
+
+def _grid_resize(node: Node, cut: Cut) -> None:
+    """The places are counted anew."""
+    own, written, lists = node.operand(0).axes or (), node.operand(2).axes or (), _grid(node)
+    if lists is None or not any(map(cut.changes, own[: len(lists)])):
+        return
+    now = [recounted(many, a, b, cut) if cut.changes(a) else many for many, a, b in zip(lists, own, written, strict=False)]
+    if node.graph is None:
+        return
+    fresh = np.stack(np.meshgrid(*now, indexing="ij"), axis=-1)
+    kind = TensorType("i64", fresh.shape)
+    node.set_input(1, node.graph.add_weight(Weight(f"{node.out.name}.places", kind, lambda: fresh, "constant")))
 
 
 def _gather_nd(node: OnnxNode) -> Step:
@@ -169,7 +236,12 @@ op(
     "scatter_nd",
     _nd_rule,
     run=runs("scatter_nd"),
-    samples=(Sample((Arg((4, 6)), Arg((3, 1), "i64", values=(0, 2, 3)), Arg((3, 6))), {"reduction": "none"}, free=1),),
+    resize=_grid_resize,
+    samples=(
+        Sample((Arg((8, 6)), Arg((4, 1), "i64", values=(2, 3, 4, 7)), Arg((4, 6))), {"reduction": "none"}, free=4),
+        Sample((Arg((2, 5)), Arg((2, 2, 2), "i64", values=(0, 1, 0, 2, 1, 1, 1, 2)), Arg((2, 2))), {"reduction": "add"}, free=3),
+        Sample((Arg((4, 6)), Arg((3, 1), "i64", values=(0, 2, 0)), Arg((3, 6))), {"reduction": "add"}, free=1),
+    ),
 )
 spell("gather_nd", "GatherND", read=_gather_nd)
 spell("scatter_nd", "ScatterND", read=_scatter_nd)
