@@ -53,7 +53,7 @@ def prune(
     *,
     ratio: float = 0.5,
     importance: Any = None,
-    scope: str = "local",
+    scope: str | None = None,
     keep: Sequence[str] = (),
     round_to: int | str | None = None,
     budget: Mapping[str, float | str] | None = None,
@@ -65,8 +65,9 @@ def prune(
     model       nn.Module, ExportedProgram, "m.pt2", "m.onnx", onnx.ModelProto or onnx_graphsurgeon.Graph; ``args`` and ``kwargs``
                 are an example call
     ratio       share of every width that is dropped, 0 to 1; default 0.5
-    importance  criterion: a name of ``irprune.importance`` or an object; default "magnitude", with calibration data "wanda"
-    scope       "local": every width by its ratio; "global": one threshold; "isomorphic": one for each kind of structure
+    importance  criterion: a name of ``irprune.importance`` or an object; default "magnitude", with calibration data "osscar"
+    scope       "local": every width by its ratio; "global": one threshold; "isomorphic": one for each kind of structure. Default:
+                "global" for a budget where there are calibration data, else "local"
     keep        patterns over weights, groups and module paths that stay whole: ["head*"]
     round_to    widths become multiples of it; "auto": of what onnxruntime likes on this machine, as measured (16 for convolutions on
                 AVX-512, 1 for matrix products). Default: 1, with a budget on latency "auto"

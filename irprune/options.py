@@ -23,7 +23,7 @@ class Options:
 
     ratio: float = 0.5
     importance: Any = None
-    scope: str = "local"
+    scope: str | None = None
     keep: tuple[str, ...] = ()
     ratios: Mapping[str, float] = field(default_factory=dict)
     round_to: int | str | None = None
@@ -61,7 +61,9 @@ class Options:
             object.__setattr__(self, "calibration", list(self.calibration))
         data = self.calibration is not None
         if self.importance is None:
-            object.__setattr__(self, "importance", "wanda" if data else "magnitude")
+            object.__setattr__(self, "importance", "osscar" if data else "magnitude")
+        if self.scope is None:
+            object.__setattr__(self, "scope", "global" if data and self.budget is not None else "local")
         if self.repair is None:
             object.__setattr__(self, "repair", data)
         self.choose()  # its own checks
@@ -87,6 +89,7 @@ class Options:
         from irprune.choice.budget import wanted
         from irprune.passes.choose import Choose
 
+        assert self.scope is not None
         budget: Any = self.budget
         if isinstance(budget, Mapping) and "latency" in budget:
             share, seconds = wanted(budget["latency"])

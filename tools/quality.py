@@ -4,9 +4,10 @@
     python tools/quality.py --net ViT --seeds 1 --criterion magnitude --out /tmp/some
 
 Nets are trained on the digits data, once per seed, and kept in ``--cache``, as are rows: a run that was stopped goes on where it
-was. Of each seed's split the training part trains, half of the validation part feeds the criterion, the other half the repair (the
-default call gives the whole of it to both), and the test part is seen by neither. Torch-Pruning gets the criterion's images with their
-labels, and the same multiply-accumulates.
+was. Every seed splits the data anew into four parts that share no image: one trains, half of the validation part feeds the criterion, the
+other half the repair, and the test part is only measured on. The default is what ``calibration=`` alone sets, but that its criterion reads
+the criterion's images, not the repair's. Torch-Pruning gets the criterion's images with their labels, and the same multiply-accumulates.
+Settings of the default were chosen on other seeds than those that are measured here.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import irprune
-from irprune.api import cut_graph
+from irprune.api import Options, cut_graph
 from irprune.digits import Data, Part, accuracy, jitter, load_data, train
 from irprune.emit.module import emit_module
-from irprune.importance import criteria
+from irprune.importance import criteria, named
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
 from irprune.repair import METHODS, repair
@@ -122,8 +123,9 @@ class Bench:
         if setting.rival:
             return torch_pruning(self.model, self.criterion.images, self.criterion.labels, setting.importance, left)
         if setting.importance == "default":
-            return irprune.prune(self.model, self.example, budget={"macs": left}, calibration=self.data.val.images, proof=False,
-                                 dynamic_shapes=DYNAMIC).module
+            usual = {"budget": {"macs": left}, "calibration": self.calibration.images}
+            own = named(Options.of(**usual).importance, calibration=self.criterion.images)
+            return irprune.prune(self.model, self.example, importance=own, proof=False, dynamic_shapes=DYNAMIC, **usual).module
         if self.scored != setting.importance:
             Score(setting.importance, calibration=self.criterion.images).run(self.graph)
             self.scored = setting.importance

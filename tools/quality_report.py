@@ -161,7 +161,7 @@ def write(found: Found, nets: Sequence[str], seeds: int, rows: Sequence[Setting]
     text = "\n\n".join([
         f"{_today()}, digits data, torch {torch.__version__}; test accuracy in %, mean ± deviation over seeds, at 75 / 50 / 25 % "
         f"of the multiply-accumulates; dense: {whole}. Repaired is by least squares where nothing else is said. The criterion sees 180 "
-        "images, the repair 180 others (the default gives all 360 to both), and none is trained or tested on; "
+        "images, the repair 180 others, in every row; none of them is trained or tested on; "
         "Torch-Pruning gets the criterion's images with their labels. "
         "Every seed's numbers, also after three epochs, are in `tools/results/quality.csv`.",
         "Without training:", table(found, nets, seeds, rows, "accuracy"),

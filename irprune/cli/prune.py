@@ -29,9 +29,10 @@ folder with all of them and readable source."""
 @click.option("--latency", metavar="SHARE|TIME", help="Budget on onnxruntime: share of the original's time, or a time such as 3ms.")
 @click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True,
               help="Threads of onnxruntime for --latency; 0 leaves its default.")
-@click.option("--importance", default=None, help="The criterion that ranks channels.  [default: magnitude; wanda with --calibration]")
-@click.option("--scope", type=click.Choice(["local", "global", "isomorphic"]), default="local", show_default=True,
-              help="Rank within each width, over all, or over groups of the same structure.")
+@click.option("--importance", default=None, help="The criterion that ranks channels.  [default: magnitude; osscar with --calibration]")
+@click.option("--scope", type=click.Choice(["local", "global", "isomorphic"]), default=None,
+              help="Rank within each width, over all, or over groups of the same structure.  [default: local; global for a budget with "
+                   "--calibration]")
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Weights, groups (weight:dim) or modules that stay whole.")
 @click.option("--ratio-of", "ratios", multiple=True, metavar="PATTERN=RATIO", help="A ratio of their own for what PATTERN matches.")
 @click.option("--round-to", metavar="N|auto", default=None,

@@ -7,7 +7,7 @@ different scale can be added up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from irprune.calibration import Calibration
     from irprune.layers import Layer
 
-__all__ = ["Reader", "Reading", "calibrated", "collected", "readings", "shares", "whole"]
+__all__ = ["Reader", "Reading", "calibrated", "collected", "portions", "readers", "readings", "shares", "whole"]
+
+WIDEST = 6144  # inputs of a layer beyond which no Gram matrix is made, as in the repair by least squares
+MEMORY = 1 << 30  # bytes of Gram matrices held at a time
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Reader:
 @dataclass
 class Reading:
     """What a layer read over the calibration data, in float64: ``count`` rows, their ``mean`` [b, k], mean ``square`` [b, k] and,
-    where asked, the mean of products ``gram`` [b, k, k]; ``weight`` is [b, k, o]."""
+    where asked and no more than ``WIDEST`` inputs wide, the mean of products ``gram`` [b, k, k]; ``weight`` is [b, k, o]."""
 
     weight: Any
     count: int = 0
@@ -122,9 +125,10 @@ def readings_of(graph: Graph, layers: Sequence[Layer], calibration: Calibration,
         if layer is not None:
             key = key_of(layer)
             x = layer.rows(operands[layer.at])
-            limit = max(rows, 4 * x.shape[2]) if gram else 8 * rows
+            products = gram and x.shape[2] <= WIDEST
+            limit = max(rows, 4 * x.shape[2]) if products else 8 * rows
             stride = strides.setdefault(key, max(1, -(-x.shape[0] * 4 // limit)))
-            _add(out[key], x[::stride].transpose(0, 1).double().cpu(), gram, node.where)
+            _add(out[key], x[::stride].transpose(0, 1).double().cpu(), products, node.where)
         return run(*operands)
 
     half = torch.float32 if any(v.dtype in ("f16", "bf16") for v in graph.values()) else None
@@ -132,7 +136,7 @@ def readings_of(graph: Graph, layers: Sequence[Layer], calibration: Calibration,
         evaluate(graph, batch.inputs, wanted=[n.out for n in wanted], dtype=half, hook=hook)
     for reading in out.values():
         reading.mean, reading.square = reading.mean / reading.count, reading.square / reading.count
-        if gram:
+        if reading.gram is not None:
             reading.gram = reading.gram / reading.count
     return out
 
@@ -155,6 +159,21 @@ def _add(reading: Reading, x: Any, gram: bool, where: str) -> None:
     if gram:
         product = x.transpose(1, 2) @ x
         reading.gram = product if first else reading.gram + product
+
+
+def portions(found: Mapping[Axis, Sequence[Reader]], memory: int = MEMORY) -> Iterator[dict[Axis, Sequence[Reader]]]:
+    """``found`` in runs of leaves whose layers' Gram matrices and their inverses fit ``memory``; a leaf that does not stands by itself."""
+    some: dict[Axis, Sequence[Reader]] = {}
+    held: dict[str, int] = {}
+    for leaf, readers in found.items():
+        mine = {key_of(r.layer): 16 * r.owner.shape[0] * r.owner.shape[1] ** 2 for r in readers if r.owner.shape[1] <= WIDEST}
+        if some and sum((held | mine).values()) > memory:
+            yield some
+            some, held = {}, {}
+        some[leaf] = readers
+        held |= mine
+    if some:
+        yield some
 
 
 def collected(

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from irprune.importance import Scores, criterion
-from irprune.importance.consumers import calibrated, collected, key_of, whole
-from irprune.importance.reconstruction import Surgeon, prices
+from irprune.importance.consumers import whole
+from irprune.importance.reconstruction import Diagonal, Surgeon, surgeons
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -41,25 +41,18 @@ class Osscar:
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
-        found, read = collected(graph, groups, blocks, calibrated(self.calibration, graph, "osscar"), gram=True)
-        out: dict[Axis, Scores] = {}
-        inverses: dict[str, Any] = {}
-        price = prices(self, graph, found)
-        for leaf, readers in found.items():
-            if readers:
-                surgeons = [Surgeon(r, read[key_of(r.layer)], self.ridge, inverses, price.get(key_of(r.layer))) for r in readers]
-                out[leaf] = self._order(surgeons).reshape(readers[0].shape)
+        out = {leaf: self._order(many).reshape(shape) for leaf, shape, many in surgeons(self, "osscar", graph, groups, blocks)}
         return whole(out, graph, groups, blocks)
 
-    def _order(self, surgeons: Sequence[Surgeon]) -> Scores:
+    def _order(self, many: Sequence[Surgeon | Diagonal]) -> Scores:
         """By how much the error grew when each index went."""
-        count = surgeons[0].count
+        count = many[0].count
         left = np.arange(count)
         at_once = max(1, -(-count // self.steps))
         out = np.zeros(count)
         most = 0.0
         while len(left):
-            losses = np.sum([s.losses(left) for s in surgeons], axis=0)
+            losses = np.sum([s.losses(left) for s in many], axis=0)
             order = np.argsort(losses, kind="stable")[:at_once]
             for i in order:
                 most = max(most, float(losses[i]))
@@ -67,6 +60,6 @@ class Osscar:
             gone = left[order]
             left = np.delete(left, order)
             if len(left):
-                for s in surgeons:
+                for s in many:
                     s.drop(gone.tolist())
         return out

@@ -6,19 +6,20 @@ in Frantar and Alistarh, "Optimal Brain Compression", NeurIPS 2022. ``osscar`` i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from irprune.errors import IrpruneError
 from irprune.importance import Scores, criterion
-from irprune.importance.consumers import Reader, Reading, calibrated, collected, key_of, whole
+from irprune.importance.consumers import Reader, Reading, calibrated, key_of, portions, readers, readings, whole
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
 
-__all__ = ["Reconstruction", "Surgeon"]
+__all__ = ["Diagonal", "Reconstruction", "Surgeon", "surgeons"]
 
 
 @criterion("reconstruction")
@@ -27,7 +28,8 @@ class Reconstruction:
     """The squared error of the least-squares repair when this index alone is dropped, added up over layers.
 
     ``ridge`` is relative to the mean diagonal of the Gram matrix. A layer's error is relative to its output, or, ``weighted``, what it
-    costs: times the mean squared gradient of ``loss`` (or of labels drawn from the output) by the layer's result.
+    costs: times the mean squared gradient of ``loss`` (or of labels drawn from the output) by the layer's result; a model without a
+    gradient is judged by the relative errors.
     """
 
     calibration: Any = None
@@ -38,28 +40,70 @@ class Reconstruction:
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
-        found, read = collected(graph, groups, blocks, calibrated(self.calibration, graph, "reconstruction"), gram=True)
-        out: dict[Axis, Scores] = {}
-        inverses: dict[str, Any] = {}
-        price = prices(self, graph, found)
-        for leaf, readers in found.items():
-            for r in readers:
-                surgeon = Surgeon(r, read[key_of(r.layer)], self.ridge, inverses, price.get(key_of(r.layer)))
-                loss = surgeon.losses(np.arange(surgeon.count)).reshape(r.shape)
-                out[leaf] = out[leaf] + loss if leaf in out else loss
+        out = {leaf: np.sum([s.losses(np.arange(s.count)) for s in many], axis=0).reshape(shape)
+               for leaf, shape, many in surgeons(self, "reconstruction", graph, groups, blocks)}
         return whole(out, graph, groups, blocks)
 
 
+def surgeons(
+    criterion: Any, name: str, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+) -> Iterator[tuple[Axis, tuple[int, ...], list[Surgeon | Diagonal]]]:
+    """For each leaf that layers read: the leaf, the shape of its scores, and a surgeon for each of the layers.
+
+    Gram matrices are collected for as many leaves at a time as memory allows.
+    """
+    data = calibrated(criterion.calibration, graph, name)
+    found = {leaf: many for leaf, many in readers(graph, groups, blocks).items() if many}
+    price: dict[str, float] | None = None
+    for some in portions(found):
+        read = readings(graph, some, data, gram=True)
+        if price is None:  # behind the first readings, which name what is NaN
+            price = prices(criterion, graph, found)
+        inverses: dict[str, Any] = {}
+        for leaf, many in some.items():
+            made: list[Surgeon | Diagonal] = []
+            for r in many:
+                key = key_of(r.layer)
+                if read[key].gram is None:
+                    made.append(Diagonal(r, read[key], price.get(key)))
+                else:
+                    made.append(Surgeon(r, read[key], criterion.ridge, inverses, price.get(key)))
+            yield leaf, many[0].shape, made
+
+
 def prices(criterion: Any, graph: Graph, found: Mapping[Axis, Sequence[Reader]]) -> dict[str, float]:
-    """What a squared error of 1 in one element of each layer's result costs; nothing where the criterion is not weighted."""
+    """What a squared error of 1 in one element of each layer's result costs; nothing where the criterion is not weighted, or where the
+    model has no gradient and no ``loss`` was given."""
     if not criterion.weighted:
         return {}
     from irprune.gradients import sensitivities
 
     layers = {r.layer.node: key_of(r.layer) for many in found.values() for r in many}
     data = calibrated(criterion.calibration, graph, "reconstruction", 16)
-    squares = sensitivities(graph, list(layers), data, criterion.loss, criterion.seed)
+    try:
+        squares = sensitivities(graph, list(layers), data, criterion.loss, criterion.seed)
+    except (IrpruneError, RuntimeError):  # whole-number outputs, operators that torch has no derivative of
+        if criterion.loss is not None:
+            raise
+        return {}
     return {layers[node]: s / 2 for node, s in squares.items()}
+
+
+class Diagonal:
+    """A layer too wide for a Gram matrix: its inputs are taken to be independent, so that nothing makes up for what is gone."""
+
+    def __init__(self, reader: Reader, reading: Reading, price: float | None = None) -> None:
+        lost = reading.weight.square().sum(-1) * reading.square
+        scale = 1 / max(float(lost.sum()), 1e-300) if price is None else price / (reading.weight.shape[0] * reading.weight.shape[2])
+        self.lost = reader.gathered(lost.numpy()).reshape(-1) * scale
+        self.count = len(self.lost)
+
+    def losses(self, indices: Any) -> Scores:
+        """As of ``Surgeon``."""
+        return np.asarray(self.lost[np.asarray(indices)], dtype=np.float64)
+
+    def drop(self, indices: Sequence[int]) -> None:
+        """Nothing changes for the others."""
 
 
 class Surgeon:
