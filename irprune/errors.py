@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sysconfig
 
-__all__ = ["CheckFailed", "IrpruneError", "gist", "users_line"]
+__all__ = ["CheckFailed", "IrpruneError", "first_line", "gist", "users_line"]
 
 
 class IrpruneError(Exception):
@@ -27,6 +27,11 @@ def gist(error: BaseException) -> str:
     lines = [x.strip() for x in str(error).splitlines() if x.strip()]
     told = [*lines[:1], *[x for x in lines[1:] if x.startswith("- ")][:1]]
     return f"{type(error).__name__}: {' '.join(x[:200] for x in told) or 'no message'}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something; the error's kind where none does."""
+    return next((x.strip() for x in str(error).splitlines() if x.strip()), type(error).__name__)
 
 
 _STANDARD = sysconfig.get_path("stdlib") + "/"

@@ -12,7 +12,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-from test_onnx_file import damaged, decorated, info, int64, model_of, node, tensor  # noqa: E402
+from test_onnx_file import decorated, info, int64, model_of, node, tensor  # noqa: E402
 
 import irprune.cli  # noqa: E402
 
@@ -30,6 +30,40 @@ DAMAGES = [
     ("outside data", "leaves the model's folder"),
     ("linked data", "leaves the model's folder"),
 ]
+
+
+def damaged(tmp_path: Path, how: str) -> Path:
+    path = tmp_path / "m.onnx"
+    model = decorated()
+    if how == "cycle":
+        model.graph.node[0].input[0] = "r"
+    elif how == "unknown name":
+        model.graph.node[1].input[0] = "nowhere"
+    elif how == "new opset":
+        model.opset_import[0].version = 999
+    elif how == "old opset":
+        model.opset_import[0].version = 3
+    elif how == "unknown rank":
+        model.graph.input[0].type.tensor_type.ClearField("shape")
+    elif how in ("missing data", "short data", "outside data", "linked data"):
+        onnx.save(model, path, save_as_external_data=True, location="m.bin", size_threshold=0)
+        data = tmp_path / "m.bin"
+        if how == "missing data":
+            data.unlink()
+        elif how == "short data":
+            data.write_bytes(data.read_bytes()[:100])
+        elif how == "linked data":
+            data.rename(tmp_path.parent / "elsewhere.bin")
+            data.symlink_to(tmp_path.parent / "elsewhere.bin")
+        else:
+            model = onnx.load(path, load_external_data=False)
+            for t in model.graph.initializer:
+                next(e for e in t.external_data if e.key == "location").value = "../m.bin"
+            path.write_bytes(model.SerializeToString())
+        return path
+    whole = model.SerializeToString()
+    path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "no model": b"hello there, this is text"}.get(how, whole))
+    return path
 
 
 def refused(path: Path, says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,9 +118,9 @@ def added(first: tuple[int, ...], second: tuple[int, ...]) -> onnx.ModelProto:
     return model_of([node("Add", "x w", "y")], [info("x", *first)], [info("y", *first)], [tensor("w", *second)])
 
 
-def reshaped(*sizes: int) -> onnx.ModelProto:
+def reshaped(*sizes: int, rows: int | str = 2) -> onnx.ModelProto:
     nodes = [node("MatMul", "x w", "h"), node("Reshape", "h s", "y")]
-    return model_of(nodes, [info("x", 2, 6)], [info("y", *map(abs, sizes))], [tensor("w", 6, 8), int64("s", *sizes)])
+    return model_of(nodes, [info("x", rows, 6)], [info("y", *map(abs, sizes))], [tensor("w", 6, 8), int64("s", *sizes)])
 
 
 def convolved(*kernel: int) -> onnx.ModelProto:
@@ -126,6 +160,9 @@ WRONG: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "a name made twice": (twice, "'h'"),
     "a product that does not fit": (lambda: product((5, 4)), "MatMul"),
     "a sum that does not fit": (lambda: added((2, 6), (2, 5)), "Add"),
+    "a reshape to another count": (lambda: reshaped(3, 5), "(Reshape) cannot run: [2, 8] cannot be reshaped to [3, 5]"),
+    "a reshape with no size left": (lambda: reshaped(3, -1), "(Reshape)"),
+    "kernels for other channels": (lambda: convolved(4, 5, 3, 3), "(Conv) cannot run: kernels of shape [4, 5, 3, 3] are for 5 channels"),
     "a kernel of another rank": (lambda: convolved(4, 3, 3), "Conv"),
     "a concatenation that does not fit": (concatenated, "Concat"),
     "operands of two types": (of_two_kinds, "MatMul"),
@@ -145,15 +182,25 @@ def test_wrong_models(tmp_path: Path, capsys: pytest.CaptureFixture[str], what: 
     refused(path, says, capsys)
 
 
-@pytest.mark.parametrize(("model", "says"), [(reshaped(3, 5), "Reshape"), (convolved(4, 5, 3, 3), "Conv")])
-def test_what_only_running_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str], model: onnx.ModelProto, says: str) -> None:
-    """Sizes that ONNX's inference does not compare: the proof runs the model and gives onnxruntime's word."""
+def test_what_only_running_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A size that is not known before: the proof runs the model and gives onnxruntime's word."""
     path = tmp_path / "m.onnx"
-    path.write_bytes(model.SerializeToString())
+    path.write_bytes(reshaped(3, 5, rows="n").SerializeToString())
     assert irprune.cli.run(["prune", str(path), "-o", str(tmp_path / "out.onnx")]) == 2
     err = capsys.readouterr().err
-    assert "onnxruntime cannot run the model" in err and says in err and len(err.splitlines()) == 2
+    assert "onnxruntime cannot run the model" in err and "Reshape" in err and len(err.splitlines()) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_branch_that_never_runs_may_be_wrong(tmp_path: Path) -> None:
+    """Exporters write both branches; one of them does not fit."""
+    then = helper.make_graph([node("Reshape", "h s", "t")], "then", [], [info("t", 3, 5)], [int64("s", 3, 5)])
+    other = helper.make_graph([node("Relu", "h", "e")], "else", [], [info("e", 2, 8)])
+    nodes = [node("MatMul", "x w", "h"), helper.make_node("If", ["no"], ["y"], then_branch=then, else_branch=other)]
+    no = numpy_helper.from_array(np.array(False), "no")
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model_of(nodes, [info("x", 2, 6)], [info("y", 2, 8)], [tensor("w", 6, 8), no]).SerializeToString())
+    assert irprune.cli.run(["inspect", str(path), "--json"]) == 0
 
 
 def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

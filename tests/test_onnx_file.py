@@ -17,7 +17,6 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from irprune.capture.onnx import capture_onnx  # noqa: E402
 from irprune.emit.onnx import emit_onnx, write_onnx  # noqa: E402
-from irprune.errors import IrpruneError  # noqa: E402
 from irprune.ir.graph import Graph  # noqa: E402
 from irprune.ir.group import groups_of  # noqa: E402
 from irprune.ir.kept import Kept  # noqa: E402
@@ -351,70 +350,6 @@ def test_external_data_stays_outside_and_is_cut(tmp_path: Path) -> None:
     inside = emit_onnx(cut(analysed(model)))
     assert difference(run_model(out, x), run_model(inside, x)) == 0
     onnx.checker.check_model(str(out), full_check=True)
-
-
-def damaged(tmp_path: Path, how: str) -> Path:
-    path = tmp_path / "m.onnx"
-    model = decorated()
-    if how == "cycle":
-        model.graph.node[0].input[0] = "r"
-    elif how == "unknown name":
-        model.graph.node[1].input[0] = "nowhere"
-    elif how == "new opset":
-        model.opset_import[0].version = 999
-    elif how == "old opset":
-        model.opset_import[0].version = 3
-    elif how == "unknown rank":
-        model.graph.input[0].type.tensor_type.ClearField("shape")
-    elif how in ("missing data", "short data", "outside data", "linked data"):
-        onnx.save(model, path, save_as_external_data=True, location="m.bin", size_threshold=0)
-        data = tmp_path / "m.bin"
-        if how == "missing data":
-            data.unlink()
-        elif how == "short data":
-            data.write_bytes(data.read_bytes()[:100])
-        elif how == "linked data":
-            data.rename(tmp_path.parent / "elsewhere.bin")
-            data.symlink_to(tmp_path.parent / "elsewhere.bin")
-        else:
-            model = onnx.load(path, load_external_data=False)
-            for t in model.graph.initializer:
-                next(e for e in t.external_data if e.key == "location").value = "../m.bin"
-            path.write_bytes(model.SerializeToString())
-        return path
-    whole = model.SerializeToString()
-    path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "no model": b"hello there, this is text"}.get(how, whole))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("how", "says"),
-    [
-        ("truncated", "not a complete ONNX file"),
-        ("empty", "an empty file"),
-        ("no model", "not a"),
-        ("cycle", "cycle through node 'first'"),
-        ("unknown name", "reads 'nowhere', which nothing makes"),
-        ("new opset", "opset 999 is newer"),
-        ("old opset", "opset 3 is not served"),
-        ("unknown rank", "'x' has no known rank"),
-        ("missing data", "external data of 'w1' is missing"),
-        ("short data", "ends early"),
-        ("outside data", "leaves the model's folder"),
-        ("linked data", "leaves the model's folder"),
-    ],
-)
-def test_bad_files_get_one_clear_line(tmp_path: Path, how: str, says: str) -> None:
-    path = damaged(tmp_path, how)
-    with pytest.raises(IrpruneError) as caught:
-        capture_onnx(path)
-    assert says in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_file_that_is_not_there() -> None:
-    with pytest.raises(IrpruneError, match="no such file"):
-        capture_onnx("/nowhere/m.onnx")
 
 
 # -- what is not understood ------------------------------------------------------------------------------------------------------

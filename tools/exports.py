@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 VARIANTS = ("TorchScript", "TorchScript, dynamic", "dynamo", "dynamo, dynamic")
 RATIO = 0.5
-FOLDED = {"": "same", "batch norms folded": "same, bn", "weights computed ahead": "same, ahead"}  # in the PyTorch graph; as the table says it
+FOLDED = {"": "same", "batch norms folded": "same, bn", "weights computed ahead": "same, ahead"}  # as the table says it
 
 
 # -- one case, in a process of its own -----------------------------------------------------------------------------------
@@ -237,16 +237,10 @@ def differing(graph: Graph, plan: Plan) -> list[str]:
 # -- the table -----------------------------------------------------------------------------------------------------------
 
 REASONS = {  # why a file's choice is another one, for the cases where it is known
-    "functional_weights": "the exporter computes the weights ahead (scale times matrix, sums of triangles): the file holds other numbers",
-    "gnn": "the exporter merges the indices and start values of the two attention layers, which are equal, and so couples their heads",
-    "gpt2": "the exporter keeps the rows of the position table that this length reads: the width's importance is read from fewer numbers",
-    "inplace": "an in-place write becomes a ScatterND at constant positions, and what it writes to stays whole",
+    "gnn": "the file expands the indices once for the two attention layers, which have as many heads, and so couples their heads",
     "gru_speech": "the exporter gives the layers one zero state, which couples their widths",
     "lstm_tagger": "in the file each layer has a width of its own; nn.LSTM has one for all",
-    "swin_t": "the exporter computes the relative position bias ahead: the heads' importance is read from its expanded numbers",
-    "unet": "the exporter spells a group norm as an instance norm of groups: whole groups go, where in PyTorch channels of each group go",
-    "vit_b16": "the exporter stores the class token once for each example: the width's importance counts it so often",
-    "wavenet": "the exporter multiplies the two parts of weight norm ahead: the file holds other numbers",
+    "wavenet": "onnxsim multiplies the scale of a residual into the kernel that reads it: the file holds other numbers",
 }
 
 
@@ -271,7 +265,7 @@ def table(rows: list[Row]) -> str:
     same = sum(r.get("same", "").startswith("yes") for r in rows)
     files = sum("left" in r or "failed" in r for r in rows)
     first = (f"{len(cases)} cases, {files} files; {same} of them keep the channels that irprune keeps from PyTorch (bn: with its batch "
-             "norms folded, as in the file).\n")
+             "norms folded, ahead: with what derives from weights alone computed, as in the file).\n")
     return "\n".join([first, *lines, "", *(f"{i}. {n}" for i, n in enumerate(notes, 1))]) + "\n"
 
 

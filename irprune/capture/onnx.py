@@ -21,19 +21,19 @@ from onnx import numpy_helper
 from irprune.capture.onnx_bodies import function_of, lifted, read_body
 from irprune.capture.onnx_file import Files, read_model
 from irprune.capture.onnx_functions import Opened, opened
-from irprune.capture.onnx_proto import NAMES, attributes, dtype_of, identifier, value_type
+from irprune.capture.onnx_order import check_opset, ordered, reads, target_of
+from irprune.capture.onnx_proto import attributes, constant_array, constant_type, dense, dtype_of, identifier, type_proto, value_type
 from irprune.capture.onnx_shapes import LIMIT, fold, symbolic
 from irprune.capture.onnx_types import check_types, without_data
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, symbol
 from irprune.ops.onnx.dynamic import at_run_time
-from irprune.ops.onnx.spell import PREVIOUS, Body, OnnxNode, Step, Unread, called, spelling_of
+from irprune.ops.onnx.spell import PREVIOUS, Body, Misfit, OnnxNode, Step, Unread, called, spelling_of
 from irprune.ops.registry import load_table, lookup
 
-__all__ = ["OnnxSource", "Place", "Stored", "capture_onnx", "target_of"]
+__all__ = ["OnnxSource", "Place", "Stored", "capture_onnx"]
 
-OLDEST = 6
 PLAIN = 1 << 16  # elements of a tensor that is looked through for being one number all over
 _LAID_OUT = frozenset("identity cast unsqueeze squeeze reshape permute expand slice select split".split())
 _NOT_LEARNED = frozenset(
@@ -84,11 +84,6 @@ class OnnxSource:
         return next((o.version for o in self.model.opset_import if (o.domain or "ai.onnx") == (domain or "ai.onnx")), 1)
 
 
-def target_of(node: onnx.NodeProto) -> str:
-    """``Conv``, or ``com.microsoft::Gelu`` where the domain is not ONNX's own."""
-    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
-
-
 def capture_onnx(source: str | Path | onnx.ModelProto) -> Graph:
     """The graph of an ONNX model, given as a file or as a ``ModelProto`` (which is not changed).
 
@@ -100,88 +95,11 @@ def capture_onnx(source: str | Path | onnx.ModelProto) -> Graph:
     else:
         path = Path(source)
         model, files, where = read_model(path), Files(path), str(path)
-    _check_opset(model, where)
-    model = _ordered(model, where)
+    check_opset(model, where)
+    model = ordered(model, where)
     check_types(model, where)
     calls = opened(model, where) if model.functions else None
     return _Reader(OnnxSource(model if calls is None else calls.model, files, calls), where).read()
-
-
-def _check_opset(model: onnx.ModelProto, where: str) -> None:
-    newest = onnx.defs.onnx_opset_version()
-    own = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
-    if not own and not all(n.domain for n in model.graph.node):
-        raise IrpruneError("the model does not say which ONNX opset it uses", where)
-    for version in own:
-        if version > newest:
-            raise IrpruneError(f"opset {version} is newer than the installed onnx knows ({newest})", where, "install a newer onnx")
-        if version < OLDEST:
-            raise IrpruneError(
-                f"opset {version} is not served", where, f"convert it to opset {OLDEST} or newer with onnx.version_converter"
-            )
-
-
-def _ordered(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
-    """``model`` with its nodes in an order that can run. Raises IrpruneError for a cycle or an unknown name."""
-    graph = model.graph
-    made = {v.name for v in graph.input} | {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer} | {""}
-    known = set(made)
-    in_order = True
-    for node in graph.node:
-        in_order = in_order and all(name in known for name in reads(node))
-        again = next((name for name in node.output if name and name in known), None)
-        if again is not None:
-            raise IrpruneError(f"node '{node.name or node.output[0]}' ({target_of(node)}) makes '{again}', which is there already", where)
-        known.update(node.output)
-    for node in graph.node:
-        lost = next((name for name in reads(node) if name not in known), None)
-        if lost is not None:
-            raise IrpruneError(f"node '{node.name or node.output[0]}' ({target_of(node)}) reads '{lost}', which nothing makes", where)
-    for out in graph.output:
-        if out.name not in known:
-            raise IrpruneError(f"the output '{out.name}' is made by no node", where)
-    if in_order:
-        return model
-    left, order = list(graph.node), []
-    while left:
-        ready = [n for n in left if all(name in made for name in reads(n))]
-        if not ready:
-            raise IrpruneError(f"the graph has a cycle through node '{left[0].name or left[0].output[0]}' ({target_of(left[0])})", where)
-        order += ready
-        for n in ready:
-            made.update(n.output)
-        chosen = {id(n) for n in ready}
-        left = [n for n in left if id(n) not in chosen]
-    twin = onnx.ModelProto()
-    twin.CopyFrom(model)
-    del twin.graph.node[:]
-    twin.graph.node.extend(order)
-    return twin
-
-
-def reads(node: onnx.NodeProto) -> list[str]:
-    """The names that ``node`` reads from its own graph: its inputs, then what its subgraphs capture."""
-    return [*node.input, *captured(node)]
-
-
-def captured(node: onnx.NodeProto) -> list[str]:
-    """The outer names that the subgraphs of ``node`` read, in order."""
-    out: dict[str, None] = {}
-    for a in node.attribute:
-        for body in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-            out.update(dict.fromkeys(outer_names(body)))
-    return list(out)
-
-
-def outer_names(body: onnx.GraphProto) -> list[str]:
-    """The names that a subgraph reads and does not make, in order."""
-    out: dict[str, None] = {}
-    own = {v.name for v in body.input} | {t.name for t in body.initializer} | {""}
-    for inner in body.node:
-        out.update((name, None) for name in reads(inner) if name not in own)
-        own.update(inner.output)
-    out.update((v.name, None) for v in body.output if v.name not in own)
-    return list(out)
 
 
 class _Reader:
@@ -202,6 +120,7 @@ class _Reader:
         self.whole: dict[str, onnx.TypeProto] | None = None
         self.symbols: dict[str, Sym] = {}
         self.count = 0
+        self.inside = False  # whether this is a body, which may never run
 
     def fresh(self) -> Sym:
         self.count += 1
@@ -271,7 +190,7 @@ class _Reader:
         for t in self.proto.initializer:
             self._store(Stored("initializer", t.name, self.source.files.loader(t)), TensorType(dtype_of(t.data_type), tuple(t.dims)))
         for s in self.proto.sparse_initializer:
-            self._store(Stored("initializer", s.values.name, partial(_dense, s)), TensorType(dtype_of(s.values.data_type), tuple(s.dims)))
+            self._store(Stored("initializer", s.values.name, partial(dense, s)), TensorType(dtype_of(s.values.data_type), tuple(s.dims)))
 
     def _store(self, stored: Stored, kind: TensorType) -> None:
         self.stored[stored.name] = stored
@@ -284,7 +203,7 @@ class _Reader:
         if target == "Constant":
             array = constant_array(node)
             if array is not None:
-                self._store(Stored("constant", node.output[0], array), _array_type(node))
+                self._store(Stored("constant", node.output[0], array), constant_type(node))
                 return
         types = [self.types.get(name) if name else None for name in node.input]
         attrs = attributes(node)
@@ -380,6 +299,8 @@ class _Reader:
                 steps = [at_run_time(view, "a shape known at run time") or Step(target, tuple(range(len(names))), attrs)]
             final = self._types_of(steps[-1], view, node)
         except Unread as why:
+            if isinstance(why, Misfit) and not self.inside:
+                raise IrpruneError(f"node '{node.name or node.output[0]}' ({target}) cannot run: {why}", self.where) from why
             fallback = at_run_time(view, str(why))
             steps = [fallback or Step("opaque", tuple(range(len(names))), {"target": target, "why": str(why)})]
             final = self._types_of(steps[-1], view, node)
@@ -539,62 +460,10 @@ class _Reader:
         return self.whole
 
 
-def type_proto(kind: TensorType, symbols: dict[str, Sym]) -> onnx.TypeProto:
-    """``kind`` as ONNX says it; the expression of a symbolic size is its ``dim_param``, and is noted in ``symbols``."""
-    if kind.dtype not in NAMES:
-        return onnx.TypeProto()
-    if kind.shape is None:
-        return onnx.helper.make_tensor_type_proto(NAMES[kind.dtype], None)
-    shape: list[int | str] = []
-    for s in kind.shape:
-        if isinstance(s, Sym):
-            symbols[s.expr] = s
-            shape.append(s.expr)
-        else:
-            shape.append(s)
-    return onnx.helper.make_tensor_type_proto(NAMES[kind.dtype], shape)
-
-
-def constant_array(node: onnx.NodeProto) -> Callable[[], Array] | None:
-    """The array of a Constant node; None for what is no dense tensor of numbers."""
-    a = next(iter(node.attribute), None)
-    if a is None or a.ref_attr_name:
-        return None
-    if a.name == "value":
-        return None if a.t.data_type == onnx.TensorProto.STRING else lambda: numpy_helper.to_array(a.t)
-    if a.name == "value_int":
-        return lambda: np.array(a.i, np.int64)
-    if a.name == "value_ints":
-        return lambda: np.array(a.ints, np.int64)
-    if a.name == "value_float":
-        return lambda: np.array(a.f, np.float32)
-    if a.name == "value_floats":
-        return lambda: np.array(a.floats, np.float32)
-    return None
-
-
 def _quantised(node: Node) -> bool:
     """Whether ``node`` reads integers as what was learned."""
     entry = lookup(node)
     return entry is not None and entry.family in ("quant", "qlinear")
-
-
-def _array_type(node: onnx.NodeProto) -> TensorType:
-    a = node.attribute[0]
-    if a.name == "value":
-        return TensorType(dtype_of(a.t.data_type), tuple(a.t.dims))
-    dtype = "i64" if "int" in a.name else "f32"
-    return TensorType(dtype, (len(a.ints) + len(a.floats),) if a.name.endswith("s") else ())
-
-
-def _dense(sparse: onnx.SparseTensorProto) -> Array:
-    values, at = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
-    out = np.zeros(tuple(sparse.dims), values.dtype)
-    if at.ndim == 1:
-        out.reshape(-1)[at] = values
-    else:
-        out[tuple(at.T)] = values
-    return out
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')

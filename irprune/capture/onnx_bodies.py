@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from irprune.capture.onnx_proto import value_type
+from irprune.capture.onnx_order import outer_names
+from irprune.capture.onnx_proto import type_proto, value_type
+from irprune.errors import first_line
 from irprune.ir.graph import TensorType
 from irprune.ops.onnx.spell import Body, Unread
 
@@ -23,13 +25,13 @@ __all__ = ["function_of", "lifted", "read_body"]
 
 def read_body(outer: _Reader, body: onnx.GraphProto, formals: Sequence[TensorType]) -> Body:
     """``body`` as a graph whose first inputs are of the types ``formals``; where the body declares more, that holds."""
-    from irprune.capture.onnx import OnnxSource, _Reader, outer_names
+    from irprune.capture.onnx import OnnxSource, _Reader
 
     model = onnx.ModelProto(ir_version=outer.source.model.ir_version)
     model.opset_import.extend(outer.source.model.opset_import)
     model.graph.CopyFrom(body)
     inner = _Reader(OnnxSource(model, outer.source.files), outer.where)
-    inner.symbols, inner.count = dict(outer.symbols), outer.count
+    inner.symbols, inner.count, inner.inside = dict(outer.symbols), outer.count, True
     for v, given in zip(model.graph.input, formals, strict=True):
         declared = value_type(v.type, inner.fresh)
         kind = given if given.shape is not None or declared.shape is None else declared
@@ -76,8 +78,6 @@ def function_of(outer: _Reader, node: onnx.NodeProto, opset: int, types: Sequenc
     """The function that ONNX defines the operator of ``node`` by, for operands of these types; None where there is none."""
     import onnx.inliner
 
-    from irprune.capture.onnx import type_proto
-
     domain = "" if node.domain == "ai.onnx" else node.domain
     try:
         schema: Any = onnx.defs.get_schema(node.op_type, opset, domain)  # functions are not among its declared attributes
@@ -119,5 +119,5 @@ def function_of(outer: _Reader, node: onnx.NodeProto, opset: int, types: Sequenc
     try:
         done = onnx.inliner.inline_local_functions(model)
     except Exception as error:  # the inliner raises what C++ throws
-        raise Unread(f"the function of {node.op_type} does not apply: {str(error).splitlines()[0]}") from error
+        raise Unread(f"the function of {node.op_type} does not apply: {first_line(error)}") from error
     return Body(read_body(outer, done.graph, [t for _, t in given.values()]).graph, tuple(given))

@@ -20,7 +20,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, first_line
 
 __all__ = ["GRAPH", "INITIALIZER", "LARGE", "RAW_DATA", "Files", "Loader", "fields", "read_model", "varint"]
 
@@ -259,7 +259,7 @@ def _of_message(tensor: TensorProto) -> Array:
     try:
         return numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
-        raise IrpruneError(f"the tensor '{tensor.name}' does not hold what its shape says", hint=str(error).splitlines()[0]) from error
+        raise IrpruneError(f"the tensor '{tensor.name}' does not hold what its shape says", hint=first_line(error)) from error
 
 
 def _unpacked(tensor: TensorProto, data: Array) -> Array:

@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx
 
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, first_line
 
 __all__ = ["Call", "Leaf", "Opened", "closed", "opened", "still_called"]
 
@@ -58,7 +58,7 @@ def opened(model: onnx.ModelProto, where: str) -> Opened | None:
         try:
             step = onnx.inliner.inline_selected_functions(current, [(domain, name) for domain, name, _ in roots])
         except Exception as error:  # the inliner has errors of its own in C++
-            raise IrpruneError("its local functions cannot be inlined", where, str(error).splitlines()[0]) from error
+            raise IrpruneError("its local functions cannot be inlined", where, first_line(error)) from error
         if len(step.functions) >= len(current.functions):
             break
         fresh = iter(step.graph.node)

@@ -1,4 +1,4 @@
-"""What a file says, as Python values: element types, attributes, types of values."""
+"""What a file says, as Python values: element types, attributes, constants, types of values."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from irprune.ir.graph import TensorType
-from irprune.ir.size import Size, symbol
+from irprune.ir.size import Size, Sym, symbol
 
-__all__ = ["DTYPES", "NAMES", "attributes", "dtype_of", "identifier", "numpy_dtype", "value_type"]
+__all__ = [
+    "DTYPES", "NAMES", "attributes", "constant_array", "constant_type", "dense", "dtype_of", "identifier", "numpy_dtype", "type_proto",
+    "value_type",
+]
+
+Array = NDArray[Any]
 
 DTYPES: dict[int, str] = {
     TensorProto.FLOAT: "f32",
@@ -104,4 +110,58 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
             out[a.name] = a.t
         else:
             out[a.name] = helper.get_attribute_value(a)
+    return out
+
+
+def type_proto(kind: TensorType, symbols: dict[str, Sym]) -> onnx.TypeProto:
+    """``kind`` as ONNX says it; the expression of a symbolic size is its ``dim_param``, and is noted in ``symbols``."""
+    if kind.dtype not in NAMES:
+        return onnx.TypeProto()
+    if kind.shape is None:
+        return onnx.helper.make_tensor_type_proto(NAMES[kind.dtype], None)
+    shape: list[int | str] = []
+    for s in kind.shape:
+        if isinstance(s, Sym):
+            symbols[s.expr] = s
+            shape.append(s.expr)
+        else:
+            shape.append(s)
+    return onnx.helper.make_tensor_type_proto(NAMES[kind.dtype], shape)
+
+
+def constant_array(node: onnx.NodeProto) -> Callable[[], Array] | None:
+    """The array of a Constant node; None for what is no dense tensor of numbers."""
+    a = next(iter(node.attribute), None)
+    if a is None or a.ref_attr_name:
+        return None
+    if a.name == "value":
+        return None if a.t.data_type == onnx.TensorProto.STRING else lambda: numpy_helper.to_array(a.t)
+    if a.name == "value_int":
+        return lambda: np.array(a.i, np.int64)
+    if a.name == "value_ints":
+        return lambda: np.array(a.ints, np.int64)
+    if a.name == "value_float":
+        return lambda: np.array(a.f, np.float32)
+    if a.name == "value_floats":
+        return lambda: np.array(a.floats, np.float32)
+    return None
+
+
+def constant_type(node: onnx.NodeProto) -> TensorType:
+    """The type of what a Constant node holds."""
+    a = node.attribute[0]
+    if a.name == "value":
+        return TensorType(dtype_of(a.t.data_type), tuple(a.t.dims))
+    dtype = "i64" if "int" in a.name else "f32"
+    return TensorType(dtype, (len(a.ints) + len(a.floats),) if a.name.endswith("s") else ())
+
+
+def dense(sparse: onnx.SparseTensorProto) -> Array:
+    """The whole array of a sparse tensor."""
+    values, at = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
+    out = np.zeros(tuple(sparse.dims), values.dtype)
+    if at.ndim == 1:
+        out.reshape(-1)[at] = values
+    else:
+        out[tuple(at.T)] = values
     return out

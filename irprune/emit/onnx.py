@@ -17,9 +17,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from irprune.capture.onnx import OnnxSource, Place, captured, nodes_of, reads, target_of
+from irprune.capture.onnx import OnnxSource, Place, nodes_of
 from irprune.capture.onnx_file import Loader
 from irprune.capture.onnx_functions import Call, closed, still_called
+from irprune.capture.onnx_order import captured, reads, target_of
 from irprune.capture.onnx_proto import NAMES, attributes
 from irprune.capture.onnx_shapes import fold
 from irprune.emit.onnx_edit import NodeEdit, SizeNodes, tensor_of

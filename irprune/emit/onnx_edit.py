@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from irprune.capture.onnx import target_of
+from irprune.capture.onnx_order import target_of
 from irprune.capture.onnx_proto import attributes, numpy_dtype
 from irprune.errors import IrpruneError
 from irprune.ir.size import Size, Sym, same

@@ -15,9 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from irprune.capture.onnx import capture_onnx, target_of
+from irprune.capture.onnx import capture_onnx
+from irprune.capture.onnx_order import target_of
 from irprune.emit.onnx import emit_onnx
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, first_line
 from irprune.ops.onnx.sequences import OPTIONAL, SEQUENCE
 from irprune.ops.onnx.spell import Body, spelling_of
 from irprune.ops.registry import lookup
@@ -195,7 +196,7 @@ def _onnxruntime(outcome: Outcome, model: onnx.ModelProto, again: onnx.ModelProt
         for inputs, _ in data[:1]:
             expected = before.run(None, {i.name: inputs[i.name] for i in before.get_inputs()})
     except Exception as error:  # onnxruntime raises a class per status code; the file itself does not run here
-        outcome.runtime = str(error).splitlines()[0]
+        outcome.runtime = first_line(error)
         return False
     made = session(again)
     for inputs, _ in data[:1]:
@@ -234,7 +235,7 @@ def _torch(outcome: Outcome, graph: Any, data: list[Data], case: Case) -> None:
             if len(graph.outputs) == 1 and isinstance(expected[0], list):
                 made = [made]
         except (RuntimeError, NotImplementedError, IndexError, TypeError, ValueError) as error:
-            text = str(error).splitlines()[0]
+            text = first_line(error)
             if "not implemented for" in text or "non-zero size" in text:
                 outcome.torch = f"torch: {text}"
             else:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from irprune.capture.onnx_file import Loader
 from irprune.capture.onnx_proto import numpy_dtype
 from irprune.emit.onnx_file import write_model
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, first_line
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Size, Sym, probe_of
 
@@ -43,7 +43,7 @@ def session(model: onnx.ModelProto | str | Path, optimise: bool = True, data: Ma
         return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class per status code
         raise IrpruneError(
-            "onnxruntime refuses the model", "" if isinstance(model, onnx.ModelProto) else str(model), str(error).splitlines()[0]
+            "onnxruntime refuses the model", "" if isinstance(model, onnx.ModelProto) else str(model), first_line(error)
         ) from error
 
 
@@ -64,7 +64,7 @@ def run_model(
     try:
         return list(made.run(None, {k: v for k, v in inputs.items() if k in known}))
     except Exception as error:  # onnxruntime raises a class per status code
-        raise IrpruneError("onnxruntime cannot run the model", "", str(error).splitlines()[0]) from error
+        raise IrpruneError("onnxruntime cannot run the model", "", first_line(error)) from error
 
 
 def random_inputs(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0, default: int = 2) -> dict[str, Array]:

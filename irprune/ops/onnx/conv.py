@@ -8,7 +8,7 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
-from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, spell, variant
+from irprune.ops.onnx.spell import Edit, Misfit, OnnxNode, Step, Unread, spell, variant
 from irprune.ops.onnx.types import like, padded, window
 from irprune.ops.registry import TABLE
 
@@ -22,8 +22,15 @@ def _kernel(node: OnnxNode, w: Sequence[Size]) -> list[int]:
     return list(sizes)
 
 
+def _fitting(x: Sequence[Size], w: Sequence[Size], channels: Size) -> None:
+    """Raises Misfit where the image ``x`` has not the ``channels`` that kernels ``w`` are for."""
+    if isinstance(x[1], int) and isinstance(channels, int) and x[1] != channels:
+        raise Misfit(f"kernels of shape {list(w)} are for {channels} channels, the image has {x[1]}")
+
+
 def conv_places(node: OnnxNode, x: Sequence[Size], w: Sequence[Size]) -> tuple[dict[str, Any], tuple[Size, ...]]:
     """The attributes of a convolution of input ``x`` with kernels ``w``, padding in torch's order, and the shape of its result."""
+    _fitting(x, w, w[1] * node.attrs.get("group", 1))
     kernel = _kernel(node, w)
     strides, dilations, begins, ends = padded(node, kernel, x)
     places = [window(s, k, t, d, b, e) for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)]
@@ -36,6 +43,7 @@ def conv_places(node: OnnxNode, x: Sequence[Size], w: Sequence[Size]) -> tuple[d
 
 def _conv(node: OnnxNode) -> Step:
     x, w = node.shape(0), node.shape(1)
+    _fitting(x, w, w[1] * node.attrs.get("group", 1))
     kernel = _kernel(node, w)
     strides, dilations, begins, ends = padded(node, kernel)
     places = [window(s, k, t, d, b, e) for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)]
@@ -69,6 +77,7 @@ def _conv_transpose(node: OnnxNode) -> Step:
     pads = list(node.attrs.get("pads") or [0] * 2 * n)
     begins, ends = pads[:n], pads[n:]
     x, w, groups = node.shape(0), node.shape(1), node.attrs.get("group", 1)
+    _fitting(x, w, w[0])
     auto, wanted = node.attrs.get("auto_pad", "NOTSET"), node.attrs.get("output_shape")
     full = [(s - 1) * t + (e + d * (k - 1) + 1) for s, t, e, d, k in zip(x[2:], strides, extra, dilations, kernel, strict=True)]
     if wanted or auto.startswith("SAME"):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
-from irprune.ir.size import Size, Sym, probe_of, product, same
+from irprune.ir.size import Size, Sym, is_static, probe_of, product, same
 from irprune.ops.onnx.norm import nothing
-from irprune.ops.onnx.spell import PREVIOUS, Edit, OnnxNode, Step, Unread, runs, spell, variant
+from irprune.ops.onnx.spell import PREVIOUS, Edit, Misfit, OnnxNode, Step, Unread, runs, spell, variant
 from irprune.ops.onnx.types import agree, broadcast, like, position
 from irprune.ops.registry import Arg, Sample, op
 
@@ -45,7 +45,7 @@ def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = Fa
     if probe_of(under) == 0:
         raise Unread("a Reshape of an empty tensor with a size to be found")
     if probe_of(over) % probe_of(under):
-        raise Unread(f"a Reshape of {[str(s) for s in shape]} to {[str(s) for s in target]}")
+        raise (Misfit if is_static((over, under)) else Unread)(f"a Reshape of {[str(s) for s in shape]} to {[str(s) for s in target]}")
     out[at] = over // under
     return out
 
@@ -53,6 +53,8 @@ def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = Fa
 def _reshape(node: OnnxNode) -> Step:
     target = node.moved("shape", 1, 5)
     shape = resolved(target or [], node.shape(), bool(node.attrs.get("allowzero", 0)))
+    if is_static((*node.shape(), *shape)) and product(shape) != product(node.shape()):
+        raise Misfit(f"{list(node.shape())} cannot be reshaped to {shape}")
     return Step("reshape", (0,), {"shape": shape}, [like(node, shape=shape)])
 
 

@@ -19,7 +19,8 @@ from irprune.ir.size import Size
 from irprune.ops.registry import TABLE, Op, register_onnx
 
 __all__ = [
-    "PREVIOUS", "Body", "Edit", "OnnxNode", "Spelling", "Step", "Unread", "called", "runs", "same_attrs", "spell", "spelling_of", "variant",
+    "PREVIOUS", "Body", "Edit", "Misfit", "OnnxNode", "Spelling", "Step", "Unread", "called", "runs", "same_attrs", "spell", "spelling_of",
+    "variant",
 ]
 
 PREVIOUS = -1  # stands for the result of the step before, where one ONNX node is read as several
@@ -27,6 +28,11 @@ PREVIOUS = -1  # stands for the result of the step before, where one ONNX node i
 
 class Unread(Exception):
     """Raised by a reader that meets a use it does not cover; the node is kept as it is and its axes freeze with this text."""
+
+
+class Misfit(Unread):
+    """Raised by a reader for operands that the operator cannot take, whatever their values: the model is wrong. Within a body, which
+    may never run, it is a use that is not covered."""
 
 
 @dataclass(frozen=True)
