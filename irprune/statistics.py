@@ -205,7 +205,7 @@ class Pair:
         self._shelf = _Shelf(memory)
         self._done = (0, 0)
         self._count: int | None = None
-        self._symbols: list[dict[str, int]] = []
+        self._symbols: list[tuple[dict[str, int], dict[str, int]]] = []  # each graph learns its own
 
     def __enter__(self) -> Pair:
         return self
@@ -238,8 +238,8 @@ class Pair:
             raise ValueError(f"{node!r} lies behind the walk")
         after.forget()
         for key, symbols, old, new in self._chunks():
-            before.advance(old, symbols, self._done[0], goal[0])
-            after.advance(new, symbols, self._done[1], goal[1])
+            before.advance(old, symbols[0], self._done[0], goal[0])
+            after.advance(new, symbols[1], self._done[1], goal[1])
             target = short = None
             if beside is not None:
                 short = kept_part(old[beside.name], self._known[beside.name], self.kept) - new[beside.name]
@@ -253,8 +253,8 @@ class Pair:
         self._done = goal
         before.forget()
 
-    def _chunks(self) -> Iterator[tuple[int, dict[str, int], dict[str, Any], dict[str, Any]]]:
-        """Key, size symbols and both environments of each chunk."""
+    def _chunks(self) -> Iterator[tuple[int, tuple[dict[str, int], dict[str, int]], dict[str, Any], dict[str, Any]]]:
+        """Key, size symbols and environments of both graphs for each chunk."""
         if self._count is not None:
             for key in range(self._count):
                 yield key, self._symbols[key], *self._shelf.get(key)
@@ -262,7 +262,7 @@ class Pair:
         before, after = self.tapes
         count = 0
         for batch in self.calibration:
-            self._symbols.append(before.symbols(batch.inputs))
+            self._symbols.append((before.symbols(batch.inputs), after.symbols(batch.inputs)))
             yield count, self._symbols[-1], before.start(batch.inputs), after.start(batch.inputs)
             count += 1
         self._count = count

@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from irprune.ir.graph import Graph
+from irprune.ir.symbols import needed
 
 __all__ = ["DeadCode"]
 
@@ -32,15 +33,11 @@ class DeadCode:
     """
 
     def run(self, graph: Graph) -> bool:
-        needed = {id(v) for v in graph.outputs}
-        dead = []
-        for node in reversed(graph.nodes):
-            if any(id(v) in needed for v in node.outputs):
-                needed.update(id(v) for v in node.inputs if v is not None)
-            else:
-                dead.append(node)
+        alive = dict.fromkeys(needed(graph, graph.outputs))
+        dead = [node for node in graph.nodes if node not in alive]
         graph.remove_all(dead)
-        unused = [w.name for w in graph.weights.values() if not w.users and id(w) not in needed]
+        returned = {id(v) for v in graph.outputs}
+        unused = [w.name for w in graph.weights.values() if not w.users and id(w) not in returned]
         for name in unused:
             del graph.weights[name]
         return bool(dead or unused)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import probe_of
+from irprune.ir.symbols import names_in
 from irprune.ops.registry import lookup
 
 __all__ = ["FoldConstants", "constants", "fold"]
@@ -64,7 +65,7 @@ def constants(graph: Graph) -> dict[Node, None]:
             v is None or (v.producer in known if v.producer is not None else isinstance(v, Weight) and v.kind != "parameter")
             for v in node.inputs
         )
-        if fixed and all(v.type.static for v in node.outputs):
+        if fixed and all(v.type.static for v in node.outputs) and not any(names_in(list(node.attrs.values()))):
             known[node] = None
     return known
 

@@ -36,6 +36,8 @@ UNSAMPLED = {  # spellings that no sample can run, and why
     "aten._scaled_dot_product_flash_attention.default": "runs on a GPU alone",
     "aten._scaled_dot_product_efficient_attention.default": "runs on a GPU alone",
     "aten._scaled_dot_product_cudnn_attention.default": "runs on a GPU alone",
+    "aten.item.default": "gives a number, no tensor: tests/test_unbacked.py",
+    "aten._local_scalar_dense.default": "gives a number, no tensor: tests/test_unbacked.py",
 }
 
 

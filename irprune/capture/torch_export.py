@@ -36,7 +36,7 @@ from irprune.capture.build import (
 )
 from irprune.capture.untouched import attributes_kept, evaluating
 from irprune.errors import IrpruneError, gist, users_line
-from irprune.ir.graph import Graph, Value, Weight
+from irprune.ir.graph import Graph, TensorType, Value, Weight
 from irprune.ops.call import overload
 from irprune.ops.registry import spelling
 from irprune.quiet import quiet
@@ -284,7 +284,8 @@ class _Reader:
             self._inline(node, owner)
             return
         val = node.meta.get("val")
-        if not hasattr(target, "_schema") or not _tensors_in(val):
+        read = target in _READS and isinstance(val, torch.SymInt)
+        if not hasattr(target, "_schema") or not (read or _tensors_in(val)):
             return  # arithmetic on sizes, assertions: sizes are read from the types
         args = [self._resolve(a) for a in node.args]
         kwargs = {k: self._resolve(a) for k, a in node.kwargs.items()}
@@ -300,6 +301,11 @@ class _Reader:
             return
         if target is torch.ops.irprune.dropout.default:
             target, args = overload(args[2]), [*args[:2], False]
+        if read:
+            number: Value = self.build.call(target, args, kwargs, TensorType("i64", ()), node.name, place)
+            assert number.producer is not None
+            number.producer.attrs["symbol"] = size_of(val)
+            return
         made = self.build.call(target, args, kwargs, val, node.name, place)
         self.env[node] = made
         if target._schema.is_mutable and isinstance(node.args[0], torch.fx.Node):
@@ -320,6 +326,9 @@ class _Reader:
                 continue
             self.env[place] = self._resolve(arg)
         self.env[node] = self._body(body.graph, body)
+
+
+_READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
 
 def _class_named(name: str) -> type:

@@ -13,12 +13,14 @@ import gc
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -36,11 +38,12 @@ from irprune.capture.build import (
     functional,
     may_alias,
     open_dataclasses,
+    size_of,
     type_of,
 )
 from irprune.capture.known import from_constants
 from irprune.capture.untouched import attributes_kept, evaluating
-from irprune.ir.graph import Graph, Value, Weight
+from irprune.ir.graph import Graph, TensorType, Value, Weight
 
 __all__ = ["Declined", "trace"]
 
@@ -101,7 +104,10 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plai
                 leaves.append(leaf)
         twins, twin_kwargs = pytree.tree_unflatten(leaves, in_spec)
         with recorder, _scopes(model, recorder):
-            result = _forward(model, twins, twin_kwargs)
+            try:
+                result = _forward(model, twins, twin_kwargs)
+            except GuardOnDataDependentSymNode as branch:
+                raise Declined(f"forward branches on a size that depends on values: {str(branch).splitlines()[0]}") from branch
         open_dataclasses(result)
         results, out_spec = pytree.tree_flatten(result)
         outputs = [recorder.output(leaf) for leaf in results]
@@ -236,7 +242,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if type(x) in (list, tuple):
             pairs = [self._read(v) for v in x]
             return [a for a, _ in pairs], [b for _, b in pairs]
-        return x, x
+        return (x, size_of(x)) if isinstance(x, torch.SymInt) else (x, x)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         if not torch.is_inference_mode_enabled():
@@ -250,11 +256,19 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.aliases.tick()
         fakes, values = self._read(args)
         pairs = {k: self._read(v) for k, v in (kwargs or {}).items()}
+        own, named = {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}
         try:
-            made = func(*fakes, **{k: a for k, (a, _) in pairs.items()})
-        except (DataDependentOutputException, DynamicOutputShapeException) as unknown:
-            return self._known(func, values, {k: b for k, (_, b) in pairs.items()}, unknown)
+            made = func(*fakes, **own)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            try:
+                return self._known(func, values, named)
+            except LookupError as why:
+                made = self._sized(func, fakes, own, str(why))
         mutable = func._schema.is_mutable
+        if isinstance(made, torch.SymInt):
+            number = self.build.call(func, values, named, TensorType("i64", ()), _base(func), self._place())
+            number.producer.attrs["symbol"] = size_of(made)
+            return made
         if not isinstance(made, (torch.Tensor, list, tuple)):
             if (made is None or type(made) in (bool, int, float)) and not mutable:
                 return made  # fake tensors know small constants
@@ -269,7 +283,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return made
         if func is torch.ops.aten.lift_fresh.default:
             func = torch.ops.aten.lift_fresh_copy.default  # as torch.export spells it
-        recorded = self.build.call(func, values, {k: b for k, (_, b) in pairs.items()}, made, _base(func), self._place())
+        recorded = self.build.call(func, values, named, made, _base(func), self._place())
         if mutable:
             if first is None or made is not fakes[0]:
                 raise Declined(f"{func} writes to something else than its first tensor")
@@ -287,15 +301,30 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.unknown.append((results, func))
         return made
 
-    def _known(self, func: Any, values: Any, kwargs: dict[str, Any], unknown: Exception) -> Any:
-        """What ``func`` returns where fake tensors cannot tell: plain data as it is, tensors as constants of the program."""
-        try:
-            made = from_constants(func, values, kwargs, self.build.graph)
-        except LookupError as why:
-            if func is torch.ops.aten.item.default and _asserted(values[0]):
-                return True  # the other answer raises
-            raise Declined(f"{func} {why}") from unknown
+    def _known(self, func: Any, values: Any, kwargs: dict[str, Any]) -> Any:
+        """What ``func`` returns where fake tensors cannot tell: plain data as it is, tensors as constants of the program.
+
+        Raises LookupError where it does not follow from constants.
+        """
+        if func is torch.ops.aten.item.default and _asserted(values[0]):
+            return True  # the other answer raises
+        made = from_constants(func, values, kwargs, self.build.graph)
         return pytree.tree_map(lambda x: self._leaf(x) if isinstance(x, torch.Tensor) else x, made)
+
+    def _sized(self, func: Any, fakes: Any, kwargs: dict[str, Any], why: str) -> Any:
+        """What ``func`` returns where its size, or the whole number that it reads, depends on values: a symbol stands for that."""
+        number = func in _READS and not (fakes[0].is_floating_point() or fakes[0].is_complex() or fakes[0].dtype == torch.bool)
+        if func is torch.ops.aten.is_nonzero.default or (func in _READS and not number):
+            raise Declined(f"{func} {why}")
+        if self.fake.shape_env is None:
+            self.fake.shape_env = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+        sizes = self.fake.shape_env
+        closed = sizes.settings
+        sizes.settings = replace(closed, allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+        try:
+            return func(*fakes, **kwargs)
+        finally:
+            sizes.settings = closed
 
     def _own(self, made: Any, normal: bool) -> Any:
         """``made`` with tensors of its own where the operator handed its operand back.
@@ -312,6 +341,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _place(self) -> Place:
         scope, kind = self.scopes[-1]
         return Place(scope, kind, _source())
+
+
+_READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
 
 def _asserted(value: Any) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 import keyword
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +18,7 @@ from irprune.emit.spell import Code, arguments, literal, spell
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym
+from irprune.ir.symbols import names_in
 from irprune.ops.call import bind, overload, substitute
 from irprune.ops.onnx.spell import Body
 from irprune.ops.registry import lookup
@@ -226,7 +226,7 @@ class _Writer:
             head = ", ".join(["self", *map(self._name, graph.inputs)])
         body: list[str] = []
         last = _last_uses(graph)
-        wanted = _symbols_used(graph)
+        wanted = {name for node in graph.nodes for name in names_in(list(node.attrs.values()))}
         bound: set[str] = set()
         prologue = list(self._bind_sizes(graph.inputs, wanted, bound))
         scope = ""
@@ -236,8 +236,8 @@ class _Writer:
             scope = node.origin.scope
             single = node in self.layer_of and dict(node.origin.layout).get("hx") is None
             dead = [self._name(v) for v in last.get(i, ()) if not (single and v.producer is node)]
-            body.append(self._line(node) + (f"; del {', '.join(dead)}" if dead else ""))
-            body += self._bind_sizes([v for v in node.outputs if v.dtype != "none"], wanted, bound)
+            body += [self._line(node), *self._bind_sizes([v for v in node.outputs if v.dtype != "none"], wanted, bound)]
+            body[-1] += f"; del {', '.join(dead)}" if dead else ""
         if any("device" in line for line in body):
             lines.append(f"device = {self._device()}")
         if wanted - bound:
@@ -262,12 +262,16 @@ class _Writer:
 
     def _bind_sizes(self, values: list[Value], wanted: set[str], bound: set[str]) -> Iterator[str]:
         """Statements for symbols that stand in the shapes of ``values``, alone or in ``k * s + c``."""
+        for v in values:
+            if v.producer is not None and isinstance(symbol := v.producer.attrs.get("symbol"), Sym):
+                bound.add(symbol.expr)
+                yield f"{symbol} = {self._name(v)}"
         for exact in (True, False):
             for v in values:
                 for d, s in enumerate(v.type.shape or ()):
                     if not isinstance(s, Sym):
                         continue
-                    names = _symbols_in(s.expr)
+                    names = list(dict.fromkeys(names_in(s)))
                     if len(names) != 1 or (name := names[0]) in bound or name not in wanted or exact != (s.expr == name):
                         continue
                     solved = _solve(s.expr, name, f"{self._name(v)}.shape[{d}]")
@@ -395,31 +399,6 @@ def path_of(name: str) -> str:
         else:
             out = f"getattr({out}, {part!r})"
     return out
-
-
-_WORD = re.compile(r"\b[A-Za-z_]\w*\b(?!\()")
-
-
-def _symbols_in(expr: str) -> list[str]:
-    """The symbols of a size expression, once each, in order."""
-    return list(dict.fromkeys(w for w in _WORD.findall(expr) if w != "math"))
-
-
-def _symbols_used(graph: Graph) -> set[str]:
-    """The symbols that attributes of nodes need."""
-    found: set[str] = set()
-
-    def visit(x: Any) -> None:
-        if isinstance(x, Sym):
-            found.update(_symbols_in(x.expr))
-        elif isinstance(x, (list, tuple)):
-            for v in x:
-                visit(v)
-
-    for node in graph.nodes:
-        for value in node.attrs.values():
-            visit(value)
-    return found
 
 
 def _solve(expr: str, name: str, size: str) -> str:

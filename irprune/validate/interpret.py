@@ -10,6 +10,7 @@ import torch
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym
+from irprune.ir.symbols import needed, told
 from irprune.ops.call import bind, overload, substitute
 from irprune.ops.registry import lookup
 
@@ -50,8 +51,8 @@ def symbols_of(graph: Graph, inputs: Iterable[torch.Tensor]) -> dict[str, int]:
     return out
 
 
-def run_node(node: Node, operands: list[Any], symbols: Mapping[str, int], device: torch.device) -> Any:
-    """The result of ``node`` on ``operands``: a tensor, or a sequence for several results."""
+def run_node(node: Node, operands: list[Any], symbols: dict[str, int], device: torch.device) -> Any:
+    """The result of ``node`` on ``operands``: a tensor, or a sequence for several results. ``symbols`` learns the sizes that it tells."""
     entry = lookup(node)
 
     def size(s: Sym) -> int:
@@ -67,9 +68,15 @@ def run_node(node: Node, operands: list[Any], symbols: Mapping[str, int], device
     if entry is not None and entry.run is not None and node.origin.dialect != "aten":
         plain = Node(node.op, [], {k: fill(v) for k, v in node.attrs.items()}, node.outputs, node.origin)
         plain.inputs = node.inputs
-        return entry.run(torch, plain, operands)
-    call = bind(node)
-    return overload(call.target)(*map(fill, call.args), **{k: fill(v) for k, v in call.kwargs.items()})
+        made = entry.run(torch, plain, operands)
+    else:
+        call = bind(node)
+        made = overload(call.target)(*map(fill, call.args), **{k: fill(v) for k, v in call.kwargs.items()})
+    results = made if isinstance(made, (list, tuple)) else [made]
+    for name, i, d in told(node):
+        if i < len(results) and (d is None or isinstance(results[i], torch.Tensor)):
+            symbols.setdefault(name, int(results[i] if d is None else results[i].shape[d]))
+    return made
 
 
 def evaluate(
@@ -91,7 +98,7 @@ def evaluate(
     tensors = list(inputs)
     device = device or (tensors[0].device if tensors else torch.device("cpu"))
     targets = list(graph.outputs if wanted is None else wanted)
-    needed, last = _schedule(graph, targets)
+    nodes, last = _schedule(graph, targets)
     symbols = symbols_of(graph, tensors) if tensors or not graph.inputs else {}
 
     def converted(t: Any) -> Any:
@@ -112,7 +119,7 @@ def evaluate(
 
     keep = set(map(id, targets))
     with torch.set_grad_enabled(weights is not None):
-        for i, node in enumerate(needed):
+        for i, node in enumerate(nodes):
             operands = [read(v) for v in node.inputs]
             if dtype is not None and node.attrs.get("dtype") in ("f16", "bf16", "f32", "f64"):
                 call_node = _with_dtype(node, dtype)
@@ -145,13 +152,7 @@ def _with_dtype(node: Node, dtype: torch.dtype) -> Node:
 
 def _schedule(graph: Graph, targets: list[Value]) -> tuple[list[Node], dict[Value, int]]:
     """The nodes that ``targets`` need, in order, and the last place where each value is read."""
-    wanted = {id(v) for v in targets}
-    nodes: list[Node] = []
-    for node in reversed(graph.nodes):
-        if any(id(v) in wanted for v in node.outputs):
-            nodes.append(node)
-            wanted.update(id(v) for v in node.inputs if v is not None)
-    nodes.reverse()
+    nodes = needed(graph, targets)
     last: dict[Value, int] = {}
     for i, node in enumerate(nodes):
         for v in node.inputs:

@@ -9,7 +9,7 @@ from bisect import bisect_left
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
-from irprune.ir.size import Size, Sym, probe_of, same
+from irprune.ir.size import Size, Sym, is_static, probe_of, same
 from irprune.ops.families.shape import position, respell
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op, same_type
 
@@ -29,9 +29,14 @@ def _pieces(axes: Axes, node: Node) -> None:
     """The dimension is cut where the results end."""
     own, d = axes.of(node.operand(0)), _dim(node)
     sizes = [v.shape[d] for v in node.outputs]
-    if not same(sum(sizes[1:], start=sizes[0]), own[d].size):
+    if same(sum(sizes[1:], start=sizes[0]), own[d].size):
+        pieces = axes.cut(own[d], sizes)
+    elif is_static((own[d].size, *sizes)):
         raise Unsupported("pieces that overlap")
-    for value, piece in zip(node.outputs, axes.cut(own[d], sizes), strict=True):
+    else:
+        axes.freeze(own[d], "cut at run time")
+        pieces = [axes.frozen(s, "cut at run time") for s in sizes]
+    for value, piece in zip(node.outputs, pieces, strict=True):
         value.axes = (*own[:d], piece, *own[d + 1:])
 
 
