@@ -1,8 +1,9 @@
 """Latency of pruned models on onnxruntime: beside Torch-Pruning at equal multiply-accumulates, and what a latency budget gives.
 
 Every file of a model is timed in turns in one run, one thread, by that thread's own clock (it stands still while other programs run);
-medians. Torch-Pruning prunes at ratio 0.5 with the classifier kept, as its examples do; irprune is given the multiply-accumulates that
-are then left as its budget, once with whole numbers of channels and once with ``round_to="auto"``.
+medians, and of ratios the median over turns with its quartiles. Torch-Pruning prunes at ratio 0.5 with the classifier kept, as its
+examples do; irprune is given the multiply-accumulates that are then left as its budget, once with whole numbers of channels and once
+with ``round_to="auto"``.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def macs(model: nn.Module, x: torch.Tensor) -> int:
     return Costs(api.analyse(api.capture(model, (x,)))).at({}).macs
 
 
-def row(name: str, size: int, seconds: float, say: Callable[[str], None]) -> tuple[str, ...]:
-    """One model: everything is made first, then everything is timed in turns."""
+def row(name: str, size: int, seconds: float, say: Callable[[str], None]) -> tuple[tuple[str, ...], list[tuple[str, bool]]]:
+    """One model: everything is made first, then everything is timed in turns. The cells of its line, and its bars."""
     model, x = built(name), torch.randn(1, 3, size, size)
     structure = api.capture(model, (x,)).structure
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +91,7 @@ def row(name: str, size: int, seconds: float, say: Callable[[str], None]) -> tup
         times = timed(files, x, seconds)
     found = line(name, left / whole, times, predicted)
     say(" | ".join(found))
-    return found
+    return found, bars(name, times)
 
 
 def timed(files: Mapping[str, Path], x: torch.Tensor, seconds: float) -> dict[str, Timing]:
@@ -105,11 +106,27 @@ def timed(files: Mapping[str, Path], x: torch.Tensor, seconds: float) -> dict[st
 
 def line(name: str, left: float, times: Mapping[str, Timing], predicted: Mapping[str, float]) -> tuple[str, ...]:
     """The cells of a model; latencies under a budget as shares of the original's."""
-    at = {key: t.median for key, t in times.items()}
-    told = [f"{at[f'{s:g}'] / at['original']:.3f}, {predicted[f'{s:g}']:.3f}" for s in SHARES]
-    ms = {key: f"{t * 1e3:.2f}" for key, t in at.items()}
-    return (name, f"{left:.3f}", ms["original"], ms["rival"], ms["equal"], f"{at['equal'] / at['rival']:.2f}", ms["steps"],
-            f"{at['steps'] / at['rival']:.2f}", *told)
+    ms = {key: f"{t.median * 1e3:.2f}" for key, t in times.items()}
+
+    def ratio(key: str, over: str) -> str:
+        found = times[key].over(times[over])
+        return f"{found.median:.3f} ({found.low:.3f} to {found.high:.3f})"
+
+    told = [f"{ratio(f'{s:g}', 'original')}, {predicted[f'{s:g}']:.3f}" for s in SHARES]
+    return (name, f"{left:.3f}", ms["original"], ms["rival"], ms["equal"], ratio("equal", "rival"), ms["steps"], ratio("steps", "rival"),
+            *told)
+
+
+def bars(name: str, times: Mapping[str, Timing]) -> list[tuple[str, bool]]:
+    """What must hold, each with whether it does: no slower than Torch-Pruning (within the quartiles), budgets met within 5 %."""
+    out = []
+    for key, what in (("equal", "whole numbers of channels"), ("steps", "in steps")):
+        found = times[key].over(times["rival"])
+        out.append((f"{name}: at equal multiply-accumulates, {what}, {found.median:.3f} of Torch-Pruning's time", found.low <= 1))
+    for s in SHARES:
+        share = times[f"{s:g}"].over(times["original"]).median
+        out.append((f"{name}: {s:g} of the time was asked, {share:.3f} measured", abs(share / s - 1) <= 0.05))
+    return out
 
 
 @click.command(help=__doc__)
@@ -122,13 +139,18 @@ def main(models: Sequence[str], size: int, seconds: float, to: Path | None) -> N
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    lines = [row(name, size, seconds, lambda text: print(text, file=sys.stderr, flush=True)) for name in models or MODELS]
+    found = [row(name, size, seconds, lambda text: print(text, file=sys.stderr, flush=True)) for name in models or MODELS]
+    lines, held = [cells for cells, _ in found], [bar for _, some in found for bar in some]
     show("latency", HEAD, lines)
+    said = "\n".join(f"* {'holds' if ok else 'FAILS'}: {bar}" for bar, ok in held)
+    print(said)
     if to is not None:
         import onnxruntime
 
         to.write_text(f"{time.strftime('%Y-%m-%d')}, onnxruntime {onnxruntime.__version__} on the CPU, one thread, {machine('cpu')}, "
-                      f"{size} x {size} pixels, one image; drawn weights.\n\n" + markdown(HEAD, lines))
+                      f"{size} x {size} pixels, one image; drawn weights.\n\n" + markdown(HEAD, lines) + "\n\n" + said + "\n")
+    if not all(ok for _, ok in held):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

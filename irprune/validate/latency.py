@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 __all__ = ["Timing", "interleaved"]
@@ -13,12 +13,17 @@ __all__ = ["Timing", "interleaved"]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: the median, and the quartiles as its spread."""
+    """Seconds per call: the median, and the quartiles as its spread; ``times`` are those of all turns."""
 
     median: float
     low: float
     high: float
     runs: int
+    times: tuple[float, ...] = field(default=(), repr=False, compare=False)
+
+    def over(self, other: Timing) -> Timing:
+        """This time as a share of ``other``'s, turn by turn, so that what slows both does not count."""
+        return _summary([a / b for a, b in zip(self.times, other.times, strict=True)])
 
     def as_dict(self) -> dict[str, float]:
         return {"median_s": self.median, "low_s": self.low, "high_s": self.high, "runs": self.runs}
@@ -35,15 +40,17 @@ def interleaved(
     most: int = 200,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time ``calls`` in turns for about ``seconds`` each, after one warm-up; at least ``least`` and at most ``most`` rounds."""
-    for call in calls.values():
-        call()
+    """Time ``calls`` in turns for about ``seconds`` each; at least ``least`` and at most ``most`` rounds.
+
+    What is timed follows a call of its own kind, so that caches hold what it reads, as they do where it runs alone.
+    """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     began = clock()
     for turn in range(most):
-        if turn >= least and clock() - began > seconds * len(calls):
+        if turn >= least and clock() - began > 2 * seconds * len(calls):
             break
         for name, call in calls.items():
+            call()
             start = clock()
             call()
             taken[name].append(clock() - start)
@@ -52,6 +59,6 @@ def interleaved(
 
 def _summary(times: Sequence[float]) -> Timing:
     if len(times) < 2:
-        return Timing(times[0], times[0], times[0], len(times))
+        return Timing(times[0], times[0], times[0], len(times), tuple(times))
     low, middle, high = statistics.quantiles(times, n=4, method="inclusive")
-    return Timing(middle, low, high, len(times))
+    return Timing(middle, low, high, len(times), tuple(times))
