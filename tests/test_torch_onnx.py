@@ -64,3 +64,25 @@ def test_sums_over_an_index_use_no_operator_that_loses_additions(tmp_path: Path)
     path = pruned.onnx(tmp_path / "m.onnx")
     assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5
     assert "ScatterND" not in {node.op_type for node in onnx.load(path).graph.node}
+
+
+class Odd(nn.Module):
+    """An inverse error function, complex numbers with one dimension more, a squeeze that does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(8, 16), nn.Linear(16, 8)
+        self.register_buffer("turns", torch.randn(3, 8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.erfinv(torch.sin(self.inner(x)) * 0.9).squeeze(0).view(2, 3, 8, 2)
+        turned = torch.view_as_complex(h).unsqueeze(-2) * torch.view_as_complex(self.turns).unsqueeze(1)
+        made: Tensor = self.outer(torch.view_as_real(turned).flatten(2))
+        return made
+
+
+def test_operators_that_the_exporter_lacks(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pruned = irprune.prune(Odd().eval(), (torch.randn(2, 3, 8),))
+    pruned.onnx(tmp_path / "m.onnx")
+    assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5

@@ -11,21 +11,32 @@ __all__ = ["exportable", "translations"]
 
 
 def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """``program`` with a copy in front of each reshape of what was transposed, changed in place.
+    """``program``, changed in place, with a copy in front of each reshape of what was transposed, and complex numbers unsqueezed as pairs.
 
     The exporter makes a reshape a view where the strides at hand allow one, then takes attention for products whose results lie
     otherwise in memory, and refuses the view of their transpose. The copies leave no trace in the file.
     """
     graph = program.graph
     for node in list(graph.nodes):
-        if node.target not in _VIEWS or node.args[0].target not in _TURNED:
-            continue
-        with graph.inserting_before(node):
-            copy = graph.call_function(torch.ops.aten.clone.default, (node.args[0],), {"memory_format": torch.contiguous_format})
-        copy.meta = {**node.args[0].meta, "val": node.args[0].meta["val"].contiguous()}
-        node.replace_input_with(node.args[0], copy)
+        if node.target in _VIEWS and node.args[0].target in _TURNED:
+            with graph.inserting_before(node):
+                copy = _inserted(graph, torch.ops.aten.clone.default, node.args[0], memory_format=torch.contiguous_format)
+            node.replace_input_with(node.args[0], copy)
+        elif node.target is torch.ops.aten.unsqueeze.default and node.meta["val"].is_complex():
+            source, dim = node.args
+            with graph.inserting_before(node):
+                pairs = _inserted(graph, torch.ops.aten.view_as_real.default, source)
+                opened = _inserted(graph, torch.ops.aten.unsqueeze.default, pairs, dim if dim >= 0 else dim - 1)
+            node.target, node.args = torch.ops.aten.view_as_complex.default, (opened,)
     program.graph_module.recompile()
     return program
+
+
+def _inserted(graph: torch.fx.Graph, target: Any, source: torch.fx.Node, *rest: Any, **options: Any) -> torch.fx.Node:
+    """A new node that calls ``target`` on the result of ``source``."""
+    node = graph.call_function(target, (source, *rest), options)
+    node.meta = {**source.meta, "val": target(source.meta["val"], *rest, **options)}
+    return node
 
 
 _VIEWS = (torch.ops.aten.reshape.default, torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
@@ -67,7 +78,34 @@ def _index_add(self: Any, dim: int, index: Any, source: Any, alpha: float = 1) -
     return op.ScatterElements(self, op.Expand(at, op.Shape(source)), added, axis=dim, reduction="add")
 
 
+def _erfinv(self: Any) -> Any:
+    """The inverse of the error function, to 4e-7 of its value: M. Giles, "Approximating the erfinv function", GPU Computing Gems, 2011."""
+    import onnxscript
+
+    op: Any = onnxscript.opset18
+
+    def number(value: float) -> Any:
+        return op.CastLike(op.Constant(value_float=value), self)
+
+    def polynomial(x: Any, coefficients: tuple[float, ...]) -> Any:
+        sum = number(coefficients[0])
+        for c in coefficients[1:]:
+            sum = op.Add(op.Mul(sum, x), number(c))
+        return sum
+
+    w = op.Neg(op.Log(op.Mul(op.Sub(number(1.0), self), op.Add(number(1.0), self))))
+    small, large = op.Sub(w, number(2.5)), op.Sub(op.Sqrt(op.Max(w, number(0.0))), number(3.0))
+    found = op.Where(op.Less(w, number(5.0)), polynomial(small, _CENTRE), polynomial(large, _TAILS))
+    return op.Mul(found, self)
+
+
+_CENTRE = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164, 0.246640727,
+           1.50140941)
+_TAILS = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047, 1.00167406,
+          2.83297682)
+
 _GAPS: dict[str, Callable[..., Any]] = {
     "transformers.grouped_mm_fallback.default": _grouped_mm,
     "aten.index_add.default": _index_add,
+    "aten.erfinv.default": _erfinv,
 }

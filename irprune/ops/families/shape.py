@@ -160,7 +160,7 @@ def _squeeze_resize(node: Node, cut: Cut) -> None:
 
 op("unsqueeze", _unsqueeze, aten=("unsqueeze.default",), samples=(Sample((_X,), {"dim": -2}, free=3),
                                                                   Sample((Arg(()),), {"dim": 0}, free=0)))
-op("squeeze", _squeeze, resize=_squeeze_resize,
+op("squeeze", _squeeze, resize=_squeeze_resize, idle=same_type,
    call=lambda node: f"aten.squeeze.dim{'s' if isinstance(node.attrs.get('dim'), list) else ''}",
    aten=("squeeze.dim", "squeeze.default", "squeeze.dims"),
    samples=(Sample((Arg((2, 1, 6)),), {"dim": 1}, free=2, target="aten.squeeze.dim"),
