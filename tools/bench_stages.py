@@ -1,7 +1,7 @@
 """Where the time of ``irprune.prune`` goes: seconds of the processor by stage, the proof in forward passes, and peak memory.
 
-Each model in a process of its own on one processor with one thread, medians; the first round warms up. ``proof`` counts the passes of
-the original and of the cut model, and its time is given in those of the original's ``forward`` on the same input. The last row is a
+Each model in a process of its own on one processor with one thread, medians; the first round warms up. ``passes`` counts the
+forward passes of the proof, and its time is given in those of the original's ``forward`` on the same input. The last row is a
 LLaMA-2-7B-shaped model on the meta device, captured and analysed in a fresh process.
 """
 
@@ -69,7 +69,7 @@ def _measure(name: str, rounds: int) -> Row:
         with torch.no_grad():
             _, forward = timed(lambda: model(*args, **kwargs))
         proof = pruned.report.proof
-        passes = {"passes": proof.passes, "cut_passes": proof.cut_passes}
+        passes = {"passes": proof.passes}
         rows.append(row | passes | {"stages": pruned.report.seconds, "forward": forward["cpu"]})
     return medians(rows[1:]) | {"model": name, "memory": resident_mb() - held}
 
@@ -101,7 +101,7 @@ def line(row: Row) -> tuple[str, ...]:
     stages = row["stages"]
     later = sum(stages[s] for s in STAGES[1:])
     return (row["model"], *(f"{1e3 * stages[s]:.1f}" for s in STAGES), f"{1e3 * later:.0f}", f"{1e3 * stages['proof']:.0f}",
-            f"{1e3 * row['forward']:.0f}", f"{stages['proof'] / row['forward']:.1f}", f"{row['passes']:.0f} + {row['cut_passes']:.0f}",
+            f"{1e3 * row['forward']:.0f}", f"{stages['proof'] / row['forward']:.1f}", f"{row['passes']:.0f}",
             f"{row['memory']:.0f}")
 
 

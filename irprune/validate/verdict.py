@@ -16,8 +16,8 @@ class Proof:
 
     ``float32_error`` is the first measurement where float64 decided; ``capture_error`` is that of the uncut graph against the
     user's ``forward``, None where there is none to call. ``vacuous`` says that the outputs are constant even
-    with random weights, so that nothing was proven. ``passes`` counts forward passes of the original, at most four, and
-    ``cut_passes`` those of the cut model, one or two: six in all where float64 had to decide.
+    with random weights, so that nothing was proven. ``passes`` counts forward
+    passes, those of the cut model among them: four, or six where float64 had to decide.
     """
 
     max_error: float
@@ -25,8 +25,7 @@ class Proof:
     dtype: str = "float32"
     float32_error: float | None = None
     capture_error: float | None = None
-    passes: int = 1
-    cut_passes: int = 1
+    passes: int = 2
     random_weights: bool = False
     vacuous: bool = False
     seconds: float = 0.0

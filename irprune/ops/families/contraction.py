@@ -13,10 +13,15 @@ from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Weight
 from irprune.ops.registry import Arg, Op, Sample, Unsupported, op
 
-__all__ = ["Letters", "contraction", "zeroed"]
+__all__ = ["Letters", "concrete", "contraction", "quick_product", "zeroed"]
 
 Letters = tuple[list[str], ...]
 """For each operand, then for the result, a letter per dimension; an operand that is not there has none."""
+
+
+def concrete(x: Any) -> bool:
+    """Whether ``x`` is a tensor of numbers, not one of a recording that becomes ONNX nodes."""
+    return x.device is not None
 
 
 def zeroed(torch: Any, x: Any, mask: Any) -> Any:
@@ -24,9 +29,34 @@ def zeroed(torch: Any, x: Any, mask: Any) -> Any:
     if mask is None:
         return x
     along = [d for d, n in enumerate(mask.shape) if n != 1]
-    if len(along) == 1 and along[0] < x.dim() - 1 and mask.dim() == x.dim() and x.device is not None:  # whole rows, filled faster; in torch
+    if len(along) == 1 and along[0] < x.dim() - 1 and mask.dim() == x.dim() and concrete(x):  # whole rows, filled faster
         return x.index_fill(along[0], (~mask).flatten().nonzero()[:, 0], 0)
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def quick_product(torch: Any, node: Node, operands: list[Any], present: Any, run: Callable[..., Any],
+                  computed: tuple[int, Sequence[int]], stored: tuple[int, Sequence[int]]) -> Any:
+    """The product of a computed and a stored operand, each as (index, dimensions that are summed, in one order), on those present.
+
+    The zeros are multiplied into the smaller of the two, which costs least. None where this does not apply, or where the result is not
+    finite: what is dropped may be infinite, and zero times that is no zero.
+    """
+    (i, summed), (j, own) = computed, stored
+    x, w = operands[i], operands[j]
+    if isinstance(node.inputs[i], Weight) or not isinstance(node.inputs[j], Weight) or not concrete(x) or not x.dtype.is_floating_point:
+        return None
+    mask = present(node.operand(i), summed)
+    if mask is None or any(n != 1 and d not in summed for d, n in enumerate(mask.shape)):  # nothing, or chosen block by block
+        return None
+    if any(x.shape[d] != w.shape[e] for d, e in zip(summed, own, strict=True)):
+        return None
+    made = list(operands)
+    if w.numel() < x.numel():
+        made[j] = w * present(node.operand(j), own).to(w.dtype)
+    else:
+        made[i] = x * mask.to(x.dtype)
+    y = run(*made)
+    return y if bool(torch.isfinite(y.sum())) else None
 
 
 def _meets_zeros(node: Node, terms: Letters, i: int, letter: str) -> bool:
@@ -53,6 +83,15 @@ def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> O
 
     def silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Callable[..., Any]) -> Any:
         *terms, out = letters(node)
+        summing = [i for i, term in enumerate(terms) if not set(term) <= set(out)]
+        if len(summing) == 2 and all(len(set(terms[i])) == len(terms[i]) for i in summing):
+            for i, j in (summing, summing[::-1]):
+                shared = [x for x in terms[i] if x not in out]
+                if set(shared) == set(terms[j]) - set(out):
+                    computed, stored = ((k, [terms[k].index(x) for x in shared]) for k in (i, j))
+                    y = quick_product(torch, node, operands, present, run, computed, stored)
+                    if y is not None:
+                        return y
         made = list(operands)
         for i, term in enumerate(terms):
             gone = [d for d, x in enumerate(term) if x not in out and not _meets_zeros(node, tuple(terms), i, x)]
@@ -69,7 +108,7 @@ def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> O
                     table.setdefault(x, a)
         return tuple(tuple(table[x] for x in step if x in table) for step in _steps([t for t in terms if t], out))
 
-    return op(name, rule, silence=silence, letters=letters, **{"macs": macs, **rest})
+    return op(name, rule, letters=letters, **{"silence": silence, "macs": macs, **rest})
 
 
 def _bind(axes: Axes, node: Node, terms: Sequence[Sequence[str]]) -> dict[str, Axis]:
@@ -290,7 +329,11 @@ def _cdist(node: Node) -> Letters:
     return [*_batch(a - 2, many), "p", "k"], [*_batch(b - 2, many), "r", "k"], [*_batch(many, many), "p", "r"]
 
 
-contraction("cdist", _cdist, aten=("cdist.default", "_cdist_forward.default"),
+def _cdist_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Callable[..., Any]) -> Any:
+    return run(*(zeroed(torch, x, present(node.operand(i), [x.dim() - 1])) for i, x in enumerate(operands)))
+
+
+contraction("cdist", _cdist, silence=_cdist_silence, aten=("cdist.default", "_cdist_forward.default"),
             samples=(Sample((Arg((2, 4, 6)), Arg((5, 6))), {"p": 2.0}, free=4),
                      Sample((Arg((4, 6)), Arg((5, 6))), {"p": 1.0, "compute_mode": None}, free=3),
                      Sample((Arg((4, 6)), Arg((5, 6))), {"p": 1.0, "compute_mode": None}, free=3, target="aten._cdist_forward.default")))

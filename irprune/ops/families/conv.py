@@ -7,7 +7,7 @@ from typing import Any
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Weight
 from irprune.ir.size import Size
-from irprune.ops.families.contraction import zeroed
+from irprune.ops.families.contraction import quick_product, zeroed
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 from irprune.ops.signature import Signature
 
@@ -37,6 +37,13 @@ def _channels(node: Node, i: int) -> Axis:
 
 def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
     """What is dropped of the input's channels, of all groups or within them, is not summed."""
+    if _channels(node, 0).size == node.attrs.get("groups", 1):  # each channel on its own: nothing is summed
+        return run(*operands)
+    if node.attrs.get("groups", 1) == 1:
+        read = (0, [1 if _batched(node) else 0]), (1, [0 if _transposed(node) else 1])
+        y = quick_product(torch, node, operands, present, run, *read)
+        if y is not None:
+            return y
     x, w, *rest = operands
     x = zeroed(torch, x, present(node.operand(0), [1 if _batched(node) else 0]))
     if not isinstance(node.operand(1), Weight) or isinstance(node.operand(0), Weight):  # a stored kernel is finite and meets zeros
