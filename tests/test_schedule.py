@@ -294,3 +294,31 @@ def test_every_recipe_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     shares = list(made.values()) if isinstance(made, dict) else [made]
     assert all(0.05 < s <= 1 for s in shares)
     assert capsys.readouterr().out.startswith("dense")
+
+
+def test_the_iterative_recipe_goes_on_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Stopped while its third step trains, and run again: the same weights to the last bit."""
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(str(RECIPES))
+    recipe = runpy.run_path(str(RECIPES / "iterative.py"))["main"]
+    whole = recipe(epochs=1, steps=4, checkpoint=str(tmp_path / "whole"))
+    line = recipe.__globals__["line"]
+
+    def stopped(what: str, *rest: Any) -> float:
+        if what == "step 3 of 4":
+            raise KeyboardInterrupt
+        return line(what, *rest)
+
+    recipe.__globals__["line"] = stopped
+    with pytest.raises(KeyboardInterrupt):
+        recipe(epochs=1, steps=4, checkpoint=str(tmp_path / "twice"))
+    assert [p.name for p in (tmp_path / "twice").glob("state-*.pt")] == ["state-2.pt"]
+    recipe.__globals__["line"] = line
+    torch.manual_seed(99)
+    capsys.readouterr()
+    assert recipe(epochs=1, steps=4, checkpoint=str(tmp_path / "twice")) == whole
+    assert "step 2 of 4" not in (out := capsys.readouterr().out) and "step 3 of 4" in out
+    once, twice = (torch.load(tmp_path / name / "state-4.pt", weights_only=True) for name in ("whole", "twice"))
+    assert list(once) == list(twice) and all(torch.equal(once[n], twice[n]) for n in once)

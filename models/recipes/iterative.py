@@ -1,11 +1,13 @@
-"""Prune in five steps with an epoch of training after each; run it again after it was stopped and it goes on.
+"""Prune in five steps with an epoch of training after each; run it again after it was stopped and it goes on to the same end.
 
-    python models/recipes/iterative.py
+    python models/recipes/iterative.py run/
 """
 
 from __future__ import annotations
 
+import sys
 import tempfile
+from zlib import crc32
 
 import torch
 from common import BATCH, dense, epoch, line
@@ -20,10 +22,12 @@ def main(epochs: int = 20, steps: int = 5, checkpoint: str | None = None) -> flo
     with tempfile.TemporaryDirectory() as folder:
         for pruned in schedule(model, (data.train.images[:2],), ratio=0.6, steps=steps, pace="cubic", checkpoint=checkpoint or folder,
                                dynamic_shapes=BATCH):
+            step = pruned.report.notes[-1]
+            torch.manual_seed(crc32(step.encode()))  # a step draws the same, whether the run was stopped before it or not
             epoch(pruned.module, data, torch.optim.AdamW(pruned.module.parameters(), 1e-3))
-            share = line(pruned.report.notes[-1], pruned.module, data)
+            share = line(step, pruned.module, data)
     return share
 
 
 if __name__ == "__main__":
-    main()
+    main(checkpoint=sys.argv[1] if len(sys.argv) > 1 else None)
