@@ -316,13 +316,17 @@ class Aliases:
             self._clash = f"{target} has no functional twin"
         self._writes.append((self._time, written, result))
 
+    def refused(self) -> str:
+        """Why a write is no new value; "" where each is."""
+        if any(self._root[written] in self._given for _, written, _ in self._writes):
+            return "forward writes to an input or a weight"
+        return self._clash
+
     def clash(self) -> str:
         """Why renaming would not do; "" where it does."""
         for time, written, result in self._writes:
             root = self._root[written]
-            if root in self._given:
-                return "forward writes to an input or a weight"
             for other in self._family[root]:
                 if other not in (written, result) and self._born[other] < time and self._read.get(other, -1) > time:
                     return "a view of a tensor that is changed in place is read afterwards"
-        return self._clash
+        return self.refused()

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,9 +44,12 @@ from irprune.capture.build import (
 )
 from irprune.capture.known import from_constants
 from irprune.capture.untouched import attributes_kept, evaluating
+from irprune.capture.views import NoWayBack, Step, Views, shares
 from irprune.ir.graph import Graph, TensorType, Value, Weight
 
 __all__ = ["Declined", "trace"]
+
+HERE = str(Path(__file__).parent)
 
 
 class Declined(Exception):
@@ -60,7 +64,12 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
     """
     if why := _composites_are_split():
         raise Declined(why)
-    return _trace(model, tuple(args), dict(kwargs or {}), plain)
+    try:
+        return _trace(model, tuple(args), dict(kwargs or {}), plain)
+    except NoWayBack as why:
+        raise Declined(str(why)) from why
+    except GuardOnDataDependentSymNode as branch:
+        raise Declined(f"forward branches on a size that depends on values: {str(branch).splitlines()[0]}") from branch
 
 
 @cache
@@ -104,16 +113,13 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plai
                 leaves.append(leaf)
         twins, twin_kwargs = pytree.tree_unflatten(leaves, in_spec)
         with recorder, _scopes(model, recorder):
-            try:
-                result = _forward(model, twins, twin_kwargs)
-            except GuardOnDataDependentSymNode as branch:
-                raise Declined(f"forward branches on a size that depends on values: {str(branch).splitlines()[0]}") from branch
+            result = _forward(model, twins, twin_kwargs)
         open_dataclasses(result)
         results, out_spec = pytree.tree_flatten(result)
         outputs = [recorder.output(leaf) for leaf in results]
     if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(left)):
         raise Declined("forward keeps a tensor in an attribute")
-    if why := recorder.aliases.clash():
+    if why := recorder.aliases.refused():
         raise Declined(why)
     missing = dict.fromkeys(target for node, target in recorder.unknown if any(v.users or v in graph.outputs for v in node))
     if known := decompositions(missing):
@@ -162,6 +168,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.unknown: list[tuple[list[Value], Any]] = []  # results and overload of operators that the table lacks
         self.state: dict[str, Entry] = {}
         self._values: dict[int, Value] = {}
+        self._views = Views(self._values, self._call)
         self._twins: dict[int, torch.Tensor] = {}
         self._held: list[torch.Tensor] = []  # keeps ids from being taken again
         self._last: Value | None = None
@@ -224,8 +231,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(leaf, torch.Tensor):
             if id(leaf) not in self._values:
                 self._leaf(leaf)
-            self.aliases.tick()
-            self.aliases.read(id(leaf))
+            self._views.refresh(id(leaf))
             self.build.graph.outputs.append(self._values[id(leaf)])
             return len(self.build.graph.outputs) - 1
         if leaf is None or isinstance(leaf, (bool, int, float, complex, str, torch.dtype, torch.device)):
@@ -237,7 +243,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(x, torch.Tensor):
             key = id(x)
             twin = x if key in self._values else self._leaf(x)
-            self.aliases.read(key)
+            self._views.refresh(key)
             return self._twins.get(key, twin), self._values[key]
         if type(x) in (list, tuple):
             pairs = [self._read(v) for v in x]
@@ -253,7 +259,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if func._schema.name == "prim::device":
                 return args[0].device
             raise Declined(f"operator {func}")
-        self.aliases.tick()
         fakes, values = self._read(args)
         pairs = {k: self._read(v) for k, v in (kwargs or {}).items()}
         own, named = {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}
@@ -266,7 +271,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 made = self._sized(func, fakes, own, str(why))
         mutable = func._schema.is_mutable
         if isinstance(made, torch.SymInt):
-            number = self.build.call(func, values, named, TensorType("i64", ()), _base(func), self._place())
+            number = self._call(func, values, named, TensorType("i64", ()))
             number.producer.attrs["symbol"] = size_of(made)
             return made
         if not isinstance(made, (torch.Tensor, list, tuple)):
@@ -274,29 +279,39 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return made  # fake tensors know small constants
             raise Declined(f"{func} returns {type(made).__name__}")
         first = args[0] if args and isinstance(args[0], torch.Tensor) else None
+        if func is torch.ops.aten.lift_fresh.default:
+            func = torch.ops.aten.lift_fresh_copy.default  # as torch.export spells it
+        alias = first is not None and may_alias(func)
+        seen = [alias and shares(m, fakes[0]) for m in (made if isinstance(made, (list, tuple)) else [made])]
         if not mutable:
             view = first is not None and not first.is_inference() and any(r.alias_info is not None for r in func._schema.returns)
             made = self._own(made, view)
         if func is torch.ops.aten.detach.default and isinstance(values[0], Value) and values[0] is self._last and _creates(values[0]):
             self.hold(made, values[0])  # torch's own, around the result of a factory: not the user's detach
             self.aliases.made(id(made), id(first))
+            self._views.made(id(made), Step(id(first), func, (), {}, values[0].type))
             return made
-        if func is torch.ops.aten.lift_fresh.default:
-            func = torch.ops.aten.lift_fresh_copy.default  # as torch.export spells it
-        recorded = self.build.call(func, values, named, made, _base(func), self._place())
+        recorded = self._call(func, values, named, made)
         if mutable:
             if first is None or made is not fakes[0]:
                 raise Declined(f"{func} writes to something else than its first tensor")
             tensors = [t for t in pytree.tree_leaves((fakes, [a for a, _ in pairs.values()])) if isinstance(t, torch.Tensor)]
             self.aliases.wrote(func, id(first), id(first), [t.dtype for t in tensors])
+            if recorded.type != self._values[id(first)].type:
+                raise Declined(f"{func} changes the shape of its tensor")
             self._values[id(first)] = recorded
+            self._views.wrote(id(first))
             return first
         self._last = recorded if isinstance(recorded, Value) else None
         results = [recorded] if isinstance(recorded, Value) else recorded
-        for tensor, value in zip([made] if isinstance(made, torch.Tensor) else made, results, strict=True):
+        types = [v.type for v in results]
+        for i, (tensor, value) in enumerate(zip([made] if isinstance(made, torch.Tensor) else made, results, strict=True)):
             if isinstance(tensor, torch.Tensor):
                 self.hold(tensor, value)
-                self.aliases.made(id(tensor), id(first) if first is not None and may_alias(func) else None)
+                self.aliases.made(id(tensor), id(first) if seen[i] else None)
+                if seen[i]:
+                    several = isinstance(made, (list, tuple))
+                    self._views.made(id(tensor), Step(id(first), func, tuple(values[1:]), named, types if several else types[0], i))
         if results and results[0].producer is not None and results[0].producer.op == results[0].producer.origin.target:
             self.unknown.append((results, func))
         return made
@@ -338,9 +353,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with torch.inference_mode(not normal), self.fake:
             return torch.empty_strided(made.shape, made.stride(), dtype=made.dtype, device=made.device)
 
-    def _place(self) -> Place:
-        scope, kind = self.scopes[-1]
-        return Place(scope, kind, _source())
+    def _call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Any) -> Any:
+        """Record a call that the user's code is at."""
+        return self.build.call(func, args, kwargs, made, _base(func), Place(*self.scopes[-1], _source()))
 
 
 _READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
@@ -372,12 +387,12 @@ def _creates(value: Value) -> bool:
 
 def _source() -> str:
     """``file:line`` of the innermost frame of the user's, or of the innermost layer where all of ``forward`` is torch's."""
-    frame = sys._getframe(3)
+    frame = sys._getframe(2)
     layer = ""
     while frame is not None and frame.f_code is not _forward.__code__:
         file = frame.f_code.co_filename
         if not file.startswith(TORCH):
-            if file != __file__:
+            if not file.startswith(HERE):
                 return f"{file}:{frame.f_lineno}"
         elif not layer and file.startswith(LAYERS) and not file.endswith("/module.py"):
             layer = f"{file}:{frame.f_lineno}"
