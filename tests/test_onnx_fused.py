@@ -297,3 +297,36 @@ def test_what_onnxruntime_fuses_is_proven(name: str, tmp_path: Path) -> None:
     assert learned(small, False) < 0.35 * learned(graph, False)
     x = random_inputs(graph)
     assert difference(in_torch(small, x), run_model(emit_onnx(small), x)) < 1e-4
+
+
+def packed(name: str, rows: int, inputs: int, zeros: bool) -> list[onnx.TensorProto]:
+    """A matrix of 4 bits a number in blocks of 16, its scales and, packed as well, its zero points."""
+    random, blocks = np.random.default_rng(crc32(name.encode())), inputs // 16
+    arrays = [random.integers(0, 256, (rows, blocks, 8)).astype(np.uint8), random.uniform(0.01, 0.1, rows * blocks).astype(np.float32)]
+    arrays += [random.integers(0, 256, (rows * (-(-blocks // 2)))).astype(np.uint8)] if zeros else []
+    return [numpy_helper.from_array(a, f"{name}.{k}") for k, a in enumerate(arrays)]
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_matrices_of_four_bits(zeros: bool) -> None:
+    """Rows go one by one, inputs in whole blocks; where zero points of two blocks share a byte, inputs stay."""
+    up, down, last = packed("up", 128, 32, False), packed("down", 24, 128, zeros), tensor("last", 24, 3)
+
+    def product(x: str, matrix: list[onnx.TensorProto], n: int, k: int, y: str) -> onnx.NodeProto:
+        return helper.make_node("MatMulNBits", [x, *(t.name for t in matrix)], [y], domain="com.microsoft", N=n, K=k, bits=4, block_size=16)
+
+    nodes = [product("x", up, 128, 32, "h"), helper.make_node("Relu", ["h"], ["r"]), product("r", down, 24, 128, "d")]
+    nodes += [helper.make_node("Relu", ["d"], ["e"]), helper.make_node("MatMul", ["e", "last"], ["y"])]
+    given = [helper.make_tensor_value_info(n, FLOAT, [2, k]) for n, k in (("x", 32), ("y", 3))]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(helper.make_graph(nodes, "g", given[:1], given[1:], [*up, *down, last]), opset_imports=opsets, ir_version=8)
+    graph = analysed(model)
+    small = cut(graph)
+    proof = prove_onnx(graph, small)
+    assert proof.max_error < 1e-5 and not proof.vacuous
+    emitted, x = emit_onnx(small), random_inputs(graph)
+    width = 128 if zeros else 64
+    assert {t.name: tuple(t.dims) for t in emitted.graph.initializer}["down.0"] == (12, width // 16, 8)
+    assert {a.name: a.i for a in emitted.graph.node[0].attribute} == {"N": width, "K": 32, "bits": 4, "block_size": 16}
+    assert difference(in_torch(small, x), run_model(emitted, x)) < 1e-5
+    assert difference(in_torch(graph, x), run_model(model, x)) < 1e-5

@@ -463,7 +463,7 @@ class _Reader:
 def _quantised(node: Node) -> bool:
     """Whether ``node`` reads integers as what was learned."""
     entry = lookup(node)
-    return entry is not None and entry.family in ("quant", "qlinear")
+    return entry is not None and entry.family in ("quant", "qlinear", "nbits")
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')

@@ -122,9 +122,23 @@ def _products(graph: Graph, eligible: Container[Axis]) -> list[tuple[list[list[A
                     visit(factors(p))
 
     for weight in graph.weights.values():
-        for side in _sides(weight, batched=True):
+        for side in _sides(weight, batched=True) if not _laid_out(weight) else ():
             visit(side)
     return [(units, places[key]) for key, units in found.items() if len(units) > 1]
+
+
+def _laid_out(weight: Weight) -> bool:
+    """Whether a vector holds one after the other what a matrix beside it has in several dimensions: scales of blocks of its rows.
+    Rows and blocks are widths of their own then, and not factors of one."""
+    free = [x for x in leaves(weight.axes[0]) if x.reason is None] if weight.rank == 1 and weight.axes else []
+    if len(free) < 2:
+        return False
+    beside = (v for node in weight.users for v in node.inputs if isinstance(v, Weight) and v.rank > 1)
+    for other in beside:
+        at = [[d for d, a in enumerate(other.axes or ()) if x in leaves(a)] for x in free]
+        if all(len(dims) == 1 for dims in at) and len({dims[0] for dims in at}) > 1:
+            return True
+    return False
 
 
 def _sides(weight: Weight, batched: bool = False) -> list[list[Axis]]:

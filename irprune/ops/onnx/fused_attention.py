@@ -97,11 +97,12 @@ spell("multi_head_attention", "com.microsoft::MultiHeadAttention", read=_read_mu
 
 
 def _group_query(axes: Axes, node: Node) -> None:
-    """As attention over a cache. Heads go in groups; their size stays, of which onnxruntime wants a multiple of eight."""
+    """As attention over a cache. Heads go in groups; their size stays: onnxruntime wants a multiple of 8, of 16 with rotary tables."""
     attended(axes, node, mask=10, past=(3, 4))
     _padding(axes, node, 5, axes.of(node.operand(0))[0])
+    why = f"head size of GroupQueryAttention, for which onnxruntime wants a multiple of {16 if node.attrs['do_rotary'] else 8}"
     for i, heads in ((0, node.attrs["q_num_heads"]), (1, node.attrs["kv_num_heads"]), (2, node.attrs["kv_num_heads"])):
-        axes.freeze(opened(axes, node, i, heads)[3], "head size of a kernel that wants a multiple of eight")
+        axes.freeze(opened(axes, node, i, heads)[3], why)
     for i in (7, 8):
         for a in axes.of(node.operand(i)) if node.has(i) else ():
             axes.freeze(a, "a table of rotations")

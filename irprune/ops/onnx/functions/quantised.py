@@ -137,3 +137,18 @@ def integer_matmul(a, b, *rest, dynamic, columns, zeros):
     w = b.double() if b_zero is None else b.double() - b_zero.double()
     y = ((x @ w) * a_scale.double().reshape([]) * b_scale.double()).to(a_scale.dtype)
     return y if bias is None else y + bias
+
+
+def matmul_nbits(x, matrix, scales, zeros=None, order=None, bias=None, *, n, k, bits, block_size):
+    shifts = torch.arange(0, 8, bits, dtype=torch.int32, device=x.device)
+
+    def opened(bytes_):
+        return ((bytes_.to(torch.int32)[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
+
+    numbers, blocks, zero = opened(matrix), matrix.shape[1], 2 ** (bits - 1)
+    if zeros is not None:
+        zero = zeros.reshape(n, -1)
+        zero = (zero if zeros.is_floating_point() else opened(zero))[:, :blocks, None]
+    w = (numbers - zero).to(x.dtype) * scales.to(x.dtype).reshape(n, blocks, 1)
+    y = x @ w.flatten(1)[:, :k].T
+    return y if bias is None else y + bias
