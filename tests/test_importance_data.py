@@ -239,3 +239,48 @@ def test_gradients_are_those_of_the_model_itself() -> None:
     got = {w.name: g for w, (_, g) in made.items()}
     for name, p in model.named_parameters():
         assert torch.allclose(got[name], p.grad, rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.parametrize("name", ["osscar", "reconstruction"])
+def test_leaves_may_be_taken_a_few_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held at a time changes no score."""
+    from irprune.importance import consumers
+
+    x = torch.randn(16, 3, 6, 6)
+    graph = captured(Convs(), x[:2])
+    Score(name, calibration=x).run(graph)
+    whole = dict(graph.scores)
+    found = consumers.readers(graph, [g for g in api.groups(graph) if not g.frozen], {})
+    assert len(list(consumers.portions(found, 1))) == len(found) > len(list(consumers.portions(found))) == 1
+    monkeypatch.setattr(consumers.portions, "__defaults__", (1,))
+    Score(name, calibration=x).run(graph)
+    assert all(np.array_equal(s, whole[leaf]) for leaf, s in graph.scores.items()) and len(whole) == len(graph.scores)
+
+
+@pytest.mark.parametrize("name", ["osscar", "reconstruction"])
+def test_a_layer_too_wide_for_a_gram_matrix_is_judged_by_its_diagonal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from irprune.importance import consumers
+
+    monkeypatch.setattr(consumers, "WIDEST", 5)
+    x, model = torch.randn(256, 6), Planted()
+    got = scored(model, x, named(name, calibration=x, weighted=False), "first.weight:0", normalise="none")
+    h, w = F.relu(model.first(x)).detach(), model.second.weight.detach()
+    want = (w.square().sum(0) * h.square().mean(0)).numpy()
+    assert np.allclose(got, want / want.sum(), rtol=1e-4, atol=1e-9)
+
+
+def test_without_a_gradient_errors_count_relative_to_the_result() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.planted = Planted()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.planted(x).argmax(-1)
+
+    x = torch.randn(128, 6)
+    model = Whole()
+    plain = scored(model, x, named("osscar", calibration=x, weighted=False), "planted.first.weight:0")
+    assert np.array_equal(scored(model, x, "osscar", "planted.first.weight:0"), plain)
+    with pytest.raises(IrpruneError, match="does not depend"):
+        scored(model, x, named("osscar", calibration=x, loss=lambda o, b: o[0].float().sum()), "planted.first.weight:0")

@@ -411,13 +411,17 @@ def test_prune_repairs_and_says_that_the_proof_came_before() -> None:
 def test_calibration_data_choose_the_criterion_and_the_repair_where_nothing_is_said() -> None:
     net, x = trained_statistics(), inputs(128)
     pruned = api.prune(net, (x[:2],), calibration=(x[i:i + 32] for i in range(0, 128, 32)), proof=False)  # read twice
-    said = api.prune(net, (x[:2],), importance="wanda", repair="least_squares", calibration=x, proof=False)
+    said = api.prune(net, (x[:2],), importance="osscar", scope="local", repair="least_squares", calibration=x, proof=False)
     assert pruned.plan == said.plan
     assert pruned.report.repair is not None and pruned.report.repair.methods == ("least_squares",)
     assert pruned.report.repair.after == pytest.approx(said.report.repair.after, rel=0.02)  # other chunks
     assert api.prune(net, (x[:2],), calibration=x, repair=False, proof=False).report.repair is None
     plain = api.prune(net, (x[:2],), proof=False)
     assert plain.report.repair is None and plain.options.importance == "magnitude"
+    half: dict[str, Any] = {"budget": {"macs": 0.5}, "proof": False}
+    assert api.prune(net, (x[:2],), calibration=x, **half).plan == api.prune(
+        net, (x[:2],), importance="osscar", scope="global", calibration=x, repair=False, **half).plan
+    assert api.prune(net, (x[:2],), **half).options.scope == pruned.options.scope == "local"
 
 
 class Narrow(nn.Module):
