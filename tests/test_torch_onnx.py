@@ -86,3 +86,22 @@ def test_operators_that_the_exporter_lacks(tmp_path: Path) -> None:
     pruned = irprune.prune(Odd().eval(), (torch.randn(2, 3, 8),))
     pruned.onnx(tmp_path / "m.onnx")
     assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5
+
+
+class Padded(nn.Module):
+    """Zeros around what is negative win the maximum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.last(nn.functional.max_pool2d(nn.functional.pad(-self.first(x).abs(), (1, 1, 1, 1)), 3, 2))
+        return made
+
+
+def test_a_pad_in_front_of_a_max_pool_stays_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pruned = irprune.prune(Padded().eval(), (torch.randn(1, 3, 8, 8),))
+    pruned.onnx(tmp_path / "m.onnx")
+    assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5

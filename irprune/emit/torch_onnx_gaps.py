@@ -11,10 +11,12 @@ __all__ = ["exportable", "translations"]
 
 
 def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """``program``, changed in place, with a copy in front of each reshape of what was transposed, and complex numbers unsqueezed as pairs.
+    """``program``, changed in place, with a copy in front of each reshape of what was transposed, complex numbers unsqueezed as pairs,
+    and a bound that bounds nothing between a pad and a max pool.
 
     The exporter makes a reshape a view where the strides at hand allow one, then takes attention for products whose results lie
     otherwise in memory, and refuses the view of their transpose. The copies leave no trace in the file.
+    onnxruntime 1.31 takes zeros that are padded in front of a max pool for the pool's own padding, which never wins a maximum.
     """
     graph = program.graph
     for node in list(graph.nodes):
@@ -28,6 +30,10 @@ def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
                 pairs = _inserted(graph, torch.ops.aten.view_as_real.default, source)
                 opened = _inserted(graph, torch.ops.aten.unsqueeze.default, pairs, dim if dim >= 0 else dim - 1)
             node.target, node.args = torch.ops.aten.view_as_complex.default, (opened,)
+        elif node.target in _MAX_POOLS and node.args[0].target in _PADS and node.meta["val"].is_floating_point():
+            with graph.inserting_before(node):
+                bound = _inserted(graph, torch.ops.aten.clamp.default, node.args[0], torch.finfo(node.meta["val"].dtype).min)
+            node.replace_input_with(node.args[0], bound)
     program.graph_module.recompile()
     return program
 
@@ -41,6 +47,8 @@ def _inserted(graph: torch.fx.Graph, target: Any, source: torch.fx.Node, *rest: 
 
 _VIEWS = (torch.ops.aten.reshape.default, torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _TURNED = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
+_PADS = (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default)
+_MAX_POOLS = (torch.ops.aten.max_pool1d.default, torch.ops.aten.max_pool2d.default, torch.ops.aten.max_pool3d.default)
 
 
 def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., Any], Callable[..., Any]]:
