@@ -50,7 +50,8 @@ class Explanation:
 
     def __str__(self) -> str:
         head = f"{self.name}: {self.size} channels of group {self.group}{self.kind and f' ({self.kind})'}"
-        head += f", frozen: {placed(self.frozen)}" if self.frozen else f", coupled with {len(self.chains)} other places"
+        places = f"{len(self.chains)} other place{'s' * (len(self.chains) != 1)}"
+        head += f", frozen: {placed(self.frozen)}" if self.frozen else f", coupled with {places}"
         alike: dict[str, list[tuple[str, tuple[Step, ...]]]] = {}
         for chain in self.chains:
             alike.setdefault(blank(chain[0]), []).append(chain)

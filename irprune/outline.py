@@ -50,7 +50,7 @@ class Outline:
     def __str__(self) -> str:
         lines = [f"{human(self.params)} parameters, {human(self.macs)} MACs; one channel less saves:", ""]
         lines += _table(["group", "size", "kind", "MACs", "parameters", "members"],
-                        [[x.name, _times(x), x.kind, human(x.macs), human(x.params), _shortened(_by_module(x.members))] for x in self.free])
+                        [[x.name, _times(x), x.kind, human(x.macs), human(x.params), _shortened(_by_block(x.members))] for x in self.free])
         if self.frozen:
             lines += ["", "frozen:"]
             lines += _table(["group", "size", "why"], [[x.name, _times(x), placed(x.reason)] for x in self.frozen])
@@ -130,6 +130,14 @@ def _by_module(members: Sequence[str]) -> list[str]:
         name, _, dim = member.rpartition(":")
         found.setdefault((name.rpartition(".")[0] or name, dim), []).append(member)
     return [same[0] if len(same) == 1 else f"{module}.*:{dim}" for (module, dim), same in found.items()]
+
+
+def _by_block(members: Sequence[str]) -> list[str]:
+    """``layers.0.fc.weight:0`` ... ``layers.11.fc.weight:0`` as ``layers.0..11.fc.weight:0``, and modules as ``_by_module`` has them."""
+    found: dict[str, list[str]] = {}
+    for member in _by_module(members):
+        found.setdefault(blank(member), []).append(member)
+    return [fold_names(same) for same in found.values()]
 
 
 def _times(line: Line) -> str:

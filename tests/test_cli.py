@@ -185,7 +185,7 @@ def test_inspect_folds_repeated_blocks(call: Callable[..., Result], net: str) ->
     assert code == 0
     lines = {line.split()[0]: line for line in out.splitlines() if line}
     assert "12 x3" in lines["blocks.0..2.up.weight:0"] and "MLP width" in lines["blocks.0..2.up.weight:0"]
-    assert "stem.*:0, blocks.0.up.weight:1" in lines["stem.weight:0"]
+    assert "stem.*:0, blocks.0..2.up.weight:1" in lines["stem.weight:0"]
     assert "graph output" in lines["head.weight:0"] and "graph input 'x'" in lines["stem.weight:1"]
     data = json.loads(call("inspect", net, "--json")[1])
     group = next(g for g in data["groups"] if g["name"] == "blocks.0..2.up.weight:0")

@@ -143,6 +143,20 @@ def test_hf_folder_is_a_model_of_the_command_line(tmp_path: Path) -> None:
     assert irprune.prune(loaded.model, loaded.args, loaded.kwargs, ratio=0.5).report.proof.passed
 
 
+def test_a_folder_of_several_files_with_tied_weights_is_read_whole(tmp_path: Path) -> None:
+    from irprune.capture.load import load_model
+
+    config = transformers.LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                                      num_key_value_heads=2, vocab_size=64, tie_word_embeddings=True)
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1 and (tmp_path / "model.safetensors.index.json").exists()
+    read = load_model(f"hf:{tmp_path}").model
+    assert read.lm_head.weight is read.model.embed_tokens.weight
+    mine, theirs = read.state_dict(), model.state_dict()
+    assert list(mine) == list(theirs) and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
 def test_only_models_of_the_library_are_taken() -> None:
     assert is_pretrained(_model("bert")[0])
     assert not is_pretrained(torch.nn.Linear(2, 2))

@@ -358,10 +358,13 @@ def _hugging_face(folder: str, pretrained: bool) -> tuple[Any, Callable[[], Any]
         raise IrpruneError("no config.json here", folder, "give a folder that save_pretrained wrote")
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind = getattr(transformers, (config.architectures or [""])[0], None) or transformers.AutoModel
+    except ImportError as missing:  # transformers imports what a model needs when the model is asked for
+        raise IrpruneError(f"transformers cannot import the model's class: {gist(missing)}", folder,
+                           "install what it needs; transformers names it when you import the class") from missing
     except (ValueError, KeyError, OSError) as broken:
         why = str(broken).splitlines()[0][:200]
         raise IrpruneError(f"transformers cannot read the config: {why}", folder, "check config.json") from broken
-    kind = getattr(transformers, (config.architectures or [""])[0], None) or transformers.AutoModel
     if any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin")):
         model = kind.from_pretrained(folder, local_files_only=True)
     else:
