@@ -178,7 +178,7 @@ class _Reader:
         for node in self.graph.nodes:
             made = node.operand(0).producer if node.op == "instance_norm" else None
             for value in node.inputs[1:] if made is not None and made.op == "reshape" else ():
-                if isinstance(value, Weight) and self._plain(self.source.stored[value.name].name):
+                if isinstance(value, Weight) and len(np.unique(value.load())) == 1:
                     value.kind, value.trainable = "constant", False
 
     def _note_symbols(self, kind: TensorType) -> None:
