@@ -68,7 +68,7 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
         return _trace(model, tuple(args), dict(kwargs or {}), plain)
     except NoWayBack as why:
         raise Declined(str(why)) from why
-    except GuardOnDataDependentSymNode as branch:
+    except GuardOnDataDependentSymNode as branch:  # type: ignore[misc]
         raise Declined(f"forward branches on a size that depends on values: {str(branch).splitlines()[0]}") from branch
 
 
