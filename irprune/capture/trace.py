@@ -66,9 +66,9 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
         raise Declined(why)
     try:
         return _trace(model, tuple(args), dict(kwargs or {}), plain)
-    except NoWayBack as why:
-        raise Declined(str(why)) from why
-    except GuardOnDataDependentSymNode as branch:  # type: ignore[misc]
+    except NoWayBack as unknown:
+        raise Declined(str(unknown)) from unknown
+    except GuardOnDataDependentSymNode as branch:
         raise Declined(f"forward branches on a size that depends on values: {str(branch).splitlines()[0]}") from branch
 
 
