@@ -290,7 +290,8 @@ def test_every_recipe_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: p
     monkeypatch.syspath_prepend(str(RECIPES))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        made = runpy.run_path(str(RECIPES / f"{name}.py"))["main"](epochs=2)
+        made = runpy.run_path(str(RECIPES / f"{name}.py"))["main"](
+            epochs=2, **{"sparse_training": {"sparse": 2}}.get(name, {}))
     shares = list(made.values()) if isinstance(made, dict) else [made]
     assert all(0.05 < s <= 1 for s in shares)
     assert capsys.readouterr().out.startswith("dense")
