@@ -162,6 +162,8 @@ IDLE_USES = [
     ("expand", "f32[1, 6]", "f32[2, 6]", "shape=[2, -1]", False),
     ("slice", "f32[2, 6]", "f32[2, 6]", "dim=1, start=-6, end=9, step=1", True),
     ("slice", "f32[2, 6]", "f32[2, 3]", "dim=1, start=0, end=6, step=2", False),
+    ("squeeze", "f32[2, 6]", "f32[2, 6]", "dim=1", True),
+    ("squeeze", "f32[2, 1]", "f32[2]", "dim=1", False),
     ("dropout", "f32[2, 6]", "f32[2, 6]", "p=0.0, train=True", True),
     ("dropout", "f32[2, 6]", "f32[2, 6]", "p=0.5, train=False", False),
 ]
