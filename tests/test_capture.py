@@ -256,3 +256,21 @@ def test_quiet_captures(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(IrpruneError, match="cannot be captured"):
         irprune.capture(Branch(), (torch.randn(3),))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("method", ["trace", "export"])
+def test_checks_of_a_distributions_arguments_are_no_branches(method: str) -> None:
+    class Entropy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down = nn.Linear(4, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            chances = torch.distributions.Categorical(logits=self.down(self.up(x).relu()))
+            return chances.probs * chances.logits
+
+    kind = torch.distributions.Distribution
+    before = kind._validate_args
+    graph = irprune.capture(Entropy(), (torch.randn(5, 4),), method=method)
+    assert [n.op for n in graph.nodes][:3] == ["linear", "relu", "linear"]
+    assert kind._validate_args is before

@@ -1,4 +1,4 @@
-"""What library code hears when it asks whether it is being captured: models branch on the answer."""
+"""What library code hears when it asks whether it is captured, or whether to check arguments: models branch on the answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["as_exported", "as_run"]
+__all__ = ["as_exported", "as_run", "unchecked"]
 
 
 @contextlib.contextmanager
@@ -34,6 +34,18 @@ def as_run() -> Iterator[None]:
         yield
     finally:
         package.FakeTensor = FakeTensor  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    """``torch.distributions`` do not look at the values of their arguments: there is a branch in that which can only raise."""
+    kind = torch.distributions.Distribution
+    before = kind._validate_args
+    kind.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        kind.set_default_validate_args(before)
 
 
 class _ToTorchAlone(type):

@@ -20,6 +20,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 
+from irprune.capture.asked import unchecked
 from irprune.capture.build import (
     Aliases,
     Builder,
@@ -52,7 +53,7 @@ def export(
 ) -> ExportedProgram:
     """``torch.export`` of ``model`` in eval mode; FX tracing is tried where it is refused. Raises IrpruneError with what both said."""
     kwargs = dict(kwargs or {})
-    with evaluating(model), attributes_kept(model), quiet():  # advice about the user's code, and graphs printed beside a refusal
+    with evaluating(model), attributes_kept(model), unchecked(), quiet():  # advice about the user's code, graphs beside a refusal
         open_dataclasses((args, kwargs))
         try:
             return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)

@@ -26,7 +26,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from irprune.capture.asked import as_exported, as_run
+from irprune.capture.asked import as_exported, as_run, unchecked
 from irprune.capture.build import (
     LAYERS,
     TORCH,
@@ -97,6 +97,7 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plai
         around.enter_context(evaluating(model))
         left = around.enter_context(attributes_kept(model))
         around.enter_context(as_run() if plain else as_exported())
+        around.enter_context(unchecked())
         around.enter_context(torch.inference_mode())
         around.enter_context(fake)
         leaves: list[Any] = []
