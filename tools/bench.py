@@ -10,8 +10,8 @@
 Each case runs in a process of its own with a time limit. Rows are kept in a JSON file as they come, so that a run that was
 stopped goes on where it was; ``--again`` starts over. What must hold: the parameters that fall are at least 0.8 of what the
 ratio implies for the weights in reach (``bench_case.implied``), the oracle's error is at most 1e-4 in float32 and 1e-9 in
-float64, ONNX parity at most 1e-4, the module trains one step, and the same call gives the same bytes. Exit code 1 where a
-row fails.
+float64 and its proof four forward passes, ONNX parity at most 1e-4, the module trains one step, and the same call gives the same
+bytes. Exit code 1 where a row fails.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def holds(row: Row) -> bool:
     return "failed" not in row and passes(row)
 
 
-HEAD = ("case", "parameters", "left", "of implied", "f32", "f64", "ONNX", "trains", "same", "seconds", "holds")
+HEAD = ("case", "parameters", "left", "of implied", "f32", "f64", "passes", "ONNX", "trains", "same", "seconds", "holds")
 
 
 def lines_of(rows: Iterable[Row]) -> list[tuple[str, ...]]:
@@ -97,14 +97,15 @@ def _line(name: str, rows: list[Row]) -> tuple[str, ...]:
     fine = "yes" if all(map(holds, rows)) else "NO"
     if any("failed" in r for r in rows):
         why = next(r["failed"] for r in rows if "failed" in r)
-        return (name, "", why.replace("|", "/")[:60], *[""] * 7, fine)
+        return (name, "", why.replace("|", "/")[:60], *[""] * 8, fine)
     if any("refused" in r for r in rows):
-        return (name, "", "refused, as it must be" if fine == "yes" else "refused", *[""] * 7, fine)
+        return (name, "", "refused, as it must be" if fine == "yes" else "refused", *[""] * 8, fine)
     left = " / ".join(f"{r['after'] / r['before']:.0%}" for r in rows)
     worst = [f"{max(r[k] for r in rows):.0e}" for k in ("float32", "float64")]
     parity = f"{max(r['parity'] for r in rows):.0e}" if all("parity" in r for r in rows) else ""
     flags = ["yes" if all(r[k] for r in rows) else "NO" for k in ("trains", "same")]
     seconds = f"{max(r['seconds'] for r in rows):.1f}"
+    worst.append(str(max(r["passes"] for r in rows)))
     return (name, human(rows[0]["before"]), left, f"{min(r['met'] for r in rows):.2f}", *worst, parity, *flags, seconds, fine)
 
 
