@@ -115,12 +115,14 @@ def embedded(path: Path, data: Sequence[dict[str, Tensor]]) -> list[Tensor]:
 @click.option("--importance", help="a criterion; by default the one that goes with calibration data")
 @click.option("--scope", help="by default the one that goes with calibration data and a budget")
 @click.option("--normalise", default="mean", show_default=True)
+@click.option("--prefer", default="heads", show_default=True, help="which factor of a product of widths carries its share")
 @click.option("--sentences", "count", default=256, show_default=True)
 @click.option("--validate", is_flag=True, help="measure on the validation sentences, and write nothing")
 @click.option("--out", type=click.Path(path_type=Path), default=HERE / "results", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 def main(
-    macs: float, importance: str | None, scope: str | None, normalise: str, count: int, validate: bool, out: Path, threads: int,
+    macs: float, importance: str | None, scope: str | None, normalise: str, prefer: str, count: int, validate: bool, out: Path,
+    threads: int,
 ) -> None:
     torch.set_num_threads(threads)
     warnings.simplefilter("ignore")
@@ -134,9 +136,9 @@ def main(
         whole = [model(**b) for b in test]
     call = {k: v[:2] for k, v in example.items()}
     data = {"calibration": calibration, "dynamic_shapes": {"input_ids": dims, "attention_mask": dims}}
-    sliced = irprune.prune(model, (), call, budget={"macs": macs}, importance=importance, scope=scope, normalise=normalise, repair=False,
-                           **data)
-    chosen = f"{sliced.options.importance}, {sliced.options.scope}"
+    sliced = irprune.prune(model, (), call, budget={"macs": macs}, importance=importance, scope=scope, normalise=normalise, prefer=prefer,
+                           repair=False, **data)
+    chosen = f"{sliced.options.importance}, {sliced.options.scope}, prefer {prefer}"
     pruned = irprune.apply_plan(model, sliced.plan, (), call, repair=True, proof=False, **data)
     rows = []
     for what, made in (("none", sliced), ("least squares", pruned)):
