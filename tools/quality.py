@@ -7,7 +7,7 @@ Nets are trained on the digits data, once per seed, and kept in ``--cache``, as 
 was. Every seed splits the data anew into four parts that share no image: one trains, half of the validation part feeds the criterion, the
 other half the repair, and the test part is only measured on. The default is what ``calibration=`` alone sets, but that its criterion reads
 the criterion's images, not the repair's. Torch-Pruning gets the criterion's images with their labels, and the same multiply-accumulates.
-Settings of the default were compared on another seed than those measured here; blind they were not, since an earlier table of these was known.
+The default's settings were compared on another seed than those measured here; blind they were not, as an earlier table was known.
 """
 
 from __future__ import annotations
