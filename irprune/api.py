@@ -66,8 +66,9 @@ def prune(
                 are an example call
     ratio       share of every width that is dropped, 0 to 1; default 0.5
     importance  criterion: a name of ``irprune.importance`` or an object; default "magnitude", with calibration data "osscar"
-    scope       "local": every width by its ratio; "global": one threshold; "isomorphic": one for each kind of structure. Default:
-                "global" for a budget where there are calibration data, else "local"
+    scope       "local": every width by its ratio; "global": one threshold; "isomorphic": one for each kind of structure; "knapsack":
+                what meets the budget and loses the least. Default: "knapsack" for a budget where there are calibration data, else
+                "local"
     keep        patterns over weights, groups and module paths that stay whole: ["head*"]
     round_to    widths become multiples of it; "auto": of what onnxruntime likes on this machine, as measured (16 for convolutions on
                 AVX-512, 1 for matrix products). Default: 1, with a budget on latency "auto"
@@ -82,7 +83,8 @@ def prune(
     prefer      which factor of a product of widths carries its ratio: "heads", "head_dim", "both", "groups"
     per_block   False keeps the same inner indices in every head or group; default True, where that is legal
     reduce, normalise, seed
-                how importance is joined over a group, made comparable between groups, and drawn (``irprune.passes.score``)
+                how importance is joined over a group, made comparable between groups, and drawn (``irprune.passes.score``).
+                ``normalise`` is "measured" by default with scope "knapsack" and calibration data: by what the outputs lose
     calibration a few hundred inputs for criteria and repairs: an iterable, a tensor, a folder (``irprune.calibration``)
     loss        ``loss(outputs, batch)`` for gradient criteria; default: labels drawn from the model's own output
     repair      "least_squares" (or True), "batch_norm", "bias", "affine", "fold", or several: refit what is left to the original on

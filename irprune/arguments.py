@@ -12,8 +12,9 @@ from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 
-__all__ = ["REPAIRS", "check_call", "check_options", "check_repairs", "check_replay", "check_weights", "ranked"]
+__all__ = ["REPAIRS", "SCOPES", "check_call", "check_options", "check_repairs", "check_replay", "check_weights", "ranked"]
 
+SCOPES = ("local", "global", "isomorphic", "knapsack")  # see irprune.passes.choose
 REPAIRS = ("least_squares", "batch_norm", "bias", "affine", "fold")  # see irprune.repair
 
 

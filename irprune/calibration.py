@@ -92,6 +92,15 @@ class Calibration:
         """The number of samples."""
         return sum(b.size for b in self)
 
+    def spread(self, samples: int) -> Iterator[Batch]:
+        """About ``samples`` of them, at equal distances; whole items where the graph takes no other number."""
+        stride, at = max(1, self.count() // samples), 0
+        for batch in self:
+            first = -at % stride
+            at += batch.size
+            if first < batch.size:
+                yield _rows(batch, slice(first, None, stride)) if stride > 1 and batch.size > 1 and self.resizable else batch
+
     @property
     def resizable(self) -> bool:
         """Whether the graph runs with another number of samples than it was captured with: tried once, and compared."""

@@ -33,7 +33,7 @@ class Options:
     prefer: str = "heads"
     per_block: bool = True
     reduce: str | None = None
-    normalise: str = "mean"
+    normalise: str | None = None
     seed: int | None = None
     proof: bool = True
     strict: bool = False
@@ -63,7 +63,9 @@ class Options:
         if self.importance is None:
             object.__setattr__(self, "importance", "osscar" if data else "magnitude")
         if self.scope is None:
-            object.__setattr__(self, "scope", "global" if data and self.budget is not None else "local")
+            object.__setattr__(self, "scope", "knapsack" if data and self.budget is not None else "local")
+        if self.normalise is None:
+            object.__setattr__(self, "normalise", "measured" if data and self.scope == "knapsack" else "mean")
         if self.repair is None:
             object.__setattr__(self, "repair", data)
         self.choose()  # its own checks
@@ -81,6 +83,7 @@ class Options:
         """The pass that scores."""
         from irprune.passes.score import Score
 
+        assert self.normalise is not None
         return Score(self.importance, reduce=self.reduce, seed=self.seed, normalise=self.normalise,
                      calibration=self.calibration, loss=self.loss)
 

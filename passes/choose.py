@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from irprune.arguments import SCOPES
 from irprune.choice.blocks import blocks_of
 from irprune.choice.budget import checked, met
 from irprune.choice.counts import Limits, Rounder
@@ -27,9 +28,7 @@ from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, groups_of
 from irprune.ir.kept import Kept
 
-__all__ = ["SCOPES", "Choose"]
-
-SCOPES = ("local", "global", "isomorphic")
+__all__ = ["Choose"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,8 @@ class Choose:
     ratio         share of every width that is dropped (of all indices together in the other scopes); 0 to 1
     ratios        pattern -> ratio, for groups to be cut by a ratio of their own; the last pattern that matches counts
     scope         ``local``: every width by its ratio; ``global``: one threshold over all scores; ``isomorphic``: one threshold for
-                  each set of groups with the same structure
+                  each set of groups with the same structure; ``knapsack``: the counts that meet a budget and lose the least in sum,
+                  where scores are losses that add up (``normalise="measured"``)
     keep          patterns over weights, groups (``weight:dim``) and module paths; what they match stays whole
     round_to      widths go to the nearest multiple, never to zero; ``auto`` takes the multiples that onnxruntime likes on this machine
                   (measured: the step of a staircase for convolutions, 1 for matrix products). Default: ``auto`` with a budget on
@@ -50,7 +50,7 @@ class Choose:
     per_block     let an inner axis keep different indices in each index of its outer axis, where that is legal
     budget        ``{"macs": 0.5}``: found by search instead of ``ratio``; keys macs, params, bytes, activation; a share (up to 1)
                   or an absolute amount; the largest cost that is not above every bound. ``{"latency": 0.5}``, always a share, is a
-                  knapsack: ``local`` lets every width give and none be emptied, the other scopes lose as little as can be in sum
+                  knapsack in every scope: ``local`` lets every width give and none be emptied, the others lose the least in sum
     times         for latency and ``auto``: a table of times or a predictor of ``irprune.latency``; default: measured here
 
     At least one index of every leaf stays; equal scores keep the lower index. Raises IrpruneError for values out of range,
@@ -83,6 +83,8 @@ class Choose:
                 raise IrpruneError(f"{name} is {number!r}", "choose", "a whole number from 1 on" + (", or auto" * (name == "round_to")))
         if self.scope not in SCOPES:
             raise IrpruneError(f"scope is {self.scope!r}", "choose", "one of " + ", ".join(SCOPES))
+        if self.scope == "knapsack" and self.budget is None:
+            raise IrpruneError("scope is 'knapsack' without a budget", "choose", "say what may be left: budget={'macs': 0.5}")
         if isinstance(self.keep, str):
             raise IrpruneError(f"keep is the text {self.keep!r}", "choose", f"a list of patterns: [{self.keep!r}]")
         if self.budget is not None:
@@ -96,8 +98,9 @@ class Choose:
         if self.budget is None:
             counts = setting.counts(self.ratio)
         else:
+            packing = "latency" in self.budget or self.scope == "knapsack"
             counts = met(graph, self.budget, setting.counts, setting.rounder, setting.order, lambda x: x not in setting.own,
-                         setting.latency, Loss(self.scope, setting.scores, setting.groups))
+                         setting.latency, Loss(self.scope, setting.flat, setting.groups) if packing else None)
         graph.kept = setting.kept(counts)
         graph.skipped = setting.skipped(counts)
         return not graph.kept.same_as(before) or graph.skipped != skipped
@@ -124,6 +127,7 @@ class _Setting:
         self.scores = {x: graph.scores[x] for x in self.sizes}
         per_block = options.per_block and any(s.ndim == 2 for s in self.scores.values())
         self.blocks = {x: h for x, h in blocks_of(graph).items() if x in self.sizes} if per_block else {}
+        self.flat = {x: self._flat(x) for x in self.sizes}
         self.latency, step = _timed(options, graph)
         self.rounder = Rounder(self.sizes, widths_of(graph, self.sizes, step), Limits(options.min_channels, options.max_ratio),
                                1 if isinstance(options.round_to, str) or options.round_to is None else options.round_to)
@@ -147,12 +151,19 @@ class _Setting:
                 asked.update(found)
         return asked
 
+    def _flat(self, x: Axis) -> Scores:
+        """Scores per index, the mean over blocks: of what stands at one rank in each of them where every block has its own choice."""
+        scores = self.scores[x]
+        if scores.ndim == 1:
+            return scores
+        return np.asarray((np.sort(scores, axis=-1) if x in self.blocks else scores).mean(axis=0), dtype=np.float64)
+
     def _rankings(self) -> list[Ranking]:
-        if self.options.scope == "local":
+        if self.options.scope in ("local", "knapsack"):
             return []
         ranked = [self.groups[x] for x in self.sizes if x not in self.own]
         sets = [ranked] if self.options.scope == "global" else classes(ranked, structure_of)
-        return [Ranking({g.axis: _flat(self.scores[g.axis]) for g in some}, self.rounder.low) for some in sets]
+        return [Ranking({g.axis: self.flat[g.axis] for g in some}, self.rounder.low) for some in sets]
 
     # -- counts --------------------------------------------------------------------------------------------------
 
@@ -176,7 +187,7 @@ class _Setting:
         """The leaves in the order in which a search gives indices back: those furthest below their share first, or best score first."""
         if self.options.scope == "local":
             return sorted(counts, key=lambda x: counts[x] / self.sizes[x])
-        return sorted(counts, key=lambda x: -_last_dropped(self.scores[x], counts[x]))
+        return sorted(counts, key=lambda x: -_last_dropped(self.flat[x], counts[x]))
 
     # -- results -------------------------------------------------------------------------------------------------
 
@@ -191,7 +202,7 @@ class _Setting:
             if scores.ndim == 2 and x in self.blocks:
                 within[x] = self.blocks[x]
             else:
-                scores = _flat(scores)
+                scores = self.flat[x]
             choice[x] = np.sort(np.argsort(-scores, axis=-1, kind="stable")[..., :n], axis=-1)
         return Kept(choice, within)
 
@@ -231,11 +242,6 @@ def _timed(options: Choose, graph: Graph) -> tuple[Timed | None, Callable[[Weigh
     return predictor, (lambda weight: step_of(weight, table)) if auto else (lambda weight: 1)
 
 
-def _flat(scores: Scores) -> Scores:
-    """Scores per index: the mean over blocks."""
-    return scores.mean(axis=0) if scores.ndim == 2 else scores
-
-
 def _last_dropped(scores: Scores, count: int) -> float:
     """The highest score among the dropped."""
-    return float(np.sort(_flat(scores))[::-1][count]) if count < scores.shape[-1] else float("-inf")
+    return float(np.sort(scores)[::-1][count]) if count < len(scores) else float("-inf")

@@ -14,6 +14,7 @@ import numpy as np
 from irprune.choice.blocks import blocks_of
 from irprune.errors import IrpruneError
 from irprune.importance import Importance, criteria, named
+from irprune.importance.measured import measured
 from irprune.importance.normalise import normalised
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
@@ -26,9 +27,9 @@ class Score:
     """Score all free groups by ``importance`` (a name of ``irprune.importance``, or an object of your own).
 
     ``p``, ``reduce`` (sum, mean, max, prod) and ``seed`` go to criteria that have them, ``calibration`` (inputs, or a
-    ``Calibration``) and ``loss`` to those that read data. ``normalise`` (none, mean, max, standardisation, lamp) makes the
-    groups comparable, which only a global or isomorphic choice reads. Raises IrpruneError for unknown names and for scores
-    that are not finite.
+    ``Calibration``) and ``loss`` to those that read data. ``normalise`` (none, mean, max, standardisation, lamp, or ``measured`` on the
+    calibration data) makes the groups comparable, which all but a local choice read. Raises IrpruneError for unknown
+    names and for scores that are not finite.
     """
 
     importance: str | Importance = "magnitude"
@@ -41,6 +42,8 @@ class Score:
 
     def __post_init__(self) -> None:
         self._criterion()  # its own checks
+        if self.normalise == "measured" and self.calibration is None:
+            raise IrpruneError("normalise='measured' needs calibration data", "score", "give calibration=, or another normaliser")
 
     def run(self, graph: Graph) -> bool:
         if graph.axes is None:
@@ -48,12 +51,16 @@ class Score:
         before = graph.scores
         criterion = self._criterion()
         groups = [g for g in groups_of(graph) if not g.frozen]
-        graph.scores = {}
-        for leaf, scores in criterion.scores(graph, groups, blocks_of(graph)).items():
+        blocks = blocks_of(graph)
+        made = criterion.scores(graph, groups, blocks)
+        for leaf, scores in made.items():
             if not np.isfinite(scores).all():
                 name = next(g.name for g in groups if g.axis is leaf)
                 raise IrpruneError("the importance is NaN or infinite", f"group {name!r}", "check the weights and the calibration data")
-            graph.scores[leaf] = normalised(scores, self.normalise)
+        if self.normalise == "measured":
+            graph.scores = measured(made, graph, groups, blocks, self.calibration)
+        else:
+            graph.scores = {leaf: normalised(scores, self.normalise) for leaf, scores in made.items()}
         return list(before) != list(graph.scores) or not all(np.array_equal(before[x], s) for x, s in graph.scores.items())
 
     def _criterion(self) -> Importance:

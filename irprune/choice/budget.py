@@ -1,6 +1,7 @@
-"""Budgets met exactly: a search over one number (ratio or threshold), then indices given back while the bounds hold.
+"""Budgets met exactly: a search over one ratio, then indices given back while the bounds hold.
 
-With a bound on latency it is a knapsack instead (``irprune.choice.knapsack``): what a width saves is no matter of its ratio.
+With a bound on latency, or where scores are losses that add up, it is a knapsack instead (``irprune.choice.knapsack``): what an index
+saves differs from width to width.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def met(
     """The counts whose cost is above no bound and to which no single step of any leaf could be added.
 
     ``counts_at`` gives the counts for a ratio from 0 to 1, ``order`` the leaves in the order in which steps are given back, ``grown``
-    which may be. A bound on latency needs ``latency``, and the ``loss`` of a count.
+    which may be. A bound on latency needs ``latency``. With a ``loss`` of counts it is a knapsack.
     Raises IrpruneError with the smallest reachable cost where a bound cannot be met.
     """
     checked(budget)
@@ -88,7 +89,7 @@ def met(
             raise IrpruneError(f"the budget of {_shown(name, bound)} {name} cannot be met: the smallest reachable is "
                                f"{_shown(name, smallest)} ({smallest / (whole[name] or 1):.3f} of {_shown(name, whole[name])})", "choose",
                                _holding(costs, name, best))
-    if "latency" in bounds and loss is not None:
+    if loss is not None:
         begun = counts_at(0.0)
         levels = {x: rounder.levels(x) for x in begun if grown(x)}
         found = packed(costs, bounds, begun, levels, loss)

@@ -1,6 +1,6 @@
-"""Counts under a latency budget: a knapsack over groups, in which each step down saves time and loses importance.
+"""Counts under a budget: a knapsack over groups, in which each step down saves time, arithmetic or memory and loses importance.
 
-The time that a step saves depends on the counts of the neighbours (a layer's time is a product of two widths), so there is no table
+What a step saves depends on the counts of the neighbours (a layer's cost is a product of two widths), so there is no table
 to fill once: the step with the least loss for what it saves is taken, the savings it changed are worked out again, until the budget
 holds; then steps are given back or exchanged as long as that helps. Deterministic; steps may be deep, so that a staircase is taken
 at its edge. After HALP (Shen et al., NeurIPS 2022) and ZipLM (Kurtic et al., NeurIPS 2023).
@@ -9,6 +9,7 @@ at its edge. After HALP (Shen et al., NeurIPS 2022) and ZipLM (Kurtic et al., Ne
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 
 from irprune.cost import Costs
 from irprune.ir.axis import Axis
@@ -46,6 +47,7 @@ class _Search:
         self.counts = dict(whole)
         self.now = {name: float(costs.measure(name, self.counts)) for name in bounds}
         self.saved: dict[Axis, dict[int, dict[str, float]]] = {}  # leaf -> count -> what changes; emptied where a neighbour moved
+        self.rates = dict.fromkeys(levels, (-inf, 0))  # leaf -> its cheapest step, as it was when last looked at
         self.near = _neighbours(costs, bounds, levels)
 
     def found(self) -> dict[Axis, int] | None:
@@ -54,6 +56,7 @@ class _Search:
             if step is None:
                 return None
             self._move(*step)
+            self.rates[step[0]] = (-inf, 0)
         self._raise()
         for _ in range(_EXCHANGES):
             if not self._exchange():
@@ -79,19 +82,30 @@ class _Search:
             self.saved.pop(y, None)
 
     def _cheapest(self) -> tuple[Axis, int] | None:
-        """The step down with the least loss for each share of the excess that it takes away; of equals the first leaf, the least step."""
-        best: tuple[float, Axis, int] | None = None
-        for x, some in self.levels.items():
-            here = self.loss(x, self.counts[x])
-            for count in _below(some, self.counts[x]):
-                change = self._change(x, count)
-                gain = sum(min(-change[name], excess) / bound for name, bound in self.bounds.items()
-                           if (excess := self.now[name] - bound) > 0)
-                if gain > 0:
-                    rate = (self.loss(x, count) - here) / gain
-                    if best is None or rate < best[0]:
-                        best = (rate, x, count)
-        return None if best is None else (best[1], best[2])
+        """The step down with the least loss for each share of the excess that it takes away; of equals the first leaf, the least step.
+
+        While others shrink, a step saves less and so costs more: the leaf that was cheapest is looked at again until it still is.
+        """
+        fresh: dict[Axis, None] = {}
+        while self.rates:
+            x = min(self.rates, key=lambda y: self.rates[y][0])
+            if x in fresh:
+                rate, count = self.rates[x]
+                return (x, count) if rate < inf else None
+            self.rates[x] = self._rate(x)
+            fresh[x] = None
+        return None
+
+    def _rate(self, x: Axis) -> tuple[float, int]:
+        """The least loss of a step of ``x`` for what it saves, and where the step goes."""
+        best, here = (inf, 0), self.loss(x, self.counts[x])
+        for count in _below(self.levels[x], self.counts[x]):
+            change = self._change(x, count)
+            gain = sum(min(-change[name], excess) / bound for name, bound in self.bounds.items()
+                       if (excess := self.now[name] - bound) > 0)
+            if gain > 0 and (rate := (self.loss(x, count) - here) / gain) < best[0]:
+                best = (rate, count)
+        return best
 
     def _raise(self) -> bool:
         """Give steps back that still fit, those that gain most first."""

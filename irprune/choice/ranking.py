@@ -44,11 +44,11 @@ class Loss:
     """What is lost when of a leaf the best ``count`` indices are kept, as a knapsack adds it up.
 
     ``local``: the inverse of the share of its importance that is left, so that every width gives and none is emptied.
-    ``global``: the importance of what is dropped; ``isomorphic``: the same, in units of the mean over equal structures.
+    ``global`` and ``knapsack``: the importance of what is dropped; ``isomorphic``: the same, in units of the mean over equal structures.
     """
 
     def __init__(self, scope: str, scores: Mapping[Axis, Scores], groups: Mapping[Axis, Group]) -> None:
-        kept = {x: np.sort(s.mean(axis=0) if s.ndim == 2 else s)[::-1] for x, s in scores.items()}
+        kept = {x: np.sort(s)[::-1] for x, s in scores.items()}
         # one importance may be below zero: only what lies above the least counts, and a little that all have
         above = {x: (s - min(s.min(initial=0.0), 0.0)) for x, s in kept.items()}
         self.held = {x: np.cumsum(s) for x, s in above.items()}

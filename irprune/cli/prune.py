@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from irprune.arguments import SCOPES
 from irprune.cli.options import as_json, device, inputs, load, model, say, show_json, shown
 from irprune.emit.aside import check_folder, check_place
 from irprune.errors import CheckFailed, IrpruneError
@@ -30,9 +31,9 @@ folder with all of them and readable source."""
 @click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True,
               help="Threads of onnxruntime for --latency; 0 leaves its default.")
 @click.option("--importance", default=None, help="The criterion that ranks channels.  [default: magnitude; osscar with --calibration]")
-@click.option("--scope", type=click.Choice(["local", "global", "isomorphic"]), default=None,
-              help="Rank within each width, over all, or over groups of the same structure.  [default: local; global for a budget with "
-                   "--calibration]")
+@click.option("--scope", type=click.Choice(SCOPES), default=None,
+              help="Rank within each width, over all, over groups of the same structure, or meet a budget at the least loss.  "
+                   "[default: local; knapsack for a budget with --calibration]")
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Weights, groups (weight:dim) or modules that stay whole.")
 @click.option("--ratio-of", "ratios", multiple=True, metavar="PATTERN=RATIO", help="A ratio of their own for what PATTERN matches.")
 @click.option("--round-to", metavar="N|auto", default=None,

@@ -1,4 +1,7 @@
-"""Normalisers: what makes the scores of different groups comparable under one threshold."""
+"""Normalisers: what makes the scores of different groups comparable under one threshold, from the scores alone.
+
+(``measured``, which runs the model, has a file of its own.)
+"""
 
 from __future__ import annotations
 
@@ -45,5 +48,5 @@ NORMALISERS: dict[str, Callable[[Scores], Scores]] = {
 def normalised(scores: Scores, how: str) -> Scores:
     """``scores`` of one group (any shape) normalised over all of them. Raises IrpruneError for an unknown normaliser."""
     if how not in NORMALISERS:
-        raise IrpruneError(f"no normaliser is called {how!r}", "score", "one of " + ", ".join(NORMALISERS))
+        raise IrpruneError(f"no normaliser is called {how!r}", "score", "one of " + ", ".join((*NORMALISERS, "measured")))
     return NORMALISERS[how](scores)

@@ -90,10 +90,11 @@ def prices(criterion: Any, graph: Graph, found: Mapping[Axis, Sequence[Reader]])
 
 
 class Diagonal:
-    """A layer too wide for a Gram matrix: its inputs are taken to be independent, so that nothing makes up for what is gone."""
+    """A layer too wide for a Gram matrix: its inputs are taken to be independent, so that only a bias makes up for what is gone."""
 
     def __init__(self, reader: Reader, reading: Reading, price: float | None = None) -> None:
-        lost = reading.weight.square().sum(-1) * reading.square
+        spread = reading.square if reader.layer.bias is None else (reading.square - reading.mean.square()).clamp(min=0)
+        lost = reading.weight.square().sum(-1) * spread
         scale = 1 / max(float(lost.sum()), 1e-300) if price is None else price / (reading.weight.shape[0] * reading.weight.shape[2])
         self.lost = reader.gathered(lost.numpy()).reshape(-1) * scale
         self.count = len(self.lost)
@@ -109,7 +110,8 @@ class Diagonal:
 class Surgeon:
     """The inverse Gram matrix and the weights of one layer while indices of a leaf are taken out of it and the rest is refitted.
 
-    ``inverses`` keeps the first inverse of each layer for other leaves that it reads. ``price`` is the cost of a mean squared error of 1
+    A layer with a bias is refitted with it: what is constant is not lost. ``inverses`` keeps the first inverse of each layer for other
+    leaves that it reads. ``price`` is the cost of a mean squared error of 1
     per element of the result; without it errors are relative to the result.
     """
 
@@ -119,6 +121,8 @@ class Surgeon:
         key = key_of(reader.layer)
         if key not in inverses:
             gram = reading.gram
+            if reader.layer.bias is not None:  # which says what is constant
+                gram = gram - reading.mean[:, :, None] * reading.mean[:, None]
             scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp(min=1e-300)
             eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
             inverses[key] = torch.cholesky_inverse(torch.linalg.cholesky(gram + ridge * scale * eye))

@@ -1,0 +1,126 @@
+"""Scores in units of what the outputs lose: they add up to errors that a repaired cut has, whatever the group and the criterion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import irprune
+from irprune import api
+from irprune.errors import IrpruneError
+from irprune.importance.measured import scaled
+from irprune.passes.choose import Choose
+from irprune.passes.score import Score
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+class Branches(nn.Module):
+    """Two branches of the same shape, of which the second counts ``loud`` times as much."""
+
+    def __init__(self, loud: float) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 12)) for _ in range(2))
+        self.loud = loud
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.b(x) * self.loud
+
+
+class Heads(nn.Module):
+    """Attention of four heads and a gated unit behind it, each added to what comes in."""
+
+    def __init__(self, d: int = 32) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(d, 3 * d), nn.Linear(d, d)
+        self.up, self.down = nn.Linear(d, 64), nn.Linear(64, d)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, d = x.shape
+        q, k, v = self.qkv(x).view(n, t, 3, 4, d // 4).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d))
+        return x + self.down(F.gelu(self.up(x)))
+
+
+def scores(model: nn.Module, x: Tensor, **options: Any) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
+    graph = api.analyse(api.capture(model.eval(), (x[:2],)))
+    Score(calibration=x, normalise="measured", **options).run(graph)
+    return graph, {g.name: graph.scores[g.axis] for g in api.groups(graph) if g.axis in graph.scores}
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(1, 3), st.lists(st.floats(0, 9, allow_subnormal=False), min_size=4, max_size=12),
+       st.lists(st.floats(0, 5, allow_subnormal=False), min_size=2, max_size=2))
+def test_scaling_keeps_the_order_and_reaches_the_errors(blocks: int, row: list[float], errors: list[float]) -> None:
+    s = np.stack([np.roll(row, k) for k in range(blocks)]) if blocks > 1 else np.asarray(row)
+    first, second = sorted(errors)
+    known = [(1, first), (len(row) // 2 + 1, first + second)]
+    out = scaled(s, known)
+    order = np.argsort(s, axis=-1, kind="stable")
+    ranked = np.take_along_axis(out, order, -1)
+    assert (np.diff(ranked, axis=-1) >= 0).all() and out.shape == s.shape
+    mean = ranked.reshape(-1, len(row)).mean(0)
+    for count, error in known:
+        assert mean[:count].sum() >= error * (1 - 1e-9)
+    assert np.isclose(mean[0], first)
+
+
+@pytest.mark.parametrize("name", ["up.weight:0", "qkv.weight:0/1"])
+@pytest.mark.parametrize("level", [0.25, 0.5])
+def test_the_sum_of_the_lowest_is_the_error_of_the_repaired_cut(name: str, level: float) -> None:
+    model, x = Heads(), torch.randn(512, 6, 32)
+    got = scores(model, x, importance="osscar")[1][name]
+    cut = irprune.prune(model, (x[:2],), ratio=0.0, ratios={name: level}, calibration=x, importance="osscar")
+    assert cut.report.repair is not None
+    told = np.sort(got)[: round(level * len(got))].sum()
+    assert 0.9 < told / cut.report.repair.after ** 2 < 1.4  # the repair refits the other layers as well
+
+
+def test_a_branch_that_counts_more_loses_less() -> None:
+    x = torch.randn(256, 12)
+    graph, got = scores(Branches(10.0), x, importance="magnitude")
+    assert got["b.0.weight:0"].mean() > 30 * got["a.0.weight:0"].mean()
+    Choose(scope="knapsack", budget={"macs": 0.6}).run(graph)
+    left = {g.name: graph.kept.choice[g.axis].shape[-1] if g.axis in graph.kept.choice else g.size for g in api.groups(graph)
+            if not g.frozen}
+    assert left["a.0.weight:0"] < 0.5 * left["b.0.weight:0"]
+
+
+def test_own_indices_in_each_head_are_measured_together() -> None:
+    x = torch.randn(256, 6, 32)
+    graph, got = scores(Heads(), x, importance="osscar")
+    s = got["qkv.weight:0/2"]
+    assert s.shape == (4, 8)
+    Choose(prefer="head_dim", keep=("up*",), ratio=0.5).run(graph)
+    (kept,) = (k for k in graph.kept.choice.values() if k.ndim == 2)
+    assert [sorted(row.tolist()) for row in kept] == [sorted(np.argsort(-r, kind="stable")[:4].tolist()) for r in s]
+    assert len({tuple(row) for row in kept.tolist()}) > 1
+
+
+def test_without_data_or_a_floating_output_there_is_nothing_to_measure() -> None:
+    with pytest.raises(IrpruneError, match="needs calibration data"):
+        Score(normalise="measured")
+    with pytest.raises(IrpruneError, match="needs calibration data"):
+        irprune.prune(Heads(), (torch.randn(2, 6, 32),), normalise="measured")
+
+    class Label(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = Branches(1.0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.body(x).argmax(-1)
+
+    with pytest.raises(IrpruneError, match="no output is a floating-point tensor"):
+        scores(Label(), torch.randn(64, 12), importance="magnitude")
