@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -204,12 +205,24 @@ def bounds_hold(graph: Graph, budget: dict[str, float], options: dict[str, Any])
 
 
 @pytest.mark.parametrize("name", ["resnet50", "llama", "swin_t", "shufflenetv2"])
-@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("scope", ["local", "global", "isomorphic", "knapsack"])
 @pytest.mark.parametrize("budget", [{"macs": 0.5}, {"params": 0.35}, {"bytes": 0.6}, {"activation": 0.8}, {"macs": 0.6, "params": 0.5}])
 def test_budgets_are_met_to_the_last_channel(name: str, scope: str, budget: dict[str, float]) -> None:
     graph = scored(name)[3]
     whole, found = bounds_hold(graph, budget, {"scope": scope})
     assert min(budget[k] - found[k] / whole[k] for k in budget) < 0.03  # small models: a channel is a few percent
+
+
+def test_a_knapsack_weighs_what_is_lost_by_what_it_saves() -> None:
+    """Of two groups of equal scores the one whose index saves more gives; without a budget there is nothing to weigh by."""
+    graph = mlp(8, 64, 512, 64, 4)
+    graph.scores = {g.axis: np.linspace(1, 2, g.size) for g in groups_of(graph) if not g.frozen}
+    bounds_hold(graph, {"macs": 0.7}, {"scope": "knapsack"})
+    assert graph.kept is not None
+    narrow, wide, last = (int(graph.kept.size(g.axis)) / g.size for g in groups_of(graph) if not g.frozen)  # type: ignore[arg-type]
+    assert wide > 0.95 and min(narrow, last) < 0.9
+    with pytest.raises(IrpruneError, match="'knapsack' without a budget"):
+        Choose(scope="knapsack")
 
 
 def test_amounts_are_absolute_above_one() -> None:
