@@ -215,12 +215,12 @@ def test_budgets_are_met_to_the_last_channel(name: str, scope: str, budget: dict
 
 def test_a_knapsack_weighs_what_is_lost_by_what_it_saves() -> None:
     """Of two groups of equal scores the one whose index saves more gives; without a budget there is nothing to weigh by."""
-    graph = mlp(8, 64, 512, 64, 4)
+    graph = mlp(512, 64, 64, 4)
     graph.scores = {g.axis: np.linspace(1, 2, g.size) for g in groups_of(graph) if not g.frozen}
     bounds_hold(graph, {"macs": 0.7}, {"scope": "knapsack"})
     assert graph.kept is not None
-    narrow, wide, last = (int(graph.kept.size(g.axis)) / g.size for g in groups_of(graph) if not g.frozen)  # type: ignore[arg-type]
-    assert wide > 0.95 and min(narrow, last) < 0.9
+    dear, cheap = (int(graph.kept.size(g.axis)) for g in groups_of(graph) if not g.frozen)  # type: ignore[arg-type]
+    assert dear < 50 and cheap > 60
     with pytest.raises(IrpruneError, match="'knapsack' without a budget"):
         Choose(scope="knapsack")
 

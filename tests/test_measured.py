@@ -53,6 +53,19 @@ class Heads(nn.Module):
         return x + self.down(F.gelu(self.up(x)))
 
 
+class Attention(nn.Module):
+    """Queries and keys, which no layer reads: they meet each other."""
+
+    def __init__(self, d: int = 32) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(d, d) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, t, d = x.shape
+        q, k, v = (layer(x).view(n, t, 4, d // 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d))
+
+
 def scores(model: nn.Module, x: Tensor, **options: Any) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
     graph = api.analyse(api.capture(model.eval(), (x[:2],)))
     Score(calibration=x, normalise="measured", **options).run(graph)
@@ -85,6 +98,17 @@ def test_the_sum_of_the_lowest_is_the_error_of_the_repaired_cut(name: str, level
     assert cut.report.repair is not None
     told = np.sort(got)[: round(level * len(got))].sum()
     assert 0.9 < told / cut.report.repair.after ** 2 < 1.4  # the repair refits the other layers as well
+
+
+def test_what_no_layer_reads_is_silenced() -> None:
+    model, x = Attention(), torch.randn(32, 6, 32) * 2
+    graph, got = scores(model, x, importance="magnitude")
+    name = next(n for n in got if n.startswith("q.weight:0/") and got[n].ndim == 2)
+    cut = irprune.prune(model, (x,), ratio=0.0, ratios={name: 0.5}, importance="magnitude")
+    with torch.no_grad():
+        whole, left = model(x), cut.module(x)
+    error = float((whole - left).square().sum() / whole.square().sum())
+    assert error > 1e-5 and np.isclose(np.sort(got[name], axis=-1)[:, :4].mean(0).sum(), error, rtol=0.02)
 
 
 def test_a_branch_that_counts_more_loses_less() -> None:
