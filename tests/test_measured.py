@@ -132,19 +132,24 @@ def test_own_indices_in_each_head_are_measured_together() -> None:
     assert len({tuple(row) for row in kept.tolist()}) > 1
 
 
-def test_without_data_or_a_floating_output_there_is_nothing_to_measure() -> None:
+def test_without_data_there_is_nothing_to_measure() -> None:
     with pytest.raises(IrpruneError, match="needs calibration data"):
         Score(normalise="measured")
     with pytest.raises(IrpruneError, match="needs calibration data"):
         irprune.prune(Heads(), (torch.randn(2, 6, 32),), normalise="measured")
 
+
+def test_of_answers_that_are_no_numbers_the_share_that_differs_counts() -> None:
     class Label(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.body = Branches(1.0)
+            self.body = Branches(10.0)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.body(x).argmax(-1)
 
-    with pytest.raises(IrpruneError, match="no output is a floating-point tensor"):
-        scores(Label(), torch.randn(64, 12), importance="magnitude")
+    x = torch.randn(256, 12)
+    graph, got = scores(Label(), x, importance="wanda")
+    quiet, loud = got["body.a.0.weight:0"], got["body.b.0.weight:0"]
+    assert loud.sum() > 2 * quiet.sum() and 0.3 < loud.sum() <= 1
+    Choose(scope="knapsack", budget={"macs": 0.6}).run(graph)

@@ -9,12 +9,11 @@ original's. The scores between two levels are then scaled so that their sums are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from irprune.errors import IrpruneError
 from irprune.importance import Scores
 from irprune.importance.consumers import Reader, Reading, calibrated, key_of, portions, readers, readings
 from irprune.importance.reconstruction import Surgeon
@@ -26,7 +25,7 @@ from irprune.ir.kept import Kept
 if TYPE_CHECKING:
     import torch
 
-    from irprune.calibration import Calibration
+    from irprune.calibration import Batch, Calibration
 
 __all__ = ["LEVELS", "measured", "scaled"]
 
@@ -40,7 +39,7 @@ Refits = dict[Node, dict[int, "torch.Tensor"]]  # what stands in for operands of
 def measured(scores: Mapping[Axis, Scores], graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis], calibration: Any
              ) -> dict[Axis, Scores]:
     """``scores`` scaled so that the sum of the lowest is the error of the outputs without them: the mean over floating-point outputs
-    of the squared difference relative to the square of the output.
+    of the squared difference relative to the square of the output; of a model without any the share of elements that differ.
 
     Costs one run over the data for the Gram matrices and, for each group, a run of ``SAMPLES`` samples per level. Raises
     IrpruneError where there are no data, and for activations that are NaN.
@@ -123,40 +122,46 @@ class _Probe:
     def __init__(self, graph: Graph, data: Calibration) -> None:
         import torch
 
-        from irprune.validate.interpret import evaluate
-
         self.graph = graph
         self.half = torch.float32 if any(v.dtype in ("f16", "bf16") for v in graph.values()) else None
-        self.floating = [i for i, v in enumerate(graph.outputs) if v.dtype in ("f16", "bf16", "f32", "f64")]
-        if not self.floating:
-            raise IrpruneError("no output is a floating-point tensor, so there is no error to measure", "measured",
-                               "choose another normalise=")
+        floating = [i for i, v in enumerate(graph.outputs) if v.dtype in ("f16", "bf16", "f32", "f64")]
+        self.judged = floating or list(range(len(graph.outputs)))
         self.batches = list(data.spread(SAMPLES))
-        self.said = [self._floats(evaluate(graph, b.inputs, dtype=self.half)) for b in self.batches]
-        self.power = [sum(float(said[k].double().square().sum()) for said in self.said) for k in range(len(self.floating))]
+        self.said = [self._outputs(b) for b in self.batches]
 
-    def _floats(self, outputs: Sequence[Any]) -> list[Any]:
-        return [outputs[i] for i in self.floating]
+    def _outputs(self, batch: Batch, hook: Any = None) -> list[torch.Tensor]:
+        from irprune.validate.interpret import evaluate
+
+        made = evaluate(self.graph, batch.inputs, dtype=self.half, hook=hook)
+        return [made[i] for i in self.judged]
 
     def error(self, kept: Kept, refits: Refits) -> float:
-        """The relative squared error of the outputs under ``kept`` with some operands replaced, averaged over outputs."""
-        from irprune.validate.interpret import evaluate
+        """How far the outputs under ``kept`` with some operands replaced are off, averaged over outputs."""
         from irprune.validate.oracle import silencer
 
-        device = self.batches[0].inputs[0].device
-        silence = silencer(kept, device)
+        silence = silencer(kept, self.batches[0].inputs[0].device)
 
         def hook(node: Node, operands: list[Any], run: Any) -> Any:
             for i, tensor in refits.get(node, {}).items():
                 operands[i] = tensor.to(operands[i])
             return silence(node, operands, run)
 
-        off = [0.0] * len(self.floating)
-        for batch, said in zip(self.batches, self.said, strict=True):
-            for k, (a, b) in enumerate(self._pairs(evaluate(self.graph, batch.inputs, dtype=self.half, hook=hook), said)):
-                off[k] += float((a.double() - b.double()).square().sum())
-        shares = [o / p if p > 0 else float(o > 0) for o, p in zip(off, self.power, strict=True)]
-        return sum(shares) / len(shares)
+        ours = [self._outputs(b, hook) for b in self.batches]
+        errors = [_off(list(a), list(b)) for a, b in zip(zip(*ours, strict=True), zip(*self.said, strict=True), strict=True)]
+        return sum(errors) / len(errors)
 
-    def _pairs(self, ours: Sequence[Any], theirs: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-        return zip(self._floats(ours), theirs, strict=True)
+
+def _off(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
+    """The squared difference of one output over all batches, relative to its square; of one that is not floating-point the share of
+    elements that differ."""
+    import torch
+
+    off = power = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if a.shape != b.shape:  # as many as were found
+            off, power = off + max(1, b.numel()), power + max(1, b.numel())
+        elif b.is_floating_point():
+            off, power = off + float((a.double() - b.double()).square().sum()), power + float(b.double().square().sum())
+        else:
+            off, power = off + float(torch.ne(a, b).sum()), power + b.numel()
+    return off / power if power > 0 else float(off > 0)
