@@ -105,3 +105,40 @@ def test_a_pad_in_front_of_a_max_pool_stays_one(tmp_path: Path) -> None:
     pruned = irprune.prune(Padded().eval(), (torch.randn(1, 3, 8, 8),))
     pruned.onnx(tmp_path / "m.onnx")
     assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5
+
+
+class Windows(nn.Module):
+    """Attention within windows, over more leading dimensions than one or none; with or without a mask, or one for all windows."""
+
+    def __init__(self, leading: int, mask: str) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.leading, self.mask = leading, mask
+        self.register_buffer("bias", torch.randn(3, 4, 5, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, w, t, _ = x.shape
+        q, k, v = (layer(x).reshape(n, w, t, 4, -1).transpose(2, 3) for layer in (self.q, self.k, self.v))
+        mask = {"none": None, "own": q @ k.transpose(-1, -2), "shared": self.bias}[self.mask]
+        if self.leading == 0:
+            q, k, v = (x.reshape(-1, t, 4) for x in (q, k, v))
+            mask = mask.reshape(-1, t, t) if self.mask == "own" else None
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        made: Tensor = self.out(y.reshape(n, w, -1, t, 4).transpose(2, 3).flatten(3))
+        return made
+
+
+@pytest.mark.parametrize("leading", [0, 2])
+@pytest.mark.parametrize("mask", ["none", "own", "shared"])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_attention_over_other_than_four_dimensions(tmp_path: Path, leading: int, mask: str, dynamic: bool) -> None:
+    torch.manual_seed(0)
+    shapes = ({0: torch.export.Dim("n")},) if dynamic else None
+    pruned = irprune.prune(Windows(leading, mask).eval(), (torch.randn(2, 3, 5, 16),), dynamic_shapes=shapes)
+    assert pruned.report.params.left < 0.7
+    if dynamic and leading and mask == "shared":  # expanded to a batch of no known size: the exporter says no, in one line
+        with pytest.raises(irprune.IrpruneError, match="refuses the pruned module"):
+            pruned.onnx(tmp_path / "m.onnx")
+        return
+    pruned.onnx(tmp_path / "m.onnx")
+    assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5

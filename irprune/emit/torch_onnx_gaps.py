@@ -12,7 +12,7 @@ __all__ = ["exportable", "translations"]
 
 def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """``program``, changed in place, with a copy in front of each reshape of what was transposed, complex numbers unsqueezed as pairs,
-    and a bound that bounds nothing between a pad and a max pool.
+    attention in four dimensions, and a bound that bounds nothing between a pad and a max pool.
 
     The exporter makes a reshape a view where the strides at hand allow one, then takes attention for products whose results lie
     otherwise in memory, and refuses the view of their transpose. The copies leave no trace in the file.
@@ -20,6 +20,8 @@ def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     """
     graph = program.graph
     for node in list(graph.nodes):
+        if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+            _in_four_dimensions(graph, node)
         if node.target in _VIEWS and node.args[0].target in _TURNED:
             with graph.inserting_before(node):
                 copy = _inserted(graph, torch.ops.aten.clone.default, node.args[0], memory_format=torch.contiguous_format)
@@ -38,14 +40,51 @@ def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     return program
 
 
+def _in_four_dimensions(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """Attention over more or fewer leading dimensions than one, which the exporter refuses, with these as one; left as it is where more
+    than one of them has no known size."""
+    operands: Any = node.args
+    query, key, value, *rest = operands
+    lead = query.meta["val"].shape[:-3]
+    mask: Any = rest[0] if rest else None
+    unknown = [n for x in (query, key, value) for n in x.meta["val"].shape[-3:] if not isinstance(n, int)]
+    if len(lead) == 1 or query.meta["val"].dim() < 3 or (len(lead) > 1 and (unknown or sum(not isinstance(n, int) for n in lead) > 1)):
+        return
+    own = mask is not None and mask.meta["val"].dim() > 3  # a mask of its own for each leading index
+    narrow = own and mask.meta["val"].shape[:-3] != lead
+    if narrow and not all(isinstance(n, int) for n in lead):
+        return
+
+    def folded(x: torch.fx.Node) -> torch.fx.Node:
+        if not lead:
+            return _inserted(graph, torch.ops.aten.unsqueeze.default, x, 0)
+        return _inserted(graph, torch.ops.aten.reshape.default, x, [-1, *x.meta["val"].shape[-3:]])
+
+    with graph.inserting_before(node):
+        if narrow:
+            mask = _inserted(graph, torch.ops.aten.expand.default, mask, [*lead, -1, -1, -1])
+        mask = folded(mask) if own else mask
+        made = _inserted(graph, node.target, folded(query), folded(key), folded(value), *([mask] if rest else []), *rest[1:], **node.kwargs)
+        if lead:
+            sizes = [n if isinstance(n, int) else -1 for n in node.meta["val"].shape]
+            out = _inserted(graph, torch.ops.aten.reshape.default, made, sizes)
+        else:
+            out = _inserted(graph, torch.ops.aten.squeeze.dim, made, 0)
+    out.meta = {**node.meta, "val": out.meta["val"]}
+    node.replace_all_uses_with(out)
+    graph.erase_node(node)
+
+
 def _inserted(graph: torch.fx.Graph, target: Any, source: torch.fx.Node, *rest: Any, **options: Any) -> torch.fx.Node:
     """A new node that calls ``target`` on the result of ``source``."""
     node = graph.call_function(target, (source, *rest), options)
-    node.meta = {**source.meta, "val": target(source.meta["val"], *rest, **options)}
+    values = [x.meta["val"] if isinstance(x, torch.fx.Node) else x for x in (source, *rest)]
+    node.meta = {**source.meta, "val": target(*values, **options)}
     return node
 
 
-_VIEWS = (torch.ops.aten.reshape.default, torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+_VIEWS = (torch.ops.aten.flatten.using_ints, torch.ops.aten.reshape.default, torch.ops.aten.view.default,
+          torch.ops.aten._unsafe_view.default)
 _TURNED = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
 _PADS = (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default)
 _MAX_POOLS = (torch.ops.aten.max_pool1d.default, torch.ops.aten.max_pool2d.default, torch.ops.aten.max_pool3d.default)
