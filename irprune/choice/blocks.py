@@ -1,8 +1,8 @@
 """Own choice per block: which leaves may keep different indices in each index of an outer axis.
 
-A leaf d (channels of a norm group, outputs of a grouped convolution, the size of a head) that never stands without its
-outer axis h may keep its own indices in each h, as long as the counts agree. Where d also stands alone (rotary tables, a
-norm weight that all heads share, a dimension of its own in a weight), the choice must be the same in all.
+A leaf d (channels of a norm group, inputs and outputs of a grouped convolution, the size of a head) that never stands
+without its outer axis h may keep its own indices in each h, as long as the counts agree. Where d also stands alone (rotary
+tables, a norm weight that all heads share), the choice must be the same in all.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 
 from irprune.ir.axis import Axis, factors, find, leaves
-from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.group import slots_of
 from irprune.ir.kept import Indices, Kept
 from irprune.ir.size import Sym, probe_of
@@ -23,19 +23,18 @@ __all__ = ["blocks_of"]
 def blocks_of(graph: Graph) -> dict[Axis, Axis]:
     """Free leaves that may be chosen per block, and the leaf they are within. Needs the axes; looks at every dimension of every value.
 
-    A weight is cut along each of its dimensions, so there the outer axis must stand in the same dimension; a result of an
-    operator is not cut but computed, so there any of its dimensions will do.
+    The outer axis stands outside the leaf in the same dimension or is a factor of another one. Of two that always stand together the
+    first is the outer one.
     """
-    opened = graph.axes.opened if graph.axes is not None else {}
-    cut = {id(v) for node in (graph.nodes if opened else ()) if node.out.name in opened for v in node.outputs}
     common: dict[Axis, dict[Axis, None]] = {}  # leaf -> the outer axes in all places so far
     slots = {a: _places(a) for value in graph.values() for a in map(find, value.axes or ()) if a.kind != "leaf"}
+    order: dict[Axis, int] = {}
     for value in graph.values():
         axes = [find(a) for a in value.axes or ()]
-        solid = isinstance(value, Weight) or id(value) in cut
         for dim, a in enumerate(axes):
-            beside = [] if solid else [f for k, b in enumerate(axes) if k != dim for f in factors(b) if f.kind == "leaf"]
+            beside = [f for k, b in enumerate(axes) if k != dim for f in factors(b) if f.kind == "leaf"]
             for leaf, around in slots[a] if a.kind != "leaf" else [(a, [])]:
+                order.setdefault(leaf, len(order))
                 if leaf.reason is not None or leaf.size == 1:
                     continue
                 here = dict.fromkeys([*around, *beside])
@@ -43,7 +42,7 @@ def blocks_of(graph: Graph) -> dict[Axis, Axis]:
     in_weights = {x for w in graph.weights.values() for a in w.axes or () for x in leaves(a)}
     out = {}
     for leaf, outers in common.items():
-        able = [x for x in outers if x is not leaf and x.size != 1 and not isinstance(x.size, Sym)]
+        able = [x for x in outers if order[x] < order[leaf] and x.size != 1 and not isinstance(x.size, Sym)]
         if able and leaf in in_weights:
             out[leaf] = max(able, key=lambda x: probe_of(x.size))  # the first of equals: the outermost
     indexed = _indexed(graph, out)
