@@ -170,10 +170,9 @@ class _Elsewhere:
         laid = self._laid_out(w, fit)
         for group, m in members:
             place = place_of(m, self.blocks.get(group.axis))
-            here = laid[m.dim]
-            here = here.any(axis=tuple(d for d in range(w.rank) if d not in place.dims), keepdims=True)
-            here = np.broadcast_to(here, [probe_of(s) if d in place.dims else 1 for d, s in enumerate(w.shape)])
-            flat = np.moveaxis(here, place.dims, range(len(place.dims))).reshape(-1)
+            here = np.any(laid[m.dim], axis=tuple(d for d in range(w.rank) if d not in place.dims), keepdims=True)
+            whole = np.broadcast_to(here, [probe_of(s) if d in place.dims else 1 for d, s in enumerate(w.shape)])
+            flat = np.moveaxis(whole, place.dims, range(len(place.dims))).reshape(-1)
             rows: Mask = np.any(flat[place.at], axis=-1, keepdims=True)[..., 0]
             yield group, rows
 
