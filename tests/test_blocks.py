@@ -25,6 +25,7 @@ from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Graph, TensorType, Weight
 from irprune.ir.group import groups_of
 from irprune.ir.kept import Kept
+from irprune.ir.size import probe_of
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
 from irprune.passes.slice import kept_indices, take
@@ -61,7 +62,7 @@ class ResNeXt(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         y = F.relu(self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
-        return self.head(F.relu(x + self.conv3(y)))
+        return self.head(F.relu(x + self.conv3(y)))  # type: ignore[no-any-return]
 
 
 class Plain(nn.Module):
@@ -72,7 +73,7 @@ class Plain(nn.Module):
         self.enter, self.grouped, self.leave = enter, grouped, leave
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.leave(F.relu(self.grouped(F.relu(self.enter(x)))))
+        return self.leave(F.relu(self.grouped(F.relu(self.enter(x)))))  # type: ignore[no-any-return]
 
 
 def transposed() -> nn.Module:
@@ -105,8 +106,8 @@ class Shuffle(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm(self.conv1(F.relu(self.stem(x)))))
-        y = y.unflatten(1, (GROUPS, -1)).transpose(1, 2).flatten(1, 2)
-        return self.head(F.relu(self.conv2(self.depth(y))))
+        y = y.reshape(len(y), GROUPS, -1, *y.shape[2:]).transpose(1, 2).flatten(1, 2)
+        return self.head(F.relu(self.conv2(self.depth(y))))  # type: ignore[no-any-return]
 
 
 class Experts(nn.Module):
@@ -120,7 +121,7 @@ class Experts(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.enter(x)
         y = torch.bmm(F.relu(torch.bmm(h.expand(4, *h.shape), self.up) + self.bias), self.down)
-        return self.leave(torch.einsum("ebd,be->bd", y, self.gate(h).softmax(-1)))
+        return self.leave(torch.einsum("ebd,be->bd", y, self.gate(h).softmax(-1)))  # type: ignore[no-any-return]
 
 
 class Heads(nn.Module):
@@ -145,8 +146,9 @@ class Between(nn.Module):
         self.first, self.second = nn.Conv2d(24, 24, 1, groups=GROUPS), nn.Conv2d(24, 24, 1, groups=GROUPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.first(F.relu(self.stem(x)))).unflatten(1, (GROUPS, -1))
-        return self.head(F.relu(self.second(self.change(y).flatten(1, 2))))
+        y = F.relu(self.first(F.relu(self.stem(x))))
+        y = self.change(y.reshape(len(y), GROUPS, -1, *y.shape[2:]))
+        return self.head(F.relu(self.second(y.flatten(1, 2))))  # type: ignore[no-any-return]
 
 
 class Pairs(nn.Module):
@@ -174,7 +176,7 @@ class Doubled(nn.Module):
         self.run = (model,)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.run[0](x) * 2
+        return self.run[0](x) * 2  # type: ignore[no-any-return]
 
 
 def cuts(graph: Graph) -> dict[str, list[Any]]:
@@ -242,7 +244,7 @@ def test_groups_and_what_is_within_them_may_both_be_cut() -> None:
         graph = api.analyse(api.capture(model, (IMAGE.double(),)))
         blocks = blocks_of(graph)
         rng = np.random.default_rng(0)
-        rows = {x: np.sort(np.stack([rng.permutation(int(x.size))[:2] for _ in range(GROUPS)])) for x in blocks}
+        rows = {x: np.sort(np.stack([rng.permutation(probe_of(x.size))[:2] for _ in range(GROUPS)])) for x in blocks}
         graph.kept = Kept({**rows, **{h: [0, 2] for h in blocks.values()}}, blocks)
         with torch.no_grad():
             small = emit_module(api.cut_graph(graph))(IMAGE.double())
@@ -289,6 +291,28 @@ def test_of_two_that_always_stand_together_the_first_is_the_outer_one() -> None:
     assert within(api.analyse(api.capture(Heads().eval(), (torch.randn(5, 3),)))) == {"into:2": "into:1"}
 
 
+class Merged(nn.Module):
+    """Attention over batch and heads as one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(12, 3 * GROUPS * INNER), nn.Linear(GROUPS * INNER, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        q, k, v = (y.view(b, t, GROUPS, INNER).transpose(1, 2).reshape(b * GROUPS, t, INNER) for y in self.qkv(x).chunk(3, -1))
+        y = torch.bmm(torch.bmm(q, k.transpose(1, 2)).softmax(-1), v)
+        return self.out(y.view(b, GROUPS, t, INNER).transpose(1, 2).reshape(b, t, -1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_blocks_in_a_dimension_of_unknown_size(dynamic: bool) -> None:
+    shapes = {"x": {0: torch.export.Dim("batch")}} if dynamic else None
+    pruned = irprune.prune(Merged(), (torch.randn(2, 5, 12),), dynamic_shapes=shapes, prefer="head_dim")
+    assert pruned.report.proof is not None and pruned.report.proof.passed
+    assert pruned.graph.kept is not None and bool(pruned.graph.kept.within) != dynamic
+
+
 @pytest.mark.parametrize("side_by_side", [True, False])
 def test_heads_that_meet_in_pairs_keep_the_same(side_by_side: bool) -> None:
     graph = proven(Pairs(side_by_side), torch.randn(5, 3), prefer="head_dim")
@@ -321,7 +345,7 @@ class Planted(nn.Module):
                 weight.mul_(there.clamp(min=1e-3).repeat_interleave(INNER, 0)[:, :, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.leave(F.relu(self.grouped(F.relu(self.norm(self.enter(x))))))
+        return self.leave(F.relu(self.grouped(F.relu(self.norm(self.enter(x))))))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("transposed", [False, True])
@@ -479,7 +503,8 @@ def quantised(kind: str) -> Any:
     arrays |= {"w": rng.integers(-90, 90, shape).astype(np.int8), "point": np.zeros((), np.uint8)}
     axis = 1 if swap else 0
     if kind == "QLinearConv":
-        arrays |= {"zero": np.zeros(wide, np.int8), "bias": rng.integers(-99, 99, wide).astype(np.int32), "coarse": np.float32(1)}
+        arrays |= {"zero": np.zeros(wide, np.int8), "bias": rng.integers(-99, 99, wide).astype(np.int32)}
+        arrays["coarse"] = np.asarray(1, np.float32)
         operands = ["q", "step", "point", "w", "scale", "zero", "coarse", "point", "bias"]
         middle = [helper.make_node("QuantizeLinear", ["r", "step", "point"], ["q"]),
                   helper.make_node("QLinearConv", operands, ["c"], group=GROUPS),
@@ -491,7 +516,7 @@ def quantised(kind: str) -> Any:
              helper.make_node("Relu", ["y"], ["s"]), helper.make_node("Conv", ["s", "leave"], ["out"])]
     ends = [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in (("x", [2, 3, 8, 8]), ("out", None))]
     used = {i for n in nodes for i in n.input}
-    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items() if n in used])
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(a, n) for n, a in arrays.items() if n in used])
     return onnx.shape_inference.infer_shapes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
 
 

@@ -24,8 +24,8 @@ __all__ = ["blocks_of"]
 def blocks_of(graph: Graph) -> dict[Axis, Axis]:
     """Free leaves that may be chosen per block, and the leaf they are within. Needs the axes; looks at every dimension of every value.
 
-    The outer axis stands outside the leaf in the same dimension or is a factor of another one. Of two that always stand together the
-    first is the outer one.
+    The outer axis stands outside the leaf in the same dimension or is a factor of another one, of static size. Of two that always stand
+    together the first is the outer one.
     """
     common: dict[Axis, dict[Axis, None]] = {}  # leaf -> the outer axes in all places so far
     slots: dict[Axis, list[tuple[Axis, list[Axis]]]] = {}
@@ -41,7 +41,7 @@ def blocks_of(graph: Graph) -> dict[Axis, Axis]:
             continue
         for x in chain.from_iterable(inside):
             order.setdefault(x, len(order))
-        outside = [[f for f in factors(a) if f.kind == "leaf"] for a in axes]
+        outside = [[f for f in factors(a) if f.kind == "leaf" and not isinstance(a.size, Sym)] for a in axes]
         for dim, a in enumerate(axes):
             if a not in slots and any(map(undecided, inside[dim])):
                 slots[a] = _places(a)
@@ -52,7 +52,7 @@ def blocks_of(graph: Graph) -> dict[Axis, Axis]:
     in_weights = {x for w in graph.weights.values() for a in w.axes or () for x in leaves(a)}
     out = {}
     for leaf, outers in common.items():
-        able = [x for x in outers if order[x] < order[leaf] and x.size != 1 and not isinstance(x.size, Sym)]
+        able = [x for x in outers if order[x] < order[leaf] and x.size != 1]
         if able and leaf in in_weights:
             out[leaf] = max(able, key=lambda x: probe_of(x.size))  # the first of equals: the outermost
     joined = _indexed(graph, out) | _mixed(graph, out) if out else {}
