@@ -97,8 +97,8 @@ def _indexed(graph: Graph, able: Mapping[Axis, Axis]) -> dict[Axis, None]:
 
 
 def _mixed(graph: Graph, able: Mapping[Axis, Axis]) -> dict[Axis, None]:
-    """Those of ``able`` whose blocks meet in some operator: it pairs each with each, so that a value has the outer axis twice, or its
-    result depends on who is present in all of them (a softmax over heads)."""
+    """Those of ``able`` whose blocks meet in some operator: it pairs each with each, so that a value has the outer axis twice beside them,
+    or its result depends on who is present in all of them (a softmax over heads)."""
     out: dict[Axis, None] = {}
     memo: dict[Axis, list[Axis]] = {}
 
@@ -112,7 +112,8 @@ def _mixed(graph: Graph, able: Mapping[Axis, Axis]) -> dict[Axis, None]:
         if not here:
             continue
         values = [v for v in (*node.inputs, *node.outputs) if v is not None]
-        out.update((x, None) for x in here if any(sum(able[x] in factors(a) for a in v.axes or ()) > 1 for v in values))
+        out.update((x, None) for x in here
+                   if any(sum(able[x] in factors(a) and x not in held(a) for a in v.axes or ()) > 1 for v in values))
         try:
             out.update((x, None) for inside, others in _dependent(node) for x in others if able.get(x) in inside and x not in inside)
         except Exception:  # an operator that looks at more than shapes: nothing is known of what it mixes
