@@ -101,10 +101,13 @@ def _mixed(graph: Graph, able: Mapping[Axis, Axis]) -> dict[Axis, None]:
     or its result depends on who is present in all of them (a softmax over heads)."""
     out: dict[Axis, None] = {}
     memo: dict[Axis, list[Axis]] = {}
+    blocks: dict[Axis, None] = dict.fromkeys(able.values())
+    bare: dict[Axis, list[Axis]] = {}  # the blocks that are factors of a dimension
 
     def held(a: Axis) -> list[Axis]:
         if a not in memo:
             memo[a] = [x for x in leaves(a) if x in able]
+            bare[a] = [f for f in factors(a) if f in blocks]
         return memo[a]
 
     for node in graph.nodes:
@@ -113,7 +116,7 @@ def _mixed(graph: Graph, able: Mapping[Axis, Axis]) -> dict[Axis, None]:
             continue
         values = [v for v in (*node.inputs, *node.outputs) if v is not None]
         out.update((x, None) for x in here
-                   if any(sum(able[x] in factors(a) and x not in held(a) for a in v.axes or ()) > 1 for v in values))
+                   if any(sum(able[x] in bare[a] and x not in memo[a] for a in v.axes or ()) > 1 for v in values))
         try:
             out.update((x, None) for inside, others in _dependent(node) for x in others if able.get(x) in inside and x not in inside)
         except Exception:  # an operator that looks at more than shapes: nothing is known of what it mixes
