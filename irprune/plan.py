@@ -19,7 +19,7 @@ import numpy as np
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph, Weight
-from irprune.ir.group import Group, groups_of
+from irprune.ir.group import Group, Member, groups_of
 from irprune.ir.kept import Kept
 from irprune.ir.size import probe_of
 
@@ -31,7 +31,8 @@ VERSION = 1
 @dataclass(frozen=True)
 class Spot:
     """A place of a group: dimension ``dim`` of ``weight``, its first element ``offset``, ``stride`` between indices, and the
-    (count, stride) of the axes it repeats over; ``row`` says which of them the rows of a choice per block belong to (-1: none)."""
+    (count, stride) of the axes it repeats over; ``row`` says which of them the rows of a choice per block belong to (-1: none).
+    Where these stand in another dimension, ``beside`` is that dimension and the stride between them there."""
 
     weight: str
     dim: int
@@ -39,6 +40,7 @@ class Spot:
     stride: int
     blocks: tuple[tuple[int, int], ...] = ()
     row: int = -1
+    beside: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -191,10 +193,13 @@ def _recorded(graph: Graph, kept: Kept) -> Plan:
 
 def _spots(group: Group, kept: Kept) -> list[Spot]:
     outer = kept.within.get(group.axis) if kept.choice[group.axis].ndim == 2 else None
-    return [
-        Spot(m.weight.name, m.dim, m.slot.offset, m.slot.stride, m.slot.blocks, -1 if outer is None else m.slot.around.index(outer))
-        for m in group.members
-    ]
+    return [_spot(m, outer) for m in group.members]
+
+
+def _spot(m: Member, outer: Axis | None) -> Spot:
+    beside = None if outer is None else m.beside(outer)
+    row = -1 if outer is None or beside is not None else m.slot.around.index(outer)
+    return Spot(m.weight.name, m.dim, m.slot.offset, m.slot.stride, m.slot.blocks, row, beside and (beside[0], beside[1].stride))
 
 
 def _tuples(indices: Any) -> Any:
@@ -210,7 +215,7 @@ def _choice(data: Mapping[str, Any]) -> Choice:
     kept: Any = tuple(tuple(map(int, r)) for r in rows) if rows and isinstance(rows[0], Sequence) else tuple(map(int, rows))
     spots = tuple(
         Spot(str(s["weight"]), int(s["dim"]), int(s["offset"]), int(s["stride"]), tuple((int(n), int(k)) for n, k in s["blocks"]),
-             int(s["row"]))
+             int(s["row"]), None if s.get("beside") is None else (int(s["beside"][0]), int(s["beside"][1])))
         for s in data["members"]
     )
     return Choice(str(data["name"]), int(data["size"]), kept, spots, str(data["within"]))

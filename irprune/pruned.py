@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from irprune.errors import CheckFailed
 from irprune.ir.graph import Graph
+from irprune.ir.kept import Indices
 from irprune.report import Report
 
 if TYPE_CHECKING:
@@ -58,18 +61,22 @@ class Pruned:
         return to_surgeon(emit_onnx(self.cut))
 
     @property
-    def kept(self) -> dict[str, list[list[int] | None]]:
-        """For each weight that was cut, per dimension the kept indices of the original, or None where all are."""
+    def kept(self) -> dict[str, list[list[Any] | None]]:
+        """For each weight that was cut, per dimension the kept indices of the original, or None where all are.
+
+        Where each block keeps its own, a dimension that stands beside the blocks has a row of indices for each kept index of the
+        dimension that holds them: of a grouped convolution, dimension 1 (the inputs) has a row for each kept output.
+        """
         from irprune.passes.slice import kept_indices
 
-        out: dict[str, list[list[int] | None]] = {}
+        out: dict[str, list[list[Any] | None]] = {}
         choice = self.graph.kept
         if choice is None:
             return out
         for weight in self.graph.weights.values():
             indices = kept_indices(weight, choice)
             if any(i is not None for i in indices):
-                listed = [None if i is None else i.tolist() for i in indices]
+                listed = [None if i is None else _rows(i, d).tolist() for d, i in enumerate(indices)]
                 out.update(dict.fromkeys((weight.name, *weight.aliases), listed))
         return out
 
@@ -121,3 +128,11 @@ class Pruned:
         from irprune.emit.instance import apply_to
 
         return apply_to(self, model)
+
+
+def _rows(index: Indices, dim: int) -> Indices:
+    """What ``kept_indices`` gives for dimension ``dim``, with a row for each index that it depends on and no dimensions of size 1."""
+    if index.ndim == 1:
+        return index
+    index = np.moveaxis(index, dim, -1)
+    return index.reshape(*(n for n in index.shape[:-1] if n != 1), index.shape[-1])

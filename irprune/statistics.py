@@ -20,6 +20,7 @@ from irprune.calibration import Calibration
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.kept import Kept
+from irprune.passes.slice import kept_indices, take
 from irprune.validate.interpret import as_tensor, run_node, symbols_of
 
 __all__ = ["Moments", "Pair", "Tape", "counterparts", "kept_part", "load_as"]
@@ -179,10 +180,8 @@ def counterparts(original: Graph) -> dict[str, Node]:
 
 def kept_part(tensor: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
     """What of the original's ``value`` the pruned model still has."""
-    for dim, axis in enumerate(value.axes or ()):
-        if kept.changes(axis):
-            tensor = tensor.index_select(dim, torch.from_numpy(kept.kept(axis)).to(tensor.device))
-    return tensor
+    part: torch.Tensor = take(tensor, kept_indices(value, kept))
+    return part
 
 
 class Pair:

@@ -54,10 +54,7 @@ class RepairFold:
             reading = read[key_of(layer)]
             present = torch.ones(tuple(int(s) for s in layer.weight.shape), dtype=torch.bool)  # type: ignore[arg-type]
             for d in layer.inputs:
-                axis = (layer.weight.axes or ())[d]
-                inside = torch.zeros(int(layer.weight.shape[d]), dtype=torch.bool)  # type: ignore[arg-type]
-                inside[torch.from_numpy(kept.kept(axis))] = True
-                present &= inside.reshape([-1 if k == d else 1 for k in range(present.dim())])
+                present &= torch.from_numpy(kept.present(layer.weight.axes or (), d))
             weight, offset = self._folded(reading, layer.matrix(present)[..., 0])
             if weight is None:
                 continue

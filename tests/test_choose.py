@@ -339,6 +339,7 @@ def test_a_frozen_factor_lets_the_other_carry() -> None:
 
 @pytest.mark.parametrize("model, example, options, block", [
     (Grouped(), IMAGE, {}, "conv3.weight:1/1"),
+    (Grouped(), IMAGE, {}, "conv2.weight:1"),
     (GroupNormed(), IMAGE, {}, "conv1.weight:0/1"),
     (Attention(), TOKENS, {"prefer": "head_dim"}, "v.weight:0/1"),
     (Attention(packed=True), TOKENS, {"prefer": "head_dim", "ratio": 0.3}, "qkv.weight:0/2"),
@@ -376,11 +377,11 @@ def test_what_stands_without_its_heads_keeps_the_same_in_all(options: dict[str, 
     assert graph.kept.choice[named(graph, "v.weight:0/1")].ndim == 2
 
 
-def test_dimensions_of_a_weight_are_cut_apart() -> None:
-    """The inputs of a grouped convolution are a dimension beside the groups: one list of indices cuts it for all of them."""
+def test_inputs_and_outputs_of_a_grouped_convolution_are_within_its_groups() -> None:
+    """Its inputs are a dimension of the weight beside the one that holds the groups."""
     graph = scored(Grouped(), IMAGE)
-    assert named(graph, "conv2.weight:1") not in blocks_of(graph)
-    assert blocks_of(graph)[named(graph, "conv2.weight:0/1")] is named(graph, "conv2.weight:0")
+    groups = named(graph, "conv2.weight:0")
+    assert blocks_of(graph) == {named(graph, "conv2.weight:1"): groups, named(graph, "conv2.weight:0/1"): groups}
 
 
 def test_groups_are_not_chosen_per_channel() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -69,12 +70,12 @@ def numpy_of(t: Tensor) -> np.ndarray:
 @given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.sampled_from([1.0, 2.0, float("inf")]), st.booleans(), st.integers(0, 5))
 def test_profiles_are_sums_of_powers(shape: list[int], p: float, as_torch: bool, seed: int) -> None:
     array = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-    found = profile(torch.from_numpy(array) if as_torch else array, range(len(shape)), p)
-    for d in range(len(shape)):
-        others = tuple(k for k in range(len(shape)) if k != d)
+    wanted = [*((d,) for d in range(len(shape))), *permutations(range(len(shape)), 2)]
+    found = profile(torch.from_numpy(array) if as_torch else array, wanted, p)
+    for dims in wanted:
         powers = np.abs(array.astype(np.float64)) if p != 2.0 else array.astype(np.float64) ** 2
-        expected = powers.max(axis=others) if p == float("inf") else powers.sum(axis=others)
-        np.testing.assert_allclose(found[d], expected, rtol=1e-5)
+        powers = np.moveaxis(powers, dims, range(len(dims))).reshape(*(shape[d] for d in dims), -1)
+        np.testing.assert_allclose(found[dims], powers.max(axis=-1) if p == float("inf") else powers.sum(axis=-1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -83,9 +84,10 @@ def test_chunks_strides_and_precisions(dtype: torch.dtype) -> None:
     for array in (torch.randn(3, 150_000), torch.randn(5000, 90), torch.randn(700, 600).t()):
         array = array.to(dtype)
         for p in (1.0, 2.0):
-            found = profile(array, (0, 1), p)
-            np.testing.assert_allclose(found[0], numpy_of(array.double().abs().pow(p).sum(1)), rtol=2e-5)
-            np.testing.assert_allclose(found[1], numpy_of(array.double().abs().pow(p).sum(0)), rtol=2e-5)
+            found = profile(array, ((0,), (1,), (1, 0)), p)
+            np.testing.assert_allclose(found[(0,)], numpy_of(array.double().abs().pow(p).sum(1)), rtol=2e-5)
+            np.testing.assert_allclose(found[(1,)], numpy_of(array.double().abs().pow(p).sum(0)), rtol=2e-5)
+            np.testing.assert_allclose(found[(1, 0)], numpy_of(array.double().abs().pow(p).t()), rtol=2e-5)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])

@@ -135,9 +135,9 @@ def test_a_list_of_one_tensor_is_unpacked() -> None:
 
 @pytest.mark.parametrize("p", [1.0, 2.0, float("inf")])
 def test_an_empty_weight_weighs_nothing(p: float) -> None:
-    found = profile(np.empty((1, 0, 3), dtype=np.float32), [0, 2], p)
-    assert found[0].tolist() == [0.0]
-    assert found[2].tolist() == [0.0, 0.0, 0.0]
+    found = profile(np.empty((1, 0, 3), dtype=np.float32), [(0,), (2,)], p)
+    assert found[(0,)].tolist() == [0.0]
+    assert found[(2,)].tolist() == [0.0, 0.0, 0.0]
 
 
 def _library(name: str) -> Any:

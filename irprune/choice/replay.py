@@ -12,11 +12,10 @@ from itertools import permutations
 from math import isclose, prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from irprune.choice.blocks import blocks_of
 from irprune.errors import IrpruneError
-from irprune.importance.places import elements
+from irprune.importance.places import place_of
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, Member, groups_of
@@ -125,10 +124,10 @@ class _Elsewhere:
                 within[group.axis] = self.blocks[group.axis]
         made = Kept({a: k for a, k in choice.items() if k.shape[-1]}, within)
         for w, fit in self.chosen.items():
-            for dim, mask in enumerate(self._laid_out(w, fit)):
-                axis = (w.axes or ())[dim]
-                if not np.array_equal(made.kept(axis), np.flatnonzero(mask)):
-                    expected = f"{int(mask.sum())} of {mask.size} kept in dimension {dim}"
+            laid = self._laid_out(w, fit)
+            for dim, mask in enumerate(laid):
+                if self._misses(made, w, dim, laid):
+                    expected = f"{int(mask.sum(axis=dim).max())} of {mask.shape[dim]} kept in dimension {dim}"
                     raise _misfit(f"weight {self.source[w]!r}", expected, "channels coupled in another way")
         return made
 
@@ -170,21 +169,38 @@ class _Elsewhere:
         """What each group keeps by the masks of ``w``: per index, or per block and index where that is legal."""
         laid = self._laid_out(w, fit)
         for group, m in members:
-            at = elements(m.slot, self.blocks.get(group.axis))
-            rows: Mask = np.any(laid[m.dim][at], axis=-1, keepdims=True)[..., 0]
+            place = place_of(m, self.blocks.get(group.axis))
+            here = np.any(laid[m.dim], axis=tuple(d for d in range(w.rank) if d not in place.dims), keepdims=True)
+            whole = np.broadcast_to(here, [probe_of(s) if d in place.dims else 1 for d, s in enumerate(w.shape)])
+            flat = np.moveaxis(whole, place.dims, range(len(place.dims))).reshape(-1)
+            rows: Mask = np.any(flat[place.at], axis=-1, keepdims=True)[..., 0]
             yield group, rows
 
     def _laid_out(self, w: Weight, fit: Fit) -> list[Mask]:
-        """For each dimension of ``w`` who is present."""
+        """For each dimension of ``w`` who is present, to broadcast against it."""
         name = self.source[w]
         sizes = self.plan.weights[name].shape
+        order = [d for dims in fit for d in dims]
+        order += [d for d in range(len(sizes)) if d not in order]  # of size 1
         out = []
-        for dims in fit:
-            mask = np.ones(1, dtype=bool)
-            for d in dims:
-                mask = (mask[:, None] & self.masks.get((name, d), np.ones(sizes[d], dtype=bool))[None, :]).reshape(-1)
-            out.append(mask)
+        for t, own in enumerate(fit):
+            mask: Mask = np.ones([1] * len(sizes), dtype=bool)
+            for d in own:
+                mask = mask & self.masks.get((name, d), mask)
+            wide = [k == t or any(mask.shape[d] != 1 for d in dims) for k, dims in enumerate(fit)]
+            full = {d: sizes[d] for k, dims in enumerate(fit) if wide[k] for d in dims}
+            mask = np.broadcast_to(mask, [full.get(d, 1) for d in range(len(sizes))]).transpose(order)
+            out.append(mask.reshape([prod(full.get(d, 1) for d in dims) for dims in fit]))
         return out
+
+    def _misses(self, made: Kept, w: Weight, dim: int, laid: list[Mask]) -> bool:
+        """Whether ``made`` keeps others along a dimension of ``w`` than the plan, in what the plan keeps of the other dimensions."""
+        axes = w.axes or ()
+        wrong = made.present(axes, dim) != laid[dim]
+        for d, n in enumerate(wrong.shape):
+            if d != dim and n != 1:
+                wrong = wrong & laid[d]
+        return bool(wrong.any())
 
 
 def _equal(a: Mask, b: Mask) -> bool:
@@ -198,33 +214,42 @@ def _equal(a: Mask, b: Mask) -> bool:
 
 
 def _masks(plan: Plan) -> dict[tuple[str, int], Mask]:
-    """For each dimension of a weight that the plan cuts, who stays."""
+    """For each dimension of a weight that the plan cuts, who stays, to broadcast against the weight."""
     out: dict[tuple[str, int], Mask] = {}
     for c in plan.choices:
         for spot in c.members:
             if spot.weight not in plan.weights:
                 raise IrpruneError(f"the plan is damaged: it says nothing of weight {spot.weight!r}", plan.model, "make it again")
-            key = (spot.weight, spot.dim)
-            if key not in out:
-                out[key] = np.ones(plan.weights[spot.weight].shape[spot.dim], dtype=bool)
-            out[key][_gone(c, spot)] = False
+            key, mask = (spot.weight, spot.dim), _there(c, spot, plan.weights[spot.weight].shape)
+            out[key] = out[key] & mask if key in out else mask
     return out
 
 
-def _gone(c: Choice, spot: Spot) -> NDArray[np.int64]:
-    """The elements of the dimension that the choice drops in this place."""
+def _there(c: Choice, spot: Spot, shape: tuple[int, ...]) -> Mask:
+    """Who stays along the dimension of ``spot`` by this choice alone."""
     rows = np.asarray(c.kept, dtype=np.int64)
     dropped = np.ones((*rows.shape[:-1], c.size), dtype=bool)
     np.put_along_axis(dropped, rows, False, axis=-1)
     at = spot.offset + spot.stride * np.arange(c.size)
     blocks = list(spot.blocks)
-    if rows.ndim == 2:
+    if rows.ndim == 2 and spot.beside is None:
         count, stride = blocks.pop(spot.row)
         at = at[None, :] + stride * np.arange(count)[:, None]
-    at = at[dropped]
+    own = at.ndim
     for count, stride in blocks:
         at = at[..., None] + stride * np.arange(count)
-    return at.reshape(-1)
+    at = at.reshape(*at.shape[:own], -1)
+    width = shape[spot.dim]
+    if spot.beside is None:
+        mask = np.ones(width, dtype=bool)
+        mask[at[dropped]] = False
+        return mask.reshape([width if d == spot.dim else 1 for d in range(len(shape))])
+    dim, stride = spot.beside
+    mask = np.ones((len(rows), width), dtype=bool)
+    block, index = np.nonzero(dropped)
+    mask[block[:, None], at[index]] = False
+    mask = mask[np.arange(shape[dim]) // stride % len(rows)]
+    return (mask if dim < spot.dim else mask.T).reshape([n if d in (dim, spot.dim) else 1 for d, n in enumerate(shape)])
 
 
 def _wide(shape: tuple[object, ...]) -> list[int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from irprune.importance import Scores, criterion
-from irprune.importance.places import gather, is_scale, reduce, reduction
+from irprune.importance.places import is_scale, place_of, reduce, reduction
 from irprune.importance.profile import profile
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
@@ -33,11 +33,11 @@ class BatchNormScale:
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
         scales = [w for w in graph.weights.values() if w.rank == 1 and is_scale(w)]
-        gammas = {w.name: profile(w.load(), [0], 1.0, f"weight {w.name!r}")[0] for w in scales}
+        gammas = {w.name: profile(w.load(), [(0,)], 1.0, f"weight {w.name!r}")[(0,)] for w in scales}
         out = {}
         for group in groups:
             members = [m for m in group.members if m.weight.name in gammas]
-            rows = [gather(gammas[m.weight.name], m.slot, blocks.get(group.axis), np.mean) for m in members]
+            rows = [place_of(m, blocks.get(group.axis)).gather(gammas[m.weight.name], np.mean) for m in members]
             if rows:
                 out[group.axis] = reduce(rows, self.reduce)
         return out

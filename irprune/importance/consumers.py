@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 from irprune.errors import IrpruneError
 from irprune.importance import Scores
 from irprune.importance.magnitude import Magnitude
-from irprune.importance.places import elements
+from irprune.importance.places import Place, place_of
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
-from irprune.ir.group import Group, Slot
+from irprune.ir.group import Group, Member
 from irprune.ir.size import probe_of
 
 if TYPE_CHECKING:
@@ -75,28 +76,30 @@ def readers(graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) 
     """For each group's leaf the layers that sum over it, in graph order."""
     from irprune.layers import layers
 
-    slots: dict[tuple[str, int], list[tuple[Axis, Slot]]] = {}
+    members: dict[tuple[str, int], list[tuple[Axis, Member]]] = {}
     for group in groups:
         for m in group.members:
-            slots.setdefault((m.weight.name, m.dim), []).append((group.axis, m.slot))
+            members.setdefault((m.weight.name, m.dim), []).append((group.axis, m))
     out: dict[Axis, list[Reader]] = {g.axis: [] for g in groups}
     for layer in layers(graph):
         for dim in layer.inputs:
-            for leaf, slot in slots.get((layer.weight.name, dim), ()):
-                out[leaf].append(_reader(layer, dim, leaf, slot, blocks.get(leaf)))
+            for leaf, m in members.get((layer.weight.name, dim), ()):
+                out[leaf].append(_reader(layer, place_of(m, blocks.get(leaf))))
     return out
 
 
-def _reader(layer: Layer, dim: int, leaf: Axis, slot: Slot, within: Axis | None) -> Reader:
+def _reader(layer: Layer, place: Place) -> Reader:
     import torch
 
     shape = [int(probe_of(s)) for s in layer.weight.shape]
-    at = torch.arange(shape[dim]).reshape([-1 if d == dim else 1 for d in range(len(shape))]).expand(shape)
-    position = layer.matrix(at)[..., 0].numpy()  # [b, k]: where along the dimension an input lies
-    places = elements(slot, within)  # [outer,] size, elements
-    owner = np.full(shape[dim], -1, dtype=np.int64)
-    owner[places] = np.arange(int(np.prod(places.shape[:-1]))).reshape(*places.shape[:-1], 1)
-    return Reader(layer, owner[position], tuple(places.shape[:-1]))
+    at = torch.zeros(shape, dtype=torch.int64)
+    for d in place.dims:
+        at = at * shape[d] + torch.arange(shape[d]).reshape([-1 if k == d else 1 for k in range(len(shape))])
+    position = layer.matrix(at)[..., 0].numpy()  # [b, k]: where along the dimensions an input lies
+    *own, _ = place.at.shape
+    owner = np.full(prod(shape[d] for d in place.dims), -1, dtype=np.int64)
+    owner[place.at] = np.arange(prod(own)).reshape(*own, 1)
+    return Reader(layer, owner[position], tuple(own))
 
 
 def readings(

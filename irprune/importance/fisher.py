@@ -13,7 +13,7 @@ from typing import Any
 from irprune.importance import Scores, criterion
 from irprune.importance.consumers import calibrated, whole
 from irprune.importance.gates import gate_places
-from irprune.importance.places import gather
+from irprune.importance.places import place_of, summed
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -50,16 +50,14 @@ class Fisher:
                 squares[weight.name] = squares[weight.name] + step if weight.name in squares else step
                 weights[weight.name] = w
         out: dict[Axis, Scores] = {}
-        along: dict[tuple[str, int], Any] = {}
+        along: dict[tuple[str, tuple[int, ...]], Any] = {}
         for leaf, members in found.items():
             for m in members:
-                name, key = m.weight.name, (m.weight.name, m.dim)
+                name, place = m.weight.name, place_of(m, blocks.get(leaf))
                 if name not in squares:
                     continue
-                if key not in along:
-                    loss = squares[name] * weights[name].double().square() / (2 * samples)
-                    others = [d for d in range(loss.dim()) if d != m.dim]
-                    along[key] = (loss.sum(others) if others else loss).cpu().numpy()
-                part = gather(along[key], m.slot, blocks.get(leaf))
+                if (name, place.dims) not in along:
+                    along[name, place.dims] = summed(squares[name] * weights[name].double().square() / (2 * samples), place.dims)
+                part = place.gather(along[name, place.dims])
                 out[leaf] = out[leaf] + part if leaf in out else part
         return whole(out, graph, groups, blocks)

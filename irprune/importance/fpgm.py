@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from irprune.importance import Scores, criterion
-from irprune.importance.places import elements, places, reduce, reduction
+from irprune.importance.places import Place, place_of, places, reduce, reduction
 from irprune.importance.profile import as_numpy
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
-from irprune.ir.group import Group, Slot
-from irprune.ir.size import probe_of
+from irprune.ir.group import Group
 
 __all__ = ["Fpgm"]
 
@@ -40,15 +38,17 @@ class Fpgm:
         out = {}
         for leaf, members in places(graph, groups).items():
             chosen = [m for m in members if m.weight.rank > 1] or members
-            rows = [_distances(as_numpy(m.weight.load(), f"weight {m.weight.name!r}"), m.dim, m.slot, blocks.get(leaf)) for m in chosen]
+            rows = [_distances(place_of(m, blocks.get(leaf))) for m in chosen]
             out[leaf] = reduce(rows, self.reduce)
         return out
 
 
-def _distances(array: NDArray[Any], dim: int, slot: Slot, within: Axis | None) -> Scores:
+def _distances(place: Place) -> Scores:
     """For each index of the leaf (in each block) the sum of its distances to the others."""
-    at = elements(slot, within)
-    rows = np.moveaxis(array, dim, 0)[at.reshape(-1)].reshape(-1, probe_of(slot.leaf.size), at.shape[-1] * (array.size // array.shape[dim]))
+    array, at = as_numpy(place.weight.load(), f"weight {place.weight.name!r}"), place.at
+    lines = np.moveaxis(array, place.dims, range(len(place.dims)))
+    lines = lines.reshape(prod(lines.shape[:len(place.dims)]), -1)
+    rows = lines[at.reshape(-1)].reshape(-1, at.shape[-2], at.shape[-1] * lines.shape[1])
     out = np.empty(rows.shape[:2])
     for b, vectors in enumerate(rows):
         vectors = vectors - vectors.mean(axis=0)  # distances are the same, and less is lost in the differences below
@@ -58,4 +58,4 @@ def _distances(array: NDArray[Any], dim: int, slot: Slot, within: Axis | None) -
             gaps = squares[some, None] + squares[None, :] - 2 * (vectors[some] @ vectors.T)
             gaps[np.arange(len(gaps)), np.arange(lo, lo + len(gaps))] = 0.0
             out[b, some] = np.sqrt(gaps.clip(min=0.0)).sum(axis=1)
-    return out if within is not None else out[0]
+    return out.reshape(at.shape[:-1])

@@ -14,7 +14,7 @@ import numpy as np
 from irprune.concurrent import concurrently
 from irprune.errors import IrpruneError
 from irprune.importance import Scores, criterion
-from irprune.importance.places import gather, places, reduce, reduction
+from irprune.importance.places import place_of, places, reduce, reduction
 from irprune.importance.profile import profile
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
@@ -44,19 +44,19 @@ class Magnitude:
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
         found = places(graph, groups, self.biases)
-        wanted: dict[str, dict[int, None]] = {}
-        for members in found.values():
-            for m in members:
-                wanted.setdefault(m.weight.name, {})[m.dim] = None
+        at = {leaf: [place_of(m, blocks.get(leaf)) for m in members] for leaf, members in found.items()}
+        wanted: dict[str, dict[tuple[int, ...], None]] = {}
+        for many in at.values():
+            for p in many:
+                wanted.setdefault(p.weight.name, {})[p.dims] = None
 
-        def read(name: str) -> dict[int, Scores]:
+        def read(name: str) -> dict[tuple[int, ...], Scores]:
             return profile(graph.weights[name].load(), sorted(wanted[name]), float(self.p), f"weight {name!r}")
 
         along = dict(zip(wanted, concurrently(read, wanted), strict=True))
         join = np.max if self.p == float("inf") else np.sum
         out = {}
-        for leaf, members in found.items():
-            rows = [gather(along[m.weight.name][m.dim], m.slot, blocks.get(leaf), join) for m in members]
-            total = reduce(rows, self.reduce)
+        for leaf, many in at.items():
+            total = reduce([p.gather(along[p.weight.name][p.dims], join) for p in many], self.reduce)
             out[leaf] = np.sqrt(total) if self.p == 2 else total
         return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from irprune.ir.group import Group, Member, Slot
 from irprune.ir.size import probe_of
 from irprune.ops.registry import lookup
 
-__all__ = ["REDUCTIONS", "elements", "gather", "is_bias", "is_scale", "places", "reduce", "reduction"]
+__all__ = ["REDUCTIONS", "Place", "elements", "is_bias", "is_scale", "place_of", "places", "reduce", "reduction", "summed"]
 
 Scores = NDArray[np.float64]
 REDUCTIONS: dict[str, Callable[..., Any]] = {"sum": np.sum, "mean": np.mean, "max": np.max, "prod": np.prod}
@@ -69,6 +70,40 @@ def places(graph: Graph, groups: Sequence[Group], biases: bool = False) -> dict[
     return out
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where the indices of a leaf lie in ``weight``: ``at``, of shape ([size of the outer axis,] size, elements), numbers the elements of
+    the dimensions ``dims`` in row-major order. There are two where the outer axis stands in another dimension, which then comes first."""
+
+    weight: Weight
+    dims: tuple[int, ...]
+    at: NDArray[np.int64]
+
+    def gather(self, values: NDArray[Any], how: Callable[..., Any] = np.sum) -> Scores:
+        """Values along ``dims`` brought onto the leaf: of shape (size,), or (size of the outer axis, size)."""
+        if self.at.shape[-1] == 1:
+            return np.asarray(values.reshape(-1)[self.at[..., 0]], dtype=np.float64)
+        return np.asarray(how(values.reshape(-1)[self.at], axis=-1), dtype=np.float64)
+
+
+def place_of(member: Member, within: Axis | None = None) -> Place:
+    """Where the indices of a group lie in one of its members, apart for each index of ``within``."""
+    beside = None if within is None else member.beside(within)
+    if beside is None:
+        return Place(member.weight, (member.dim,), elements(member.slot, within))
+    dim, slot = beside
+    rows, own = elements(slot), elements(member.slot)
+    at = probe_of(member.weight.shape[member.dim]) * rows[:, None, :, None] + own[None, :, None, :]
+    return Place(member.weight, (dim, member.dim), at.reshape(len(rows), len(own), -1))
+
+
+def summed(tensor: Any, dims: tuple[int, ...]) -> NDArray[Any]:
+    """The sum of a torch tensor over all but ``dims``, these in their order."""
+    moved = tensor.movedim(dims, tuple(range(len(dims))))
+    total: NDArray[Any] = moved.reshape(*moved.shape[:len(dims)], -1).sum(-1).cpu().numpy()
+    return total
+
+
 def elements(slot: Slot, within: Axis | None = None) -> NDArray[np.int64]:
     """Which elements of the dimension belong to each index of the leaf: of shape ([size of ``within``,] size, elements)."""
     at = slot.offset + slot.stride * np.arange(probe_of(slot.leaf.size))
@@ -81,13 +116,6 @@ def elements(slot: Slot, within: Axis | None = None) -> NDArray[np.int64]:
     for _, (count, stride) in blocks:
         at = at[..., None] + stride * np.arange(count)
     return at.reshape(*shape, -1)
-
-
-def gather(values: Scores, slot: Slot, within: Axis | None = None, how: Callable[..., Any] = np.sum) -> Scores:
-    """Values along a dimension brought onto one leaf of it: of shape (size,), or (size of ``within``, size)."""
-    if len(values) == slot.leaf.size:  # the leaf is the dimension
-        return np.asarray(values, dtype=np.float64)
-    return np.asarray(how(values[elements(slot, within)], axis=-1), dtype=np.float64)
 
 
 def reduction(name: str) -> Callable[..., Any]:

@@ -1,9 +1,10 @@
-"""Sums of ``|w|`` or ``w**2`` along each dimension of an array: the one pass over the weights that magnitude needs."""
+"""Sums of ``|w|`` or ``w**2`` along dimensions of an array: the one pass over the weights that magnitude needs."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -58,11 +59,13 @@ def _without_mask(array: Any) -> NDArray[Any] | None:
     return cleared
 
 
-def profile(array: Any, dims: Iterable[int], p: float = 2.0, where: str = "") -> dict[int, NDArray[np.float64]]:
+def profile(
+    array: Any, dims: Iterable[tuple[int, ...]], p: float = 2.0, where: str = ""
+) -> dict[tuple[int, ...], NDArray[np.float64]]:
     """For each of ``dims`` the sum of ``|w|**p`` over all other dimensions (``p`` is 1 or 2; the maximum for ``inf``).
 
-    ``array`` (torch or numpy, any shape with at least one dimension) is read once, in chunks, in its own precision
-    (half precisions as float32). Raises IrpruneError where a value is NaN or infinite, naming ``where``.
+    Each is one dimension or two. ``array`` (torch or numpy, any shape with at least one dimension) is read once, in chunks, in its own
+    precision (half precisions as float32). Raises IrpruneError where a value is NaN or infinite, naming ``where``.
     """
     shape = tuple(array.shape)
     if str(array.dtype).removeprefix("torch.") in ("float32", "float64"):
@@ -70,7 +73,8 @@ def profile(array: Any, dims: Iterable[int], p: float = 2.0, where: str = "") ->
     wanted = list(dims)
     rows = np.zeros(shape[0], dtype=np.float64)
     width = int(np.prod(shape[1:], dtype=np.int64))
-    inner = any(d > 0 for d in wanted)
+    inner = any(0 not in d for d in wanted)
+    pairs = {d: np.zeros((shape[0], shape[max(d)]), dtype=np.float64) for d in wanted if 0 in d and len(d) > 1}
     rest = np.zeros(width, dtype=np.float64)
     step = max(1, _CHUNK // max(width, 1))
     across = down = np.ones(0, dtype=np.float32)
@@ -88,14 +92,30 @@ def profile(array: Any, dims: Iterable[int], p: float = 2.0, where: str = "") ->
                 rows[at:at + step] = powers @ across if width > 1 else powers[:, 0]
                 if inner:
                     rest += down[:len(powers)] @ powers
+            for d, pair in pairs.items():
+                pair[at:at + step] = _between(powers, shape, max(d), p)
     if not np.isfinite(rows).all():
         plain = _without_mask(as_numpy(array))
         if plain is not None:
             return profile(plain, wanted, p, where)
         raise IrpruneError("a weight holds NaN or infinity", where, "repair the model before it is pruned")
     folded = rest.reshape(shape[1:])
-    out: dict[int, NDArray[np.float64]] = {}
+    out: dict[tuple[int, ...], NDArray[np.float64]] = {}
     for d in wanted:
-        others = tuple(k for k in range(len(shape) - 1) if k != d - 1)
-        out[d] = rows if d == 0 else folded.max(axis=others, initial=0.0) if p == _INF else folded.sum(axis=others)
-    return out
+        if 0 in d:
+            out[d] = rows if len(d) == 1 else pairs[d]
+        else:
+            others = tuple(k for k in range(len(shape) - 1) if k + 1 not in d)
+            out[d] = folded.max(axis=others, initial=0.0) if p == _INF else folded.sum(axis=others)
+    return {d: made.T if list(d) != sorted(d) else made for d, made in out.items()}
+
+
+def _between(powers: NDArray[Any], shape: tuple[int, ...], d: int, p: float) -> NDArray[Any]:
+    """Rows of ``powers`` summed over all but dimension ``d`` of the whole array's ``shape``."""
+    tail = prod(shape[d + 1:])
+    if p == _INF:
+        most: NDArray[Any] = powers.reshape(len(powers), -1, shape[d], tail).max(axis=(1, 3), initial=0.0)
+        return most
+    ends = powers.reshape(-1, tail) @ np.ones(tail, dtype=powers.dtype) if tail > 1 else powers
+    total: NDArray[Any] = ends.reshape(len(powers), -1, shape[d]).sum(axis=1)
+    return total

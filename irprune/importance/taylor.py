@@ -15,9 +15,9 @@ import numpy as np
 from irprune.importance import Scores, criterion
 from irprune.importance.consumers import calibrated, whole
 from irprune.importance.gates import gate_places
-from irprune.importance.places import gather
+from irprune.importance.places import place_of, summed
 from irprune.ir.axis import Axis
-from irprune.ir.graph import Graph
+from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group
 
 __all__ = ["Taylor", "TaylorSquared"]
@@ -34,19 +34,18 @@ def _moments(
     data = calibrated(criterion.calibration, graph, name, criterion.batch)
     for size, made in gradients(graph, data, criterion.loss, criterion.seed):
         samples += size
-        along: dict[tuple[str, int], Any] = {}
+        along: dict[tuple[Weight, tuple[int, ...]], Any] = {}
         for leaf, members in found.items():
             total: Scores | None = None
             for m in members:
                 if m.weight not in made:
                     continue
-                key = (m.weight.name, m.dim)
+                place = place_of(m, blocks.get(leaf))
+                key = (m.weight, place.dims)
                 if key not in along:
                     w, g = made[m.weight]
-                    others = [d for d in range(w.dim()) if d != m.dim]
-                    product = w.double() * g.double()
-                    along[key] = (product.sum(others) if others else product).cpu().numpy()
-                part = gather(along[key], m.slot, blocks.get(leaf))
+                    along[key] = summed(w.double() * g.double(), place.dims)
+                part = place.gather(along[key])
                 total = part if total is None else total + part
             if total is not None:
                 step = np.abs(total) ** power

@@ -35,6 +35,13 @@ class Member:
     def __str__(self) -> str:
         return f"{self.weight.name}:{self.dim}" + (f"/{self.index}" if self.index else "")
 
+    def beside(self, outer: Axis) -> tuple[int, Slot] | None:
+        """The other dimension of the weight in which ``outer`` stands, and where; None where it stands around this place."""
+        if outer in self.slot.around:
+            return None
+        axes = self.weight.axes or ()
+        return next((d, s) for d, a in enumerate(axes) if d != self.dim for s in slots_of(a) if s.leaf is outer)
+
 
 @dataclass(slots=True)
 class Group:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from irprune.ir.axis import Axis, factors, find, leaves, parts
-from irprune.ir.size import Size, Sym, probe_of
+from irprune.ir.size import Size, Sym, is_static, probe_of
 
 __all__ = ["Indices", "Kept", "Mask", "Table"]
 
@@ -29,7 +30,7 @@ class Kept:
     """A choice: for some leaves, the kept indices, ascending. The other leaves are whole.
 
     An index array of two dimensions is a choice per block: row ``h`` holds what is kept within index ``h`` of the leaf
-    ``within[leaf]``, which stands beside the leaf wherever the leaf stands. Raises ValueError for indices that are out of
+    ``within[leaf]``, which stands in the same value wherever the leaf stands. Raises ValueError for indices that are out of
     range, not ascending or none.
     """
 
@@ -111,6 +112,23 @@ class Kept:
                 self._tables[a] = self._leaf(a)
         return self._tables[a]
 
+    def present(self, axes: Sequence[Axis], dim: int) -> Mask:
+        """Who is present along dimension ``dim`` of a value with ``axes``, to broadcast against the value: it varies along ``dim``, and
+        along the dimensions of those that ``dim`` is chosen within.
+
+        Raises ValueError for a symbolic size, and for an axis chosen per block that stands without its outer axis.
+        """
+        table = self.table(axes[dim])
+        rank = len(axes)
+        at = []
+        for outer in table.outer:
+            beside = next((k for k, a in enumerate(axes) if k != dim and outer in factors(a)), None)
+            if beside is None:
+                raise ValueError(f"{axes[dim]!r}, chosen per block, stands without its outer axis")
+            at.append(_along(_positions(factors(axes[beside]), outer), beside, rank))
+        mask: Mask = table.mask[(*at, _along(np.arange(table.mask.shape[-1]), dim, rank))]
+        return mask
+
     def _leaf(self, a: Axis) -> Table:
         if isinstance(a.size, Sym):
             raise ValueError(f"an axis of dynamic size {a.size} has no index list")
@@ -120,6 +138,20 @@ class Kept:
         mask = np.zeros((*own.shape[:-1], a.size), dtype=bool)
         np.put_along_axis(mask, own, True, axis=-1)
         return Table((self.within[a],) if own.ndim == 2 else (), mask)
+
+
+def _positions(fs: list[Axis], outer: Axis) -> Indices:
+    """Along a product of ``fs``, the index of its factor ``outer``."""
+    sizes = [probe_of(f.size) for f in fs]
+    if not is_static(f.size for f in fs):
+        raise ValueError(f"a choice within {outer!r}, which stands in a product of a dynamic size")
+    inner = prod(sizes[fs.index(outer) + 1:])
+    return np.arange(prod(sizes)) // inner % probe_of(outer.size)
+
+
+def _along(values: Indices, dim: int, rank: int) -> Indices:
+    """``values`` along dimension ``dim`` of ``rank``."""
+    return values.reshape([-1 if k == dim else 1 for k in range(rank)])
 
 
 def _joined(tables: list[Table]) -> Table:

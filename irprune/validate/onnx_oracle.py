@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -18,7 +17,6 @@ from irprune.capture.onnx import OnnxSource, Place, nodes_of
 from irprune.capture.onnx_file import Loader
 from irprune.emit.onnx_file import blank
 from irprune.errors import IrpruneError
-from irprune.ir.axis import Axis, factors, find
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.kept import Kept
 from irprune.ir.size import Size, Sym
@@ -53,7 +51,6 @@ def silenced_model(graph: Graph, kept: Kept, inputs: Mapping[str, Array]) -> tup
 class _Oracle:
     def __init__(self, source: OnnxSource, kept: Kept, symbols: Mapping[str, int]) -> None:
         self.source, self.kept, self.symbols = source, kept, symbols
-        self.masks: dict[Axis, Array] = {}
 
     def build(self, graph: Graph) -> tuple[onnx.ModelProto, dict[str, Loader]]:
         original = self.source.model
@@ -154,25 +151,6 @@ class _Oracle:
         out: Array | None = None
         for d in dims:
             if self.kept.changes(axes[d]):
-                mask = self._along(axes, d)
+                mask = self.kept.present(axes, d)
                 out = mask if out is None else out & mask
         return out
-
-    def _along(self, axes: Sequence[Axis], d: int) -> Array:
-        table = self.kept.table(axes[d])
-        rank = len(axes)
-        mask = table.mask
-        places = []
-        for k, outer in enumerate(table.outer):  # an outer axis stands in another dimension: its index there is repeated
-            e = next(j for j, b in enumerate(axes) if j != d and outer in factors(b))
-            fs = factors(axes[e])
-            at = fs.index(outer)
-            inner = int(np.prod([int(f.size) for f in fs[at + 1 :]], dtype=np.int64))  # type: ignore[arg-type]
-            index = np.arange(int(find(axes[e]).size)) // inner % int(outer.size)  # type: ignore[arg-type]
-            mask = np.take(mask, index, axis=k)
-            places.append(e)
-        order = np.argsort([*places, d], kind="stable")
-        shape = [1] * rank
-        for e, n in zip([*places, d], mask.shape, strict=True):
-            shape[e] = n
-        return mask.transpose(order).reshape(shape)

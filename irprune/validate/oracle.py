@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from irprune.ir.axis import Axis, factors, find
+from irprune.ir.axis import Axis, find
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.kept import Kept
 from irprune.ops.registry import lookup
@@ -34,41 +34,17 @@ class _Presence:
         for d in dims:
             if not self.kept.changes(axes[d]):
                 continue
-            mask = self._along(value, d)
+            mask = self._along(axes, d)
             out = mask if out is None else out & mask
         return out
 
-    def _along(self, value: Value, d: int) -> torch.Tensor:
-        axes = value.axes or ()
+    def _along(self, axes: Sequence[Axis], d: int) -> torch.Tensor:
         a = find(axes[d])
-        own = self.kept.choice.get(a)
-        shape = [1] * len(axes)
-        if own is not None and own.ndim == 2:  # chosen per block: the outer axis is another dimension of this value
-            outer = self.kept.within[a]
-            e = next(k for k, b in enumerate(axes) if outer in factors(b))
-            mask = torch.zeros(own.shape[0], int(a.size), dtype=torch.bool)  # type: ignore[arg-type]
-            mask.scatter_(1, torch.from_numpy(own), True)
-            fs = factors(axes[e])
-            at = fs.index(outer)
-            before = _numel(fs[:at])
-            after = _numel(fs[at + 1:])
-            mask = mask[None, :, None].expand(before, -1, after, -1).reshape(-1, mask.shape[1])
-            mask = mask if e < d else mask.t()
-            shape[e], shape[d] = int(axes[e].size), int(a.size)  # type: ignore[arg-type]
-            return mask.reshape(shape).to(self.device)
+        if self.kept.table(a).outer:  # chosen per block: the mask varies along other dimensions of this value too
+            return torch.from_numpy(self.kept.present(axes, d)).to(self.device)
         if a not in self._masks:
-            mask = torch.zeros(int(a.size), dtype=torch.bool)  # type: ignore[arg-type]
-            mask[torch.from_numpy(self.kept.kept(a))] = True
-            self._masks[a] = mask.to(self.device)
-        shape[d] = -1
-        return self._masks[a].reshape(shape)
-
-
-def _numel(axes: Sequence[Axis]) -> int:
-    n = 1
-    for a in axes:
-        n *= int(a.size)  # type: ignore[arg-type]
-    return n
+            self._masks[a] = torch.from_numpy(self.kept.table(a).mask).to(self.device)
+        return self._masks[a].reshape([-1 if k == d else 1 for k in range(len(axes))])
 
 
 def silencer(kept: Kept, device: torch.device) -> Callable[[Node, list[Any], Callable[..., Any]], Any]:

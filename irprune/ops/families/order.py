@@ -44,13 +44,8 @@ def _reduce_held(axes: Axes, node: Node) -> None:
     reduction(axes, node)
 
 
-def _like_held(axes: Axes, node: Node) -> None:
-    _hold(axes, node)
-    like_operand(axes, node)
-
-
-def _resized(axes: Axes, node: Node) -> None:
-    """Along the held dimension the results have a size of their own."""
+def _ranked(axes: Axes, node: Node) -> None:
+    """Along the held dimension the results have indices of their own."""
     own, dims = axes.of(node.operand(0)), _hold(axes, node)
     for value in node.outputs:
         value.axes = tuple(axes.frozen(s, f"ranked by {node.op}") if k in dims else own[k] for k, s in enumerate(value.shape))
@@ -63,16 +58,17 @@ for _name in ("median", "nanmedian"):
         Sample((_X,), {"dim": 1, "keepdim": True}, free=2), Sample((_X,), free=0, target=f"aten.{_name}.default")))
 op("mode", _reduce_held, aten=("mode.default",), samples=(Sample((Arg((4, 6), "i64", 0, 3),), {"dim": 1}, free=1),))
 op("kthvalue", _reduce_held, aten=("kthvalue.default",), samples=(Sample((_X,), {"k": 2, "dim": 1}, free=2),))
-op("topk", _resized, aten=("topk.default",), samples=(Sample((_X,), {"k": 3, "dim": 1}, free=2),))
-op("sort", _like_held, aten=("sort.default", "sort.stable"), samples=(
+op("topk", _ranked, aten=("topk.default",), samples=(Sample((_X,), {"k": 3, "dim": 1}, free=2),))
+op("sort", _ranked, aten=("sort.default", "sort.stable"), samples=(
     Sample((_X,), {"dim": 1, "descending": True}, free=2), Sample((_X,), {"stable": True, "dim": 1}, free=2, target="aten.sort.stable")))
-op("argsort", _like_held, aten=("argsort.default", "argsort.stable"), samples=(
+op("argsort", _ranked, aten=("argsort.default", "argsort.stable"), samples=(
     Sample((_X,), {"dim": 1}, free=2), Sample((_X,), {"stable": True, "dim": 1}, free=2, target="aten.argsort.stable")))
 
 
 def _msort(axes: Axes, node: Node) -> None:
-    axes.freeze(axes.of(node.operand(0))[0], "ranked by msort")
-    like_operand(axes, node)
+    first, *rest = axes.of(node.operand(0))
+    axes.freeze(first, "ranked by msort")
+    node.out.axes = (axes.frozen(first.size, "ranked by msort"), *rest)
 
 
 op("msort", _msort, aten=("msort.default",), samples=(Sample((_X,), free=2),))

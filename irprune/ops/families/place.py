@@ -105,24 +105,30 @@ op("unfold", _unfold, resize=_unfold_resize, aten=("unfold.default",),
 
 
 def _fixed(dims: Sequence[int] | str, reason: str) -> Rule:
-    """A rule that passes every dimension, of which ``dims`` (or those in the attribute of that name) freeze."""
+    """A rule that passes every dimension but ``dims`` (or those in the attribute of that name), which freeze."""
 
     def rule(axes: Axes, node: Node) -> None:
-        own = axes.of(node.operand(0))
+        own = list(axes.of(node.operand(0)))
         for d in node.attrs[dims] if isinstance(dims, str) else dims:
-            axes.freeze(own[d], reason)
-        node.out.axes = own
+            own[d] = _moved(axes, own[d], reason)
+        node.out.axes = tuple(own)
 
     return rule
 
 
+def _moved(axes: Axes, a: Axis, reason: str) -> Axis:
+    """``a`` frozen, and the axis that its indices make in another order."""
+    axes.freeze(a, reason)
+    return axes.frozen(a.size, reason)
+
+
 def _roll(axes: Axes, node: Node) -> None:
     """A shift moves what is dropped to another place; a shift by nothing does not."""
-    own, dims = axes.of(node.operand(0)), node.attrs["dims"]
+    own, dims = list(axes.of(node.operand(0))), node.attrs["dims"]
     for d, by in zip(dims, node.attrs["shifts"], strict=True) if dims else ((k, 1) for k in range(len(own))):
         if by != 0:
-            axes.freeze(own[d], "shifted along")
-    node.out.axes = own
+            own[d] = _moved(axes, own[d], "shifted along")
+    node.out.axes = tuple(own)
 
 
 op("roll", _roll, aten=("roll.default",),
@@ -138,8 +144,7 @@ def _rot90(axes: Axes, node: Node) -> None:
     own = list(axes.of(node.operand(0)))
     i, j = node.attrs["dims"]
     if node.attrs["k"] % 4:
-        axes.freeze(own[i], "put in reverse order")
-        axes.freeze(own[j], "put in reverse order")
+        own[i], own[j] = (_moved(axes, own[d], "put in reverse order") for d in (i, j))
     if node.attrs["k"] % 2:
         own[i], own[j] = own[j], own[i]
     node.out.axes = tuple(own)

@@ -68,13 +68,14 @@ spell("bit_cast", "BitCast", read=_bit_cast)
 
 def _along(axes: Axes, node: Node) -> None:
     """Only the dimensions ``dims`` are looked at as a whole."""
-    own = axes.of(node.operand(0))
+    own = list(axes.of(node.operand(0)))
     for d in node.attrs["dims"]:
         axes.freeze(own[d], f"ordered by {node.op}")
+        own[d] = axes.frozen(own[d].size, f"ordered by {node.op}")
     for value in node.inputs[1:]:
         for a in axes.of(value) if value is not None else ():
             axes.freeze(a, "positions")
-    node.out.axes = own
+    node.out.axes = tuple(own)
 
 
 def _hardmax(node: OnnxNode) -> Step:
