@@ -12,7 +12,7 @@ from zlib import crc32
 import torch
 from common import BATCH, dense, epoch, line
 
-from irprune.schedule import schedule
+import irprune
 
 
 def main(epochs: int = 20, steps: int = 5, checkpoint: str | None = None) -> float:
@@ -20,8 +20,9 @@ def main(epochs: int = 20, steps: int = 5, checkpoint: str | None = None) -> flo
     line("dense", model, data)
     share = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        for pruned in schedule(model, (data.train.images[:2],), ratio=0.6, steps=steps, pace="cubic", checkpoint=checkpoint or folder,
-                               dynamic_shapes=BATCH):
+        cuts = irprune.schedule(model, (data.train.images[:2],), ratio=0.6, steps=steps, pace="cubic",
+                                checkpoint=checkpoint or folder, dynamic_shapes=BATCH)
+        for pruned in cuts:
             step = pruned.report.notes[-1]
             torch.manual_seed(crc32(step.encode()))  # a step draws the same, whether the run was stopped before it or not
             epoch(pruned.module, data, torch.optim.AdamW(pruned.module.parameters(), 1e-3))

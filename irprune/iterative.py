@@ -1,6 +1,6 @@
 """Iterative pruning: a little at a time, with the user's own training between the steps, resumable.
 
-    for pruned in irprune.schedule.schedule(model, (x,), ratio=0.5, steps=5, checkpoint="run/"):
+    for pruned in irprune.schedule(model, (x,), ratio=0.5, steps=5, checkpoint="run/"):
         train(pruned.module)
 
 Each step captures the module of the step before, as the user has trained it, ranks it anew and cuts it a little further, so that the

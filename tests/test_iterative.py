@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from irprune import api
+from irprune import api, schedule
 from irprune.distill import Distillation
 from irprune.emit.module import emit_module
 from irprune.errors import IrpruneError
 from irprune.passes.mask import Mask, apply_masks
-from irprune.schedule import schedule
 from irprune.sparsity import BatchNormScale, GroupLasso, Growing
 
 
