@@ -43,6 +43,9 @@ def _made(name: str):
     torch.manual_seed(0)
     if name == "llama":
         return t.LlamaForCausalLM(t.LlamaConfig(**SIZES, num_key_value_heads=2)), {"input_ids": _ids()}
+    if name == "square":  # as many heads as each is wide: shapes alone do not tell which of the two fell
+        sizes = {**SIZES, "hidden_size": 64, "num_attention_heads": 8}
+        return t.LlamaForCausalLM(t.LlamaConfig(**sizes, num_key_value_heads=4, head_dim=8)), {"input_ids": _ids()}
     if name == "qwen2":  # biases, and more layers than share their heads: rotary tables join head_dim over all of them
         return t.Qwen2ForCausalLM(t.Qwen2Config(**{**SIZES, "num_hidden_layers": 4}, num_key_value_heads=2)), {"input_ids": _ids()}
     if name == "phi":
@@ -72,7 +75,7 @@ def _made(name: str):
     return t.MixtralForCausalLM(config), {"input_ids": _ids()}
 
 
-NAMES = ("llama", "qwen2", "phi", "gpt2", "bert", "vit", "t5", "mixtral")
+NAMES = ("llama", "square", "qwen2", "phi", "gpt2", "bert", "vit", "t5", "mixtral")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -23,6 +23,7 @@ from torch import nn
 from irprune.emit.instance import SameOutputs
 from irprune.ir.axis import factors, parts
 from irprune.ir.graph import Graph
+from irprune.ir.kind import by_use
 from irprune.ir.size import Sym, probe_of
 from irprune.quiet import quiet
 
@@ -35,6 +36,7 @@ _TRIALS = 48  # models that are filled and run to decide the fields that no shap
 _SHOWN = 6  # sizes named in a refusal
 _LIKELY = re.compile(r"hidden|embd|embed|d_model|dim|width|inter|ffn|d_ff|d_kv|inner|head|kv|channel|expan|size")
 _UNLIKELY = re.compile(r"layer|experts|vocab|position|patch|image|label|token|window|type|bucket|beam|per_tok|top_k|kernel|stride")
+_OF_HEADS = re.compile(r"head_dim|d_kv|d_head|head_size|kv_channels")
 _MAY_BE_NONE = ("head_dim", "num_key_value_heads", "n_inner", "intermediate_size", "ffn_dim", "moe_intermediate_size")
 
 Shapes = dict[str, tuple[int, ...]]
@@ -89,11 +91,19 @@ class _Field:
     likely: bool
 
 
-def _changes(graph: Graph) -> dict[int, list[int]]:
-    """Old size -> new sizes, most common first: of whole dimensions, of their pieces, and of runs of factors (kv groups x repeats)."""
+Changes = dict[int, list[int]]  # old size -> new sizes, most common first
+
+
+def _changes(graph: Graph) -> tuple[Changes, Changes]:
+    """What happened to sizes: of whole dimensions, of their pieces, and of runs of factors (kv groups x repeats); and of the size of heads
+    alone, which may be as large as their number."""
     seen: dict[int, Counter[int]] = {}
     kept = graph.kept
     assert kept is not None
+    heads: dict[int, Counter[int]] = {}
+    for axis, kind in by_use(graph).items():
+        if kind == "head_dim" and not isinstance(axis.size, Sym):
+            heads.setdefault(axis.size, Counter())[probe_of(kept.size(axis))] += 1
     for weight in graph.weights.values():
         for axis in weight.axes or ():
             for piece in (axis, *parts(axis)):
@@ -107,16 +117,21 @@ def _changes(graph: Graph) -> dict[int, list[int]]:
                         old *= probe_of(x.size)
                         new *= probe_of(kept.size(x))
                     seen.setdefault(old, Counter())[new] += 1
+    return _sorted(seen), _sorted(heads)
+
+
+def _sorted(seen: dict[int, Counter[int]]) -> Changes:
     return {old: [n for n, _ in news.most_common() if n != old] for old, news in seen.items()}
 
 
-def _fields(config: Any, changes: dict[int, list[int]], way: tuple[str, ...] = ()) -> Iterator[_Field]:
-    fresh = list(dict.fromkeys(n for news in changes.values() for n in news))
+def _fields(config: Any, every: Changes, heads: Changes, way: tuple[str, ...] = ()) -> Iterator[_Field]:
     for name, value in vars(config).items():
         here = (*way, name)
+        changes = heads if _OF_HEADS.search(name) and value in heads else every
+        fresh = list(dict.fromkeys(n for news in changes.values() for n in news))
         likely = bool(_LIKELY.search(name)) and not _UNLIKELY.search(name)
         if hasattr(value, "to_dict") and hasattr(value, "model_type"):
-            yield from _fields(value, changes, here)
+            yield from _fields(value, every, heads, here)
         elif name.startswith("_") or isinstance(value, bool):
             continue
         elif value is None and name in _MAY_BE_NONE:
@@ -146,7 +161,7 @@ def _config(model: Any, fields: list[_Field], values: list[Any]) -> Any:
 def _search(pruned: Pruned, model: nn.Module, wanted: dict[str, torch.Tensor]) -> Any:
     """A model of the same class with the new sizes and weights, or the text that says which sizes stood in the way."""
     target = {name: tuple(t.shape) for name, t in wanted.items()}
-    fields = list(_fields(model.config, _changes(pruned.graph)))
+    fields = list(_fields(model.config, *_changes(pruned.graph)))
     values = [f.new[0] if f.likely else f.old for f in fields]
     wrong, values = _descend(model, fields, values, target)
     if wrong:

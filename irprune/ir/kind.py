@@ -8,7 +8,7 @@ from irprune.ir.axis import Axis, factors, leaves
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.group import Group, groups_of
 
-__all__ = ["KINDS", "frozen_kinds", "kinds"]
+__all__ = ["KINDS", "by_use", "frozen_kinds", "kinds"]
 
 KINDS = ("heads", "kv groups", "head_dim", "experts' width", "embedding width", "MLP width", "norm-group channels", "grouped channels",
          "recurrent width", "channels", "other")
@@ -18,7 +18,7 @@ _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
 
 def kinds(graph: Graph) -> dict[Axis, str]:
     """The kind of every free leaf of an analysed graph that stands in a parameter."""
-    found = _by_use(graph)
+    found = by_use(graph)
     return {g.axis: found.get(g.axis) or _from_members(g) for g in groups_of(graph)
             if not g.frozen and any(m.weight.kind == "parameter" for m in g.members)}
 
@@ -26,13 +26,13 @@ def kinds(graph: Graph) -> dict[Axis, str]:
 def frozen_kinds(graph: Graph) -> dict[str, int]:
     """How many axes of a kind the model has that may not change size, of the kinds told from how an axis is used."""
     out: dict[str, int] = {}
-    for axis, kind in _by_use(graph).items():
+    for axis, kind in by_use(graph).items():
         if axis.reason is not None and axis.size != 1:
             out[kind] = out.get(kind, 0) + 1
     return out
 
 
-def _by_use(graph: Graph) -> dict[Axis, str]:
+def by_use(graph: Graph) -> dict[Axis, str]:
     """The kind of leaves, frozen ones too, that an operator gives a part to: attention, recurrence, groups, embedding."""
     found: dict[Axis, str] = {}
 
