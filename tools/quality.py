@@ -5,9 +5,10 @@
 
 Nets are trained on the digits data, once per seed, and kept in ``--cache``, as are rows: a run that was stopped goes on where it
 was. Every seed splits the data anew into four parts that share no image: one trains, half of the validation part feeds the criterion, the
-other half the repair, and the test part is only measured on. The default is what ``calibration=`` alone sets, in two calls: one that chooses
-on the criterion's images and one that repairs on the others. Torch-Pruning gets the criterion's images with their labels, and the same multiply-accumulates.
-The default's settings were compared on another seed than those measured here; blind they were not, as an earlier table was known.
+other half the repair, and the test part is only measured on. The default is what ``calibration=`` alone sets, in two calls: one
+chooses on the criterion's images, one repairs on the others. Torch-Pruning gets the criterion's images with their labels, and the same
+multiply-accumulates. The default's settings were compared on other seeds than those measured here; blind they were not, as an earlier
+table was known.
 """
 
 from __future__ import annotations
@@ -124,9 +125,9 @@ class Bench:
         if setting.rival:
             return torch_pruning(self.model, self.criterion.images, self.criterion.labels, setting.importance, left)
         if setting.importance == "default":
-            usual: dict[str, Any] = {"proof": False, "dynamic_shapes": DYNAMIC}
-            chosen = irprune.prune(self.model, self.example, budget={"macs": left}, calibration=self.criterion.images, repair=False, **usual)
-            return irprune.apply_plan(self.model, chosen.plan, self.example, calibration=self.calibration.images, repair=True, **usual).module
+            call: dict[str, Any] = {"args": self.example, "proof": False, "dynamic_shapes": DYNAMIC}
+            chosen = irprune.prune(self.model, budget={"macs": left}, calibration=self.criterion.images, repair=False, **call)
+            return irprune.apply_plan(self.model, chosen.plan, calibration=self.calibration.images, repair=True, **call).module
         if self.scored != setting.importance:
             Score(setting.importance, calibration=self.criterion.images).run(self.graph)
             self.scored = setting.importance
