@@ -272,8 +272,9 @@ def learned(graph: Graph, integers: bool) -> int:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("how", ["QDQ", "operators", "dynamic"])
-@pytest.mark.parametrize("name", ["digits", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "how"), [*((n, how) for n in ("digits", "gpt2") for how in ("QDQ", "operators", "dynamic")), ("lstm_tagger", "dynamic")]
+)
 def test_quantised_files_are_proven(name: str, how: str, fused: bool, tmp_path: Path) -> None:
     path = quantised(exported(name, tmp_path / "whole.onnx"), how, tmp_path / "quantised.onnx")
     path = optimised(path, tmp_path / "optimised.onnx") if fused else path
