@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from irprune.importance import Scores, criterion
 from irprune.importance.places import elements, places, reduce, reduction
 from irprune.importance.profile import as_numpy
+from irprune.importance.quantised import numbers
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, Slot
@@ -38,9 +39,9 @@ class Fpgm:
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
         out = {}
-        for leaf, members in places(graph, groups).items():
+        for leaf, members in places(graph, groups, integers=True).items():
             chosen = [m for m in members if m.weight.rank > 1] or members
-            rows = [_distances(as_numpy(m.weight.load(), f"weight {m.weight.name!r}"), m.dim, m.slot, blocks.get(leaf)) for m in chosen]
+            rows = [_distances(as_numpy(numbers(m.weight), f"weight {m.weight.name!r}"), m.dim, m.slot, blocks.get(leaf)) for m in chosen]
             out[leaf] = reduce(rows, self.reduce)
         return out
 

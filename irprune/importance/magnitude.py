@@ -16,6 +16,7 @@ from irprune.errors import IrpruneError
 from irprune.importance import Scores, criterion
 from irprune.importance.places import gather, places, reduce, reduction
 from irprune.importance.profile import profile
+from irprune.importance.quantised import numbers
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -43,14 +44,14 @@ class Magnitude:
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
-        found = places(graph, groups, self.biases)
+        found = places(graph, groups, self.biases, integers=True)
         wanted: dict[str, dict[int, None]] = {}
         for members in found.values():
             for m in members:
                 wanted.setdefault(m.weight.name, {})[m.dim] = None
 
         def read(name: str) -> dict[int, Scores]:
-            return profile(graph.weights[name].load(), sorted(wanted[name]), float(self.p), f"weight {name!r}")
+            return profile(numbers(graph.weights[name]), sorted(wanted[name]), float(self.p), f"weight {name!r}")
 
         along = dict(zip(wanted, concurrently(read, wanted), strict=True))
         join = np.max if self.p == float("inf") else np.sum
