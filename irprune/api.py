@@ -272,9 +272,10 @@ def _prove(pruned: Pruned) -> None:
         report.proof = prove(pruned.graph, pruned.module, remake, device_of(pruned.options.device))
     if not report.proof.passed:
         failed = CheckFailed if report.proof.captured else _Miscaptured
-        raise failed(f"the proof fails: {report.proof}", report.name,
-                     "give an example input on which the outputs vary" if report.proof.vacuous else
-                     "report this as a bug; proof=False (--no-proof) gives the model unproven")
+        advice = "report this as a bug" if not report.proof.vacuous else "give an example input on which the outputs vary"
+        if report.proof.vacuous and pruned.from_onnx:  # its inputs are drawn
+            advice = "its weights may be placeholders"
+        raise failed(f"the proof fails: {report.proof}", report.name, f"{advice}; proof=False (--no-proof) gives the model unproven")
 
 
 def _check_rules(graph: Graph, options: Options) -> None:

@@ -58,7 +58,7 @@ class Pruned:
         from irprune.capture.surgeon import to_surgeon
         from irprune.emit.onnx import emit_onnx
 
-        return to_surgeon(emit_onnx(self.cut))
+        return to_surgeon(emit_onnx(self._current()))
 
     @property
     def kept(self) -> dict[str, list[list[Any] | None]]:
@@ -90,13 +90,14 @@ class Pruned:
     def onnx(self, path: str | Path, parity: bool = True) -> Path:
         """Write the pruned model to ``path`` and compare it with the module on onnxruntime, every output; returns the path.
 
+        A model that came in as ONNX goes out as the file that came in, with what ``module`` holds where that was trained.
         The comparison is in ``report.parity``. Raises CheckFailed where an output differs; the file stays for inspection.
         """
         path = Path(path)
         if self.from_onnx:
             from irprune.emit.onnx import write_onnx
 
-            write_onnx(self.cut, path)
+            write_onnx(self._current(), path)
             return path
         from irprune.emit.torch_onnx import export_onnx
 
@@ -104,6 +105,14 @@ class Pruned:
         if parity:
             self._compare(path)
         return path
+
+    def _current(self) -> Graph:
+        """The cut graph of an ONNX file, with the weights of the module where there is one."""
+        if self._module is None:
+            return self.cut
+        from irprune.emit.onnx_module import trained
+
+        return trained(self.cut, self._module)
 
     def _compare(self, path: Path) -> None:
         from irprune.emit.torch_onnx import compare

@@ -98,6 +98,8 @@ class Report:
             f"  parameters  {self.params}", f"  MACs        {self.macs}", f"  bytes       {self.bytes}", f"  activation  {self.activation}",
             f"  proof       {self.proof if self.proof is not None else 'not asked for'}",
         ]
+        if self.proof is not None:
+            lines += [f"  note        {note}" for note in self.proof.notes]
         if self.latency is not None:
             lines.insert(5, f"  latency     {self.latency}")
         if self.repair is not None:

@@ -233,7 +233,7 @@ def test_what_the_optimiser_fuses(name: str, kind: str, least: float, tmp_path: 
     assert difference(in_torch(small, x), run_model(emit_onnx(small), x)) < 1e-4
 
 
-def quantised(path: Path, how: str, made: Path) -> Path:
+def quantised(path: Path, how: str, made: Path, per_channel: bool = True) -> Path:
     """``path`` with integers in the place of floats: between QDQ nodes, in operators of their own, or with scales found at run time."""
     quantization = pytest.importorskip("onnxruntime.quantization")
     samples = [random_inputs(capture_onnx(path), seed=k) for k in range(2)]
@@ -245,10 +245,10 @@ def quantised(path: Path, how: str, made: Path) -> Path:
     logging.disable(logging.WARNING)
     try:
         if how == "dynamic":
-            quantization.quantize_dynamic(str(path), str(made), per_channel=True)
+            quantization.quantize_dynamic(str(path), str(made), per_channel=per_channel)
         else:
             formats = {"QDQ": quantization.QuantFormat.QDQ, "operators": quantization.QuantFormat.QOperator}
-            quantization.quantize_static(str(path), str(made), Reader(), quant_format=formats[how], per_channel=True)
+            quantization.quantize_static(str(path), str(made), Reader(), quant_format=formats[how], per_channel=per_channel)
     finally:
         logging.disable(logging.NOTSET)
     return made
@@ -272,8 +272,9 @@ def learned(graph: Graph, integers: bool) -> int:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("how", ["QDQ", "operators", "dynamic"])
-@pytest.mark.parametrize("name", ["digits", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "how"), [*((n, how) for n in ("digits", "gpt2") for how in ("QDQ", "operators", "dynamic")), ("lstm_tagger", "dynamic")]
+)
 def test_quantised_files_are_proven(name: str, how: str, fused: bool, tmp_path: Path) -> None:
     path = quantised(exported(name, tmp_path / "whole.onnx"), how, tmp_path / "quantised.onnx")
     path = optimised(path, tmp_path / "optimised.onnx") if fused else path
@@ -284,6 +285,36 @@ def test_quantised_files_are_proven(name: str, how: str, fused: bool, tmp_path: 
     assert learned(small, True) < 0.4 * learned(graph, True)
     emitted, x = emit_onnx(small), random_inputs(graph)
     assert difference(in_torch(small, x), run_model(emitted, x, optimise=False)) < 0.1, "a few steps of rounding"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("how", ["QDQ", "operators", "dynamic"])
+def test_one_scale_for_a_whole_tensor(how: str, tmp_path: Path) -> None:
+    """There is nothing to rank channels by but the integers."""
+    graph = analysed(quantised(exported("digits", tmp_path / "whole.onnx"), how, tmp_path / "quantised.onnx", per_channel=False))
+    small = cut(graph)
+    proof = prove_onnx(graph, small)
+    assert proof.passed and learned(small, True) < 0.4 * learned(graph, True)
+
+
+@pytest.mark.parametrize("scales", [1, 16])
+def test_integers_rank_by_what_they_stand_for(scales: int) -> None:
+    """Odd channels are the larger integers, and the smaller numbers: nearer to the zero point, or in smaller steps."""
+    random, odd, sizes = np.random.default_rng(0), np.arange(1, 16, 2), np.full(scales, 0.02, np.float32)
+    whole = np.where(np.arange(16)[:, None] % 2, 190, 50) + random.integers(-9, 9, (16, 12))
+    if scales > 1:
+        sizes[odd] = 0.001
+    arrays = {"w": whole.astype(np.uint8), "s": sizes if scales > 1 else sizes[0], "v": random.standard_normal((16, 3)).astype(np.float32)}
+    arrays["z"] = np.full(scales, 200, np.uint8) if scales > 1 else np.uint8(200)
+    nodes = [helper.make_node("DequantizeLinear", ["w", "s", "z"], ["d"], axis=0), helper.make_node("Transpose", ["d"], ["t"], perm=[1, 0]),
+             helper.make_node("MatMul", ["x", "t"], ["a"]), helper.make_node("Relu", ["a"], ["b"]),
+             helper.make_node("MatMul", ["b", "v"], ["y"])]
+    given = [helper.make_tensor_value_info(n, FLOAT, [2, k]) for n, k in (("x", 12), ("y", 3))]
+    tensors = [numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items()]
+    model = helper.make_model(helper.make_graph(nodes, "g", given[:1], given[1:], tensors), opset_imports=[helper.make_opsetid("", 17)],
+                              ir_version=8)
+    emitted = {t.name: numpy_helper.to_array(t) for t in emit_onnx(cut(analysed(model))).graph.initializer}
+    assert np.array_equal(emitted["w"], arrays["w"][::2])
 
 
 @pytest.mark.filterwarnings("ignore")

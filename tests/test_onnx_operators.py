@@ -16,6 +16,7 @@ pytest.importorskip("onnxruntime")
 import torch  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+import irprune  # noqa: E402
 from irprune.capture.onnx import capture_onnx  # noqa: E402
 from irprune.emit.onnx import emit_onnx  # noqa: E402
 from irprune.emit.onnx_module import module_from_onnx  # noqa: E402
@@ -219,3 +220,23 @@ def test_a_recurrent_layer_exports_again(tmp_path: Path) -> None:
         )
     again = onnx.load(tmp_path / "again.onnx")
     assert difference(run_model(again, {again.graph.input[0].name: x["x"]}), run_model(MODELS["LSTM both ways"], x)) < 1e-5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_file_holds_what_was_trained(name: str, tmp_path: Path) -> None:
+    pruned = irprune.prune(MODELS[name], ratio=0.5, proof=False)
+    untrained = pruned.onnx(tmp_path / "before.onnx").read_bytes()
+    module, x = pruned.module, random_inputs(pruned.graph)
+    assert pruned.onnx(tmp_path / "same.onnx").read_bytes() == untrained
+    module.train()
+    module(*(torch.from_numpy(x[v.name]) for v in pruned.graph.inputs)).square().mean().backward()
+    torch.optim.SGD(module.parameters(), 0.1).step()
+    module.eval()
+    path = pruned.onnx(tmp_path / "after.onnx")
+    assert difference(in_torch(module, pruned.graph, x), run_model(path, x)) < 1e-5
+    assert path.read_bytes() != untrained
+    assert shapes_of(path) == shapes_of(tmp_path / "before.onnx")
+
+
+def shapes_of(path: Path) -> list[tuple[str, tuple[int, ...]]]:
+    return [(t.name, tuple(t.dims)) for t in onnx.load(path).graph.initializer]

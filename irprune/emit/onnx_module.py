@@ -7,19 +7,23 @@ an ``nn.Embedding``; everything else is a call. The result differentiates, moves
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from irprune.emit.onnx import as_numpy
 from irprune.emit.onnx_recurrent import recurrent_layer
+from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ops.onnx.spell import Body
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["layered", "module_from_onnx"]
+__all__ = ["layered", "module_from_onnx", "trained"]
 
 _STATE = {
     "linear": ("", "weight", "bias"),
@@ -66,6 +70,48 @@ def layered(graph: Graph) -> Graph:
                     weight.kind, weight.trainable = "buffer", False
     _name_layers(twin)
     return twin
+
+
+def trained(graph: Graph, module: nn.Module) -> Graph:
+    """A copy of ``graph`` with what ``module``, made of it by ``module_from_onnx``, holds now, as the file stores it.
+
+    Where a number of the file stands in the module is read off a graph whose weights hold their own places. Raises IrpruneError where
+    the module has other shapes.
+    """
+    out, places = graph.copy(), graph.copy()
+    names, starts, end = list(places.weights), [], 1
+    for w in places.weights.values():
+        starts.append(end)
+        shape = w.type.known
+        w.load = partial(_counted, end, shape)
+        end += int(np.prod(shape, dtype=np.int64))  # type: ignore[arg-type]
+    held = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    stored: dict[str, Any] = {}
+    for name, w in layered(places).weights.items():
+        if name not in held or not held[name].numel() or not (where := np.asarray(w.load()).reshape(-1)).any():
+            continue  # a counter that the file does not have
+        k = bisect_right(starts, int(where[0])) - 1
+        now = as_numpy(held[name], "bf16" if "bfloat16" in str(held[name].dtype) else w.dtype).reshape(-1)
+        if len(now) != len(where):
+            raise IrpruneError(f"'{name}' has another shape than the pruned model", graph.name, "export the module itself")
+        own = out.weights[names[k]]
+        if names[k] not in stored:
+            stored[names[k]] = np.array(as_numpy(own.load(), own.dtype))
+        flat = stored[names[k]].reshape(-1)
+        flat[where - starts[k]] = now.astype(flat.dtype)
+    for name, array in stored.items():
+        own = out.weights[name]
+        if not np.array_equal(array, as_numpy(own.load(), own.dtype)):
+            own.load = partial(_itself, array)
+    return out
+
+
+def _counted(start: int, shape: Any) -> Any:
+    return np.arange(start, start + int(np.prod(shape, dtype=np.int64))).reshape(shape)
+
+
+def _itself(array: Any) -> Any:
+    return array
 
 
 def _place(node: Node) -> None:

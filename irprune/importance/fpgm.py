@@ -14,6 +14,7 @@ import numpy as np
 from irprune.importance import Scores, criterion
 from irprune.importance.places import Place, place_of, places, reduce, reduction
 from irprune.importance.profile import as_numpy
+from irprune.importance.quantised import numbers
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -36,7 +37,7 @@ class Fpgm:
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
         out = {}
-        for leaf, members in places(graph, groups).items():
+        for leaf, members in places(graph, groups, integers=True).items():
             chosen = [m for m in members if m.weight.rank > 1] or members
             rows = [_distances(place_of(m, blocks.get(leaf))) for m in chosen]
             out[leaf] = reduce(rows, self.reduce)
@@ -45,7 +46,7 @@ class Fpgm:
 
 def _distances(place: Place) -> Scores:
     """For each index of the leaf (in each block) the sum of its distances to the others."""
-    array, at = as_numpy(place.weight.load(), f"weight {place.weight.name!r}"), place.at
+    array, at = as_numpy(numbers(place.weight), f"weight {place.weight.name!r}"), place.at
     lines = np.moveaxis(array, place.dims, range(len(place.dims)))
     lines = lines.reshape(prod(lines.shape[:len(place.dims)]), -1)
     rows = lines[at.reshape(-1)].reshape(-1, at.shape[-2], at.shape[-1] * lines.shape[1])

@@ -16,6 +16,7 @@ from irprune.errors import IrpruneError
 from irprune.importance import Scores, criterion
 from irprune.importance.places import place_of, places, reduce, reduction
 from irprune.importance.profile import profile
+from irprune.importance.quantised import numbers
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -43,7 +44,7 @@ class Magnitude:
 
     def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
         """See ``irprune.importance``."""
-        found = places(graph, groups, self.biases)
+        found = places(graph, groups, self.biases, integers=True)
         at = {leaf: [place_of(m, blocks.get(leaf)) for m in members] for leaf, members in found.items()}
         wanted: dict[str, dict[tuple[int, ...], None]] = {}
         for many in at.values():
@@ -51,7 +52,7 @@ class Magnitude:
                 wanted.setdefault(p.weight.name, {})[p.dims] = None
 
         def read(name: str) -> dict[tuple[int, ...], Scores]:
-            return profile(graph.weights[name].load(), sorted(wanted[name]), float(self.p), f"weight {name!r}")
+            return profile(numbers(graph.weights[name]), sorted(wanted[name]), float(self.p), f"weight {name!r}")
 
         along = dict(zip(wanted, concurrently(read, wanted), strict=True))
         join = np.max if self.p == float("inf") else np.sum

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irprune.errors import IrpruneError
+from irprune.importance.quantised import is_integer, is_step
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.group import Group, Member, Slot
@@ -55,14 +56,21 @@ def _adds(node: Node, i: int) -> bool:
     return entry is not None and entry.family in _CONTRACTING and 2 <= i < 5
 
 
-def places(graph: Graph, groups: Sequence[Group], biases: bool = False) -> dict[Axis, list[Member]]:
+def places(graph: Graph, groups: Sequence[Group], biases: bool = False, integers: bool = False) -> dict[Axis, list[Member]]:
     """For each group the places that its importance is read from: parameters, each place once, without biases unless asked.
 
-    A group that stands only in biases or in arrays that are not trained is read from those. Tied weights are one weight.
+    A group that stands only in biases or in arrays that are not trained is read from those. Tied weights are one weight. With
+    ``integers`` the weights of quantised layers count, for the numbers that they stand for (``quantised.numbers``), and their scales
+    do not; without, for criteria that differentiate, only their scales do.
     """
-    counted = {w.name: w.kind == "parameter" and (biases or not is_bias(w)) for w in graph.weights.values()}
+    weights = graph.weights.values()
+    counted = {w.name: w.kind == "parameter" and (biases or not is_bias(w)) and not (integers and is_step(w)) for w in weights}
+    stored = {w.name: integers and is_integer(w) for w in weights}
     out = {}
     for group in groups:
+        if any(stored[m.weight.name] for m in group.members):
+            out[group.axis] = [m for m in group.members if stored[m.weight.name] or counted[m.weight.name]]
+            continue
         real = [m for m in group.members if m.weight.dtype in ("f16", "bf16", "f32", "f64")]
         chosen = [m for m in real if counted[m.weight.name]] or [m for m in real if m.weight.kind == "parameter"] or real
         if chosen:

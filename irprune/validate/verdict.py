@@ -45,7 +45,7 @@ class Proof:
 
     def __str__(self) -> str:
         if self.vacuous:
-            return "nothing proven: the outputs are constant whatever the weights"
+            return f"nothing proven: the outputs are constant{' whatever the weights' * self.random_weights}"
         if not self.captured:
             return f"FAILED: the captured graph differs from forward by {self.capture_error:.1e}, tolerance {CAPTURE:.0e}"
         how = " with random weights" if self.random_weights else ""

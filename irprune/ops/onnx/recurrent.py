@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from irprune.ir.axis import Axes
+from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.families.contraction import zeroed
 from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell
@@ -31,37 +31,36 @@ def _rule(axes: Axes, node: Node) -> None:
     axes.freeze(time, "time steps")
     axes.unify(x[2], w[2])
     for a in (w[1], r[1]):
-        outer, inner = axes.split(a, gates)
-        if outer is None or inner is None:
-            raise Unsupported("gates that are grouped otherwise")
-        axes.freeze(outer, "gates")
-        axes.unify(inner, hidden)
+        _gated(axes, a, gates, hidden)
     axes.unify(r[0], directions)
-    if node.has(3):
-        b = axes.of(node.operand(3))
-        outer, inner = axes.split(b[1], 2 * gates)
-        if outer is None or inner is None:
-            raise Unsupported("gates that are grouped otherwise")
-        axes.freeze(outer, "gates")
-        axes.unify(inner, hidden)
-        axes.unify(b[0], directions)
-    if node.has(4):
-        axes.unify(axes.of(node.operand(4))[0], batch)
     state = (batch, directions, hidden) if layout else (directions, batch, hidden)
-    for i in (5, 6):
-        if node.has(i):
-            for own, given in zip(state, axes.of(node.operand(i)), strict=True):
-                axes.unify(own, given)
-    if node.has(7):
-        p = axes.of(node.operand(7))
-        outer, inner = axes.split(p[1], 3)
-        if outer is None or inner is None:
-            raise Unsupported("peepholes that are grouped otherwise")
-        axes.freeze(outer, "gates")
-        axes.unify(inner, hidden)
+    _states(axes, node, gates, state, directions, batch)
     node.out.axes = (batch, time, directions, hidden) if layout else (time, directions, batch, hidden)
     for value in node.outputs[1:]:
         value.axes = state
+
+
+def _gated(axes: Axes, whole: Axis, gates: int, hidden: Axis) -> None:
+    outer, inner = axes.split(whole, gates)
+    if outer is None or inner is None:
+        raise Unsupported("gates that are grouped otherwise")
+    axes.freeze(outer, "gates")
+    axes.unify(inner, hidden)
+
+
+def _states(axes: Axes, node: Node, gates: int, state: tuple[Axis, ...], directions: Axis, batch: Axis) -> None:
+    """Bias, lengths, the states at the start (of the axes ``state``) and peepholes."""
+    for i, many in ((3, 2 * gates), (7, 3)):
+        if node.has(i):
+            own = axes.of(node.operand(i))
+            _gated(axes, own[1], many, state[2])
+            axes.unify(own[0], directions)
+    if node.has(4):
+        axes.unify(axes.of(node.operand(4))[0], batch)
+    for i in (5, 6):
+        if node.has(i):
+            for one, given in zip(state, axes.of(node.operand(i)), strict=True):
+                axes.unify(one, given)
 
 
 def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
@@ -143,3 +142,81 @@ for _name, _onnx in (("onnx_lstm", "LSTM"), ("onnx_gru", "GRU"), ("onnx_rnn", "R
         ),
     )
     spell(_name, _onnx, read=_read(_name), write=_write)
+
+
+# -- com.microsoft::DynamicQuantizeLSTM: weights are stored transposed, as integers; inputs and states are quantised at each product --
+
+
+def _quantised_rule(axes: Axes, node: Node) -> None:
+    x, w, r = (axes.of(node.operand(i)) for i in range(3))
+    time, batch, directions, hidden = x[0], x[1], w[0], r[1]
+    axes.freeze(directions, "directions")
+    for a in (time, batch):
+        axes.freeze(a, "values that share a scale")
+    axes.unify(x[2], w[1])
+    axes.unify(r[0], directions)
+    for matrix, numbers in ((w, (8, 9)), (r, (10, 11))):
+        _gated(axes, matrix[2], 4, hidden)
+        for held in (axes.of(node.operand(i)) for i in numbers if node.has(i)):  # one for each direction, or for each gate's channel
+            axes.unify(held[0], directions)
+            if len(held) == 2:
+                axes.unify(held[1], matrix[2])
+    state = (directions, batch, hidden)
+    _states(axes, node, 4, state, directions, batch)
+    node.out.axes = (time, directions, batch, hidden)
+    for value in node.outputs[1:]:
+        value.axes = state
+
+
+def _quantised_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
+    """The extremes of inputs and states make their scales, so what is dropped must be zero itself: a state stays zero where it
+    starts there and its gates get nothing."""
+    made = list(operands)
+    made[0] = zeroed(torch, made[0], present(node.operand(0), [2]))
+    for i, zero in ((1, 9), (2, 11)):
+        mask = present(node.operand(i), [2])
+        if mask is not None:
+            count = int(made[i].shape[0])
+            made[i] = torch.where(mask, made[i], made[zero].reshape([count, 1, -1]))
+    for i, dim in ((3, 1), (5, 2), (6, 2)):
+        if node.has(i):
+            made[i] = zeroed(torch, made[i], present(node.operand(i), [dim]))
+    return run(*made)
+
+
+def _quantised_resize(node: Node, cut: Cut) -> None:
+    node.attrs["hidden_size"] = cut.size((node.operand(2).axes or ())[1])
+
+
+def _read_quantised(node: OnnxNode) -> Step:
+    x, hidden, direction = node.shape(0), node.shape(2)[1], node.attrs.get("direction", "forward")
+    if not isinstance(hidden, int):
+        raise Unread("a recurrent network of dynamic width")
+    if node.attrs.get("activations", _USUAL) not in (_USUAL, 2 * _USUAL) or not node.has(9) or not node.has(11):
+        raise Unread("a quantised LSTM of other activations, or without zero points")
+    count = 2 if direction == "bidirectional" else 1
+    state = TensorType("f32", (count, x[1], hidden))
+    attrs = {"hidden_size": hidden, "direction": direction, "clip": node.attrs.get("clip"),
+             "input_forget": node.attrs.get("input_forget", 0)}
+    return Step("dynamic_lstm", None, attrs, [TensorType("f32", (x[0], count, x[1], hidden)), state, state][: len(node.outputs)])
+
+
+_USUAL = ["Sigmoid", "Tanh", "Tanh"]
+_NUMBERS = (Arg((2, 20), low=0.01, high=0.02), Arg((2, 20), "i8", -9, 9))
+op(
+    "dynamic_lstm",
+    _quantised_rule,
+    run=runs("dynamic_lstm", 3),
+    silence=_quantised_silence,
+    resize=_quantised_resize,
+    macs=_macs,
+    samples=(
+        Sample(
+            (Arg((3, 2, 4)), Arg((2, 4, 20), "i8", -99, 99), Arg((2, 5, 20), "i8", -99, 99), Arg((2, 40)), None, None, None, None,
+             *_NUMBERS, *_NUMBERS),
+            {"hidden_size": 5, "direction": "bidirectional", "clip": None, "input_forget": 0},
+            free=2,
+        ),
+    ),
+)
+spell("dynamic_lstm", "com.microsoft::DynamicQuantizeLSTM", read=_read_quantised, write=_write)

@@ -42,6 +42,7 @@ HELPERS: dict[str, tuple[str, ...]] = {
     "lp_pool": ("pool_windows",),
     "avg_pool_padded": ("pool_windows",),
     "onnx_lstm": ("activation_of", "scanned"),
+    "dynamic_lstm": ("onnx_lstm", "activation_of", "scanned", "dynamic_quantize"),
     "onnx_gru": ("activation_of", "scanned"),
     "onnx_rnn": ("activation_of", "scanned"),
     "quantize_linear": ("spread_scale", "torch_type"),

@@ -35,7 +35,7 @@ def dequantize_linear(x, scale, zero=None, *, dim, block, dtype):
 
 def dynamic_quantize(x):
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
-    scale = (high - low) / 255
+    scale = torch.where(high > low, (high - low) / 255, torch.ones_like(low))
     zero = torch.round(-low / scale).clamp(0, 255)
     return (torch.round(x / scale) + zero).clamp(0, 255).to(torch.uint8), scale, zero.to(torch.uint8)
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from irprune.ops.onnx.functions.quantised import dynamic_quantize
+
 
 def activation_of(names, alpha, beta, k, default):
     """Activation ``k`` of a recurrent cell."""
@@ -62,7 +64,8 @@ def scanned(x, lengths, states, layout, direction, step):
 
 
 def onnx_lstm(
-    x, w, r, b=None, lengths=None, h=None, c=None, p=None, *, hidden_size, layout, direction, clip, activations, alpha, beta, input_forget
+    x, w, r, b=None, lengths=None, h=None, c=None, p=None, *, hidden_size, layout, direction, clip, activations, alpha, beta, input_forget,
+    seen=None,
 ):
     batch, n = x.shape[0 if layout else 1], w.shape[0]
     h = torch.zeros(n, batch, hidden_size, dtype=x.dtype, device=x.device) if h is None else h.transpose(0, 1) if layout else h
@@ -77,6 +80,7 @@ def onnx_lstm(
     def step(k, xt, state):
         f, g, o = (activation_of(activations, alpha, beta, 3 * k + i, ["Sigmoid", "Tanh", "Tanh"] * n) for i in range(3))
         hk, ck = state
+        hk = hk if seen is None else seen(hk)
         gi, go, gf, gc = (xt @ w[k].mT + hk @ r[k].mT + bias[k]).chunk(4, -1)
         if p is not None:
             pi, po, pf = p[k].chunk(3, -1)
@@ -89,6 +93,24 @@ def onnx_lstm(
         return [f(limit(go)) * o(new), new]
 
     return scanned(x, lengths, [h, c], layout, direction, step)
+
+
+def dynamic_lstm(
+    x, w, r, b=None, lengths=None, h=None, c=None, p=None, w_scale=None, w_zero=None, r_scale=None, r_zero=None,
+    *, hidden_size, direction, clip, input_forget,
+):
+    def opened(matrix, scale, zero):
+        each = [matrix.shape[0], 1, -1]
+        return ((matrix.to(x.dtype) - zero.to(x.dtype).reshape(each)) * scale.reshape(each)).mT
+
+    def seen(v):
+        q, scale, zero = dynamic_quantize(v)
+        return (q.to(v.dtype) - zero.to(v.dtype)) * scale
+
+    return onnx_lstm(
+        seen(x), opened(w, w_scale, w_zero), opened(r, r_scale, r_zero), b, lengths, h, c, p, hidden_size=hidden_size, layout=0,
+        direction=direction, clip=clip, activations=None, alpha=None, beta=None, input_forget=input_forget, seen=seen,
+    )
 
 
 def onnx_gru(x, w, r, b=None, lengths=None, h=None, *, hidden_size, layout, direction, clip, activations, alpha, beta, linear_before_reset):
