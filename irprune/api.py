@@ -255,8 +255,14 @@ def _prove(pruned: Pruned) -> None:
     report = pruned.report
     if pruned.from_onnx:
         from irprune.validate.onnx_proof import prove_onnx
+        from irprune.validate.onnx_shaken import same_choice
 
-        report.proof = prove_onnx(pruned.graph, pruned.cut)
+        def again(model: Any) -> tuple[Graph, Graph] | None:
+            twin = analyse(capture(model))
+            twin.kept = same_choice(pruned.graph, twin)
+            return None if twin.kept is None else (twin, cut_graph(twin))
+
+        report.proof = prove_onnx(pruned.graph, pruned.cut, again)
     else:
         from irprune.emit.module import emit_module
         from irprune.validate.proof import prove

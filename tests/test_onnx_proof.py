@@ -72,6 +72,55 @@ def test_a_wrong_cut_of_halves_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         irprune.prune(convolutions(TensorProto.FLOAT16, [helper.make_node("Relu", ["a"], ["b"])]), ratio=0.5)
 
 
+def test_what_the_optimiser_changes_in_the_cut_alone_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = onnx_proof.run_model
+
+    def spoilt(model: onnx.ModelProto, inputs: object, optimise: bool = True, data: object = None) -> list[np.ndarray]:
+        made = run(model, inputs, optimise, data)  # type: ignore[arg-type]
+        small = next(t for t in model.graph.initializer if t.name == "w1").dims[0] == 8
+        return [x * 2 for x in made] if optimise and small else made
+
+    monkeypatch.setattr(onnx_proof, "run_model", spoilt)
+    with pytest.raises(IrpruneError, match="the proof fails"):
+        irprune.prune(convolutions(TensorProto.FLOAT, [helper.make_node("Relu", ["a"], ["b"])]), ratio=0.5)
+
+
+def constant(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with weights that are one number all over, some of them made by nodes."""
+    for t in list(model.graph.initializer):
+        if t.name in ("w1", "b2"):
+            t.CopyFrom(numpy_helper.from_array(np.full(tuple(t.dims), 0.5, np.float32), t.name))
+        else:
+            model.graph.initializer.remove(t)
+            shape = numpy_helper.from_array(np.array(t.dims, np.int64), f"{t.name}.shape")
+            model.graph.initializer.append(shape)
+            model.graph.node.insert(0, helper.make_node("ConstantOfShape", [shape.name], [t.name],
+                                                        value=numpy_helper.from_array(np.zeros(1, np.float32))))
+    return model
+
+
+def test_constant_weights_are_proven_with_random_ones(tmp_path: Path) -> None:
+    model = constant(convolutions(TensorProto.FLOAT, [helper.make_node("Relu", ["a"], ["b"])]))
+    pruned = irprune.prune(model, ratio=0.5)
+    proof = pruned.report.proof
+    assert proof is not None and proof.passed and proof.random_weights and not proof.vacuous
+    made = onnx.load(pruned.onnx(tmp_path / "m.onnx"))
+    (w1,) = (t for t in made.graph.initializer if t.name == "w1")
+    assert tuple(w1.dims) == (8, 3, 3, 3) and (numpy_helper.to_array(w1) == 0.5).all()
+
+
+def test_a_wrong_cut_of_constant_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights alone do not show it: the random ones do."""
+    silenced = onnx_proof.silenced_model
+
+    def other(graph: Graph, kept: Kept, inputs: dict[str, np.ndarray]) -> object:
+        return silenced(graph, Kept({a: np.setdiff1d(np.arange(a.size), index) for a, index in kept.choice.items()}), inputs)
+
+    monkeypatch.setattr(onnx_proof, "silenced_model", other)
+    with pytest.raises(IrpruneError, match=r"the proof fails: FAILED: error .* with random weights"):
+        irprune.prune(constant(convolutions(TensorProto.FLOAT, [helper.make_node("Relu", ["a"], ["b"])])), ratio=0.5)
+
+
 def test_what_onnxruntime_cannot_run_is_told_apart() -> None:
     between = [helper.make_node("Own", ["a"], ["o"], domain="my.own"), helper.make_node("Relu", ["o"], ["b"])]
     model = convolutions(TensorProto.FLOAT, between)
