@@ -73,7 +73,7 @@ def _compared(graph: Graph, cut: Graph, seed: int) -> Proof:
         optimised, written = proof.max_error, difference(run_model(model, inputs, optimise=False, data=data), theirs)
         if written <= FLOAT32 and (_quantised(graph) or _changed_by_optimiser(graph, inputs) > FLOAT32):
             proof.max_error = written
-            proof.notes.append(f"of the file as written: onnxruntime's optimiser changes them by {optimised:.1e}, before the cut too")
+            proof.notes.append(f"as written: onnxruntime's optimiser changes the outputs by {optimised:.1e}, before the cut too")
     floats = [np.asarray(x) for x in theirs if np.asarray(x).dtype.kind == "f" and np.asarray(x).size > 1]
     proof.vacuous = bool(floats) and all((x == x.flat[0]).all() for x in floats)
     return proof
