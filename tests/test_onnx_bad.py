@@ -228,3 +228,20 @@ def test_bytes_turned_over_are_refused_or_read(tmp_path: Path) -> None:
         broken[at] ^= int(random.integers(1, 256))
         path.write_bytes(bytes(broken))
         assert irprune.cli.run(["inspect", str(path), "--json"]) in (0, 2)
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (["1x5x8x8"], "input 'x' has shape [1, 5, 8, 8], the model takes [n, 3, 8, 8]"), (["1x3x8"], "has shape [1, 3, 8]"),
+    (["1x3x8x8", "1x3x8x8"], "2 inputs for a model that takes 1"),
+])
+def test_an_example_input_that_the_file_does_not_take(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], said: str
+) -> None:
+    model = model_of([node("Conv", "x a", "h"), node("Conv", "h b", "y")], [info("x", "n", 3, 8, 8)], [info("y", "n", 4, 8, 8)],
+                     [tensor("a", 8, 3, 1, 1), tensor("b", 4, 8, 1, 1)])
+    onnx.save(model, tmp_path / "m.onnx")
+    call = ["prune", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "out")]
+    assert irprune.cli.run([*call, *(a for g in given for a in ("--input", g))]) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("irprune: ") == 1 and not (tmp_path / "out").exists()
+    assert irprune.cli.run([*call, "--input", "2x3x8x8", "--no-proof"]) == 0

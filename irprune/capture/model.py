@@ -31,7 +31,9 @@ def capture(
     if kind == "onnx":
         from irprune.capture.onnx import capture_onnx
 
-        return capture_onnx(model)
+        graph = capture_onnx(model)
+        _check_inputs(graph, args)
+        return graph
     if kind == "pt2":
         model = load_program(Path(model))
         kind = "program"
@@ -47,6 +49,18 @@ def capture(
     graph = capture_module(model, tuple(args), kwargs, dynamic_shapes, method)
     graph.structure.dynamic_shapes = dynamic_shapes
     return graph
+
+
+def _check_inputs(graph: Graph, args: Any) -> None:
+    """Raises IrpruneError for an example call that the file's own inputs do not take; no call is needed."""
+    given = [x for x in (args if isinstance(args, Sequence) else (args,)) if hasattr(x, "shape")]
+    if len(given) > len(graph.inputs):
+        raise IrpruneError(f"{len(given)} inputs for a model that takes {len(graph.inputs)}", graph.name, "leave them out: the file says them")
+    for x, value in zip(given, graph.inputs, strict=False):
+        shape = tuple(x.shape)
+        if len(shape) != len(value.shape) or any(isinstance(s, int) and s != n for s, n in zip(value.shape, shape, strict=True)):
+            raise IrpruneError(f"input '{value.name}' has shape {list(shape)}, the model takes [{', '.join(map(str, value.shape))}]",
+                               graph.name, "leave it out: the file says it")
 
 
 def _kind(model: Any) -> str:
