@@ -241,12 +241,15 @@ def _repair(pruned: Pruned) -> None:
 
 
 def _report(graph: Graph) -> Report:
-    from irprune.cost import Costs
+    from irprune.cost import Costs, repeated
+    from irprune.ir.kept import Kept
 
-    costs = Costs(graph)
-    before, after = costs.at({}), costs.at(graph.kept if graph.kept is not None else {})
+    costs, kept = Costs(graph), graph.kept if graph.kept is not None else Kept({})
+    before, after = costs.at({}), costs.at(kept)
+    once, now = repeated(graph, Kept({})), repeated(graph, kept)
     free, frozen, unruled = describe(graph)
-    params, macs, size, activation = (Change(before[k], after[k]) for k in ("params", "macs", "bytes", "activation"))
+    macs, activation = (Change(before[k], after[k]) for k in ("macs", "activation"))
+    params, size = (Change(before[k] - once[i], after[k] - now[i]) for i, k in enumerate(("params", "bytes")))
     return Report(graph.name, params, macs, size, activation, free, frozen, unruled, list(graph.notes))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import prod
 from typing import Any, Protocol
 
 from irprune.ir.axis import Axis, factors, find, leaves, parts
@@ -15,7 +16,7 @@ from irprune.ir.kept import Kept
 from irprune.ir.size import Size, Sym
 from irprune.ops.registry import lookup
 
-__all__ = ["MEASURES", "Cost", "Costs", "Polynomial", "cost", "item_bytes", "size_under"]
+__all__ = ["MEASURES", "Cost", "Costs", "Polynomial", "cost", "item_bytes", "repeated", "size_under"]
 
 MEASURES = ("macs", "params", "bytes", "activation")
 _ITEM = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "f8e4m3fn": 1, "f8e5m2": 1, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1,
@@ -230,6 +231,26 @@ def cost(graph: Graph, kept: Kept | None = None, symbols: Mapping[str, int] | No
     """What ``graph`` costs under ``kept`` (its own choice by default, whole where it has none). Needs the axes."""
     chosen = kept if kept is not None else graph.kept
     return Costs(graph, symbols).at(chosen if chosen is not None else {})
+
+
+def repeated(graph: Graph, kept: Kept) -> tuple[int, int]:
+    """Parameters and bytes of weights under ``kept`` that are stored once and stand in the graph several times (uses of an array of a file
+    that have a weight of their own each), beyond the first of those that are cut alike."""
+    params = size = 0
+    stored: dict[int, list[Weight]] = {}
+    for weight in graph.weights.values():
+        stored.setdefault(id(weight.load), []).append(weight)
+    for same in stored.values():
+        seen: dict[tuple[bytes, ...], None] = {}
+        for weight in same if len(same) > 1 else ():
+            axes = weight.axes or ()
+            cut = tuple(kept.present(axes, d).tobytes() if kept.changes(a) else b"" for d, a in enumerate(axes))
+            if cut in seen:
+                numel = prod(number(kept.size(a), {}) for a in axes)
+                params += numel if weight.kind == "parameter" else 0
+                size += numel * item_bytes(weight.dtype)
+            seen[cut] = None
+    return params, size
 
 
 def _products(node: Node) -> tuple[tuple[Axis, ...], ...]:

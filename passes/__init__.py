@@ -9,7 +9,7 @@ if __name__ != "irprune.passes":
     raise ImportError("this folder is the package irprune.passes: `pip install -e .`, then `import irprune.passes`, not `import passes`")
 
 PREPARE = ("canonicalize", "dead-code")  # the same model in fewer nodes
-ANALYSE = ("infer-axes",)  # what is coupled to what
+ANALYSE = ("infer-axes", "untie")  # what is coupled to what
 DECIDE = ("score", "choose")  # which channels stay
 CUT = ("slice", "dead-code")  # the smaller model
 PRUNE = ("prepare", "analyse", "decide", "cut")

@@ -15,6 +15,7 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+import irprune  # noqa: E402
 from irprune.capture.onnx import capture_onnx  # noqa: E402
 from irprune.emit.onnx import emit_onnx, write_onnx  # noqa: E402
 from irprune.ir.graph import Graph  # noqa: E402
@@ -528,3 +529,39 @@ def test_a_tensor_of_which_only_the_shape_is_read_follows_no_wrong_size() -> Non
     model = model_of(nodes, [info("x", "n", 6)], [info("y", "n", 3)], [*tensors, int64("minus", -1)])
     _, emitted = proven(model)
     assert shapes(emitted)["w"] == (6, 12)
+
+
+# -- one array, several uses ---------------------------------------------------------------------------------------------
+
+
+def twice(*between: onnx.NodeProto) -> onnx.ModelProto:
+    """``w`` in front of a ReLU and once more in front of the output; ``v`` between them."""
+    nodes = [node("MatMul", "x w", "a"), node("Relu", "a", "b"), node("MatMul", "b v", "c"), node("Relu", "c", "d"), *between,
+             node("MatMul", "d w", "y")]
+    return model_of(nodes, [info("x", 2, 16)], [info("y", 2, 16)], [tensor("w", 16, 16), tensor("v", 16, 16)])
+
+
+def test_an_array_whose_uses_disagree_is_copied(tmp_path: Path) -> None:
+    pruned = irprune.prune(twice(), ratio=0.5)
+    made = onnx.load(pruned.onnx(tmp_path / "m.onnx"))
+    onnx.checker.check_model(made, full_check=True)
+    sizes = shapes(made)
+    first, last = (next(n for n in made.graph.node if out in n.output).input[1] for out in ("a", "y"))
+    assert first == "w" and first != last and sizes[first] == (16, 8) and sizes[last] == (8, 16) and sizes["v"] == (8, 8)
+    assert pruned.report.params.before == 2 * 16 * 16 and pruned.report.params.after == 2 * 8 * 16 + 8 * 8
+    kept = {name: [None if k is None else list(k) for k in dims] for name, dims in pruned.kept.items()}
+    whole = {t.name: onnx.numpy_helper.to_array(t) for t in twice().graph.initializer}
+    now = {t.name: onnx.numpy_helper.to_array(t) for t in made.graph.initializer}
+    assert np.array_equal(now[first], whole["w"][:, kept["w"][1]]) and np.array_equal(now[last], whole["w"][kept["v"][1]])
+
+
+def test_an_array_whose_uses_agree_stays_one(tmp_path: Path) -> None:
+    """A table read by row and as the last matrix: nothing would be gained by two of them."""
+    nodes = [node("Gather", "w ids", "e"), node("MatMul", "e v", "a"), node("Relu", "a", "b"), node("MatMul", "b u", "c"),
+             node("Transpose", "w", "t", perm=[1, 0]), node("MatMul", "c t", "y")]
+    model = model_of(nodes, [info("ids", 5, kind=TensorProto.INT64)], [info("y", 5, 20)],
+                     [tensor("w", 20, 16), tensor("v", 16, 32), tensor("u", 32, 16)])
+    pruned = irprune.prune(model, ratio=0.5)
+    assert {n: s for n, s in shapes(onnx.load(pruned.onnx(tmp_path / "m.onnx"))).items() if n in "wvu"} == {
+        "w": (20, 8), "v": (8, 16), "u": (16, 8)}
+    assert pruned.report.params.before == 20 * 16 + 2 * 16 * 32

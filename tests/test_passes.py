@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -401,6 +402,48 @@ graph g with axes {
   return %y
 }
 """)
+
+
+def test_untie_copies_an_array_of_a_file_whose_uses_do_not_agree() -> None:
+    text = """\
+graph g {
+  %x: f32[2, 4] = input
+  %w: f32[4, 4] = parameter
+  %v: f32[4, 4] = parameter
+
+  %a: f32[2, 4] = matmul(%x, %w)
+  %b: f32[2, 4] = matmul(%a, %v)
+  %y: f32[2, 4] = matmul(%b, %w)
+  return %y
+}
+"""
+    for stored, after in (({"w": "one array"}, UNTIED), ({}, None)):
+        graph = filled(text)
+        graph.structure = SimpleNamespace(stored=stored)
+        pipeline(graph, "infer-axes")
+        tied = str(graph)
+        assert pipeline(graph, "untie") == (after is not None)
+        assert str(graph) == (after or tied)
+        assert not pipeline(graph, "untie"), "a second run finds nothing to do"
+        assert stored == ({} if after is None else {"w": "one array", "w@2": "one array"})
+
+
+UNTIED = """\
+graph g with axes {
+  axis c0 = 4
+  axis c1 = 4
+
+  %x: f32[2, 4] = input
+  %w: f32[4, c0] = parameter
+  %v: f32[c0, c1] = parameter
+  %"w@2": f32[c1, 4] = parameter
+
+  %a: f32[2, c0] = matmul(%x, %w)
+  %b: f32[2, c1] = matmul(%a, %v)
+  %y: f32[2, 4] = matmul(%b, %"w@2")
+  return %y
+}
+"""
 
 
 def test_an_operator_without_a_rule_freezes_what_it_touches_with_a_reason() -> None:

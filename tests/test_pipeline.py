@@ -27,6 +27,7 @@ from irprune.passes.canonicalize import Canonicalize
 from irprune.passes.choose import Choose
 from irprune.passes.dead_code import DeadCode
 from irprune.passes.infer_axes import InferAxes
+from irprune.passes.untie import Untie
 
 MY_PASS = Path(__file__).parent / "data" / "my_pass.py"
 NET = """\
@@ -168,8 +169,8 @@ def test_types_take_what_fits_and_nothing_else() -> None:
 def test_pipelines_stand_for_their_passes() -> None:
     registry = standard()
     names = [name_of(p) for p in registry.parse("prune")]
-    assert names == ["canonicalize", "dead-code", "infer-axes", "score", "choose", "slice", "dead-code"]
-    assert registry.parse("analyse,choose{ratio=0.25}") == [InferAxes(), Choose(0.25)]
+    assert names == ["canonicalize", "dead-code", "infer-axes", "untie", "score", "choose", "slice", "dead-code"]
+    assert registry.parse("analyse,choose{ratio=0.25}") == [InferAxes(), Untie(), Choose(0.25)]
 
 
 # -- where passes come from --------------------------------------------------------------------------------------------
@@ -418,7 +419,7 @@ def test_opt_takes_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = command(capsys, "opt", place, "-p", "prune", "--json", "--deep")
     assert code == 0, err
     made = json.loads(out)
-    assert [p["pass"] for p in made["passes"]] == ["canonicalize", "dead-code", "infer-axes", "score", "choose", "slice", "dead-code"]
+    assert [p["pass"] for p in made["passes"]] == [name_of(p) for p in standard().parse("prune")]
     assert made["changed"] and from_text(made["text"]).weights and all(p["seconds"] >= 0 for p in made["passes"])
 
 

@@ -55,7 +55,7 @@ def _check_inputs(graph: Graph, args: Any) -> None:
     """Raises IrpruneError for an example call that the file's own inputs do not take; no call is needed."""
     given = [x for x in (args if isinstance(args, Sequence) else (args,)) if hasattr(x, "shape")]
     if len(given) > len(graph.inputs):
-        raise IrpruneError(f"{len(given)} inputs for a model that takes {len(graph.inputs)}", graph.name, "leave them out: the file says them")
+        raise IrpruneError(f"{len(given)} inputs for a model that takes {len(graph.inputs)}", graph.name, "leave them out")
     for x, value in zip(given, graph.inputs, strict=False):
         shape = tuple(x.shape)
         if len(shape) != len(value.shape) or any(isinstance(s, int) and s != n for s, n in zip(value.shape, shape, strict=True)):
