@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import chosen, named, proven
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,12 +23,11 @@ from irprune.emit.module import emit_module
 from irprune.errors import IrpruneError
 from irprune.importance import criteria
 from irprune.importance.places import place_of
-from irprune.ir.axis import Axes, Axis
+from irprune.ir.axis import Axes
 from irprune.ir.graph import Graph, TensorType, Weight
 from irprune.ir.group import groups_of
 from irprune.ir.kept import Kept
 from irprune.ir.size import probe_of
-from irprune.passes.choose import Choose
 from irprune.passes.score import Score
 from irprune.passes.slice import kept_indices, take
 from irprune.plan import Plan
@@ -184,28 +184,6 @@ class Doubled(nn.Module):
 def cuts(graph: Graph) -> dict[str, list[Any]]:
     """What is left of every weight."""
     return {w.name: w.load().tolist() for w in api.cut_graph(graph).weights.values()}
-
-
-def chosen(model: nn.Module, *args: Tensor, importance: Any = "magnitude", data: Any = None, **options: Any) -> Graph:
-    graph = api.analyse(api.capture(model.eval(), args))
-    Score(importance, calibration=data).run(graph)
-    Choose(**options).run(graph)
-    return graph
-
-
-def proven(model: nn.Module, *args: Tensor, **options: Any) -> Graph:
-    """The choice, after its cut was checked against the silenced original in float64."""
-    model, args = model.double(), tuple(a.double() for a in args)
-    graph = chosen(model, *args, **options)
-    assert graph.kept is not None and graph.kept.choice
-    with torch.no_grad():
-        small = emit_module(api.cut_graph(graph))(*args)
-    assert relative_error([small], silenced(graph, graph.kept, args)) < 1e-12
-    return graph
-
-
-def named(graph: Graph, name: str) -> Axis:
-    return next(g.axis for g in groups_of(graph) if name in map(str, g.members))
 
 
 def within(graph: Graph) -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shared import chosen, named, proven
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,14 +20,12 @@ from irprune.choice.blocks import blocks_of
 from irprune.choice.counts import Limits, Rounder
 from irprune.choice.ranking import Ranking
 from irprune.choice.widths import Width
-from irprune.emit.module import emit_module
 from irprune.errors import IrpruneError
-from irprune.ir.axis import Axes, Axis
+from irprune.ir.axis import Axes
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
-from irprune.validate.oracle import relative_error, silenced
 
 FAST = settings(max_examples=150, deadline=None, derandomize=True)
 
@@ -160,31 +159,10 @@ def scored(model: nn.Module, *args: Tensor, **options: Any) -> Graph:
     return graph
 
 
-def chosen(model: nn.Module, *args: Tensor, **options: Any) -> Graph:
-    graph = scored(model, *args)
-    Choose(**options).run(graph)
-    return graph
-
-
 def left(graph: Graph) -> dict[str, tuple[int, ...]]:
     """The shapes of the weights after the choice."""
     assert graph.kept is not None
     return {w.name: tuple(int(graph.kept.size(a)) for a in w.axes or ()) for w in graph.weights.values()}  # type: ignore[arg-type]
-
-
-def proven(model: nn.Module, *args: Tensor, **options: Any) -> Graph:
-    """The choice, after its cut was checked against the silenced original in float64."""
-    model, args = model.double(), tuple(a.double() for a in args)
-    graph = chosen(model, *args, **options)
-    assert graph.kept is not None and graph.kept.choice
-    with torch.no_grad():
-        small = emit_module(api.cut_graph(graph))(*args)
-    assert relative_error([small], silenced(graph, graph.kept, args)) < 1e-12
-    return graph
-
-
-def named(graph: Graph, name: str) -> Axis:
-    return next(g.axis for g in groups_of(graph) if name in map(str, g.members))
 
 
 def why(graph: Graph, name: str) -> str:

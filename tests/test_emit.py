@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import errno
 import pickle
 import re
 import subprocess
@@ -16,14 +15,13 @@ from typing import Any
 import pytest
 import torch
 from opcheck import Case, Misfit, build, cases
+from shared import outputs
 from torch import Tensor, nn
 from torch.export import Dim
 from torch.nn import functional as F
 
 import irprune
 import models
-from irprune.emit.aside import aside, replace_folder
-from irprune.emit.folder import from_folder
 from irprune.emit.module import emit_module, source_of
 from irprune.emit.source import write
 from irprune.errors import IrpruneError
@@ -39,11 +37,6 @@ def captured(model: nn.Module, *args: Any, dynamic: Any = None, **kwargs: Any) -
 def emitted(model: nn.Module, *args: Any, dynamic: Any = None, **kwargs: Any) -> nn.Module:
     """The model out again, uncut."""
     return emit_module(captured(model, *args, dynamic=dynamic, **kwargs))
-
-
-def outputs(model: nn.Module, *args: Any, **kwargs: Any) -> list[Tensor]:
-    with torch.no_grad():
-        return flat_tensors(model(*args, **kwargs))
 
 
 # -- every operator ----------------------------------------------------------------------------------------------------
@@ -397,105 +390,6 @@ def test_unprintable_results_are_refused_by_name() -> None:
         write(graph)
 
 
-# -- folders -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[irprune.Pruned, Path]:
-    torch.manual_seed(0)
-    case = models.get("dict_io")
-    args, kwargs = case.example_inputs(small=True)
-    pruned = irprune.prune(case.build(small=True), args, kwargs)
-    return pruned, pruned.save(tmp_path_factory.mktemp("out") / "net")
-
-
-def test_folder_holds_everything_and_loads_back(saved: tuple[irprune.Pruned, Path]) -> None:
-    pruned, folder = saved
-    names = ["model.onnx", "model.pt2", "model.py", "plan.json", "report.html", "report.json", "weights.safetensors"]
-    assert sorted(p.name for p in folder.iterdir()) == names
-    args, kwargs = models.get("dict_io").example_inputs(small=True)
-    expected = outputs(pruned.module, *args, **kwargs)
-    assert relative_error(outputs(from_folder(folder), *args, **kwargs), expected) == 0
-    assert relative_error(outputs(torch.export.load(str(folder / "model.pt2")).module(), *args, **kwargs), expected) <= 1e-6
-
-
-def test_folder_loads_without_irprune_and_without_the_users_classes(saved: tuple[irprune.Pruned, Path], tmp_path: Path) -> None:
-    pruned, folder = saved
-    args, kwargs = models.get("dict_io").example_inputs(small=True)
-    call = (dict(args[0]), {"mask": kwargs["context"].mask, "scale": kwargs["context"].scale}, kwargs["offset"])
-    torch.save(call, tmp_path / "call.pt")
-    code = f"""
-import sys
-
-class Absent:
-    def find_spec(self, name, *_):
-        if name.partition(".")[0] in ("irprune", "models", "safetensors"):
-            raise ImportError(name)
-
-sys.meta_path.insert(0, Absent())
-sys.path.insert(0, {str(folder)!r})
-from types import SimpleNamespace
-from model import load
-import torch
-features, context, offset = torch.load({str(tmp_path / "call.pt")!r})
-out = load()(features, context=SimpleNamespace(**context), offset=offset)
-assert not [m for m in sys.modules if m.split(".")[0] in ("irprune", "models", "safetensors")], "imported"
-torch.save([out["prediction"].logits.detach(), out["hidden"][1].detach()], {str(tmp_path / "out.pt")!r})
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
-    expected = pruned.module(*args, **kwargs)
-    found = torch.load(tmp_path / "out.pt")
-    assert torch.equal(found[0], expected["prediction"].logits)
-    assert torch.equal(found[1], expected["hidden"][1])
-
-
-@pytest.mark.parametrize("name", ["digits", "gpt2"])
-def test_the_same_call_writes_the_same_bytes(name: str, tmp_path: Path) -> None:
-    case = models.get(name)
-    for k in "ab":
-        torch.manual_seed(0)
-        args, kwargs = case.example_inputs(small=True)
-        torch.manual_seed(0)
-        irprune.prune(case.build(small=True), args, kwargs).save(tmp_path / k)
-    for file in sorted((tmp_path / "a").iterdir()):
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
-
-
-def test_a_failure_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    pruned = irprune.prune(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),))
-    folder = pruned.save(tmp_path / "net")
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
-
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    for place in ("irprune.emit.folder.save_program", "pathlib.Path.write_text"):
-        with monkeypatch.context() as patch:
-            patch.setattr(place, full)
-            with pytest.raises(IrpruneError, match="the disk is full"):
-                pruned.save(folder)
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
-    with monkeypatch.context() as patch:
-        patch.setattr("irprune.emit.torch_onnx._without_traces", full)
-        with pytest.raises(IrpruneError, match="the disk is full"):
-            pruned.onnx(tmp_path / "net.onnx")
-    assert [p.name for p in tmp_path.iterdir()] == ["net"]
-
-
-def test_a_foreign_folder_is_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(IrpruneError, match="not a folder that irprune wrote"), replace_folder(tmp_path):
-        pass
-    assert (tmp_path / "thesis.txt").read_text() == "years of work"
-
-
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(IrpruneError, match="cannot write"), aside(tmp_path / "file" / "x.onnx"):
-        pass
-
-
 # -- ONNX --------------------------------------------------------------------------------------------------------------
 
 
@@ -542,89 +436,3 @@ def test_an_operator_that_the_exporter_lacks_leaves_the_rest_of_the_folder(tmp_p
     folder = pruned.save(tmp_path / "net")
     assert not (folder / "model.onnx").exists() and (folder / "model.py").exists()
     assert any("mirror_channels" in note for note in pruned.report.notes)
-
-
-# -- the user's own instance -------------------------------------------------------------------------------------------
-
-
-REFUSE = {"hardcoded_view": r"hardcoded_view\.py:5\d: .*128.*tried Block\.added"}
-
-
-@pytest.mark.parametrize("name", [n for n in models.names() if models.get(n).refused is None])
-def test_apply_to_makes_the_same_cut_or_changes_nothing(name: str) -> None:
-    case = models.get(name)
-    torch.manual_seed(0)
-    model = case.build(small=True).train()
-    args, kwargs = case.example_inputs(small=True)
-    pruned = irprune.prune(model, args, kwargs, proof=False)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    plain = {(k, n): v for k, m in model.named_modules() for n, v in vars(m).items() if isinstance(v, (int, tuple))}
-    if name in REFUSE:
-        with pytest.raises(IrpruneError, match=REFUSE[name]):
-            pruned.apply_to(model)
-        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-        assert plain == {(k, n): v for k, m in model.named_modules() for n, v in vars(m).items() if isinstance(v, (int, tuple))}
-        return
-    assert pruned.apply_to(model) is model
-    assert model.training
-    used = [k for w in pruned.cut.weights.values() if w.kind != "constant" for k in (w.name, *w.aliases)]
-    assert {k: model.get_parameter(k).shape for k, _ in model.named_parameters() if k in used} == {
-        k: p.shape for k, p in pruned.module.named_parameters() if k in used}
-    model.eval()
-    assert relative_error(outputs(model, *args, **kwargs), outputs(pruned.module, *args, **kwargs)) <= 1e-5
-    model.train()
-    sum(t.float().sum() for t in flat_tensors(model(*args, **kwargs)) if t.is_floating_point()).backward()
-
-
-def test_apply_to_updates_sizes_that_layers_and_modules_hold() -> None:
-    class Attention(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.heads, self.head_dim = 4, 6
-            self.qkv = nn.Linear(10, 72)
-            self.out = nn.Linear(24, 10)
-
-        def forward(self, x: Tensor) -> Tensor:
-            q, k, v = self.qkv(x).view(2, 5, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4)
-            y = F.scaled_dot_product_attention(q, k, v)
-            return self.out(y.transpose(1, 2).reshape(2, 5, self.heads * self.head_dim))
-
-    torch.manual_seed(0)
-    model, x = Attention(), torch.randn(2, 5, 10)
-    pruned = irprune.prune(model, (x,))
-    tied = model.qkv.weight
-    pruned.apply_to(model)
-    assert (model.heads, model.head_dim) == (2, 6)
-    assert (model.qkv.in_features, model.qkv.out_features, model.out.in_features) == (10, 36, 12)
-    assert isinstance(model.qkv.weight, nn.Parameter) and model.qkv.weight is not tied
-    with pytest.raises(IrpruneError, match="apply the cut to the model that was pruned, once"):
-        pruned.apply_to(model)
-
-
-def test_apply_to_another_model_is_refused(tmp_path: Path) -> None:
-    pruned = irprune.prune(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),))
-    with pytest.raises(IrpruneError, match=r"no '0\.weight'"):
-        pruned.apply_to(nn.Identity())
-    for other, thing in ((pruned, "model"), (irprune.prune(pruned.onnx(tmp_path / "m.onnx"), proof=False), nn.Identity())):
-        with pytest.raises(IrpruneError, match="there is no instance to cut"):
-            other.apply_to(thing)
-
-
-def test_apply_to_takes_repaired_values_and_leaves_trained_ones() -> None:
-    torch.manual_seed(0)
-    layers, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(16, 4)
-    plain, repaired = (irprune.prune(layers, (x,), repair=how) for how in (None, "bias"))
-    with torch.no_grad():
-        for parameter in plain.module.parameters():
-            parameter.add_(1)  # the user's training
-    made = [pruned.apply_to(copy.deepcopy(layers)) for pruned in (plain, repaired)]
-    assert torch.equal(made[0][0].weight, made[1][0].weight)
-    assert not torch.equal(made[0][2].bias, made[1][2].bias)
-    assert torch.allclose(made[1](x), repaired.module(x), atol=1e-6)
-
-
-def test_apply_to_a_model_without_values() -> None:
-    with torch.device("meta"):
-        model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.empty(3, 4)
-    irprune.prune(model, (x,), importance="random").apply_to(model)
-    assert model[0].out_features == 4 and model[2].weight.shape == (2, 4) and model[2].weight.is_meta

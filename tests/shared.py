@@ -1,0 +1,45 @@
+"""What several tests share: a model analysed, scored, chosen, its cut proven in float64; outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from irprune import api
+from irprune.emit.module import emit_module
+from irprune.ir.axis import Axis
+from irprune.ir.graph import Graph
+from irprune.ir.group import groups_of
+from irprune.passes.choose import Choose
+from irprune.passes.score import Score
+from irprune.validate.inputs import flat_tensors
+from irprune.validate.oracle import relative_error, silenced
+
+
+def chosen(model: nn.Module, *args: Tensor, importance: Any = "magnitude", data: Any = None, **options: Any) -> Graph:
+    graph = api.analyse(api.capture(model.eval(), args))
+    Score(importance, calibration=data).run(graph)
+    Choose(**options).run(graph)
+    return graph
+
+
+def proven(model: nn.Module, *args: Tensor, **options: Any) -> Graph:
+    """The choice, after its cut was checked against the silenced original in float64."""
+    model, args = model.double(), tuple(a.double() for a in args)
+    graph = chosen(model, *args, **options)
+    assert graph.kept is not None and graph.kept.choice
+    with torch.no_grad():
+        small = emit_module(api.cut_graph(graph))(*args)
+    assert relative_error([small], silenced(graph, graph.kept, args)) < 1e-12
+    return graph
+
+
+def named(graph: Graph, name: str) -> Axis:
+    return next(g.axis for g in groups_of(graph) if name in map(str, g.members))
+
+
+def outputs(model: nn.Module, *args: Any, **kwargs: Any) -> list[Tensor]:
+    with torch.no_grad():
+        return flat_tensors(model(*args, **kwargs))
