@@ -67,8 +67,8 @@ def prune(
     ratio       share of every width that is dropped, 0 to 1; default 0.5
     importance  criterion: a name of ``irprune.importance`` or an object; default "magnitude", with calibration data "osscar"
     scope       "local": every width by its ratio; "global": one threshold; "isomorphic": one for each kind of structure; "knapsack":
-                what meets the budget and loses the least. Default: "knapsack" for a budget where there are calibration data, else
-                "local"
+                what meets the budget and loses the least, for scores that are losses (normalise="measured"; sums of magnitudes are
+                none). Default: "knapsack" for a budget where there are calibration data, else "local"
     keep        patterns over weights, groups and module paths that stay whole: ["head*"]
     round_to    widths become multiples of it; "auto": of what onnxruntime likes on this machine, as measured (16 for convolutions on
                 AVX-512, 1 for matrix products). Default: 1, with a budget on latency "auto"
