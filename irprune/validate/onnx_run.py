@@ -11,10 +11,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from irprune.capture.onnx_file import Loader
-from irprune.capture.onnx_proto import numpy_dtype
-from irprune.emit.onnx_file import write_model
+from irprune.emit.onnx.file import write_model
 from irprune.errors import IrpruneError, first_line
+from irprune.frontend.onnx.file import Loader
+from irprune.frontend.onnx.proto import numpy_dtype
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Size, Sym, probe_of
 
