@@ -1,7 +1,7 @@
 """protect-small: narrow widths stay whole.
 
-Before: ``axis c0 = 8`` and ``%conv.weight: f32[c0, 3, 3, 3]``. After: ``%conv.weight: f32[8, 3, 3, 3]``,
-which nothing may cut.
+Before: ``axis c0 = 8`` and ``%conv.weight: f32[c0, 3, 3, 3]``. After: ``%conv.weight: f32[8, 3, 3,
+3]``, which nothing may cut.
 """
 
 from dataclasses import dataclass
