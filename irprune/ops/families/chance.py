@@ -112,8 +112,7 @@ op(
 )
 
 
-# -- drawn from what the operands say
-# --------------------------------------------------------------------------------
+# -- drawn from what the operands say --------------------------------------------------------------
 
 
 def _each(axes: Axes, node: Node) -> None:

@@ -96,8 +96,7 @@ def recounted(chosen: NDArray[np.int64], a: Axis, made: Axis, cut: Cut) -> NDArr
     return np.searchsorted(np.asarray(cut.kept(a)), picked)
 
 
-# -- one index list
-# --------------------------------------------------------------------------------------------------
+# -- one index list --------------------------------------------------------------------------------
 
 
 def _index_select(axes: Axes, node: Node) -> None:
@@ -182,8 +181,7 @@ op(
     ),
 )
 
-# -- several index tensors
-# -------------------------------------------------------------------------------------------
+# -- several index tensors -------------------------------------------------------------------------
 
 
 def indexed(axes: Axes, node: Node, index: list[Value | None]) -> tuple[list[Axis], range]:
@@ -342,8 +340,7 @@ op(
     samples=(Sample((Arg((4, 6)), Arg((2, 5), "i64", 0, 24)), free=2),),
 )
 
-# -- positions as values
-# ---------------------------------------------------------------------------------------------
+# -- positions as values ---------------------------------------------------------------------------
 
 
 def _run_time(axes: Axes, node: Node) -> None:

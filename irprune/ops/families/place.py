@@ -13,8 +13,7 @@ from irprune.ops.registry import Arg, Cut, Rule, Sample, Unsupported, op
 
 _X = Arg((2, 6, 5))
 
-# -- between channels and positions
-# ----------------------------------------------------------------------------------
+# -- between channels and positions ----------------------------------------------------------------
 
 
 def _pixel_shuffle(axes: Axes, node: Node) -> None:
@@ -137,8 +136,7 @@ op(
     ),
 )
 
-# -- where the order matters
-# -----------------------------------------------------------------------------------------
+# -- where the order matters -----------------------------------------------------------------------
 
 
 def _fixed(dims: Sequence[int] | str, reason: str) -> Rule:
@@ -231,8 +229,7 @@ op(
     ),
 )
 
-# -- the diagonal
-# --------------------------------------------------------------------------------------------------
+# -- the diagonal ----------------------------------------------------------------------------------
 
 
 def _diagonal(axes: Axes, node: Node) -> None:

@@ -15,8 +15,7 @@ from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 
 __all__ = ["attended", "counted", "kept_heads", "masked", "opened", "resized", "shared", "silenced"]
 
-# -- attention
-# --------------------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------
 
 
 def opened(axes: Axes, node: Node, i: int, heads: Size) -> tuple[Axis, Axis, Axis, Axis]:
@@ -221,8 +220,7 @@ op(
 )
 spell("onnx_attention", "Attention", read=_read, write=_write)
 
-# -- rotary embeddings
-# --------------------------------------------------------------------------------------------------
+# -- rotary embeddings -----------------------------------------------------------------------------
 
 
 def _rotary(axes: Axes, node: Node) -> None:

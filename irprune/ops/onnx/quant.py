@@ -138,8 +138,7 @@ op(
 )
 spell("dynamic_quantize", "DynamicQuantizeLinear", read=_dynamic)
 
-# -- products of integers
-# ----------------------------------------------------------------------------------------------
+# -- products of integers --------------------------------------------------------------------------
 
 
 def _quiet(torch: Any, x: Any, zero: Any, mask: Any, dim: int) -> Any:

@@ -222,8 +222,7 @@ def _tile(node: OnnxNode) -> Step:
 
 spell("repeat", "Tile", read=_tile)
 
-# -- joining and cutting
-# ---------------------------------------------------------------------------------------------
+# -- joining and cutting ---------------------------------------------------------------------------
 
 
 def _concat(node: OnnxNode) -> Step:
