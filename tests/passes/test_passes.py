@@ -53,7 +53,7 @@ def filled(text: str, as_numpy: bool = False) -> Graph:
 
 def pipeline(graph: Graph, text: str) -> bool:
     """Run a pipeline with the verifier around every pass."""
-    return run(graph, REGISTRY.parse(text), [Verify(deep=True)])
+    return run(graph, REGISTRY.parse(text), [Verify(deep=True)]).changed
 
 
 def check(text: str, before: str, after: str) -> Graph:
