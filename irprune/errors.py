@@ -16,7 +16,8 @@ class IrpruneError(Exception):
 
     def __init__(self, what: str, where: str = "", hint: str = "") -> None:
         self.what, self.where, self.hint = what, where, hint
-        super().__init__(what + (f" ({where})" if where else "") + (f"; {hint}" if hint else ""))
+        text = what + (f" ({where})" if where else "") + (f"; {hint}" if hint else "")
+        super().__init__(printable(" ".join(text.split()), 4000))
 
 
 class CheckFailed(IrpruneError):

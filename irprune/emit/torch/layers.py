@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from irprune.emit.torch.code import Code, call, literal, tuple_of
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ops.registry import aten_target
@@ -160,8 +162,6 @@ def _batch_norm(node: Node, found: dict[str, Weight], owner: str, graph: Graph) 
 
 
 def _dropout(node: Node, graph: Graph) -> Layer | None:
-    from torch import nn
-
     kind = (
         graph.structure.module_types.get(node.origin.scope) if graph.structure is not None else None
     )
