@@ -6,7 +6,7 @@ from typing import Any
 
 from irprune.ir.dtype import computed_type, is_integer
 from irprune.ir.graph import TensorType
-from irprune.ops.families.elementwise import broadcast as broadcast_rule
+from irprune.ops.aten.elementwise import broadcast as broadcast_rule
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import broadcast, like
 from irprune.ops.registry import op

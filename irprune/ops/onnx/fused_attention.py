@@ -9,7 +9,7 @@ from typing import Any
 from irprune.ir.axis import Axes, factors, parts
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, probe_of, same
-from irprune.ops.families.contraction import zeroed
+from irprune.ops.aten.contraction import zeroed
 from irprune.ops.onnx.attention import attended, counted, masked, opened, resized, shared, silenced
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like

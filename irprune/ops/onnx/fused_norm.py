@@ -8,7 +8,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
-from irprune.ops.families.norm import masked_mean
+from irprune.ops.aten.norm import masked_mean
 from irprune.ops.onnx.attention import shared
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.norm import nothing

@@ -7,7 +7,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
-from irprune.ops.families.elementwise import broadcast as broadcast_rule
+from irprune.ops.aten.elementwise import broadcast as broadcast_rule
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.quant import _along, _quiet

@@ -8,7 +8,7 @@ from typing import Any
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType, Value
-from irprune.ops.families.contraction import zeroed
+from irprune.ops.aten.contraction import zeroed
 from irprune.ops.onnx.contraction import product_type
 from irprune.ops.onnx.conv import conv_places
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, is_static, probe_of, product, same
-from irprune.ops.families.pad import _reflected
+from irprune.ops.aten.pad import _reflected
 from irprune.ops.onnx.importer import (
     PREVIOUS,
     Edit,

@@ -12,9 +12,9 @@ from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, Value
-from irprune.ops.families.contraction import zeroed
-from irprune.ops.families.norm import masked_mean
-from irprune.ops.families.shape import position
+from irprune.ops.aten.contraction import zeroed
+from irprune.ops.aten.norm import masked_mean
+from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Sample, op
 
 __all__ = ["filled", "is_read", "like_operand", "neutral", "reduced", "reduction"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ir.size import Sym
-from irprune.ops.families.shape import position
+from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Cut, Rule, Sample, Unsupported, op
 
 _X = Arg((2, 6, 5))

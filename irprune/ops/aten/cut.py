@@ -10,7 +10,7 @@ from bisect import bisect_left
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, is_static, probe_of, same
-from irprune.ops.families.shape import position, respell
+from irprune.ops.aten.shape import position, respell
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op, same_type
 
 __all__ = ["slice_bounds"]

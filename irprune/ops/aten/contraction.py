@@ -11,7 +11,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Weight
-from irprune.ops.families.elementwise import broadcast
+from irprune.ops.aten.elementwise import broadcast
 from irprune.ops.registry import Arg, Op, Sample, Unsupported, op
 
 __all__ = ["Letters", "concrete", "contraction", "quick_product", "zeroed"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType, Value, Weight
 from irprune.ir.size import Sym
-from irprune.ops.families.shape import position
+from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 
 __all__ = ["constant_list", "indexed", "recounted", "taken"]

@@ -9,8 +9,8 @@ from __future__ import annotations
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, probe_of
-from irprune.ops.families.elementwise import broadcast
-from irprune.ops.families.shape import out_shape
+from irprune.ops.aten.elementwise import broadcast
+from irprune.ops.aten.shape import out_shape
 from irprune.ops.registry import Arg, Cut, Sample, op
 
 __all__ = ["fresh", "set_size"]

@@ -9,7 +9,7 @@ from typing import Any
 from irprune.ir.axis import Axes, leaves
 from irprune.ir.graph import Node
 from irprune.ir.size import product
-from irprune.ops.families.contraction import concrete, zeroed
+from irprune.ops.aten.contraction import concrete, zeroed
 from irprune.ops.registry import Arg, Cut, Sample, op
 
 __all__ = ["masked_mean"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
-from irprune.ops.families.reduce import INF, filled, is_read, like_operand, reduced, reduction
+from irprune.ops.aten.reduce import INF, filled, is_read, like_operand, reduced, reduction
 from irprune.ops.registry import Arg, Sample, op
 
 _X = Arg((2, 6, 5))

@@ -10,7 +10,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
-from irprune.ops.families.contraction import zeroed
+from irprune.ops.aten.contraction import zeroed
 from irprune.ops.registry import Arg, Sample, Unsupported, op
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}

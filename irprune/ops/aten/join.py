@@ -8,7 +8,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
-from irprune.ops.families.shape import position
+from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Sample, op
 
 _X = Arg((2, 6, 5))
