@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, Sym
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import agree, like
-from irprune.ops.registry import op
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="create")
 
 __all__: list[str] = []
 
@@ -23,7 +26,7 @@ def _sizes(axes: Axes, node: Node) -> None:
     node.out.axes = tuple(axes.frozen(s, "sizes as a tensor") for s in node.out.shape)
 
 
-op("sizes", _sizes, run=runs("sizes"))
+op("sizes", _sizes, run=runs("sizes"), free=True)
 
 
 def _filled(node: OnnxNode) -> Step:
@@ -79,7 +82,7 @@ def _fresh(axes: Axes, node: Node) -> None:
         value.axes = tuple(axes.leaf(s) for s in value.shape)
 
 
-op("arange_from", _fresh, run=runs("arange_from"), creates=True)
+op("arange_from", _fresh, run=runs("arange_from"), creates=True, free=True)
 spell("arange_from", "Range", read=_range)
 
 
@@ -101,7 +104,7 @@ def _held(axes: Axes, node: Node) -> None:
     node.out.axes = axes.of(node.operand(0))
 
 
-op("eye_like", _held, run=runs("eye_like"))
+op("eye_like", _held, run=runs("eye_like"), free=True)
 spell("eye_like", "EyeLike", read=_eye_like)
 
 

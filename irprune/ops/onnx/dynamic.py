@@ -3,15 +3,19 @@ them, their axes freeze."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.onnx.importer import OnnxNode, Step, runs
-from irprune.ops.registry import Unsupported, op
+from irprune.ops.registry import Unsupported
+from irprune.ops.registry import op as declare
 
 __all__ = ["at_run_time"]
+
+op = partial(declare, family="dynamic")
 
 
 def _refuse(axes: Axes, node: Node) -> None:

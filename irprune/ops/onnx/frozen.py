@@ -3,6 +3,7 @@ whole dimensions, losses, bits."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
@@ -10,7 +11,10 @@ from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like, position
-from irprune.ops.registry import TABLE, Unsupported, op
+from irprune.ops.registry import TABLE, Unsupported
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="frozen")
 
 __all__: list[str] = []
 
