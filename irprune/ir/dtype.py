@@ -8,10 +8,10 @@ numpy or safetensors calls it stands in the table; whoever needs one of these na
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import ml_dtypes
+import numpy as np
 
 __all__ = [
     "ELEMENT_TYPES",
@@ -92,14 +92,10 @@ class ElementType:
 
     def numpy(self) -> np.dtype[Any]:
         """The array type; ``ml_dtypes``' where numpy has none."""
-        import numpy as np
-
         if self.kind == "string":
             return np.dtype(object)
         if not self.is_borrowed:
             return np.dtype(self.array)
-        import ml_dtypes
-
         made: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.array))
         return made
 
