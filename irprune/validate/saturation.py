@@ -1,0 +1,43 @@
+"""Integer products that saturate: whether this processor's do, and what that changes in a model.
+
+On processors with AVX2 or AVX-512 and without VNNI onnxruntime multiplies u8 with s8 by an instruction (VPMADDUBSW) that adds two
+products up in sixteen bits with saturation. Weights within 64 never reach the bound: ``reduce_range=True`` of onnxruntime's
+quantisation makes such ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from irprune.capture.onnx_file import Loader
+from irprune.validate.onnx_run import difference, run_model
+
+__all__ = ["changed_by_saturation", "products_saturate"]
+
+Array = NDArray[Any]
+
+
+@cache
+def products_saturate() -> bool:
+    """Whether onnxruntime's products of u8 with s8 on this machine are others than those of the integers."""
+    depth = 64
+    weight = numpy_helper.from_array(np.full((depth, 8), 127, np.int8), "w")
+    given = [helper.make_tensor_value_info("x", TensorProto.UINT8, [4, depth]), helper.make_tensor_value_info("y", TensorProto.INT32, [4, 8])]
+    graph = helper.make_graph([helper.make_node("MatMulInteger", ["x", "w"], ["y"])], "product", given[:1], given[1:], [weight])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    (y,) = run_model(model, {"x": np.full((4, depth), 255, np.uint8)}, optimise=False)
+    return bool((y != 255 * 127 * depth).any())
+
+
+def changed_by_saturation(model: onnx.ModelProto, inputs: Mapping[str, Array], data: Mapping[str, Loader] | None = None) -> float:
+    """By how much ``model`` on this machine differs from itself with products that do not saturate."""
+    if not products_saturate():
+        return 0.0
+    return difference(run_model(model, inputs, data=data), run_model(model, inputs, data=data, precise=True))
