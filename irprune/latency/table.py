@@ -76,14 +76,19 @@ class Table:
     def step(self, kind: str) -> int:
         """The step of the staircase that the provider has for operators of ``kind``: 1 where it is smooth.
 
-        A step of s: 64 - s + 1 channels take about as long as 64, and 64 - s less.
+        With a step of s, 65 - s channels take as long as 63, and 64 - s less by up to s in 64. With half that step the fall is as large as
+        the rise before it, and on a slope smaller. 64 itself says nothing: multiples may be quicker than what lies about them.
         """
         like = _LIKES[kind]
         if like not in self.steps:
             def at(n: int) -> float:
                 return self.exact(*_PROBES[like], n)
 
-            self.steps[like] = next((s for s in (32, 16, 8, 4, 2) if at(65 - s) > 0.9 * at(64) and at(64 - s) < 0.9 * at(64)), 1)
+            def steps(s: int) -> bool:
+                rise, fall = at(63) - at(65 - s), at(65 - s) - at(64 - s)
+                return fall - rise > s / 256 * at(63)  # an overhead may hide half of it and more
+
+            self.steps[like] = next(filter(steps, (32, 16, 8)), 1)
             self.save()
         return self.steps[like]
 

@@ -16,11 +16,12 @@ from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.kept import Kept
 from irprune.validate.onnx_oracle import silenced_model
-from irprune.validate.onnx_run import PRECISE, difference, random_inputs, run_model, session
+from irprune.validate.onnx_run import difference, random_inputs, run_model, session
 from irprune.validate.onnx_shaken import shaken_model
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
-from irprune.validate.saturation import changed_by_saturation
+from irprune.validate.parity import PRECISE
+from irprune.validate.saturation import changed_by_saturation, products_saturate
 from irprune.validate.tolerance import FLOAT32
 from irprune.validate.verdict import Proof
 
@@ -89,12 +90,17 @@ def _compared(graph: Graph, cut: Graph, seed: int) -> Proof:
 
 def _saturation(graph: Graph, model: onnx.ModelProto, inputs: Mapping[str, Array], data: Mapping[str, Loader]) -> list[str]:
     """What to say where this machine's kernels saturate for the model that came in, or the one that goes out."""
+    if not products_saturate():
+        return []
     whole, apart = silenced_model(graph, Kept({}), inputs)
     before, after = changed_by_saturation(whole, inputs, apart), changed_by_saturation(model, inputs, data)
+    advice = "quantise with reduce_range=True"
+    if before is None or after is None:
+        return [f"products of u8 with s8 saturate in onnxruntime on this processor and may do so in this model: {advice}"]
     if max(before, after) <= FLOAT32:
         return []
-    return [f"this processor's products of u8 with s8 saturate in onnxruntime, which changes the outputs by {before:.1e} before the cut "
-            f"and {after:.1e} after it: quantise with reduce_range=True, or run with {' = '.join(PRECISE)}"]
+    return [f"products of u8 with s8 saturate in onnxruntime on this processor, which changes the outputs by {before:.1e} before the cut "
+            f"and by {after:.1e} after it: {advice}, or run with {' = '.join(PRECISE)}"]
 
 
 def _changed_by_optimiser(graph: Graph, inputs: Mapping[str, Array]) -> float:

@@ -17,13 +17,11 @@ from irprune.emit.onnx_file import write_model
 from irprune.errors import IrpruneError, first_line
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Size, Sym, probe_of
+from irprune.validate.parity import PRECISE
 
-__all__ = ["PRECISE", "difference", "index_limits", "random_inputs", "run_model", "session"]
+__all__ = ["difference", "index_limits", "random_inputs", "run_model", "session"]
 
 Array = NDArray[Any]
-
-# onnxruntime's optimiser makes u8 of weights in s8 where the processor's products of u8 with s8 saturate; elsewhere it changes nothing
-PRECISE = ("session.x64quantprecision", "1")
 
 
 def session(

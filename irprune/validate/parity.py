@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 from irprune.errors import IrpruneError, gist
 from irprune.validate.tolerance import PARITY
 
-__all__ = ["Parity", "compare_arrays", "providers_for", "run_session", "session"]
+__all__ = ["PRECISE", "Parity", "compare_arrays", "providers_for", "run_session", "session"]
+
+# onnxruntime's optimiser makes u8 of weights in s8 where the processor's products of u8 with s8 saturate; elsewhere it changes nothing
+PRECISE = ("session.x64quantprecision", "1")
 
 
 @dataclass
@@ -55,11 +58,25 @@ def providers_for(device: str) -> list[str]:
 
 
 def session(path: str | Path, device: str = "auto", profile: str = "", threads: int = 0, exact: bool = False) -> Any:
-    """An onnxruntime session; ``exact`` keeps CUDA from rounding products to TF32. Raises IrpruneError for a file that it refuses."""
+    """An onnxruntime session; ``exact`` keeps CUDA from rounding products to TF32, and a CPU from saturating products of u8 with s8.
+
+    Raises IrpruneError for a file that it refuses.
+    """
+    if exact:
+        try:
+            return _session(path, device, profile, threads, exact, precise=True)
+        except IrpruneError:
+            pass  # onnxruntime 1.31 makes u8 of weights beside s8 too, for which QGemm has no kernel
+    return _session(path, device, profile, threads, exact, precise=False)
+
+
+def _session(path: str | Path, device: str, profile: str, threads: int, exact: bool, precise: bool) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if precise:
+        options.add_session_config_entry(*PRECISE)
     if threads:
         options.intra_op_num_threads = threads
     if profile:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-__all__ = ["BOUNDS", "INT32", "RULES", "Result", "Uncovered", "Writer"]
+__all__ = ["BOUNDS", "INT32", "PRODUCTS", "RULES", "Result", "Uncovered", "Writer"]
 
 UINT8, INT8, UINT16, INT16, INT32, UINT4, INT4 = 2, 3, 4, 5, 6, 21, 22  # the numbers of onnx.TensorProto
 BOUNDS = {UINT8: (0, 255), INT8: (-128, 127), UINT16: (0, 65535), INT16: (-32768, 32767), UINT4: (0, 15), INT4: (-8, 7)}
@@ -259,4 +259,12 @@ RULES: dict[str, Callable[[Writer], Made]] = {
     f"{_OWN}QLinearAdd": _binary("Add"), f"{_OWN}QLinearMul": _binary("Mul"),
     f"{_OWN}QLinearSigmoid": _unary("Sigmoid"), f"{_OWN}QLinearLeakyRelu": _unary("LeakyRelu"),
     f"{_OWN}QLinearSoftmax": _softmax, f"{_OWN}QLinearGlobalAveragePool": _pool, f"{_OWN}QLinearConcat": _concat,
+}
+
+# Products of integers: which input is the zero point of the left operand (None: the operator quantises it itself, to u8), which are
+# matrices on the right.
+PRODUCTS: dict[str, tuple[int | None, tuple[int, ...]]] = {
+    "MatMulInteger": (2, (1,)), "ConvInteger": (2, (1,)), "QLinearMatMul": (2, (3,)),
+    "QLinearConv": (2, (3,)), f"{_OWN}QLinearConv": (2, (3,)), f"{_OWN}QGemm": (2, (3,)),
+    f"{_OWN}MatMulIntegerToFloat": (4, (1,)), f"{_OWN}DynamicQuantizeMatMul": (None, (1,)), f"{_OWN}DynamicQuantizeLSTM": (None, (1, 2)),
 }
