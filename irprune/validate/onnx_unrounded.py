@@ -112,7 +112,8 @@ class _Walk:
 
     def constant(self, value: Any) -> str:
         array = np.asarray(value)
-        return self.put("Constant", [], {"value": numpy_helper.from_array(array.astype(np.int64 if array.dtype.kind == "i" else np.float32))})[0]
+        array = array.astype(np.int64 if array.dtype.kind == "i" else np.float32)
+        return self.put("Constant", [], {"value": numpy_helper.from_array(array)})[0]
 
     def number(self, name: str) -> str:
         """``name`` as a float32."""
@@ -224,7 +225,7 @@ class _Node:
 
     def __init__(self, walk: _Walk, node: onnx.NodeProto) -> None:
         self.walk, self.node, self.opset = walk, node, walk.opset
-        self.attrs = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        self.attrs: Mapping[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
 
     def has(self, i: int) -> bool:
         return bool(self.name(i))

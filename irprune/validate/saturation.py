@@ -32,8 +32,9 @@ def products_saturate() -> bool:
     """Whether onnxruntime's products of u8 with s8 on this machine are others than those of the integers."""
     depth = 64
     weight = numpy_helper.from_array(np.full((depth, 8), 127, np.int8), "w")
-    given = [helper.make_tensor_value_info("x", TensorProto.UINT8, [4, depth]), helper.make_tensor_value_info("y", TensorProto.INT32, [4, 8])]
-    graph = helper.make_graph([helper.make_node("MatMulInteger", ["x", "w"], ["y"])], "product", given[:1], given[1:], [weight])
+    x = helper.make_tensor_value_info("x", TensorProto.UINT8, [4, depth])
+    product = helper.make_tensor_value_info("y", TensorProto.INT32, [4, 8])
+    graph = helper.make_graph([helper.make_node("MatMulInteger", ["x", "w"], ["y"])], "product", [x], [product], [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     (y,) = run_model(model, {"x": np.full((4, depth), 255, np.uint8)}, optimise=False)
     return bool((y != 255 * 127 * depth).any())
