@@ -71,7 +71,7 @@ def prune(
                 none). Default: "knapsack" for a budget where there are calibration data, else "local"
     keep        patterns over weights, groups and module paths that stay whole: ["head*"]
     round_to    widths become multiples of it; "auto": of what onnxruntime likes on this machine, as measured (16 for convolutions on
-                AVX-512, 8 on AVX2; matrix products have steps on some processors and none on others). Default: 1, with a budget on latency "auto"
+                AVX-512, 8 on AVX2; for matrix products the same or 1). Default: 1, with a budget on latency "auto"
     budget      {"macs": 0.5}, {"params": ...}, {"bytes": ...}, {"activation": ...}: found in place of ``ratio``; shares up to 1 or
                 amounts; several hold together. {"latency": 0.5} or {"latency": "3ms"} on onnxruntime: predicted from times of its
                 operators, which are measured once and kept in the user's cache, then measured on the cut (``irprune.latency``)

@@ -225,7 +225,8 @@ def test_numbers_on_the_edge_between_two_integers() -> None:
     arrays = {"w1": random.standard_normal((64, 768)).astype(np.float32), "w2": random.standard_normal((768, 40)).astype(np.float32),
               "w3": random.standard_normal((40, 3)).astype(np.float32), "s": np.float32(0.5), "z": np.int16(0)}
     nodes = [helper.make_node("MatMul", ["x", "w1"], ["a"]), helper.make_node("Relu", ["a"], ["b"]),
-             helper.make_node("MatMul", ["b", "w2"], ["c"]), helper.make_node("QuantizeLinear", ["c", "s", "z"], ["q"]), helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+             helper.make_node("MatMul", ["b", "w2"], ["c"]), helper.make_node("QuantizeLinear", ["c", "s", "z"], ["q"]),
+             helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
              helper.make_node("MatMul", ["d", "w3"], ["y"])]
     ends = [helper.make_tensor_value_info(n, FLOAT, [4096, k]) for n, k in (("x", 64), ("y", 3))]
     tensors = [numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items()]

@@ -83,7 +83,8 @@ CASES: dict[str, tuple[Any, dict[str, Array]]] = {
     "scaled product": one("QLinearMatMul", [u8(4, 64), SMALL, Z, s8(64, 8), scales(8), s8(8), WIDE, np.uint8(99)], [U8]),
     "scaled convolution": one(
         "QLinearConv",
-        [u8(2, 4, 6, 6), SMALL, Z, s8(8, 4, 3, 3), scales(8), np.zeros(8, np.int8), WIDE, Z, s32(8)], [U8], pads=[1, 1, 1, 1], strides=[2, 2],
+        [u8(2, 4, 6, 6), SMALL, Z, s8(8, 4, 3, 3), scales(8), np.zeros(8, np.int8), WIDE, Z, s32(8)],
+        [U8], pads=[1, 1, 1, 1], strides=[2, 2],
     ),
     "gemm": one(
         "com.microsoft::QGemm",
@@ -106,7 +107,9 @@ CASES: dict[str, tuple[Any, dict[str, Array]]] = {
     "mul": one("com.microsoft::QLinearMul", [u8(2, 6), SMALL, Z, u8(6), WIDE, Z, WIDE, Z], [U8]),
     "sigmoid": one("com.microsoft::QLinearSigmoid", [u8(2, 6), SMALL, Z, np.float32(1 / 255), np.uint8(0)], [U8]),
     "leaky relu": one("com.microsoft::QLinearLeakyRelu", [u8(2, 6), SMALL, Z, SMALL, Z], [U8], alpha=0.3),
-    "softmax": one("com.microsoft::QLinearSoftmax", [u8(2, 6), np.float32(0.03), Z, np.float32(1 / 255), np.uint8(0)], [U8], opset=17, axis=-1),
+    "softmax": one(
+        "com.microsoft::QLinearSoftmax", [u8(2, 6), np.float32(0.03), Z, np.float32(1 / 255), np.uint8(0)], [U8], opset=17, axis=-1,
+    ),
     "pool": one("com.microsoft::QLinearGlobalAveragePool", [u8(2, 6, 4, 4), SMALL, Z, SMALL, Z], [U8], channels_last=0),
     "concat": one("com.microsoft::QLinearConcat", [WIDE, Z, u8(2, 6), SMALL, Z, u8(2, 3), WIDE, np.uint8(9)], [U8], (2, 5), axis=1),
 }
@@ -195,7 +198,8 @@ def between(nodes: Sequence[onnx.NodeProto], stored: dict[str, Array]) -> tuple[
 
 PASSING = {
     "moved": ([helper.make_node("MaxPool", ["q"], ["p"], kernel_shape=[2, 2]),
-               helper.make_node("Transpose", ["p"], ["t"], perm=[0, 2, 3, 1]), helper.make_node("Reshape", ["t", "shape"], ["r"])], {"shape": np.array([2, -1])}),
+               helper.make_node("Transpose", ["p"], ["t"], perm=[0, 2, 3, 1]),
+               helper.make_node("Reshape", ["t", "shape"], ["r"])], {"shape": np.array([2, -1])}),
     "beside stored integers": ([helper.make_node("Concat", ["q", "more"], ["c"], axis=1),
                                 helper.make_node("Where", ["mask", "c", "one"], ["r"])],
                                {"more": u8(2, 2, 4, 4), "mask": RANDOM.integers(0, 2, (8, 1, 1)).astype(bool), "one": np.uint8(1)}),
