@@ -430,6 +430,18 @@ def test_one_operator_is_measured_once_and_read_the_second_time(tmp_path: Path, 
     assert Table.here("cpu", 2).file != again.file
 
 
+def test_processors_of_one_name_have_tables_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clouds call every generation of a processor the same, and Arm gives no name."""
+    files = []
+    for flags in ("flags : fpu avx2 fma", "flags : fpu avx2 avx512f avx512_vnni", "Features : fp asimd sve", "nothing: known"):
+        (tmp_path / "cpuinfo").write_text(f"model name\t: AMD EPYC\n{flags}\n" if "flags" in flags else f"{flags}\n")
+        monkeypatch.setattr("irprune.latency.table._CPUINFO", tmp_path / "cpuinfo")
+        file = Table.here("cpu", 1).file
+        assert file is not None
+        files.append(file.name)
+    assert len(set(files)) == 4 and "epyc-avx2-avx512f-avx512-vnni-1-" in files[1] and "asimd-sve" in files[2]
+
+
 @pytest.mark.parametrize("operator", [
     DENSE, WHOLE, Operator("matrix", (3, 4, 0)), Operator("depthwise", (1, 1, (8, 8), (3, 3), (2, 2), (1, 1), (1, 1))),
     Operator("conv", (2, 4, (9,), (3,), (1,), (1,), (2,))), Operator("conv_transpose", (1, 2, (4, 4), (2, 2), (2, 2), (0, 0), (1, 1))),

@@ -22,6 +22,8 @@ _PROBES = {
     "conv": (Operator("conv", (1, 1, (28, 28), (3, 3), (1, 1), (1, 1), (1, 1))), 64),
     "matrix": (Operator("matrix", (1, 784, 1)), 256),
 }
+_CPUINFO = Path("/proc/cpuinfo")
+_VECTORS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve")  # what kernels are chosen by
 _LIKES = {"conv": "conv", "depthwise": "conv", "conv_transpose": "matrix", "matrix": "matrix"}
 
 
@@ -38,11 +40,18 @@ def cache_folder() -> Path:
 
 def machine(device: str) -> str:
     """The processor's name, or the card's."""
-    texts = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")) if device != "cpu" else [Path("/proc/cpuinfo")]
+    texts = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")) if device != "cpu" else [_CPUINFO]
     for file in texts:
         if file.exists() and (found := re.search(r"^(?:model name|Model)\s*:\s*(.+)$", file.read_text(errors="replace"), re.M)):
             return found[1]
     return platform.processor() or platform.machine()
+
+
+def vectors() -> str:
+    """The processor's vector instructions, as far as Linux tells: one name may stand for several generations, and on Arm there is none."""
+    text = _CPUINFO.read_text(errors="replace") if _CPUINFO.exists() else ""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.M)
+    return " ".join(v for v in _VECTORS if found and v in found[1].split())
 
 
 class Table:
@@ -69,7 +78,8 @@ class Table:
 
         provider = providers_for(device)[0]
         place = "cpu" if provider == "CPUExecutionProvider" else "cuda"
-        said = f"latency-{place}-{machine(place)}-{threads or os.cpu_count()}-threads-{onnxruntime.__version__}"
+        name = f"{machine(place)} {vectors()}" if place == "cpu" else machine(place)
+        said = f"latency-{place}-{name}-{threads or os.cpu_count()}-threads-{onnxruntime.__version__}"
         file = cache_folder() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', said).lower()}.json"
         return cls(lambda operator, a, b: measure(operator, a, b, place, threads), file)
 
