@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from irprune.api import Options, Pruned, apply_plan, capture, groups, prune
     from irprune.errors import CheckFailed, IrpruneError
-    from irprune.iterative import schedule
+    from irprune.training.iterative import schedule
 
 __all__ = ["CheckFailed", "IrpruneError", "Options", "Pruned", "apply_plan", "capture", "groups", "prune", "schedule"]
 
-_AT = {"CheckFailed": "irprune.errors", "IrpruneError": "irprune.errors", "schedule": "irprune.iterative"}
+_AT = {"CheckFailed": "irprune.errors", "IrpruneError": "irprune.errors", "schedule": "irprune.training.iterative"}
 
 
 def __getattr__(name: str) -> Any:

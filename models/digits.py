@@ -1,6 +1,6 @@
 """A small residual CNN for handwritten digits, 8 x 8 pixels, 10 classes: the net that ``irprune demo`` trains.
 
-The case where accuracy can be measured before and after pruning; net, data and training are in ``irprune.digits``.
+The case where accuracy can be measured before and after pruning; net, data and training are in ``irprune.demo.digits``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from irprune.digits import Block, Data, DigitNet, Part, accuracy, jitter, load_data, train
+from irprune.demo.digits import Block, Data, DigitNet, Part, accuracy, jitter, load_data, train
 from models import Case, Inputs
 from models._weights import calibrate, randomize
 

@@ -13,20 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from irprune.arguments import SCOPES
-from irprune.choice.blocks import blocks_of
+from irprune.analysis.blocks import blocks_of
+from irprune.analysis.cost import Timed
+from irprune.analysis.widths import Carriers, carriers_of, widths_of
 from irprune.choice.budget import checked, met
 from irprune.choice.counts import Limits, Rounder
 from irprune.choice.patterns import Names
 from irprune.choice.ranking import Loss, Ranking, classes, structure_of
-from irprune.choice.widths import Carriers, carriers_of, widths_of
-from irprune.cost import Timed
+from irprune.choice.scopes import SCOPES
+from irprune.criteria import Scores
 from irprune.errors import IrpruneError
-from irprune.importance import Scores
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, groups_of
 from irprune.ir.kept import Kept
+from irprune.latency.predict import Predictor, step_of
+from irprune.latency.table import Table
 
 __all__ = ["Choose"]
 
@@ -233,9 +235,6 @@ def _timed(options: Choose, graph: Graph) -> tuple[Timed | None, Callable[[Weigh
     budgeted, auto = "latency" in (options.budget or {}), options.round_to == "auto"
     if not budgeted and not auto:
         return None, lambda weight: 1
-    from irprune.latency.predict import Predictor, step_of
-    from irprune.latency.table import Table
-
     times = Table.here() if options.times is None else options.times
     table = times.table if isinstance(times, Predictor) else times
     predictor = times if isinstance(times, Predictor) else Predictor(graph, table) if budgeted else None

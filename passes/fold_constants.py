@@ -74,7 +74,7 @@ def fold(graph: Graph, values: Sequence[Value]) -> None:
     """Let stored constants take the place of ``values``, each the result of a node and computed from constants alone."""
     if not values:
         return
-    from irprune.validate.interpret import evaluate, home
+    from irprune.run.interpret import evaluate, home
 
     for value, tensor in zip(values, evaluate(graph, (), wanted=values, device=home(graph)), strict=True):
         held = tensor.contiguous()

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from irprune.criteria.consumers import calibrated, key_of, readings_of
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 
@@ -55,9 +56,8 @@ class Mask:
     def run(self, graph: Graph) -> bool:
         import torch
 
-        from irprune.importance.consumers import calibrated, key_of, readings_of
-        from irprune.layers import layers
-        from irprune.statistics import load_as, store
+        from irprune.analysis.layers import layers
+        from irprune.run.statistics import load_as, store
 
         self.masks.clear()
         self.notes.clear()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from irprune.ir.graph import Graph, Value, Weight
 
 if TYPE_CHECKING:
-    from irprune.calibration import Calibration
+    from irprune.run.calibration import Calibration
 
 __all__ = ["RepairBatchNorm"]
 
@@ -32,7 +32,7 @@ class RepairBatchNorm:
     notes: list[str] = field(default_factory=list, compare=False)
 
     def run(self, graph: Graph) -> bool:
-        from irprune.statistics import Moments, Pair, store
+        from irprune.run.statistics import Moments, Pair, store
 
         self.notes.clear()
         changed = False

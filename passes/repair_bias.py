@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from irprune.ir.graph import Graph
+from irprune.passes.repair_least_squares import offset_of
 
 if TYPE_CHECKING:
-    from irprune.calibration import Calibration
-    from irprune.layers import Layer
-    from irprune.statistics import Moments
+    from irprune.analysis.layers import Layer
+    from irprune.run.calibration import Calibration
+    from irprune.run.statistics import Moments
 
 __all__ = ["RepairAffine", "RepairBias"]
 
@@ -58,8 +59,8 @@ class RepairAffine:
 
 def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool:
     """Walk the layers in order and match the moments of their results."""
-    from irprune.layers import layer_of
-    from irprune.statistics import Pair, load_as, store
+    from irprune.analysis.layers import layer_of
+    from irprune.run.statistics import Pair, load_as, store
 
     options.notes.clear()
     changed = False
@@ -87,8 +88,7 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool
 
 def _moments(layer: Layer, walk: Any) -> tuple[Moments, Moments]:
     """Those of each output [b, o] as the layer gives it now (with its own bias), and as the original gave it."""
-    from irprune.passes.repair_least_squares import offset_of
-    from irprune.statistics import Moments, load_as
+    from irprune.run.statistics import Moments, load_as
 
     weight = layer.matrix(load_as(layer.weight))
     now, then = Moments(), Moments()

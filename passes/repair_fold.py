@@ -12,10 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from irprune.criteria.consumers import key_of, readings_of
 from irprune.ir.graph import Graph
+from irprune.run.take import kept_indices, take
 
 if TYPE_CHECKING:
-    from irprune.calibration import Calibration
+    from irprune.run.calibration import Calibration
 
 __all__ = ["RepairFold"]
 
@@ -33,10 +35,8 @@ class RepairFold:
     def run(self, graph: Graph) -> bool:
         import torch
 
-        from irprune.importance.consumers import key_of, readings_of
-        from irprune.layers import layers
-        from irprune.passes.slice import kept_indices, take
-        from irprune.statistics import counterparts, load_as, store
+        from irprune.analysis.layers import layers
+        from irprune.run.statistics import counterparts, load_as, store
 
         kept = self.original.kept
         self.notes.clear()

@@ -20,8 +20,8 @@ from irprune.ir.graph import Graph, Node, Value, Weight
 if TYPE_CHECKING:
     import torch
 
-    from irprune.calibration import Calibration
-    from irprune.layers import Layer
+    from irprune.analysis.layers import Layer
+    from irprune.run.calibration import Calibration
 
 __all__ = ["RepairLeastSquares"]
 
@@ -47,8 +47,8 @@ class RepairLeastSquares:
     notes: list[str] = field(default_factory=list, compare=False)
 
     def run(self, graph: Graph) -> bool:
-        from irprune.layers import layer_of
-        from irprune.statistics import Pair
+        from irprune.analysis.layers import layer_of
+        from irprune.run.statistics import Pair
 
         changed = False
         self.notes.clear()
@@ -74,7 +74,7 @@ class RepairLeastSquares:
         return ""
 
     def _refit(self, layer: Layer, walk: Any) -> bool:
-        from irprune.statistics import load_as, store
+        from irprune.run.statistics import load_as, store
 
         old = layer.matrix(load_as(layer.weight))
         gram = Gram(old, layer.bias is not None, self.rows)
@@ -123,7 +123,7 @@ def _undone(node: Node) -> Any:
     """The inverse of a batch norm's scale, for differences; channels that it all but switches off are left alone."""
     import torch
 
-    from irprune.statistics import load_as
+    from irprune.run.statistics import load_as
 
     weight, variance = (node.inputs[i] if node.has(i) else None for i in (1, 4))
     scale = 1 / (load_as(variance) + node.attrs.get("eps", 1e-5)).sqrt() if isinstance(variance, Weight) else torch.ones(())

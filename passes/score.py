@@ -1,7 +1,7 @@
 """score: how much each index of each free leaf matters, by a criterion.
 
 Before: groups with no scores. After: ``graph.scores`` holds for each free leaf an array of its size, larger is more important;
-for a leaf that may be chosen per block (``irprune.choice.blocks``), an array with one row per block.
+for a leaf that may be chosen per block (``irprune.analysis.blocks``), an array with one row per block.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from irprune.choice.blocks import blocks_of
+from irprune.analysis.blocks import blocks_of
+from irprune.criteria import Importance, criteria, named
+from irprune.criteria.measured import measured
+from irprune.criteria.normalise import normalised
 from irprune.errors import IrpruneError
-from irprune.importance import Importance, criteria, named
-from irprune.importance.measured import measured
-from irprune.importance.normalise import normalised
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 
@@ -24,7 +24,7 @@ __all__ = ["Score"]
 
 @dataclass(frozen=True)
 class Score:
-    """Score all free groups by ``importance`` (a name of ``irprune.importance``, or an object of your own).
+    """Score all free groups by ``importance`` (a name of ``irprune.criteria``, or an object of your own).
 
     ``p``, ``reduce`` (sum, mean, max, prod) and ``seed`` go to criteria that have them, ``calibration`` (inputs, or a
     ``Calibration``) and ``loss`` to those that read data. ``normalise`` (none, mean, max, standardisation, lamp, or ``measured`` on the

@@ -18,18 +18,19 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, StatelessSymbolicContext
 from torch.utils.flop_counter import FlopCounterMode
 
-from irprune.capture.build import plain, type_of
-from irprune.capture.dtypes import TO_TORCH
+from irprune.frontend.torch.build import plain, type_of
 from irprune.ir.axis import Axes, Axis, factors, leaves
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.kept import Kept
 from irprune.ir.size import Sym, same
 from irprune.ops.call import overload
+from irprune.ops.dtypes import TO_TORCH
 from irprune.ops.registry import Arg, Op, Sample, load_table, lookup
 from irprune.passes.infer_axes import infer
-from irprune.passes.slice import Slice, take
-from irprune.validate.interpret import evaluate, run_node
-from irprune.validate.oracle import silencer
+from irprune.passes.slice import Slice
+from irprune.run.interpret import evaluate, run_node
+from irprune.run.oracle import silencer
+from irprune.run.take import take
 
 TOLERANCE = 1e-9  # float64 operands of size about 1: rounding stays below 1e-13, a wrong index is of order 1
 CPU = torch.device("cpu")

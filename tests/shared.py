@@ -8,14 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from irprune import api
-from irprune.emit.module import emit_module
+from irprune.emit.torch.module import emit_module
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
-from irprune.validate.inputs import flat_tensors
-from irprune.validate.oracle import relative_error, silenced
+from irprune.run.error import relative_error
+from irprune.run.inputs import flat_tensors
+from irprune.run.oracle import silenced
 
 
 def chosen(model: nn.Module, *args: Tensor, importance: Any = "magnitude", data: Any = None, **options: Any) -> Graph:

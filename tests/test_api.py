@@ -18,8 +18,8 @@ from torch.nn import functional as F
 import irprune
 import models
 from irprune.errors import IrpruneError
-from irprune.validate.inputs import flat_tensors
-from irprune.validate.oracle import relative_error
+from irprune.run.error import relative_error
+from irprune.run.inputs import flat_tensors
 
 
 class Net(nn.Module):

@@ -17,22 +17,24 @@ from torch.nn import functional as F
 
 import irprune
 from irprune import api
-from irprune.calibration import Calibration
-from irprune.choice.blocks import blocks_of
-from irprune.emit.module import emit_module
+from irprune.analysis.blocks import blocks_of
+from irprune.api.repair import output_error, repair
+from irprune.choice.plan import Plan
+from irprune.choice.replay import choose_by_plan
+from irprune.criteria import criteria
+from irprune.criteria.places import place_of
+from irprune.emit.torch.module import emit_module
 from irprune.errors import IrpruneError
-from irprune.importance import criteria
-from irprune.importance.places import place_of
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Graph, TensorType, Weight
 from irprune.ir.group import groups_of
 from irprune.ir.kept import Kept
 from irprune.ir.size import probe_of
 from irprune.passes.score import Score
-from irprune.passes.slice import kept_indices, take
-from irprune.plan import Plan
-from irprune.repair import output_error, repair
-from irprune.validate.oracle import relative_error, silenced
+from irprune.run.calibration import Calibration
+from irprune.run.error import relative_error
+from irprune.run.oracle import silenced
+from irprune.run.take import kept_indices, take
 
 GROUPS, INNER = 4, 6
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -232,7 +234,7 @@ def test_groups_and_what_is_within_them_may_both_be_cut() -> None:
         assert 2 * 2 in {s[0] for s in shapes(graph).values()}
         for again in (model, Doubled(model)):
             other = api.analyse(api.capture(again.eval(), (IMAGE.double(),)))
-            Plan.from_graph(graph).choose(other)
+            choose_by_plan(Plan.from_graph(graph), other)
             assert cuts(other) == cuts(graph)
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from irprune import api
-from irprune.calibration import Calibration, noise
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
+from irprune.run.calibration import Calibration, noise
 
 
 class Pairs(nn.Module):

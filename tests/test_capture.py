@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 import irprune
-from irprune.capture.load import InputSpec, load_graph, load_model, parse_input
-from irprune.capture.torch_export import export, from_exported
+from irprune.api.load import InputSpec, load_graph, load_model, parse_input
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.export import export, from_exported
 
 SOURCE = '''
 import torch

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irprune import api
-from irprune.choice.blocks import blocks_of
+from irprune.analysis.blocks import blocks_of
+from irprune.analysis.widths import Width
 from irprune.choice.counts import Limits, Rounder
 from irprune.choice.ranking import Ranking
-from irprune.choice.widths import Width
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Graph

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from irprune.cli import run
-from irprune.digits import DigitNet
+from irprune.demo.digits import DigitNet
 
 NET = '''
 import torch
@@ -377,10 +377,10 @@ def test_a_failed_proof_exits_with_1_and_writes_nothing(
 def test_onnx_that_differs_exits_with_1_and_writes_nothing(
     call: Callable[..., Result], net: str, tmp_path: Path, there: set[str], monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from irprune.emit import torch_onnx
+    from irprune.validate import module_parity
 
-    real = torch_onnx.measure
-    monkeypatch.setattr(torch_onnx, "measure", lambda path, feed, expected, device: real(path, feed, [e + 1 for e in expected], device))
+    real = module_parity.measure
+    monkeypatch.setattr(module_parity, "measure", lambda path, feed, expected, device: real(path, feed, [e + 1 for e in expected], device))
     for output in ("out", "m.onnx"):
         refused(call("prune", net, "-o", tmp_path / output), 1, "the ONNX file differs from the module")
 

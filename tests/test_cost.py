@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from irprune import api
+from irprune.analysis.cost import MEASURES, Cost, Costs, cost
 from irprune.choice.counts import Rounder
-from irprune.cost import MEASURES, Cost, Costs, cost
-from irprune.emit.module import emit_module
+from irprune.emit.torch.module import emit_module
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of

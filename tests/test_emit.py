@@ -22,12 +22,12 @@ from torch.nn import functional as F
 
 import irprune
 import models
-from irprune.emit.module import emit_module, source_of
-from irprune.emit.source import write
+from irprune.emit.torch.module import emit_module, source_of
+from irprune.emit.torch.source import write
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
-from irprune.validate.inputs import flat_tensors
-from irprune.validate.oracle import relative_error
+from irprune.run.error import relative_error
+from irprune.run.inputs import flat_tensors
 
 
 def captured(model: nn.Module, *args: Any, dynamic: Any = None, **kwargs: Any) -> Graph:
@@ -59,7 +59,7 @@ def test_each_spelling_runs_as_the_overload_does(case: Case) -> None:
 
 
 def test_a_wrong_spelling_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from irprune.emit import spell
+    from irprune.emit.torch import spelling as spell
 
     monkeypatch.setitem(spell._INFIX, "sub.Tensor", "+")
     case = next(c for c in cases() if c.target == "aten.sub.Tensor")
@@ -417,13 +417,13 @@ def test_onnx_names_and_dynamic_axes(tmp_path: Path) -> None:
 
 
 def test_onnx_that_differs_from_the_module_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from irprune.emit import torch_onnx
     from irprune.errors import CheckFailed
+    from irprune.validate import module_parity
 
     torch.manual_seed(0)
     pruned = irprune.prune(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),))
-    real = torch_onnx.measure
-    monkeypatch.setattr(torch_onnx, "measure", lambda path, feed, expected, device: real(path, feed, [e * 1.001 for e in expected], device))
+    real = module_parity.measure
+    monkeypatch.setattr(module_parity, "measure", lambda path, feed, expected, device: real(path, feed, [e * 1.001 for e in expected], device))
     with pytest.raises(CheckFailed, match="differs from the module"):
         pruned.onnx(tmp_path / "m.onnx")
 

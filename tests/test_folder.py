@@ -15,10 +15,10 @@ from torch import nn
 
 import irprune
 import models
-from irprune.emit.aside import aside, replace_folder
-from irprune.emit.folder import from_folder
+from irprune.base.atomic_write import aside, replace_folder
+from irprune.emit.torch.saved import from_folder
 from irprune.errors import IrpruneError
-from irprune.validate.oracle import relative_error
+from irprune.run.error import relative_error
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +91,14 @@ def test_a_failure_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pyte
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for place in ("irprune.emit.folder.save_program", "pathlib.Path.write_text"):
+    for place in ("irprune.emit.torch.saved.save_program", "pathlib.Path.write_text"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             with pytest.raises(IrpruneError, match="the disk is full"):
                 pruned.save(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     with monkeypatch.context() as patch:
-        patch.setattr("irprune.emit.torch_onnx._without_traces", full)
+        patch.setattr("irprune.emit.bridge.torch_onnx._without_traces", full)
         with pytest.raises(IrpruneError, match="the disk is full"):
             pruned.onnx(tmp_path / "net.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["net"]

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
+from irprune.driver.verify import Broken, faults, verify
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Graph, GraphError, TensorType, Value, Weight
 from irprune.ir.kept import Kept
-from irprune.ir.text import from_text
-from irprune.ir.verify import Broken, faults, verify
+from irprune.ir.parse import from_text
 from irprune.passes.infer_axes import InferAxes
 
 NET = """\

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import irprune
-from irprune.emit.hugging_face import is_pretrained, save_pretrained
-from irprune.validate.inputs import flat_tensors
-from irprune.validate.oracle import relative_error
-from irprune.validate.tolerance import FLOAT32
+from irprune.base.tolerance import FLOAT32
+from irprune.emit.torch.hugging_face import is_pretrained, save_pretrained
+from irprune.run.error import relative_error
+from irprune.run.inputs import flat_tensors
 
 if importlib.util.find_spec("tvshim") is not None:  # where torchvision needs its operators declared, see tools/zoo.py
     importlib.import_module("tvshim")
@@ -136,7 +136,7 @@ def test_save_writes_it_beside_the_module(tmp_path: Path) -> None:
 
 
 def test_hf_folder_is_a_model_of_the_command_line(tmp_path: Path) -> None:
-    from irprune.capture.load import load_model
+    from irprune.api.load import load_model
 
     model, kwargs = _model("bert")
     model.save_pretrained(tmp_path / "bert")
@@ -147,7 +147,7 @@ def test_hf_folder_is_a_model_of_the_command_line(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_several_files_with_tied_weights_is_read_whole(tmp_path: Path) -> None:
-    from irprune.capture.load import load_model
+    from irprune.api.load import load_model
 
     config = transformers.LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
                                       num_key_value_heads=2, vocab_size=64, tie_word_embeddings=True)

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irprune import api
-from irprune.choice.blocks import blocks_of
+from irprune.analysis.blocks import blocks_of
+from irprune.criteria import criteria, criterion, named
+from irprune.criteria.normalise import normalised
+from irprune.criteria.places import elements, is_bias, is_scale
+from irprune.criteria.profile import profile
 from irprune.errors import IrpruneError
-from irprune.importance import criteria, criterion, named
-from irprune.importance.normalise import normalised
-from irprune.importance.places import elements, is_bias, is_scale
-from irprune.importance.profile import profile
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irprune import api
-from irprune.calibration import Batch
+from irprune.criteria import criteria, named
+from irprune.criteria.fisher import Fisher
+from irprune.criteria.taylor import Taylor, TaylorSquared
 from irprune.errors import IrpruneError
-from irprune.gradients import drawn_loss, gradients
-from irprune.importance import criteria, named
-from irprune.importance.fisher import Fisher
-from irprune.importance.taylor import Taylor, TaylorSquared
 from irprune.ir.graph import Graph
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
+from irprune.run.calibration import Batch
+from irprune.run.gradients import drawn_loss, gradients
 
 DATA = ("fisher", "flap", "osscar", "reconstruction", "taylor", "taylor_squared", "wanda")
 
@@ -231,7 +231,7 @@ def test_gradients_are_those_of_the_model_itself() -> None:
     x = torch.randn(8, 3, 6, 6)
     model = Convs().eval()
     graph = captured(model, x[:2])
-    from irprune.calibration import Calibration
+    from irprune.run.calibration import Calibration
 
     ((count, made),) = gradients(graph, Calibration(x, graph), lambda o, b: o[0].square().sum())
     assert count == 8
@@ -244,7 +244,7 @@ def test_gradients_are_those_of_the_model_itself() -> None:
 @pytest.mark.parametrize("name", ["osscar", "reconstruction"])
 def test_leaves_may_be_taken_a_few_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held at a time changes no score."""
-    from irprune.importance import consumers
+    from irprune.criteria import consumers
 
     x = torch.randn(16, 3, 6, 6)
     graph = captured(Convs(), x[:2])
@@ -259,7 +259,7 @@ def test_leaves_may_be_taken_a_few_at_a_time(name: str, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize("name", ["osscar", "reconstruction"])
 def test_a_layer_too_wide_for_a_gram_matrix_is_judged_by_its_diagonal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from irprune.importance import consumers
+    from irprune.criteria import consumers
 
     monkeypatch.setattr(consumers, "WIDEST", 5)
     x, model = torch.randn(256, 6), Planted()

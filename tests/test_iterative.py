@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irprune import api, schedule
-from irprune.distill import Distillation
-from irprune.emit.module import emit_module
+from irprune.emit.torch.module import emit_module
 from irprune.errors import IrpruneError
 from irprune.passes.mask import Mask, apply_masks
-from irprune.sparsity import BatchNormScale, GroupLasso, Growing
+from irprune.training.distill import Distillation
+from irprune.training.sparsity import BatchNormScale, GroupLasso, Growing
 
 
 @pytest.fixture(autouse=True)

@@ -19,18 +19,18 @@ from torch import Tensor, nn
 import irprune
 import models
 from irprune import api
+from irprune.api import latency_search as search
 from irprune.choice.budget import wanted
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
-from irprune.latency import search
 from irprune.latency.kernels import measure, one_node
 from irprune.latency.operators import Operator, works_of
 from irprune.latency.predict import Parts, Predictor
 from irprune.latency.table import Table
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
-from irprune.validate.latency import Timing
+from irprune.run.timing import Timing
 
 STAIRS = {"conv": 16, "matrix": 1}
 DENSE = Operator("conv", (1, 1, (8, 8), (3, 3), (1, 1), (1, 1), (1, 1)))
@@ -268,9 +268,9 @@ def test_no_single_exchange_would_be_better_for_the_best_of_all() -> None:
     """On a net small enough to try everything, the loss is within a tenth of the least."""
     from itertools import product
 
+    from irprune.analysis.widths import widths_of
     from irprune.choice.counts import Limits, Rounder
     from irprune.choice.ranking import Loss
-    from irprune.choice.widths import widths_of
 
     graph = scored(Net(48))
     times = Predictor(graph, table(steps=STAIRS))
@@ -287,7 +287,7 @@ def test_no_single_exchange_would_be_better_for_the_best_of_all() -> None:
 
 
 def test_several_budgets_hold_together() -> None:
-    from irprune.cost import cost
+    from irprune.analysis.cost import cost
     from irprune.ir.kept import Kept
 
     graph = scored(Net())
@@ -458,8 +458,8 @@ def test_cuts_are_made_in_the_file_that_was_exported_once(monkeypatch: pytest.Mo
     """What is timed has the shapes of what an export of the cut would have; nothing is exported twice."""
     import onnx
 
-    from irprune.emit import torch_onnx
-    from irprune.latency import whole
+    from irprune.api import latency_whole as whole
+    from irprune.emit.bridge import torch_onnx
 
     graph = scored(Net())
     Choose(ratio=0.5).run(graph)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import irprune
 from irprune import api
+from irprune.criteria.measured import scaled
 from irprune.errors import IrpruneError
-from irprune.importance.measured import scaled
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
 

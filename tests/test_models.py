@@ -11,8 +11,8 @@ import torch
 
 import irprune
 import models
+from irprune.base.tolerance import FLOAT32, FLOAT64
 from irprune.errors import IrpruneError
-from irprune.validate.tolerance import FLOAT32, FLOAT64
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
@@ -89,7 +89,7 @@ def test_refused_case_says_where(name: str) -> None:
 
 def test_a_wrong_slice_does_not_pass() -> None:
     """The proof is worth something: one wrong index anywhere fails it."""
-    from irprune.emit.module import emit_module
+    from irprune.emit.torch.module import emit_module
     from irprune.passes.slice import Slice
     from irprune.validate.proof import prove
 

@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator  # noqa: E402
 from onnx.reference.op_run import OpRun  # noqa: E402
 
 import irprune  # noqa: E402
-from irprune.emit.onnx import Emitter  # noqa: E402
+from irprune.emit.onnx.emitter import Emitter  # noqa: E402
 from irprune.errors import IrpruneError  # noqa: E402
 from irprune.ir.graph import Graph  # noqa: E402
 from irprune.ir.kept import Kept  # noqa: E402

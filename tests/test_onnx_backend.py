@@ -7,8 +7,8 @@ import pytest
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from irprune.validate import onnx_backend
-from irprune.validate.onnx_backend import cases, check
+from irprune.testing import onnx_backend
+from irprune.testing.onnx_backend import cases, check
 
 
 @pytest.mark.parametrize(("kind", "least"), [("node", 1600), ("simple", 15), ("pytorch-operator", 30), ("pytorch-converted", 80)])

@@ -16,8 +16,8 @@ pytest.importorskip("onnxruntime")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import irprune  # noqa: E402
-from irprune.capture.onnx import capture_onnx  # noqa: E402
-from irprune.emit.onnx import emit_onnx, write_onnx  # noqa: E402
+from irprune.emit.onnx.emitter import emit_onnx, write_onnx  # noqa: E402
+from irprune.frontend.onnx.reader import capture_onnx  # noqa: E402
 from irprune.ir.graph import Graph  # noqa: E402
 from irprune.ir.group import groups_of  # noqa: E402
 from irprune.ir.kept import Kept  # noqa: E402
@@ -476,7 +476,7 @@ def test_own_choice_is_kept_as_it_is() -> None:
 
 
 def test_start_is_light() -> None:
-    code = "import sys, irprune.capture.onnx, irprune.emit.onnx, irprune.validate.onnx_oracle; print('torch' in sys.modules)"
+    code = "import sys, irprune.frontend.onnx.reader, irprune.emit.onnx.emitter, irprune.validate.onnx_oracle; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

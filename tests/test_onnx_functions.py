@@ -10,9 +10,9 @@ pytest.importorskip("onnxruntime")
 from onnx import helper  # noqa: E402
 from test_onnx_file import info, int64, model_of, node, proven, shapes, tensor  # noqa: E402
 
-from irprune.capture.onnx import capture_onnx  # noqa: E402
-from irprune.emit.onnx import emit_onnx  # noqa: E402
+from irprune.emit.onnx.emitter import emit_onnx  # noqa: E402
 from irprune.errors import IrpruneError  # noqa: E402
+from irprune.frontend.onnx.reader import capture_onnx  # noqa: E402
 
 OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
 

@@ -15,10 +15,10 @@ pytest.importorskip("onnxruntime")
 from test_onnx_file import info, model_of, node  # noqa: E402
 
 import irprune  # noqa: E402
-from irprune.capture.onnx_file import read_model  # noqa: E402
-from irprune.emit import onnx_file  # noqa: E402
-from irprune.emit.onnx import emit_onnx  # noqa: E402
+from irprune.emit.onnx import file as onnx_file  # noqa: E402
+from irprune.emit.onnx.emitter import emit_onnx  # noqa: E402
 from irprune.errors import IrpruneError  # noqa: E402
+from irprune.frontend.onnx.file import read_model  # noqa: E402
 from irprune.validate.onnx_run import difference, random_inputs, run_model  # noqa: E402
 
 

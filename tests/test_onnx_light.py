@@ -11,8 +11,8 @@ import pytest
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from irprune.capture.onnx import capture_onnx  # noqa: E402
-from irprune.emit.onnx import emit_onnx  # noqa: E402
+from irprune.emit.onnx.emitter import emit_onnx  # noqa: E402
+from irprune.frontend.onnx.reader import capture_onnx  # noqa: E402
 from irprune.ir.graph import Graph  # noqa: E402
 from irprune.passes.choose import Choose  # noqa: E402
 from irprune.passes.dead_code import DeadCode  # noqa: E402
@@ -101,7 +101,7 @@ def test_torch_is_not_imported() -> None:
     import subprocess
 
     code = (
-        "import sys; from irprune.capture.onnx import capture_onnx; from irprune.passes.infer_axes import InferAxes; "
+        "import sys; from irprune.frontend.onnx.reader import capture_onnx; from irprune.passes.infer_axes import InferAxes; "
         f"g = capture_onnx({str(FOLDER / 'light_squeezenet.onnx')!r}); InferAxes().run(g); "
         "print('torch' in sys.modules, 'onnxruntime' in sys.modules)"
     )

@@ -17,9 +17,9 @@ import torch  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 import irprune  # noqa: E402
-from irprune.capture.onnx import capture_onnx  # noqa: E402
-from irprune.emit.onnx import emit_onnx  # noqa: E402
-from irprune.emit.onnx_module import module_from_onnx  # noqa: E402
+from irprune.emit.bridge.onnx_module import module_from_onnx  # noqa: E402
+from irprune.emit.onnx.emitter import emit_onnx  # noqa: E402
+from irprune.frontend.onnx.reader import capture_onnx  # noqa: E402
 from irprune.ir.graph import Graph  # noqa: E402
 from irprune.passes.choose import Choose  # noqa: E402
 from irprune.passes.dead_code import DeadCode  # noqa: E402

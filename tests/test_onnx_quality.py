@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 import irprune  # noqa: E402
-from irprune.calibration import Calibration  # noqa: E402
-from irprune.importance import criteria  # noqa: E402
+from irprune.criteria import criteria  # noqa: E402
 from irprune.passes.repair_batch_norm import RepairBatchNorm  # noqa: E402
-from irprune.validate.interpret import evaluate  # noqa: E402
+from irprune.run.calibration import Calibration  # noqa: E402
+from irprune.run.interpret import evaluate  # noqa: E402
 
 Array = np.ndarray[Any, Any]
 WEAK = 5  # this channel of the first convolution is small wherever it is made and read

@@ -13,7 +13,7 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from irprune.ops.onnx.spell import SPELLINGS  # noqa: E402
+from irprune.ops.onnx.importer import SPELLINGS  # noqa: E402
 from irprune.ops.onnx.unrounded import PRODUCTS, RULES  # noqa: E402
 from irprune.ops.registry import load_table  # noqa: E402
 from irprune.validate.onnx_run import difference, run_model  # noqa: E402

@@ -10,7 +10,7 @@ import pytest
 import torch
 from opcheck import Case, Misfit, Refused, build, cases, check, macs
 
-from irprune.capture.build import canonical_target
+from irprune.frontend.torch.build import canonical_target
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.call import overload

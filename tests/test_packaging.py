@@ -54,7 +54,7 @@ def test_passes_are_imported_under_their_installed_name() -> None:
 
 def test_importing_irprune_loads_neither_torch_nor_onnx(tmp_path: Path) -> None:
     """What stands on the graph alone starts light: the IR, the table, the passes and the driver."""
-    modules = ["irprune", "irprune.errors", "irprune.ir.text", "irprune.ir.parse", "irprune.ir.verify", "irprune.ops.registry",
+    modules = ["irprune", "irprune.errors", "irprune.ir.text", "irprune.ir.parse", "irprune.driver.verify", "irprune.ops.registry",
                "irprune.cli", "irprune.cli.opt", "irprune.cli.tables", "irprune.driver.run"]
     code = f"""
 import importlib, sys

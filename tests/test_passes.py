@@ -12,20 +12,20 @@ import pytest
 import torch
 
 import irprune.passes
-from irprune.capture.dtypes import TO_TORCH
-from irprune.capture.torch_export import export, from_exported
 from irprune.driver.instruments import Verify
 from irprune.driver.registry import standard
 from irprune.driver.run import run
-from irprune.emit.module import emit_module
+from irprune.emit.torch.module import emit_module
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.export import export, from_exported
 from irprune.ir.axis import leaves
 from irprune.ir.graph import Graph, Value
+from irprune.ir.parse import from_text
 from irprune.ir.size import probe_of
-from irprune.ir.text import from_text
 from irprune.ops import registry
+from irprune.ops.dtypes import TO_TORCH
 from irprune.ops.registry import load_table, lookup
-from irprune.validate.interpret import evaluate
+from irprune.run.interpret import evaluate
 
 REGISTRY = standard()
 

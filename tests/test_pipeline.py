@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 
 from irprune import cli
+from irprune.base.atomic_write import write_text
 from irprune.driver import registry as registry_module
 from irprune.driver.instruments import Dump, Instrument, PrintAfterAll, PrintDiff, Time, Verify
 from irprune.driver.passes import Pass, fitted, help_of, is_pass, name_of, options_of, type_name, written
 from irprune.driver.read import Call, read_pipeline
 from irprune.driver.registry import Registry, standard
 from irprune.driver.run import run
-from irprune.emit.aside import write_text
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.ir.graph import Graph, TensorType
-from irprune.ir.text import from_text
+from irprune.ir.parse import from_text
 from irprune.passes.canonicalize import Canonicalize
 from irprune.passes.choose import Choose
 from irprune.passes.dead_code import DeadCode

@@ -15,16 +15,16 @@ from torch.nn import functional as F
 
 import models
 from irprune import api
-from irprune.choice.replay import _fits
-from irprune.cost import Costs
+from irprune.analysis.cost import Costs
+from irprune.choice.plan import Plan, fingerprint
+from irprune.choice.replay import _fits, choose_by_plan, replay
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, TensorType, Weight
 from irprune.ir.group import groups_of
 from irprune.ir.kept import Kept
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
-from irprune.passes.slice import kept_indices
-from irprune.plan import Plan, fingerprint
+from irprune.run.take import kept_indices
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +85,7 @@ def test_replays_exactly_on_the_same_model(name: str, tmp_path: Path) -> None:
     assert graph.kept is not None and graph.kept.choice
     plan = Plan.load(Plan.from_graph(graph).save(tmp_path / "plan.json"))
     other = analysed(model, *args, **kwargs)
-    plan.choose(other)
+    choose_by_plan(plan, other)
     assert other.kept is not None
     assert by_name(other, other.kept) == by_name(graph, graph.kept)
     assert cuts(other, other.kept) == cuts(graph, graph.kept)
@@ -111,7 +111,7 @@ def test_other_weights_of_the_same_structure_will_do() -> None:
     torch.manual_seed(5)
     graph = analysed(Net(), IMAGE)
     assert plan.source == fingerprint(graph)
-    assert cuts(graph, plan.resolve(graph)).keys() >= {"conv1.weight", "fc1.weight"}
+    assert cuts(graph, replay(plan, graph)).keys() >= {"conv1.weight", "fc1.weight"}
 
 
 def test_no_weights_are_needed(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_no_weights_are_needed(tmp_path: Path) -> None:
     Choose().run(graph)
     plan = Plan.load(Plan.from_graph(graph).save(tmp_path / "p.json"))
     assert all(w.probe is None for w in plan.weights.values())
-    assert plan.resolve(analysed(Net(), IMAGE)).choice
+    assert replay(plan, analysed(Net(), IMAGE)).choice
 
 
 def test_a_plan_needs_a_choice() -> None:
@@ -138,7 +138,7 @@ def test_a_plan_needs_a_choice() -> None:
     ("qkv_unbind", "head_dim"), ("vit_b16", "both"),
 ])
 def test_replays_on_an_onnx_export(name: str, prefer: str) -> None:
-    onnx = pytest.importorskip("irprune.capture.onnx")
+    onnx = pytest.importorskip("irprune.frontend.onnx.reader")
     case = models.get(name)
     model, (args, kwargs) = case.build(small=True).eval(), case.example_inputs(small=True)
     graph = chosen(analysed(model, *args, **kwargs), ratio=0.4, prefer=prefer)
@@ -147,7 +147,7 @@ def test_replays_on_an_onnx_export(name: str, prefer: str) -> None:
         warnings.simplefilter("ignore")  # the exporter's own
         program = torch.onnx.export(model, args, kwargs=kwargs, dynamo=True, verbose=False)
     other = api.analyse(onnx.capture_onnx(program.model_proto))
-    kept = Plan.from_graph(graph).resolve(other)
+    kept = replay(Plan.from_graph(graph), other)
     assert Costs(other).at(kept).macs == Costs(graph).at(graph.kept).macs < Costs(graph).at({}).macs
     ours, theirs = cuts(graph, graph.kept), cuts(other, kept)
     shared = [n for n in ours if n in other.weights and graph.weights[n].shape == other.weights[n].shape]
@@ -175,7 +175,7 @@ def test_transposed_and_renamed_weights_are_found() -> None:
     graph = chosen(analysed(net, IMAGE))
     assert graph.kept is not None
     other = analysed(Turned(net), IMAGE)
-    found = cuts(other, Plan.from_graph(graph).resolve(other))
+    found = cuts(other, replay(Plan.from_graph(graph), other))
     expected = cuts(graph, graph.kept)
     assert found["fc1.weight"] == expected["fc1.weight"][::-1]
     assert found["first.weight"] == expected["conv1.weight"]
@@ -203,7 +203,7 @@ def test_weights_are_found_by_what_they_hold() -> None:
     assert graph.kept is not None
     plan = Plan.from_graph(graph)
     other = analysed(Nameless(a, b, True), x)
-    ours, theirs = cuts(graph, graph.kept), cuts(other, plan.resolve(other))
+    ours, theirs = cuts(graph, graph.kept), cuts(other, replay(plan, other))
     assert theirs == {"val_2": ours["b"][::-1], "val_1": ours["a"][::-1]}
     assert "weight 'a': expected shape [8, 8], found no such weight" in refusal(plan, Nameless(b + 1, a + 1, True), x)
 
@@ -225,7 +225,7 @@ def test_ways_a_weight_may_lie() -> None:
 
 def refusal(plan: Plan, model: nn.Module, *args: Tensor) -> str:
     with pytest.raises(IrpruneError) as refused:
-        plan.resolve(analysed(model, *args))
+        replay(plan, analysed(model, *args))
     text = str(refused.value)
     assert "\n" not in text
     return text
@@ -293,7 +293,7 @@ def test_channels_that_a_norm_would_split_unevenly() -> None:
     assert "weight 'conv1.weight': expected 6 of 12 kept in dimension 0, found channels coupled in another way" in text
     graph.kept = Kept({channels: [0, 1, 5, 6, 8, 11]})
     even = analysed(Normed(True), IMAGE)
-    assert cuts(even, Plan.from_graph(graph).resolve(even)) == cuts(graph, graph.kept)
+    assert cuts(even, replay(Plan.from_graph(graph), even)) == cuts(graph, graph.kept)
 
 
 @pytest.mark.parametrize("change, said", [
@@ -316,7 +316,7 @@ def test_indices_that_are_none_of_the_groups() -> None:
     data = json.loads(json.dumps(planned().as_json()))
     data["choices"][-1]["kept"] = [0, 400]
     with pytest.raises(IrpruneError, match="damaged"):
-        Plan.from_json(data).resolve(analysed(Net(), IMAGE))
+        replay(Plan.from_json(data), analysed(Net(), IMAGE))
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

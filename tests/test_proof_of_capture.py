@@ -43,7 +43,7 @@ def test_capture_is_proven_and_the_model_is_as_before() -> None:
 
 
 def test_a_wrong_capture_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> None:
-    import irprune.api as api
+    from irprune import api
 
     right = api.capture
 
@@ -53,7 +53,7 @@ def test_a_wrong_capture_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> Non
         node.op, node.origin.target = "tanh", "aten.tanh.default"  # what oracle and module then agree on
         return graph
 
-    monkeypatch.setattr(api, "capture", wrong)
+    monkeypatch.setattr("irprune.api.calls.capture", wrong)
     torch.manual_seed(0)
     with pytest.raises(CheckFailed, match="captured graph differs from forward"):
         api.prune(Net(), (torch.randn(3, 8),))

@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from irprune import api
-from irprune.calibration import Calibration
+from irprune.analysis.layers import layers
+from irprune.api.repair import METHODS, output_error, repair
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.kept import Kept
-from irprune.layers import layers
 from irprune.passes.repair_batch_norm import RepairBatchNorm
 from irprune.passes.repair_bias import RepairAffine, RepairBias
 from irprune.passes.repair_fold import RepairFold
 from irprune.passes.repair_least_squares import RepairLeastSquares
-from irprune.repair import METHODS, output_error, repair
-from irprune.statistics import Pair, load_as
-from irprune.validate.interpret import evaluate
+from irprune.run.calibration import Calibration
+from irprune.run.interpret import evaluate
+from irprune.run.statistics import Pair, load_as
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,9 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axes, factors, find
 from irprune.ir.graph import Graph, Origin, TensorType, Weight
 from irprune.ir.kept import Kept
-from irprune.ir.parse import parse_size
+from irprune.ir.parse import from_text, parse_size
 from irprune.ir.size import Sym, probe_of, symbol
-from irprune.ir.text import Opaque, from_text, to_text
+from irprune.ir.text import Opaque, to_text
 from irprune.passes.infer_axes import InferAxes
 from irprune.passes.slice import Slice
 

@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 import irprune
 import models
-from irprune.capture import capture
-from irprune.capture import trace as tracing
 from irprune.errors import IrpruneError
+from irprune.frontend.torch import trace as tracing
+from irprune.frontend.torch.capture import capture
 from irprune.ir.graph import Graph, Value
 from irprune.passes.dead_code import DeadCode
-from irprune.validate.interpret import evaluate
+from irprune.run.interpret import evaluate
 
 
 def described(graph: Graph) -> list[str]:
@@ -382,7 +382,7 @@ def test_forward_that_computes_otherwise_under_export_is_pruned_as_it_runs() -> 
 def test_torch_itself_still_knows_fake_tensors() -> None:
     from torch._subclasses import FakeTensorMode
 
-    from irprune.capture.asked import as_run
+    from irprune.frontend.torch.tracing_flags import as_run
 
     with FakeTensorMode():
         x = torch.ones(2)

@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import irprune
-from irprune.capture import capture
-from irprune.cost import Costs
-from irprune.emit.module import source_of
+from irprune.analysis.cost import Costs
+from irprune.driver.verify import verify
+from irprune.emit.torch.module import source_of
+from irprune.frontend.torch.capture import capture
 from irprune.ir.axis import find
 from irprune.ir.graph import Graph, TensorType
+from irprune.ir.parse import from_text
 from irprune.ir.size import symbol
 from irprune.ir.symbols import names_in, needed, told
-from irprune.ir.text import from_text, to_text
-from irprune.ir.verify import verify
+from irprune.ir.text import to_text
 from irprune.passes.dead_code import DeadCode
-from irprune.validate.interpret import evaluate
+from irprune.run.interpret import evaluate
 
 
 class Experts(nn.Module):

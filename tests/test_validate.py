@@ -15,17 +15,18 @@ from torch.nn import functional as F
 
 import irprune
 import models
-from irprune.api import cut_graph
-from irprune.capture.load import load_model
-from irprune.emit.module import emit_module
+from irprune.api.load import load_model
+from irprune.api.runner import runner
+from irprune.base.tolerance import FLOAT32, FLOAT64, PARITY
+from irprune.driver.pipelines import cut_graph
+from irprune.emit.torch.module import emit_module
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.ir.graph import Graph
-from irprune.validate.inputs import draw, redraw
-from irprune.validate.latency import interleaved
-from irprune.validate.parity import Parity, compare_arrays, measure, providers_for, run_session, session
+from irprune.run.inputs import draw, redraw
+from irprune.run.session import providers_for, run_session, session
+from irprune.run.timing import interleaved
+from irprune.validate.parity import Parity, compare_arrays, measure
 from irprune.validate.proof import prove
-from irprune.validate.runner import runner
-from irprune.validate.tolerance import FLOAT32, FLOAT64, PARITY
 
 
 def remake(graph: Graph) -> tuple[Graph, nn.Module]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import irprune
-from irprune.capture import trace as tracing
-from irprune.validate.interpret import evaluate
+from irprune.frontend.torch import trace as tracing
+from irprune.run.interpret import evaluate
 
 
 def _columns(x: Tensor) -> Tensor:

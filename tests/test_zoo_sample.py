@@ -18,9 +18,9 @@ import torch
 
 import irprune
 import models
-from irprune.importance.profile import profile
-from irprune.ir.kind import KINDS, kinds
-from irprune.validate.tolerance import FLOAT32
+from irprune.analysis.kinds import KINDS, kinds
+from irprune.base.tolerance import FLOAT32
+from irprune.criteria.profile import profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 

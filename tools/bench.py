@@ -92,7 +92,7 @@ def lines_of(rows: Iterable[Row]) -> list[tuple[str, ...]]:
 
 
 def _line(name: str, rows: list[Row]) -> tuple[str, ...]:
-    from irprune.report import human
+    from irprune.base.format import human
 
     fine = "yes" if all(map(holds, rows)) else "NO"
     if any("failed" in r for r in rows):

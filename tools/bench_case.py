@@ -88,8 +88,9 @@ def digest(pruned: Any, folder: Path) -> str:
 
 def in_float64(pruned: Any) -> float:
     """The oracle's error with every float in float64."""
-    from irprune.validate.interpret import evaluate
-    from irprune.validate.oracle import relative_error, silenced
+    from irprune.run.error import relative_error
+    from irprune.run.interpret import evaluate
+    from irprune.run.oracle import silenced
     from irprune.validate.proof import graph_inputs
 
     graph, cut = pruned.graph, pruned.cut

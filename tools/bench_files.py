@@ -26,9 +26,9 @@ __all__ = ["HEAD", "files", "holds", "line"]
 HEAD = ("file", "size", "left", "seconds", "wall", "peak", "peak / size", "analysis", "holds")
 WIDTH, LAYERS = 4096, 9
 _RUN = """import sys, time
-import irprune.api
+import irprune.api.calls
 import irprune.cli
-irprune.api.Clock.now = time.process_time
+irprune.api.calls.Clock.now = time.process_time
 sys.exit(irprune.cli.run(sys.argv[1:]))"""
 _LIMITS = {"resnet50": {"seconds": 5.0, "peak": 2.5}, "densenet121": {"analysis": 0.05}, "2.4 GB outside": {"peak": 0.25}}
 

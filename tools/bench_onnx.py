@@ -39,7 +39,7 @@ def export(case: str, path: Path) -> None:
     import torch
 
     import models
-    from irprune.capture.load import load_model
+    from irprune.api.load import load_model
 
     torch.manual_seed(0)
     if case in models.names():
@@ -84,8 +84,9 @@ def theirs(source: Path, out: Path) -> dict[str, Any]:
 
 def counted(source: Path, out: Path) -> dict[str, Any]:
     """Parameters, MACs and heads of a file, and whether onnxruntime runs it."""
-    from irprune.api import analyse, capture
-    from irprune.cost import cost
+    from irprune.analysis.cost import cost
+    from irprune.api.calls import capture
+    from irprune.driver.pipelines import analyse
     from irprune.validate.onnx_run import random_inputs, run_model
 
     del out

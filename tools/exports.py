@@ -35,8 +35,9 @@ sys.path.insert(0, str(HERE.parent))
 
 if TYPE_CHECKING:
     import irprune
+    from irprune.choice.plan import Plan
     from irprune.ir.graph import Graph
-    from irprune.plan import Plan
+from irprune.choice.replay import replay
 
 Row = dict[str, Any]
 VARIANTS = ("TorchScript", "TorchScript, dynamic", "dynamo", "dynamo, dynamic")
@@ -149,13 +150,13 @@ class Reference:
 def from_torch(case: Any, folded: str) -> Reference:
     """The reference for a case, folded as one of ``FOLDED`` says; with the weights, the batch norms are folded too."""
     import irprune
-    from irprune.api import cut_graph
+    from irprune.choice.plan import Plan
+    from irprune.driver.pipelines import cut_graph
     from irprune.passes.choose import Choose
     from irprune.passes.dead_code import DeadCode
     from irprune.passes.fold_batch_norm import FoldBatchNorm
     from irprune.passes.infer_axes import InferAxes
     from irprune.passes.score import Score
-    from irprune.plan import Plan
 
     model, args, kwargs = built(case)
     graph = irprune.capture(model, args, kwargs)
@@ -204,7 +205,7 @@ def numbers(graph: Graph) -> Any:
     """The values in the graph's matrices and kernels, each once, sorted."""
     import numpy as np
 
-    from irprune.validate.interpret import as_tensor
+    from irprune.run.interpret import as_tensor
 
     found = [as_tensor(w.load()).detach().double().numpy().reshape(-1) for w in graph.weights.values()
              if w.dtype == "f32" and sum(s != 1 for s in w.shape) > 1]
@@ -219,7 +220,7 @@ def differing(graph: Graph, plan: Plan) -> list[str]:
     from irprune.ir.group import groups_of
 
     try:
-        theirs = plan.resolve(graph)
+        theirs = replay(plan, graph)
     except IrpruneError as refused:
         return [f"cannot be replayed: {refused}"[:200]]
     ours = graph.kept

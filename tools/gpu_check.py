@@ -41,8 +41,8 @@ def checked(name: str, device: str, small: bool, ratio: float, seconds: float) -
 
     import irprune
     import models
-    from irprune.validate.inputs import over_tensors
-    from irprune.validate.latency import interleaved
+    from irprune.run.inputs import over_tensors
+    from irprune.run.timing import interleaved
 
     case = models.get(name)
     row: Row = {"case": name}
@@ -85,8 +85,8 @@ def _finished(module: Any, args: Any, kwargs: Any) -> None:
 
 
 def _file(path: Path, pruned: Any, args: Any, kwargs: Any, device: str) -> Callable[[], Any]:
-    from irprune.emit.torch_onnx import feed_of, file_inputs
-    from irprune.validate.parity import run_session, session
+    from irprune.emit.bridge.torch_onnx import feed_of, file_inputs
+    from irprune.run.session import run_session, session
 
     feed = feed_of(args, kwargs, pruned.graph.structure, file_inputs(path))
     running = session(path, device.split(":")[0])

@@ -25,11 +25,11 @@ from torch import nn
 
 import irprune
 from irprune import api
-from irprune.cost import Costs
-from irprune.emit.torch_onnx import export_onnx
+from irprune.analysis.cost import Costs
+from irprune.emit.bridge.torch_onnx import export_onnx
 from irprune.latency.table import machine
-from irprune.validate.latency import Timing, interleaved
-from irprune.validate.parity import session
+from irprune.run.session import session
+from irprune.run.timing import Timing, interleaved
 
 HERE = Path(__file__).resolve().parent
 MODELS = ("mobilenet_v3_small", "resnet50", "vit_b_16")

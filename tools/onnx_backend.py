@@ -11,7 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from irprune.validate.onnx_backend import Outcome, cases, check
+from irprune.testing.onnx_backend import Outcome, cases, check
 
 KINDS = ("node", "simple", "pytorch-operator", "pytorch-converted")
 

@@ -33,13 +33,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import irprune
-from irprune.api import cut_graph
-from irprune.digits import Data, Part, accuracy, jitter, load_data, train
-from irprune.emit.module import emit_module
-from irprune.importance import criteria
+from irprune.api.repair import METHODS, repair
+from irprune.criteria import criteria
+from irprune.demo.digits import Data, Part, accuracy, jitter, load_data, train
+from irprune.driver.pipelines import cut_graph
+from irprune.emit.torch.module import emit_module
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
-from irprune.repair import METHODS, repair
 
 HERE = Path(__file__).resolve().parent
 TALK = Console(stderr=True)

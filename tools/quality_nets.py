@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from irprune.digits import DigitNet
+from irprune.demo.digits import DigitNet
 
 __all__ = ["NETS", "Attention", "Net"]
 

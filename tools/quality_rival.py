@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import irprune
-from irprune.cost import Costs
+from irprune.analysis.cost import Costs
 
 __all__ = ["macs_of", "torch_pruning"]
 

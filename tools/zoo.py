@@ -193,7 +193,7 @@ def measure(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ratio: fl
     the tensors all of whose dimensions must stay: they face inputs and outputs on every side.
     """
     import irprune
-    from irprune.ir.kind import frozen_kinds, kinds
+    from irprune.analysis.kinds import frozen_kinds, kinds
 
     pruned = irprune.prune(model, args, kwargs, ratio=ratio, proof=True)
     graph = pruned.graph
@@ -230,8 +230,9 @@ def _leaves(weight: Any) -> list[Any]:
 
 def _onnx(pruned: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The relative error of the ONNX file on onnxruntime; where there is none, why, and whether the model itself fares better."""
-    from irprune.emit.torch_onnx import compare, export_onnx
+    from irprune.emit.bridge.torch_onnx import export_onnx
     from irprune.errors import IrpruneError
+    from irprune.validate.module_parity import compare
 
     with tempfile.TemporaryDirectory() as folder:
         try:

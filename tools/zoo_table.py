@@ -9,7 +9,7 @@ from typing import Any
 
 __all__ = ["PROVEN", "elsewhere", "good", "reach", "summary"]
 
-PROVEN = 1e-4  # the relative error up to which a proof counts, as in irprune.validate.tolerance
+PROVEN = 1e-4  # the relative error up to which a proof counts, as in irprune.base.tolerance
 NEAR = 0.95  # the share of the weights that is to be in reach
 
 Record = dict[str, Any]

@@ -10,9 +10,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from irprune.analysis.cost import MEASURES, Costs, Timed
 from irprune.choice.counts import Rounder
 from irprune.choice.knapsack import Loss, packed
-from irprune.cost import MEASURES, Costs, Timed
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, gcd, lcm
 
-from irprune.choice.widths import Width
+from irprune.analysis.widths import Width
 from irprune.ir.axis import Axis
 from irprune.ir.size import probe_of
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 
-from irprune.cost import Costs
+from irprune.analysis.cost import Costs
 from irprune.ir.axis import Axis
 
 __all__ = ["packed"]

@@ -13,24 +13,32 @@ from math import isclose, prod
 
 import numpy as np
 
-from irprune.choice.blocks import blocks_of
+from irprune.analysis.blocks import blocks_of
+from irprune.choice.plan import Choice, Plan, Recorded, Spot, fingerprint, probe
+from irprune.criteria.places import place_of
 from irprune.errors import IrpruneError
-from irprune.importance.places import place_of
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, Member, groups_of
 from irprune.ir.kept import Indices, Kept, Mask
 from irprune.ir.size import probe_of
-from irprune.plan import Choice, Plan, Recorded, Spot, fingerprint, probe
 
-__all__ = ["replay"]
+__all__ = ["choose_by_plan", "replay"]
 
 _HINT = "replay it on the model it was made on, or on an export of it"
 Fit = tuple[tuple[int, ...], ...]  # for each dimension of the graph's weight, the plan's dimensions that it consists of
 
 
+def choose_by_plan(plan: Plan, graph: Graph) -> None:
+    """Set the choice of an analysed ``graph`` to ``plan``, as the pass ``choose`` sets it. Raises what ``replay`` raises."""
+    graph.kept = replay(plan, graph)
+    graph.skipped = {
+        g.axis: "the plan leaves it whole" for g in groups_of(graph) if not g.frozen and not graph.kept.changes(g.axis)
+    }
+
+
 def replay(plan: Plan, graph: Graph) -> Kept:
-    """See ``Plan.resolve``."""
+    """The choice of ``plan`` on an analysed ``graph``. Raises IrpruneError, naming the weight, where the plan does not fit it."""
     return _same(plan, graph) if plan.source == fingerprint(graph) else _Elsewhere(plan, graph).kept()
 
 

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from irprune import api
+from irprune.analysis.cost import cost
+from irprune.api.runner import runner
+from irprune.base.format import human
 from irprune.cli.options import as_json, device, inputs, load, model, say, show_json, shown
+from irprune.run.timing import interleaved
 
 if TYPE_CHECKING:
-    from irprune.capture.load import Loaded
+    from irprune.api.load import Loaded
 
 __all__ = ["bench"]
 
@@ -28,9 +33,6 @@ def bench(
     model: str, against: str | None, inputs: tuple[str, ...], pretrained: bool, seconds: float, threads: int, device: str, json_: bool,
 ) -> None:
     """Measure MODEL: median latency, size on disk, MACs, parameters, peak activation memory; beside B where one is given."""
-    from irprune.validate.latency import interleaved
-    from irprune.validate.runner import runner
-
     specs = [model] if against is None else [model, against]
     loaded = [load(spec, inputs, pretrained) for spec in specs]
     _threads(threads, loaded)
@@ -60,9 +62,6 @@ def _threads(threads: int, loaded: list[Loaded]) -> None:
 
 def _counts(loaded: Loaded) -> dict[str, int]:
     """MACs, parameters, bytes and activation from the cost polynomial."""
-    from irprune import api
-    from irprune.cost import cost
-
     return cost(api.analyse(api.capture(loaded.model, loaded.args if loaded.kind == "module" else (), loaded.kwargs, None))).as_dict()
 
 
@@ -75,8 +74,6 @@ def _on_disk(spec: str) -> int | None:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    from irprune.report import human
-
     def cell(key: str, value: Any) -> str:
         if value is None:
             return "-"

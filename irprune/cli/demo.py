@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from irprune.api.options import Options
+from irprune.base.atomic_write import check_folder, check_place
 from irprune.cli.options import as_json, say, show_json
-from irprune.emit.aside import check_folder, check_place
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from irprune.demo import Demo
+    from irprune.demo.run import Demo
 
 __all__ = ["demo"]
 
@@ -29,8 +30,7 @@ def demo(output: Path, ratio: float, epochs: int, seed: int, json_: bool) -> Non
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from irprune.demo import run_demo
-    from irprune.options import Options
+    from irprune.demo.run import run_demo
 
     Options.of(ratio=ratio)  # refused before anything is trained
     check_folder(output)

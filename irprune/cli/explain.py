@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from irprune import api
+from irprune.analysis.explain import explain as explanations
 from irprune.cli.options import as_json, inputs, load, model, show_json, shown
 
 __all__ = ["explain"]
@@ -19,9 +21,6 @@ def explain(model: str, name: str, inputs: tuple[str, ...], pretrained: bool, js
 
     NAME is a weight (layer1.0.conv1.weight), one of its dimensions (layer1.0.conv1.weight:0), or a value of the graph.
     """
-    from irprune import api
-    from irprune.explain import explain as explanations
-
     loaded = load(model, inputs, pretrained)
     graph = api.analyse(api.capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes))
     found = explanations(graph, name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from irprune import api
+from irprune.analysis.outline import outline
 from irprune.cli.options import as_json, inputs, load, model, show_json, shown
 
 __all__ = ["inspect"]
@@ -16,9 +18,6 @@ __all__ = ["inspect"]
 @as_json
 def inspect(model: str, inputs: tuple[str, ...], pretrained: bool, every: bool, json_: bool) -> None:
     """Show the groups of MODEL: size, kind, cost of one channel, members; and what is frozen and why."""
-    from irprune import api
-    from irprune.outline import outline
-
     loaded = load(model, inputs, pretrained)
     graph = api.analyse(api.capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes))
     found = outline(graph, fold=not every)

@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from irprune.cli.options import as_json, inputs, model, say, show_json, shown
+from irprune.base.atomic_write import write_text
+from irprune.cli.options import as_json, inputs, load, model, say, show_json, shown
+from irprune.driver.instruments import Dump, PrintAfterAll, PrintDiff, Time, Verify, describe
+from irprune.driver.registry import standard
+from irprune.driver.run import run
 from irprune.errors import IrpruneError
+from irprune.frontend.capture import capture
+from irprune.ir.parse import from_text
 
 if TYPE_CHECKING:
     from irprune.driver.instruments import Instrument
@@ -43,11 +49,6 @@ def opt(
     irprune opt net.py:build -p prune --print-diff --quiet
     irprune opt net.onnx -p "infer-axes,my-pass{k=3}" --load my_pass.py --time
     """
-    from irprune.driver.instruments import Dump, PrintAfterAll, PrintDiff, Time, Verify, describe
-    from irprune.driver.registry import standard
-    from irprune.driver.run import run
-    from irprune.emit.aside import write_text
-
     passes = standard(files).parse(pipeline) if pipeline.strip() else []
     graph = read_graph(model, inputs, pretrained)
     clock = Time()
@@ -77,15 +78,10 @@ def read_graph(spec: str, given: tuple[str, ...] = (), pretrained: bool = False)
     """The graph of MODEL, or the one that a text file describes. Raises IrpruneError for what is neither."""
     path = Path(spec)
     if path.suffix != ".irp":
-        from irprune.capture.model import capture
-        from irprune.cli.options import load
-
         loaded = load(spec, given, pretrained)
         graph = capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes)
         graph.name = loaded.name or graph.name
         return graph
-    from irprune.ir.text import from_text
-
     try:
         return from_text(path.read_text(encoding="utf-8"), path.name)
     except FileNotFoundError as missing:

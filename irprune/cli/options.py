@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from irprune.api.load import load_model
+from irprune.base.format import finite
+
 if TYPE_CHECKING:
-    from irprune.capture.load import Loaded
+    from irprune.api.load import Loaded
 
 __all__ = ["as_json", "device", "inputs", "model", "say", "show_json", "shown"]
 
@@ -53,13 +56,9 @@ def shown(text: str) -> None:
 
 def show_json(data: Any) -> None:
     """A result as JSON; what JSON has no number for is text."""
-    from irprune.report import finite
-
     click.echo(json.dumps(finite(data), indent=1))
 
 
 def load(spec: str, given: tuple[str, ...], pretrained: bool) -> Loaded:
     """The model that MODEL names."""
-    from irprune.capture.load import load_model
-
     return load_model(spec, given, pretrained)

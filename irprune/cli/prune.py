@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from irprune.arguments import SCOPES
+from irprune import api
+from irprune.base.atomic_write import aside, check_folder, check_place
+from irprune.choice.scopes import SCOPES
 from irprune.cli.options import as_json, device, inputs, load, model, say, show_json, shown
-from irprune.emit.aside import check_folder, check_place
 from irprune.errors import CheckFailed, IrpruneError
 
 __all__ = ["prune"]
@@ -56,8 +57,6 @@ folder with all of them and readable source."""
 @as_json
 def prune(**given: Any) -> None:
     """Prune MODEL, prove the result and write it."""
-    from irprune import api
-
     output: Path | None = given["output"]
     _check_output(output)
     settings = _settings(given)
@@ -140,8 +139,7 @@ def _write(pruned: Any, output: Path | None, options: Any) -> None:
             output.unlink(missing_ok=True)
             raise
     elif output.suffix == ".pt2":
-        from irprune.emit.aside import aside
-        from irprune.emit.folder import save_program
+        from irprune.emit.torch.saved import save_program
 
         with aside(output) as draft:
             save_program(pruned.module, pruned.graph.structure, draft / output.name)

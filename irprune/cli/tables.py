@@ -8,7 +8,10 @@ from typing import Any
 import click
 
 from irprune.cli.options import as_json, show_json, shown
+from irprune.driver.passes import help_of, options_of, written
+from irprune.driver.registry import standard
 from irprune.errors import IrpruneError
+from irprune.ops.registry import load_table
 
 __all__ = ["ops_command", "passes_command"]
 
@@ -21,8 +24,6 @@ def ops_command(pattern: str, json_: bool) -> None:
 
     A spelling is what the operator is called in a model: an ATen overload or an ONNX operator.
     """
-    from irprune.ops.registry import load_table
-
     rows: list[dict[str, Any]] = [
         {"name": op.name, "family": op.family, "aten": [t.removeprefix("aten.") for t in op.aten], "onnx": list(op.onnx),
          "rule": op.signature.text if op.signature is not None else "", "help": op.doc}
@@ -58,9 +59,6 @@ def _joined(kind: str, names: list[str]) -> str:
 @as_json
 def passes_command(files: tuple[str, ...], json_: bool) -> None:
     """List the passes with their options, and the pipelines made of them."""
-    from irprune.driver.passes import help_of, options_of, written
-    from irprune.driver.registry import standard
-
     registry = standard(files)
     rows: list[dict[str, Any]] = []
     for name, cls in sorted(registry.passes.items()):

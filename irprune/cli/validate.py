@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import click
 
+from irprune.api.runner import runner
+from irprune.base.tolerance import PARITY
 from irprune.cli.options import as_json, device, inputs, load, model, show_json, shown
 from irprune.errors import CheckFailed, IrpruneError
+from irprune.validate.parity import compare_arrays
 
 __all__ = ["validate"]
 
@@ -26,10 +29,6 @@ def validate(
 
     Each of A and B is a MODEL: two ONNX files, a PyTorch model and its export, a folder that irprune wrote and its ONNX file.
     """
-    from irprune.validate.parity import compare_arrays
-    from irprune.validate.runner import runner
-    from irprune.validate.tolerance import PARITY
-
     bound = PARITY if tolerance is None else tolerance
     first, second = (runner(load(spec, inputs, pretrained), device, exact=True) for spec in (a, b))
     worst: dict[str, float] = {}

@@ -12,11 +12,11 @@ from zlib import crc32
 
 import numpy as np
 
-from irprune.emit.aside import write_text
+from irprune.base.atomic_write import write_text
+from irprune.driver.verify import Broken, verify
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.text import to_text
-from irprune.ir.verify import Broken, verify
 
 __all__ = ["Dump", "Instrument", "PrintAfterAll", "PrintDiff", "Time", "Verify"]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from irprune import passes
 from irprune.driver.passes import Pass, fitted, is_pass, name_of, options_of, type_name, written
 from irprune.driver.read import Call, read_pipeline
 from irprune.errors import IrpruneError, gist, users_line
@@ -127,12 +128,10 @@ def own(names: Iterable[str]) -> list[Pass]:
 
 def standard(load: Iterable[str | Path] = ()) -> Registry:
     """What ``irprune.passes`` holds, what installed packages offer as entry points, and the passes of the files ``load``."""
-    import irprune.passes as own
-
     registry = Registry()
-    for info in sorted(pkgutil.iter_modules(own.__path__), key=lambda m: m.name):
-        registry.add_module(importlib.import_module(f"{own.__name__}.{info.name}"), "irprune")
-    registry.pipelines = {name.lower(): value for name, value in vars(own).items() if name.isupper() and isinstance(value, tuple)}
+    for info in sorted(pkgutil.iter_modules(passes.__path__), key=lambda m: m.name):
+        registry.add_module(importlib.import_module(f"{passes.__name__}.{info.name}"), "irprune")
+    registry.pipelines = {name.lower(): value for name, value in vars(passes).items() if name.isupper() and isinstance(value, tuple)}
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
         try:
             thing = point.load()

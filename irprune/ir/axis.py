@@ -11,12 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from irprune.ir.size import Size, Sym, is_static, probe_of, product, same
-
-if TYPE_CHECKING:
-    from irprune.ir.graph import Node, Value
 
 __all__ = ["Axes", "Axis", "Link", "Reason", "factors", "find", "leaves", "parts"]
 
@@ -24,12 +21,27 @@ LEAF, PRODUCT, SUM = "leaf", "product", "sum"
 _SLACK = 256  # refinements that one relation may cost beyond what its pieces account for
 
 
+class Site(Protocol):
+    """Where something is said of axes: a node of a graph."""
+
+    @property
+    def where(self) -> str:
+        """The line of the user's code, or the module or node of the file."""
+
+
+class Dimensioned(Protocol):
+    """What has axes, one for each dimension of its type: a value of a graph."""
+
+    axes: tuple[Axis, ...] | None
+    type: Any
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """Why an axis may not change size, and the node that said so (None for graph inputs and outputs)."""
 
     text: str
-    node: Node | None = None
+    node: Site | None = None
 
     def __str__(self) -> str:
         return f"{self.text} at {self.node.where}" if self.node is not None and self.node.where else self.text
@@ -120,7 +132,7 @@ class Link:
 
     a: int
     b: int
-    node: Node | None
+    node: Site | None
     kind: str  # "unify" | "refine" | "freeze"
 
 
@@ -131,10 +143,10 @@ class Axes:
     """
 
     def __init__(self) -> None:
-        self.node: Node | None = None
+        self.node: Site | None = None
         self.links: list[Link] = []
         self.opened: dict[str, None] = {}  # first results of nodes that are free because they can be folded to a constant
-        self.clashes: dict[Node, str] = {}  # nodes that made axes of different sizes meet
+        self.clashes: dict[Site, str] = {}  # nodes that made axes of different sizes meet
         self.count = 0
         self._budget: int | None = None  # refinements left to the relation being stated; None outside of one
         self.one = self._new(1)  # every dimension of size 1; it broadcasts and is never dropped
@@ -186,7 +198,7 @@ class Axes:
         """``parts(a)``, with the shared axis of size 1 replaced by a leaf of its own: in a sum it is an index like any other."""
         return [self._new(1) if p is self.one else p for p in parts(a)]
 
-    def of(self, value: Value) -> tuple[Axis, ...]:
+    def of(self, value: Dimensioned) -> tuple[Axis, ...]:
         """The axes of ``value``; fresh ones for a weight met for the first time, none where the rank is unknown."""
         if value.axes is None:
             value.axes = tuple(self.leaf(s) for s in value.type.shape or ())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from irprune.ir.size import Size, is_static
 
@@ -198,6 +198,8 @@ class Graph:
     the same dialect reads it.
     """
 
+    printer: ClassVar[Callable[[Graph], str]]  # the text form, which knows all of the graph: set by ``irprune.ir``
+
     def __init__(self, name: str = "graph") -> None:
         self.name = name
         self.inputs: list[Value] = []
@@ -295,6 +297,4 @@ class Graph:
             yield from node.outputs
 
     def __str__(self) -> str:
-        from irprune.ir.text import to_text
-
-        return to_text(self)
+        return type(self).printer(self)

@@ -18,7 +18,7 @@ from irprune.ir.kept import Kept
 from irprune.ir.size import Size, Sym, symbol
 from irprune.ir.text import NAME, Opaque
 
-__all__ = ["parse", "parse_size"]
+__all__ = ["from_text", "parse_size"]
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -31,7 +31,7 @@ _SIGNS: dict[type, Callable[[Any, Any], Any]] = {
 }
 
 
-def parse(text: str, source: str = "text") -> Graph:
+def from_text(text: str, source: str = "text") -> Graph:
     """The graph that ``text`` describes. Raises IrpruneError naming ``source`` and the line that cannot be read."""
     return _Parser(text, source).parse()
 

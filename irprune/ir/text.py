@@ -1,4 +1,4 @@
-"""The text form of a graph: ``to_text`` prints it, ``from_text`` reads it back, and print → parse → print is the identity.
+"""The text form of a graph: ``to_text`` prints it, ``irprune.ir.parse`` reads it back, and print → parse → print is the identity.
 
 ::
 
@@ -29,13 +29,16 @@ import json
 import re
 from collections.abc import Mapping
 from typing import Any
+from zlib import crc32
+
+import numpy as np
 
 from irprune.ir.axis import LEAF, PRODUCT, Axis, factors, find, leaves, parts
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.kept import Indices, Kept
 from irprune.ir.size import Size, Sym
 
-__all__ = ["Opaque", "from_text", "to_text"]
+__all__ = ["Opaque", "to_text"]
 
 NAME = re.compile(r"[A-Za-z0-9_./$-]*[A-Za-z0-9_/$]")  # what needs no quotes
 _WORD = re.compile(r"[A-Za-z_]\w*")
@@ -65,13 +68,6 @@ def to_text(graph: Graph, marks: Mapping[Node | Value, str] | None = None) -> st
 def lines_of(graph: Graph, marks: Mapping[Node | Value, str] | None = None) -> tuple[list[str], list[int]]:
     """The lines of the text, and the positions of those that are marks."""
     return _Printer(graph, marks or {}).print()
-
-
-def from_text(text: str, source: str = "text") -> Graph:
-    """The graph that ``text`` describes; ``source`` names it in errors. Raises IrpruneError with the line that cannot be read."""
-    from irprune.ir.parse import parse
-
-    return parse(text, source)
 
 
 def quoted(name: str) -> str:
@@ -252,10 +248,6 @@ def literal(x: Any) -> str:
 def describe(x: Any) -> str:
     """What kind of thing an attribute without a literal is; the same for equal arrays."""
     if hasattr(x, "dtype") and hasattr(x, "shape"):
-        from zlib import crc32
-
-        import numpy as np
-
         array = np.ascontiguousarray(x)
         return f"{array.dtype}{list(array.shape)} {crc32(array.tobytes()):08x}"
     return f"{type(x).__name__} {getattr(x, 'name', '')}".strip()

@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from irprune.latency.operators import Operator
-from irprune.validate.parity import session
+from irprune.run.session import session
 
 __all__ = ["kernel_times", "measure", "one_node"]
 

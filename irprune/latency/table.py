@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from irprune.latency.operators import Operator
+from irprune.run.session import providers_for
 
 __all__ = ["Table", "cache_folder", "machine"]
 
@@ -74,7 +75,6 @@ class Table:
         import onnxruntime
 
         from irprune.latency.kernels import measure
-        from irprune.validate.parity import providers_for
 
         provider = providers_for(device)[0]
         place = "cpu" if provider == "CPUExecutionProvider" else "cuda"

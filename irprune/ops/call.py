@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from irprune.capture.dtypes import TO_TORCH
 from irprune.ir.graph import Node
 from irprune.ir.size import Sym
+from irprune.ops.dtypes import TO_TORCH
 from irprune.ops.registry import aten_target, lookup
 
 __all__ = ["Call", "DeviceOf", "Operand", "bind", "overload", "substitute"]

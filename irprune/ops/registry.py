@@ -6,6 +6,9 @@ An entry is made by ``op(...)`` in the file of its family. Its axis rule is a si
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,20 +16,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
 from irprune.ir.size import Size, same
+from irprune.ops.signature import Signature, Unsupported
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from irprune.ops.signature import Signature
-
 __all__ = ["TABLE", "Arg", "Cut", "Op", "Sample", "Unsupported", "aten_target", "lookup", "op", "same_type", "spelling"]
 
 Rule = Callable[[Axes, Node], None]
-
-
-class Unsupported(Exception):
-    """Raised by a rule that meets a use it does not cover; the node's axes freeze with this text as the reason."""
 
 
 class Cut(Protocol):
@@ -138,10 +136,6 @@ def op(
     ``rule`` as a string is a signature; ``fixed`` lists its letters that may not change size, ``sizes`` binds letters to
     integer attributes and ``roles`` marks letters (``{"g": "group"}``).
     """
-    import sys
-
-    from irprune.ops.signature import Signature
-
     family = sys._getframe(1).f_globals["__name__"].rsplit(".", 1)[-1]
     signature = None
     if isinstance(rule, str):
@@ -179,12 +173,7 @@ def load_table() -> dict[str, Op]:
 
 
 def _import_families() -> None:
-    import importlib
-    import pkgutil
-
-    import irprune.ops.families as families
-    import irprune.ops.onnx as spellings
-
+    families, spellings = (importlib.import_module(f"irprune.ops.{name}") for name in ("families", "onnx"))
     for info in sorted(pkgutil.iter_modules(families.__path__), key=lambda m: m.name):
         importlib.import_module(f"irprune.ops.families.{info.name}")
     for info in sorted(pkgutil.iter_modules(spellings.__path__), key=lambda m: m.name):

@@ -16,9 +16,12 @@ from functools import cached_property
 from irprune.ir.axis import Axes, Axis, find
 from irprune.ir.graph import Node, Value
 from irprune.ir.size import Size, probe_of, product
-from irprune.ops.registry import Unsupported
 
-__all__ = ["Signature"]
+__all__ = ["Signature", "Unsupported"]
+
+
+class Unsupported(Exception):
+    """Raised by a rule that meets a use it does not cover; the node's axes freeze with this text as the reason."""
 
 _TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+)|(\?)")
 

@@ -13,10 +13,11 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from irprune.capture.onnx import OnnxSource, Place, nodes_of
-from irprune.capture.onnx_file import Loader
-from irprune.emit.onnx_file import blank
+from irprune.emit.onnx.file import blank
 from irprune.errors import IrpruneError
+from irprune.frontend.onnx.file import Loader
+from irprune.frontend.onnx.reader import nodes_of
+from irprune.frontend.onnx.source import OnnxSource, Place
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.kept import Kept
 from irprune.ir.size import Size, Sym

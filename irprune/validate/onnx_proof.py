@@ -10,20 +10,20 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from irprune.capture.onnx_file import Loader
-from irprune.emit.onnx import Emitter
+from irprune.base.tolerance import FLOAT32
+from irprune.emit.onnx.emitter.emitter import Emitter
 from irprune.errors import IrpruneError
+from irprune.frontend.onnx.file import Loader
 from irprune.ir.graph import Graph
 from irprune.ir.kept import Kept
+from irprune.run.session import PRECISE
 from irprune.validate.onnx_oracle import silenced_model
 from irprune.validate.onnx_run import difference, random_inputs, run_model, session
 from irprune.validate.onnx_shaken import shaken_model
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
-from irprune.validate.parity import PRECISE
+from irprune.validate.proof_result import Proof
 from irprune.validate.saturation import changed_by_saturation, products_saturate
-from irprune.validate.tolerance import FLOAT32
-from irprune.validate.verdict import Proof
 
 __all__ = ["prove_onnx"]
 

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from irprune.capture.onnx_file import Loader
-from irprune.capture.onnx_proto import numpy_dtype
-from irprune.emit.onnx_file import write_model
+from irprune.emit.onnx.emitter.file import write_model
 from irprune.errors import IrpruneError, first_line
+from irprune.frontend.onnx.file import Loader
+from irprune.frontend.onnx.proto import numpy_dtype
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Size, Sym, probe_of
-from irprune.validate.parity import PRECISE
+from irprune.run.session import PRECISE
 
 __all__ = ["difference", "index_limits", "random_inputs", "run_model", "session"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from irprune.capture.onnx import OnnxSource
+from irprune.frontend.onnx.source import OnnxSource
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import groups_of
 from irprune.ir.kept import Kept

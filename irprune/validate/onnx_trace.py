@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from irprune.capture.onnx_proto import NAMES, numpy_dtype
+from irprune.frontend.onnx.proto import NAMES, numpy_dtype
 
 __all__ = ["DType", "Recorder", "Tensor", "Untraced"]
 

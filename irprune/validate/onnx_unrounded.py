@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from irprune.capture.onnx_order import captured, target_of
+from irprune.frontend.onnx.order import captured, target_of
 from irprune.ops.onnx.unrounded import BOUNDS, INT32, RULES, Result, Uncovered
 
 __all__ = ["unrounded"]

@@ -13,7 +13,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
-from irprune.capture.onnx_file import Loader
+from irprune.frontend.onnx.file import Loader
 
 __all__ = ["widen", "widened_inputs"]
 

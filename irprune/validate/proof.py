@@ -14,15 +14,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
-from irprune.capture.untouched import attributes_kept, evaluating
+from irprune.base.tolerance import FLOAT32, FLOAT64
+from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.ir.graph import Graph, Weight
-from irprune.validate.inputs import flat_tensors, over_tensors, redraw
-from irprune.validate.interpret import as_tensor, evaluate
-from irprune.validate.oracle import relative_error, silenced
-from irprune.validate.precision import full_float32
-from irprune.validate.tolerance import FLOAT32, FLOAT64
-from irprune.validate.verdict import Proof
+from irprune.run.error import relative_error
+from irprune.run.inputs import flat_tensors, over_tensors, redraw
+from irprune.run.interpret import as_tensor, evaluate
+from irprune.run.oracle import silenced
+from irprune.run.precision import full_float32
+from irprune.validate.proof_result import Proof
 
 __all__ = ["Proof", "prove"]
 
@@ -126,8 +128,6 @@ def _wide(graph: Graph, remake: Remake, inputs: list[torch.Tensor]) -> list[torc
 
 def graph_inputs(graph: Graph, args: Sequence[Any], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """The tensors that a call hands to the graph's inputs, in the graph's order."""
-    from torch.utils import _pytree as pytree
-
     leaves = pytree.arg_tree_leaves(*args, **kwargs)
     placed = [(p, leaf) for p, leaf in zip(graph.structure.inputs, leaves, strict=True) if isinstance(p, int)]
     return [leaf for _, leaf in sorted(placed, key=lambda pair: pair[0])]

@@ -16,9 +16,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from irprune.capture.onnx_file import Loader
-from irprune.capture.onnx_order import target_of
 from irprune.errors import IrpruneError
+from irprune.frontend.onnx.file import Loader
+from irprune.frontend.onnx.order import target_of
 from irprune.ops.onnx.unrounded import PRODUCTS
 from irprune.validate.onnx_run import difference, run_model
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from irprune.digits import Data, DigitNet, accuracy, jitter, load_data, train
+from irprune.demo.digits import Data, DigitNet, accuracy, jitter, load_data, train
 
 __all__ = ["BATCH", "dense", "epoch", "line"]
 

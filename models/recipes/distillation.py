@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import irprune
-from irprune.distill import Distillation
+from irprune.training.distill import Distillation
 
 
 def main(epochs: int = 20, tune: int = 3) -> float:

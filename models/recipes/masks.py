@@ -9,7 +9,7 @@ import torch
 from common import BATCH, dense, epoch, line
 
 import irprune
-from irprune.emit.module import emit_module
+from irprune.emit.torch.module import emit_module
 from irprune.passes.infer_axes import InferAxes
 from irprune.passes.mask import Mask, apply_masks
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import irprune
-from irprune.sparsity import BatchNormScale, GroupLasso, Growing
+from irprune.training.sparsity import BatchNormScale, GroupLasso, Growing
 
 KINDS: Any = ((Growing, 2e-3, "magnitude"), (GroupLasso, 1.5e-3, "magnitude"), (BatchNormScale, 2e-2, "batch_norm_scale"))
 LEFT = {"macs": 0.5}

@@ -11,6 +11,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Weight
+from irprune.ops.families.elementwise import broadcast
 from irprune.ops.registry import Arg, Op, Sample, Unsupported, op
 
 __all__ = ["Letters", "concrete", "contraction", "quick_product", "zeroed"]
@@ -361,8 +362,6 @@ contraction("grouped_mm", _grouped, macs=_grouped_macs,
 
 def _cross(axes: Axes, node: Node) -> None:
     """A vector product along one dimension of size 3, element-wise in the others."""
-    from irprune.ops.families.elementwise import broadcast
-
     broadcast(axes, node)
     rank = node.out.rank
     axes.freeze((node.out.axes or ())[node.attrs.get("dim", -1) % rank], "dimension of a vector product")

@@ -137,7 +137,7 @@ for _name, _element in (("max", -INF), ("min", INF)):
 
 def _computing(torch: Any, node: Node, x: Any) -> Any:
     """``x`` in the type that the node computes in, which is never narrower than that of ``x``."""
-    from irprune.capture.dtypes import TO_TORCH
+    from irprune.ops.dtypes import TO_TORCH
 
     dtype = node.attrs.get("dtype")
     return x if dtype is None else x.to(torch.promote_types(x.dtype, TO_TORCH[dtype]))

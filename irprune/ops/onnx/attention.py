@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from irprune.ir.axis import Axes, Axis
+from irprune.ir.axis import Axes, Axis, factors
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, probe_of
 from irprune.ops.families.contraction import zeroed
-from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 
@@ -105,8 +105,6 @@ def resized(node: Node, cut: Cut) -> None:
 
 def kept_heads(value: Any, heads: int, cut: Cut) -> int:
     """How many of the outer ``heads`` of the last dimension are left."""
-    from irprune.ir.axis import factors
-
     left, covered = 1, 1
     *_, last = value.axes
     for f in factors(last):

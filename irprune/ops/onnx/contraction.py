@@ -5,7 +5,7 @@ from __future__ import annotations
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
 from irprune.ops.families.contraction import Letters, contraction, parse_equation
-from irprune.ops.onnx.spell import Edit, OnnxNode, Step, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import broadcast
 from irprune.ops.registry import Arg, Sample
 
@@ -102,8 +102,6 @@ def _fused(node: Node) -> Letters:
 
 
 def _read_fused(node: OnnxNode) -> Step:
-    from irprune.ops.onnx.spell import Unread
-
     if node.attrs.get("transBatchA", 0) or node.attrs.get("transBatchB", 0) or node.rank(0) < 2 or node.rank(1) < 2:
         raise Unread("a FusedMatMul with a transposed batch")
     attrs = {"trans_a": node.attrs.get("transA", 0), "trans_b": node.attrs.get("transB", 0), "alpha": node.attrs.get("alpha", 1.0)}

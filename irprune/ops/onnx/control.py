@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from irprune.ir.axis import Axes
+from irprune.ir.body import Body
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import same
-from irprune.ops.onnx.spell import Body, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.registry import Unsupported, op
 
 __all__: list[str] = []

@@ -8,7 +8,7 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
-from irprune.ops.onnx.spell import Edit, Misfit, OnnxNode, Step, Unread, spell, variant
+from irprune.ops.onnx.importer import Edit, Misfit, OnnxNode, Step, Unread, spell, variant
 from irprune.ops.onnx.types import like, padded, window
 from irprune.ops.registry import TABLE
 

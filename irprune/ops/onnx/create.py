@@ -9,7 +9,8 @@ import numpy as np
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, Sym
-from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.dtypes import NUMBERED
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import agree, like
 from irprune.ops.registry import op
 
@@ -29,8 +30,6 @@ def _filled(node: OnnxNode) -> Step:
     dtype, value = "f32", 0.0
     if "value" in node.attrs:
         from onnx import numpy_helper
-
-        from irprune.ops.onnx.dtypes import NUMBERED
 
         array = numpy_helper.to_array(node.attrs["value"])
         dtype, value = NUMBERED.get(node.attrs["value"].data_type, ""), array.reshape(-1)[0].item()
@@ -74,8 +73,6 @@ spell("arange_from", "Range", read=_range)
 
 
 def _eye_like(node: OnnxNode) -> Step:
-    from irprune.ops.onnx.dtypes import NUMBERED
-
     dtype = NUMBERED[node.attrs["dtype"]] if "dtype" in node.attrs else node.type(0).dtype
     return Step("eye_like", (0,), {"diagonal": node.attrs.get("k", 0), "dtype": dtype}, [like(node, dtype=dtype)])
 

@@ -7,7 +7,7 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.onnx.dtypes import NUMBERED
-from irprune.ops.onnx.spell import OnnxNode, Step, runs
+from irprune.ops.onnx.importer import OnnxNode, Step, runs
 from irprune.ops.registry import Unsupported, op
 
 __all__ = ["at_run_time"]

@@ -6,7 +6,8 @@ from typing import Any
 
 from irprune.ir.graph import TensorType
 from irprune.ops.families.elementwise import broadcast as broadcast_rule
-from irprune.ops.onnx.spell import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.dtypes import NUMBERED
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import broadcast, like
 from irprune.ops.registry import op
 
@@ -216,8 +217,6 @@ spell(("clamp", "clip", "identity"), "Clip", read=_clip)
 
 
 def _cast(node: OnnxNode) -> Step:
-    from irprune.ops.onnx.dtypes import NUMBERED
-
     if node.attrs["to"] not in NUMBERED or NUMBERED[node.attrs["to"]] == "str" or node.type(0).dtype == "str":
         raise Unread("a cast to or from strings or an unusual type")
     dtype = NUMBERED[node.attrs["to"]]

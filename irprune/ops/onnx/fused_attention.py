@@ -10,7 +10,7 @@ from irprune.ir.graph import Node
 from irprune.ir.size import Size, probe_of, same
 from irprune.ops.families.contraction import zeroed
 from irprune.ops.onnx.attention import attended, counted, masked, opened, resized, shared, silenced
-from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 

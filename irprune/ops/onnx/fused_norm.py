@@ -9,8 +9,8 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.families.norm import masked_mean
 from irprune.ops.onnx.attention import shared
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.norm import nothing
-from irprune.ops.onnx.spell import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Sample, op
 

@@ -11,9 +11,9 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType, Value, Weight
 from irprune.ir.size import Sym, probe_of
 from irprune.ops.families.index import recounted, taken
-from irprune.ops.onnx.spell import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like, position
-from irprune.ops.registry import Arg, Cut, Sample, op
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 
 __all__: list[str] = []
 
@@ -153,8 +153,6 @@ def _nd_rule(axes: Axes, node: Node) -> None:
     depth = node.operand(1).shape[-1]
     axes.freeze(index[-1], "places in several dimensions")
     if not isinstance(depth, int):
-        from irprune.ops.registry import Unsupported
-
         raise Unsupported("places in an unknown number of dimensions")
     for a, b in zip(own[:batch], index[:batch], strict=True):
         axes.unify(a, b)

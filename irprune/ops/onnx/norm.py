@@ -7,7 +7,7 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.families.norm import masked_mean
-from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell, variant
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell, variant
 from irprune.ops.onnx.types import agree, like, position
 from irprune.ops.registry import Arg, Cut, Sample, op
 

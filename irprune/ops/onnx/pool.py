@@ -8,9 +8,9 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, Sym, probe_of
-from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like, padded, window
-from irprune.ops.registry import op
+from irprune.ops.registry import Unsupported, op
 
 __all__: list[str] = []
 
@@ -206,8 +206,6 @@ def _depth_rule(axes: Axes, node: Node) -> None:
     b = node.attrs["block"]
     block, rest = axes.split(c, b * b)
     if block is None or rest is None:
-        from irprune.ops.registry import Unsupported
-
         raise Unsupported("depth_to_space of channels that are grouped otherwise")
     axes.freeze(block, "a block of pixels")
     axes.freeze(h, "positions")

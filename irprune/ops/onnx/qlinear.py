@@ -7,9 +7,9 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.families.elementwise import broadcast as broadcast_rule
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.quant import _along, _quiet
-from irprune.ops.onnx.spell import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import broadcast, like, position
 from irprune.ops.registry import Arg, Sample, op
 

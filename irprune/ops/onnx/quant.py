@@ -10,8 +10,8 @@ from irprune.ops.families.contraction import zeroed
 from irprune.ops.onnx.contraction import product_type
 from irprune.ops.onnx.conv import conv_places
 from irprune.ops.onnx.dtypes import NUMBERED
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.norm import nothing
-from irprune.ops.onnx.spell import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like, position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 

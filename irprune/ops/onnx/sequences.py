@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
-from irprune.ops.onnx.spell import OnnxNode, Step, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, runs, spell
 from irprune.ops.registry import TABLE, Unsupported, op
 
 __all__ = ["OPTIONAL", "SEQUENCE"]

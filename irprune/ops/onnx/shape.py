@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, is_static, probe_of, product, same
+from irprune.ops.families.pad import _reflected
+from irprune.ops.onnx.importer import PREVIOUS, Edit, Misfit, OnnxNode, Step, Unread, runs, spell, variant
 from irprune.ops.onnx.norm import nothing
-from irprune.ops.onnx.spell import PREVIOUS, Edit, Misfit, OnnxNode, Step, Unread, runs, spell, variant
 from irprune.ops.onnx.types import agree, broadcast, like, position
 from irprune.ops.registry import Arg, Sample, op
 
@@ -337,8 +338,6 @@ def _write_pad(edit: Edit, node: Node) -> None:
 
 
 def _pad_by(axes: Axes, node: Node) -> None:
-    from irprune.ops.families.pad import _reflected
-
     _reflected(axes, node)
 
 

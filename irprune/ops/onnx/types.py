@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from irprune.ir.graph import TensorType
 from irprune.ir.size import Size, Sym, probe_of, same
-from irprune.ops.onnx.spell import OnnxNode, Unread
+from irprune.ops.onnx.importer import OnnxNode, Unread
 
 __all__ = ["broadcast", "like", "padded", "position", "reduced_type", "window"]
 

@@ -1,0 +1,401 @@
+"""Models by name, as the command line takes them: files, callables, and the model libraries.
+
+``file.onnx``, ``file.pt2``, ``file.py:callable``, ``package.module:callable``, ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER``,
+and a folder that irprune saved. Random weights and random inputs are drawn from a fixed seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from irprune.errors import IrpruneError, gist, users_line
+from irprune.frontend.capture import capture, load_program
+from irprune.ir.graph import Graph
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import torch
+
+__all__ = ["InputSpec", "Loaded", "load_graph", "load_model", "parse_input"]
+
+SEED = 0
+_FORMS = "file.onnx, file.pt2, file.py:callable, package.module:callable, timm:NAME, torchvision:NAME, hf:FOLDER"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One ``--input``: a shape and an element type, or a file that holds the array; ``name`` is "" for the next positional one."""
+
+    name: str = ""
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    file: str = ""
+
+
+@dataclass
+class Loaded:
+    """A model and an example call. ``model`` is an ``nn.Module``, or the path of an ``.onnx`` or ``.pt2`` file."""
+
+    model: Any
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+    dynamic_shapes: Any = None
+
+    @property
+    def kind(self) -> str:
+        """``module``, ``onnx`` or ``pt2``."""
+        return Path(self.model).suffix[1:] if isinstance(self.model, (str, Path)) else "module"
+
+
+_INPUT = re.compile(r"(?:(?P<name>[A-Za-z_][\w.]*)=)?(?P<shape>\d+(?:x\d+)*|scalar)(?::(?P<dtype>\w+))?")
+
+
+def parse_input(text: str) -> InputSpec:
+    """``1x3x224x224``, ``ids=1x16:i64``, ``mask=scalar:bool`` or ``x=values.npy``. Raises IrpruneError for anything else."""
+    name, _, rest = text.rpartition("=")
+    if Path(rest).suffix in (".npy", ".npz"):
+        if not Path(rest).exists():
+            raise IrpruneError("no such input file", rest, "check the path of --input")
+        return InputSpec(name, file=rest)
+    found = _INPUT.fullmatch(text)
+    if found is None:
+        raise IrpruneError(f"--input {text!r} is no shape", "", "write 1x3x224x224, NAME=1x16:i64, or NAME=file.npy")
+    shape = found["shape"]
+    return InputSpec(found["name"] or "", () if shape == "scalar" else tuple(map(int, shape.split("x"))), found["dtype"] or "")
+
+
+def load_graph(spec: str, inputs: Sequence[str] = ()) -> Graph:
+    """The captured graph of the model that ``spec`` names. Raises IrpruneError for what is no model."""
+    loaded = load_model(spec, inputs)
+    graph = capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes)
+    graph.name = loaded.name or graph.name
+    return graph
+
+
+def load_model(spec: str, inputs: Sequence[str] = (), pretrained: bool = False) -> Loaded:
+    """The model that ``spec`` names, with an example call. Raises IrpruneError for what is no model."""
+    given = [parse_input(text) for text in inputs]
+    path = Path(spec)
+    if path.suffix in (".onnx", ".pt2"):
+        _must_be_file(path)
+        return Loaded(str(path), tuple(_draw(given)) if path.suffix == ".onnx" and given else (), {}, path.stem)
+    if path.is_dir():
+        from irprune.emit.torch.saved import from_folder
+
+        return _called(from_folder(path), given, lambda: _saved_call(path), path.name)
+    head, colon, tail = spec.rpartition(":")
+    if not colon or not head or not tail:
+        if path.suffix == ".py":
+            _must_be_file(path)
+            raise IrpruneError("no callable is named", spec, f"say which function gives the model: {spec}:build")
+        raise IrpruneError("not a model" if path.exists() else "no such model", spec, f"MODEL is one of {_FORMS}")
+    makers: dict[str, _Maker] = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}
+    if head in makers:
+        with _seeded():
+            model, example = makers[head](tail, pretrained)
+            return _called(model, given, example, tail.rstrip("/").rsplit("/", 1)[-1])
+    with _seeded():
+        return _from_code(head, tail, given)
+
+
+_Maker = Callable[[str, bool], tuple[Any, Callable[[], Any]]]
+
+
+def _must_be_file(path: Path) -> None:
+    if not path.exists():
+        raise IrpruneError("no such file", str(path), "check the path")
+    if path.is_dir():
+        raise IrpruneError("this is a folder, not a file", str(path), "give the file in it")
+    if path.stat().st_size == 0:
+        raise IrpruneError("the file is empty", str(path), "export the model again")
+
+
+@contextlib.contextmanager
+def _seeded() -> Iterator[None]:
+    """Random weights and inputs are the same in every run, and the caller's generator is left as it was."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        yield
+
+
+# -- example calls -----------------------------------------------------------------------------------------------------
+
+
+def _called(model: Any, given: Sequence[InputSpec], example: Callable[[], Any], name: str) -> Loaded:
+    """The model with the user's inputs, or with its own example."""
+    if given:
+        tensors = _draw(given)
+        args = tuple(t for t, spec in zip(tensors, given, strict=True) if not spec.name)
+        kwargs = {spec.name: t for t, spec in zip(tensors, given, strict=True) if spec.name}
+        return Loaded(model, args, kwargs, name)
+    return Loaded(model, *_call_of(example()), name=name)
+
+
+def _call_of(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``(args, kwargs)``, ``args``, a dict of keyword arguments, or one tensor."""
+    if isinstance(example, Mapping):
+        return (), dict(example)
+    if not isinstance(example, tuple):
+        return (example,), {}
+    if len(example) == 2 and isinstance(example[0], tuple) and isinstance(example[1], dict):
+        return example[0], dict(example[1])
+    return example, {}
+
+
+def _draw(given: Iterable[InputSpec]) -> list[torch.Tensor]:
+    """A tensor for each spec: random numbers, 0 and 1 for integers, True and False for booleans."""
+    import torch
+
+    from irprune.ops.dtypes import TO_TORCH
+
+    generator = torch.Generator().manual_seed(SEED)
+    out = []
+    for spec in given:
+        if spec.file:
+            try:
+                array = np.load(spec.file)
+            except (OSError, ValueError) as broken:
+                raise IrpruneError(f"cannot be read: {gist(broken)}", spec.file, "write it with numpy.save or numpy.savez") from broken
+            out.append(torch.from_numpy(array if isinstance(array, np.ndarray) else array[array.files[0]]))
+            continue
+        if (spec.dtype or "f32") not in TO_TORCH:
+            raise IrpruneError(f"no element type {spec.dtype!r}", "--input", f"one of {', '.join(TO_TORCH)}")
+        dtype = TO_TORCH[spec.dtype or "f32"]
+        if dtype.is_floating_point or dtype.is_complex:
+            out.append(torch.randn(spec.shape, generator=generator).to(dtype))
+        else:
+            out.append(torch.randint(0, 2, spec.shape, generator=generator).to(dtype))
+    return out
+
+
+def _saved_call(folder: Path) -> Any:
+    """The example call that a saved folder's program holds."""
+    program = load_program(folder / "model.pt2")
+    if program.example_inputs is None:
+        raise IrpruneError("the folder holds no example input", str(folder), "give --input")
+    return program.example_inputs
+
+
+# -- the user's code ---------------------------------------------------------------------------------------------------
+
+
+def _from_code(place: str, name: str, given: Sequence[InputSpec]) -> Loaded:
+    """What the callable returns: a module, ``(module, args)`` or ``(module, args, kwargs)``; else ``example_inputs`` gives the call."""
+    import torch
+
+    module = _import(place)
+    made = getattr(module, name, None)
+    if made is None:
+        own = [k for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        known = [k for k in own if not k.startswith("_")]
+        raise IrpruneError(f"no {name!r} here", place, f"there are: {', '.join(known) or 'no callables'}")
+    if not isinstance(made, torch.nn.Module):
+        hint = "name a function without arguments that returns the model"
+        if not callable(made):
+            raise IrpruneError(f"{name!r} is neither a module nor a callable", place, hint)
+        try:
+            inspect.signature(made).bind()
+        except TypeError as refused:
+            raise IrpruneError(f"{name}() cannot be called: {refused}", place, hint) from refused
+        except ValueError:  # a callable that says nothing of its parameters
+            pass
+        with _users_code(place, f"{name}()"):
+            made = made()
+    example: Callable[[], Any] = getattr(module, "example_inputs", None) or _no_example(place)
+    if isinstance(made, tuple) and made and isinstance(made[0], torch.nn.Module):
+        model, *call = made
+        if call:
+            example = lambda: (tuple(call[0]), dict(call[1])) if len(call) > 1 else call[0]  # noqa: E731
+        made = model
+    if not isinstance(made, torch.nn.Module):
+        raise IrpruneError(f"{name}() gave {type(made).__name__}, not an nn.Module", place, "return the model, or (model, args, kwargs)")
+    with _users_code(place, "example_inputs()"):
+        loaded = _called(made, given, example, type(made).__name__)
+    dynamic = getattr(getattr(module, "CASE", None), "dynamic", None)
+    if not given and dynamic:
+        loaded.dynamic_shapes = dict(dynamic)
+    return loaded
+
+
+def _no_example(place: str) -> Callable[[], Any]:
+    def refuse() -> Any:
+        raise IrpruneError("no example input", place, "give --input 1x3x224x224, or a function example_inputs() beside the model")
+
+    return refuse
+
+
+def _import(place: str) -> ModuleType:
+    """The module at a file's path or of a dotted name."""
+    path = Path(place)
+    try:
+        if path.suffix == ".py":
+            _must_be_file(path)
+            return _import_file(path.resolve())
+        if not all(part.isidentifier() for part in place.split(".")):
+            raise IrpruneError("no such model", place, f"MODEL is one of {_FORMS}")
+        if str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))
+        return importlib.import_module(place)
+    except ModuleNotFoundError as missing:
+        raise IrpruneError(f"no module {missing.name!r}", place, f"install it, or give MODEL as one of {_FORMS}") from missing
+    except IrpruneError:
+        raise
+    except Exception as broken:  # whatever the user's code raises
+        raise IrpruneError(f"cannot be imported: {gist(broken)}", users_line(broken) or place, "it must import on its own") from broken
+
+
+@contextlib.contextmanager
+def _users_code(place: str, what: str) -> Iterator[None]:
+    """What the user's own code raises becomes one line, with the line that it came from."""
+    try:
+        yield
+    except IrpruneError:
+        raise
+    except Exception as failed:
+        raise IrpruneError(f"{what} fails: {gist(failed)}", users_line(failed) or place, "it must run on its own") from failed
+
+
+def _import_file(path: Path) -> ModuleType:
+    """A file as the module it is: inside a package by its dotted name, so that its own imports work."""
+    parts = [path.stem]
+    root = path.parent
+    while (root / "__init__.py").exists():
+        parts.insert(0, root.name)
+        root = root.parent
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    name = ".".join(parts)
+    if len(parts) > 1:
+        return importlib.import_module(name)
+    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if name not in sys.modules:
+        sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# -- model libraries ---------------------------------------------------------------------------------------------------
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as missing:
+        raise IrpruneError(f"{name} is not installed", "", f"pip install {name}, or pip install 'irprune[zoo]'") from missing
+    except (RuntimeError, OSError) as broken:  # compiled parts that do not fit the torch that is installed
+        why = str(broken).splitlines()[0]
+        raise IrpruneError(f"{name} is not installed for this torch: {why}", "", f"install the {name} that fits") from broken
+
+
+def _timm(name: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
+    import torch
+
+    timm = _library("timm")
+    if name not in timm.list_models():
+        raise IrpruneError(f"timm has no model {name!r}", "", f"near matches: {_near(name, timm.list_models())}")
+    model = timm.create_model(name, pretrained=pretrained)
+    return model, lambda: torch.randn(1, *model.pretrained_cfg["input_size"])
+
+
+def _torchvision(name: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
+    import torch
+
+    _library("torchvision")
+    models = _library("torchvision.models")
+    if name not in models.list_models():
+        raise IrpruneError(f"torchvision has no model {name!r}", "", f"near matches: {_near(name, models.list_models())}")
+    builder = models.get_model_builder(name)
+    extra = {} if ".detection" in builder.__module__ else {"weights": "DEFAULT" if pretrained else None}
+    if ".segmentation" in builder.__module__ or ".detection" in builder.__module__:
+        extra["weights_backbone"] = None
+    with _no_init_warnings():
+        model = models.get_model(name, **extra)
+
+    def example() -> Any:
+        if ".video" in builder.__module__:
+            return torch.randn(1, 3, 16, 224, 224) if "vit" in name or "swin" in name else torch.randn(1, 3, 16, 112, 112)
+        if ".optical_flow" in builder.__module__:
+            return torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)
+        return torch.randn(1, 3, 299, 299) if name == "inception_v3" else torch.randn(1, 3, 224, 224)
+
+    return model, example
+
+
+@contextlib.contextmanager
+def _no_init_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torchvision announces another initialisation of random weights
+        yield
+
+
+def _hugging_face(folder: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
+    """A model from a folder with config.json and, where there are any, its weights."""
+    transformers = _library("transformers")
+    if not (Path(folder) / "config.json").exists():
+        raise IrpruneError("no config.json here", folder, "give a folder that save_pretrained wrote")
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        kind = getattr(transformers, (config.architectures or [""])[0], None) or transformers.AutoModel
+    except ImportError as missing:  # transformers imports what a model needs when the model is asked for
+        raise IrpruneError(f"transformers cannot import the model's class: {gist(missing)}", folder,
+                           "install what it needs; transformers names it when you import the class") from missing
+    except (ValueError, KeyError, OSError) as broken:
+        why = str(broken).splitlines()[0][:200]
+        raise IrpruneError(f"transformers cannot read the config: {why}", folder, "check config.json") from broken
+    if any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin")):
+        model = kind.from_pretrained(folder, local_files_only=True)
+    else:
+        model = kind(config) if kind is not transformers.AutoModel else kind.from_config(config)
+    for part in model.modules():  # a decoder may hold a copy of the config
+        if hasattr(getattr(part, "config", None), "use_cache"):
+            part.config.use_cache = False
+    return model, lambda: _hugging_face_call(model)
+
+
+def _hugging_face_call(model: Any) -> dict[str, Any]:
+    """Keyword arguments that fit the model's main input."""
+    import torch
+
+    config = getattr(model.config, "text_config", model.config)
+    main = model.main_input_name
+    if main == "pixel_values":
+        vision = getattr(model.config, "vision_config", model.config)
+        size = getattr(vision, "image_size", 224)
+        high, wide = size if isinstance(size, (list, tuple)) else (size, size)
+        return {"pixel_values": torch.randn(1, getattr(vision, "num_channels", 3), high, wide)}
+    if main == "input_values":
+        return {"input_values": torch.randn(1, 16000)}
+    if main == "input_features":
+        heard = torch.randn(1, getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 1500))
+        said = {"decoder_input_ids": torch.randint(0, int(config.vocab_size), (1, 16))} if config.is_encoder_decoder else {}
+        return {"input_features": heard, **said}
+    ids = torch.randint(0, int(config.vocab_size), (1, 16))
+    call = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(model.config, "is_encoder_decoder", False):
+        call["decoder_input_ids"] = ids
+    return call
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    return ", ".join(difflib.get_close_matches(name, list(known), n=3, cutoff=0.3)) or "none"

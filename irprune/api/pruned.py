@@ -1,0 +1,171 @@
+"""What a prune gives back: the smaller model, its report, and the ways out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from irprune.api.report import Report
+from irprune.base.atomic_write import NotWritten, replace_folder
+from irprune.choice.plan import Plan
+from irprune.errors import CheckFailed, IrpruneError
+from irprune.ir.graph import Graph
+from irprune.ir.kept import Indices
+from irprune.run.take import kept_indices
+
+if TYPE_CHECKING:
+    import torch
+
+    from irprune.api.options import Options
+    from irprune.choice.plan import Plan
+
+__all__ = ["Pruned"]
+
+
+class Pruned:
+    """A pruned model: ``module``, ``report``, ``kept``, ``plan``, and the ways out: ``onnx``, ``save``, ``apply_to``.
+
+    ``graph`` is the analysed original with its choice, ``cut`` the graph after slicing.
+    """
+
+    def __init__(self, graph: Graph, cut: Graph, report: Report, options: Options) -> None:
+        self.graph, self.cut, self.report, self.options = graph, cut, report, options
+        self._module: torch.nn.Module | None = None
+
+    def __repr__(self) -> str:
+        return f"Pruned({self.report.name}: parameters {self.report.params}, MACs {self.report.macs})"
+
+    @property
+    def from_onnx(self) -> bool:
+        """Whether the model came in as an ONNX file."""
+        return not hasattr(self.graph.structure, "in_spec")
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The pruned ``nn.Module``, in eval mode, called as the original is; its tensors are its own."""
+        if self._module is None and self.from_onnx:
+            from irprune.emit.bridge.onnx_module import module_from_onnx
+
+            self._module = module_from_onnx(self.cut).eval()
+        elif self._module is None:
+            from irprune.emit.torch.module import emit_module
+
+            self._module = emit_module(self.cut)
+        return self._module
+
+    @property
+    def surgeon(self) -> Any:
+        """The pruned model as a graph of onnx-graphsurgeon. Raises IrpruneError for a model that did not come in as ONNX."""
+        from irprune.emit.onnx.emitter import emit_onnx
+        from irprune.frontend.onnx.surgeon import to_surgeon
+
+        return to_surgeon(emit_onnx(self._current()))
+
+    @property
+    def kept(self) -> dict[str, list[list[Any] | None]]:
+        """For each weight that was cut, per dimension the kept indices of the original, or None where all are.
+
+        Where each block keeps its own, a dimension that stands beside the blocks has a row of indices for each kept index of the
+        dimension that holds them: of a grouped convolution, dimension 1 (the inputs) has a row for each kept output.
+        """
+        out: dict[str, list[list[Any] | None]] = {}
+        choice = self.graph.kept
+        if choice is None:
+            return out
+        for weight in self.graph.weights.values():
+            indices = kept_indices(weight, choice)
+            if any(i is not None for i in indices):
+                listed = [None if i is None else _rows(i, d).tolist() for d, i in enumerate(indices)]
+                out.update(dict.fromkeys((weight.name, *weight.aliases), listed))
+        return out
+
+    @property
+    def plan(self) -> Plan:
+        """What was chosen, as data that ``apply_plan`` replays."""
+        return Plan.from_graph(self.graph)
+
+    def onnx(self, path: str | Path, parity: bool = True) -> Path:
+        """Write the pruned model to ``path`` and compare it with the module on onnxruntime, every output; returns the path.
+
+        A model that came in as ONNX goes out as the file that came in, with what ``module`` holds where that was trained.
+        The comparison is in ``report.parity``. Raises CheckFailed where an output differs; the file stays for inspection.
+        """
+        path = Path(path)
+        if self.from_onnx:
+            from irprune.emit.onnx.emitter import write_onnx
+
+            write_onnx(self._current(), path)
+            return path
+        from irprune.emit.bridge.torch_onnx import export_onnx
+
+        export_onnx(self.module, self.graph.structure, path)
+        if parity:
+            self._compare(path)
+        return path
+
+    def _current(self) -> Graph:
+        """The cut graph of an ONNX file, with the weights of the module where there is one."""
+        if self._module is None:
+            return self.cut
+        from irprune.emit.bridge.onnx_module import trained
+
+        return trained(self.cut, self._module)
+
+    def _compare(self, path: Path) -> None:
+        from irprune.validate.module_parity import compare
+
+        self.report.parity = compare(self.module, self.graph.structure, path, self.options.device.split(":")[0])
+        if not self.report.parity.passed:
+            raise CheckFailed(f"the ONNX file differs from the module: {self.report.parity}", str(path),
+                              "keep the module and report this as a bug")
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``folder``: model.py with weights.safetensors (loads without irprune), model.pt2, model.onnx, plan.json,
+        report.json, report.html. It appears whole or not at all."""
+        with replace_folder(Path(folder)) as draft:
+            self._fill(draft)
+        return Path(folder)
+
+    def _fill(self, folder: Path) -> None:
+        from irprune.emit.torch.hugging_face import is_pretrained, save_pretrained
+        from irprune.emit.torch.saved import save_module, save_program
+
+        save_module(self.module, folder)
+        if not self.from_onnx:  # a file gives no example call to export with
+            save_program(self.module, self.graph.structure, folder / "model.pt2")
+        try:
+            self.onnx(folder / "model.onnx")
+        except (CheckFailed, NotWritten):
+            raise
+        except IrpruneError as refused:  # the exporter lacks an operator; the rest of the folder is sound
+            self.report.notes.append(f"no model.onnx: {refused.what}")
+        if not self.from_onnx and is_pretrained(self.graph.structure.module):
+            why = save_pretrained(self.graph, self.cut, self.module, folder / "huggingface")
+            self.report.notes.append(f"no huggingface/: {why}" if why else "huggingface/ loads with from_pretrained of the same class")
+        self.plan.save(folder / "plan.json")
+        (folder / "report.json").write_text(self.report.to_json())
+        (folder / "report.html").write_text(self.report.to_html())
+
+    def apply_to(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Make the same cut in ``model`` itself, parameters and size attributes; returns it. An optimizer is to be made afterwards.
+
+        Raises IrpruneError, with the model as it was, where it would then not compute what ``module`` computes.
+        """
+        from torch import nn
+
+        from irprune.emit.torch.instance import apply_to
+
+        if self.from_onnx or not isinstance(model, nn.Module):
+            raise IrpruneError("there is no instance to cut", self.report.name if self.from_onnx else type(model).__name__,
+                               "apply_to takes the nn.Module that was pruned; pruned.module gives a new one")
+        return apply_to(model, self.graph, self.cut, self.report.repair is not None)
+
+
+def _rows(index: Indices, dim: int) -> Indices:
+    """What ``kept_indices`` gives for dimension ``dim``, with a row for each index that it depends on and no dimensions of size 1."""
+    if index.ndim == 1:
+        return index
+    index = np.moveaxis(index, dim, -1)
+    return index.reshape(*(n for n in index.shape[:-1] if n != 1), index.shape[-1])

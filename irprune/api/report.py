@@ -1,0 +1,146 @@
+"""What a prune did and what its checks measured: printable, JSON and HTML."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from irprune.analysis.describe import GroupLine
+from irprune.base.format import finite, human
+
+if TYPE_CHECKING:
+    from irprune.api.latency_search import Latency
+    from irprune.api.repair import Repaired
+    from irprune.validate.parity import Parity
+    from irprune.validate.proof_result import Proof
+
+__all__ = ["Change", "Report"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """A count before and after."""
+
+    before: int
+    after: int
+
+    @property
+    def left(self) -> float:
+        """The share that is left."""
+        return self.after / self.before if self.before else 1.0
+
+    def __str__(self) -> str:
+        return f"{human(self.before)} -> {human(self.after)} ({self.left:.1%})"
+
+
+@dataclass
+class Report:
+    """``params``, ``macs``, ``bytes`` (of all stored arrays) and ``activation`` (peak bytes) before and after; groups; checks.
+
+    ``proof`` is None where none was asked for, ``parity`` until an ONNX file is written, ``latency`` without a budget on it.
+    ``unruled`` names operators without a rule, whose axes are frozen.
+    """
+
+    name: str
+    params: Change
+    macs: Change
+    bytes: Change
+    activation: Change
+    groups: tuple[GroupLine, ...] = ()
+    frozen: tuple[GroupLine, ...] = ()
+    unruled: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    proof: Proof | None = None
+    parity: Parity | None = None
+    repair: Repaired | None = None
+    latency: Latency | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self, timings: bool = False) -> dict[str, Any]:
+        """Plain data for JSON; the same call gives the same data, unless ``timings`` asks for the seconds that it took."""
+        proof = self.proof.as_dict() if self.proof is not None else None
+        took = {"seconds": {k: round(v, 4) for k, v in self.seconds.items()}} if timings else {}
+        if proof is not None and not timings:
+            del proof["seconds"]
+        counts = {k: asdict(getattr(self, k)) for k in ("params", "macs", "bytes", "activation")}
+        return {
+            "name": self.name, **counts, "groups": [asdict(g) for g in self.groups], "frozen": [asdict(g) for g in self.frozen],
+            "unruled": self.unruled, "notes": self.notes,
+            "proof": proof, "parity": self.parity.as_dict() if self.parity is not None else None,
+            "repair": asdict(self.repair) if self.repair is not None else None,
+            "latency": self.latency.as_dict() if self.latency is not None else None, **took,
+        }
+
+    def to_json(self, timings: bool = False) -> str:
+        """``as_dict`` as JSON; infinite errors are written as strings."""
+        return json.dumps(finite(self.as_dict(timings)), indent=1) + "\n"
+
+    def __str__(self) -> str:
+        cut = [g for g in self.groups if g.kept < g.size]
+        whole = [g for g in self.groups if g.kept == g.size]
+        lines = [
+            f"{self.name}: {len(cut)} groups cut, {len(whole)} left whole, {len(self.frozen)} frozen",
+            f"  parameters  {self.params}", f"  MACs        {self.macs}", f"  bytes       {self.bytes}", f"  activation  {self.activation}",
+            f"  proof       {self.proof if self.proof is not None else 'not asked for'}",
+        ]
+        if self.proof is not None:
+            lines += [f"  note        {note}" for note in self.proof.notes]
+        if self.latency is not None:
+            lines.insert(5, f"  latency     {self.latency}")
+        if self.repair is not None:
+            lines.append(f"  repair      {self.repair} (the proof is of the model before repair)")
+            lines += [f"  note        {note}" for note in self.repair.notes]
+        if self.parity is not None:
+            lines.append(f"  parity      {self.parity}")
+        lines += [f"  left whole  {line}" for line in _by_reason(whole)]
+        lines += [f"  no rule for {op}: {where}" for op, where in self.unruled.items()]
+        lines += [f"  note        {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def to_html(self) -> str:
+        """One page without scripts or outside resources."""
+        counts = {"parameters": self.params, "multiply-accumulates": self.macs, "bytes": self.bytes,
+                  "peak activation bytes": self.activation}
+        rows = "".join(_row(f"<td>{k}</td>", human(c.before), human(c.after), f"{c.left:.1%}") for k, c in counts.items())
+        checks = f"<p>Proof: {html.escape(str(self.proof) if self.proof is not None else 'not asked for')}</p>"
+        checks += f"<p>ONNX parity: {html.escape(str(self.parity) if self.parity is not None else 'no ONNX file was written')}</p>"
+        checks += f"<p>Latency: {html.escape(str(self.latency))}</p>" if self.latency is not None else ""
+        checks += f"<p>Repair, after the proof: {html.escape(str(self.repair))}</p>" if self.repair is not None else ""
+        cut = "".join(_row(_cell(g.name), g.size, g.kept, html.escape(g.reason or ", ".join(g.members))) for g in self.groups)
+        frozen = "".join(_row(_cell(g.name), g.size, g.size, html.escape(g.reason)) for g in self.frozen)
+        told = [*self.notes, *(f"no rule for {op}: {at}" for op, at in self.unruled.items())]
+        notes = "".join(f"<li>{html.escape(n)}</li>" for n in told)
+        return _PAGE.format(name=html.escape(self.name), rows=rows, checks=checks, cut=cut, frozen=frozen, notes=notes)
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en"><meta charset="utf-8"><title>{name} pruned</title>
+<style>body{{font:15px sans-serif;margin:2em;max-width:70em}}table{{border-collapse:collapse}}td,th{{padding:.2em .8em;text-align:right;
+border-bottom:1px solid #ddd}}td:first-child,th:first-child,td:last-child{{text-align:left}}</style>
+<h1>{name}</h1>{checks}
+<table><tr><th></th><th>before</th><th>after</th><th>left</th></tr>{rows}</table>
+<h2>Groups</h2><table><tr><th>group</th><th>size</th><th>kept</th><th>members, or why it stayed whole</th></tr>{cut}</table>
+<h2>Frozen</h2><table><tr><th>group</th><th>size</th><th>kept</th><th>why</th></tr>{frozen}</table><ul>{notes}</ul></html>
+"""
+
+
+_REASONS = 6  # as many are printed; the JSON and the page have all
+
+
+def _by_reason(whole: list[GroupLine]) -> list[str]:
+    """The groups that nothing was dropped from, one line for each reason."""
+    found: dict[str, list[GroupLine]] = {}
+    for g in whole:
+        found.setdefault(g.reason, []).append(g)
+    lines = [f"{gs[0].name}{f' and {len(gs) - 1} more' if len(gs) > 1 else ''}: {why}" for why, gs in found.items() if why]
+    return lines[:_REASONS] + ([f"{len(lines) - _REASONS} more reasons, in report.json"] if len(lines) > _REASONS else [])
+
+
+def _cell(text: str) -> str:
+    return f"<td>{html.escape(text)}</td>"
+
+
+def _row(first: str, *rest: object) -> str:
+    return f"<tr>{first}{''.join(f'<td>{x}</td>' for x in rest)}</tr>"

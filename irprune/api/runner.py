@@ -1,0 +1,163 @@
+"""Models of any kind behind one call: arrays in, named arrays out. What ``irprune validate`` and ``irprune bench`` run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from irprune.api.options import device_of
+from irprune.errors import IrpruneError, gist, users_line
+from irprune.frontend.capture import load_program
+from irprune.run.session import run_session, session
+
+if TYPE_CHECKING:
+    from irprune.api.load import Loaded
+
+__all__ = ["Runner", "runner"]
+
+Arrays = list[NDArray[Any]]
+_TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32, "tensor(int16)": np.int16, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_,
+}
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a model takes: sizes that it leaves open are None."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: Any
+
+
+class Runner:
+    """A model that runs: ``inputs`` says what it takes, ``draw`` makes a call, ``run`` gives every output by name."""
+
+    kind = ""
+
+    def __init__(self, name: str, inputs: list[Input]) -> None:
+        self.name, self.inputs = name, inputs
+
+    def draw(self, seed: int) -> Arrays:
+        """Random inputs; the same seed gives the same numbers."""
+        raise NotImplementedError
+
+    def run(self, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Every output by name."""
+        raise NotImplementedError
+
+    def check(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Raises IrpruneError where ``arrays`` are not what the model takes."""
+        if len(arrays) != len(self.inputs):
+            raise IrpruneError(f"takes {len(self.inputs)} inputs, is given {len(arrays)}", self.name, "compare models of the same call")
+        for own, a in zip(self.inputs, arrays, strict=True):
+            if len(own.shape) != a.ndim or any(s is not None and s != n for s, n in zip(own.shape, a.shape, strict=True)):
+                raise IrpruneError(f"input {own.name!r} takes {_shown(own.shape)}, is given {list(a.shape)}", self.name,
+                                   "give --input of that shape")
+
+
+def _shown(shape: Sequence[int | None]) -> str:
+    return "[" + ", ".join("?" if s is None else str(s) for s in shape) + "]"
+
+
+def runner(loaded: Loaded, device: str = "auto", threads: int = 0, exact: bool = False) -> Runner:
+    """The model behind ``loaded``, ready to run; ``exact`` keeps CUDA from rounding products to TF32, a CPU from saturating integers."""
+    if loaded.kind == "onnx":
+        return _OnnxRunner(loaded, device, threads, exact)
+    return _TorchRunner(loaded, device, exact)
+
+
+class _OnnxRunner(Runner):
+    kind = "onnxruntime"
+
+    def __init__(self, loaded: Loaded, device: str, threads: int, exact: bool) -> None:
+        self.session = session(loaded.model, device, threads=threads, exact=exact)
+        inputs = []
+        for v in self.session.get_inputs():
+            if v.type not in _TYPES:
+                raise IrpruneError(f"input {v.name!r} is a {v.type}", str(loaded.model), "only tensors of numbers can be drawn")
+            inputs.append(Input(v.name, tuple(s if isinstance(s, int) else None for s in v.shape), _TYPES[v.type]))
+        super().__init__(Path(loaded.model).name, inputs)
+        self.given = [t.numpy() for t in loaded.args]
+
+    def draw(self, seed: int) -> Arrays:
+        if self.given:
+            self.check(self.given)
+            return self.given
+        generator = np.random.default_rng(seed)
+        return [_drawn(generator, [s or 1 for s in v.shape], v.dtype) for v in self.inputs]
+
+    def run(self, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return run_session(self.session, {v.name: a for v, a in zip(self.inputs, arrays, strict=True)})
+
+
+def _drawn(generator: np.random.Generator, shape: Sequence[int], dtype: Any) -> NDArray[Any]:
+    if np.issubdtype(dtype, np.floating):
+        return generator.standard_normal(shape).astype(dtype)
+    return generator.integers(0, 2, shape).astype(dtype)
+
+
+class _TorchRunner(Runner):
+    kind = "torch"
+
+    def __init__(self, loaded: Loaded, device: str, exact: bool) -> None:
+        import torch
+        from torch.utils import _pytree as pytree
+
+        model, call = loaded.model, (loaded.args, loaded.kwargs)
+        self.device, self.exact = device_of(device), exact
+        if loaded.kind == "pt2":
+            from torch.export.passes import move_to_device_pass
+
+            program = load_program(Path(model))
+            call = call if any(call) else program.example_inputs or call
+            model = move_to_device_pass(program, self.device).module()  # what the graph makes itself is made there too
+        self.model = model.to(self.device)
+        if loaded.kind != "pt2":  # the module of an exported program has its mode built in
+            self.model.eval()
+        self.call = call
+        leaves, self.spec = pytree.tree_flatten((tuple(call[0]), dict(call[1])))
+        self.leaves = leaves
+        tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
+        self.example = tensors
+        super().__init__(loaded.name, [Input(f"input {i}", tuple(t.shape), None) for i, t in enumerate(tensors)])
+
+    def check(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """Sizes are left to forward itself, which says what it takes."""
+        if len(arrays) != len(self.inputs):
+            super().check(arrays)
+
+    def draw(self, seed: int) -> Arrays:
+        from irprune.emit.bridge.torch_onnx import array_of
+        from irprune.run.inputs import redraw
+
+        args, _ = redraw(tuple(self.example), {}, seed)
+        return [array_of(t) for t in args]
+
+    def run(self, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        import torch
+        from torch.utils import _pytree as pytree
+
+        from irprune.emit.bridge.torch_onnx import array_of
+        from irprune.emit.torch.signature import paths
+        from irprune.run.precision import full_float32
+
+        fresh = iter(torch.from_numpy(np.asarray(a)).to(self.device) for a in arrays)
+        leaves = [next(fresh) if isinstance(x, torch.Tensor) else x for x in self.leaves]
+        args, kwargs = pytree.tree_unflatten(leaves, self.spec)
+        try:
+            with torch.no_grad(), full_float32() if self.exact else contextlib.nullcontext():
+                result = self.model(*args, **kwargs)
+        except Exception as failed:  # whatever forward raises is what the user must see
+            raise IrpruneError(f"forward fails: {gist(failed)}", users_line(failed) or self.name,
+                               "give --input of the shapes and types that the model takes") from failed
+        out, spec = pytree.tree_flatten(result)
+        names = [n or "output" for n in paths(spec)]
+        return {n: array_of(t) for n, t in zip(names, out, strict=True) if isinstance(t, torch.Tensor)}

@@ -1,0 +1,65 @@
+"""osscar: greedy selection on the Gram matrix of the repair.
+
+In the manner of Meng et al., "OSSCAR: One-Shot Structured Pruning in Vision and Language Models with Combinatorial Optimization",
+ICML 2024: the index whose loss the others make up for best goes first, they are refitted, and so on. (Their local search by swaps
+is left out: the order must serve every ratio.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from irprune.criteria import Scores, criterion
+from irprune.criteria.consumers import whole
+from irprune.criteria.reconstruction import Diagonal, Surgeon, surgeons
+from irprune.ir.axis import Axis
+from irprune.ir.graph import Graph
+from irprune.ir.group import Group
+
+__all__ = ["Osscar"]
+
+
+@criterion("osscar")
+@dataclass(frozen=True)
+class Osscar:
+    """What the error of the repaired layers grows by when an index goes, in the greedy order of going; never less than before.
+
+    ``ridge``, ``weighted``, ``loss`` and ``seed`` as for ``reconstruction``; ``steps`` bounds how often the others are refitted (several
+    indices go at once in wide layers).
+    """
+
+    calibration: Any = None
+    ridge: float = 1e-2
+    steps: int = 128
+    weighted: bool = True
+    loss: Any = None
+    seed: int = 0
+
+    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+        """See ``irprune.criteria``."""
+        out = {leaf: self._order(many).reshape(shape) for leaf, shape, many in surgeons(self, "osscar", graph, groups, blocks)}
+        return whole(out, graph, groups, blocks)
+
+    def _order(self, many: Sequence[Surgeon | Diagonal]) -> Scores:
+        """By how much the error grew when each index went."""
+        count = many[0].count
+        left = np.arange(count)
+        at_once = max(1, -(-count // self.steps))
+        out = np.zeros(count)
+        most = 0.0
+        while len(left):
+            losses = np.sum([s.losses(left) for s in many], axis=0)
+            order = np.argsort(losses, kind="stable")[:at_once]
+            for i in order:
+                most = max(most, float(losses[i]))
+                out[left[i]] = most
+            gone = left[order]
+            left = np.delete(left, order)
+            if len(left):
+                for s in many:
+                    s.drop(gone.tolist())
+        return out

@@ -1,0 +1,1 @@
+"""The demonstration: a small net on digits, trained, pruned, proven and exported."""

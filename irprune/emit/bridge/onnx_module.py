@@ -1,0 +1,230 @@
+"""nn.Module out of ONNX: a graph that came from a file, with the layers that torch has in the place of what ONNX writes.
+
+Weights get the names of layers (``conv1.weight``), a product with a stored matrix becomes ``nn.Linear``, a table that is read by row
+an ``nn.Embedding``; everything else is a call. The result differentiates, moves between devices and exports again.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from irprune.emit.bridge.onnx_recurrent import recurrent_layer
+from irprune.emit.onnx.emitter import as_numpy
+from irprune.errors import IrpruneError
+from irprune.ir.body import Body
+from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["layered", "module_from_onnx", "trained"]
+
+_STATE = {
+    "linear": ("", "weight", "bias"),
+    "conv": ("", "weight", "bias"),
+    "conv_transpose": ("", "weight", "bias"),
+    "batch_norm": ("", "weight", "bias", "running_mean", "running_var"),
+    "layer_norm": ("", "weight", "bias"),
+    "group_norm": ("", "weight", "bias"),
+    "rms_norm": ("", "weight"),
+    "embedding": ("weight",),
+}
+_NUMBERED = re.compile(r"val_(\d+)")
+_BUFFERS = ("running_mean", "running_var")
+
+
+def module_from_onnx(graph: Graph) -> nn.Module:
+    """A trainable ``nn.Module`` that computes ``graph``, captured from ONNX; called with the inputs in the file's order.
+
+    Raises IrpruneError for an operator that the table does not know.
+    """
+    from irprune.emit.torch.module import emit_module
+
+    return emit_module(layered(graph))
+
+
+def layered(graph: Graph) -> Graph:
+    """A copy of ``graph`` in which stored matrices, tables and parameters stand as torch's layers have them. Axes are not kept."""
+    twin = graph.copy()
+    twin.structure = None
+    users = {id(v) for v in twin.outputs}
+    for node in list(twin.nodes):
+        if node.op == "matmul" or (node.op == "gemm" and _plain(node)):
+            _linear(twin, node, users)
+        elif node.op in ("onnx_lstm", "onnx_gru", "onnx_rnn"):
+            recurrent_layer(twin, node, lambda n, held: _free(_owner(n, held), set(twin.weights) - {v.name for _, v in held}))
+        elif node.op == "gather_rows" and isinstance(node.operand(0), Weight):
+            _embedding(node)
+        _place(node)
+        if node.op == "batch_norm":
+            for i, own in ((3, "running_mean"), (4, "running_var")):
+                if node.has(i) and isinstance(node.operand(i), Weight):
+                    weight = node.operand(i)
+                    assert isinstance(weight, Weight) and own
+                    weight.kind, weight.trainable = "buffer", False
+    _name_layers(twin)
+    return twin
+
+
+def trained(graph: Graph, module: nn.Module) -> Graph:
+    """A copy of ``graph`` with what ``module``, made of it by ``module_from_onnx``, holds now, as the file stores it.
+
+    Where a number of the file stands in the module is read off a graph whose weights hold their own places. Raises IrpruneError where
+    the module has other shapes.
+    """
+    out, places = graph.copy(), graph.copy()
+    names, starts, end = list(places.weights), [], 1
+    for w in places.weights.values():
+        starts.append(end)
+        shape = w.type.known
+        w.load = partial(_counted, end, shape)
+        end += int(np.prod(shape, dtype=np.int64))  # type: ignore[arg-type]
+    held = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    stored: dict[str, Any] = {}
+    for name, w in layered(places).weights.items():
+        if name not in held or not held[name].numel() or not (where := np.asarray(w.load()).reshape(-1)).any():
+            continue  # a counter that the file does not have
+        k = bisect_right(starts, int(where[0])) - 1
+        now = as_numpy(held[name], "bf16" if "bfloat16" in str(held[name].dtype) else w.dtype).reshape(-1)
+        if len(now) != len(where):
+            raise IrpruneError(f"'{name}' has another shape than the pruned model", graph.name, "export the module itself")
+        own = out.weights[names[k]]
+        if names[k] not in stored:
+            stored[names[k]] = np.array(as_numpy(own.load(), own.dtype))
+        flat = stored[names[k]].reshape(-1)
+        flat[where - starts[k]] = now.astype(flat.dtype)
+    for name, array in stored.items():
+        own = out.weights[name]
+        if not np.array_equal(array, as_numpy(own.load(), own.dtype)):
+            own.load = partial(_itself, array)
+    return out
+
+
+def _counted(start: int, shape: Any) -> Any:
+    return np.arange(start, start + int(np.prod(shape, dtype=np.int64))).reshape(shape)
+
+
+def _itself(array: Any) -> Any:
+    return array
+
+
+def _place(node: Node) -> None:
+    """What is made from sizes alone is made where the model runs, in bodies too."""
+    if node.op in ("full", "arange_from", "sizes"):
+        node.attrs.setdefault("device", "cpu")
+    for key, body in node.attrs.items():
+        if isinstance(body, Body):
+            inside = body.graph.copy()
+            for inner in inside.nodes:
+                _place(inner)
+            node.attrs[key] = Body(inside, body.outer)
+
+
+def _plain(node: Node) -> bool:
+    """Whether a Gemm is a matrix product with a vector added."""
+    a = node.attrs
+    return not a["trans_a"] and not a["trans_b"] and a["alpha"] == 1 and (not node.has(2) or (a["beta"] == 1 and node.operand(2).rank == 1))
+
+
+def _linear(graph: Graph, node: Node, outputs: set[int]) -> None:
+    """``x @ W`` with a stored matrix that nobody else reads, and the bias that is added next."""
+    if not (node.has(1) and isinstance(node.operand(1), Weight) and node.operand(1).rank == 2 and node.operand(0).rank > 1):
+        return
+    w = node.operand(1)
+    if len(w.users) > 1 or id(w) in outputs:
+        return
+    assert isinstance(w, Weight)
+    rows, columns = w.shape
+    weight = Weight(w.name, TensorType(w.dtype, (columns, rows)), _transposed(w.load), w.kind, w.aliases, w.trainable)
+    graph.weights[w.name] = weight
+    node.op, node.attrs = "linear", {}
+    node.set_inputs([node.operand(0), weight, *node.inputs[2:]])
+    if node.has(2):
+        return
+    added = next(iter(node.out.users)) if len(node.out.users) == 1 and id(node.out) not in outputs else None
+    if added is None or added.op != "add" or len(added.inputs) != 2:
+        return
+    bias = added.operand(1) if added.operand(0) is node.out else added.operand(0)
+    if isinstance(bias, Weight) and bias.shape == (columns,) and added.out.shape == node.out.shape:
+        node.set_inputs([node.operand(0), weight, bias])
+        added.set_inputs([])
+        for value in (node.out,):
+            added.out.replace_all_uses(value)
+            graph.outputs = [value if v is added.out else v for v in graph.outputs]
+        node.out.name = added.out.name
+        graph.remove(added)
+
+
+def _transposed(load: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: load().T
+
+
+def _embedding(node: Node) -> None:
+    """Indices of a stored table count from the front: exporters write lookups so."""
+    node.op, node.attrs = "embedding", {"padding_idx": -1, "scale_grad_by_freq": False, "sparse": False}
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def _name_layers(graph: Graph) -> None:
+    """Give the weights of each layer that owns them the names that torch uses."""
+    taken = set(graph.weights)
+    renamed: dict[str, str] = {}
+    for node in graph.nodes:
+        names = _STATE.get(node.op)
+        if names is None:
+            continue
+        held = [(own, v) for own, v in zip(names, node.inputs, strict=False) if own and v is not None]
+        if not all(isinstance(v, Weight) and len(v.users) == 1 for _, v in held) or not held:
+            continue
+        named = len({v.name.rpartition(".")[0] for _, v in held}) == 1 and all(
+            v.name.rpartition(".")[2] == own and "." in v.name for own, v in held
+        )
+        owner = held[0][1].name.rpartition(".")[0] if named else _owner(node, held)
+        owner = _free(owner, taken - {v.name for _, v in held})  # a bias that another operator adds is none of the layer's
+        if node.op == "batch_norm":
+            counter = f"{owner}.num_batches_tracked"
+            graph.add_weight(Weight(counter, TensorType("i64", ()), lambda: np.zeros((), np.int64), "buffer"))
+        for own, v in held:
+            renamed[v.name] = f"{owner}.{own}"
+            taken.add(f"{owner}.{own}")
+            v.name = f"{owner}.{own}"
+            if own in _BUFFERS:
+                assert isinstance(v, Weight)
+                v.kind = "buffer"
+    for name, w in graph.weights.items():
+        if name not in renamed and (numbered := _NUMBERED.fullmatch(name)):  # torch's exporter gives these names anew
+            renamed[name] = w.name = f"constant_{numbered[1]}"
+    graph.weights = {renamed.get(name, name): w for name, w in graph.weights.items()}
+
+
+def _owner(node: Node, held: list[tuple[str, Value]]) -> str:
+    """Where the layer hangs: by its weight's own name, by the node's path (``/layer1/layer1.0/conv1/Conv``), or by its result."""
+    for own, v in held:
+        place, _, last = v.name.rpartition(".")
+        if place and last == own:
+            return place
+    parts: list[str] = []
+    for part in [p for p in node.origin.scope.split("/")[:-1] if p]:
+        if parts and part.startswith(f"{parts[-1]}."):
+            parts[-1] = part
+        else:
+            parts.append(part)
+    name = ".".join(parts) or f"{node.op}_{node.out.name}"
+    return ".".join("".join(c if c.isalnum() or c == "_" else "_" for c in piece) or "_" for piece in name.split("."))
+
+
+def _free(owner: str, taken: set[str]) -> str:
+    """``owner``, or one like it under which no weight hangs yet."""
+    name, k = owner, 1
+    while any(t == name or t.startswith(f"{name}.") or name.startswith(f"{t}.") for t in taken):
+        k += 1
+        name = f"{owner}_{k}"
+    return name

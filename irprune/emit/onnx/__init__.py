@@ -1,0 +1,1 @@
+"""Graphs that came from ONNX as ONNX: the file that came in, edited."""

@@ -1,0 +1,1 @@
+"""Graphs as ``nn.Module``: source text, layers, folders that load without irprune, cuts in a user's own instance."""

@@ -1,0 +1,266 @@
+"""A pruned transformers model as a folder that ``from_pretrained`` of the same class loads, where its config can say the new sizes.
+
+A config names sizes by its own words (``intermediate_size``, ``n_embd``, ``num_key_value_heads``), once for all layers. Which field
+holds which size is found by value and by trial: fields whose value the cut changed somewhere are set anew, models are built on the
+meta device, and the fields are turned until every parameter has its new shape. What shapes cannot tell (``n_head`` of GPT-2) is
+decided by the outputs. The folder is then loaded again and must compute what the pruned module computes.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from irprune.analysis.kinds import by_use
+from irprune.base.quiet import quiet
+from irprune.emit.torch.instance import SameOutputs
+from irprune.ir.axis import factors, parts
+from irprune.ir.graph import Graph
+from irprune.ir.size import Sym, probe_of
+
+__all__ = ["is_pretrained", "save_pretrained"]
+
+_TRIALS = 48  # models that are filled and run to decide the fields that no shape shows
+_SHOWN = 6  # sizes named in a refusal
+_LIKELY = re.compile(r"hidden|embd|embed|d_model|dim|width|inter|ffn|d_ff|d_kv|inner|head|kv|channel|expan|size")
+_UNLIKELY = re.compile(r"layer|experts|vocab|position|patch|image|label|token|window|type|bucket|beam|per_tok|top_k|kernel|stride")
+_OF_HEADS = re.compile(r"head_dim|d_kv|d_head|head_size|kv_channels")
+_MAY_BE_NONE = ("head_dim", "num_key_value_heads", "n_inner", "intermediate_size", "ffn_dim", "moe_intermediate_size")
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def is_pretrained(model: Any) -> bool:
+    """Whether ``model`` is a ``PreTrainedModel`` of transformers, told without importing that library."""
+    return any(kind.__name__ == "PreTrainedModel" and kind.__module__.startswith("transformers.") for kind in type(model).__mro__)
+
+
+def save_pretrained(graph: Graph, cut: Graph, module: nn.Module, folder: Path) -> str:
+    """Write ``folder`` for ``from_pretrained`` and return "", or write nothing and return why: the sizes that the config cannot say."""
+    model: nn.Module = graph.structure.module
+    wanted = _tensors(model, cut)
+    with quiet():
+        found = _search(graph, module, model, wanted)
+        if isinstance(found, str):
+            return found
+        found.save_pretrained(str(folder))
+        loaded = type(model).from_pretrained(str(folder), local_files_only=True)  # type: ignore[attr-defined]
+        loaded = _as(loaded, model)
+        check = SameOutputs(graph.structure, module, loaded)
+        if not check():
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+            return f"from_pretrained gives another model: {check.failure}"
+    return ""
+
+
+def _tensors(model: nn.Module, cut: Graph) -> dict[str, torch.Tensor]:
+    """The cut parameters and buffers by their names in the user's model, aliases included."""
+    out: dict[str, torch.Tensor] = {}
+    known = model.state_dict(keep_vars=True)
+    for weight in cut.weights.values():
+        names = [n for n in (weight.name, *weight.aliases) if n in known]
+        if names:
+            out.update(dict.fromkeys(names, weight.load().detach()))
+    return out
+
+
+# -- fields and what they may become -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Field:
+    """A field of a config, by the way to it: its value, what it may become, and whether its name says that it is a width."""
+
+    way: tuple[str, ...]
+    old: Any
+    new: tuple[Any, ...]
+    likely: bool
+
+
+Changes = dict[int, list[int]]  # old size -> new sizes, most common first
+
+
+def _changes(graph: Graph) -> tuple[Changes, Changes]:
+    """What happened to sizes: of whole dimensions, of their pieces, and of runs of factors (kv groups x repeats); and of the size of heads
+    alone, which may be as large as their number."""
+    seen: dict[int, Counter[int]] = {}
+    kept = graph.kept
+    assert kept is not None
+    heads: dict[int, Counter[int]] = {}
+    for axis, kind in by_use(graph).items():
+        if kind == "head_dim" and not isinstance(axis.size, Sym):
+            heads.setdefault(axis.size, Counter())[probe_of(kept.size(axis))] += 1
+    for weight in graph.weights.values():
+        for axis in weight.axes or ():
+            for piece in (axis, *parts(axis)):
+                many = factors(piece)
+                for first, last in itertools.combinations(range(len(many) + 1), 2):
+                    run = many[first:last]
+                    if any(isinstance(x.size, Sym) for x in run):
+                        continue
+                    old = new = 1
+                    for x in run:
+                        old *= probe_of(x.size)
+                        new *= probe_of(kept.size(x))
+                    seen.setdefault(old, Counter())[new] += 1
+    return _sorted(seen), _sorted(heads)
+
+
+def _sorted(seen: dict[int, Counter[int]]) -> Changes:
+    return {old: [n for n, _ in news.most_common() if n != old] for old, news in seen.items()}
+
+
+def _fields(config: Any, every: Changes, heads: Changes, way: tuple[str, ...] = ()) -> Iterator[_Field]:
+    for name, value in vars(config).items():
+        here = (*way, name)
+        changes = heads if _OF_HEADS.search(name) and value in heads else every
+        fresh = list(dict.fromkeys(n for news in changes.values() for n in news))
+        likely = bool(_LIKELY.search(name)) and not _UNLIKELY.search(name)
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            yield from _fields(value, every, heads, here)
+        elif name.startswith("_") or isinstance(value, bool):
+            continue
+        elif value is None and name in _MAY_BE_NONE:
+            yield _Field(here, None, tuple(fresh), False)
+        elif isinstance(value, int) and changes.get(value):
+            yield _Field(here, value, tuple(changes[value]), likely)
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(v, int) for v in value):
+            renewed = type(value)(changes[v][0] if changes.get(v) else v for v in value)
+            if renewed != value:
+                yield _Field(here, value, (renewed,), likely)
+
+
+def _config(model: Any, fields: list[_Field], values: list[Any]) -> Any:
+    config = copy.deepcopy(model.config)
+    for field, value in zip(fields, values, strict=True):
+        at = config
+        for step in field.way[:-1]:
+            at = getattr(at, step)
+        if getattr(at, field.way[-1]) != value:
+            setattr(at, field.way[-1], value)
+    return config
+
+
+# -- the search --------------------------------------------------------------------------------------------------------
+
+
+def _search(graph: Graph, module: nn.Module, model: nn.Module, wanted: dict[str, torch.Tensor]) -> Any:
+    """A model of the same class with the new sizes and weights, or the text that says which sizes stood in the way."""
+    target = {name: tuple(t.shape) for name, t in wanted.items()}
+    fields = list(_fields(model.config, *_changes(graph)))
+    values = [f.new[0] if f.likely else f.old for f in fields]
+    wrong, values = _descend(model, fields, values, target)
+    if wrong:
+        built = _shapes(_config(model, fields, values), model)
+        return _refusal(target, built) if built else "the config refuses the new sizes"
+    free = [k for k in range(len(fields)) if any(v != values[k] and _misfit(model, fields, _with(values, k, v), target) == 0
+                                                 for v in (fields[k].old, *fields[k].new))]
+    failure = ""
+    for some in _turns(fields, values, free):
+        trial = list(values)
+        for k, v in some.items():
+            trial[k] = v
+        if some and _misfit(model, fields, trial, target):
+            continue
+        made = _filled(model, _config(model, fields, trial), wanted)
+        check = SameOutputs(graph.structure, module, made)
+        if check():
+            return made
+        failure = failure or check.failure
+    turned = ", ".join(".".join(fields[k].way) for k in free) or "the config"
+    return (f"every shape fits, but the class computes otherwise from the new sizes (a scale that follows a size, or rotary tables), "
+            f"whatever {turned} says: {failure}")
+
+
+def _descend(model: nn.Module, fields: list[_Field], values: list[Any], target: Shapes) -> tuple[int, list[Any]]:
+    """Turn one field after another, and pairs where one alone does not help, as long as fewer shapes are wrong."""
+    best = _misfit(model, fields, values, target)
+    improved = True
+    while best and improved:
+        improved = False
+        for k, field in enumerate(fields):
+            for value in (field.old, *field.new):
+                if value == values[k]:
+                    continue
+                trial = _with(values, k, value)
+                wrong = _misfit(model, fields, trial, target)
+                if wrong < best:
+                    best, values, improved = wrong, trial, True
+                if not best:
+                    return best, values
+    return best, values
+
+
+def _turns(fields: list[_Field], values: list[Any], free: list[int]) -> Iterator[dict[int, Any]]:
+    """Settings of the fields that no shape shows: as they are, then each alone, then several."""
+    count = 0
+    for n in range(len(free) + 1):
+        for some in itertools.combinations(free, n):
+            choices = [[v for v in dict.fromkeys((fields[k].old, *fields[k].new)) if v != values[k]] for k in some]
+            for each in itertools.product(*choices):
+                if count >= _TRIALS:
+                    return
+                count += 1
+                yield dict(zip(some, each, strict=True))
+
+
+def _with(values: list[Any], k: int, value: Any) -> list[Any]:
+    return [*values[:k], value, *values[k + 1 :]]
+
+
+def _misfit(model: nn.Module, fields: list[_Field], values: list[Any], target: Shapes) -> int:
+    """How many tensors get another shape than ``target`` says; one more than all where the config is refused."""
+    built = _shapes(_config(model, fields, values), model)
+    if not built:
+        return len(target) + 1
+    return sum(built.get(name) != shape for name, shape in target.items())
+
+
+def _shapes(config: Any, model: nn.Module) -> Shapes:
+    """The shapes that a model of this config has; none where the class refuses it."""
+    try:
+        with torch.device("meta"):
+            twin = type(model)(copy.deepcopy(config))
+    except Exception:  # a class refuses sizes that do not fit with errors of every kind
+        return {}
+    return {name: tuple(t.shape) for name, t in twin.state_dict().items()}
+
+
+def _filled(model: nn.Module, config: Any, wanted: dict[str, torch.Tensor]) -> nn.Module:
+    """A model of the config that holds the cut tensors; those that the captured call does not use are freshly initialised."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = _as(type(model)(config), model)
+    held = made.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            held[name].copy_(tensor)
+    return made
+
+
+def _as(made: nn.Module, model: nn.Module) -> nn.Module:
+    """``made`` in the type, on the device and with the attention of ``model``, in eval mode."""
+    first = next(model.parameters())
+    return made.to(first.device, first.dtype).eval()
+
+
+def _refusal(target: Shapes, built: Shapes) -> str:
+    wrong = [f"{name} is {_by(shape)}, the config gives {_by(built[name])}" if name in built else f"{name} is not built"
+             for name, shape in target.items() if built.get(name) != shape]
+    more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+    return f"the config cannot say these sizes: {'; '.join(wrong[:_SHOWN])}{more}"
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "1"

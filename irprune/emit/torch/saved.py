@@ -1,0 +1,102 @@
+"""A pruned model as a folder that loads without irprune.
+
+``model.py`` needs only torch: ``import model; net = model.load()``. Beside it lie ``weights.safetensors``, the program
+``model.pt2``, ``model.onnx``, the plan and the report. Of a transformers model there is ``huggingface/`` as well.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from irprune.base.atomic_write import no_room
+from irprune.base.quiet import quiet
+from irprune.emit.torch.module import revived, source_of
+from irprune.errors import IrpruneError
+
+__all__ = ["from_folder", "save_module", "save_program"]
+
+_LOADER = '''
+
+def read(path):
+    """The tensors of a safetensors file, by name."""
+    import json
+    import os
+
+    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+             "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
+             "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64}
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        head = json.loads(file.read(size))
+    data = torch.from_file(str(path), size=os.path.getsize(path), dtype=torch.uint8)[8 + size:]
+    out = {}
+    for name, entry in head.items():
+        if name != "__metadata__":
+            first, last = entry["data_offsets"]
+            out[name] = data[first:last].clone().view(kinds[entry["dtype"]]).reshape(entry["shape"])
+    return out
+
+
+def load(folder=None, device="cpu"):
+    """The model with its weights, in eval mode; ``folder`` is where this file lies unless it says another."""
+    from pathlib import Path
+
+    folder = Path(__file__).parent if folder is None else Path(folder)
+    with torch.device("meta"):
+        model = Model()
+    return fill(model, read(folder / "weights.safetensors")).to(device).eval()
+'''
+
+
+def save_module(module: torch.nn.Module, folder: Path) -> None:
+    """``model.py`` and ``weights.safetensors`` of an emitted module."""
+    from safetensors.torch import save_file
+
+    (folder / "model.py").write_text(source_of(module) + _LOADER)
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            tensors[name] = tensor.detach().cpu().contiguous()
+    weights = folder / "weights.safetensors"
+    save_file(tensors, str(weights))
+    weights.chmod((folder / "model.py").stat().st_mode & 0o777)  # readable by whoever may read the source
+
+
+_BESIDE = 1 << 22  # bytes that a program takes beside its weights, at most
+
+
+def save_program(module: torch.nn.Module, structure: Any, path: Path) -> None:
+    """``module`` as a program of ``torch.export``, with the dynamic shapes of the capture."""
+    with quiet(), torch.no_grad():
+        program = torch.export.export(
+            module, tuple(structure.args), dict(structure.kwargs), dynamic_shapes=structure.dynamic_shapes, strict=False)
+        _reserve(path, sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers())) + _BESIDE)
+        torch.export.save(program, str(path))
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Raises OSError where a file of ``size`` bytes cannot be: torch's writer aborts the process there."""
+    if shutil.disk_usage(path.parent).free < size:
+        raise no_room()
+    if hasattr(os, "posix_fallocate"):  # quotas and limits of the process
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+def from_folder(folder: str | Path) -> torch.nn.Module:
+    """The module in a folder that ``save`` wrote. Raises IrpruneError where there is none."""
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    for name in ("model.py", "weights.safetensors"):
+        if not (folder / name).exists():
+            raise IrpruneError(f"no {name} here", str(folder), "give a folder that pruned.save or `irprune prune -o` wrote")
+    text = (folder / "model.py").read_text().removesuffix(_LOADER)
+    return revived(text, load_file(str(folder / "weights.safetensors")))

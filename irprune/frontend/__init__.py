@@ -1,0 +1,1 @@
+"""Models come in: PyTorch modules and programs, ONNX files."""

@@ -1,0 +1,116 @@
+"""Any model that irprune takes, told by what it is and handed to the capture of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from irprune.base.quiet import quiet
+from irprune.errors import IrpruneError
+from irprune.frontend.torch.capture import capture as capture_module
+from irprune.ir.graph import Graph
+
+__all__ = ["capture", "load_program"]
+
+
+def capture(
+    model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None, method: str = "auto",
+) -> Graph:
+    """The graph of an ``nn.Module`` called with ``args`` and ``kwargs``, of an ``ExportedProgram``, of an ``.onnx`` or ``.pt2``
+    file, or of a graph of onnx-graphsurgeon.
+
+    The model is left as it was. ``method`` is how an ``nn.Module`` is captured, as ``irprune.frontend.torch.capture`` (the package's own)
+    names it: "trace", "run", "export" or "auto". Raises IrpruneError for what cannot be captured.
+    """
+    kind = _kind(model)
+    if kind == "surgeon":
+        from irprune.frontend.onnx.surgeon import from_surgeon
+
+        model = from_surgeon(model)
+        kind = "onnx"
+    if kind == "onnx":
+        from irprune.frontend.onnx.reader import capture_onnx
+
+        graph = capture_onnx(model)
+        _check_inputs(graph, args)
+        return graph
+    if kind == "pt2":
+        model = load_program(Path(model))
+        kind = "program"
+    if kind == "program":
+        from irprune.frontend.torch.export import from_exported
+
+        return from_exported(model)
+    _check_call(model, kwargs)
+    if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
+        args = (args,)  # a single tensor
+    graph = capture_module(model, tuple(args), kwargs, dynamic_shapes, method)
+    graph.structure.dynamic_shapes = dynamic_shapes
+    return graph
+
+
+def _check_inputs(graph: Graph, args: Any) -> None:
+    """Raises IrpruneError for an example call that the file's own inputs do not take; no call is needed."""
+    given = [x for x in (args if isinstance(args, Sequence) else (args,)) if hasattr(x, "shape")]
+    if len(given) > len(graph.inputs):
+        raise IrpruneError(f"{len(given)} inputs for a model that takes {len(graph.inputs)}", graph.name, "leave them out")
+    for x, value in zip(given, graph.inputs, strict=False):
+        shape = tuple(x.shape)
+        if len(shape) != len(value.shape) or any(isinstance(s, int) and s != n for s, n in zip(value.shape, shape, strict=True)):
+            raise IrpruneError(f"input '{value.name}' has shape {list(shape)}, the model takes [{', '.join(map(str, value.shape))}]",
+                               graph.name, "leave it out: the file says it")
+
+
+def _kind(model: Any) -> str:
+    """What came in: ``module``, ``program``, ``pt2``, ``onnx`` or ``surgeon``. Raises IrpruneError for anything else."""
+    if isinstance(model, (str, Path)):
+        suffix = Path(model).suffix
+        if suffix in (".onnx", ".pt2"):
+            return suffix[1:]
+        raise IrpruneError("not a model file", str(model), "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file")
+    for kind in type(model).__mro__:
+        where = f"{kind.__module__}.{kind.__name__}"
+        if where == "torch.nn.modules.module.Module":
+            return "module"
+        if where == "torch.export.exported_program.ExportedProgram":
+            return "program"
+        if kind.__name__ == "ModelProto":
+            return "onnx"
+        if where == "onnx_graphsurgeon.ir.graph.Graph":
+            return "surgeon"
+    raise IrpruneError(f"not a model: {type(model).__name__}", "", "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file")
+
+
+def load_program(path: Path) -> Any:
+    """The program in a ``.pt2`` file."""
+    import torch
+
+    if not path.exists():
+        raise IrpruneError("no such file", str(path), "check the path")
+    if path.stat().st_size == 0:
+        raise IrpruneError("the file is empty", str(path), "write it again with torch.export.save")
+    try:
+        with quiet():
+            return torch.export.load(str(path))
+    except Exception as refused:  # zip, pickle and schema errors of many kinds
+        text = str(refused).strip().splitlines()
+        raise IrpruneError(f"not a program of torch.export: {text[0][:200] if text else type(refused).__name__}", str(path),
+                           "write it with torch.export.save") from refused
+
+
+def _check_call(model: Any, kwargs: Any) -> None:
+    """Raises IrpruneError for a module that cannot be captured as it stands, or keyword arguments that are none."""
+    from torch import nn
+    from torch.nn.parameter import is_lazy
+
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise IrpruneError(f"kwargs is a {type(kwargs).__name__}", "", "give a dictionary of keyword arguments")
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        raise IrpruneError(f"the model is wrapped in {type(model).__name__}", "", "give the model in it: model.module")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise IrpruneError("the model has lazy layers without a shape yet", name, "call it once before it is pruned")
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("torch.ao.nn.quantized."):
+            raise IrpruneError("the model is quantised: its weights are packed and cannot be cut", name, "prune it, then quantise it")

@@ -1,0 +1,60 @@
+"""What a graph keeps of the file that it was read from: the message itself, and where its nodes and weights stand in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from irprune.frontend.onnx.file import Files
+from irprune.frontend.onnx.functions import Opened
+from irprune.ir.graph import TensorType
+
+__all__ = ["OnnxSource", "Place", "Stored"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a node of the graph stands in the file: node ``index``, step ``step`` of ``steps``, the ONNX input of each operand
+    (None where it is another step's result), and the attributes as they were read."""
+
+    index: int
+    operands: tuple[int | None, ...]
+    attrs: dict[str, Any]
+    step: int = 0
+    steps: int = 1
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a weight's array stands in the file.
+
+    ``kind`` is ``initializer``, ``constant`` (a Constant node), ``filled`` (a ConstantOfShape node) or ``folded`` (a value that
+    shape arithmetic computes); ``name`` is the name of the tensor there.
+    """
+
+    kind: str
+    name: str
+    load: Callable[[], Array]
+
+
+@dataclass
+class OnnxSource:
+    """The file behind a graph, and what reading it found. ``model`` is never changed; calls of local functions are opened in it."""
+
+    model: onnx.ModelProto
+    files: Files
+    calls: Opened | None = None
+    stored: dict[str, Stored] = field(default_factory=dict)
+    types: dict[str, TensorType] = field(default_factory=dict)
+    known: dict[str, Array] = field(default_factory=dict)
+    computed: dict[str, None] = field(default_factory=dict)  # known values that derive from the shape of a tensor
+    module_types: dict[str, type] = field(default_factory=dict)
+
+    def opset(self, domain: str) -> int:
+        return next((o.version for o in self.model.opset_import if (o.domain or "ai.onnx") == (domain or "ai.onnx")), 1)

@@ -1,0 +1,331 @@
+"""What both captures of a torch model share: ATen calls become nodes, tensors become values, aliases are watched.
+
+``Builder`` takes calls whose operands are graph values already. ``Aliases`` tells whether in-place operators may be
+renamed to their functional twins, or whether another view of the storage would miss the change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+from torch.utils._sympy.printers import PythonPrinter
+
+from irprune.errors import IrpruneError
+from irprune.ir.graph import Graph, Origin, TensorType, Value, Weight
+from irprune.ir.size import Size, Sym, symbol
+from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
+from irprune.ops.registry import spelling
+
+__all__ = ["Aliases", "Builder", "Entry", "Place", "Structure", "canonical_target", "decompositions", "functional",
+           "innermost", "may_alias", "open_dataclasses", "size_of", "type_of"]
+
+TORCH = str(Path(torch.__file__).parent) + "/"
+LAYERS = TORCH + "nn/modules/"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A tensor of the model's state: ``persistent`` is False for a buffer that the state dict leaves out."""
+
+    tensor: torch.Tensor
+    kind: str
+    persistent: bool = True
+
+
+@dataclass
+class Structure:
+    """How a call of the torch model maps to the graph: the pytrees of arguments and results and what stands in each leaf.
+
+    ``inputs`` and ``outputs`` hold an index into the graph's inputs and outputs, or a constant leaf wrapped in a tuple.
+    ``names`` are the argument names of the recorded call, ``signature`` that of the user's ``forward``, ``state`` every
+    parameter and buffer of the model by name, used or not.
+    """
+
+    in_spec: Any
+    out_spec: Any
+    inputs: list[int | tuple[Any]]
+    outputs: list[int | tuple[Any]]
+    module_types: dict[str, type] = field(default_factory=dict)
+    module: torch.nn.Module | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    dynamic_shapes: Any = None
+    names: tuple[str, ...] = ()
+    signature: inspect.Signature | None = None
+    state: dict[str, Entry] = field(default_factory=dict)
+
+
+def open_dataclasses(tree: Any) -> bool:
+    """Let pytrees open the dataclasses in ``tree``, as ``torch.export.register_dataclass`` would; whether there were new ones."""
+    found = False
+    leaves = pytree.tree_leaves(tree)
+    while leaves:
+        fresh = {type(x): x for x in leaves if dataclasses.is_dataclass(x) and type(x) not in pytree.SUPPORTED_NODES}
+        for kind in fresh:
+            torch.export.register_dataclass(kind)
+            found = True
+        leaves = pytree.tree_leaves([x for x in leaves if type(x) in fresh])
+    return found
+
+
+# -- types ---------------------------------------------------------------------------------------------------------
+
+
+def size_of(s: Any) -> Size:
+    """A torch size as the graph's."""
+    if isinstance(s, int):
+        return s
+    return _symbolic(s.node.expr)
+
+
+@lru_cache(maxsize=4096)
+def _symbolic(expr: Any) -> Size:
+    if expr.is_number:
+        return int(expr)
+    probe = expr.xreplace({s: symbol(s.name).probe for s in expr.free_symbols})
+    text = str(PythonPrinter().doprint(expr))
+    return Sym(text if text.isidentifier() else f"({text})", int(probe))
+
+
+def type_of(t: torch.Tensor) -> TensorType:
+    """Element type and shape. Raises IrpruneError for an element type that the graph does not know."""
+    if t.dtype not in FROM_TORCH:
+        raise IrpruneError(f"element type {t.dtype} is not supported", "", f"use one of {', '.join(FROM_TORCH.values())}")
+    return TensorType(FROM_TORCH[t.dtype], tuple(size_of(s) for s in t.shape))
+
+
+def plain(x: Any) -> Any:
+    """Attributes as plain data: torch's enumerations by name."""
+    if isinstance(x, (list, tuple)):
+        return [plain(v) for v in x]
+    if isinstance(x, torch.dtype):
+        return FROM_TORCH[x]
+    if isinstance(x, (torch.device, torch.layout, torch.memory_format)):
+        return str(x).removeprefix("torch.")
+    if isinstance(x, torch.SymInt):
+        return size_of(x)
+    return x
+
+
+# -- calls ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _schema(target: Any) -> tuple[tuple[str, bool, Any], ...]:
+    """Name, whether it takes tensors, and default of each argument."""
+    return tuple((a.name, "Tensor" in str(a.type), a.default_value) for a in target._schema.arguments)
+
+
+@cache
+def functional(target: Any) -> Any:
+    """The overload that computes what the in-place ``target`` writes, told by the types of its arguments; else ``target`` itself."""
+    name = target._schema.name.split("::")[1]
+    if not target._schema.is_mutable or not name.endswith("_") or name.endswith("__"):
+        return target
+    packet = getattr(torch.ops.aten, name[:-1], None)
+    for overload in sorted(packet.overloads(), key=lambda o: o != target._overloadname) if packet is not None else ():
+        twin = getattr(packet, overload)  # pow_.Scalar is pow.Tensor_Scalar, not pow.Scalar
+        if [str(a.type) for a in twin._schema.arguments] == [str(a.type) for a in target._schema.arguments]:
+            return twin
+    return target
+
+
+@cache
+def canonical_target(target: Any) -> str:
+    """The overload's name; for an in-place one, its functional twin's."""
+    twin = functional(target)
+    return f"{twin.namespace}.{twin._schema.name.split('::')[1]}.{twin._overloadname}"
+
+
+def innermost(frames: Sequence[tuple[str, int]]) -> str:
+    """``file:line`` of the innermost frame outside torch, or of the innermost layer where all are torch's; ``frames`` run inwards."""
+    user = [f for f in frames if not f[0].startswith((TORCH, "<"))]  # "<eval_with_key>": code that torch wrote
+    layers = [f for f in frames if f[0].startswith(LAYERS) and not f[0].endswith("/module.py")]
+    best = (user or layers or list(frames))[-1:]
+    return f"{best[0][0]}:{best[0][1]}" if best else ""
+
+
+def decompositions(targets: Iterable[Any]) -> dict[Any, Any]:
+    """What torch says the overloads consist of, for those where it says so."""
+    wanted = list(targets)
+    if not wanted:
+        return {}
+    table = torch.export.default_decompositions()
+    return {t: table[t] for t in wanted if t in table}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a call stands in the user's program: module path, that module's class, and ``file:line``."""
+
+    scope: str = ""
+    kind: str | None = None
+    source: str = ""
+
+
+_HINTS = {"cudnn_enable", "cudnn_enabled"}  # captured as off, because fake tensors have no use for cuDNN; real ones have
+
+
+class Builder:
+    """A graph under construction from ATen calls."""
+
+    def __init__(self, name: str) -> None:
+        self.graph = Graph(name)
+        self._names: dict[str, int] = {}
+
+    def unique(self, name: str) -> str:
+        """``name``, with a number where it is taken."""
+        if name not in self._names:
+            self._names[name] = 0
+            return name
+        while True:
+            self._names[name] += 1
+            fresh = f"{name}_{self._names[name]}"
+            if fresh not in self._names:
+                self._names[fresh] = 0
+                return fresh
+
+    def constant(self, tensor: torch.Tensor, name: str = "constant") -> Weight:
+        """``tensor`` as a constant of the graph."""
+        return self.graph.add_weight(Weight(self.unique(name), type_of(tensor), lambda: tensor, "constant"))
+
+    def call(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], made: Any, name: str, place: Place) -> Any:
+        """Append the call of the overload ``target``; returns its value, or a list of values where it makes several.
+
+        Arguments are graph values, lists of them, sizes and plain data; ``made`` is what the call returned, as tensors or their types.
+        """
+        spelled = canonical_target(target)
+        if spelled == "aten.copy.default" and isinstance(args[1], Value):
+            return self._copied(args[1], type_of(made), place)
+        inputs: list[Value | None] = []
+        attrs: dict[str, Any] = {}
+        layout: list[tuple[str, int | tuple[int | None, ...] | None]] = []
+        own = {a: i for i, (a, _, _) in enumerate(_schema(target))}
+        schema = _schema(functional(target))  # its names may differ: dropout_(self), dropout(input)
+        given = dict(zip((a for a, _, _ in schema), args, strict=False)) | {schema[own[k]][0]: v for k, v in kwargs.items()}
+        spelled = canonical_target(target)
+        entry = spelling("aten", spelled)
+        rename = entry.aten[spelled] if entry is not None else {}
+        for key, tensorial, default in schema:
+            value = given.get(key, default)
+            if not tensorial:
+                attrs[rename.get(key, key)] = True if key in _HINTS else plain(value)
+            elif isinstance(value, (int, float, bool, complex, Sym)):
+                attrs[rename.get(key, key)] = value  # a number where the schema has a tensor
+            elif isinstance(value, (list, tuple)):
+                layout.append((key, tuple(self._operand(v, inputs) for v in value)))
+            else:
+                layout.append((key, self._operand(value, inputs)))
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        layout = [(n, s) for n, s in layout if not (isinstance(s, int) and s >= len(inputs))]
+        several = isinstance(made, (list, tuple))
+        flat = list(made) if several else [made]
+        types = [v if isinstance(v, TensorType) else type_of(v) if isinstance(v, torch.Tensor) else TensorType("none", ()) for v in flat]
+        base = self.unique(name)
+        named = [(base if len(flat) == 1 else self.unique(f"{base}_{i}"), t) for i, t in enumerate(types)]
+        origin = Origin("aten", spelled, tuple(layout), place.scope, place.source, place.kind)
+        node = self.graph.add(entry.name if entry is not None else spelled, inputs, attrs, named, origin)
+        return node.outputs if several else node.out
+
+    def _copied(self, source: Value, written: TensorType, place: Place) -> Value:
+        """``x.copy_(source)`` as a value of its own: ``source`` in the shape and element type of ``x``. ``aten.copy`` has no derivative."""
+        if source.shape != written.shape:
+            spread = TensorType(source.dtype, written.shape)
+            source = self.call(torch.ops.aten.expand.default, (source, list(written.known)), {}, spread, "expand", place)
+        if source.dtype != written.dtype:
+            source = self.call(torch.ops.aten._to_copy.default, (source,), {"dtype": TO_TORCH[written.dtype]}, written, "to", place)
+        return source
+
+    def _operand(self, value: Any, inputs: list[Value | None]) -> int:
+        if isinstance(value, torch.Tensor):
+            value = self.constant(value)
+        elif value is not None and not isinstance(value, Value):
+            raise IrpruneError(f"operand {value!r} is not a tensor")
+        inputs.append(value)
+        return len(inputs) - 1
+
+
+# -- aliases -------------------------------------------------------------------------------------------------------
+
+_VIEWS = {  # composite operators whose schema does not say that they may return their input or a view of it
+    "broadcast_tensors", "broadcast_to", "chunk", "contiguous", "dropout", "expand_as", "feature_dropout", "flatten", "meshgrid", "movedim",
+    "numpy_T", "reshape", "reshape_as", "split", "squeeze", "swapaxes", "tensor_split", "to", "type_as", "unflatten", "view_as",
+}
+
+
+@cache
+def may_alias(target: Any) -> bool:
+    """Whether a result of the overload may share storage with its first tensor."""
+    if target._schema.is_mutable or any(r.alias_info is not None for r in target._schema.returns):
+        return True
+    return target._schema.name.split("::")[1] in _VIEWS
+
+
+class Aliases:
+    """Which tensors may share storage, and whether each write in place may be taken for a new value under the same name.
+
+    Keys are whatever stands for a tensor. Calls are reported in program order.
+    """
+
+    def __init__(self) -> None:
+        self._time = 0
+        self._root: dict[Hashable, Hashable] = {}
+        self._family: dict[Hashable, list[Hashable]] = {}
+        self._born: dict[Hashable, int] = {}
+        self._read: dict[Hashable, int] = {}  # time of the last read
+        self._given: set[Hashable] = set()
+        self._writes: list[tuple[int, Hashable, Hashable]] = []
+        self._clash = ""
+
+    def given(self, key: Hashable) -> None:
+        """An input or a weight."""
+        self._given.add(key)
+        self._add(key, key)
+
+    def tick(self) -> None:
+        """The next call."""
+        self._time += 1
+
+    def read(self, key: Hashable) -> None:
+        self._read[key] = self._time
+
+    def made(self, key: Hashable, source: Hashable | None = None) -> None:
+        """A new tensor, which may share storage with ``source``."""
+        self._add(key, key if source is None else self._root[source])
+
+    def _add(self, key: Hashable, root: Hashable) -> None:
+        self._root[key] = root
+        self._born[key] = self._time
+        self._family.setdefault(root, []).append(key)
+
+    def wrote(self, target: Any, written: Hashable, result: Hashable, dtypes: Sequence[torch.dtype]) -> None:
+        """``target`` changed ``written`` in place and returned ``result``; ``dtypes`` are those of its tensors, the written one first."""
+        if any(d.is_floating_point and torch.promote_types(dtypes[0], d) != dtypes[0] for d in dtypes[1:]):
+            self._clash = f"{target} would promote the element type"
+        if functional(target) is target:
+            self._clash = f"{target} has no functional twin"
+        self._writes.append((self._time, written, result))
+
+    def refused(self) -> str:
+        """Why a write is no new value; "" where each is."""
+        if any(self._root[written] in self._given for _, written, _ in self._writes):
+            return "forward writes to an input or a weight"
+        return self._clash
+
+    def clash(self) -> str:
+        """Why renaming would not do; "" where it does."""
+        for time, written, result in self._writes:
+            root = self._root[written]
+            for other in self._family[root]:
+                if other not in (written, result) and self._born[other] < time and self._read.get(other, -1) > time:
+                    return "a view of a tensor that is changed in place is read afterwards"
+        return self.refused()

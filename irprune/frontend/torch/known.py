@@ -1,0 +1,71 @@
+"""Values that a program reads while it runs (``.item()``, ``nonzero``), where they follow from constants and buffers alone.
+
+A mask of ones that the model makes for itself, say. What depends on inputs or parameters is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.utils import _pytree as pytree
+
+from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ops.dtypes import TO_TORCH
+from irprune.ops.registry import lookup
+from irprune.run.interpret import as_tensor, run_node
+
+__all__ = ["from_constants"]
+
+
+def from_constants(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], graph: Graph) -> Any:
+    """``func`` on what the values among its arguments hold.
+
+    Raises LookupError, with the reason, where one of them depends on an input, on a parameter or on chance.
+    """
+    wanted = [v for v in pytree.tree_leaves((args, dict(kwargs))) if isinstance(v, Value)]
+    nodes, stored = _constant(wanted)
+    with unset_fake_temporarily(), torch.no_grad():
+        held: dict[Value, Any] = {v: as_tensor(v.load()) for v in stored}
+        device = next((t.device for t in held.values()), torch.device("cpu"))
+        for node in graph.nodes:
+            if node in nodes:
+                operands = [None if v is None else held[v] if v in held else _blank(v, device) for v in node.inputs]
+                made = run_node(node, operands, {}, device)
+                held.update(zip(node.outputs, made if isinstance(made, (list, tuple)) else [made], strict=False))
+        real_args, real_kwargs = pytree.tree_map(lambda x: held[x] if isinstance(x, Value) else x, (list(args), dict(kwargs)))
+        return func(*real_args, **real_kwargs)
+
+
+def _constant(wanted: Sequence[Value]) -> tuple[dict[Node, None], list[Weight]]:
+    """The nodes that ``wanted`` are computed by, and the buffers and constants that those read."""
+    nodes: dict[Node, None] = {}
+    stored: dict[Weight, None] = {}
+    todo = list(wanted)
+    while todo:
+        value = todo.pop()
+        node = value.producer
+        if isinstance(value, Weight) and value.kind != "parameter":
+            stored[value] = None
+        elif node is None:
+            raise LookupError(f"depends on {value.name!r}")
+        elif node not in nodes:
+            nodes[node] = None
+            entry = lookup(node)
+            if entry is not None and entry.random:
+                raise LookupError(f"depends on chance ({node.op})")
+            if not _of_sizes(node):
+                todo += [v for v in node.inputs if v is not None]
+    return nodes, list(stored)
+
+
+def _of_sizes(node: Node) -> bool:
+    """Whether ``node`` reads of its operand the type alone (``new_ones``, ``zeros_like``), which is known."""
+    entry = lookup(node)
+    return entry is not None and entry.creates and len(node.inputs) == 1 and node.operand(0).type.static
+
+
+def _blank(value: Value, device: torch.device) -> torch.Tensor:
+    return torch.zeros(value.shape, dtype=TO_TORCH[value.dtype], device=device)  # type: ignore[arg-type]

@@ -1,0 +1,424 @@
+"""Calibration data: whatever the user has, as flat tensors in the order of the graph's inputs.
+
+A source is an iterable of model inputs (a tensor, a tuple of arguments, a dict of keyword arguments as Hugging Face
+tokenizers give, or those with labels behind them), one tensor of many samples, or a folder of ``.npy``, ``.npz`` and
+image files. Everything is checked against the graph's inputs when it is read, so that a wrong shape or a NaN is named
+by the item it came from and not by an operator deep in the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils import _pytree as pytree
+
+from irprune.errors import IrpruneError
+from irprune.ir.graph import Graph, Value, Weight
+from irprune.ir.size import Sym, probe_of, same
+from irprune.ops.dtypes import TO_TORCH
+from irprune.run.interpret import evaluate
+
+__all__ = ["Batch", "Calibration", "noise"]
+
+_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``inputs`` are in the order of the graph's inputs; ``extra`` is what the item held beyond them (labels), for the loss."""
+
+    inputs: tuple[torch.Tensor, ...]
+    extra: tuple[Any, ...] = ()
+    rows: slice | None = None  # which rows of the item this is, where it was cut into pieces
+
+    @property
+    def size(self) -> int:
+        """The number of samples: the first dimension of the first input."""
+        return int(self.inputs[0].shape[0]) if self.inputs and self.inputs[0].dim() else 1
+
+
+class Calibration:
+    """Checked inputs for ``graph`` from ``source``; iterating gives ``Batch`` after ``Batch``, as often as asked.
+
+    ``samples`` bounds how many samples are used, ``batch`` how many run at once (where the model takes any number). A source
+    that can be read only once (a generator) is kept; all others are read again, so that memory does not grow with them.
+    ``mean`` and ``std`` (per channel, of pixels in 0..1) apply to image files alone.
+
+    Raises IrpruneError for a source that yields nothing, for shapes and types that the graph does not take, and for NaN.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        graph: Graph,
+        *,
+        samples: int | None = None,
+        batch: int = 64,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        if isinstance(source, Calibration):
+            source = source.items
+        self.graph = graph
+        self.samples = samples
+        self.batch = batch
+        self.notes: list[str] = []
+        self.items: Callable[[], Iterator[Any]] = _opened(source, graph, self.notes, mean, std)
+        self._free: bool | None = None
+        if batch < 1 or (samples is not None and samples < 1):
+            raise IrpruneError("calibration of no samples", "", "samples and batch are at least 1")
+
+    def __iter__(self) -> Iterator[Batch]:
+        left = self.samples
+        some = False
+        for number, item in enumerate(self.items()):
+            made = _flat(item, self.graph, f"calibration item {number}", self.notes)
+            for piece in self._pieces(made):
+                if left is not None and piece.size > left:
+                    piece = _rows(piece, slice(0, left)) if self.resizable else piece
+                some = True
+                yield piece
+                if left is not None:
+                    left -= piece.size
+                    if left <= 0:
+                        return
+        if not some:
+            raise _nothing()
+
+    def count(self) -> int:
+        """The number of samples."""
+        return sum(b.size for b in self)
+
+    def spread(self, samples: int) -> Iterator[Batch]:
+        """About ``samples`` of them, at equal distances; whole items where the graph takes no other number."""
+        stride, at = max(1, self.count() // samples), 0
+        for batch in self:
+            first = -at % stride
+            at += batch.size
+            if first < batch.size:
+                yield _rows(batch, slice(first, None, stride)) if stride > 1 and batch.size > 1 and self.resizable else batch
+
+    @property
+    def resizable(self) -> bool:
+        """Whether the graph runs with another number of samples than it was captured with: tried once, and compared."""
+        if self._free is None:
+            self._free = _any_batch(self.graph, self._first())
+        return self._free
+
+    def _first(self) -> Batch:
+        for number, item in enumerate(self.items()):
+            return _flat(item, self.graph, f"calibration item {number}", self.notes)
+        raise _nothing()
+
+    def _pieces(self, made: Batch) -> Iterator[Batch]:
+        """The item in runs of at most ``batch`` samples, or of as many as the graph was captured with where it takes no other number."""
+        own = _batch_size(self.graph)
+        if own is None or not made.inputs:
+            yield made
+            return
+        step = self.batch
+        if not isinstance(own, Sym) and not (made.size == own and made.size <= self.batch) and not self.resizable:
+            if made.size % own:
+                raise IrpruneError(
+                    f"a calibration item of {made.size} samples for a model that takes {own} at a time", "",
+                    f"give multiples of {own}, or capture the model with a dynamic batch dimension")
+            step = own
+        if made.size <= step:
+            yield made
+            return
+        for at in range(0, made.size, step):
+            yield _rows(made, slice(at, min(at + step, made.size)))
+
+
+def noise(
+    graph: Graph, samples: int = 256, *, low: float | None = None, high: float | None = None, seed: int = 0, batch: int = 64
+) -> Calibration:
+    """Inputs drawn at random, for repair without data: uniform in ``low .. high`` where both are given, else normal.
+
+    Integer inputs that index a table are drawn below its size; other integers are 0 or 1 (masks). Dynamic sizes other than
+    the first dimension are as large as the capture's example. The same seed gives the same inputs.
+    """
+    limits = [_index_limit(v) for v in graph.inputs]
+    example = [tuple(_example_size(graph, i, d) for d in range(v.rank)) for i, v in enumerate(graph.inputs)]
+    own = _batch_size(graph)
+
+    def items() -> Iterator[Any]:
+        draw = torch.Generator().manual_seed(seed)
+        step = 1 if own is None else batch
+        for at in range(0, samples, step):
+            n = min(step, samples - at)
+            if own is not None and not isinstance(own, Sym):
+                n = -(-n // own) * own
+            made = []
+            for v, shape, limit in zip(graph.inputs, example, limits, strict=True):
+                shape = (n, *shape[1:]) if own is not None and shape else shape
+                kind = TO_TORCH[v.dtype]
+                if kind.is_floating_point:
+                    known = low is not None and high is not None
+                    x = torch.rand(shape, generator=draw) if known else torch.randn(shape, generator=draw)
+                    x = x * (high - low) + low if known else x  # type: ignore[operator]
+                else:
+                    x = torch.randint(0, limit or 2, shape, generator=draw)
+                made.append(x.to(kind))
+            yield tuple(made)
+
+    return Calibration(_Stream(items), graph, batch=batch)
+
+
+def _nothing() -> IrpruneError:
+    return IrpruneError("the calibration data yield nothing", "", "give at least one input; an iterator that was read before is empty")
+
+
+class _Stream:
+    """An iterable that starts over each time; its items are flat tensors already."""
+
+    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
+        self.make = make
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.make()
+
+
+# -- sources ---------------------------------------------------------------------------------------------------------
+
+
+def _opened(
+    source: Any, graph: Graph, notes: list[str], mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Callable[[], Iterator[Any]]:
+    """A function that starts reading ``source`` from its beginning."""
+    if callable(source) and not isinstance(source, Iterable):
+        return source  # type: ignore[no-any-return]
+    if isinstance(source, (str, Path)):
+        return _folder(Path(source), graph, notes, mean, std)
+    if isinstance(source, (torch.Tensor, np.ndarray)):
+        return lambda: iter([source])
+    if isinstance(source, Mapping):
+        return lambda: iter([source])
+    if not isinstance(source, Iterable):
+        raise IrpruneError(f"calibration is a {type(source).__name__}", "",
+                           "give an iterable of inputs, a tensor, or a folder of .npy, .npz or image files")
+    if iter(source) is source:  # can be read once
+        kept = list(source)
+        return lambda: iter(kept)
+    return lambda: iter(source)
+
+
+def _folder(
+    path: Path, graph: Graph, notes: list[str], mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Callable[[], Iterator[Any]]:
+    if not path.exists():
+        raise IrpruneError("no such calibration folder", str(path), "give a folder of .npy, .npz or image files")
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in (".npy", ".npz", *_IMAGES))
+    if not files:
+        raise IrpruneError("a calibration folder without .npy, .npz or image files", str(path),
+                           "put inputs there, one or many samples per file")
+
+    def items() -> Iterator[Any]:
+        for file in files:
+            suffix = file.suffix.lower()
+            try:
+                if suffix == ".npy":
+                    yield np.load(file, allow_pickle=False)
+                elif suffix == ".npz":
+                    with np.load(file, allow_pickle=False) as held:
+                        yield {k: held[k] for k in held.files}
+                else:
+                    yield _image(file, graph, mean, std)
+            except (ValueError, OSError, EOFError) as error:
+                raise IrpruneError(f"cannot be read: {error}", str(file), "save arrays with numpy.save or numpy.savez") from error
+
+    return items
+
+
+def _image(file: Path, graph: Graph, mean: Sequence[float] | None, std: Sequence[float] | None) -> Any:
+    """A picture as [1, channels, height, width] in 0..1, resized to the graph's only input."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise IrpruneError("an image file, but Pillow is not installed", str(file),
+                           "pip install pillow, or save the inputs as .npy") from None
+    value = graph.inputs[0]
+    if len(graph.inputs) != 1 or value.rank != 4 or any(isinstance(s, Sym) for s in value.shape[1:]):
+        raise IrpruneError("images fit a model with one input [batch, channels, height, width]", str(file), "save the inputs as .npz")
+    _, channels, height, width = (int(probe_of(s)) for s in value.shape)
+    with Image.open(file) as picture:
+        array = np.asarray(picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]).resize((width, height)), dtype=np.float32) / 255
+    array = array.reshape(height, width, channels).transpose(2, 0, 1)
+    if mean is not None and std is not None:
+        array = (array - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
+    return np.ascontiguousarray(array[None], dtype=np.float32)
+
+
+# -- items -----------------------------------------------------------------------------------------------------------
+
+
+def _flat(item: Any, graph: Graph, where: str, notes: list[str]) -> Batch:
+    """An item as the graph's inputs, each checked."""
+    tensors, extra = _matched(item, graph, where, notes)
+    return Batch(tuple(_checked(t, v, where) for t, v in zip(tensors, graph.inputs, strict=True)), extra)
+
+
+def _matched(item: Any, graph: Graph, where: str, notes: list[str]) -> tuple[list[Any], tuple[Any, ...]]:
+    """The item's tensors in the order of the graph's inputs, and what is left over."""
+    names = [v.name for v in graph.inputs]
+    if isinstance(item, Batch):
+        return list(item.inputs), item.extra
+    if isinstance(item, Mapping) or (hasattr(item, "keys") and hasattr(item, "__getitem__")):
+        given = {str(k): item[k] for k in item.keys()}  # noqa: SIM118 - BatchEncoding iterates otherwise
+        if all(n in given for n in names):
+            return [given[n] for n in names], _left(given, names)
+        return _called(given, graph, where)
+    if isinstance(item, (torch.Tensor, np.ndarray)):
+        item = (item,)
+    if not isinstance(item, Sequence) or isinstance(item, (str, bytes)):
+        raise IrpruneError(f"a {type(item).__name__} is no model input", where,
+                           "give tensors, tuples of arguments or dicts of keyword arguments")
+    places = graph.structure.inputs if _is_torch(graph) else list(range(len(names)))
+    args = tuple(item)
+    if len(args) == len(names) or (all(isinstance(a, (torch.Tensor, np.ndarray)) for a in args[:len(names)]) and len(args) > len(names)):
+        return list(args[:len(names)]), args[len(names):]
+    if _is_torch(graph):
+        own = len(graph.structure.args)
+        leaves = pytree.arg_tree_leaves(*args[:own]) if own else []
+        if len(leaves) == len(places):
+            return [leaf for leaf, place in zip(leaves, places, strict=True) if isinstance(place, int)], args[own:]
+    raise IrpruneError(f"{len(args)} arguments for a model that takes {len(names)} tensors ({', '.join(names)})", where,
+                       "give the arguments of forward in their order, or a dict by their names")
+
+
+def _is_torch(graph: Graph) -> bool:
+    return hasattr(graph.structure, "in_spec")
+
+
+def _left(given: Mapping[str, Any], used: Iterable[str]) -> tuple[Any, ...]:
+    """Labels and the like, as one dict behind the inputs."""
+    rest = {k: v for k, v in given.items() if k not in set(used)}
+    return (rest,) if rest else ()
+
+
+def _called(given: Mapping[str, Any], graph: Graph, where: str) -> tuple[list[Any], tuple[Any, ...]]:
+    """Keyword arguments put into the places of the recorded call, however that one passed them."""
+    if not _is_torch(graph):
+        missing = [v.name for v in graph.inputs if v.name not in given]
+        raise IrpruneError(f"no value for input {missing[0]!r}; given: {', '.join(given)}", where,
+                           f"the inputs are {', '.join(v.name for v in graph.inputs)}")
+    structure = graph.structure
+    own = list(structure.signature.parameters) if structure.signature is not None else list(structure.names)
+    positional = own[:len(structure.args)]
+    wanted = [*positional, *structure.kwargs]
+    missing = [n for n in wanted if n not in given]
+    recorded = {**dict(zip(positional, structure.args, strict=False)), **structure.kwargs}
+    tensorial = [n for n in missing if any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(recorded.get(n)))]
+    if tensorial:
+        raise IrpruneError(f"no value for argument {tensorial[0]!r}; given: {', '.join(given)}", where,
+                           f"forward was captured with {', '.join(wanted)}")
+    filled = {n: given.get(n, recorded.get(n)) for n in wanted}
+    leaves = pytree.arg_tree_leaves(*(filled[n] for n in positional), **{n: filled[n] for n in structure.kwargs})
+    if len(leaves) != len(structure.inputs):
+        raise IrpruneError("arguments of another structure than the captured call's", where,
+                           f"forward was captured with {', '.join(wanted)}")
+    return [leaf for leaf, place in zip(leaves, structure.inputs, strict=True) if isinstance(place, int)], _left(given, wanted)
+
+
+def _checked(x: Any, value: Value, where: str) -> torch.Tensor:
+    """``x`` as a tensor of the value's type. Raises IrpruneError where it is none or does not fit."""
+    if not isinstance(x, torch.Tensor):
+        try:
+            x = torch.as_tensor(np.asarray(x))
+        except (TypeError, ValueError):
+            raise IrpruneError(f"input {value.name!r} is a {type(x).__name__}, not a tensor", where) from None
+    want = TO_TORCH[value.dtype]
+    x = x.detach()
+    if want.is_floating_point != x.is_floating_point():
+        raise IrpruneError(f"input {value.name!r} holds {x.dtype}, the model takes {want}", where,
+                           "convert (and scale) the data as for the model itself")
+    if x.dim() == value.rank - 1 and all(isinstance(s, Sym) or n == s for n, s in zip(x.shape, value.shape[1:], strict=True)):
+        x = x[None]  # one sample
+    fits = x.dim() == value.rank and all(isinstance(s, Sym) or same(int(n), s) for n, s in zip(x.shape[1:], value.shape[1:], strict=True))
+    if not fits or not x.numel():
+        shown = ", ".join(str(s) for s in value.shape)
+        raise IrpruneError(f"input {value.name!r} has shape {list(x.shape)}, the model takes [{shown}]", where,
+                           "the first dimension may be any number of samples")
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        raise IrpruneError(f"input {value.name!r} holds NaN or infinity", where, "clean the calibration data")
+    made: torch.Tensor = x.to(want)
+    return made
+
+
+def _rows(made: Batch, rows: slice) -> Batch:
+    own = made.size
+
+    def cut(x: Any) -> Any:
+        if isinstance(x, (torch.Tensor, np.ndarray)) and x.ndim and x.shape[0] == own:
+            return x[rows]
+        return {k: cut(v) for k, v in x.items()} if isinstance(x, dict) else x
+
+    return Batch(tuple(cut(x) for x in made.inputs), tuple(cut(x) for x in made.extra), rows)
+
+
+# -- the batch dimension -------------------------------------------------------------------------------------------------
+
+
+def _batch_size(graph: Graph) -> Any:
+    """The first dimension that all inputs share; None where they do not."""
+    sizes = [v.shape[0] for v in graph.inputs if v.rank]
+    if not sizes or len(sizes) != len(graph.inputs) or any(not same(s, sizes[0]) for s in sizes):
+        return None
+    return sizes[0]
+
+
+def _any_batch(graph: Graph, first: Batch) -> bool:
+    """Whether two samples at once give what each gives alone."""
+    own = _batch_size(graph)
+    if own is None:
+        return False
+    if isinstance(own, Sym):
+        return True
+    own = int(own)
+    inputs = [x[torch.arange(own) % x.shape[0]] for x in first.inputs]
+    turned = [x.roll(1, -1) if x.is_floating_point() else x for x in inputs]
+    try:
+        alone, other = evaluate(graph, inputs), evaluate(graph, turned)
+        both = evaluate(graph, [torch.cat(pair) for pair in zip(inputs, turned, strict=True)])
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False  # a size is written down somewhere in the graph
+    return all(
+        a.dim() > 0 and b.shape == (2 * a.shape[0], *a.shape[1:])
+        and torch.allclose(torch.cat((a, o)).float(), b.float(), rtol=1e-3, atol=1e-4)
+        for a, o, b in zip(alone, other, both, strict=True)
+    )
+
+
+def _example_size(graph: Graph, i: int, d: int) -> int:
+    """A size for dimension ``d`` of input ``i``: the captured example's where the size is dynamic."""
+    size = graph.inputs[i].shape[d]
+    if not isinstance(size, Sym):
+        return int(size)
+    if _is_torch(graph):
+        leaves = pytree.arg_tree_leaves(*graph.structure.args, **graph.structure.kwargs)
+        for leaf, place in zip(leaves, graph.structure.inputs, strict=False):
+            if place == i and isinstance(leaf, torch.Tensor):
+                return int(leaf.shape[d])
+    return 8
+
+
+def _index_limit(value: Value) -> int | None:
+    """The size of the table that an integer input indexes, if it does."""
+    frontier, seen = [value], {id(value)}
+    while frontier:
+        v = frontier.pop()
+        for node in v.users:
+            table = node.inputs[0]
+            if node.op in ("embedding", "gather", "index_select") and isinstance(table, Weight) and table.rank and v in node.inputs[1:]:
+                return int(probe_of(table.shape[0]))
+            if len(node.inputs) == 1 or not any(x is not None and x.dtype[0] == "f" for x in node.inputs):
+                for out in node.outputs:
+                    if id(out) not in seen and out.dtype[0] in "iu":
+                        seen.add(id(out))
+                        frontier.append(out)
+    return None

@@ -1,0 +1,171 @@
+"""Running a graph in torch, node by node: what the oracle and folding of constants stand on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from irprune.errors import IrpruneError
+from irprune.ir.body import Body
+from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.size import Sym
+from irprune.ir.symbols import needed, told
+from irprune.ops.call import bind, overload, substitute
+from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
+from irprune.ops.registry import lookup
+
+__all__ = ["evaluate", "home", "run_node", "symbols_of"]
+
+Hook = Callable[[Node, list[Any], Callable[..., Any]], Any]
+
+
+def as_tensor(array: Any) -> torch.Tensor:
+    """A weight's array as a tensor, without a copy where it can be."""
+    if isinstance(array, torch.Tensor):
+        return array.detach()
+    if getattr(getattr(array, "dtype", None), "kind", "") == "V":  # types that numpy borrows from ml_dtypes
+        short = {"bfloat16": "bf16", "float8_e4m3fn": "f8e4m3fn", "float8_e5m2": "f8e5m2"}[array.dtype.name]
+        bits = array.view("i2" if array.dtype.itemsize == 2 else "u1").copy()
+        return torch.as_tensor(bits).view(TO_TORCH[short])
+    writeable = getattr(getattr(array, "flags", None), "writeable", True)  # torch has no read-only tensors
+    return torch.as_tensor(array if writeable else array.copy())
+
+
+def home(graph: Graph) -> torch.device:
+    """The CUDA device that a weight of ``graph`` lies on, else the CPU."""
+    for weight in graph.weights.values():
+        if isinstance(held := weight.load(), torch.Tensor):
+            return held.device if held.is_cuda else torch.device("cpu")
+    return torch.device("cpu")
+
+
+def symbols_of(graph: Graph, inputs: Iterable[torch.Tensor]) -> dict[str, int]:
+    """The value of each size symbol, read off the inputs."""
+    out: dict[str, int] = {}
+    for value, tensor in zip(graph.inputs, inputs, strict=True):
+        for s, n in zip(value.type.shape or (), tensor.shape if value.type.shape else (), strict=True):
+            if isinstance(s, Sym) and s.expr.isidentifier():
+                out.setdefault(s.expr, int(n))
+    return out
+
+
+def run_node(node: Node, operands: list[Any], symbols: dict[str, int], device: torch.device) -> Any:
+    """The result of ``node`` on ``operands``: a tensor, or a sequence for several results. ``symbols`` learns the sizes that it tells."""
+    entry = lookup(node)
+
+    def size(s: Sym) -> int:
+        try:
+            return int(eval(s.expr, {"__builtins__": {"min": min, "max": max}}, dict(symbols)))  # text printed by torch
+        except NameError as unknown:
+            raise IrpruneError(f"{node.op} takes a size {s} that depends on the values of tensors", node.where,
+                               "shapes must follow from the shapes of the inputs") from unknown
+
+    def fill(x: Any) -> Any:
+        if isinstance(x, Body):
+            return _running(x, operands)
+        return substitute(x, lambda k: operands[k], size, device)
+
+    if entry is not None and entry.run is not None and node.origin.dialect != "aten":
+        plain = Node(node.op, [], {k: fill(v) for k, v in node.attrs.items()}, node.outputs, node.origin)
+        plain.inputs = node.inputs
+        made = entry.run(torch, plain, operands)
+    else:
+        call = bind(node)
+        made = overload(call.target)(*map(fill, call.args), **{k: fill(v) for k, v in call.kwargs.items()})
+    results = made if isinstance(made, (list, tuple)) else [made]
+    for name, i, d in told(node):
+        if i < len(results) and (d is None or isinstance(results[i], torch.Tensor)):
+            symbols.setdefault(name, int(results[i] if d is None else results[i].shape[d]))
+    return made
+
+
+def _running(body: Body, operands: Sequence[Any]) -> Callable[..., Any]:
+    """``body`` as a function of its own inputs."""
+
+    def run(*own: Any) -> list[Any]:
+        outside = [operands[int(k)] for k in body.outer]
+        return evaluate(body.graph, [*own, *outside], weights={} if torch.is_grad_enabled() else None)
+
+    return run
+
+
+def evaluate(
+    graph: Graph,
+    inputs: Iterable[torch.Tensor],
+    *,
+    wanted: Iterable[Value] | None = None,
+    dtype: torch.dtype | None = None,
+    hook: Hook | None = None,
+    device: torch.device | None = None,
+    weights: Mapping[Weight, torch.Tensor] | None = None,
+) -> list[torch.Tensor]:
+    """The values ``wanted`` (the graph's outputs by default) for ``inputs``.
+
+    ``dtype`` converts floating-point inputs and weights; ``hook(node, operands, run)`` may compute a node its own way.
+    ``weights`` stand in for stored ones, and gradients are recorded where they are given.
+    Only what the wanted values need is run, and each value is dropped after its last use.
+    """
+    tensors = list(inputs)
+    device = device or (tensors[0].device if tensors else torch.device("cpu"))
+    targets = list(graph.outputs if wanted is None else wanted)
+    nodes, last = _schedule(graph, targets)
+    symbols = symbols_of(graph, tensors) if tensors or not graph.inputs else {}
+
+    def converted(t: Any) -> Any:
+        if not isinstance(t, torch.Tensor):  # a sequence, or what is optional and left out
+            return t
+        t = t.to(device)
+        return t.to(dtype) if dtype is not None and t.is_floating_point() else t
+
+    env: dict[Value, Any] = {v: converted(t) for v, t in zip(graph.inputs, tensors, strict=bool(tensors))}
+    env |= dict((weights or {}).items())
+
+    def read(v: Value | None) -> Any:
+        if v is None:
+            return None
+        if v not in env and isinstance(v, Weight):
+            env[v] = converted(as_tensor(v.load()))
+        return env[v]
+
+    keep = set(map(id, targets))
+    with torch.set_grad_enabled(weights is not None):
+        for i, node in enumerate(nodes):
+            operands = [read(v) for v in node.inputs]
+            if dtype is not None and node.attrs.get("dtype") in ("f16", "bf16", "f32", "f64"):
+                call_node = _with_dtype(node, dtype)
+            else:
+                call_node = node
+
+            def run(*xs: Any, _node: Node = call_node) -> Any:
+                return run_node(_node, list(xs), symbols, device)
+
+            made = hook(node, operands, run) if hook is not None else run(*operands)
+            sequence = len(node.outputs) == 1 and node.out.dtype == "sequence_type"
+            many = list(made) if isinstance(made, (list, tuple)) and not sequence else [made]
+            if dtype is not None:  # zeros and their like come in the default type
+                many = [converted(t) if isinstance(t, torch.Tensor) else t for t in many]
+            env.update(zip(node.outputs, many, strict=False))
+            for v in {id(v): v for v in node.inputs if v is not None}.values():
+                if last.get(v) == i and id(v) not in keep:
+                    env.pop(v, None)
+        return [read(v) for v in targets]
+
+
+def _with_dtype(node: Node, dtype: torch.dtype) -> Node:
+    """``node`` computing in ``dtype`` where it says a floating-point type of its own."""
+    twin = Node(node.op, [], {**node.attrs, "dtype": FROM_TORCH[dtype]}, node.outputs, node.origin)
+    twin.inputs = node.inputs
+    return twin
+
+
+def _schedule(graph: Graph, targets: list[Value]) -> tuple[list[Node], dict[Value, int]]:
+    """The nodes that ``targets`` need, in order, and the last place where each value is read."""
+    nodes = needed(graph, targets)
+    last: dict[Value, int] = {}
+    for i, node in enumerate(nodes):
+        for v in node.inputs:
+            if v is not None:
+                last[v] = i
+    return nodes, last

@@ -1,0 +1,77 @@
+"""The onnxruntime session: every model that irprune runs on onnxruntime runs through here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from irprune.errors import IrpruneError, gist
+
+__all__ = ["PRECISE", "providers_for", "run_session", "session"]
+
+# onnxruntime's optimiser makes u8 of weights in s8 where the processor's products of u8 with s8
+# saturate; elsewhere it changes nothing.
+PRECISE = ("session.x64quantprecision", "1")
+
+
+def providers_for(device: str) -> list[str]:
+    """The execution providers for ``auto``, ``cpu`` or ``cuda``. Raises IrpruneError where CUDA is asked for and absent."""
+    import onnxruntime
+
+    have = onnxruntime.get_available_providers()
+    if device == "cpu" or (device == "auto" and "CUDAExecutionProvider" not in have):
+        return ["CPUExecutionProvider"]
+    if "CUDAExecutionProvider" not in have:
+        raise IrpruneError("onnxruntime has no CUDAExecutionProvider here", "", "install onnxruntime-gpu, or say --device cpu")
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def session(path: str | Path, device: str = "auto", profile: str = "", threads: int = 0, exact: bool = False) -> Any:
+    """An onnxruntime session; ``exact`` keeps CUDA from rounding products to TF32, and a CPU from saturating products of u8 with s8.
+
+    Raises IrpruneError for a file that it refuses.
+    """
+    if exact:
+        try:
+            return _session(path, device, profile, threads, exact, precise=True)
+        except IrpruneError:
+            pass  # onnxruntime 1.31 makes u8 of weights beside s8 too, for which QGemm has no kernel
+    return _session(path, device, profile, threads, exact, precise=False)
+
+
+def _session(path: str | Path, device: str, profile: str, threads: int, exact: bool, precise: bool) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if precise:
+        options.add_session_config_entry(*PRECISE)
+    if threads:
+        options.intra_op_num_threads = threads
+    if profile:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile
+    providers = providers_for(device)
+    if "CUDAExecutionProvider" in providers and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()  # the CUDA libraries that pip packages bring
+    settings = [{"use_tf32": "0"} if exact and p == "CUDAExecutionProvider" else {} for p in providers]
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers, provider_options=settings)
+    except IrpruneError:
+        raise
+    except Exception as refused:  # onnxruntime has exceptions of its own for every kind of refusal
+        raise IrpruneError(f"onnxruntime refuses the model: {gist(refused)}", str(path),
+                           "check the file with onnx.checker.check_model(path, full_check=True)") from refused
+
+
+def run_session(running: Any, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Every output by name. Raises IrpruneError where the inputs do not fit."""
+    names = [o.name for o in running.get_outputs()]
+    try:
+        return dict(zip(names, running.run(names, dict(feed)), strict=True))
+    except Exception as refused:  # onnxruntime's own exceptions
+        raise IrpruneError(f"onnxruntime fails on the input: {gist(refused)}", "",
+                           "give --input of the names, shapes and types that the model takes") from refused

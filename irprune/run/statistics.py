@@ -1,0 +1,267 @@
+"""Statistics of activations: the original and the pruned graph run side by side over calibration data, layer by layer.
+
+A repair changes a layer and the next one must see the change, so the walk stops at each layer of interest, hands out what
+that layer reads in the pruned model and what it gave in the original, and goes on with the new weights. Between stops each
+chunk of samples keeps only the values that are still needed; beyond ``memory`` bytes they wait in temporary files, so that
+memory does not grow with the number of samples while every node runs once.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from irprune.errors import IrpruneError
+from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.kept import Kept
+from irprune.run.calibration import Calibration
+from irprune.run.interpret import as_tensor, run_node, symbols_of
+from irprune.run.take import kept_indices, take
+
+__all__ = ["Moments", "Pair", "Tape", "counterparts", "kept_part", "load_as"]
+
+_FLOATS = {"f16": torch.float32, "bf16": torch.float32}
+
+
+def load_as(weight: Weight, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """The weight's array on the CPU as ``dtype``."""
+    return as_tensor(weight.load()).detach().cpu().to(dtype)
+
+
+def store(weight: Weight, tensor: torch.Tensor) -> None:
+    """Let ``weight`` load ``tensor`` from now on, as the kind of array and the element type that it had."""
+    old = weight.load()
+    if tuple(tensor.shape) != tuple(old.shape):
+        raise ValueError(f"{weight.name} has shape {tuple(old.shape)}, not {tuple(tensor.shape)}")
+    if isinstance(old, torch.Tensor):
+        held = tensor.to(device=old.device, dtype=old.dtype).contiguous()
+        weight.load = held.clone  # an emitted module owns what it loads, and may be trained
+    else:
+        array = tensor.cpu().numpy().astype(old.dtype)
+        weight.load = lambda: array
+
+
+class Moments:
+    """Mean and variance in float64 over rows that come chunk by chunk (Chan et al. 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Any = 0.0
+        self._scatter: Any = 0.0
+
+    def add(self, x: torch.Tensor) -> None:
+        """Rows [..., n, features]."""
+        x = x.double().cpu()
+        n, mean = x.shape[-2], x.mean(-2)
+        shift, share = mean - self.mean, n / (self.count + n)
+        self._scatter = self._scatter + (x - mean[..., None, :]).square().sum(-2) + shift.square() * (self.count * share)
+        self.mean = self.mean + shift * share
+        self.count += n
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """Unbiased [..., features]."""
+        scatter: torch.Tensor = self._scatter
+        return scatter / max(self.count - 1, 1)
+
+
+class Tape:
+    """One graph run piece by piece: ``advance`` runs its nodes up to a position, in an environment of values by name.
+
+    Half-precision models run in float32; everything else as it is.
+    """
+
+    def __init__(self, graph: Graph, device: torch.device | None = None) -> None:
+        self.graph = graph
+        self.device = device or torch.device("cpu")
+        self.at = {node: i for i, node in enumerate(graph.nodes)}
+        self.last: dict[Value, int] = {}
+        for i, node in enumerate(graph.nodes):
+            self.last.update((v, i) for v in node.inputs if v is not None)
+        self._weights: dict[Weight, torch.Tensor] = {}
+        half = any(v.dtype in _FLOATS for v in graph.values())
+        self._half = half
+
+    def start(self, inputs: Iterable[torch.Tensor]) -> dict[str, Any]:
+        """The environment before the first node."""
+        return {v.name: self._converted(t) for v, t in zip(self.graph.inputs, inputs, strict=True)}
+
+    def _converted(self, t: torch.Tensor) -> torch.Tensor:
+        t = t.to(self.device)
+        return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+    def forget(self) -> None:
+        """Read weights afresh: one of them was replaced."""
+        self._weights.clear()
+
+    def read(self, env: dict[str, Any], v: Value | None) -> Any:
+        """A value in ``env``, or a weight."""
+        if v is None:
+            return None
+        if isinstance(v, Weight):
+            if v not in self._weights:
+                self._weights[v] = self._converted(as_tensor(v.load()))
+            return self._weights[v]
+        return env[v.name]
+
+    def advance(self, env: dict[str, Any], symbols: dict[str, int], start: int, stop: int) -> None:
+        """Run nodes ``start .. stop``; values that no later node and no output reads are dropped."""
+        outputs = {v.name for v in self.graph.outputs}
+        with torch.no_grad():
+            for i in range(start, stop):
+                node = self.graph.nodes[i]
+                made = run_node(_float32(node) if self._half else node, [self.read(env, v) for v in node.inputs], symbols, self.device)
+                many = list(made) if isinstance(made, (list, tuple)) else [made]
+                for v, t in zip(node.outputs, many, strict=False):
+                    if v in self.last or v.name in outputs:
+                        env[v.name] = t
+                for used in node.inputs:
+                    if used is not None and self.last.get(used) == i and used.name not in outputs:
+                        env.pop(used.name, None)
+
+    def symbols(self, inputs: Iterable[torch.Tensor]) -> dict[str, int]:
+        return symbols_of(self.graph, list(inputs))
+
+
+def _float32(node: Node) -> Node:
+    if node.attrs.get("dtype") not in _FLOATS:
+        return node
+    twin = Node(node.op, [], {**node.attrs, "dtype": "f32"}, node.outputs, node.origin)
+    twin.inputs = node.inputs
+    return twin
+
+
+class _Shelf:
+    """Environments of chunks between two stops: in memory up to ``limit`` bytes, the others in temporary files."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held: dict[int, Any] = {}
+        self.bytes: dict[int, int] = {}
+        self.folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def put(self, key: int, item: Any) -> None:
+        size = sum(t.numel() * t.element_size() for env in item for t in _tensors(env))
+        self.held.pop(key, None)
+        self.bytes.pop(key, None)
+        if sum(self.bytes.values()) + size <= self.limit:
+            self.held[key], self.bytes[key] = item, size
+            return
+        if self.folder is None:
+            self.folder = tempfile.TemporaryDirectory(prefix="irprune-")
+        torch.save(item, Path(self.folder.name) / f"{key}.pt")
+
+    def get(self, key: int) -> Any:
+        if key in self.held:
+            return self.held[key]
+        assert self.folder is not None
+        return torch.load(Path(self.folder.name) / f"{key}.pt", weights_only=False)  # our own file, written above
+
+    def close(self) -> None:
+        if self.folder is not None:
+            self.folder.cleanup()
+
+
+def _tensors(env: dict[str, Any]) -> Iterator[torch.Tensor]:
+    for v in env.values():
+        if isinstance(v, torch.Tensor):
+            yield v
+
+
+def counterparts(original: Graph) -> dict[str, Node]:
+    """Nodes of the original by the name of their first result, which a copy keeps."""
+    return {node.outputs[0].name: node for node in original.nodes if node.outputs}
+
+
+def kept_part(tensor: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
+    """What of the original's ``value`` the pruned model still has."""
+    part: torch.Tensor = take(tensor, kept_indices(value, kept))
+    return part
+
+
+class Pair:
+    """The original and the cut graph walked together over ``calibration``; a context manager.
+
+    ``to(node)`` runs both up to ``node`` of the cut graph and yields, chunk by chunk, its operands there and the kept part of
+    what the original's node gave (None where the node has no counterpart). Stops must be in the order of the graph.
+    Raises IrpruneError where activations are NaN, or where the original's axes or choice are missing.
+    """
+
+    def __init__(self, original: Graph, cut: Graph, calibration: Calibration, *, kept: Kept | None = None, memory: int = 1 << 30,
+                 device: torch.device | None = None) -> None:
+        choice = kept if kept is not None else original.kept
+        if choice is None or original.axes is None:
+            raise IrpruneError("repair needs the original graph with its axes and its choice", "", "run choose on it, and slice on a copy")
+        self.original, self.cut, self.kept, self.calibration = original, cut, choice, calibration
+        self.tapes = (Tape(original, device), Tape(cut, device))
+        self.twins = counterparts(original)
+        self._known = {v.name: v for v in original.values()}
+        self._shelf = _Shelf(memory)
+        self._done = (0, 0)
+        self._count: int | None = None
+        self._symbols: list[tuple[dict[str, int], dict[str, int]]] = []  # each graph learns its own
+
+    def __enter__(self) -> Pair:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._shelf.close()
+
+    def twin(self, node: Node) -> Node | None:
+        """The original's node that ``node`` of the cut graph was copied from."""
+        found = self.twins.get(node.outputs[0].name)
+        return found if found is not None and found.op == node.op else None
+
+    def alive(self, value: Value, node: Node) -> bool:
+        """Whether both graphs have ``value`` and have computed it before ``node``."""
+        made = value.producer
+        if value.name not in self._known or isinstance(value, Weight):
+            return False
+        if made is None:
+            return True
+        twin = self.twin(made)
+        return twin is not None and self.tapes[1].at[made] < self.tapes[1].at[node] and twin.op == made.op
+
+    def to(self, node: Node, beside: Value | None = None) -> Iterator[tuple[list[Any], torch.Tensor | None, torch.Tensor | None]]:
+        """For each chunk the operands of ``node`` in the cut graph, the kept part of its result in the original and, for a value
+        ``beside`` it (of the cut graph, and alive), by how much that falls short of the kept part of the original's."""
+        twin = self.twin(node)
+        before, after = self.tapes
+        goal = (before.at[twin] + 1 if twin is not None else self._done[0], after.at[node])
+        if goal[0] < self._done[0] or goal[1] < self._done[1]:
+            raise ValueError(f"{node!r} lies behind the walk")
+        after.forget()
+        for key, symbols, old, new in self._chunks():
+            before.advance(old, symbols[0], self._done[0], goal[0])
+            after.advance(new, symbols[1], self._done[1], goal[1])
+            target = short = None
+            if beside is not None:
+                short = kept_part(old[beside.name], self._known[beside.name], self.kept) - new[beside.name]
+            if twin is not None:
+                target = kept_part(old[twin.outputs[0].name], twin.outputs[0], self.kept)
+                if not bool(torch.isfinite(target).all()):
+                    raise IrpruneError("activations are NaN or infinite on the calibration data", twin.where,
+                                       "check the model and the data")
+            yield [after.read(new, v) for v in node.inputs], target, short
+            self._shelf.put(key, (old, new))
+        self._done = goal
+        before.forget()
+
+    def _chunks(self) -> Iterator[tuple[int, tuple[dict[str, int], dict[str, int]], dict[str, Any], dict[str, Any]]]:
+        """Key, size symbols and environments of both graphs for each chunk."""
+        if self._count is not None:
+            for key in range(self._count):
+                yield key, self._symbols[key], *self._shelf.get(key)
+            return
+        before, after = self.tapes
+        count = 0
+        for batch in self.calibration:
+            self._symbols.append((before.symbols(batch.inputs), after.symbols(batch.inputs)))
+            yield count, self._symbols[-1], before.start(batch.inputs), after.start(batch.inputs)
+            count += 1
+        self._count = count

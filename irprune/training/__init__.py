@@ -1,0 +1,1 @@
+"""Pruning and training together: steps with training between them, distillation, sparse training."""
