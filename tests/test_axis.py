@@ -1,8 +1,9 @@
-"""The axis algebra against brute force: whatever it leaves free may be dropped, and slicing then commutes with every operation.
+"""The axis algebra against brute force: whatever it leaves free may be dropped, and slicing then
+commutes with every operation.
 
-A random program runs on small arrays of distinct numbers and, beside it, on axes. Then some indices of every free leaf are
-dropped, the program runs again on what is left, and each result must be the slice of the original result.
-"""
+A random program runs on small arrays of distinct numbers and, beside it, on axes. Then some indices
+of every free leaf are dropped, the program runs again on what is left, and each result must be the
+slice of the original result."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def numel(shape: tuple[int, ...]) -> int:
 
 @dataclass
 class Step:
-    """An operation of a random program: what it reads, how it computes, and what it does once ``kept`` is chosen."""
+    """An operation of a random program: what it reads, how it computes, and what it does once
+    ``kept`` is chosen."""
 
     reads: tuple[int, ...]
     compute: Compute
@@ -60,9 +62,14 @@ class Program:
         """A new array: an input of the program."""
         at = len(self.arrays)
         start = 10_000 * (at + 1)
-        self.put(np.arange(start, start + numel(shape), dtype=np.int64).reshape(shape), tuple(self.axes.leaf(s) for s in shape))
+        self.put(
+            np.arange(start, start + numel(shape), dtype=np.int64).reshape(shape),
+            tuple(self.axes.leaf(s) for s in shape),
+        )
         whole = self.arrays[at]
-        self.steps.append(Step((), lambda _: [whole], lambda _, kept: [cut_to(whole, self.dims[at], kept)]))
+        self.steps.append(
+            Step((), lambda _: [whole], lambda _, kept: [cut_to(whole, self.dims[at], kept)])
+        )
         self.log.append(f"v{at} = input{list(shape)}")
         return at
 
@@ -71,20 +78,33 @@ class Program:
         self.arrays.append(array)
         self.dims.append(dims)
 
-    def result(self, note: str, reads: tuple[int, ...], dims: list[tuple[Axis, ...]], compute: Compute, again: Again) -> None:
+    def result(
+        self,
+        note: str,
+        reads: tuple[int, ...],
+        dims: list[tuple[Axis, ...]],
+        compute: Compute,
+        again: Again,
+    ) -> None:
         first = len(self.arrays)
         for array, axes in zip(compute([self.arrays[k] for k in reads]), dims, strict=True):
             self.put(array, axes)
         self.steps.append(Step(reads, compute, again, len(dims)))
         self.log.append(f"v{first}.. = {note}")
 
-    # -- operations ----------------------------------------------------------------------------------------------
+    # -- operations
+    # ----------------------------------------------------------------------------------------------
 
     def reshape(self, k: int) -> None:
         shape = self.factorised(numel(self.arrays[k].shape))
         made = tuple(self.axes.regroup(self.dims[k], shape))
-        self.result(f"reshape(v{k}, {list(shape)})", (k,), [made], lambda x: [x[0].reshape(shape)],
-                    lambda x, kept: [x[0].reshape([kept.size(a) for a in made])])
+        self.result(
+            f"reshape(v{k}, {list(shape)})",
+            (k,),
+            [made],
+            lambda x: [x[0].reshape(shape)],
+            lambda x, kept: [x[0].reshape([kept.size(a) for a in made])],
+        )
 
     def factorised(self, n: int) -> tuple[int, ...]:
         out: list[int] = []
@@ -98,17 +118,30 @@ class Program:
 
     def permute(self, k: int) -> None:
         order = self.draw(st.permutations(range(self.arrays[k].ndim)))
-        self.result(f"permute(v{k}, {order})", (k,), [tuple(self.dims[k][d] for d in order)],
-                    lambda x: [x[0].transpose(order)], lambda x, kept: [x[0].transpose(order)])
+        self.result(
+            f"permute(v{k}, {order})",
+            (k,),
+            [tuple(self.dims[k][d] for d in order)],
+            lambda x: [x[0].transpose(order)],
+            lambda x, kept: [x[0].transpose(order)],
+        )
 
     def cat(self, k: int) -> None:
         shape = self.arrays[k].shape
         if not shape:
             return
         d = self.integer(0, len(shape) - 1)
-        alike = [j for j, a in enumerate(self.arrays)
-                 if a.ndim == len(shape) and all(m == n for e, (m, n) in enumerate(zip(a.shape, shape, strict=True)) if e != d)]
-        j = self.draw(st.sampled_from(alike)) if self.integer(0, 2) else self.fresh((*shape[:d], self.integer(0, 4), *shape[d + 1:]))
+        alike = [
+            j
+            for j, a in enumerate(self.arrays)
+            if a.ndim == len(shape)
+            and all(m == n for e, (m, n) in enumerate(zip(a.shape, shape, strict=True)) if e != d)
+        ]
+        j = (
+            self.draw(st.sampled_from(alike))
+            if self.integer(0, 2)
+            else self.fresh((*shape[:d], self.integer(0, 4), *shape[d + 1 :]))
+        )
         if self.arrays[j].shape[d] + shape[d] > 24:
             return
         reads = (k, j)
@@ -117,7 +150,13 @@ class Program:
             if e != d:
                 self.axes.unify(a, b)
         dims[d] = self.axes.sum((self.dims[k][d], self.dims[j][d]))
-        self.result(f"cat({reads}, {d})", reads, [tuple(dims)], lambda x: [np.concatenate(x, d)], lambda x, kept: [np.concatenate(x, d)])
+        self.result(
+            f"cat({reads}, {d})",
+            reads,
+            [tuple(dims)],
+            lambda x: [np.concatenate(x, d)],
+            lambda x, kept: [np.concatenate(x, d)],
+        )
 
     def split(self, k: int) -> None:
         shape = self.arrays[k].shape
@@ -127,9 +166,15 @@ class Program:
         bounds = sorted(self.draw(st.lists(st.integers(0, shape[d]), min_size=1, max_size=3)))
         sizes = np.diff([0, *bounds, shape[d]]).tolist()
         pieces = self.axes.cut(self.dims[k][d], sizes)
-        self.result(f"split(v{k}, {sizes}, {d})", (k,), [(*self.dims[k][:d], p, *self.dims[k][d + 1:]) for p in pieces],
-                    lambda x: np.split(x[0], bounds, d),
-                    lambda x, kept: np.split(x[0], np.cumsum([kept.size(p) for p in pieces])[:-1].tolist(), d))
+        self.result(
+            f"split(v{k}, {sizes}, {d})",
+            (k,),
+            [(*self.dims[k][:d], p, *self.dims[k][d + 1 :]) for p in pieces],
+            lambda x: np.split(x[0], bounds, d),
+            lambda x, kept: np.split(
+                x[0], np.cumsum([kept.size(p) for p in pieces])[:-1].tolist(), d
+            ),
+        )
 
     def strided(self, k: int) -> None:
         shape = self.arrays[k].shape
@@ -141,19 +186,34 @@ class Program:
         assert outer is not None and inner is not None
         self.axes.freeze(inner, "stride")
         at = (slice(None),) * d + (slice(None, None, n),)
-        self.result(f"v{k}[::{n}] along {d}", (k,), [(*self.dims[k][:d], outer, *self.dims[k][d + 1:])],
-                    lambda x: [x[0][at]], lambda x, kept: [x[0][at]])
+        self.result(
+            f"v{k}[::{n}] along {d}",
+            (k,),
+            [(*self.dims[k][:d], outer, *self.dims[k][d + 1 :])],
+            lambda x: [x[0][at]],
+            lambda x, kept: [x[0][at]],
+        )
 
     def add(self, k: int) -> None:
         shape = self.arrays[k].shape
         alike = [j for j, a in enumerate(self.arrays) if a.shape == shape]
-        j = self.draw(st.sampled_from(alike)) if self.integer(0, 2) else self.fresh(tuple(n if self.integer(0, 3) else 1 for n in shape))
+        j = (
+            self.draw(st.sampled_from(alike))
+            if self.integer(0, 2)
+            else self.fresh(tuple(n if self.integer(0, 3) else 1 for n in shape))
+        )
         dims = []
         for a, b in zip(self.dims[k], self.dims[j], strict=True):
             if a.size == b.size:
                 self.axes.unify(a, b)
             dims.append(a)
-        self.result(f"add(v{k}, v{j})", (k, j), [tuple(dims)], lambda x: [x[0] + 7 * x[1]], lambda x, kept: [x[0] + 7 * x[1]])
+        self.result(
+            f"add(v{k}, v{j})",
+            (k, j),
+            [tuple(dims)],
+            lambda x: [x[0] + 7 * x[1]],
+            lambda x, kept: [x[0] + 7 * x[1]],
+        )
 
     def freeze(self, k: int) -> None:
         if self.dims[k] and not self.integer(0, 2):
@@ -161,10 +221,19 @@ class Program:
             self.axes.freeze(self.dims[k][d], "asked")
             self.log.append(f"freeze v{k} dim {d}")
 
-    # -- the check -----------------------------------------------------------------------------------------------
+    # -- the check
+    # -----------------------------------------------------------------------------------------------
 
     def free(self) -> list[Axis]:
-        return list(dict.fromkeys(x for dims in self.dims for a in dims for x in leaves(a) if x.reason is None and x.size != 1))
+        return list(
+            dict.fromkeys(
+                x
+                for dims in self.dims
+                for a in dims
+                for x in leaves(a)
+                if x.reason is None and x.size != 1
+            )
+        )
 
     def check(self, kept: Kept) -> None:
         pool: list[Array] = []
@@ -172,7 +241,9 @@ class Program:
             pool += step.again([pool[k] for k in step.reads], kept)
         for k, (ours, whole, dims) in enumerate(zip(pool, self.arrays, self.dims, strict=True)):
             assert ours.shape == tuple(kept.size(a) for a in dims)
-            np.testing.assert_array_equal(ours, cut_to(whole, dims, kept), err_msg=f"v{k} of\n" + "\n".join(self.log))
+            np.testing.assert_array_equal(
+                ours, cut_to(whole, dims, kept), err_msg=f"v{k} of\n" + "\n".join(self.log)
+            )
 
 
 def cut_to(array: Array, dims: tuple[Axis, ...], kept: Kept) -> Array:
@@ -211,11 +282,13 @@ def test_slicing_commutes_with_every_program(data: st.DataObject) -> None:
     made.check(Kept(choice))
 
 
-# -- nothing is tied that need not be -------------------------------------------------------------------------------
+# -- nothing is tied that need not be
+# -------------------------------------------------------------------------------
 
 
 class Orbits:
-    """Union-find over single indices: the finest coupling that a program of one-dimensional operations asks for."""
+    """Union-find over single indices: the finest coupling that a program of one-dimensional
+    operations asks for."""
 
     def __init__(self) -> None:
         self.parent: list[int] = []
@@ -246,7 +319,9 @@ def test_one_dimensional_coupling_is_exactly_that_of_single_indices(data: st.Dat
         return len(pool) - 1
 
     fresh(data.draw(st.integers(2, 12)))
-    for name in data.draw(st.lists(st.sampled_from(("new", "cat", "split", "add", "add")), max_size=12)):
+    for name in data.draw(
+        st.lists(st.sampled_from(("new", "cat", "split", "add", "add")), max_size=12)
+    ):
         a, own = pool[data.draw(st.integers(0, len(pool) - 1))]
         if name == "new":
             fresh(data.draw(st.integers(2, 12)))
@@ -256,7 +331,9 @@ def test_one_dimensional_coupling_is_exactly_that_of_single_indices(data: st.Dat
                 pool.append((axes.sum((a, b)), own + other))
         elif name == "split":
             at = data.draw(st.integers(0, len(own)))
-            if 1 < at < len(own) - 1:  # a piece of one index is no dimension of its own: size 1 broadcasts
+            if (
+                1 < at < len(own) - 1
+            ):  # a piece of one index is no dimension of its own: size 1 broadcasts
                 first, second = axes.cut(a, [at, len(own) - at])
                 pool += [(first, own[:at]), (second, own[at:])]
         else:
@@ -272,17 +349,28 @@ def test_one_dimensional_coupling_is_exactly_that_of_single_indices(data: st.Dat
         for place, index in zip(places, own, strict=True):
             orbit = orbits.root(index)
             whole = place[0].size == 1 or str(place[0].reason) == "cut down to single indices"
-            where = None if whole else place  # which index is which is not recorded where nothing can be dropped
-            assert ours.setdefault(place, orbit) == orbit, "one leaf index covers two orbits: tied without need"
-            assert theirs.setdefault(orbit, where) == where, "an orbit has two leaf indices: a coupling was missed"
+            where = (
+                None if whole else place
+            )  # which index is which is not recorded where nothing can be dropped
+            assert ours.setdefault(place, orbit) == orbit, (
+                "one leaf index covers two orbits: tied without need"
+            )
+            assert theirs.setdefault(orbit, where) == where, (
+                "an orbit has two leaf indices: a coupling was missed"
+            )
 
 
-# -- examples ----------------------------------------------------------------------------------------------------------
+# -- examples
+# ----------------------------------------------------------------------------------------------------------
 
 
 def free_sizes(*axes: Axis) -> list[int]:
     """Sizes of the free leaves, each leaf once."""
-    return [probe_of(x.size) for x in dict.fromkeys(x for a in axes for x in leaves(a)) if x.reason is None and x.size != 1]
+    return [
+        probe_of(x.size)
+        for x in dict.fromkeys(x for a in axes for x in leaves(a))
+        if x.reason is None and x.size != 1
+    ]
 
 
 def test_heads_and_head_dim_are_two_leaves() -> None:
@@ -300,7 +388,9 @@ def test_channel_shuffle_leaves_both_factors_free() -> None:
     (shuffled,) = axes.regroup([c, g], [12])
     assert factors(shuffled) == [find(c), find(g)]
     assert free_sizes(shuffled) == [4, 3]
-    assert not axes.unify(x, shuffled) and free_sizes(x, shuffled) == [], "adding a shuffle to its input ties every factor"
+    assert not axes.unify(x, shuffled) and free_sizes(x, shuffled) == [], (
+        "adding a shuffle to its input ties every factor"
+    )
 
 
 def test_a_concatenation_is_cut_where_its_sum_is() -> None:
@@ -311,7 +401,11 @@ def test_a_concatenation_is_cut_where_its_sum_is() -> None:
     assert find(first) is a and find(second) is b
     left, middle, right = axes.cut(joined, [4, 8, 4])
     assert [probe_of(p.size) for p in parts(joined)] == [4, 2, 6, 4]
-    assert parts(middle) == parts(joined)[1:3] and find(left) is parts(a)[0] and find(right) is parts(b)[1]
+    assert (
+        parts(middle) == parts(joined)[1:3]
+        and find(left) is parts(a)[0]
+        and find(right) is parts(b)[1]
+    )
 
 
 def test_a_refinement_is_seen_by_every_dimension_that_shares_the_leaf() -> None:
@@ -448,9 +542,17 @@ def test_dynamic_sizes_stay_frozen_expressions() -> None:
     n, c = symbol("n"), axes.leaf(12)
     batch, four, three = axes.regroup([axes.leaf(n), c], [n, 4, 3])
     assert batch.size == n and free_sizes(four, three, c) == [4, 3]
-    tokens, again = axes.regroup([axes.leaf(n), c], [n * 4, 3]), axes.regroup([axes.leaf(n), c], [n * 3, 4])
-    assert [str(a.size) for a in tokens] == ["(n * 4)", "3"] and [str(a.size) for a in again] == ["(n * 3)", "4"]
-    assert not any(isinstance(x.size, Sym) for x in leaves(c)), "a static axis is made of static ones"
+    tokens, again = (
+        axes.regroup([axes.leaf(n), c], [n * 4, 3]),
+        axes.regroup([axes.leaf(n), c], [n * 3, 4]),
+    )
+    assert [str(a.size) for a in tokens] == ["(n * 4)", "3"] and [str(a.size) for a in again] == [
+        "(n * 3)",
+        "4",
+    ]
+    assert not any(isinstance(x.size, Sym) for x in leaves(c)), (
+        "a static axis is made of static ones"
+    )
     flat = axes.product([axes.leaf(n), axes.leaf(6)])
     assert [a.size for a in axes.cut(flat, [n * 2, n * 4])] == [n * 2, n * 4]
     assert axes.is_frozen(flat)
@@ -464,14 +566,22 @@ def test_symbols_that_cancel_leave_a_number() -> None:
 
 
 def test_channels_merged_with_a_dynamic_batch_stay_free() -> None:
-    """Windows cut by merging batch, channels and rows: (b, 64, 28, 28) as (b*64*14, 2, 14, 2) and back."""
+    """Windows cut by merging batch, channels and rows: (b, 64, 28, 28) as (b*64*14, 2, 14, 2) and
+    back."""
     axes, batch = Axes(), symbol("b")
-    b, c, h, w = axes.leaf(batch), axes.leaf(64), axes.frozen(28, "rows"), axes.frozen(28, "columns")
+    b, c, h, w = (
+        axes.leaf(batch),
+        axes.leaf(64),
+        axes.frozen(28, "rows"),
+        axes.frozen(28, "columns"),
+    )
     merged, *inside = axes.regroup([b, c, h, w], [batch * 896, 2, 14, 2])
     assert c.reason is None and find(c) in factors(merged)
     back = axes.regroup([merged, *inside], [batch, 64, 28, 28])
     assert find(back[1]) is find(c) and c.reason is None
-    assert all(x.reason is not None for a in (merged, *back) for x in leaves(a) if isinstance(x.size, Sym))
+    assert all(
+        x.reason is not None for a in (merged, *back) for x in leaves(a) if isinstance(x.size, Sym)
+    )
 
 
 def test_pieces_that_do_not_add_up_are_refused() -> None:

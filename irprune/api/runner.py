@@ -1,4 +1,5 @@
-"""Models of any kind behind one call: arrays in, named arrays out. What ``irprune validate`` and ``irprune bench`` run."""
+"""Models of any kind behind one call: arrays in, named arrays out. What ``irprune validate`` and
+``irprune bench`` run."""
 
 from __future__ import annotations
 
@@ -23,8 +24,15 @@ __all__ = ["Runner", "runner"]
 
 Arrays = list[NDArray[Any]]
 _TYPES: dict[str, Any] = {
-    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32, "tensor(int16)": np.int16, "tensor(int8)": np.int8, "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
 }
 
 
@@ -38,7 +46,8 @@ class Input:
 
 
 class Runner:
-    """A model that runs: ``inputs`` says what it takes, ``draw`` makes a call, ``run`` gives every output by name."""
+    """A model that runs: ``inputs`` says what it takes, ``draw`` makes a call, ``run`` gives every
+    output by name."""
 
     kind = ""
 
@@ -56,11 +65,20 @@ class Runner:
     def check(self, arrays: Sequence[NDArray[Any]]) -> None:
         """Raises IrpruneError where ``arrays`` are not what the model takes."""
         if len(arrays) != len(self.inputs):
-            raise IrpruneError(f"takes {len(self.inputs)} inputs, is given {len(arrays)}", self.name, "compare models of the same call")
+            raise IrpruneError(
+                f"takes {len(self.inputs)} inputs, is given {len(arrays)}",
+                self.name,
+                "compare models of the same call",
+            )
         for own, a in zip(self.inputs, arrays, strict=True):
-            if len(own.shape) != a.ndim or any(s is not None and s != n for s, n in zip(own.shape, a.shape, strict=True)):
-                raise IrpruneError(f"input {own.name!r} takes {_shown(own.shape)}, is given {list(a.shape)}", self.name,
-                                   "give --input of that shape")
+            if len(own.shape) != a.ndim or any(
+                s is not None and s != n for s, n in zip(own.shape, a.shape, strict=True)
+            ):
+                raise IrpruneError(
+                    f"input {own.name!r} takes {_shown(own.shape)}, is given {list(a.shape)}",
+                    self.name,
+                    "give --input of that shape",
+                )
 
 
 def _shown(shape: Sequence[int | None]) -> str:
@@ -68,7 +86,8 @@ def _shown(shape: Sequence[int | None]) -> str:
 
 
 def runner(loaded: Loaded, device: str = "auto", threads: int = 0, exact: bool = False) -> Runner:
-    """The model behind ``loaded``, ready to run; ``exact`` keeps CUDA from rounding products to TF32, a CPU from saturating integers."""
+    """The model behind ``loaded``, ready to run; ``exact`` keeps CUDA from rounding products to
+    TF32, a CPU from saturating integers."""
     if loaded.kind == "onnx":
         return _OnnxRunner(loaded, device, threads, exact)
     return _TorchRunner(loaded, device, exact)
@@ -82,8 +101,18 @@ class _OnnxRunner(Runner):
         inputs = []
         for v in self.session.get_inputs():
             if v.type not in _TYPES:
-                raise IrpruneError(f"input {v.name!r} is a {v.type}", str(loaded.model), "only tensors of numbers can be drawn")
-            inputs.append(Input(v.name, tuple(s if isinstance(s, int) else None for s in v.shape), _TYPES[v.type]))
+                raise IrpruneError(
+                    f"input {v.name!r} is a {v.type}",
+                    str(loaded.model),
+                    "only tensors of numbers can be drawn",
+                )
+            inputs.append(
+                Input(
+                    v.name,
+                    tuple(s if isinstance(s, int) else None for s in v.shape),
+                    _TYPES[v.type],
+                )
+            )
         super().__init__(Path(loaded.model).name, inputs)
         self.given = [t.numpy() for t in loaded.args]
 
@@ -95,7 +124,9 @@ class _OnnxRunner(Runner):
         return [_drawn(generator, [s or 1 for s in v.shape], v.dtype) for v in self.inputs]
 
     def run(self, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return run_session(self.session, {v.name: a for v, a in zip(self.inputs, arrays, strict=True)})
+        return run_session(
+            self.session, {v.name: a for v, a in zip(self.inputs, arrays, strict=True)}
+        )
 
 
 def _drawn(generator: np.random.Generator, shape: Sequence[int], dtype: Any) -> NDArray[Any]:
@@ -118,7 +149,9 @@ class _TorchRunner(Runner):
 
             program = load_program(Path(model))
             call = call if any(call) else program.example_inputs or call
-            model = move_to_device_pass(program, self.device).module()  # what the graph makes itself is made there too
+            model = move_to_device_pass(
+                program, self.device
+            ).module()  # what the graph makes itself is made there too
         self.model = model.to(self.device)
         if loaded.kind != "pt2":  # the module of an exported program has its mode built in
             self.model.eval()
@@ -127,7 +160,9 @@ class _TorchRunner(Runner):
         self.leaves = leaves
         tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
         self.example = tensors
-        super().__init__(loaded.name, [Input(f"input {i}", tuple(t.shape), None) for i, t in enumerate(tensors)])
+        super().__init__(
+            loaded.name, [Input(f"input {i}", tuple(t.shape), None) for i, t in enumerate(tensors)]
+        )
 
     def check(self, arrays: Sequence[NDArray[Any]]) -> None:
         """Sizes are left to forward itself, which says what it takes."""
@@ -156,8 +191,13 @@ class _TorchRunner(Runner):
             with torch.no_grad(), full_float32() if self.exact else contextlib.nullcontext():
                 result = self.model(*args, **kwargs)
         except Exception as failed:  # whatever forward raises is what the user must see
-            raise IrpruneError(f"forward fails: {gist(failed)}", users_line(failed) or self.name,
-                               "give --input of the shapes and types that the model takes") from failed
+            raise IrpruneError(
+                f"forward fails: {gist(failed)}",
+                users_line(failed) or self.name,
+                "give --input of the shapes and types that the model takes",
+            ) from failed
         out, spec = pytree.tree_flatten(result)
         names = [n or "output" for n in paths(spec)]
-        return {n: array_of(t) for n, t in zip(names, out, strict=True) if isinstance(t, torch.Tensor)}
+        return {
+            n: array_of(t) for n, t in zip(names, out, strict=True) if isinstance(t, torch.Tensor)
+        }

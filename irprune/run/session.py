@@ -18,19 +18,27 @@ PRECISE = ("session.x64quantprecision", "1")
 
 
 def providers_for(device: str) -> list[str]:
-    """The execution providers for ``auto``, ``cpu`` or ``cuda``. Raises IrpruneError where CUDA is asked for and absent."""
+    """The execution providers for ``auto``, ``cpu`` or ``cuda``. Raises IrpruneError where CUDA is
+    asked for and absent."""
     import onnxruntime
 
     have = onnxruntime.get_available_providers()
     if device == "cpu" or (device == "auto" and "CUDAExecutionProvider" not in have):
         return ["CPUExecutionProvider"]
     if "CUDAExecutionProvider" not in have:
-        raise IrpruneError("onnxruntime has no CUDAExecutionProvider here", "", "install onnxruntime-gpu, or say --device cpu")
+        raise IrpruneError(
+            "onnxruntime has no CUDAExecutionProvider here",
+            "",
+            "install onnxruntime-gpu, or say --device cpu",
+        )
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
-def session(path: str | Path, device: str = "auto", profile: str = "", threads: int = 0, exact: bool = False) -> Any:
-    """An onnxruntime session; ``exact`` keeps CUDA from rounding products to TF32, and a CPU from saturating products of u8 with s8.
+def session(
+    path: str | Path, device: str = "auto", profile: str = "", threads: int = 0, exact: bool = False
+) -> Any:
+    """An onnxruntime session; ``exact`` keeps CUDA from rounding products to TF32, and a CPU from
+    saturating products of u8 with s8.
 
     Raises IrpruneError for a file that it refuses.
     """
@@ -38,11 +46,14 @@ def session(path: str | Path, device: str = "auto", profile: str = "", threads: 
         try:
             return _session(path, device, profile, threads, exact, precise=True)
         except IrpruneError:
-            pass  # onnxruntime 1.31 makes u8 of weights beside s8 too, for which QGemm has no kernel
+            # onnxruntime 1.31 makes u8 of weights beside s8 too, for which QGemm has no kernel
+            pass
     return _session(path, device, profile, threads, exact, precise=False)
 
 
-def _session(path: str | Path, device: str, profile: str, threads: int, exact: bool, precise: bool) -> Any:
+def _session(
+    path: str | Path, device: str, profile: str, threads: int, exact: bool, precise: bool
+) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -57,14 +68,21 @@ def _session(path: str | Path, device: str, profile: str, threads: int, exact: b
     providers = providers_for(device)
     if "CUDAExecutionProvider" in providers and hasattr(onnxruntime, "preload_dlls"):
         onnxruntime.preload_dlls()  # the CUDA libraries that pip packages bring
-    settings = [{"use_tf32": "0"} if exact and p == "CUDAExecutionProvider" else {} for p in providers]
+    settings = [
+        {"use_tf32": "0"} if exact and p == "CUDAExecutionProvider" else {} for p in providers
+    ]
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=providers, provider_options=settings)
+        return onnxruntime.InferenceSession(
+            str(path), options, providers=providers, provider_options=settings
+        )
     except IrpruneError:
         raise
     except Exception as refused:  # onnxruntime has exceptions of its own for every kind of refusal
-        raise IrpruneError(f"onnxruntime refuses the model: {gist(refused)}", str(path),
-                           "check the file with onnx.checker.check_model(path, full_check=True)") from refused
+        raise IrpruneError(
+            f"onnxruntime refuses the model: {gist(refused)}",
+            str(path),
+            "check the file with onnx.checker.check_model(path, full_check=True)",
+        ) from refused
 
 
 def run_session(running: Any, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -73,5 +91,8 @@ def run_session(running: Any, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDA
     try:
         return dict(zip(names, running.run(names, dict(feed)), strict=True))
     except Exception as refused:  # onnxruntime's own exceptions
-        raise IrpruneError(f"onnxruntime fails on the input: {gist(refused)}", "",
-                           "give --input of the names, shapes and types that the model takes") from refused
+        raise IrpruneError(
+            f"onnxruntime fails on the input: {gist(refused)}",
+            "",
+            "give --input of the names, shapes and types that the model takes",
+        ) from refused

@@ -1,4 +1,5 @@
-"""Running ONNX models on onnxruntime: sessions that refuse loudly, random inputs, errors between results."""
+"""Running ONNX models on onnxruntime: sessions that refuse loudly, random inputs, errors between
+results."""
 
 from __future__ import annotations
 
@@ -25,12 +26,16 @@ Array = NDArray[Any]
 
 
 def session(
-    model: onnx.ModelProto | str | Path, optimise: bool = True, data: Mapping[str, Loader] | None = None, precise: bool = False,
+    model: onnx.ModelProto | str | Path,
+    optimise: bool = True,
+    data: Mapping[str, Loader] | None = None,
+    precise: bool = False,
 ) -> Any:
-    """An onnxruntime session on the CPU; ``data`` holds initializers that lie apart from a model given as an object.
+    """An onnxruntime session on the CPU; ``data`` holds initializers that lie apart from a model
+    given as an object.
 
-    ``precise`` asks for integer products that do not saturate on any processor, which only the optimiser can give.
-    Raises IrpruneError with onnxruntime's own words where it refuses the model.
+    ``precise`` asks for integer products that do not saturate on any processor, which only the
+    optimiser can give. Raises IrpruneError with onnxruntime's own words where it refuses the model.
     """
     import onnxruntime as ort
 
@@ -49,20 +54,30 @@ def session(
         return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class per status code
         raise IrpruneError(
-            "onnxruntime refuses the model", "" if isinstance(model, onnx.ModelProto) else str(model), first_line(error)
+            "onnxruntime refuses the model",
+            "" if isinstance(model, onnx.ModelProto) else str(model),
+            first_line(error),
         ) from error
 
 
-def _session_of_parts(model: onnx.ModelProto, optimise: bool, data: Mapping[str, Loader], precise: bool) -> Any:
-    """A session of a model whose large tensors lie apart: it goes through a file, which has no limit of size."""
+def _session_of_parts(
+    model: onnx.ModelProto, optimise: bool, data: Mapping[str, Loader], precise: bool
+) -> Any:
+    """A session of a model whose large tensors lie apart: it goes through a file, which has no
+    limit of size."""
     with tempfile.TemporaryDirectory(prefix="irprune-") as folder:
         whole = onnx.ModelProto()
         whole.CopyFrom(model)
-        return session(write_model(whole, data, Path(folder) / "model.onnx"), optimise, precise=precise)
+        return session(
+            write_model(whole, data, Path(folder) / "model.onnx"), optimise, precise=precise
+        )
 
 
 def run_model(
-    model: onnx.ModelProto | str | Path, inputs: Mapping[str, Array], optimise: bool = True, data: Mapping[str, Loader] | None = None,
+    model: onnx.ModelProto | str | Path,
+    inputs: Mapping[str, Array],
+    optimise: bool = True,
+    data: Mapping[str, Loader] | None = None,
     precise: bool = False,
 ) -> list[Array]:
     """All outputs of ``model`` for ``inputs``; ``data`` and ``precise`` as in ``session``."""
@@ -74,8 +89,11 @@ def run_model(
         raise IrpruneError("onnxruntime cannot run the model", "", first_line(error)) from error
 
 
-def random_inputs(graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0, default: int = 2) -> dict[str, Array]:
-    """Inputs for a captured ONNX graph; symbols take ``sizes`` or ``default``. Integers fit what they index, booleans are fair."""
+def random_inputs(
+    graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0, default: int = 2
+) -> dict[str, Array]:
+    """Inputs for a captured ONNX graph; symbols take ``sizes`` or ``default``. Integers fit what
+    they index, booleans are fair."""
     random = np.random.default_rng(seed)
     below = index_limits(graph)
     out: dict[str, Array] = {}
@@ -92,12 +110,15 @@ def random_inputs(graph: Graph, sizes: Mapping[str, int] | None = None, seed: in
     return out
 
 
-_PASSING = frozenset("cast identity unsqueeze squeeze reshape permute expand slice cat split select repeat where".split())
+_PASSING = frozenset(
+    "cast identity unsqueeze squeeze reshape permute expand slice cat split select repeat where".split()
+)
 _INDEXING = {"gather_at", "gather_rows", "gather_elements", "scatter_elements"}
 
 
 def index_limits(graph: Graph) -> dict[Value, Size]:
-    """For integer values that are used as indices, the size of the smallest dimension that they index."""
+    """For integer values that are used as indices, the size of the smallest dimension that they
+    index."""
     below: dict[Value, Size] = {}
 
     def note(value: Value | None, size: Size) -> None:
@@ -109,7 +130,9 @@ def index_limits(graph: Graph) -> dict[Value, Size]:
             note(node.operand(1), node.operand(0).shape[node.attrs["dim"]])
         elif node.op in ("gather_nd", "scatter_nd"):
             batch, depth = node.attrs.get("batch_dims", 0), node.operand(1).shape[-1]
-            for size in node.operand(0).shape[batch : batch + depth] if isinstance(depth, int) else ():
+            for size in (
+                node.operand(0).shape[batch : batch + depth] if isinstance(depth, int) else ()
+            ):
                 note(node.operand(1), size)
         elif node.op == "one_hot_at":
             note(node.operand(0), node.attrs["depth"])
@@ -126,7 +149,8 @@ def _size(size: Size, sizes: Mapping[str, int], default: int) -> int:
 
 
 def difference(ours: Iterable[Array], theirs: Sequence[Array]) -> float:
-    """The largest difference over all outputs, relative to the largest magnitude of that output; infinite where shapes or NaNs differ."""
+    """The largest difference over all outputs, relative to the largest magnitude of that output;
+    infinite where shapes or NaNs differ."""
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
         x, y = np.asarray(a), np.asarray(b)

@@ -1,9 +1,10 @@
-"""Quantised models without rounding: a proof is about structure, and which integer a number is rounded to differs from kernel to kernel.
+"""Quantised models without rounding: a proof is about structure, and which integer a number is
+rounded to differs from kernel to kernel.
 
-Products of u8 with s8 saturate on processors with AVX2 or AVX-512 and without VNNI, where onnxruntime adds pairs of them up in sixteen
-bits; and a sum in another order may be rounded to the next integer, a step that later layers carry on. In a model that does not round,
-both are gone: integers in between become the floats that would have been rounded, and products sums of floats.
-"""
+Products of u8 with s8 saturate on processors with AVX2 or AVX-512 and without VNNI, where
+onnxruntime adds pairs of them up in sixteen bits; and a sum in another order may be rounded to the
+next integer, a step that later layers carry on. In a model that does not round, both are gone:
+integers in between become the floats that would have been rounded, and products sums of floats."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ _FLOAT = "tensor(float)"
 
 
 def unrounded(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """``model`` with its quantised operators in floating point; None where it has none that can be written so.
+    """``model`` with its quantised operators in floating point; None where it has none that can be
+    written so.
 
-    Stored integers stay as they are. Where an operator takes integers and has no such form (``QAttention``, bodies of loops), the
-    floats before it are rounded, and it computes as ever.
+    Stored integers stay as they are. Where an operator takes integers and has no such form
+    (``QAttention``, bodies of loops), the floats before it are rounded, and it computes as ever.
     """
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     if opset < _OLDEST or not any(target_of(n) in RULES for n in model.graph.node):
@@ -36,7 +38,8 @@ def unrounded(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 class _Walk:
-    """Writes the nodes of a model in order. ``soft`` has a name for the floats in the place of a value that was an integer."""
+    """Writes the nodes of a model in order. ``soft`` has a name for the floats in the place of a
+    value that was an integer."""
 
     def __init__(self, model: onnx.ModelProto, opset: int) -> None:
         self.model, self.opset = model, opset
@@ -78,7 +81,8 @@ class _Walk:
         return made
 
     def written(self, node: onnx.NodeProto) -> list[Result] | None:
-        """The results of the nodes in the place of a quantised ``node``; None where there are none."""
+        """The results of the nodes in the place of a quantised ``node``; None where there are
+        none."""
         rule = RULES.get(target_of(node))
         if rule is None:
             return None
@@ -99,13 +103,16 @@ class _Walk:
         if made.dims is not None:
             self.sizes[name] = made.dims
 
-    # -- nodes -------------------------------------------------------------------------------------------------------
+    # -- nodes
+    # -------------------------------------------------------------------------------------------------------
 
     def fresh(self) -> str:
         self.count += 1
         return f"unrounded.{self.count}"
 
-    def put(self, kind: str, inputs: list[str], attrs: Mapping[str, Any], results: int = 1) -> list[str]:
+    def put(
+        self, kind: str, inputs: list[str], attrs: Mapping[str, Any], results: int = 1
+    ) -> list[str]:
         made = [self.fresh() for _ in range(results)]
         self.nodes.append(helper.make_node(kind, inputs, made, **attrs))
         return made
@@ -133,14 +140,23 @@ class _Walk:
         kind = self.kinds[name]
         if kind in BOUNDS:
             low, high = BOUNDS[kind]
-            held = self.put("Min", [self.put("Max", [held, self.constant(float(low))], {})[0], self.constant(float(high))], {})[0]
+            held = self.put(
+                "Min",
+                [
+                    self.put("Max", [held, self.constant(float(low))], {})[0],
+                    self.constant(float(high)),
+                ],
+                {},
+            )[0]
         self.nodes.append(helper.make_node("Cast", [held], [name], to=kind))
         self.rounded.add(name)
 
-    # -- operators that move values without looking at them ------------------------------------------------------------
+    # -- operators that move values without looking at them
+    # ------------------------------------------------------------
 
     def pass_on(self, node: onnx.NodeProto) -> None:
-        """Write ``node`` over floats where it takes them in the place of integers; else round what it takes."""
+        """Write ``node`` over floats where it takes them in the place of integers; else round what
+        it takes."""
         if target_of(node) == "Identity" and node.input[0] in self.sizes:
             self.sizes[node.output[0]] = self.sizes[node.input[0]]
         for name in captured(node):
@@ -150,7 +166,11 @@ class _Walk:
         kinds = {} if schema is None else _variables(schema, node)
         if given and schema is not None and target_of(node) == "Cast" and self._cast(node):
             return
-        free = schema is not None and not captured(node) and all(_floats(schema, kinds.get(i, "")) for i in self._soft_at(node))
+        free = (
+            schema is not None
+            and not captured(node)
+            and all(_floats(schema, kinds.get(i, "")) for i in self._soft_at(node))
+        )
         if not free:
             for name in given:
                 self.round(name)
@@ -173,11 +193,14 @@ class _Walk:
         self.nodes.append(twin)
 
     def _cast(self, node: onnx.NodeProto) -> bool:
-        """A cast of floats in the place of integers to floats, or to larger integers: they stay as they are."""
+        """A cast of floats in the place of integers to floats, or to larger integers: they stay as
+        they are."""
         to = next((a.i for a in node.attribute if a.name == "to"), 0)
         if to not in (TensorProto.FLOAT, INT32, TensorProto.INT64):
             return False
-        self.result(node.output[0], Result(self.soft[node.input[0]], 0 if to == TensorProto.FLOAT else to))
+        self.result(
+            node.output[0], Result(self.soft[node.input[0]], 0 if to == TensorProto.FLOAT else to)
+        )
         return True
 
     def _soft_at(self, node: onnx.NodeProto) -> list[int]:
@@ -190,14 +213,20 @@ class _Walk:
             if stored is not None:
                 self._store(node.output[0], stored)
             return
-        by = {kind: self.kinds[name] for i, kind in kinds.items() if (name := node.input[i]) in self.kinds}
+        by = {
+            kind: self.kinds[name]
+            for i, kind in kinds.items()
+            if (name := node.input[i]) in self.kinds
+        }
         for k, name in enumerate(node.output):
             if name and name not in self.kinds and schema is not None and _output(schema, k) in by:
                 self.kinds[name] = by[_output(schema, k)]
 
     def _schema(self, node: onnx.NodeProto) -> Any:
         try:
-            return onnx.defs.get_schema(node.op_type, self.domains.get(node.domain, self.opset), node.domain)
+            return onnx.defs.get_schema(
+                node.op_type, self.domains.get(node.domain, self.opset), node.domain
+            )
         except onnx.defs.SchemaError:
             return None
 
@@ -205,7 +234,11 @@ class _Walk:
 def _variables(schema: Any, node: onnx.NodeProto) -> dict[int, str]:
     """The type variable of each input that is given."""
     last = len(schema.inputs) - 1
-    return {i: schema.inputs[min(i, last)].type_str for i, name in enumerate(node.input) if name and last >= 0}
+    return {
+        i: schema.inputs[min(i, last)].type_str
+        for i, name in enumerate(node.input)
+        if name and last >= 0
+    }
 
 
 def _output(schema: Any, k: int) -> str:
@@ -215,8 +248,12 @@ def _output(schema: Any, k: int) -> str:
 def _floats(schema: Any, variable: str) -> bool:
     """Whether an operator takes floats as ``variable``, and makes tensors of them."""
     allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
-    sequences = any("(tensor" in t for o in schema.outputs if o.type_str != variable
-                    for t in allowed.get(o.type_str, [o.type_str]))
+    sequences = any(
+        "(tensor" in t
+        for o in schema.outputs
+        if o.type_str != variable
+        for t in allowed.get(o.type_str, [o.type_str])
+    )
     return _FLOAT in allowed.get(variable, [variable]) and not sequences
 
 
@@ -225,7 +262,9 @@ class _Node:
 
     def __init__(self, walk: _Walk, node: onnx.NodeProto) -> None:
         self.walk, self.node, self.opset = walk, node, walk.opset
-        self.attrs: Mapping[str, Any] = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        self.attrs: Mapping[str, Any] = {
+            a.name: helper.get_attribute_value(a) for a in node.attribute
+        }
 
     def has(self, i: int) -> bool:
         return bool(self.name(i))
@@ -256,5 +295,7 @@ class _Node:
     def put(self, kind: str, *inputs: str, **attrs: Any) -> str:
         return self.walk.put(kind, list(inputs), attrs)[0]
 
-    def put_all(self, kind: str, inputs: list[str], attrs: Mapping[str, Any], results: int) -> list[str]:
+    def put_all(
+        self, kind: str, inputs: list[str], attrs: Mapping[str, Any], results: int
+    ) -> list[str]:
         return self.walk.put(kind, inputs, attrs, results)

@@ -1,4 +1,5 @@
-"""Parity: the emitted module against the emitted ONNX file on onnxruntime, every output, and who really ran each node."""
+"""Parity: the emitted module against the emitted ONNX file on onnxruntime, every output, and who
+really ran each node."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ __all__ = ["Parity", "compare_arrays", "measure"]
 
 @dataclass
 class Parity:
-    """``max_error`` over all outputs, relative to each output's largest magnitude; ``nodes`` counts the nodes each provider ran."""
+    """``max_error`` over all outputs, relative to each output's largest magnitude; ``nodes`` counts
+    the nodes each provider ran."""
 
     max_error: float
     provider: str
@@ -39,13 +41,20 @@ class Parity:
     def __str__(self) -> str:
         ran = ", ".join(f"{n} nodes on {p}" for p, n in self.nodes.items())
         outputs = f"{len(self.outputs)} output{'s' * (len(self.outputs) != 1)}"
-        return (f"{'equal' if self.passed else 'DIFFERENT'}: error {self.max_error:.1e} over {outputs}, "
-                f"tolerance {self.tolerance:.0e} ({ran or self.provider})")
+        return (
+            f"{'equal' if self.passed else 'DIFFERENT'}: error {self.max_error:.1e} over {outputs}, "
+            f"tolerance {self.tolerance:.0e} ({ran or self.provider})"
+        )
 
 
-def compare_arrays(ours: Sequence[NDArray[Any]], theirs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+def compare_arrays(
+    ours: Sequence[NDArray[Any]], theirs: Mapping[str, NDArray[Any]]
+) -> dict[str, float]:
     """The relative error of each output; infinite where shapes or NaNs differ."""
-    return {name: _error(np.asarray(a), np.asarray(b)) for (name, b), a in zip(theirs.items(), ours, strict=True)}
+    return {
+        name: _error(np.asarray(a), np.asarray(b))
+        for (name, b), a in zip(theirs.items(), ours, strict=True)
+    }
 
 
 def _error(a: NDArray[Any], b: NDArray[Any]) -> float:
@@ -64,14 +73,24 @@ def _error(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(gap.max() / max(scale, 1e-12))
 
 
-def measure(path: str | Path, feed: Mapping[str, NDArray[Any]], expected: Sequence[NDArray[Any]], device: str = "auto") -> Parity:
-    """Run the file on ``feed`` and compare each output with ``expected``, which is in the file's order of outputs."""
+def measure(
+    path: str | Path,
+    feed: Mapping[str, NDArray[Any]],
+    expected: Sequence[NDArray[Any]],
+    device: str = "auto",
+) -> Parity:
+    """Run the file on ``feed`` and compare each output with ``expected``, which is in the file's
+    order of outputs."""
     with tempfile.TemporaryDirectory() as folder:
         running = session(path, device, profile=str(Path(folder) / "profile"), exact=True)
         outputs = run_session(running, feed)
         nodes = _ran_on(Path(running.end_profiling()))
     if len(outputs) != len(expected):
-        raise IrpruneError(f"{len(outputs)} outputs in the file, {len(expected)} from the module", str(path), "report this as a bug")
+        raise IrpruneError(
+            f"{len(outputs)} outputs in the file, {len(expected)} from the module",
+            str(path),
+            "report this as a bug",
+        )
     errors = compare_arrays(expected, outputs)
     provider = max(nodes, key=lambda p: nodes[p]) if nodes else running.get_providers()[0]
     return Parity(max(errors.values(), default=0.0), provider, nodes, errors)

@@ -1,9 +1,9 @@
-"""Quantised operators as floating-point ones: the same weights, scales, zero points and bounds, without rounding to integers.
+"""Quantised operators as floating-point ones: the same weights, scales, zero points and bounds,
+without rounding to integers.
 
-``RULES`` says how an operator is written so. A value that was an integer becomes the number that would have been rounded, still in
-the integer's scale, and sums of products are sums of floats: no kernel saturates there, and no number jumps by a step because a sum
-was taken in another order.
-"""
+``RULES`` says how an operator is written so. A value that was an integer becomes the number that
+would have been rounded, still in the integer's scale, and sums of products are sums of floats: no
+kernel saturates there, and no number jumps by a step because a sum was taken in another order."""
 
 from __future__ import annotations
 
@@ -12,12 +12,28 @@ from typing import Any, NamedTuple, Protocol
 
 __all__ = ["BOUNDS", "INT32", "PRODUCTS", "RULES", "Result", "Uncovered", "Writer"]
 
-UINT8, INT8, UINT16, INT16, INT32, UINT4, INT4 = 2, 3, 4, 5, 6, 21, 22  # the numbers of onnx.TensorProto
-BOUNDS = {UINT8: (0, 255), INT8: (-128, 127), UINT16: (0, 65535), INT16: (-32768, 32767), UINT4: (0, 15), INT4: (-8, 7)}
+UINT8, INT8, UINT16, INT16, INT32, UINT4, INT4 = (
+    2,
+    3,
+    4,
+    5,
+    6,
+    21,
+    22,
+)  # the numbers of onnx.TensorProto
+BOUNDS = {
+    UINT8: (0, 255),
+    INT8: (-128, 127),
+    UINT16: (0, 65535),
+    INT16: (-32768, 32767),
+    UINT4: (0, 15),
+    INT4: (-8, 7),
+}
 
 
 class Result(NamedTuple):
-    """A result's name, the integer type that it stands for (0: it is floating-point anyway), and its shape where that counts."""
+    """A result's name, the integer type that it stands for (0: it is floating-point anyway), and
+    its shape where that counts."""
 
     name: str
     kind: int = 0
@@ -64,7 +80,9 @@ class Writer(Protocol):
     def put(self, kind: str, *inputs: str, **attrs: Any) -> str:
         """The first result of a new node of ONNX's own domain."""
 
-    def put_all(self, kind: str, inputs: list[str], attrs: Mapping[str, Any], results: int) -> list[str]:
+    def put_all(
+        self, kind: str, inputs: list[str], attrs: Mapping[str, Any], results: int
+    ) -> list[str]:
         """All results of a new node."""
 
 
@@ -73,7 +91,8 @@ def _single(w: Writer, i: int) -> bool:
 
 
 def _along(w: Writer, i: int, x: str, axis: int) -> str:
-    """Input ``i``, one number or one for each index of ``axis`` of ``x``, so that it broadcasts against ``x`` of whatever rank."""
+    """Input ``i``, one number or one for each index of ``axis`` of ``x``, so that it broadcasts
+    against ``x`` of whatever rank."""
     held = w.number(i)
     if _single(w, i):
         return w.put("Reshape", held, w.constant([1])) if len(w.dims(i)) > 1 else held
@@ -87,9 +106,14 @@ def _along(w: Writer, i: int, x: str, axis: int) -> str:
 
 
 def _rows(w: Writer, i: int) -> str:
-    """Input ``i`` of a matrix product, one number for all or one for each row of the left matrix."""
+    """Input ``i`` of a matrix product, one number for all or one for each row of the left
+    matrix."""
     held = w.number(i)
-    return w.put("Reshape", held, w.constant([-1, 1])) if len(w.dims(i)) == 1 and not _single(w, i) else held
+    return (
+        w.put("Reshape", held, w.constant([-1, 1]))
+        if len(w.dims(i)) == 1 and not _single(w, i)
+        else held
+    )
 
 
 def _moved(w: Writer, x: str, zero: str | None, scale: str | None) -> str:
@@ -105,7 +129,9 @@ def _bounded(w: Writer, x: str, scale: str, zero: str | None, kind: int) -> Made
     x = w.put("Div", x, scale)
     x = x if zero is None else w.put("Add", x, zero)
     low, high = BOUNDS[kind]
-    return [Result(w.put("Min", w.put("Max", x, w.constant(float(low))), w.constant(float(high))), kind)]
+    return [
+        Result(w.put("Min", w.put("Max", x, w.constant(float(low))), w.constant(float(high))), kind)
+    ]
 
 
 def _scalar(w: Writer, x: int, scale: int, zero: int) -> str:
@@ -118,7 +144,8 @@ def _result(w: Writer, y: str, scale: int, zero: int, like: int = 0) -> Made:
     return _bounded(w, y, w.number(scale), w.number(zero) if w.has(zero) else None, kind)
 
 
-# -- to integers and back ----------------------------------------------------------------------------------------------
+# -- to integers and back
+# ----------------------------------------------------------------------------------------------
 
 
 def _quantize(w: Writer) -> Made:
@@ -133,20 +160,30 @@ def _dequantize(w: Writer) -> Made:
     if not w.unrounded(0) or w.attrs.get("block_size", 0):
         raise Uncovered("stored integers, which are exact")
     x, axis = w.number(0), w.attrs.get("axis", 1)
-    return [Result(_moved(w, x, _along(w, 2, x, axis) if w.has(2) else None, _along(w, 1, x, axis)))]
+    return [
+        Result(_moved(w, x, _along(w, 2, x, axis) if w.has(2) else None, _along(w, 1, x, axis)))
+    ]
 
 
 def _dynamic_quantize(w: Writer) -> Made:
-    """The zero point is not rounded either, so that nothing passes the bounds. Constant zeros have a scale that does not matter."""
+    """The zero point is not rounded either, so that nothing passes the bounds. Constant zeros have
+    a scale that does not matter."""
     x, none = w.number(0), w.constant(0.0)
     low = w.put("Min", w.put("ReduceMin", x, keepdims=0), none)
     high = w.put("Max", w.put("ReduceMax", x, keepdims=0), none)
-    scale = w.put("Max", w.put("Div", w.put("Sub", high, low), w.constant(255.0)), w.constant(1e-30))
+    scale = w.put(
+        "Max", w.put("Div", w.put("Sub", high, low), w.constant(255.0)), w.constant(1e-30)
+    )
     zero = w.put("Div", w.put("Neg", low), scale)
-    return [Result(w.put("Add", w.put("Div", x, scale), zero), UINT8), Result(scale, 0, ()), Result(zero, UINT8, ())]
+    return [
+        Result(w.put("Add", w.put("Div", x, scale), zero), UINT8),
+        Result(scale, 0, ()),
+        Result(zero, UINT8, ()),
+    ]
 
 
-# -- products ----------------------------------------------------------------------------------------------------------
+# -- products
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _matmul_integer(w: Writer) -> Made:
@@ -183,9 +220,19 @@ def _gemm(w: Writer) -> Made:
     """The bias is an integer in the product's scale."""
     b, axis = w.number(3), 0 if w.attrs.get("transB", 0) else 1
     attrs = {k: v for k, v in w.attrs.items() if k in ("alpha", "transA", "transB")}
-    y = w.put("Gemm", _scalar(w, 0, 1, 2), _moved(w, b, _along(w, 5, b, axis), _along(w, 4, b, axis)), w.constant([0.0]), **attrs)
+    y = w.put(
+        "Gemm",
+        _scalar(w, 0, 1, 2),
+        _moved(w, b, _along(w, 5, b, axis), _along(w, 4, b, axis)),
+        w.constant([0.0]),
+        **attrs,
+    )
     if w.has(6):
-        scale = w.put("Mul", w.put("Mul", w.number(1), w.number(4)), w.constant(float(w.attrs.get("alpha", 1.0))))
+        scale = w.put(
+            "Mul",
+            w.put("Mul", w.number(1), w.number(4)),
+            w.constant(float(w.attrs.get("alpha", 1.0))),
+        )
         y = w.put("Add", y, w.put("Mul", w.number(6), scale))
     return _result(w, y, 7, 8) if w.has(7) else [Result(y)]
 
@@ -205,10 +252,17 @@ def _matmul_to_float(w: Writer) -> Made:
 
 
 def _dynamic_lstm(w: Writer) -> Made:
-    """Scales and zero points are one for each direction, or one for each direction and row of the gates."""
+    """Scales and zero points are one for each direction, or one for each direction and row of the
+    gates."""
+
     def matrix(i: int, scale: int, zero: int) -> str:
         shape = w.constant([0, 1, -1])
-        k = _moved(w, w.number(i), w.put("Reshape", w.number(zero), shape), w.put("Reshape", w.number(scale), shape))
+        k = _moved(
+            w,
+            w.number(i),
+            w.put("Reshape", w.number(zero), shape),
+            w.put("Reshape", w.number(scale), shape),
+        )
         return w.put("Transpose", k, perm=[0, 2, 1])
 
     given = [w.number(0), matrix(1, 8, 9), matrix(2, 10, 11)]
@@ -218,7 +272,8 @@ def _dynamic_lstm(w: Writer) -> Made:
     return [Result(name) for name in w.put_all("LSTM", given, w.attrs, 3)]
 
 
-# -- each element for itself, and along a dimension ----------------------------------------------------------------------
+# -- each element for itself, and along a dimension
+# ----------------------------------------------------------------------
 
 
 def _binary(kind: str) -> Callable[[Writer], Made]:
@@ -233,7 +288,12 @@ def _softmax(w: Writer) -> Made:
     since = w.attrs.get("opset", 13)
     if (since >= 13) != (w.opset >= 13):
         raise Uncovered("a softmax of another opset")
-    return _result(w, w.put("Softmax", _scalar(w, 0, 1, 2), axis=w.attrs.get("axis", -1 if since >= 13 else 1)), 3, 4)
+    return _result(
+        w,
+        w.put("Softmax", _scalar(w, 0, 1, 2), axis=w.attrs.get("axis", -1 if since >= 13 else 1)),
+        3,
+        4,
+    )
 
 
 def _pool(w: Writer) -> Made:
@@ -249,22 +309,40 @@ def _concat(w: Writer) -> Made:
 
 _OWN = "com.microsoft::"
 RULES: dict[str, Callable[[Writer], Made]] = {
-    "QuantizeLinear": _quantize, f"{_OWN}QuantizeLinear": _quantize,
-    "DequantizeLinear": _dequantize, f"{_OWN}DequantizeLinear": _dequantize,
+    "QuantizeLinear": _quantize,
+    f"{_OWN}QuantizeLinear": _quantize,
+    "DequantizeLinear": _dequantize,
+    f"{_OWN}DequantizeLinear": _dequantize,
     "DynamicQuantizeLinear": _dynamic_quantize,
-    "MatMulInteger": _matmul_integer, "QLinearMatMul": _qlinear_matmul,
-    "ConvInteger": _conv_integer, "QLinearConv": _qlinear_conv, f"{_OWN}QLinearConv": _qlinear_conv,
-    f"{_OWN}QGemm": _gemm, f"{_OWN}DynamicQuantizeMatMul": _dynamic_matmul, f"{_OWN}MatMulIntegerToFloat": _matmul_to_float,
+    "MatMulInteger": _matmul_integer,
+    "QLinearMatMul": _qlinear_matmul,
+    "ConvInteger": _conv_integer,
+    "QLinearConv": _qlinear_conv,
+    f"{_OWN}QLinearConv": _qlinear_conv,
+    f"{_OWN}QGemm": _gemm,
+    f"{_OWN}DynamicQuantizeMatMul": _dynamic_matmul,
+    f"{_OWN}MatMulIntegerToFloat": _matmul_to_float,
     f"{_OWN}DynamicQuantizeLSTM": _dynamic_lstm,
-    f"{_OWN}QLinearAdd": _binary("Add"), f"{_OWN}QLinearMul": _binary("Mul"),
-    f"{_OWN}QLinearSigmoid": _unary("Sigmoid"), f"{_OWN}QLinearLeakyRelu": _unary("LeakyRelu"),
-    f"{_OWN}QLinearSoftmax": _softmax, f"{_OWN}QLinearGlobalAveragePool": _pool, f"{_OWN}QLinearConcat": _concat,
+    f"{_OWN}QLinearAdd": _binary("Add"),
+    f"{_OWN}QLinearMul": _binary("Mul"),
+    f"{_OWN}QLinearSigmoid": _unary("Sigmoid"),
+    f"{_OWN}QLinearLeakyRelu": _unary("LeakyRelu"),
+    f"{_OWN}QLinearSoftmax": _softmax,
+    f"{_OWN}QLinearGlobalAveragePool": _pool,
+    f"{_OWN}QLinearConcat": _concat,
 }
 
-# Products of integers: which input is the zero point of the left operand (None: the operator quantises it itself, to u8), which are
+# Products of integers: which input is the zero point of the left operand (None: the operator
+# quantises it itself, to u8), which are
 # matrices on the right.
 PRODUCTS: dict[str, tuple[int | None, tuple[int, ...]]] = {
-    "MatMulInteger": (2, (1,)), "ConvInteger": (2, (1,)), "QLinearMatMul": (2, (3,)),
-    "QLinearConv": (2, (3,)), f"{_OWN}QLinearConv": (2, (3,)), f"{_OWN}QGemm": (2, (3,)),
-    f"{_OWN}MatMulIntegerToFloat": (4, (1,)), f"{_OWN}DynamicQuantizeMatMul": (None, (1,)), f"{_OWN}DynamicQuantizeLSTM": (None, (1, 2)),
+    "MatMulInteger": (2, (1,)),
+    "ConvInteger": (2, (1,)),
+    "QLinearMatMul": (2, (3,)),
+    "QLinearConv": (2, (3,)),
+    f"{_OWN}QLinearConv": (2, (3,)),
+    f"{_OWN}QGemm": (2, (3,)),
+    f"{_OWN}MatMulIntegerToFloat": (4, (1,)),
+    f"{_OWN}DynamicQuantizeMatMul": (None, (1,)),
+    f"{_OWN}DynamicQuantizeLSTM": (None, (1, 2)),
 }
