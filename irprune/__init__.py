@@ -1,8 +1,8 @@
 """irprune: a compiler that makes neural networks smaller.
 
-``irprune.prune(model, args)`` drops coupled channels of a PyTorch or ONNX model and proves the result. Importing this
-module imports neither torch nor onnx; its names are loaded when they are first used.
-"""
+``irprune.prune(model, args)`` drops coupled channels of a PyTorch or ONNX model and proves the
+result. Importing this module imports neither torch nor onnx; its names are loaded when they are
+first used."""
 
 from __future__ import annotations
 
@@ -14,9 +14,23 @@ if TYPE_CHECKING:
     from irprune.errors import CheckFailed, IrpruneError
     from irprune.training.iterative import schedule
 
-__all__ = ["CheckFailed", "IrpruneError", "Options", "Pruned", "apply_plan", "capture", "groups", "prune", "schedule"]
+__all__ = [
+    "CheckFailed",
+    "IrpruneError",
+    "Options",
+    "Pruned",
+    "apply_plan",
+    "capture",
+    "groups",
+    "prune",
+    "schedule",
+]
 
-_AT = {"CheckFailed": "irprune.errors", "IrpruneError": "irprune.errors", "schedule": "irprune.training.iterative"}
+_AT = {
+    "CheckFailed": "irprune.errors",
+    "IrpruneError": "irprune.errors",
+    "schedule": "irprune.training.iterative",
+}
 
 
 def __getattr__(name: str) -> Any:

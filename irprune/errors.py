@@ -1,4 +1,5 @@
-"""What the user is told when something cannot go on: one line that says what, where and what to do."""
+"""What the user is told when something cannot go on: one line that says what, where and what to
+do."""
 
 from __future__ import annotations
 
@@ -23,14 +24,16 @@ class CheckFailed(IrpruneError):
 
 
 def gist(error: BaseException) -> str:
-    """The kind of an error, its first telling line, and the first point of the list below it where there is one."""
+    """The kind of an error, its first telling line, and the first point of the list below it where
+    there is one."""
     lines = [x.strip() for x in str(error).splitlines() if x.strip()]
     told = [*lines[:1], *[x for x in lines[1:] if x.startswith("- ")][:1]]
     return f"{type(error).__name__}: {' '.join(x[:200] for x in told) or 'no message'}"
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something; the error's kind where none does."""
+    """The first line of an error's message that says something; the error's kind where none
+    does."""
     return next((x.strip() for x in str(error).splitlines() if x.strip()), type(error).__name__)
 
 
@@ -38,7 +41,8 @@ _STANDARD = sysconfig.get_path("stdlib") + "/"
 
 
 def users_line(error: BaseException) -> str:
-    """``file:line`` of the deepest frame outside torch, irprune and the standard library that the error passed through, or ""."""
+    """``file:line`` of the deepest frame outside torch, irprune and the standard library that the
+    error passed through, or ""."""
     found = ""
     trace = error.__traceback__
     while trace is not None:

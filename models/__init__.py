@@ -1,9 +1,9 @@
 """The model cases irprune is tested on: one file each, found by name or by tag.
 
-Every file has the same anatomy: a docstring that says what the architecture asks of a pruner, the modules,
-``build(small=False, ...)``, ``example_inputs(small=False)`` and ``CASE``. The caller seeds; both draw from the
-global generator. ``small=True`` gives the same structure with few layers and narrow widths.
-"""
+Every file has the same anatomy: a docstring that says what the architecture asks of a pruner, the
+modules, ``build(small=False, ...)``, ``example_inputs(small=False)`` and ``CASE``. The caller
+seeds; both draw from the global generator. ``small=True`` gives the same structure with few layers
+and narrow widths."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 class Case:
     """One architecture: how it is built, what it is called with, and what is expected of a capture.
 
-    ``dynamic`` is a ``dynamic_shapes`` spec for ``torch.export``, keyed by the parameters of ``forward``.
-    ``refused`` is the reason why no graph can be captured, for the cases that must be turned away.
-    """
+    ``dynamic`` is a ``dynamic_shapes`` spec for ``torch.export``, keyed by the parameters of
+    ``forward``. ``refused`` is the reason why no graph can be captured, for the cases that must be
+    turned away."""
 
     name: str
     tags: tuple[str, ...]

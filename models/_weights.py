@@ -1,9 +1,9 @@
 """Random weights under which a wrong slice shows.
 
-Fresh layers are a poor test: norms are the identity, running statistics are 0 and 1, biases are often zero, so that
-many a channel may be taken for another and the output stays the same. Here every channel gets values of its own, at a
-scale that neither explodes nor vanishes through the depth of the network.
-"""
+Fresh layers are a poor test: norms are the identity, running statistics are 0 and 1, biases are
+often zero, so that many a channel may be taken for another and the output stays the same. Here
+every channel gets values of its own, at a scale that neither explodes nor vanishes through the
+depth of the network."""
 
 from __future__ import annotations
 
@@ -29,14 +29,18 @@ def normal(*shape: int, std: float) -> nn.Parameter:
 
 
 def randomize(model: M, damp: str = "", factor: float = 0.3) -> M:
-    """Draw the weights of all linear, convolution and norm layers of ``model`` in place, and return it.
+    """Draw the weights of all linear, convolution and norm layers of ``model`` in place, and return
+    it.
 
     ``damp`` names the layer that ends each residual branch: its weight is scaled by ``factor``.
     """
     for name, module in model.named_modules():
         if isinstance(module, (nn.Linear, _ConvNd)):
             nn.init.normal_(module.weight, std=_std(module))
-        elif isinstance(module, (_BatchNorm, nn.LayerNorm, nn.GroupNorm)) and module.weight is not None:
+        elif (
+            isinstance(module, (_BatchNorm, nn.LayerNorm, nn.GroupNorm))
+            and module.weight is not None
+        ):
             nn.init.uniform_(module.weight, 0.5, 1.5)
         else:
             continue
@@ -49,7 +53,8 @@ def randomize(model: M, damp: str = "", factor: float = 0.3) -> M:
 
 
 def _std(module: nn.Linear | _ConvNd) -> float:
-    """The standard deviation that keeps the variance: 2 / fan_in before a ReLU, 1 / fan_in for linear layers."""
+    """The standard deviation that keeps the variance: 2 / fan_in before a ReLU, 1 / fan_in for
+    linear layers."""
     if isinstance(module, nn.Linear):
         return 1 / math.sqrt(module.in_features)
     fan_in = module.in_channels // module.groups * math.prod(module.kernel_size)
@@ -61,8 +66,8 @@ def _std(module: nn.Linear | _ConvNd) -> float:
 def calibrate(model: M, *args: Any) -> M:
     """Set the running statistics of all batch norms from one forward pass, and return the model.
 
-    Variances are kept above a tenth of their layer's mean: a channel that hardly moved here must not explode elsewhere.
-    """
+    Variances are kept above a tenth of their layer's mean: a channel that hardly moved here must
+    not explode elsewhere."""
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

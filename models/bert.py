@@ -1,4 +1,5 @@
-"""A BERT encoder: three embeddings added, post-norm blocks, attention written out with views and a mask, a pooler.
+"""A BERT encoder: three embeddings added, post-norm blocks, attention written out with views and a
+mask, a pooler.
 
 The residual width runs through everything; heads couple query, key, value and output projections.
 Devlin et al. 2018 (arXiv:1810.04805); default sizes are those of MiniLM-L6-H384.
@@ -75,15 +76,20 @@ class Layer(nn.Module):
 
 
 class Bert(nn.Module):
-    """Returns the last hidden state [batch, length, width] and the pooled first token [batch, width]."""
+    """Returns the last hidden state [batch, length, width] and the pooled first token [batch,
+    width]."""
 
-    def __init__(self, vocab: int, positions: int, width: int, heads: int, hidden: int, layers: int) -> None:
+    def __init__(
+        self, vocab: int, positions: int, width: int, heads: int, hidden: int, layers: int
+    ) -> None:
         super().__init__()
         self.embeddings = Embeddings(vocab, positions, width)
         self.layers = nn.ModuleList(Layer(width, heads, hidden) for _ in range(layers))
         self.pooler = nn.Linear(width, width)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor
+    ) -> tuple[Tensor, Tensor]:
         x = self.embeddings(input_ids, token_type_ids)
         mask = (1.0 - attention_mask[:, None, None, :].to(x.dtype)) * torch.finfo(x.dtype).min
         for layer in self.layers:

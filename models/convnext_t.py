@@ -1,4 +1,5 @@
-"""ConvNeXt-T: depthwise 7x7, channels-last layer norms behind permutes, layer scale on every residual branch.
+"""ConvNeXt-T: depthwise 7x7, channels-last layer norms behind permutes, layer scale on every
+residual branch.
 
 Liu et al. 2022 (arXiv:2201.03545).
 """

@@ -35,7 +35,9 @@ class DenseBlock(nn.ModuleDict):
     def __init__(self, depth: int, channels: int, growth: int, bottleneck: int) -> None:
         super().__init__()
         for index in range(depth):
-            self[f"denselayer{index + 1}"] = DenseLayer(channels + index * growth, growth, bottleneck)
+            self[f"denselayer{index + 1}"] = DenseLayer(
+                channels + index * growth, growth, bottleneck
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         features = [x]
@@ -54,7 +56,9 @@ class Transition(nn.Sequential):
 
 
 class DenseNet(nn.Module):
-    def __init__(self, depths: Sequence[int], stem: int, growth: int, bottleneck: int, classes: int) -> None:
+    def __init__(
+        self, depths: Sequence[int], stem: int, growth: int, bottleneck: int, classes: int
+    ) -> None:
         super().__init__()
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         layers["conv0"] = nn.Conv2d(3, stem, 7, 2, padding=3, bias=False)
@@ -87,7 +91,9 @@ def build(
 ) -> nn.Module:
     if small:
         depths, stem, growth, bottleneck, classes = (2, 3), 16, 8, 2, 10
-    return calibrate(randomize(DenseNet(depths, stem, growth, bottleneck, classes)), torch.randn(8, 3, 64, 64))
+    return calibrate(
+        randomize(DenseNet(depths, stem, growth, bottleneck, classes)), torch.randn(8, 3, 64, 64)
+    )
 
 
 def example_inputs(small: bool = False) -> Inputs:

@@ -1,8 +1,9 @@
-"""A one-stage detector: a CSP backbone that splits and concatenates, an FPN/PAN neck, a dict of outputs.
+"""A one-stage detector: a CSP backbone that splits and concatenates, an FPN/PAN neck, a dict of
+outputs.
 
-The neck couples backbone stages through concatenation after nearest up-sampling; heads of three levels are flattened and
-concatenated along positions, so that their channels must agree. Sizes are those of YOLOv8-s.
-"""
+The neck couples backbone stages through concatenation after nearest up-sampling; heads of three
+levels are flattened and concatenated along positions, so that their channels must agree. Sizes are
+those of YOLOv8-s."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ class Csp(nn.Module):
         half = out // 2
         self.shortcut = shortcut
         self.enter = ConvNorm(channels, out)
-        self.chain = nn.ModuleList(nn.Sequential(ConvNorm(half, half, 3), ConvNorm(half, half, 3)) for _ in range(depth))
+        self.chain = nn.ModuleList(
+            nn.Sequential(ConvNorm(half, half, 3), ConvNorm(half, half, 3)) for _ in range(depth)
+        )
         self.leave = ConvNorm((2 + depth) * half, out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,8 +65,12 @@ class Head(nn.Module):
 
     def __init__(self, channels: int, width: int, classes: int) -> None:
         super().__init__()
-        self.box = nn.Sequential(ConvNorm(channels, width, 3), ConvNorm(width, width, 3), nn.Conv2d(width, 4, 1))
-        self.score = nn.Sequential(ConvNorm(channels, width, 3), ConvNorm(width, width, 3), nn.Conv2d(width, classes, 1))
+        self.box = nn.Sequential(
+            ConvNorm(channels, width, 3), ConvNorm(width, width, 3), nn.Conv2d(width, 4, 1)
+        )
+        self.score = nn.Sequential(
+            ConvNorm(channels, width, 3), ConvNorm(width, width, 3), nn.Conv2d(width, classes, 1)
+        )
 
     def forward(self, x: Tensor, stride: int) -> tuple[Tensor, Tensor]:
         rows = torch.arange(x.shape[2], device=x.device, dtype=x.dtype)
@@ -79,10 +86,14 @@ class Detector(nn.Module):
     def __init__(self, width: int, depth: int, classes: int) -> None:
         super().__init__()
         w = [width << i for i in range(5)]  # widths at strides 2, 4, 8, 16, 32
-        self.stem = nn.Sequential(ConvNorm(3, w[0], 3, 2), ConvNorm(w[0], w[1], 3, 2), Csp(w[1], w[1], depth, True))
+        self.stem = nn.Sequential(
+            ConvNorm(3, w[0], 3, 2), ConvNorm(w[0], w[1], 3, 2), Csp(w[1], w[1], depth, True)
+        )
         self.stage3 = nn.Sequential(ConvNorm(w[1], w[2], 3, 2), Csp(w[2], w[2], 2 * depth, True))
         self.stage4 = nn.Sequential(ConvNorm(w[2], w[3], 3, 2), Csp(w[3], w[3], 2 * depth, True))
-        self.stage5 = nn.Sequential(ConvNorm(w[3], w[4], 3, 2), Csp(w[4], w[4], depth, True), PyramidPooling(w[4]))
+        self.stage5 = nn.Sequential(
+            ConvNorm(w[3], w[4], 3, 2), Csp(w[4], w[4], depth, True), PyramidPooling(w[4])
+        )
         self.up = nn.Upsample(scale_factor=2, mode="nearest")
         self.top4 = Csp(w[4] + w[3], w[3], depth, False)
         self.top3 = Csp(w[3] + w[2], w[2], depth, False)
@@ -100,7 +111,10 @@ class Detector(nn.Module):
         p3 = self.top3(torch.cat((self.up(p4), c3), 1))
         n4 = self.bottom4(torch.cat((self.down4(p3), p4), 1))
         n5 = self.bottom5(torch.cat((self.down5(n4), c5), 1))
-        pairs = [head(x, stride) for head, x, stride in zip(self.heads, (p3, n4, n5), (8, 16, 32), strict=True)]
+        pairs = [
+            head(x, stride)
+            for head, x, stride in zip(self.heads, (p3, n4, n5), (8, 16, 32), strict=True)
+        ]
         boxes, scores = zip(*pairs, strict=True)
         return {"boxes": torch.cat(boxes, 1), "scores": torch.cat(scores, 1)}
 

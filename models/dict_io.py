@@ -1,4 +1,5 @@
-"""Nested inputs and outputs: a dict and a dataclass come in, by position and by keyword; a dict with a named tuple goes out.
+"""Nested inputs and outputs: a dict and a dataclass come in, by position and by keyword; a dict
+with a named tuple goes out.
 
 The emitted module must keep this signature.
 """
@@ -44,7 +45,9 @@ class NestedIO(nn.Module):
         self.mix = nn.Linear(width, width)
         self.head = nn.Linear(width, classes)
 
-    def forward(self, features: dict[str, Tensor], *, context: Context, offset: Tensor) -> dict[str, Any]:
+    def forward(
+        self, features: dict[str, Tensor], *, context: Context, offset: Tensor
+    ) -> dict[str, Any]:
         x = self.image(features["image"]) * context.scale + self.text(features["text"]) + offset
         hidden = F.relu(self.mix(F.relu(x))) * context.mask.unsqueeze(-1)
         logits = self.head(hidden)

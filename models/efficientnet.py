@@ -1,7 +1,8 @@
-"""EfficientNet-B0: inverted residuals whose squeeze-excite gate is narrower than a quarter of what it scales.
+"""EfficientNet-B0: inverted residuals whose squeeze-excite gate is narrower than a quarter of what
+it scales.
 
-Tan and Le 2019 (arXiv:1905.11946). Sizes are those of torchvision's ``efficientnet_b0``, without stochastic depth.
-"""
+Tan and Le 2019 (arXiv:1905.11946). Sizes are those of torchvision's ``efficientnet_b0``, without
+stochastic depth."""
 
 from __future__ import annotations
 
@@ -40,7 +41,15 @@ SMALL = (Stage(1, 3, 1, 16, 1), Stage(4, 5, 2, 24, 2))
 
 
 class ConvNorm(nn.Module):
-    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True) -> None:
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        act: bool = True,
+    ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False)
         self.norm = nn.BatchNorm2d(out)
@@ -86,7 +95,9 @@ class EfficientNet(nn.Module):
         for stage in stages:
             for index in range(stage.depth):
                 stride = stage.stride if index == 0 else 1
-                blocks.append(InvertedResidual(channels, stage.out, stage.expand, stage.kernel, stride))
+                blocks.append(
+                    InvertedResidual(channels, stage.out, stage.expand, stage.kernel, stride)
+                )
                 channels = stage.out
         self.blocks = nn.Sequential(*blocks)
         self.head = ConvNorm(channels, 4 * channels, 1)
@@ -99,7 +110,9 @@ class EfficientNet(nn.Module):
         return self.classifier(self.dropout(x))
 
 
-def build(small: bool = False, stages: Sequence[Stage] = B0, stem: int = 32, classes: int = 1000) -> nn.Module:
+def build(
+    small: bool = False, stages: Sequence[Stage] = B0, stem: int = 32, classes: int = 1000
+) -> nn.Module:
     if small:
         stages, stem, classes = SMALL, 16, 10
     return calibrate(randomize(EfficientNet(stages, stem, classes)), torch.randn(4, 3, 160, 160))

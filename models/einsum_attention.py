@@ -1,4 +1,5 @@
-"""Attention in einsum alone: the weights have heads and head_dim as dimensions of their own, and nothing is reshaped."""
+"""Attention in einsum alone: the weights have heads and head_dim as dimensions of their own, and
+nothing is reshaped."""
 
 from __future__ import annotations
 

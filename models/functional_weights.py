@@ -1,4 +1,5 @@
-"""Weights computed in the forward pass: scaled per output, masked, concatenated from two parameters.
+"""Weights computed in the forward pass: scaled per output, masked, concatenated from two
+parameters.
 
 A group's members are parameters that reach their layer only through arithmetic.
 """

@@ -1,7 +1,8 @@
-"""Gated linear units in three spellings: F.glu, slices, and a view whose inner factor is (value, gate).
+"""Gated linear units in three spellings: F.glu, slices, and a view whose inner factor is (value,
+gate).
 
-Value and gate must lose the same units, from two halves in one spelling and from neighbouring rows in another.
-"""
+Value and gate must lose the same units, from two halves in one spelling and from neighbouring rows
+in another."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""A graph network: messages are gathered along edges, summed by scatter and weighted by a softmax over neighbours.
+"""A graph network: messages are gathered along edges, summed by scatter and weighted by a softmax
+over neighbours.
 
-The edge list is data; only features and heads are channels. A layer after Kipf and Welling 2016 (arXiv:1609.02907), then
-two after Velickovic et al. 2017 (arXiv:1710.10903); the sizes are those of Cora.
-"""
+The edge list is data; only features and heads are channels. A layer after Kipf and Welling 2016
+(arXiv:1609.02907), then two after Velickovic et al. 2017 (arXiv:1710.10903); the sizes are those of
+Cora."""
 
 from __future__ import annotations
 
@@ -50,7 +51,9 @@ class GraphAttention(nn.Module):
         from_target = (h * self.att_target).sum(-1)
         score = F.leaky_relu(from_source[source] + from_target[target], 0.2)
         index = target.unsqueeze(-1).expand_as(score)
-        most = torch.zeros_like(from_target).scatter_reduce(0, index, score, "amax", include_self=False)
+        most = torch.zeros_like(from_target).scatter_reduce(
+            0, index, score, "amax", include_self=False
+        )
         weight = (score - most[target]).exp()
         total = torch.zeros_like(from_target).scatter_add(0, index, weight)
         weight = weight / total[target].clamp(min=1e-16)
@@ -76,7 +79,14 @@ class GraphNet(nn.Module):
         return self.attention2(x, source, target)
 
 
-def build(small: bool = False, features: int = 1433, width: int = 64, hidden: int = 8, heads: int = 8, classes: int = 7) -> nn.Module:
+def build(
+    small: bool = False,
+    features: int = 1433,
+    width: int = 64,
+    hidden: int = 8,
+    heads: int = 8,
+    classes: int = 7,
+) -> nn.Module:
     if small:
         features, width, hidden, heads, classes = 12, 16, 6, 4, 3
     return randomize(GraphNet(features, width, hidden, heads, classes))

@@ -1,4 +1,5 @@
-"""GPT-2: the word embedding is also the output projection; linear layers keep [in, out] weights and go through addmm.
+"""GPT-2: the word embedding is also the output projection; linear layers keep [in, out] weights and
+go through addmm.
 
 The fused projection is split in three by width, and a causal mask is a slice of a buffer.
 Radford et al. 2019; parameter names follow the published checkpoints, sizes are smaller by default

@@ -1,8 +1,8 @@
-"""Speech recognition: a convolutional front end, then bidirectional GRUs whose directions are added up.
+"""Speech recognition: a convolutional front end, then bidirectional GRUs whose directions are added
+up.
 
-Channels and frequency bins of the front end are flattened into the first GRU's input; batch norms stand between the GRUs.
-After Amodei et al. 2015 (Deep Speech 2, arXiv:1512.02595), narrower.
-"""
+Channels and frequency bins of the front end are flattened into the first GRU's input; batch norms
+stand between the GRUs. After Amodei et al. 2015 (Deep Speech 2, arXiv:1512.02595), narrower."""
 
 from __future__ import annotations
 
@@ -36,7 +36,9 @@ class DeepSpeech(nn.Module):
         self.conv2 = nn.Conv2d(width, width, (21, 11), (2, 1), padding=(10, 5), bias=False)
         self.norm2 = nn.BatchNorm2d(width)
         features = width * ((bins + 3) // 4)
-        self.rnns = nn.Sequential(*(BidirectionalGRU(hidden if i else features, hidden, i > 0) for i in range(layers)))
+        self.rnns = nn.Sequential(
+            *(BidirectionalGRU(hidden if i else features, hidden, i > 0) for i in range(layers))
+        )
         self.norm3 = nn.BatchNorm1d(hidden)
         self.head = nn.Linear(hidden, characters, bias=False)
 
@@ -50,7 +52,14 @@ class DeepSpeech(nn.Module):
         return x.log_softmax(-1)
 
 
-def build(small: bool = False, bins: int = 161, width: int = 32, hidden: int = 512, layers: int = 3, characters: int = 29) -> nn.Module:
+def build(
+    small: bool = False,
+    bins: int = 161,
+    width: int = 32,
+    hidden: int = 512,
+    layers: int = 3,
+    characters: int = 29,
+) -> nn.Module:
     if small:
         bins, width, hidden, layers = 33, 4, 16, 2
     model = randomize(DeepSpeech(bins, width, hidden, layers, characters))

@@ -1,8 +1,9 @@
-"""A CIFAR ResNet that writes its sizes into the code: literal view shapes and zero-padded shortcuts.
+"""A CIFAR ResNet that writes its sizes into the code: literal view shapes and zero-padded
+shortcuts.
 
-The shortcut between stages takes every second pixel and pads zero channels on both sides (option A of He et al. 2015,
-arXiv:1512.03385), so that one axis is the sum of zeros, channels, zeros; every literal must follow a cut.
-"""
+The shortcut between stages takes every second pixel and pads zero channels on both sides (option A
+of He et al. 2015, arXiv:1512.03385), so that one axis is the sum of zeros, channels, zeros; every
+literal must follow a cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""In-place operations: relu_, add_, mul_ and copies into slices of a fresh tensor, which is a concatenation in disguise."""
+"""In-place operations: relu_, add_, mul_ and copies into slices of a fresh tensor, which is a
+concatenation in disguise."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """LLaMA: grouped-query attention, rotary embeddings, RMS norm, SwiGLU.
 
-A key/value head serves a run of query heads, so heads can go only in whole groups; head_dim is tied in pairs by the
-rotation and shared with the frequency table. Touvron et al. 2023 (arXiv:2307.09288). Parameter names follow the published
-checkpoints; ``build(size="7b")`` under ``torch.device("meta")`` has the shapes of LLaMA-2-7B without its memory.
-"""
+A key/value head serves a run of query heads, so heads can go only in whole groups; head_dim is tied
+in pairs by the rotation and shared with the frequency table. Touvron et al. 2023
+(arXiv:2307.09288). Parameter names follow the published checkpoints; ``build(size="7b")`` under
+``torch.device("meta")`` has the shapes of LLaMA-2-7B without its memory."""
 
 from __future__ import annotations
 
@@ -37,9 +37,15 @@ class Config:
 
 SIZES = {
     "tiny": Config(vocab=100, width=32, hidden=48, layers=2, heads=4, kv_heads=2),
-    "135m": Config(vocab=49152, width=576, hidden=1536, layers=30, heads=9, kv_heads=3, tied=True),  # SmolLM
-    "7b": Config(vocab=32000, width=4096, hidden=11008, layers=32, heads=32, kv_heads=32),  # LLaMA 2
-    "8b": Config(vocab=128256, width=4096, hidden=14336, layers=32, heads=32, kv_heads=8, theta=5e5),  # Llama 3
+    "135m": Config(
+        vocab=49152, width=576, hidden=1536, layers=30, heads=9, kv_heads=3, tied=True
+    ),  # SmolLM
+    "7b": Config(
+        vocab=32000, width=4096, hidden=11008, layers=32, heads=32, kv_heads=32
+    ),  # LLaMA 2
+    "8b": Config(
+        vocab=128256, width=4096, hidden=14336, layers=32, heads=32, kv_heads=8, theta=5e5
+    ),  # Llama 3
 }
 
 

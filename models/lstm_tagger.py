@@ -1,7 +1,7 @@
 """A sequence tagger: embedding, two bidirectional LSTM layers, linear.
 
-Gates are 4 x hidden, the output of a layer is the sum of its two directions, and each direction may lose other units.
-"""
+Gates are 4 x hidden, the output of a layer is the sum of its two directions, and each direction may
+lose other units."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ class LSTMTagger(nn.Module):
     def __init__(self, vocab: int, embedding: int, hidden: int, layers: int, tags: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab, embedding)
-        self.lstm = nn.LSTM(embedding, hidden, layers, batch_first=True, dropout=0.2, bidirectional=True)
+        self.lstm = nn.LSTM(
+            embedding, hidden, layers, batch_first=True, dropout=0.2, bidirectional=True
+        )
         self.head = nn.Linear(2 * hidden, tags)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -26,7 +28,14 @@ class LSTMTagger(nn.Module):
         return self.head(x)
 
 
-def build(small: bool = False, vocab: int = 10000, embedding: int = 128, hidden: int = 256, layers: int = 2, tags: int = 32) -> nn.Module:
+def build(
+    small: bool = False,
+    vocab: int = 10000,
+    embedding: int = 128,
+    hidden: int = 256,
+    layers: int = 2,
+    tags: int = 32,
+) -> nn.Module:
     if small:
         vocab, embedding, hidden, tags = 50, 16, 24, 7
     return randomize(LSTMTagger(vocab, embedding, hidden, layers, tags))

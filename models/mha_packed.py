@@ -1,7 +1,8 @@
-"""Packed nn.MultiheadAttention, once with itself and once with a memory, with and without the averaged weights.
+"""Packed nn.MultiheadAttention, once with itself and once with a memory, with and without the
+averaged weights.
 
-One parameter holds the three projections; self-attention multiplies by all of it, cross attention by slices of it.
-"""
+One parameter holds the three projections; self-attention multiplies by all of it, cross attention
+by slices of it."""
 
 from __future__ import annotations
 
@@ -42,4 +43,6 @@ def example_inputs(small: bool = False) -> Inputs:
     return (torch.randn(2, 6, 8), torch.randn(2, 9, 8)), {}
 
 
-CASE = Case("mha_packed", ("small", "transformer", "attention", "several_outputs"), build, example_inputs)
+CASE = Case(
+    "mha_packed", ("small", "transformer", "attention", "several_outputs"), build, example_inputs
+)

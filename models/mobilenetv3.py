@@ -1,4 +1,5 @@
-"""MobileNetV3-Large: depthwise convolutions, squeeze-excite gates, hard swish, expansion widths free inside each block.
+"""MobileNetV3-Large: depthwise convolutions, squeeze-excite gates, hard swish, expansion widths
+free inside each block.
 
 Howard et al. 2019 (arXiv:1905.02244). Sizes are those of torchvision's ``mobilenet_v3_large``.
 """
@@ -59,9 +60,19 @@ def round_to_8(value: float) -> int:
 
 
 class ConvNorm(nn.Sequential):
-    def __init__(self, channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1, act: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        channels: int,
+        out: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        act: nn.Module | None = None,
+    ) -> None:
         conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False)
-        super().__init__(conv, nn.BatchNorm2d(out, eps=0.001, momentum=0.01), *([] if act is None else [act]))
+        super().__init__(
+            conv, nn.BatchNorm2d(out, eps=0.001, momentum=0.01), *([] if act is None else [act])
+        )
 
 
 class SqueezeExcite(nn.Module):
@@ -106,14 +117,21 @@ class MobileNetV3(nn.Module):
             channels = row.out
         layers.append(ConvNorm(channels, 6 * channels, 1, act=nn.Hardswish()))
         self.features = nn.Sequential(*layers)
-        self.classifier = nn.Sequential(nn.Linear(6 * channels, hidden), nn.Hardswish(), nn.Dropout(0.2), nn.Linear(hidden, classes))
+        self.classifier = nn.Sequential(
+            nn.Linear(6 * channels, hidden),
+            nn.Hardswish(),
+            nn.Dropout(0.2),
+            nn.Linear(hidden, classes),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.features(x)
         return self.classifier(x.mean((2, 3)))
 
 
-def build(small: bool = False, rows: Sequence[Row] = LARGE, hidden: int = 1280, classes: int = 1000) -> nn.Module:
+def build(
+    small: bool = False, rows: Sequence[Row] = LARGE, hidden: int = 1280, classes: int = 1000
+) -> nn.Module:
     if small:
         rows, hidden, classes = SMALL, 32, 10
     return calibrate(randomize(MobileNetV3(rows, hidden, classes)), torch.randn(4, 3, 160, 160))

@@ -1,9 +1,9 @@
-"""A transformer with mixtures of experts, whose weights are stacked as one parameter [experts, in, out].
+"""A transformer with mixtures of experts, whose weights are stacked as one parameter [experts, in,
+out].
 
-All experts run and a mask keeps the top two, so that the graph has no data-dependent shape. The hidden axis lies inside
-the stack and may keep different units in each expert; dropping an expert also drops a row of the router.
-After Jiang et al. 2024 (Mixtral, arXiv:2401.04088).
-"""
+All experts run and a mask keeps the top two, so that the graph has no data-dependent shape. The
+hidden axis lies inside the stack and may keep different units in each expert; dropping an expert
+also drops a row of the router. After Jiang et al. 2024 (Mixtral, arXiv:2401.04088)."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, -1))
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, -1)
+        )
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -68,10 +71,21 @@ class Block(nn.Module):
 class MoE(nn.Module):
     """Token ids [batch, length] to logits [batch, length, vocab]."""
 
-    def __init__(self, vocab: int, width: int, hidden: int, layers: int, heads: int, experts: int, chosen: int) -> None:
+    def __init__(
+        self,
+        vocab: int,
+        width: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        experts: int,
+        chosen: int,
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab, width)
-        self.blocks = nn.Sequential(*(Block(width, hidden, heads, experts, chosen) for _ in range(layers)))
+        self.blocks = nn.Sequential(
+            *(Block(width, hidden, heads, experts, chosen) for _ in range(layers))
+        )
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, vocab, bias=False)
 

@@ -1,4 +1,5 @@
-"""Fused qkv cut by chunk: the projection's width is the sum of three equal parts, each heads x head_dim."""
+"""Fused qkv cut by chunk: the projection's width is the sum of three equal parts, each heads x
+head_dim."""
 
 from __future__ import annotations
 
@@ -24,7 +25,10 @@ class ChunkAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.enter(x)
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(x).chunk(3, dim=-1)
+        )
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return self.leave(x + self.out(y))
 

@@ -1,7 +1,8 @@
-"""Fused qkv cut by split with literal sizes, one key/value head for all query heads (multi-query attention).
+"""Fused qkv cut by split with literal sizes, one key/value head for all query heads (multi-query
+attention).
 
-The projection's width is heads x head_dim + head_dim + head_dim, and the lone key head broadcasts over the queries.
-"""
+The projection's width is heads x head_dim + head_dim + head_dim, and the lone key head broadcasts
+over the queries."""
 
 from __future__ import annotations
 

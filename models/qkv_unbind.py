@@ -1,4 +1,5 @@
-"""Fused qkv cut by view and unbind with the heads outermost: the projection's width is heads x 3 x head_dim."""
+"""Fused qkv cut by view and unbind with the heads outermost: the projection's width is heads x 3 x
+head_dim."""
 
 from __future__ import annotations
 

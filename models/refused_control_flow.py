@@ -1,4 +1,5 @@
-"""A branch on a tensor's value: neither torch.export nor FX can capture it, and it must be refused with the line named."""
+"""A branch on a tensor's value: neither torch.export nor FX can capture it, and it must be refused
+with the line named."""
 
 from __future__ import annotations
 
@@ -36,4 +37,10 @@ def example_inputs(small: bool = False) -> Inputs:
     return (torch.randn(2, 8),), {}
 
 
-CASE = Case("refused_control_flow", ("small", "refused"), build, example_inputs, refused="data-dependent control flow")
+CASE = Case(
+    "refused_control_flow",
+    ("small", "refused"),
+    build,
+    example_inputs,
+    refused="data-dependent control flow",
+)

@@ -1,7 +1,7 @@
 """ResNet-50: residual sums couple a whole stage, the bottleneck's inner channels are free.
 
-He et al. 2015 (arXiv:1512.03385), with the stride in the 3x3 convolution. Parameter names follow torchvision.
-"""
+He et al. 2015 (arXiv:1512.03385), with the stride in the 3x3 convolution. Parameter names follow
+torchvision."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or channels != out:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -42,7 +44,14 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A stem, four stages of bottlenecks and a linear classifier."""
 
-    def __init__(self, depths: Sequence[int], width: int, classes: int, groups: int = 1, group_width: int | None = None) -> None:
+    def __init__(
+        self,
+        depths: Sequence[int],
+        width: int,
+        classes: int,
+        groups: int = 1,
+        group_width: int | None = None,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -69,7 +78,9 @@ class ResNet(nn.Module):
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-def build(small: bool = False, depths: Sequence[int] = (3, 4, 6, 3), width: int = 64, classes: int = 1000) -> nn.Module:
+def build(
+    small: bool = False, depths: Sequence[int] = (3, 4, 6, 3), width: int = 64, classes: int = 1000
+) -> nn.Module:
     if small:
         depths, width, classes = (2, 2), 16, 10
     return calibrate(randomize(ResNet(depths, width, classes)), torch.randn(8, 3, 64, 64))
@@ -80,4 +91,10 @@ def example_inputs(small: bool = False) -> Inputs:
     return (torch.randn(2, 3, size, size),), {}
 
 
-CASE = Case("resnet50", ("cnn", "large", "batch_norm", "dynamic"), build, example_inputs, dynamic={"x": {0: Dim("batch")}})
+CASE = Case(
+    "resnet50",
+    ("cnn", "large", "batch_norm", "dynamic"),
+    build,
+    example_inputs,
+    dynamic={"x": {0: Dim("batch")}},
+)

@@ -1,7 +1,8 @@
-"""One convolution applied twice in a bottleneck: its input and output channels become a single axis.
+"""One convolution applied twice in a bottleneck: its input and output channels become a single
+axis.
 
-A shared head reads two stages as well, so that their widths are coupled without any sum between them.
-"""
+A shared head reads two stages as well, so that their widths are coupled without any sum between
+them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""ShuffleNetV2 x1.0: channels are halved by chunk, concatenated and shuffled by view, transpose, flatten.
+"""ShuffleNetV2 x1.0: channels are halved by chunk, concatenated and shuffled by view, transpose,
+flatten.
 
 The shuffle makes one axis a sum (two branches) and a product (groups times channels) at once.
 Ma et al. 2018 (arXiv:1807.11164). Sizes are those of torchvision's ``shufflenet_v2_x1_0``.
@@ -23,13 +24,16 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     return x.transpose(1, 2).flatten(1, 2)
 
 
-def conv_norm(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+def conv_norm(
+    channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
     conv = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(out)]
 
 
 class ShuffleUnit(nn.Module):
-    """With stride 1 one half of the channels passes untouched; with stride 2 both branches see them all."""
+    """With stride 1 one half of the channels passes untouched; with stride 2 both branches see them
+    all."""
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
@@ -60,10 +64,14 @@ class ShuffleUnit(nn.Module):
 
 
 class ShuffleNetV2(nn.Module):
-    def __init__(self, depths: Sequence[int], widths: Sequence[int], head: int, classes: int) -> None:
+    def __init__(
+        self, depths: Sequence[int], widths: Sequence[int], head: int, classes: int
+    ) -> None:
         super().__init__()
         channels = 24
-        self.stem = nn.Sequential(*conv_norm(3, channels, 3, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
+        self.stem = nn.Sequential(
+            *conv_norm(3, channels, 3, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+        )
         units: list[nn.Module] = []
         for depth, width in zip(depths, widths, strict=True):
             units.append(ShuffleUnit(channels, width, 2))
@@ -87,7 +95,9 @@ def build(
 ) -> nn.Module:
     if small:
         depths, widths, head, classes = (2, 2), (24, 48), 64, 10
-    return calibrate(randomize(ShuffleNetV2(depths, widths, head, classes)), torch.randn(4, 3, 160, 160))
+    return calibrate(
+        randomize(ShuffleNetV2(depths, widths, head, classes)), torch.randn(4, 3, 160, 160)
+    )
 
 
 def example_inputs(small: bool = False) -> Inputs:

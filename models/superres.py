@@ -1,4 +1,5 @@
-"""EDSR x4: residual blocks without norms, and pixel shuffles that read channels as channels x 2 x 2.
+"""EDSR x4: residual blocks without norms, and pixel shuffles that read channels as channels x 2 x
+2.
 
 Lim et al. 2017 (arXiv:1707.02921), the baseline of 16 blocks and 64 features.
 """
@@ -31,7 +32,9 @@ class EDSR(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor([0.4488, 0.4371, 0.4040]).view(1, 3, 1, 1))
         self.head = nn.Conv2d(3, width, 3, padding=1)
-        self.body = nn.Sequential(*(ResBlock(width) for _ in range(blocks)), nn.Conv2d(width, width, 3, padding=1))
+        self.body = nn.Sequential(
+            *(ResBlock(width) for _ in range(blocks)), nn.Conv2d(width, width, 3, padding=1)
+        )
         tail: list[nn.Module] = []
         for _ in range(doublings):
             tail += [nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2)]

@@ -1,8 +1,8 @@
-"""Swin-T: windows cut by view and permute, cyclic shifts by roll, a bias table read through an index buffer.
+"""Swin-T: windows cut by view and permute, cyclic shifts by roll, a bias table read through an
+index buffer.
 
-Heads couple the fused qkv, the bias table's columns and the projection; patch merging concatenates four strided slices.
-Liu et al. 2021 (arXiv:2103.14030), without stochastic depth.
-"""
+Heads couple the fused qkv, the bias table's columns and the projection; patch merging concatenates
+four strided slices. Liu et al. 2021 (arXiv:2103.14030), without stochastic depth."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
 
 
 def shift_mask(size: int, window: int, shift: int) -> Tensor:
-    """[windows, N, N]: keeps pixels that the cyclic shift brought together from attending to each other."""
+    """[windows, N, N]: keeps pixels that the cyclic shift brought together from attending to each
+    other."""
     region = torch.zeros(1, size, size, 1)
     spans = (slice(0, -window), slice(-window, -shift), slice(-shift, None))
     for index, (rows, columns) in enumerate((r, c) for r in spans for c in spans):
@@ -49,21 +50,34 @@ class WindowAttention(nn.Module):
         self.heads = heads
         self.scale = (dim // heads) ** -0.5
         self.relative_position_bias_table = normal((2 * window - 1) ** 2, heads, std=0.5)
-        grid = torch.stack(torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")).flatten(1)
+        grid = torch.stack(
+            torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+        ).flatten(1)
         offset = (grid[:, :, None] - grid[:, None, :]) + window - 1
-        self.register_buffer("relative_position_index", offset[0] * (2 * window - 1) + offset[1], persistent=False)
+        self.register_buffer(
+            "relative_position_index", offset[0] * (2 * window - 1) + offset[1], persistent=False
+        )
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         b, n, c = x.shape
-        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x)
+            .reshape(b, n, 3, self.heads, c // self.heads)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         attention = (q * self.scale) @ k.transpose(-2, -1)
-        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)].view(n, n, -1)
+        bias = self.relative_position_bias_table[self.relative_position_index.view(-1)].view(
+            n, n, -1
+        )
         attention = attention + bias.permute(2, 0, 1).unsqueeze(0)
         if mask is not None:
             windows = mask.shape[0]
-            attention = attention.view(-1, windows, self.heads, n, n) + mask.unsqueeze(1).unsqueeze(0)
+            attention = attention.view(-1, windows, self.heads, n, n) + mask.unsqueeze(1).unsqueeze(
+                0
+            )
             attention = attention.view(-1, self.heads, n, n)
         y = attention.softmax(-1) @ v
         return self.proj(y.transpose(1, 2).reshape(b, n, c))
@@ -108,7 +122,16 @@ class PatchMerging(nn.Module):
 
 
 class Swin(nn.Module):
-    def __init__(self, image: int, patch: int, window: int, dim: int, depths: Sequence[int], heads: Sequence[int], classes: int) -> None:
+    def __init__(
+        self,
+        image: int,
+        patch: int,
+        window: int,
+        dim: int,
+        depths: Sequence[int],
+        heads: Sequence[int],
+        classes: int,
+    ) -> None:
         super().__init__()
         self.patch_embed = nn.Conv2d(3, dim, patch, patch)
         self.patch_norm = nn.LayerNorm(dim)
@@ -118,7 +141,9 @@ class Swin(nn.Module):
             if stage > 0:
                 layers.append(PatchMerging(dim))
                 dim, size = 2 * dim, size // 2
-            layers.extend(Block(dim, count, size, window, window // 2 * (i % 2)) for i in range(depth))
+            layers.extend(
+                Block(dim, count, size, window, window // 2 * (i % 2)) for i in range(depth)
+            )
         self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)

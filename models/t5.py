@@ -1,8 +1,9 @@
-"""T5: encoder and decoder, cross attention, a shared table of relative position biases whose columns are heads.
+"""T5: encoder and decoder, cross attention, a shared table of relative position biases whose
+columns are heads.
 
-heads x d_kv differs from the model width (384 against 512), attention has no scale, no layer has a bias.
-Raffel et al. 2019 (arXiv:1910.10683); sizes are those of T5 v1.1 small, with gated GELU and a separate output layer.
-"""
+heads x d_kv differs from the model width (384 against 512), attention has no scale, no layer has a
+bias. Raffel et al. 2019 (arXiv:1910.10683); sizes are those of T5 v1.1 small, with gated GELU and a
+separate output layer."""
 
 from __future__ import annotations
 
@@ -106,7 +107,13 @@ class Block(nn.Module):
         self.norm3 = RMSNorm(width)
         self.ff = FeedForward(width, hidden)
 
-    def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None = None, memory_bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor,
+        memory: Tensor | None = None,
+        memory_bias: Tensor | None = None,
+    ) -> Tensor:
         y = self.norm1(x)
         x = x + self.attention(y, y, bias)
         if memory is not None:
@@ -117,18 +124,24 @@ class Block(nn.Module):
 class T5(nn.Module):
     """Source and target ids to logits [batch, target length, vocab]."""
 
-    def __init__(self, vocab: int, width: int, heads: int, d_kv: int, hidden: int, layers: int) -> None:
+    def __init__(
+        self, vocab: int, width: int, heads: int, d_kv: int, hidden: int, layers: int
+    ) -> None:
         super().__init__()
         self.shared = nn.Embedding(vocab, width)
         self.encoder_bias = RelativeBias(heads, causal=False)
-        self.encoder = nn.ModuleList(Block(width, heads, d_kv, hidden, False) for _ in range(layers))
+        self.encoder = nn.ModuleList(
+            Block(width, heads, d_kv, hidden, False) for _ in range(layers)
+        )
         self.encoder_norm = RMSNorm(width)
         self.decoder_bias = RelativeBias(heads, causal=True)
         self.decoder = nn.ModuleList(Block(width, heads, d_kv, hidden, True) for _ in range(layers))
         self.decoder_norm = RMSNorm(width)
         self.lm_head = nn.Linear(width, vocab, bias=False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, decoder_input_ids: Tensor
+    ) -> Tensor:
         memory: Tensor = self.shared(input_ids)
         padding = (1.0 - attention_mask[:, None, None, :].to(memory.dtype)) * -1e9
         bias = self.encoder_bias(memory) + padding
@@ -156,7 +169,9 @@ def build(
     model = randomize(T5(vocab, width, heads, d_kv, hidden, layers))
     for module in model.modules():
         if isinstance(module, Attention):
-            nn.init.normal_(module.q.weight, std=(width * d_kv) ** -0.5)  # in place of the missing scale
+            nn.init.normal_(
+                module.q.weight, std=(width * d_kv) ** -0.5
+            )  # in place of the missing scale
     return model
 
 

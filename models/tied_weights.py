@@ -1,4 +1,5 @@
-"""Tied weights three ways: a shared parameter, a transposed use of it, and one module called in two places."""
+"""Tied weights three ways: a shared parameter, a transposed use of it, and one module called in two
+places."""
 
 from __future__ import annotations
 

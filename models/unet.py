@@ -1,8 +1,8 @@
-"""U-Net: group norms cut channels into groups, transposed convolutions put the output axis second in the weight.
+"""U-Net: group norms cut channels into groups, transposed convolutions put the output axis second
+in the weight.
 
-Skip connections concatenate what an encoder stage and an up-sampling layer made: two axes side by side in one norm.
-Ronneberger et al. 2015 (arXiv:1505.04597), with padding and group norm.
-"""
+Skip connections concatenate what an encoder stage and an up-sampling layer made: two axes side by
+side in one norm. Ronneberger et al. 2015 (arXiv:1505.04597), with padding and group norm."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class UNet(nn.Module):
     def __init__(self, widths: Sequence[int], channels: int, classes: int, groups: int) -> None:
         super().__init__()
         ins = (channels, *widths[:-1])
-        self.encoder = nn.ModuleList(DoubleConv(i, o, groups) for i, o in zip(ins, widths, strict=True))
+        self.encoder = nn.ModuleList(
+            DoubleConv(i, o, groups) for i, o in zip(ins, widths, strict=True)
+        )
         pairs = list(zip(widths[1:], widths[:-1], strict=True))[::-1]
         self.decoder = nn.ModuleList(Up(i, o, groups) for i, o in pairs)
         self.head = nn.Conv2d(widths[0], classes, 1)
@@ -76,4 +78,10 @@ def example_inputs(small: bool = False) -> Inputs:
     return (torch.randn(2, 3, size, size),), {}
 
 
-CASE = Case("unet", ("cnn", "large", "group_norm", "concat", "dynamic"), build, example_inputs, dynamic={"x": {0: Dim("batch")}})
+CASE = Case(
+    "unet",
+    ("cnn", "large", "group_norm", "concat", "dynamic"),
+    build,
+    example_inputs,
+    dynamic={"x": {0: Dim("batch")}},
+)

@@ -1,7 +1,8 @@
-"""A custom operator in the middle of a CNN: no rule knows it, so its axes stay and the rest is pruned around it.
+"""A custom operator in the middle of a CNN: no rule knows it, so its axes stay and the rest is
+pruned around it.
 
-It mirrors the channels, so that a pruner which takes it for element-wise gives wrong results without an error.
-"""
+It mirrors the channels, so that a pruner which takes it for element-wise gives wrong results
+without an error."""
 
 from __future__ import annotations
 

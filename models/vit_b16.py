@@ -1,4 +1,5 @@
-"""ViT-B/16: fused qkv through reshape, permute and unbind, so that its width is 3 x heads x head_dim.
+"""ViT-B/16: fused qkv through reshape, permute and unbind, so that its width is 3 x heads x
+head_dim.
 
 The class token is concatenated along the sequence and the position table added with broadcasting.
 Dosovitskiy et al. 2020 (arXiv:2010.11929). Parameter names follow timm.
@@ -64,7 +65,9 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    def __init__(self, image: int, patch: int, dim: int, depth: int, heads: int, classes: int) -> None:
+    def __init__(
+        self, image: int, patch: int, dim: int, depth: int, heads: int, classes: int
+    ) -> None:
         super().__init__()
         self.cls_token = normal(1, 1, dim, std=0.5)
         self.pos_embed = normal(1, (image // patch) ** 2 + 1, dim, std=0.5)

@@ -1,9 +1,9 @@
-"""WaveNet: gated dilated convolutions (one half through tanh, the other through a sigmoid) under weight norm.
+"""WaveNet: gated dilated convolutions (one half through tanh, the other through a sigmoid) under
+weight norm.
 
-The weights are computed from a direction and a length per output channel; all skip outputs are added into one axis.
-The last layer's residual output is computed and never used.
-van den Oord et al. 2016 (arXiv:1609.03499): 30 layers, on 80 mel bands.
-"""
+The weights are computed from a direction and a length per output channel; all skip outputs are
+added into one axis. The last layer's residual output is computed and never used. van den Oord et
+al. 2016 (arXiv:1609.03499): 30 layers, on 80 mel bands."""
 
 from __future__ import annotations
 
@@ -36,10 +36,14 @@ class GatedBlock(nn.Module):
 class WaveNet(nn.Module):
     """Features [batch, bands, time] to sample scores [batch, levels, time]; causal."""
 
-    def __init__(self, bands: int, width: int, gate: int, skip: int, levels: int, cycles: int, dilations: int) -> None:
+    def __init__(
+        self, bands: int, width: int, gate: int, skip: int, levels: int, cycles: int, dilations: int
+    ) -> None:
         super().__init__()
         self.front = nn.Conv1d(bands, width, 1)
-        self.blocks = nn.ModuleList(GatedBlock(width, gate, skip, 2**i) for _ in range(cycles) for i in range(dilations))
+        self.blocks = nn.ModuleList(
+            GatedBlock(width, gate, skip, 2**i) for _ in range(cycles) for i in range(dilations)
+        )
         self.head1 = nn.Conv1d(skip, skip, 1)
         self.head2 = nn.Conv1d(skip, levels, 1)
         self.scale = (cycles * dilations) ** -0.5

@@ -6,7 +6,9 @@ A pipeline is a tuple of names; ``irprune opt -p`` takes its name in lower case,
 """
 
 if __name__ != "irprune.passes":
-    raise ImportError("this folder is the package irprune.passes: `pip install -e .`, then `import irprune.passes`, not `import passes`")
+    raise ImportError(
+        "this folder is the package irprune.passes: `pip install -e .`, then `import irprune.passes`, not `import passes`"
+    )
 
 PREPARE = ("canonicalize", "dead-code")  # the same model in fewer nodes
 ANALYSE = ("infer-axes", "untie")  # what is coupled to what

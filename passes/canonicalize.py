@@ -10,9 +10,9 @@ After::
 
     %y: f32[2, 6] = relu(%x)
 
-What does nothing is the operator table's to say (``Op.idle``): copies, casts of integers to the type they have, reshapes to the
-shape that is there, slices of everything, permutations that keep the order, dropout of nothing.
-"""
+What does nothing is the operator table's to say (``Op.idle``): copies, casts of integers to the
+type they have, reshapes to the shape that is there, slices of everything, permutations that keep
+the order, dropout of nothing."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ __all__ = ["Canonicalize", "loosened"]
 class Canonicalize:
     """Drop what gives back its operand as it is.
 
-    ``views`` respells views as reshapes, which do not depend on how a tensor lies in memory: where that is not asked for, copies
-    that a view or an unknown operator may count on stay. Nodes of an ONNX file stay, as all in it that pruning need not touch; a
-    result of the graph never becomes another result, an input or a weight itself.
-    """
+    ``views`` respells views as reshapes, which do not depend on how a tensor lies in memory: where
+    that is not asked for, copies that a view or an unknown operator may count on stay. Nodes of an
+    ONNX file stay, as all in it that pruning need not touch; a result of the graph never becomes
+    another result, an input or a weight itself."""
 
     views: bool = True
 
@@ -40,12 +40,20 @@ class Canonicalize:
         dead: list[Node] = []
         for node in graph.nodes:
             entry = lookup(node)
-            if entry is None or entry.idle is None or node.origin.dialect == "onnx" or not node.has(0) or not entry.idle(node):
+            if (
+                entry is None
+                or entry.idle is None
+                or node.origin.dialect == "onnx"
+                or not node.has(0)
+                or not entry.idle(node)
+            ):
                 continue
             source = node.operand(0)
             if id(node) in pinned and "memory_format" in node.attrs:
                 continue
-            if any(node.out is v for v in graph.outputs) and (source.producer is None or any(source is v for v in graph.outputs)):
+            if any(node.out is v for v in graph.outputs) and (
+                source.producer is None or any(source is v for v in graph.outputs)
+            ):
                 continue
             graph.replace(node.out, source)
             dead.append(node)
@@ -54,10 +62,13 @@ class Canonicalize:
         return bool(dead) or changed
 
     def _pinned(self, graph: Graph) -> set[int]:
-        """Nodes from which an operator can be reached that needs its operand to lie in memory in some way."""
+        """Nodes from which an operator can be reached that needs its operand to lie in memory in
+        some way."""
         pinned: set[int] = set()
         for node in reversed(graph.nodes):
-            if any(id(user) in pinned for v in node.outputs for user in v.users) or self._needs_layout(node):
+            if any(
+                id(user) in pinned for v in node.outputs for user in v.users
+            ) or self._needs_layout(node):
                 pinned.add(id(node))
         return pinned
 

@@ -1,9 +1,8 @@
 """choose: which indices of which leaves are kept.
 
-Before: scores. After: ``graph.kept``, and ``graph.skipped`` with every free leaf that stays whole and why. A ratio belongs to a
-width: of a product of free leaves one factor carries it (whole heads rather than head_dim, channels within the groups of a
-convolution or norm), the others stay.
-"""
+Before: scores. After: ``graph.kept``, and ``graph.skipped`` with every free leaf that stays whole
+and why. A ratio belongs to a width: of a product of free leaves one factor carries it (whole heads
+rather than head_dim, channels within the groups of a convolution or norm), the others stay."""
 
 from __future__ import annotations
 
@@ -37,27 +36,36 @@ __all__ = ["Choose"]
 class Choose:
     """Drop the least important indices.
 
-    ratio         share of every width that is dropped (of all indices together in the other scopes); 0 to 1
-    ratios        pattern -> ratio, for groups to be cut by a ratio of their own; the last pattern that matches counts
-    scope         ``local``: every width by its ratio; ``global``: one threshold over all scores; ``isomorphic``: one threshold for
-                  each set of groups with the same structure; ``knapsack``: the counts that meet a budget and lose the least in sum,
-                  where scores are losses that add up (``normalise="measured"``)
-    keep          patterns over weights, groups (``weight:dim``) and module paths; what they match stays whole
-    round_to      widths go to the nearest multiple, never to zero; ``auto`` takes the multiples that onnxruntime likes on this machine
-                  (measured: the step of a staircase for convolutions, 1 for matrix products). Default: ``auto`` with a budget on
-                  latency, else 1
+    ratio         share of every width that is dropped (of all indices together in the other
+                  scopes); 0 to 1
+    ratios        pattern -> ratio, for groups to be cut by a ratio of their own; the last pattern
+                  that matches counts
+    scope         ``local``: every width by its ratio; ``global``: one threshold over all scores;
+                  ``isomorphic``: one threshold for each set of groups with the same structure;
+                  ``knapsack``: the counts that meet a budget and lose the least in sum, where
+                  scores are losses that add up (``normalise="measured"``)
+    keep          patterns over weights, groups (``weight:dim``) and module paths; what they match
+                  stays whole
+    round_to      widths go to the nearest multiple, never to zero; ``auto`` takes the multiples
+                  that onnxruntime likes on this machine (measured: the step of a staircase for
+                  convolutions, 1 for matrix products). Default: ``auto`` with a budget on latency,
+                  else 1
     min_channels  hard lower bound for every group
     max_ratio     hard upper bound for the share that any group loses
-    prefer        which factor of a product carries: ``heads``, ``head_dim``, ``both`` or ``groups`` (of convolutions and norms)
-    per_block     let an inner axis keep different indices in each index of its outer axis, where that is legal
-    budget        ``{"macs": 0.5}``: found by search instead of ``ratio``; keys macs, params, bytes, activation; a share (up to 1)
-                  or an absolute amount; the largest cost that is not above every bound. ``{"latency": 0.5}``, always a share, is a
-                  knapsack in every scope: ``local`` lets every width give and none be emptied, the others lose the least in sum
-    times         for latency and ``auto``: a table of times or a predictor of ``irprune.latency``; default: measured here
+    prefer        which factor of a product carries: ``heads``, ``head_dim``, ``both`` or ``groups``
+                  (of convolutions and norms)
+    per_block     let an inner axis keep different indices in each index of its outer axis, where
+                  that is legal
+    budget        ``{"macs": 0.5}``: found by search instead of ``ratio``; keys macs, params, bytes,
+                  activation; a share (up to 1) or an absolute amount; the largest cost that is not
+                  above every bound. ``{"latency": 0.5}``, always a share, is a knapsack in every
+                  scope: ``local`` lets every width give and none be emptied, the others lose the
+                  least in sum
+    times         for latency and ``auto``: a table of times or a predictor of ``irprune.latency``;
+                  default: measured here
 
-    At least one index of every leaf stays; equal scores keep the lower index. Raises IrpruneError for values out of range,
-    patterns that match nothing and budgets that cannot be met.
-    """
+    At least one index of every leaf stays; equal scores keep the lower index. Raises IrpruneError
+    for values out of range, patterns that match nothing and budgets that cannot be met."""
 
     ratio: float = 0.5
     ratios: Mapping[str, float] = field(default_factory=dict)
@@ -75,20 +83,40 @@ class Choose:
         own = {f"ratio of {pattern!r}": ratio for pattern, ratio in self.ratios.items()}
         for name, value in {"ratio": self.ratio, "max_ratio": self.max_ratio, **own}.items():
             if not 0 <= value <= 1:
-                raise IrpruneError(f"{name} is {value}", "choose", "a ratio is the share that is dropped, from 0 to 1")
-        auto = "auto" if self.round_to is None and "latency" in (self.budget or {}) else 1 if self.round_to is None else self.round_to
+                raise IrpruneError(
+                    f"{name} is {value}",
+                    "choose",
+                    "a ratio is the share that is dropped, from 0 to 1",
+                )
+        auto = (
+            "auto"
+            if self.round_to is None and "latency" in (self.budget or {})
+            else 1
+            if self.round_to is None
+            else self.round_to
+        )
         object.__setattr__(self, "round_to", auto)
         for name, number in (("round_to", self.round_to), ("min_channels", self.min_channels)):
             if number == "auto" and name == "round_to":
                 continue
             if not isinstance(number, int) or number < 1:
-                raise IrpruneError(f"{name} is {number!r}", "choose", "a whole number from 1 on" + (", or auto" * (name == "round_to")))
+                raise IrpruneError(
+                    f"{name} is {number!r}",
+                    "choose",
+                    "a whole number from 1 on" + (", or auto" * (name == "round_to")),
+                )
         if self.scope not in SCOPES:
             raise IrpruneError(f"scope is {self.scope!r}", "choose", "one of " + ", ".join(SCOPES))
         if self.scope == "knapsack" and self.budget is None:
-            raise IrpruneError("scope is 'knapsack' without a budget", "choose", "say what may be left: budget={'macs': 0.5}")
+            raise IrpruneError(
+                "scope is 'knapsack' without a budget",
+                "choose",
+                "say what may be left: budget={'macs': 0.5}",
+            )
         if isinstance(self.keep, str):
-            raise IrpruneError(f"keep is the text {self.keep!r}", "choose", f"a list of patterns: [{self.keep!r}]")
+            raise IrpruneError(
+                f"keep is the text {self.keep!r}", "choose", f"a list of patterns: [{self.keep!r}]"
+            )
         if self.budget is not None:
             checked(self.budget)
 
@@ -101,15 +129,24 @@ class Choose:
             counts = setting.counts(self.ratio)
         else:
             packing = "latency" in self.budget or self.scope == "knapsack"
-            counts = met(graph, self.budget, setting.counts, setting.rounder, setting.order, lambda x: x not in setting.own,
-                         setting.latency, Loss(self.scope, setting.flat, setting.groups) if packing else None)
+            counts = met(
+                graph,
+                self.budget,
+                setting.counts,
+                setting.rounder,
+                setting.order,
+                lambda x: x not in setting.own,
+                setting.latency,
+                Loss(self.scope, setting.flat, setting.groups) if packing else None,
+            )
         graph.kept = setting.kept(counts)
         graph.skipped = setting.skipped(counts)
         return not graph.kept.same_as(before) or graph.skipped != skipped
 
 
 class _Setting:
-    """What does not depend on the ratio, worked out once: who carries, who is kept, the widths and the ranks."""
+    """What does not depend on the ratio, worked out once: who carries, who is kept, the widths and
+    the ranks."""
 
     def __init__(self, options: Choose, graph: Graph) -> None:
         self.options, self.graph = options, graph
@@ -124,21 +161,34 @@ class _Setting:
         eligible = {x: None for x in self.groups if x not in self.reasons}
         self.carriers: Carriers = carriers_of(graph, eligible, options.prefer, asked)
         for leaf, carrier in self.carriers.held.items():
-            self.reasons[leaf] = f"held: {self.groups[carrier].name} carries the ratio of their product"
+            self.reasons[leaf] = (
+                f"held: {self.groups[carrier].name} carries the ratio of their product"
+            )
         self.sizes = {x: self.groups[x].size for x in eligible if x not in self.reasons}
         self.scores = {x: graph.scores[x] for x in self.sizes}
         per_block = options.per_block and any(s.ndim == 2 for s in self.scores.values())
-        self.blocks = {x: h for x, h in blocks_of(graph).items() if x in self.sizes} if per_block else {}
+        self.blocks = (
+            {x: h for x, h in blocks_of(graph).items() if x in self.sizes} if per_block else {}
+        )
         self.flat = {x: self._flat(x) for x in self.sizes}
         self.latency, step = _timed(options, graph)
-        self.rounder = Rounder(self.sizes, widths_of(graph, self.sizes, step), Limits(options.min_channels, options.max_ratio),
-                               1 if isinstance(options.round_to, str) or options.round_to is None else options.round_to)
-        self.singles = {x: None for w in self.rounder.widths for x, _ in w.terms if x not in self.sizes}
+        self.rounder = Rounder(
+            self.sizes,
+            widths_of(graph, self.sizes, step),
+            Limits(options.min_channels, options.max_ratio),
+            1
+            if isinstance(options.round_to, str) or options.round_to is None
+            else options.round_to,
+        )
+        self.singles = {
+            x: None for w in self.rounder.widths for x, _ in w.terms if x not in self.sizes
+        }
         self.rankings = self._rankings()
         self.unrounded: dict[Axis, str] = {}
 
     def _named(self, graph: Graph, free: list[Group]) -> dict[Axis, None]:
-        """Read ``keep`` and ``ratios``; returns the leaves that a ratio names one by one, which then carry it."""
+        """Read ``keep`` and ``ratios``; returns the leaves that a ratio names one by one, which
+        then carry it."""
         if not self.options.keep and not self.options.ratios:
             return {}
         names = Names(graph, free)
@@ -154,20 +204,27 @@ class _Setting:
         return asked
 
     def _flat(self, x: Axis) -> Scores:
-        """Scores per index, the mean over blocks: of what stands at one rank in each of them where every block has its own choice."""
+        """Scores per index, the mean over blocks: of what stands at one rank in each of them where
+        every block has its own choice."""
         scores = self.scores[x]
         if scores.ndim == 1:
             return scores
-        return np.asarray((np.sort(scores, axis=-1) if x in self.blocks else scores).mean(axis=0), dtype=np.float64)
+        return np.asarray(
+            (np.sort(scores, axis=-1) if x in self.blocks else scores).mean(axis=0),
+            dtype=np.float64,
+        )
 
     def _rankings(self) -> list[Ranking]:
         if self.options.scope in ("local", "knapsack"):
             return []
         ranked = [self.groups[x] for x in self.sizes if x not in self.own]
         sets = [ranked] if self.options.scope == "global" else classes(ranked, structure_of)
-        return [Ranking({g.axis: self.flat[g.axis] for g in some}, self.rounder.low) for some in sets]
+        return [
+            Ranking({g.axis: self.flat[g.axis] for g in some}, self.rounder.low) for some in sets
+        ]
 
-    # -- counts --------------------------------------------------------------------------------------------------
+    # -- counts
+    # ----------------------------------------------------------------------------------------------
 
     def targets(self, ratio: float) -> dict[Axis, float]:
         """Exact counts, not whole: by ratio, or by rank."""
@@ -182,16 +239,20 @@ class _Setting:
     def counts(self, ratio: float) -> dict[Axis, int]:
         """Whole counts for a ratio, within all caps."""
         target = self.targets(ratio)
-        out, self.unrounded = self.rounder.counts({x: t for x, t in target.items() if x in self.sizes or x in self.singles})
+        out, self.unrounded = self.rounder.counts(
+            {x: t for x, t in target.items() if x in self.sizes or x in self.singles}
+        )
         return out
 
     def order(self, counts: Mapping[Axis, int]) -> list[Axis]:
-        """The leaves in the order in which a search gives indices back: those furthest below their share first, or best score first."""
+        """The leaves in the order in which a search gives indices back: those furthest below their
+        share first, or best score first."""
         if self.options.scope == "local":
             return sorted(counts, key=lambda x: counts[x] / self.sizes[x])
         return sorted(counts, key=lambda x: -_last_dropped(self.flat[x], counts[x]))
 
-    # -- results -------------------------------------------------------------------------------------------------
+    # -- results
+    # ----------------------------------------------------------------------------------------------
 
     def kept(self, counts: Mapping[Axis, int]) -> Kept:
         """The most important indices of each leaf, per block where that is legal."""
@@ -231,13 +292,16 @@ class _Setting:
 
 
 def _timed(options: Choose, graph: Graph) -> tuple[Timed | None, Callable[[Weight], int]]:
-    """What predicts latency, where there is a budget on it, and the multiple that the widths of a weight should have."""
+    """What predicts latency, where there is a budget on it, and the multiple that the widths of a
+    weight should have."""
     budgeted, auto = "latency" in (options.budget or {}), options.round_to == "auto"
     if not budgeted and not auto:
         return None, lambda weight: 1
     times = Table.here() if options.times is None else options.times
     table = times.table if isinstance(times, Predictor) else times
-    predictor = times if isinstance(times, Predictor) else Predictor(graph, table) if budgeted else None
+    predictor = (
+        times if isinstance(times, Predictor) else Predictor(graph, table) if budgeted else None
+    )
     return predictor, (lambda weight: step_of(weight, table)) if auto else (lambda weight: 1)
 
 

@@ -29,8 +29,8 @@ __all__ = ["DeadCode"]
 class DeadCode:
     """Remove nodes and weights that no output needs.
 
-    A graph has no effects but its outputs: what is drawn at random and not read goes too. Inputs stay, they are the model's signature.
-    """
+    A graph has no effects but its outputs: what is drawn at random and not read goes too. Inputs
+    stay, they are the model's signature."""
 
     def run(self, graph: Graph) -> bool:
         alive = dict.fromkeys(needed(graph, graph.outputs))

@@ -32,8 +32,8 @@ __all__ = ["FoldConstants", "constants", "fold"]
 class FoldConstants:
     """Replace results computed from buffers, constants and sizes by stored constants.
 
-    ``largest`` bounds the elements of one result. What is drawn at random and what no rule covers is left. Runs torch.
-    """
+    ``largest`` bounds the elements of one result. What is drawn at random and what no rule covers
+    is left. Runs torch."""
 
     largest: int = 1 << 22
 
@@ -41,42 +41,61 @@ class FoldConstants:
         known = {node for node in constants(graph) if lookup(node) is not None}
         returned = {id(v) for v in graph.outputs}
         wanted = [
-            v for node in graph.nodes if node in known for v in node.outputs
-            if (id(v) in returned or any(user not in known for user in v.users)) and math.prod(map(probe_of, v.shape)) <= self.largest
+            v
+            for node in graph.nodes
+            if node in known
+            for v in node.outputs
+            if (id(v) in returned or any(user not in known for user in v.users))
+            and math.prod(map(probe_of, v.shape)) <= self.largest
         ]
         fold(graph, wanted)
         kept = {id(v) for v in graph.outputs}
         dead: dict[Node, None] = {}
         for node in reversed(graph.nodes):
-            if node in known and not any(id(v) in kept or any(u not in dead for u in v.users) for v in node.outputs):
+            if node in known and not any(
+                id(v) in kept or any(u not in dead for u in v.users) for v in node.outputs
+            ):
                 dead[node] = None
         graph.remove_all(dead)
         return bool(wanted)
 
 
 def constants(graph: Graph) -> dict[Node, None]:
-    """Nodes computed from buffers, constants and sizes alone: no graph input, no parameter, no symbolic size, nothing drawn at random."""
+    """Nodes computed from buffers, constants and sizes alone: no graph input, no parameter, no
+    symbolic size, nothing drawn at random."""
     known: dict[Node, None] = {}
     for node in graph.nodes:
         entry = lookup(node)
         if entry is not None and entry.random:
             continue
         fixed = all(
-            v is None or (v.producer in known if v.producer is not None else isinstance(v, Weight) and v.kind != "parameter")
+            v is None
+            or (
+                v.producer in known
+                if v.producer is not None
+                else isinstance(v, Weight) and v.kind != "parameter"
+            )
             for v in node.inputs
         )
-        if fixed and all(v.type.static for v in node.outputs) and not any(names_in(list(node.attrs.values()))):
+        if (
+            fixed
+            and all(v.type.static for v in node.outputs)
+            and not any(names_in(list(node.attrs.values())))
+        ):
             known[node] = None
     return known
 
 
 def fold(graph: Graph, values: Sequence[Value]) -> None:
-    """Let stored constants take the place of ``values``, each the result of a node and computed from constants alone."""
+    """Let stored constants take the place of ``values``, each the result of a node and computed
+    from constants alone."""
     if not values:
         return
     from irprune.run.interpret import evaluate, home
 
-    for value, tensor in zip(values, evaluate(graph, (), wanted=values, device=home(graph)), strict=True):
+    for value, tensor in zip(
+        values, evaluate(graph, (), wanted=values, device=home(graph)), strict=True
+    ):
         held = tensor.contiguous()
         constant = Weight(f"folded.{value.name}", value.type, held.clone, "constant")
         constant.axes = value.axes

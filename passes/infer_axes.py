@@ -37,8 +37,8 @@ _BUGS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError
 class InferAxes:
     """Run the rule of every node; freeze what enters, what leaves and what no rule covers.
 
-    Scores and choices made on earlier axes are forgotten. A rule that fails freezes its node's axes, with a note.
-    """
+    Scores and choices made on earlier axes are forgotten. A rule that fails freezes its node's
+    axes, with a note."""
 
     def run(self, graph: Graph) -> bool:
         before = str(graph) if graph.axes is not None else ""
@@ -47,7 +47,9 @@ class InferAxes:
         for value in graph.values():
             value.axes = None
         for value in graph.inputs:
-            value.axes = tuple(axes.frozen(s, f"graph input '{value.name}'") for s in value.type.shape or ())
+            value.axes = tuple(
+                axes.frozen(s, f"graph input '{value.name}'") for s in value.type.shape or ()
+            )
         for weight in graph.weights.values():
             axes.of(weight)
         constant = constants(graph)
@@ -62,7 +64,8 @@ class InferAxes:
 
 
 def infer(axes: Axes, node: Node, constant: bool) -> None:
-    """State the relations of one node. What is computed from constants alone and has no rule is free: it can be folded."""
+    """State the relations of one node. What is computed from constants alone and has no rule is
+    free: it can be folded."""
     entry = lookup(node)
     try:
         if entry is None:
@@ -88,4 +91,6 @@ def _freeze(axes: Axes, node: Node, why: str, constant: bool) -> None:
     if constant:
         axes.opened[node.out.name] = None
     for value in node.outputs:
-        value.axes = tuple(axes.leaf(s) if constant else axes.frozen(s, why) for s in value.type.shape or ())
+        value.axes = tuple(
+            axes.leaf(s) if constant else axes.frozen(s, why) for s in value.type.shape or ()
+        )

@@ -1,11 +1,11 @@
 """mask: zeros within weights, unstructured or N of M, without changing a shape.
 
-Before: ``%w: f32[64, 32]`` with values everywhere. After ``mask{pattern="2:4"}``: the same shape, with two of every four inputs of each
-output zero.
+Before: ``%w: f32[64, 32]`` with values everywhere. After ``mask{pattern="2:4"}``: the same shape,
+with two of every four inputs of each output zero.
 
-N:M sparsity as in Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021; unstructured as in Han et al., NeurIPS 2015, and, where
-there are calibration data, weighted by activations as in Sun et al. (Wanda), ICLR 2024.
-"""
+N:M sparsity as in Mishra et al., "Accelerating Sparse Deep Neural Networks", 2021; unstructured as
+in Han et al., NeurIPS 2015, and, where there are calibration data, weighted by activations as in
+Sun et al. (Wanda), ICLR 2024."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ __all__ = ["Mask", "apply_masks"]
 class Mask:
     """Zero the least important weights of every layer that maps its input linearly.
 
-    pattern      ``"2:4"`` keeps 2 of every 4 consecutive inputs (those of a layer whose inputs are no multiple of 4 are left, with a note);
-                 ``"unstructured"`` drops ``ratio`` of the weights
+    pattern      ``"2:4"`` keeps 2 of every 4 consecutive inputs (those of a layer whose inputs are
+                 no multiple of 4 are left, with a note); ``"unstructured"`` drops ``ratio`` of the
+                 weights
     ratio        share of weights that is dropped, for unstructured masks
     scope        ``local``: the share of every layer; ``global``: one threshold for all
     calibration  inputs; magnitudes are weighted by the norm of the activation they meet
 
-    ``masks`` holds, after ``run``, True for what is kept, by weight name, for training on (``apply_masks``).
-    """
+    ``masks`` holds, after ``run``, True for what is kept, by weight name, for training on
+    (``apply_masks``)."""
 
     pattern: str = "unstructured"
     ratio: float = 0.5
@@ -47,9 +48,17 @@ class Mask:
         if self.pattern != "unstructured":
             found = re.fullmatch(r"(\d+):(\d+)", self.pattern)
             if found is None or not 0 < int(found[1]) < int(found[2]):
-                raise IrpruneError(f"pattern is {self.pattern!r}", "mask", "'unstructured', or 'N:M' with N below M, such as '2:4'")
+                raise IrpruneError(
+                    f"pattern is {self.pattern!r}",
+                    "mask",
+                    "'unstructured', or 'N:M' with N below M, such as '2:4'",
+                )
         if not 0 <= self.ratio < 1:
-            raise IrpruneError(f"ratio is {self.ratio}", "mask", "the share of weights that is dropped, from 0 to below 1")
+            raise IrpruneError(
+                f"ratio is {self.ratio}",
+                "mask",
+                "the share of weights that is dropped, from 0 to below 1",
+            )
         if self.scope not in ("local", "global"):
             raise IrpruneError(f"scope is {self.scope!r}", "mask", "one of local, global")
 
@@ -64,7 +73,12 @@ class Mask:
         chosen = {layer.weight.name: layer for layer in layers(graph)}
         read = {}
         if self.calibration is not None:
-            read = readings_of(graph, list(chosen.values()), calibrated(self.calibration, graph, "mask"), gram=False)
+            read = readings_of(
+                graph,
+                list(chosen.values()),
+                calibrated(self.calibration, graph, "mask"),
+                gram=False,
+            )
         scores: dict[str, torch.Tensor] = {}
         for name, layer in chosen.items():
             score = layer.matrix(load_as(layer.weight)).abs()
@@ -93,7 +107,7 @@ class Mask:
         if self.pattern == "unstructured":
             if threshold is not None:
                 return score > threshold
-            gone = torch.argsort(score.flatten(), stable=True)[:round(self.ratio * score.numel())]
+            gone = torch.argsort(score.flatten(), stable=True)[: round(self.ratio * score.numel())]
             mask = torch.ones(score.numel(), dtype=torch.bool)
             mask[gone] = False
             return mask.reshape(score.shape)

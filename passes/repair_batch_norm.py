@@ -1,10 +1,11 @@
 """repair-batch-norm: running statistics measured again in the pruned model.
 
-Before: a batch norm whose running mean and variance are those of inputs that have since lost channels upstream. After: the mean
-and variance of what it reads now, layer by layer, each measured behind the ones already repaired.
+Before: a batch norm whose running mean and variance are those of inputs that have since lost
+channels upstream. After: the mean and variance of what it reads now, layer by layer, each measured
+behind the ones already repaired.
 
-As in Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning", ECCV 2020.
-"""
+As in Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning", ECCV
+2020."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ __all__ = ["RepairBatchNorm"]
 
 @dataclass(frozen=True)
 class RepairBatchNorm:
-    """Re-estimate every batch norm of a cut graph on ``calibration``; those whose statistics several nodes share are left, with a note.
+    """Re-estimate every batch norm of a cut graph on ``calibration``; those whose statistics
+    several nodes share are left, with a note.
 
     ``memory`` bounds the bytes of activations held between layers.
     """
@@ -37,14 +39,18 @@ class RepairBatchNorm:
         self.notes.clear()
         changed = False
         if not any(node.op == "batch_norm" for node in graph.nodes):
-            self.notes.append("no batch norm to measure again: where they are folded into the layers, the repair is 'affine'")
+            self.notes.append(
+                "no batch norm to measure again: where they are folded into the layers, the repair is 'affine'"
+            )
         with Pair(self.original, graph, self.calibration, memory=self.memory) as walk:
             for node in list(graph.nodes):
                 if node.op != "batch_norm" or node.attrs.get("training"):
                     continue
                 mean, variance = (_own(node.inputs[i]) if node.has(i) else None for i in (3, 4))
                 if mean is None or variance is None:
-                    self.notes.append(f"batch norm at {node.where}: its statistics are not its own, left as they were sliced")
+                    self.notes.append(
+                        f"batch norm at {node.where}: its statistics are not its own, left as they were sliced"
+                    )
                     continue
                 seen = Moments()
                 for operands, _, _ in walk.to(node):

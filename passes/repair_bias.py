@@ -1,11 +1,12 @@
-"""repair-bias: what the dropped channels gave on average, pushed into the biases of the layers that read them.
+"""repair-bias: what the dropped channels gave on average, pushed into the biases of the layers that
+read them.
 
-Before: a layer whose results lack the dropped channels' contribution. After: the same weights, and a bias (or the running mean of the
-batch norm behind it, or the vector added to the result) moved by the mean of what is missing.
+Before: a layer whose results lack the dropped channels' contribution. After: the same weights, and
+a bias (or the running mean of the batch norm behind it, or the vector added to the result) moved by
+the mean of what is missing.
 
-As in An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI 2024; measured on the model repaired so
-far, so that errors from further up are made good too.
-"""
+As in An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models", AAAI
+2024; measured on the model repaired so far, so that errors from further up are made good too."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ __all__ = ["RepairAffine", "RepairBias"]
 
 @dataclass(frozen=True)
 class RepairBias:
-    """Move biases of a cut graph so that every layer's mean result is the original's on ``calibration``.
+    """Move biases of a cut graph so that every layer's mean result is the original's on
+    ``calibration``.
 
     ``memory`` bounds the bytes of activations held between layers.
     """
@@ -41,10 +43,11 @@ class RepairBias:
 
 @dataclass(frozen=True)
 class RepairAffine:
-    """Scale and move the results of every layer, channel by channel, so that mean and deviation are the original's on ``calibration``.
+    """Scale and move the results of every layer, channel by channel, so that mean and deviation are
+    the original's on ``calibration``.
 
-    What re-estimating batch norms does, where they are folded into the layers already: the scale goes into the weights, the offset into
-    the bias. ``largest`` bounds the scale and its inverse.
+    What re-estimating batch norms does, where they are folded into the layers already: the scale
+    goes into the weights, the offset into the bias. ``largest`` bounds the scale and its inverse.
     """
 
     original: Graph
@@ -67,18 +70,34 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool
     with Pair(options.original, graph, options.calibration, memory=options.memory) as walk:
         for node in list(graph.nodes):
             layer = layer_of(node)
-            if layer is None or layer.bias is None or walk.twin(node) is None or (scale and layer.shared()):
+            if (
+                layer is None
+                or layer.bias is None
+                or walk.twin(node) is None
+                or (scale and layer.shared())
+            ):
                 if layer is not None:
-                    options.notes.append(f"{layer.weight.name}: no bias of its own to move, left as it was sliced")
+                    options.notes.append(
+                        f"{layer.weight.name}: no bias of its own to move, left as it was sliced"
+                    )
                 continue
             ours, theirs = _moments(layer, walk)
-            factor = (theirs.variance / ours.variance.clamp(min=1e-12)).sqrt().clamp(1 / options.largest, options.largest) if isinstance(
-                options, RepairAffine) else None
+            factor = (
+                (theirs.variance / ours.variance.clamp(min=1e-12))
+                .sqrt()
+                .clamp(1 / options.largest, options.largest)
+                if isinstance(options, RepairAffine)
+                else None
+            )
             bias = layer.bias.weight
-            offset = layer.bias.sign * (theirs.mean - (ours.mean if factor is None else ours.mean * factor))
+            offset = layer.bias.sign * (
+                theirs.mean - (ours.mean if factor is None else ours.mean * factor)
+            )
             held = load_as(bias)
             if factor is not None:
-                store(layer.weight, layer.array(layer.matrix(load_as(layer.weight)) * factor[:, None]))
+                store(
+                    layer.weight, layer.array(layer.matrix(load_as(layer.weight)) * factor[:, None])
+                )
                 if bias in node.inputs:  # the layer's own bias is part of what is scaled
                     held = held * factor.reshape(held.shape)
             store(bias, held + offset.reshape(held.shape))
@@ -87,7 +106,8 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool
 
 
 def _moments(layer: Layer, walk: Any) -> tuple[Moments, Moments]:
-    """Those of each output [b, o] as the layer gives it now (with its own bias), and as the original gave it."""
+    """Those of each output [b, o] as the layer gives it now (with its own bias), and as the
+    original gave it."""
     from irprune.run.statistics import Moments, load_as
 
     weight = layer.matrix(load_as(layer.weight))

@@ -1,11 +1,12 @@
 """repair-fold: dropped channels folded into the kept ones that they resemble.
 
-Before: a layer that reads channel 3 and its near duplicate 7, of which 7 is dropped. After: the weight of 3 has taken over that of 7,
-times the slope of 7 over 3, and the bias what is left of its mean.
+Before: a layer that reads channel 3 and its near duplicate 7, of which 7 is dropped. After: the
+weight of 3 has taken over that of 7, times the slope of 7 over 3, and the bias what is left of its
+mean.
 
-Duplicates are found by correlation of what layers read on the calibration data; noise will do, since duplicates are duplicates on any
-input. In the manner of Wang et al., "Forget the Data and Fine-Tuning! Just Fold the Network to Compress", ICLR 2025.
-"""
+Duplicates are found by correlation of what layers read on the calibration data; noise will do,
+since duplicates are duplicates on any input. In the manner of Wang et al., "Forget the Data and
+Fine-Tuning! Just Fold the Network to Compress", ICLR 2025."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ __all__ = ["RepairFold"]
 
 @dataclass(frozen=True)
 class RepairFold:
-    """Fold dropped inputs of every layer into the kept input with the highest correlation, where that is at least ``alike`` in
-    magnitude; the mean of what is left over goes into the bias."""
+    """Fold dropped inputs of every layer into the kept input with the highest correlation, where
+    that is at least ``alike`` in magnitude; the mean of what is left over goes into the bias."""
 
     original: Graph
     calibration: Calibration
@@ -44,9 +45,12 @@ class RepairFold:
             return False
         cut = counterparts(graph)
         touched = [
-            layer for layer in layers(self.original)
-            if any(kept.changes((layer.weight.axes or ())[d]) for d in layer.inputs) and not layer.shared()
-            and layer.weight.name in graph.weights and layer.node.outputs[0].name in cut
+            layer
+            for layer in layers(self.original)
+            if any(kept.changes((layer.weight.axes or ())[d]) for d in layer.inputs)
+            and not layer.shared()
+            and layer.weight.name in graph.weights
+            and layer.node.outputs[0].name in cut
         ]
         read = readings_of(self.original, touched, self.calibration, gram=True)
         changed = False
@@ -58,16 +62,24 @@ class RepairFold:
             weight, offset = self._folded(reading, layer.matrix(present)[..., 0])
             if weight is None:
                 continue
-            store(graph.weights[layer.weight.name], take(layer.array(weight), kept_indices(layer.weight, kept)))
+            store(
+                graph.weights[layer.weight.name],
+                take(layer.array(weight), kept_indices(layer.weight, kept)),
+            )
             if layer.bias is not None and layer.bias.weight.name in graph.weights:
                 own = graph.weights[layer.bias.weight.name]
                 full = offset.reshape(tuple(int(s) for s in layer.bias.weight.shape))  # type: ignore[arg-type]
-                store(own, load_as(own) + layer.bias.sign * take(full, kept_indices(layer.bias.weight, kept)))
+                store(
+                    own,
+                    load_as(own)
+                    + layer.bias.sign * take(full, kept_indices(layer.bias.weight, kept)),
+                )
             changed = True
         return changed
 
     def _folded(self, reading: Any, present: Any) -> tuple[Any, Any]:
-        """The whole weight [b, k, o] after folding, and what goes to the bias [b, o]; (None, None) where nothing is alike."""
+        """The whole weight [b, k, o] after folding, and what goes to the bias [b, o]; (None, None)
+        where nothing is alike."""
         import torch
 
         mean, weight = reading.mean, reading.weight
@@ -75,14 +87,25 @@ class RepairFold:
         variance = covariance.diagonal(dim1=1, dim2=2).clamp(min=0)
         deviation = variance.sqrt()
         scale = deviation[:, :, None] * deviation[:, None, :]
-        alike = torch.where(scale > 1e-12 * variance.amax(1)[:, None, None], covariance.abs() / scale.clamp(min=1e-300), 0.0)
+        alike = torch.where(
+            scale > 1e-12 * variance.amax(1)[:, None, None],
+            covariance.abs() / scale.clamp(min=1e-300),
+            0.0,
+        )
         alike = torch.where(present[:, None, :], alike, -1.0)
         best, partner = alike.max(2)  # [b, k]: which kept input is nearest
         gone = ~present
         folds = gone & (best >= self.alike)
         if not bool(gone.any()):
             return None, None
-        slope = torch.where(folds, covariance.gather(2, partner[..., None])[..., 0] / variance.gather(1, partner).clamp(min=1e-300), 0.0)
+        slope = torch.where(
+            folds,
+            covariance.gather(2, partner[..., None])[..., 0]
+            / variance.gather(1, partner).clamp(min=1e-300),
+            0.0,
+        )
         rest = torch.where(gone, mean - slope * mean.gather(1, partner), 0.0)
-        added = torch.zeros_like(weight).scatter_add_(1, partner[..., None].expand_as(weight), slope[..., None] * weight)
+        added = torch.zeros_like(weight).scatter_add_(
+            1, partner[..., None].expand_as(weight), slope[..., None] * weight
+        )
         return weight + added, (rest[..., None] * weight).sum(1)

@@ -1,14 +1,16 @@
-"""repair-least-squares: new weights for every layer of the pruned model, so that it gives what the original gave.
+"""repair-least-squares: new weights for every layer of the pruned model, so that it gives what the
+original gave.
 
-Before: ``%y = linear(%x: [n, 16], %w)`` where %x lost half of its channels and %w is what slicing left. After: the same node with
-the %w and bias that bring %y nearest to the original's result on the calibration data.
+Before: ``%y = linear(%x: [n, 16], %w)`` where %x lost half of its channels and %w is what slicing
+left. After: the same node with the %w and bias that bring %y nearest to the original's result on
+the calibration data.
 
-For each layer in order, ``W' = argmin |Y - X W'|^2 + lambda |W' - W|^2`` with X what the layer reads in the model repaired so far,
-Y what it gave in the original, W the sliced weight (so that few samples change little) and a column of ones for the bias.
-Convolutions are solved over their patches, transposed ones over the input spread out, grouped and depthwise ones group by group.
-As in Meng et al. (OSSCAR, ICML 2024), but for every operator that is linear in a weight. Layers whose weight is used more than
-once are left as they are.
-"""
+For each layer in order, ``W' = argmin |Y - X W'|^2 + lambda |W' - W|^2`` with X what the layer
+reads in the model repaired so far, Y what it gave in the original, W the sliced weight (so that few
+samples change little) and a column of ones for the bias. Convolutions are solved over their
+patches, transposed ones over the input spread out, grouped and depthwise ones group by group. As in
+Meng et al. (OSSCAR, ICML 2024), but for every operator that is linear in a weight. Layers whose
+weight is used more than once are left as they are."""
 
 from __future__ import annotations
 
@@ -30,12 +32,12 @@ __all__ = ["RepairLeastSquares"]
 class RepairLeastSquares:
     """Refit the layers of a cut graph to the ``original`` on ``calibration``.
 
-    ``ridge`` is lambda relative to the mean diagonal of the Gram matrix; None picks it per layer by what predicts the other half of the
-    calibration data best. With ``residual`` a layer whose result is added to another value also makes up for what that value has lost,
-    so that errors do not pile up along a residual stream. ``rows`` bounds the rows (samples × positions) that a layer is fitted on,
-    ``widest`` the number of unknowns per output beyond which a layer is left. ``memory`` bounds the bytes of activations held between
-    layers.
-    """
+    ``ridge`` is lambda relative to the mean diagonal of the Gram matrix; None picks it per layer by
+    what predicts the other half of the calibration data best. With ``residual`` a layer whose
+    result is added to another value also makes up for what that value has lost, so that errors do
+    not pile up along a residual stream. ``rows`` bounds the rows (samples × positions) that a layer
+    is fitted on, ``widest`` the number of unknowns per output beyond which a layer is left.
+    ``memory`` bounds the bytes of activations held between layers."""
 
     original: Graph
     calibration: Calibration
@@ -82,7 +84,9 @@ class RepairLeastSquares:
         for i, (operands, target, short) in enumerate(walk.to(layer.node, other)):
             if short is not None:
                 target = target + (short if through is None else through(short))
-            gram.add(i, layer.rows(operands[layer.at]), layer.targets(target), offset_of(layer, operands))
+            gram.add(
+                i, layer.rows(operands[layer.at]), layer.targets(target), offset_of(layer, operands)
+            )
         weight, bias = gram.solve(self.ridge)
         store(layer.weight, layer.array(weight))
         if layer.bias is not None and bias is not None:
@@ -98,12 +102,18 @@ def _shape_only(layer: Layer) -> torch.Tensor:
 
 
 def _beside(layer: Layer, walk: Any) -> tuple[Value | None, Any]:
-    """The value that the result of ``layer`` is added to, where both graphs have it by then, and what turns a shortfall there into one of
-    the layer's own result (a batch norm may stand between them); (None, None) where there is no such value."""
+    """The value that the result of ``layer`` is added to, where both graphs have it by then, and
+    what turns a shortfall there into one of the layer's own result (a batch norm may stand between
+    them); (None, None) where there is no such value."""
     value, through = layer.node.out, None
     while True:
         users = list(value.users)
-        if len(users) != 1 or value.users[users[0]] != 1 or layer.node.graph is None or any(value is v for v in layer.node.graph.outputs):
+        if (
+            len(users) != 1
+            or value.users[users[0]] != 1
+            or layer.node.graph is None
+            or any(value is v for v in layer.node.graph.outputs)
+        ):
             return None, None
         user = users[0]
         if user.op in ("dropout", "identity") and user.inputs[0] is value:
@@ -113,28 +123,40 @@ def _beside(layer: Layer, walk: Any) -> tuple[Value | None, Any]:
             value = user.out
         elif user.op == "add" and len(user.inputs) == 2 and user.attrs.get("alpha", 1) == 1:
             other = user.inputs[1] if user.inputs[0] is value else user.inputs[0]
-            fits = other is not None and other.shape == layer.node.out.shape == user.out.shape and walk.alive(other, layer.node)
+            fits = (
+                other is not None
+                and other.shape == layer.node.out.shape == user.out.shape
+                and walk.alive(other, layer.node)
+            )
             return (other, through) if fits else (None, None)
         else:
             return None, None
 
 
 def _undone(node: Node) -> Any:
-    """The inverse of a batch norm's scale, for differences; channels that it all but switches off are left alone."""
+    """The inverse of a batch norm's scale, for differences; channels that it all but switches off
+    are left alone."""
     import torch
 
     from irprune.run.statistics import load_as
 
     weight, variance = (node.inputs[i] if node.has(i) else None for i in (1, 4))
-    scale = 1 / (load_as(variance) + node.attrs.get("eps", 1e-5)).sqrt() if isinstance(variance, Weight) else torch.ones(())
+    scale = (
+        1 / (load_as(variance) + node.attrs.get("eps", 1e-5)).sqrt()
+        if isinstance(variance, Weight)
+        else torch.ones(())
+    )
     if isinstance(weight, Weight):
         scale = scale * load_as(weight)
-    inverse = torch.where(scale.abs() > 1e-2 * scale.abs().max(), 1 / scale, torch.zeros(()).double())
+    inverse = torch.where(
+        scale.abs() > 1e-2 * scale.abs().max(), 1 / scale, torch.zeros(()).double()
+    )
     return lambda short: short * inverse.to(short).reshape([-1] + [1] * (short.dim() - 2))
 
 
 def offset_of(layer: Layer, operands: list[Any]) -> Any:
-    """What the node itself adds to the product: its bias operand, as a vector over outputs, or None."""
+    """What the node itself adds to the product: its bias operand, as a vector over outputs, or
+    None."""
     for i, v in enumerate(layer.node.inputs):
         if i not in (layer.at, layer.by) and v is not None and operands[i] is not None:
             return operands[i].reshape(-1)
@@ -142,11 +164,12 @@ def offset_of(layer: Layer, operands: list[Any]) -> Any:
 
 
 class Gram:
-    """X'X and X'(Y - X W) of one layer in float64, in two halves, and the weights that follow from them.
+    """X'X and X'(Y - X W) of one layer in float64, in two halves, and the weights that follow from
+    them.
 
-    ``old`` [b, k, o] is the prior W; with ``bias`` a column of ones is added, whose prior is what the layer has. At most ``rows`` rows
-    enter: those of later chunks are taken at a stride, the same in every run.
-    """
+    ``old`` [b, k, o] is the prior W; with ``bias`` a column of ones is added, whose prior is what
+    the layer has. At most ``rows`` rows enter: those of later chunks are taken at a stride, the
+    same in every run."""
 
     def __init__(self, old: torch.Tensor, bias: bool, rows: int) -> None:
         import torch
@@ -159,12 +182,17 @@ class Gram:
         self.rr = torch.zeros(2, dtype=torch.float64)
         self.stride = 0
 
-    def add(self, chunk: int, x: torch.Tensor, y: torch.Tensor, offset: torch.Tensor | None) -> None:
-        """Rows ``x`` [n, b, k] with results ``y`` [n, b, o]; ``offset`` is what the layer adds to ``x W``."""
+    def add(
+        self, chunk: int, x: torch.Tensor, y: torch.Tensor, offset: torch.Tensor | None
+    ) -> None:
+        """Rows ``x`` [n, b, k] with results ``y`` [n, b, o]; ``offset`` is what the layer adds to
+        ``x W``."""
         import torch
 
         if not self.stride:
-            self.stride = max(1, -(-x.shape[0] * 8 // self.rows)) if x.shape[0] * 8 > self.rows else 1
+            self.stride = (
+                max(1, -(-x.shape[0] * 8 // self.rows)) if x.shape[0] * 8 > self.rows else 1
+            )
         x, y = x[:: self.stride], y[:: self.stride]
         x, y = x.transpose(0, 1).double().cpu(), y.transpose(0, 1).double().cpu()
         r = y - x @ self.old
@@ -194,17 +222,22 @@ class Gram:
             total = 0.0
             for fit, test in ((0, 1), (1, 0)):
                 step = _ridge_step(self.xx[fit], self.xr[fit], ridge, self.bias)
-                total += float((step * (self.xx[test] @ step)).sum() - 2 * (step * self.xr[test]).sum())
+                total += float(
+                    (step * (self.xx[test] @ step)).sum() - 2 * (step * self.xr[test]).sum()
+                )
             errors.append(total)
         best = RIDGES[min(range(len(RIDGES)), key=lambda i: (errors[i], -RIDGES[i]))]
-        return best / 2  # relative to a Gram matrix of twice the rows, the same penalty is half as large
+        return (
+            best / 2
+        )  # relative to a Gram matrix of twice the rows, the same penalty is half as large
 
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def _ridge_step(xx: torch.Tensor, xr: torch.Tensor, ridge: float, bias: bool) -> torch.Tensor:
-    """(X'X + lambda I)^-1 X'R for each block; the column of ones is hardly penalised. A block without any signal is left alone."""
+    """(X'X + lambda I)^-1 X'R for each block; the column of ones is hardly penalised. A block
+    without any signal is left alone."""
     import torch
 
     n = xx.shape[-1]
@@ -217,4 +250,6 @@ def _ridge_step(xx: torch.Tensor, xr: torch.Tensor, ridge: float, bias: bool) ->
     penalty = penalty + 1e-10 * diagonal.amax(1, keepdim=True) + torch.finfo(torch.float64).tiny
     factor, failed = torch.linalg.cholesky_ex(xx + torch.diag_embed(penalty))
     step = torch.cholesky_solve(xr, factor)
-    return torch.where((failed == 0)[:, None, None] & torch.isfinite(step), step, torch.zeros((), dtype=step.dtype))
+    return torch.where(
+        (failed == 0)[:, None, None] & torch.isfinite(step), step, torch.zeros((), dtype=step.dtype)
+    )

@@ -1,8 +1,8 @@
 """score: how much each index of each free leaf matters, by a criterion.
 
-Before: groups with no scores. After: ``graph.scores`` holds for each free leaf an array of its size, larger is more important;
-for a leaf that may be chosen per block (``irprune.analysis.blocks``), an array with one row per block.
-"""
+Before: groups with no scores. After: ``graph.scores`` holds for each free leaf an array of its
+size, larger is more important; for a leaf that may be chosen per block
+(``irprune.analysis.blocks``), an array with one row per block."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ __all__ = ["Score"]
 
 @dataclass(frozen=True)
 class Score:
-    """Score all free groups by ``importance`` (a name of ``irprune.criteria``, or an object of your own).
+    """Score all free groups by ``importance`` (a name of ``irprune.criteria``, or an object of your
+    own).
 
-    ``p``, ``reduce`` (sum, mean, max, prod) and ``seed`` go to criteria that have them, ``calibration`` (inputs, or a
-    ``Calibration``) and ``loss`` to those that read data. ``normalise`` (none, mean, max, standardisation, lamp, or ``measured`` on the
-    calibration data) makes the groups comparable, which all but a local choice read. Raises IrpruneError for unknown
-    names and for scores that are not finite.
-    """
+    ``p``, ``reduce`` (sum, mean, max, prod) and ``seed`` go to criteria that have them,
+    ``calibration`` (inputs, or a ``Calibration``) and ``loss`` to those that read data.
+    ``normalise`` (none, mean, max, standardisation, lamp, or ``measured`` on the calibration data)
+    makes the groups comparable, which all but a local choice read. Raises IrpruneError for unknown
+    names and for scores that are not finite."""
 
     importance: str | Importance = "magnitude"
     p: float | None = None
@@ -43,7 +44,11 @@ class Score:
     def __post_init__(self) -> None:
         self._criterion()  # its own checks
         if self.normalise == "measured" and self.calibration is None:
-            raise IrpruneError("normalise='measured' needs calibration data", "score", "give calibration=, or another normaliser")
+            raise IrpruneError(
+                "normalise='measured' needs calibration data",
+                "score",
+                "give calibration=, or another normaliser",
+            )
 
     def run(self, graph: Graph) -> bool:
         if graph.axes is None:
@@ -56,18 +61,31 @@ class Score:
         for leaf, scores in made.items():
             if not np.isfinite(scores).all():
                 name = next(g.name for g in groups if g.axis is leaf)
-                raise IrpruneError("the importance is NaN or infinite", f"group {name!r}", "check the weights and the calibration data")
+                raise IrpruneError(
+                    "the importance is NaN or infinite",
+                    f"group {name!r}",
+                    "check the weights and the calibration data",
+                )
         if self.normalise == "measured":
             graph.scores = measured(made, graph, groups, blocks, self.calibration)
         else:
-            graph.scores = {leaf: normalised(scores, self.normalise) for leaf, scores in made.items()}
-        return list(before) != list(graph.scores) or not all(np.array_equal(before[x], s) for x, s in graph.scores.items())
+            graph.scores = {
+                leaf: normalised(scores, self.normalise) for leaf, scores in made.items()
+            }
+        return list(before) != list(graph.scores) or not all(
+            np.array_equal(before[x], s) for x, s in graph.scores.items()
+        )
 
     def _criterion(self) -> Importance:
-        """The criterion with its options; data that it does not read are no mistake, since a repair may."""
+        """The criterion with its options; data that it does not read are no mistake, since a repair
+        may."""
         data: dict[str, Any] = {}
         if isinstance(self.importance, str):
             made = criteria().get(self.importance)
             has = {f.name for f in fields(made)} if made is not None else set()  # type: ignore[arg-type]
-            data = {k: v for k, v in (("calibration", self.calibration), ("loss", self.loss)) if v is not None and k in has}
+            data = {
+                k: v
+                for k, v in (("calibration", self.calibration), ("loss", self.loss))
+                if v is not None and k in has
+            }
         return named(self.importance, p=self.p, reduce=self.reduce, seed=self.seed, **data)

@@ -13,9 +13,8 @@ After::
     %h: f32[1, 32] = linear(%x, %w)
     %y: f32[1, 32, 1] = reshape(%h) {shape=[1, 32, 1]}
 
-Weights are sliced when they are loaded; attributes that hold sizes are rewritten by the operator table; tensors made from
-constants alone are folded where an axis of them shrinks.
-"""
+Weights are sliced when they are loaded; attributes that hold sizes are rewritten by the operator
+table; tensors made from constants alone are folded where an axis of them shrinks."""
 
 from __future__ import annotations
 
@@ -45,7 +44,11 @@ class Slice:
         if not kept.choice:
             return False
         opened = graph.axes.opened if graph.axes is not None else {}
-        folded = [n for n in graph.nodes if opened and n.out.name in opened and any(_shrinks(v, kept) for v in n.outputs)]
+        folded = [
+            n
+            for n in graph.nodes
+            if opened and n.out.name in opened and any(_shrinks(v, kept) for v in n.outputs)
+        ]
         fold(graph, [v for n in folded for v in n.outputs])
         graph.remove_all(folded)
         for node in list(graph.nodes):  # a rule may add nodes around its own
@@ -57,9 +60,13 @@ class Slice:
             if any(i is not None for i in indices):
                 weight.load = _sliced(weight.load, indices)
         for value in graph.values():
-            if value.type.shape is not None and _shrinks(value, kept):  # an unused result may have no type
+            if value.type.shape is not None and _shrinks(
+                value, kept
+            ):  # an unused result may have no type
                 sizes = zip(value.axes or (), value.shape, strict=True)
-                value.type = TensorType(value.dtype, tuple(kept.size(a) if kept.changes(a) else s for a, s in sizes))
+                value.type = TensorType(
+                    value.dtype, tuple(kept.size(a) if kept.changes(a) else s for a, s in sizes)
+                )
         for value in graph.values():
             value.axes = None
         loosened(graph)  # an attention of narrower values may lay out its result in another way

@@ -1,4 +1,5 @@
-"""untie: an array of an ONNX file whose uses do not agree gets a copy for each of them (copy on write).
+"""untie: an array of an ONNX file whose uses do not agree gets a copy for each of them (copy on
+write).
 
 Before, one matrix twice, the second time in front of a graph output::
 
@@ -17,9 +18,9 @@ After::
     %h: f32[1, c0] = matmul(%x, %w)
     %y: f32[1, 32] = matmul(%z, %"w@2")
 
-In a file one array may stand for several weights that happen to be equal (tools merge those). It stays one where nothing would be
-gained: tied embeddings, layers that are used twice. In a module tied parameters were tied by somebody, and stay so.
-"""
+In a file one array may stand for several weights that happen to be equal (tools merge those). It
+stays one where nothing would be gained: tied embeddings, layers that are used twice. In a module
+tied parameters were tied by somebody, and stay so."""
 
 from __future__ import annotations
 
@@ -34,20 +35,29 @@ __all__ = ["Untie"]
 
 @dataclass(frozen=True)
 class Untie:
-    """Try it on a copy of the analysed graph, and keep the copies of those arrays that get a free axis by it."""
+    """Try it on a copy of the analysed graph, and keep the copies of those arrays that get a free
+    axis by it."""
 
     def run(self, graph: Graph) -> bool:
         stored = getattr(graph.structure, "stored", None)
         if not stored or graph.axes is None:
             return False
-        shared = [w for w in graph.weights.values() if w.name in stored and w.kind == "parameter" and sum(w.users.values()) > 1]
+        shared = [
+            w
+            for w in graph.weights.values()
+            if w.name in stored and w.kind == "parameter" and sum(w.users.values()) > 1
+        ]
         held = [w.name for w in shared if _held(w)]
         if not held:
             return False
         trial = graph.copy()
         copies = {name: _split(trial, trial.weights[name]) for name in held}
         InferAxes().run(trial)
-        gained = [name for name in held if max(map(_free, (trial.weights[name], *copies[name]))) > _free(graph.weights[name])]
+        gained = [
+            name
+            for name in held
+            if max(map(_free, (trial.weights[name], *copies[name]))) > _free(graph.weights[name])
+        ]
         for name in gained:
             for copy in _split(graph, graph.weights[name]):
                 stored[copy.name] = stored[name]
@@ -74,7 +84,15 @@ def _split(graph: Graph, weight: Weight) -> list[Weight]:
         n = 2
         while f"{weight.name}@{n}" in graph.weights:
             n += 1
-        copy = graph.add_weight(Weight(f"{weight.name}@{n}", weight.type, weight.load, weight.kind, trainable=weight.trainable))
+        copy = graph.add_weight(
+            Weight(
+                f"{weight.name}@{n}",
+                weight.type,
+                weight.load,
+                weight.kind,
+                trainable=weight.trainable,
+            )
+        )
         node.set_input(i, copy)
         out.append(copy)
     return out

@@ -1,4 +1,5 @@
-"""One thread for each test process: they run side by side, and on small tensors threads wait longer than they work."""
+"""One thread for each test process: they run side by side, and on small tensors threads wait longer
+than they work."""
 
 from __future__ import annotations
 

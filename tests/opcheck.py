@@ -1,8 +1,8 @@
-"""What the operator table is held to: a sample becomes a graph of one node, and slicing must commute with it.
+"""What the operator table is held to: a sample becomes a graph of one node, and slicing must
+commute with it.
 
-The node runs three ways: plain, at full width with the dropped indices silenced, and cut. The first two must agree
-when nothing is dropped, the last two on what is kept.
-"""
+The node runs three ways: plain, at full width with the dropped indices silenced, and cut. The first
+two must agree when nothing is dropped, the last two on what is kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ import numpy as np
 import torch
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import DimDynamic, GuardOnDataDependentSymNode, ShapeEnv, StatelessSymbolicContext
+from torch.fx.experimental.symbolic_shapes import (
+    DimDynamic,
+    GuardOnDataDependentSymNode,
+    ShapeEnv,
+    StatelessSymbolicContext,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from irprune.frontend.torch.build import plain, type_of
@@ -32,7 +37,8 @@ from irprune.run.interpret import evaluate, run_node
 from irprune.run.oracle import silencer
 from irprune.run.take import take
 
-TOLERANCE = 1e-9  # float64 operands of size about 1: rounding stays below 1e-13, a wrong index is of order 1
+# float64 operands of size about 1: rounding stays below 1e-13, a wrong index is of order 1
+TOLERANCE = 1e-9
 CPU = torch.device("cpu")
 
 
@@ -68,12 +74,17 @@ class Built:
 
 
 def cases() -> Iterator[Case]:
-    """Every sample in the spelling it names, and samples that name none in every spelling of the entry that takes them."""
+    """Every sample in the spelling it names, and samples that name none in every spelling of the
+    entry that takes them."""
     for entry in load_table().values():
         for target in entry.aten:
             named = [s for s in entry.samples if s.target == target]
             first = target == next(iter(entry.aten))
-            open_ = [s for s in entry.samples if not s.target and (first or (not named and fits(entry, target, s)))]
+            open_ = [
+                s
+                for s in entry.samples
+                if not s.target and (first or (not named and fits(entry, target, s)))
+            ]
             for number, sample in enumerate(named + open_):
                 yield Case(entry, target, sample, number)
         if not entry.aten and entry.run is not None:
@@ -95,18 +106,25 @@ def tensor(arg: Arg, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     dtype = TO_TORCH[arg.dtype]
     if arg.values is not None:
-        return torch.tensor(arg.values, dtype=torch.float64 if dtype.is_floating_point else dtype).reshape(arg.shape)
+        return torch.tensor(
+            arg.values, dtype=torch.float64 if dtype.is_floating_point else dtype
+        ).reshape(arg.shape)
     uniform = torch.rand(arg.shape, generator=generator, dtype=torch.float64)
     if dtype.is_complex:
-        return torch.complex(uniform, torch.rand(arg.shape, generator=generator, dtype=torch.float64))
+        return torch.complex(
+            uniform, torch.rand(arg.shape, generator=generator, dtype=torch.float64)
+        )
     if dtype == torch.bool:
         return uniform < 0.5
     scaled = arg.low + (arg.high - arg.low) * uniform
     return scaled if dtype.is_floating_point else scaled.floor().to(dtype)
 
 
-def arguments(entry: Op, target: str, sample: Sample) -> tuple[list[Arg | None], dict[str, Any], tuple[Any, ...]]:
-    """Operands, completed attributes and the layout of the schema's tensor arguments, made as the capture makes them."""
+def arguments(
+    entry: Op, target: str, sample: Sample
+) -> tuple[list[Arg | None], dict[str, Any], tuple[Any, ...]]:
+    """Operands, completed attributes and the layout of the schema's tensor arguments, made as the
+    capture makes them."""
     rename = entry.aten[target]
     given: list[Any] = list(sample.args)
     unread = dict(sample.attrs)
@@ -123,7 +141,11 @@ def arguments(entry: Op, target: str, sample: Sample) -> tuple[list[Arg | None],
         elif name in unread:
             attrs[name] = unread.pop(name)  # a number where the schema has a tensor
         elif kind.startswith("List"):
-            many = given.pop(0) if given and isinstance(given[0], tuple) else [given.pop(0) for _ in range(len(given))]
+            many = (
+                given.pop(0)
+                if given and isinstance(given[0], tuple)
+                else [given.pop(0) for _ in range(len(given))]
+            )
             layout.append((a.name, tuple(range(len(operands), len(operands) + len(many)))))
             operands += many
         else:
@@ -132,14 +154,21 @@ def arguments(entry: Op, target: str, sample: Sample) -> tuple[list[Arg | None],
             layout.append((a.name, len(operands)))
             operands.append(given.pop(0) if given else None)
     if given or unread:
-        raise Misfit(f"{entry.name}: {target} takes neither {given} nor {sorted(unread)} of the sample")
+        raise Misfit(
+            f"{entry.name}: {target} takes neither {given} nor {sorted(unread)} of the sample"
+        )
     while operands and operands[-1] is None:
         operands.pop()
-    return operands, attrs, tuple((n, s) for n, s in layout if not (isinstance(s, int) and s >= len(operands)))
+    return (
+        operands,
+        attrs,
+        tuple((n, s) for n, s in layout if not (isinstance(s, int) and s >= len(operands))),
+    )
 
 
 def build(case: Case, dynamic: bool = False) -> Built:
-    """The graph of one node whose operands are weights, so that no axis is frozen but by the rule; the rule has run.
+    """The graph of one node whose operands are weights, so that no axis is frozen but by the rule;
+    the rule has run.
 
     With ``dynamic`` the operands are inputs whose first dimension is known only at run time.
     """
@@ -149,9 +178,18 @@ def build(case: Case, dynamic: bool = False) -> Built:
         origin = Origin("aten", case.target, layout)
     else:
         operands, attrs, origin = list(sample.args), dict(sample.attrs), Origin()
-    data = [None if a is None else tensor(a, zlib.crc32(f"{case} {i}".encode())) for i, a in enumerate(operands)]
+    data = [
+        None if a is None else tensor(a, zlib.crc32(f"{case} {i}".encode()))
+        for i, a in enumerate(operands)
+    ]
     fixed = [not dynamic or a is None or a.values is not None for a in operands]
-    node = Node(entry.name, [None if t is None else Value(f"x{i}", type_of(t)) for i, t in enumerate(data)], attrs, [], origin)
+    node = Node(
+        entry.name,
+        [None if t is None else Value(f"x{i}", type_of(t)) for i, t in enumerate(data)],
+        attrs,
+        [],
+        origin,
+    )
     with torch.no_grad():
         results = _several(run_node(node, data, {}, CPU))
     types, made = _shown(node, data, results, fixed) if dynamic else (data, results)
@@ -162,10 +200,15 @@ def build(case: Case, dynamic: bool = False) -> Built:
             values.append(None)
         elif fixed[i]:
             kind = "parameter" if arg.values is None else "constant"
-            values.append(graph.add_weight(Weight(f"x{i}", type_of(given), lambda given=given: given, kind)))
+            values.append(
+                graph.add_weight(Weight(f"x{i}", type_of(given), lambda given=given: given, kind))
+            )
         else:
             values.append(graph.add_input(f"x{i}", type_of(shown)))
-    named = [(f"y{i}", type_of(r) if isinstance(r, torch.Tensor) else TensorType("none", ())) for i, r in enumerate(made)]
+    named = [
+        (f"y{i}", type_of(r) if isinstance(r, torch.Tensor) else TensorType("none", ()))
+        for i, r in enumerate(made)
+    ]
     node = graph.add(entry.name, values, attrs, named, origin)
     graph.outputs = [v for v in node.outputs if sample.read is None or v.index in sample.read]
     graph.axes = axes = Axes()
@@ -175,22 +218,35 @@ def build(case: Case, dynamic: bool = False) -> Built:
     axes.node = node
     infer(axes, node, constant=False)
     axes.node = None
-    return Built(graph, node, results, [t for t, f in zip(data, fixed, strict=True) if t is not None and not f])
+    return Built(
+        graph,
+        node,
+        results,
+        [t for t, f in zip(data, fixed, strict=True) if t is not None and not f],
+    )
 
 
 def _several(made: Any) -> list[Any]:
     return list(made) if isinstance(made, (list, tuple)) else [made]
 
 
-def _shown(node: Node, data: list[Any], results: list[Any], fixed: list[bool]) -> tuple[list[Any], list[Any]]:
-    """Operands and results without data, whose first dimensions are symbols where the operator allows."""
+def _shown(
+    node: Node, data: list[Any], results: list[Any], fixed: list[bool]
+) -> tuple[list[Any], list[Any]]:
+    """Operands and results without data, whose first dimensions are symbols where the operator
+    allows."""
     mode = FakeTensorMode(shape_env=ShapeEnv())
 
     def shown(i: int, t: Any) -> Any:
         if t is None:
             return None
-        sizes = [DimDynamic.DUCK if k == 0 and n > 1 and not fixed[i] else DimDynamic.STATIC for k, n in enumerate(t.shape)]
-        return mode.from_tensor(t, symbolic_context=StatelessSymbolicContext(sizes), source=ConstantSource(f"x{i}"))
+        sizes = [
+            DimDynamic.DUCK if k == 0 and n > 1 and not fixed[i] else DimDynamic.STATIC
+            for k, n in enumerate(t.shape)
+        ]
+        return mode.from_tensor(
+            t, symbolic_context=StatelessSymbolicContext(sizes), source=ConstantSource(f"x{i}")
+        )
 
     fakes = [shown(i, t) for i, t in enumerate(data)]
     try:
@@ -230,7 +286,9 @@ def check(case: Case, dynamic: bool = False) -> Built:
     _check_sizes(built)
     free = free_leaves(built)
     if not dynamic and len(free) != case.sample.free:
-        raise Refused(f"{case}: {len(free)} free axes {free}, the sample says {case.sample.free}; {_picture(built)}")
+        raise Refused(
+            f"{case}: {len(free)} free axes {free}, the sample says {case.sample.free}; {_picture(built)}"
+        )
     if any(isinstance(a.size, Sym) for a in free):
         raise Refused(f"{case}: an axis of dynamic size is free; {_picture(built)}")
     if not case.entry.random:
@@ -244,7 +302,11 @@ def macs(built: Built) -> tuple[int, float]:
     """Multiply-accumulates as the entry says and as torch counts them; 0 where torch does not."""
     entry = lookup(built.node)
     assert entry is not None and entry.macs is not None
-    ours = sum(int(np.prod([a.size for a in term], dtype=np.int64)) for term in entry.macs(built.node) if term)
+    ours = sum(
+        int(np.prod([a.size for a in term], dtype=np.int64))
+        for term in entry.macs(built.node)
+        if term
+    )
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         run_node(built.node, [None if v is None else v.load() for v in built.node.inputs], {}, CPU)
     return ours, counter.get_total_flops() / 2
@@ -252,7 +314,13 @@ def macs(built: Built) -> tuple[int, float]:
 
 def _picture(built: Built) -> str:
     said = {v.name: v.axes for v in (*built.node.inputs, *built.node.outputs) if v is not None}
-    reasons = dict.fromkeys(str(x.reason) for axes in said.values() for a in axes or () for x in leaves(a) if x.reason is not None)
+    reasons = dict.fromkeys(
+        str(x.reason)
+        for axes in said.values()
+        for a in axes or ()
+        for x in leaves(a)
+        if x.reason is not None
+    )
     return f"axes {said}, frozen by {list(reasons)}"
 
 
@@ -262,7 +330,9 @@ def _check_sizes(built: Built) -> None:
             raise Refused(f"the rule left {value} without axes")
         if not isinstance(result, torch.Tensor):
             continue
-        if len(value.axes) != len(value.shape) or not all(same(a.size, s) for a, s in zip(value.axes, value.shape, strict=True)):
+        if len(value.axes) != len(value.shape) or not all(
+            same(a.size, s) for a, s in zip(value.axes, value.shape, strict=True)
+        ):
             raise Refused(f"{value} has the axes {value.axes}")
 
 
@@ -274,12 +344,20 @@ def _check_silence_of_nothing(built: Built) -> None:
 
     def present(value: Any, dims: Any) -> torch.Tensor | None:
         shape = operands[node.inputs.index(value)].shape
-        return torch.ones([s if k in {d % len(shape) for d in dims} else 1 for k, s in enumerate(shape)], dtype=torch.bool)
+        return torch.ones(
+            [s if k in {d % len(shape) for d in dims} else 1 for k, s in enumerate(shape)],
+            dtype=torch.bool,
+        )
 
     feed = iter(built.feed)
-    operands = [None if v is None else v.load() if isinstance(v, Weight) else next(feed) for v in node.inputs]
+    operands = [
+        None if v is None else v.load() if isinstance(v, Weight) else next(feed)
+        for v in node.inputs
+    ]
     with torch.no_grad():
-        made = entry.silence(torch, node, operands, present, lambda *xs: run_node(node, list(xs), {}, CPU))
+        made = entry.silence(
+            torch, node, operands, present, lambda *xs: run_node(node, list(xs), {}, CPU)
+        )
     _compare(_several(made), built.results, "the silenced operator with nothing silenced")
 
 
@@ -292,15 +370,28 @@ def _check_cut(built: Built, choice: Mapping[Axis, np.ndarray], entry: Op) -> No
     twin.kept = kept
     Slice().run(twin)
     for value, want in zip(twin.outputs, expected, strict=True):
-        if len(value.shape) != want.dim() or any(isinstance(s, int) and s != n for s, n in zip(value.shape, want.shape, strict=True)):
-            raise Refused(f"keeping {_said(choice)}: the type says {value.type}, the kept indices {tuple(want.shape)}; {_picture(built)}")
+        if len(value.shape) != want.dim() or any(
+            isinstance(s, int) and s != n for s, n in zip(value.shape, want.shape, strict=True)
+        ):
+            raise Refused(
+                f"keeping {_said(choice)}: the type says {value.type}, the kept indices {tuple(want.shape)}; {_picture(built)}"
+            )
     torch.manual_seed(0)
     try:
-        found = evaluate(twin, [cut(t, v, kept) for t, v in zip(built.feed, graph.inputs, strict=True)], device=CPU)
+        found = evaluate(
+            twin,
+            [cut(t, v, kept) for t, v in zip(built.feed, graph.inputs, strict=True)],
+            device=CPU,
+        )
     except (RuntimeError, IndexError, ValueError) as why:
-        raise Refused(f"keeping {_said(choice)}, the cut operator does not run: {why}; {_picture(built)}") from why
+        raise Refused(
+            f"keeping {_said(choice)}, the cut operator does not run: {why}; {_picture(built)}"
+        ) from why
     if entry.random and entry.family != "chance":  # memory that nobody wrote
-        found, expected = [torch.zeros_like(t) for t in found], [torch.zeros_like(t) for t in expected]
+        found, expected = (
+            [torch.zeros_like(t) for t in found],
+            [torch.zeros_like(t) for t in expected],
+        )
     _compare(found, expected, f"keeping {_said(choice)} ({_picture(built)}), the cut operator")
 
 
@@ -309,13 +400,22 @@ def cut(array: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
     for d, a in enumerate(value.axes or ()):
         if not isinstance(a.size, Sym):
             continue
-        known = int(np.prod([f.size for f in factors(a) if not isinstance(f.size, Sym)], dtype=np.int64))
+        known = int(
+            np.prod([f.size for f in factors(a) if not isinstance(f.size, Sym)], dtype=np.int64)
+        )
         mask = np.ones(1, dtype=bool)
         for f in factors(a):
-            whole = np.ones(array.shape[d] // known, dtype=bool) if isinstance(f.size, Sym) else np.isin(np.arange(f.size), kept.kept(f))
+            whole = (
+                np.ones(array.shape[d] // known, dtype=bool)
+                if isinstance(f.size, Sym)
+                else np.isin(np.arange(f.size), kept.kept(f))
+            )
             mask = np.outer(mask, whole).ravel()
         array = array.index_select(d, torch.from_numpy(np.flatnonzero(mask)))
-    static = [None if isinstance(a.size, Sym) or not kept.changes(a) else kept.kept(a) for a in value.axes or ()]
+    static = [
+        None if isinstance(a.size, Sym) or not kept.changes(a) else kept.kept(a)
+        for a in value.axes or ()
+    ]
     return take(array, static)
 
 
@@ -330,7 +430,9 @@ def _compare(found: list[Any], expected: list[Any], what: str) -> None:
         if not isinstance(want, torch.Tensor):
             continue
         if y.shape != want.shape or y.dtype != want.dtype:
-            raise Refused(f"{what} gives {y.dtype}{list(y.shape)} as result {i}, not {want.dtype}{list(want.shape)}")
+            raise Refused(
+                f"{what} gives {y.dtype}{list(y.shape)} as result {i}, not {want.dtype}{list(want.shape)}"
+            )
         if not want.dtype.is_floating_point and not want.dtype.is_complex:
             if not torch.equal(y, want):
                 raise Refused(f"{what} differs in result {i}, which is exact")

@@ -1,4 +1,5 @@
-"""What several tests share: a model analysed, scored, chosen, its cut proven in float64; outputs."""
+"""What several tests share: a model analysed, scored, chosen, its cut proven in float64;
+outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ from irprune.run.inputs import flat_tensors
 from irprune.run.oracle import silenced
 
 
-def chosen(model: nn.Module, *args: Tensor, importance: Any = "magnitude", data: Any = None, **options: Any) -> Graph:
+def chosen(
+    model: nn.Module, *args: Tensor, importance: Any = "magnitude", data: Any = None, **options: Any
+) -> Graph:
     graph = api.analyse(api.capture(model.eval(), args))
     Score(importance, calibration=data).run(graph)
     Choose(**options).run(graph)

@@ -28,22 +28,40 @@ def test_apply_to_makes_the_same_cut_or_changes_nothing(name: str) -> None:
     args, kwargs = case.example_inputs(small=True)
     pruned = irprune.prune(model, args, kwargs, proof=False)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    plain = {(k, n): v for k, m in model.named_modules() for n, v in vars(m).items() if isinstance(v, (int, tuple))}
+    plain = {
+        (k, n): v
+        for k, m in model.named_modules()
+        for n, v in vars(m).items()
+        if isinstance(v, (int, tuple))
+    }
     if name in REFUSE:
         with pytest.raises(IrpruneError, match=REFUSE[name]):
             pruned.apply_to(model)
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-        assert plain == {(k, n): v for k, m in model.named_modules() for n, v in vars(m).items() if isinstance(v, (int, tuple))}
+        assert plain == {
+            (k, n): v
+            for k, m in model.named_modules()
+            for n, v in vars(m).items()
+            if isinstance(v, (int, tuple))
+        }
         return
     assert pruned.apply_to(model) is model
     assert model.training
-    used = [k for w in pruned.cut.weights.values() if w.kind != "constant" for k in (w.name, *w.aliases)]
+    used = [
+        k for w in pruned.cut.weights.values() if w.kind != "constant" for k in (w.name, *w.aliases)
+    ]
     assert {k: model.get_parameter(k).shape for k, _ in model.named_parameters() if k in used} == {
-        k: p.shape for k, p in pruned.module.named_parameters() if k in used}
+        k: p.shape for k, p in pruned.module.named_parameters() if k in used
+    }
     model.eval()
-    assert relative_error(outputs(model, *args, **kwargs), outputs(pruned.module, *args, **kwargs)) <= 1e-5
+    assert (
+        relative_error(outputs(model, *args, **kwargs), outputs(pruned.module, *args, **kwargs))
+        <= 1e-5
+    )
     model.train()
-    sum(t.float().sum() for t in flat_tensors(model(*args, **kwargs)) if t.is_floating_point()).backward()
+    sum(
+        t.float().sum() for t in flat_tensors(model(*args, **kwargs)) if t.is_floating_point()
+    ).backward()
 
 
 def test_apply_to_updates_sizes_that_layers_and_modules_hold() -> None:
@@ -72,10 +90,15 @@ def test_apply_to_updates_sizes_that_layers_and_modules_hold() -> None:
 
 
 def test_apply_to_another_model_is_refused(tmp_path: Path) -> None:
-    pruned = irprune.prune(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),))
+    pruned = irprune.prune(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),)
+    )
     with pytest.raises(IrpruneError, match=r"no '0\.weight'"):
         pruned.apply_to(nn.Identity())
-    for other, thing in ((pruned, "model"), (irprune.prune(pruned.onnx(tmp_path / "m.onnx"), proof=False), nn.Identity())):
+    for other, thing in (
+        (pruned, "model"),
+        (irprune.prune(pruned.onnx(tmp_path / "m.onnx"), proof=False), nn.Identity()),
+    ):
         with pytest.raises(IrpruneError, match="there is no instance to cut"):
             other.apply_to(thing)
 
@@ -97,4 +120,6 @@ def test_apply_to_a_model_without_values() -> None:
     with torch.device("meta"):
         model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.empty(3, 4)
     irprune.prune(model, (x,), importance="random").apply_to(model)
-    assert model[0].out_features == 4 and model[2].weight.shape == (2, 4) and model[2].weight.is_meta
+    assert (
+        model[0].out_features == 4 and model[2].weight.shape == (2, 4) and model[2].weight.is_meta
+    )

@@ -26,7 +26,9 @@ class Pairs(nn.Module):
         self.table = nn.Embedding(11, 6)
         self.head = nn.Linear(6, 3)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
         mask = attention_mask[..., None].to(self.table.weight.dtype)
         return self.head((self.table(input_ids) * mask).sum(1))
 
@@ -65,8 +67,20 @@ def generated() -> Iterator[Tensor]:
     yield from X.split(2)
 
 
-@pytest.mark.parametrize("source", [X, X.numpy(), [X[:2], X[2:]], [(X[:1],), (X[1:],)], [{"input": X}], {"input": X}, list(X), generated()],
-                         ids=["tensor", "array", "list", "tuples", "dicts", "dict", "single samples", "generator"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        X,
+        X.numpy(),
+        [X[:2], X[2:]],
+        [(X[:1],), (X[1:],)],
+        [{"input": X}],
+        {"input": X},
+        list(X),
+        generated(),
+    ],
+    ids=["tensor", "array", "list", "tuples", "dicts", "dict", "single samples", "generator"],
+)
 def test_every_form_gives_all_samples(source: Any) -> None:
     graph = one_input()
     data = Calibration(source, graph, batch=4)
@@ -97,10 +111,17 @@ def test_labels_follow_their_samples() -> None:
 def test_dicts_go_by_the_names_of_forward() -> None:
     graph = pairs()
     ids, mask = torch.randint(0, 11, (3, 5)), torch.ones(3, 5, dtype=torch.long)
-    (batch,) = Calibration([{"attention_mask": mask, "input_ids": ids, "labels": torch.ones(3)}], graph)
+    (batch,) = Calibration(
+        [{"attention_mask": mask, "input_ids": ids, "labels": torch.ones(3)}], graph
+    )
     assert torch.equal(batch.inputs[0], ids) and torch.equal(batch.inputs[1], mask)
     assert torch.equal(batch.extra[0]["labels"], torch.ones(3))
-    assert [t.shape for t in seen([{"input_ids": [[1, 2, 3, 4, 5]], "attention_mask": [[1, 1, 1, 0, 0]]}], graph)[0]] == [(1, 5), (1, 5)]
+    assert [
+        t.shape
+        for t in seen(
+            [{"input_ids": [[1, 2, 3, 4, 5]], "attention_mask": [[1, 1, 1, 0, 0]]}], graph
+        )[0]
+    ] == [(1, 5), (1, 5)]
 
 
 def test_samples_bounds_how_many_are_used() -> None:
@@ -134,7 +155,9 @@ def test_folder_of_images(tmp_path: Path) -> None:
     torch.manual_seed(0)
     graph = api.capture(nn.Conv2d(3, 4, 3), (torch.randn(1, 3, 8, 8),))
     ((made,),) = seen(tmp_path, graph, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
-    assert torch.allclose(made[0], (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - 0.5) / 0.25, atol=1e-6)
+    assert torch.allclose(
+        made[0], (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - 0.5) / 0.25, atol=1e-6
+    )
 
 
 BAD = {
@@ -171,7 +194,9 @@ def test_an_empty_folder_and_a_broken_file(tmp_path: Path) -> None:
 
 def test_noise_is_the_same_each_time_and_within_its_range() -> None:
     graph = one_input()
-    first, again = ([b.inputs[0] for b in noise(graph, 100, low=-2, high=3, seed=s)] for s in (1, 1))
+    first, again = (
+        [b.inputs[0] for b in noise(graph, 100, low=-2, high=3, seed=s)] for s in (1, 1)
+    )
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     drawn = torch.cat(first)
     assert drawn.shape == (100, 4) and -2 <= drawn.min() < -1.5 and 2.5 < drawn.max() <= 3

@@ -1,4 +1,5 @@
-"""Models by name and by call: what MODEL and --input mean, and what a capture tells about a model that it refuses."""
+"""Models by name and by call: what MODEL and --input mean, and what a capture tells about a model
+that it refuses."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from irprune.api.load import InputSpec, load_graph, load_model, parse_input
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.export import export, from_exported
 
-SOURCE = '''
+SOURCE = """
 import torch
 from torch import nn
 
@@ -39,7 +40,7 @@ def takes(size):
 
 def gives_text():
     return "no model"
-'''
+"""
 
 
 @pytest.fixture
@@ -49,18 +50,27 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-# -- inputs ------------------------------------------------------------------------------------------------------------
+# -- inputs
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "spec"), [
-    ("1x3x224x224", InputSpec(shape=(1, 3, 224, 224))), ("7", InputSpec(shape=(7,))), ("ids=1x16:i64", InputSpec("ids", (1, 16), "i64")),
-    ("mask=scalar:bool", InputSpec("mask", (), "bool")), ("2x4:bf16", InputSpec(shape=(2, 4), dtype="bf16")),
-])
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("1x3x224x224", InputSpec(shape=(1, 3, 224, 224))),
+        ("7", InputSpec(shape=(7,))),
+        ("ids=1x16:i64", InputSpec("ids", (1, 16), "i64")),
+        ("mask=scalar:bool", InputSpec("mask", (), "bool")),
+        ("2x4:bf16", InputSpec(shape=(2, 4), dtype="bf16")),
+    ],
+)
 def test_inputs_are_read(text: str, spec: InputSpec) -> None:
     assert parse_input(text) == spec
 
 
-@pytest.mark.parametrize("text", ["", "3x", "axb", "x=", "1,3,224", "-1x3", "x=y=2x3", "missing.npy", "x=missing.npz"])
+@pytest.mark.parametrize(
+    "text", ["", "3x", "axb", "x=", "1,3,224", "-1x3", "x=y=2x3", "missing.npy", "x=missing.npz"]
+)
 def test_what_is_no_input_is_refused(text: str) -> None:
     with pytest.raises(IrpruneError, match=r"is no shape|no such input file"):
         parse_input(text)
@@ -73,24 +83,36 @@ def test_inputs_are_drawn_alike_every_time(file: Path, tmp_path: Path) -> None:
     named = load_model(f"{file}:make", [f"input={tmp_path / 'x.npy'}"])
     assert named.args == () and named.kwargs["input"][1, 3] == 7
     mixed = load_model(f"{file}:make", ["2x3:i64", "flag=5:bool"])
-    assert set(mixed.args[0].unique().tolist()) <= {0, 1} and mixed.kwargs["flag"].dtype == torch.bool
+    assert (
+        set(mixed.args[0].unique().tolist()) <= {0, 1} and mixed.kwargs["flag"].dtype == torch.bool
+    )
     with pytest.raises(IrpruneError, match="no element type 'f99'"):
         load_model(f"{file}:make", ["2x4:f99"])
 
 
-# -- models ------------------------------------------------------------------------------------------------------------
+# -- models
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "shape"), [("make", (2, 4)), ("with_args", (3, 4)), ("with_kwargs", (5, 4)), ("ready", (2, 4))])
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("make", (2, 4)), ("with_args", (3, 4)), ("with_kwargs", (5, 4)), ("ready", (2, 4))],
+)
 def test_a_callable_in_a_file_is_a_model(file: Path, name: str, shape: tuple[int, ...]) -> None:
     loaded = load_model(f"{file}:{name}", [] if name.startswith("with") else ["2x4"])
     assert isinstance(loaded.model, nn.Module) and loaded.kind == "module"
     example = (*loaded.args, *loaded.kwargs.values())
     assert example[0].shape == shape
-    assert [n.op for n in load_graph(f"{file}:{name}", ["2x4"]).nodes] == ["linear", "relu", "linear"]
+    assert [n.op for n in load_graph(f"{file}:{name}", ["2x4"]).nodes] == [
+        "linear",
+        "relu",
+        "linear",
+    ]
 
 
-def test_random_weights_are_the_same_every_time_and_the_callers_generator_is_left(file: Path) -> None:
+def test_random_weights_are_the_same_every_time_and_the_callers_generator_is_left(
+    file: Path,
+) -> None:
     state = torch.get_rng_state()
     a, b = (load_model(f"{file}:make", ["2x4"]).model for _ in range(2))
     assert torch.equal(a[0].weight, b[0].weight)
@@ -104,20 +126,35 @@ def test_a_file_in_a_package_imports_its_neighbours() -> None:
     assert load_model("models.digits:build").dynamic_shapes is not None
 
 
-@pytest.mark.parametrize(("name", "what"), [
-    ("nothing", r"no 'nothing' here.*there are: make"), ("number", "neither a module nor a callable"), ("takes", "cannot be called"),
-    ("gives_text", "gave str, not an nn.Module"), ("make", "no example input"),
-])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("nothing", r"no 'nothing' here.*there are: make"),
+        ("number", "neither a module nor a callable"),
+        ("takes", "cannot be called"),
+        ("gives_text", "gave str, not an nn.Module"),
+        ("make", "no example input"),
+    ],
+)
 def test_what_a_file_lacks_is_said(file: Path, name: str, what: str) -> None:
     with pytest.raises(IrpruneError, match=what):
         load_model(f"{file}:{name}")
 
 
-@pytest.mark.parametrize(("spec", "what"), [
-    ("gone.onnx", "no such file"), ("gone.pt2", "no such file"), ("gone.py:build", "no such file"), ("gone", "no such model"),
-    ("no.such.package:build", "no module 'no'"), ("a b:c", "no such model"), ("hf:/nowhere", "no config.json|not installed"),
-    ("timm:no_such_net", "timm has no model|not installed"), ("torchvision:no_such_net", "torchvision has no model|not installed"),
-])
+@pytest.mark.parametrize(
+    ("spec", "what"),
+    [
+        ("gone.onnx", "no such file"),
+        ("gone.pt2", "no such file"),
+        ("gone.py:build", "no such file"),
+        ("gone", "no such model"),
+        ("no.such.package:build", "no module 'no'"),
+        ("a b:c", "no such model"),
+        ("hf:/nowhere", "no config.json|not installed"),
+        ("timm:no_such_net", "timm has no model|not installed"),
+        ("torchvision:no_such_net", "torchvision has no model|not installed"),
+    ],
+)
 def test_what_is_not_there_is_refused(spec: str, what: str) -> None:
     with pytest.raises(IrpruneError, match=what) as error:
         load_model(spec)
@@ -129,9 +166,13 @@ def test_empty_files_folders_and_broken_code_are_refused(tmp_path: Path) -> None
     (tmp_path / "broken.py").write_text("def build(:\n")
     (tmp_path / "lacks.py").write_text("import no_such_library_anywhere\n")
     (tmp_path / "dir.onnx").mkdir()
-    for spec, what in (("empty.onnx", "the file is empty"), ("broken.py:build", "cannot be imported"),
-                       ("lacks.py:build", "no module 'no_such_library_anywhere'"), ("dir.onnx", "a folder, not a file"),
-                       (".", "no model.py here")):
+    for spec, what in (
+        ("empty.onnx", "the file is empty"),
+        ("broken.py:build", "cannot be imported"),
+        ("lacks.py:build", "no module 'no_such_library_anywhere'"),
+        ("dir.onnx", "a folder, not a file"),
+        (".", "no model.py here"),
+    ):
         with pytest.raises(IrpruneError, match=what):
             load_model(str(tmp_path / spec))
 
@@ -167,23 +208,37 @@ def test_hugging_face_folders_are_models(tmp_path: Path) -> None:
         transformers.BertModel  # noqa: B018 - the library imports its parts when they are asked for
     except ImportError as broken:
         pytest.skip(f"transformers cannot import its models: {broken}")
-    config = transformers.BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
-                                     architectures=["BertModel"])
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        architectures=["BertModel"],
+    )
     transformers.BertModel(config).save_pretrained(tmp_path)
     loaded = load_model(f"hf:{tmp_path}")
-    assert type(loaded.model).__name__ == "BertModel" and set(loaded.kwargs) == {"input_ids", "attention_mask"}
+    assert type(loaded.model).__name__ == "BertModel" and set(loaded.kwargs) == {
+        "input_ids",
+        "attention_mask",
+    }
 
 
 def test_a_saved_folder_is_a_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    pruned = irprune.prune(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(3, 4),))
+    pruned = irprune.prune(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(3, 4),)
+    )
     loaded = load_model(str(pruned.save(tmp_path / "net")))
-    assert torch.equal(loaded.model(*loaded.args), pruned.module(*loaded.args)) and loaded.args[0].shape == (3, 4)
+    assert torch.equal(loaded.model(*loaded.args), pruned.module(*loaded.args)) and loaded.args[
+        0
+    ].shape == (3, 4)
     again = irprune.prune(loaded.model, loaded.args)
     assert again.module.get_submodule("0").out_features == 2
 
 
-# -- torch.export ------------------------------------------------------------------------------------------------------
+# -- torch.export
+# --------------------------------------------------------------------------------------------------
 
 
 def test_dataclasses_need_no_registration() -> None:
@@ -222,11 +277,21 @@ def test_the_whole_state_is_recorded_in_its_order() -> None:
 
     model = Net().eval()
     x = torch.randn(2, 4)
-    for graph in (from_exported(export(model, (x,), {"gain": 2.0}), model), irprune.capture(model, (x,), {"gain": 2.0})):
+    for graph in (
+        from_exported(export(model, (x,), {"gain": 2.0}), model),
+        irprune.capture(model, (x,), {"gain": 2.0}),
+    ):
         state = graph.structure.state
         assert [n for n, e in state.items() if e.persistent] == list(model.state_dict())
-        assert not state["mask"].persistent and state["mask"].kind == "buffer" and state["spare.weight"].kind == "parameter"
-        assert list(graph.structure.signature.parameters) == ["x", "gain"] and graph.structure.names == ("x", "gain")
+        assert (
+            not state["mask"].persistent
+            and state["mask"].kind == "buffer"
+            and state["spare.weight"].kind == "parameter"
+        )
+        assert list(graph.structure.signature.parameters) == [
+            "x",
+            "gain",
+        ] and graph.structure.names == ("x", "gain")
 
 
 def test_fx_takes_over_where_torch_export_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,9 +307,16 @@ def test_fx_takes_over_where_torch_export_refuses(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.export, "export", choosy)
     graph = from_exported(export(model, (x,)), model)
     assert seen[0] is nn.Sequential and len(seen) == 2
-    assert [n.op for n in graph.nodes] == ["linear", "relu", "linear"] and list(graph.weights) == list(model.state_dict())
-    monkeypatch.setattr(torch.fx, "symbolic_trace", lambda _: (_ for _ in ()).throw(TypeError("nor that")))
-    with pytest.raises(IrpruneError, match=r"torch.export says 'RuntimeError: not this one'; torch.fx says 'TypeError: nor that'"):
+    assert [n.op for n in graph.nodes] == ["linear", "relu", "linear"] and list(
+        graph.weights
+    ) == list(model.state_dict())
+    monkeypatch.setattr(
+        torch.fx, "symbolic_trace", lambda _: (_ for _ in ()).throw(TypeError("nor that"))
+    )
+    with pytest.raises(
+        IrpruneError,
+        match=r"torch.export says 'RuntimeError: not this one'; torch.fx says 'TypeError: nor that'",
+    ):
         export(model, (x,))
 
 

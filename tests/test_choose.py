@@ -1,4 +1,5 @@
-"""Choosing: ratios are met on widths, caps are hard, ties are stable, and what stays whole says why."""
+"""Choosing: ratios are met on widths, caps are hard, ties are stable, and what stays whole says
+why."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-# -- models ----------------------------------------------------------------------------------------------------------
+# -- models
+# --------------------------------------------------------------------------------------------------
 
 
 class Mlp(nn.Module):
@@ -71,7 +73,9 @@ class Dense(nn.Module):
     def __init__(self, growth: int = 6, layers: int = 7) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, growth, 1)
-        self.convs = nn.ModuleList(nn.Conv2d(growth * (k + 1), growth, 3, padding=1) for k in range(layers))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(growth * (k + 1), growth, 3, padding=1) for k in range(layers)
+        )
         self.head = nn.Conv2d(growth * (layers + 1), 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,17 +86,30 @@ class Dense(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: ``packed`` projects once, ``rotary`` multiplies all heads by one table, ``normed`` by one norm."""
+    """Grouped-query attention: ``packed`` projects once, ``rotary`` multiplies all heads by one
+    table, ``normed`` by one norm."""
 
-    def __init__(self, heads: int = 4, kv: int = 4, head_dim: int = 8, width: int = 12, packed: bool = False, rotary: bool = False,
-                 normed: bool = False) -> None:
+    def __init__(
+        self,
+        heads: int = 4,
+        kv: int = 4,
+        head_dim: int = 8,
+        width: int = 12,
+        packed: bool = False,
+        rotary: bool = False,
+        normed: bool = False,
+    ) -> None:
         super().__init__()
         self.heads, self.kv, self.head_dim, self.packed = heads, kv, head_dim, packed
         self.enter = nn.Linear(5, width)
         if packed:
             self.qkv = nn.Linear(width, 3 * heads * head_dim)
         else:
-            self.q, self.k, self.v = nn.Linear(width, heads * head_dim), nn.Linear(width, kv * head_dim), nn.Linear(width, kv * head_dim)
+            self.q, self.k, self.v = (
+                nn.Linear(width, heads * head_dim),
+                nn.Linear(width, kv * head_dim),
+                nn.Linear(width, kv * head_dim),
+            )
         self.o = nn.Linear(heads * head_dim, width)
         self.leave = nn.Linear(width, 2)
         if rotary:
@@ -104,17 +121,26 @@ class Attention(nn.Module):
         x = self.enter(x)
         b, s, _ = x.shape
         if self.packed:
-            q, k, v = self.qkv(x).view(b, s, 3, self.heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+            q, k, v = (
+                self.qkv(x)
+                .view(b, s, 3, self.heads, self.head_dim)
+                .permute(2, 0, 3, 1, 4)
+                .unbind(0)
+            )
         else:
             split = ((self.q, self.heads), (self.k, self.kv), (self.v, self.kv))
-            q, k, v = (project(x).view(b, s, n, self.head_dim).transpose(1, 2) for project, n in split)
+            q, k, v = (
+                project(x).view(b, s, n, self.head_dim).transpose(1, 2) for project, n in split
+            )
         if hasattr(self, "table"):
             q, k = q * self.table, k * self.table
         if hasattr(self, "norm"):
             q, k = self.norm(q), self.norm(k)
         if self.kv != self.heads:
             wide = (b, self.kv, self.heads // self.kv, s, self.head_dim)
-            k, v = (t[:, :, None].expand(wide).reshape(b, self.heads, s, self.head_dim) for t in (k, v))
+            k, v = (
+                t[:, :, None].expand(wide).reshape(b, self.heads, s, self.head_dim) for t in (k, v)
+            )
         y = F.scaled_dot_product_attention(q, k, v)
         return self.leave(x + self.o(y.transpose(1, 2).reshape(b, s, -1)))
 
@@ -123,7 +149,11 @@ class Grouped(nn.Module):
     def __init__(self, groups: int = 4, inner: int = 6) -> None:
         super().__init__()
         wide = groups * inner
-        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, wide, 1), nn.Conv2d(wide, wide, 3, groups=groups), nn.Conv2d(wide, 4, 1)
+        self.conv1, self.conv2, self.conv3 = (
+            nn.Conv2d(3, wide, 1),
+            nn.Conv2d(wide, wide, 3, groups=groups),
+            nn.Conv2d(wide, 4, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv3(F.relu(self.conv2(F.relu(self.conv1(x)))))
@@ -133,7 +163,11 @@ class GroupNormed(nn.Module):
     def __init__(self, groups: int = 4, inner: int = 6) -> None:
         super().__init__()
         wide = groups * inner
-        self.conv1, self.norm, self.conv2 = nn.Conv2d(3, wide, 1), nn.GroupNorm(groups, wide), nn.Conv2d(wide, 4, 1)
+        self.conv1, self.norm, self.conv2 = (
+            nn.Conv2d(3, wide, 1),
+            nn.GroupNorm(groups, wide),
+            nn.Conv2d(wide, 4, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv2(F.relu(self.norm(self.conv1(x))))
@@ -144,7 +178,11 @@ class Multiplied(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.depth, self.conv2 = nn.Conv2d(3, 10, 1), nn.Conv2d(10, 20, 3, groups=10), nn.Conv2d(20, 4, 1)
+        self.conv1, self.depth, self.conv2 = (
+            nn.Conv2d(3, 10, 1),
+            nn.Conv2d(10, 20, 3, groups=10),
+            nn.Conv2d(20, 4, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv2(F.relu(self.depth(F.relu(self.conv1(x)))))
@@ -162,22 +200,29 @@ def scored(model: nn.Module, *args: Tensor, **options: Any) -> Graph:
 def left(graph: Graph) -> dict[str, tuple[int, ...]]:
     """The shapes of the weights after the choice."""
     assert graph.kept is not None
-    return {w.name: tuple(int(graph.kept.size(a)) for a in w.axes or ()) for w in graph.weights.values()}  # type: ignore[arg-type]
+    return {
+        w.name: tuple(int(graph.kept.size(a)) for a in w.axes or ()) for w in graph.weights.values()
+    }  # type: ignore[arg-type]
 
 
 def why(graph: Graph, name: str) -> str:
     return graph.skipped[named(graph, name)]
 
 
-# -- rounding --------------------------------------------------------------------------------------------------------
+# -- rounding
+# --------------------------------------------------------------------------------------------------
 
 
 @FAST
 @given(st.data())
 def test_error_is_carried_along_a_sum(data: st.DataObject) -> None:
-    """Pieces of a width: each within one of its own target, the whole within one of its; prefixes too, as a dense block has them."""
+    """Pieces of a width: each within one of its own target, the whole within one of its; prefixes
+    too, as a dense block has them."""
     axes = Axes()
-    pieces = [axes.leaf(n) if n > 1 else axes._new(1) for n in data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=12))]
+    pieces = [
+        axes.leaf(n) if n > 1 else axes._new(1)
+        for n in data.draw(st.lists(st.integers(1, 40), min_size=1, max_size=12))
+    ]
     ratio = data.draw(st.floats(0, 1))
     sizes = {x: int(x.size) for x in pieces if x.size != 1}  # type: ignore[arg-type]
     own = [Width(((x, 1),), 0, True) for x in pieces] if data.draw(st.booleans()) else []
@@ -199,7 +244,8 @@ def test_error_is_carried_along_a_sum(data: st.DataObject) -> None:
 @FAST
 @given(st.data())
 def test_a_step_goes_to_the_nearest_multiple_within_hard_caps(data: st.DataObject) -> None:
-    """A width of ``factor * n``: a multiple of the step, nearest to its target, or whole for a reason."""
+    """A width of ``factor * n``: a multiple of the step, nearest to its target, or whole for a
+    reason."""
     size, least = data.draw(st.integers(2, 200)), data.draw(st.integers(1, 40))
     ratio, cap = data.draw(st.floats(0, 1)), data.draw(st.floats(0, 1))
     step, factor = data.draw(st.sampled_from([2, 4, 8, 16])), data.draw(st.sampled_from([1, 3, 8]))
@@ -228,25 +274,36 @@ def test_pieces_make_their_width_a_multiple(data: st.DataObject) -> None:
     scale = data.draw(st.sampled_from([1, 2]))
     fixed = data.draw(st.sampled_from([0, 1, 4]))
     width = Width(tuple((x, scale) for x in pieces), fixed, True)
-    counts, skipped = Rounder(sizes, [width], round_to=4).counts({x: n / 2 for x, n in sizes.items()})
+    counts, skipped = Rounder(sizes, [width], round_to=4).counts(
+        {x: n / 2 for x, n in sizes.items()}
+    )
     if skipped:
         assert width.at(counts) == width.at(sizes)
         reachable = [fixed + scale * n for n in range(len(sizes), sum(sizes.values()) + 1)]
-        assert not any(w % 4 == 0 and abs(w - width.at({x: n / 2 for x, n in sizes.items()})) <= 4 for w in reachable)
+        assert not any(
+            w % 4 == 0 and abs(w - width.at({x: n / 2 for x, n in sizes.items()})) <= 4
+            for w in reachable
+        )
         assert all("cannot be made a multiple of 4" in reason for reason in skipped.values())
     else:
         assert width.at(counts) % 4 == 0
         assert abs(width.at(counts) - width.at({x: n / 2 for x, n in sizes.items()})) <= 4
 
 
-# -- ratios on widths ------------------------------------------------------------------------------------------------
+# -- ratios on widths
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.5, 0.7, 0.99, 1.0])
 def test_gated_units_lose_their_ratio_once(ratio: float) -> None:
     keep = max(1, round(32 * (1 - ratio)))
-    separate, fused = left(chosen(Gated(False), VECTOR, ratio=ratio)), left(chosen(Gated(True), VECTOR, ratio=ratio))
-    assert separate["gate.weight"] == separate["up.weight"] == (keep, 6) and separate["down.weight"] == (6, keep)
+    separate, fused = (
+        left(chosen(Gated(False), VECTOR, ratio=ratio)),
+        left(chosen(Gated(True), VECTOR, ratio=ratio)),
+    )
+    assert separate["gate.weight"] == separate["up.weight"] == (keep, 6) and separate[
+        "down.weight"
+    ] == (6, keep)
     assert fused["up.weight"] == (2 * keep, 6) and fused["down.weight"] == (6, keep)
 
 
@@ -261,19 +318,32 @@ def test_concatenated_widths_meet_the_ratio_as_a_whole(ratio: float) -> None:
 
 def test_whole_heads_carry_for_key_and_value_groups() -> None:
     shapes = left(proven(Attention(heads=8, kv=4), TOKENS))
-    assert shapes["q.weight"][0] == 2 * 2 * 8 and shapes["k.weight"][0] == shapes["v.weight"][0] == 2 * 8 and shapes["o.weight"][1] == 32
+    assert (
+        shapes["q.weight"][0] == 2 * 2 * 8
+        and shapes["k.weight"][0] == shapes["v.weight"][0] == 2 * 8
+        and shapes["o.weight"][1] == 32
+    )
 
 
 def test_repeats_carry_for_multi_query() -> None:
     shapes = left(proven(Attention(heads=6, kv=1), TOKENS))
-    assert shapes["q.weight"][0] == 3 * 8 and shapes["k.weight"][0] == 8 and shapes["o.weight"][1] == 24
+    assert (
+        shapes["q.weight"][0] == 3 * 8
+        and shapes["k.weight"][0] == 8
+        and shapes["o.weight"][1] == 24
+    )
 
 
-@pytest.mark.parametrize("prefer, expected", [("heads", (2, 8)), ("head_dim", (4, 4)), ("both", (3, 6))])
+@pytest.mark.parametrize(
+    "prefer, expected", [("heads", (2, 8)), ("head_dim", (4, 4)), ("both", (3, 6))]
+)
 def test_packed_projections(prefer: str, expected: tuple[int, int]) -> None:
     graph = proven(Attention(packed=True), TOKENS, prefer=prefer)
     heads, head_dim = expected
-    assert left(graph)["qkv.weight"][0] == 3 * heads * head_dim and left(graph)["o.weight"][1] == heads * head_dim
+    assert (
+        left(graph)["qkv.weight"][0] == 3 * heads * head_dim
+        and left(graph)["o.weight"][1] == heads * head_dim
+    )
     if prefer == "heads":
         assert "qkv.weight:0/1 carries" in why(graph, "qkv.weight:0/2")
 
@@ -283,10 +353,17 @@ def test_heads_in_dimensions_of_their_own() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.enter = nn.Linear(6, 10)
-            self.into, self.out = nn.Parameter(torch.randn(10, 4, 8)), nn.Parameter(torch.randn(4, 8, 3))
+            self.into, self.out = (
+                nn.Parameter(torch.randn(10, 4, 8)),
+                nn.Parameter(torch.randn(4, 8, 3)),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.einsum("bhk,hko->bo", torch.einsum("bd,dhk->bhk", self.enter(x), self.into).tanh(), self.out)
+            return torch.einsum(
+                "bhk,hko->bo",
+                torch.einsum("bd,dhk->bhk", self.enter(x), self.into).tanh(),
+                self.out,
+            )
 
     shapes = left(proven(Einsum(), VECTOR))
     assert shapes["into"] == (5, 2, 8) and shapes["out"] == (2, 8, 3)
@@ -294,7 +371,11 @@ def test_heads_in_dimensions_of_their_own() -> None:
 
 def test_channels_within_groups_carry_unless_groups_are_asked_for() -> None:
     shapes = left(proven(Grouped(), IMAGE))
-    assert shapes["conv1.weight"][0] == 4 * 3 and shapes["conv2.weight"][:2] == (12, 3) and shapes["conv3.weight"][1] == 12
+    assert (
+        shapes["conv1.weight"][0] == 4 * 3
+        and shapes["conv2.weight"][:2] == (12, 3)
+        and shapes["conv3.weight"][1] == 12
+    )
     shapes = left(proven(Grouped(), IMAGE, prefer="groups"))
     assert shapes["conv2.weight"][:2] == (2 * 6, 6) and shapes["conv3.weight"][1] == 12
     graph = proven(GroupNormed(), IMAGE)
@@ -304,7 +385,11 @@ def test_channels_within_groups_carry_unless_groups_are_asked_for() -> None:
 
 def test_channels_of_a_depthwise_convolution_are_a_width_of_their_own() -> None:
     shapes = left(proven(Multiplied(), IMAGE))
-    assert shapes["conv1.weight"][0] == 5 and shapes["depth.weight"][0] == 10 and shapes["conv2.weight"][1] == 10
+    assert (
+        shapes["conv1.weight"][0] == 5
+        and shapes["depth.weight"][0] == 10
+        and shapes["conv2.weight"][1] == 10
+    )
 
 
 def test_a_frozen_factor_lets_the_other_carry() -> None:
@@ -312,18 +397,24 @@ def test_a_frozen_factor_lets_the_other_carry() -> None:
     assert shapes["q.weight"][0] == shapes["v.weight"][0] == 4 * 4
 
 
-# -- own choice per block --------------------------------------------------------------------------------------------
+# -- own choice per block
+# --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model, example, options, block", [
-    (Grouped(), IMAGE, {}, "conv3.weight:1/1"),
-    (Grouped(), IMAGE, {}, "conv2.weight:1"),
-    (GroupNormed(), IMAGE, {}, "conv1.weight:0/1"),
-    (Attention(), TOKENS, {"prefer": "head_dim"}, "v.weight:0/1"),
-    (Attention(packed=True), TOKENS, {"prefer": "head_dim", "ratio": 0.3}, "qkv.weight:0/2"),
-    (Attention(heads=8, kv=4), TOKENS, {"prefer": "head_dim"}, "k.weight:0/1"),
-])
-def test_blocks_keep_indices_of_their_own(model: nn.Module, example: Tensor, options: dict[str, Any], block: str) -> None:
+@pytest.mark.parametrize(
+    "model, example, options, block",
+    [
+        (Grouped(), IMAGE, {}, "conv3.weight:1/1"),
+        (Grouped(), IMAGE, {}, "conv2.weight:1"),
+        (GroupNormed(), IMAGE, {}, "conv1.weight:0/1"),
+        (Attention(), TOKENS, {"prefer": "head_dim"}, "v.weight:0/1"),
+        (Attention(packed=True), TOKENS, {"prefer": "head_dim", "ratio": 0.3}, "qkv.weight:0/2"),
+        (Attention(heads=8, kv=4), TOKENS, {"prefer": "head_dim"}, "k.weight:0/1"),
+    ],
+)
+def test_blocks_keep_indices_of_their_own(
+    model: nn.Module, example: Tensor, options: dict[str, Any], block: str
+) -> None:
     graph = proven(model, example, **options)
     assert graph.kept is not None
     rows = graph.kept.choice[named(graph, block)]
@@ -341,7 +432,9 @@ def test_each_block_keeps_its_best() -> None:
         model.conv2.weight.fill_(0.0)
     graph = chosen(model, IMAGE)
     assert graph.kept is not None
-    best = model.conv1.weight[:, 0, 0, 0].reshape(4, 6).argsort(descending=True)[:, :3].sort().values
+    best = (
+        model.conv1.weight[:, 0, 0, 0].reshape(4, 6).argsort(descending=True)[:, :3].sort().values
+    )
     assert graph.kept.choice[named(graph, "conv1.weight:0/1")].tolist() == best.tolist()
 
 
@@ -359,7 +452,10 @@ def test_inputs_and_outputs_of_a_grouped_convolution_are_within_its_groups() -> 
     """Its inputs are a dimension of the weight beside the one that holds the groups."""
     graph = scored(Grouped(), IMAGE)
     groups = named(graph, "conv2.weight:0")
-    assert blocks_of(graph) == {named(graph, "conv2.weight:1"): groups, named(graph, "conv2.weight:0/1"): groups}
+    assert blocks_of(graph) == {
+        named(graph, "conv2.weight:1"): groups,
+        named(graph, "conv2.weight:0/1"): groups,
+    }
 
 
 def test_groups_are_not_chosen_per_channel() -> None:
@@ -367,7 +463,8 @@ def test_groups_are_not_chosen_per_channel() -> None:
     assert blocks_of(graph) == {named(graph, "conv1.weight:0/1"): named(graph, "conv1.weight:0")}
 
 
-# -- options ---------------------------------------------------------------------------------------------------------
+# -- options
+# --------------------------------------------------------------------------------------------------
 
 
 def test_equal_scores_keep_the_first() -> None:
@@ -392,7 +489,9 @@ def test_the_least_important_go() -> None:
 def test_kept_by_weight_group_and_module() -> None:
     for pattern in ("q*", "q.weight:0", "q", "?.bias"):
         graph = chosen(Attention(), TOKENS, keep=(pattern,))
-        assert graph.kept is not None and not graph.kept.changes(named(graph, "q.weight:0")), pattern
+        assert graph.kept is not None and not graph.kept.changes(named(graph, "q.weight:0")), (
+            pattern
+        )
         assert repr(pattern) in why(graph, "q.weight:0")
     assert left(chosen(Attention(), TOKENS, keep=("q.weight:0",)))["enter.weight"] == (6, 5)
     assert left(chosen(Attention(), TOKENS, keep=("q",)))["enter.weight"] == (12, 5)
@@ -417,14 +516,18 @@ def test_a_module_without_weights_is_no_pattern() -> None:
 
 
 def test_a_pattern_that_matches_nothing_names_its_neighbours() -> None:
-    with pytest.raises(IrpruneError, match=r"keep: 'fc3\*' matches no weight, group or module; near matches: .*fc1"):
+    with pytest.raises(
+        IrpruneError, match=r"keep: 'fc3\*' matches no weight, group or module; near matches: .*fc1"
+    ):
         chosen(Mlp(), VECTOR, keep=("fc3*",))
     with pytest.raises(IrpruneError, match="ratios: 'nope'"):
         chosen(Mlp(), VECTOR, ratios={"nope": 0.5})
 
 
 def test_ratios_of_their_own() -> None:
-    model = nn.Sequential(nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 2))
+    model = nn.Sequential(
+        nn.Linear(4, 20), nn.ReLU(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 2)
+    )
     graph = chosen(model, torch.randn(2, 4), ratio=0.5, ratios={"*": 0.2, "2.weight:0": 0.75})
     assert left(graph)["2.weight"] == (5, 16)
     graph = chosen(model, torch.randn(2, 4), ratios={"0.weight:0": 0})
@@ -464,7 +567,9 @@ def test_what_cannot_be_rounded_stays_whole_and_says_so() -> None:
 
 
 def test_one_threshold_for_all() -> None:
-    model = nn.Sequential(nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 2))
+    model = nn.Sequential(
+        nn.Linear(4, 30), nn.ReLU(), nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 2)
+    )
     with torch.no_grad():
         model[0].weight[:15] *= 0.01
         model[0].bias[:15] *= 0.01
@@ -475,15 +580,26 @@ def test_one_threshold_for_all() -> None:
     sizes = [int(graph.kept.size(named(graph, n))) for n in ("0.weight:0", "2.weight:0")]  # type: ignore[arg-type]
     assert sum(sizes) == 30 and sizes[0] <= 15
     assert graph.kept.kept(named(graph, "0.weight:0")).min() >= 15
-    dropped = {a: np.setdiff1d(np.arange(len(s)), graph.kept.kept(a)) for a, s in graph.scores.items()}
+    dropped = {
+        a: np.setdiff1d(np.arange(len(s)), graph.kept.kept(a)) for a, s in graph.scores.items()
+    }
     highest_gone = max(graph.scores[a][d].max() for a, d in dropped.items() if len(d))
     lowest_left = min(graph.scores[a][graph.kept.kept(a)].min() for a in dropped)
     assert highest_gone <= lowest_left
 
 
 def test_equal_structures_are_ranked_together() -> None:
-    """Two wide layers with different magnitudes share one threshold; the narrow one keeps its own ratio."""
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
+    """Two wide layers with different magnitudes share one threshold; the narrow one keeps its own
+    ratio."""
+    model = nn.Sequential(
+        nn.Linear(8, 16),
+        nn.ReLU(),
+        nn.Linear(16, 8),
+        nn.ReLU(),
+        nn.Linear(8, 16),
+        nn.ReLU(),
+        nn.Linear(16, 8),
+    )
     graph = scored(model, torch.randn(2, 8), normalise="none")
     graph.scores[named(graph, "0.weight:0")] += 100.0
     Choose(ratio=0.25, scope="isomorphic").run(graph)
@@ -494,17 +610,28 @@ def test_equal_structures_are_ranked_together() -> None:
 def test_ranks_respect_what_must_stay() -> None:
     axes = Axes()
     a, b = axes.leaf(4), axes.leaf(4)
-    ranking = Ranking({a: np.asarray([0.0, 0.0, 0.0, 0.0]), b: np.asarray([1.0, 2.0, 3.0, 4.0])}, {a: 2, b: 1})
+    ranking = Ranking(
+        {a: np.asarray([0.0, 0.0, 0.0, 0.0]), b: np.asarray([1.0, 2.0, 3.0, 4.0])}, {a: 2, b: 1}
+    )
     assert ranking.targets(0.5) == {a: 2.0, b: 2.0}
     assert ranking.targets(1.0) == {a: 2.0, b: 1.0}
 
 
-@pytest.mark.parametrize("options, said", [
-    ({"ratio": 1.5}, "ratio is 1.5"), ({"ratio": float("nan")}, "ratio is nan"), ({"max_ratio": -1}, "max_ratio is -1"),
-    ({"ratios": {"a": 2}}, "ratio of 'a' is 2"), ({"round_to": 0}, "round_to is 0"), ({"round_to": 2.5}, "round_to is 2.5"),
-    ({"scope": "galactic"}, "scope is 'galactic'"), ({"keep": "head*"}, "keep is the text"), ({"prefer": "tails"}, "prefer is 'tails'"),
-    ({"min_channels": 0}, "min_channels is 0"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"ratio": 1.5}, "ratio is 1.5"),
+        ({"ratio": float("nan")}, "ratio is nan"),
+        ({"max_ratio": -1}, "max_ratio is -1"),
+        ({"ratios": {"a": 2}}, "ratio of 'a' is 2"),
+        ({"round_to": 0}, "round_to is 0"),
+        ({"round_to": 2.5}, "round_to is 2.5"),
+        ({"scope": "galactic"}, "scope is 'galactic'"),
+        ({"keep": "head*"}, "keep is the text"),
+        ({"prefer": "tails"}, "prefer is 'tails'"),
+        ({"min_channels": 0}, "min_channels is 0"),
+    ],
+)
 def test_values_out_of_range_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(IrpruneError) as refused:
         chosen(Mlp(), VECTOR, **options)
@@ -513,15 +640,27 @@ def test_values_out_of_range_are_refused(options: dict[str, Any], said: str) -> 
 
 def test_every_free_group_is_cut_or_says_why() -> None:
     models: Sequence[tuple[nn.Module, Tensor]] = (
-        (Attention(heads=8, kv=2), TOKENS), (Grouped(), IMAGE), (Dense(), IMAGE), (Gated(True), VECTOR),
+        (Attention(heads=8, kv=2), TOKENS),
+        (Grouped(), IMAGE),
+        (Dense(), IMAGE),
+        (Gated(True), VECTOR),
     )
     for model, example in models:
-        for options in ({}, {"ratio": 0.02}, {"round_to": 16}, {"scope": "global", "ratio": 0.1}, {"keep": ("*",)}):
+        for options in (
+            {},
+            {"ratio": 0.02},
+            {"round_to": 16},
+            {"scope": "global", "ratio": 0.1},
+            {"keep": ("*",)},
+        ):
             graph = chosen(model, example, **options)
             assert graph.kept is not None
             for group in groups_of(graph):
                 if not group.frozen:
-                    assert graph.kept.changes(group.axis) != bool(graph.skipped.get(group.axis)), (group.name, options)
+                    assert graph.kept.changes(group.axis) != bool(graph.skipped.get(group.axis)), (
+                        group.name,
+                        options,
+                    )
 
 
 def test_same_input_same_choice() -> None:
@@ -531,5 +670,11 @@ def test_same_input_same_choice() -> None:
             torch.manual_seed(0)
             graph = chosen(Attention(heads=8, kv=4), TOKENS, ratio=0.4, scope=scope)
             assert graph.kept is not None and graph.kept.choice
-            made.append([(g.name, graph.kept.choice[g.axis].tolist()) for g in groups_of(graph) if g.axis in graph.kept.choice])
+            made.append(
+                [
+                    (g.name, graph.kept.choice[g.axis].tolist())
+                    for g in groups_of(graph)
+                    if g.axis in graph.kept.choice
+                ]
+            )
         assert made[0] == made[1]

@@ -1,4 +1,5 @@
-"""Cost polynomials against torch's own counter, against cut graphs, and budgets met to the last channel."""
+"""Cost polynomials against torch's own counter, against cut graphs, and budgets met to the last
+channel."""
 
 from __future__ import annotations
 
@@ -26,7 +27,18 @@ from irprune.passes.choose import Choose
 from irprune.passes.infer_axes import InferAxes
 from irprune.passes.score import Score
 
-CASES = ("resnet50", "resnext50", "shufflenetv2", "densenet121", "unet", "swin_t", "llama", "moe", "einsum_attention", "tied_weights")
+CASES = (
+    "resnet50",
+    "resnext50",
+    "shufflenetv2",
+    "densenet121",
+    "unet",
+    "swin_t",
+    "llama",
+    "moe",
+    "einsum_attention",
+    "tied_weights",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +65,8 @@ def mlp(*widths: int) -> Graph:
     return graph
 
 
-# -- exact -----------------------------------------------------------------------------------------------------------
+# -- exact
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -61,7 +74,11 @@ def test_whole_models(name: str) -> None:
     """MACs are half of torch's flops, parameters are those of the model."""
     model, args, kwargs, graph = scored(name)
     found = cost(graph)
-    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # it overlooks the fused kernel
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # it overlooks the fused kernel
         model(*args, **kwargs)
     assert found.macs == counter.get_total_flops() // 2
     assert found.params == sum(p.numel() for p in model.parameters())
@@ -69,7 +86,10 @@ def test_whole_models(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("options", [{"ratio": 0.3}, {"ratio": 0.6, "scope": "global"}, {"prefer": "head_dim", "round_to": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [{"ratio": 0.3}, {"ratio": 0.6, "scope": "global"}, {"prefer": "head_dim", "round_to": 2}],
+)
 def test_predicted_is_what_the_cut_graph_costs(name: str, options: dict[str, Any]) -> None:
     graph = scored(name)[3]
     Choose(**options).run(graph)
@@ -88,7 +108,8 @@ def test_a_frozen_axis_is_no_choice() -> None:
         Costs(graph).at({frozen.axis: 1})
 
 
-# -- activation ------------------------------------------------------------------------------------------------------
+# -- activation
+# --------------------------------------------------------------------------------------------------
 
 
 def activation(model: nn.Module, *args: Tensor) -> int:
@@ -96,7 +117,9 @@ def activation(model: nn.Module, *args: Tensor) -> int:
 
 
 def test_values_are_alive_until_they_are_last_read() -> None:
-    assert activation(nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 3), nn.Linear(3, 20)), torch.randn(2, 6)) == 4 * 2 * (3 + 20)
+    assert activation(
+        nn.Sequential(nn.Linear(6, 10), nn.Linear(10, 3), nn.Linear(3, 20)), torch.randn(2, 6)
+    ) == 4 * 2 * (3 + 20)
 
     class Skip(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -116,7 +139,9 @@ def test_views_take_no_memory_and_keep_what_they_show_alive() -> None:
             left, right = (x * self.wide).view(2, 3, 4).transpose(1, 2).chunk(2, 1)
             return left.sin().cos() + right
 
-    assert activation(Views(), torch.randn(2, 1)) == 4 * (24 + 12 + 12)  # all of what is halved, one half changed, and the result
+    assert activation(Views(), torch.randn(2, 1)) == 4 * (
+        24 + 12 + 12
+    )  # all of what is halved, one half changed, and the result
 
     class Shown(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,7 +162,8 @@ def test_outputs_stay_alive() -> None:
 
 
 def test_peak_against_real_storages() -> None:
-    """Live storages of an eager run, by weak references: what the polynomial says, one node after the other."""
+    """Live storages of an eager run, by weak references: what the polynomial says, one node after
+    the other."""
     import weakref
 
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -148,7 +174,9 @@ def test_peak_against_real_storages() -> None:
             self.alive: dict[int, tuple[Any, int]] = {}
             self.peak = 0
 
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
             out = func(*args, **(kwargs or {}))
             if isinstance(out, Tensor):
                 storage = out.untyped_storage()
@@ -169,25 +197,35 @@ def test_peak_against_real_storages() -> None:
     with Watch() as watch:
         x = torch.ones(4, 6).add(1)
         Net()(x)
-    assert activation(Net(), x) == watch.peak - 4 * 24 == 4 * (48 + 48 + 48)  # the caller's input stays alive in the eager run
+    assert (
+        activation(Net(), x) == watch.peak - 4 * 24 == 4 * (48 + 48 + 48)
+    )  # the caller's input stays alive in the eager run
 
 
-# -- symbols ---------------------------------------------------------------------------------------------------------
+# -- symbols
+# --------------------------------------------------------------------------------------------------
 
 
 def test_dynamic_sizes_take_the_values_of_the_example() -> None:
     model = nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
-    graph = api.analyse(api.capture(model, (torch.randn(7, 6),), None, {"input": {0: torch.export.Dim("batch", max=64)}}))
+    graph = api.analyse(
+        api.capture(
+            model, (torch.randn(7, 6),), None, {"input": {0: torch.export.Dim("batch", max=64)}}
+        )
+    )
     assert cost(graph).macs == 7 * 90
     symbol = str(graph.inputs[0].shape[0])
     assert cost(graph, symbols={symbol: 5}).macs == 5 * 90
     assert cost(graph, symbols={}).macs == 90
 
 
-# -- budgets ---------------------------------------------------------------------------------------------------------
+# -- budgets
+# --------------------------------------------------------------------------------------------------
 
 
-def bounds_hold(graph: Graph, budget: dict[str, float], options: dict[str, Any]) -> tuple[Cost, Cost]:
+def bounds_hold(
+    graph: Graph, budget: dict[str, float], options: dict[str, Any]
+) -> tuple[Cost, Cost]:
     """The bounds hold, and no group could be one step larger."""
     Choose(budget=budget, **options).run(graph)
     assert graph.kept is not None
@@ -206,15 +244,29 @@ def bounds_hold(graph: Graph, budget: dict[str, float], options: dict[str, Any])
 
 @pytest.mark.parametrize("name", ["resnet50", "llama", "swin_t", "shufflenetv2"])
 @pytest.mark.parametrize("scope", ["local", "global", "isomorphic", "knapsack"])
-@pytest.mark.parametrize("budget", [{"macs": 0.5}, {"params": 0.35}, {"bytes": 0.6}, {"activation": 0.8}, {"macs": 0.6, "params": 0.5}])
-def test_budgets_are_met_to_the_last_channel(name: str, scope: str, budget: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "budget",
+    [
+        {"macs": 0.5},
+        {"params": 0.35},
+        {"bytes": 0.6},
+        {"activation": 0.8},
+        {"macs": 0.6, "params": 0.5},
+    ],
+)
+def test_budgets_are_met_to_the_last_channel(
+    name: str, scope: str, budget: dict[str, float]
+) -> None:
     graph = scored(name)[3]
     whole, found = bounds_hold(graph, budget, {"scope": scope})
-    assert min(budget[k] - found[k] / whole[k] for k in budget) < 0.03  # small models: a channel is a few percent
+    assert (
+        min(budget[k] - found[k] / whole[k] for k in budget) < 0.03
+    )  # small models: a channel is a few percent
 
 
 def test_a_knapsack_weighs_what_is_lost_by_what_it_saves() -> None:
-    """Of two groups of equal scores the one whose index saves more gives; without a budget there is nothing to weigh by."""
+    """Of two groups of equal scores the one whose index saves more gives; without a budget there is
+    nothing to weigh by."""
     graph = mlp(512, 64, 64, 4)
     graph.scores = {g.axis: np.linspace(1, 2, g.size) for g in groups_of(graph) if not g.frozen}
     bounds_hold(graph, {"macs": 0.7}, {"scope": "knapsack"})
@@ -259,7 +311,8 @@ def test_steps_and_caps_hold_under_a_budget() -> None:
 
 
 def test_groups_with_a_ratio_of_their_own_are_left_to_it() -> None:
-    """Its channels would be the cheapest to give back: one of the second layer costs more than what is left of the budget."""
+    """Its channels would be the cheapest to give back: one of the second layer costs more than what
+    is left of the budget."""
     graph = mlp(2, 64, 8, 512, 4)
     Choose(budget={"macs": 0.6}, ratios={"0.weight:0": 0.25}).run(graph)
     assert graph.kept is not None
@@ -273,15 +326,26 @@ def test_a_budget_out_of_reach_says_what_holds_it_up() -> None:
         Choose(budget={"params": 0.01}, keep=("2",)).run(graph)
     text = str(refused.value)
     smallest = cost(graph, Kept({})).params
-    assert f"the smallest reachable is {smallest:,}" in text and "what holds it up: 2.weight 4,096" in text
+    assert (
+        f"the smallest reachable is {smallest:,}" in text
+        and "what holds it up: 2.weight 4,096" in text
+    )
     with pytest.raises(IrpruneError, match="the budget of 1 macs cannot be met"):
         Choose(budget={"macs": 1.0001e0}).run(mlp(8, 64, 4))
 
 
-@pytest.mark.parametrize("budget, said", [
-    ({}, "the budget is empty"), ({"watts": 0.5}, "no budget on 'watts' \\(choose\\); one of macs, params, bytes, activation"),
-    ({"macs": 0}, "the budget on macs is 0"), ({"macs": float("nan")}, "the budget on macs is nan"),
-])
+@pytest.mark.parametrize(
+    "budget, said",
+    [
+        ({}, "the budget is empty"),
+        (
+            {"watts": 0.5},
+            "no budget on 'watts' \\(choose\\); one of macs, params, bytes, activation",
+        ),
+        ({"macs": 0}, "the budget on macs is 0"),
+        ({"macs": float("nan")}, "the budget on macs is nan"),
+    ],
+)
 def test_budgets_that_make_no_sense(budget: dict[str, float], said: str) -> None:
     with pytest.raises(IrpruneError, match=said):
         Choose(budget=budget)

@@ -1,4 +1,5 @@
-"""The emitted module: readable, called as the original, trainable, at home without irprune, and byte for byte the same twice."""
+"""The emitted module: readable, called as the original, trainable, at home without irprune, and
+byte for byte the same twice."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ def emitted(model: nn.Module, *args: Any, dynamic: Any = None, **kwargs: Any) ->
     return emit_module(captured(model, *args, dynamic=dynamic, **kwargs))
 
 
-# -- every operator ----------------------------------------------------------------------------------------------------
+# -- every operator
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)
@@ -67,7 +69,8 @@ def test_a_wrong_spelling_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         test_each_spelling_runs_as_the_overload_does(case)
 
 
-# -- the source --------------------------------------------------------------------------------------------------------
+# -- the source
+# --------------------------------------------------------------------------------------------------
 
 
 def test_source_reads_as_a_person_would_write_it() -> None:
@@ -105,12 +108,15 @@ def test_every_case_comes_out_as_it_came_in(name: str) -> None:
 
 
 class Everything(nn.Module):
-    """Tied weights, a dropout layer, a buffer that is not saved, one that is never read, a frozen weight, a functional dropout."""
+    """Tied weights, a dropout layer, a buffer that is not saved, one that is never read, a frozen
+    weight, a functional dropout."""
 
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(11, 8)
-        self.inner = nn.Sequential(OrderedDict(up=nn.Linear(8, 12), drop=nn.Dropout(0.5), down=nn.Linear(12, 8)))
+        self.inner = nn.Sequential(
+            OrderedDict(up=nn.Linear(8, 12), drop=nn.Dropout(0.5), down=nn.Linear(12, 8))
+        )
         self.norm = nn.BatchNorm1d(8)
         self.head = nn.Linear(8, 11, bias=False)
         self.head.weight = self.table.weight
@@ -143,12 +149,16 @@ def test_state_is_the_models_own(everything: tuple[nn.Module, nn.Module, Tensor]
     out.load_state_dict(model.state_dict())
 
 
-def test_training_never_reaches_the_users_model(everything: tuple[nn.Module, nn.Module, Tensor]) -> None:
+def test_training_never_reaches_the_users_model(
+    everything: tuple[nn.Module, nn.Module, Tensor],
+) -> None:
     model, out, ids = everything
     before = {k: v.clone() for k, v in model.state_dict().items()} | {"shift": model.shift.clone()}
     shared = {t.untyped_storage().data_ptr() for t in before.values()}
     shared |= {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    assert not shared & {t.untyped_storage().data_ptr() for t in (*out.parameters(), *out.buffers())}
+    assert not shared & {
+        t.untyped_storage().data_ptr() for t in (*out.parameters(), *out.buffers())
+    }
     out.train()
     optimizer = torch.optim.SGD([p for p in out.parameters() if p.requires_grad], 0.1)
     optimizer.zero_grad()
@@ -160,7 +170,9 @@ def test_training_never_reaches_the_users_model(everything: tuple[nn.Module, nn.
     assert torch.equal(model.shift, before["shift"])
 
 
-def test_train_and_eval_mean_what_they_mean(everything: tuple[nn.Module, nn.Module, Tensor]) -> None:
+def test_train_and_eval_mean_what_they_mean(
+    everything: tuple[nn.Module, nn.Module, Tensor],
+) -> None:
     model, out, ids = everything
     assert not out.training
     torch.manual_seed(1)
@@ -179,7 +191,9 @@ class Written(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Conv2d(3, 8, 3)
-        self.drops = nn.ModuleList([nn.Dropout(0.5), nn.Dropout2d(0.5), nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5)])
+        self.drops = nn.ModuleList(
+            [nn.Dropout(0.5), nn.Dropout2d(0.5), nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5)]
+        )
         self.last = nn.Sequential(nn.RReLU(), nn.Dropout(0.5, inplace=True))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -235,7 +249,9 @@ def test_compiles_exports_and_traces_again(everything: tuple[nn.Module, nn.Modul
     assert source_of(emitted(out, ids)) == source_of(out).replace("Everything", "Model")
 
 
-def test_pickle_loads_in_another_process(everything: tuple[nn.Module, nn.Module, Tensor], tmp_path: Path) -> None:
+def test_pickle_loads_in_another_process(
+    everything: tuple[nn.Module, nn.Module, Tensor], tmp_path: Path
+) -> None:
     _, out, ids = everything
     torch.save((out, ids), tmp_path / "whole.pt")
     code = "import sys, torch; m, x = torch.load(sys.argv[1], weights_only=False); torch.save(m(x).detach(), sys.argv[1])"
@@ -247,7 +263,9 @@ def test_recurrent_layers_come_out_as_layers() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.lstm = nn.LSTM(6, 5, num_layers=2, bidirectional=True, batch_first=True, dropout=0.3)
+            self.lstm = nn.LSTM(
+                6, 5, num_layers=2, bidirectional=True, batch_first=True, dropout=0.3
+            )
             self.gru = nn.GRU(10, 4)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -263,7 +281,8 @@ def test_recurrent_layers_come_out_as_layers() -> None:
     assert relative_error(outputs(out, x), outputs(model, x)) < 1e-6
 
 
-# -- the call ----------------------------------------------------------------------------------------------------------
+# -- the call
+# --------------------------------------------------------------------------------------------------
 
 
 Pair = namedtuple("Pair", ["left", "right"])
@@ -281,14 +300,31 @@ class Nested(nn.Module):
         super().__init__()
         self.fc = nn.Linear(4, 6)
 
-    def forward(self, x: Tensor, scale: float = 1.0, flag: bool = False, *rest: Tensor, where: Pair, **extra: Tensor) -> dict[str, Any]:
+    def forward(
+        self,
+        x: Tensor,
+        scale: float = 1.0,
+        flag: bool = False,
+        *rest: Tensor,
+        where: Pair,
+        **extra: Tensor,
+    ) -> dict[str, Any]:
         y = self.fc(x) * scale + rest[0]
         answer = Answer(y, [where.left + y, where.right])
-        return {"answer": answer, "pair": Pair(y * 2, None), "ordered": OrderedDict(a=(y, extra["bias"])), "flag": flag, "name": "n"}
+        return {
+            "answer": answer,
+            "pair": Pair(y * 2, None),
+            "ordered": OrderedDict(a=(y, extra["bias"])),
+            "flag": flag,
+            "name": "n",
+        }
 
 
 def nested_call() -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return (torch.randn(2, 4), 2.0, True, torch.randn(6)), {"where": Pair(torch.randn(6), torch.ones(1)), "bias": torch.randn(3)}
+    return (torch.randn(2, 4), 2.0, True, torch.randn(6)), {
+        "where": Pair(torch.randn(6), torch.ones(1)),
+        "bias": torch.randn(3),
+    }
 
 
 def test_signature_and_nested_results_stay() -> None:
@@ -297,10 +333,16 @@ def test_signature_and_nested_results_stay() -> None:
     args, kwargs = nested_call()
     out = emitted(model, *args, **kwargs)
     theirs, ours = model(*args, **kwargs), out(*args, **kwargs)
-    assert isinstance(ours["answer"], Answer) and isinstance(ours["pair"], Pair) and isinstance(ours["ordered"], OrderedDict)
+    assert (
+        isinstance(ours["answer"], Answer)
+        and isinstance(ours["pair"], Pair)
+        and isinstance(ours["ordered"], OrderedDict)
+    )
     assert ours["answer"].missing is None and ours["pair"].right is None
     assert ours["flag"] is True and ours["name"] == "n" and list(ours) == list(theirs)
-    assert all(torch.equal(a, b) for a, b in zip(flat_tensors(ours), flat_tensors(theirs), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(flat_tensors(ours), flat_tensors(theirs), strict=True)
+    )
 
 
 def test_arguments_go_by_name_and_other_constants_are_refused() -> None:
@@ -309,7 +351,9 @@ def test_arguments_go_by_name_and_other_constants_are_refused() -> None:
             super().__init__()
             self.fc = nn.Linear(4, 6)
 
-        def forward(self, x: Tensor, mask: Tensor | None = None, gain: float = 1.0, *, loud: bool = False) -> Tensor:
+        def forward(
+            self, x: Tensor, mask: Tensor | None = None, gain: float = 1.0, *, loud: bool = False
+        ) -> Tensor:
             y = self.fc(x) * gain
             return y * 2 if loud else y
 
@@ -359,7 +403,9 @@ def test_modules_with_names_that_python_lacks() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.parts = nn.ModuleDict({"a-b": nn.Linear(3, 3), "0": nn.Linear(3, 3), "class": nn.Linear(3, 3)})
+            self.parts = nn.ModuleDict(
+                {"a-b": nn.Linear(3, 3), "0": nn.Linear(3, 3), "class": nn.Linear(3, 3)}
+            )
             self.many = nn.ParameterList([nn.Parameter(torch.randn(3))])
 
         def forward(self, x: Tensor) -> Tensor:
@@ -378,7 +424,9 @@ def test_unprintable_results_are_refused_by_name() -> None:
         def __init__(self, x: Tensor) -> None:
             self.x = x
 
-    torch.utils._pytree.register_pytree_node(Opaque, lambda o: ([o.x], object()), lambda c, _: Opaque(*c))
+    torch.utils._pytree.register_pytree_node(
+        Opaque, lambda o: ([o.x], object()), lambda c, _: Opaque(*c)
+    )
 
     class Net(nn.Module):
         def forward(self, x: Tensor) -> Opaque:
@@ -390,7 +438,8 @@ def test_unprintable_results_are_refused_by_name() -> None:
         write(graph)
 
 
-# -- ONNX --------------------------------------------------------------------------------------------------------------
+# -- ONNX
+# --------------------------------------------------------------------------------------------------
 
 
 def test_onnx_names_and_dynamic_axes(tmp_path: Path) -> None:
@@ -401,29 +450,56 @@ def test_onnx_names_and_dynamic_axes(tmp_path: Path) -> None:
     args, kwargs = case.example_inputs(small=True)
     pruned = irprune.prune(case.build(small=True), args, kwargs)
     model = onnx.load(str(pruned.onnx(tmp_path / "m.onnx")))
-    assert [v.name for v in model.graph.input] == ["features_image", "features_text", "context_mask", "context_scale", "offset"]
-    assert [v.name for v in model.graph.output] == ["prediction_logits", "prediction_confidence", "hidden_0", "hidden_1"]
+    assert [v.name for v in model.graph.input] == [
+        "features_image",
+        "features_text",
+        "context_mask",
+        "context_scale",
+        "offset",
+    ]
+    assert [v.name for v in model.graph.output] == [
+        "prediction_logits",
+        "prediction_confidence",
+        "hidden_0",
+        "hidden_1",
+    ]
     onnx.checker.check_model(model, full_check=True)
     assert not any(n.metadata_props for n in model.graph.node)
     parity = pruned.report.parity
     assert parity is not None and parity.passed and len(parity.outputs) == 4
-    assert sum(parity.nodes.values()) > 5 and set(parity.nodes) == {"CPUExecutionProvider"} and parity.provider == "CPUExecutionProvider"
+    assert (
+        sum(parity.nodes.values()) > 5
+        and set(parity.nodes) == {"CPUExecutionProvider"}
+        and parity.provider == "CPUExecutionProvider"
+    )
 
     case = models.get("digits")
-    pruned = irprune.prune(case.build(small=True), (torch.randn(2, 1, 8, 8),), dynamic_shapes=case.dynamic)
+    pruned = irprune.prune(
+        case.build(small=True), (torch.randn(2, 1, 8, 8),), dynamic_shapes=case.dynamic
+    )
     model = onnx.load(str(pruned.onnx(tmp_path / "d.onnx")))
     shape = model.graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_value for d in shape][1:] == [1, 8, 8] and shape[0].dim_param
 
 
-def test_onnx_that_differs_from_the_module_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_that_differs_from_the_module_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from irprune.errors import CheckFailed
     from irprune.validate import module_parity
 
     torch.manual_seed(0)
-    pruned = irprune.prune(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),))
+    pruned = irprune.prune(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),)
+    )
     real = module_parity.measure
-    monkeypatch.setattr(module_parity, "measure", lambda path, feed, expected, device: real(path, feed, [e * 1.001 for e in expected], device))
+    monkeypatch.setattr(
+        module_parity,
+        "measure",
+        lambda path, feed, expected, device: real(
+            path, feed, [e * 1.001 for e in expected], device
+        ),
+    )
     with pytest.raises(CheckFailed, match="differs from the module"):
         pruned.onnx(tmp_path / "m.onnx")
 

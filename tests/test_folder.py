@@ -1,4 +1,5 @@
-"""Folders of a pruned model: complete, at home without irprune, the same bytes twice, and never half-written."""
+"""Folders of a pruned model: complete, at home without irprune, the same bytes twice, and never
+half-written."""
 
 from __future__ import annotations
 
@@ -32,18 +33,38 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[irprune.Pruned, Pat
 
 def test_folder_holds_everything_and_loads_back(saved: tuple[irprune.Pruned, Path]) -> None:
     pruned, folder = saved
-    names = ["model.onnx", "model.pt2", "model.py", "plan.json", "report.html", "report.json", "weights.safetensors"]
+    names = [
+        "model.onnx",
+        "model.pt2",
+        "model.py",
+        "plan.json",
+        "report.html",
+        "report.json",
+        "weights.safetensors",
+    ]
     assert sorted(p.name for p in folder.iterdir()) == names
     args, kwargs = models.get("dict_io").example_inputs(small=True)
     expected = outputs(pruned.module, *args, **kwargs)
     assert relative_error(outputs(from_folder(folder), *args, **kwargs), expected) == 0
-    assert relative_error(outputs(torch.export.load(str(folder / "model.pt2")).module(), *args, **kwargs), expected) <= 1e-6
+    assert (
+        relative_error(
+            outputs(torch.export.load(str(folder / "model.pt2")).module(), *args, **kwargs),
+            expected,
+        )
+        <= 1e-6
+    )
 
 
-def test_folder_loads_without_irprune_and_without_the_users_classes(saved: tuple[irprune.Pruned, Path], tmp_path: Path) -> None:
+def test_folder_loads_without_irprune_and_without_the_users_classes(
+    saved: tuple[irprune.Pruned, Path], tmp_path: Path
+) -> None:
     pruned, folder = saved
     args, kwargs = models.get("dict_io").example_inputs(small=True)
-    call = (dict(args[0]), {"mask": kwargs["context"].mask, "scale": kwargs["context"].scale}, kwargs["offset"])
+    call = (
+        dict(args[0]),
+        {"mask": kwargs["context"].mask, "scale": kwargs["context"].scale},
+        kwargs["offset"],
+    )
     torch.save(call, tmp_path / "call.pt")
     code = f"""
 import sys
@@ -82,9 +103,13 @@ def test_the_same_call_writes_the_same_bytes(name: str, tmp_path: Path) -> None:
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
 
-def test_a_failure_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    pruned = irprune.prune(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),))
+    pruned = irprune.prune(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),)
+    )
     folder = pruned.save(tmp_path / "net")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
 
@@ -106,7 +131,10 @@ def test_a_failure_leaves_nothing_half_written(tmp_path: Path, monkeypatch: pyte
 
 def test_a_foreign_folder_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(IrpruneError, match="not a folder that irprune wrote"), replace_folder(tmp_path):
+    with (
+        pytest.raises(IrpruneError, match="not a folder that irprune wrote"),
+        replace_folder(tmp_path),
+    ):
         pass
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

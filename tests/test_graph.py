@@ -36,7 +36,8 @@ def f32(*shape: int) -> TensorType:
     return TensorType("f32", shape)
 
 
-# -- use-def -----------------------------------------------------------------------------------------------------------
+# -- use-def
+# --------------------------------------------------------------------------------------------------
 
 
 def test_users_count_operand_slots() -> None:
@@ -69,7 +70,11 @@ def test_what_is_used_cannot_be_removed() -> None:
     graph.replace(graph.nodes[1].out, graph.nodes[0].out)
     relu = graph.nodes[1]
     graph.remove(relu)
-    assert relu not in graph.nodes and relu.graph is None and graph.nodes[0].out.users == {graph.nodes[1]: 2}
+    assert (
+        relu not in graph.nodes
+        and relu.graph is None
+        and graph.nodes[0].out.users == {graph.nodes[1]: 2}
+    )
     verify(graph)
 
 
@@ -108,7 +113,8 @@ def test_a_copy_shares_nothing_that_an_edit_changes() -> None:
     assert str(graph) == before and graph.nodes[0].origin.target == ""
 
 
-# -- the verifier ------------------------------------------------------------------------------------------------------
+# -- the verifier
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_sound_graph_has_no_faults() -> None:
@@ -170,22 +176,27 @@ def made_input(graph: Graph) -> None:
     graph.inputs[0].producer = graph.nodes[0]
 
 
-@pytest.mark.parametrize(("plant", "about", "says"), [
-    (order, "s", "%r is read before it is made"),
-    (stranger, "r", "%ghost is not of this graph"),
-    (same_name, "r", "two values have this name"),
-    (no_name, "", "a value without a name"),
-    (miscounted, "h", "0 uses are recorded, 1 found"),
-    (past_the_back, "h", "1 uses are recorded, 2 found"),
-    (adopted, "r", "the node belongs to another graph"),
-    (two_parents, "s", "result 0 says that another node makes it"),
-    (renamed_weight, "upper", "the weight stands under the name 'up'"),
-    (foreign_result, None, "the graph returns %ghost, which is not of this graph"),
-    (wrong_width, "y", "sizes 8 and 7 meet"),
-    (wrong_result, "y", "the type is f32[2, 4], the rule of linear gives [2, 3]"),
-    (made_input, "x", "an input or a weight is made by linear"),
-])
-def test_a_planted_fault_is_found_where_it_is(plant: Callable[[Graph], None], about: str | None, says: str) -> None:
+@pytest.mark.parametrize(
+    ("plant", "about", "says"),
+    [
+        (order, "s", "%r is read before it is made"),
+        (stranger, "r", "%ghost is not of this graph"),
+        (same_name, "r", "two values have this name"),
+        (no_name, "", "a value without a name"),
+        (miscounted, "h", "0 uses are recorded, 1 found"),
+        (past_the_back, "h", "1 uses are recorded, 2 found"),
+        (adopted, "r", "the node belongs to another graph"),
+        (two_parents, "s", "result 0 says that another node makes it"),
+        (renamed_weight, "upper", "the weight stands under the name 'up'"),
+        (foreign_result, None, "the graph returns %ghost, which is not of this graph"),
+        (wrong_width, "y", "sizes 8 and 7 meet"),
+        (wrong_result, "y", "the type is f32[2, 4], the rule of linear gives [2, 3]"),
+        (made_input, "x", "an input or a weight is made by linear"),
+    ],
+)
+def test_a_planted_fault_is_found_where_it_is(
+    plant: Callable[[Graph], None], about: str | None, says: str
+) -> None:
     graph = net()
     plant(graph)
     place, text = faults(graph)[0]
@@ -203,7 +214,9 @@ def test_the_error_shows_the_lines_with_the_message_in_place() -> None:
     with pytest.raises(Broken) as caught:
         verify(graph)
     assert caught.value.first == "%h: 1 uses are recorded, 2 found"
-    assert str(caught.value) == """\
+    assert (
+        str(caught.value)
+        == """\
 %h: 1 uses are recorded, 2 found (and 1 more)
   ...
   %up: f32[8, 6] = parameter
@@ -216,6 +229,7 @@ def test_the_error_shows_the_lines_with_the_message_in_place() -> None:
   %s: f32[2, 8] = add(%r, %h)
   %y: f32[2, 3] = linear(%s, %down)
   return %y"""
+    )
     assert from_text(str(graph)).nodes[0].out.name == "h", "marks are comments"
 
 
@@ -239,7 +253,10 @@ def test_a_choice_on_what_may_not_change_is_a_fault() -> None:
     InferAxes().run(graph)
     classes = graph.weights["down"].axes[0]  # type: ignore[index]
     graph.kept = Kept({classes: [0, 1]})
-    assert faults(graph)[0][1] == "something is dropped of an axis that may not change: graph output 'y'"
+    assert (
+        faults(graph)[0][1]
+        == "something is dropped of an axis that may not change: graph output 'y'"
+    )
     graph.kept = Kept({Axes().leaf(4): [0]})
     assert "which is no axis of this graph" in faults(graph)[0][1]
 
@@ -250,10 +267,14 @@ def test_the_deep_check_asks_torch() -> None:
     verify(graph)
     with pytest.raises(Broken, match=r"%r: the type is f16\[2, 8\], torch gives f32\[2, 8\]"):
         verify(graph, deep=True)
-    graph = from_text("graph g {\n  %x: f32[n, 6] = input\n\n  %y: f32[n, 7] = relu(%x)\n  return %y\n}")
+    graph = from_text(
+        "graph g {\n  %x: f32[n, 6] = input\n\n  %y: f32[n, 7] = relu(%x)\n  return %y\n}"
+    )
     with pytest.raises(Broken, match=r"the type is f32\[n, 7\], torch gives f32\[\d+, 6\]"):
         verify(graph, deep=True)
-    graph = from_text("graph g {\n  %x: f32[2, 3] = input\n\n  %y: f32[4, 2] = conv(%x, %x) {groups=1}\n  return %y\n}")
+    graph = from_text(
+        "graph g {\n  %x: f32[2, 3] = input\n\n  %y: f32[4, 2] = conv(%x, %x) {groups=1}\n  return %y\n}"
+    )
     graph.nodes[0].origin.dialect = "aten"
     graph.nodes[0].origin.target = "aten.mm.default"
     graph.nodes[0].origin.layout = (("self", 0), ("mat2", 1))

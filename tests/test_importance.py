@@ -37,7 +37,11 @@ class Net(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.norm, self.conv2 = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3)
+        self.conv1, self.norm, self.conv2 = (
+            nn.Conv2d(3, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 6, 3),
+        )
         self.fc = nn.Linear(6 * 4, 5)
         nn.init.normal_(self.norm.weight)
         nn.init.normal_(self.norm.running_mean)
@@ -63,11 +67,17 @@ def numpy_of(t: Tensor) -> np.ndarray:
     return t.detach().double().numpy()
 
 
-# -- profiles --------------------------------------------------------------------------------------------------------
+# -- profiles
+# --------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(st.lists(st.integers(1, 7), min_size=1, max_size=4), st.sampled_from([1.0, 2.0, float("inf")]), st.booleans(), st.integers(0, 5))
+@given(
+    st.lists(st.integers(1, 7), min_size=1, max_size=4),
+    st.sampled_from([1.0, 2.0, float("inf")]),
+    st.booleans(),
+    st.integers(0, 5),
+)
 def test_profiles_are_sums_of_powers(shape: list[int], p: float, as_torch: bool, seed: int) -> None:
     array = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
     wanted = [*((d,) for d in range(len(shape))), *permutations(range(len(shape)), 2)]
@@ -75,7 +85,11 @@ def test_profiles_are_sums_of_powers(shape: list[int], p: float, as_torch: bool,
     for dims in wanted:
         powers = np.abs(array.astype(np.float64)) if p != 2.0 else array.astype(np.float64) ** 2
         powers = np.moveaxis(powers, dims, range(len(dims))).reshape(*(shape[d] for d in dims), -1)
-        np.testing.assert_allclose(found[dims], powers.max(axis=-1) if p == float("inf") else powers.sum(axis=-1), rtol=1e-5)
+        np.testing.assert_allclose(
+            found[dims],
+            powers.max(axis=-1) if p == float("inf") else powers.sum(axis=-1),
+            rtol=1e-5,
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -85,9 +99,15 @@ def test_chunks_strides_and_precisions(dtype: torch.dtype) -> None:
         array = array.to(dtype)
         for p in (1.0, 2.0):
             found = profile(array, ((0,), (1,), (1, 0)), p)
-            np.testing.assert_allclose(found[(0,)], numpy_of(array.double().abs().pow(p).sum(1)), rtol=2e-5)
-            np.testing.assert_allclose(found[(1,)], numpy_of(array.double().abs().pow(p).sum(0)), rtol=2e-5)
-            np.testing.assert_allclose(found[(1, 0)], numpy_of(array.double().abs().pow(p).t()), rtol=2e-5)
+            np.testing.assert_allclose(
+                found[(0,)], numpy_of(array.double().abs().pow(p).sum(1)), rtol=2e-5
+            )
+            np.testing.assert_allclose(
+                found[(1,)], numpy_of(array.double().abs().pow(p).sum(0)), rtol=2e-5
+            )
+            np.testing.assert_allclose(
+                found[(1, 0)], numpy_of(array.double().abs().pow(p).t()), rtol=2e-5
+            )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -100,20 +120,32 @@ def test_bad_values_are_named(bad: float, p: float) -> None:
         scores(model, IMAGE, p=p)
 
 
-# -- magnitude -------------------------------------------------------------------------------------------------------
+# -- magnitude
+# --------------------------------------------------------------------------------------------------
 
 
 def members_of(model: Net, p: float) -> dict[str, list[np.ndarray]]:
-    """The p-th powers of each place, written out by hand. Biases and running statistics do not count."""
-    w1, w2, g, fc = (numpy_of(t) for t in (model.conv1.weight, model.conv2.weight, model.norm.weight, model.fc.weight))
+    """The p-th powers of each place, written out by hand. Biases and running statistics do not
+    count."""
+    w1, w2, g, fc = (
+        numpy_of(t)
+        for t in (model.conv1.weight, model.conv2.weight, model.norm.weight, model.fc.weight)
+    )
 
     def powers(x: np.ndarray) -> np.ndarray:
         return np.abs(x) ** (1 if p == float("inf") else p)
 
     join = np.max if p == float("inf") else np.sum
     return {
-        "conv1.weight:0": [join(powers(w1), axis=(1, 2, 3)), powers(g), join(powers(w2), axis=(0, 2, 3))],
-        "conv2.weight:0": [join(powers(w2), axis=(1, 2, 3)), join(powers(fc.reshape(5, 6, 4)), axis=(0, 2))],
+        "conv1.weight:0": [
+            join(powers(w1), axis=(1, 2, 3)),
+            powers(g),
+            join(powers(w2), axis=(0, 2, 3)),
+        ],
+        "conv2.weight:0": [
+            join(powers(w2), axis=(1, 2, 3)),
+            join(powers(fc.reshape(5, 6, 4)), axis=(0, 2)),
+        ],
     }
 
 
@@ -125,7 +157,9 @@ def test_magnitude_over_all_places(p: float, reduce: str) -> None:
     assert found.keys() == {"conv1.weight:0", "conv2.weight:0"}
     for name, places in members_of(model, p).items():
         expected = getattr(np, reduce)(np.stack(places), axis=0)
-        np.testing.assert_allclose(found[name], np.sqrt(expected) if p == 2 else expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            found[name], np.sqrt(expected) if p == 2 else expected, rtol=1e-5
+        )
 
 
 def test_biases_count_when_asked() -> None:
@@ -140,7 +174,13 @@ def test_what_is_a_scale_and_what_a_bias() -> None:
     weights = analysed(Net(), IMAGE).weights
     assert [n for n, w in weights.items() if is_scale(w)] == ["norm.weight"]
     statistics = {"norm.running_mean", "norm.running_var"}
-    assert {n for n, w in weights.items() if is_bias(w)} == {"conv1.bias", "norm.bias", "conv2.bias", "fc.bias", *statistics}
+    assert {n for n, w in weights.items() if is_bias(w)} == {
+        "conv1.bias",
+        "norm.bias",
+        "conv2.bias",
+        "fc.bias",
+        *statistics,
+    }
 
 
 def test_tied_weights_count_once() -> None:
@@ -164,40 +204,67 @@ def test_tied_weights_count_once() -> None:
     model = Twice(True)
     enter, a, leave = (numpy_of(m.weight) ** 2 for m in (model.enter, model.a, model.leave))
     once = enter.sum(1) + a.sum(0) + a.sum(1) + leave.sum(0)
-    np.testing.assert_allclose(scores(model, x, reduce="sum")["enter.weight:0"] ** 2, once, rtol=1e-5)
+    np.testing.assert_allclose(
+        scores(model, x, reduce="sum")["enter.weight:0"] ** 2, once, rtol=1e-5
+    )
     other = Twice(False)
     other.load_state_dict(model.state_dict())
-    np.testing.assert_allclose(scores(other, x, reduce="sum")["enter.weight:0"] ** 2, once + a.sum(0) + a.sum(1), rtol=1e-5)
+    np.testing.assert_allclose(
+        scores(other, x, reduce="sum")["enter.weight:0"] ** 2, once + a.sum(0) + a.sum(1), rtol=1e-5
+    )
 
 
 def test_rows_per_block_where_a_choice_per_block_is_legal() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 12, 1, bias=False), nn.GroupNorm(3, 12, affine=False), nn.ReLU(), nn.Conv2d(12, 2, 1, bias=False))
+    model = nn.Sequential(
+        nn.Conv2d(3, 12, 1, bias=False),
+        nn.GroupNorm(3, 12, affine=False),
+        nn.ReLU(),
+        nn.Conv2d(12, 2, 1, bias=False),
+    )
     graph = analysed(model, IMAGE)
     Score(normalise="none", reduce="sum").run(graph)
-    (channels, outer), = blocks_of(graph).items()
-    expected = np.sqrt((numpy_of(model[0].weight) ** 2).sum((1, 2, 3)) + (numpy_of(model[3].weight) ** 2).sum((0, 2, 3)))
+    ((channels, outer),) = blocks_of(graph).items()
+    expected = np.sqrt(
+        (numpy_of(model[0].weight) ** 2).sum((1, 2, 3))
+        + (numpy_of(model[3].weight) ** 2).sum((0, 2, 3))
+    )
     np.testing.assert_allclose(graph.scores[channels], expected.reshape(3, 4), rtol=1e-5)
-    np.testing.assert_allclose(graph.scores[outer], np.sqrt((expected.reshape(3, 4) ** 2).sum(1)), rtol=1e-5)
+    np.testing.assert_allclose(
+        graph.scores[outer], np.sqrt((expected.reshape(3, 4) ** 2).sum(1)), rtol=1e-5
+    )
 
 
 def test_where_a_leaf_stands() -> None:
     """Elements of a dimension that belong to each index, against an array that says so."""
-    graph = analysed(nn.Sequential(nn.Conv2d(3, 12, 1), nn.GroupNorm(3, 12), nn.Flatten(), nn.Linear(12 * 36, 2)), IMAGE)
+    graph = analysed(
+        nn.Sequential(
+            nn.Conv2d(3, 12, 1), nn.GroupNorm(3, 12), nn.Flatten(), nn.Linear(12 * 36, 2)
+        ),
+        IMAGE,
+    )
     place = np.arange(12 * 36).reshape(3, 4, 36)
-    members = {group.size: m for group in groups_of(graph) for m in group.members if m.weight.name == "3.weight" and not group.frozen}
+    members = {
+        group.size: m
+        for group in groups_of(graph)
+        for m in group.members
+        if m.weight.name == "3.weight" and not group.frozen
+    }
     assert members.keys() == {3, 4}
     for lead, size in enumerate((3, 4)):
         found = [sorted(row) for row in elements(members[size].slot).tolist()]
         assert found == [sorted(place.take(i, axis=lead).reshape(-1).tolist()) for i in range(size)]
 
 
-# -- the other criteria ----------------------------------------------------------------------------------------------
+# -- the other criteria
+# ----------------------------------------------------------------------------------------------
 
 
 def test_batch_norm_scale() -> None:
     model = Net()
     found = scores(model, IMAGE, importance="batch_norm_scale")
-    np.testing.assert_allclose(found["conv1.weight:0"], np.abs(numpy_of(model.norm.weight)), rtol=1e-6)
+    np.testing.assert_allclose(
+        found["conv1.weight:0"], np.abs(numpy_of(model.norm.weight)), rtol=1e-6
+    )
     assert "conv2.weight:0" not in found
 
 
@@ -214,12 +281,17 @@ def test_groups_without_a_scale_stay_whole() -> None:
 def test_geometric_median() -> None:
     model = Net()
     found = scores(model, IMAGE, importance="fpgm")
-    out, into = numpy_of(model.conv1.weight).reshape(8, -1), numpy_of(model.conv2.weight).swapaxes(0, 1).reshape(8, -1)
+    out, into = (
+        numpy_of(model.conv1.weight).reshape(8, -1),
+        numpy_of(model.conv2.weight).swapaxes(0, 1).reshape(8, -1),
+    )
 
     def distances(x: np.ndarray) -> np.ndarray:
         return np.sqrt(((x[:, None] - x[None]) ** 2).sum(-1)).sum(1)
 
-    np.testing.assert_allclose(found["conv1.weight:0"], (distances(out) + distances(into)) / 2, rtol=1e-4)
+    np.testing.assert_allclose(
+        found["conv1.weight:0"], (distances(out) + distances(into)) / 2, rtol=1e-4
+    )
 
 
 def test_geometric_median_of_weights_that_are_nearly_the_same() -> None:
@@ -231,7 +303,9 @@ def test_geometric_median_of_weights_that_are_nearly_the_same() -> None:
         model[2].weight.zero_()
     found = scores(model, torch.randn(2, 40), importance="fpgm", reduce="sum")["0.weight:0"]
     exact = numpy_of(model[0].weight)
-    np.testing.assert_allclose(found, np.sqrt(((exact[:, None] - exact[None]) ** 2).sum(-1)).sum(1), rtol=1e-3)
+    np.testing.assert_allclose(
+        found, np.sqrt(((exact[:, None] - exact[None]) ** 2).sum(-1)).sum(1), rtol=1e-3
+    )
 
 
 def test_lamp() -> None:
@@ -239,7 +313,11 @@ def test_lamp() -> None:
     np.testing.assert_allclose(normalised(s, "lamp"), [1.0, 1 / 14, 4 / 13])
     model = Net()
     magnitude = scores(model, IMAGE)["conv2.weight:0"]
-    np.testing.assert_allclose(scores(model, IMAGE, importance="lamp")["conv2.weight:0"], normalised(magnitude, "lamp"), rtol=1e-6)
+    np.testing.assert_allclose(
+        scores(model, IMAGE, importance="lamp")["conv2.weight:0"],
+        normalised(magnitude, "lamp"),
+        rtol=1e-6,
+    )
 
 
 def test_random_is_seeded_and_needs_no_weights() -> None:
@@ -255,7 +333,8 @@ def test_random_is_seeded_and_needs_no_weights() -> None:
         scores(model, x)
 
 
-# -- normalisers and names -------------------------------------------------------------------------------------------
+# -- normalisers and names
+# -------------------------------------------------------------------------------------------
 
 
 def test_normalisers() -> None:
@@ -263,9 +342,14 @@ def test_normalisers() -> None:
     assert normalised(s, "none").tolist() == [1, 2, 3]
     assert normalised(s, "mean").tolist() == [0.5, 1, 1.5]
     np.testing.assert_allclose(normalised(s, "max"), [1 / 3, 2 / 3, 1])
-    np.testing.assert_allclose(normalised(s, "standardisation"), np.asarray([-1, 0, 1]) * np.sqrt(1.5))
+    np.testing.assert_allclose(
+        normalised(s, "standardisation"), np.asarray([-1, 0, 1]) * np.sqrt(1.5)
+    )
     for how in ("mean", "max", "standardisation", "lamp"):
-        assert np.isfinite(normalised(np.zeros(3), how)).all() and np.isfinite(normalised(np.full(3, 0.1), how)).all()
+        assert (
+            np.isfinite(normalised(np.zeros(3), how)).all()
+            and np.isfinite(normalised(np.full(3, 0.1), how)).all()
+        )
     assert (normalised(np.full(3, 0.1), "standardisation") == 0).all()
 
 
@@ -278,7 +362,9 @@ def test_unknown_names_are_refused() -> None:
         scores(Net(), IMAGE, reduce="first")
     with pytest.raises(IrpruneError, match="the norm p is 3"):
         scores(Net(), IMAGE, p=3)
-    with pytest.raises(IrpruneError, match=r"criterion 'random' has no option 'p' \(importance\); it has seed"):
+    with pytest.raises(
+        IrpruneError, match=r"criterion 'random' has no option 'p' \(importance\); it has seed"
+    ):
         scores(Net(), IMAGE, importance="random", p=1)
 
 

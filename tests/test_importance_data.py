@@ -1,4 +1,5 @@
-"""Criteria that read data: each finds what it is meant to find, on nets where the answer is known."""
+"""Criteria that read data: each finds what it is meant to find, on nets where the answer is
+known."""
 
 from __future__ import annotations
 
@@ -34,14 +35,17 @@ def captured(model: nn.Module, *args: Tensor) -> Graph:
     return api.analyse(api.capture(model.eval(), args))
 
 
-def scored(model: nn.Module, x: Tensor, importance: Any, member: str, **options: Any) -> np.ndarray[Any, Any]:
+def scored(
+    model: nn.Module, x: Tensor, importance: Any, member: str, **options: Any
+) -> np.ndarray[Any, Any]:
     graph = captured(model, x[:2])
     Score(importance, calibration=x, **options).run(graph)
     return graph.scores[next(g.axis for g in api.groups(graph) if member in map(str, g.members))]
 
 
 class Planted(nn.Module):
-    """Six hidden channels of ReLU. 0 is read with weight zero, 1 is constant, 2 is small, 3 a double of 4, 5 is on its own."""
+    """Six hidden channels of ReLU. 0 is read with weight zero, 1 is constant, 2 is small, 3 a
+    double of 4, 5 is on its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,8 +58,16 @@ class Planted(nn.Module):
             self.first.bias.fill_(0.5)
             self.first.bias[1] = 2.0
             self.first.bias[2] = 0.0
-            self.second.weight.copy_(torch.tensor([
-                [1, 1, 1, 1, 1, 1], [1, -1, 1, -1, 1, -1], [1, 1, -1, -1, -1, 1], [-1, 1, 1, 1, -1, -1.0]]))
+            self.second.weight.copy_(
+                torch.tensor(
+                    [
+                        [1, 1, 1, 1, 1, 1],
+                        [1, -1, 1, -1, 1, -1],
+                        [1, 1, -1, -1, -1, 1],
+                        [-1, 1, 1, 1, -1, -1.0],
+                    ]
+                )
+            )
             self.second.weight[:, 0] = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -68,13 +80,24 @@ def test_what_is_not_read_matters_least(name: str) -> None:
     assert s.shape == (6,) and s.argmin() == 0 and s[0] < 1e-6 * s.max()
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [
-    ("wanda", (2,), (1, 3, 4, 5)),  # a large constant counts: it is large
-    ("flap", (1, 2), (3, 4, 5)),  # a constant does not: the bias can say it
-    ("reconstruction", (1, 2, 3, 4), (5,)),  # of two doubles each alone is worth nothing, and of a constant beside a bias
-    ("taylor", (2,), (3, 4, 5)), ("taylor_squared", (2,), (3, 4, 5)), ("fisher", (2,), (3, 4, 5)),
-])
-def test_each_criterion_sees_what_it_is_meant_to_see(name: str, low: tuple[int, ...], high: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("wanda", (2,), (1, 3, 4, 5)),  # a large constant counts: it is large
+        ("flap", (1, 2), (3, 4, 5)),  # a constant does not: the bias can say it
+        (
+            "reconstruction",
+            (1, 2, 3, 4),
+            (5,),
+        ),  # of two doubles each alone is worth nothing, and of a constant beside a bias
+        ("taylor", (2,), (3, 4, 5)),
+        ("taylor_squared", (2,), (3, 4, 5)),
+        ("fisher", (2,), (3, 4, 5)),
+    ],
+)
+def test_each_criterion_sees_what_it_is_meant_to_see(
+    name: str, low: tuple[int, ...], high: tuple[int, ...]
+) -> None:
     s = scored(Planted(), torch.randn(1024, 6), name, "first.weight:0")
     assert s[list(low)].max() < 0.5 * s[list(high)].min(), s
 
@@ -82,7 +105,10 @@ def test_each_criterion_sees_what_it_is_meant_to_see(name: str, low: tuple[int, 
 def test_wanda_and_flap_are_what_their_papers_say() -> None:
     x, model = torch.randn(512, 6), Planted()
     h, w = F.relu(model.first(x)).detach(), model.second.weight.detach()
-    for name, want in (("wanda", w.abs().sum(0) * h.square().mean(0).sqrt()), ("flap", w.square().sum(0) * h.var(0, unbiased=False))):
+    for name, want in (
+        ("wanda", w.abs().sum(0) * h.square().mean(0).sqrt()),
+        ("flap", w.square().sum(0) * h.var(0, unbiased=False)),
+    ):
         got = scored(model, x, name, "first.weight:0", normalise="none")
         assert np.allclose(got, (want / want.sum()).numpy(), rtol=1e-4, atol=1e-9)
 
@@ -97,12 +123,20 @@ def test_osscar_drops_one_of_two_doubles_and_keeps_the_other() -> None:
 def test_reconstruction_is_the_error_that_the_refit_leaves() -> None:
     x = torch.randn(400, 6).double()
     model = Planted().double()
-    got = scored(model, x, named("reconstruction", calibration=x, ridge=1e-9, weighted=False), "first.weight:0", normalise="none")
+    got = scored(
+        model,
+        x,
+        named("reconstruction", calibration=x, ridge=1e-9, weighted=False),
+        "first.weight:0",
+        normalise="none",
+    )
     h = F.relu(model.first(x)).detach()
     w = model.second.weight.detach().T
     want = []
     for i in range(6):
-        rest = torch.cat((h[:, :i], h[:, i + 1:], torch.ones(400, 1)), 1)  # the bias is refitted too
+        rest = torch.cat(
+            (h[:, :i], h[:, i + 1 :], torch.ones(400, 1)), 1
+        )  # the bias is refitted too
         best = torch.linalg.pinv(rest, rtol=1e-10) @ (h @ w)
         want.append(float((h @ w - rest @ best).square().sum() / (h @ w).square().sum()))
     assert np.allclose(got, want, atol=1e-6)
@@ -120,13 +154,15 @@ def test_taylor_is_the_derivative_by_a_gate() -> None:
     gate = torch.ones(6, requires_grad=True)
     want = torch.zeros(6)
     for at in range(0, 64, 4):
-        y = model.second(F.relu(model.first(x[at:at + 4])) * gate)
-        (g,) = torch.autograd.grad(F.cross_entropy(y, labels[at:at + 4], reduction="sum"), gate)
+        y = model.second(F.relu(model.first(x[at : at + 4])) * gate)
+        (g,) = torch.autograd.grad(F.cross_entropy(y, labels[at : at + 4], reduction="sum"), gate)
         want += g.abs() / 64
     got = Taylor([(x, labels)], loss, batch=4).scores(graph, [group], {})[group.axis]
     assert np.allclose(got, want.numpy(), rtol=1e-4, atol=1e-7)
     squared = TaylorSquared([(x, labels)], loss, batch=64).scores(graph, [group], {})[group.axis]
-    (g,) = torch.autograd.grad(F.cross_entropy(model.second(F.relu(model.first(x)) * gate), labels, reduction="sum"), gate)
+    (g,) = torch.autograd.grad(
+        F.cross_entropy(model.second(F.relu(model.first(x)) * gate), labels, reduction="sum"), gate
+    )
     assert np.allclose(squared, g.square().numpy() / 64, rtol=1e-4)
 
 
@@ -141,14 +177,18 @@ def test_fisher_is_half_the_squared_gradient_times_the_squared_weight() -> None:
 
     want = torch.zeros(6)
     for i in range(32):
-        (g,) = torch.autograd.grad(F.cross_entropy(model(x[i:i + 1]), labels[i:i + 1], reduction="sum"), model.second.weight)
+        (g,) = torch.autograd.grad(
+            F.cross_entropy(model(x[i : i + 1]), labels[i : i + 1], reduction="sum"),
+            model.second.weight,
+        )
         want += (g.square() * model.second.weight.detach().square()).sum(0) / 64
     got = Fisher([(x, labels)], loss, batch=1).scores(graph, [group], {})[group.axis]
     assert np.allclose(got, want.numpy(), rtol=1e-4)
 
 
 def test_drawn_labels_follow_the_soft_output_and_gradients_have_mean_zero() -> None:
-    """The expected gradient at the model itself is zero, so the mean over many draws is small beside the mean of magnitudes."""
+    """The expected gradient at the model itself is zero, so the mean over many draws is small
+    beside the mean of magnitudes."""
     y = torch.tensor([[2.0, 0.0, -1.0]]).expand(4000, 3).clone().requires_grad_()
     (g,) = torch.autograd.grad(drawn_loss([y], torch.Generator().manual_seed(0)), y)
     shares = (torch.softmax(y.detach(), -1) - g).mean(0)
@@ -196,7 +236,10 @@ def test_every_criterion_scores_every_free_group(name: str, build: type[nn.Modul
     free = [g for g in api.groups(graph) if not g.frozen]
     if name != "batch_norm_scale":
         assert set(graph.scores) == {g.axis for g in free}
-    assert all(np.isfinite(s).all() and (s >= 0).all() and s.shape[-1] == leaf.size for leaf, s in graph.scores.items())
+    assert all(
+        np.isfinite(s).all() and (s >= 0).all() and s.shape[-1] == leaf.size
+        for leaf, s in graph.scores.items()
+    )
     assert Choose(0.5).run(graph) or name == "batch_norm_scale"
 
 
@@ -220,8 +263,11 @@ def test_without_data_it_says_so(name: str) -> None:
 def test_bad_losses_are_one_clear_line() -> None:
     x = torch.randn(8, 6)
     graph = captured(Planted(), x[:2])
-    bad = {"not a finite number": lambda o, b: o[0].sum() * float("nan"), "does not depend": lambda o, b: o[0].detach().sum(),
-           "finite": lambda o, b: o[0]}
+    bad = {
+        "not a finite number": lambda o, b: o[0].sum() * float("nan"),
+        "does not depend": lambda o, b: o[0].detach().sum(),
+        "finite": lambda o, b: o[0],
+    }
     for message, loss in bad.items():
         with pytest.raises(IrpruneError, match=message):
             Score("taylor", calibration=x, loss=loss).run(graph)
@@ -251,19 +297,30 @@ def test_leaves_may_be_taken_a_few_at_a_time(name: str, monkeypatch: pytest.Monk
     Score(name, calibration=x).run(graph)
     whole = dict(graph.scores)
     found = consumers.readers(graph, [g for g in api.groups(graph) if not g.frozen], {})
-    assert len(list(consumers.portions(found, 1))) == len(found) > len(list(consumers.portions(found))) == 1
+    assert (
+        len(list(consumers.portions(found, 1)))
+        == len(found)
+        > len(list(consumers.portions(found)))
+        == 1
+    )
     monkeypatch.setattr(consumers.portions, "__defaults__", (1,))
     Score(name, calibration=x).run(graph)
-    assert all(np.array_equal(s, whole[leaf]) for leaf, s in graph.scores.items()) and len(whole) == len(graph.scores)
+    assert all(np.array_equal(s, whole[leaf]) for leaf, s in graph.scores.items()) and len(
+        whole
+    ) == len(graph.scores)
 
 
 @pytest.mark.parametrize("name", ["osscar", "reconstruction"])
-def test_a_layer_too_wide_for_a_gram_matrix_is_judged_by_its_diagonal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_too_wide_for_a_gram_matrix_is_judged_by_its_diagonal(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from irprune.criteria import consumers
 
     monkeypatch.setattr(consumers, "WIDEST", 5)
     x, model = torch.randn(256, 6), Planted()
-    got = scored(model, x, named(name, calibration=x, weighted=False), "first.weight:0", normalise="none")
+    got = scored(
+        model, x, named(name, calibration=x, weighted=False), "first.weight:0", normalise="none"
+    )
     h, w = F.relu(model.first(x)).detach(), model.second.weight.detach()
     want = (w.square().sum(0) * h.var(0, unbiased=False)).numpy()  # the bias says what is constant
     assert np.allclose(got, want / want.sum(), rtol=1e-4, atol=1e-9)
@@ -280,7 +337,14 @@ def test_without_a_gradient_errors_count_relative_to_the_result() -> None:
 
     x = torch.randn(128, 6)
     model = Whole()
-    plain = scored(model, x, named("osscar", calibration=x, weighted=False), "planted.first.weight:0")
+    plain = scored(
+        model, x, named("osscar", calibration=x, weighted=False), "planted.first.weight:0"
+    )
     assert np.array_equal(scored(model, x, "osscar", "planted.first.weight:0"), plain)
     with pytest.raises(IrpruneError, match="does not depend"):
-        scored(model, x, named("osscar", calibration=x, loss=lambda o, b: o[0].float().sum()), "planted.first.weight:0")
+        scored(
+            model,
+            x,
+            named("osscar", calibration=x, loss=lambda o, b: o[0].float().sum()),
+            "planted.first.weight:0",
+        )

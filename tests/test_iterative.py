@@ -1,4 +1,5 @@
-"""Iterative pruning, penalties, masks and distillation: what they reach, and that they go on where they stopped."""
+"""Iterative pruning, penalties, masks and distillation: what they reach, and that they go on where
+they stopped."""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ def one_step(module: nn.Module, x: Tensor) -> None:
 X = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
-# -- schedule --------------------------------------------------------------------------------------------------------
+# -- schedule
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pace", ["linear", "cubic", lambda t: t * t])
@@ -70,7 +72,10 @@ def test_the_last_step_has_the_size_that_was_asked_for(pace: Any) -> None:
 def test_a_budget_is_reached_and_never_overshot() -> None:
     model = Net().eval()
     whole = api.prune(model, (X[:2],), ratio=0.0, proof=False).report.macs.before
-    shares = [p.report.macs.after / whole for p in schedule(model, (X[:2],), budget={"macs": 0.4}, steps=3)]
+    shares = [
+        p.report.macs.after / whole
+        for p in schedule(model, (X[:2],), budget={"macs": 0.4}, steps=3)
+    ]
     assert [round(s, 1) for s in shares] == [0.8, 0.6, 0.4] and shares[-1] <= 0.4
 
 
@@ -88,7 +93,9 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
     def run(folder: Path, stop: int) -> list[Tensor]:
         out = []
-        for i, pruned in enumerate(schedule(model, (X[:2],), ratio=0.5, steps=3, checkpoint=folder, proof=False)):
+        for i, pruned in enumerate(
+            schedule(model, (X[:2],), ratio=0.5, steps=3, checkpoint=folder, proof=False)
+        ):
             if i == stop:
                 break
             one_step(pruned.module, X)
@@ -96,9 +103,13 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
         return out
 
     whole = run(tmp_path / "a", 9)
-    first = run(tmp_path / "b", 2)  # stops while the third model is being trained, before it is kept
+    first = run(
+        tmp_path / "b", 2
+    )  # stops while the third model is being trained, before it is kept
     rest = run(tmp_path / "b", 9)
-    assert len(whole) == 3 and len(first) == 2 and len(rest) == 1 and torch.equal(rest[-1], whole[-1])
+    assert (
+        len(whole) == 3 and len(first) == 2 and len(rest) == 1 and torch.equal(rest[-1], whole[-1])
+    )
     assert run(tmp_path / "b", 9) == []
     with pytest.raises(IrpruneError, match="another schedule"):
         list(schedule(model, (X[:2],), ratio=0.6, steps=3, checkpoint=tmp_path / "b"))
@@ -107,23 +118,32 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
         list(schedule(model, (X[:2],), ratio=0.5, steps=3, checkpoint=tmp_path / "b"))
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({}, "a ratio or a budget"), ({"ratio": 0.5, "budget": {"macs": 0.5}}, "a ratio or a budget"), ({"ratio": 1.0}, "ratio is 1.0"),
-    ({"ratio": 0.5, "steps": 0}, "steps is 0"), ({"ratio": 0.5, "pace": "slow"}, "pace is 'slow'"),
-    ({"budget": {"time": 0.5}}, "no budget on 'time'"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "a ratio or a budget"),
+        ({"ratio": 0.5, "budget": {"macs": 0.5}}, "a ratio or a budget"),
+        ({"ratio": 1.0}, "ratio is 1.0"),
+        ({"ratio": 0.5, "steps": 0}, "steps is 0"),
+        ({"ratio": 0.5, "pace": "slow"}, "pace is 'slow'"),
+        ({"budget": {"time": 0.5}}, "no budget on 'time'"),
+    ],
+)
 def test_bad_schedules_are_one_clear_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(IrpruneError, match=message):
         list(schedule(Net().eval(), (X[:2],), **options))
 
 
-# -- penalties -------------------------------------------------------------------------------------------------------
+# -- penalties
+# --------------------------------------------------------------------------------------------------
 
 
 def norms(model: nn.Module, graph: Any) -> Tensor:
     """Norms of the inner channels, over everything that belongs to them."""
     inner, back = model.inner, model.back
-    return (inner.weight.square().sum((1, 2, 3)) + back.weight.square().sum((0, 2, 3))).detach().sqrt()
+    return (
+        (inner.weight.square().sum((1, 2, 3)) + back.weight.square().sum((0, 2, 3))).detach().sqrt()
+    )
 
 
 def test_group_lasso_is_the_sum_of_norms_over_coupled_places() -> None:
@@ -133,7 +153,9 @@ def test_group_lasso_is_the_sum_of_norms_over_coupled_places() -> None:
     want = 0.1 * (3 + 2) ** 0.5 * (a.square().sum(1) + b.square().sum(0)).sqrt().sum()
     assert torch.allclose(penalty(), want, rtol=1e-5)
     penalty().backward()
-    assert a.grad is not None and torch.allclose(a.grad[0] / a[0], (a.grad[0] / a[0])[0].expand(3), rtol=1e-4)
+    assert a.grad is not None and torch.allclose(
+        a.grad[0] / a[0], (a.grad[0] / a[0])[0].expand(3), rtol=1e-4
+    )
 
 
 def test_group_lasso_drives_whole_channels_to_zero() -> None:
@@ -162,7 +184,9 @@ def test_growing_presses_on_the_weakest_alone() -> None:
     penalty().backward()
     weak = torch.argsort(before)[:16]
     moved = model.inner.weight.grad.abs().sum((1, 2, 3)) > 0
-    stem = model.stem.weight.grad.abs().sum((1, 2, 3)) > 0  # the stem's group presses on inner's inputs, not on its outputs
+    stem = (
+        model.stem.weight.grad.abs().sum((1, 2, 3)) > 0
+    )  # the stem's group presses on inner's inputs, not on its outputs
     assert int(stem.sum()) == 8
     assert set(weak.tolist()) <= set(torch.nonzero(moved).flatten().tolist())
 
@@ -179,7 +203,8 @@ def test_penalties_refuse_another_model() -> None:
         GroupLasso(graph, nn.Linear(3, 4), 1.0)
 
 
-# -- masks -----------------------------------------------------------------------------------------------------------
+# -- masks
+# --------------------------------------------------------------------------------------------------
 
 
 def captured(model: nn.Module, x: Tensor) -> Any:
@@ -197,7 +222,9 @@ def test_n_of_m_are_kept_and_they_are_the_largest(pattern: str) -> None:
     rows = module.inner.weight.flatten(1).reshape(32, -1, m)
     assert bool(((rows != 0).sum(-1) == n).all())
     old = model.inner.weight.detach().flatten(1).reshape(32, -1, m)
-    assert torch.allclose(rows.abs().sum(-1), old.abs().sort(-1, descending=True).values[..., :n].sum(-1))
+    assert torch.allclose(
+        rows.abs().sum(-1), old.abs().sort(-1, descending=True).values[..., :n].sum(-1)
+    )
     assert any(note.startswith("stem.weight") for note in mask.notes) == (18 % m != 0)
 
 
@@ -208,7 +235,10 @@ def test_unstructured_masks_have_the_share_that_was_asked_for(scope: str) -> Non
     assert mask.run(graph)
     total = sum(t.numel() for t in mask.masks.values())
     assert sum(int((~t).sum()) for t in mask.masks.values()) == pytest.approx(0.7 * total, abs=4)
-    assert all(bool((torch.as_tensor(graph.weights[n].load())[~t] == 0).all()) for n, t in mask.masks.items())
+    assert all(
+        bool((torch.as_tensor(graph.weights[n].load())[~t] == 0).all())
+        for n, t in mask.masks.items()
+    )
     shares = {round(float((~t).float().mean()), 2) for t in mask.masks.values()}
     assert (len(shares) == 1) == (scope == "local")
 
@@ -236,21 +266,28 @@ def test_masks_hold_through_training() -> None:
     assert bool((module.inner.weight[~mask.masks["inner.weight"]] == 0).all())
 
 
-@pytest.mark.parametrize("options", [{"pattern": "4:2"}, {"pattern": "half"}, {"ratio": 1.5}, {"scope": "all"}])
+@pytest.mark.parametrize(
+    "options", [{"pattern": "4:2"}, {"pattern": "half"}, {"ratio": 1.5}, {"scope": "all"}]
+)
 def test_bad_masks_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(IrpruneError):
         Mask(**options)
 
 
-# -- distillation ----------------------------------------------------------------------------------------------------
+# -- distillation
+# --------------------------------------------------------------------------------------------------
 
 
 def test_distillation_is_zero_for_the_teacher_itself_and_trains_the_pruned() -> None:
     teacher = Net().eval()
-    same = api.prune(teacher, (X[:2],), ratio=0.0, proof=False, dynamic_shapes={"x": {0: torch.export.Dim("n")}})
+    same = api.prune(
+        teacher, (X[:2],), ratio=0.0, proof=False, dynamic_shapes={"x": {0: torch.export.Dim("n")}}
+    )
     with Distillation(teacher, same, layers=["inner", "back"]) as loss:
         assert float(loss(X).detach()) == pytest.approx(0.0, abs=1e-6)
-    pruned = api.prune(teacher, (X[:2],), ratio=0.5, proof=False, dynamic_shapes={"x": {0: torch.export.Dim("n")}})
+    pruned = api.prune(
+        teacher, (X[:2],), ratio=0.5, proof=False, dynamic_shapes={"x": {0: torch.export.Dim("n")}}
+    )
     optimizer = torch.optim.Adam(pruned.module.parameters(), 3e-3)
     with Distillation(teacher, pruned, layers=["inner", "back"]) as loss:
         losses = []
@@ -266,10 +303,14 @@ def test_distillation_is_zero_for_the_teacher_itself_and_trains_the_pruned() -> 
 
 def test_distillation_compares_the_kept_channels() -> None:
     teacher = Net().eval()
-    pruned = api.prune(teacher, (X[:2],), ratio=0.5, proof=False, dynamic_shapes={"x": {0: torch.export.Dim("n")}})
+    pruned = api.prune(
+        teacher, (X[:2],), ratio=0.5, proof=False, dynamic_shapes={"x": {0: torch.export.Dim("n")}}
+    )
     with Distillation(teacher, pruned, layers=["stem"], weight=1.0) as loss:
         loss(X)
-        assert float(loss._inside("stem").detach()) == pytest.approx(0.0, abs=1e-9)  # the stem reads nothing that was cut
+        assert float(loss._inside("stem").detach()) == pytest.approx(
+            0.0, abs=1e-9
+        )  # the stem reads nothing that was cut
 
 
 def test_distillation_refuses_unknown_layers() -> None:
@@ -278,26 +319,32 @@ def test_distillation_refuses_unknown_layers() -> None:
         Distillation(teacher, api.prune(teacher, (X[:2],), proof=False), layers=["middle"])
 
 
-# -- recipes ---------------------------------------------------------------------------------------------------------
+# -- recipes
+# --------------------------------------------------------------------------------------------------
 
 RECIPES = Path(__file__).resolve().parents[1] / "models" / "recipes"
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.py") if p.stem != "common"))
-def test_every_recipe_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_recipe_runs(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     pytest.importorskip("sklearn")
     monkeypatch.syspath_prepend(str(RECIPES))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         made = runpy.run_path(str(RECIPES / f"{name}.py"))["main"](
-            epochs=2, **{"sparse_training": {"sparse": 2}}.get(name, {}))
+            epochs=2, **{"sparse_training": {"sparse": 2}}.get(name, {})
+        )
     shares = list(made.values()) if isinstance(made, dict) else [made]
     assert all(0.05 < s <= 1 for s in shares)
     assert capsys.readouterr().out.startswith("dense")
 
 
 def test_the_iterative_recipe_goes_on_to_the_same_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Stopped while its third step trains, and run again: the same weights to the last bit."""
     pytest.importorskip("sklearn")
@@ -320,5 +367,7 @@ def test_the_iterative_recipe_goes_on_to_the_same_end(
     capsys.readouterr()
     assert recipe(epochs=1, steps=4, checkpoint=str(tmp_path / "twice")) == whole
     assert "step 2 of 4" not in (out := capsys.readouterr().out) and "step 3 of 4" in out
-    once, twice = (torch.load(tmp_path / name / "state-4.pt", weights_only=True) for name in ("whole", "twice"))
+    once, twice = (
+        torch.load(tmp_path / name / "state-4.pt", weights_only=True) for name in ("whole", "twice")
+    )
     assert list(once) == list(twice) and all(torch.equal(once[n], twice[n]) for n in once)

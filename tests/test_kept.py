@@ -1,4 +1,5 @@
-"""Kept against brute force: an element of an axis is kept when every leaf index it stands for is."""
+"""Kept against brute force: an element of an axis is kept when every leaf index it stands for
+is."""
 
 from __future__ import annotations
 
@@ -18,12 +19,15 @@ FAST = settings(max_examples=200, deadline=None, derandomize=True)
 
 
 def readings(a: Axis) -> list[dict[Axis, int]]:
-    """For each element of ``a`` the index it has in each leaf, worked out from what products and sums mean."""
+    """For each element of ``a`` the index it has in each leaf, worked out from what products and
+    sums mean."""
     a = find(a)
     if len(ps := parts(a)) > 1:
         return [r for p in ps for r in readings(p)]
     if len(fs := factors(a)) > 1:
-        return [{k: v for r in rows for k, v in r.items()} for rows in every(*(readings(f) for f in fs))]
+        return [
+            {k: v for r in rows for k, v in r.items()} for rows in every(*(readings(f) for f in fs))
+        ]
     return [{a: i} for i in range(int(a.size))]  # type: ignore[arg-type]
 
 
@@ -44,7 +48,9 @@ def test_indices_and_size_of_nested_axes(data: st.DataObject) -> None:
     axes, pool = Axes(), []
     a = draw_axis(data.draw, axes, pool, 3)
     repeated = [f for f in [a] if _repeats_in_a_product(f)]
-    if repeated:  # a leaf that multiplies itself stands for two indices at once: readings() cannot say both
+    if (
+        repeated
+    ):  # a leaf that multiplies itself stands for two indices at once: readings() cannot say both
         return
     choice = {}
     for leaf in pool:
@@ -52,7 +58,11 @@ def test_indices_and_size_of_nested_axes(data: st.DataObject) -> None:
             some = data.draw(st.sets(st.integers(0, int(leaf.size) - 1), min_size=1))  # type: ignore[arg-type]
             choice[leaf] = sorted(some)
     kept = Kept(choice)
-    expected = [i for i, r in enumerate(readings(a)) if all(v in choice.get(leaf, range(99)) for leaf, v in r.items())]
+    expected = [
+        i
+        for i, r in enumerate(readings(a))
+        if all(v in choice.get(leaf, range(99)) for leaf, v in r.items())
+    ]
     assert kept.kept(a).tolist() == expected
     assert kept.size(a) == len(expected)
     assert kept.changes(a) == (len(expected) < a.size)  # type: ignore[operator]
@@ -74,21 +84,31 @@ def test_choice_per_block(data: st.DataObject) -> None:
     """h * (d + e) * r with d chosen per block of h, and h itself cut or not."""
     axes = Axes()
     h, d, e, r = (axes.leaf(data.draw(st.integers(2, 4))) for _ in range(4))
-    shape = data.draw(st.sampled_from(["hd", "dh", "hdr", "h(d+e)", "(hd+hd+he)", "rhd", "h(er+dr)"]))
+    shape = data.draw(
+        st.sampled_from(["hd", "dh", "hdr", "h(d+e)", "(hd+hd+he)", "rhd", "h(er+dr)"])
+    )
     a = {
         "hd": lambda: axes.product((h, d)),
         "dh": lambda: axes.product((d, h)),
         "hdr": lambda: axes.product((h, d, r)),
         "h(d+e)": lambda: axes.product((h, axes.sum((d, e)))),
-        "(hd+hd+he)": lambda: axes.sum((axes.product((h, d)), axes.product((h, d)), axes.product((h, e)))),
+        "(hd+hd+he)": lambda: axes.sum(
+            (axes.product((h, d)), axes.product((h, d)), axes.product((h, e)))
+        ),
         "rhd": lambda: axes.product((r, h, d)),
-        "h(er+dr)": lambda: axes.product((h, axes.sum((axes.product((e, r)), axes.product((d, r)))))),
+        "h(er+dr)": lambda: axes.product(
+            (h, axes.sum((axes.product((e, r)), axes.product((d, r)))))
+        ),
     }[shape]()
     count = data.draw(st.integers(1, int(d.size)))  # type: ignore[arg-type]
-    rows = [sorted(data.draw(st.permutations(range(int(d.size))))[:count]) for _ in range(int(h.size))]  # type: ignore[arg-type]
+    rows = [
+        sorted(data.draw(st.permutations(range(int(d.size))))[:count]) for _ in range(int(h.size))
+    ]  # type: ignore[arg-type]
     heads = sorted(data.draw(st.sets(st.integers(0, int(h.size) - 1), min_size=1)))  # type: ignore[arg-type]
     kept = Kept({d: np.asarray(rows), h: heads}, {d: h})
-    expected = [i for i, x in enumerate(readings(a)) if x[h] in heads and (d not in x or x[d] in rows[x[h]])]
+    expected = [
+        i for i, x in enumerate(readings(a)) if x[h] in heads and (d not in x or x[d] in rows[x[h]])
+    ]
     assert kept.kept(a).tolist() == expected
     assert kept.size(a) == len(expected)
 

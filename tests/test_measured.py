@@ -1,4 +1,5 @@
-"""Scores in units of what the outputs lose: they add up to errors that a repaired cut has, whatever the group and the criterion."""
+"""Scores in units of what the outputs lose: they add up to errors that a repaired cut has, whatever
+the group and the criterion."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ class Branches(nn.Module):
 
     def __init__(self, loud: float) -> None:
         super().__init__()
-        self.a, self.b = (nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 12)) for _ in range(2))
+        self.a, self.b = (
+            nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 12)) for _ in range(2)
+        )
         self.loud = loud
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,20 +65,31 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, t, d = x.shape
-        q, k, v = (layer(x).view(n, t, 4, d // 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (
+            layer(x).view(n, t, 4, d // 4).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, t, d))
 
 
-def scores(model: nn.Module, x: Tensor, **options: Any) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
+def scores(
+    model: nn.Module, x: Tensor, **options: Any
+) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
     graph = api.analyse(api.capture(model.eval(), (x[:2],)))
     Score(calibration=x, normalise="measured", **options).run(graph)
-    return graph, {g.name: graph.scores[g.axis] for g in api.groups(graph) if g.axis in graph.scores}
+    return graph, {
+        g.name: graph.scores[g.axis] for g in api.groups(graph) if g.axis in graph.scores
+    }
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
-@given(st.integers(1, 3), st.lists(st.floats(0, 9, allow_subnormal=False), min_size=4, max_size=12),
-       st.lists(st.floats(0, 5, allow_subnormal=False), min_size=2, max_size=2))
-def test_scaling_keeps_the_order_and_reaches_the_errors(blocks: int, row: list[float], errors: list[float]) -> None:
+@given(
+    st.integers(1, 3),
+    st.lists(st.floats(0, 9, allow_subnormal=False), min_size=4, max_size=12),
+    st.lists(st.floats(0, 5, allow_subnormal=False), min_size=2, max_size=2),
+)
+def test_scaling_keeps_the_order_and_reaches_the_errors(
+    blocks: int, row: list[float], errors: list[float]
+) -> None:
     s = np.stack([np.roll(row, k) for k in range(blocks)]) if blocks > 1 else np.asarray(row)
     first, second = sorted(errors)
     known = [(1, first), (len(row) // 2 + 1, first + second)]
@@ -94,10 +108,14 @@ def test_scaling_keeps_the_order_and_reaches_the_errors(blocks: int, row: list[f
 def test_the_sum_of_the_lowest_is_the_error_of_the_repaired_cut(name: str, level: float) -> None:
     model, x = Heads(), torch.randn(512, 6, 32)
     got = scores(model, x, importance="osscar")[1][name]
-    cut = irprune.prune(model, (x[:2],), ratio=0.0, ratios={name: level}, calibration=x, importance="osscar")
+    cut = irprune.prune(
+        model, (x[:2],), ratio=0.0, ratios={name: level}, calibration=x, importance="osscar"
+    )
     assert cut.report.repair is not None
     told = np.sort(got)[: round(level * len(got))].sum()
-    assert 0.9 < told / cut.report.repair.after ** 2 < 1.4  # the repair refits the other layers as well
+    assert (
+        0.9 < told / cut.report.repair.after**2 < 1.4
+    )  # the repair refits the other layers as well
 
 
 def test_what_no_layer_reads_is_silenced() -> None:
@@ -108,7 +126,9 @@ def test_what_no_layer_reads_is_silenced() -> None:
     with torch.no_grad():
         whole, left = model(x), cut.module(x)
     error = float((whole - left).square().sum() / whole.square().sum())
-    assert error > 1e-5 and np.isclose(np.sort(got[name], axis=-1)[:, :4].mean(0).sum(), error, rtol=0.02)
+    assert error > 1e-5 and np.isclose(
+        np.sort(got[name], axis=-1)[:, :4].mean(0).sum(), error, rtol=0.02
+    )
 
 
 def test_a_branch_that_counts_more_loses_less() -> None:
@@ -116,8 +136,11 @@ def test_a_branch_that_counts_more_loses_less() -> None:
     graph, got = scores(Branches(10.0), x, importance="magnitude")
     assert got["b.0.weight:0"].mean() > 30 * got["a.0.weight:0"].mean()
     Choose(scope="knapsack", budget={"macs": 0.6}).run(graph)
-    left = {g.name: graph.kept.choice[g.axis].shape[-1] if g.axis in graph.kept.choice else g.size for g in api.groups(graph)
-            if not g.frozen}
+    left = {
+        g.name: graph.kept.choice[g.axis].shape[-1] if g.axis in graph.kept.choice else g.size
+        for g in api.groups(graph)
+        if not g.frozen
+    }
     assert left["a.0.weight:0"] < 0.5 * left["b.0.weight:0"]
 
 
@@ -128,7 +151,9 @@ def test_own_indices_in_each_head_are_measured_together() -> None:
     assert s.shape == (4, 8)
     Choose(prefer="head_dim", keep=("up*",), ratio=0.5).run(graph)
     (kept,) = (k for k in graph.kept.choice.values() if k.ndim == 2)
-    assert [sorted(row.tolist()) for row in kept] == [sorted(np.argsort(-r, kind="stable")[:4].tolist()) for r in s]
+    assert [sorted(row.tolist()) for row in kept] == [
+        sorted(np.argsort(-r, kind="stable")[:4].tolist()) for r in s
+    ]
     assert len({tuple(row) for row in kept.tolist()}) > 1
 
 

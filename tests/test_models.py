@@ -1,4 +1,5 @@
-"""Every case of models/, small: pruned with no hint, proven, smaller by what the ratio says, trainable, the same twice."""
+"""Every case of models/, small: pruned with no hint, proven, smaller by what the ratio says,
+trainable, the same twice."""
 
 from __future__ import annotations
 
@@ -22,15 +23,44 @@ PRUNED = [name for name in models.names() if models.get(name).refused is None]
 REFUSED = [name for name in models.names() if models.get(name).refused is not None]
 OTHER_RATIOS = ["resnet50", "shufflenetv2", "vit_b16", "llama", "lstm_tagger", "unet"]
 
-# The share of parameters that is left at 0.5, where all that can be reached is reached. What freezes by mistake shows here.
+# The share of parameters that is left at 0.5, where all that can be reached is reached. What
+# freezes by mistake shows here.
 LEFT = {
-    "bert": 0.779, "convnext_t": 0.306, "densenet121": 0.323, "detector": 0.254, "dict_io": 0.387,
-    "digits": 0.259, "efficientnet": 0.343, "einsum_attention": 0.274, "functional_weights": 0.361, "glu": 0.313,
-    "gnn": 0.311, "gpt2": 0.333, "gru_speech": 0.297, "hardcoded_view": 0.252, "inplace": 0.285,
-    "llama": 0.325, "lstm_tagger": 0.271, "mha_packed": 0.271, "mobilenetv3": 0.300, "moe": 0.308,
-    "qkv_chunk": 0.280, "qkv_split": 0.336, "qkv_unbind": 0.280, "resnet50": 0.274, "resnext50": 0.273,
-    "shared_conv": 0.274, "shufflenetv2": 0.328, "superres": 0.259, "swin_t": 0.269, "t5": 0.326,
-    "tied_weights": 0.448, "unet": 0.254, "unknown_op": 0.505, "vit_b16": 0.311, "wavenet": 0.285,
+    "bert": 0.779,
+    "convnext_t": 0.306,
+    "densenet121": 0.323,
+    "detector": 0.254,
+    "dict_io": 0.387,
+    "digits": 0.259,
+    "efficientnet": 0.343,
+    "einsum_attention": 0.274,
+    "functional_weights": 0.361,
+    "glu": 0.313,
+    "gnn": 0.311,
+    "gpt2": 0.333,
+    "gru_speech": 0.297,
+    "hardcoded_view": 0.252,
+    "inplace": 0.285,
+    "llama": 0.325,
+    "lstm_tagger": 0.271,
+    "mha_packed": 0.271,
+    "mobilenetv3": 0.300,
+    "moe": 0.308,
+    "qkv_chunk": 0.280,
+    "qkv_split": 0.336,
+    "qkv_unbind": 0.280,
+    "resnet50": 0.274,
+    "resnext50": 0.273,
+    "shared_conv": 0.274,
+    "shufflenetv2": 0.328,
+    "superres": 0.259,
+    "swin_t": 0.269,
+    "t5": 0.326,
+    "tied_weights": 0.448,
+    "unet": 0.254,
+    "unknown_op": 0.505,
+    "vit_b16": 0.311,
+    "wavenet": 0.285,
 }
 
 

@@ -1,4 +1,5 @@
-"""The tests inside the onnx package: every case whose operator is in the table, through capture, emission, onnxruntime and torch."""
+"""The tests inside the onnx package: every case whose operator is in the table, through capture,
+emission, onnxruntime and torch."""
 
 from __future__ import annotations
 
@@ -11,7 +12,10 @@ from irprune.testing import onnx_backend
 from irprune.testing.onnx_backend import cases, check
 
 
-@pytest.mark.parametrize(("kind", "least"), [("node", 1600), ("simple", 15), ("pytorch-operator", 30), ("pytorch-converted", 80)])
+@pytest.mark.parametrize(
+    ("kind", "least"),
+    [("node", 1600), ("simple", 15), ("pytorch-operator", 30), ("pytorch-converted", 80)],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_backend_cases(kind: str, least: int) -> None:
     whole = 0

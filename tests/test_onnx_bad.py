@@ -62,28 +62,44 @@ def damaged(tmp_path: Path, how: str) -> Path:
             path.write_bytes(model.SerializeToString())
         return path
     whole = model.SerializeToString()
-    path.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "no model": b"hello there, this is text"}.get(how, whole))
+    path.write_bytes(
+        {
+            "truncated": whole[: len(whole) // 2],
+            "empty": b"",
+            "no model": b"hello there, this is text",
+        }.get(how, whole)
+    )
     return path
 
 
 def refused(path: Path, says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """``prune`` and ``inspect`` leave with 2 and a single line that holds ``says``; no file appears."""
+    """``prune`` and ``inspect`` leave with 2 and a single line that holds ``says``; no file
+    appears."""
     before = {p.name for p in path.parent.iterdir()}
-    for command in (["prune", str(path), "-o", str(path.parent / "out.onnx")], ["inspect", str(path)]):
+    for command in (
+        ["prune", str(path), "-o", str(path.parent / "out.onnx")],
+        ["inspect", str(path)],
+    ):
         assert irprune.cli.run(command) == 2
         out, err = capsys.readouterr()
         lines = [line for line in err.splitlines() if not line.startswith("pruning ")]
-        assert out == "" and len(lines) == 1 and lines[0].startswith("irprune: ") and says in lines[0], err
+        assert (
+            out == "" and len(lines) == 1 and lines[0].startswith("irprune: ") and says in lines[0]
+        ), err
         assert {p.name for p in path.parent.iterdir()} == before
 
 
 @pytest.mark.parametrize(("how", "says"), DAMAGES)
-def test_damaged_files(tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, says: str) -> None:
+def test_damaged_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str, says: str
+) -> None:
     refused(damaged(tmp_path, how), says, capsys)
 
 
 def product(shape: tuple[int, ...]) -> onnx.ModelProto:
-    return model_of([node("MatMul", "x w", "y")], [info("x", 2, 6)], [info("y", 2, 4)], [tensor("w", *shape)])
+    return model_of(
+        [node("MatMul", "x w", "y")], [info("x", 2, 6)], [info("y", 2, 4)], [tensor("w", *shape)]
+    )
 
 
 def without_opset() -> onnx.ModelProto:
@@ -111,20 +127,37 @@ def short_large_tensor() -> onnx.ModelProto:
 
 
 def twice() -> onnx.ModelProto:
-    return model_of([node("Relu", "x", "h"), node("Sigmoid", "x", "h"), node("Relu", "h", "y")], [info("x", 2, 6)], [info("y", 2, 6)], [])
+    return model_of(
+        [node("Relu", "x", "h"), node("Sigmoid", "x", "h"), node("Relu", "h", "y")],
+        [info("x", 2, 6)],
+        [info("y", 2, 6)],
+        [],
+    )
 
 
 def added(first: tuple[int, ...], second: tuple[int, ...]) -> onnx.ModelProto:
-    return model_of([node("Add", "x w", "y")], [info("x", *first)], [info("y", *first)], [tensor("w", *second)])
+    return model_of(
+        [node("Add", "x w", "y")], [info("x", *first)], [info("y", *first)], [tensor("w", *second)]
+    )
 
 
 def reshaped(*sizes: int, rows: int | str = 2) -> onnx.ModelProto:
     nodes = [node("MatMul", "x w", "h"), node("Reshape", "h s", "y")]
-    return model_of(nodes, [info("x", rows, 6)], [info("y", *map(abs, sizes))], [tensor("w", 6, 8), int64("s", *sizes)])
+    return model_of(
+        nodes,
+        [info("x", rows, 6)],
+        [info("y", *map(abs, sizes))],
+        [tensor("w", 6, 8), int64("s", *sizes)],
+    )
 
 
 def convolved(*kernel: int) -> onnx.ModelProto:
-    return model_of([node("Conv", "x w", "y")], [info("x", 1, 3, 8, 8)], [info("y", 1, 4, 6, 6)], [tensor("w", *kernel)])
+    return model_of(
+        [node("Conv", "x w", "y")],
+        [info("x", 1, 3, 8, 8)],
+        [info("y", 1, 4, 6, 6)],
+        [tensor("w", *kernel)],
+    )
 
 
 def concatenated() -> onnx.ModelProto:
@@ -160,16 +193,25 @@ WRONG: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
     "a name made twice": (twice, "'h'"),
     "a product that does not fit": (lambda: product((5, 4)), "MatMul"),
     "a sum that does not fit": (lambda: added((2, 6), (2, 5)), "Add"),
-    "a reshape to another count": (lambda: reshaped(3, 5), "(Reshape) cannot run: [2, 8] cannot be reshaped to [3, 5]"),
+    "a reshape to another count": (
+        lambda: reshaped(3, 5),
+        "(Reshape) cannot run: [2, 8] cannot be reshaped to [3, 5]",
+    ),
     "a reshape with no size left": (lambda: reshaped(3, -1), "(Reshape)"),
-    "kernels for other channels": (lambda: convolved(4, 5, 3, 3), "(Conv) cannot run: kernels of shape [4, 5, 3, 3] are for 5 channels"),
+    "kernels for other channels": (
+        lambda: convolved(4, 5, 3, 3),
+        "(Conv) cannot run: kernels of shape [4, 5, 3, 3] are for 5 channels",
+    ),
     "a kernel of another rank": (lambda: convolved(4, 3, 3), "Conv"),
     "a concatenation that does not fit": (concatenated, "Concat"),
     "operands of two types": (of_two_kinds, "MatMul"),
     "an axis that is not there": (gathered, "Transpose"),
     "an offset that is no number": (lambda: bad_location("offset", "ten"), "no number"),
     "an offset before the file": (lambda: bad_location("offset", "-8"), "ends early"),
-    "an absolute place": (lambda: bad_location("location", "/etc/passwd"), "leaves the model's folder"),
+    "an absolute place": (
+        lambda: bad_location("location", "/etc/passwd"),
+        "leaves the model's folder",
+    ),
 }
 
 
@@ -188,18 +230,31 @@ def test_what_only_running_tells(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path.write_bytes(reshaped(3, 5, rows="n").SerializeToString())
     assert irprune.cli.run(["prune", str(path), "-o", str(tmp_path / "out.onnx")]) == 2
     err = capsys.readouterr().err
-    assert "onnxruntime cannot run the model" in err and "Reshape" in err and len(err.splitlines()) == 2
+    assert (
+        "onnxruntime cannot run the model" in err
+        and "Reshape" in err
+        and len(err.splitlines()) == 2
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_a_branch_that_never_runs_may_be_wrong(tmp_path: Path) -> None:
     """Exporters write both branches; one of them does not fit."""
-    then = helper.make_graph([node("Reshape", "h s", "t")], "then", [], [info("t", 3, 5)], [int64("s", 3, 5)])
+    then = helper.make_graph(
+        [node("Reshape", "h s", "t")], "then", [], [info("t", 3, 5)], [int64("s", 3, 5)]
+    )
     other = helper.make_graph([node("Relu", "h", "e")], "else", [], [info("e", 2, 8)])
-    nodes = [node("MatMul", "x w", "h"), helper.make_node("If", ["no"], ["y"], then_branch=then, else_branch=other)]
+    nodes = [
+        node("MatMul", "x w", "h"),
+        helper.make_node("If", ["no"], ["y"], then_branch=then, else_branch=other),
+    ]
     no = numpy_helper.from_array(np.array(False), "no")
     path = tmp_path / "m.onnx"
-    path.write_bytes(model_of(nodes, [info("x", 2, 6)], [info("y", 2, 8)], [tensor("w", 6, 8), no]).SerializeToString())
+    path.write_bytes(
+        model_of(
+            nodes, [info("x", 2, 6)], [info("y", 2, 8)], [tensor("w", 6, 8), no]
+        ).SerializeToString()
+    )
     assert irprune.cli.run(["inspect", str(path), "--json"]) == 0
 
 
@@ -208,7 +263,8 @@ def test_a_file_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_every_cut_of_a_file_is_refused_or_read(tmp_path: Path) -> None:
-    """However many bytes are missing at the end: an error of ours or a model, never another exception."""
+    """However many bytes are missing at the end: an error of ours or a model, never another
+    exception."""
     whole = decorated().SerializeToString()
     path = tmp_path / "m.onnx"
     codes = []
@@ -219,7 +275,8 @@ def test_every_cut_of_a_file_is_refused_or_read(tmp_path: Path) -> None:
 
 
 def test_bytes_turned_over_are_refused_or_read(tmp_path: Path) -> None:
-    """A damaged byte anywhere in the structure: an error of ours or a model, never another exception."""
+    """A damaged byte anywhere in the structure: an error of ours or a model, never another
+    exception."""
     whole = bytearray(decorated().SerializeToString())
     random = np.random.default_rng(0)
     path = tmp_path / "m.onnx"
@@ -230,15 +287,23 @@ def test_bytes_turned_over_are_refused_or_read(tmp_path: Path) -> None:
         assert irprune.cli.run(["inspect", str(path), "--json"]) in (0, 2)
 
 
-@pytest.mark.parametrize(("given", "said"), [
-    (["1x5x8x8"], "input 'x' has shape [1, 5, 8, 8], the model takes [n, 3, 8, 8]"), (["1x3x8"], "has shape [1, 3, 8]"),
-    (["1x3x8x8", "1x3x8x8"], "2 inputs for a model that takes 1"),
-])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["1x5x8x8"], "input 'x' has shape [1, 5, 8, 8], the model takes [n, 3, 8, 8]"),
+        (["1x3x8"], "has shape [1, 3, 8]"),
+        (["1x3x8x8", "1x3x8x8"], "2 inputs for a model that takes 1"),
+    ],
+)
 def test_an_example_input_that_the_file_does_not_take(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], given: list[str], said: str
 ) -> None:
-    model = model_of([node("Conv", "x a", "h"), node("Conv", "h b", "y")], [info("x", "n", 3, 8, 8)], [info("y", "n", 4, 8, 8)],
-                     [tensor("a", 8, 3, 1, 1), tensor("b", 4, 8, 1, 1)])
+    model = model_of(
+        [node("Conv", "x a", "h"), node("Conv", "h b", "y")],
+        [info("x", "n", 3, 8, 8)],
+        [info("y", "n", 4, 8, 8)],
+        [tensor("a", 8, 3, 1, 1), tensor("b", 4, 8, 1, 1)],
+    )
     onnx.save(model, tmp_path / "m.onnx")
     call = ["prune", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "out")]
     assert irprune.cli.run([*call, *(a for g in given for a in ("--input", g))]) == 2

@@ -1,4 +1,5 @@
-"""The model cases, exported by both exporters of torch, pruned from the file: proven on onnxruntime, and as modules in torch."""
+"""The model cases, exported by both exporters of torch, pruned from the file: proven on
+onnxruntime, and as modules in torch."""
 
 from __future__ import annotations
 
@@ -51,7 +52,13 @@ LEFT = {  # the largest share of parameters that may be left at 0.5
     "wavenet": 0.3,
     "qkv_unbind": 0.3,
 }
-DYNAMO = {"digits": False, "inplace": False, "llama": True, "vit_b16": True, "gnn": True}  # with dynamic sizes or not
+DYNAMO = {
+    "digits": False,
+    "inplace": False,
+    "llama": True,
+    "vit_b16": True,
+    "gnn": True,
+}  # with dynamic sizes or not
 
 
 def exported(name: str, path: Path, dynamo: bool, dynamic: bool = False) -> Path:
@@ -63,9 +70,24 @@ def exported(name: str, path: Path, dynamo: bool, dynamic: bool = False) -> Path
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         if dynamo:
-            torch.onnx.export(model, args, str(path), kwargs=kwargs, dynamo=True, external_data=False, verbose=False, **given)
+            torch.onnx.export(
+                model,
+                args,
+                str(path),
+                kwargs=kwargs,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+                **given,
+            )
         else:
-            torch.onnx.export(model, (*args, kwargs) if kwargs else args, str(path), dynamo=False, opset_version=17)
+            torch.onnx.export(
+                model,
+                (*args, kwargs) if kwargs else args,
+                str(path),
+                dynamo=False,
+                opset_version=17,
+            )
     return path
 
 
@@ -74,10 +96,13 @@ def learned(graph: Graph) -> int:
 
 
 def prune_and_prove(path: Path, ratios: tuple[float, ...] = (0.3, 0.5, 0.7)) -> dict[float, float]:
-    """For each ratio the share of parameters left, after the file was cut, checked, run and compared with the silenced original."""
+    """For each ratio the share of parameters left, after the file was cut, checked, run and
+    compared with the silenced original."""
     model = onnx.load(path)
     graph = capture_onnx(path)
-    assert emit_onnx(graph).SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+    assert emit_onnx(graph).SerializeToString(deterministic=True) == model.SerializeToString(
+        deterministic=True
+    )
     for done in (DeadCode(), InferAxes(), Score()):
         done.run(graph)
     x = random_inputs(graph, default=3)
@@ -124,12 +149,17 @@ def test_files_of_the_newer_exporter(name: str, tmp_path: Path) -> None:
 
 
 def test_a_group_norm_loses_channels_of_each_group(tmp_path: Path) -> None:
-    """The exporter writes it as an instance norm of what it reshaped; the file keeps the channels that are kept from PyTorch."""
+    """The exporter writes it as an instance norm of what it reshaped; the file keeps the channels
+    that are kept from PyTorch."""
 
     class Net(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.first, self.norm, self.last = torch.nn.Conv2d(3, 24, 3), torch.nn.GroupNorm(4, 24), torch.nn.Conv2d(24, 5, 1)
+            self.first, self.norm, self.last = (
+                torch.nn.Conv2d(3, 24, 3),
+                torch.nn.GroupNorm(4, 24),
+                torch.nn.Conv2d(24, 5, 1),
+            )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.last(self.norm(self.first(x)).relu())
@@ -143,8 +173,12 @@ def test_a_group_norm_loses_channels_of_each_group(tmp_path: Path) -> None:
     for source, args in ((model, (x,)), (tmp_path / "m.onnx", None)):
         pruned = irprune.prune(source, args, ratio=0.5)
         kept.append(pruned.kept["first.weight"][0])
-    assert list(kept[0]) == list(kept[1]) and [sum(k // 6 == g for k in kept[0]) for g in range(4)] == [3, 3, 3, 3]
-    assert any(kept[0][3 * g + j] % 6 != kept[0][j] % 6 for g in range(4) for j in range(3))  # each group has a choice of its own
+    assert list(kept[0]) == list(kept[1]) and [
+        sum(k // 6 == g for k in kept[0]) for g in range(4)
+    ] == [3, 3, 3, 3]
+    assert any(
+        kept[0][3 * g + j] % 6 != kept[0][j] % 6 for g in range(4) for j in range(3)
+    )  # each group has a choice of its own
     whole = irprune.prune(tmp_path / "m.onnx", ratio=0.5, prefer="groups")
     assert len({k // 6 for k in whole.kept["first.weight"][0]}) == 2
 
@@ -159,7 +193,13 @@ def test_layers_are_torchs_own_and_export_again(tmp_path: Path) -> None:
     assert module.state_dict().keys() >= {"fc.weight", "fc.bias"}
     x = random_inputs(graph)
     again = torch.export.export(module, tuple(torch.from_numpy(v) for v in x.values()))
-    assert difference([again.module()(*map(torch.from_numpy, x.values())).detach().numpy()], run_model(path, x)) < 1e-5
+    assert (
+        difference(
+            [again.module()(*map(torch.from_numpy, x.values())).detach().numpy()],
+            run_model(path, x),
+        )
+        < 1e-5
+    )
 
 
 def test_a_step_of_training_lowers_the_loss(tmp_path: Path) -> None:

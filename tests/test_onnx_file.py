@@ -1,4 +1,5 @@
-"""ONNX files as they come: what is nobody's business stays, shared tensors are cut or copied, bad files get one clear line."""
+"""ONNX files as they come: what is nobody's business stays, shared tensors are cut or copied, bad
+files get one clear line."""
 
 from __future__ import annotations
 
@@ -54,7 +55,10 @@ def model_of(
 ) -> onnx.ModelProto:
     graph = helper.make_graph(nodes, "g", inputs, outputs, tensors)
     return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)], ir_version=ir, **rest
+        graph,
+        opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)],
+        ir_version=ir,
+        **rest,
     )
 
 
@@ -77,8 +81,11 @@ def cut(graph: Graph, ratio: float = 0.5) -> Graph:
     return small
 
 
-def proven(model: onnx.ModelProto, ratio: float = 0.5, sizes: dict[str, int] | None = None) -> tuple[Graph, onnx.ModelProto]:
-    """Prune, check, run, compare with the silenced original; returns the analysed graph and the file."""
+def proven(
+    model: onnx.ModelProto, ratio: float = 0.5, sizes: dict[str, int] | None = None
+) -> tuple[Graph, onnx.ModelProto]:
+    """Prune, check, run, compare with the silenced original; returns the analysed graph and the
+    file."""
     graph = analysed(model)
     emitted = emit_onnx(cut(graph, ratio))
     onnx.checker.check_model(emitted, full_check=True)
@@ -93,11 +100,13 @@ def shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     return {t.name: tuple(t.dims) for t in model.graph.initializer}
 
 
-# -- what stays ----------------------------------------------------------------------------------------------------------
+# -- what stays
+# --------------------------------------------------------------------------------------------------
 
 
 def decorated() -> onnx.ModelProto:
-    """Two convolutions, with everything around them that a plain import and export through graphsurgeon loses."""
+    """Two convolutions, with everything around them that a plain import and export through
+    graphsurgeon loses."""
     nodes = [
         node("Conv", "x w1 b1", "a", name="first", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
         node("Relu", "a", "r", name="act"),
@@ -119,7 +128,9 @@ def decorated() -> onnx.ModelProto:
     model.metadata_props.add(key="author", value="somebody")
     model.graph.doc_string = "a graph"
     model.graph.metadata_props.add(key="k", value="v")
-    model.graph.value_info.extend([info("a", "n", 8, 8, 8), info("r", "n", 8, 8, 8), info("unused", "n", 8, 8, 8)])
+    model.graph.value_info.extend(
+        [info("a", "n", 8, 8, 8), info("r", "n", 8, 8, 8), info("unused", "n", 8, 8, 8)]
+    )
     model.graph.initializer[0].doc_string = "weights"
     model.graph.input[0].doc_string = "an image"
     mark = model.graph.quantization_annotation.add()
@@ -144,7 +155,9 @@ def test_only_what_pruning_changed_is_edited() -> None:
     expected.CopyFrom(model)
     del expected.graph.node[3]  # nobody reads it, and what it reads has changed
     del expected.graph.value_info[2]
-    assert restored.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
+    assert restored.SerializeToString(deterministic=True) == expected.SerializeToString(
+        deterministic=True
+    )
 
 
 def test_the_model_given_is_not_changed() -> None:
@@ -171,14 +184,19 @@ def test_initializers_that_are_inputs_too() -> None:
         ir=3,
     )
     _, emitted = proven(model)
-    given = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in emitted.graph.input}
+    given = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in emitted.graph.input
+    }
     assert given == {"x": [1, 3, 8, 8], "w1": [4, 3, 3, 3], "w2": [5, 4, 1, 1]}
 
 
-# -- weights that are not plain initializers --------------------------------------------------------------------------------
+# -- weights that are not plain initializers
+# --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("behind", ["Constant", "Identity", "Cast", "Transpose", "Reshape", "Unsqueeze"])
+@pytest.mark.parametrize(
+    "behind", ["Constant", "Identity", "Cast", "Transpose", "Reshape", "Unsqueeze"]
+)
 def test_weights_behind_a_node(behind: str) -> None:
     w = numbers("w").standard_normal((8, 6)).astype(np.float32)
     tensors = [tensor("v", 5, 8), tensor("b", 8)]
@@ -190,14 +208,23 @@ def test_weights_behind_a_node(behind: str) -> None:
         "Reshape": [node("Reshape", "w0 s", "w")],
         "Unsqueeze": [node("Unsqueeze", "w0 s", "u"), node("Squeeze", "u s", "w")],
     }[behind]
-    stored = {"Cast": w.astype(np.float16), "Transpose": np.ascontiguousarray(w.T), "Reshape": w.reshape(8, 2, 3)}.get(behind, w)
+    stored = {
+        "Cast": w.astype(np.float16),
+        "Transpose": np.ascontiguousarray(w.T),
+        "Reshape": w.reshape(8, 2, 3),
+    }.get(behind, w)
     tensors += [] if behind == "Constant" else [numpy_helper.from_array(stored, "w0")]
     tensors += (
         [numpy_helper.from_array(np.array([8, 6] if behind == "Reshape" else [0], np.int64), "s")]
         if behind in ("Reshape", "Unsqueeze")
         else []
     )
-    nodes = [*first, node("Gemm", "x w b", "a", transB=1), node("Relu", "a", "r"), node("Gemm", "r v", "y", transB=1)]
+    nodes = [
+        *first,
+        node("Gemm", "x w b", "a", transB=1),
+        node("Relu", "a", "r"),
+        node("Gemm", "r v", "y", transB=1),
+    ]
     graph, emitted = proven(model_of(nodes, [info("x", "n", 6)], [info("y", "n", 5)], tensors))
     assert any(not g.frozen and g.size == 8 for g in groups_of(graph))
     assert shapes(emitted)["v"] == (5, 4)
@@ -222,7 +249,8 @@ def test_quantised_weights_with_a_scale_per_channel() -> None:
     assert shapes(emitted) == {"q1": (4, 3, 3, 3), "s1": (4,), "z1": (4,), "w2": (5, 4, 1, 1)}
 
 
-# -- shared tensors ----------------------------------------------------------------------------------------------------------
+# -- shared tensors
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_vector_shared_by_two_layers_gets_a_copy_where_they_disagree() -> None:
@@ -233,7 +261,12 @@ def test_a_vector_shared_by_two_layers_gets_a_copy_where_they_disagree() -> None
         node("Relu", "c", "d"),
         node("Conv", "d w3", "y"),
     ]
-    tensors = [tensor("w1", 8, 3, 1, 1), tensor("w2", 8, 8, 1, 1), tensor("w3", 5, 8, 1, 1), tensor("b", 8)]
+    tensors = [
+        tensor("w1", 8, 3, 1, 1),
+        tensor("w2", 8, 8, 1, 1),
+        tensor("w3", 5, 8, 1, 1),
+        tensor("b", 8),
+    ]
     model = model_of(nodes, [info("x", 1, 3, 4, 4)], [info("y", 1, 5, 4, 4)], tensors)
     _graph, emitted = proven(model)
     biases = [n.input[2] for n in emitted.graph.node if len(n.input) == 3]
@@ -242,10 +275,25 @@ def test_a_vector_shared_by_two_layers_gets_a_copy_where_they_disagree() -> None
 
 
 def test_a_vector_shared_by_layers_that_agree_stays_one() -> None:
-    nodes = [node("Conv", "x w1 b", "a"), node("Conv", "x w2 b", "c"), node("Add", "a c", "s"), node("Conv", "s w3", "y")]
-    tensors = [tensor("w1", 8, 3, 1, 1), tensor("w2", 8, 3, 1, 1), tensor("w3", 5, 8, 1, 1), tensor("b", 8)]
+    nodes = [
+        node("Conv", "x w1 b", "a"),
+        node("Conv", "x w2 b", "c"),
+        node("Add", "a c", "s"),
+        node("Conv", "s w3", "y"),
+    ]
+    tensors = [
+        tensor("w1", 8, 3, 1, 1),
+        tensor("w2", 8, 3, 1, 1),
+        tensor("w3", 5, 8, 1, 1),
+        tensor("b", 8),
+    ]
     _, emitted = proven(model_of(nodes, [info("x", 1, 3, 4, 4)], [info("y", 1, 5, 4, 4)], tensors))
-    assert shapes(emitted) == {"w1": (4, 3, 1, 1), "w2": (4, 3, 1, 1), "w3": (5, 4, 1, 1), "b": (4,)}
+    assert shapes(emitted) == {
+        "w1": (4, 3, 1, 1),
+        "w2": (4, 3, 1, 1),
+        "w3": (5, 4, 1, 1),
+        "b": (4,),
+    }
 
 
 def test_tied_embeddings_stay_tied() -> None:
@@ -256,11 +304,17 @@ def test_tied_embeddings_stay_tied() -> None:
         node("MatMul", "c et", "y"),
     ]
     tensors = [tensor("e", 20, 8), tensor("w", 8, 8)]
-    _, emitted = proven(model_of(nodes, [info("ids", 1, "t", kind=TensorProto.INT64)], [info("y", 1, "t", 20)], tensors), sizes={"t": 7})
+    _, emitted = proven(
+        model_of(
+            nodes, [info("ids", 1, "t", kind=TensorProto.INT64)], [info("y", 1, "t", 20)], tensors
+        ),
+        sizes={"t": 7},
+    )
     assert shapes(emitted)["e"] == (20, 4) and list(shapes(emitted)) == ["e", "w"]
 
 
-# -- shape arithmetic ----------------------------------------------------------------------------------------------------------
+# -- shape arithmetic
+# --------------------------------------------------------------------------------------------------
 
 
 def int64(name: str, *values: int) -> onnx.TensorProto:
@@ -268,7 +322,8 @@ def int64(name: str, *values: int) -> onnx.TensorProto:
 
 
 def test_heads_split_by_computed_shapes() -> None:
-    """Batch and length are read at run time; heads and head_dim are constants, one of them kept in a shared tensor."""
+    """Batch and length are read at run time; heads and head_dim are constants, one of them kept in
+    a shared tensor."""
     nodes = [
         node("MatMul", "x wq", "q"),
         node("Shape", "x", "s"),
@@ -315,7 +370,9 @@ def test_a_number_computed_from_a_size_stays_what_it_was() -> None:
         node("Div", "q r", "d"),
         node("MatMul", "d v", "y"),
     ]
-    model = model_of(nodes, [info("x", 1, 4, 6)], [info("y", 1, 4, 3)], [tensor("w", 6, 16), tensor("v", 16, 3)])
+    model = model_of(
+        nodes, [info("x", 1, 4, 6)], [info("y", 1, 4, 3)], [tensor("w", 6, 16), tensor("v", 16, 3)]
+    )
     proven(model)
 
 
@@ -329,12 +386,20 @@ def test_a_slice_and_a_split_move_with_what_is_dropped() -> None:
         node("MatMul", "m u", "y2"),
         node("Add", "y1 y2", "y"),
     ]
-    tensors = [tensor("w", 6, 16), tensor("v", 5, 3), tensor("u", 8, 3), int64("from", 4), int64("to", 9), int64("last", -1)]
+    tensors = [
+        tensor("w", 6, 16),
+        tensor("v", 5, 3),
+        tensor("u", 8, 3),
+        int64("from", 4),
+        int64("to", 9),
+        int64("last", -1),
+    ]
     _, emitted = proven(model_of(nodes, [info("x", 2, 6)], [info("y", 2, 3)], tensors))
     assert shapes(emitted)["w"][1] < 16
 
 
-# -- files -----------------------------------------------------------------------------------------------------------------------
+# -- files
+# --------------------------------------------------------------------------------------------------
 
 
 def test_external_data_stays_outside_and_is_cut(tmp_path: Path) -> None:
@@ -343,7 +408,9 @@ def test_external_data_stays_outside_and_is_cut(tmp_path: Path) -> None:
     model = decorated()
     outside = onnx.ModelProto()
     outside.CopyFrom(model)
-    onnx.save(outside, source / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
+    onnx.save(
+        outside, source / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0
+    )
     graph = analysed(source / "m.onnx")
     out = write_onnx(cut(graph), tmp_path / "out.onnx")
     assert {p.name for p in tmp_path.iterdir()} == {"in", "out.onnx", "out.onnx.data"}
@@ -353,7 +420,8 @@ def test_external_data_stays_outside_and_is_cut(tmp_path: Path) -> None:
     onnx.checker.check_model(str(out), full_check=True)
 
 
-# -- what is not understood ------------------------------------------------------------------------------------------------------
+# -- what is not understood
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_custom_operator_is_kept_and_freezes() -> None:
@@ -378,7 +446,9 @@ def test_a_custom_operator_is_kept_and_freezes() -> None:
 
 def test_values_that_a_subgraph_reads_are_frozen() -> None:
     body = helper.make_graph([node("Relu", "a", "inner")], "then", [], [info("inner", 1, 8, 4, 4)])
-    other = helper.make_graph([node("Neg", "a", "inner2")], "else", [], [info("inner2", 1, 8, 4, 4)])
+    other = helper.make_graph(
+        [node("Neg", "a", "inner2")], "else", [], [info("inner2", 1, 8, 4, 4)]
+    )
     nodes = [
         node("Conv", "x w1", "a"),
         helper.make_node("If", ["flag"], ["m"], then_branch=body, else_branch=other, name="choice"),
@@ -387,17 +457,37 @@ def test_values_that_a_subgraph_reads_are_frozen() -> None:
         node("Conv", "r w3", "y"),
     ]
     tensors = [tensor("w1", 8, 3, 1, 1), tensor("w2", 8, 8, 1, 1), tensor("w3", 5, 8, 1, 1)]
-    _, emitted = proven(model_of(nodes, [info("x", 1, 3, 4, 4), info("flag", kind=TensorProto.BOOL)], [info("y", 1, 5, 4, 4)], tensors))
+    _, emitted = proven(
+        model_of(
+            nodes,
+            [info("x", 1, 3, 4, 4), info("flag", kind=TensorProto.BOOL)],
+            [info("y", 1, 5, 4, 4)],
+            tensors,
+        )
+    )
     assert shapes(emitted) == {"w1": (8, 3, 1, 1), "w2": (4, 8, 1, 1), "w3": (5, 4, 1, 1)}
 
 
 def test_local_functions_let_axes_pass() -> None:
     function = helper.make_function(
-        "my.domain", "Gate", ["a"], ["b"], [node("Sigmoid", "a", "s"), node("Mul", "a s", "b")], [helper.make_opsetid("", 17)]
+        "my.domain",
+        "Gate",
+        ["a"],
+        ["b"],
+        [node("Sigmoid", "a", "s"), node("Mul", "a s", "b")],
+        [helper.make_opsetid("", 17)],
     )
-    nodes = [node("Conv", "x w1", "a"), helper.make_node("Gate", ["a"], ["m"], domain="my.domain"), node("Conv", "m w2", "y")]
+    nodes = [
+        node("Conv", "x w1", "a"),
+        helper.make_node("Gate", ["a"], ["m"], domain="my.domain"),
+        node("Conv", "m w2", "y"),
+    ]
     model = model_of(
-        nodes, [info("x", 1, 3, 4, 4)], [info("y", 1, 5, 4, 4)], [tensor("w1", 8, 3, 1, 1), tensor("w2", 5, 8, 1, 1)], functions=[function]
+        nodes,
+        [info("x", 1, 3, 4, 4)],
+        [info("y", 1, 5, 4, 4)],
+        [tensor("w1", 8, 3, 1, 1), tensor("w2", 5, 8, 1, 1)],
+        functions=[function],
     )
     model.opset_import.append(helper.make_opsetid("my.domain", 1))
     _, emitted = proven(model)
@@ -422,14 +512,26 @@ def test_half_precision_stays(dtype: type) -> None:
 
 
 def test_bfloat16_weights_are_cut() -> None:
-    array = numbers("w1").standard_normal((6, 16)).astype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+    array = (
+        numbers("w1")
+        .standard_normal((6, 16))
+        .astype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16))
+    )
     tensors = [numpy_helper.from_array(array, "w1"), tensor("w2", 16, 4)]
-    nodes = [node("Cast", "w1", "w", to=TensorProto.FLOAT), node("MatMul", "x w", "a"), node("Relu", "a", "r"), node("MatMul", "r w2", "y")]
+    nodes = [
+        node("Cast", "w1", "w", to=TensorProto.FLOAT),
+        node("MatMul", "x w", "a"),
+        node("Relu", "a", "r"),
+        node("MatMul", "r w2", "y"),
+    ]
     _, emitted = proven(model_of(nodes, [info("x", 2, 6)], [info("y", 2, 4)], tensors))
-    assert emitted.graph.initializer[0].data_type == TensorProto.BFLOAT16 and shapes(emitted)["w1"] == (6, 8)
+    assert emitted.graph.initializer[0].data_type == TensorProto.BFLOAT16 and shapes(emitted)[
+        "w1"
+    ] == (6, 8)
 
 
-# -- fused operators -------------------------------------------------------------------------------------------------------------
+# -- fused operators
+# --------------------------------------------------------------------------------------------------
 
 
 def fused(kind: str) -> onnx.ModelProto:
@@ -445,13 +547,20 @@ def fused(kind: str) -> onnx.ModelProto:
         body = [node(kind, "h wp bp", "o", domain="com.microsoft", num_heads=4)]
     elif kind == "MultiHeadAttention":
         tensors += [tensor("wk", 12, 24), tensor("wv", 12, 24)]
-        body = [node("MatMul", "x wk", "k"), node("MatMul", "x wv", "v"), node(kind, "h k v", "o", domain="com.microsoft", num_heads=4)]
+        body = [
+            node("MatMul", "x wk", "k"),
+            node("MatMul", "x wv", "v"),
+            node(kind, "h k v", "o", domain="com.microsoft", num_heads=4),
+        ]
     else:
         body = [node(kind, "h", "o", domain="com.microsoft")]
     return model_of([*lead, *body, node("MatMul", "o wo", "y")], [x], [info("y", 2, 5, 3)], tensors)
 
 
-@pytest.mark.parametrize("kind", ["SkipLayerNormalization", "Attention", "MultiHeadAttention", "Gelu", "QuickGelu", "FastGelu"])
+@pytest.mark.parametrize(
+    "kind",
+    ["SkipLayerNormalization", "Attention", "MultiHeadAttention", "Gelu", "QuickGelu", "FastGelu"],
+)
 def test_fused_operators_of_onnxruntime(kind: str) -> None:
     model = fused(kind)
     graph = analysed(model)
@@ -472,23 +581,36 @@ def test_own_choice_is_kept_as_it_is() -> None:
     emitted = emit_onnx(small)
     whole = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     ours = {t.name: numpy_helper.to_array(t) for t in emitted.graph.initializer}
-    assert np.array_equal(ours["w1"], whole["w1"][[1, 4, 6]]) and np.array_equal(ours["w2"], whole["w2"][:, [1, 4, 6]])
+    assert np.array_equal(ours["w1"], whole["w1"][[1, 4, 6]]) and np.array_equal(
+        ours["w2"], whole["w2"][:, [1, 4, 6]]
+    )
 
 
 def test_start_is_light() -> None:
-    code = "import sys, irprune.frontend.onnx.reader, irprune.emit.onnx.emitter, irprune.validate.onnx_oracle; print('torch' in sys.modules)"
+    names = "irprune.frontend.onnx.reader, irprune.emit.onnx.emitter, irprune.validate.onnx_oracle"
+    code = f"import sys, {names}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 
 def test_a_part_of_a_split_that_nobody_reads_is_a_part_all_the_same() -> None:
-    nodes = [node("MatMul", "x w", "h"), node("Split", "h", "p q r", axis=-1), node("Mul", "p q", "m"), node("MatMul", "m v", "y")]
-    _, emitted = proven(model_of(nodes, [info("x", 2, 6)], [info("y", 2, 3)], [tensor("w", 6, 24), tensor("v", 8, 3)]))
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("Split", "h", "p q r", axis=-1),
+        node("Mul", "p q", "m"),
+        node("MatMul", "m v", "y"),
+    ]
+    _, emitted = proven(
+        model_of(
+            nodes, [info("x", 2, 6)], [info("y", 2, 3)], [tensor("w", 6, 24), tensor("v", 8, 3)]
+        )
+    )
     assert shapes(emitted)["v"] == (4, 3) and shapes(emitted)["w"][1] < 24
 
 
 def test_half_of_a_size_taken_out_of_a_dynamic_shape_is_a_whole_number() -> None:
-    """Channels split in two by arithmetic on a shape whose batch is symbolic: 9 // 2 is 4, an integer."""
+    """Channels split in two by arithmetic on a shape whose batch is symbolic: 9 // 2 is 4, an
+    integer."""
     nodes = [
         node("Conv", "x w1", "h"),
         node("Shape", "h", "s"),
@@ -500,7 +622,14 @@ def test_half_of_a_size_taken_out_of_a_dynamic_shape_is_a_whole_number() -> None
         node("Add", "a b", "m"),
         node("Conv", "m w2", "y"),
     ]
-    tensors = [tensor("w1", 8, 3, 1, 1), tensor("w2", 5, 4, 1, 1), int64("one", 1), int64("unit", 1), int64("two", 2), int64("zero", 0)]
+    tensors = [
+        tensor("w1", 8, 3, 1, 1),
+        tensor("w2", 5, 4, 1, 1),
+        int64("one", 1),
+        int64("unit", 1),
+        int64("two", 2),
+        int64("zero", 0),
+    ]
     model = model_of(nodes, [info("x", "n", 3, 4, 4)], [info("y", "n", 5, 4, 4)], tensors)
     graph = capture_onnx(model)
     assert [n.out.shape[1] for n in graph.nodes if n.op == "slice"] == [4, 4]
@@ -509,7 +638,8 @@ def test_half_of_a_size_taken_out_of_a_dynamic_shape_is_a_whole_number() -> None
 
 
 def test_a_tensor_of_which_only_the_shape_is_read_follows_no_wrong_size() -> None:
-    """Heads are merged by a Reshape whose result is used for its shape alone, as onnxsim writes it."""
+    """Heads are merged by a Reshape whose result is used for its shape alone, as onnxsim writes
+    it."""
     nodes = [
         node("MatMul", "x w", "h"),
         node("Shape", "h", "hs"),
@@ -525,20 +655,38 @@ def test_a_tensor_of_which_only_the_shape_is_read_follows_no_wrong_size() -> Non
         node("Reshape", "r3 target", "z"),
         node("MatMul", "z v", "y"),
     ]
-    tensors = [tensor("w", 6, 24), tensor("v", 24, 3), int64("first", 0), int64("heads", 4), int64("dim", 6), int64("width", 24)]
-    model = model_of(nodes, [info("x", "n", 6)], [info("y", "n", 3)], [*tensors, int64("minus", -1)])
+    tensors = [
+        tensor("w", 6, 24),
+        tensor("v", 24, 3),
+        int64("first", 0),
+        int64("heads", 4),
+        int64("dim", 6),
+        int64("width", 24),
+    ]
+    model = model_of(
+        nodes, [info("x", "n", 6)], [info("y", "n", 3)], [*tensors, int64("minus", -1)]
+    )
     _, emitted = proven(model)
     assert shapes(emitted)["w"] == (6, 12)
 
 
-# -- one array, several uses ---------------------------------------------------------------------------------------------
+# -- one array, several uses
+# ---------------------------------------------------------------------------------------------
 
 
 def twice(*between: onnx.NodeProto) -> onnx.ModelProto:
     """``w`` in front of a ReLU and once more in front of the output; ``v`` between them."""
-    nodes = [node("MatMul", "x w", "a"), node("Relu", "a", "b"), node("MatMul", "b v", "c"), node("Relu", "c", "d"), *between,
-             node("MatMul", "d w", "y")]
-    return model_of(nodes, [info("x", 2, 16)], [info("y", 2, 16)], [tensor("w", 16, 16), tensor("v", 16, 16)])
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("Relu", "a", "b"),
+        node("MatMul", "b v", "c"),
+        node("Relu", "c", "d"),
+        *between,
+        node("MatMul", "d w", "y"),
+    ]
+    return model_of(
+        nodes, [info("x", 2, 16)], [info("y", 2, 16)], [tensor("w", 16, 16), tensor("v", 16, 16)]
+    )
 
 
 def test_an_array_whose_uses_disagree_is_copied(tmp_path: Path) -> None:
@@ -546,22 +694,48 @@ def test_an_array_whose_uses_disagree_is_copied(tmp_path: Path) -> None:
     made = onnx.load(pruned.onnx(tmp_path / "m.onnx"))
     onnx.checker.check_model(made, full_check=True)
     sizes = shapes(made)
-    first, last = (next(n for n in made.graph.node if out in n.output).input[1] for out in ("a", "y"))
-    assert first == "w" and first != last and sizes[first] == (16, 8) and sizes[last] == (8, 16) and sizes["v"] == (8, 8)
-    assert pruned.report.params.before == 2 * 16 * 16 and pruned.report.params.after == 2 * 8 * 16 + 8 * 8
-    kept = {name: [None if k is None else list(k) for k in dims] for name, dims in pruned.kept.items()}
+    first, last = (
+        next(n for n in made.graph.node if out in n.output).input[1] for out in ("a", "y")
+    )
+    assert (
+        first == "w"
+        and first != last
+        and sizes[first] == (16, 8)
+        and sizes[last] == (8, 16)
+        and sizes["v"] == (8, 8)
+    )
+    assert (
+        pruned.report.params.before == 2 * 16 * 16
+        and pruned.report.params.after == 2 * 8 * 16 + 8 * 8
+    )
+    kept = {
+        name: [None if k is None else list(k) for k in dims] for name, dims in pruned.kept.items()
+    }
     whole = {t.name: onnx.numpy_helper.to_array(t) for t in twice().graph.initializer}
     now = {t.name: onnx.numpy_helper.to_array(t) for t in made.graph.initializer}
-    assert np.array_equal(now[first], whole["w"][:, kept["w"][1]]) and np.array_equal(now[last], whole["w"][kept["v"][1]])
+    assert np.array_equal(now[first], whole["w"][:, kept["w"][1]]) and np.array_equal(
+        now[last], whole["w"][kept["v"][1]]
+    )
 
 
 def test_an_array_whose_uses_agree_stays_one(tmp_path: Path) -> None:
     """A table read by row and as the last matrix: nothing would be gained by two of them."""
-    nodes = [node("Gather", "w ids", "e"), node("MatMul", "e v", "a"), node("Relu", "a", "b"), node("MatMul", "b u", "c"),
-             node("Transpose", "w", "t", perm=[1, 0]), node("MatMul", "c t", "y")]
-    model = model_of(nodes, [info("ids", 5, kind=TensorProto.INT64)], [info("y", 5, 20)],
-                     [tensor("w", 20, 16), tensor("v", 16, 32), tensor("u", 32, 16)])
+    nodes = [
+        node("Gather", "w ids", "e"),
+        node("MatMul", "e v", "a"),
+        node("Relu", "a", "b"),
+        node("MatMul", "b u", "c"),
+        node("Transpose", "w", "t", perm=[1, 0]),
+        node("MatMul", "c t", "y"),
+    ]
+    model = model_of(
+        nodes,
+        [info("ids", 5, kind=TensorProto.INT64)],
+        [info("y", 5, 20)],
+        [tensor("w", 20, 16), tensor("v", 16, 32), tensor("u", 32, 16)],
+    )
     pruned = irprune.prune(model, ratio=0.5)
-    assert {n: s for n, s in shapes(onnx.load(pruned.onnx(tmp_path / "m.onnx"))).items() if n in "wvu"} == {
-        "w": (20, 8), "v": (8, 16), "u": (16, 8)}
+    assert {
+        n: s for n, s in shapes(onnx.load(pruned.onnx(tmp_path / "m.onnx"))).items() if n in "wvu"
+    } == {"w": (20, 8), "v": (8, 16), "u": (16, 8)}
     assert pruned.report.params.before == 20 * 16 + 2 * 16 * 32

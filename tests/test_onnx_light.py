@@ -1,4 +1,5 @@
-"""The nine small models that ship inside the onnx package: captured, cut, written, run, and proven on onnxruntime."""
+"""The nine small models that ship inside the onnx package: captured, cut, written, run, and proven
+on onnxruntime."""
 
 from __future__ import annotations
 
@@ -53,7 +54,9 @@ def parameters(graph: Graph) -> int:
 def test_nothing_dropped_gives_the_same_bytes(name: str) -> None:
     model = onnx.load(FOLDER / f"light_{name}.onnx")
     again = emit_onnx(capture_onnx(model))
-    assert again.SerializeToString(deterministic=True) == model.SerializeToString(deterministic=True)
+    assert again.SerializeToString(deterministic=True) == model.SerializeToString(
+        deterministic=True
+    )
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -69,10 +72,14 @@ def test_light_models_are_proven(name: str) -> None:
         onnx.checker.check_model(emitted, full_check=True)
         ours, silent = run_model(emitted, x), silenced_onnx(graph, graph.kept, x)
         assert difference(ours, silent) < 1e-4
-        assert difference(whole, silent) > 1e-3, "the cut changes nothing, so the proof says nothing"
+        assert difference(whole, silent) > 1e-3, (
+            "the cut changes nothing, so the proof says nothing"
+        )
         left.append(parameters(small) / parameters(graph))
     assert left == sorted(left, reverse=True)
-    assert left[len(left) // 2] < (0.4 if name == "shufflenet" else 0.36)  # coprime groups before and after a shuffle cannot be cut
+    assert left[len(left) // 2] < (
+        0.4 if name == "shufflenet" else 0.36
+    )  # coprime groups before and after a shuffle cannot be cut
 
 
 def test_a_heavy_model_is_proven() -> None:
@@ -91,7 +98,11 @@ def test_a_wrong_slice_is_found() -> None:
     x = random_inputs(graph)
     small = cut(graph, 0.5)
     emitted = emit_onnx(small)
-    kernel = next(n.attribute[0].t for n in emitted.graph.node if n.op_type == "Constant" and len(n.attribute[0].t.dims) == 4)
+    kernel = next(
+        n.attribute[0].t
+        for n in emitted.graph.node
+        if n.op_type == "Constant" and len(n.attribute[0].t.dims) == 4
+    )
     array = onnx.numpy_helper.to_array(kernel)
     kernel.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(array[::-1]), kernel.name))
     assert difference(run_model(emitted, x), silenced_onnx(graph, graph.kept, x)) > 1e-2

@@ -1,4 +1,5 @@
-"""Whole small models around operators of ONNX that need care: pruned with proof, and the same in torch."""
+"""Whole small models around operators of ONNX that need care: pruned with proof, and the same in
+torch."""
 
 from __future__ import annotations
 
@@ -42,47 +43,100 @@ def held(name: str, values: object, kind: type = np.int64) -> onnx.TensorProto:
     return numpy_helper.from_array(np.array(values, kind), name)
 
 
-def model_of(nodes: list[onnx.NodeProto], x: list[int], y: list[int], tensors: list[onnx.TensorProto], opset: int = 17) -> onnx.ModelProto:
-    given, made = helper.make_tensor_value_info("x", FLOAT, x), helper.make_tensor_value_info("y", FLOAT, y)
+def model_of(
+    nodes: list[onnx.NodeProto],
+    x: list[int],
+    y: list[int],
+    tensors: list[onnx.TensorProto],
+    opset: int = 17,
+) -> onnx.ModelProto:
+    given, made = (
+        helper.make_tensor_value_info("x", FLOAT, x),
+        helper.make_tensor_value_info("y", FLOAT, y),
+    )
     graph = helper.make_graph(nodes, "g", [given], [made], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
 
 
 def image(
-    middle: list[onnx.NodeProto], tensors: list[onnx.TensorProto], channels: int = 16, opset: int = 17, size: int = 8
+    middle: list[onnx.NodeProto],
+    tensors: list[onnx.TensorProto],
+    channels: int = 16,
+    opset: int = 17,
+    size: int = 8,
 ) -> onnx.ModelProto:
-    """A convolution to 16 channels, ``middle`` from ``a`` to ``b``, a convolution of ``channels``."""
-    nodes = [node("Conv", ["x", "w1", "b1"], ["a"], pads=[1, 1, 1, 1]), *middle, node("Conv", ["b", "w2"], ["y"])]
-    tensors = [tensor("w1", 16, 3, 3, 3), tensor("b1", 16), tensor("w2", 5, channels, 1, 1), *tensors]
+    """A convolution to 16 channels, ``middle`` from ``a`` to ``b``, a convolution of
+    ``channels``."""
+    nodes = [
+        node("Conv", ["x", "w1", "b1"], ["a"], pads=[1, 1, 1, 1]),
+        *middle,
+        node("Conv", ["b", "w2"], ["y"]),
+    ]
+    tensors = [
+        tensor("w1", 16, 3, 3, 3),
+        tensor("b1", 16),
+        tensor("w2", 5, channels, 1, 1),
+        *tensors,
+    ]
     return model_of(nodes, [2, 3, 8, 8], [2, 5, size, size], tensors, opset)
 
 
-def text(middle: list[onnx.NodeProto], tensors: list[onnx.TensorProto], width: int = 24, opset: int = 17) -> onnx.ModelProto:
+def text(
+    middle: list[onnx.NodeProto], tensors: list[onnx.TensorProto], width: int = 24, opset: int = 17
+) -> onnx.ModelProto:
     """A matrix to 24 features, ``middle`` from ``a`` to ``b``, a matrix of ``width`` rows."""
     nodes = [node("MatMul", ["x", "w1"], ["a"]), *middle, node("MatMul", ["b", "w2"], ["y"])]
-    return model_of(nodes, [2, 5, 6], [2, 5, 3], [tensor("w1", 6, 24), tensor("w2", width, 3), *tensors], opset)
+    return model_of(
+        nodes, [2, 5, 6], [2, 5, 3], [tensor("w1", 6, 24), tensor("w2", width, 3), *tensors], opset
+    )
 
 
 def attention(rotated: bool, flat: bool) -> onnx.ModelProto:
-    """Attention of opset 23 with four heads in one dimension, or in two with two key heads for them."""
+    """Attention of opset 23 with four heads in one dimension, or in two with two key heads for
+    them."""
     groups = 4 if flat else 2
-    nodes = [node("MatMul", ["x", "wq"], ["q"]), node("MatMul", ["x", "wk"], ["k"]), node("MatMul", ["x", "wv"], ["v"])]
-    tensors = [tensor("wq", 6, 32), tensor("wk", 6, 8 * groups), tensor("wv", 6, 8 * groups), tensor("w2", 32, 3)]
+    nodes = [
+        node("MatMul", ["x", "wq"], ["q"]),
+        node("MatMul", ["x", "wk"], ["k"]),
+        node("MatMul", ["x", "wv"], ["v"]),
+    ]
+    tensors = [
+        tensor("wq", 6, 32),
+        tensor("wk", 6, 8 * groups),
+        tensor("wv", 6, 8 * groups),
+        tensor("w2", 32, 3),
+    ]
     if not flat:
         for n, h in (("q", 4), ("k", groups), ("v", groups)):
             tensors.append(held(f"shape_{n}", [2, 5, h, 8]))
-            nodes += [node("Reshape", [n, f"shape_{n}"], [f"{n}4"]), node("Transpose", [f"{n}4"], [f"{n}h"], perm=[0, 2, 1, 3])]
+            nodes += [
+                node("Reshape", [n, f"shape_{n}"], [f"{n}4"]),
+                node("Transpose", [f"{n}4"], [f"{n}h"], perm=[0, 2, 1, 3]),
+            ]
     names = ["q", "k", "v"] if flat else ["qh", "kh", "vh"]
     if rotated:
         tensors += [tensor("cos", 5, 4), tensor("sin", 5, 4), held("ids", [[0, 1, 2, 3, 4]] * 2)]
         for i, heads in ((0, 4), (1, groups)):
             more = {"num_heads": heads} if flat else {}
-            nodes.append(node("RotaryEmbedding", [names[i], "cos", "sin", "ids"], [f"{names[i]}r"], **more))
+            nodes.append(
+                node("RotaryEmbedding", [names[i], "cos", "sin", "ids"], [f"{names[i]}r"], **more)
+            )
             names[i] = f"{names[i]}r"
-    nodes.append(node("Attention", names, ["o"], is_causal=1, **({"q_num_heads": 4, "kv_num_heads": groups} if flat else {})))
+    nodes.append(
+        node(
+            "Attention",
+            names,
+            ["o"],
+            is_causal=1,
+            **({"q_num_heads": 4, "kv_num_heads": groups} if flat else {}),
+        )
+    )
     if not flat:
         tensors.append(held("back", [2, 5, 32]))
-        nodes += [node("Transpose", ["o"], ["ot"], perm=[0, 2, 1, 3]), node("Reshape", ["ot", "back"], ["of"])]
+        nodes += [
+            node("Transpose", ["o"], ["ot"], perm=[0, 2, 1, 3]),
+            node("Reshape", ["ot", "back"], ["of"]),
+        ]
     nodes.append(node("MatMul", ["o" if flat else "of", "w2"], ["y"]))
     return model_of(nodes, [2, 5, 6], [2, 5, 3], tensors, 23)
 
@@ -93,27 +147,56 @@ def recurrent(kind: str, both: bool = False, **attrs: object) -> onnx.ModelProto
         attrs["linear_before_reset"] = 1
     if both:
         attrs["direction"] = "bidirectional"
-    tensors = [tensor("W", ways, gates * 10, 24), tensor("R", ways, gates * 10, 10), tensor("B", ways, 2 * gates * 10)]
-    many = [node("Transpose", ["a"], ["t"], perm=[1, 0, 2]), node(kind, ["t", "W", "R", "B"], ["s"], hidden_size=10, **attrs)]
-    many += [node("Transpose", ["s"], ["s2"], perm=[2, 0, 1, 3]), node("Reshape", ["s2", "joined"], ["b"])]
+    tensors = [
+        tensor("W", ways, gates * 10, 24),
+        tensor("R", ways, gates * 10, 10),
+        tensor("B", ways, 2 * gates * 10),
+    ]
+    many = [
+        node("Transpose", ["a"], ["t"], perm=[1, 0, 2]),
+        node(kind, ["t", "W", "R", "B"], ["s"], hidden_size=10, **attrs),
+    ]
+    many += [
+        node("Transpose", ["s"], ["s2"], perm=[2, 0, 1, 3]),
+        node("Reshape", ["s2", "joined"], ["b"]),
+    ]
     return text(many, [*tensors, held("joined", [2, 5, -1])], width=ways * 10)
 
 
 MODELS = {
     "LRN": image(
-        [node("LRN", ["a"], ["n"], size=3), node("Conv", ["n", "w3"], ["c"]), node("Relu", ["c"], ["b"])], [tensor("w3", 16, 16, 1, 1)]
+        [
+            node("LRN", ["a"], ["n"], size=3),
+            node("Conv", ["n", "w3"], ["c"]),
+            node("Relu", ["c"], ["b"]),
+        ],
+        [tensor("w3", 16, 16, 1, 1)],
     ),
-    "InstanceNormalization": image([node("InstanceNormalization", ["a", "g", "e"], ["b"])], [tensor("g", 16), tensor("e", 16)]),
+    "InstanceNormalization": image(
+        [node("InstanceNormalization", ["a", "g", "e"], ["b"])], [tensor("g", 16), tensor("e", 16)]
+    ),
     "GroupNormalization": image(
-        [node("GroupNormalization", ["a", "g", "e"], ["b"], num_groups=4)], [tensor("g", 16), tensor("e", 16)], opset=21
+        [node("GroupNormalization", ["a", "g", "e"], ["b"], num_groups=4)],
+        [tensor("g", 16), tensor("e", 16)],
+        opset=21,
     ),
     "ConvTranspose": image(
-        [node("ConvTranspose", ["a", "up", "ub"], ["b"], strides=[2, 2])], [tensor("up", 16, 12, 2, 2), tensor("ub", 12)], 12, size=16
+        [node("ConvTranspose", ["a", "up", "ub"], ["b"], strides=[2, 2])],
+        [tensor("up", 16, 12, 2, 2), tensor("ub", 12)],
+        12,
+        size=16,
     ),
     "ConvTranspose in groups": image(
-        [node("ConvTranspose", ["a", "up"], ["b"], strides=[2, 2], group=4)], [tensor("up", 16, 3, 2, 2)], 12, size=16
+        [node("ConvTranspose", ["a", "up"], ["b"], strides=[2, 2], group=4)],
+        [tensor("up", 16, 3, 2, 2)],
+        12,
+        size=16,
     ),
-    "Resize": image([node("Resize", ["a", "", "", "sizes"], ["b"], mode="linear")], [held("sizes", [2, 16, 12, 12])], size=12),
+    "Resize": image(
+        [node("Resize", ["a", "", "", "sizes"], ["b"], mode="linear")],
+        [held("sizes", [2, 16, 12, 12])],
+        size=12,
+    ),
     "ScatterND": image(
         [
             node("Transpose", ["a"], ["t"], perm=[2, 3, 0, 1]),
@@ -122,7 +205,11 @@ MODELS = {
         ],
         [held("at", [[0, 1], [3, 4]]), tensor("new", 2, 2, 16)],
     ),
-    "Einsum": text([node("Einsum", ["a", "core"], ["b"], equation="bsi,ijk->bsj")], [tensor("core", 24, 12, 4)], 12),
+    "Einsum": text(
+        [node("Einsum", ["a", "core"], ["b"], equation="bsi,ijk->bsj")],
+        [tensor("core", 24, 12, 4)],
+        12,
+    ),
     "Attention": attention(False, False),
     "Attention in one dimension": attention(False, True),
     "RotaryEmbedding": attention(True, False),
@@ -178,12 +265,16 @@ def test_small_models_are_proven(name: str) -> None:
     proof = prove_onnx(graph, small)
     assert proof.max_error < 1e-4 and not proof.vacuous
     x = random_inputs(graph)
-    assert difference(run_model(model, x), run_model(emitted, x)) > 1e-3, "the cut changes nothing, so the proof says nothing"
+    assert difference(run_model(model, x), run_model(emitted, x)) > 1e-3, (
+        "the cut changes nothing, so the proof says nothing"
+    )
     assert parameters(small) <= LEFT.get(name, 0.52) * parameters(graph)
     assert difference(in_torch(module_from_onnx(small), small, x), run_model(emitted, x)) < 1e-5
 
 
-@pytest.mark.parametrize(("name", "kind"), [(n, n.split()[0]) for n in MODELS if n.split()[0] in ("LSTM", "GRU", "RNN")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [(n, n.split()[0]) for n in MODELS if n.split()[0] in ("LSTM", "GRU", "RNN")]
+)
 def test_recurrent_nodes_are_torchs_layers(name: str, kind: str) -> None:
     graph = capture_onnx(MODELS[name])
     module = module_from_onnx(graph)
@@ -199,7 +290,9 @@ def test_recurrent_nodes_are_torchs_layers(name: str, kind: str) -> None:
     assert not torch.equal(before, layers[0].weight_hh_l0)
 
 
-@pytest.mark.parametrize("attrs", [{"clip": 0.3}, {"activations": ["Tanh"] * 3}, {"direction": "reverse"}])
+@pytest.mark.parametrize(
+    "attrs", [{"clip": 0.3}, {"activations": ["Tanh"] * 3}, {"direction": "reverse"}]
+)
 def test_what_torch_has_no_layer_for_is_computed_all_the_same(attrs: dict[str, object]) -> None:
     model = recurrent("LSTM", **attrs)
     graph = capture_onnx(model)
@@ -216,10 +309,20 @@ def test_a_recurrent_layer_exports_again(tmp_path: Path) -> None:
     x = random_inputs(graph)
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         torch.onnx.export(
-            module_from_onnx(graph), (torch.from_numpy(x["x"]),), str(tmp_path / "again.onnx"), dynamo=True, external_data=False
+            module_from_onnx(graph),
+            (torch.from_numpy(x["x"]),),
+            str(tmp_path / "again.onnx"),
+            dynamo=True,
+            external_data=False,
         )
     again = onnx.load(tmp_path / "again.onnx")
-    assert difference(run_model(again, {again.graph.input[0].name: x["x"]}), run_model(MODELS["LSTM both ways"], x)) < 1e-5
+    assert (
+        difference(
+            run_model(again, {again.graph.input[0].name: x["x"]}),
+            run_model(MODELS["LSTM both ways"], x),
+        )
+        < 1e-5
+    )
 
 
 @pytest.mark.parametrize("name", MODELS)

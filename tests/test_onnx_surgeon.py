@@ -24,7 +24,10 @@ def net() -> gs.Graph:
     def value(name: str, *shape: int) -> gs.Variable:
         return gs.Variable(name, np.float32, shape)
 
-    x, a, b, c, y = (value(name, 1, channels, 8, 8) for name, channels in (("x", 3), ("a", 16), ("b", 16), ("c", 16), ("y", 5)))
+    x, a, b, c, y = (
+        value(name, 1, channels, 8, 8)
+        for name, channels in (("x", 3), ("a", 16), ("b", 16), ("c", 16), ("y", 5))
+    )
     pads = {"pads": [1, 1, 1, 1]}
     nodes = [
         gs.Node("Conv", "first", pads, [x, constant("w1", 16, 3, 3, 3), constant("b1", 16)], [a]),
@@ -32,7 +35,15 @@ def net() -> gs.Graph:
         gs.Node("Add", "sum", {}, [a, b], [c]),
         gs.Node("Conv", "last", {}, [c, constant("w3", 5, 16, 1, 1)], [y]),
     ]
-    return gs.Graph(nodes, [x], [y], name="net", opset=17, ir_version=8, import_domains=[onnx.helper.make_opsetid("", 17)])
+    return gs.Graph(
+        nodes,
+        [x],
+        [y],
+        name="net",
+        opset=17,
+        ir_version=8,
+        import_domains=[onnx.helper.make_opsetid("", 17)],
+    )
 
 
 def test_a_graph_is_captured_as_its_file_is() -> None:
@@ -47,11 +58,19 @@ def test_a_graph_is_pruned_proven_and_given_back() -> None:
     before = gs.export_onnx(net()).SerializeToString(deterministic=True)
     pruned = irprune.prune(graph, ratio=0.5)
     assert pruned.report.proof is not None and pruned.report.proof.passed
-    assert gs.export_onnx(graph).SerializeToString(deterministic=True) == before  # the user's graph is as it was
+    assert (
+        gs.export_onnx(graph).SerializeToString(deterministic=True) == before
+    )  # the user's graph is as it was
     small = pruned.surgeon
-    assert isinstance(small, gs.Graph) and [n.name for n in small.nodes] == ["first", "second", "sum", "last"]
-    assert {k: tuple(t.shape) for k, t in small.tensors().items() if isinstance(t, gs.Constant)} == {
-        "w1": (8, 3, 3, 3), "b1": (8,), "w2": (8, 8, 3, 3), "w3": (5, 8, 1, 1)}
+    assert isinstance(small, gs.Graph) and [n.name for n in small.nodes] == [
+        "first",
+        "second",
+        "sum",
+        "last",
+    ]
+    assert {
+        k: tuple(t.shape) for k, t in small.tensors().items() if isinstance(t, gs.Constant)
+    } == {"w1": (8, 3, 3, 3), "b1": (8,), "w2": (8, 8, 3, 3), "w3": (5, 8, 1, 1)}
     w1 = next(t for k, t in graph.tensors().items() if k == "w1").values
     assert np.array_equal(small.tensors()["w1"].values, w1[pruned.kept["w1"][0]])
 
@@ -75,6 +94,10 @@ def test_what_cannot_be_exported_is_said_in_one_line() -> None:
 
 def test_a_torch_model_has_no_graph_of_graphsurgeon() -> None:
     torch = pytest.importorskip("torch")
-    pruned = irprune.prune(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), (torch.randn(1, 4),), ratio=0.5)
+    pruned = irprune.prune(
+        torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)),
+        (torch.randn(1, 4),),
+        ratio=0.5,
+    )
     with pytest.raises(IrpruneError, match="did not come from ONNX"):
         pruned.surgeon  # noqa: B018

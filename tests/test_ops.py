@@ -51,7 +51,11 @@ def test_slicing_commutes_with(case: Case) -> None:
     check(case)
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.target in ("", c.sample.target, next(iter(c.entry.aten), ""))], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [c for c in CASES if c.target in ("", c.sample.target, next(iter(c.entry.aten), ""))],
+    ids=str,
+)
 def test_slicing_commutes_at_dynamic_sizes_with(case: Case) -> None:
     try:
         check(case, dynamic=True)
@@ -61,7 +65,8 @@ def test_slicing_commutes_at_dynamic_sizes_with(case: Case) -> None:
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.entry.macs is not None], ids=str)
 def test_multiply_accumulates_of(case: Case) -> None:
-    """What torch counts; of a chain it counts the cheapest order, of an outer product that nothing is summed up is not seen."""
+    """What torch counts; of a chain it counts the cheapest order, of an outer product that nothing
+    is summed up is not seen."""
     ours, counted = macs(build(case))
     if counted and ours and case.entry.name != "chain":
         assert ours == counted
@@ -74,9 +79,15 @@ def test_entry_is_sampled_in_every_spelling(name: str) -> None:
     for target in entry.aten:
         if target.startswith("aten."):
             overload(target)  # raises where torch has no such operator
-        assert target in sampled or target in UNSAMPLED, f"no sample of {name!r} runs {target}: give one with target={target!r}"
-        assert not (target in sampled and target in UNSAMPLED), f"{target} is sampled: take it off the list"
-    assert all(s.target in ("", *entry.aten) for s in entry.samples), f"a sample of {name!r} names a spelling that it does not have"
+        assert target in sampled or target in UNSAMPLED, (
+            f"no sample of {name!r} runs {target}: give one with target={target!r}"
+        )
+        assert not (target in sampled and target in UNSAMPLED), (
+            f"{target} is sampled: take it off the list"
+        )
+    assert all(s.target in ("", *entry.aten) for s in entry.samples), (
+        f"a sample of {name!r} names a spelling that it does not have"
+    )
     assert sampled or all(t in UNSAMPLED for t in entry.aten) or entry.onnx
 
 
@@ -90,7 +101,8 @@ def test_common_overload_has_a_rule(target: str) -> None:
     assert spelling("aten", target) is not None, f"no rule for {target}"
 
 
-# -- the check itself: rules that are wrong on purpose must be refused ---------------------------------------------------
+# -- the check itself: rules that are wrong on purpose must be refused
+# ---------------------------------------------------
 
 
 def _matmul_of_the_wrong_axis(axes: Axes, node: Node) -> None:
@@ -159,21 +171,60 @@ def _conv_of_wrong_groups(axes: Axes, node: Node) -> None:
 Rule = Callable[[Axes, Node], None]
 _SQUARE = Sample((Arg((4, 4)), Arg((4, 4))), free=2)
 WRONG: dict[str, tuple[str, dict[str, object], Sample]] = {
-    "matmul of the wrong axis": ("matmul", {"rule": _matmul_of_the_wrong_axis}, replace(_SQUARE, free=3)),
+    "matmul of the wrong axis": (
+        "matmul",
+        {"rule": _matmul_of_the_wrong_axis},
+        replace(_SQUARE, free=3),
+    ),
     "matmul without silence": ("matmul", {"silence": None}, replace(_SQUARE, free=3)),
-    "reshape with swapped factors": ("reshape", {"rule": _reshape_with_swapped_factors}, Sample((Arg((16,)),), {"shape": [4, 4]}, free=2)),
-    "cat as a product": ("cat", {"rule": _cat_as_a_product}, Sample((Arg((4,)), Arg((4,))), {"dim": 0}, free=2)),
-    "cat in reverse order": ("cat", {"rule": _cat_in_reverse}, Sample((Arg((4,)), Arg((4,))), {"dim": 0}, free=2)),
-    "softmax without silence": ("softmax", {"silence": None}, Sample((Arg((2, 6)),), {"dim": 1}, free=2)),
-    "softmax silenced otherwise": ("softmax", {"silence": _doubled}, Sample((Arg((2, 6)),), {"dim": 1}, free=2)),
-    "a view that keeps the old size": ("reshape", {"resize": _keeps_the_old_size}, Sample((Arg((2, 6)),), {"shape": [12]}, free=2)),
-    "a transposition that forgets to": ("t", {"rule": _like_the_operand}, Sample((Arg((4, 4)),), free=2)),
+    "reshape with swapped factors": (
+        "reshape",
+        {"rule": _reshape_with_swapped_factors},
+        Sample((Arg((16,)),), {"shape": [4, 4]}, free=2),
+    ),
+    "cat as a product": (
+        "cat",
+        {"rule": _cat_as_a_product},
+        Sample((Arg((4,)), Arg((4,))), {"dim": 0}, free=2),
+    ),
+    "cat in reverse order": (
+        "cat",
+        {"rule": _cat_in_reverse},
+        Sample((Arg((4,)), Arg((4,))), {"dim": 0}, free=2),
+    ),
+    "softmax without silence": (
+        "softmax",
+        {"silence": None},
+        Sample((Arg((2, 6)),), {"dim": 1}, free=2),
+    ),
+    "softmax silenced otherwise": (
+        "softmax",
+        {"silence": _doubled},
+        Sample((Arg((2, 6)),), {"dim": 1}, free=2),
+    ),
+    "a view that keeps the old size": (
+        "reshape",
+        {"resize": _keeps_the_old_size},
+        Sample((Arg((2, 6)),), {"shape": [12]}, free=2),
+    ),
+    "a transposition that forgets to": (
+        "t",
+        {"rule": _like_the_operand},
+        Sample((Arg((4, 4)),), free=2),
+    ),
     "relu that transposes": ("relu", {"rule": _transposed}, Sample((Arg((4, 4)),), free=2)),
     "relu with results of their own": ("relu", {"rule": _fresh}, Sample((Arg((6,)),), free=2)),
     "relu that freezes": ("relu", {"rule": _all_frozen}, Sample((Arg((6,)),), free=1)),
-    "sizes that do not agree": ("sum", {"rule": _like_the_operand}, Sample((Arg((4, 4)),), {"dim": [0], "keepdim": True}, free=2)),
-    "groups inside": ("conv", {"rule": _conv_of_wrong_groups, "resize": None},
-                      Sample((Arg((1, 4, 3, 3)), Arg((4, 2, 1, 1))), {"groups": 2}, free=2)),
+    "sizes that do not agree": (
+        "sum",
+        {"rule": _like_the_operand},
+        Sample((Arg((4, 4)),), {"dim": [0], "keepdim": True}, free=2),
+    ),
+    "groups inside": (
+        "conv",
+        {"rule": _conv_of_wrong_groups, "resize": None},
+        Sample((Arg((1, 4, 3, 3)), Arg((4, 2, 1, 1))), {"groups": 2}, free=2),
+    ),
 }
 
 

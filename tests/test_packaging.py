@@ -1,4 +1,5 @@
-"""What is installed: the packages listed are the folders there are, and ``passes`` goes by one name."""
+"""What is installed: the packages listed are the folders there are, and ``passes`` goes by one
+name."""
 
 from __future__ import annotations
 
@@ -22,7 +23,15 @@ def project() -> dict[str, Any]:
 
 def python(code: str, where: Path) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.run([sys.executable, "-c", code], cwd=where, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=where,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_the_list_of_packages_matches_the_folders() -> None:
@@ -33,29 +42,53 @@ def test_the_list_of_packages_matches_the_folders() -> None:
     assert setuptools["package-dir"] == {"irprune.passes": "passes"}
     assert sorted(setuptools["packages"]) == sorted(there | {"irprune.passes"})
     assert all((folder / "__init__.py").exists() for folder in folders)
-    assert not [p for p in (ROOT / "passes").rglob("*.py") if p.parent != ROOT / "passes"], "passes lie in one folder"
+    assert not [p for p in (ROOT / "passes").rglob("*.py") if p.parent != ROOT / "passes"], (
+        "passes lie in one folder"
+    )
 
 
 def test_files_that_are_read_at_run_time_are_installed() -> None:
     data = project()["tool"]["setuptools"].get("package-data", {})
-    listed = {f for name, patterns in data.items() for p in patterns for f in (ROOT / name.replace(".", "/")).glob(p)}
-    there = {f for f in (ROOT / "irprune").rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")}
+    listed = {
+        f
+        for name, patterns in data.items()
+        for p in patterns
+        for f in (ROOT / name.replace(".", "/")).glob(p)
+    }
+    there = {
+        f for f in (ROOT / "irprune").rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")
+    }
     assert there == listed
 
 
 def test_passes_are_imported_under_their_installed_name() -> None:
-    """From the root of the repository the folder would also be found as ``passes``: every class would then exist twice."""
+    """From the root of the repository the folder would also be found as ``passes``: every class
+    would then exist twice."""
     made = python("import passes", ROOT)
     assert made.returncode == 1
-    assert made.stderr.strip().splitlines()[-1].startswith("ImportError: this folder is the package irprune.passes: `pip install -e .`")
+    assert (
+        made.stderr.strip()
+        .splitlines()[-1]
+        .startswith("ImportError: this folder is the package irprune.passes: `pip install -e .`")
+    )
     made = python("import irprune.passes.slice, sys; print('passes' in sys.modules)", ROOT)
     assert (made.returncode, made.stdout.strip()) == (0, "False")
 
 
 def test_importing_irprune_loads_neither_torch_nor_onnx(tmp_path: Path) -> None:
     """What stands on the graph alone starts light: the IR, the table, the passes and the driver."""
-    modules = ["irprune", "irprune.errors", "irprune.ir.text", "irprune.ir.parse", "irprune.driver.verify", "irprune.ops.registry",
-               "irprune.cli", "irprune.cli.opt", "irprune.cli.tables", "irprune.driver.run"]
+    modules = [
+        "irprune",
+        "irprune.errors",
+        "irprune.ir.text",
+        "irprune.ir.parse",
+        "irprune.driver.verify",
+        "irprune.ops.registry",
+        "irprune.cli",
+        "irprune.cli.opt",
+        "irprune.cli.tables",
+        "irprune.driver.run",
+    ]
     code = f"""
 import importlib, sys
 for name in {modules!r}:
@@ -78,8 +111,14 @@ def test_the_entry_points_name_what_there_is() -> None:
 
 @pytest.mark.parametrize("name", ["models", "tests"])
 def test_nothing_that_is_installed_needs_what_is_not(name: str) -> None:
-    guilty = [p for p in [*(ROOT / "irprune").rglob("*.py"), *(ROOT / "passes").glob("*.py")]
-              if any(line.split()[:2] in (["import", name], ["from", name]) for line in p.read_text(encoding="utf-8").splitlines())]
+    guilty = [
+        p
+        for p in [*(ROOT / "irprune").rglob("*.py"), *(ROOT / "passes").glob("*.py")]
+        if any(
+            line.split()[:2] in (["import", name], ["from", name])
+            for line in p.read_text(encoding="utf-8").splitlines()
+        )
+    ]
     assert guilty == []
 
 
@@ -94,5 +133,8 @@ def test_a_wheel_holds_every_module(tmp_path: Path) -> None:
     assert made.returncode == 0, made.stderr[-2000:]
     (wheel,) = tmp_path.glob("*.whl")
     packed = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("irprune/")}
-    own = {f"irprune/{p.relative_to(ROOT / 'irprune').as_posix()}" for p in (ROOT / "irprune").rglob("*.py")}
+    own = {
+        f"irprune/{p.relative_to(ROOT / 'irprune').as_posix()}"
+        for p in (ROOT / "irprune").rglob("*.py")
+    }
     assert packed == own | {f"irprune/passes/{p.name}" for p in (ROOT / "passes").glob("*.py")}

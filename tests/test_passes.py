@@ -33,7 +33,12 @@ REGISTRY = standard()
 def values(of: Value) -> torch.Tensor:
     """Seeded values of that type: positive, so that they may be variances."""
     generator = torch.Generator().manual_seed(len(of.name))
-    return torch.rand([probe_of(s) for s in of.shape], generator=generator).add(0.5).mul(4).to(TO_TORCH[of.dtype])
+    return (
+        torch.rand([probe_of(s) for s in of.shape], generator=generator)
+        .add(0.5)
+        .mul(4)
+        .to(TO_TORCH[of.dtype])
+    )
 
 
 def filled(text: str, as_numpy: bool = False) -> Graph:
@@ -52,7 +57,8 @@ def pipeline(graph: Graph, text: str) -> bool:
 
 
 def check(text: str, before: str, after: str) -> Graph:
-    """``text`` makes ``after`` of ``before``, and nothing more of ``after``; on the same input both give the same."""
+    """``text`` makes ``after`` of ``before``, and nothing more of ``after``; on the same input both
+    give the same."""
     graph = filled(before)
     assert str(graph) == before, "the text before is as it would be printed"
     inputs = [values(v) for v in graph.inputs]
@@ -66,7 +72,9 @@ def check(text: str, before: str, after: str) -> Graph:
 
 
 def test_canonicalize_drops_what_gives_back_its_operand() -> None:
-    check("canonicalize", """\
+    check(
+        "canonicalize",
+        """\
 graph g {
   %x: f32[2, 6] = input
   %i: i64[6] = constant
@@ -87,7 +95,8 @@ graph g {
   %o: f64[6] = cast(%j) {dtype="f64"}
   return %n, %o
 }
-""", """\
+""",
+        """\
 graph g {
   %x: f32[2, 6] = input
   %i: i64[6] = constant
@@ -101,7 +110,8 @@ graph g {
   %o: f64[6] = cast(%i) {dtype="f64"}
   return %n, %o
 }
-""")
+""",
+    )
 
 
 def test_canonicalize_never_returns_an_input_or_one_result_twice() -> None:
@@ -117,7 +127,9 @@ graph g {
 }
 """)
     assert pipeline(graph, "canonicalize")
-    assert [n.out.name for n in graph.nodes] == ["a", "b", "d"] and [v.name for v in graph.outputs] == ["a", "b", "d"]
+    assert [n.out.name for n in graph.nodes] == ["a", "b", "d"] and [
+        v.name for v in graph.outputs
+    ] == ["a", "b", "d"]
 
 
 class Copies(torch.nn.Module):
@@ -134,15 +146,23 @@ def test_canonicalize_minds_how_tensors_lie_in_memory() -> None:
     model = Copies()
     graph = from_exported(export(model, (x,)), model)
     assert pipeline(graph, "canonicalize")
-    assert [n.op for n in graph.nodes if n.op != "transpose"] == ["reshape", "identity", "as_strided"]
+    assert [n.op for n in graph.nodes if n.op != "transpose"] == [
+        "reshape",
+        "identity",
+        "as_strided",
+    ]
     for ours, theirs in zip(emit_module(graph)(x), model(x), strict=True):
         assert torch.equal(ours, theirs)
     graph = from_exported(export(model, (x,)), model)
-    assert not pipeline(graph, "canonicalize{views=false}"), "both copies are counted on by what reads them"
+    assert not pipeline(graph, "canonicalize{views=false}"), (
+        "both copies are counted on by what reads them"
+    )
 
 
 def test_canonicalize_leaves_the_nodes_of_an_onnx_file() -> None:
-    graph = from_text("graph g {\n  %x: f32[2] = input\n\n  %a: f32[2] = identity(%x)\n  %y: f32[2] = relu(%a)\n  return %y\n}")
+    graph = from_text(
+        "graph g {\n  %x: f32[2] = input\n\n  %a: f32[2] = identity(%x)\n  %y: f32[2] = relu(%a)\n  return %y\n}"
+    )
     graph.nodes[0].origin.dialect = "onnx"
     assert not pipeline(graph, "canonicalize")
 
@@ -171,8 +191,12 @@ IDLE_USES = [
 
 
 @pytest.mark.parametrize(("op", "before", "after", "attrs", "idle"), IDLE_USES)
-def test_what_the_table_calls_idle_gives_back_its_operand(op: str, before: str, after: str, attrs: str, idle: bool) -> None:
-    graph = from_text(f"graph g {{\n  %x: {before} = input\n\n  %y: {after} = {op}(%x) {{{attrs}}}\n  return %y\n}}")
+def test_what_the_table_calls_idle_gives_back_its_operand(
+    op: str, before: str, after: str, attrs: str, idle: bool
+) -> None:
+    graph = from_text(
+        f"graph g {{\n  %x: {before} = input\n\n  %y: {after} = {op}(%x) {{{attrs}}}\n  return %y\n}}"
+    )
     entry = lookup(graph.nodes[0])
     assert entry is not None and entry.idle is not None and entry.idle(graph.nodes[0]) is idle
     x = values(graph.inputs[0])
@@ -183,11 +207,15 @@ def test_what_the_table_calls_idle_gives_back_its_operand(op: str, before: str, 
 
 def test_every_entry_that_may_be_idle_is_tried() -> None:
     tried = {op for op, *_ in IDLE_USES}
-    assert {entry.name for entry in load_table().values() if entry.idle is not None} - {"expand_as"} == tried
+    assert {entry.name for entry in load_table().values() if entry.idle is not None} - {
+        "expand_as"
+    } == tried
 
 
 def test_fold_constants_computes_what_depends_on_no_input() -> None:
-    graph = check("fold-constants", """\
+    graph = check(
+        "fold-constants",
+        """\
 graph g {
   %x: f32[2, 6] = input
   %w: f32[6] = parameter
@@ -203,7 +231,8 @@ graph g {
   %z: f32[2, 6] = add(%y, %own)
   return %z, %half
 }
-""", """\
+""",
+        """\
 graph g {
   %x: f32[2, 6] = input
   %w: f32[6] = parameter
@@ -217,8 +246,11 @@ graph g {
   %z: f32[2, 6] = add(%y, %own)
   return %z, %folded.half
 }
-""")
-    assert graph.weights["folded.half"].load() is not graph.weights["folded.half"].load(), "each load gives an array of its own"
+""",
+    )
+    assert graph.weights["folded.half"].load() is not graph.weights["folded.half"].load(), (
+        "each load gives an array of its own"
+    )
 
 
 def test_fold_constants_leaves_what_is_large_random_or_unknown() -> None:
@@ -269,7 +301,10 @@ graph g {
 
 
 def test_fold_batch_norm_multiplies_it_into_the_layer_before() -> None:
-    graph = check("fold-batch-norm,dead-code", NORMS, """\
+    graph = check(
+        "fold-batch-norm,dead-code",
+        NORMS,
+        """\
 graph g {
   %x: f32[2, 4, 6, 6] = input
   %conv.weight: f32[8, 2, 3, 3] = parameter
@@ -285,7 +320,8 @@ graph g {
   %f: f32[2, 5] = linear(%p, %fc.weight, %fc.bias.folded1)
   return %f
 }
-""")
+""",
+    )
     assert graph.weights["conv.bias"].load().dtype == torch.float32
     twin = filled(NORMS, as_numpy=True)
     pipeline(twin, "fold-batch-norm")
@@ -295,12 +331,30 @@ graph g {
         np.testing.assert_array_equal(array, graph.weights[name].load().numpy())
 
 
-@pytest.mark.parametrize(("change", "why"), [
-    (("%m: f32[2, 6, 8, 8] = batch_norm(%u", "%m: f32[2, 6, 8, 8] = batch_norm(%u2"), "another reader stands between"),
-    (("training=False, momentum=0.1, eps=0.001}\n  %u", "training=True, momentum=0.1, eps=0.001}\n  %u"), "it is training"),
-    (("return %y", "return %y, %c"), "the layer's own result is returned"),
-    (("%p: f32[2, 6] = mean(%m)", "%q: f32[2, 8, 4, 4] = relu(%c)\n  %p: f32[2, 6] = mean(%m)"), "the layer's own result is read"),
-])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            ("%m: f32[2, 6, 8, 8] = batch_norm(%u", "%m: f32[2, 6, 8, 8] = batch_norm(%u2"),
+            "another reader stands between",
+        ),
+        (
+            (
+                "training=False, momentum=0.1, eps=0.001}\n  %u",
+                "training=True, momentum=0.1, eps=0.001}\n  %u",
+            ),
+            "it is training",
+        ),
+        (("return %y", "return %y, %c"), "the layer's own result is returned"),
+        (
+            (
+                "%p: f32[2, 6] = mean(%m)",
+                "%q: f32[2, 8, 4, 4] = relu(%c)\n  %p: f32[2, 6] = mean(%m)",
+            ),
+            "the layer's own result is read",
+        ),
+    ],
+)
 def test_fold_batch_norm_leaves_what_it_may_not_touch(change: tuple[str, str], why: str) -> None:
     assert change[0] in NORMS
     text = NORMS.replace(*change)
@@ -331,7 +385,9 @@ def test_folding_an_analysed_graph_keeps_its_axes() -> None:
 
 
 def test_dead_code_removes_what_no_result_needs() -> None:
-    check("dead-code", """\
+    check(
+        "dead-code",
+        """\
 graph g {
   %x: f32[2, 6] = input
   %spare: f32[2, 6] = input
@@ -346,7 +402,8 @@ graph g {
   %y: f32[2, 6] = mul(%x, %w)
   return %y, %q
 }
-""", """\
+""",
+        """\
 graph g {
   %x: f32[2, 6] = input
   %spare: f32[2, 6] = input
@@ -356,7 +413,8 @@ graph g {
   %y: f32[2, 6] = mul(%x, %w)
   return %y, %q
 }
-""")
+""",
+    )
 
 
 BLOCK = """\
@@ -381,7 +439,10 @@ graph g {
 
 
 def test_infer_axes_gives_every_dimension_its_axis() -> None:
-    check("infer-axes", BLOCK.replace('  %odd: f32[2, 12] = "vendor::op"(%f)\n', ""), """\
+    check(
+        "infer-axes",
+        BLOCK.replace('  %odd: f32[2, 12] = "vendor::op"(%f)\n', ""),
+        """\
 graph g with axes {
   axis c0 = 3
   axis c1 = 4
@@ -401,7 +462,8 @@ graph g with axes {
   %y: f32[2, 3] = linear(%g, %down)
   return %y
 }
-""")
+""",
+    )
 
 
 def test_untie_copies_an_array_of_a_file_whose_uses_do_not_agree() -> None:
@@ -484,12 +546,18 @@ graph g {
 def test_slice_cuts_weights_sizes_and_constants() -> None:
     graph = filled(BLOCK.replace('  %odd: f32[2, 12] = "vendor::op"(%f)\n', ""))
     pipeline(graph, "infer-axes")
-    text = str(graph).replace("axis c0 = 3\n", "axis c0 = 3 keep=[0, 2]\n").replace("axis c1 = 4\n", "axis c1 = 4 keep=[1:4]\n")
+    text = (
+        str(graph)
+        .replace("axis c0 = 3\n", "axis c0 = 3 keep=[0, 2]\n")
+        .replace("axis c1 = 4\n", "axis c1 = 4 keep=[1:4]\n")
+    )
     chosen = from_text(text)
     for name, weight in graph.weights.items():
         chosen.weights[name].load = weight.load
     assert pipeline(chosen, "slice")
-    assert str(chosen) == """\
+    assert (
+        str(chosen)
+        == """\
 graph g {
   %x: f32[2, 4] = input
   %up: f32[6, 4] = parameter
@@ -507,6 +575,7 @@ graph g {
   return %y
 }
 """
+    )
     at = [1, 2, 3, 9, 10, 11]
     assert torch.equal(chosen.weights["up"].load(), graph.weights["up"].load()[at])
     assert torch.equal(chosen.weights["down"].load(), graph.weights["down"].load()[:, at])
@@ -515,7 +584,10 @@ graph g {
 
 
 def test_slice_without_a_choice_says_what_to_do() -> None:
-    with pytest.raises(IrpruneError, match=r"nothing is chosen \(slice; in slice, the first pass\); run choose first"):
+    with pytest.raises(
+        IrpruneError,
+        match=r"nothing is chosen \(slice; in slice, the first pass\); run choose first",
+    ):
         run(filled(BLOCK), REGISTRY.parse("slice"))
 
 
@@ -534,4 +606,6 @@ def test_every_pass_shows_before_and_after() -> None:
         assert doc.startswith(f"{info.name.replace('_', '-')}: "), info.name
         assert "Before" in doc and "After" in doc, info.name
     for name, cls in REGISTRY.passes.items():
-        assert (cls.__doc__ or "").strip() and not (cls.__doc__ or "").startswith(cls.__name__ + "("), name
+        assert (cls.__doc__ or "").strip() and not (cls.__doc__ or "").startswith(
+            cls.__name__ + "("
+        ), name

@@ -1,4 +1,5 @@
-"""The driver: pipelines as text, passes by name, instruments around them, and the commands that stand on it."""
+"""The driver: pipelines as text, passes by name, instruments around them, and the commands that
+stand on it."""
 
 from __future__ import annotations
 
@@ -16,7 +17,16 @@ from irprune import cli
 from irprune.base.atomic_write import write_text
 from irprune.driver import registry as registry_module
 from irprune.driver.instruments import Dump, Instrument, PrintAfterAll, PrintDiff, Time, Verify
-from irprune.driver.passes import Pass, fitted, help_of, is_pass, name_of, options_of, type_name, written
+from irprune.driver.passes import (
+    Pass,
+    fitted,
+    help_of,
+    is_pass,
+    name_of,
+    options_of,
+    type_name,
+    written,
+)
 from irprune.driver.read import Call, read_pipeline
 from irprune.driver.registry import Registry, standard
 from irprune.driver.run import run
@@ -53,40 +63,57 @@ def net(tmp_path: Path) -> Path:
     return path
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
+# -- reading
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "calls"), [
-    ("infer-axes", [Call("infer-axes")]),
-    (" a , b{} ,c ", [Call("a"), Call("b"), Call("c")]),
-    ("choose{ratio=0.3, scope=global}", [Call("choose", {"ratio": 0.3, "scope": "global"})]),
-    ("p{a=1 b=-2 c=1e-3,d=.5}", [Call("p", {"a": 1, "b": -2, "c": 0.001, "d": 0.5})]),
-    ("p{deep, on=true off=False nil=none}", [Call("p", {"deep": True, "on": True, "off": False, "nil": None})]),
-    ('p{keep=["head*", layers.0.*, \'a b\'], names=[]}', [Call("p", {"keep": ["head*", "layers.0.*", "a b"], "names": []})]),
-    ("p{budget={macs=0.5, params=9}, ratios={'a.*'=0.3}}", [Call("p", {"budget": {"macs": 0.5, "params": 9}, "ratios": {"a.*": 0.3}})]),
-    (r'p{s="say \"no\""}', [Call("p", {"s": 'say "no"'})]),
-    ("p{size=3x3}", [Call("p", {"size": "3x3"})]),
-])
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ("infer-axes", [Call("infer-axes")]),
+        (" a , b{} ,c ", [Call("a"), Call("b"), Call("c")]),
+        ("choose{ratio=0.3, scope=global}", [Call("choose", {"ratio": 0.3, "scope": "global"})]),
+        ("p{a=1 b=-2 c=1e-3,d=.5}", [Call("p", {"a": 1, "b": -2, "c": 0.001, "d": 0.5})]),
+        (
+            "p{deep, on=true off=False nil=none}",
+            [Call("p", {"deep": True, "on": True, "off": False, "nil": None})],
+        ),
+        (
+            "p{keep=[\"head*\", layers.0.*, 'a b'], names=[]}",
+            [Call("p", {"keep": ["head*", "layers.0.*", "a b"], "names": []})],
+        ),
+        (
+            "p{budget={macs=0.5, params=9}, ratios={'a.*'=0.3}}",
+            [Call("p", {"budget": {"macs": 0.5, "params": 9}, "ratios": {"a.*": 0.3}})],
+        ),
+        (r'p{s="say \"no\""}', [Call("p", {"s": 'say "no"'})]),
+        ("p{size=3x3}", [Call("p", {"size": "3x3"})]),
+    ],
+)
 def test_pipelines_are_read(text: str, calls: list[Call]) -> None:
     assert read_pipeline(text) == calls
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("", "the name of a pass expected at the end"),
-    ("a,,b", "the name of a pass expected at ',b'"),
-    ("a b", "',' or the end expected at 'b'"),
-    ("a{x=}", "a value expected at '}'"),
-    ("a{x=1", "an option or '}' expected at the end"),
-    ("a{x=1, x=2}", "'x' is given twice"),
-    ("a{]}", "an option or '}' expected at ']}'"),
-])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "the name of a pass expected at the end"),
+        ("a,,b", "the name of a pass expected at ',b'"),
+        ("a b", "',' or the end expected at 'b'"),
+        ("a{x=}", "a value expected at '}'"),
+        ("a{x=1", "an option or '}' expected at the end"),
+        ("a{x=1, x=2}", "'x' is given twice"),
+        ("a{]}", "an option or '}' expected at ']}'"),
+    ],
+)
 def test_pipelines_that_cannot_be_read_say_where(text: str, says: str) -> None:
     with pytest.raises(IrpruneError) as caught:
         read_pipeline(text)
     assert caught.value.what == says and caught.value.where == f"pipeline {text!r}"
 
 
-# -- passes and options ------------------------------------------------------------------------------------------------
+# -- passes and options
+# ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -109,7 +136,10 @@ class AddNothing:
 
 
 def test_a_pass_names_and_describes_itself() -> None:
-    assert name_of(AddNothing) == name_of(AddNothing()) == "add-nothing" and help_of(AddNothing) == "Do nothing, with options."
+    assert (
+        name_of(AddNothing) == name_of(AddNothing()) == "add-nothing"
+        and help_of(AddNothing) == "Do nothing, with options."
+    )
     made = [name_of(type(n, (), {})) for n in ("FoldBatchNorm", "LAMP", "ToONNXForm", "Step2")]
     assert made == ["fold-batch-norm", "lamp", "to-onnx-form", "step2"]
     assert list(options_of(AddNothing)) == ["count", "share", "name", "names", "table", "maybe"]
@@ -117,9 +147,18 @@ def test_a_pass_names_and_describes_itself() -> None:
     assert not is_pass(dataclass(type("Loose", (), {"run": run}))), "not frozen"
 
 
-@pytest.mark.parametrize("given", [
-    {"count": 3}, {"share": 1}, {"name": "a b"}, {"names": ["p*", "q"]}, {"table": {"a.*": 1}}, {"maybe": None}, {"maybe": 4},
-])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"count": 3},
+        {"share": 1},
+        {"name": "a b"},
+        {"names": ["p*", "q"]},
+        {"table": {"a.*": 1}},
+        {"maybe": None},
+        {"maybe": 4},
+    ],
+)
 def test_options_are_written_as_they_are_read(given: dict[str, Any]) -> None:
     registry = Registry()
     registry.add(AddNothing, "here")
@@ -136,21 +175,39 @@ def test_an_option_may_be_a_name_or_an_object() -> None:
         standard().parse("score{importance=3}")
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("chose", "no pass 'chose'; did you mean choose"),
-    ("qqq", "no pass 'qqq'; `irprune passes` lists them all"),
-    ("choose{ration=0.3}", "choose has no option 'ration'; did you mean ratio?"),
-    ("dead-code{x=1}", "dead-code has no option 'x'; it has none"),
-    ("choose{ratio=half}", "choose: ratio is half; it takes float"),
-    ("choose{round_to=8.5}", "choose: round_to is 8.5; it takes int"),
-    ("choose{per_block=1}", "choose: per_block is 1; it takes bool"),
-    ("choose{keep=head}", "choose: keep is head; it takes tuple[text, ...]"),
-    ("choose{ratio=1.5}", "ratio is 1.5 (choose); a ratio is the share that is dropped, from 0 to 1"),
-    ("choose{budget={macs=half}}", "choose: budget is {macs=half}; it takes Mapping[text, float] | None"),
-    ("repair-bias", "repair-bias needs the option 'original'; it is made in Python, with the objects it works on"),
-    ("repair-bias{original=3}", "option 'original' of repair-bias cannot be given in a pipeline string; make the pass in Python"),
-    ("prune{ratio=0.3}", "the pipeline 'prune' takes no options; write out prepare,analyse,decide,cut"),
-])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("chose", "no pass 'chose'; did you mean choose"),
+        ("qqq", "no pass 'qqq'; `irprune passes` lists them all"),
+        ("choose{ration=0.3}", "choose has no option 'ration'; did you mean ratio?"),
+        ("dead-code{x=1}", "dead-code has no option 'x'; it has none"),
+        ("choose{ratio=half}", "choose: ratio is half; it takes float"),
+        ("choose{round_to=8.5}", "choose: round_to is 8.5; it takes int"),
+        ("choose{per_block=1}", "choose: per_block is 1; it takes bool"),
+        ("choose{keep=head}", "choose: keep is head; it takes tuple[text, ...]"),
+        (
+            "choose{ratio=1.5}",
+            "ratio is 1.5 (choose); a ratio is the share that is dropped, from 0 to 1",
+        ),
+        (
+            "choose{budget={macs=half}}",
+            "choose: budget is {macs=half}; it takes Mapping[text, float] | None",
+        ),
+        (
+            "repair-bias",
+            "repair-bias needs the option 'original'; it is made in Python, with the objects it works on",
+        ),
+        (
+            "repair-bias{original=3}",
+            "option 'original' of repair-bias cannot be given in a pipeline string; make the pass in Python",
+        ),
+        (
+            "prune{ratio=0.3}",
+            "the pipeline 'prune' takes no options; write out prepare,analyse,decide,cut",
+        ),
+    ],
+)
 def test_what_does_not_fit_a_pass_is_one_clear_line(text: str, says: str) -> None:
     with pytest.raises(IrpruneError) as caught:
         standard().parse(text)
@@ -158,8 +215,20 @@ def test_what_does_not_fit_a_pass_is_one_clear_line(text: str, says: str) -> Non
 
 
 def test_types_take_what_fits_and_nothing_else() -> None:
-    assert fitted(3, float) == 3.0 and type(fitted(3, float)) is float and fitted([1], list[int]) == [1]
-    wrong = ((True, int), (True, float), ("3", int), (3, str), ([1, "a"], tuple[int, ...]), ({"a": "b"}, dict[str, int]), (2, Graph))
+    assert (
+        fitted(3, float) == 3.0
+        and type(fitted(3, float)) is float
+        and fitted([1], list[int]) == [1]
+    )
+    wrong = (
+        (True, int),
+        (True, float),
+        ("3", int),
+        (3, str),
+        ([1, "a"], tuple[int, ...]),
+        ({"a": "b"}, dict[str, int]),
+        (2, Graph),
+    )
     for value, hint in wrong:
         with pytest.raises(TypeError):
             fitted(value, hint)
@@ -169,11 +238,21 @@ def test_types_take_what_fits_and_nothing_else() -> None:
 def test_pipelines_stand_for_their_passes() -> None:
     registry = standard()
     names = [name_of(p) for p in registry.parse("prune")]
-    assert names == ["canonicalize", "dead-code", "infer-axes", "untie", "score", "choose", "slice", "dead-code"]
+    assert names == [
+        "canonicalize",
+        "dead-code",
+        "infer-axes",
+        "untie",
+        "score",
+        "choose",
+        "slice",
+        "dead-code",
+    ]
     assert registry.parse("analyse,choose{ratio=0.25}") == [InferAxes(), Untie(), Choose(0.25)]
 
 
-# -- where passes come from --------------------------------------------------------------------------------------------
+# -- where passes come from
+# --------------------------------------------------------------------------------------------
 
 
 def test_a_pass_in_any_file_joins() -> None:
@@ -181,17 +260,26 @@ def test_a_pass_in_any_file_joins() -> None:
     (made,) = registry.parse("protect-small{least=10}")
     graph = from_text(NET)
     InferAxes().run(graph)
-    assert run(graph, [made], [Verify()]) and "%up: f32[8, 4]" in str(graph) and "%mid: f32[c0, 8]" in str(graph)
+    assert (
+        run(graph, [made], [Verify()])
+        and "%up: f32[8, 4]" in str(graph)
+        and "%mid: f32[c0, 8]" in str(graph)
+    )
     assert not run(graph, [made])
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("import nothing_of_that_name\n", "cannot be loaded: ModuleNotFoundError"),
-    ("def run(graph): return True\n", "no pass in this file"),
-    ("x = (\n", "cannot be loaded: SyntaxError"),
-    ("import dataclasses\n\n@dataclasses.dataclass(frozen=True)\nclass Slice:\n    def run(self, graph): return False\n",
-     "two passes are called 'slice'"),
-])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("import nothing_of_that_name\n", "cannot be loaded: ModuleNotFoundError"),
+        ("def run(graph): return True\n", "no pass in this file"),
+        ("x = (\n", "cannot be loaded: SyntaxError"),
+        (
+            "import dataclasses\n\n@dataclasses.dataclass(frozen=True)\nclass Slice:\n    def run(self, graph): return False\n",
+            "two passes are called 'slice'",
+        ),
+    ],
+)
 def test_a_file_that_holds_no_pass_says_so(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "mine.py"
     path.write_text(text)
@@ -214,7 +302,8 @@ def test_installed_packages_offer_passes(monkeypatch: pytest.MonkeyPatch) -> Non
         standard()
 
 
-# -- running -----------------------------------------------------------------------------------------------------------
+# -- running
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -235,18 +324,36 @@ def line_of_failure() -> str:
     return str(lines.index("            raise self.error") + 1)
 
 
-@pytest.mark.parametrize(("error", "kind", "says"), [
-    (ValueError("odd"), IrpruneError,
-     f"ValueError: odd ({__file__}:LINE; in fails, after infer-axes, dead-code); this is a bug of the pass"),
-    (IrpruneError("bad", "here", "do that"), IrpruneError, "bad (here; in fails, after infer-axes, dead-code); do that"),
-    (CheckFailed("differs"), CheckFailed, "differs (in fails, after infer-axes, dead-code)"),
-    (None, IrpruneError, "run returned None, not whether it changed the graph (in fails, after infer-axes, dead-code)"),
-])
-def test_an_error_names_the_pass_and_those_before_it(error: Exception | None, kind: type, says: str) -> None:
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (
+            ValueError("odd"),
+            IrpruneError,
+            f"ValueError: odd ({__file__}:LINE; in fails, after infer-axes, dead-code); this is a bug of the pass",
+        ),
+        (
+            IrpruneError("bad", "here", "do that"),
+            IrpruneError,
+            "bad (here; in fails, after infer-axes, dead-code); do that",
+        ),
+        (CheckFailed("differs"), CheckFailed, "differs (in fails, after infer-axes, dead-code)"),
+        (
+            None,
+            IrpruneError,
+            "run returned None, not whether it changed the graph (in fails, after infer-axes, dead-code)",
+        ),
+    ],
+)
+def test_an_error_names_the_pass_and_those_before_it(
+    error: Exception | None, kind: type, says: str
+) -> None:
     with pytest.raises(IrpruneError) as caught:
         run(from_text(NET), [InferAxes(), DeadCode(), Fails(error)])
     line = line_of_failure()
-    assert type(caught.value) is kind and str(caught.value).removesuffix("; return True or False") == says.replace("LINE", line)
+    assert type(caught.value) is kind and str(caught.value).removesuffix(
+        "; return True or False"
+    ) == says.replace("LINE", line)
     assert caught.value.__cause__ is error
 
 
@@ -267,8 +374,18 @@ def test_instruments_stand_around_every_pass() -> None:
             seen.append(f"{self.name} > {index} {name} {changed}")
 
     assert run(from_text(NET), [Canonicalize(), DeadCode()], [Watch("a"), Watch("b")])
-    assert seen == ["a start", "b start", "a < 1 canonicalize", "b < 1 canonicalize", "b > 1 canonicalize True", "a > 1 canonicalize True",
-                    "a < 2 dead-code", "b < 2 dead-code", "b > 2 dead-code False", "a > 2 dead-code False"]
+    assert seen == [
+        "a start",
+        "b start",
+        "a < 1 canonicalize",
+        "b < 1 canonicalize",
+        "b > 1 canonicalize True",
+        "a > 1 canonicalize True",
+        "a < 2 dead-code",
+        "b < 2 dead-code",
+        "b > 2 dead-code False",
+        "a > 2 dead-code False",
+    ]
 
 
 @dataclass(frozen=True)
@@ -294,29 +411,40 @@ class Lies:
         return not self.what
 
 
-@pytest.mark.parametrize(("what", "says"), [
-    ("text", "lies said that nothing changed, but the text did (pass 2)"),
-    ("value", "lies said that nothing changed, but the values of a weight did (pass 2)"),
-    ("spelling", "lies said that nothing changed, but the spelling of a node did (pass 2)"),
-    ("scores", "lies said that nothing changed, but the scores did (pass 2)"),
-    ("", "lies said that it changed the graph, but nothing did (pass 2)"),
-    ("break", "the graph is broken after lies: %up: dimension 1 has size 5, its axis 4; this is a bug of the pass"),
-])
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("text", "lies said that nothing changed, but the text did (pass 2)"),
+        ("value", "lies said that nothing changed, but the values of a weight did (pass 2)"),
+        ("spelling", "lies said that nothing changed, but the spelling of a node did (pass 2)"),
+        ("scores", "lies said that nothing changed, but the scores did (pass 2)"),
+        ("", "lies said that it changed the graph, but nothing did (pass 2)"),
+        (
+            "break",
+            "the graph is broken after lies: %up: dimension 1 has size 5, its axis 4; this is a bug of the pass",
+        ),
+    ],
+)
 def test_verify_holds_a_pass_to_its_word(what: str, says: str) -> None:
     told: list[str] = []
     with pytest.raises(CheckFailed) as caught:
         run(from_text(NET), [InferAxes(), Lies(what)], [Verify(told.append)])
     assert str(caught.value).startswith(says)
-    assert bool(told) == (what == "break") and all("# ^^^ dimension 1 has size 5, its axis 4" in t for t in told)
+    assert bool(told) == (what == "break") and all(
+        "# ^^^ dimension 1 has size 5, its axis 4" in t for t in told
+    )
 
 
 def test_every_pass_of_the_default_pipeline_tells_the_truth_the_second_time() -> None:
-    """Run twice, each pass has nothing to do and says so: scores and choices are compared, not counted."""
+    """Run twice, each pass has nothing to do and says so: scores and choices are compared, not
+    counted."""
     import torch
 
     graph = from_text(NET)
     for weight in graph.weights.values():
-        weight.load = lambda shape=weight.shape: torch.linspace(-1, 1, shape[0] * shape[1]).reshape(shape)
+        weight.load = lambda shape=weight.shape: torch.linspace(-1, 1, shape[0] * shape[1]).reshape(
+            shape
+        )
     passes = standard().parse("prepare,analyse,decide")
     assert run(graph, passes, [Verify()])
     assert not run(graph, passes[:2], [Verify()]) and graph.kept is not None
@@ -337,7 +465,10 @@ def test_time_measures_each_pass() -> None:
     run(from_text(NET), [Canonicalize(), DeadCode()], [Verify(), clock])
     assert clock.rows == [("canonicalize", 1.0, True), ("dead-code", 1.0, False)]
     assert clock.table().splitlines() == [
-        "canonicalize     1000.00 ms  changed", "dead-code        1000.00 ms  same", "total            2000.00 ms  changed"]
+        "canonicalize     1000.00 ms  changed",
+        "dead-code        1000.00 ms  same",
+        "total            2000.00 ms  changed",
+    ]
 
 
 def test_what_changed_is_printed() -> None:
@@ -363,9 +494,17 @@ def test_what_changed_is_printed() -> None:
 def test_dumps_are_numbered_and_parse(tmp_path: Path) -> None:
     dump = Dump(tmp_path / "deep" / "er")
     run(from_text(NET), [Canonicalize(), InferAxes()], [dump])
-    assert [f.name for f in dump.files] == ["00-input.irp", "01-canonicalize.irp", "02-infer-axes.irp"]
-    assert sorted(f.name for f in dump.folder.iterdir()) == [f.name for f in dump.files], "nothing else stays behind"
-    assert dump.files[0].read_text() == NET and "with axes" in str(from_text(dump.files[2].read_text()))
+    assert [f.name for f in dump.files] == [
+        "00-input.irp",
+        "01-canonicalize.irp",
+        "02-infer-axes.irp",
+    ]
+    assert sorted(f.name for f in dump.folder.iterdir()) == [f.name for f in dump.files], (
+        "nothing else stays behind"
+    )
+    assert dump.files[0].read_text() == NET and "with axes" in str(
+        from_text(dump.files[2].read_text())
+    )
     (tmp_path / "taken").write_text("")
     with pytest.raises(IrpruneError, match="no folder can be made"):
         run(from_text(NET), [], [Dump(tmp_path / "taken")])
@@ -378,7 +517,8 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-# -- commands ----------------------------------------------------------------------------------------------------------
+# -- commands
+# --------------------------------------------------------------------------------------------------
 
 
 def command(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -389,29 +529,65 @@ def command(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, s
 
 def test_opt_prints_the_graph(capsys: pytest.CaptureFixture[str], net: Path) -> None:
     assert command(capsys, "opt", str(net)) == (0, NET, "")
-    code, out, err = command(capsys, "opt", str(net), "-p", "canonicalize,infer-axes", "--time", "--print-after-all", "--print-diff")
-    assert code == 0 and out.startswith("graph Net with axes {\n  axis c0 = 8\n  axis c1 = 24\n") and "identity" not in out
-    assert "# after canonicalize (changed)" in err and "+++ after infer-axes" in err and "infer-axes" in err.splitlines()[-2]
+    code, out, err = command(
+        capsys,
+        "opt",
+        str(net),
+        "-p",
+        "canonicalize,infer-axes",
+        "--time",
+        "--print-after-all",
+        "--print-diff",
+    )
+    assert (
+        code == 0
+        and out.startswith("graph Net with axes {\n  axis c0 = 8\n  axis c1 = 24\n")
+        and "identity" not in out
+    )
+    assert (
+        "# after canonicalize (changed)" in err
+        and "+++ after infer-axes" in err
+        and "infer-axes" in err.splitlines()[-2]
+    )
     assert command(capsys, "opt", str(net), "--quiet") == (0, "", "")
 
 
-def test_opt_runs_the_tutorials_pass(capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path) -> None:
+def test_opt_runs_the_tutorials_pass(
+    capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out.irp"
     passes = "analyse,protect-small{least=16}"
-    code, said, err = command(capsys, "opt", str(net), "--load", str(MY_PASS), "-p", passes, "--print-diff", "-o", str(out))
+    code, said, err = command(
+        capsys,
+        "opt",
+        str(net),
+        "--load",
+        str(MY_PASS),
+        "-p",
+        passes,
+        "--print-diff",
+        "-o",
+        str(out),
+    )
     assert (code, said) == (0, "")
     assert "-  %up: f32[c0, 4] = parameter\n-  %mid: f32[c1, c0] = parameter" in err
     assert "+  %up: f32[8, 4] = parameter\n+  %mid: f32[c0, 8] = parameter" in err
     assert "axis c0 = 24" in out.read_text()
 
 
-def test_opt_goes_on_from_a_text(capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path) -> None:
+def test_opt_goes_on_from_a_text(
+    capsys: pytest.CaptureFixture[str], net: Path, tmp_path: Path
+) -> None:
     """The choice is in the text: it is cut from there as from the graph itself."""
     chosen = tmp_path / "chosen.irp"
     text = command(capsys, "opt", str(net), "-p", "analyse")[1]
     chosen.write_text(text.replace("axis c1 = 24", "axis c1 = 24 keep=[0:12]"))
     code, out, _ = command(capsys, "opt", str(chosen), "-p", "cut")
-    assert code == 0 and "%mid: f32[12, 8] = parameter" in out and "%down: f32[3, 12] = parameter" in out
+    assert (
+        code == 0
+        and "%mid: f32[12, 8] = parameter" in out
+        and "%down: f32[3, 12] = parameter" in out
+    )
 
 
 def test_opt_takes_a_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -420,21 +596,54 @@ def test_opt_takes_a_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0, err
     made = json.loads(out)
     assert [p["pass"] for p in made["passes"]] == [name_of(p) for p in standard().parse("prune")]
-    assert made["changed"] and from_text(made["text"]).weights and all(p["seconds"] >= 0 for p in made["passes"])
+    assert (
+        made["changed"]
+        and from_text(made["text"]).weights
+        and all(p["seconds"] >= 0 for p in made["passes"])
+    )
 
 
-@pytest.mark.parametrize(("argv", "code", "says"), [
-    (["opt", "none.irp"], 2, "irprune: no such file (none.irp); check the path"),
-    (["opt", "{net}", "-p", "slise"], 2, "irprune: no pass 'slise'; did you mean slice?"),
-    (["opt", "{net}", "-p", "choose"], 2, "irprune: nothing is analysed (choose; in choose, the first pass); run infer-axes first"),
-    (["opt", "{net}", "-p", "infer-axes,score"], 2, "irprune: the weight 'up' has no values (net.irp; in score, after infer-axes)"),
-    (["opt", "{net}", "-p", "slice"], 2, "irprune: nothing is chosen (slice; in slice, the first pass)"),
-    (["opt", "{net}", "-p", "dead-code", "--load", "none.py"], 2, "irprune: no such file (none.py)"),
-    (["opt", "{broken}"], 2, "irprune: not the text of a graph: 'graph' expected at 'nonsense' (broken.irp:1)"),
-    (["opt", "{wrong}"], 1, "irprune: the graph is broken before the first pass: %a: sizes 4 and 5 meet"),
-    (["ops", "nothing*"], 2, "irprune: no operator matches 'nothing*'"),
-])
-def test_bad_input_is_one_line_and_a_code(capsys: pytest.CaptureFixture[str], net: Path, argv: list[str], code: int, says: str) -> None:
+@pytest.mark.parametrize(
+    ("argv", "code", "says"),
+    [
+        (["opt", "none.irp"], 2, "irprune: no such file (none.irp); check the path"),
+        (["opt", "{net}", "-p", "slise"], 2, "irprune: no pass 'slise'; did you mean slice?"),
+        (
+            ["opt", "{net}", "-p", "choose"],
+            2,
+            "irprune: nothing is analysed (choose; in choose, the first pass); run infer-axes first",
+        ),
+        (
+            ["opt", "{net}", "-p", "infer-axes,score"],
+            2,
+            "irprune: the weight 'up' has no values (net.irp; in score, after infer-axes)",
+        ),
+        (
+            ["opt", "{net}", "-p", "slice"],
+            2,
+            "irprune: nothing is chosen (slice; in slice, the first pass)",
+        ),
+        (
+            ["opt", "{net}", "-p", "dead-code", "--load", "none.py"],
+            2,
+            "irprune: no such file (none.py)",
+        ),
+        (
+            ["opt", "{broken}"],
+            2,
+            "irprune: not the text of a graph: 'graph' expected at 'nonsense' (broken.irp:1)",
+        ),
+        (
+            ["opt", "{wrong}"],
+            1,
+            "irprune: the graph is broken before the first pass: %a: sizes 4 and 5 meet",
+        ),
+        (["ops", "nothing*"], 2, "irprune: no operator matches 'nothing*'"),
+    ],
+)
+def test_bad_input_is_one_line_and_a_code(
+    capsys: pytest.CaptureFixture[str], net: Path, argv: list[str], code: int, says: str
+) -> None:
     broken, wrong = net.with_name("broken.irp"), net.with_name("wrong.irp")
     broken.write_text("nonsense")
     wrong.write_text(NET.replace("%up: f32[8, 4]", "%up: f32[8, 5]"))
@@ -455,9 +664,18 @@ def test_ops_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 def test_passes_lists_names_options_and_pipelines(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = command(capsys, "passes", "--load", str(MY_PASS))
     assert code == 0
-    assert f"protect-small  (from {MY_PASS})\n    Freeze every coupled group with fewer than least channels.\n    least=16\n" in out
+    assert (
+        f"protect-small  (from {MY_PASS})\n    Freeze every coupled group with fewer than least channels.\n    least=16\n"
+        in out
+    )
     made = json.loads(command(capsys, "passes", "--json")[1])
     rows = {r["name"]: r for r in made["passes"]}
-    assert rows["choose"]["options"]["ratio"] == "0.5" and rows["repair-bias"]["from_python"] and not rows["slice"]["from_python"]
+    assert (
+        rows["choose"]["options"]["ratio"] == "0.5"
+        and rows["repair-bias"]["from_python"]
+        and not rows["slice"]["from_python"]
+    )
     assert made["pipelines"]["cut"] == ["slice", "dead-code"]
-    assert set(rows) == set(standard().passes) and all(isinstance(p, type) and isinstance(p(), Pass) for p in (Canonicalize, DeadCode))
+    assert set(rows) == set(standard().passes) and all(
+        isinstance(p, type) and isinstance(p(), Pass) for p in (Canonicalize, DeadCode)
+    )

@@ -1,4 +1,5 @@
-"""Plans: written, read, replayed exactly, found again in an export, and refused where they do not fit."""
+"""Plans: written, read, replayed exactly, found again in an export, and refused where they do not
+fit."""
 
 from __future__ import annotations
 
@@ -70,14 +71,21 @@ def by_name(graph: Graph, kept: Kept) -> dict[str, list[int]]:
 
 def cuts(graph: Graph, kept: Kept) -> dict[str, list[list[int] | None]]:
     """Kept indices of every weight that is cut."""
-    made = {w.name: [None if i is None else i.tolist() for i in kept_indices(w, kept)] for w in graph.weights.values()}
+    made = {
+        w.name: [None if i is None else i.tolist() for i in kept_indices(w, kept)]
+        for w in graph.weights.values()
+    }
     return {name: dims for name, dims in made.items() if any(d is not None for d in dims)}
 
 
-# -- the same model --------------------------------------------------------------------------------------------------
+# -- the same model
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnext50", "unet", "llama", "swin_t", "shufflenetv2", "moe", "lstm_tagger"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet50", "resnext50", "unet", "llama", "swin_t", "shufflenetv2", "moe", "lstm_tagger"],
+)
 def test_replays_exactly_on_the_same_model(name: str, tmp_path: Path) -> None:
     case = models.get(name)
     model, (args, kwargs) = case.build(small=True), case.example_inputs(small=True)
@@ -103,7 +111,11 @@ def test_the_file_is_the_same_each_time_and_reads_back_as_it_was(tmp_path: Path)
         assert Plan.read(form) == plan
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.json"]
     within = next(c for c in plan.choices if c.within)
-    assert within.name == "conv1.weight:0/1" and within.within == "conv1.weight:0" and len(within.kept) == 3
+    assert (
+        within.name == "conv1.weight:0/1"
+        and within.within == "conv1.weight:0"
+        and len(within.kept) == 3
+    )
 
 
 def test_other_weights_of_the_same_structure_will_do() -> None:
@@ -130,13 +142,23 @@ def test_a_plan_needs_a_choice() -> None:
         Plan.from_graph(analysed(Net(), IMAGE))
 
 
-# -- an export of it -------------------------------------------------------------------------------------------------
+# -- an export of it
+# -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name, prefer", [
-    ("resnet50", "heads"), ("resnext50", "heads"), ("unet", "heads"), ("llama", "heads"), ("shufflenetv2", "heads"), ("t5", "heads"),
-    ("qkv_unbind", "head_dim"), ("vit_b16", "both"),
-])
+@pytest.mark.parametrize(
+    "name, prefer",
+    [
+        ("resnet50", "heads"),
+        ("resnext50", "heads"),
+        ("unet", "heads"),
+        ("llama", "heads"),
+        ("shufflenetv2", "heads"),
+        ("t5", "heads"),
+        ("qkv_unbind", "head_dim"),
+        ("vit_b16", "both"),
+    ],
+)
 def test_replays_on_an_onnx_export(name: str, prefer: str) -> None:
     onnx = pytest.importorskip("irprune.frontend.onnx.reader")
     case = models.get(name)
@@ -150,20 +172,28 @@ def test_replays_on_an_onnx_export(name: str, prefer: str) -> None:
     kept = replay(Plan.from_graph(graph), other)
     assert Costs(other).at(kept).macs == Costs(graph).at(graph.kept).macs < Costs(graph).at({}).macs
     ours, theirs = cuts(graph, graph.kept), cuts(other, kept)
-    shared = [n for n in ours if n in other.weights and graph.weights[n].shape == other.weights[n].shape]
+    shared = [
+        n for n in ours if n in other.weights and graph.weights[n].shape == other.weights[n].shape
+    ]
     assert shared
     for n in shared:
         assert theirs[n] == ours[n]
 
 
 class Turned(nn.Module):
-    """The same function as ``Net``, with ``fc1`` stored as its transpose and ``conv1`` under another name."""
+    """The same function as ``Net``, with ``fc1`` stored as its transpose and ``conv1`` under
+    another name."""
 
     def __init__(self, net: Net) -> None:
         super().__init__()
-        self.fc1 = nn.Module()  # the first weight that is met: nothing else is known of its channels yet
+        self.fc1 = (
+            nn.Module()
+        )  # the first weight that is met: nothing else is known of its channels yet
         self.first, self.norm, self.conv2, self.fc2 = net.conv1, net.norm, net.conv2, net.fc2
-        self.fc1.weight, self.fc1.bias = nn.Parameter(net.fc1.weight.detach().t().clone()), net.fc1.bias
+        self.fc1.weight, self.fc1.bias = (
+            nn.Parameter(net.fc1.weight.detach().t().clone()),
+            net.fc1.bias,
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.first(x)))
@@ -194,7 +224,11 @@ class Nameless(nn.Module):
             self.a, self.b = nn.Parameter(a), nn.Parameter(b)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x @ self.val_1) @ self.val_2 if self.exported else F.linear(F.relu(F.linear(x, self.a)), self.b)
+        return (
+            F.relu(x @ self.val_1) @ self.val_2
+            if self.exported
+            else F.linear(F.relu(F.linear(x, self.a)), self.b)
+        )
 
 
 def test_weights_are_found_by_what_they_hold() -> None:
@@ -205,7 +239,9 @@ def test_weights_are_found_by_what_they_hold() -> None:
     other = analysed(Nameless(a, b, True), x)
     ours, theirs = cuts(graph, graph.kept), cuts(other, replay(plan, other))
     assert theirs == {"val_2": ours["b"][::-1], "val_1": ours["a"][::-1]}
-    assert "weight 'a': expected shape [8, 8], found no such weight" in refusal(plan, Nameless(b + 1, a + 1, True), x)
+    assert "weight 'a': expected shape [8, 8], found no such weight" in refusal(
+        plan, Nameless(b + 1, a + 1, True), x
+    )
 
 
 def test_ways_a_weight_may_lie() -> None:
@@ -220,7 +256,8 @@ def test_ways_a_weight_may_lie() -> None:
     assert list(_fits((4, 3), (4, 2))) == [] == list(_fits((4, 3), (2, 2, 3)))
 
 
-# -- refused ---------------------------------------------------------------------------------------------------------
+# -- refused
+# --------------------------------------------------------------------------------------------------
 
 
 def refusal(plan: Plan, model: nn.Module, *args: Tensor) -> str:
@@ -233,11 +270,16 @@ def refusal(plan: Plan, model: nn.Module, *args: Tensor) -> str:
 
 def test_a_model_of_other_sizes() -> None:
     text = refusal(planned(), Net(width=15), IMAGE)
-    assert "does not fit" in text and "weight 'conv1.weight': expected shape [12, 3, 3, 3], found [15, 3, 3, 3]" in text
+    assert (
+        "does not fit" in text
+        and "weight 'conv1.weight': expected shape [12, 3, 3, 3], found [15, 3, 3, 3]" in text
+    )
 
 
 def test_another_model() -> None:
-    text = refusal(planned(), nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3))
+    text = refusal(
+        planned(), nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(2, 3)
+    )
     assert "weight 'conv1.weight': expected shape [12, 3, 3, 3], found no such weight" in text
 
 
@@ -250,13 +292,19 @@ def test_a_model_that_couples_otherwise() -> None:
             y = F.relu(self.fc1((h + self.conv2(h)).flatten(1)))
             return self.fc2(y), y
 
-    assert "group 'fc1.weight:0': expected one that may shrink, found frozen: graph output" in refusal(planned(), Loose(), IMAGE)
+    assert (
+        "group 'fc1.weight:0': expected one that may shrink, found frozen: graph output"
+        in refusal(planned(), Loose(), IMAGE)
+    )
 
     class Longer(Loose):
         def forward(self, x: Tensor) -> Any:
             return tuple(y.relu() for y in super().forward(x))
 
-    assert "group 'fc1.weight:0': expected one that may shrink, found frozen: graph output" in refusal(planned(), Longer(), IMAGE)
+    assert (
+        "group 'fc1.weight:0': expected one that may shrink, found frozen: graph output"
+        in refusal(planned(), Longer(), IMAGE)
+    )
 
     class Tied(Net):
         """The hidden units are doubled: the first half must be cut as the second is."""
@@ -275,7 +323,8 @@ def test_a_model_that_couples_otherwise() -> None:
 
 
 def test_channels_that_a_norm_would_split_unevenly() -> None:
-    """What is dropped of 12 channels is no choice within 3 groups of 4: each group would keep another number."""
+    """What is dropped of 12 channels is no choice within 3 groups of 4: each group would keep
+    another number."""
 
     class Normed(nn.Module):
         def __init__(self, norm: bool) -> None:
@@ -290,17 +339,26 @@ def test_channels_that_a_norm_would_split_unevenly() -> None:
     channels = next(g.axis for g in groups_of(graph) if g.name == "conv1.weight:0")
     graph.kept = Kept({channels: [0, 1, 2, 4, 8, 9]})
     text = refusal(Plan.from_graph(graph), Normed(True), IMAGE)
-    assert "weight 'conv1.weight': expected 6 of 12 kept in dimension 0, found channels coupled in another way" in text
+    assert (
+        "weight 'conv1.weight': expected 6 of 12 kept in dimension 0, found channels coupled in another way"
+        in text
+    )
     graph.kept = Kept({channels: [0, 1, 5, 6, 8, 11]})
     even = analysed(Normed(True), IMAGE)
     assert cuts(even, replay(Plan.from_graph(graph), even)) == cuts(graph, graph.kept)
 
 
-@pytest.mark.parametrize("change, said", [
-    (lambda d: d.update(version=99), "version 99"), (lambda d: d.pop("irprune"), "this is not a plan"),
-    (lambda d: d.pop("choices"), "damaged: KeyError: 'choices'"), (lambda d: d["choices"][0].update(kept="many"), "damaged"),
-    (lambda d: d["choices"][0].update(size="x"), "damaged"), (lambda d: d.update(weights=[]), "damaged"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda d: d.update(version=99), "version 99"),
+        (lambda d: d.pop("irprune"), "this is not a plan"),
+        (lambda d: d.pop("choices"), "damaged: KeyError: 'choices'"),
+        (lambda d: d["choices"][0].update(kept="many"), "damaged"),
+        (lambda d: d["choices"][0].update(size="x"), "damaged"),
+        (lambda d: d.update(weights=[]), "damaged"),
+    ],
+)
 def test_damaged_files(change: Any, said: str, tmp_path: Path) -> None:
     data = planned().as_json()
     data = json.loads(json.dumps(data))
@@ -335,6 +393,10 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 
 def test_the_fingerprint_is_of_the_structure() -> None:
     graph = analysed(Net(), IMAGE)
-    assert fingerprint(graph) == fingerprint(analysed(Net(), torch.randn(5, 3, 2, 2))) != fingerprint(analysed(Net(width=15), IMAGE))
+    assert (
+        fingerprint(graph)
+        == fingerprint(analysed(Net(), torch.randn(5, 3, 2, 2)))
+        != fingerprint(analysed(Net(width=15), IMAGE))
+    )
     graph.add_weight(Weight("more", TensorType("f32", (2,)), lambda: np.zeros(2)))
     assert fingerprint(graph) != fingerprint(analysed(Net(), IMAGE))

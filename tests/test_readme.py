@@ -1,4 +1,5 @@
-"""What the README says is run: its Python example, its pass, its command lines, and its tables are current."""
+"""What the README says is run: its Python example, its pass, its command lines, and its tables are
+current."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
 PYTHON = [code for kind, code in BLOCKS if kind == "python"]
 
 
-def test_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     space: dict[str, object] = {}
     exec(PYTHON[0], space)
@@ -29,8 +32,11 @@ def test_python_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert "Conv2d(3, 8" in made.stdout
 
 
-def test_pass_of_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its code, saved under the name that the text gives, in the command that the text gives, does what the text says."""
+def test_pass_of_the_tutorial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its code, saved under the name that the text gives, in the command that the text gives, does
+    what the text says."""
     assert PYTHON[1] == (ROOT / "tests" / "data" / "my_pass.py").read_text()
     (tmp_path / "my_pass.py").write_text(PYTHON[1])
     (tmp_path / "models").symlink_to(ROOT / "models")
@@ -70,11 +76,27 @@ def build():
 """
 
 
-def test_command_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_command_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Every line of the block under "From the command line", on files of the names that it uses."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "resnet.py").write_text(RESNET)
-    assert run(["prune", "resnet.py:build", "--input", "1x3x224x224", "--ratio", "0", "-o", "model.onnx"]) == 0
+    assert (
+        run(
+            [
+                "prune",
+                "resnet.py:build",
+                "--input",
+                "1x3x224x224",
+                "--ratio",
+                "0",
+                "-o",
+                "model.onnx",
+            ]
+        )
+        == 0
+    )
     for twin in "ab":
         (tmp_path / f"{twin}.onnx").write_bytes((tmp_path / "model.onnx").read_bytes())
     block = next(code for _, code in BLOCKS if code.startswith("irprune prune"))

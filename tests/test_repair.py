@@ -1,4 +1,5 @@
-"""Repair: layers are the linear maps they claim to be, and each repair does exactly what it is for."""
+"""Repair: layers are the linear maps they claim to be, and each repair does exactly what it is
+for."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def inputs(count: int) -> Tensor:
     return torch.randn(count, 2, 6, 6, generator=DRAW)
 
 
-# -- layers ----------------------------------------------------------------------------------------------------------
+# -- layers
+# --------------------------------------------------------------------------------------------------
 
 
 class Products(nn.Module):
@@ -78,13 +80,31 @@ class Products(nn.Module):
 
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
-    "linear": (nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)), (2, 7, 6), 2),
-    "conv": (nn.Sequential(nn.Conv2d(6, 8, 3, 2, 1), nn.Conv2d(8, 4, (1, 3), padding="same", dilation=2)), (2, 6, 9, 8), 2),
+    "linear": (
+        nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)),
+        (2, 7, 6),
+        2,
+    ),
+    "conv": (
+        nn.Sequential(
+            nn.Conv2d(6, 8, 3, 2, 1), nn.Conv2d(8, 4, (1, 3), padding="same", dilation=2)
+        ),
+        (2, 6, 9, 8),
+        2,
+    ),
     "grouped conv": (nn.Conv2d(6, 8, 3, padding=1, groups=2), (2, 6, 5, 5), 1),
     "depthwise conv": (nn.Conv1d(6, 12, 3, stride=2, groups=6), (2, 6, 9), 1),
     "conv3d": (nn.Conv3d(2, 3, (1, 2, 3)), (2, 2, 3, 4, 5), 1),
-    "transposed conv": (nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1), (2, 6, 4, 5), 1),
-    "grouped transposed conv": (nn.ConvTranspose1d(6, 4, 4, stride=3, padding=1, dilation=2, groups=2), (2, 6, 5), 1),
+    "transposed conv": (
+        nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1),
+        (2, 6, 4, 5),
+        1,
+    ),
+    "grouped transposed conv": (
+        nn.ConvTranspose1d(6, 4, 4, stride=3, padding=1, dilation=2, groups=2),
+        (2, 6, 5),
+        1,
+    ),
     "products": (Products(), (2, 7, 6), 4),
 }
 
@@ -99,28 +119,47 @@ def test_a_layer_is_the_linear_map_it_claims_to_be(name: str) -> None:
     for layer in found:
         weight = load_as(layer.weight, torch.float32)
         assert torch.equal(layer.array(layer.matrix(weight)), weight)
-        operand, result = evaluate(graph, [x], wanted=[layer.node.operand(layer.at), layer.node.out])
-        left = layer.targets(result) - torch.einsum("nbk,bko->nbo", layer.rows(operand), layer.matrix(weight))
-        assert float((left - left.mean(0)).abs().max()) < 1e-5, "the rest is not constant: it is no bias"
+        operand, result = evaluate(
+            graph, [x], wanted=[layer.node.operand(layer.at), layer.node.out]
+        )
+        left = layer.targets(result) - torch.einsum(
+            "nbk,bko->nbo", layer.rows(operand), layer.matrix(weight)
+        )
+        assert float((left - left.mean(0)).abs().max()) < 1e-5, (
+            "the rest is not constant: it is no bias"
+        )
         if layer.bias is not None and layer.bias.weight in layer.node.inputs:
-            assert torch.allclose(left.mean(0).flatten(), load_as(layer.bias.weight, torch.float32).flatten(), atol=1e-5)
+            assert torch.allclose(
+                left.mean(0).flatten(),
+                load_as(layer.bias.weight, torch.float32).flatten(),
+                atol=1e-5,
+            )
 
 
 def test_the_bias_may_be_a_running_mean_or_a_summand() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
     (layer,) = layers(captured(model, torch.randn(2, 3, 5, 5)))
-    assert layer.bias is not None and (layer.bias.weight.name, layer.bias.sign) == ("1.running_mean", -1)
+    assert layer.bias is not None and (layer.bias.weight.name, layer.bias.sign) == (
+        "1.running_mean",
+        -1,
+    )
     found = {layer.node.op: layer for layer in layers(captured(Products(), torch.randn(2, 7, 6)))}
     assert found["matmul"].bias is None  # self.b is added twice: it is not this layer's own
 
 
-# -- least squares -----------------------------------------------------------------------------------------------------
+# -- least squares
+# --------------------------------------------------------------------------------------------------
 
 
 def redundant(conv: bool = False) -> nn.Module:
-    """Eight hidden channels of which the odd ones are mixtures of the even ones: half of them say everything."""
+    """Eight hidden channels of which the odd ones are mixtures of the even ones: half of them say
+    everything."""
     mix = torch.randn(4, 4)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 3)) if conv else nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
+    model = (
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 3))
+        if conv
+        else nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
+    )
     with torch.no_grad():
         for p in (model[0].weight, model[0].bias):
             p[1::2] = torch.einsum("ij,j...->i...", mix, p[::2])
@@ -140,8 +179,11 @@ def test_least_squares_finds_what_the_kept_channels_can_say(conv: bool) -> None:
 
 
 def test_what_a_constant_channel_gave_goes_into_the_running_mean() -> None:
-    """The second half of the channels is constant, and the layer that reads them has no bias but a batch norm behind it."""
-    model = nn.Sequential(nn.Conv2d(2, 8, 1), nn.Conv2d(8, 5, 1, bias=False), nn.BatchNorm2d(5)).eval()
+    """The second half of the channels is constant, and the layer that reads them has no bias but a
+    batch norm behind it."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 1), nn.Conv2d(8, 5, 1, bias=False), nn.BatchNorm2d(5)
+    ).eval()
     with torch.no_grad():
         model[0].weight[4:] = 0
         model[0].bias[4:] = 2.0
@@ -190,7 +232,11 @@ def test_every_repair_brings_the_output_nearer_on_fresh_data(method: str) -> Non
     done = repair(graph, cut, inputs(192), method)
     after = output_error(graph, cut, fresh)
     assert done.methods == (method,) and done.after < done.before and done.samples == 192
-    assert after < {"least_squares": 0.7, "batch_norm": 1.0, "bias": 1.0, "affine": 1.0, "fold": 1.0}[method] * before
+    assert (
+        after
+        < {"least_squares": 0.7, "batch_norm": 1.0, "bias": 1.0, "affine": 1.0, "fold": 1.0}[method]
+        * before
+    )
 
 
 def weights_of(graph: Graph) -> dict[str, Tensor]:
@@ -268,7 +314,8 @@ def test_a_weight_used_twice_is_left_with_a_note() -> None:
     assert torch.equal(before, load_as(cut.weights["shared.weight"]))
 
 
-# -- the others ------------------------------------------------------------------------------------------------------
+# -- the others
+# --------------------------------------------------------------------------------------------------
 
 
 def test_batch_norm_statistics_are_those_of_what_it_reads() -> None:
@@ -285,7 +332,9 @@ def test_batch_norm_statistics_are_those_of_what_it_reads() -> None:
 
 @pytest.mark.parametrize("kind", [RepairBias, RepairAffine])
 def test_bias_and_affine_match_the_moments_of_every_layer(kind: Any) -> None:
-    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 5)).eval()
+    model = nn.Sequential(
+        nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 5)
+    ).eval()
     x = torch.randn(128, 6)
     graph = captured(model, x[:2])
     cut = dropped(graph, {"0.weight:0": range(8), "2.weight:0": range(10)})
@@ -300,8 +349,13 @@ def test_affine_scales_a_convolution_before_its_batch_norm() -> None:
     cut = halved(graph)
     x = inputs(128)
     RepairAffine(graph, Calibration(x, graph)).run(cut)
-    node = next(n for n in cut.nodes if n.op == "batch_norm" and n.operand(0).producer is not None
-                and getattr(n.operand(0).producer.inputs[1], "name", "") == "wide.weight")
+    node = next(
+        n
+        for n in cut.nodes
+        if n.op == "batch_norm"
+        and n.operand(0).producer is not None
+        and getattr(n.operand(0).producer.inputs[1], "name", "") == "wide.weight"
+    )
     (now,) = evaluate(cut, [x], wanted=[node.out])
     twin = next(n for n in graph.nodes if n.outputs[0].name == node.outputs[0].name)
     (then,) = evaluate(graph, [x], wanted=[twin.out])
@@ -331,7 +385,8 @@ def test_unlike_channels_are_not_folded() -> None:
     assert torch.equal(before, load_as(cut.weights["1.weight"]))
 
 
-# -- the call ----------------------------------------------------------------------------------------------------------
+# -- the call
+# --------------------------------------------------------------------------------------------------
 
 
 def test_noise_warns_above_a_half_alone() -> None:
@@ -371,10 +426,15 @@ def test_bad_use_is_one_clear_line() -> None:
         repair(graph, cut, torch.randn(8, 6))
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    ({"repair": "magic"}, "no repair is called 'magic'"), ({"repair": ["bias", "none"]}, "no repair is called 'none'"),
-    ({"importance": "taylr"}, "no criterion is called 'taylr'"), ({"importance": "wanda", "reduce": "sum"}, "has no option 'reduce'"),
-])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"repair": "magic"}, "no repair is called 'magic'"),
+        ({"repair": ["bias", "none"]}, "no repair is called 'none'"),
+        ({"importance": "taylr"}, "no criterion is called 'taylr'"),
+        ({"importance": "wanda", "reduce": "sum"}, "has no option 'reduce'"),
+    ],
+)
 def test_names_are_refused_before_a_model_is_read(options: dict[str, Any], said: str) -> None:
     with pytest.raises(IrpruneError, match=said):
         api.prune("no-such-file.onnx", calibration="no-such-folder", **options)
@@ -396,10 +456,14 @@ def test_nan_activations_are_named() -> None:
 def test_prune_repairs_and_says_that_the_proof_came_before() -> None:
     net, x = trained_statistics(), inputs(128)
     before = {n: t.clone() for n, t in net.state_dict().items()}
-    pruned = api.prune(net, (x[:2],), ratio=0.5, importance="magnitude", repair="least_squares", calibration=x)
+    pruned = api.prune(
+        net, (x[:2],), ratio=0.5, importance="magnitude", repair="least_squares", calibration=x
+    )
     plain = api.prune(net, (x[:2],), ratio=0.5)
     assert pruned.report.proof is not None and pruned.report.proof.passed
-    assert pruned.report.repair is not None and "the proof is of the model before repair" in str(pruned.report)
+    assert pruned.report.repair is not None and "the proof is of the model before repair" in str(
+        pruned.report
+    )
     fresh = inputs(64)
     with torch.no_grad():
         then, with_, without = net(fresh), pruned.module(fresh), plain.module(fresh)
@@ -410,17 +474,40 @@ def test_prune_repairs_and_says_that_the_proof_came_before() -> None:
 
 def test_calibration_data_choose_the_criterion_and_the_repair_where_nothing_is_said() -> None:
     net, x = trained_statistics(), inputs(128)
-    pruned = api.prune(net, (x[:2],), calibration=(x[i:i + 32] for i in range(0, 128, 32)), proof=False)  # read twice
-    said = api.prune(net, (x[:2],), importance="osscar", scope="local", repair="least_squares", calibration=x, proof=False)
+    pruned = api.prune(
+        net, (x[:2],), calibration=(x[i : i + 32] for i in range(0, 128, 32)), proof=False
+    )  # read twice
+    said = api.prune(
+        net,
+        (x[:2],),
+        importance="osscar",
+        scope="local",
+        repair="least_squares",
+        calibration=x,
+        proof=False,
+    )
     assert pruned.plan == said.plan
     assert pruned.report.repair is not None and pruned.report.repair.methods == ("least_squares",)
-    assert pruned.report.repair.after == pytest.approx(said.report.repair.after, rel=0.02)  # other chunks
+    assert pruned.report.repair.after == pytest.approx(
+        said.report.repair.after, rel=0.02
+    )  # other chunks
     assert api.prune(net, (x[:2],), calibration=x, repair=False, proof=False).report.repair is None
     plain = api.prune(net, (x[:2],), proof=False)
     assert plain.report.repair is None and plain.options.importance == "magnitude"
     half: dict[str, Any] = {"budget": {"macs": 0.5}, "proof": False}
-    assert api.prune(net, (x[:2],), calibration=x, **half).plan == api.prune(
-        net, (x[:2],), importance="osscar", scope="knapsack", normalise="measured", calibration=x, repair=False, **half).plan
+    assert (
+        api.prune(net, (x[:2],), calibration=x, **half).plan
+        == api.prune(
+            net,
+            (x[:2],),
+            importance="osscar",
+            scope="knapsack",
+            normalise="measured",
+            calibration=x,
+            repair=False,
+            **half,
+        ).plan
+    )
     usual = api.prune(net, (x[:2],), calibration=x, **half).plan
     for option, other in (("scope", "global"), ("normalise", "mean"), ("importance", "magnitude")):
         assert api.prune(net, (x[:2],), calibration=x, **half, **{option: other}).plan != usual
@@ -428,7 +515,8 @@ def test_calibration_data_choose_the_criterion_and_the_repair_where_nothing_is_s
 
 
 class Narrow(nn.Module):
-    """Attention whose values may be narrower than queries and keys; exported, its copy before the view is gone."""
+    """Attention whose values may be narrower than queries and keys; exported, its copy before the
+    view is gone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -443,9 +531,24 @@ class Narrow(nn.Module):
 
 def test_values_of_attention_narrower_than_its_queries_are_cut_and_refitted() -> None:
     torch.manual_seed(0)
-    model, x, n, t = Narrow().eval(), torch.randn(128, 5, 16), torch.export.Dim("n"), torch.export.Dim("t")
+    model, x, n, t = (
+        Narrow().eval(),
+        torch.randn(128, 5, 16),
+        torch.export.Dim("n"),
+        torch.export.Dim("t"),
+    )
     x[..., 8:] = x[..., :8] @ torch.randn(8, 8)  # values that lie in 8 dimensions
-    pruned = api.prune(model, (x[:2],), prefer="head_dim", keep=["q.weight:0/1"], dynamic_shapes={"x": {0: n, 1: t}}, calibration=x)
+    pruned = api.prune(
+        model,
+        (x[:2],),
+        prefer="head_dim",
+        keep=["q.weight:0/1"],
+        dynamic_shapes={"x": {0: n, 1: t}},
+        calibration=x,
+    )
     assert pruned.module.v.weight.shape == (8, 16) and pruned.module.q.weight.shape == (16, 16)
-    assert pruned.report.repair is not None and pruned.report.repair.after < 0.8 * pruned.report.repair.before
+    assert (
+        pruned.report.repair is not None
+        and pruned.report.repair.after < 0.8 * pruned.report.repair.before
+    )
     assert pruned.module(x[:3, :4]).shape == (3, 4, 16)

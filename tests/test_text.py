@@ -1,4 +1,5 @@
-"""The text form: what is printed, that it parses back to the same graph, and what a text that cannot be read says."""
+"""The text form: what is printed, that it parses back to the same graph, and what a text that
+cannot be read says."""
 
 from __future__ import annotations
 
@@ -61,29 +62,65 @@ def test_print_parse_print_is_the_identity(text: str) -> None:
 def test_the_parsed_graph_holds_what_the_text_says() -> None:
     graph = from_text(PLAIN, "net.irp")
     n = symbol("n")
-    assert [(v.name, v.type) for v in graph.inputs] == [("x", TensorType("f32", (n, 6))), ("mask", TensorType("bool", None))]
+    assert [(v.name, v.type) for v in graph.inputs] == [
+        ("x", TensorType("f32", (n, 6))),
+        ("mask", TensorType("bool", None)),
+    ]
     bias = graph.weights["fc.bias"]
     assert (bias.kind, bias.trainable, bias.aliases) == ("parameter", False, ("twin.bias",))
-    assert (graph.weights["fc.weight"].trainable, graph.weights["mean"].kind, graph.weights["mean"].trainable) == (True, "buffer", False)
+    assert (
+        graph.weights["fc.weight"].trainable,
+        graph.weights["mean"].kind,
+        graph.weights["mean"].trainable,
+    ) == (True, "buffer", False)
     linear, sub, view, split, odd = graph.nodes
     assert linear.inputs == [graph.inputs[0], graph.weights["fc.weight"], bias]
-    assert (linear.origin.source, linear.origin.scope, sub.origin.source, sub.origin.scope) == ("net.py:12", "fc", "", "fc.norm")
+    assert (linear.origin.source, linear.origin.scope, sub.origin.source, sub.origin.scope) == (
+        "net.py:12",
+        "fc",
+        "",
+        "fc.norm",
+    )
     assert view.attrs == {"shape": [n * 8 // 8, 2, -1]} and bias.users == {linear: 1}
-    assert [o.index for o in split.outputs] == [0, 1] and odd.inputs == [split.outputs[0], None, split.outputs[1]]
-    assert odd.op == "vendor::op" and graph.outputs == [odd.out, split.outputs[1]] and graph.axes is None
+    assert [o.index for o in split.outputs] == [0, 1] and odd.inputs == [
+        split.outputs[0],
+        None,
+        split.outputs[1],
+    ]
+    assert (
+        odd.op == "vendor::op"
+        and graph.outputs == [odd.out, split.outputs[1]]
+        and graph.axes is None
+    )
     assert odd.attrs == {
-        "eps": 1e-05, "low": float("-inf"), "text": 'a "b", (c', "ok": True, "no": None, "pair": (1, n * 2), "one": (3,),
+        "eps": 1e-05,
+        "low": float("-inf"),
+        "text": 'a "b", (c',
+        "ok": True,
+        "no": None,
+        "pair": (1, n * 2),
+        "one": (3,),
     }
 
 
 def test_parsed_axes_are_shared_and_chosen_as_the_text_says() -> None:
     graph = from_text(ANALYSED)
     w, v, u = (graph.weights[k].axes for k in "wvu")
-    assert w is not None and v is not None and u is not None and graph.axes is not None and graph.kept is not None
+    assert (
+        w is not None
+        and v is not None
+        and u is not None
+        and graph.axes is not None
+        and graph.kept is not None
+    )
     blocks, c2 = w[0].children
     c0, c1 = factors(blocks)
     assert u[0].children[0] is c2 and factors(u[0].children[1]) == [c0, c1]
-    assert factors(v[1])[0] is find(u[1]) and factors(v[1])[1].reason is not None and c0.role == "group"
+    assert (
+        factors(v[1])[0] is find(u[1])
+        and factors(v[1])[1].reason is not None
+        and c0.role == "group"
+    )
     assert graph.kept.choice[c2].tolist() == [0, 1, 2, 3, 6] and graph.kept.within == {c1: c0}
     assert graph.kept.kept(w[0]).tolist() == [0, 2, 4, 5, 6, 7, 8, 9, 12]
     assert graph.skipped == {u[1]: "kept: it matches 'head*'"} and graph.axes.opened == {"z": None}
@@ -120,10 +157,18 @@ def test_names_that_are_no_words_are_quoted() -> None:
     x = graph.add_input("in put:0", TensorType("f32", (2,)))
     graph.add_weight(Weight("a#b", TensorType("f32", (2,)), lambda: None))
     origin = Origin(source="/home/me/net.py:3", scope=" a\nb")
-    node = graph.add("com.microsoft::Gelu", [x], {"odd key": 1}, [("/layer/out", TensorType("f32", (2,)))], origin)
+    node = graph.add(
+        "com.microsoft::Gelu",
+        [x],
+        {"odd key": 1},
+        [("/layer/out", TensorType("f32", (2,)))],
+        origin,
+    )
     graph.outputs = [node.out]
     text = to_text(graph)
-    assert text == """\
+    assert (
+        text
+        == """\
 graph "a graph" {
   %"in put:0": f32[2] = input
   %"a#b": f32[2] = parameter {trainable=False}
@@ -132,12 +177,16 @@ graph "a graph" {
   return %/layer/out
 }
 """
+    )
     assert to_text(from_text(text)) == text
 
 
 def test_what_has_no_literal_keeps_its_description() -> None:
     graph = from_text("graph g {\n  %y: f32[2] = thing() {}\n  return %y\n}")
-    graph.nodes[0].attrs = {"table": np.arange(6, dtype=np.int32).reshape(2, 3), "body": Graph("loop")}
+    graph.nodes[0].attrs = {
+        "table": np.arange(6, dtype=np.int32).reshape(2, 3),
+        "body": Graph("loop"),
+    }
     text = to_text(graph)
     assert '{table=opaque("int32[2, 3] ' in text and 'body=opaque("Graph loop")}' in text
     again = from_text(text)
@@ -147,7 +196,9 @@ def test_what_has_no_literal_keeps_its_description() -> None:
 
 
 def test_leaf_names_avoid_the_symbols_of_sizes() -> None:
-    graph = from_text("graph g {\n  %x: f32[c0, 3] = input\n  %w: f32[4, 3] = parameter\n\n  %y: f32[c0, 4] = linear(%x, %w)\n  return\n}")
+    graph = from_text(
+        "graph g {\n  %x: f32[c0, 3] = input\n  %w: f32[4, 3] = parameter\n\n  %y: f32[c0, 4] = linear(%x, %w)\n  return\n}"
+    )
     InferAxes().run(graph)
     assert "  axis c1 = 4\n" in str(graph) and "%y: f32[c0, c1] = linear" in str(graph)
     assert to_text(from_text(str(graph))) == str(graph)
@@ -155,40 +206,51 @@ def test_leaf_names_avoid_the_symbols_of_sizes() -> None:
 
 def test_weights_of_a_text_have_no_values() -> None:
     weight = from_text(PLAIN, "net.irp").weights["fc.weight"]
-    with pytest.raises(IrpruneError, match=r"the weight 'fc.weight' has no values \(net.irp\); the text form holds none"):
+    with pytest.raises(
+        IrpruneError,
+        match=r"the weight 'fc.weight' has no values \(net.irp\); the text form holds none",
+    ):
         weight.load()
 
 
-@pytest.mark.parametrize(("change", "line", "says"), [
-    (("graph Net {", "net Net {"), 1, "'graph' expected at 'net Net {'"),
-    (("= input\n  %mask", "= imput\n  %mask"), 2, "'(' expected"),
-    (("f32[8] = buffer", "f32[8 = buffer"), 6, "'[' is not closed"),
-    (("f32[8, 6]", "f32[8, 6.5]"), 4, "'6.5' is no size"),
-    (("linear(%x", "linear(%y"), 8, "%y is not defined before it is read"),
-    (("%mean: f32[8] = buffer", "%x: f32[8] = buffer"), 6, "two values are called %x"),
-    (("%fc.bias: f32[8]", "%fc.weight: f32[8]"), 5, "two weights are called 'fc.weight'"),
-    (("aliases=", "names="), 5, "a weight has no 'names'"),
-    (("alpha=1}", "alpha=}"), 9, "a value expected at '}'"),
-    (("alpha=1}", "alpha=1} 7"), 9, "'7' is too much"),
-    (('", ok', ", ok"), 12, "a quote is not closed"),
-    (("  return %odd, %b\n}\n", ""), 12, "it ends before the graph does"),
-    (("%b\n}\n", "%b\n}\n\nmore\n"), 16, "something follows the end of the graph"),
-    (("  return", "  axis c0 = 3\n  return"), 13, "an axis in a graph without axes"),
-])
-def test_a_text_that_cannot_be_read_names_the_line(change: tuple[str, str], line: int, says: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "line", "says"),
+    [
+        (("graph Net {", "net Net {"), 1, "'graph' expected at 'net Net {'"),
+        (("= input\n  %mask", "= imput\n  %mask"), 2, "'(' expected"),
+        (("f32[8] = buffer", "f32[8 = buffer"), 6, "'[' is not closed"),
+        (("f32[8, 6]", "f32[8, 6.5]"), 4, "'6.5' is no size"),
+        (("linear(%x", "linear(%y"), 8, "%y is not defined before it is read"),
+        (("%mean: f32[8] = buffer", "%x: f32[8] = buffer"), 6, "two values are called %x"),
+        (("%fc.bias: f32[8]", "%fc.weight: f32[8]"), 5, "two weights are called 'fc.weight'"),
+        (("aliases=", "names="), 5, "a weight has no 'names'"),
+        (("alpha=1}", "alpha=}"), 9, "a value expected at '}'"),
+        (("alpha=1}", "alpha=1} 7"), 9, "'7' is too much"),
+        (('", ok', ", ok"), 12, "a quote is not closed"),
+        (("  return %odd, %b\n}\n", ""), 12, "it ends before the graph does"),
+        (("%b\n}\n", "%b\n}\n\nmore\n"), 16, "something follows the end of the graph"),
+        (("  return", "  axis c0 = 3\n  return"), 13, "an axis in a graph without axes"),
+    ],
+)
+def test_a_text_that_cannot_be_read_names_the_line(
+    change: tuple[str, str], line: int, says: str
+) -> None:
     assert change[0] in PLAIN
     with pytest.raises(IrpruneError) as caught:
         from_text(PLAIN.replace(*change), "net.irp")
     assert caught.value.where == f"net.irp:{line}" and says in caught.value.what
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    (("c1 = 3", "c0 = 3"), "two axes are called c0"),
-    (("keep=[0:4, 6]", "keep=[0:4, 9]"), "kept indices are ascending and below 8"),
-    (("within=c0", "within=c9"), "no axis c9"),
-    (("(2 (c2+1))", "2 c0"), "'2 c0' is no dimension"),
-    (("keep=[0:4, 6]", "keep=[0-4]"), "'0-4' is no range of indices"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("c1 = 3", "c0 = 3"), "two axes are called c0"),
+        (("keep=[0:4, 6]", "keep=[0:4, 9]"), "kept indices are ascending and below 8"),
+        (("within=c0", "within=c9"), "no axis c9"),
+        (("(2 (c2+1))", "2 c0"), "'2 c0' is no dimension"),
+        (("keep=[0:4, 6]", "keep=[0-4]"), "'0-4' is no range of indices"),
+    ],
+)
 def test_axes_that_cannot_be_read_say_so(change: tuple[str, str], says: str) -> None:
     assert change[0] in ANALYSED
     with pytest.raises(IrpruneError) as caught:
@@ -222,7 +284,9 @@ _LITERALS = st.recursive(
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(st.dictionaries(st.text(min_size=1), _LITERALS, max_size=3), st.text(), st.text(min_size=1))
-def test_any_attribute_and_any_name_survive(attrs: dict[str, object], scope: str, name: str) -> None:
+def test_any_attribute_and_any_name_survive(
+    attrs: dict[str, object], scope: str, name: str
+) -> None:
     graph = Graph()
     node = graph.add("op", [], attrs, [(name, TensorType("f32", ()))], Origin(scope=scope))
     graph.outputs = [node.out]

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 import irprune
 
-if importlib.util.find_spec("tvshim") is not None:  # where torchvision needs its operators declared, see tools/zoo.py
+if (
+    importlib.util.find_spec("tvshim") is not None
+):  # where torchvision needs its operators declared, see tools/zoo.py
     importlib.import_module("tvshim")
 transformers = pytest.importorskip("transformers")
 
@@ -22,7 +24,10 @@ class Experts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.down = nn.Parameter(torch.randn(3, 8, 16)), nn.Parameter(torch.randn(3, 16, 8))
+        self.up, self.down = (
+            nn.Parameter(torch.randn(3, 8, 16)),
+            nn.Parameter(torch.randn(3, 16, 8)),
+        )
         self.register_buffer("ends", torch.tensor([2, 2, 7], dtype=torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,8 +37,12 @@ class Experts(nn.Module):
 
 
 def test_heads_joined_by_a_reshape_that_the_exporter_makes_a_view(tmp_path: Path) -> None:
-    config = transformers.SwinConfig(image_size=32, patch_size=4, embed_dim=32, depths=[1, 1], num_heads=[4, 4], window_size=4)
-    pruned = irprune.prune(transformers.SwinModel(config).eval(), kwargs={"pixel_values": torch.randn(1, 3, 32, 32)})
+    config = transformers.SwinConfig(
+        image_size=32, patch_size=4, embed_dim=32, depths=[1, 1], num_heads=[4, 4], window_size=4
+    )
+    pruned = irprune.prune(
+        transformers.SwinModel(config).eval(), kwargs={"pixel_values": torch.randn(1, 3, 32, 32)}
+    )
     pruned.onnx(tmp_path / "m.onnx")
     assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5
 
@@ -67,7 +76,8 @@ def test_sums_over_an_index_use_no_operator_that_loses_additions(tmp_path: Path)
 
 
 class Odd(nn.Module):
-    """An inverse error function, complex numbers with one dimension more, a squeeze that does nothing."""
+    """An inverse error function, complex numbers with one dimension more, a squeeze that does
+    nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -76,7 +86,9 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.erfinv(torch.sin(self.inner(x)) * 0.9).squeeze(0).view(2, 3, 8, 2)
-        turned = torch.view_as_complex(h).unsqueeze(-2) * torch.view_as_complex(self.turns).unsqueeze(1)
+        turned = torch.view_as_complex(h).unsqueeze(-2) * torch.view_as_complex(
+            self.turns
+        ).unsqueeze(1)
         made: Tensor = self.outer(torch.view_as_real(turned).flatten(2))
         return made
 
@@ -96,7 +108,9 @@ class Padded(nn.Module):
         self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        made: Tensor = self.last(nn.functional.max_pool2d(nn.functional.pad(-self.first(x).abs(), (1, 1, 1, 1)), 3, 2))
+        made: Tensor = self.last(
+            nn.functional.max_pool2d(nn.functional.pad(-self.first(x).abs(), (1, 1, 1, 1)), 3, 2)
+        )
         return made
 
 
@@ -108,7 +122,8 @@ def test_a_pad_in_front_of_a_max_pool_stays_one(tmp_path: Path) -> None:
 
 
 class Windows(nn.Module):
-    """Attention within windows, over more leading dimensions than one or none; with or without a mask, or one for all windows."""
+    """Attention within windows, over more leading dimensions than one or none; with or without a
+    mask, or one for all windows."""
 
     def __init__(self, leading: int, mask: str) -> None:
         super().__init__()
@@ -118,7 +133,9 @@ class Windows(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         n, w, t, _ = x.shape
-        q, k, v = (layer(x).reshape(n, w, t, 4, -1).transpose(2, 3) for layer in (self.q, self.k, self.v))
+        q, k, v = (
+            layer(x).reshape(n, w, t, 4, -1).transpose(2, 3) for layer in (self.q, self.k, self.v)
+        )
         mask = {"none": None, "own": q @ k.transpose(-1, -2), "shared": self.bias}[self.mask]
         if self.leading == 0:
             q, k, v = (x.reshape(-1, t, 4) for x in (q, k, v))
@@ -131,12 +148,18 @@ class Windows(nn.Module):
 @pytest.mark.parametrize("leading", [0, 2])
 @pytest.mark.parametrize("mask", ["none", "own", "shared"])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_attention_over_other_than_four_dimensions(tmp_path: Path, leading: int, mask: str, dynamic: bool) -> None:
+def test_attention_over_other_than_four_dimensions(
+    tmp_path: Path, leading: int, mask: str, dynamic: bool
+) -> None:
     torch.manual_seed(0)
     shapes = ({0: torch.export.Dim("n")},) if dynamic else None
-    pruned = irprune.prune(Windows(leading, mask).eval(), (torch.randn(2, 3, 5, 16),), dynamic_shapes=shapes)
+    pruned = irprune.prune(
+        Windows(leading, mask).eval(), (torch.randn(2, 3, 5, 16),), dynamic_shapes=shapes
+    )
     assert pruned.report.params.left < 0.7
-    if dynamic and leading and mask == "shared":  # expanded to a batch of no known size: the exporter says no, in one line
+    if (
+        dynamic and leading and mask == "shared"
+    ):  # expanded to a batch of no known size: the exporter says no, in one line
         with pytest.raises(irprune.IrpruneError, match="refuses the pruned module"):
             pruned.onnx(tmp_path / "m.onnx")
         return

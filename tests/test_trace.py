@@ -22,7 +22,8 @@ from irprune.run.interpret import evaluate
 
 
 def described(graph: Graph) -> list[str]:
-    """The graph in text with values numbered, without source lines, and without operators that hand their operand on."""
+    """The graph in text with values numbered, without source lines, and without operators that hand
+    their operand on."""
     DeadCode().run(graph)
     names: dict[Value, str] = {v: f"input {v.name}" for v in graph.inputs}
     names |= {w: f"weight {w.name}" for w in graph.weights.values() if w.kind != "constant"}
@@ -30,7 +31,9 @@ def described(graph: Graph) -> list[str]:
     def name(value: Value | None) -> str:
         if value is None:
             return "-"
-        return names.setdefault(value, f"%{len(names)} {'constant' if value.producer is None else ''}")
+        return names.setdefault(
+            value, f"%{len(names)} {'constant' if value.producer is None else ''}"
+        )
 
     rows = []
     for node in graph.nodes:
@@ -40,16 +43,39 @@ def described(graph: Graph) -> list[str]:
         operands = [name(v) for v in node.inputs]
         results = [f"{name(v)}: {v.type}" for v in node.outputs]
         origin = node.origin
-        rows.append(f"{results} = {node.op}{operands} {node.attrs} {origin.target} {origin.layout} {origin.scope} {origin.raw}")
-    rows += [f"{w.name}: {w.type} {w.kind} {w.aliases} {w.trainable}" for w in graph.weights.values() if w.kind != "constant"]
+        rows.append(
+            f"{results} = {node.op}{operands} {node.attrs} {origin.target} {origin.layout} {origin.scope} {origin.raw}"
+        )
+    rows += [
+        f"{w.name}: {w.type} {w.kind} {w.aliases} {w.trainable}"
+        for w in graph.weights.values()
+        if w.kind != "constant"
+    ]
     kept = graph.structure
     state = {k: (e.kind, e.persistent) for k, e in sorted(kept.state.items())}
-    rows += [str([name(v) for v in graph.outputs]), f"{kept.in_spec} {kept.out_spec} {kept.inputs} {kept.outputs} {kept.names} {state}"]
+    rows += [
+        str([name(v) for v in graph.outputs]),
+        f"{kept.in_spec} {kept.out_spec} {kept.inputs} {kept.outputs} {kept.names} {state}",
+    ]
     return rows
 
 
-SAME = ["bert", "convnext_t", "densenet121", "dict_io", "einsum_attention", "gpt2", "llama", "mha_packed", "resnet50", "shared_conv",
-        "shufflenetv2", "tied_weights", "unet", "vit_b16"]
+SAME = [
+    "bert",
+    "convnext_t",
+    "densenet121",
+    "dict_io",
+    "einsum_attention",
+    "gpt2",
+    "llama",
+    "mha_packed",
+    "resnet50",
+    "shared_conv",
+    "shufflenetv2",
+    "tied_weights",
+    "unet",
+    "vit_b16",
+]
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -88,7 +114,12 @@ def _in_place(m: Layer, x: Tensor) -> Tensor:
 
 
 def _views(m: Layer, x: Tensor) -> Tensor:
-    return F.linear(x, m.linear.weight.data.t()) + m.linear.weight[1:3].sum() + torch.tensor([1.0, 2.0])[1] + x.flatten()[0]
+    return (
+        F.linear(x, m.linear.weight.data.t())
+        + m.linear.weight[1:3].sum()
+        + torch.tensor([1.0, 2.0])[1]
+        + x.flatten()[0]
+    )
 
 
 def _autocast(m: Layer, x: Tensor) -> Tensor:
@@ -104,11 +135,21 @@ def _identity(m: Layer, x: Tensor) -> Tensor:
 
 def _lists(m: Layer, x: Tensor) -> dict[str, Any]:
     a, b = m.linear(x).chunk(2, -1)
-    return {"pair": (b, a), "top": list(torch.max(a, -1)), "name": "layer", "same": x, "weight": m.other.weight}
+    return {
+        "pair": (b, a),
+        "top": list(torch.max(a, -1)),
+        "name": "layer",
+        "same": x,
+        "weight": m.other.weight,
+    }
 
 
 def _factories(m: Layer, x: Tensor) -> Tensor:
-    return m.linear(x) * torch.ones(8).cumsum(0) + torch.zeros_like(x).detach() + torch.empty(8).fill_(3.0)
+    return (
+        m.linear(x) * torch.ones(8).cumsum(0)
+        + torch.zeros_like(x).detach()
+        + torch.empty(8).fill_(3.0)
+    )
 
 
 @pytest.mark.parametrize("body", [_in_place, _views, _autocast, _identity, _lists, _factories])
@@ -118,7 +159,9 @@ def test_a_traced_graph_computes_what_forward_does(body: Callable[..., Any]) -> 
     x = torch.randn(3, 8)
     graph = capture(model, (x,), method="trace")
     with torch.no_grad():
-        expected = [t for t in torch.utils._pytree.tree_leaves(model(x.clone())) if isinstance(t, Tensor)]
+        expected = [
+            t for t in torch.utils._pytree.tree_leaves(model(x.clone())) if isinstance(t, Tensor)
+        ]
     found = evaluate(graph, [x])
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
@@ -128,7 +171,9 @@ def test_a_traced_graph_computes_what_forward_does(body: Callable[..., Any]) -> 
 
 def test_an_operand_handed_back_stays_another_value() -> None:
     graph = capture(Layer(_identity), (torch.ones(2, 8),), method="trace")
-    linear, dropout, add = (next(n for n in graph.nodes if n.op == op) for op in ("linear", "dropout", "add"))
+    linear, dropout, add = (
+        next(n for n in graph.nodes if n.op == op) for op in ("linear", "dropout", "add")
+    )
     assert add.inputs[0] is linear.out
     assert dropout.out.users
     assert dropout.out is not linear.out
@@ -163,16 +208,26 @@ def _promoting(m: Layer, x: Tensor) -> Tensor:
     return y
 
 
-@pytest.mark.parametrize(("body", "exported"), [(_write_weight, True), (_write_view, False), (_write_viewed, False),
-                                                (_write_input, True), (_promoting, True)])
-def test_writes_that_cannot_be_renamed_go_to_export(body: Callable[..., Any], exported: bool) -> None:
+@pytest.mark.parametrize(
+    ("body", "exported"),
+    [
+        (_write_weight, True),
+        (_write_view, False),
+        (_write_viewed, False),
+        (_write_input, True),
+        (_promoting, True),
+    ],
+)
+def test_writes_that_cannot_be_renamed_go_to_export(
+    body: Callable[..., Any], exported: bool
+) -> None:
     torch.manual_seed(0)
     model = Layer(body).eval()
     x = torch.randn(3, 8)
     graph = capture(model, (x.clone(),))
     assert any("the quick trace declined" in note for note in graph.notes) == exported
     assert torch.equal(model.count, torch.zeros(8))
-    found, = evaluate(graph, [x])
+    (found,) = evaluate(graph, [x])
     with torch.no_grad():
         expected = model(x.clone())
     assert found.dtype == expected.dtype
@@ -206,7 +261,11 @@ def test_a_tensor_kept_in_an_attribute_is_declined_and_taken_back() -> None:
 
 
 def test_models_that_ask_are_told_that_they_are_exported() -> None:
-    model = Layer(lambda m, x: m.linear(x) if torch.compiler.is_exporting() and torch.compiler.is_compiling() else x)
+    model = Layer(
+        lambda m, x: (
+            m.linear(x) if torch.compiler.is_exporting() and torch.compiler.is_compiling() else x
+        )
+    )
     graph = capture(model, (torch.ones(2, 8),), method="trace")
     assert [n.op for n in graph.nodes] == ["linear"]
     assert not torch.compiler.is_exporting()
@@ -238,14 +297,28 @@ def test_data_dependent_control_flow_names_the_line() -> None:
 
 def test_names_of_inputs_follow_the_arguments() -> None:
     class Many(nn.Module):
-        def forward(self, first: Tensor, pair: tuple[Tensor, Tensor], *rest: Tensor, scale: float, extra: dict[str, Tensor]) -> Tensor:
+        def forward(
+            self,
+            first: Tensor,
+            pair: tuple[Tensor, Tensor],
+            *rest: Tensor,
+            scale: float,
+            extra: dict[str, Tensor],
+        ) -> Tensor:
             return (first + pair[0] * pair[1] + sum(rest)) * scale + extra["Bias"]
 
     t = torch.ones(2)
     call = ((t, (t, t), t, t), {"scale": 2.0, "extra": {"Bias": t}})
     for method in ("trace", "export"):
         graph = capture(Many(), *call, method=method)
-        assert [v.name for v in graph.inputs] == ["first", "pair_0", "pair_1", "rest_0", "rest_1", "extra_bias"], method
+        assert [v.name for v in graph.inputs] == [
+            "first",
+            "pair_0",
+            "pair_1",
+            "rest_0",
+            "rest_1",
+            "extra_bias",
+        ], method
         assert graph.structure.inputs == [0, 1, 2, 3, 4, (2.0,), 5], method
 
 
@@ -285,11 +358,18 @@ def test_a_meta_model_is_captured_without_memory() -> None:
 
 def test_dynamic_shapes_go_to_export_without_a_note() -> None:
     model = Layer(lambda m, x: m.linear(x))
-    graph = capture(model, (torch.ones(2, 8),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}})
+    graph = capture(
+        model, (torch.ones(2, 8),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}}
+    )
     assert not graph.inputs[0].type.static
     assert not graph.notes
     with pytest.raises(IrpruneError, match="static shapes"):
-        capture(model, (torch.ones(2, 8),), dynamic_shapes={"x": {0: torch.export.Dim("batch")}}, method="trace")
+        capture(
+            model,
+            (torch.ones(2, 8),),
+            dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
+            method="trace",
+        )
 
 
 def test_a_torch_that_splits_composites_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,14 +411,17 @@ def test_values_that_follow_from_constants_are_read() -> None:
         torch.testing.assert_close(evaluate(graph, [x]), [model(x)])
 
 
-@pytest.mark.parametrize("read", [lambda m, x: x.sum(), lambda m, x: m.linear.weight.sum(), lambda m, x: torch.rand(1)])
+@pytest.mark.parametrize(
+    "read", [lambda m, x: x.sum(), lambda m, x: m.linear.weight.sum(), lambda m, x: torch.rand(1)]
+)
 def test_values_of_inputs_parameters_and_chance_are_not_read(read: Callable[..., Tensor]) -> None:
     model = Layer(lambda m, x: x * read(m, x).item())
     with pytest.raises(tracing.Declined, match="depends on"):
         tracing.trace(model, (torch.randn(3, 8),))
 
 
-# -- code that asks whether it is being captured ---------------------------------------------------------------------
+# -- code that asks whether it is being captured
+# ---------------------------------------------------------------------
 
 
 class Asking(nn.Module):

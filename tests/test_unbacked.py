@@ -1,4 +1,5 @@
-"""Sizes that depend on values: how many rows an expert gets, how many entries a mask keeps. They freeze their own axes and no other."""
+"""Sizes that depend on values: how many rows an expert gets, how many entries a mask keeps. They
+freeze their own axes and no other."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from irprune.run.interpret import evaluate
 
 
 class Experts(nn.Module):
-    """Rows go to the expert that scores highest, sorted so that each expert's stand together; their numbers are read as ``.tolist()``."""
+    """Rows go to the expert that scores highest, sorted so that each expert's stand together; their
+    numbers are read as ``.tolist()``."""
 
     def __init__(self, width: int = 8, hidden: int = 16, experts: int = 3) -> None:
         super().__init__()
@@ -39,7 +41,9 @@ class Experts(nn.Module):
         counts = F.one_hot(chosen, len(self.up)).sum(0).tolist()
         order = chosen.argsort(stable=True)
         pieces = x[order].split(counts)
-        made = [F.linear(F.linear(p, self.up[i]).relu(), self.down[i]) for i, p in enumerate(pieces)]
+        made = [
+            F.linear(F.linear(p, self.up[i]).relu(), self.down[i]) for i, p in enumerate(pieces)
+        ]
         return torch.zeros_like(x).index_add(0, order, torch.cat(made))
 
 
@@ -54,7 +58,8 @@ class Routed(nn.Module):
 
 
 class Masked(nn.Module):
-    """A layer on the rows that a mask keeps, as many as the data say; a mean puts their number out of the result."""
+    """A layer on the rows that a mask keeps, as many as the data say; a mean puts their number out
+    of the result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,8 +91,12 @@ def built(kind: type[nn.Module]) -> tuple[nn.Module, Tensor]:
     return kind().eval(), torch.randn(10, 6)
 
 
-@pytest.mark.parametrize(("kind", "method"), [*product(CASES, ("auto", "export")), (Routed, "trace"), (Counted, "trace")])
-def test_the_graph_computes_what_forward_does_on_other_values(kind: type[nn.Module], method: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "method"), [*product(CASES, ("auto", "export")), (Routed, "trace"), (Counted, "trace")]
+)
+def test_the_graph_computes_what_forward_does_on_other_values(
+    kind: type[nn.Module], method: str
+) -> None:
     model, x = built(kind)
     graph = capture(model, (x,), method=method)
     assert any(names_in([v.type.shape for n in graph.nodes for v in n.outputs]))
@@ -110,10 +119,22 @@ def test_such_a_model_is_pruned_with_proof(kind: type[nn.Module]) -> None:
 def test_the_widths_of_experts_are_free_and_what_is_frozen_says_why() -> None:
     model, x = built(Routed)
     graph = irprune.capture(model, (x,))
-    free = {(m.weight.name, m.dim) for g in irprune.groups(graph) if not g.frozen for m in g.members}
-    assert {("experts.up", 1), ("experts.up", 2), ("experts.down", 1), ("experts.down", 2), ("first.weight", 0)} <= free
+    free = {
+        (m.weight.name, m.dim) for g in irprune.groups(graph) if not g.frozen for m in g.members
+    }
+    assert {
+        ("experts.up", 1),
+        ("experts.up", 2),
+        ("experts.down", 1),
+        ("experts.down", 2),
+        ("first.weight", 0),
+    } <= free
     split = next(n for n in graph.nodes if n.op == "split")
-    assert [str(find(v.axes[0]).reason) for v in split.outputs if v.axes] == ["dynamic size u0", "dynamic size u1", "dynamic size u2"]
+    assert [str(find(v.axes[0]).reason) for v in split.outputs if v.axes] == [
+        "dynamic size u0",
+        "dynamic size u1",
+        "dynamic size u2",
+    ]
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -139,8 +160,20 @@ def counting() -> Graph:
     graph, u = Graph("counting"), symbol("u0")
     x = graph.add_input("x", TensorType("i64", ()))
     graph.add("item", [x], {"symbol": u}, [("count", TensorType("i64", ()))])
-    made = graph.add("full", [], {"size": [u], "fill_value": 1.0, "dtype": "f32"}, [("made", TensorType("f32", (u,)))])
-    graph.outputs = [graph.add("sum", [made.out], {"dim": None, "keepdim": False, "dtype": None}, [("y", TensorType("f32", ()))]).out]
+    made = graph.add(
+        "full",
+        [],
+        {"size": [u], "fill_value": 1.0, "dtype": "f32"},
+        [("made", TensorType("f32", (u,)))],
+    )
+    graph.outputs = [
+        graph.add(
+            "sum",
+            [made.out],
+            {"dim": None, "keepdim": False, "dtype": None},
+            [("y", TensorType("f32", ()))],
+        ).out
+    ]
     return graph
 
 
@@ -159,5 +192,7 @@ def test_what_tells_a_size_is_alive_while_the_size_is_needed() -> None:
 def test_a_size_that_no_node_tells_is_one_clear_line() -> None:
     graph = counting()
     graph.nodes[0].attrs.clear()
-    with pytest.raises(irprune.IrpruneError, match="takes a size u0 that depends on the values of tensors"):
+    with pytest.raises(
+        irprune.IrpruneError, match="takes a size u0 that depends on the values of tensors"
+    ):
         evaluate(graph, [torch.tensor(5)])

@@ -1,4 +1,5 @@
-"""The proof sees planted faults, decides rounding in float64 and says when it proved nothing; parity, latency and runners."""
+"""The proof sees planted faults, decides rounding in float64 and says when it proved nothing;
+parity, latency and runners."""
 
 from __future__ import annotations
 
@@ -37,16 +38,21 @@ def remake(graph: Graph) -> tuple[Graph, nn.Module]:
 @pytest.fixture
 def mlp() -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 3)).eval(), torch.randn(4, 6)
+    return nn.Sequential(
+        nn.Linear(6, 16), nn.LayerNorm(16), nn.GELU(), nn.Linear(16, 3)
+    ).eval(), torch.randn(4, 6)
 
 
-# -- the proof ---------------------------------------------------------------------------------------------------------
+# -- the proof
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_proof_passes_on_a_right_cut(mlp: tuple[nn.Module, Tensor]) -> None:
     model, x = mlp
     proof = irprune.prune(model, (x,)).report.proof
-    assert proof is not None and proof.passed and proof.max_error <= 1e-6 and proof.dtype == "float32"
+    assert (
+        proof is not None and proof.passed and proof.max_error <= 1e-6 and proof.dtype == "float32"
+    )
     assert proof.passes == 4  # the user's forward, the uncut graph and the oracle; the module
     assert "exact" in str(proof)
 
@@ -67,23 +73,34 @@ def test_a_planted_fault_fails_the_proof(mlp: tuple[nn.Module, Tensor], fault: s
             broken.get_submodule("1").eps = 0.1
     proof = prove(pruned.graph, broken, remake)
     assert not proof.passed and "FAILED" in str(proof)
-    assert proof.dtype == "float64" and proof.float32_error is not None and proof.float32_error > FLOAT32
+    assert (
+        proof.dtype == "float64"
+        and proof.float32_error is not None
+        and proof.float32_error > FLOAT32
+    )
     assert proof.tolerance == FLOAT64
 
 
-def test_a_failed_proof_stops_prune(mlp: tuple[nn.Module, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_proof_stops_prune(
+    mlp: tuple[nn.Module, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from irprune.passes import slice as slicing
 
     model, x = mlp
     real = slicing.take
-    monkeypatch.setattr(slicing, "take", lambda array, indices: real(array, [None if i is None else (i + 1) % 16 for i in indices]))
+    monkeypatch.setattr(
+        slicing,
+        "take",
+        lambda array, indices: real(array, [None if i is None else (i + 1) % 16 for i in indices]),
+    )
     with pytest.raises(CheckFailed, match="the proof fails"):
         irprune.prune(model, (x,))
     assert irprune.prune(model, (x,), proof=False).report.proof is None
 
 
 class Deep(nn.Module):
-    """A net whose float32 rounding grows past the tolerance: differences of large, nearly equal sums."""
+    """A net whose float32 rounding grows past the tolerance: differences of large, nearly equal
+    sums."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,8 +139,15 @@ def test_constant_outputs_are_proven_with_random_weights(mlp: tuple[nn.Module, T
     pruned = irprune.prune(model, (x,))
     proof = pruned.report.proof
     assert proof is not None and proof.passed and proof.random_weights and not proof.vacuous
-    assert proof.dtype == "float64" and proof.max_error <= FLOAT64 and proof.float32_error == 0 and proof.passes == 6
-    assert torch.count_nonzero(pruned.module.get_parameter("3.weight")) == 0  # the random weights stay in the proof
+    assert (
+        proof.dtype == "float64"
+        and proof.max_error <= FLOAT64
+        and proof.float32_error == 0
+        and proof.passes == 6
+    )
+    assert (
+        torch.count_nonzero(pruned.module.get_parameter("3.weight")) == 0
+    )  # the random weights stay in the proof
 
     def wrong(graph: Graph) -> tuple[Graph, nn.Module]:
         cut, module = remake(graph)
@@ -140,14 +164,20 @@ class Overflows(nn.Module):
 
     def __init__(self, norm: bool) -> None:
         super().__init__()
-        self.up, self.norm, self.down = nn.Linear(6, 64), nn.LayerNorm(64) if norm else nn.Identity(), nn.Linear(64, 2, bias=False)
+        self.up, self.norm, self.down = (
+            nn.Linear(6, 64),
+            nn.LayerNorm(64) if norm else nn.Identity(),
+            nn.Linear(64, 2, bias=False),
+        )
         with torch.no_grad():
             for tensor in (self.up.weight[0], self.down.weight[:, 0]):
                 tensor.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.up(x)
-        return self.down(self.norm(y.exp() / torch.where(self.up.weight.abs().sum(1) == 0, 0.0, 1.0)))
+        return self.down(
+            self.norm(y.exp() / torch.where(self.up.weight.abs().sum(1) == 0, 0.0, 1.0))
+        )
 
 
 @pytest.mark.parametrize("norm", [False, True])
@@ -201,13 +231,20 @@ def test_inputs_outside_the_domain_give_way_to_the_examples(zero: bool) -> None:
     x = torch.rand(4, 6)
     pruned = irprune.prune(Roots(zero), (x,))
     proof = pruned.report.proof
-    assert proof is not None and proof.passed and proof.dtype == "float64" and proof.max_error <= FLOAT64
+    assert (
+        proof is not None
+        and proof.passed
+        and proof.dtype == "float64"
+        and proof.max_error <= FLOAT64
+    )
     assert (proof.passes, proof.random_weights) == (6, zero)
 
     def wrong(graph: Graph) -> tuple[Graph, nn.Module]:
         cut, module = remake(graph)
         with torch.no_grad():
-            module.get_parameter("down.weight").copy_(module.get_parameter("down.weight").roll(1, 1))
+            module.get_parameter("down.weight").copy_(
+                module.get_parameter("down.weight").roll(1, 1)
+            )
         return cut, module
 
     assert not prove(pruned.graph, wrong(pruned.graph)[1], wrong).passed
@@ -234,13 +271,16 @@ def test_random_inputs_leave_integers_and_constants() -> None:
         assert draw(t, generator) is t
     x = torch.randn(2000) * 5 + 100
     y = draw(x, generator)
-    assert abs(float(y.mean()) - 100) < 1 and abs(float(y.std()) - 5) < 0.5 and not torch.equal(x, y)
+    assert (
+        abs(float(y.mean()) - 100) < 1 and abs(float(y.std()) - 5) < 0.5 and not torch.equal(x, y)
+    )
     first, second = (redraw((x, ids), {"m": mask}) for _ in range(2))
     assert torch.equal(first[0][0], second[0][0]) and first[1]["m"] is mask
     assert torch.get_rng_state().equal(torch.get_rng_state())
 
 
-# -- parity ------------------------------------------------------------------------------------------------------------
+# -- parity
+# --------------------------------------------------------------------------------------------------
 
 
 def test_errors_are_relative_and_shapes_count() -> None:
@@ -249,14 +289,24 @@ def test_errors_are_relative_and_shapes_count() -> None:
     assert compare_arrays([a], {"y": a[:1]})["y"] == float("inf")
     assert compare_arrays([a], {"y": np.array([100.0, np.nan], np.float32)})["y"] == float("inf")
     nan, inf = np.array([np.nan, 1.0]), np.array([np.inf, 1.0])
-    assert compare_arrays([nan], {"y": nan})["y"] == 0 and compare_arrays([inf], {"y": inf})["y"] == 0
+    assert (
+        compare_arrays([nan], {"y": nan})["y"] == 0 and compare_arrays([inf], {"y": inf})["y"] == 0
+    )
     assert compare_arrays([np.array([1, 2])], {"y": np.array([1, 3])})["y"] == 0.5
     assert compare_arrays([np.array([True])], {"y": np.array([False])})["y"] == 1
-    assert compare_arrays([np.array([1 + 1j])], {"y": np.array([1 - 1j])})["y"] == pytest.approx(2**0.5)
-    assert not Parity(1e-3, "p").passed and Parity(1e-3, "p", tolerance=1e-2).passed and Parity(0.0, "p").tolerance == PARITY
+    assert compare_arrays([np.array([1 + 1j])], {"y": np.array([1 - 1j])})["y"] == pytest.approx(
+        2**0.5
+    )
+    assert (
+        not Parity(1e-3, "p").passed
+        and Parity(1e-3, "p", tolerance=1e-2).passed
+        and Parity(0.0, "p").tolerance == PARITY
+    )
 
 
-def test_parity_names_the_provider_of_each_node(tmp_path: Path, mlp: tuple[nn.Module, Tensor]) -> None:
+def test_parity_names_the_provider_of_each_node(
+    tmp_path: Path, mlp: tuple[nn.Module, Tensor]
+) -> None:
     model, x = mlp
     pruned = irprune.prune(model, (x,))
     path = pruned.onnx(tmp_path / "m.onnx", parity=False)
@@ -265,7 +315,11 @@ def test_parity_names_the_provider_of_each_node(tmp_path: Path, mlp: tuple[nn.Mo
         expected = pruned.module(x).numpy()
     name = session(path).get_inputs()[0].name
     parity = measure(path, {name: x.numpy()}, [expected], "cpu")
-    assert parity.passed and parity.nodes["CPUExecutionProvider"] >= 3 and "nodes on CPUExecutionProvider" in str(parity)
+    assert (
+        parity.passed
+        and parity.nodes["CPUExecutionProvider"] >= 3
+        and "nodes on CPUExecutionProvider" in str(parity)
+    )
     assert not measure(path, {name: x.numpy()}, [expected + 1], "cpu").passed
     with pytest.raises(IrpruneError, match="onnxruntime fails on the input"):
         run_session(session(path), {name: x.numpy()[:, :2]})
@@ -279,7 +333,11 @@ def test_cuda_is_taken_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert providers_for("auto") == ["CPUExecutionProvider"]
     with pytest.raises(IrpruneError, match="no CUDAExecutionProvider"):
         providers_for("cuda")
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(
+        onnxruntime,
+        "get_available_providers",
+        lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    )
     assert providers_for("auto") == ["CUDAExecutionProvider", "CPUExecutionProvider"]
     assert providers_for("cpu") == ["CPUExecutionProvider"]
 
@@ -290,7 +348,8 @@ def test_a_broken_onnx_file_is_refused(tmp_path: Path) -> None:
         session(tmp_path / "m.onnx")
 
 
-# -- latency and runners -----------------------------------------------------------------------------------------------
+# -- latency and runners
+# -----------------------------------------------------------------------------------------------
 
 
 def test_calls_are_timed_in_turns() -> None:
@@ -302,10 +361,15 @@ def test_calls_are_timed_in_turns() -> None:
             nonlocal now
             order.append(name)
             now += next(takes)
+
         return run
 
-    a, b = ([x for t in taken for x in (99.0, t)] for taken in ((1, 2, 3, 4, 5), (10, 10, 10, 10, 90)))
-    times = interleaved({"a": call("a", iter(a)), "b": call("b", iter(b))}, seconds=0, least=5, clock=lambda: now)
+    a, b = (
+        [x for t in taken for x in (99.0, t)] for taken in ((1, 2, 3, 4, 5), (10, 10, 10, 10, 90))
+    )
+    times = interleaved(
+        {"a": call("a", iter(a)), "b": call("b", iter(b))}, seconds=0, least=5, clock=lambda: now
+    )
     assert order == ["a", "a", "b", "b"] * 5, "the first of each two is not timed"
     assert times["a"].median == 3 and times["b"].median == 10 and times["a"].runs == 5
     assert times["a"].low == 2 and times["a"].high == 4
@@ -318,11 +382,20 @@ def test_runners_give_the_same_outputs_for_torch_onnx_and_folders(tmp_path: Path
     args, kwargs = case.example_inputs(small=True)
     pruned = irprune.prune(case.build(small=True), args, kwargs)
     folder = pruned.save(tmp_path / "net")
-    running = [runner(load_model(str(p))) for p in (folder, folder / "model.pt2", folder / "model.onnx")]
+    running = [
+        runner(load_model(str(p))) for p in (folder, folder / "model.pt2", folder / "model.onnx")
+    ]
     arrays = running[0].draw(seed=3)
     results = [r.run(arrays) for r in running]
     for other in results[1:]:
-        assert max(compare_arrays(list(results[0].values()), dict(zip(results[0], other.values(), strict=True))).values()) < 1e-5
+        assert (
+            max(
+                compare_arrays(
+                    list(results[0].values()), dict(zip(results[0], other.values(), strict=True))
+                ).values()
+            )
+            < 1e-5
+        )
     assert list(results[0]) == ["0", "1"] or len(results[0]) == 2
     with pytest.raises(IrpruneError, match="takes 1 inputs, is given 2"):
         running[2].check([arrays[0], arrays[0]])

@@ -1,8 +1,7 @@
 """A small fixed sample of the zoo, and the tool that runs all of it.
 
-The cases of models/ need torch alone. Those of timm, torchvision and transformers (extra ``zoo``) are skipped where the library
-is missing.
-"""
+The cases of models/ need torch alone. Those of timm, torchvision and transformers (extra ``zoo``)
+are skipped where the library is missing."""
 
 from __future__ import annotations
 
@@ -38,8 +37,28 @@ FOUND = {
     "vit_b16": {"embedding width", "heads", "head_dim", "MLP width"},
 }
 
-TIMM = ("test_resnet", "test_vit", "test_efficientnet", "test_convnext", "test_byobnet", "test_nfnet", "test_mambaout")
-TRANSFORMERS = ("bert", "gpt2", "llama", "vit", "t5", "mixtral", "clip", "llava", "whisper", "deepseek_v3", "dinov3_vit")
+TIMM = (
+    "test_resnet",
+    "test_vit",
+    "test_efficientnet",
+    "test_convnext",
+    "test_byobnet",
+    "test_nfnet",
+    "test_mambaout",
+)
+TRANSFORMERS = (
+    "bert",
+    "gpt2",
+    "llama",
+    "vit",
+    "t5",
+    "mixtral",
+    "clip",
+    "llava",
+    "whisper",
+    "deepseek_v3",
+    "dinov3_vit",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -79,17 +98,42 @@ def test_measure_counts_what_is_in_reach() -> None:
             return self.second(self.first(x)), self.through(x)
 
     record = zoo.measure(Half(), (torch.randn(2, 8),), {}, 0.5, onnx=False)
-    assert record["reach"] == pytest.approx((8 * 16 + 16 + 16 * 8) / (8 * 16 + 16 + 16 * 8 + 8 + 8 * 32 + 32), abs=1e-4)
+    assert record["reach"] == pytest.approx(
+        (8 * 16 + 16 + 16 * 8) / (8 * 16 + 16 + 16 * 8 + 8 + 8 * 32 + 32), abs=1e-4
+    )
     assert record["reach_possible"] == 1.0
     assert record["out_of_reach"][0][0] == "through.weight"
 
 
 def test_the_table_says_what_failed_and_why() -> None:
-    good = {"name": "timm:a", "ratio": 0.5, "stage": "done", "oracle": 1e-7, "reach": 1.0, "params": [10, 4], "kinds": {"heads": 2}}
-    records = [good, {**good, "name": "timm:b", "oracle": 0.3}, {"name": "timm:c", "stage": "prune", "error": "no | rule\nmore"},
-               {**good, "name": "timm:d", "reach": 0.5, "out_of_reach": [["w", 5, ["no rule for x"]]]},
-               {**good, "name": "timm:f", "reach": 0.5, "kinds": {}, "kinds_frozen": {"heads": 1}, "frozen": {"positions of conv": 3}},
-               {"name": "transformers:e", "stage": "not built", "error": "/usr/lib/site-packages/transformers/x.py refuses"}]
+    good = {
+        "name": "timm:a",
+        "ratio": 0.5,
+        "stage": "done",
+        "oracle": 1e-7,
+        "reach": 1.0,
+        "params": [10, 4],
+        "kinds": {"heads": 2},
+    }
+    records = [
+        good,
+        {**good, "name": "timm:b", "oracle": 0.3},
+        {"name": "timm:c", "stage": "prune", "error": "no | rule\nmore"},
+        {**good, "name": "timm:d", "reach": 0.5, "out_of_reach": [["w", 5, ["no rule for x"]]]},
+        {
+            **good,
+            "name": "timm:f",
+            "reach": 0.5,
+            "kinds": {},
+            "kinds_frozen": {"heads": 1},
+            "frozen": {"positions of conv": 3},
+        },
+        {
+            "name": "transformers:e",
+            "stage": "not built",
+            "error": "/usr/lib/site-packages/transformers/x.py refuses",
+        },
+    ]
     text = summary(records)
     assert "| timm | 5 | 3 (60.0%) | 1.0e-07 | 1 (33%) | 40% |" in text
     assert "| timm:b | the proof fails: relative error 0.3 |" in text
@@ -102,9 +146,29 @@ def test_the_table_says_what_failed_and_why() -> None:
 
 
 def test_the_table_tells_of_onnx_and_of_the_peer() -> None:
-    good = {"name": "timm:a", "ratio": 0.5, "stage": "done", "oracle": 1e-7, "reach": 1.0, "params": [10, 4], "kinds": {}, "onnx": 2e-7,
-            "peer": {"works": True, "params": 0.3}}
-    text = summary([good, {**good, "name": "timm:b", "onnx": None, "onnx_error": "refused", "peer": {"works": False}}])
+    good = {
+        "name": "timm:a",
+        "ratio": 0.5,
+        "stage": "done",
+        "oracle": 1e-7,
+        "reach": 1.0,
+        "params": [10, 4],
+        "kinds": {},
+        "onnx": 2e-7,
+        "peer": {"works": True, "params": 0.3},
+    }
+    text = summary(
+        [
+            good,
+            {
+                **good,
+                "name": "timm:b",
+                "onnx": None,
+                "onnx_error": "refused",
+                "peer": {"works": False},
+            },
+        ]
+    )
     assert "1 of 2 agree, worst relative error 2.0e-07" in text
     assert "| timm:b | refused |" in text
     assert "| 1 of 2 run, 30% left |" in text

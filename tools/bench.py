@@ -1,18 +1,19 @@
 """Measure irprune: on every case of models/, beside others, and its memory.
 
     python tools/bench.py                              every case, full size, at 0.3, 0.5 and 0.7
-    python tools/bench.py --small --case llama         one case, small
-    python tools/bench.py --against torch-pruning      time beside Torch-Pruning, stage by stage, in one run
-    python tools/bench.py --against onnxsim            ONNX files beside onnxsim's pruner
-    python tools/bench.py --files                      time and memory of ONNX files, one of them over 2 GB
-    python tools/bench.py --stages                     time by stage, the proof in forward passes, memory; a 7B model on the meta device
+    python tools/bench.py --small --case llama         one case, small python tools/bench.py
+    --against torch-pruning      time beside Torch-Pruning, stage by stage, in one run python
+    tools/bench.py --against onnxsim            ONNX files beside onnxsim's pruner python
+    tools/bench.py --files                      time and memory of ONNX files, one of them over 2 GB
+    python tools/bench.py --stages                     time by stage, the proof in forward passes,
+    memory; a 7B model on the meta device
 
-Each case runs in a process of its own with a time limit. Rows are kept in a JSON file as they come, so that a run that was
-stopped goes on where it was; ``--again`` starts over. What must hold: the parameters that fall are at least 0.8 of what the
-ratio implies for the weights in reach (``bench_case.implied``), the oracle's error is at most 1e-4 in float32 and 1e-9 in
-float64 and its proof four forward passes, ONNX parity at most 1e-4, the module trains one step, and the same call gives the same
-bytes. Exit code 1 where a row fails.
-"""
+Each case runs in a process of its own with a time limit. Rows are kept in a JSON file as they come,
+so that a run that was stopped goes on where it was; ``--again`` starts over. What must hold: the
+parameters that fall are at least 0.8 of what the ratio implies for the weights in reach
+(``bench_case.implied``), the oracle's error is at most 1e-4 in float32 and 1e-9 in float64 and its
+proof four forward passes, ONNX parity at most 1e-4, the module trains one step, and the same call
+gives the same bytes. Exit code 1 where a row fails."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ SPEED_MODELS = ("resnet50", "convnext_t")
 Row = dict[str, Any]
 
 
-# -- the cases -----------------------------------------------------------------------------------------------------
+# -- the cases
+# --------------------------------------------------------------------------------------------------
 
 
 def run_case(name: str, ratio: float, small: bool, onnx: bool, limit: float) -> Row:
@@ -48,7 +50,9 @@ def run_case(name: str, ratio: float, small: bool, onnx: bool, limit: float) -> 
     command = [sys.executable, str(HERE / "bench_case.py"), name, str(ratio), *flags]
     row: Row = {"case": name, "ratio": ratio, "small": small}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False, cwd=HERE.parent)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=limit, check=False, cwd=HERE.parent
+        )
     except subprocess.TimeoutExpired:
         return row | {"failed": f"no end within {limit:.0f} s"}
     lines = done.stdout.strip().splitlines()
@@ -58,7 +62,15 @@ def run_case(name: str, ratio: float, small: bool, onnx: bool, limit: float) -> 
     return found
 
 
-def measured(names: Sequence[str], ratios: Sequence[float], small: bool, onnx: bool, limit: float, store: Path, again: bool) -> list[Row]:
+def measured(
+    names: Sequence[str],
+    ratios: Sequence[float],
+    small: bool,
+    onnx: bool,
+    limit: float,
+    store: Path,
+    again: bool,
+) -> list[Row]:
     """The rows of all cases, from ``store`` where they are there; failures are tried again."""
     rows: list[Row] = [] if again or not store.exists() else json.loads(store.read_text())
     known = {(r["case"], r["ratio"], r["small"]): r for r in rows if "failed" not in r}
@@ -68,7 +80,13 @@ def measured(names: Sequence[str], ratios: Sequence[float], small: bool, onnx: b
         for name, ratio in todo:
             progress.update(task, description=f"{name} at {ratio}")
             known[name, ratio, small] = run_case(name, ratio, small, onnx, limit)
-            store.write_text(json.dumps(sorted(known.values(), key=lambda r: (r["case"], r["ratio"], r["small"])), indent=1) + "\n")
+            store.write_text(
+                json.dumps(
+                    sorted(known.values(), key=lambda r: (r["case"], r["ratio"], r["small"])),
+                    indent=1,
+                )
+                + "\n"
+            )
             progress.advance(task)
     return [known[n, r, small] for n in names for r in ratios if (n, r, small) in known]
 
@@ -80,7 +98,20 @@ def holds(row: Row) -> bool:
     return "failed" not in row and passes(row)
 
 
-HEAD = ("case", "parameters", "left", "of implied", "f32", "f64", "passes", "ONNX", "trains", "same", "seconds", "holds")
+HEAD = (
+    "case",
+    "parameters",
+    "left",
+    "of implied",
+    "f32",
+    "f64",
+    "passes",
+    "ONNX",
+    "trains",
+    "same",
+    "seconds",
+    "holds",
+)
 
 
 def lines_of(rows: Iterable[Row]) -> list[tuple[str, ...]]:
@@ -106,7 +137,17 @@ def _line(name: str, rows: list[Row]) -> tuple[str, ...]:
     flags = ["yes" if all(r[k] for r in rows) else "NO" for k in ("trains", "same")]
     seconds = f"{max(r['seconds'] for r in rows):.1f}"
     worst.append(str(max(r["passes"] for r in rows)))
-    return (name, human(rows[0]["before"]), left, f"{min(r['met'] for r in rows):.2f}", *worst, parity, *flags, seconds, fine)
+    return (
+        name,
+        human(rows[0]["before"]),
+        left,
+        f"{min(r['met'] for r in rows):.2f}",
+        *worst,
+        parity,
+        *flags,
+        seconds,
+        fine,
+    )
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -125,7 +166,8 @@ def show(title: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> Non
     TALK.print(table)
 
 
-# -- speed and memory ----------------------------------------------------------------------------------------------
+# -- speed and memory
+# ----------------------------------------------------------------------------------------------
 
 
 def stages(names: Sequence[str], rounds: int) -> list[Row]:
@@ -142,17 +184,48 @@ def stages(names: Sequence[str], rounds: int) -> list[Row]:
 @click.option("--no-onnx", is_flag=True, help="leave ONNX out")
 @click.option("--limit", default=900.0, help="seconds for one case at one ratio")
 @click.option("--again", is_flag=True, help="measure anew what is in the store")
-@click.option("--store", default=HERE / "bench.json", type=click.Path(path_type=Path), help="where rows are kept")
+@click.option(
+    "--store",
+    default=HERE / "bench.json",
+    type=click.Path(path_type=Path),
+    help="where rows are kept",
+)
 @click.option("--markdown", "to", type=click.Path(path_type=Path), help="write the table there too")
 @click.option("--against", help="another pruner, from tools/bench_against.py")
-@click.option("--stages", "by_stage", is_flag=True, help="time by stage, the proof in forward passes, memory; and a 7B model")
-@click.option("--files", "files_only", is_flag=True, help="time and memory of ONNX files, one of them over 2 GB")
-@click.option("--model", "speed_models", multiple=True, help="models for --against torch-pruning and --stages")
+@click.option(
+    "--stages",
+    "by_stage",
+    is_flag=True,
+    help="time by stage, the proof in forward passes, memory; and a 7B model",
+)
+@click.option(
+    "--files",
+    "files_only",
+    is_flag=True,
+    help="time and memory of ONNX files, one of them over 2 GB",
+)
+@click.option(
+    "--model", "speed_models", multiple=True, help="models for --against torch-pruning and --stages"
+)
 @click.option("--rounds", default=9, help="rounds for --against torch-pruning and --stages")
-@click.option("--threads", default=1, help="threads and processors of each side, for --against torch-pruning")
+@click.option(
+    "--threads", default=1, help="threads and processors of each side, for --against torch-pruning"
+)
 def main(
-    cases: tuple[str, ...], ratios: tuple[float, ...], small: bool, no_onnx: bool, limit: float, again: bool, store: Path, to: Path | None,
-    against: str | None, by_stage: bool, files_only: bool, speed_models: tuple[str, ...], rounds: int, threads: int,
+    cases: tuple[str, ...],
+    ratios: tuple[float, ...],
+    small: bool,
+    no_onnx: bool,
+    limit: float,
+    again: bool,
+    store: Path,
+    to: Path | None,
+    against: str | None,
+    by_stage: bool,
+    files_only: bool,
+    speed_models: tuple[str, ...],
+    rounds: int,
+    threads: int,
 ) -> None:
     import bench_against
 
@@ -171,7 +244,9 @@ def main(
         show("irprune prune, whole process", head, lines)
     elif against is not None:
         if against not in (*bench_against.RIVALS, "onnxsim"):
-            raise click.UsageError(f"no rival {against!r}; there are: {', '.join((*bench_against.RIVALS, 'onnxsim'))}")
+            raise click.UsageError(
+                f"no rival {against!r}; there are: {', '.join((*bench_against.RIVALS, 'onnxsim'))}"
+            )
         if against == "onnxsim":
             import bench_onnx
 
@@ -189,13 +264,25 @@ def main(
 
         names = list(cases) or models.names()
         if unknown := [n for n in names if n not in models.names()]:
-            raise click.UsageError(f"no case {unknown[0]!r}; there are: {', '.join(models.names())}")
+            raise click.UsageError(
+                f"no case {unknown[0]!r}; there are: {', '.join(models.names())}"
+            )
         rows = measured(names, ratios or RATIOS, small, not no_onnx, limit, store, again)
         head, lines = HEAD, lines_of(rows)
-        show(f"models/ at {', '.join(map(str, ratios or RATIOS))}{', small' if small else ''}", head, lines)
+        show(
+            f"models/ at {', '.join(map(str, ratios or RATIOS))}{', small' if small else ''}",
+            head,
+            lines,
+        )
     if to is not None:
-        how = f", processor time, medians of {rounds} rounds" if by_stage or against in bench_against.RIVALS else ""
-        to.write_text(f"Measured {datetime.date.today().isoformat()}{how}.\n\n{markdown(head, lines)}")
+        how = (
+            f", processor time, medians of {rounds} rounds"
+            if by_stage or against in bench_against.RIVALS
+            else ""
+        )
+        to.write_text(
+            f"Measured {datetime.date.today().isoformat()}{how}.\n\n{markdown(head, lines)}"
+        )
     print(json.dumps(rows))
     checked = holds
     if files_only:

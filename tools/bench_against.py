@@ -1,11 +1,13 @@
-"""irprune beside another pruner on the same model: ``beside(rival, models)``; each side in a process of its own, in turns.
+"""irprune beside another pruner on the same model: ``beside(rival, models)``; each side in a
+process of its own, in turns.
 
-A process runs on one processor with as many threads as it is told (one by default), and the other waits meanwhile. In one
-process for both, or with more threads than free processors, Torch-Pruning's many small tensor operations wait for OpenMP workers
-that do not get to run: 0.2 s become 4 s, which says nothing about it. Both clocks are read: ``cpu``, the processor time of the
-process, which on a quiet machine with one thread is the time that passes, and ``wall``, which a busy machine makes longer. The
-first round warms up and is not counted. The copy that Torch-Pruning works on is not timed.
-"""
+A process runs on one processor with as many threads as it is told (one by default), and the other
+waits meanwhile. In one process for both, or with more threads than free processors, Torch-Pruning's
+many small tensor operations wait for OpenMP workers that do not get to run: 0.2 s become 4 s, which
+says nothing about it. Both clocks are read: ``cpu``, the processor time of the process, which on a
+quiet machine with one thread is the time that passes, and ``wall``, which a busy machine makes
+longer. The first round warms up and is not counted. The copy that Torch-Pruning works on is not
+timed."""
 
 from __future__ import annotations
 
@@ -25,18 +27,42 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-__all__ = ["HEAD", "RIVALS", "Row", "Worker", "beside", "built", "line", "medians", "resident_mb", "timed"]
+__all__ = [
+    "HEAD",
+    "RIVALS",
+    "Row",
+    "Worker",
+    "beside",
+    "built",
+    "line",
+    "medians",
+    "resident_mb",
+    "timed",
+]
 
-HEAD = ("model", "irprune, ms", "Torch-Pruning, ms", "ratio", "after capture, ms", "ratio after capture", "ratio of wall time", "left",
-        "left by Torch-Pruning", "memory, MB", "by Torch-Pruning, MB")
+HEAD = (
+    "model",
+    "irprune, ms",
+    "Torch-Pruning, ms",
+    "ratio",
+    "after capture, ms",
+    "ratio after capture",
+    "ratio of wall time",
+    "left",
+    "left by Torch-Pruning",
+    "memory, MB",
+    "by Torch-Pruning, MB",
+)
 Row = dict[str, Any]
 
 
-# -- one side, in its own process ----------------------------------------------------------------------------------
+# -- one side, in its own process
+# ----------------------------------------------------------------------------------
 
 
 def timed(call: Callable[[], Any]) -> tuple[Any, Row]:
-    """What ``call`` gives, and its ``cpu`` and ``wall`` seconds; garbage of before is taken away first."""
+    """What ``call`` gives, and its ``cpu`` and ``wall`` seconds; garbage of before is taken away
+    first."""
     gc.collect()
     wall, cpu = time.perf_counter(), time.process_time()
     made = call()
@@ -49,7 +75,8 @@ def resident_mb() -> float:
 
 
 def built(name: str) -> tuple[Any, Any, Any]:
-    """The case's model in eval mode and an example call: of one example, since Torch-Pruning runs the model and irprune does not."""
+    """The case's model in eval mode and an example call: of one example, since Torch-Pruning runs
+    the model and irprune does not."""
     import torch
 
     import models
@@ -61,7 +88,8 @@ def built(name: str) -> tuple[Any, Any, Any]:
 
 
 def irprune_side(name: str) -> Callable[[], Row]:
-    """One round: ``irprune.prune`` at ratio 0.5 without the proof; the seconds of each stage are of the processor."""
+    """One round: ``irprune.prune`` at ratio 0.5 without the proof; the seconds of each stage are of
+    the processor."""
     import irprune
     from irprune import api
 
@@ -92,7 +120,11 @@ def torch_pruning_side(name: str) -> Callable[[], Row]:
 
         def prune() -> None:
             pruner = tp.pruner.MagnitudePruner(
-                twin, args, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=0.5, ignored_layers=[twin.get_submodule(last)],
+                twin,
+                args,
+                importance=tp.importance.MagnitudeImportance(p=2),
+                pruning_ratio=0.5,
+                ignored_layers=[twin.get_submodule(last)],
             )
             pruner.step()
 
@@ -122,17 +154,29 @@ class Worker:
     """A side in a process of its own, on the first ``threads`` of the processors there are."""
 
     def __init__(self, side: str, name: str, threads: int) -> None:
-        limits = {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+        limits = {
+            k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+        }
         places = sorted(os.sched_getaffinity(0))[:threads]
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), side, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, cwd=HERE.parent, env=os.environ | limits,
+            [sys.executable, str(Path(__file__).resolve()), side, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=HERE.parent,
+            env=os.environ | limits,
         )
         os.sched_setaffinity(self.process.pid, places)
 
     def round(self) -> Row:
-        """One round. Raises RuntimeError with the last line that the process said where it fails."""
-        assert self.process.stdin is not None and self.process.stdout is not None and self.process.stderr is not None
+        """One round. Raises RuntimeError with the last line that the process said where it
+        fails."""
+        assert (
+            self.process.stdin is not None
+            and self.process.stdout is not None
+            and self.process.stderr is not None
+        )
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
@@ -147,14 +191,17 @@ class Worker:
         self.process.communicate()
 
 
-# -- both sides ----------------------------------------------------------------------------------------------------
+# -- both sides
+# --------------------------------------------------------------------------------------------------
 
 
 def medians(rows: Sequence[Row]) -> Row:
     """The median of every number, by name, and of the stages by theirs."""
     out: Row = {k: statistics.median(r[k] for r in rows) for k in rows[0] if k != "stages"}
     if "stages" in rows[0]:
-        out["stages"] = {k: statistics.median(r["stages"].get(k, 0.0) for r in rows) for k in rows[0]["stages"]}
+        out["stages"] = {
+            k: statistics.median(r["stages"].get(k, 0.0) for r in rows) for k in rows[0]["stages"]
+        }
     return out
 
 
@@ -181,9 +228,22 @@ def line(row: Row) -> tuple[str, ...]:
     """The cells of a row."""
     ours, theirs = row["ours"], row["theirs"]
     later = sum(seconds for stage, seconds in ours["stages"].items() if stage != "capture")
-    times = (f"{1e3 * ours['cpu']:.0f}", f"{1e3 * theirs['cpu']:.0f}", f"{ours['cpu'] / theirs['cpu']:.2f}")
-    after = (f"{1e3 * later:.0f}", f"{later / theirs['cpu']:.2f}", f"{ours['wall'] / theirs['wall']:.2f}")
-    left = (f"{ours['left']:.0%}", f"{theirs['left']:.0%}", f"{ours['memory']:.0f}", f"{theirs['memory']:.0f}")
+    times = (
+        f"{1e3 * ours['cpu']:.0f}",
+        f"{1e3 * theirs['cpu']:.0f}",
+        f"{ours['cpu'] / theirs['cpu']:.2f}",
+    )
+    after = (
+        f"{1e3 * later:.0f}",
+        f"{later / theirs['cpu']:.2f}",
+        f"{ours['wall'] / theirs['wall']:.2f}",
+    )
+    left = (
+        f"{ours['left']:.0%}",
+        f"{theirs['left']:.0%}",
+        f"{ours['memory']:.0f}",
+        f"{theirs['memory']:.0f}",
+    )
     return (row["model"], *times, *after, *left)
 
 

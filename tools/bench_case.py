@@ -1,4 +1,5 @@
-"""One case at one ratio, measured in a process of its own: ``python tools/bench_case.py CASE RATIO [--small]`` prints JSON."""
+"""One case at one ratio, measured in a process of its own: ``python tools/bench_case.py CASE RATIO
+[--small]`` prints JSON."""
 
 from __future__ import annotations
 
@@ -27,23 +28,27 @@ from irprune.ir.size import probe_of
 
 
 def fraction(axis: Axis, ratio: float, held: Container[Axis] = ()) -> float:
-    """The share of an axis that a ratio leaves: of a sum the mean of its parts, of a product one factor's; frozen and held leaves stay."""
+    """The share of an axis that a ratio leaves: of a sum the mean of its parts, of a product one
+    factor's; frozen and held leaves stay."""
     axis = find(axis)
     if len(several := parts(axis)) > 1:
-        return sum(probe_of(p.size) * fraction(p, ratio, held) for p in several) / probe_of(axis.size)
+        return sum(probe_of(p.size) * fraction(p, ratio, held) for p in several) / probe_of(
+            axis.size
+        )
     if len(several := factors(axis)) > 1:
         return min(fraction(f, ratio, held) for f in several)
     return 1.0 if axis.reason is not None or axis.size == 1 or axis in held else 1 - ratio
 
 
 def implied(graph: Graph, ratio: float) -> float:
-    """How many parameters the ratio would take from a graph, after choose, if every width in reach met it exactly.
+    """How many parameters the ratio would take from a graph, after choose, if every width in reach
+    met it exactly.
 
-    A weight loses what is left after each of its dimensions shrank to its ``fraction``: a frozen dimension stays, a free one
-    keeps ``1 - ratio`` of its width. A width that is made of factors (heads and head_dim) shrinks once: in a dimension that
-    is their product, and where they are dimensions of their own, by the factor that carries the ratio while the others are
-    held. Tied weights count once.
-    """
+    A weight loses what is left after each of its dimensions shrank to its ``fraction``: a frozen
+    dimension stays, a free one keeps ``1 - ratio`` of its width. A width that is made of factors
+    (heads and head_dim) shrinks once: in a dimension that is their product, and where they are
+    dimensions of their own, by the factor that carries the ratio while the others are held. Tied
+    weights count once."""
     held = {a for a, why in graph.skipped.items() if why.startswith("held:")}
     total = 0.0
     for weight in graph.weights.values():
@@ -54,7 +59,8 @@ def implied(graph: Graph, ratio: float) -> float:
 
 
 def trains(module: torch.nn.Module, args: Any, kwargs: Any) -> bool:
-    """Whether one step of gradient descent on the sum of squares moves the outputs and leaves them finite."""
+    """Whether one step of gradient descent on the sum of squares moves the outputs and leaves them
+    finite."""
 
     def outputs() -> list[torch.Tensor]:
         made = pytree.tree_leaves(module(*args, **kwargs))
@@ -66,13 +72,21 @@ def trains(module: torch.nn.Module, args: Any, kwargs: Any) -> bool:
     module.train()
     loss = sum((t.float().square().mean() for t in outputs()), torch.zeros(()))
     loss.backward()
-    moved = [p for p in parameters if p.grad is not None and bool(p.grad.isfinite().all()) and bool(p.grad.any())]
+    moved = [
+        p
+        for p in parameters
+        if p.grad is not None and bool(p.grad.isfinite().all()) and bool(p.grad.any())
+    ]
     torch.optim.SGD(parameters, lr=1e-3).step()
     module.eval()
     with torch.no_grad():
         after = outputs()
     finite = all(bool(t.isfinite().all()) for t in after)
-    return bool(moved) and finite and any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    return (
+        bool(moved)
+        and finite
+        and any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    )
 
 
 def digest(pruned: Any, folder: Path) -> str:
@@ -80,7 +94,9 @@ def digest(pruned: Any, folder: Path) -> str:
     found = hashlib.sha256(json.dumps(pruned.kept, sort_keys=True).encode())
     for name, tensor in pruned.module.state_dict().items():
         raw = tensor.detach().cpu().contiguous().reshape(-1)
-        found.update(name.encode() + str(tensor.dtype).encode() + raw.view(torch.uint8).numpy().tobytes())
+        found.update(
+            name.encode() + str(tensor.dtype).encode() + raw.view(torch.uint8).numpy().tobytes()
+        )
     for file in sorted(folder.rglob("*")):
         found.update(file.name.encode() + file.read_bytes())
     return found.hexdigest()
@@ -94,14 +110,23 @@ def in_float64(pruned: Any) -> float:
     from irprune.validate.proof import graph_inputs
 
     graph, cut = pruned.graph, pruned.cut
-    inputs = [t.double() if t.is_floating_point() else t for t in graph_inputs(graph, graph.structure.args, graph.structure.kwargs)]
-    return relative_error(evaluate(cut, inputs, dtype=torch.float64), silenced(graph, graph.kept, inputs, torch.float64))
+    inputs = [
+        t.double() if t.is_floating_point() else t
+        for t in graph_inputs(graph, graph.structure.args, graph.structure.kwargs)
+    ]
+    return relative_error(
+        evaluate(cut, inputs, dtype=torch.float64),
+        silenced(graph, graph.kept, inputs, torch.float64),
+    )
 
 
 def exportable(model: torch.nn.Module, args: Any, kwargs: Any) -> bool:
-    """Whether ``torch.onnx.export`` takes the original: where it does not, it cannot be asked to take the pruned model."""
+    """Whether ``torch.onnx.export`` takes the original: where it does not, it cannot be asked to
+    take the pruned model."""
     try:
-        torch.onnx.export(model.eval(), tuple(args), kwargs=dict(kwargs), dynamo=True, verbose=False)
+        torch.onnx.export(
+            model.eval(), tuple(args), kwargs=dict(kwargs), dynamo=True, verbose=False
+        )
     except torch.onnx.errors.OnnxExporterError:
         return False
     return True
@@ -126,7 +151,11 @@ def measure(name: str, ratio: float, small: bool, onnx: bool = True) -> dict[str
     report = pruned.report
     row |= {"before": report.params.before, "after": report.params.after, "implied": target}
     row["met"] = (report.params.before - report.params.after) / target if target else 1.0
-    row |= {"float32": report.proof.float32_error if report.proof.float32_error is not None else report.proof.max_error}
+    row |= {
+        "float32": report.proof.float32_error
+        if report.proof.float32_error is not None
+        else report.proof.max_error
+    }
     row["float64"] = in_float64(pruned)
     row["passes"] = report.proof.passes
     digests = []
@@ -135,7 +164,10 @@ def measure(name: str, ratio: float, small: bool, onnx: bool = True) -> dict[str
             if onnx:
                 try:
                     pruned.onnx(Path(folder) / "model.onnx")
-                    row |= {"parity": pruned.report.parity.max_error, "provider": pruned.report.parity.provider}
+                    row |= {
+                        "parity": pruned.report.parity.max_error,
+                        "provider": pruned.report.parity.provider,
+                    }
                 except IrpruneError as refused:
                     if exportable(model, args, kwargs):
                         raise
@@ -152,11 +184,20 @@ def passes(row: dict[str, Any]) -> bool:
     """Whether a row meets what must hold for every case."""
     if "refused" in row:
         return bool(row["expected"])
-    bounds = row["float32"] <= 1e-4 and row["float64"] <= 1e-9 and row.get("parity", 0.0) <= 1e-4 and row["passes"] <= 4
+    bounds = (
+        row["float32"] <= 1e-4
+        and row["float64"] <= 1e-9
+        and row.get("parity", 0.0) <= 1e-4
+        and row["passes"] <= 4
+    )
     return bool(bounds and row["met"] >= 0.8 and row["trains"] and row["same"])
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     flags = sys.argv[3:]
-    print(json.dumps(measure(sys.argv[1], float(sys.argv[2]), "--small" in flags, "--no-onnx" not in flags)))
+    print(
+        json.dumps(
+            measure(sys.argv[1], float(sys.argv[2]), "--small" in flags, "--no-onnx" not in flags)
+        )
+    )

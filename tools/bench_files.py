@@ -1,12 +1,13 @@
-"""Time and memory of ``irprune prune`` on ONNX files, whole process, without the proof: a 100-MB ResNet-50, DenseNet-121, and a residual
-MLP of 2.4 GB in external data, which is made for it and removed.
+"""Time and memory of ``irprune prune`` on ONNX files, whole process, without the proof: a 100-MB
+ResNet-50, DenseNet-121, and a residual MLP of 2.4 GB in external data, which is made for it and
+removed.
 
     python tools/bench.py --files
 
-Seconds are of the processor, so that a busy machine tells the same, and the least of three runs of the small files; wall time stands
-beside. What must hold: under 5 s and a peak of at most 2.5 times the file for the 100-MB file, analysis of DenseNet-121 in under 50 ms,
-and no second copy of the large one: a peak of at most a quarter of it.
-"""
+Seconds are of the processor, so that a busy machine tells the same, and the least of three runs of
+the small files; wall time stands beside. What must hold: under 5 s and a peak of at most 2.5 times
+the file for the 100-MB file, analysis of DenseNet-121 in under 50 ms, and no second copy of the
+large one: a peak of at most a quarter of it."""
 
 from __future__ import annotations
 
@@ -30,7 +31,11 @@ import irprune.api.calls
 import irprune.cli
 irprune.api.calls.Clock.now = time.process_time
 sys.exit(irprune.cli.run(sys.argv[1:]))"""
-_LIMITS = {"resnet50": {"seconds": 5.0, "peak": 2.5}, "densenet121": {"analysis": 0.05}, "2.4 GB outside": {"peak": 0.25}}
+_LIMITS = {
+    "resnet50": {"seconds": 5.0, "peak": 2.5},
+    "densenet121": {"analysis": 0.05},
+    "2.4 GB outside": {"peak": 0.25},
+}
 
 
 def files() -> list[dict[str, Any]]:
@@ -40,7 +45,12 @@ def files() -> list[dict[str, Any]]:
         for name in ("resnet50", "densenet121"):
             path = Path(folder) / f"{name}.onnx"
             made = apart("export", path, path)
-            rows.append({"file": name, **(made if "failed" in made else _least([measured(path) for _ in range(3)]))})
+            rows.append(
+                {
+                    "file": name,
+                    **(made if "failed" in made else _least([measured(path) for _ in range(3)])),
+                }
+            )
             path.unlink(missing_ok=True)
         rows.append({"file": "2.4 GB outside", **measured(large(Path(folder) / "large.onnx"))})
     return rows
@@ -56,19 +66,37 @@ def large(path: Path) -> Path:
     nodes, tensors, x = [], [], "x"
     with path.with_suffix(".bin").open("wb") as file:
         for k in range(LAYERS):
-            for name, rows, columns in ((f"up{k}", WIDTH, 2 * WIDTH), (f"down{k}", 2 * WIDTH, WIDTH)):
-                tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=(rows, columns), data_location=TensorProto.EXTERNAL)
-                for key, value in (("location", path.with_suffix(".bin").name), ("offset", file.tell()), ("length", 4 * rows * columns)):
+            for name, rows, columns in (
+                (f"up{k}", WIDTH, 2 * WIDTH),
+                (f"down{k}", 2 * WIDTH, WIDTH),
+            ):
+                tensor = TensorProto(
+                    name=name,
+                    data_type=TensorProto.FLOAT,
+                    dims=(rows, columns),
+                    data_location=TensorProto.EXTERNAL,
+                )
+                for key, value in (
+                    ("location", path.with_suffix(".bin").name),
+                    ("offset", file.tell()),
+                    ("length", 4 * rows * columns),
+                ):
                     tensor.external_data.add(key=key, value=str(value))
                 for _ in range(0, rows, 512):
                     (random.standard_normal((512, columns), dtype=np.float32) / 64).tofile(file)
                 tensors.append(tensor)
-            nodes += [helper.make_node("MatMul", [x, f"up{k}"], [f"h{k}"]), helper.make_node("Relu", [f"h{k}"], [f"r{k}"]),
-                      helper.make_node("MatMul", [f"r{k}", f"down{k}"], [f"d{k}"]), helper.make_node("Add", [x, f"d{k}"], [f"x{k}"])]
+            nodes += [
+                helper.make_node("MatMul", [x, f"up{k}"], [f"h{k}"]),
+                helper.make_node("Relu", [f"h{k}"], [f"r{k}"]),
+                helper.make_node("MatMul", [f"r{k}", f"down{k}"], [f"d{k}"]),
+                helper.make_node("Add", [x, f"d{k}"], [f"x{k}"]),
+            ]
             x = f"x{k}"
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, WIDTH]) for name in ("x", x)]
     graph = helper.make_graph(nodes, "large", ends[:1], ends[1:], tensors)
-    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString())
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]).SerializeToString()
+    )
     assert isinstance(onnx.load(path, load_external_data=False), onnx.ModelProto)
     return path
 
@@ -76,7 +104,17 @@ def large(path: Path) -> Path:
 def measured(path: Path) -> dict[str, Any]:
     """Seconds, peak and what is left of one prune at 0.5, in a process of its own."""
     out = path.with_name("out.onnx")
-    command = [sys.executable, "-c", _RUN, "prune", str(path), "-o", str(out), "--no-proof", "--json"]
+    command = [
+        sys.executable,
+        "-c",
+        _RUN,
+        "prune",
+        str(path),
+        "-o",
+        str(out),
+        "--no-proof",
+        "--json",
+    ]
     with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as talk:
         began = time.perf_counter()
         child = subprocess.Popen(command, stdout=told, stderr=talk)
@@ -89,8 +127,14 @@ def measured(path: Path) -> dict[str, Any]:
             return {"failed": (talk.read().strip().splitlines() or ["?"])[-1][:200]}
         report = json.loads(told.read())
     size = _size(path)
-    row = {"size": size, "left": _size(out) / size, "seconds": used.ru_utime + used.ru_stime, "wall": wall,
-           "peak": used.ru_maxrss * 1024 / size, "analysis": report["seconds"]["analyse"]}
+    row = {
+        "size": size,
+        "left": _size(out) / size,
+        "seconds": used.ru_utime + used.ru_stime,
+        "wall": wall,
+        "peak": used.ru_maxrss * 1024 / size,
+        "analysis": report["seconds"]["analyse"],
+    }
     for part in path.parent.glob("out.onnx*"):
         part.unlink()
     return row
@@ -104,12 +148,18 @@ def _least(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _size(path: Path) -> int:
     """Bytes of a model with what lies beside it."""
-    return sum(p.stat().st_size for p in (path, path.with_suffix(".bin"), path.with_name(f"{path.name}.data")) if p.exists())
+    return sum(
+        p.stat().st_size
+        for p in (path, path.with_suffix(".bin"), path.with_name(f"{path.name}.data"))
+        if p.exists()
+    )
 
 
 def holds(row: dict[str, Any]) -> bool:
     """Whether a row meets what must hold."""
-    return "failed" not in row and all(row[key] <= most for key, most in _LIMITS[row["file"]].items())
+    return "failed" not in row and all(
+        row[key] <= most for key, most in _LIMITS[row["file"]].items()
+    )
 
 
 def line(row: dict[str, Any]) -> tuple[str, ...]:
@@ -117,5 +167,14 @@ def line(row: dict[str, Any]) -> tuple[str, ...]:
     fine = "yes" if holds(row) else "NO"
     if "failed" in row:
         return (row["file"], row["failed"].replace("|", "/"), *[""] * 6, fine)
-    return (row["file"], f"{row['size'] / 1e6:.0f} MB", f"{row['left']:.0%}", f"{row['seconds']:.1f}", f"{row['wall']:.1f}",
-            f"{row['peak'] * row['size'] / 1e6:.0f} MB", f"{row['peak']:.2f}", f"{1e3 * row['analysis']:.0f} ms", fine)
+    return (
+        row["file"],
+        f"{row['size'] / 1e6:.0f} MB",
+        f"{row['left']:.0%}",
+        f"{row['seconds']:.1f}",
+        f"{row['wall']:.1f}",
+        f"{row['peak'] * row['size'] / 1e6:.0f} MB",
+        f"{row['peak']:.2f}",
+        f"{1e3 * row['analysis']:.0f} ms",
+        fine,
+    )

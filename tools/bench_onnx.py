@@ -1,14 +1,16 @@
-"""irprune beside onnxsim's pruner, on the same ONNX files at ratio 0.5: each file and each pruner in a process of its own.
+"""irprune beside onnxsim's pruner, on the same ONNX files at ratio 0.5: each file and each pruner
+in a process of its own.
 
     python tools/bench.py --against onnxsim
 
-Parameters are counted in the files that come out; weights with a side that must stay (a classifier on a frozen output, a
-vocabulary) are counted apart. ``heads`` is how many attention heads the captured model has before and after. The error is that of
-the proof: the pruned file against the silenced original; onnxsim does not say what it dropped, so there is none for it, only
-whether onnxruntime loads and runs the file. Seconds include imports, reading and writing the file, without the proof. What must
-hold: at most 35 % left of what may shrink, in no more seconds than onnxsim takes plus one. Rows are kept in tools/onnxsim.json as
-they come; ``--again`` starts over. RegNetY comes from torchvision, the others from models/.
-"""
+Parameters are counted in the files that come out; weights with a side that must stay (a classifier
+on a frozen output, a vocabulary) are counted apart. ``heads`` is how many attention heads the
+captured model has before and after. The error is that of the proof: the pruned file against the
+silenced original; onnxsim does not say what it dropped, so there is none for it, only whether
+onnxruntime loads and runs the file. Seconds include imports, reading and writing the file, without
+the proof. What must hold: at most 35 % left of what may shrink, in no more seconds than onnxsim
+takes plus one. Rows are kept in tools/onnxsim.json as they come; ``--again`` starts over. RegNetY
+comes from torchvision, the others from models/."""
 
 from __future__ import annotations
 
@@ -27,10 +29,34 @@ sys.path.insert(0, str(HERE.parent))
 
 __all__ = ["CASES", "HEAD", "apart", "beside_onnxsim", "held", "holds", "line"]
 
-CASES = ("resnet50", "densenet121", "shufflenetv2", "regnet_y_400mf", "efficientnet", "vit_b16", "swin_t", "gpt2", "unet", "lstm_tagger",
-         "llama")
-HEAD = ("file", "left", "of that which must stay", "left by onnxsim", "MACs", "MACs by onnxsim", "heads", "heads by onnxsim", "runs",
-        "error", "s", "s by onnxsim", "holds")
+CASES = (
+    "resnet50",
+    "densenet121",
+    "shufflenetv2",
+    "regnet_y_400mf",
+    "efficientnet",
+    "vit_b16",
+    "swin_t",
+    "gpt2",
+    "unet",
+    "lstm_tagger",
+    "llama",
+)
+HEAD = (
+    "file",
+    "left",
+    "of that which must stay",
+    "left by onnxsim",
+    "MACs",
+    "MACs by onnxsim",
+    "heads",
+    "heads by onnxsim",
+    "runs",
+    "error",
+    "s",
+    "s by onnxsim",
+    "holds",
+)
 MOST = 0.35  # of what may shrink
 
 
@@ -49,7 +75,9 @@ def export(case: str, path: Path) -> None:
     else:
         loaded = load_model(f"torchvision:{case}")
         model, args, kwargs = loaded.model.eval(), loaded.args, loaded.kwargs
-    torch.onnx.export(model, args, kwargs=kwargs, dynamo=True, verbose=False).save(str(path), external_data=False)
+    torch.onnx.export(model, args, kwargs=kwargs, dynamo=True, verbose=False).save(
+        str(path), external_data=False
+    )
 
 
 def ours(source: Path, out: Path) -> dict[str, Any]:
@@ -63,7 +91,8 @@ def ours(source: Path, out: Path) -> dict[str, Any]:
 
 
 def proven(source: Path, out: Path) -> dict[str, Any]:
-    """The same with the proof, not timed: the error of the pruned file against the silenced original."""
+    """The same with the proof, not timed: the error of the pruned file against the silenced
+    original."""
     import irprune
 
     del out
@@ -94,7 +123,13 @@ def counted(source: Path, out: Path) -> dict[str, Any]:
     spent = cost(graph)
     run_model(str(source), random_inputs(graph))
     fixed = sum(math.prod(w.shape) for w in held(graph))
-    return {"params": spent.params, "macs": spent.macs, "held": fixed, "heads": heads(graph), "runs": True}
+    return {
+        "params": spent.params,
+        "macs": spent.macs,
+        "held": fixed,
+        "heads": heads(graph),
+        "runs": True,
+    }
 
 
 def held(graph: Any) -> list[Any]:
@@ -109,11 +144,19 @@ def held(graph: Any) -> list[Any]:
 
 
 def heads(graph: Any) -> int:
-    """Attention heads, all layers together: what may shrink before the two dimensions of the scores."""
+    """Attention heads, all layers together: what may shrink before the two dimensions of the
+    scores."""
     from irprune.ir.axis import leaves
 
-    scores = [n.operand(0) for n in graph.nodes if n.op in ("softmax", "scaled_dot_product_attention") and n.operand(0).rank > 3]
-    return sum(math.prod(x.size for a in v.axes[:-2] for x in leaves(a) if x.reason is None) for v in scores)
+    scores = [
+        n.operand(0)
+        for n in graph.nodes
+        if n.op in ("softmax", "scaled_dot_product_attention") and n.operand(0).rank > 3
+    ]
+    return sum(
+        math.prod(x.size for a in v.axes[:-2] for x in leaves(a) if x.reason is None)
+        for v in scores
+    )
 
 
 def apart(step: str, source: Path, out: Path, limit: float = 600) -> dict[str, Any]:
@@ -131,16 +174,26 @@ def apart(step: str, source: Path, out: Path, limit: float = 600) -> dict[str, A
 
 def beside_onnxsim(names: Sequence[str] = CASES, store: Path | None = None) -> list[dict[str, Any]]:
     """One row per case, from ``store`` where it is there."""
-    known: dict[str, dict[str, Any]] = json.loads(store.read_text()) if store is not None and store.exists() else {}
+    known: dict[str, dict[str, Any]] = (
+        json.loads(store.read_text()) if store is not None and store.exists() else {}
+    )
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             if name in known:
                 continue
-            source, mine, other = (Path(folder) / f"{name}{end}.onnx" for end in ("", "-ours", "-theirs"))
+            source, mine, other = (
+                Path(folder) / f"{name}{end}.onnx" for end in ("", "-ours", "-theirs")
+            )
             row: dict[str, Any] = {"file": name, "export": apart("export", source, source)}
-            row |= {"before": apart("counted", source, source), "proof": apart("proven", source, mine)}
+            row |= {
+                "before": apart("counted", source, source),
+                "proof": apart("proven", source, mine),
+            }
             row |= {"ours": apart("ours", source, mine), "theirs": apart("theirs", source, other)}
-            row |= {"ours_left": apart("counted", mine, mine), "theirs_left": apart("counted", other, other)}
+            row |= {
+                "ours_left": apart("counted", mine, mine),
+                "theirs_left": apart("counted", other, other),
+            }
             known[name] = row
             if store is not None:
                 store.write_text(json.dumps(known, indent=1) + "\n")
@@ -152,14 +205,24 @@ def beside_onnxsim(names: Sequence[str] = CASES, store: Path | None = None) -> l
 def left(row: dict[str, Any], side: str) -> float | None:
     """The share left of the parameters that may shrink; None where it is not known."""
     before, after = row["before"], row[side]
-    return (after["params"] - after["held"]) / (before["params"] - before["held"]) if "params" in before and "params" in after else None
+    return (
+        (after["params"] - after["held"]) / (before["params"] - before["held"])
+        if "params" in before and "params" in after
+        else None
+    )
 
 
 def holds(row: dict[str, Any]) -> bool:
     """Whether the row meets what must hold."""
     share, seconds = left(row, "ours_left"), row["ours"].get("seconds")
     fast = seconds is not None and seconds <= row["theirs"].get("seconds", float("inf")) + 1
-    return share is not None and share <= MOST and fast and row["ours_left"].get("runs", False) and row["proof"].get("error", 1.0) <= 1e-4
+    return (
+        share is not None
+        and share <= MOST
+        and fast
+        and row["ours_left"].get("runs", False)
+        and row["proof"].get("error", 1.0) <= 1e-4
+    )
 
 
 def line(row: dict[str, Any]) -> tuple[str, ...]:
@@ -171,17 +234,40 @@ def line(row: dict[str, Any]) -> tuple[str, ...]:
         return row[side].get("failed", "-")[:40] if share is None else f"{share:.0%}"
 
     def of(side: str, key: str) -> str:
-        return f"{row[side][key] / before[key]:.0%}" if row[side].get(key) and before.get(key) else "-"
+        return (
+            f"{row[side][key] / before[key]:.0%}" if row[side].get(key) and before.get(key) else "-"
+        )
 
     def counts(side: str) -> str:
-        return f"{before['heads']} -> {row[side]['heads']}" if before.get("heads") and "heads" in row[side] else "-"
+        return (
+            f"{before['heads']} -> {row[side]['heads']}"
+            if before.get("heads") and "heads" in row[side]
+            else "-"
+        )
 
     runs = "/".join("yes" if row[s].get("runs") else "no" for s in ("ours_left", "theirs_left"))
     error = row["proof"].get("error")
-    seconds = tuple(f"{row[s]['seconds']:.1f}" if "seconds" in row[s] else row[s]["failed"][:40] for s in ("ours", "theirs"))
-    cells = (shrinking("ours_left"), of("ours_left", "held"), shrinking("theirs_left"), of("ours_left", "macs"), of("theirs_left", "macs"),
-             counts("ours_left"), counts("theirs_left"))
-    return (row["file"], *cells, runs, "-" if error is None else f"{error:.0e}", *seconds, "yes" if holds(row) else "NO")
+    seconds = tuple(
+        f"{row[s]['seconds']:.1f}" if "seconds" in row[s] else row[s]["failed"][:40]
+        for s in ("ours", "theirs")
+    )
+    cells = (
+        shrinking("ours_left"),
+        of("ours_left", "held"),
+        shrinking("theirs_left"),
+        of("ours_left", "macs"),
+        of("theirs_left", "macs"),
+        counts("ours_left"),
+        counts("theirs_left"),
+    )
+    return (
+        row["file"],
+        *cells,
+        runs,
+        "-" if error is None else f"{error:.0e}",
+        *seconds,
+        "yes" if holds(row) else "NO",
+    )
 
 
 def _main() -> None:
@@ -191,7 +277,13 @@ def _main() -> None:
         export(source.stem, out)
         print(json.dumps({"bytes": out.stat().st_size}))
         return
-    print(json.dumps({"ours": ours, "theirs": theirs, "counted": counted, "proven": proven}[step](source, out)))
+    print(
+        json.dumps(
+            {"ours": ours, "theirs": theirs, "counted": counted, "proven": proven}[step](
+                source, out
+            )
+        )
+    )
 
 
 if __name__ == "__main__":

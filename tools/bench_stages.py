@@ -1,9 +1,10 @@
-"""Where the time of ``irprune.prune`` goes: seconds of the processor by stage, the proof in forward passes, and peak memory.
+"""Where the time of ``irprune.prune`` goes: seconds of the processor by stage, the proof in forward
+passes, and peak memory.
 
-Each model in a process of its own on one processor with one thread, medians; the first round warms up. ``passes`` counts the
-forward passes of the proof, and its time is given in those of the original's ``forward`` on the same input. The last row is a
-LLaMA-2-7B-shaped model on the meta device, captured and analysed in a fresh process.
-"""
+Each model in a process of its own on one processor with one thread, medians; the first round warms
+up. ``passes`` counts the forward passes of the proof, and its time is given in those of the
+original's ``forward`` on the same input. The last row is a LLaMA-2-7B-shaped model on the meta
+device, captured and analysed in a fresh process."""
 
 from __future__ import annotations
 
@@ -27,8 +28,16 @@ __all__ = ["HEAD", "MODELS", "line", "llama_7b", "measured"]
 
 MODELS = ("resnet50", "convnext_t", "vit_b16", "densenet121")
 STAGES = ("capture", "analyse", "score", "choose", "slice", "report", "emit")
-HEAD = ("model", *(f"{s}, ms" for s in STAGES), "after capture, ms", "proof, ms", "forward, ms", "proof in forwards", "passes",
-        "peak memory, MB")
+HEAD = (
+    "model",
+    *(f"{s}, ms" for s in STAGES),
+    "after capture, ms",
+    "proof, ms",
+    "forward, ms",
+    "proof in forwards",
+    "passes",
+    "peak memory, MB",
+)
 
 
 def measured(name: str, rounds: int) -> Row:
@@ -42,10 +51,18 @@ def llama_7b() -> Row:
 
 
 def apart(task: Sequence[str]) -> Row:
-    """What this file prints for ``task`` in a process on one processor. Raises RuntimeError with its last line where it fails."""
+    """What this file prints for ``task`` in a process on one processor. Raises RuntimeError with
+    its last line where it fails."""
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     command = [sys.executable, str(HERE / "bench_stages.py"), *task]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE.parent, env=os.environ | limits)
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=HERE.parent,
+        env=os.environ | limits,
+    )
     os.sched_setaffinity(running.pid, sorted(os.sched_getaffinity(0))[:1])
     out, said = running.communicate()
     if running.returncode:
@@ -89,22 +106,43 @@ def _llama() -> Row:
         return graph, irprune.groups(graph)
 
     (graph, found), row = timed(analysed)
-    return row | {"model": "LLaMA-2-7B on meta", "nodes": len(graph.nodes), "groups": len(found),
-                  "parameters": sum(p.numel() for p in model.parameters()), "peak_gb": resident_mb() / 1024}
+    return row | {
+        "model": "LLaMA-2-7B on meta",
+        "nodes": len(graph.nodes),
+        "groups": len(found),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "peak_gb": resident_mb() / 1024,
+    }
 
 
 def line(row: Row) -> tuple[str, ...]:
     """The cells of a row."""
     if "stages" not in row:
         note = f"{row['nodes']} nodes, {row['groups']} groups"
-        return (row["model"], f"{1e3 * row['cpu']:.0f} with analyse", *[""] * 9, note, "", f"{1024 * row['peak_gb']:.0f} in all")
+        return (
+            row["model"],
+            f"{1e3 * row['cpu']:.0f} with analyse",
+            *[""] * 9,
+            note,
+            "",
+            f"{1024 * row['peak_gb']:.0f} in all",
+        )
     stages = row["stages"]
     later = sum(stages[s] for s in STAGES[1:])
-    return (row["model"], *(f"{1e3 * stages[s]:.1f}" for s in STAGES), f"{1e3 * later:.0f}", f"{1e3 * stages['proof']:.0f}",
-            f"{1e3 * row['forward']:.0f}", f"{stages['proof'] / row['forward']:.1f}", f"{row['passes']:.0f}",
-            f"{row['memory']:.0f}")
+    return (
+        row["model"],
+        *(f"{1e3 * stages[s]:.1f}" for s in STAGES),
+        f"{1e3 * later:.0f}",
+        f"{1e3 * stages['proof']:.0f}",
+        f"{1e3 * row['forward']:.0f}",
+        f"{stages['proof'] / row['forward']:.1f}",
+        f"{row['passes']:.0f}",
+        f"{row['memory']:.0f}",
+    )
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    print(json.dumps(_llama() if sys.argv[1] == "llama" else _measure(sys.argv[2], int(sys.argv[3]))))
+    print(
+        json.dumps(_llama() if sys.argv[1] == "llama" else _measure(sys.argv[2], int(sys.argv[3])))
+    )

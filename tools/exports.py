@@ -1,16 +1,19 @@
-"""Every case of models/, small, through both exporters of torch, with and without dynamic sizes, simplified by onnxsim and not, then
-pruned from the file: does it keep the channels that it keeps from PyTorch?
+"""Every case of models/, small, through both exporters of torch, with and without dynamic sizes,
+simplified by onnxsim and not, then pruned from the file: does it keep the channels that it keeps
+from PyTorch?
 
-    python tools/exports.py                        all cases; rows are kept in tools/exports.json, ``--again`` starts over
-    python tools/exports.py --case llama           one case, told in full
+    python tools/exports.py                        all cases; rows are kept in tools/exports.json,
+    ``--again`` starts over python tools/exports.py --case llama           one case, told in full
 
-Exporters rename, transpose, stack and reorder weights, so what was kept is compared by value: the numbers in matrices and kernels
-that are left in the cut file must be those that are left of the PyTorch model, no more and no less; or else the plan from PyTorch,
-replayed on the file, must be the file's own choice (an exporter that computes a position table ahead keeps only some of its rows), and
-names the groups that differ where it is not. Exporters and onnxsim fold batch norms into the convolution before, and compute ahead what
-derives from weights alone (weight norm, tables of positions), which changes what magnitude sees: there the PyTorch graph is pruned with
-the same folded by irprune's own passes. Each file is proven as well (silenced original against cut file, on onnxruntime).
-"""
+Exporters rename, transpose, stack and reorder weights, so what was kept is compared by value: the
+numbers in matrices and kernels that are left in the cut file must be those that are left of the
+PyTorch model, no more and no less; or else the plan from PyTorch, replayed on the file, must be the
+file's own choice (an exporter that computes a position table ahead keeps only some of its rows),
+and names the groups that differ where it is not. Exporters and onnxsim fold batch norms into the
+convolution before, and compute ahead what derives from weights alone (weight norm, tables of
+positions), which changes what magnitude sees: there the PyTorch graph is pruned with the same
+folded by irprune's own passes. Each file is proven as well (silenced original against cut file, on
+onnxruntime)."""
 
 from __future__ import annotations
 
@@ -37,15 +40,19 @@ if TYPE_CHECKING:
     import irprune
     from irprune.choice.plan import Plan
     from irprune.ir.graph import Graph
-from irprune.choice.replay import replay
 
 Row = dict[str, Any]
 VARIANTS = ("TorchScript", "TorchScript, dynamic", "dynamo", "dynamo, dynamic")
 RATIO = 0.5
-FOLDED = {"": "same", "batch norms folded": "same, bn", "weights computed ahead": "same, ahead"}  # as the table says it
+FOLDED = {
+    "": "same",
+    "batch norms folded": "same, bn",
+    "weights computed ahead": "same, ahead",
+}  # as the table says it
 
 
-# -- one case, in a process of its own -----------------------------------------------------------------------------------
+# -- one case, in a process of its own
+# -----------------------------------------------------------------------------------
 
 
 def measure(name: str) -> Iterator[Row]:
@@ -73,7 +80,10 @@ def measure(name: str) -> Iterator[Row]:
                     simplify(path)
             except Exception as refused:  # and so does the simplifier
                 text = str(refused).strip().splitlines() or [""]
-                yield row | {"simplified": True, "refused": f"onnxsim: {type(refused).__name__}: {text[0][:120]}"}
+                yield row | {
+                    "simplified": True,
+                    "refused": f"onnxsim: {type(refused).__name__}: {text[0][:120]}",
+                }
                 continue
             yield row | {"simplified": True} | compared(case, path)
 
@@ -90,24 +100,51 @@ def built(case: Any) -> tuple[Any, Any, Any]:
 @contextlib.contextmanager
 def hushed() -> Iterator[None]:
     """Exporters talk a lot."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield
 
 
 def write(model: Any, args: Any, kwargs: Any, path: Path, variant: str, dynamic: Any) -> None:
-    """Export as ``variant`` says; ``dynamic`` is the case's ``dynamic_shapes``, which the older exporter takes as ``dynamic_axes``."""
+    """Export as ``variant`` says; ``dynamic`` is the case's ``dynamic_shapes``, which the older
+    exporter takes as ``dynamic_axes``."""
     import torch
 
     if variant.startswith("dynamo"):
         given = {"dynamic_shapes": dynamic} if "dynamic" in variant else {}
-        torch.onnx.export(model, args, str(path), kwargs=kwargs, dynamo=True, external_data=False, verbose=False, **given)
+        torch.onnx.export(
+            model,
+            args,
+            str(path),
+            kwargs=kwargs,
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+            **given,
+        )
         return
     given = {}
     if "dynamic" in variant:
-        given = {"input_names": list(dynamic), "dynamic_axes": {
-            name: {axis: dim.__name__ for axis, dim in sizes.items()} for name, sizes in dynamic.items() if isinstance(sizes, dict)}}
-    torch.onnx.export(model, (*args, kwargs) if kwargs else args, str(path), dynamo=False, opset_version=17, **given)
+        given = {
+            "input_names": list(dynamic),
+            "dynamic_axes": {
+                name: {axis: dim.__name__ for axis, dim in sizes.items()}
+                for name, sizes in dynamic.items()
+                if isinstance(sizes, dict)
+            },
+        }
+    torch.onnx.export(
+        model,
+        (*args, kwargs) if kwargs else args,
+        str(path),
+        dynamo=False,
+        opset_version=17,
+        **given,
+    )
 
 
 def simplify(path: Path) -> None:
@@ -128,7 +165,10 @@ def compared(case: Any, path: Path) -> Row:
         pruned = irprune.prune(path, ratio=RATIO)
     except (IrpruneError, CheckFailed) as failed:
         return {"failed": str(failed)[:200]}
-    row: Row = {"left": pruned.report.params.left, "error": pruned.report.proof.max_error if pruned.report.proof else None}
+    row: Row = {
+        "left": pruned.report.params.left,
+        "error": pruned.report.proof.max_error if pruned.report.proof else None,
+    }
     told = []
     for folded in FOLDED:
         told.append(differing(pruned.graph, from_torch(case, folded).plan))
@@ -139,7 +179,8 @@ def compared(case: Any, path: Path) -> Row:
 
 @dataclass(frozen=True)
 class Reference:
-    """What irprune makes of the PyTorch model: the graph with its choice, the cut one, and the plan."""
+    """What irprune makes of the PyTorch model: the graph with its choice, the cut one, and the
+    plan."""
 
     graph: Graph
     cut: Graph
@@ -148,7 +189,8 @@ class Reference:
 
 @functools.cache
 def from_torch(case: Any, folded: str) -> Reference:
-    """The reference for a case, folded as one of ``FOLDED`` says; with the weights, the batch norms are folded too."""
+    """The reference for a case, folded as one of ``FOLDED`` says; with the weights, the batch norms
+    are folded too."""
     import irprune
     from irprune.choice.plan import Plan
     from irprune.driver.pipelines import cut_graph
@@ -184,18 +226,22 @@ def compute_ahead(graph: Graph) -> None:
 
 
 def same_values(ours: irprune.Pruned, theirs: Reference, rounding: float) -> bool:
-    """Whether the cut file holds those numbers of the PyTorch model's matrices and kernels that its own cut holds, and no others.
+    """Whether the cut file holds those numbers of the PyTorch model's matrices and kernels that its
+    own cut holds, and no others.
 
-    Numbers that differ by ``rounding``, relatively, are the same. What the file holds beside (constants, stacked biases) agrees with
-    some of the numbers that were dropped by chance: up to a tenth is forgiven. What must be there has to be there without exception.
-    """
+    Numbers that differ by ``rounding``, relatively, are the same. What the file holds beside
+    (constants, stacked biases) agrees with some of the numbers that were dropped by chance: up to a
+    tenth is forgiven. What must be there has to be there without exception."""
     import numpy as np
 
     whole, left, found = (numbers(g) for g in (theirs.graph, theirs.cut, ours.cut))
 
     def near(a: Any, b: Any) -> Any:
         at = np.clip(np.searchsorted(b, a), 1, len(b) - 1)
-        return np.minimum(np.abs(b[at] - a), np.abs(b[at - 1] - a)) <= rounding * np.abs(a) + rounding * 1e-3
+        return (
+            np.minimum(np.abs(b[at] - a), np.abs(b[at - 1] - a))
+            <= rounding * np.abs(a) + rounding * 1e-3
+        )
 
     dropped = np.setdiff1d(whole, left)
     return bool(near(left, found).all()) and near(dropped, found).sum() <= max(1, len(dropped) / 10)
@@ -207,15 +253,20 @@ def numbers(graph: Graph) -> Any:
 
     from irprune.run.interpret import as_tensor
 
-    found = [as_tensor(w.load()).detach().double().numpy().reshape(-1) for w in graph.weights.values()
-             if w.dtype == "f32" and sum(s != 1 for s in w.shape) > 1]
+    found = [
+        as_tensor(w.load()).detach().double().numpy().reshape(-1)
+        for w in graph.weights.values()
+        if w.dtype == "f32" and sum(s != 1 for s in w.shape) > 1
+    ]
     return np.unique(np.concatenate(found)) if found else np.zeros(0)
 
 
 def differing(graph: Graph, plan: Plan) -> list[str]:
-    """The groups of the file whose choice is not the plan's; where the plan cannot be replayed, why."""
+    """The groups of the file whose choice is not the plan's; where the plan cannot be replayed,
+    why."""
     import numpy as np
 
+    from irprune.choice.replay import replay
     from irprune.errors import IrpruneError
     from irprune.ir.group import groups_of
 
@@ -235,7 +286,8 @@ def differing(graph: Graph, plan: Plan) -> list[str]:
     return out
 
 
-# -- the table -----------------------------------------------------------------------------------------------------------
+# -- the table
+# --------------------------------------------------------------------------------------------------
 
 REASONS = {  # why a file's choice is another one, for the cases where it is known
     "gnn": "the file expands the indices once for the two attention layers, which have as many heads, and so couples their heads",
@@ -257,16 +309,29 @@ def table(rows: list[Row]) -> str:
         cells = []
         for variant in VARIANTS:
             for simplified in (False, True):
-                found = next((r for r in many if r["export"] == variant and r.get("simplified", False) == simplified), None)
+                found = next(
+                    (
+                        r
+                        for r in many
+                        if r["export"] == variant and r.get("simplified", False) == simplified
+                    ),
+                    None,
+                )
                 cells.append(_cell(found, notes))
         done = [r for r in many if "left" in r]
-        left = " to ".join(dict.fromkeys(f"{f(r['left'] for r in done):.0%}" for f in (min, max))) if done else ""
+        left = (
+            " to ".join(dict.fromkeys(f"{f(r['left'] for r in done):.0%}" for f in (min, max)))
+            if done
+            else ""
+        )
         error = f"{max(r['error'] for r in done):.0e}" if done else ""
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {left} | {error} |")
     same = sum(r.get("same", "").startswith("yes") for r in rows)
     files = sum("left" in r or "failed" in r for r in rows)
-    first = (f"{len(cases)} cases, {files} files; {same} of them keep the channels that irprune keeps from PyTorch (bn: with its batch "
-             "norms folded, ahead: with what derives from weights alone computed, as in the file).\n")
+    first = (
+        f"{len(cases)} cases, {files} files; {same} of them keep the channels that irprune keeps from PyTorch (bn: with its batch "
+        "norms folded, ahead: with what derives from weights alone computed, as in the file).\n"
+    )
     return "\n".join([first, *lines, "", *(f"{i}. {n}" for i, n in enumerate(notes, 1))]) + "\n"
 
 
@@ -291,23 +356,37 @@ def _cell(row: Row | None, notes: list[str]) -> str:
 @click.option("--case", "cases", multiple=True, help="only these cases, told in full")
 @click.option("--again", is_flag=True, help="measure anew what is in the store")
 @click.option("--limit", default=600.0, help="seconds for one case")
-@click.option("--store", default=HERE / "exports.json", type=click.Path(path_type=Path), help="where rows are kept")
+@click.option(
+    "--store",
+    default=HERE / "exports.json",
+    type=click.Path(path_type=Path),
+    help="where rows are kept",
+)
 @click.option("--worker", hidden=True)
-def main(cases: tuple[str, ...], again: bool, limit: float, store: Path, worker: str | None) -> None:
+def main(
+    cases: tuple[str, ...], again: bool, limit: float, store: Path, worker: str | None
+) -> None:
     if worker:
         for row in measure(worker):
             print(json.dumps(row), flush=True)
         return
     import models
 
-    known: dict[str, list[Row]] = {} if again or not store.exists() else json.loads(store.read_text())
+    known: dict[str, list[Row]] = (
+        {} if again or not store.exists() else json.loads(store.read_text())
+    )
     for name in cases or models.names():
         if name in known and not cases:
             continue
         command = [sys.executable, "-W", "ignore", __file__, "--worker", name]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False)
-            lines, error = done.stdout, (done.stderr.strip().splitlines() or ["?"])[-1] if done.returncode else ""
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=limit, check=False
+            )
+            lines, error = (
+                done.stdout,
+                (done.stderr.strip().splitlines() or ["?"])[-1] if done.returncode else "",
+            )
         except subprocess.TimeoutExpired as slow:
             lines, error = (slow.stdout or b"").decode(), f"no end within {limit:.0f} s"
         known[name] = [json.loads(line) for line in lines.splitlines() if line.startswith("{")]
@@ -315,7 +394,11 @@ def main(cases: tuple[str, ...], again: bool, limit: float, store: Path, worker:
             known[name].append({"case": name, "export": "?", "failed": error[:200]})
         store.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
         for row in known[name]:
-            print(json.dumps(row) if cases else f"{name}: {row['export']} {row.get('same', row.get('failed', 'refused'))}")
+            print(
+                json.dumps(row)
+                if cases
+                else f"{name}: {row['export']} {row.get('same', row.get('failed', 'refused'))}"
+            )
     rows = [row for name in models.names() for row in known.get(name, [])]
     (HERE / "results" / "exports.md").write_text(table(rows))
 

@@ -1,8 +1,9 @@
-"""The backend tests of the onnx package, counted by operator: ``python tools/onnx_backend.py [--write tools/results/onnx-backend.md]``.
+"""The backend tests of the onnx package, counted by operator: ``python tools/onnx_backend.py
+[--write tools/results/onnx-backend.md]``.
 
-A case passes when the file that comes out is the one that came in, onnxruntime gives the same for both, and the torch module gives
-what is expected. Operators that pass in every case stand in one line; what is left out has its reason.
-"""
+A case passes when the file that comes out is the one that came in, onnxruntime gives the same for
+both, and the torch module gives what is expected. Operators that pass in every case stand in one
+line; what is left out has its reason."""
 
 from __future__ import annotations
 
@@ -22,13 +23,23 @@ def outcomes() -> list[tuple[str, Outcome]]:
 
 
 def table(found: list[tuple[str, Outcome]]) -> str:
-    """Markdown: how many pass of how many, the operators that pass in every case and both ways, and a row for each of the others."""
+    """Markdown: how many pass of how many, the operators that pass in every case and both ways, and
+    a row for each of the others."""
     rows: dict[str, list[Outcome]] = {}
     for _, o in found:
-        rows.setdefault(o.operators[0] if len(o.operators) == 1 else "several operators", []).append(o)
-    whole = {name: many for name, many in rows.items() if not any(o.left_out or o.failed or o.torch for o in many)}
+        rows.setdefault(
+            o.operators[0] if len(o.operators) == 1 else "several operators", []
+        ).append(o)
+    whole = {
+        name: many
+        for name, many in rows.items()
+        if not any(o.left_out or o.failed or o.torch for o in many)
+    }
     taken = [o for _, o in found if not o.left_out]
-    passed, in_torch = sum(not o.failed for o in taken), sum(not o.failed and not o.torch for o in taken)
+    passed, in_torch = (
+        sum(not o.failed for o in taken),
+        sum(not o.failed and not o.torch for o in taken),
+    )
     on_runtime = sum(not o.failed and not o.runtime for o in taken)
     lines = [
         f"{len(found)} cases: {passed} of {len(taken)} taken pass, {in_torch} of them through the torch module and {on_runtime} on "
@@ -45,19 +56,28 @@ def table(found: list[tuple[str, Outcome]]) -> str:
         why = Counter(_reason(o.left_out or o.torch) for o in many if o.left_out or o.torch)
         reasons = "; ".join(f"{reason} ({n})" for reason, n in sorted(why.items()))
         good = [o for o in many if not o.left_out and not o.failed]
-        lines.append(f"| {name} | {len(many)} | {len(good)} | {sum(not o.torch for o in good)} | {reasons} |")
+        lines.append(
+            f"| {name} | {len(many)} | {len(good)} | {sum(not o.torch for o in good)} | {reasons} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 _LEFT = {
-    "String": "text", "RegexFullMatch": "text", "TfIdfVectorizer": "text", "ImageDecoder": "image files",
-    "ai.onnx.ml::": "classical machine learning", "ai.onnx.preview.training::": "training",
+    "String": "text",
+    "RegexFullMatch": "text",
+    "TfIdfVectorizer": "text",
+    "ImageDecoder": "image files",
+    "ai.onnx.ml::": "classical machine learning",
+    "ai.onnx.preview.training::": "training",
 }
 
 
 def _reason(why: str) -> str:
-    """What the operators that have no entry are for; torch's own words without the names of types and kernels."""
-    for operator in why.removeprefix("no entry for ").split(", ") if why.startswith("no entry for ") else ():
+    """What the operators that have no entry are for; torch's own words without the names of types
+    and kernels."""
+    for operator in (
+        why.removeprefix("no entry for ").split(", ") if why.startswith("no entry for ") else ()
+    ):
         for start, kind in _LEFT.items():
             if operator.startswith(start):
                 return kind

@@ -1,15 +1,16 @@
 """What pruned models still compute: accuracy by criterion, repair and budget, beside Torch-Pruning.
 
-    python tools/quality.py                     three nets, three seeds, all criteria; table and plot under tools/results/
-    python tools/quality.py --net ViT --seeds 1 --criterion magnitude --out /tmp/some
+    python tools/quality.py                     three nets, three seeds, all criteria; table and
+    plot under tools/results/ python tools/quality.py --net ViT --seeds 1 --criterion magnitude
+    --out /tmp/some
 
-Nets are trained on the digits data, once per seed, and kept in ``--cache``, as are rows: a run that was stopped goes on where it
-was. Every seed splits the data anew into four parts that share no image: one trains, half of the validation part feeds the criterion, the
-other half the repair, and the test part is only measured on. The default is what ``calibration=`` alone sets, in two calls: one
-chooses on the criterion's images, one repairs on the others. Torch-Pruning gets the criterion's images with their labels, and the same
-multiply-accumulates. The default's settings were compared on other seeds than those measured here; blind they were not, as an earlier
-table was known.
-"""
+Nets are trained on the digits data, once per seed, and kept in ``--cache``, as are rows: a run that
+was stopped goes on where it was. Every seed splits the data anew into four parts that share no
+image: one trains, half of the validation part feeds the criterion, the other half the repair, and
+the test part is only measured on. The default is what ``calibration=`` alone sets, in two calls:
+one chooses on the criterion's images, one repairs on the others. Torch-Pruning gets the criterion's
+images with their labels, and the same multiply-accumulates. The default's settings were compared on
+other seeds than those measured here; blind they were not, as an earlier table was known."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ GLOBAL = ("magnitude", "wanda", "osscar", "taylor")  # ranked over all groups as
 
 
 def settings(names: Sequence[str]) -> list[Setting]:
-    """All rows: the default call; each criterion with and without repair; some over all groups; other repairs; Torch-Pruning.
+    """All rows: the default call; each criterion with and without repair; some over all groups;
+    other repairs; Torch-Pruning.
 
     LAMP ranks within a group as magnitude does, so it is shown where it differs: over all groups.
     """
@@ -85,7 +87,9 @@ def tuned(model: nn.Module, data: Data, seed: int, epochs: int = 3) -> float:
         torch.manual_seed(seed)
         for _ in range(epochs):
             for index in torch.split(torch.randperm(len(data.train.labels)), 128):
-                loss = F.cross_entropy(model(jitter(data.train.images[index])), data.train.labels[index])
+                loss = F.cross_entropy(
+                    model(jitter(data.train.images[index])), data.train.labels[index]
+                )
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -99,7 +103,9 @@ class Bench:
         self.data = load_data(seed)
         half = len(self.data.val.labels) // 2
         images, labels = self.data.val
-        self.criterion, self.calibration = (Part(images[s], labels[s]) for s in (slice(half), slice(half, None)))
+        self.criterion, self.calibration = (
+            Part(images[s], labels[s]) for s in (slice(half), slice(half, None))
+        )
         self.seed = seed
         self.model = trained(name, seed, self.data, cache)
         self.example = (self.data.val.images[:2],)
@@ -109,7 +115,8 @@ class Bench:
         self.scored = ""
 
     def row(self, setting: Setting, left: float) -> Row:
-        """Accuracy as it is and after three epochs, the share of MACs that is left, and the seconds that pruning took."""
+        """Accuracy as it is and after three epochs, the share of MACs that is left, and the seconds
+        that pruning took."""
         began = time.perf_counter()
         try:
             with warnings.catch_warnings():
@@ -118,16 +125,30 @@ class Bench:
         except (RuntimeError, irprune.IrpruneError) as error:
             return {"failed": str(error).splitlines()[0][:200]}
         took = time.perf_counter() - began
-        return {"accuracy": round(accuracy(model, self.data.test), 5), "tuned": round(tuned(model, self.data, self.seed), 5),
-                "macs": round(macs_of(model, self.data.val.images[:1]) / self.whole, 4), "seconds": round(took, 3)}
+        return {
+            "accuracy": round(accuracy(model, self.data.test), 5),
+            "tuned": round(tuned(model, self.data, self.seed), 5),
+            "macs": round(macs_of(model, self.data.val.images[:1]) / self.whole, 4),
+            "seconds": round(took, 3),
+        }
 
     def _pruned(self, setting: Setting, left: float) -> nn.Module:
         if setting.rival:
-            return torch_pruning(self.model, self.criterion.images, self.criterion.labels, setting.importance, left)
+            return torch_pruning(
+                self.model, self.criterion.images, self.criterion.labels, setting.importance, left
+            )
         if setting.importance == "default":
             call: dict[str, Any] = {"args": self.example, "proof": False, "dynamic_shapes": DYNAMIC}
-            chosen = irprune.prune(self.model, budget={"macs": left}, calibration=self.criterion.images, repair=False, **call)
-            return irprune.apply_plan(self.model, chosen.plan, calibration=self.calibration.images, repair=True, **call).module
+            chosen = irprune.prune(
+                self.model,
+                budget={"macs": left},
+                calibration=self.criterion.images,
+                repair=False,
+                **call,
+            )
+            return irprune.apply_plan(
+                self.model, chosen.plan, calibration=self.calibration.images, repair=True, **call
+            ).module
         if self.scored != setting.importance:
             Score(setting.importance, calibration=self.criterion.images).run(self.graph)
             self.scored = setting.importance
@@ -140,14 +161,22 @@ class Bench:
         return emit_module(cut)
 
 
-def measured(nets: Sequence[str], seeds: Iterable[int], rows: Sequence[Setting], cache: Path) -> dict[str, Row]:
-    """All rows by ``net | seed | setting | share`` (and ``net | seed | dense``), as far as the cache has them not."""
+def measured(
+    nets: Sequence[str], seeds: Iterable[int], rows: Sequence[Setting], cache: Path
+) -> dict[str, Row]:
+    """All rows by ``net | seed | setting | share`` (and ``net | seed | dense``), as far as the
+    cache has them not."""
     store = cache / "rows.jsonl"
-    found: dict[str, Row] = dict(map(json.loads, store.read_text().splitlines())) if store.exists() else {}
+    found: dict[str, Row] = (
+        dict(map(json.loads, store.read_text().splitlines())) if store.exists() else {}
+    )
     wanted = [(s, n, r, b) for s in seeds for n in nets for r in rows for b in BUDGETS]
     bench: Bench | None = None
     last: tuple[int, str] | None = None
-    with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=TALK) as bar, store.open("a") as out:
+    with (
+        Progress(*Progress.get_default_columns(), TimeElapsedColumn(), console=TALK) as bar,
+        store.open("a") as out,
+    ):
         task = bar.add_task("pruning", total=len(wanted))
         for seed, name, setting, left in wanted:
             key = f"{name} | {seed} | {setting} | {left}"
@@ -155,7 +184,9 @@ def measured(nets: Sequence[str], seeds: Iterable[int], rows: Sequence[Setting],
                 made = {}
                 if bench is None or last != (seed, name):
                     bench, last = Bench(name, seed, cache), (seed, name)
-                    made[f"{name} | {seed} | dense"] = {"accuracy": round(accuracy(bench.model, bench.data.test), 5)}
+                    made[f"{name} | {seed} | dense"] = {
+                        "accuracy": round(accuracy(bench.model, bench.data.test), 5)
+                    }
                 bar.update(task, description=key)
                 made[key] = bench.row(setting, left)
                 found.update(made)
@@ -166,13 +197,26 @@ def measured(nets: Sequence[str], seeds: Iterable[int], rows: Sequence[Setting],
 
 
 @click.command(help=__doc__)
-@click.option("--net", "nets", multiple=True, type=click.Choice(list(NETS)), help="nets to prune; all by default")
+@click.option(
+    "--net",
+    "nets",
+    multiple=True,
+    type=click.Choice(list(NETS)),
+    help="nets to prune; all by default",
+)
 @click.option("--criterion", "names", multiple=True, help="criteria; all by default")
 @click.option("--seeds", default=3, show_default=True, help="how many seeds")
-@click.option("--cache", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "irprune-quality", show_default=True)
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path),
+    default=Path(tempfile.gettempdir()) / "irprune-quality",
+    show_default=True,
+)
 @click.option("--out", type=click.Path(path_type=Path), default=HERE / "results", show_default=True)
 @click.option("--threads", default=1, show_default=True)
-def main(nets: Sequence[str], names: Sequence[str], seeds: int, cache: Path, out: Path, threads: int) -> None:
+def main(
+    nets: Sequence[str], names: Sequence[str], seeds: int, cache: Path, out: Path, threads: int
+) -> None:
     torch.set_num_threads(threads)
     cache.mkdir(parents=True, exist_ok=True)
     chosen, rows = list(nets) or list(NETS), settings(names)

@@ -1,4 +1,5 @@
-"""The three nets that ``tools/quality.py`` prunes: a residual CNN, inverted residuals and a vision transformer, for 8 x 8 digits."""
+"""The three nets that ``tools/quality.py`` prunes: a residual CNN, inverted residuals and a vision
+transformer, for 8 x 8 digits."""
 
 from __future__ import annotations
 
@@ -21,9 +22,14 @@ class Inverted(nn.Module):
         super().__init__()
         inner = channels * expand
         self.body = nn.Sequential(
-            nn.Conv2d(channels, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU6(),
-            nn.Conv2d(inner, inner, 3, stride, padding=1, groups=inner, bias=False), nn.BatchNorm2d(inner), nn.ReLU6(),
-            nn.Conv2d(inner, out, 1, bias=False), nn.BatchNorm2d(out),
+            nn.Conv2d(channels, inner, 1, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU6(),
+            nn.Conv2d(inner, inner, 3, stride, padding=1, groups=inner, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU6(),
+            nn.Conv2d(inner, out, 1, bias=False),
+            nn.BatchNorm2d(out),
         )
         self.whole = channels == out and stride == 1
 
@@ -37,11 +43,18 @@ class InvertedNet(nn.Module):
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU6())
-        self.blocks = nn.Sequential(
-            Inverted(width, width, 1), Inverted(width, 2 * width, 2), Inverted(2 * width, 2 * width, 1), Inverted(2 * width, 3 * width, 1),
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU6()
         )
-        self.last = nn.Sequential(nn.Conv2d(3 * width, 6 * width, 1, bias=False), nn.BatchNorm2d(6 * width), nn.ReLU6())
+        self.blocks = nn.Sequential(
+            Inverted(width, width, 1),
+            Inverted(width, 2 * width, 2),
+            Inverted(2 * width, 2 * width, 1),
+            Inverted(2 * width, 3 * width, 1),
+        )
+        self.last = nn.Sequential(
+            nn.Conv2d(3 * width, 6 * width, 1, bias=False), nn.BatchNorm2d(6 * width), nn.ReLU6()
+        )
         self.head = nn.Linear(6 * width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,7 +80,9 @@ class Layer(nn.Module):
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.attention = Attention(width, heads)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.norm1(x))

@@ -1,4 +1,5 @@
-"""Torch-Pruning on the same nets at the same multiply-accumulates, with the settings of its own examples."""
+"""Torch-Pruning on the same nets at the same multiply-accumulates, with the settings of its own
+examples."""
 
 from __future__ import annotations
 
@@ -23,11 +24,14 @@ def macs_of(model: nn.Module, x: torch.Tensor) -> int:
     return Costs(graph).at({}).macs
 
 
-def torch_pruning(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, importance: str, left: float) -> nn.Module:
-    """``model`` globally pruned to at most ``left`` of its MACs: the largest net that a search over its ratio finds.
+def torch_pruning(
+    model: nn.Module, x: torch.Tensor, labels: torch.Tensor, importance: str, left: float
+) -> nn.Module:
+    """``model`` globally pruned to at most ``left`` of its MACs: the largest net that a search over
+    its ratio finds.
 
-    ``importance``: ``magnitude`` or ``taylor`` (with true labels). It is told the head, the attention heads and nothing else.
-    """
+    ``importance``: ``magnitude`` or ``taylor`` (with true labels). It is told the head, the
+    attention heads and nothing else."""
     whole = macs_of(model, x[:1])
     low, high, best = 0.0, 0.98, None
     for _ in range(9):
@@ -48,16 +52,30 @@ def torch_pruning(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, impor
     return best
 
 
-def _pruned(model: nn.Module, x: torch.Tensor, labels: torch.Tensor, importance: str, ratio: float) -> nn.Module:
+def _pruned(
+    model: nn.Module, x: torch.Tensor, labels: torch.Tensor, importance: str, ratio: float
+) -> nn.Module:
     import torch_pruning as tp  # type: ignore[import-untyped]
 
     made = copy.deepcopy(model).eval()
     heads = {m.qkv: m.heads for m in made.modules() if isinstance(m, Attention)}
-    kinds: dict[str, Any] = {"magnitude": tp.importance.GroupMagnitudeImportance, "taylor": tp.importance.GroupTaylorImportance}
-    parameters = {p: 1 for n, p in made.named_parameters() if n == "place"}  # dimension that its guess misses
+    kinds: dict[str, Any] = {
+        "magnitude": tp.importance.GroupMagnitudeImportance,
+        "taylor": tp.importance.GroupTaylorImportance,
+    }
+    parameters = {
+        p: 1 for n, p in made.named_parameters() if n == "place"
+    }  # dimension that its guess misses
     pruner = tp.pruner.BasePruner(
-        made, x[:2], importance=kinds[importance](), pruning_ratio=ratio, global_pruning=True, max_pruning_ratio=0.95,
-        ignored_layers=[made.head], num_heads=heads, unwrapped_parameters=[(p, 2) for p in parameters],
+        made,
+        x[:2],
+        importance=kinds[importance](),
+        pruning_ratio=ratio,
+        global_pruning=True,
+        max_pruning_ratio=0.95,
+        ignored_layers=[made.head],
+        num_heads=heads,
+        unwrapped_parameters=[(p, 2) for p in parameters],
     )
     if importance == "taylor":
         made.zero_grad()

@@ -1,4 +1,5 @@
-"""Write the tables of tools/results/ into README.md, between their markers. ``--check`` only says whether they are current."""
+"""Write the tables of tools/results/ into README.md, between their markers. ``--check`` only says
+whether they are current."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ _TABLE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", re.S)
 
 
 def filled(text: str, folder: Path = HERE / "results") -> str:
-    """``text`` with each table from ``folder/NAME.md``; a name without a file keeps an empty table."""
+    """``text`` with each table from ``folder/NAME.md``; a name without a file keeps an empty
+    table."""
 
     def put(found: re.Match[str]) -> str:
         file = folder / f"{found[2]}.md"

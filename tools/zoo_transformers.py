@@ -1,10 +1,11 @@
-"""Small random models of the transformers families: a family's default configuration, shrunk by the names of its fields.
+"""Small random models of the transformers families: a family's default configuration, shrunk by the
+names of its fields.
 
-No weights are downloaded. The class is the one with a head, and what is asked of it is the answer (logits, boxes, masks ...), not
-the hidden states that it passes along: a hidden state that is returned may not change its width. An encoder that has no class
-with a head gets a linear one, as a user of the encoder would give it. A family whose shrunk default cannot run a forward pass
-is left out, with the reason.
-"""
+No weights are downloaded. The class is the one with a head, and what is asked of it is the answer
+(logits, boxes, masks ...), not the hidden states that it passes along: a hidden state that is
+returned may not change its width. An encoder that has no class with a head gets a linear one, as a
+user of the encoder would give it. A family whose shrunk default cannot run a forward pass is left
+out, with the reason."""
 
 from __future__ import annotations
 
@@ -24,28 +25,129 @@ WIDTH, HEADS, KV_HEADS, HEAD_DIM, FFN, LAYERS, VOCAB = 64, 4, 2, 16, 96, 2, 160
 
 _BY_NAME: list[tuple[tuple[str, ...], int]] = [
     (("num_key_value_heads", "num_kv_heads", "n_head_kv", "multi_query_group_num"), KV_HEADS),
-    (("num_attention_heads", "n_head", "num_heads", "n_heads", "encoder_attention_heads", "decoder_attention_heads",
-      "attention_heads", "num_attention_head", "decoder_num_attention_heads", "encoder_num_attention_heads",
-      "decoder_num_key_value_heads", "encoder_num_key_value_heads"), HEADS),
-    (("head_dim", "attention_head_dim", "d_kv", "qk_nope_head_dim", "v_head_dim", "d_head", "attention_head_size"), HEAD_DIM),
-    (("qk_rope_head_dim",), 8), (("q_lora_rank", "kv_lora_rank"), 32),
-    (("hidden_size", "d_model", "n_embd", "embedding_size", "emb_dim", "dim", "embed_dim", "hidden_dim", "word_embed_proj_dim",
-      "projection_dim", "decoder_hidden_size", "encoder_hidden_size", "text_embed_dim", "d_embed", "d_text",
-      "cross_attention_hidden_size"), WIDTH),
-    (("intermediate_size", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "n_inner", "ffn_hidden_size", "moe_intermediate_size",
-      "shared_expert_intermediate_size", "mlp_dim", "d_inner", "inner_dim", "decoder_intermediate_size", "expert_ffn_hidden_size",
-      "intermediate_size_mlp", "shared_intermediate_size"), FFN),
-    (("num_hidden_layers", "n_layer", "num_layers", "n_layers", "encoder_layers", "decoder_layers", "num_encoder_layers",
-      "num_decoder_layers", "depth", "decoder_num_hidden_layers", "encoder_num_hidden_layers", "num_blocks"), LAYERS),
-    (("vocab_size", "type_vocab", "decoder_vocab_size", "encoder_vocab_size", "text_vocab_size"), VOCAB),
+    (
+        (
+            "num_attention_heads",
+            "n_head",
+            "num_heads",
+            "n_heads",
+            "encoder_attention_heads",
+            "decoder_attention_heads",
+            "attention_heads",
+            "num_attention_head",
+            "decoder_num_attention_heads",
+            "encoder_num_attention_heads",
+            "decoder_num_key_value_heads",
+            "encoder_num_key_value_heads",
+        ),
+        HEADS,
+    ),
+    (
+        (
+            "head_dim",
+            "attention_head_dim",
+            "d_kv",
+            "qk_nope_head_dim",
+            "v_head_dim",
+            "d_head",
+            "attention_head_size",
+        ),
+        HEAD_DIM,
+    ),
+    (("qk_rope_head_dim",), 8),
+    (("q_lora_rank", "kv_lora_rank"), 32),
+    (
+        (
+            "hidden_size",
+            "d_model",
+            "n_embd",
+            "embedding_size",
+            "emb_dim",
+            "dim",
+            "embed_dim",
+            "hidden_dim",
+            "word_embed_proj_dim",
+            "projection_dim",
+            "decoder_hidden_size",
+            "encoder_hidden_size",
+            "text_embed_dim",
+            "d_embed",
+            "d_text",
+            "cross_attention_hidden_size",
+        ),
+        WIDTH,
+    ),
+    (
+        (
+            "intermediate_size",
+            "d_ff",
+            "ffn_dim",
+            "encoder_ffn_dim",
+            "decoder_ffn_dim",
+            "n_inner",
+            "ffn_hidden_size",
+            "moe_intermediate_size",
+            "shared_expert_intermediate_size",
+            "mlp_dim",
+            "d_inner",
+            "inner_dim",
+            "decoder_intermediate_size",
+            "expert_ffn_hidden_size",
+            "intermediate_size_mlp",
+            "shared_intermediate_size",
+        ),
+        FFN,
+    ),
+    (
+        (
+            "num_hidden_layers",
+            "n_layer",
+            "num_layers",
+            "n_layers",
+            "encoder_layers",
+            "decoder_layers",
+            "num_encoder_layers",
+            "num_decoder_layers",
+            "depth",
+            "decoder_num_hidden_layers",
+            "encoder_num_hidden_layers",
+            "num_blocks",
+        ),
+        LAYERS,
+    ),
+    (
+        ("vocab_size", "type_vocab", "decoder_vocab_size", "encoder_vocab_size", "text_vocab_size"),
+        VOCAB,
+    ),
     (("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), 4),
     (("num_experts_per_tok", "num_experts_per_token", "moe_top_k", "moe_k"), 2),
-    (("max_position_embeddings", "n_positions", "max_source_positions", "max_target_positions", "n_ctx"), 128),
-    (("image_size",), 64), (("n_group", "topk_group"), 1), (("first_k_dense_replace",), 1), (("state_size", "ssm_state_size"), 8),
-    (("mamba_n_heads", "mamba_num_heads"), 4), (("mamba_d_state",), 8), (("mamba_d_head",), 32), (("mamba_d_ssm",), 128),
-    (("num_queries", "two_stage_num_proposals"), 12), (("rotary_dim",), 8), (("num_codebooks",), 2),
-    (("subsampling_conv_channels",), 32), (("num_kv_shared_layers",), 0), (("vocab_size_per_layer_input",), VOCAB),
-    (("num_conv_pos_embeddings",), 16), (("max_length",), 128), (("num_buckets", "position_buckets"), 16),
+    (
+        (
+            "max_position_embeddings",
+            "n_positions",
+            "max_source_positions",
+            "max_target_positions",
+            "n_ctx",
+        ),
+        128,
+    ),
+    (("image_size",), 64),
+    (("n_group", "topk_group"), 1),
+    (("first_k_dense_replace",), 1),
+    (("state_size", "ssm_state_size"), 8),
+    (("mamba_n_heads", "mamba_num_heads"), 4),
+    (("mamba_d_state",), 8),
+    (("mamba_d_head",), 32),
+    (("mamba_d_ssm",), 128),
+    (("num_queries", "two_stage_num_proposals"), 12),
+    (("rotary_dim",), 8),
+    (("num_codebooks",), 2),
+    (("subsampling_conv_channels",), 32),
+    (("num_kv_shared_layers",), 0),
+    (("vocab_size_per_layer_input",), VOCAB),
+    (("num_conv_pos_embeddings",), 16),
+    (("max_length",), 128),
+    (("num_buckets", "position_buckets"), 16),
 ]
 _SMALL = {name: value for names, value in _BY_NAME for name in names}
 
@@ -56,54 +158,124 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 8},
     "esm": {"vocab_size": VOCAB, "pad_token_id": 1, "mask_token_id": 2},
     "funnel": {"block_sizes": [1, 1], "block_repeats": [1, 1]},
-    "swin": {"embed_dim": 24, "image_size": 128, "window_size": 4}, "swinv2": {"embed_dim": 24, "image_size": 128, "window_size": 4},
-    "donut-swin": {"embed_dim": 24, "image_size": 128, "window_size": 4}, "maskformer-swin": {"embed_dim": 24, "image_size": 128},
+    "swin": {"embed_dim": 24, "image_size": 128, "window_size": 4},
+    "swinv2": {"embed_dim": 24, "image_size": 128, "window_size": 4},
+    "donut-swin": {"embed_dim": 24, "image_size": 128, "window_size": 4},
+    "maskformer-swin": {"embed_dim": 24, "image_size": 128},
     "efficientnet": {"hidden_dim": 640, "width_coefficient": 0.5, "depth_coefficient": 0.3},
-    "align": {"vision_config.hidden_dim": 640, "vision_config.width_coefficient": 0.5, "vision_config.depth_coefficient": 0.3},
-    "videomae": {"num_frames": 4}, "vivit": {"num_frames": 4, "tubelet_size": [2, 16, 16]}, "timesformer": {"num_frames": 4},
+    "align": {
+        "vision_config.hidden_dim": 640,
+        "vision_config.width_coefficient": 0.5,
+        "vision_config.depth_coefficient": 0.3,
+    },
+    "videomae": {"num_frames": 4},
+    "vivit": {"num_frames": 4, "tubelet_size": [2, 16, 16]},
+    "timesformer": {"num_frames": 4},
     "clap": {"audio_config.spec_size": 64},
     "time_series_transformer": {"prediction_length": 4},
     "reformer": {"attn_layers": ["local", "local"], "axial_pos_embds": False},
     "xlm-roberta-xl": {"pad_token_id": 1},
     "falcon_h1": {"mamba_d_ssm": 128, "mamba_n_heads": 4, "mamba_d_head": 32},
     "longformer": {"attention_window": [4, 4]},
-    "blt": {"encoder_hash_byte_group_vocab": 500, "encoder_config.hidden_size_global": WIDTH, "decoder_config.hidden_size_global": WIDTH},
-    "musicgen": {"decoder.num_codebooks": 1}, "musicgen_melody": {"decoder.num_codebooks": 1},
-    "zamba2": {"mamba_headdim": 16, "attention_head_dim": 32, "attention_hidden_size": 128, "kv_channels": HEAD_DIM,
-               "num_query_groups": HEADS, "hybrid_layer_ids": [1], "layers_block_type": ["mamba", "hybrid"],
-               "layer_types": ["mamba", "hybrid"]},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 500,
+        "encoder_config.hidden_size_global": WIDTH,
+        "decoder_config.hidden_size_global": WIDTH,
+    },
+    "musicgen": {"decoder.num_codebooks": 1},
+    "musicgen_melody": {"decoder.num_codebooks": 1},
+    "zamba2": {
+        "mamba_headdim": 16,
+        "attention_head_dim": 32,
+        "attention_hidden_size": 128,
+        "kv_channels": HEAD_DIM,
+        "num_query_groups": HEADS,
+        "hybrid_layer_ids": [1],
+        "layers_block_type": ["mamba", "hybrid"],
+        "layer_types": ["mamba", "hybrid"],
+    },
     "mamba2": {"num_heads": 8, "n_groups": 2},
     "swin2sr": {"depths": [2, 2], "num_heads": [4, 4]},
-    "mimi": {"upsample_groups": WIDTH}, "csm": {"codec_config.upsample_groups": WIDTH},
+    "mimi": {"upsample_groups": WIDTH},
+    "csm": {"codec_config.upsample_groups": WIDTH},
     "kyutai_speech_to_text": {"codec_config.upsample_groups": WIDTH},
     "layoutlmv3": {"coordinate_size": 12, "shape_size": 8, "hidden_size": 64, "input_size": 64},
     "lilt": {"hidden_size": 96},
-    "dac": {"encoder_hidden_size": 16, "decoder_hidden_size": 256, "downsampling_ratios": [2, 4], "upsampling_ratios": [4, 2],
-            "hidden_size": 64, "hop_length": 8},
+    "dac": {
+        "encoder_hidden_size": 16,
+        "decoder_hidden_size": 256,
+        "downsampling_ratios": [2, 4],
+        "upsampling_ratios": [4, 2],
+        "hidden_size": 64,
+        "hop_length": 8,
+    },
     "dots1": {"n_shared_experts": 1, "n_routed_experts": 4},
 }
 
-# The classes with a head: the mappings of ``transformers`` in the order in which they are asked for a model type.
+# The classes with a head: the mappings of ``transformers`` in the order in which they are asked for
+# a model type.
 _HEADS = (
-    "ZERO_SHOT_IMAGE_CLASSIFICATION", "SPEECH_SEQ_2_SEQ", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_TEXT_TO_TEXT", "CTC", "IMAGE_CLASSIFICATION",
-    "AUDIO_CLASSIFICATION", "VIDEO_CLASSIFICATION", "MASKED_LM", "CAUSAL_LM", "MULTIMODAL_LM", "SEMANTIC_SEGMENTATION", "OBJECT_DETECTION",
-    "DEPTH_ESTIMATION", "UNIVERSAL_SEGMENTATION", "INSTANCE_SEGMENTATION", "IMAGE_TO_IMAGE", "SEQUENCE_CLASSIFICATION",
-    "QUESTION_ANSWERING", "VISUAL_QUESTION_ANSWERING", "TIME_SERIES_PREDICTION", "TEXT_TO_SPECTROGRAM", "TEXT_TO_WAVEFORM",
-    "MASKED_IMAGE_MODELING", "CAUSAL_IMAGE_MODELING", "KEYPOINT_DETECTION", "PRETRAINING", "",
+    "ZERO_SHOT_IMAGE_CLASSIFICATION",
+    "SPEECH_SEQ_2_SEQ",
+    "SEQ_TO_SEQ_CAUSAL_LM",
+    "IMAGE_TEXT_TO_TEXT",
+    "CTC",
+    "IMAGE_CLASSIFICATION",
+    "AUDIO_CLASSIFICATION",
+    "VIDEO_CLASSIFICATION",
+    "MASKED_LM",
+    "CAUSAL_LM",
+    "MULTIMODAL_LM",
+    "SEMANTIC_SEGMENTATION",
+    "OBJECT_DETECTION",
+    "DEPTH_ESTIMATION",
+    "UNIVERSAL_SEGMENTATION",
+    "INSTANCE_SEGMENTATION",
+    "IMAGE_TO_IMAGE",
+    "SEQUENCE_CLASSIFICATION",
+    "QUESTION_ANSWERING",
+    "VISUAL_QUESTION_ANSWERING",
+    "TIME_SERIES_PREDICTION",
+    "TEXT_TO_SPECTROGRAM",
+    "TEXT_TO_WAVEFORM",
+    "MASKED_IMAGE_MODELING",
+    "CAUSAL_IMAGE_MODELING",
+    "KEYPOINT_DETECTION",
+    "PRETRAINING",
+    "",
 )
 
 # What is an answer among the fields of an output; the rest are states that are passed along.
 _ANSWERS = (
-    "logits", "pred_boxes", "pred_masks", "class_queries_logits", "masks_queries_logits", "predicted_depth", "reconstruction",
-    "logits_per_image", "logits_per_text", "prediction_logits", "start_logits", "end_logits", "prediction_outputs", "waveform",
-    "spectrogram", "audio_values", "seq_relationship_logits", "keypoints", "scores", "iou_scores", "mean_predictions",
+    "logits",
+    "pred_boxes",
+    "pred_masks",
+    "class_queries_logits",
+    "masks_queries_logits",
+    "predicted_depth",
+    "reconstruction",
+    "logits_per_image",
+    "logits_per_text",
+    "prediction_logits",
+    "start_logits",
+    "end_logits",
+    "prediction_outputs",
+    "waveform",
+    "spectrogram",
+    "audio_values",
+    "seq_relationship_logits",
+    "keypoints",
+    "scores",
+    "iou_scores",
+    "mean_predictions",
 )
 _STATES = ("pooler_output", "last_hidden_state")
 _NO_TOKEN = "no image token"
 
 
 class Answer(torch.nn.Module):
-    """``model`` with its answer alone as the output; ``states`` of an encoder without a head go through a linear layer of ten."""
+    """``model`` with its answer alone as the output; ``states`` of an encoder without a head go
+    through a linear layer of ten."""
 
     def __init__(self, model: torch.nn.Module, fields: tuple[str, ...], width: int = 0) -> None:
         super().__init__()
@@ -118,7 +290,8 @@ class Answer(torch.nn.Module):
 
 
 def families(everything: bool = False) -> list[str]:
-    """Every model type that transformers' ``AutoModel`` knows, in order; one for each family by default, the shortest name of it."""
+    """Every model type that transformers' ``AutoModel`` knows, in order; one for each family by
+    default, the shortest name of it."""
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
     if everything:
@@ -137,7 +310,8 @@ def _members() -> dict[str, list[str]]:
 
 
 def _shrink(config: Any, fill: bool = False) -> None:
-    """Make every size named in the table small, in place, sub-configurations included; ``fill`` sets those too that are None."""
+    """Make every size named in the table small, in place, sub-configurations included; ``fill``
+    sets those too that are None."""
     from transformers import PretrainedConfig
 
     for name, value in list(vars(config).items()):
@@ -150,23 +324,43 @@ def _shrink(config: Any, fill: bool = False) -> None:
         elif name in _SMALL and isinstance(value, int):
             with contextlib.suppress(AttributeError, ValueError):
                 setattr(config, name, min(value, _SMALL[name]))
-        elif name.endswith(("_token_id", "_token_index")) and isinstance(value, int) and value >= VOCAB:
+        elif (
+            name.endswith(("_token_id", "_token_index"))
+            and isinstance(value, int)
+            and value >= VOCAB
+        ):
             setattr(config, name, VOCAB - 1 - len(name) % 7)
         elif name == "layer_types" and isinstance(value, list):
             kinds = list(dict.fromkeys(value))
-            setattr(config, name, (kinds * LAYERS)[:LAYERS] if len(kinds) <= LAYERS else kinds[:LAYERS])
-        elif name == "rope_parameters" and isinstance(value, dict) and ("mrope_section" in value or "glm" in config.model_type):
-            turned = int(HEAD_DIM * value.get("partial_rotary_factor", getattr(config, "partial_rotary_factor", None) or 1.0))
+            setattr(
+                config, name, (kinds * LAYERS)[:LAYERS] if len(kinds) <= LAYERS else kinds[:LAYERS]
+            )
+        elif (
+            name == "rope_parameters"
+            and isinstance(value, dict)
+            and ("mrope_section" in value or "glm" in config.model_type)
+        ):
+            turned = int(
+                HEAD_DIM
+                * value.get(
+                    "partial_rotary_factor", getattr(config, "partial_rotary_factor", None) or 1.0
+                )
+            )
             value["mrope_section"] = [turned // 4, turned // 8, turned // 8]
-    if isinstance(getattr(config, "qk_rope_head_dim", None), int) and isinstance(getattr(config, "head_dim", None), int):
+    if isinstance(getattr(config, "qk_rope_head_dim", None), int) and isinstance(
+        getattr(config, "head_dim", None), int
+    ):
         config.head_dim = config.qk_rope_head_dim  # the width that is turned
-    if isinstance(getattr(config, "qk_nope_head_dim", None), int) and hasattr(config, "qk_head_dim"):  # a key for each head
+    if isinstance(getattr(config, "qk_nope_head_dim", None), int) and hasattr(
+        config, "qk_head_dim"
+    ):  # a key for each head
         config.num_key_value_heads = config.num_attention_heads
         config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
 
 
 def _small(config: Any) -> dict[str, Any]:
-    """What the constructor is given for a small configuration: the fields of the table, sub-configurations as dictionaries."""
+    """What the constructor is given for a small configuration: the fields of the table,
+    sub-configurations as dictionaries."""
     from transformers import PretrainedConfig
 
     out: dict[str, Any] = {}
@@ -186,9 +380,8 @@ def head_of(name: str) -> str:
 def build(name: str, siblings: bool = True) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     """A small random model of the family and keyword arguments it runs on.
 
-    Where the model type itself does not build and ``siblings``, the other types of its family are tried. Raises RuntimeError with
-    the first refusal.
-    """
+    Where the model type itself does not build and ``siblings``, the other types of its family are
+    tried. Raises RuntimeError with the first refusal."""
     first: Exception | None = None
     others = [n for n in _members()[head_of(name)] if n != name] if siblings else []
     for each in (name, *others):
@@ -222,7 +415,8 @@ def _build(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
 
 
 def _parameters(kind: Any, config: Any) -> int:
-    """How many parameters the class would have, without making them; 0 where it cannot be built on the meta device."""
+    """How many parameters the class would have, without making them; 0 where it cannot be built on
+    the meta device."""
     with contextlib.suppress(Exception), torch.device("meta"):
         return sum(p.numel() for p in kind._from_config(copy.deepcopy(config)).parameters())
     return 0
@@ -232,8 +426,9 @@ _HOW = ("shrunk", "filled", "anew")
 
 
 def _config(name: str, how: str = "shrunk") -> Any:
-    """The shrunk configuration; ``filled``: fields that the default leaves open get a value as well; ``anew``: constructed from the
-    small values, so that fields which it derives from others follow."""
+    """The shrunk configuration; ``filled``: fields that the default leaves open get a value as
+    well; ``anew``: constructed from the small values, so that fields which it derives from others
+    follow."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[name]
@@ -258,7 +453,9 @@ def _classes(name: str) -> list[Any]:
 
     found: dict[str, None] = {}
     for head in _HEADS:
-        mapping = getattr(modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES" if head else "MODEL_MAPPING_NAMES", {})
+        mapping = getattr(
+            modeling_auto, f"MODEL_FOR_{head}_MAPPING_NAMES" if head else "MODEL_MAPPING_NAMES", {}
+        )
         classes = mapping.get(name, ())
         for each in (classes,) if isinstance(classes, str) else classes:
             if hasattr(transformers, each):
@@ -268,10 +465,24 @@ def _classes(name: str) -> list[Any]:
 
 
 def _call(model: Any, config: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...], int]:
-    """Keyword arguments that the model runs on, the fields of its output that are its answer, and the width of a head that it lacks."""
+    """Keyword arguments that the model runs on, the fields of its output that are its answer, and
+    the width of a head that it lacks."""
     errors = []
-    for make in (_image_in_text, _by_main_input, _text, _image, _audio_values, _audio_features, _text_and_image, _video, _boxes, _wave,
-                 _pair, _series, _required):
+    for make in (
+        _image_in_text,
+        _by_main_input,
+        _text,
+        _image,
+        _audio_values,
+        _audio_features,
+        _text_and_image,
+        _video,
+        _boxes,
+        _wave,
+        _pair,
+        _series,
+        _required,
+    ):
         try:
             kwargs = make(model, config)
             with torch.no_grad():
@@ -283,7 +494,9 @@ def _call(model: Any, config: Any) -> tuple[dict[str, torch.Tensor], tuple[str, 
         has = [k for k in out if isinstance(out[k], torch.Tensor)] if hasattr(out, "keys") else []
         answers = tuple(k for k in _ANSWERS if k in has)
         if answers and all(out[k].numel() == 1 for k in answers) and "pixel_values" in kwargs:
-            kwargs["pixel_values"] = torch.cat([kwargs["pixel_values"], kwargs["pixel_values"].flip(-1)])  # one number compares nothing
+            kwargs["pixel_values"] = torch.cat(
+                [kwargs["pixel_values"], kwargs["pixel_values"].flip(-1)]
+            )  # one number compares nothing
         if answers:
             return kwargs, answers, 0
         state = next((k for k in _STATES if k in has and out[k].ndim in (2, 3)), "")
@@ -306,7 +519,9 @@ def _image_of(config: Any) -> torch.Tensor:
     own = getattr(config, "vision_config", None) or config
     size = getattr(own, "image_size", None) or 64
     h, w = size if isinstance(size, (list, tuple)) else (size, size)
-    return torch.randn(1, getattr(own, "num_channels", None) or 3, h, w, generator=torch.Generator().manual_seed(0))
+    return torch.randn(
+        1, getattr(own, "num_channels", None) or 3, h, w, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def _image(model: Any, config: Any) -> dict[str, torch.Tensor]:
@@ -318,8 +533,16 @@ def _text_and_image(model: Any, config: Any) -> dict[str, torch.Tensor]:
 
 
 def _image_in_text(model: Any, config: Any) -> dict[str, torch.Tensor]:
-    """As many image tokens in the text as the image gives; the model's refusal of one token says how many."""
-    token = next((v for n in ("image_token_id", "image_token_index") if (v := getattr(config, n, None)) is not None), None)
+    """As many image tokens in the text as the image gives; the model's refusal of one token says
+    how many."""
+    token = next(
+        (
+            v
+            for n in ("image_token_id", "image_token_index")
+            if (v := getattr(config, n, None)) is not None
+        ),
+        None,
+    )
     if token is None:
         raise ValueError(_NO_TOKEN)
     pixels = _image(model, config)["pixel_values"]
@@ -329,7 +552,9 @@ def _image_in_text(model: Any, config: Any) -> dict[str, torch.Tensor]:
             model(**made)
     except ValueError as refused:
         counts = [int(n) for n in re.findall(r"\d+", str(refused)) if int(n) > 1]
-        for n in dict.fromkeys((*counts, *(n // WIDTH for n in counts if n >= WIDTH))):  # tokens, or tokens times their width
+        for n in dict.fromkeys(
+            (*counts, *(n // WIDTH for n in counts if n >= WIDTH))
+        ):  # tokens, or tokens times their width
             made = {"input_ids": _with(token, n), "pixel_values": pixels}
             with contextlib.suppress(ValueError), torch.no_grad():
                 model(**made)
@@ -344,7 +569,9 @@ def _with(token: int, count: int) -> torch.Tensor:
 def _video(model: Any, config: Any) -> dict[str, torch.Tensor]:
     image = _image_of(config)
     frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", None) or 4
-    name = "pixel_values_videos" if model.main_input_name == "pixel_values_videos" else "pixel_values"
+    name = (
+        "pixel_values_videos" if model.main_input_name == "pixel_values_videos" else "pixel_values"
+    )
     return {name: image.unsqueeze(1).repeat(1, frames, 1, 1, 1)}
 
 
@@ -368,34 +595,72 @@ def _series(model: Any, config: Any) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(0)
     past = config.context_length + max(config.lags_sequence)
     features = config.num_time_features
-    return {"past_values": torch.rand(1, past, generator=draw), "past_time_features": torch.rand(1, past, features, generator=draw),
-            "past_observed_mask": torch.ones(1, past), "future_values": torch.rand(1, config.prediction_length, generator=draw),
-            "future_time_features": torch.rand(1, config.prediction_length, features, generator=draw)}
+    return {
+        "past_values": torch.rand(1, past, generator=draw),
+        "past_time_features": torch.rand(1, past, features, generator=draw),
+        "past_observed_mask": torch.ones(1, past),
+        "future_values": torch.rand(1, config.prediction_length, generator=draw),
+        "future_time_features": torch.rand(1, config.prediction_length, features, generator=draw),
+    }
 
 
 def _required(model: Any, config: Any) -> dict[str, torch.Tensor]:
-    """A value for each argument without a default, and for the decoder's text where there is one."""
+    """A value for each argument without a default, and for the decoder's text where there is
+    one."""
     makers: dict[str, Callable[[], torch.Tensor]] = {
-        "input_ids": _ids, "qformer_input_ids": lambda: _ids(6), "pixel_values": lambda: _image_of(config),
+        "input_ids": _ids,
+        "qformer_input_ids": lambda: _ids(6),
+        "pixel_values": lambda: _image_of(config),
         "input_values": lambda: torch.randn(1, 4000, generator=torch.Generator().manual_seed(0)),
         "input_features": lambda: _audio_features(model, config)["input_features"],
-        "states": lambda: torch.randn(1, 4, config.state_dim), "actions": lambda: torch.randn(1, 4, config.act_dim),
+        "states": lambda: torch.randn(1, 4, config.state_dim),
+        "actions": lambda: torch.randn(1, 4, config.act_dim),
     }
-    wanted = [p.name for p in inspect.signature(model.forward).parameters.values()
-              if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    wanted = [
+        p.name
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
     return {name: makers[name]() for name in wanted}
 
 
 def _audio_values(model: Any, config: Any) -> dict[str, torch.Tensor]:
-    if getattr(config, "num_mel_bins", None) and getattr(config, "max_length", None):  # a spectrogram
-        return {"input_values": torch.randn(1, config.max_length, config.num_mel_bins, generator=torch.Generator().manual_seed(0))}
+    if getattr(config, "num_mel_bins", None) and getattr(
+        config, "max_length", None
+    ):  # a spectrogram
+        return {
+            "input_values": torch.randn(
+                1,
+                config.max_length,
+                config.num_mel_bins,
+                generator=torch.Generator().manual_seed(0),
+            )
+        }
     kwargs = {"input_values": torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))}
-    return {**kwargs, "decoder_input_ids": _ids(7)} if getattr(config, "is_encoder_decoder", False) else kwargs
+    return (
+        {**kwargs, "decoder_input_ids": _ids(7)}
+        if getattr(config, "is_encoder_decoder", False)
+        else kwargs
+    )
 
 
 def _audio_features(model: Any, config: Any) -> dict[str, torch.Tensor]:
-    own = next((c for n in ("encoder_config", "audio_config") if (c := getattr(config, n, None)) is not None), config)
-    bins = next((v for n in ("num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim") if (v := getattr(own, n, None))), 80)
+    own = next(
+        (
+            c
+            for n in ("encoder_config", "audio_config")
+            if (c := getattr(config, n, None)) is not None
+        ),
+        config,
+    )
+    bins = next(
+        (
+            v
+            for n in ("num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim")
+            if (v := getattr(own, n, None))
+        ),
+        80,
+    )
     length = 2 * (getattr(own, "max_source_positions", None) or 64)
     shape = (1, bins, length) if model.config.model_type in ("whisper",) else (1, length, bins)
     kwargs = {"input_features": torch.randn(*shape, generator=torch.Generator().manual_seed(0))}
@@ -406,6 +671,9 @@ def _audio_features(model: Any, config: Any) -> dict[str, torch.Tensor]:
 
 def _by_main_input(model: Any, config: Any) -> dict[str, torch.Tensor]:
     makers: dict[str, Callable[[Any, Any], dict[str, torch.Tensor]]] = {
-        "input_ids": _text, "pixel_values": _image, "input_values": _audio_values, "input_features": _audio_features,
+        "input_ids": _text,
+        "pixel_values": _image,
+        "input_values": _audio_values,
+        "input_features": _audio_features,
     }
     return makers[model.main_input_name](model, config)

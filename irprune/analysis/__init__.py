@@ -1,1 +1,2 @@
-"""What can be told of an analysed graph: costs, linear layers, kinds of groups, blocks, widths, outlines and explanations."""
+"""What can be told of an analysed graph: costs, linear layers, kinds of groups, blocks, widths,
+outlines and explanations."""

@@ -1,4 +1,5 @@
-"""Cost as a polynomial: parameters, bytes, multiply-accumulates and activation memory are sums of products of axis sizes.
+"""Cost as a polynomial: parameters, bytes, multiply-accumulates and activation memory are sums of
+products of axis sizes.
 
 So the cost of any choice is known exactly without running or cutting anything.
 """
@@ -16,11 +17,37 @@ from irprune.ir.kept import Kept
 from irprune.ir.size import Size, Sym
 from irprune.ops.registry import lookup
 
-__all__ = ["MEASURES", "Cost", "Costs", "Polynomial", "cost", "item_bytes", "repeated", "size_under"]
+__all__ = [
+    "MEASURES",
+    "Cost",
+    "Costs",
+    "Polynomial",
+    "cost",
+    "item_bytes",
+    "repeated",
+    "size_under",
+]
 
 MEASURES = ("macs", "params", "bytes", "activation")
-_ITEM = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "f8e4m3fn": 1, "f8e5m2": 1, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1,
-         "u16": 2, "u32": 4, "u64": 8, "bool": 1, "c64": 8, "c128": 16}
+_ITEM = {
+    "f64": 8,
+    "f32": 4,
+    "f16": 2,
+    "bf16": 2,
+    "f8e4m3fn": 1,
+    "f8e5m2": 1,
+    "i64": 8,
+    "i32": 4,
+    "i16": 2,
+    "i8": 1,
+    "u8": 1,
+    "u16": 2,
+    "u32": 4,
+    "u64": 8,
+    "bool": 1,
+    "c64": 8,
+    "c128": 16,
+}
 _VIEWS = ("shape", "cut")  # families whose results are views of their first operand
 
 Counts = Mapping[Axis, int]
@@ -33,8 +60,9 @@ def item_bytes(dtype: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a graph costs: ``macs`` of one call, ``params`` counted once where tied, ``bytes`` of all stored arrays, and ``activation``,
-    the bytes of the values that are alive at the same time at the worst moment."""
+    """What a graph costs: ``macs`` of one call, ``params`` counted once where tied, ``bytes`` of
+    all stored arrays, and ``activation``, the bytes of the values that are alive at the same time
+    at the worst moment."""
 
     macs: int
     params: int
@@ -49,8 +77,11 @@ class Cost:
         return asdict(self)
 
 
-def size_under(axis: Axis, counts: Counts, symbols: Mapping[str, int], memo: dict[Axis, int]) -> int:
-    """The size of ``axis`` when its leaves have ``counts`` indices (whole where there is none) and symbols their values (1 where none)."""
+def size_under(
+    axis: Axis, counts: Counts, symbols: Mapping[str, int], memo: dict[Axis, int]
+) -> int:
+    """The size of ``axis`` when its leaves have ``counts`` indices (whole where there is none) and
+    symbols their values (1 where none)."""
     a = find(axis)
     if a in memo:
         return memo[a]
@@ -82,7 +113,8 @@ class _Ones(dict[str, Any]):
 
 
 class Polynomial:
-    """A sum of products of sizes, each term with the name of what it counts. Equal products are added up."""
+    """A sum of products of sizes, each term with the name of what it counts. Equal products are
+    added up."""
 
     def __init__(self, symbols: Mapping[str, int]) -> None:
         self.symbols = symbols
@@ -92,8 +124,11 @@ class Polynomial:
         self.using: dict[Axis, list[tuple[Axis, ...]]] = {}  # leaf -> the products it stands in
         self._split: dict[Axis, tuple[list[Axis], int]] = {}  # worked out once for each axis
 
-    def add(self, axes: Iterable[Axis], scale: int = 1, source: str = "") -> tuple[int, tuple[Axis, ...]]:
-        """Add ``scale`` times the product of the sizes of ``axes``; returns it as (number, sizes that may change)."""
+    def add(
+        self, axes: Iterable[Axis], scale: int = 1, source: str = ""
+    ) -> tuple[int, tuple[Axis, ...]]:
+        """Add ``scale`` times the product of the sizes of ``axes``; returns it as (number, sizes
+        that may change)."""
         every = tuple(axes)
         open_: list[Axis] = []
         for a in map(find, every):
@@ -135,13 +170,19 @@ class Polynomial:
     def at(self, counts: Counts, memo: dict[Axis, int] | None = None) -> int:
         """The whole sum."""
         memo = {} if memo is None else memo
-        return self.fixed + sum(scale * self.value(product, counts, memo) for product, scale in self.terms.items())
+        return self.fixed + sum(
+            scale * self.value(product, counts, memo) for product, scale in self.terms.items()
+        )
 
     def change(self, leaf: Axis, before: Counts, after: Counts) -> int:
-        """By how much the sum grows from ``before`` to ``after``, which differ in ``leaf`` alone."""
+        """By how much the sum grows from ``before`` to ``after``, which differ in ``leaf``
+        alone."""
         old: dict[Axis, int] = {}
         new: dict[Axis, int] = {}
-        return sum(self.terms[p] * (self.value(p, after, new) - self.value(p, before, old)) for p in self.using.get(leaf, ()))
+        return sum(
+            self.terms[p] * (self.value(p, after, new) - self.value(p, before, old))
+            for p in self.using.get(leaf, ())
+        )
 
     def together(self, leaf: Axis) -> Iterable[Axis]:
         """The leaves that stand in a product with ``leaf``."""
@@ -163,10 +204,12 @@ class Timed(Protocol):
 class Costs:
     """The cost polynomials of an analysed graph, and its ``latency`` where there are times for it.
 
-    ``symbols`` gives sizes known only at run time; by default they are those of the example inputs, and 1 where there are none.
-    """
+    ``symbols`` gives sizes known only at run time; by default they are those of the example inputs,
+    and 1 where there are none."""
 
-    def __init__(self, graph: Graph, symbols: Mapping[str, int] | None = None, latency: Timed | None = None) -> None:
+    def __init__(
+        self, graph: Graph, symbols: Mapping[str, int] | None = None, latency: Timed | None = None
+    ) -> None:
         self.graph, self.latency = graph, latency
         self.symbols = dict(example_symbols(graph) if symbols is None else symbols)
         self.macs, self.params, self.bytes = (Polynomial(self.symbols) for _ in range(3))
@@ -181,17 +224,31 @@ class Costs:
         self._live = _Liveness(graph, self.symbols)
 
     def at(self, choice: Kept | Counts) -> Cost:
-        """The cost under ``choice``. Raises ValueError where it changes a frozen axis: that is no cut of this graph."""
-        counts = {a: int(k.shape[-1]) for a, k in choice.choice.items()} if isinstance(choice, Kept) else choice
+        """The cost under ``choice``. Raises ValueError where it changes a frozen axis: that is no
+        cut of this graph."""
+        counts = (
+            {a: int(k.shape[-1]) for a, k in choice.choice.items()}
+            if isinstance(choice, Kept)
+            else choice
+        )
         for a, n in counts.items():
             if a.reason is not None and n != a.size:
                 raise ValueError(f"{a!r} is frozen: {a.reason}")
         memo: dict[Axis, int] = {}
-        return Cost(self.macs.at(counts, memo), self.params.at(counts, memo), self.bytes.at(counts, memo), self._live.peak(counts, memo)[0])
+        return Cost(
+            self.macs.at(counts, memo),
+            self.params.at(counts, memo),
+            self.bytes.at(counts, memo),
+            self._live.peak(counts, memo)[0],
+        )
 
     def measure(self, name: str, counts: Counts) -> float:
         """One of the measures: a whole number, but for latency, which is in seconds."""
-        return self._live.peak(counts, {})[0] if name == "activation" else self._polynomial(name).at(counts)
+        return (
+            self._live.peak(counts, {})[0]
+            if name == "activation"
+            else self._polynomial(name).at(counts)
+        )
 
     def change(self, name: str, leaf: Axis, before: Counts, after: Counts) -> float:
         """By how much a measure grows when ``leaf`` alone changes."""
@@ -204,14 +261,22 @@ class Costs:
         return found
 
     def together(self, leaf: Axis, names: Iterable[str]) -> dict[Axis, None]:
-        """The leaves, ``leaf`` among them, on whose counts it depends what a change of ``leaf`` costs; not for activation."""
-        return {leaf: None} | dict.fromkeys(y for name in names for y in self._polynomial(name).together(leaf))
+        """The leaves, ``leaf`` among them, on whose counts it depends what a change of ``leaf``
+        costs; not for activation."""
+        return {leaf: None} | dict.fromkeys(
+            y for name in names for y in self._polynomial(name).together(leaf)
+        )
 
     def largest(self, name: str, counts: Counts) -> Sequence[tuple[str, float, str]]:
-        """What a measure consists of under ``counts``, largest first: name, amount and what fixes its widest fixed size, if any."""
+        """What a measure consists of under ``counts``, largest first: name, amount and what fixes
+        its widest fixed size, if any."""
         if name == "activation":
             value = self._live.peak(counts, {})[1]
-            return [(f"the values alive at {value.where}", self._live.peak(counts, {})[0], "")] if value is not None else []
+            return (
+                [(f"the values alive at {value.where}", self._live.peak(counts, {})[0], "")]
+                if value is not None
+                else []
+            )
         polynomial = self._polynomial(name)
         if not isinstance(polynomial, Polynomial):
             return polynomial.largest(counts)
@@ -219,23 +284,31 @@ class Costs:
         amounts: dict[str, int] = {}
         why: dict[str, str] = {}
         for source, scale, product, axes in polynomial.sources:
-            amounts[source] = amounts.get(source, 0) + scale * polynomial.value(product, counts, memo)
+            amounts[source] = amounts.get(source, 0) + scale * polynomial.value(
+                product, counts, memo
+            )
             frozen = [x for a in axes for x in leaves(a) if x.reason is not None]
             if frozen:
                 widest = max(frozen, key=lambda x: number(x.size, self.symbols))
-                why.setdefault(source, f"{number(widest.size, self.symbols)} fixed: {widest.reason}")
-        return [(s, n, why.get(s, "")) for s, n in sorted(amounts.items(), key=lambda item: -item[1])]
+                why.setdefault(
+                    source, f"{number(widest.size, self.symbols)} fixed: {widest.reason}"
+                )
+        return [
+            (s, n, why.get(s, "")) for s, n in sorted(amounts.items(), key=lambda item: -item[1])
+        ]
 
 
 def cost(graph: Graph, kept: Kept | None = None, symbols: Mapping[str, int] | None = None) -> Cost:
-    """What ``graph`` costs under ``kept`` (its own choice by default, whole where it has none). Needs the axes."""
+    """What ``graph`` costs under ``kept`` (its own choice by default, whole where it has none).
+    Needs the axes."""
     chosen = kept if kept is not None else graph.kept
     return Costs(graph, symbols).at(chosen if chosen is not None else {})
 
 
 def repeated(graph: Graph, kept: Kept) -> tuple[int, int]:
-    """Parameters and bytes of weights under ``kept`` that are stored once and stand in the graph several times (uses of an array of a file
-    that have a weight of their own each), beyond the first of those that are cut alike."""
+    """Parameters and bytes of weights under ``kept`` that are stored once and stand in the graph
+    several times (uses of an array of a file that have a weight of their own each), beyond the
+    first of those that are cut alike."""
     params = size = 0
     stored: dict[int, list[Weight]] = {}
     for weight in graph.weights.values():
@@ -244,7 +317,10 @@ def repeated(graph: Graph, kept: Kept) -> tuple[int, int]:
         seen: dict[tuple[bytes, ...], None] = {}
         for weight in same if len(same) > 1 else ():
             axes = weight.axes or ()
-            cut = tuple(kept.present(axes, d).tobytes() if kept.changes(a) else b"" for d, a in enumerate(axes))
+            cut = tuple(
+                kept.present(axes, d).tobytes() if kept.changes(a) else b""
+                for d, a in enumerate(axes)
+            )
             if cut in seen:
                 numel = prod(number(kept.size(a), {}) for a in axes)
                 params += numel if weight.kind == "parameter" else 0
@@ -255,7 +331,9 @@ def repeated(graph: Graph, kept: Kept) -> tuple[int, int]:
 
 def _products(node: Node) -> tuple[tuple[Axis, ...], ...]:
     entry = lookup(node)
-    found: tuple[Any, ...] = tuple(entry.macs(node)) if entry is not None and entry.macs is not None else ()
+    found: tuple[Any, ...] = (
+        tuple(entry.macs(node)) if entry is not None and entry.macs is not None else ()
+    )
     return (found,) if found and isinstance(found[0], Axis) else found  # one product may come bare
 
 
@@ -288,11 +366,12 @@ def _tensors(tree: Any) -> Iterator[Any]:
 
 
 class _Liveness:
-    """Which values are alive when each node runs: from where they are made to where they are last read.
+    """Which values are alive when each node runs: from where they are made to where they are last
+    read.
 
-    Nodes run in graph order and nothing is fused; views take no memory of their own but keep what they show alive;
-    inputs are alive until they are last read, outputs from where they are made to the end.
-    """
+    Nodes run in graph order and nothing is fused; views take no memory of their own but keep what
+    they show alive; inputs are alive until they are last read, outputs from where they are made to
+    the end."""
 
     def __init__(self, graph: Graph, symbols: Mapping[str, int]) -> None:
         self.nodes = graph.nodes
@@ -309,7 +388,12 @@ class _Liveness:
                     last[owner] = i
             entry = lookup(node)
             source = node.inputs[0] if node.inputs else None
-            view = entry is not None and entry.family in _VIEWS and source is not None and not entry.creates
+            view = (
+                entry is not None
+                and entry.family in _VIEWS
+                and source is not None
+                and not entry.creates
+            )
             for v in node.outputs:
                 owner = root.get(source, source) if view and source is not None else v
                 root[v] = owner

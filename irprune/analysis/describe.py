@@ -1,4 +1,5 @@
-"""The groups of an analysed graph as lines of a report: what is free, what is frozen and why, and what no rule covers."""
+"""The groups of an analysed graph as lines of a report: what is free, what is frozen and why, and
+what no rule covers."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ __all__ = ["GroupLine", "describe"]
 
 @dataclass(frozen=True)
 class GroupLine:
-    """A coupled group: ``kept`` of ``size`` indices; ``reason`` says why it stayed whole ("" where it was cut)."""
+    """A coupled group: ``kept`` of ``size`` indices; ``reason`` says why it stayed whole ("" where
+    it was cut)."""
 
     name: str
     size: int
@@ -24,7 +26,8 @@ class GroupLine:
 
 
 def describe(graph: Graph) -> tuple[tuple[GroupLine, ...], tuple[GroupLine, ...], dict[str, str]]:
-    """The free groups, the frozen ones, and the operators without a rule (name -> where they stand), of an analysed graph."""
+    """The free groups, the frozen ones, and the operators without a rule (name -> where they
+    stand), of an analysed graph."""
     free: list[GroupLine] = []
     frozen: list[GroupLine] = []
     for group in groups_of(graph):
@@ -32,11 +35,20 @@ def describe(graph: Graph) -> tuple[tuple[GroupLine, ...], tuple[GroupLine, ...]
     unruled: dict[str, str] = {}
     for node in graph.nodes:
         if lookup(node) is None:
-            unruled.setdefault(node.op, f"{node.where}; its axes are frozen, a rule would go into irprune/ops/families/")
+            unruled.setdefault(
+                node.op,
+                f"{node.where}; its axes are frozen, a rule would go into irprune/ops/families/",
+            )
     return tuple(free), tuple(frozen), unruled
 
 
 def _line(group: Group, graph: Graph) -> GroupLine:
-    kept = int(graph.kept.size(group.axis)) if graph.kept is not None and not group.frozen else group.size  # type: ignore[arg-type]
+    kept = (
+        int(graph.kept.size(group.axis))  # type: ignore[arg-type]
+        if graph.kept is not None and not group.frozen
+        else group.size
+    )
     reason = group.frozen or graph.skipped.get(group.axis, "")
-    return GroupLine(group.name, group.size, kept, tuple(map(str, group.members)), reason, bool(group.frozen))
+    return GroupLine(
+        group.name, group.size, kept, tuple(map(str, group.members)), reason, bool(group.frozen)
+    )

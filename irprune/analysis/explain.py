@@ -1,4 +1,5 @@
-"""Why two dimensions are coupled, or why one is frozen: the chain of operators that hands the channels on from one to the other."""
+"""Why two dimensions are coupled, or why one is frozen: the chain of operators that hands the
+channels on from one to the other."""
 
 from __future__ import annotations
 
@@ -28,13 +29,21 @@ class Step:
     scope: str
 
     def __str__(self) -> str:
-        place = " ".join(x for x in (self.scope and f"in {self.scope}", self.source and f"at {placed(self.source)}") if x)
+        place = " ".join(
+            x
+            for x in (
+                self.scope and f"in {self.scope}",
+                self.source and f"at {placed(self.source)}",
+            )
+            if x
+        )
         return f"{self.op}  {place}".rstrip()
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A dimension: its size, the group it belongs to and what that is, and the chain to each other member or to what froze it."""
+    """A dimension: its size, the group it belongs to and what that is, and the chain to each other
+    member or to what froze it."""
 
     name: str
     size: int
@@ -45,8 +54,16 @@ class Explanation:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"name": self.name, "size": self.size, "group": self.group, "kind": self.kind, "frozen": self.frozen,
-                "chains": [{"to": to, "steps": [asdict(s) for s in steps]} for to, steps in self.chains]}
+        return {
+            "name": self.name,
+            "size": self.size,
+            "group": self.group,
+            "kind": self.kind,
+            "frozen": self.frozen,
+            "chains": [
+                {"to": to, "steps": [asdict(s) for s in steps]} for to, steps in self.chains
+            ],
+        }
 
     def __str__(self) -> str:
         head = f"{self.name}: {self.size} channels of group {self.group}{self.kind and f' ({self.kind})'}"
@@ -59,7 +76,9 @@ class Explanation:
         for many in alike.values():
             nearest, steps = min(many, key=lambda chain: len(chain[1]))
             name = fold_names([to for to, _ in many])
-            ways.setdefault(steps, []).append(name if len(many) == 1 else f"{name} (nearest: {nearest})")
+            ways.setdefault(steps, []).append(
+                name if len(many) == 1 else f"{name} (nearest: {nearest})"
+            )
         lines = [head]
         told: dict[tuple[Step, ...], None] = {}
         for steps, names in ways.items():
@@ -67,7 +86,7 @@ class Explanation:
             known = max((k for k in range(len(steps) + 1) if steps[:k] in told), default=0)
             if known > 1:
                 lines.append(f"    as above up to  {steps[known - 1]}")
-            lines += [f"    {line}" for line in _told(steps[known if known > 1 else 0:])]
+            lines += [f"    {line}" for line in _told(steps[known if known > 1 else 0 :])]
             told |= dict.fromkeys(steps[:k] for k in range(1, len(steps) + 1))
         return "\n".join(lines)
 
@@ -78,34 +97,47 @@ def _told(steps: Sequence[Step]) -> list[str]:
     for _, alike in groupby(steps, key=lambda s: (s.op, blank(s.scope))):
         many = list(alike)
         scopes = fold_names([s.scope for s in many])
-        lines.append(str(many[0]) if len(many) == 1 else f"{Step(many[0].op, many[0].source, scopes)}  ({len(many)} of them)")
+        lines.append(
+            str(many[0])
+            if len(many) == 1
+            else f"{Step(many[0].op, many[0].source, scopes)}  ({len(many)} of them)"
+        )
     return lines
 
 
 def explain(graph: Graph, name: str) -> list[Explanation]:
-    """An explanation for each leaf of the dimensions that ``name`` means: a weight, ``weight:dim``, ``weight:dim/leaf`` or a value.
+    """An explanation for each leaf of the dimensions that ``name`` means: a weight, ``weight:dim``,
+    ``weight:dim/leaf`` or a value.
 
     Raises IrpruneError for a name that the graph does not have.
     """
     assert graph.axes is not None
     groups = {g.axis: g for g in groups_of(graph)}
     kind = kinds(graph)
-    return [replace(_explained(place, start, leaf, groups.get(leaf), graph), kind=kind.get(leaf, ""))
-            for place, start, leaf in _places(graph, name)]
+    return [
+        replace(_explained(place, start, leaf, groups.get(leaf), graph), kind=kind.get(leaf, ""))
+        for place, start, leaf in _places(graph, name)
+    ]
 
 
 def _places(graph: Graph, name: str) -> list[tuple[str, Value, Axis]]:
     """(what it is called, the value, the leaf) for every leaf that the name means."""
     base, _, rest = name.partition(":")
-    found = next((v for v in graph.values() if v.name == base or base in getattr(v, "aliases", ())), None)
+    found = next(
+        (v for v in graph.values() if v.name == base or base in getattr(v, "aliases", ())), None
+    )
     if found is None:
-        known = [v.name for v in (*graph.weights.values(), *graph.inputs)] + [v.name for n in graph.nodes for v in n.outputs]
+        known = [v.name for v in (*graph.weights.values(), *graph.inputs)] + [
+            v.name for n in graph.nodes for v in n.outputs
+        ]
         near = difflib.get_close_matches(base, known, n=4, cutoff=0.4) or known[:3]
         raise IrpruneError(f"no weight or value {base!r}", "", f"near matches: {', '.join(near)}")
     dim, _, index = rest.partition("/")
     rank = len(found.axes or ())
     if (dim and not (dim.isdigit() and int(dim) < rank)) or (index and not index.isdigit()):
-        raise IrpruneError(f"{base!r} has no dimension {rest!r}", "", f"it has {rank} dimensions: write {base}:0")
+        raise IrpruneError(
+            f"{base!r} has no dimension {rest!r}", "", f"it has {rank} dimensions: write {base}:0"
+        )
     out = []
     for d, a in enumerate(found.axes or ()):
         every = list(leaves(a))
@@ -116,14 +148,23 @@ def _places(graph: Graph, name: str) -> list[tuple[str, Value, Axis]]:
     return out
 
 
-def _explained(place: str, start: Value, leaf: Axis, group: Group | None, graph: Graph) -> Explanation:
+def _explained(
+    place: str, start: Value, leaf: Axis, group: Group | None, graph: Graph
+) -> Explanation:
     size = leaf.size if isinstance(leaf.size, int) else leaf.size.probe
     title = group.name if group is not None else place
     came = _spread(start, leaf)
     if leaf.reason is not None:
-        return Explanation(place, size, title, str(leaf.reason), ((leaf.reason.text, _to_freeze(leaf.reason, came, graph)),))
+        return Explanation(
+            place,
+            size,
+            title,
+            str(leaf.reason),
+            ((leaf.reason.text, _to_freeze(leaf.reason, came, graph)),),
+        )
     chains = [
-        (str(member), _back(member.weight, came)) for member in (group.members if group is not None else ())
+        (str(member), _back(member.weight, came))
+        for member in (group.members if group is not None else ())
         if member.weight is not start or str(member).split("/")[0] != place.split("/")[0]
     ]
     return Explanation(place, size, title, "", tuple(chains))
@@ -133,8 +174,8 @@ Came = dict[Value, tuple[Value, Node] | None]
 
 
 def _spread(start: Value, leaf: Axis) -> Came:
-    """Every value that holds the leaf and is reached from ``start`` through operators whose other values hold it too, breadth first:
-    where each was reached from, and through which operator."""
+    """Every value that holds the leaf and is reached from ``start`` through operators whose other
+    values hold it too, breadth first: where each was reached from, and through which operator."""
     came: Came = {start: None}
     queue = deque([start])
     while queue:
@@ -142,7 +183,11 @@ def _spread(start: Value, leaf: Axis) -> Came:
         nodes = [*value.users, *([value.producer] if value.producer is not None else [])]
         for node in nodes:
             for other in (*node.inputs, *node.outputs):
-                if other is not None and other not in came and any(leaf in leaves(a) for a in other.axes or ()):
+                if (
+                    other is not None
+                    and other not in came
+                    and any(leaf in leaves(a) for a in other.axes or ())
+                ):
                     came[other] = (value, node)
                     queue.append(other)
     return came
@@ -159,10 +204,13 @@ def _back(to: Value, came: Came) -> tuple[Step, ...]:
 
 
 def _to_freeze(reason: Reason, came: Came, graph: Graph) -> tuple[Step, ...]:
-    """The operators from the start to the one that froze the leaf, or to the graph's own input or output that did."""
+    """The operators from the start to the one that froze the leaf, or to the graph's own input or
+    output that did."""
     node = reason.node if isinstance(reason.node, Node) else None
     if node is None:
-        ends = [v for v in (*graph.inputs, *graph.outputs) if v in came and f"'{v.name}'" in reason.text]
+        ends = [
+            v for v in (*graph.inputs, *graph.outputs) if v in came and f"'{v.name}'" in reason.text
+        ]
         return _back(ends[0], came) if ends else ()
     near = next((v for v in came if node in v.users or v.producer is node), None)
     steps = _back(near, came) if near is not None else ()

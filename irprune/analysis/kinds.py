@@ -1,4 +1,5 @@
-"""What a coupled group is in the field's words: attention heads, head_dim, MLP width, channels ..."""
+"""What a coupled group is in the field's words: attention heads, head_dim, MLP width, channels
+..."""
 
 from __future__ import annotations
 
@@ -10,8 +11,19 @@ from irprune.ir.group import Group, groups_of
 
 __all__ = ["KINDS", "by_use", "frozen_kinds", "kinds"]
 
-KINDS = ("heads", "kv groups", "head_dim", "experts' width", "embedding width", "MLP width", "norm-group channels", "grouped channels",
-         "recurrent width", "channels", "other")
+KINDS = (
+    "heads",
+    "kv groups",
+    "head_dim",
+    "experts' width",
+    "embedding width",
+    "MLP width",
+    "norm-group channels",
+    "grouped channels",
+    "recurrent width",
+    "channels",
+    "other",
+)
 
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
 
@@ -19,12 +31,16 @@ _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
 def kinds(graph: Graph) -> dict[Axis, str]:
     """The kind of every free leaf of an analysed graph that stands in a parameter."""
     found = by_use(graph)
-    return {g.axis: found.get(g.axis) or _from_members(g) for g in groups_of(graph)
-            if not g.frozen and any(m.weight.kind == "parameter" for m in g.members)}
+    return {
+        g.axis: found.get(g.axis) or _from_members(g)
+        for g in groups_of(graph)
+        if not g.frozen and any(m.weight.kind == "parameter" for m in g.members)
+    }
 
 
 def frozen_kinds(graph: Graph) -> dict[str, int]:
-    """How many axes of a kind the model has that may not change size, of the kinds told from how an axis is used."""
+    """How many axes of a kind the model has that may not change size, of the kinds told from how an
+    axis is used."""
     out: dict[str, int] = {}
     for axis, kind in by_use(graph).items():
         if axis.reason is not None and axis.size != 1:
@@ -33,7 +49,8 @@ def frozen_kinds(graph: Graph) -> dict[str, int]:
 
 
 def by_use(graph: Graph) -> dict[Axis, str]:
-    """The kind of leaves, frozen ones too, that an operator gives a part to: attention, recurrence, groups, embedding."""
+    """The kind of leaves, frozen ones too, that an operator gives a part to: attention, recurrence,
+    groups, embedding."""
     found: dict[Axis, str] = {}
 
     def mark(axes: Iterable[Axis], kind: str) -> None:
@@ -54,9 +71,15 @@ def by_use(graph: Graph) -> dict[Axis, str]:
     for node in graph.nodes:
         if node.op == "group_norm" and len(factors((node.operand(0).axes or ())[1])) > 1:
             mark(factors((node.operand(0).axes or ())[1])[1:], "norm-group channels")
-        elif node.op == "instance_norm" and any(x.role == "group" for x in leaves((node.operand(0).axes or ())[1])):
+        elif node.op == "instance_norm" and any(
+            x.role == "group" for x in leaves((node.operand(0).axes or ())[1])
+        ):
             mark(_free((node.operand(0).axes or ())[2:]), "norm-group channels")
-        elif node.op == "conv" and node.attrs.get("groups", 1) != 1 and (node.operand(1).axes or ())[1].size != 1:
+        elif (
+            node.op == "conv"
+            and node.attrs.get("groups", 1) != 1
+            and (node.operand(1).axes or ())[1].size != 1
+        ):
             mark((node.operand(1).axes or ())[1:2], "grouped channels")
         elif node.op == "embedding":
             mark((node.operand(0).axes or ())[1:], "embedding width")
@@ -94,7 +117,8 @@ def _scores(node: Node, mark) -> None:  # type: ignore[no-untyped-def]
 
 
 def _einsum(node: Node, mark) -> None:  # type: ignore[no-untyped-def]
-    """The same, where both factors have letters that pass through together: heads; the letter that goes away is head_dim."""
+    """The same, where both factors have letters that pass through together: heads; the letter that
+    goes away is head_dim."""
     terms, _, result = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")
     first, _, second = terms.partition(",")
     for value, letters in ((node.operand(0), first), (node.operand(1), second)):
@@ -106,10 +130,20 @@ def _einsum(node: Node, mark) -> None:  # type: ignore[no-untyped-def]
 def _from_members(group: Group) -> str:
     ranks = {m.weight.rank for m in group.members}
     convolved = any(n.op.startswith("conv") for m in group.members for n in m.weight.users)
-    if not convolved and any(m.weight.rank == 3 and m.dim > 0 for m in group.members) and ranks <= {1, 2, 3}:
+    if (
+        not convolved
+        and any(m.weight.rank == 3 and m.dim > 0 for m in group.members)
+        and ranks <= {1, 2, 3}
+    ):
         return "experts' width"
     if max(ranks) > 2:
-        return "embedding width" if sum(m.weight.rank == 2 for m in group.members) > 4 else "channels"
+        return (
+            "embedding width" if sum(m.weight.rank == 2 for m in group.members) > 4 else "channels"
+        )
     if max(ranks) == 2:
-        return "MLP width" if sum(m.weight.rank == 2 for m in group.members) <= 4 else "embedding width"
+        return (
+            "MLP width"
+            if sum(m.weight.rank == 2 for m in group.members) <= 4
+            else "embedding width"
+        )
     return "other"

@@ -1,4 +1,5 @@
-"""An outline of a model's groups: repeated blocks folded into one line ("layers.0..11"), with the cost of one channel."""
+"""An outline of a model's groups: repeated blocks folded into one line ("layers.0..11"), with the
+cost of one channel."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ __all__ = ["Line", "Outline", "blank", "fold_names", "outline", "placed"]
 
 @dataclass(frozen=True)
 class Line:
-    """Groups of the same shape: ``count`` of them, each of ``size`` channels; dropping one channel saves ``macs`` and ``params``."""
+    """Groups of the same shape: ``count`` of them, each of ``size`` channels; dropping one channel
+    saves ``macs`` and ``params``."""
 
     name: str
     size: int
@@ -45,18 +47,45 @@ class Outline:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
-        return {"macs": self.macs, "params": self.params, "groups": [asdict(x) for x in self.free],
-                "frozen": [asdict(x) for x in self.frozen], "unruled": self.unruled}
+        return {
+            "macs": self.macs,
+            "params": self.params,
+            "groups": [asdict(x) for x in self.free],
+            "frozen": [asdict(x) for x in self.frozen],
+            "unruled": self.unruled,
+        }
 
     def __str__(self) -> str:
-        lines = [f"{human(self.params)} parameters, {human(self.macs)} MACs; one channel less saves:", ""]
-        lines += _table(["group", "size", "kind", "MACs", "parameters", "members"],
-                        [[x.name, _times(x), x.kind, human(x.macs), human(x.params), _shortened(_by_block(x.members))] for x in self.free])
+        lines = [
+            f"{human(self.params)} parameters, {human(self.macs)} MACs; one channel less saves:",
+            "",
+        ]
+        lines += _table(
+            ["group", "size", "kind", "MACs", "parameters", "members"],
+            [
+                [
+                    x.name,
+                    _times(x),
+                    x.kind,
+                    human(x.macs),
+                    human(x.params),
+                    _shortened(_by_block(x.members)),
+                ]
+                for x in self.free
+            ],
+        )
         if self.frozen:
             lines += ["", "frozen:"]
-            lines += _table(["group", "size", "why"], [[x.name, _times(x), placed(x.reason)] for x in self.frozen])
+            lines += _table(
+                ["group", "size", "why"],
+                [[x.name, _times(x), placed(x.reason)] for x in self.frozen],
+            )
         if self.unruled:
-            lines += ["", "no rule for:", *(f"  {op}: {placed(where)}" for op, where in self.unruled.items())]
+            lines += [
+                "",
+                "no rule for:",
+                *(f"  {op}: {placed(where)}" for op, where in self.unruled.items()),
+            ]
         return "\n".join(lines)
 
 
@@ -80,15 +109,28 @@ def outline(graph: Graph, fold: bool = True) -> Outline:
 def _saved(costs: Costs, leaf: Axis, whole: dict[Axis, int]) -> tuple[float, float]:
     """MACs and parameters that one channel less saves."""
     less = {leaf: whole[leaf] - 1}
-    return -costs.change("macs", leaf, {leaf: whole[leaf]}, less), -costs.change("params", leaf, {leaf: whole[leaf]}, less)
+    return -costs.change("macs", leaf, {leaf: whole[leaf]}, less), -costs.change(
+        "params", leaf, {leaf: whole[leaf]}, less
+    )
 
 
 def _line(many: Sequence[tuple[Group, tuple[float, float]]], kind: dict[Axis, str]) -> Line:
     groups = [g for g, _ in many]
-    members = tuple(fold_names(same) for same in zip(*([str(m) for m in g.members] for g in groups), strict=True))
+    members = tuple(
+        fold_names(same)
+        for same in zip(*([str(m) for m in g.members] for g in groups), strict=True)
+    )
     first, saved = many[0]
     reason = fold_names([g.frozen for g in groups]) if first.frozen else ""
-    return Line(fold_names([g.name for g in groups]), first.size, len(groups), kind.get(first.axis, ""), *saved, members, reason)
+    return Line(
+        fold_names([g.name for g in groups]),
+        first.size,
+        len(groups),
+        kind.get(first.axis, ""),
+        *saved,
+        members,
+        reason,
+    )
 
 
 _NUMBER = re.compile(r"\d+")
@@ -100,7 +142,8 @@ def blank(text: str) -> str:
 
 
 def fold_names(names: Iterable[str]) -> str:
-    """``layers.0.fc`` ... ``layers.11.fc`` as ``layers.0..11.fc``; names must differ in numbers alone."""
+    """``layers.0.fc`` ... ``layers.11.fc`` as ``layers.0..11.fc``; names must differ in numbers
+    alone."""
     many = list(names)
     pieces = [_NUMBER.split(n) for n in many]
     numbers = [_NUMBER.findall(n) for n in many]
@@ -120,21 +163,26 @@ def _span(seen: list[int]) -> str:
 
 
 def placed(text: str) -> str:
-    """``text`` with paths as they are read: from the package where it is installed, from the working directory."""
+    """``text`` with paths as they are read: from the package where it is installed, from the
+    working directory."""
     return re.sub(r"/\S*/site-packages/", "", text).replace(f"{Path.cwd()}/", "")
 
 
 def _by_module(members: Sequence[str]) -> list[str]:
-    """``norm.weight:0, norm.bias:0`` as ``norm.*:0``: the parameters of one module along the same dimension."""
+    """``norm.weight:0, norm.bias:0`` as ``norm.*:0``: the parameters of one module along the same
+    dimension."""
     found: dict[tuple[str, str], list[str]] = {}
     for member in members:
         name, _, dim = member.rpartition(":")
         found.setdefault((name.rpartition(".")[0] or name, dim), []).append(member)
-    return [same[0] if len(same) == 1 else f"{module}.*:{dim}" for (module, dim), same in found.items()]
+    return [
+        same[0] if len(same) == 1 else f"{module}.*:{dim}" for (module, dim), same in found.items()
+    ]
 
 
 def _by_block(members: Sequence[str]) -> list[str]:
-    """``layers.0.fc.weight:0`` ... ``layers.11.fc.weight:0`` as ``layers.0..11.fc.weight:0``, and modules as ``_by_module`` has them."""
+    """``layers.0.fc.weight:0`` ... ``layers.11.fc.weight:0`` as ``layers.0..11.fc.weight:0``, and
+    modules as ``_by_module`` has them."""
     found: dict[str, list[str]] = {}
     for member in _by_module(members):
         found.setdefault(blank(member), []).append(member)
@@ -146,10 +194,15 @@ def _times(line: Line) -> str:
 
 
 def _shortened(members: Sequence[str], most: int = 6) -> str:
-    return ", ".join(members[:most]) + (f", ... {len(members) - most} more" if len(members) > most else "")
+    return ", ".join(members[:most]) + (
+        f", ... {len(members) - most} more" if len(members) > most else ""
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Columns padded to their widest cell; the last is left as it is."""
     widths = [max(len(r[k]) for r in (head, *rows)) for k in range(len(head) - 1)]
-    return ["  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[-1]]).rstrip() for r in (head, *rows)]
+    return [
+        "  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[-1]]).rstrip()
+        for r in (head, *rows)
+    ]

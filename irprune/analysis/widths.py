@@ -1,8 +1,9 @@
-"""Widths: how the sizes of dimensions follow from leaves, and which factor of a product carries its ratio.
+"""Widths: how the sizes of dimensions follow from leaves, and which factor of a product carries its
+ratio.
 
-Halving both the heads and the head size leaves a quarter of their product, so of the free factors of a product one
-carries the ratio and the others are held. A width is then linear in the counts of the leaves that carry.
-"""
+Halving both the heads and the head size leaves a quarter of their product, so of the free factors
+of a product one carries the ratio and the others are held. A width is then linear in the counts of
+the leaves that carry."""
 
 from __future__ import annotations
 
@@ -26,9 +27,8 @@ PREFER = ("heads", "head_dim", "both", "groups")
 class Width:
     """The size of some dimension: ``fixed + sum(coefficient * count of leaf)``.
 
-    ``matrix`` says that a contraction (convolution, linear map, matrix product) has it, so that its size matters for speed.
-    ``step`` is the multiple that it should have.
-    """
+    ``matrix`` says that a contraction (convolution, linear map, matrix product) has it, so that its
+    size matters for speed. ``step`` is the multiple that it should have."""
 
     terms: tuple[tuple[Axis, int], ...]
     fixed: int
@@ -42,20 +42,22 @@ class Width:
 
 @dataclass(slots=True)
 class Carriers:
-    """``held`` leaves stay whole, each because the leaf it maps to carries the ratio; ``sharing`` counts how many factors
-    of a product share it (1 but for ``prefer="both"``)."""
+    """``held`` leaves stay whole, each because the leaf it maps to carries the ratio; ``sharing``
+    counts how many factors of a product share it (1 but for ``prefer="both"``)."""
 
     held: dict[Axis, Axis] = field(default_factory=dict)
     sharing: dict[Axis, int] = field(default_factory=dict)
 
 
-def carriers_of(graph: Graph, eligible: Container[Axis], prefer: str = "heads", asked: Container[Axis] = ()) -> Carriers:
+def carriers_of(
+    graph: Graph, eligible: Container[Axis], prefer: str = "heads", asked: Container[Axis] = ()
+) -> Carriers:
     """Decide for every product of ``eligible`` leaves which factor carries its ratio.
 
-    ``prefer``: ``heads`` takes the factor that most places share, the outermost of equals (key/value heads under grouped
-    queries), ``head_dim`` the innermost, ``both`` lets all share, ``groups`` takes the groups of convolutions and norms,
-    which are otherwise held. ``asked`` leaves go first. Raises IrpruneError for another ``prefer``.
-    """
+    ``prefer``: ``heads`` takes the factor that most places share, the outermost of equals
+    (key/value heads under grouped queries), ``head_dim`` the innermost, ``both`` lets all share,
+    ``groups`` takes the groups of convolutions and norms, which are otherwise held. ``asked``
+    leaves go first. Raises IrpruneError for another ``prefer``."""
     if prefer not in PREFER:
         raise IrpruneError(f"prefer is {prefer!r}", "", "one of " + ", ".join(PREFER))
     out = Carriers()
@@ -68,14 +70,19 @@ def carriers_of(graph: Graph, eligible: Container[Axis], prefer: str = "heads", 
             standing.setdefault(x, []).append(at)
 
     def together(units: list[list[Axis]]) -> list[int]:
-        """For each unit, the places where it stands beside another of these: head_dim under rotary tables stands in every layer,
-        but beside the heads of one layer only where they do too."""
+        """For each unit, the places where it stands beside another of these: head_dim under rotary
+        tables stands in every layer, but beside the heads of one layer only where they do too."""
         at = [{k for x in unit for k in standing[x]} for unit in units]
-        return [sum(products[k][1] for k in own if any(k in other for other in at if other is not own)) for own in at]
+        return [
+            sum(products[k][1] for k in own if any(k in other for other in at if other is not own))
+            for own in at
+        ]
 
     counts_groups = {x: x.role == "group" for x in covered}
     for x in _alone(graph):
-        counts_groups[x] = False  # a width of its own, such as the channels of a depthwise convolution
+        counts_groups[x] = (
+            False  # a width of its own, such as the channels of a depthwise convolution
+        )
     chosen: dict[Axis, None] = {}
 
     def rank(at: tuple[int, list[Axis], int]) -> tuple[float, ...]:
@@ -89,8 +96,15 @@ def carriers_of(graph: Graph, eligible: Container[Axis], prefer: str = "heads", 
             *((-position,) if prefer == "head_dim" else (-shared, position)),
         )
 
-    for units, _places in sorted(products, key=lambda p: -max(covered[x] for unit in p[0] for x in unit)):
-        ranked = [unit for _, unit, _ in sorted(zip(range(len(units)), units, together(units), strict=True), key=rank)]
+    for units, _places in sorted(
+        products, key=lambda p: -max(covered[x] for unit in p[0] for x in unit)
+    ):
+        ranked = [
+            unit
+            for _, unit, _ in sorted(
+                zip(range(len(units)), units, together(units), strict=True), key=rank
+            )
+        ]
         if prefer == "both":
             sharing = [u for u in ranked if not all(counts_groups[x] for x in u)] or ranked[:1]
             for x in (x for unit in sharing for x in unit):
@@ -98,7 +112,7 @@ def carriers_of(graph: Graph, eligible: Container[Axis], prefer: str = "heads", 
         else:
             sharing = ranked[:1]
         chosen.update(dict.fromkeys(x for unit in sharing for x in unit))
-        for unit in ranked[len(sharing):]:
+        for unit in ranked[len(sharing) :]:
             for x in unit:
                 if x not in chosen:
                     out.held.setdefault(x, sharing[0][0])
@@ -106,7 +120,8 @@ def carriers_of(graph: Graph, eligible: Container[Axis], prefer: str = "heads", 
 
 
 def _products(graph: Graph, eligible: Container[Axis]) -> list[tuple[list[list[Axis]], int]]:
-    """The products in sides of weights with at least two factors that hold eligible leaves, and in how many places each stands."""
+    """The products in sides of weights with at least two factors that hold eligible leaves, and in
+    how many places each stands."""
     found: dict[tuple[Axis, ...], list[list[Axis]]] = {}
     places: dict[tuple[Axis, ...], int] = {}
 
@@ -114,7 +129,9 @@ def _products(graph: Graph, eligible: Container[Axis]) -> list[tuple[list[list[A
         key = tuple(many)
         if len(many) > 1:
             if key not in found:
-                found[key] = [u for f in many if (u := [x for x in dict.fromkeys(leaves(f)) if x in eligible])]
+                found[key] = [
+                    u for f in many if (u := [x for x in dict.fromkeys(leaves(f)) if x in eligible])
+                ]
             places[key] = places.get(key, 0) + 1
         for f in many:
             if len(ps := parts(f)) > 1:
@@ -128,12 +145,19 @@ def _products(graph: Graph, eligible: Container[Axis]) -> list[tuple[list[list[A
 
 
 def _laid_out(weight: Weight) -> bool:
-    """Whether a vector holds one after the other what a matrix beside it has in several dimensions: scales of blocks of its rows.
-    Rows and blocks are widths of their own then, and not factors of one."""
-    free = [x for x in leaves(weight.axes[0]) if x.reason is None] if weight.rank == 1 and weight.axes else []
+    """Whether a vector holds one after the other what a matrix beside it has in several dimensions:
+    scales of blocks of its rows. Rows and blocks are widths of their own then, and not factors of
+    one."""
+    free = (
+        [x for x in leaves(weight.axes[0]) if x.reason is None]
+        if weight.rank == 1 and weight.axes
+        else []
+    )
     if len(free) < 2:
         return False
-    beside = (v for node in weight.users for v in node.inputs if isinstance(v, Weight) and v.rank > 1)
+    beside = (
+        v for node in weight.users for v in node.inputs if isinstance(v, Weight) and v.rank > 1
+    )
     for other in beside:
         at = [[d for d, a in enumerate(other.axes or ()) if x in leaves(a)] for x in free]
         if all(len(dims) == 1 for dims in at) and len({dims[0] for dims in at}) > 1:
@@ -144,10 +168,9 @@ def _laid_out(weight: Weight) -> bool:
 def _sides(weight: Weight, batched: bool = False) -> list[list[Axis]]:
     """The dimensions of a weight as lists of factors.
 
-    Where a product of tensors sums over several of them, or passes several on, they are one width in several dimensions: heads
-    and head_dim of ``einsum("btd,dhk->bthk")``. ``batched`` counts those shared with the other operand (one matrix for each
-    index) into both.
-    """
+    Where a product of tensors sums over several of them, or passes several on, they are one width
+    in several dimensions: heads and head_dim of ``einsum("btd,dhk->bthk")``. ``batched`` counts
+    those shared with the other operand (one matrix for each index) into both."""
     axes = weight.axes or ()
     sides = [factors(a) for a in axes]
     for node in weight.users:
@@ -174,17 +197,22 @@ def _alone(graph: Graph) -> Iterable[Axis]:
                     yield slot.leaf
 
 
-def widths_of(graph: Graph, carrying: Container[Axis], step: Callable[[Weight], int] = lambda weight: 1) -> list[Width]:
-    """The widths of all dimensions of weights that depend on ``carrying`` leaves, each once, in graph order.
+def widths_of(
+    graph: Graph, carrying: Container[Axis], step: Callable[[Weight], int] = lambda weight: 1
+) -> list[Width]:
+    """The widths of all dimensions of weights that depend on ``carrying`` leaves, each once, in
+    graph order.
 
-    A dimension where two factors of a product carry is left out: it is not linear. ``step`` says what the widths of a weight
-    should be multiples of.
-    """
+    A dimension where two factors of a product carry is left out: it is not linear. ``step`` says
+    what the widths of a weight should be multiples of."""
     found: dict[tuple[tuple[tuple[Axis, int], ...], int], tuple[bool, int]] = {}
     for weight in graph.weights.values():
         matrix, wanted = _contracted(weight), step(weight)
         for side in _sides(weight):
-            if any(isinstance(f.size, Sym) for f in side) or (form := _product_form(side, carrying)) is None:
+            if (
+                any(isinstance(f.size, Sym) for f in side)
+                or (form := _product_form(side, carrying)) is None
+            ):
                 continue
             terms, fixed = form
             if any(x in carrying for x in terms):
@@ -197,14 +225,17 @@ def widths_of(graph: Graph, carrying: Container[Axis], step: Callable[[Weight], 
 def _contracted(weight: Weight) -> bool:
     if weight.rank < 2:
         return False
-    return any((entry := lookup(node)) is not None and entry.macs is not None for node in weight.users)
+    return any(
+        (entry := lookup(node)) is not None and entry.macs is not None for node in weight.users
+    )
 
 
 def _form(a: Axis, carrying: Container[Axis]) -> tuple[dict[Axis, int], int] | None:
-    """``a`` as a linear form: leaf -> coefficient, and what does not change. None where it is not linear.
+    """``a`` as a linear form: leaf -> coefficient, and what does not change. None where it is not
+    linear.
 
-    A free index of its own in a sum (a leaf of size 1) is kept as a term: it never shrinks, but its neighbours make up for it.
-    """
+    A free index of its own in a sum (a leaf of size 1) is kept as a term: it never shrinks, but its
+    neighbours make up for it."""
     a = find(a)
     many = parts(a)
     if len(many) > 1:
@@ -225,7 +256,9 @@ def _form(a: Axis, carrying: Container[Axis]) -> tuple[dict[Axis, int], int] | N
     return {}, probe_of(a.size)
 
 
-def _product_form(many: list[Axis], carrying: Container[Axis]) -> tuple[dict[Axis, int], int] | None:
+def _product_form(
+    many: list[Axis], carrying: Container[Axis]
+) -> tuple[dict[Axis, int], int] | None:
     if len(many) == 1:
         return _form(many[0], carrying)
     open_ = [f for f in many if any(x in carrying for x in leaves(f))]

@@ -1,4 +1,5 @@
-"""Choose under a latency budget: predict, cut, measure, and aim again by what was missed, too slow or too quick alike."""
+"""Choose under a latency budget: predict, cut, measure, and aim again by what was missed, too slow
+or too quick alike."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ _STEP = 0.002  # of the whole: aims nearer to each other than this are the same
 
 @dataclass(frozen=True)
 class Latency:
-    """Latency of the original and of the cut on onnxruntime: ``before`` and ``after`` measured in turns, ``asked`` and ``predicted``
-    for the cut, in seconds; ``cuts`` were measured to get there. ``why`` says what keeps it off, where it is more than 5 % off."""
+    """Latency of the original and of the cut on onnxruntime: ``before`` and ``after`` measured in
+    turns, ``asked`` and ``predicted`` for the cut, in seconds; ``cuts`` were measured to get there.
+    ``why`` says what keeps it off, where it is more than 5 % off."""
 
     before: Timing
     after: Timing
@@ -47,31 +49,52 @@ class Latency:
 
     @property
     def missed(self) -> float:
-        """How far the measured time is from what was asked, as a share of it; below 0 where it is quicker."""
+        """How far the measured time is from what was asked, as a share of it; below 0 where it is
+        quicker."""
         return self.after.median / self.asked - 1
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {"before": self.before.as_dict(), "after": self.after.as_dict(), "asked_s": self.asked, "predicted_s": self.predicted,
-                "left": self.left, "provider": self.provider, "onnxruntime": self.version, "threads": self.threads, "cuts": self.cuts,
-                "why": self.why}
+        return {
+            "before": self.before.as_dict(),
+            "after": self.after.as_dict(),
+            "asked_s": self.asked,
+            "predicted_s": self.predicted,
+            "left": self.left,
+            "provider": self.provider,
+            "onnxruntime": self.version,
+            "threads": self.threads,
+            "cuts": self.cuts,
+            "why": self.why,
+        }
 
     def __str__(self) -> str:
-        return (f"{self.before} -> {self.after} ({self.left:.1%}); asked {self.asked * 1e3:.3g} ms, predicted "
-                f"{self.predicted * 1e3:.3g} ms "
-                f"({self.provider}, onnxruntime {self.version}, {self.threads or 'all'} threads)" + (f"; {self.why}" if self.why else ""))
+        return (
+            f"{self.before} -> {self.after} ({self.left:.1%}); asked {self.asked * 1e3:.3g} ms, predicted "
+            f"{self.predicted * 1e3:.3g} ms "
+            f"({self.provider}, onnxruntime {self.version}, {self.threads or 'all'} threads)"
+            + (f"; {self.why}" if self.why else "")
+        )
 
 
 def choose_in_time(
-    graph: Graph, choose: Choose, amount: Any, cut: Callable[[Graph], Graph], device: str = "auto", threads: int = 0,
-    say: Callable[[str], None] = lambda text: None, seconds: float = 1.0,
+    graph: Graph,
+    choose: Choose,
+    amount: Any,
+    cut: Callable[[Graph], Graph],
+    device: str = "auto",
+    threads: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+    seconds: float = 1.0,
 ) -> Latency:
-    """Set ``graph.kept`` so that the cut's measured latency is ``amount`` (``wanted``); the other budgets of ``choose`` hold as well.
+    """Set ``graph.kept`` so that the cut's measured latency is ``amount`` (``wanted``); the other
+    budgets of ``choose`` hold as well.
 
-    ``choose.times`` may bring the table of times; ``cut`` slices a copy of the graph; ``say`` hears how it goes. The prediction decides
-    what is cut; each cut is then measured, in turns with the original, and the next one is aimed between what was too quick and what
-    was too slow, until one is within 3 % or ten were measured; the nearest counts. Raises IrpruneError where the budget cannot be met.
-    """
+    ``choose.times`` may bring the table of times; ``cut`` slices a copy of the graph; ``say`` hears
+    how it goes. The prediction decides what is cut; each cut is then measured, in turns with the
+    original, and the next one is aimed between what was too quick and what was too slow, until one
+    is within 3 % or ten were measured; the nearest counts. Raises IrpruneError where the budget
+    cannot be met."""
     import onnxruntime
 
     number, absolute = wanted(amount)
@@ -89,22 +112,38 @@ def choose_in_time(
         tried: dict[float, Latency] = {}
         while len(tried) < _TURNS:
             try:
-                replace(choose, budget={**(choose.budget or {}), "latency": aim.now}, times=predictor).run(graph)
+                replace(
+                    choose, budget={**(choose.budget or {}), "latency": aim.now}, times=predictor
+                ).run(graph)
             except IrpruneError as refused:
                 if best is None:
                     raise
                 why = refused.what  # what was measured nearest stands
                 break
-            counts = {a: int(k.shape[-1]) for a, k in graph.kept.choice.items()} if graph.kept is not None else {}
+            counts = (
+                {a: int(k.shape[-1]) for a, k in graph.kept.choice.items()}
+                if graph.kept is not None
+                else {}
+            )
             predicted = round(predictor.at(counts), 12)
             found = tried.get(predicted)
             if found is None:
                 before, after = whole.beside(graph, cut)
                 asked = number if absolute else share * before.median
-                found = Latency(before, after, asked, predicted / predictor.at({}) * before.median, whole.provider,
-                                onnxruntime.__version__, threads, len(tried) + 1)
+                found = Latency(
+                    before,
+                    after,
+                    asked,
+                    predicted / predictor.at({}) * before.median,
+                    whole.provider,
+                    onnxruntime.__version__,
+                    threads,
+                    len(tried) + 1,
+                )
                 tried[predicted] = found
-                say(f"cut {len(tried)}: predicted {found.predicted * 1e3:.3g} ms, measured {after}, asked {asked * 1e3:.3g} ms")
+                say(
+                    f"cut {len(tried)}: predicted {found.predicted * 1e3:.3g} ms, measured {after}, asked {asked * 1e3:.3g} ms"
+                )
                 if best is None or abs(found.missed) < abs(best.missed):
                     best, kept, skipped = found, graph.kept, graph.skipped
             if abs(found.missed) <= _NEAR or not aim.moved(found.missed):
@@ -115,13 +154,17 @@ def choose_in_time(
         why = ""
     elif not why:
         near = sorted(tried.values(), key=lambda f: abs(f.missed))[:2]
-        why = (f"no cut nearer to {best.asked * 1e3:.3g} ms was found: the nearest take "
-               + " and ".join(f"{f.after.median * 1e3:.3g} ms" for f in near) + "; round_to=1 allows more, keep and max_ratio fewer")
+        why = (
+            f"no cut nearer to {best.asked * 1e3:.3g} ms was found: the nearest take "
+            + " and ".join(f"{f.after.median * 1e3:.3g} ms" for f in near)
+            + "; round_to=1 allows more, keep and max_ratio fewer"
+        )
     return replace(best, cuts=len(tried), why=why)
 
 
 class _Aim:
-    """The share to predict (``now``), between the largest that came out too quick and the smallest that came out too slow."""
+    """The share to predict (``now``), between the largest that came out too quick and the smallest
+    that came out too slow."""
 
     def __init__(self, first: float) -> None:
         self.now = first
@@ -134,9 +177,15 @@ class _Aim:
         if missed < 0:
             if self.now >= 1.0:
                 return False
-            self.quick, self.slow = here, self.slow if self.slow is not None and self.slow[0] > self.now else None
+            self.quick, self.slow = (
+                here,
+                self.slow if self.slow is not None and self.slow[0] > self.now else None,
+            )
         else:
-            self.slow, self.quick = here, self.quick if self.quick is not None and self.quick[0] < self.now else None
+            self.slow, self.quick = (
+                here,
+                self.quick if self.quick is not None and self.quick[0] < self.now else None,
+            )
         if self.quick is None or self.slow is None:
             self.now = min(self.now / (1 + missed), 1.0)
             return True

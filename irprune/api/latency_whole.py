@@ -1,7 +1,8 @@
-"""Whole models on onnxruntime: the original and its cuts, timed in turns; and where the original's time goes.
+"""Whole models on onnxruntime: the original and its cuts, timed in turns; and where the original's
+time goes.
 
-A model of torch is exported once. Its cuts are made in that file, by the same plan, since an export takes longer than all else.
-"""
+A model of torch is exported once. Its cuts are made in that file, by the same plan, since an export
+takes longer than all else."""
 
 from __future__ import annotations
 
@@ -28,19 +29,45 @@ from irprune.validate.onnx_run import random_inputs
 
 __all__ = ["Whole"]
 
-_PRODUCTS = ("Conv", "ConvTranspose", "FusedConv", "NhwcFusedConv", "ConvInteger", "QLinearConv", "MatMul", "FusedMatMul", "Gemm",
-             "FusedGemm", "MatMulInteger", "QLinearMatMul", "Attention", "MultiHeadAttention", "GroupQueryAttention", "LSTM", "GRU", "RNN")
+_PRODUCTS = (
+    "Conv",
+    "ConvTranspose",
+    "FusedConv",
+    "NhwcFusedConv",
+    "ConvInteger",
+    "QLinearConv",
+    "MatMul",
+    "FusedMatMul",
+    "Gemm",
+    "FusedGemm",
+    "MatMulInteger",
+    "QLinearMatMul",
+    "Attention",
+    "MultiHeadAttention",
+    "GroupQueryAttention",
+    "LSTM",
+    "GRU",
+    "RNN",
+)
 
 
 class Whole:
-    """The original as an ONNX file, ready to be timed beside its cuts; a context, for it keeps files while it is open.
+    """The original as an ONNX file, ready to be timed beside its cuts; a context, for it keeps
+    files while it is open.
 
-    ``device`` and ``threads`` as in ``irprune bench``. One thread on a CPU is timed by that thread's own clock, which stands still
-    while other programs run. Raises IrpruneError where the model cannot be written or run.
-    """
+    ``device`` and ``threads`` as in ``irprune bench``. One thread on a CPU is timed by that
+    thread's own clock, which stands still while other programs run. Raises IrpruneError where the
+    model cannot be written or run."""
 
-    def __init__(self, graph: Graph, device: str = "auto", threads: int = 0, seconds: float = 1.0) -> None:
-        self.graph, self.device, self.threads, self.seconds = graph, device.split(":")[0], threads, seconds
+    def __init__(
+        self, graph: Graph, device: str = "auto", threads: int = 0, seconds: float = 1.0
+    ) -> None:
+        self.graph, self.device, self.threads, self.seconds = (
+            graph,
+            device.split(":")[0],
+            threads,
+            seconds,
+        )
         self.provider = providers_for(self.device)[0]
         alone = threads == 1 and self.provider == "CPUExecutionProvider"
         self.clock = time.thread_time if alone else time.perf_counter
@@ -53,23 +80,33 @@ class Whole:
             self.feed = _feed(self.graph, self.file)
             self.original = session(self.file, self.device, "", self.threads)
             self.exported = _captured(self.graph, self.file)
-            self.before = interleaved({"before": self._call(self.original)}, self.seconds, most=1000, clock=self.clock)["before"]
+            self.before = interleaved(
+                {"before": self._call(self.original)}, self.seconds, most=1000, clock=self.clock
+            )["before"]
         except BaseException:
             self.folder.cleanup()
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.folder.cleanup()
 
     def _call(self, running: Any) -> Any:
         return lambda: running.run(None, self.feed)
 
     def parts(self, runs: int = 5) -> Parts | None:
-        """Where the original's time goes, scaled to its median; None where the profile says nothing of it (other than on a CPU)."""
+        """Where the original's time goes, scaled to its median; None where the profile says nothing
+        of it (other than on a CPU)."""
         if self.provider != "CPUExecutionProvider":
             return None
-        running = session(self.file, self.device, str(Path(self.folder.name) / "profile"), self.threads)
+        running = session(
+            self.file, self.device, str(Path(self.folder.name) / "profile"), self.threads
+        )
         for _ in range(runs + 1):
             running.run(None, self.feed)
         found = [run for run in kernel_times(running) if run]
@@ -78,14 +115,21 @@ class Whole:
         rest = sum(least.values()) - products
         if not products + rest:
             return None
-        overhead = max(self.before.low - products - rest, 0.0) if self.before.low < 2 * (products + rest) else 0.0
+        overhead = (
+            max(self.before.low - products - rest, 0.0)
+            if self.before.low < 2 * (products + rest)
+            else 0.0
+        )
         scale = self.before.median / (products + rest + overhead)
         return Parts(products * scale, rest * scale, overhead * scale)
 
     def beside(self, chosen: Graph, cut: Callable[[Graph], Graph]) -> tuple[Timing, Timing]:
         """The original and what ``cut`` makes of it by the choice of ``chosen``, timed in turns."""
         file = self._written(chosen, cut)
-        calls = {"before": self._call(self.original), "after": self._call(session(file, self.device, "", self.threads))}
+        calls = {
+            "before": self._call(self.original),
+            "after": self._call(session(file, self.device, "", self.threads)),
+        }
         times = interleaved(calls, self.seconds, most=1000, clock=self.clock)
         return times["before"], times["after"]
 
@@ -95,13 +139,16 @@ class Whole:
             try:
                 choose_by_plan(Plan.from_graph(chosen), self.exported)
                 return write(cut(self.exported), path)
-            except IrpruneError:  # the exporter merged what the plan keeps apart: every cut is exported by itself
+            except (
+                IrpruneError
+            ):  # the exporter merged what the plan keeps apart: every cut is exported by itself
                 self.exported = None
         return write(cut(chosen), path)
 
 
 def _captured(graph: Graph, file: Path) -> Graph | None:
-    """The file that a model of torch was exported to, ready to be cut; None for a model that is a file, or where it cannot be read."""
+    """The file that a model of torch was exported to, ready to be cut; None for a model that is a
+    file, or where it cannot be read."""
     if not hasattr(graph.structure, "in_spec"):
         return None
     try:

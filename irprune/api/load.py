@@ -1,8 +1,8 @@
 """Models by name, as the command line takes them: files, callables, and the model libraries.
 
-``file.onnx``, ``file.pt2``, ``file.py:callable``, ``package.module:callable``, ``timm:NAME``, ``torchvision:NAME``, ``hf:FOLDER``,
-and a folder that irprune saved. Random weights and random inputs are drawn from a fixed seed.
-"""
+``file.onnx``, ``file.pt2``, ``file.py:callable``, ``package.module:callable``, ``timm:NAME``,
+``torchvision:NAME``, ``hf:FOLDER``, and a folder that irprune saved. Random weights and random
+inputs are drawn from a fixed seed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ _FORMS = "file.onnx, file.pt2, file.py:callable, package.module:callable, timm:N
 
 @dataclass(frozen=True)
 class InputSpec:
-    """One ``--input``: a shape and an element type, or a file that holds the array; ``name`` is "" for the next positional one."""
+    """One ``--input``: a shape and an element type, or a file that holds the array; ``name`` is ""
+    for the next positional one."""
 
     name: str = ""
     shape: tuple[int, ...] = ()
@@ -48,7 +49,8 @@ class InputSpec:
 
 @dataclass
 class Loaded:
-    """A model and an example call. ``model`` is an ``nn.Module``, or the path of an ``.onnx`` or ``.pt2`` file."""
+    """A model and an example call. ``model`` is an ``nn.Module``, or the path of an ``.onnx`` or
+    ``.pt2`` file."""
 
     model: Any
     args: tuple[Any, ...] = ()
@@ -62,11 +64,14 @@ class Loaded:
         return Path(self.model).suffix[1:] if isinstance(self.model, (str, Path)) else "module"
 
 
-_INPUT = re.compile(r"(?:(?P<name>[A-Za-z_][\w.]*)=)?(?P<shape>\d+(?:x\d+)*|scalar)(?::(?P<dtype>\w+))?")
+_INPUT = re.compile(
+    r"(?:(?P<name>[A-Za-z_][\w.]*)=)?(?P<shape>\d+(?:x\d+)*|scalar)(?::(?P<dtype>\w+))?"
+)
 
 
 def parse_input(text: str) -> InputSpec:
-    """``1x3x224x224``, ``ids=1x16:i64``, ``mask=scalar:bool`` or ``x=values.npy``. Raises IrpruneError for anything else."""
+    """``1x3x224x224``, ``ids=1x16:i64``, ``mask=scalar:bool`` or ``x=values.npy``. Raises
+    IrpruneError for anything else."""
     name, _, rest = text.rpartition("=")
     if Path(rest).suffix in (".npy", ".npz"):
         if not Path(rest).exists():
@@ -74,13 +79,22 @@ def parse_input(text: str) -> InputSpec:
         return InputSpec(name, file=rest)
     found = _INPUT.fullmatch(text)
     if found is None:
-        raise IrpruneError(f"--input {text!r} is no shape", "", "write 1x3x224x224, NAME=1x16:i64, or NAME=file.npy")
+        raise IrpruneError(
+            f"--input {text!r} is no shape",
+            "",
+            "write 1x3x224x224, NAME=1x16:i64, or NAME=file.npy",
+        )
     shape = found["shape"]
-    return InputSpec(found["name"] or "", () if shape == "scalar" else tuple(map(int, shape.split("x"))), found["dtype"] or "")
+    return InputSpec(
+        found["name"] or "",
+        () if shape == "scalar" else tuple(map(int, shape.split("x"))),
+        found["dtype"] or "",
+    )
 
 
 def load_graph(spec: str, inputs: Sequence[str] = ()) -> Graph:
-    """The captured graph of the model that ``spec`` names. Raises IrpruneError for what is no model."""
+    """The captured graph of the model that ``spec`` names. Raises IrpruneError for what is no
+    model."""
     loaded = load_model(spec, inputs)
     graph = capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes)
     graph.name = loaded.name or graph.name
@@ -88,12 +102,18 @@ def load_graph(spec: str, inputs: Sequence[str] = ()) -> Graph:
 
 
 def load_model(spec: str, inputs: Sequence[str] = (), pretrained: bool = False) -> Loaded:
-    """The model that ``spec`` names, with an example call. Raises IrpruneError for what is no model."""
+    """The model that ``spec`` names, with an example call. Raises IrpruneError for what is no
+    model."""
     given = [parse_input(text) for text in inputs]
     path = Path(spec)
     if path.suffix in (".onnx", ".pt2"):
         _must_be_file(path)
-        return Loaded(str(path), tuple(_draw(given)) if path.suffix == ".onnx" and given else (), {}, path.stem)
+        return Loaded(
+            str(path),
+            tuple(_draw(given)) if path.suffix == ".onnx" and given else (),
+            {},
+            path.stem,
+        )
     if path.is_dir():
         from irprune.emit.torch.saved import from_folder
 
@@ -102,8 +122,12 @@ def load_model(spec: str, inputs: Sequence[str] = (), pretrained: bool = False) 
     if not colon or not head or not tail:
         if path.suffix == ".py":
             _must_be_file(path)
-            raise IrpruneError("no callable is named", spec, f"say which function gives the model: {spec}:build")
-        raise IrpruneError("not a model" if path.exists() else "no such model", spec, f"MODEL is one of {_FORMS}")
+            raise IrpruneError(
+                "no callable is named", spec, f"say which function gives the model: {spec}:build"
+            )
+        raise IrpruneError(
+            "not a model" if path.exists() else "no such model", spec, f"MODEL is one of {_FORMS}"
+        )
     makers: dict[str, _Maker] = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}
     if head in makers:
         with _seeded():
@@ -127,7 +151,8 @@ def _must_be_file(path: Path) -> None:
 
 @contextlib.contextmanager
 def _seeded() -> Iterator[None]:
-    """Random weights and inputs are the same in every run, and the caller's generator is left as it was."""
+    """Random weights and inputs are the same in every run, and the caller's generator is left as it
+    was."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
@@ -135,10 +160,13 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-# -- example calls -----------------------------------------------------------------------------------------------------
+# -- example calls
+# --------------------------------------------------------------------------------------------------
 
 
-def _called(model: Any, given: Sequence[InputSpec], example: Callable[[], Any], name: str) -> Loaded:
+def _called(
+    model: Any, given: Sequence[InputSpec], example: Callable[[], Any], name: str
+) -> Loaded:
     """The model with the user's inputs, or with its own example."""
     if given:
         tensors = _draw(given)
@@ -172,11 +200,19 @@ def _draw(given: Iterable[InputSpec]) -> list[torch.Tensor]:
             try:
                 array = np.load(spec.file)
             except (OSError, ValueError) as broken:
-                raise IrpruneError(f"cannot be read: {gist(broken)}", spec.file, "write it with numpy.save or numpy.savez") from broken
-            out.append(torch.from_numpy(array if isinstance(array, np.ndarray) else array[array.files[0]]))
+                raise IrpruneError(
+                    f"cannot be read: {gist(broken)}",
+                    spec.file,
+                    "write it with numpy.save or numpy.savez",
+                ) from broken
+            out.append(
+                torch.from_numpy(array if isinstance(array, np.ndarray) else array[array.files[0]])
+            )
             continue
         if (spec.dtype or "f32") not in TO_TORCH:
-            raise IrpruneError(f"no element type {spec.dtype!r}", "--input", f"one of {', '.join(TO_TORCH)}")
+            raise IrpruneError(
+                f"no element type {spec.dtype!r}", "--input", f"one of {', '.join(TO_TORCH)}"
+            )
         dtype = TO_TORCH[spec.dtype or "f32"]
         if dtype.is_floating_point or dtype.is_complex:
             out.append(torch.randn(spec.shape, generator=generator).to(dtype))
@@ -193,19 +229,27 @@ def _saved_call(folder: Path) -> Any:
     return program.example_inputs
 
 
-# -- the user's code ---------------------------------------------------------------------------------------------------
+# -- the user's code
+# --------------------------------------------------------------------------------------------------
 
 
 def _from_code(place: str, name: str, given: Sequence[InputSpec]) -> Loaded:
-    """What the callable returns: a module, ``(module, args)`` or ``(module, args, kwargs)``; else ``example_inputs`` gives the call."""
+    """What the callable returns: a module, ``(module, args)`` or ``(module, args, kwargs)``; else
+    ``example_inputs`` gives the call."""
     import torch
 
     module = _import(place)
     made = getattr(module, name, None)
     if made is None:
-        own = [k for k, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+        own = [
+            k
+            for k, v in vars(module).items()
+            if callable(v) and getattr(v, "__module__", "") == module.__name__
+        ]
         known = [k for k in own if not k.startswith("_")]
-        raise IrpruneError(f"no {name!r} here", place, f"there are: {', '.join(known) or 'no callables'}")
+        raise IrpruneError(
+            f"no {name!r} here", place, f"there are: {', '.join(known) or 'no callables'}"
+        )
     if not isinstance(made, torch.nn.Module):
         hint = "name a function without arguments that returns the model"
         if not callable(made):
@@ -225,7 +269,11 @@ def _from_code(place: str, name: str, given: Sequence[InputSpec]) -> Loaded:
             example = lambda: (tuple(call[0]), dict(call[1])) if len(call) > 1 else call[0]  # noqa: E731
         made = model
     if not isinstance(made, torch.nn.Module):
-        raise IrpruneError(f"{name}() gave {type(made).__name__}, not an nn.Module", place, "return the model, or (model, args, kwargs)")
+        raise IrpruneError(
+            f"{name}() gave {type(made).__name__}, not an nn.Module",
+            place,
+            "return the model, or (model, args, kwargs)",
+        )
     with _users_code(place, "example_inputs()"):
         loaded = _called(made, given, example, type(made).__name__)
     dynamic = getattr(getattr(module, "CASE", None), "dynamic", None)
@@ -236,7 +284,11 @@ def _from_code(place: str, name: str, given: Sequence[InputSpec]) -> Loaded:
 
 def _no_example(place: str) -> Callable[[], Any]:
     def refuse() -> Any:
-        raise IrpruneError("no example input", place, "give --input 1x3x224x224, or a function example_inputs() beside the model")
+        raise IrpruneError(
+            "no example input",
+            place,
+            "give --input 1x3x224x224, or a function example_inputs() beside the model",
+        )
 
     return refuse
 
@@ -254,11 +306,17 @@ def _import(place: str) -> ModuleType:
             sys.path.insert(0, str(Path.cwd()))
         return importlib.import_module(place)
     except ModuleNotFoundError as missing:
-        raise IrpruneError(f"no module {missing.name!r}", place, f"install it, or give MODEL as one of {_FORMS}") from missing
+        raise IrpruneError(
+            f"no module {missing.name!r}", place, f"install it, or give MODEL as one of {_FORMS}"
+        ) from missing
     except IrpruneError:
         raise
     except Exception as broken:  # whatever the user's code raises
-        raise IrpruneError(f"cannot be imported: {gist(broken)}", users_line(broken) or place, "it must import on its own") from broken
+        raise IrpruneError(
+            f"cannot be imported: {gist(broken)}",
+            users_line(broken) or place,
+            "it must import on its own",
+        ) from broken
 
 
 @contextlib.contextmanager
@@ -269,11 +327,14 @@ def _users_code(place: str, what: str) -> Iterator[None]:
     except IrpruneError:
         raise
     except Exception as failed:
-        raise IrpruneError(f"{what} fails: {gist(failed)}", users_line(failed) or place, "it must run on its own") from failed
+        raise IrpruneError(
+            f"{what} fails: {gist(failed)}", users_line(failed) or place, "it must run on its own"
+        ) from failed
 
 
 def _import_file(path: Path) -> ModuleType:
-    """A file as the module it is: inside a package by its dotted name, so that its own imports work."""
+    """A file as the module it is: inside a package by its dotted name, so that its own imports
+    work."""
     parts = [path.stem]
     root = path.parent
     while (root / "__init__.py").exists():
@@ -295,17 +356,25 @@ def _import_file(path: Path) -> ModuleType:
     return module
 
 
-# -- model libraries ---------------------------------------------------------------------------------------------------
+# -- model libraries
+# --------------------------------------------------------------------------------------------------
 
 
 def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as missing:
-        raise IrpruneError(f"{name} is not installed", "", f"pip install {name}, or pip install 'irprune[zoo]'") from missing
-    except (RuntimeError, OSError) as broken:  # compiled parts that do not fit the torch that is installed
+        raise IrpruneError(
+            f"{name} is not installed", "", f"pip install {name}, or pip install 'irprune[zoo]'"
+        ) from missing
+    except (
+        RuntimeError,
+        OSError,
+    ) as broken:  # compiled parts that do not fit the torch that is installed
         why = str(broken).splitlines()[0]
-        raise IrpruneError(f"{name} is not installed for this torch: {why}", "", f"install the {name} that fits") from broken
+        raise IrpruneError(
+            f"{name} is not installed for this torch: {why}", "", f"install the {name} that fits"
+        ) from broken
 
 
 def _timm(name: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
@@ -313,7 +382,9 @@ def _timm(name: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
 
     timm = _library("timm")
     if name not in timm.list_models():
-        raise IrpruneError(f"timm has no model {name!r}", "", f"near matches: {_near(name, timm.list_models())}")
+        raise IrpruneError(
+            f"timm has no model {name!r}", "", f"near matches: {_near(name, timm.list_models())}"
+        )
     model = timm.create_model(name, pretrained=pretrained)
     return model, lambda: torch.randn(1, *model.pretrained_cfg["input_size"])
 
@@ -324,9 +395,15 @@ def _torchvision(name: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
     _library("torchvision")
     models = _library("torchvision.models")
     if name not in models.list_models():
-        raise IrpruneError(f"torchvision has no model {name!r}", "", f"near matches: {_near(name, models.list_models())}")
+        raise IrpruneError(
+            f"torchvision has no model {name!r}",
+            "",
+            f"near matches: {_near(name, models.list_models())}",
+        )
     builder = models.get_model_builder(name)
-    extra = {} if ".detection" in builder.__module__ else {"weights": "DEFAULT" if pretrained else None}
+    extra = (
+        {} if ".detection" in builder.__module__ else {"weights": "DEFAULT" if pretrained else None}
+    )
     if ".segmentation" in builder.__module__ or ".detection" in builder.__module__:
         extra["weights_backbone"] = None
     with _no_init_warnings():
@@ -334,10 +411,16 @@ def _torchvision(name: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
 
     def example() -> Any:
         if ".video" in builder.__module__:
-            return torch.randn(1, 3, 16, 224, 224) if "vit" in name or "swin" in name else torch.randn(1, 3, 16, 112, 112)
+            return (
+                torch.randn(1, 3, 16, 224, 224)
+                if "vit" in name or "swin" in name
+                else torch.randn(1, 3, 16, 112, 112)
+            )
         if ".optical_flow" in builder.__module__:
             return torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)
-        return torch.randn(1, 3, 299, 299) if name == "inception_v3" else torch.randn(1, 3, 224, 224)
+        return (
+            torch.randn(1, 3, 299, 299) if name == "inception_v3" else torch.randn(1, 3, 224, 224)
+        )
 
     return model, example
 
@@ -345,7 +428,9 @@ def _torchvision(name: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
 @contextlib.contextmanager
 def _no_init_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torchvision announces another initialisation of random weights
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # torchvision announces another initialisation of random weights
         yield
 
 
@@ -353,16 +438,27 @@ def _hugging_face(folder: str, pretrained: bool) -> tuple[Any, Callable[[], Any]
     """A model from a folder with config.json and, where there are any, its weights."""
     transformers = _library("transformers")
     if not (Path(folder) / "config.json").exists():
-        raise IrpruneError("no config.json here", folder, "give a folder that save_pretrained wrote")
+        raise IrpruneError(
+            "no config.json here", folder, "give a folder that save_pretrained wrote"
+        )
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-        kind = getattr(transformers, (config.architectures or [""])[0], None) or transformers.AutoModel
-    except ImportError as missing:  # transformers imports what a model needs when the model is asked for
-        raise IrpruneError(f"transformers cannot import the model's class: {gist(missing)}", folder,
-                           "install what it needs; transformers names it when you import the class") from missing
+        kind = (
+            getattr(transformers, (config.architectures or [""])[0], None) or transformers.AutoModel
+        )
+    except (
+        ImportError
+    ) as missing:  # transformers imports what a model needs when the model is asked for
+        raise IrpruneError(
+            f"transformers cannot import the model's class: {gist(missing)}",
+            folder,
+            "install what it needs; transformers names it when you import the class",
+        ) from missing
     except (ValueError, KeyError, OSError) as broken:
         why = str(broken).splitlines()[0][:200]
-        raise IrpruneError(f"transformers cannot read the config: {why}", folder, "check config.json") from broken
+        raise IrpruneError(
+            f"transformers cannot read the config: {why}", folder, "check config.json"
+        ) from broken
     if any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin")):
         model = kind.from_pretrained(folder, local_files_only=True)
     else:
@@ -387,8 +483,16 @@ def _hugging_face_call(model: Any) -> dict[str, Any]:
     if main == "input_values":
         return {"input_values": torch.randn(1, 16000)}
     if main == "input_features":
-        heard = torch.randn(1, getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 1500))
-        said = {"decoder_input_ids": torch.randint(0, int(config.vocab_size), (1, 16))} if config.is_encoder_decoder else {}
+        heard = torch.randn(
+            1,
+            getattr(config, "num_mel_bins", 80),
+            2 * getattr(config, "max_source_positions", 1500),
+        )
+        said = (
+            {"decoder_input_ids": torch.randint(0, int(config.vocab_size), (1, 16))}
+            if config.is_encoder_decoder
+            else {}
+        )
         return {"input_features": heard, **said}
     ids = torch.randint(0, int(config.vocab_size), (1, 16))
     call = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

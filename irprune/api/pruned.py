@@ -25,7 +25,8 @@ __all__ = ["Pruned"]
 
 
 class Pruned:
-    """A pruned model: ``module``, ``report``, ``kept``, ``plan``, and the ways out: ``onnx``, ``save``, ``apply_to``.
+    """A pruned model: ``module``, ``report``, ``kept``, ``plan``, and the ways out: ``onnx``,
+    ``save``, ``apply_to``.
 
     ``graph`` is the analysed original with its choice, ``cut`` the graph after slicing.
     """
@@ -35,7 +36,9 @@ class Pruned:
         self._module: torch.nn.Module | None = None
 
     def __repr__(self) -> str:
-        return f"Pruned({self.report.name}: parameters {self.report.params}, MACs {self.report.macs})"
+        return (
+            f"Pruned({self.report.name}: parameters {self.report.params}, MACs {self.report.macs})"
+        )
 
     @property
     def from_onnx(self) -> bool:
@@ -44,7 +47,8 @@ class Pruned:
 
     @property
     def module(self) -> torch.nn.Module:
-        """The pruned ``nn.Module``, in eval mode, called as the original is; its tensors are its own."""
+        """The pruned ``nn.Module``, in eval mode, called as the original is; its tensors are its
+        own."""
         if self._module is None and self.from_onnx:
             from irprune.emit.bridge.onnx_module import module_from_onnx
 
@@ -57,7 +61,8 @@ class Pruned:
 
     @property
     def surgeon(self) -> Any:
-        """The pruned model as a graph of onnx-graphsurgeon. Raises IrpruneError for a model that did not come in as ONNX."""
+        """The pruned model as a graph of onnx-graphsurgeon. Raises IrpruneError for a model that
+        did not come in as ONNX."""
         from irprune.emit.onnx.emitter import emit_onnx
         from irprune.frontend.onnx.surgeon import to_surgeon
 
@@ -65,11 +70,12 @@ class Pruned:
 
     @property
     def kept(self) -> dict[str, list[list[Any] | None]]:
-        """For each weight that was cut, per dimension the kept indices of the original, or None where all are.
+        """For each weight that was cut, per dimension the kept indices of the original, or None
+        where all are.
 
-        Where each block keeps its own, a dimension that stands beside the blocks has a row of indices for each kept index of the
-        dimension that holds them: of a grouped convolution, dimension 1 (the inputs) has a row for each kept output.
-        """
+        Where each block keeps its own, a dimension that stands beside the blocks has a row of
+        indices for each kept index of the dimension that holds them: of a grouped convolution,
+        dimension 1 (the inputs) has a row for each kept output."""
         out: dict[str, list[list[Any] | None]] = {}
         choice = self.graph.kept
         if choice is None:
@@ -77,7 +83,9 @@ class Pruned:
         for weight in self.graph.weights.values():
             indices = kept_indices(weight, choice)
             if any(i is not None for i in indices):
-                listed = [None if i is None else _rows(i, d).tolist() for d, i in enumerate(indices)]
+                listed = [
+                    None if i is None else _rows(i, d).tolist() for d, i in enumerate(indices)
+                ]
                 out.update(dict.fromkeys((weight.name, *weight.aliases), listed))
         return out
 
@@ -87,11 +95,12 @@ class Pruned:
         return Plan.from_graph(self.graph)
 
     def onnx(self, path: str | Path, parity: bool = True) -> Path:
-        """Write the pruned model to ``path`` and compare it with the module on onnxruntime, every output; returns the path.
+        """Write the pruned model to ``path`` and compare it with the module on onnxruntime, every
+        output; returns the path.
 
-        A model that came in as ONNX goes out as the file that came in, with what ``module`` holds where that was trained.
-        The comparison is in ``report.parity``. Raises CheckFailed where an output differs; the file stays for inspection.
-        """
+        A model that came in as ONNX goes out as the file that came in, with what ``module`` holds
+        where that was trained. The comparison is in ``report.parity``. Raises CheckFailed where an
+        output differs; the file stays for inspection."""
         path = Path(path)
         if self.from_onnx:
             from irprune.emit.onnx.emitter import write_onnx
@@ -116,14 +125,19 @@ class Pruned:
     def _compare(self, path: Path) -> None:
         from irprune.validate.module_parity import compare
 
-        self.report.parity = compare(self.module, self.graph.structure, path, self.options.device.split(":")[0])
+        self.report.parity = compare(
+            self.module, self.graph.structure, path, self.options.device.split(":")[0]
+        )
         if not self.report.parity.passed:
-            raise CheckFailed(f"the ONNX file differs from the module: {self.report.parity}", str(path),
-                              "keep the module and report this as a bug")
+            raise CheckFailed(
+                f"the ONNX file differs from the module: {self.report.parity}",
+                str(path),
+                "keep the module and report this as a bug",
+            )
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``folder``: model.py with weights.safetensors (loads without irprune), model.pt2, model.onnx, plan.json,
-        report.json, report.html. It appears whole or not at all."""
+        """Write ``folder``: model.py with weights.safetensors (loads without irprune), model.pt2,
+        model.onnx, plan.json, report.json, report.html. It appears whole or not at all."""
         with replace_folder(Path(folder)) as draft:
             self._fill(draft)
         return Path(folder)
@@ -139,32 +153,43 @@ class Pruned:
             self.onnx(folder / "model.onnx")
         except (CheckFailed, NotWritten):
             raise
-        except IrpruneError as refused:  # the exporter lacks an operator; the rest of the folder is sound
+        except (
+            IrpruneError
+        ) as refused:  # the exporter lacks an operator; the rest of the folder is sound
             self.report.notes.append(f"no model.onnx: {refused.what}")
         if not self.from_onnx and is_pretrained(self.graph.structure.module):
             why = save_pretrained(self.graph, self.cut, self.module, folder / "huggingface")
-            self.report.notes.append(f"no huggingface/: {why}" if why else "huggingface/ loads with from_pretrained of the same class")
+            self.report.notes.append(
+                f"no huggingface/: {why}"
+                if why
+                else "huggingface/ loads with from_pretrained of the same class"
+            )
         self.plan.save(folder / "plan.json")
         (folder / "report.json").write_text(self.report.to_json())
         (folder / "report.html").write_text(self.report.to_html())
 
     def apply_to(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Make the same cut in ``model`` itself, parameters and size attributes; returns it. An optimizer is to be made afterwards.
+        """Make the same cut in ``model`` itself, parameters and size attributes; returns it. An
+        optimizer is to be made afterwards.
 
-        Raises IrpruneError, with the model as it was, where it would then not compute what ``module`` computes.
-        """
+        Raises IrpruneError, with the model as it was, where it would then not compute what
+        ``module`` computes."""
         from torch import nn
 
         from irprune.emit.torch.instance import apply_to
 
         if self.from_onnx or not isinstance(model, nn.Module):
-            raise IrpruneError("there is no instance to cut", self.report.name if self.from_onnx else type(model).__name__,
-                               "apply_to takes the nn.Module that was pruned; pruned.module gives a new one")
+            raise IrpruneError(
+                "there is no instance to cut",
+                self.report.name if self.from_onnx else type(model).__name__,
+                "apply_to takes the nn.Module that was pruned; pruned.module gives a new one",
+            )
         return apply_to(model, self.graph, self.cut, self.report.repair is not None)
 
 
 def _rows(index: Indices, dim: int) -> Indices:
-    """What ``kept_indices`` gives for dimension ``dim``, with a row for each index that it depends on and no dimensions of size 1."""
+    """What ``kept_indices`` gives for dimension ``dim``, with a row for each index that it depends
+    on and no dimensions of size 1."""
     if index.ndim == 1:
         return index
     index = np.moveaxis(index, dim, -1)

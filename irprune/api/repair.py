@@ -1,9 +1,9 @@
-"""Repair without training: the passes that make a cut model compute again what the original computed, behind one call.
+"""Repair without training: the passes that make a cut model compute again what the original
+computed, behind one call.
 
-A repaired model differs from the silenced original on purpose: the proof is made on the sliced model, before. What a repair is
-worth is measured instead: the error of the outputs against the original on the calibration data, before and after. One that does
-not lower it is taken back.
-"""
+A repaired model differs from the silenced original on purpose: the proof is made on the sliced
+model, before. What a repair is worth is measured instead: the error of the outputs against the
+original on the calibration data, before and after. One that does not lower it is taken back."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from irprune.api.checks import REPAIRS as METHODS
 from irprune.api.checks import check_repairs
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
+from irprune.ir.size import probe_of
 from irprune.passes.repair_batch_norm import RepairBatchNorm
 from irprune.passes.repair_bias import RepairAffine, RepairBias
 from irprune.passes.repair_fold import RepairFold
@@ -31,8 +32,9 @@ __all__ = ["METHODS", "Repaired", "output_error", "repair"]
 
 @dataclass
 class Repaired:
-    """``methods`` that were kept, in order; ``before`` and ``after`` are relative errors of the outputs (the root of the mean squared
-    difference over that of the output); ``notes`` say what was left alone and why."""
+    """``methods`` that were kept, in order; ``before`` and ``after`` are relative errors of the
+    outputs (the root of the mean squared difference over that of the output); ``notes`` say what
+    was left alone and why."""
 
     methods: tuple[str, ...]
     before: float
@@ -55,39 +57,59 @@ def repair(
     noise_range: tuple[float, float] | None = None,
     **options: Any,
 ) -> Repaired:
-    """Repair the weights of ``cut`` in place, so that it computes what ``original`` (analysed, with its choice) computes.
+    """Repair the weights of ``cut`` in place, so that it computes what ``original`` (analysed, with
+    its choice) computes.
 
-    ``calibration`` is anything that ``Calibration`` reads; None means noise: normal, or uniform in ``noise_range``, with a warning
-    where more than half of a group was dropped. ``method`` names one of ``METHODS`` or several, run in their order; ``options`` go to
-    the passes that have them (``ridge``, ``rows``, ``memory``, ``alike``). Raises IrpruneError for unknown names and unusable data.
-    """
+    ``calibration`` is anything that ``Calibration`` reads; None means noise: normal, or uniform in
+    ``noise_range``, with a warning where more than half of a group was dropped. ``method`` names
+    one of ``METHODS`` or several, run in their order; ``options`` go to the passes that have them
+    (``ridge``, ``rows``, ``memory``, ``alike``). Raises IrpruneError for unknown names and unusable
+    data."""
     names = (method,) if isinstance(method, str) else tuple(method)
     passes = _passes()
     check_repairs(names)
-    known = {f for name in names for f in passes[name].__dataclass_fields__} - {"original", "calibration", "notes"}
+    known = {f for name in names for f in passes[name].__dataclass_fields__} - {
+        "original",
+        "calibration",
+        "notes",
+    }
     for option in options:
         if option not in known:
-            raise IrpruneError(f"repair has no option {option!r}", "repair", "one of " + ", ".join(sorted(known)))
+            raise IrpruneError(
+                f"repair has no option {option!r}", "repair", "one of " + ", ".join(sorted(known))
+            )
     if original.kept is None:
-        raise IrpruneError("repair needs the original graph with its choice", "repair", "run choose on it, and slice on a copy")
+        raise IrpruneError(
+            "repair needs the original graph with its choice",
+            "repair",
+            "run choose on it, and slice on a copy",
+        )
     notes: list[str] = []
     if calibration is None:
         data = _noise(original, noise_range, notes)
     else:
-        data = Calibration(calibration, original, samples=calibration.samples if isinstance(calibration, Calibration) else None)
+        data = Calibration(
+            calibration,
+            original,
+            samples=calibration.samples if isinstance(calibration, Calibration) else None,
+        )
     before = error = output_error(original, cut, data)
     done = []
     for name in names:
         held = {w: w.load for w in cut.weights.values()}
         chosen = passes[name]
-        made = chosen(original, data, **{k: v for k, v in options.items() if k in chosen.__dataclass_fields__})
+        made = chosen(
+            original, data, **{k: v for k, v in options.items() if k in chosen.__dataclass_fields__}
+        )
         changed = made.run(cut)
         notes += made.notes
         now = output_error(original, cut, data) if changed else error
         if not now <= error and changed:
             for w, load in held.items():
                 w.load = load
-            notes.append(f"{name}: taken back, the output error would have risen from {error:.3g} to {now:.3g}")
+            notes.append(
+                f"{name}: taken back, the output error would have risen from {error:.3g} to {now:.3g}"
+            )
         elif changed:
             error = now
             done.append(name)
@@ -95,13 +117,22 @@ def repair(
 
 
 def _passes() -> dict[str, Any]:
-    return dict(zip(METHODS, (RepairLeastSquares, RepairBatchNorm, RepairBias, RepairAffine, RepairFold), strict=True))
+    return dict(
+        zip(
+            METHODS,
+            (RepairLeastSquares, RepairBatchNorm, RepairBias, RepairAffine, RepairFold),
+            strict=True,
+        )
+    )
 
 
 def _noise(original: Graph, limits: tuple[float, float] | None, notes: list[str]) -> Calibration:
     """Random inputs, and a warning where they are not to be trusted."""
     assert original.kept is not None
-    most = max((1 - k.shape[-1] / int(a.size) for a, k in original.kept.choice.items()), default=0.0)  # type: ignore[arg-type]
+    most = max(
+        (1 - k.shape[-1] / probe_of(a.size) for a, k in original.kept.choice.items()),
+        default=0.0,
+    )
     notes.append("no calibration data: repaired on noise")
     if most > 0.5:
         text = f"repair on noise is unreliable where more than half of a group is dropped (here up to {most:.2f}): give calibration="
@@ -112,7 +143,8 @@ def _noise(original: Graph, limits: tuple[float, float] | None, notes: list[str]
 
 
 def output_error(original: Graph, cut: Graph, calibration: Calibration) -> float:
-    """The root mean squared difference of all floating-point outputs, each relative to its own root mean square, averaged over outputs."""
+    """The root mean squared difference of all floating-point outputs, each relative to its own root
+    mean square, averaged over outputs."""
     difference: dict[int, float] = {}
     power: dict[int, float] = {}
     half = torch.float32 if any(v.dtype in ("f16", "bf16") for v in original.values()) else None
@@ -125,5 +157,8 @@ def output_error(original: Graph, cut: Graph, calibration: Calibration) -> float
             b = kept_part(b, value, original.kept).double()
             difference[i] = difference.get(i, 0.0) + float((a.double() - b).square().sum())
             power[i] = power.get(i, 0.0) + float(b.square().sum())
-    shares = [(difference[i] / power[i]) ** 0.5 if power[i] > 0 else float(difference[i] > 0) for i in difference]
+    shares = [
+        (difference[i] / power[i]) ** 0.5 if power[i] > 0 else float(difference[i] > 0)
+        for i in difference
+    ]
     return sum(shares) / len(shares) if shares else 0.0

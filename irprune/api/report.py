@@ -37,11 +37,12 @@ class Change:
 
 @dataclass
 class Report:
-    """``params``, ``macs``, ``bytes`` (of all stored arrays) and ``activation`` (peak bytes) before and after; groups; checks.
+    """``params``, ``macs``, ``bytes`` (of all stored arrays) and ``activation`` (peak bytes) before
+    and after; groups; checks.
 
-    ``proof`` is None where none was asked for, ``parity`` until an ONNX file is written, ``latency`` without a budget on it.
-    ``unruled`` names operators without a rule, whose axes are frozen.
-    """
+    ``proof`` is None where none was asked for, ``parity`` until an ONNX file is written,
+    ``latency`` without a budget on it. ``unruled`` names operators without a rule, whose axes are
+    frozen."""
 
     name: str
     params: Change
@@ -59,18 +60,25 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self, timings: bool = False) -> dict[str, Any]:
-        """Plain data for JSON; the same call gives the same data, unless ``timings`` asks for the seconds that it took."""
+        """Plain data for JSON; the same call gives the same data, unless ``timings`` asks for the
+        seconds that it took."""
         proof = self.proof.as_dict() if self.proof is not None else None
         took = {"seconds": {k: round(v, 4) for k, v in self.seconds.items()}} if timings else {}
         if proof is not None and not timings:
             del proof["seconds"]
         counts = {k: asdict(getattr(self, k)) for k in ("params", "macs", "bytes", "activation")}
         return {
-            "name": self.name, **counts, "groups": [asdict(g) for g in self.groups], "frozen": [asdict(g) for g in self.frozen],
-            "unruled": self.unruled, "notes": self.notes,
-            "proof": proof, "parity": self.parity.as_dict() if self.parity is not None else None,
+            "name": self.name,
+            **counts,
+            "groups": [asdict(g) for g in self.groups],
+            "frozen": [asdict(g) for g in self.frozen],
+            "unruled": self.unruled,
+            "notes": self.notes,
+            "proof": proof,
+            "parity": self.parity.as_dict() if self.parity is not None else None,
             "repair": asdict(self.repair) if self.repair is not None else None,
-            "latency": self.latency.as_dict() if self.latency is not None else None, **took,
+            "latency": self.latency.as_dict() if self.latency is not None else None,
+            **took,
         }
 
     def to_json(self, timings: bool = False) -> str:
@@ -82,7 +90,10 @@ class Report:
         whole = [g for g in self.groups if g.kept == g.size]
         lines = [
             f"{self.name}: {len(cut)} groups cut, {len(whole)} left whole, {len(self.frozen)} frozen",
-            f"  parameters  {self.params}", f"  MACs        {self.macs}", f"  bytes       {self.bytes}", f"  activation  {self.activation}",
+            f"  parameters  {self.params}",
+            f"  MACs        {self.macs}",
+            f"  bytes       {self.bytes}",
+            f"  activation  {self.activation}",
             f"  proof       {self.proof if self.proof is not None else 'not asked for'}",
         ]
         if self.proof is not None:
@@ -101,18 +112,43 @@ class Report:
 
     def to_html(self) -> str:
         """One page without scripts or outside resources."""
-        counts = {"parameters": self.params, "multiply-accumulates": self.macs, "bytes": self.bytes,
-                  "peak activation bytes": self.activation}
-        rows = "".join(_row(f"<td>{k}</td>", human(c.before), human(c.after), f"{c.left:.1%}") for k, c in counts.items())
+        counts = {
+            "parameters": self.params,
+            "multiply-accumulates": self.macs,
+            "bytes": self.bytes,
+            "peak activation bytes": self.activation,
+        }
+        rows = "".join(
+            _row(f"<td>{k}</td>", human(c.before), human(c.after), f"{c.left:.1%}")
+            for k, c in counts.items()
+        )
         checks = f"<p>Proof: {html.escape(str(self.proof) if self.proof is not None else 'not asked for')}</p>"
         checks += f"<p>ONNX parity: {html.escape(str(self.parity) if self.parity is not None else 'no ONNX file was written')}</p>"
-        checks += f"<p>Latency: {html.escape(str(self.latency))}</p>" if self.latency is not None else ""
-        checks += f"<p>Repair, after the proof: {html.escape(str(self.repair))}</p>" if self.repair is not None else ""
-        cut = "".join(_row(_cell(g.name), g.size, g.kept, html.escape(g.reason or ", ".join(g.members))) for g in self.groups)
-        frozen = "".join(_row(_cell(g.name), g.size, g.size, html.escape(g.reason)) for g in self.frozen)
+        checks += (
+            f"<p>Latency: {html.escape(str(self.latency))}</p>" if self.latency is not None else ""
+        )
+        checks += (
+            f"<p>Repair, after the proof: {html.escape(str(self.repair))}</p>"
+            if self.repair is not None
+            else ""
+        )
+        cut = "".join(
+            _row(_cell(g.name), g.size, g.kept, html.escape(g.reason or ", ".join(g.members)))
+            for g in self.groups
+        )
+        frozen = "".join(
+            _row(_cell(g.name), g.size, g.size, html.escape(g.reason)) for g in self.frozen
+        )
         told = [*self.notes, *(f"no rule for {op}: {at}" for op, at in self.unruled.items())]
         notes = "".join(f"<li>{html.escape(n)}</li>" for n in told)
-        return _PAGE.format(name=html.escape(self.name), rows=rows, checks=checks, cut=cut, frozen=frozen, notes=notes)
+        return _PAGE.format(
+            name=html.escape(self.name),
+            rows=rows,
+            checks=checks,
+            cut=cut,
+            frozen=frozen,
+            notes=notes,
+        )
 
 
 _PAGE = """<!DOCTYPE html>
@@ -134,8 +170,14 @@ def _by_reason(whole: list[GroupLine]) -> list[str]:
     found: dict[str, list[GroupLine]] = {}
     for g in whole:
         found.setdefault(g.reason, []).append(g)
-    lines = [f"{gs[0].name}{f' and {len(gs) - 1} more' if len(gs) > 1 else ''}: {why}" for why, gs in found.items() if why]
-    return lines[:_REASONS] + ([f"{len(lines) - _REASONS} more reasons, in report.json"] if len(lines) > _REASONS else [])
+    lines = [
+        f"{gs[0].name}{f' and {len(gs) - 1} more' if len(gs) > 1 else ''}: {why}"
+        for why, gs in found.items()
+        if why
+    ]
+    return lines[:_REASONS] + (
+        [f"{len(lines) - _REASONS} more reasons, in report.json"] if len(lines) > _REASONS else []
+    )
 
 
 def _cell(text: str) -> str:

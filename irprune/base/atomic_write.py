@@ -12,15 +12,25 @@ from pathlib import Path
 
 from irprune.errors import IrpruneError
 
-__all__ = ["NotWritten", "aside", "cannot_write", "check_folder", "check_place", "no_room", "replace_folder", "write_text"]
+__all__ = [
+    "NotWritten",
+    "aside",
+    "cannot_write",
+    "check_folder",
+    "check_place",
+    "no_room",
+    "replace_folder",
+    "write_text",
+]
 
 
 @contextlib.contextmanager
 def aside(path: str | Path) -> Iterator[Path]:
-    """A draft folder next to ``path``; what lies in it afterwards moves there, ``path`` itself last.
+    """A draft folder next to ``path``; what lies in it afterwards moves there, ``path`` itself
+    last.
 
-    On an error nothing has changed. Raises IrpruneError where the place cannot be written or the disk is full.
-    """
+    On an error nothing has changed. Raises IrpruneError where the place cannot be written or the
+    disk is full."""
     path = Path(path)
     with _draft(path) as draft:
         yield draft
@@ -38,10 +48,11 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextlib.contextmanager
 def replace_folder(path: str | Path) -> Iterator[Path]:
-    """A draft folder that takes the place of the folder ``path`` afterwards; on an error nothing has changed.
+    """A draft folder that takes the place of the folder ``path`` afterwards; on an error nothing
+    has changed.
 
-    Raises IrpruneError where the place cannot be written, the disk is full, or ``path`` is something irprune did not write.
-    """
+    Raises IrpruneError where the place cannot be written, the disk is full, or ``path`` is
+    something irprune did not write."""
     path = Path(path)
     check_folder(path)
     with _draft(path) as draft:
@@ -59,9 +70,16 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_folder(path: Path) -> None:
-    """Raises IrpruneError where ``path`` exists and is neither empty nor a folder that irprune wrote."""
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or (path / "report.json").exists())):
-        raise IrpruneError("the output exists and is not a folder that irprune wrote", str(path), "name another one with -o, or remove it")
+    """Raises IrpruneError where ``path`` exists and is neither empty nor a folder that irprune
+    wrote."""
+    if path.exists() and not (
+        path.is_dir() and (not any(path.iterdir()) or (path / "report.json").exists())
+    ):
+        raise IrpruneError(
+            "the output exists and is not a folder that irprune wrote",
+            str(path),
+            "name another one with -o, or remove it",
+        )
 
 
 def check_place(path: Path) -> None:
@@ -75,7 +93,8 @@ def check_place(path: Path) -> None:
 
 @contextlib.contextmanager
 def _draft(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` that is gone afterwards; failures to write become one line for the user."""
+    """A folder beside ``path`` that is gone afterwards; failures to write become one line for the
+    user."""
     draft: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +104,8 @@ def _draft(path: Path) -> Iterator[Path]:
         raise
     except OSError as failed:
         raise cannot_write(failed, path) from failed
-    except Exception as failed:  # writers in other languages hide the operating system's error in classes of their own
+    # writers in other languages hide the operating system's error in classes of their own
+    except Exception as failed:
         if draft is not None and shutil.disk_usage(draft).free < _ROOM:
             raise cannot_write(no_room(), path) from failed
         raise
@@ -109,5 +129,13 @@ class NotWritten(IrpruneError):
 def cannot_write(failed: OSError, path: Path) -> NotWritten:
     """What the user is told when a file cannot be written."""
     if failed.errno == errno.ENOSPC:
-        return NotWritten("the disk is full", str(path), "make room, or write somewhere else; nothing was left behind")
-    return NotWritten(f"cannot write: {failed.strerror or failed}", str(path), "check the place and its permissions")
+        return NotWritten(
+            "the disk is full",
+            str(path),
+            "make room, or write somewhere else; nothing was left behind",
+        )
+    return NotWritten(
+        f"cannot write: {failed.strerror or failed}",
+        str(path),
+        "check the place and its permissions",
+    )

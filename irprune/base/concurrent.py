@@ -14,9 +14,14 @@ B = TypeVar("B")
 
 
 def concurrently(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
-    """``work`` of each item, in the order of the items, on as many threads as there are processors; the first exception is raised."""
+    """``work`` of each item, in the order of the items, on as many threads as there are processors;
+    the first exception is raised."""
     many = list(items)
-    threads = min(len(many), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, 8)
+    threads = min(
+        len(many),
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        8,
+    )
     if threads < 2:
         return [work(item) for item in many]
     with ThreadPoolExecutor(threads) as pool:

@@ -1,10 +1,12 @@
-"""The tolerances of all checks, in one place, each with its reason. Errors are relative to an output's largest magnitude."""
+"""The tolerances of all checks, in one place, each with its reason. Errors are relative to an
+output's largest magnitude."""
 
 from __future__ import annotations
 
 __all__ = ["CAPTURE", "FLOAT32", "FLOAT64", "PARITY"]
 
-# A cut model sums fewer terms in another order than the silenced original: float32 differs by 1e-7 to 1e-5 on networks of
+# A cut model sums fewer terms in another order than the silenced original: float32 differs by 1e-7
+# to 1e-5 on networks of
 # usual depth. A wrong index differs by 1e-2 and more.
 FLOAT32 = 1e-4
 

@@ -1,1 +1,2 @@
-"""Choosing what to drop: names, widths and who carries their ratio, counts, ranks, budgets. ``passes/choose.py`` puts them together."""
+"""Choosing what to drop: names, widths and who carries their ratio, counts, ranks, budgets.
+``passes/choose.py`` puts them together."""

@@ -1,8 +1,7 @@
 """Budgets met exactly: a search over one ratio, then indices given back while the bounds hold.
 
-With a bound on latency, or where scores are losses that add up, it is a knapsack instead (``irprune.choice.knapsack``): what an index
-saves differs from width to width.
-"""
+With a bound on latency, or where scores are losses that add up, it is a knapsack instead
+(``irprune.choice.knapsack``): what an index saves differs from width to width."""
 
 from __future__ import annotations
 
@@ -29,15 +28,24 @@ def checked(budget: Mapping[str, float]) -> None:
         raise IrpruneError("the budget is empty", "choose", "for example {'macs': 0.5}")
     for name, amount in budget.items():
         if name not in (*MEASURES, "latency"):
-            raise IrpruneError(f"no budget on {name!r}", "choose", "one of " + ", ".join((*MEASURES, "latency")))
+            raise IrpruneError(
+                f"no budget on {name!r}", "choose", "one of " + ", ".join((*MEASURES, "latency"))
+            )
         if name == "latency" and not 0 < amount <= 1:
-            raise IrpruneError(f"the budget on latency is {amount}", "choose", "the share that is left, up to 1")
+            raise IrpruneError(
+                f"the budget on latency is {amount}", "choose", "the share that is left, up to 1"
+            )
         if not amount > 0:
-            raise IrpruneError(f"the budget on {name} is {amount}", "choose", "a share up to 1, or an amount above 1")
+            raise IrpruneError(
+                f"the budget on {name} is {amount}",
+                "choose",
+                "a share up to 1, or an amount above 1",
+            )
 
 
 def wanted(amount: Any) -> tuple[float, bool]:
-    """What a budget on latency says: (share of the original, False) or (seconds, True). Raises IrpruneError for what is neither."""
+    """What a budget on latency says: (share of the original, False) or (seconds, True). Raises
+    IrpruneError for what is neither."""
     hint = "a share up to 1 of the original's, or a time with its unit: '3ms', '0.5s', '800us'"
     if isinstance(amount, str):
         text = amount.strip().lower().replace("µ", "u").replace("μ", "u")
@@ -64,16 +72,19 @@ def met(
     latency: Timed | None = None,
     loss: Loss | None = None,
 ) -> dict[Axis, int]:
-    """The counts whose cost is above no bound and to which no single step of any leaf could be added.
+    """The counts whose cost is above no bound and to which no single step of any leaf could be
+    added.
 
-    ``counts_at`` gives the counts for a ratio from 0 to 1, ``order`` the leaves in the order in which steps are given back, ``grown``
-    which may be. A bound on latency needs ``latency``. With a ``loss`` of counts it is a knapsack.
-    Raises IrpruneError with the smallest reachable cost where a bound cannot be met.
-    """
+    ``counts_at`` gives the counts for a ratio from 0 to 1, ``order`` the leaves in the order in
+    which steps are given back, ``grown`` which may be. A bound on latency needs ``latency``. With a
+    ``loss`` of counts it is a knapsack. Raises IrpruneError with the smallest reachable cost where
+    a bound cannot be met."""
     checked(budget)
     costs = Costs(graph, latency=latency)
     whole = {name: costs.measure(name, {}) for name in budget}
-    bounds = {name: amount * whole[name] if amount <= 1 else amount for name, amount in budget.items()}
+    bounds = {
+        name: amount * whole[name] if amount <= 1 else amount for name, amount in budget.items()
+    }
 
     def fits(counts: Mapping[Axis, int]) -> bool:
         return all(costs.measure(name, counts) <= bound for name, bound in bounds.items())
@@ -86,14 +97,23 @@ def met(
     for name, bound in bounds.items():
         smallest = costs.measure(name, best)
         if smallest > bound:
-            raise IrpruneError(f"the budget of {_shown(name, bound)} {name} cannot be met: the smallest reachable is "
-                               f"{_shown(name, smallest)} ({smallest / (whole[name] or 1):.3f} of {_shown(name, whole[name])})", "choose",
-                               _holding(costs, name, best))
+            raise IrpruneError(
+                f"the budget of {_shown(name, bound)} {name} cannot be met: the smallest reachable is "
+                f"{_shown(name, smallest)} ({smallest / (whole[name] or 1):.3f} of {_shown(name, whole[name])})",
+                "choose",
+                _holding(costs, name, best),
+            )
     if loss is not None:
         begun = counts_at(0.0)
         levels = {x: rounder.levels(x) for x in begun if grown(x)}
         found = packed(costs, bounds, begun, levels, loss)
-        return _filled(costs, bounds, best if found is None else found, rounder, [x for x in order(best) if grown(x)])
+        return _filled(
+            costs,
+            bounds,
+            best if found is None else found,
+            rounder,
+            [x for x in order(best) if grown(x)],
+        )
     for _ in range(_STEPS):
         middle = (low + high) / 2
         counts = counts_at(middle)
@@ -104,8 +124,15 @@ def met(
     return _filled(costs, bounds, best, rounder, [x for x in order(best) if grown(x)])
 
 
-def _filled(costs: Costs, bounds: Mapping[str, float], counts: dict[Axis, int], rounder: Rounder, order: list[Axis]) -> dict[Axis, int]:
-    """Give steps back, one of each leaf in turn, while every bound holds. What does not fit now never will: costs only grow."""
+def _filled(
+    costs: Costs,
+    bounds: Mapping[str, float],
+    counts: dict[Axis, int],
+    rounder: Rounder,
+    order: list[Axis],
+) -> dict[Axis, int]:
+    """Give steps back, one of each leaf in turn, while every bound holds. What does not fit now
+    never will: costs only grow."""
     now = {name: costs.measure(name, counts) for name in bounds}
     active = [x for x in order if x in rounder.growth]
     while active:
@@ -124,7 +151,10 @@ def _filled(costs: Costs, bounds: Mapping[str, float], counts: dict[Axis, int], 
 
 def _holding(costs: Costs, name: str, counts: Mapping[Axis, int]) -> str:
     """What is left of a measure at its smallest, for the message."""
-    found = [f"{source} {_shown(name, amount)}" + (f" ({why})" if why else "") for source, amount, why in costs.largest(name, counts)[:3]]
+    found = [
+        f"{source} {_shown(name, amount)}" + (f" ({why})" if why else "")
+        for source, amount, why in costs.largest(name, counts)[:3]
+    ]
     return "what holds it up: " + "; ".join(found)
 
 

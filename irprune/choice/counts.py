@@ -1,4 +1,5 @@
-"""How many indices of each leaf are kept: exact targets made whole, within caps, in steps, with errors carried along widths."""
+"""How many indices of each leaf are kept: exact targets made whole, within caps, in steps, with
+errors carried along widths."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _EPS = 1e-9  # 10 * (1 - 0.7) is 3.0000000000000004
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Hard bounds of every leaf's count: at least ``min_channels`` (and one), and at most ``max_ratio`` of it dropped."""
+    """Hard bounds of every leaf's count: at least ``min_channels`` (and one), and at most
+    ``max_ratio`` of it dropped."""
 
     min_channels: int = 1
     max_ratio: float = 1.0
@@ -30,42 +32,72 @@ class Limits:
 class Rounder:
     """Turns targets into counts. Built once for a graph; asked for every ratio that a search tries.
 
-    ``sizes`` are the leaves that carry a ratio. With ``round_to`` of 1 a count is within one of its target, and the error
-    is carried along the pieces of each width so that the width as a whole meets its own. With a larger one, or a ``step`` of their
-    own, the widths that a contraction has go to the nearest multiple; leaves for which there is none stay whole.
-    """
+    ``sizes`` are the leaves that carry a ratio. With ``round_to`` of 1 a count is within one of its
+    target, and the error is carried along the pieces of each width so that the width as a whole
+    meets its own. With a larger one, or a ``step`` of their own, the widths that a contraction has
+    go to the nearest multiple; leaves for which there is none stay whole."""
 
-    def __init__(self, sizes: Mapping[Axis, int], widths: Sequence[Width], limits: Limits | None = None, round_to: int = 1) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[Axis, int],
+        widths: Sequence[Width],
+        limits: Limits | None = None,
+        round_to: int = 1,
+    ) -> None:
         self.sizes = dict(sizes)
         self.low = {x: (limits or Limits()).low(n) for x, n in sizes.items()}
         self.round_to = round_to
-        self.widths = sorted(widths, key=lambda w: -len(w.terms))  # stable: graph order among equals
+        self.widths = sorted(
+            widths, key=lambda w: -len(w.terms)
+        )  # stable: graph order among equals
         self.step = self._steps()
-        self.whole = {x for w in widths if len(w.terms) == 1 for x, _ in w.terms}  # leaves that somewhere are a dimension by themselves
-        self.pieces = [w for w in self.widths if w.matrix and any(x in sizes and x not in self.whole for x, _ in w.terms)]
-        loose = {x for w in self.pieces if self._wanted(w) > 1 for x, _ in w.terms if x in sizes and x not in self.whole}
-        self.loose = {x: None for x in sizes if x in loose}  # leaves with no step of their own, fitted to the width they are a piece of
-        self.growth = {x: step for x, step in self.step.items() if x not in loose}  # by how much a count may be raised on its own
+        self.whole = {
+            x for w in widths if len(w.terms) == 1 for x, _ in w.terms
+        }  # leaves that somewhere are a dimension by themselves
+        self.pieces = [
+            w
+            for w in self.widths
+            if w.matrix and any(x in sizes and x not in self.whole for x, _ in w.terms)
+        ]
+        loose = {
+            x
+            for w in self.pieces
+            if self._wanted(w) > 1
+            for x, _ in w.terms
+            if x in sizes and x not in self.whole
+        }
+        self.loose = {
+            x: None for x in sizes if x in loose
+        }  # leaves with no step of their own, fitted to the width they are a piece of
+        self.growth = {
+            x: step for x, step in self.step.items() if x not in loose
+        }  # by how much a count may be raised on its own
 
     def _wanted(self, width: Width) -> int:
         """The multiple that a width should have."""
         return lcm(width.step, self.round_to)
 
     def levels(self, x: Axis) -> list[int]:
-        """The counts that a leaf may have by itself, ascending: multiples within its caps, and all of it."""
+        """The counts that a leaf may have by itself, ascending: multiples within its caps, and all
+        of it."""
         step = self.step[x]
         for w in self.pieces if x in self.loose else ():
-            step = lcm(step, *(self._wanted(w) // gcd(c, self._wanted(w)) for y, c in w.terms if y is x))
+            step = lcm(
+                step, *(self._wanted(w) // gcd(c, self._wanted(w)) for y, c in w.terms if y is x)
+            )
         return [*range(-(-self.low[x] // step) * step, self.sizes[x], step), self.sizes[x]]
 
     def _steps(self) -> dict[Axis, int]:
-        """For each leaf the step at which all widths that it makes alone are multiples; 1 for a piece of wider ones."""
+        """For each leaf the step at which all widths that it makes alone are multiples; 1 for a
+        piece of wider ones."""
         matrix: dict[Axis, list[int]] = {}
         other: dict[Axis, list[int]] = {}
         for w in self.widths:
             if len(w.terms) == 1 and w.fixed == 0:
-                (x, c), = w.terms
-                (matrix if w.matrix else other).setdefault(x, []).append(self._wanted(w) // gcd(c, self._wanted(w)))
+                ((x, c),) = w.terms
+                (matrix if w.matrix else other).setdefault(x, []).append(
+                    self._wanted(w) // gcd(c, self._wanted(w))
+                )
         in_matrix = {x for w in self.widths if w.matrix for x, _ in w.terms}
         out = {}
         for x in self.sizes:
@@ -74,9 +106,14 @@ class Rounder:
 
     def counts(self, target: Mapping[Axis, float]) -> tuple[dict[Axis, int], dict[Axis, str]]:
         """Counts for exact ``target`` counts, and why leaves stay whole that should not."""
-        return self._stepped(target) if self.loose or any(s > 1 for s in self.step.values()) else self._carried(target)
+        return (
+            self._stepped(target)
+            if self.loose or any(s > 1 for s in self.step.values())
+            else self._carried(target)
+        )
 
-    # -- without a step ------------------------------------------------------------------------------------------
+    # -- without a step
+    # ------------------------------------------------------------------------------------------
 
     def _carried(self, target: Mapping[Axis, float]) -> tuple[dict[Axis, int], dict[Axis, str]]:
         out: dict[Axis, int] = {}
@@ -93,13 +130,15 @@ class Rounder:
         return out, {}
 
     def _near(self, x: Axis, exact: float, want: float) -> int:
-        """The whole number nearest to ``want`` within one of ``exact`` (strictly, for a dimension of its own) and within the caps."""
+        """The whole number nearest to ``want`` within one of ``exact`` (strictly, for a dimension
+        of its own) and within the caps."""
         slack = -_EPS if x in self.whole else _EPS
         below, above = ceil(exact - 1 - slack), floor(exact + 1 + slack)
         n = min(max(round(want), below), above)
         return min(max(n, self.low[x]), self.sizes[x])
 
-    # -- in steps ------------------------------------------------------------------------------------------------
+    # -- in steps
+    # ----------------------------------------------------------------------------------------------
 
     def _stepped(self, target: Mapping[Axis, float]) -> tuple[dict[Axis, int], dict[Axis, str]]:
         out: dict[Axis, int] = {}
@@ -114,7 +153,9 @@ class Rounder:
         for width in sorted(self.pieces, key=lambda w: sum(x in self.loose for x, _ in w.terms)):
             mine = {x: c for x, c in width.terms if x in self.loose and x not in out}
             if mine:
-                total = width.fixed + sum(c * out.get(x, probe_of(x.size)) for x, c in width.terms if x not in mine)
+                total = width.fixed + sum(
+                    c * out.get(x, probe_of(x.size)) for x, c in width.terms if x not in mine
+                )
                 self._fit(mine, total, self._wanted(width), target, out, why)
         return out, why
 
@@ -123,39 +164,69 @@ class Rounder:
         n = step * max(1, floor(exact / step + 0.5))  # of two as near, the larger
         lowest = -(-self.low[x] // step) * step
         if n >= size:
-            return size, "" if exact > size - _EPS else f"the nearest multiple of {step} to {exact:g} of {size} is {n}"
+            return (
+                size,
+                ""
+                if exact > size - _EPS
+                else f"the nearest multiple of {step} to {exact:g} of {size} is {n}",
+            )
         if lowest > size:
-            return size, f"no multiple of {step} lies between its smallest count {self.low[x]} and its size {size}"
+            return (
+                size,
+                f"no multiple of {step} lies between its smallest count {self.low[x]} and its size {size}",
+            )
         return max(n, lowest), ""
 
     def _fit(
-        self, mine: Mapping[Axis, int], base: int, step: int, target: Mapping[Axis, float], out: dict[Axis, int], why: dict[Axis, str],
+        self,
+        mine: Mapping[Axis, int],
+        base: int,
+        step: int,
+        target: Mapping[Axis, float],
+        out: dict[Axis, int],
+        why: dict[Axis, str],
     ) -> None:
-        """Give the pieces ``mine`` of one width counts that make ``base`` plus them the nearest multiple."""
+        """Give the pieces ``mine`` of one width counts that make ``base`` plus them the nearest
+        multiple."""
         wanted = base + sum(c * target[x] for x, c in mine.items())
         nearest = step * max(1, round(wanted / step))
         whole = base + sum(c * self.sizes[x] for x, c in mine.items())
-        for goal in sorted({nearest, nearest - step, nearest + step}, key=lambda g: (abs(g - wanted), g)):
+        for goal in sorted(
+            {nearest, nearest - step, nearest + step}, key=lambda g: (abs(g - wanted), g)
+        ):
             if 0 < goal <= whole and (found := self._share(mine, goal - base, target)) is not None:
                 out.update(found)
                 return
         for x in mine:
             out[x] = self.sizes[x]
-            why[x] = f"the width of {whole} that it is a piece of cannot be made a multiple of {step}"
+            why[x] = (
+                f"the width of {whole} that it is a piece of cannot be made a multiple of {step}"
+            )
 
-    def _share(self, mine: Mapping[Axis, int], goal: int, target: Mapping[Axis, float]) -> dict[Axis, int] | None:
-        """Counts whose weighted sum is ``goal``, as near to the targets as whole numbers go; None where there are none."""
+    def _share(
+        self, mine: Mapping[Axis, int], goal: int, target: Mapping[Axis, float]
+    ) -> dict[Axis, int] | None:
+        """Counts whose weighted sum is ``goal``, as near to the targets as whole numbers go; None
+        where there are none."""
         wanted = sum(c * target[x] for x, c in mine.items())
         scale = goal / wanted if wanted else 1.0
-        ideal = {x: min(max(target[x] * scale, float(self.low[x])), float(self.sizes[x])) for x in mine}
+        ideal = {
+            x: min(max(target[x] * scale, float(self.low[x])), float(self.sizes[x])) for x in mine
+        }
         out = {x: min(max(round(e), self.low[x]), self.sizes[x]) for x, e in ideal.items()}
         left = goal - sum(c * out[x] for x, c in mine.items())
         while left:
             sign = 1 if left > 0 else -1
-            able = [x for x, c in mine.items() if c <= abs(left) and self.low[x] <= out[x] + sign <= self.sizes[x]]
+            able = [
+                x
+                for x, c in mine.items()
+                if c <= abs(left) and self.low[x] <= out[x] + sign <= self.sizes[x]
+            ]
             if not able:
                 return None
-            x = max(able, key=lambda y: (ideal[y] - out[y]) * sign)  # the first of equals: graph order
+            x = max(
+                able, key=lambda y: (ideal[y] - out[y]) * sign
+            )  # the first of equals: graph order
             out[x] += sign
             left -= sign * mine[x]
         return out

@@ -1,8 +1,8 @@
-"""The plan: what was chosen, as a small JSON that replays on the same model and on an ONNX export of it.
+"""The plan: what was chosen, as a small JSON that replays on the same model and on an ONNX export
+of it.
 
-A group is recorded by its places in weights, so that it is found again wherever the weights are: by name, or, where an
-exporter renamed them, by shape and a few of their elements.
-"""
+A group is recorded by its places in weights, so that it is found again wherever the weights are: by
+name, or, where an exporter renamed them, by shape and a few of their elements."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Spot:
-    """A place of a group: dimension ``dim`` of ``weight``, its first element ``offset``, ``stride`` between indices, and the
-    (count, stride) of the axes it repeats over; ``row`` says which of them the rows of a choice per block belong to (-1: none).
-    Where these stand in another dimension, ``beside`` is that dimension and the stride between them there."""
+    """A place of a group: dimension ``dim`` of ``weight``, its first element ``offset``, ``stride``
+    between indices, and the (count, stride) of the axes it repeats over; ``row`` says which of them
+    the rows of a choice per block belong to (-1: none). Where these stand in another dimension,
+    ``beside`` is that dimension and the stride between them there."""
 
     weight: str
     dim: int
@@ -46,7 +47,8 @@ class Spot:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is kept of one group: ascending indices, or one row of them for each index of the group called ``within``."""
+    """What is kept of one group: ascending indices, or one row of them for each index of the group
+    called ``within``."""
 
     name: str
     size: int
@@ -57,7 +59,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Recorded:
-    """A weight as the plan knew it: its shape, and ``probe`` of its values (None where it had none)."""
+    """A weight as the plan knew it: its shape, and ``probe`` of its values (None where it had
+    none)."""
 
     shape: tuple[int, ...]
     probe: tuple[float, ...] | None = None
@@ -75,21 +78,25 @@ class Plan:
 
     @staticmethod
     def from_graph(graph: Graph) -> Plan:
-        """The plan of an analysed graph with a choice, before it is sliced. Raises ValueError where there is none."""
+        """The plan of an analysed graph with a choice, before it is sliced. Raises ValueError where
+        there is none."""
         if graph.kept is None or graph.axes is None:
             raise ValueError("a plan is made after choose and before slice")
         return _recorded(graph, graph.kept)
 
     @staticmethod
     def read(plan: Any) -> Plan:
-        """A plan from a ``Plan``, plain data, JSON text or the path of a file. Raises IrpruneError where it is none."""
+        """A plan from a ``Plan``, plain data, JSON text or the path of a file. Raises IrpruneError
+        where it is none."""
         if isinstance(plan, Plan):
             return plan
         if isinstance(plan, str) and plan.lstrip().startswith("{"):
             try:
                 return Plan.from_json(json.loads(plan))
             except ValueError as broken:
-                raise IrpruneError(f"the plan is no JSON: {broken}", "", "give what an earlier run wrote") from broken
+                raise IrpruneError(
+                    f"the plan is no JSON: {broken}", "", "give what an earlier run wrote"
+                ) from broken
         return Plan.load(plan) if isinstance(plan, (str, Path)) else Plan.from_json(plan)
 
     def as_json(self) -> dict[str, Any]:
@@ -98,20 +105,40 @@ class Plan:
 
     @staticmethod
     def from_json(data: Any, where: str = "") -> Plan:
-        """A plan from plain data. Raises IrpruneError where it is none, or one of another version."""
+        """A plan from plain data. Raises IrpruneError where it is none, or one of another
+        version."""
         if not isinstance(data, Mapping) or data.get("irprune") != "plan":
-            raise IrpruneError("this is not a plan", where, "a plan is the JSON that an earlier run wrote")
+            raise IrpruneError(
+                "this is not a plan", where, "a plan is the JSON that an earlier run wrote"
+            )
         if data.get("version") != VERSION:
-            raise IrpruneError(f"the plan has version {data.get('version')!r}", where, f"this irprune reads version {VERSION}")
+            raise IrpruneError(
+                f"the plan has version {data.get('version')!r}",
+                where,
+                f"this irprune reads version {VERSION}",
+            )
         try:
-            weights = {str(k): Recorded(tuple(map(int, w["shape"])), None if w["probe"] is None else tuple(map(float, w["probe"])))
-                       for k, w in data["weights"].items()}
-            return Plan(str(data["source"]), str(data["model"]), tuple(_choice(c) for c in data["choices"]), weights)
+            weights = {
+                str(k): Recorded(
+                    tuple(map(int, w["shape"])),
+                    None if w["probe"] is None else tuple(map(float, w["probe"])),
+                )
+                for k, w in data["weights"].items()
+            }
+            return Plan(
+                str(data["source"]),
+                str(data["model"]),
+                tuple(_choice(c) for c in data["choices"]),
+                weights,
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as broken:
-            raise IrpruneError(f"the plan is damaged: {type(broken).__name__}: {broken}", where, "make it again") from broken
+            raise IrpruneError(
+                f"the plan is damaged: {type(broken).__name__}: {broken}", where, "make it again"
+            ) from broken
 
     def save(self, path: str | Path) -> Path:
-        """Write the plan as JSON, whole or not at all; returns the path. Raises IrpruneError where the file cannot be written."""
+        """Write the plan as JSON, whole or not at all; returns the path. Raises IrpruneError where
+        the file cannot be written."""
         path = Path(path)
         draft = path.with_name(f".{path.name}.{os.getpid()}")
         try:
@@ -128,14 +155,23 @@ class Plan:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as refused:
-            raise IrpruneError(f"the plan cannot be read: {refused.strerror}", str(path), "give what an earlier run wrote") from refused
+            raise IrpruneError(
+                f"the plan cannot be read: {refused.strerror}",
+                str(path),
+                "give what an earlier run wrote",
+            ) from refused
         except ValueError as broken:
-            raise IrpruneError(f"the plan is no JSON: {broken}", str(path), "give the file that an earlier run wrote") from broken
+            raise IrpruneError(
+                f"the plan is no JSON: {broken}",
+                str(path),
+                "give the file that an earlier run wrote",
+            ) from broken
         return Plan.from_json(data, str(path))
 
 
 def fingerprint(graph: Graph) -> str:
-    """A hash of the graph's structure: operators in order, and names and shapes of weights; not their values."""
+    """A hash of the graph's structure: operators in order, and names and shapes of weights; not
+    their values."""
     text = hashlib.sha256()
     for node in graph.nodes:
         text.update(f"{node.op}({len(node.inputs)})\n".encode())
@@ -147,10 +183,10 @@ def fingerprint(graph: Graph) -> str:
 def probe(weight: Weight) -> tuple[float, ...] | None:
     """A few numbers by which a weight is known again when its dimensions were permuted.
 
-    First element, last element and sum of the diagonal stay; then for each dimension of more than one index the last element
-    along it from the first, which tells where that dimension went. None for a weight without values, of one dimension, or not of
-    floating point. Costs no more than the diagonal.
-    """
+    First element, last element and sum of the diagonal stay; then for each dimension of more than
+    one index the last element along it from the first, which tells where that dimension went. None
+    for a weight without values, of one dimension, or not of floating point. Costs no more than the
+    diagonal."""
     shape = weight.shape
     if sum(s != 1 for s in shape) < 2 or weight.dtype not in ("f16", "bf16", "f32", "f64"):
         return None
@@ -162,18 +198,38 @@ def probe(weight: Weight) -> tuple[float, ...] | None:
         array = array.detach()
     array = array.reshape([s for s in array.shape if s != 1])
     diagonal = [float(array[(i,) * array.ndim]) for i in range(min(n, 64))]
-    ends = [float(array[tuple(-1 if k == d else 0 for k in range(array.ndim))]) for d in range(array.ndim)]
-    return float(array[(0,) * array.ndim]), float(array[(-1,) * array.ndim]), float(np.sum(diagonal)), *ends
+    ends = [
+        float(array[tuple(-1 if k == d else 0 for k in range(array.ndim))])
+        for d in range(array.ndim)
+    ]
+    return (
+        float(array[(0,) * array.ndim]),
+        float(array[(-1,) * array.ndim]),
+        float(np.sum(diagonal)),
+        *ends,
+    )
 
 
 def _recorded(graph: Graph, kept: Kept) -> Plan:
     groups = {g.axis: g for g in groups_of(graph)}
     choices = tuple(
-        Choice(group.name, group.size, _tuples(kept.choice[leaf]), tuple(_spots(group, kept)), _outer(groups, kept, leaf))
-        for leaf, group in groups.items() if leaf in kept.choice
+        Choice(
+            group.name,
+            group.size,
+            _tuples(kept.choice[leaf]),
+            tuple(_spots(group, kept)),
+            _outer(groups, kept, leaf),
+        )
+        for leaf, group in groups.items()
+        if leaf in kept.choice
     )
     used = dict.fromkeys(spot.weight for c in choices for spot in c.members)
-    weights = {name: Recorded(tuple(probe_of(s) for s in graph.weights[name].shape), probe(graph.weights[name])) for name in used}
+    weights = {
+        name: Recorded(
+            tuple(probe_of(s) for s in graph.weights[name].shape), probe(graph.weights[name])
+        )
+        for name in used
+    }
     return Plan(fingerprint(graph), graph.name, choices, weights)
 
 
@@ -185,7 +241,15 @@ def _spots(group: Group, kept: Kept) -> list[Spot]:
 def _spot(m: Member, outer: Axis | None) -> Spot:
     beside = None if outer is None else m.beside(outer)
     row = -1 if outer is None or beside is not None else m.slot.around.index(outer)
-    return Spot(m.weight.name, m.dim, m.slot.offset, m.slot.stride, m.slot.blocks, row, beside and (beside[0], beside[1].stride))
+    return Spot(
+        m.weight.name,
+        m.dim,
+        m.slot.offset,
+        m.slot.stride,
+        m.slot.blocks,
+        row,
+        beside and (beside[0], beside[1].stride),
+    )
 
 
 def _tuples(indices: Any) -> Any:
@@ -198,10 +262,21 @@ def _outer(groups: Mapping[Axis, Group], kept: Kept, leaf: Axis) -> str:
 
 def _choice(data: Mapping[str, Any]) -> Choice:
     rows = data["kept"]
-    kept: Any = tuple(tuple(map(int, r)) for r in rows) if rows and isinstance(rows[0], Sequence) else tuple(map(int, rows))
+    kept: Any = (
+        tuple(tuple(map(int, r)) for r in rows)
+        if rows and isinstance(rows[0], Sequence)
+        else tuple(map(int, rows))
+    )
     spots = tuple(
-        Spot(str(s["weight"]), int(s["dim"]), int(s["offset"]), int(s["stride"]), tuple((int(n), int(k)) for n, k in s["blocks"]),
-             int(s["row"]), None if s.get("beside") is None else (int(s["beside"][0]), int(s["beside"][1])))
+        Spot(
+            str(s["weight"]),
+            int(s["dim"]),
+            int(s["offset"]),
+            int(s["stride"]),
+            tuple((int(n), int(k)) for n, k in s["blocks"]),
+            int(s["row"]),
+            None if s.get("beside") is None else (int(s["beside"][0]), int(s["beside"][1])),
+        )
         for s in data["members"]
     )
     return Choice(str(data["name"]), int(data["size"]), kept, spots, str(data["within"]))
@@ -209,8 +284,13 @@ def _choice(data: Mapping[str, Any]) -> Choice:
 
 def _text(data: Mapping[str, Any]) -> str:
     """JSON with one line per choice and per weight."""
+
     def lines(items: Sequence[str], brackets: str) -> str:
-        return f"{brackets[0]}\n    " + ",\n    ".join(items) + f"\n  {brackets[1]}" if items else brackets
+        return (
+            f"{brackets[0]}\n    " + ",\n    ".join(items) + f"\n  {brackets[1]}"
+            if items
+            else brackets
+        )
 
     fields = []
     for key, value in data.items():

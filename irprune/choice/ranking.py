@@ -1,4 +1,5 @@
-"""Targets from ranks: one threshold over all groups (global), or over those of equal structure (isomorphic)."""
+"""Targets from ranks: one threshold over all groups (global), or over those of equal structure
+(isomorphic)."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ Scores = NDArray[np.float64]
 
 
 class Ranking:
-    """All indices of some leaves, least important first; equal scores keep the order of groups and indices.
+    """All indices of some leaves, least important first; equal scores keep the order of groups and
+    indices.
 
-    An index is ranked by the sorted scores of its leaf, so that the ``k`` least of each leaf go first whatever their places.
-    """
+    An index is ranked by the sorted scores of its leaf, so that the ``k`` least of each leaf go
+    first whatever their places."""
 
     def __init__(self, scores: Mapping[Axis, Scores], low: Mapping[Axis, int]) -> None:
         self.leaves = list(scores)
@@ -28,14 +30,18 @@ class Ranking:
         owner = np.repeat(np.arange(len(self.leaves)), self.sizes)
         ordered = [np.sort(s) for s in scores.values()]
         values = np.concatenate(ordered) if ordered else np.zeros(0)
-        # An index may go when enough of its leaf stay: with ascending scores, these are the first `size - low` of each leaf.
+        # An index may go when enough of its leaf stay: with ascending scores, these are the first
+        # `size - low` of each leaf.
         allowed = [np.arange(n) < n - low[x] for x, n in zip(self.leaves, self.sizes, strict=True)]
         order = np.argsort(values, kind="stable")
-        self.droppable = owner[order][(np.concatenate(allowed) if allowed else np.zeros(0, dtype=bool))[order]]
+        self.droppable = owner[order][
+            (np.concatenate(allowed) if allowed else np.zeros(0, dtype=bool))[order]
+        ]
         self.total = int(sum(self.sizes))
 
     def targets(self, ratio: float) -> dict[Axis, float]:
-        """Exact counts after the ``ratio`` of all indices that rank lowest is dropped, as far as the caps allow."""
+        """Exact counts after the ``ratio`` of all indices that rank lowest is dropped, as far as
+        the caps allow."""
         gone = np.bincount(self.droppable[: round(ratio * self.total)], minlength=len(self.leaves))
         return {x: float(n - g) for x, n, g in zip(self.leaves, self.sizes, gone, strict=True)}
 
@@ -43,18 +49,23 @@ class Ranking:
 class Loss:
     """What is lost when of a leaf the best ``count`` indices are kept, as a knapsack adds it up.
 
-    ``local``: the inverse of the share of its importance that is left, so that every width gives and none is emptied.
-    ``global`` and ``knapsack``: the importance of what is dropped; ``isomorphic``: the same, in units of the mean over equal structures.
-    """
+    ``local``: the inverse of the share of its importance that is left, so that every width gives
+    and none is emptied. ``global`` and ``knapsack``: the importance of what is dropped;
+    ``isomorphic``: the same, in units of the mean over equal structures."""
 
-    def __init__(self, scope: str, scores: Mapping[Axis, Scores], groups: Mapping[Axis, Group]) -> None:
+    def __init__(
+        self, scope: str, scores: Mapping[Axis, Scores], groups: Mapping[Axis, Group]
+    ) -> None:
         kept = {x: np.sort(s)[::-1] for x, s in scores.items()}
-        # one importance may be below zero: only what lies above the least counts, and a little that all have
+        # one importance may be below zero: only what lies above the least counts, and a little that
+        # all have
         above = {x: (s - min(s.min(initial=0.0), 0.0)) for x, s in kept.items()}
         self.held = {x: np.cumsum(s) for x, s in above.items()}
         self.unit = dict.fromkeys(kept, 1.0)
         self.local = scope == "local"
-        for some in classes([groups[x] for x in kept], structure_of) if scope == "isomorphic" else ():
+        for some in (
+            classes([groups[x] for x in kept], structure_of) if scope == "isomorphic" else ()
+        ):
             mean = float(np.concatenate([above[g.axis] for g in some]).mean()) or 1.0
             self.unit.update({g.axis: mean for g in some})
 
@@ -62,18 +73,25 @@ class Loss:
         held = self.held[x]
         if not self.local:
             return float(held[-1] - held[count - 1]) / self.unit[x]
-        # half by importance and half by number: equal or vanishing importance must not make a width free
+        # half by importance and half by number: equal or vanishing importance must not make a width
+        # free
         share = (held[count - 1] / held[-1] if held[-1] > 0 else 1.0) / 2 + count / len(held) / 2
         return 1 / share - 1
 
 
 def structure_of(group: Group) -> tuple[object, ...]:
-    """What makes groups comparable: the leaf's size and, for each place, the sizes and dimension of the weight and who reads it.
+    """What makes groups comparable: the leaf's size and, for each place, the sizes and dimension of
+    the weight and who reads it.
 
-    Isomorphic Pruning (Fang et al., ECCV 2024) ranks only among sub-structures of the same topology.
-    """
+    Isomorphic Pruning (Fang et al., ECCV 2024) ranks only among sub-structures of the same
+    topology."""
     places = [
-        (tuple(probe_of(s) for s in m.weight.shape), m.dim, m.slot.stride, tuple(sorted({user.op for user in m.weight.users})))
+        (
+            tuple(probe_of(s) for s in m.weight.shape),
+            m.dim,
+            m.slot.stride,
+            tuple(sorted({user.op for user in m.weight.users})),
+        )
         for m in group.members
     ]
     return group.size, group.role, tuple(sorted(places))
@@ -85,5 +103,3 @@ def classes(groups: Sequence[Group], key: Callable[[Group], object]) -> Iterable
     for group in groups:
         found.setdefault(key(group), []).append(group)
     return found.values()
-
-

@@ -1,9 +1,10 @@
-"""A plan on a graph: group by group on the model it was made on, through its weights on another form of that model.
+"""A plan on a graph: group by group on the model it was made on, through its weights on another
+form of that model.
 
-An export couples the same channels but may store a weight under another name, transposed, with dimensions of size 1 or with
-dimensions merged. What the plan drops of each weight is laid out as masks; masks give the leaves of the graph at hand; the
-leaves must then give exactly the masks again.
-"""
+An export couples the same channels but may store a weight under another name, transposed, with
+dimensions of size 1 or with dimensions merged. What the plan drops of each weight is laid out as
+masks; masks give the leaves of the graph at hand; the leaves must then give exactly the masks
+again."""
 
 from __future__ import annotations
 
@@ -26,20 +27,28 @@ from irprune.ir.size import probe_of
 __all__ = ["choose_by_plan", "replay"]
 
 _HINT = "replay it on the model it was made on, or on an export of it"
-Fit = tuple[tuple[int, ...], ...]  # for each dimension of the graph's weight, the plan's dimensions that it consists of
+Fit = tuple[
+    tuple[int, ...], ...
+]  # for each dimension of the graph's weight, the plan's dimensions that it consists of
 
 
 def choose_by_plan(plan: Plan, graph: Graph) -> None:
-    """Set the choice of an analysed ``graph`` to ``plan``, as the pass ``choose`` sets it. Raises what ``replay`` raises."""
+    """Set the choice of an analysed ``graph`` to ``plan``, as the pass ``choose`` sets it. Raises
+    what ``replay`` raises."""
     graph.kept = replay(plan, graph)
     graph.skipped = {
-        g.axis: "the plan leaves it whole" for g in groups_of(graph) if not g.frozen and not graph.kept.changes(g.axis)
+        g.axis: "the plan leaves it whole"
+        for g in groups_of(graph)
+        if not g.frozen and not graph.kept.changes(g.axis)
     }
 
 
 def replay(plan: Plan, graph: Graph) -> Kept:
-    """The choice of ``plan`` on an analysed ``graph``. Raises IrpruneError, naming the weight, where the plan does not fit it."""
-    return _same(plan, graph) if plan.source == fingerprint(graph) else _Elsewhere(plan, graph).kept()
+    """The choice of ``plan`` on an analysed ``graph``. Raises IrpruneError, naming the weight,
+    where the plan does not fit it."""
+    return (
+        _same(plan, graph) if plan.source == fingerprint(graph) else _Elsewhere(plan, graph).kept()
+    )
 
 
 def _same(plan: Plan, graph: Graph) -> Kept:
@@ -49,7 +58,11 @@ def _same(plan: Plan, graph: Graph) -> Kept:
     for c in plan.choices:
         group = groups.get(c.name)
         if group is None or group.size != c.size:
-            raise _misfit(f"group {c.name!r}", f"{c.size} indices", "no such group" if group is None else f"{group.size}")
+            raise _misfit(
+                f"group {c.name!r}",
+                f"{c.size} indices",
+                "no such group" if group is None else f"{group.size}",
+            )
         _free(group)
         choice[group.axis] = np.asarray(c.kept, dtype=np.int64)
         if c.within:
@@ -59,11 +72,15 @@ def _same(plan: Plan, graph: Graph) -> Kept:
     try:
         return Kept(choice, within)
     except ValueError as broken:
-        raise IrpruneError(f"the plan is damaged: {broken}", plan.model, "make it again") from broken
+        raise IrpruneError(
+            f"the plan is damaged: {broken}", plan.model, "make it again"
+        ) from broken
 
 
 def _misfit(what: str, expected: str, found: str) -> IrpruneError:
-    return IrpruneError(f"the plan does not fit this model: {what}: expected {expected}, found {found}", "", _HINT)
+    return IrpruneError(
+        f"the plan does not fit this model: {what}: expected {expected}, found {found}", "", _HINT
+    )
 
 
 def _free(group: Group) -> None:
@@ -82,33 +99,56 @@ class _Elsewhere:
         self.source = self._matched()
         for c in plan.choices:
             if not any(spot.weight in self.source.values() for spot in c.members):
-                raise _misfit(f"weight {c.members[0].weight!r}", f"shape {list(plan.weights[c.members[0].weight].shape)}", "no such weight")
+                raise _misfit(
+                    f"weight {c.members[0].weight!r}",
+                    f"shape {list(plan.weights[c.members[0].weight].shape)}",
+                    "no such weight",
+                )
         self.fits = {w: _told(plan.weights[n], w) for w, n in self.source.items()}
         for w, n in self.source.items():
             if not self.fits[w]:
-                raise _misfit(f"weight {n!r}", f"shape {list(plan.weights[n].shape)}", f"{[str(s) for s in w.shape]}".replace("'", ""))
+                raise _misfit(
+                    f"weight {n!r}",
+                    f"shape {list(plan.weights[n].shape)}",
+                    f"{[str(s) for s in w.shape]}".replace("'", ""),
+                )
 
     def _matched(self) -> dict[Weight, str]:
-        """Weights of the graph and what the plan calls them: by name or alias, the others by shape and probe."""
+        """Weights of the graph and what the plan calls them: by name or alias, the others by shape
+        and probe."""
         out: dict[Weight, str] = {}
         rest: list[Weight] = []
         for w in self.graph.weights.values():
-            name = next((n for n in (w.name, *w.aliases, w.name.rpartition("@")[0]) if n in self.plan.weights), None)
+            name = next(
+                (
+                    n
+                    for n in (w.name, *w.aliases, w.name.rpartition("@")[0])
+                    if n in self.plan.weights
+                ),
+                None,
+            )
             if name is not None:
                 out[w] = name
             else:
                 rest.append(w)
         found = set(out.values())
-        wanted = {n: r for n, r in self.plan.weights.items() if n not in found and r.probe is not None}
+        wanted = {
+            n: r for n, r in self.plan.weights.items() if n not in found and r.probe is not None
+        }
         for name, record in wanted.items():
-            alike = [w for w in rest if _wide(w.shape) == _wide(record.shape) and _agrees(record, probe(w))]
+            alike = [
+                w
+                for w in rest
+                if _wide(w.shape) == _wide(record.shape) and _agrees(record, probe(w))
+            ]
             if len(alike) == 1:
                 out[alike[0]] = name
                 rest.remove(alike[0])
         return out
 
     def kept(self) -> Kept:
-        """The choice. Raises IrpruneError where the graph's coupling cannot express what the plan drops."""
+        """The choice. Raises IrpruneError where the graph's coupling cannot express what the plan
+        drops."""
         members: dict[Weight, list[tuple[Group, Member]]] = {w: [] for w in self.source}
         for group in self.groups:
             for m in group.members:
@@ -128,7 +168,9 @@ class _Elsewhere:
                 choice[group.axis] = np.flatnonzero(rows if rows.ndim == 1 else present[0])
             elif len(set(counts[counts > 0].tolist())) == 1:
                 n = int(counts.max())
-                choice[group.axis] = np.stack([np.flatnonzero(r) if r.any() else np.arange(n) for r in rows])
+                choice[group.axis] = np.stack(
+                    [np.flatnonzero(r) if r.any() else np.arange(n) for r in rows]
+                )
                 within[group.axis] = self.blocks[group.axis]
         made = Kept({a: k for a, k in choice.items() if k.shape[-1]}, within)
         for w, fit in self.chosen.items():
@@ -136,11 +178,14 @@ class _Elsewhere:
             for dim, mask in enumerate(laid):
                 if self._misses(made, w, dim, laid):
                     expected = f"{int(mask.sum(axis=dim).max())} of {mask.shape[dim]} kept in dimension {dim}"
-                    raise _misfit(f"weight {self.source[w]!r}", expected, "channels coupled in another way")
+                    raise _misfit(
+                        f"weight {self.source[w]!r}", expected, "channels coupled in another way"
+                    )
         return made
 
     def _settle(self, members: dict[Weight, list[tuple[Group, Member]]]) -> dict[Axis, Mask]:
-        """Decide how each weight's dimensions lie, the certain ones first, and read the leaves off them."""
+        """Decide how each weight's dimensions lie, the certain ones first, and read the leaves off
+        them."""
         known: dict[Axis, Mask] = {}
         self.chosen: dict[Weight, Fit] = {}
         waiting = list(self.source)
@@ -150,13 +195,26 @@ class _Elsewhere:
                 able = [f for f in self.fits[w] if self._clash(w, f, members[w], known) is None]
                 if not able:
                     other = self._clash(w, self.fits[w][0], members[w], known)
-                    raise _misfit(f"weight {self.source[w]!r}", "what the plan drops of it", f"group {other!r} coupled to other channels")
+                    raise _misfit(
+                        f"weight {self.source[w]!r}",
+                        "what the plan drops of it",
+                        f"group {other!r} coupled to other channels",
+                    )
                 if len(able) == 1:
                     ready = (w, able[0])
                     break
-            if ready is None:  # all lie in more than one way: the plainest of the first is as good as any
+            if (
+                ready is None
+            ):  # all lie in more than one way: the plainest of the first is as good as any
                 first = waiting[0]
-                ready = (first, next(f for f in self.fits[first] if self._clash(first, f, members[first], known) is None))
+                ready = (
+                    first,
+                    next(
+                        f
+                        for f in self.fits[first]
+                        if self._clash(first, f, members[first], known) is None
+                    ),
+                )
             w, fit = ready
             waiting.remove(w)
             self.chosen[w] = fit
@@ -164,7 +222,9 @@ class _Elsewhere:
                 known[group.axis] = rows
         return known
 
-    def _clash(self, w: Weight, fit: Fit, members: list[tuple[Group, Member]], known: dict[Axis, Mask]) -> str | None:
+    def _clash(
+        self, w: Weight, fit: Fit, members: list[tuple[Group, Member]], known: dict[Axis, Mask]
+    ) -> str | None:
         """The first group that reads otherwise off ``w`` than it is known already."""
         seen = dict(known)
         for group, rows in self._read(w, fit, members):
@@ -173,13 +233,22 @@ class _Elsewhere:
             seen[group.axis] = rows
         return None
 
-    def _read(self, w: Weight, fit: Fit, members: list[tuple[Group, Member]]) -> Iterator[tuple[Group, Mask]]:
-        """What each group keeps by the masks of ``w``: per index, or per block and index where that is legal."""
+    def _read(
+        self, w: Weight, fit: Fit, members: list[tuple[Group, Member]]
+    ) -> Iterator[tuple[Group, Mask]]:
+        """What each group keeps by the masks of ``w``: per index, or per block and index where that
+        is legal."""
         laid = self._laid_out(w, fit)
         for group, m in members:
             place = place_of(m, self.blocks.get(group.axis))
-            here = np.any(laid[m.dim], axis=tuple(d for d in range(w.rank) if d not in place.dims), keepdims=True)
-            whole = np.broadcast_to(here, [probe_of(s) if d in place.dims else 1 for d, s in enumerate(w.shape)])
+            here = np.any(
+                laid[m.dim],
+                axis=tuple(d for d in range(w.rank) if d not in place.dims),
+                keepdims=True,
+            )
+            whole = np.broadcast_to(
+                here, [probe_of(s) if d in place.dims else 1 for d, s in enumerate(w.shape)]
+            )
             flat = np.moveaxis(whole, place.dims, range(len(place.dims))).reshape(-1)
             rows: Mask = np.any(flat[place.at], axis=-1, keepdims=True)[..., 0]
             yield group, rows
@@ -197,12 +266,15 @@ class _Elsewhere:
                 mask = mask & self.masks.get((name, d), mask)
             wide = [k == t or any(mask.shape[d] != 1 for d in dims) for k, dims in enumerate(fit)]
             full = {d: sizes[d] for k, dims in enumerate(fit) if wide[k] for d in dims}
-            mask = np.broadcast_to(mask, [full.get(d, 1) for d in range(len(sizes))]).transpose(order)
+            mask = np.broadcast_to(mask, [full.get(d, 1) for d in range(len(sizes))]).transpose(
+                order
+            )
             out.append(mask.reshape([prod(full.get(d, 1) for d in dims) for dims in fit]))
         return out
 
     def _misses(self, made: Kept, w: Weight, dim: int, laid: list[Mask]) -> bool:
-        """Whether ``made`` keeps others along a dimension of ``w`` than the plan, in what the plan keeps of the other dimensions."""
+        """Whether ``made`` keeps others along a dimension of ``w`` than the plan, in what the plan
+        keeps of the other dimensions."""
         axes = w.axes or ()
         wrong = made.present(axes, dim) != laid[dim]
         for d, n in enumerate(wrong.shape):
@@ -222,12 +294,17 @@ def _equal(a: Mask, b: Mask) -> bool:
 
 
 def _masks(plan: Plan) -> dict[tuple[str, int], Mask]:
-    """For each dimension of a weight that the plan cuts, who stays, to broadcast against the weight."""
+    """For each dimension of a weight that the plan cuts, who stays, to broadcast against the
+    weight."""
     out: dict[tuple[str, int], Mask] = {}
     for c in plan.choices:
         for spot in c.members:
             if spot.weight not in plan.weights:
-                raise IrpruneError(f"the plan is damaged: it says nothing of weight {spot.weight!r}", plan.model, "make it again")
+                raise IrpruneError(
+                    f"the plan is damaged: it says nothing of weight {spot.weight!r}",
+                    plan.model,
+                    "make it again",
+                )
             key, mask = (spot.weight, spot.dim), _there(c, spot, plan.weights[spot.weight].shape)
             out[key] = out[key] & mask if key in out else mask
     return out
@@ -257,7 +334,9 @@ def _there(c: Choice, spot: Spot, shape: tuple[int, ...]) -> Mask:
     block, index = np.nonzero(dropped)
     mask[block[:, None], at[index]] = False
     mask = mask[np.arange(shape[dim]) // stride % len(rows)]
-    return (mask if dim < spot.dim else mask.T).reshape([n if d in (dim, spot.dim) else 1 for d, n in enumerate(shape)])
+    return (mask if dim < spot.dim else mask.T).reshape(
+        [n if d in (dim, spot.dim) else 1 for d, n in enumerate(shape)]
+    )
 
 
 def _wide(shape: tuple[object, ...]) -> list[int]:
@@ -268,7 +347,9 @@ def _agrees(record: Recorded, found: tuple[float, ...] | None) -> bool:
     """Whether two probes are of the same values, in whatever precision and order of dimensions."""
     if found is None or record.probe is None or len(found) != len(record.probe):
         return False
-    return all(map(_near, [*record.probe[:3], *sorted(record.probe[3:])], [*found[:3], *sorted(found[3:])]))
+    return all(
+        map(_near, [*record.probe[:3], *sorted(record.probe[3:])], [*found[:3], *sorted(found[3:])])
+    )
 
 
 def _near(a: float, b: float) -> bool:
@@ -276,24 +357,40 @@ def _near(a: float, b: float) -> bool:
 
 
 def _told(record: Recorded, w: Weight) -> list[Fit]:
-    """The ways in which ``w`` may lie; where its values are those of the plan and say which, that one alone."""
+    """The ways in which ``w`` may lie; where its values are those of the plan and say which, that
+    one alone."""
     fits = list(_fits(record.shape, tuple(probe_of(s) for s in w.shape)))
-    if len(fits) < 2 or record.probe is None or (found := probe(w)) is None or not _agrees(record, found):
+    if (
+        len(fits) < 2
+        or record.probe is None
+        or (found := probe(w)) is None
+        or not _agrees(record, found)
+    ):
         return fits
     wide = [d for d, s in enumerate(record.shape) if s != 1]
     end = dict(zip(wide, record.probe[3:], strict=True))
-    told = [f for f in fits if all(_near(end[d], x) for (d, *_), x in zip((dims for dims in f if dims), found[3:], strict=True))]
+    told = [
+        f
+        for f in fits
+        if all(
+            _near(end[d], x)
+            for (d, *_), x in zip((dims for dims in f if dims), found[3:], strict=True)
+        )
+    ]
     return told if len(told) == 1 else fits
 
 
 def _fits(source: tuple[int, ...], target: tuple[int, ...]) -> Iterator[Fit]:
-    """The ways in which ``target`` may be ``source`` permuted, merged, or with dimensions of size 1 more or less; the plain one first."""
+    """The ways in which ``target`` may be ``source`` permuted, merged, or with dimensions of size 1
+    more or less; the plain one first."""
     wide = [d for d, s in enumerate(source) if s != 1]
     spread = [d for d, s in enumerate(target) if s != 1]
     if len(wide) == len(spread):
         for order in permutations(wide):
             if all(source[d] == target[t] for d, t in zip(order, spread, strict=True)):
-                yield tuple((order[spread.index(t)],) if t in spread else () for t in range(len(target)))
+                yield tuple(
+                    (order[spread.index(t)],) if t in spread else () for t in range(len(target))
+                )
     elif len(spread) < len(wide):
         merged: list[tuple[int, ...]] = []
         left = list(wide)
@@ -302,5 +399,7 @@ def _fits(source: tuple[int, ...], target: tuple[int, ...]) -> Iterator[Fit]:
             while left and prod(source[d] for d in taken) < target[t]:
                 taken.append(left.pop(0))
             merged.append(tuple(taken))
-        if not left and all(prod(source[d] for d in dims) == s for dims, s in zip(merged, target, strict=True)):
+        if not left and all(
+            prod(source[d] for d in dims) == s for dims, s in zip(merged, target, strict=True)
+        ):
             yield tuple(merged)

@@ -1,4 +1,5 @@
-"""The command line. Numbers go to stdout, talk to stderr; exit code 1 when a check fails, 2 for bad input.
+"""The command line. Numbers go to stdout, talk to stderr; exit code 1 when a check fails, 2 for bad
+input.
 
 A command's module is imported when it is called, so that starting costs little.
 """
@@ -19,10 +20,16 @@ FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 _COMMANDS = {  # name -> where it is, and what it does in a line
     "prune": ("irprune.cli.prune:prune", "Prune MODEL, prove the result and write it."),
-    "inspect": ("irprune.cli.inspect:inspect", "Show the groups of MODEL, and what is frozen and why."),
+    "inspect": (
+        "irprune.cli.inspect:inspect",
+        "Show the groups of MODEL, and what is frozen and why.",
+    ),
     "explain": ("irprune.cli.explain:explain", "Show what couples NAME to its group, or froze it."),
     "opt": ("irprune.cli.opt:opt", "Run passes over MODEL and print the graph."),
-    "validate": ("irprune.cli.validate:validate", "Run the same inputs through A and B and compare every output."),
+    "validate": (
+        "irprune.cli.validate:validate",
+        "Run the same inputs through A and B and compare every output.",
+    ),
     "bench": ("irprune.cli.bench:bench", "Measure latency, size, MACs, parameters and memory."),
     "ops": ("irprune.cli.tables:ops_command", "List the operators that have a rule."),
     "passes": ("irprune.cli.tables:passes_command", "List the passes and their options."),
@@ -49,25 +56,32 @@ class _Lazy(click.Group):
             formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
 
 
-@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@click.group(
+    cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+)
 @click.version_option(package_name="irprune", message="%(version)s")
 def cli() -> None:
     """Make neural networks smaller: structured pruning of PyTorch and ONNX models, with a proof.
 
-    MODEL is file.onnx, file.pt2, file.py:callable, package.module:callable, timm:NAME, torchvision:NAME, hf:FOLDER,
-    or a folder that irprune wrote.
-    """
+    MODEL is file.onnx, file.pt2, file.py:callable, package.module:callable, timm:NAME,
+    torchvision:NAME, hf:FOLDER, or a folder that irprune wrote."""
 
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors are one line on stderr."""
     try:
-        result = cli.main(list(argv) if argv is not None else None, prog_name="irprune", standalone_mode=False)
+        result = cli.main(
+            list(argv) if argv is not None else None, prog_name="irprune", standalone_mode=False
+        )
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as wrong:
-        where = f"irprune {wrong.ctx.info_name}" if isinstance(wrong, click.UsageError) and wrong.ctx is not None else "irprune"
+        where = (
+            f"irprune {wrong.ctx.info_name}"
+            if isinstance(wrong, click.UsageError) and wrong.ctx is not None
+            else "irprune"
+        )
         _complain(f"{where}: {wrong.format_message()}")
         return BAD_INPUT
     except CheckFailed as failed:

@@ -25,14 +25,34 @@ __all__ = ["bench"]
 @model()
 @click.option("--against", metavar="B", help="A second MODEL, timed in turns with the first.")
 @inputs
-@click.option("--seconds", type=click.FloatRange(min=0), default=2.0, show_default=True, help="How long each model is timed.")
-@click.option("--threads", type=click.IntRange(min=0), default=0, show_default=True, help="Threads of each runtime; 0 leaves its default.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    help="How long each model is timed.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Threads of each runtime; 0 leaves its default.",
+)
 @device
 @as_json
 def bench(
-    model: str, against: str | None, inputs: tuple[str, ...], pretrained: bool, seconds: float, threads: int, device: str, json_: bool,
+    model: str,
+    against: str | None,
+    inputs: tuple[str, ...],
+    pretrained: bool,
+    seconds: float,
+    threads: int,
+    device: str,
+    json_: bool,
 ) -> None:
-    """Measure MODEL: median latency, size on disk, MACs, parameters, peak activation memory; beside B where one is given."""
+    """Measure MODEL: median latency, size on disk, MACs, parameters, peak activation memory; beside
+    B where one is given."""
     specs = [model] if against is None else [model, against]
     loaded = [load(spec, inputs, pretrained) for spec in specs]
     _threads(threads, loaded)
@@ -62,7 +82,13 @@ def _threads(threads: int, loaded: list[Loaded]) -> None:
 
 def _counts(loaded: Loaded) -> dict[str, int]:
     """MACs, parameters, bytes and activation from the cost polynomial."""
-    return cost(api.analyse(api.capture(loaded.model, loaded.args if loaded.kind == "module" else (), loaded.kwargs, None))).as_dict()
+    return cost(
+        api.analyse(
+            api.capture(
+                loaded.model, loaded.args if loaded.kind == "module" else (), loaded.kwargs, None
+            )
+        )
+    ).as_dict()
 
 
 def _on_disk(spec: str) -> int | None:
@@ -70,22 +96,47 @@ def _on_disk(spec: str) -> int | None:
     path = Path(spec)
     if path.is_dir():
         return sum(p.stat().st_size for p in (path / "weights.safetensors",) if p.exists()) or None
-    return sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")) if p.is_file()) or None
+    return (
+        sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")) if p.is_file())
+        or None
+    )
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     def cell(key: str, value: Any) -> str:
         if value is None:
             return "-"
-        return f"{value * 1e3:.3f} ms" if key.endswith("_s") else human(value) if isinstance(value, int) else str(value)
+        return (
+            f"{value * 1e3:.3f} ms"
+            if key.endswith("_s")
+            else human(value)
+            if isinstance(value, int)
+            else str(value)
+        )
 
     head = [""] + [str(r["model"]) for r in rows] + (["ratio"] if len(rows) == 2 else [])
     lines = [head]
-    for key in ("runtime", "median_s", "low_s", "high_s", "macs", "params", "bytes", "activation", "file_bytes"):
+    for key in (
+        "runtime",
+        "median_s",
+        "low_s",
+        "high_s",
+        "macs",
+        "params",
+        "bytes",
+        "activation",
+        "file_bytes",
+    ):
         values = [r[key] for r in rows]
         line = [key.removesuffix("_s"), *(cell(key, v) for v in values)]
         if len(rows) == 2:
-            line.append(f"{values[1] / values[0]:.3f}" if all(isinstance(v, (int, float)) and v for v in values) else "")
+            line.append(
+                f"{values[1] / values[0]:.3f}"
+                if all(isinstance(v, (int, float)) and v for v in values)
+                else ""
+            )
         lines.append(line)
     widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )

@@ -20,13 +20,33 @@ __all__ = ["demo"]
 
 
 @click.command()
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("digits-pruned"), show_default=True, help="Where to write.")
-@click.option("--ratio", type=float, default=0.5, show_default=True, help="Share of every width to drop, 0 to 1.")
-@click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True, help="Epochs of training.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("digits-pruned"),
+    show_default=True,
+    help="Where to write.",
+)
+@click.option(
+    "--ratio",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Share of every width to drop, 0 to 1.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Epochs of training.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @as_json
 def demo(output: Path, ratio: float, epochs: int, seed: int, json_: bool) -> None:
-    """Train a small residual CNN on real digits, prune it, prove it, repair it, export it and compare it on onnxruntime."""
+    """Train a small residual CNN on real digits, prune it, prove it, repair it, export it and
+    compare it on onnxruntime."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -36,15 +56,22 @@ def demo(output: Path, ratio: float, epochs: int, seed: int, json_: bool) -> Non
     check_folder(output)
     check_place(output)
     talk = Console(stderr=True)
-    columns = (TextColumn("{task.description:24}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeElapsedColumn(),
-               TextColumn("{task.fields[note]}"))
+    columns = (
+        TextColumn("{task.description:24}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
     with Progress(*columns, console=talk) as bar:
         result = run_demo(output, ratio, epochs, seed, _Bars(bar))
     if json_:
         show_json(result.as_dict())
     else:
         _print(result)
-    say(f"wrote {output}/: report.html shows every group; `import model; net = model.load()` there needs only torch")
+    say(
+        f"wrote {output}/: report.html shows every group; `import model; net = model.load()` there needs only torch"
+    )
 
 
 class _Bars:

@@ -14,12 +14,19 @@ __all__ = ["inspect"]
 @click.command()
 @model()
 @inputs
-@click.option("--all", "every", is_flag=True, help="One line for each group, not for each repeated block.")
+@click.option(
+    "--all", "every", is_flag=True, help="One line for each group, not for each repeated block."
+)
 @as_json
-def inspect(model: str, inputs: tuple[str, ...], pretrained: bool, every: bool, json_: bool) -> None:
-    """Show the groups of MODEL: size, kind, cost of one channel, members; and what is frozen and why."""
+def inspect(
+    model: str, inputs: tuple[str, ...], pretrained: bool, every: bool, json_: bool
+) -> None:
+    """Show the groups of MODEL: size, kind, cost of one channel, members; and what is frozen and
+    why."""
     loaded = load(model, inputs, pretrained)
-    graph = api.analyse(api.capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes))
+    graph = api.analyse(
+        api.capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes)
+    )
     found = outline(graph, fold=not every)
     if json_:
         show_json({"name": loaded.name, **found.as_dict()})

@@ -25,21 +25,62 @@ __all__ = ["opt", "read_graph"]
 
 @click.command()
 @model()
-@click.option("-p", "--pipeline", default="", metavar="PASSES", help='What to run, as "infer-axes,score,choose{ratio=0.3},slice".')
+@click.option(
+    "-p",
+    "--pipeline",
+    default="",
+    metavar="PASSES",
+    help='What to run, as "infer-axes,score,choose{ratio=0.3},slice".',
+)
 @inputs
-@click.option("--load", "files", multiple=True, metavar="FILE.py", help="Take in the passes of a Python file; may be given again.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the text here instead of printing it.")
-@click.option("--print-after-all", is_flag=True, help="Print the graph after every pass (on stderr).")
+@click.option(
+    "--load",
+    "files",
+    multiple=True,
+    metavar="FILE.py",
+    help="Take in the passes of a Python file; may be given again.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the text here instead of printing it.",
+)
+@click.option(
+    "--print-after-all", is_flag=True, help="Print the graph after every pass (on stderr)."
+)
 @click.option("--print-diff", is_flag=True, help="Print what every pass changed (on stderr).")
-@click.option("--dump", type=click.Path(path_type=Path), metavar="DIR", help="Write the graph after every pass to numbered files.")
+@click.option(
+    "--dump",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write the graph after every pass to numbered files.",
+)
 @click.option("--time", "timed", is_flag=True, help="Print how long every pass took (on stderr).")
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Check the graph, and what passes say of it, after every pass.")
+@click.option(
+    "--verify/--no-verify",
+    default=True,
+    show_default=True,
+    help="Check the graph, and what passes say of it, after every pass.",
+)
 @click.option("--deep", is_flag=True, help="Compare every type with torch's as well.")
 @click.option("--quiet", is_flag=True, help="Do not print the graph.")
 @as_json
 def opt(
-    model: str, pipeline: str, inputs: tuple[str, ...], pretrained: bool, files: tuple[str, ...], output: Path | None,
-    print_after_all: bool, print_diff: bool, dump: Path | None, timed: bool, verify: bool, deep: bool, quiet: bool, json_: bool,
+    model: str,
+    pipeline: str,
+    inputs: tuple[str, ...],
+    pretrained: bool,
+    files: tuple[str, ...],
+    output: Path | None,
+    print_after_all: bool,
+    print_diff: bool,
+    dump: Path | None,
+    timed: bool,
+    verify: bool,
+    deep: bool,
+    quiet: bool,
+    json_: bool,
 ) -> None:
     """Run passes on MODEL and print the graph as text.
 
@@ -68,14 +109,24 @@ def opt(
     if output is not None:
         write_text(output, text)
     if json_:
-        show_json({"model": model, "changed": changed, "passes": describe(clock.rows), "nodes": len(graph.nodes),
-                   "weights": len(graph.weights), "notes": graph.notes, "text": None if quiet or output is not None else text})
+        show_json(
+            {
+                "model": model,
+                "changed": changed,
+                "passes": describe(clock.rows),
+                "nodes": len(graph.nodes),
+                "weights": len(graph.weights),
+                "notes": graph.notes,
+                "text": None if quiet or output is not None else text,
+            }
+        )
     elif not quiet and output is None:
         shown(text.rstrip())
 
 
 def read_graph(spec: str, given: tuple[str, ...] = (), pretrained: bool = False) -> Graph:
-    """The graph of MODEL, or the one that a text file describes. Raises IrpruneError for what is neither."""
+    """The graph of MODEL, or the one that a text file describes. Raises IrpruneError for what is
+    neither."""
     path = Path(spec)
     if path.suffix != ".irp":
         loaded = load(spec, given, pretrained)
@@ -87,4 +138,6 @@ def read_graph(spec: str, given: tuple[str, ...] = (), pretrained: bool = False)
     except FileNotFoundError as missing:
         raise IrpruneError("no such file", spec, "check the path") from missing
     except (OSError, UnicodeDecodeError) as broken:
-        raise IrpruneError(f"cannot be read: {broken}", spec, "give a text that irprune printed") from broken
+        raise IrpruneError(
+            f"cannot be read: {broken}", spec, "give a text that irprune printed"
+        ) from broken

@@ -28,20 +28,35 @@ def model(name: str = "model") -> Callable[[F], F]:
 def inputs(command: F) -> F:
     """``--input``, once for each input of the model, and ``--pretrained``."""
     command = click.option(
-        "--input", "inputs", multiple=True, metavar="[NAME=]SHAPE[:TYPE]|[NAME=]FILE.npy",
-        help="An example input: 1x3x224x224, ids=1x16:i64, or a .npy file; once for each input.")(command)
-    return click.option("--pretrained", is_flag=True, help="Trained weights for timm: and torchvision: models (downloads them).")(command)
+        "--input",
+        "inputs",
+        multiple=True,
+        metavar="[NAME=]SHAPE[:TYPE]|[NAME=]FILE.npy",
+        help="An example input: 1x3x224x224, ids=1x16:i64, or a .npy file; once for each input.",
+    )(command)
+    return click.option(
+        "--pretrained",
+        is_flag=True,
+        help="Trained weights for timm: and torchvision: models (downloads them).",
+    )(command)
 
 
 def device(command: F) -> F:
     """``--device``."""
-    return click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-                        help="Where checks run; auto takes CUDA where there is a GPU.")(command)
+    return click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+        help="Where checks run; auto takes CUDA where there is a GPU.",
+    )(command)
 
 
 def as_json(command: F) -> F:
     """``--json``."""
-    return click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of text.")(command)
+    return click.option(
+        "--json", "json_", is_flag=True, help="Print one JSON object instead of text."
+    )(command)
 
 
 def say(text: str) -> None:

@@ -17,18 +17,35 @@ __all__ = ["validate"]
 @model("a")
 @model("b")
 @inputs
-@click.option("--samples", type=click.IntRange(min=1), default=3, show_default=True, help="How many random calls are compared.")
-@click.option("--tolerance", type=click.FloatRange(min=0), default=None,
-              help="Largest error, relative to an output's largest magnitude.  [default: 1e-4]")
+@click.option(
+    "--samples",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="How many random calls are compared.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    default=None,
+    help="Largest error, relative to an output's largest magnitude.  [default: 1e-4]",
+)
 @device
 @as_json
 def validate(
-    a: str, b: str, inputs: tuple[str, ...], pretrained: bool, samples: int, tolerance: float | None, device: str, json_: bool,
+    a: str,
+    b: str,
+    inputs: tuple[str, ...],
+    pretrained: bool,
+    samples: int,
+    tolerance: float | None,
+    device: str,
+    json_: bool,
 ) -> None:
     """Run the same inputs through A and B and compare every output; exit code 1 where one differs.
 
-    Each of A and B is a MODEL: two ONNX files, a PyTorch model and its export, a folder that irprune wrote and its ONNX file.
-    """
+    Each of A and B is a MODEL: two ONNX files, a PyTorch model and its export, a folder that
+    irprune wrote and its ONNX file."""
     bound = PARITY if tolerance is None else tolerance
     first, second = (runner(load(spec, inputs, pretrained), device, exact=True) for spec in (a, b))
     worst: dict[str, float] = {}
@@ -37,17 +54,35 @@ def validate(
         second.check(arrays)
         ours, theirs = first.run(arrays), second.run(arrays)
         if len(ours) != len(theirs):
-            raise IrpruneError(f"{len(ours)} outputs against {len(theirs)}", f"{a} and {b}", "compare models with the same outputs")
-        for name, error in compare_arrays(list(ours.values()), dict(zip(ours, theirs.values(), strict=True))).items():
+            raise IrpruneError(
+                f"{len(ours)} outputs against {len(theirs)}",
+                f"{a} and {b}",
+                "compare models with the same outputs",
+            )
+        for name, error in compare_arrays(
+            list(ours.values()), dict(zip(ours, theirs.values(), strict=True))
+        ).items():
             worst[name] = max(worst.get(name, 0.0), error)
     largest = max(worst.values(), default=0.0)
     if json_:
-        show_json({"a": a, "b": b, "samples": samples, "outputs": worst, "max_error": largest, "tolerance": bound,
-                   "passed": largest <= bound})
+        show_json(
+            {
+                "a": a,
+                "b": b,
+                "samples": samples,
+                "outputs": worst,
+                "max_error": largest,
+                "tolerance": bound,
+                "passed": largest <= bound,
+            }
+        )
     else:
         wide = max(map(len, worst), default=0)
         shown("\n".join(f"{name:{wide}}  {error:.3e}" for name, error in worst.items()))
     if not largest <= bound:
         name = max(worst, key=lambda n: worst[n])
-        raise CheckFailed(f"output {name!r} differs by {worst[name]:.1e}, tolerance {bound:.0e}", f"{a} against {b}",
-                          "both were given the same inputs; a looser --tolerance accepts it")
+        raise CheckFailed(
+            f"output {name!r} differs by {worst[name]:.1e}, tolerance {bound:.0e}",
+            f"{a} against {b}",
+            "both were given the same inputs; a looser --tolerance accepts it",
+        )

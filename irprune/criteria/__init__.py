@@ -1,8 +1,9 @@
-"""Criteria: what makes an index of a group important. One file each; a class with ``scores`` joins by ``@criterion(name)``.
+"""Criteria: what makes an index of a group important. One file each; a class with ``scores`` joins
+by ``@criterion(name)``.
 
-``scores(graph, groups, blocks)`` returns for each group's leaf an array of its size, larger is more important, with one
-row per block for leaves that may be chosen per block; groups that it can say nothing about are left out.
-"""
+``scores(graph, groups, blocks)`` returns for each group's leaf an array of its size, larger is more
+important, with one row per block for leaves that may be chosen per block; groups that it can say
+nothing about are left out."""
 
 from __future__ import annotations
 
@@ -29,8 +30,11 @@ Scores = NDArray[np.float64]
 class Importance(Protocol):
     """A criterion. Dataclass fields are its options."""
 
-    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
-        """Scores of the groups' leaves: of shape (size,), or (size of ``blocks[leaf]``, size) for leaves in ``blocks``."""
+    def scores(
+        self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+    ) -> dict[Axis, Scores]:
+        """Scores of the groups' leaves: of shape (size,), or (size of ``blocks[leaf]``, size) for
+        leaves in ``blocks``."""
 
 
 CRITERIA: dict[str, Callable[..., Importance]] = {}
@@ -60,19 +64,28 @@ def criteria() -> dict[str, Callable[..., Importance]]:
 
 
 def named(importance: str | Importance, **options: Any) -> Importance:
-    """The criterion called ``importance`` with those of ``options`` that it has; a criterion object is returned as it is.
+    """The criterion called ``importance`` with those of ``options`` that it has; a criterion object
+    is returned as it is.
 
-    Raises IrpruneError for a name that there is none of, and for an option given (not None) that the criterion lacks.
-    """
+    Raises IrpruneError for a name that there is none of, and for an option given (not None) that
+    the criterion lacks."""
     if not isinstance(importance, str):
         return importance
     known = criteria()
     if importance not in known:
-        raise IrpruneError(f"no criterion is called {importance!r}", "importance", "one of " + ", ".join(sorted(known)))
+        raise IrpruneError(
+            f"no criterion is called {importance!r}",
+            "importance",
+            "one of " + ", ".join(sorted(known)),
+        )
     made = known[importance]
     has = sorted(f.name for f in fields(made))  # type: ignore[arg-type]
     given = {k: v for k, v in options.items() if v is not None}
     for option in given:
         if option not in has:
-            raise IrpruneError(f"criterion {importance!r} has no option {option!r}", "importance", f"it has {', '.join(has) or 'none'}")
+            raise IrpruneError(
+                f"criterion {importance!r} has no option {option!r}",
+                "importance",
+                f"it has {', '.join(has) or 'none'}",
+            )
     return made(**given)

@@ -1,9 +1,9 @@
-"""Where a group is read: the layers that sum over its leaf, and what of their weights and inputs belongs to which index.
+"""Where a group is read: the layers that sum over its leaf, and what of their weights and inputs
+belongs to which index.
 
-Dropping an index silences it where it is consumed, so data-driven criteria look there: at the inputs of the layers that read a
-group rather than at the weights that make it. What is lost is put in relation to all that a layer gives, so that layers of
-different scale can be added up.
-"""
+Dropping an index silences it where it is consumed, so data-driven criteria look there: at the
+inputs of the layers that read a group rather than at the weights that make it. What is lost is put
+in relation to all that a layer gives, so that layers of different scale can be added up."""
 
 from __future__ import annotations
 
@@ -28,16 +28,29 @@ if TYPE_CHECKING:
     from irprune.analysis.layers import Layer
     from irprune.run.calibration import Calibration
 
-__all__ = ["Reader", "Reading", "calibrated", "collected", "portions", "readers", "readings", "shares", "whole"]
+__all__ = [
+    "Reader",
+    "Reading",
+    "calibrated",
+    "collected",
+    "portions",
+    "readers",
+    "readings",
+    "shares",
+    "whole",
+]
 
-WIDEST = 6144  # inputs of a layer beyond which no Gram matrix is made, as in the repair by least squares
+WIDEST = (
+    6144  # inputs of a layer beyond which no Gram matrix is made, as in the repair by least squares
+)
 MEMORY = 1 << 30  # bytes of Gram matrices held at a time
 
 
 @dataclass(frozen=True)
 class Reader:
-    """``layer`` sums over a leaf: ``owner[b, k]`` is the index (in blocks: ``outer * size + index``) that input k of block b belongs to, -1
-    for inputs of other leaves; ``shape`` is that of the leaf's scores."""
+    """``layer`` sums over a leaf: ``owner[b, k]`` is the index (in blocks: ``outer * size +
+    index``) that input k of block b belongs to, -1 for inputs of other leaves; ``shape`` is that of
+    the leaf's scores."""
 
     layer: Layer
     owner: NDArray[np.int64]
@@ -46,14 +59,19 @@ class Reader:
     def gathered(self, values: NDArray[Any]) -> Scores:
         """Values per input [b, k] summed onto the leaf's indices."""
         mine = self.owner >= 0
-        total = np.bincount(self.owner[mine], weights=np.asarray(values, dtype=np.float64)[mine], minlength=int(np.prod(self.shape)))
+        total = np.bincount(
+            self.owner[mine],
+            weights=np.asarray(values, dtype=np.float64)[mine],
+            minlength=int(np.prod(self.shape)),
+        )
         return np.asarray(total.reshape(self.shape), dtype=np.float64)
 
 
 @dataclass
 class Reading:
-    """What a layer read over the calibration data, in float64: ``count`` rows, their ``mean`` [b, k], mean ``square`` [b, k] and,
-    where asked and no more than ``WIDEST`` inputs wide, the mean of products ``gram`` [b, k, k]; ``weight`` is [b, k, o]."""
+    """What a layer read over the calibration data, in float64: ``count`` rows, their ``mean`` [b,
+    k], mean ``square`` [b, k] and, where asked and no more than ``WIDEST`` inputs wide, the mean of
+    products ``gram`` [b, k, k]; ``weight`` is [b, k, o]."""
 
     weight: Any
     count: int = 0
@@ -65,14 +83,24 @@ class Reading:
 def calibrated(source: Any, graph: Graph, criterion: str, batch: int = 64) -> Calibration:
     """``source`` as calibration data for ``graph``. Raises IrpruneError where there is none."""
     if source is None:
-        raise IrpruneError(f"criterion {criterion!r} needs calibration data", "importance",
-                           "give calibration=: an iterable of inputs, a tensor, or a folder of .npy, .npz or image files")
+        raise IrpruneError(
+            f"criterion {criterion!r} needs calibration data",
+            "importance",
+            "give calibration=: an iterable of inputs, a tensor, or a folder of .npy, .npz or image files",
+        )
     from irprune.run.calibration import Calibration
 
-    return Calibration(source, graph, samples=source.samples if isinstance(source, Calibration) else None, batch=batch)
+    return Calibration(
+        source,
+        graph,
+        samples=source.samples if isinstance(source, Calibration) else None,
+        batch=batch,
+    )
 
 
-def readers(graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, list[Reader]]:
+def readers(
+    graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+) -> dict[Axis, list[Reader]]:
     """For each group's leaf the layers that sum over it, in graph order."""
     from irprune.analysis.layers import layers
 
@@ -94,7 +122,9 @@ def _reader(layer: Layer, place: Place) -> Reader:
     shape = [int(probe_of(s)) for s in layer.weight.shape]
     at = torch.zeros(shape, dtype=torch.int64)
     for d in place.dims:
-        at = at * shape[d] + torch.arange(shape[d]).reshape([-1 if k == d else 1 for k in range(len(shape))])
+        at = at * shape[d] + torch.arange(shape[d]).reshape(
+            [-1 if k == d else 1 for k in range(len(shape))]
+        )
     position = layer.matrix(at)[..., 0].numpy()  # [b, k]: where along the dimensions an input lies
     *own, _ = place.at.shape
     owner = np.full(prod(shape[d] for d in place.dims), -1, dtype=np.int64)
@@ -103,14 +133,29 @@ def _reader(layer: Layer, place: Place) -> Reader:
 
 
 def readings(
-    graph: Graph, found: Mapping[Axis, Sequence[Reader]], calibration: Calibration, *, gram: bool, rows: int = 32768
+    graph: Graph,
+    found: Mapping[Axis, Sequence[Reader]],
+    calibration: Calibration,
+    *,
+    gram: bool,
+    rows: int = 32768,
 ) -> dict[str, Reading]:
     """What the layers in ``found`` read: see ``readings_of``."""
-    return readings_of(graph, [r.layer for many in found.values() for r in many], calibration, gram=gram, rows=rows)
+    return readings_of(
+        graph, [r.layer for many in found.values() for r in many], calibration, gram=gram, rows=rows
+    )
 
 
-def readings_of(graph: Graph, layers: Sequence[Layer], calibration: Calibration, *, gram: bool, rows: int = 32768) -> dict[str, Reading]:
-    """Statistics of what ``layers`` read, by ``key_of``, from one run over the data; Gram matrices of at most about ``rows`` rows.
+def readings_of(
+    graph: Graph,
+    layers: Sequence[Layer],
+    calibration: Calibration,
+    *,
+    gram: bool,
+    rows: int = 32768,
+) -> dict[str, Reading]:
+    """Statistics of what ``layers`` read, by ``key_of``, from one run over the data; Gram matrices
+    of at most about ``rows`` rows.
 
     Raises IrpruneError where activations are NaN or infinite.
     """
@@ -153,7 +198,11 @@ def _add(reading: Reading, x: Any, gram: bool, where: str) -> None:
     import torch
 
     if not bool(torch.isfinite(x).all()):
-        raise IrpruneError("activations are NaN or infinite on the calibration data", where, "check the model and the data")
+        raise IrpruneError(
+            "activations are NaN or infinite on the calibration data",
+            where,
+            "check the model and the data",
+        )
     first = reading.count == 0
     reading.count += x.shape[1]
     total, square = x.sum(1), x.square().sum(1)
@@ -164,12 +213,19 @@ def _add(reading: Reading, x: Any, gram: bool, where: str) -> None:
         reading.gram = product if first else reading.gram + product
 
 
-def portions(found: Mapping[Axis, Sequence[Reader]], memory: int = MEMORY) -> Iterator[dict[Axis, Sequence[Reader]]]:
-    """``found`` in runs of leaves whose layers' Gram matrices and their inverses fit ``memory``; a leaf that does not stands by itself."""
+def portions(
+    found: Mapping[Axis, Sequence[Reader]], memory: int = MEMORY
+) -> Iterator[dict[Axis, Sequence[Reader]]]:
+    """``found`` in runs of leaves whose layers' Gram matrices and their inverses fit ``memory``; a
+    leaf that does not stands by itself."""
     some: dict[Axis, Sequence[Reader]] = {}
     held: dict[str, int] = {}
     for leaf, readers in found.items():
-        mine = {key_of(r.layer): 16 * r.owner.shape[0] * r.owner.shape[1] ** 2 for r in readers if r.owner.shape[1] <= WIDEST}
+        mine = {
+            key_of(r.layer): 16 * r.owner.shape[0] * r.owner.shape[1] ** 2
+            for r in readers
+            if r.owner.shape[1] <= WIDEST
+        }
         if some and sum((held | mine).values()) > memory:
             yield some
             some, held = {}, {}
@@ -180,7 +236,12 @@ def portions(found: Mapping[Axis, Sequence[Reader]], memory: int = MEMORY) -> It
 
 
 def collected(
-    graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis], calibration: Calibration, *, gram: bool = False
+    graph: Graph,
+    groups: Sequence[Group],
+    blocks: Mapping[Axis, Axis],
+    calibration: Calibration,
+    *,
+    gram: bool = False,
 ) -> tuple[dict[Axis, list[Reader]], dict[str, Reading]]:
     """The readers of all groups and what they read."""
     found = readers(graph, groups, blocks)
@@ -190,8 +251,8 @@ def collected(
 def whole(
     scores: dict[Axis, Scores], graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
 ) -> dict[Axis, Scores]:
-    """``scores`` with groups that no layer reads (queries and keys, which meet each other) ranked by magnitude, at the mean level of
-    the others."""
+    """``scores`` with groups that no layer reads (queries and keys, which meet each other) ranked
+    by magnitude, at the mean level of the others."""
     missing = [g for g in groups if g.axis not in scores]
     if not missing:
         return scores
@@ -202,9 +263,14 @@ def whole(
 
 
 def shares(
-    graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis], calibration: Calibration, weigh: Callable[[Reading], Any]
+    graph: Graph,
+    groups: Sequence[Group],
+    blocks: Mapping[Axis, Axis],
+    calibration: Calibration,
+    weigh: Callable[[Reading], Any],
 ) -> dict[Axis, Scores]:
-    """What ``weigh`` gives each input of a layer [b, k], as a share of the layer's sum, added up over the layers that read an index."""
+    """What ``weigh`` gives each input of a layer [b, k], as a share of the layer's sum, added up
+    over the layers that read an index."""
     found, read = collected(graph, groups, blocks, calibration)
     out: dict[Axis, Scores] = {}
     for leaf, readers in found.items():

@@ -21,14 +21,17 @@ __all__ = ["Flap"]
 @criterion("flap")
 @dataclass(frozen=True)
 class Flap:
-    """The variance of an input times the squared norm of the weights that read it, as a share of the layer's sum, added up over layers.
+    """The variance of an input times the squared norm of the weights that read it, as a share of
+    the layer's sum, added up over layers.
 
-    Meant to be followed by a repair that moves means into biases (``repair="bias"`` or ``"least_squares"``).
-    """
+    Meant to be followed by a repair that moves means into biases (``repair="bias"`` or
+    ``"least_squares"``)."""
 
     calibration: Any = None
 
-    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+    def scores(
+        self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+    ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
         return shares(graph, groups, blocks, calibrated(self.calibration, graph, "flap"), _weigh)
 

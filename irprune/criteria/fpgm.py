@@ -1,7 +1,8 @@
-"""fpgm: the distance of an index's weights from those of all others; what lies near the geometric median is replaceable.
+"""fpgm: the distance of an index's weights from those of all others; what lies near the geometric
+median is replaceable.
 
-He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks Acceleration", CVPR 2019.
-"""
+He et al., "Filter Pruning via Geometric Median for Deep Convolutional Neural Networks
+Acceleration", CVPR 2019."""
 
 from __future__ import annotations
 
@@ -27,14 +28,17 @@ _ROWS = 1024  # distances are worked out for so many indices at once
 @criterion("fpgm")
 @dataclass(frozen=True)
 class Fpgm:
-    """The sum of Euclidean distances to all other indices, in each place with at least two dimensions, joined by ``reduce``."""
+    """The sum of Euclidean distances to all other indices, in each place with at least two
+    dimensions, joined by ``reduce``."""
 
     reduce: str = "mean"
 
     def __post_init__(self) -> None:
         reduction(self.reduce)
 
-    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+    def scores(
+        self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+    ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
         out = {}
         for leaf, members in places(graph, groups, integers=True).items():
@@ -48,11 +52,13 @@ def _distances(place: Place) -> Scores:
     """For each index of the leaf (in each block) the sum of its distances to the others."""
     array, at = as_numpy(numbers(place.weight), f"weight {place.weight.name!r}"), place.at
     lines = np.moveaxis(array, place.dims, range(len(place.dims)))
-    lines = lines.reshape(prod(lines.shape[:len(place.dims)]), -1)
+    lines = lines.reshape(prod(lines.shape[: len(place.dims)]), -1)
     rows = lines[at.reshape(-1)].reshape(-1, at.shape[-2], at.shape[-1] * lines.shape[1])
     out = np.empty(rows.shape[:2])
     for b, vectors in enumerate(rows):
-        vectors = vectors - vectors.mean(axis=0)  # distances are the same, and less is lost in the differences below
+        vectors = vectors - vectors.mean(
+            axis=0
+        )  # distances are the same, and less is lost in the differences below
         squares = np.square(vectors).sum(axis=1)
         for lo in range(0, len(vectors), _ROWS):
             some = slice(lo, lo + _ROWS)

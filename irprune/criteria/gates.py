@@ -1,4 +1,5 @@
-"""Which weights tell the effect of silencing an index: those that read it; where none do, those that make it."""
+"""Which weights tell the effect of silencing an index: those that read it; where none do, those
+that make it."""
 
 from __future__ import annotations
 
@@ -13,11 +14,11 @@ __all__ = ["gate_places"]
 
 
 def gate_places(graph: Graph, groups: Sequence[Group]) -> dict[Axis, list[Member]]:
-    """For each leaf the members in dimensions that a layer sums over; all its parameters where there are none.
+    """For each leaf the members in dimensions that a layer sums over; all its parameters where
+    there are none.
 
-    The sum of gradient times weight over the readers is the derivative by a gate on the index. The makers (a filter and the batch
-    norm behind it) would count the same effect again, once each.
-    """
+    The sum of gradient times weight over the readers is the derivative by a gate on the index. The
+    makers (a filter and the batch norm behind it) would count the same effect again, once each."""
     from irprune.analysis.layers import layers
 
     summed = {(layer.weight.name, dim) for layer in layers(graph) for dim in layer.inputs}

@@ -21,11 +21,14 @@ __all__ = ["Lamp"]
 @criterion("lamp")
 @dataclass(frozen=True)
 class Lamp:
-    """The squared norm of an index over the sum of those at least as large: comparable between groups as it is."""
+    """The squared norm of an index over the sum of those at least as large: comparable between
+    groups as it is."""
 
     reduce: str = "mean"
 
-    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+    def scores(
+        self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+    ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
         norms = Magnitude(reduce=self.reduce).scores(graph, groups, blocks)
         return {leaf: lamp(s) for leaf, s in norms.items()}

@@ -1,4 +1,5 @@
-"""Normalisers: what makes the scores of different groups comparable under one threshold, from the scores alone.
+"""Normalisers: what makes the scores of different groups comparable under one threshold, from the
+scores alone.
 
 (``measured``, which runs the model, has a file of its own.)
 """
@@ -41,12 +42,21 @@ def lamp(s: Scores) -> Scores:
 
 
 NORMALISERS: dict[str, Callable[[Scores], Scores]] = {
-    "none": lambda s: s, "mean": _mean, "max": _max, "standardisation": _standardisation, "lamp": lamp,
+    "none": lambda s: s,
+    "mean": _mean,
+    "max": _max,
+    "standardisation": _standardisation,
+    "lamp": lamp,
 }
 
 
 def normalised(scores: Scores, how: str) -> Scores:
-    """``scores`` of one group (any shape) normalised over all of them. Raises IrpruneError for an unknown normaliser."""
+    """``scores`` of one group (any shape) normalised over all of them. Raises IrpruneError for an
+    unknown normaliser."""
     if how not in NORMALISERS:
-        raise IrpruneError(f"no normaliser is called {how!r}", "score", "one of " + ", ".join((*NORMALISERS, "measured")))
+        raise IrpruneError(
+            f"no normaliser is called {how!r}",
+            "score",
+            "one of " + ", ".join((*NORMALISERS, "measured")),
+        )
     return NORMALISERS[how](scores)

@@ -1,9 +1,9 @@
 """osscar: greedy selection on the Gram matrix of the repair.
 
-In the manner of Meng et al., "OSSCAR: One-Shot Structured Pruning in Vision and Language Models with Combinatorial Optimization",
-ICML 2024: the index whose loss the others make up for best goes first, they are refitted, and so on. (Their local search by swaps
-is left out: the order must serve every ratio.)
-"""
+In the manner of Meng et al., "OSSCAR: One-Shot Structured Pruning in Vision and Language Models
+with Combinatorial Optimization", ICML 2024: the index whose loss the others make up for best goes
+first, they are refitted, and so on. (Their local search by swaps is left out: the order must serve
+every ratio.)"""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = ["Osscar"]
 @criterion("osscar")
 @dataclass(frozen=True)
 class Osscar:
-    """What the error of the repaired layers grows by when an index goes, in the greedy order of going; never less than before.
+    """What the error of the repaired layers grows by when an index goes, in the greedy order of
+    going; never less than before.
 
-    ``ridge``, ``weighted``, ``loss`` and ``seed`` as for ``reconstruction``; ``steps`` bounds how often the others are refitted (several
-    indices go at once in wide layers).
-    """
+    ``ridge``, ``weighted``, ``loss`` and ``seed`` as for ``reconstruction``; ``steps`` bounds how
+    often the others are refitted (several indices go at once in wide layers)."""
 
     calibration: Any = None
     ridge: float = 1e-2
@@ -39,9 +39,14 @@ class Osscar:
     loss: Any = None
     seed: int = 0
 
-    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+    def scores(
+        self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+    ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
-        out = {leaf: self._order(many).reshape(shape) for leaf, shape, many in surgeons(self, "osscar", graph, groups, blocks)}
+        out = {
+            leaf: self._order(many).reshape(shape)
+            for leaf, shape, many in surgeons(self, "osscar", graph, groups, blocks)
+        }
         return whole(out, graph, groups, blocks)
 
     def _order(self, many: Sequence[Surgeon | Diagonal]) -> Scores:

@@ -1,4 +1,5 @@
-"""From weights to groups: which places of a group count, and how an array along a dimension is gathered onto a leaf."""
+"""From weights to groups: which places of a group count, and how an array along a dimension is
+gathered onto a leaf."""
 
 from __future__ import annotations
 
@@ -17,19 +18,38 @@ from irprune.ir.group import Group, Member, Slot
 from irprune.ir.size import probe_of
 from irprune.ops.registry import lookup
 
-__all__ = ["REDUCTIONS", "Place", "elements", "is_bias", "is_scale", "place_of", "places", "reduce", "reduction", "summed"]
+__all__ = [
+    "REDUCTIONS",
+    "Place",
+    "elements",
+    "is_bias",
+    "is_scale",
+    "place_of",
+    "places",
+    "reduce",
+    "reduction",
+    "summed",
+]
 
 Scores = NDArray[np.float64]
-REDUCTIONS: dict[str, Callable[..., Any]] = {"sum": np.sum, "mean": np.mean, "max": np.max, "prod": np.prod}
+REDUCTIONS: dict[str, Callable[..., Any]] = {
+    "sum": np.sum,
+    "mean": np.mean,
+    "max": np.max,
+    "prod": np.prod,
+}
 _AFFINE = ("norm",)
 _CONTRACTING = ("conv", "contraction", "norm", "recurrent")
 
 
 def _read_as(weight: Weight, slots: range, families: tuple[str, ...]) -> bool:
-    """Whether operators of ``families``, and no others, read ``weight``, and only in operand positions ``slots``."""
+    """Whether operators of ``families``, and no others, read ``weight``, and only in operand
+    positions ``slots``."""
     readers = [(lookup(node), node) for node in weight.users]
     return bool(readers) and all(
-        entry is not None and entry.family in families and all(i in slots for i, v in enumerate(node.inputs) if v is weight)
+        entry is not None
+        and entry.family in families
+        and all(i in slots for i, v in enumerate(node.inputs) if v is weight)
         for entry, node in readers
     )
 
@@ -40,10 +60,13 @@ def is_scale(weight: Weight) -> bool:
 
 
 def is_bias(weight: Weight) -> bool:
-    """Whether ``weight`` is a vector that a contraction, a normalisation or an addition of its own adds, or holds statistics of a norm."""
+    """Whether ``weight`` is a vector that a contraction, a normalisation or an addition of its own
+    adds, or holds statistics of a norm."""
     if sum(s != 1 for s in weight.shape) > 1 or not weight.users:
         return False
-    return all(_adds(node, i) for node in weight.users for i, v in enumerate(node.inputs) if v is weight)
+    return all(
+        _adds(node, i) for node in weight.users for i, v in enumerate(node.inputs) if v is weight
+    )
 
 
 def _adds(node: Node, i: int) -> bool:
@@ -56,23 +79,37 @@ def _adds(node: Node, i: int) -> bool:
     return entry is not None and entry.family in _CONTRACTING and 2 <= i < 5
 
 
-def places(graph: Graph, groups: Sequence[Group], biases: bool = False, integers: bool = False) -> dict[Axis, list[Member]]:
-    """For each group the places that its importance is read from: parameters, each place once, without biases unless asked.
+def places(
+    graph: Graph, groups: Sequence[Group], biases: bool = False, integers: bool = False
+) -> dict[Axis, list[Member]]:
+    """For each group the places that its importance is read from: parameters, each place once,
+    without biases unless asked.
 
-    A group that stands only in biases or in arrays that are not trained is read from those. Tied weights are one weight. With
-    ``integers`` the weights of quantised layers count, for the numbers that they stand for (``quantised.numbers``), and their scales
-    do not; without, for criteria that differentiate, only their scales do.
-    """
+    A group that stands only in biases or in arrays that are not trained is read from those. Tied
+    weights are one weight. With ``integers`` the weights of quantised layers count, for the numbers
+    that they stand for (``quantised.numbers``), and their scales do not; without, for criteria that
+    differentiate, only their scales do."""
     weights = graph.weights.values()
-    counted = {w.name: w.kind == "parameter" and (biases or not is_bias(w)) and not (integers and is_step(w)) for w in weights}
+    counted = {
+        w.name: w.kind == "parameter"
+        and (biases or not is_bias(w))
+        and not (integers and is_step(w))
+        for w in weights
+    }
     stored = {w.name: integers and is_integer(w) for w in weights}
     out = {}
     for group in groups:
         if any(stored[m.weight.name] for m in group.members):
-            out[group.axis] = [m for m in group.members if stored[m.weight.name] or counted[m.weight.name]]
+            out[group.axis] = [
+                m for m in group.members if stored[m.weight.name] or counted[m.weight.name]
+            ]
             continue
         real = [m for m in group.members if m.weight.dtype in ("f16", "bf16", "f32", "f64")]
-        chosen = [m for m in real if counted[m.weight.name]] or [m for m in real if m.weight.kind == "parameter"] or real
+        chosen = (
+            [m for m in real if counted[m.weight.name]]
+            or [m for m in real if m.weight.kind == "parameter"]
+            or real
+        )
         if chosen:
             out[group.axis] = chosen
     return out
@@ -80,22 +117,25 @@ def places(graph: Graph, groups: Sequence[Group], biases: bool = False, integers
 
 @dataclass(frozen=True)
 class Place:
-    """Where the indices of a leaf lie in ``weight``: ``at``, of shape ([size of the outer axis,] size, elements), numbers the elements of
-    the dimensions ``dims`` in row-major order. There are two where the outer axis stands in another dimension, which then comes first."""
+    """Where the indices of a leaf lie in ``weight``: ``at``, of shape ([size of the outer axis,]
+    size, elements), numbers the elements of the dimensions ``dims`` in row-major order. There are
+    two where the outer axis stands in another dimension, which then comes first."""
 
     weight: Weight
     dims: tuple[int, ...]
     at: NDArray[np.int64]
 
     def gather(self, values: NDArray[Any], how: Callable[..., Any] = np.sum) -> Scores:
-        """Values along ``dims`` brought onto the leaf: of shape (size,), or (size of the outer axis, size)."""
+        """Values along ``dims`` brought onto the leaf: of shape (size,), or (size of the outer
+        axis, size)."""
         if self.at.shape[-1] == 1:
             return np.asarray(values.reshape(-1)[self.at[..., 0]], dtype=np.float64)
         return np.asarray(how(values.reshape(-1)[self.at], axis=-1), dtype=np.float64)
 
 
 def place_of(member: Member, within: Axis | None = None) -> Place:
-    """Where the indices of a group lie in one of its members, apart for each index of ``within``."""
+    """Where the indices of a group lie in one of its members, apart for each index of
+    ``within``."""
     beside = None if within is None else member.beside(within)
     if beside is None:
         return Place(member.weight, (member.dim,), elements(member.slot, within))
@@ -108,12 +148,13 @@ def place_of(member: Member, within: Axis | None = None) -> Place:
 def summed(tensor: Any, dims: tuple[int, ...]) -> NDArray[Any]:
     """The sum of a torch tensor over all but ``dims``, these in their order."""
     moved = tensor.movedim(dims, tuple(range(len(dims))))
-    total: NDArray[Any] = moved.reshape(*moved.shape[:len(dims)], -1).sum(-1).cpu().numpy()
+    total: NDArray[Any] = moved.reshape(*moved.shape[: len(dims)], -1).sum(-1).cpu().numpy()
     return total
 
 
 def elements(slot: Slot, within: Axis | None = None) -> NDArray[np.int64]:
-    """Which elements of the dimension belong to each index of the leaf: of shape ([size of ``within``,] size, elements)."""
+    """Which elements of the dimension belong to each index of the leaf: of shape ([size of
+    ``within``,] size, elements)."""
     at = slot.offset + slot.stride * np.arange(probe_of(slot.leaf.size))
     blocks = list(zip(slot.around, slot.blocks, strict=True))
     if within is not None:
@@ -127,9 +168,14 @@ def elements(slot: Slot, within: Axis | None = None) -> NDArray[np.int64]:
 
 
 def reduction(name: str) -> Callable[..., Any]:
-    """How the places of a group are put together. Raises IrpruneError for a name that there is none of."""
+    """How the places of a group are put together. Raises IrpruneError for a name that there is none
+    of."""
     if name not in REDUCTIONS:
-        raise IrpruneError(f"no group reduction is called {name!r}", "importance", "one of " + ", ".join(REDUCTIONS))
+        raise IrpruneError(
+            f"no group reduction is called {name!r}",
+            "importance",
+            "one of " + ", ".join(REDUCTIONS),
+        )
     return REDUCTIONS[name]
 
 

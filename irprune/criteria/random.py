@@ -32,9 +32,16 @@ class Random:
 
     seed: int = 0
 
-    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+    def scores(
+        self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+    ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
-        return {g.axis: np.random.default_rng([self.seed, crc32(g.name.encode())]).random(_shape(g, blocks)) for g in groups}
+        return {
+            g.axis: np.random.default_rng([self.seed, crc32(g.name.encode())]).random(
+                _shape(g, blocks)
+            )
+            for g in groups
+        }
 
 
 @criterion("uniform")
@@ -42,6 +49,8 @@ class Random:
 class Uniform:
     """All equal: the first indices stay."""
 
-    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+    def scores(
+        self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+    ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
         return {g.axis: np.ones(_shape(g, blocks)) for g in groups}

@@ -1,8 +1,9 @@
-"""taylor: how much the loss would change, to first order, if an index were silenced where it is read.
+"""taylor: how much the loss would change, to first order, if an index were silenced where it is
+read.
 
-Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017, and "Importance Estimation for Neural
-Network Pruning", CVPR 2019 (the squared form). ``sum(g * w)`` over the weights that read an index is the derivative by a gate on it.
-"""
+Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR
+2017, and "Importance Estimation for Neural Network Pruning", CVPR 2019 (the squared form). ``sum(g
+* w)`` over the weights that read an index is the derivative by a gate on it."""
 
 from __future__ import annotations
 
@@ -24,7 +25,12 @@ __all__ = ["Taylor", "TaylorSquared"]
 
 
 def _moments(
-    criterion: Any, name: str, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis], power: int
+    criterion: Any,
+    name: str,
+    graph: Graph,
+    groups: Sequence[Group],
+    blocks: Mapping[Axis, Axis],
+    power: int,
 ) -> dict[Axis, Scores]:
     from irprune.run.gradients import gradients
 
@@ -58,16 +64,18 @@ def _moments(
 class Taylor:
     """The mean over batches of ``|sum(g * w)|``.
 
-    ``loss(outputs, batch)`` is a scalar; without it, labels are drawn from the model's own soft output (``irprune.run.gradients``).
-    ``batch`` is the number of samples whose gradients are added before the absolute value is taken.
-    """
+    ``loss(outputs, batch)`` is a scalar; without it, labels are drawn from the model's own soft
+    output (``irprune.run.gradients``). ``batch`` is the number of samples whose gradients are added
+    before the absolute value is taken."""
 
     calibration: Any = None
     loss: Any = None
     batch: int = 4
     seed: int = 0
 
-    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+    def scores(
+        self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+    ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
         return _moments(self, "taylor", graph, groups, blocks, 1)
 
@@ -75,14 +83,17 @@ class Taylor:
 @criterion("taylor_squared")
 @dataclass(frozen=True)
 class TaylorSquared:
-    """The mean over batches of ``(sum(g * w))**2``: with drawn labels, the Fisher information of a gate on the index (Theis et al.,
-    "Faster gaze prediction with dense networks and Fisher pruning", 2018)."""
+    """The mean over batches of ``(sum(g * w))**2``: with drawn labels, the Fisher information of a
+    gate on the index (Theis et al., "Faster gaze prediction with dense networks and Fisher
+    pruning", 2018)."""
 
     calibration: Any = None
     loss: Any = None
     batch: int = 4
     seed: int = 0
 
-    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+    def scores(
+        self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+    ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
         return _moments(self, "taylor_squared", graph, groups, blocks, 2)

@@ -1,7 +1,7 @@
 """wanda: weights weighted by the activations they meet.
 
-Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024; summed over what an index owns in each
-layer that reads it, as its structured form in An et al., AAAI 2024.
+Sun et al., "A Simple and Effective Pruning Approach for Large Language Models", ICLR 2024; summed
+over what an index owns in each layer that reads it, as its structured form in An et al., AAAI 2024.
 """
 
 from __future__ import annotations
@@ -22,11 +22,14 @@ __all__ = ["Wanda"]
 @criterion("wanda")
 @dataclass(frozen=True)
 class Wanda:
-    """``|w| * ||x||`` summed over all weights that read an index, as a share of the layer's sum, added up over layers."""
+    """``|w| * ||x||`` summed over all weights that read an index, as a share of the layer's sum,
+    added up over layers."""
 
     calibration: Any = None
 
-    def scores(self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]) -> dict[Axis, Scores]:
+    def scores(
+        self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
+    ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
         return shares(graph, groups, blocks, calibrated(self.calibration, graph, "wanda"), _weigh)
 

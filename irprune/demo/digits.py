@@ -1,8 +1,7 @@
 """A small residual CNN and the data to train it: handwritten digits, 8 x 8 pixels, 10 classes.
 
-What ``irprune demo`` trains: over 98.5 % of the test set in half a minute on one thread. The images are those that
-scikit-learn brings along (Alpaydin and Kaynak 1998, UCI).
-"""
+What ``irprune demo`` trains: over 98.5 % of the test set in half a minute on one thread. The images
+are those that scikit-learn brings along (Alpaydin and Kaynak 1998, UCI)."""
 
 from __future__ import annotations
 
@@ -19,7 +18,8 @@ __all__ = ["Block", "Data", "DigitNet", "Part", "accuracy", "jitter", "load_data
 
 
 class Part(NamedTuple):
-    """Images [count, 1, 8, 8] of mean 0 and variance 1 over the training set, and their labels [count]."""
+    """Images [count, 1, 8, 8] of mean 0 and variance 1 over the training set, and their labels
+    [count]."""
 
     images: Tensor
     labels: Tensor
@@ -42,7 +42,9 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(out)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(out)
-        self.shortcut = nn.Conv2d(channels, out, 1, stride, bias=False) if channels != out else nn.Identity()
+        self.shortcut = (
+            nn.Conv2d(channels, out, 1, stride, bias=False) if channels != out else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
@@ -70,20 +72,30 @@ class DigitNet(nn.Module):
 
 
 def load_data(seed: int = 0) -> Data:
-    """1077 training, 360 validation and 360 test images; every class keeps its share in each part."""
+    """1077 training, 360 validation and 360 test images; every class keeps its share in each
+    part."""
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
         from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
     except ImportError as missing:
-        raise IrpruneError("scikit-learn is not installed: the digits are in it", "", "pip install 'irprune[demo]'") from missing
+        raise IrpruneError(
+            "scikit-learn is not installed: the digits are in it", "", "pip install 'irprune[demo]'"
+        ) from missing
 
     pixels, labels = load_digits(return_X_y=True)
-    rest, test, rest_y, test_y = train_test_split(pixels, labels, test_size=0.2, stratify=labels, random_state=seed)
-    train, val, train_y, val_y = train_test_split(rest, rest_y, test_size=0.25, stratify=rest_y, random_state=seed)
+    rest, test, rest_y, test_y = train_test_split(
+        pixels, labels, test_size=0.2, stratify=labels, random_state=seed
+    )
+    train, val, train_y, val_y = train_test_split(
+        rest, rest_y, test_size=0.25, stratify=rest_y, random_state=seed
+    )
 
     def part(x: object, y: object) -> Part:
         images = torch.as_tensor(x, dtype=torch.float32).view(-1, 1, 8, 8)
-        return Part((images - float(train.mean())) / float(train.std()), torch.as_tensor(y, dtype=torch.long))
+        return Part(
+            (images - float(train.mean())) / float(train.std()),
+            torch.as_tensor(y, dtype=torch.long),
+        )
 
     return Data(part(train, train_y), part(val, val_y), part(test, test_y))
 
@@ -108,7 +120,8 @@ def train(
     lr: float = 3e-3,
     progress: Callable[[int, float, float], None] | None = None,
 ) -> float:
-    """Train ``model`` in place and return its test accuracy; ``progress`` gets epoch, loss, validation accuracy."""
+    """Train ``model`` in place and return its test accuracy; ``progress`` gets epoch, loss,
+    validation accuracy."""
     data = load_data(seed) if data is None else data
     images, labels = data.train
     batch = 64
@@ -121,7 +134,9 @@ def train(
             model.train()
             total = 0.0
             for index in torch.split(torch.randperm(len(labels)), batch):
-                loss = F.cross_entropy(model(jitter(images[index])), labels[index], label_smoothing=0.05)
+                loss = F.cross_entropy(
+                    model(jitter(images[index])), labels[index], label_smoothing=0.05
+                )
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

@@ -1,2 +1,2 @@
-"""Running passes: pipelines as text (``read``), what a pass is (``passes``), where they are found (``registry``), what is put around
-them (``instruments``) and the loop itself (``run``)."""
+"""Running passes: pipelines as text (``read``), what a pass is (``passes``), where they are found
+(``registry``), what is put around them (``instruments``) and the loop itself (``run``)."""

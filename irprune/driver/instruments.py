@@ -1,4 +1,5 @@
-"""What the driver puts around passes: verifying, timing, printing, comparing, dumping. A pass knows nothing of them."""
+"""What the driver puts around passes: verifying, timing, printing, comparing, dumping. A pass knows
+nothing of them."""
 
 from __future__ import annotations
 
@@ -37,29 +38,43 @@ class Instrument:
 
 
 class Snapshot:
-    """All of a graph that a pass can change, to be compared: its text, its scores, its weights' loaders and how its nodes are spelled."""
+    """All of a graph that a pass can change, to be compared: its text, its scores, its weights'
+    loaders and how its nodes are spelled."""
 
     def __init__(self, graph: Graph) -> None:
         self.text = to_text(graph)
-        self.loaders = [w.load for w in graph.weights.values()]  # held, so that an identity is not given out again
+        self.loaders = [
+            w.load for w in graph.weights.values()
+        ]  # held, so that an identity is not given out again
         self.spelled = [(n.origin.dialect, n.origin.target, n.origin.layout) for n in graph.nodes]
-        self.scores = [(a.id, crc32(np.ascontiguousarray(s).tobytes())) for a, s in graph.scores.items()]
+        self.scores = [
+            (a.id, crc32(np.ascontiguousarray(s).tobytes())) for a, s in graph.scores.items()
+        ]
 
     def differs(self, other: Snapshot) -> str:
         """What is different, or ""."""
         if self.text != other.text:
             return "the text"
-        if len(self.loaders) != len(other.loaders) or any(a is not b for a, b in zip(self.loaders, other.loaders, strict=True)):
+        if len(self.loaders) != len(other.loaders) or any(
+            a is not b for a, b in zip(self.loaders, other.loaders, strict=True)
+        ):
             return "the values of a weight"
-        return "the scores" if self.scores != other.scores else "the spelling of a node" if self.spelled != other.spelled else ""
+        return (
+            "the scores"
+            if self.scores != other.scores
+            else "the spelling of a node"
+            if self.spelled != other.spelled
+            else ""
+        )
 
 
 @dataclass
 class Verify(Instrument):
-    """Check the graph before the first pass and after every one, and that each told the truth about changing it.
+    """Check the graph before the first pass and after every one, and that each told the truth about
+    changing it.
 
-    Raises CheckFailed; ``say`` gets the lines about the fault. ``deep`` compares every type with torch's.
-    """
+    Raises CheckFailed; ``say`` gets the lines about the fault. ``deep`` compares every type with
+    torch's."""
 
     say: Say | None = None
     deep: bool = False
@@ -75,9 +90,17 @@ class Verify(Instrument):
         different = now.differs(self._last) if self._last is not None else ""
         self._last = now
         if different and not changed:
-            raise CheckFailed(f"{name} said that nothing changed, but {different} did", f"pass {index}", "return True from run")
+            raise CheckFailed(
+                f"{name} said that nothing changed, but {different} did",
+                f"pass {index}",
+                "return True from run",
+            )
         if changed and not different:
-            raise CheckFailed(f"{name} said that it changed the graph, but nothing did", f"pass {index}", "return False from run")
+            raise CheckFailed(
+                f"{name} said that it changed the graph, but nothing did",
+                f"pass {index}",
+                "return False from run",
+            )
 
     def _check(self, graph: Graph, when: str, hint: str) -> None:
         try:
@@ -107,7 +130,10 @@ class Time(Instrument):
         total = sum(seconds for _, seconds, _ in self.rows)
         rows = [*self.rows, ("total", total, any(changed for _, _, changed in self.rows))]
         width = max(len(name) for name, _, _ in rows)
-        return "\n".join(f"{name:<{width}}  {s * 1e3:10.2f} ms  {'changed' if changed else 'same'}" for name, s, changed in rows)
+        return "\n".join(
+            f"{name:<{width}}  {s * 1e3:10.2f} ms  {'changed' if changed else 'same'}"
+            for name, s, changed in rows
+        )
 
 
 @dataclass
@@ -117,7 +143,9 @@ class PrintAfterAll(Instrument):
     say: Say
 
     def after(self, graph: Graph, name: str, index: int, changed: bool) -> None:
-        self.say(f"# after {name} ({'changed' if changed else 'nothing changed'})\n{to_text(graph)}")
+        self.say(
+            f"# after {name} ({'changed' if changed else 'nothing changed'})\n{to_text(graph)}"
+        )
 
 
 @dataclass
@@ -133,14 +161,19 @@ class PrintDiff(Instrument):
 
     def after(self, graph: Graph, name: str, index: int, changed: bool) -> None:
         now = to_text(graph).splitlines() if changed else self._last
-        lines = list(difflib.unified_diff(self._last, now, f"before {name}", f"after {name}", n=self.around, lineterm=""))
+        lines = list(
+            difflib.unified_diff(
+                self._last, now, f"before {name}", f"after {name}", n=self.around, lineterm=""
+            )
+        )
         self.say("\n".join(lines) if lines else f"# {name}: no difference in the text")
         self._last = now
 
 
 @dataclass
 class Dump(Instrument):
-    """The text before the first pass and after every one, in numbered files of ``folder``: ``00-input.irp``, ``01-infer-axes.irp`` ..."""
+    """The text before the first pass and after every one, in numbered files of ``folder``:
+    ``00-input.irp``, ``01-infer-axes.irp`` ..."""
 
     folder: Path
     files: list[Path] = field(default_factory=list)
@@ -149,7 +182,11 @@ class Dump(Instrument):
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as refused:
-            raise IrpruneError(f"no folder can be made: {refused.strerror}", str(self.folder), "give another one to --dump") from refused
+            raise IrpruneError(
+                f"no folder can be made: {refused.strerror}",
+                str(self.folder),
+                "give another one to --dump",
+            ) from refused
         self._write(graph, "00-input")
 
     def after(self, graph: Graph, name: str, index: int, changed: bool) -> None:
@@ -161,4 +198,6 @@ class Dump(Instrument):
 
 def describe(rows: list[tuple[str, float, bool]]) -> list[dict[str, Any]]:
     """The rows of ``Time`` as JSON has them."""
-    return [{"pass": name, "seconds": seconds, "changed": changed} for name, seconds, changed in rows]
+    return [
+        {"pass": name, "seconds": seconds, "changed": changed} for name, seconds, changed in rows
+    ]

@@ -1,8 +1,8 @@
 """What a pass is, and its options.
 
-A pass is a frozen dataclass with ``run(graph) -> bool``, which says whether it changed the graph. Its name is its class in kebab
-case, its fields are its options, the first sentence of its docstring is its help.
-"""
+A pass is a frozen dataclass with ``run(graph) -> bool``, which says whether it changed the graph.
+Its name is its class in kebab case, its fields are its options, the first sentence of its docstring
+is its help."""
 
 from __future__ import annotations
 
@@ -16,7 +16,17 @@ from typing import Any, Literal, Protocol, Union, get_args, get_origin, runtime_
 
 from irprune.ir.graph import Graph
 
-__all__ = ["Option", "Pass", "fitted", "help_of", "is_pass", "name_of", "options_of", "type_name", "written"]
+__all__ = [
+    "Option",
+    "Pass",
+    "fitted",
+    "help_of",
+    "is_pass",
+    "name_of",
+    "options_of",
+    "type_name",
+    "written",
+]
 
 
 @runtime_checkable
@@ -49,7 +59,8 @@ def is_pass(thing: object) -> bool:
 
 @dataclass(frozen=True)
 class Option:
-    """A field of a pass. ``settable`` says whether a pipeline string can give it: numbers, texts, lists and mappings of them can be."""
+    """A field of a pass. ``settable`` says whether a pipeline string can give it: numbers, texts,
+    lists and mappings of them can be."""
 
     name: str
     type: Any
@@ -80,7 +91,8 @@ def options_of(cls: type) -> dict[str, Option]:
 
 
 def _hint(cls: type, text: Any) -> Any:
-    """One annotation on its own; ``object()`` for one that cannot be resolved, which no value fits."""
+    """One annotation on its own; ``object()`` for one that cannot be resolved, which no value
+    fits."""
     try:
         return eval(text, vars(sys.modules[cls.__module__]))
     except (NameError, TypeError, AttributeError):
@@ -143,7 +155,11 @@ def written(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return value if re.fullmatch(r"[A-Za-z_][\w.-]*", value) and value not in ("true", "false", "none") else f'"{value}"'
+        return (
+            value
+            if re.fullmatch(r"[A-Za-z_][\w.-]*", value) and value not in ("true", "false", "none")
+            else f'"{value}"'
+        )
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(written, value))}]"
     if isinstance(value, Mapping):

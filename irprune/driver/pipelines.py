@@ -11,9 +11,12 @@ __all__ = ["analyse", "cut_graph"]
 
 
 def analyse(graph: Graph) -> Graph:
-    """Give every dimension of ``graph`` its axis, once, by the pipelines ``prepare`` and ``analyse``."""
+    """Give every dimension of ``graph`` its axis, once, by the pipelines ``prepare`` and
+    ``analyse``."""
     if not isinstance(graph, Graph):
-        raise IrpruneError(f"not a graph: {type(graph).__name__}", "", "give what irprune.capture returns")
+        raise IrpruneError(
+            f"not a graph: {type(graph).__name__}", "", "give what irprune.capture returns"
+        )
     if graph.axes is None:
         for one in own((*PREPARE, *ANALYSE)):
             one.run(graph)

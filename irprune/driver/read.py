@@ -1,8 +1,8 @@
 """The text of a pipeline: ``name{option=value, other=[1, 2]},name``.
 
-Values are numbers, ``true``, ``false``, ``none``, words, texts in quotes, lists ``[a, b]`` and mappings ``{key=value}``; an option
-without a value is ``true``. Options are separated by commas or blanks, passes by commas.
-"""
+Values are numbers, ``true``, ``false``, ``none``, words, texts in quotes, lists ``[a, b]`` and
+mappings ``{key=value}``; an option without a value is ``true``. Options are separated by commas or
+blanks, passes by commas."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.*?/-])")
 _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"|\'((?:[^\'\\]|\\.)*)\'')
 _WORD = re.compile(r"[^\s,=\[\]{}\"']+")
-_CONSTANTS = {"true": True, "false": False, "none": None, "True": True, "False": False, "None": None}
+_CONSTANTS = {
+    "true": True,
+    "false": False,
+    "none": None,
+    "True": True,
+    "False": False,
+    "None": None,
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,8 @@ class Call:
 
 
 def read_pipeline(text: str) -> list[Call]:
-    """The calls that ``text`` consists of. Raises IrpruneError with the place that cannot be read."""
+    """The calls that ``text`` consists of. Raises IrpruneError with the place that cannot be
+    read."""
     return _Reader(text).pipeline()
 
 
@@ -39,9 +47,12 @@ class _Reader:
         self.text, self.at = text, 0
 
     def fail(self, what: str) -> NoReturn:
-        rest = self.text[self.at:self.at + 20]
-        raise IrpruneError(f"{what} expected at {rest!r}" if rest else f"{what} expected at the end", f"pipeline {self.text!r}",
-                           "write NAME,NAME{option=value, ...},NAME")
+        rest = self.text[self.at : self.at + 20]
+        raise IrpruneError(
+            f"{what} expected at {rest!r}" if rest else f"{what} expected at the end",
+            f"pipeline {self.text!r}",
+            "write NAME,NAME{option=value, ...},NAME",
+        )
 
     def _skip(self) -> None:
         while self.at < len(self.text) and self.text[self.at].isspace():
@@ -82,7 +93,9 @@ class _Reader:
         while not self.sign("}"):
             key = self.key()
             if key in out:
-                raise IrpruneError(f"{key!r} is given twice", f"pipeline {self.text!r}", "give it once")
+                raise IrpruneError(
+                    f"{key!r} is given twice", f"pipeline {self.text!r}", "give it once"
+                )
             out[key] = self.value() if self.sign("=") else True
             self.sign(",")
         return out

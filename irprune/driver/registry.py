@@ -1,4 +1,5 @@
-"""Passes and pipelines by name: the project's own, those of installed packages, and those of the user's files."""
+"""Passes and pipelines by name: the project's own, those of installed packages, and those of the
+user's files."""
 
 from __future__ import annotations
 
@@ -36,7 +37,11 @@ class Registry:
         """Take a pass in; a name taken twice raises IrpruneError."""
         name = name_of(cls)
         if name in self.passes and self.passes[name] is not cls:
-            raise IrpruneError(f"two passes are called {name!r}", f"{self.sources[name]} and {source}", "rename the class of one of them")
+            raise IrpruneError(
+                f"two passes are called {name!r}",
+                f"{self.sources[name]} and {source}",
+                "rename the class of one of them",
+            )
         self.passes[name], self.sources[name] = cls, source
 
     def add_module(self, module: ModuleType, source: str) -> list[str]:
@@ -47,10 +52,13 @@ class Registry:
         return [name_of(cls) for cls in own]
 
     def load(self, file: str | Path) -> list[str]:
-        """Take in the passes of a Python file; returns their names. Raises IrpruneError where there are none."""
+        """Take in the passes of a Python file; returns their names. Raises IrpruneError where there
+        are none."""
         path = Path(file)
         if not path.is_file():
-            raise IrpruneError("no such file", str(path), "give the path of a Python file to --load")
+            raise IrpruneError(
+                "no such file", str(path), "give the path of a Python file to --load"
+            )
         name = f"irprune_loaded_{path.stem}_{len(self.passes)}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:
@@ -62,14 +70,21 @@ class Registry:
         except Exception as broken:
             del sys.modules[name]
             where = users_line(broken) or str(path)
-            raise IrpruneError(f"cannot be loaded: {gist(broken)}", where, "it must import on its own") from broken
+            raise IrpruneError(
+                f"cannot be loaded: {gist(broken)}", where, "it must import on its own"
+            ) from broken
         made = self.add_module(module, str(path))
         if not made:
-            raise IrpruneError("no pass in this file", str(path), "a pass has @dataclass(frozen=True) and run(self, graph) -> bool")
+            raise IrpruneError(
+                "no pass in this file",
+                str(path),
+                "a pass has @dataclass(frozen=True) and run(self, graph) -> bool",
+            )
         return made
 
     def get(self, name: str) -> type:
-        """The class of the pass ``name``; raises IrpruneError with near names where there is none."""
+        """The class of the pass ``name``; raises IrpruneError with near names where there is
+        none."""
         if name not in self.passes:
             near = difflib.get_close_matches(name, [*self.passes, *self.pipelines], n=3, cutoff=0.6)
             hint = f"did you mean {' or '.join(near)}? " if near else ""
@@ -77,7 +92,8 @@ class Registry:
         return self.passes[name]
 
     def make(self, call: Call) -> Pass:
-        """The pass that ``call`` names, with its options. Raises IrpruneError for what does not fit."""
+        """The pass that ``call`` names, with its options. Raises IrpruneError for what does not
+        fit."""
         cls = self.get(call.name)
         known = options_of(cls)
         given: dict[str, Any] = {}
@@ -85,17 +101,33 @@ class Registry:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
                 has = f"it has {', '.join(known)}" if known else "it has none"
-                raise IrpruneError(f"{call.name} has no option {key!r}", "", f"did you mean {near[0]}?" if near else has)
+                raise IrpruneError(
+                    f"{call.name} has no option {key!r}",
+                    "",
+                    f"did you mean {near[0]}?" if near else has,
+                )
             if not known[key].settable:
-                raise IrpruneError(f"option {key!r} of {call.name} cannot be given in a pipeline string", "", "make the pass in Python")
+                raise IrpruneError(
+                    f"option {key!r} of {call.name} cannot be given in a pipeline string",
+                    "",
+                    "make the pass in Python",
+                )
             try:
                 given[key] = fitted(value, known[key].type)
             except TypeError:
-                raise IrpruneError(f"{call.name}: {key} is {written(value)}", "", f"it takes {type_name(known[key].type)}") from None
+                raise IrpruneError(
+                    f"{call.name}: {key} is {written(value)}",
+                    "",
+                    f"it takes {type_name(known[key].type)}",
+                ) from None
         missing = [o for o in known.values() if o.required and o.name not in given]
         if missing:
             settable = all(o.settable for o in missing)
-            hint = f"write {call.name}{{{missing[0].name}=...}}" if settable else "it is made in Python, with the objects it works on"
+            hint = (
+                f"write {call.name}{{{missing[0].name}=...}}"
+                if settable
+                else "it is made in Python, with the objects it works on"
+            )
             raise IrpruneError(f"{call.name} needs the option {missing[0].name!r}", "", hint)
         try:
             return cls(**given)  # type: ignore[no-any-return]
@@ -103,7 +135,8 @@ class Registry:
             raise IrpruneError(f"{call.name}: {refused}", "", "") from refused
 
     def parse(self, text: str) -> list[Pass]:
-        """The passes of a pipeline string. A pipeline's own name stands for its passes. Raises IrpruneError for what is no pipeline."""
+        """The passes of a pipeline string. A pipeline's own name stands for its passes. Raises
+        IrpruneError for what is no pipeline."""
         return list(self._expanded(read_pipeline(text)))
 
     def _expanded(self, calls: Iterable[Call]) -> Iterator[Pass]:
@@ -111,38 +144,56 @@ class Registry:
             if call.name in self.pipelines and call.name not in self.passes:
                 names = ",".join(self.pipelines[call.name])
                 if call.options:
-                    raise IrpruneError(f"the pipeline {call.name!r} takes no options", "", f"write out {names}")
+                    raise IrpruneError(
+                        f"the pipeline {call.name!r} takes no options", "", f"write out {names}"
+                    )
                 yield from self._expanded(read_pipeline(names))
             else:
                 yield self.make(call)
 
 
 def own(names: Iterable[str]) -> list[Pass]:
-    """The project's own passes of those names, with their default options; nothing else is imported."""
+    """The project's own passes of those names, with their default options; nothing else is
+    imported."""
     made: list[Pass] = []
     for name in names:
         module = importlib.import_module(f"irprune.passes.{name.replace('-', '_')}")
-        made.append(next(cls for cls in vars(module).values() if is_pass(cls) and name_of(cls) == name)())
+        made.append(
+            next(cls for cls in vars(module).values() if is_pass(cls) and name_of(cls) == name)()
+        )
     return made
 
 
 def standard(load: Iterable[str | Path] = ()) -> Registry:
-    """What ``irprune.passes`` holds, what installed packages offer as entry points, and the passes of the files ``load``."""
+    """What ``irprune.passes`` holds, what installed packages offer as entry points, and the passes
+    of the files ``load``."""
     registry = Registry()
     for info in sorted(pkgutil.iter_modules(passes.__path__), key=lambda m: m.name):
         registry.add_module(importlib.import_module(f"{passes.__name__}.{info.name}"), "irprune")
-    registry.pipelines = {name.lower(): value for name, value in vars(passes).items() if name.isupper() and isinstance(value, tuple)}
+    registry.pipelines = {
+        name.lower(): value
+        for name, value in vars(passes).items()
+        if name.isupper() and isinstance(value, tuple)
+    }
     for point in sorted(entry_points(group=ENTRY_POINTS), key=lambda p: p.name):
         try:
             thing = point.load()
         except Exception as broken:
-            raise IrpruneError(f"{point.value!r} cannot be loaded: {broken}", point.name, "update or uninstall that package") from broken
+            raise IrpruneError(
+                f"{point.value!r} cannot be loaded: {broken}",
+                point.name,
+                "update or uninstall that package",
+            ) from broken
         if isinstance(thing, ModuleType):
             registry.add_module(thing, point.value)
         elif is_pass(thing):
             registry.add(thing, point.value)
         else:
-            raise IrpruneError(f"the entry point {point.value!r} is no pass", point.name, "it names a pass or a module of passes")
+            raise IrpruneError(
+                f"the entry point {point.value!r} is no pass",
+                point.name,
+                "it names a pass or a module of passes",
+            )
     for file in load:
         registry.load(file)
     return registry

@@ -15,8 +15,8 @@ __all__ = ["run"]
 def run(graph: Graph, passes: Iterable[Pass], instruments: Sequence[Instrument] = ()) -> bool:
     """Run ``passes`` in order, with ``instruments`` around each; whether any changed the graph.
 
-    What a pass raises is raised on as IrpruneError (CheckFailed stays what it is) that names the pass and those that ran before it.
-    """
+    What a pass raises is raised on as IrpruneError (CheckFailed stays what it is) that names the
+    pass and those that ran before it."""
     names: list[str] = []
     any_changed = False
     for instrument in instruments:
@@ -30,12 +30,20 @@ def run(graph: Graph, passes: Iterable[Pass], instruments: Sequence[Instrument] 
             changed = one.run(graph)
         except IrpruneError as error:
             kind = CheckFailed if isinstance(error, CheckFailed) else IrpruneError
-            raise kind(error.what, f"{error.where}; in {ran}" if error.where else f"in {ran}", error.hint) from error
+            raise kind(
+                error.what, f"{error.where}; in {ran}" if error.where else f"in {ran}", error.hint
+            ) from error
         except Exception as error:
             at = users_line(error)
-            raise IrpruneError(gist(error), f"{at}; in {ran}" if at else f"in {ran}", "this is a bug of the pass") from error
+            raise IrpruneError(
+                gist(error), f"{at}; in {ran}" if at else f"in {ran}", "this is a bug of the pass"
+            ) from error
         if not isinstance(changed, bool):
-            raise IrpruneError(f"run returned {changed!r}, not whether it changed the graph", f"in {ran}", "return True or False")
+            raise IrpruneError(
+                f"run returned {changed!r}, not whether it changed the graph",
+                f"in {ran}",
+                "return True or False",
+            )
         names.append(name)
         any_changed |= changed
         for instrument in reversed(instruments):

@@ -1,8 +1,8 @@
 """The verifier: whether a graph is what it claims to be.
 
-Structure first (single assignment, order, use-def, names), then what the analysis left (axes and choice against types), then the
-types themselves, worked out again by the rules of the operator table and, on request, by torch's meta kernels.
-"""
+Structure first (single assignment, order, use-def, names), then what the analysis left (axes and
+choice against types), then the types themselves, worked out again by the rules of the operator
+table and, on request, by torch's meta kernels."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _SHOWN = 5  # faults that an error shows in place
 
 
 class Broken(GraphError):
-    """A graph that is not sound. ``faults`` says what is wrong with which node or value; the text shows the lines about them."""
+    """A graph that is not sound. ``faults`` says what is wrong with which node or value; the text
+    shows the lines about them."""
 
     def __init__(self, graph: Graph, found: list[Fault]) -> None:
         self.faults = found
@@ -39,13 +40,24 @@ class Broken(GraphError):
 def _said(about: Node | Value | None, text: str) -> str:
     if about is None:
         return text
-    name = f"%{about.name}" if isinstance(about, Value) else f"%{about.out.name}" if about.outputs else about.op
-    where = f" at {about.where}" if isinstance(about, Node) and about.where not in (name[1:], about.op) else ""
+    name = (
+        f"%{about.name}"
+        if isinstance(about, Value)
+        else f"%{about.out.name}"
+        if about.outputs
+        else about.op
+    )
+    where = (
+        f" at {about.where}"
+        if isinstance(about, Node) and about.where not in (name[1:], about.op)
+        else ""
+    )
     return f"{name}{where}: {text}"
 
 
 def verify(graph: Graph, deep: bool = False) -> None:
-    """Raise Broken where ``graph`` is not sound. ``deep`` asks torch's meta kernels for every result's type as well (imports torch)."""
+    """Raise Broken where ``graph`` is not sound. ``deep`` asks torch's meta kernels for every
+    result's type as well (imports torch)."""
     found = list(faults(graph))
     if not found and deep:
         from irprune.run.meta import type_faults
@@ -56,7 +68,8 @@ def verify(graph: Graph, deep: bool = False) -> None:
 
 
 def faults(graph: Graph) -> list[Fault]:
-    """What is wrong, in the order of the graph; types are looked at only where the structure is sound."""
+    """What is wrong, in the order of the graph; types are looked at only where the structure is
+    sound."""
     return list(_structure(graph)) or [*_analysis(graph), *_types(graph)]
 
 
@@ -81,7 +94,12 @@ def _structure(graph: Graph) -> Iterator[Fault]:
             uses.setdefault(operand, {})[node] = uses.get(operand, {}).get(node, 0) + 1
             if operand not in known:
                 made = operand.producer is not None and operand.producer in graph.nodes
-                yield node, f"%{operand.name} is read before it is made" if made else f"%{operand.name} is not of this graph"
+                yield (
+                    node,
+                    f"%{operand.name} is read before it is made"
+                    if made
+                    else f"%{operand.name} is not of this graph",
+                )
         for i, value in enumerate(node.outputs):
             yield from _named(value, names)
             if value.producer is not node or value.index != i:
@@ -89,7 +107,10 @@ def _structure(graph: Graph) -> Iterator[Fault]:
             known[value] = None
     for value in known:
         if value.users != uses.get(value, {}):
-            yield value, f"{sum(value.users.values())} uses are recorded, {sum(uses.get(value, {}).values())} found"
+            yield (
+                value,
+                f"{sum(value.users.values())} uses are recorded, {sum(uses.get(value, {}).values())} found",
+            )
     for value in graph.outputs:
         if value not in known:
             yield None, f"the graph returns %{value.name}, which is not of this graph"
@@ -128,7 +149,10 @@ def _analysis(graph: Graph) -> Iterator[Fault]:
             if x not in standing:
                 yield None, f"the choice names {x!r}, which is no axis of this graph"
             elif x.reason is not None:
-                yield standing[x], f"something is dropped of an axis that may not change: {x.reason}"
+                yield (
+                    standing[x],
+                    f"something is dropped of an axis that may not change: {x.reason}",
+                )
 
 
 def _types(graph: Graph) -> Iterator[Fault]:
@@ -144,5 +168,10 @@ def _types(graph: Graph) -> Iterator[Fault]:
             shape, axes = value.type.shape, other.axes
             if shape is None or axes is None:
                 continue
-            if len(shape) != len(axes) or not all(same(s, find(a).size) for s, a in zip(shape, axes, strict=True)):
-                yield value, f"the type is {value.type}, the rule of {node.op} gives [{', '.join(str(find(a).size) for a in axes)}]"
+            if len(shape) != len(axes) or not all(
+                same(s, find(a).size) for s, a in zip(shape, axes, strict=True)
+            ):
+                yield (
+                    value,
+                    f"the type is {value.type}, the rule of {node.op} gives [{', '.join(str(find(a).size) for a in axes)}]",
+                )

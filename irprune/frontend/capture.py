@@ -15,14 +15,18 @@ __all__ = ["capture", "load_program"]
 
 
 def capture(
-    model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, dynamic_shapes: Any = None, method: str = "auto",
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    method: str = "auto",
 ) -> Graph:
-    """The graph of an ``nn.Module`` called with ``args`` and ``kwargs``, of an ``ExportedProgram``, of an ``.onnx`` or ``.pt2``
-    file, or of a graph of onnx-graphsurgeon.
+    """The graph of an ``nn.Module`` called with ``args`` and ``kwargs``, of an ``ExportedProgram``,
+    of an ``.onnx`` or ``.pt2`` file, or of a graph of onnx-graphsurgeon.
 
-    The model is left as it was. ``method`` is how an ``nn.Module`` is captured, as ``irprune.frontend.torch.capture`` (the package's own)
-    names it: "trace", "run", "export" or "auto". Raises IrpruneError for what cannot be captured.
-    """
+    The model is left as it was. ``method`` is how an ``nn.Module`` is captured, as
+    ``irprune.frontend.torch.capture`` (the package's own) names it: "trace", "run", "export" or
+    "auto". Raises IrpruneError for what cannot be captured."""
     kind = _kind(model)
     if kind == "surgeon":
         from irprune.frontend.onnx.surgeon import from_surgeon
@@ -51,24 +55,39 @@ def capture(
 
 
 def _check_inputs(graph: Graph, args: Any) -> None:
-    """Raises IrpruneError for an example call that the file's own inputs do not take; no call is needed."""
+    """Raises IrpruneError for an example call that the file's own inputs do not take; no call is
+    needed."""
     given = [x for x in (args if isinstance(args, Sequence) else (args,)) if hasattr(x, "shape")]
     if len(given) > len(graph.inputs):
-        raise IrpruneError(f"{len(given)} inputs for a model that takes {len(graph.inputs)}", graph.name, "leave them out")
+        raise IrpruneError(
+            f"{len(given)} inputs for a model that takes {len(graph.inputs)}",
+            graph.name,
+            "leave them out",
+        )
     for x, value in zip(given, graph.inputs, strict=False):
         shape = tuple(x.shape)
-        if len(shape) != len(value.shape) or any(isinstance(s, int) and s != n for s, n in zip(value.shape, shape, strict=True)):
-            raise IrpruneError(f"input '{value.name}' has shape {list(shape)}, the model takes [{', '.join(map(str, value.shape))}]",
-                               graph.name, "leave it out: the file says it")
+        if len(shape) != len(value.shape) or any(
+            isinstance(s, int) and s != n for s, n in zip(value.shape, shape, strict=True)
+        ):
+            raise IrpruneError(
+                f"input '{value.name}' has shape {list(shape)}, the model takes [{', '.join(map(str, value.shape))}]",
+                graph.name,
+                "leave it out: the file says it",
+            )
 
 
 def _kind(model: Any) -> str:
-    """What came in: ``module``, ``program``, ``pt2``, ``onnx`` or ``surgeon``. Raises IrpruneError for anything else."""
+    """What came in: ``module``, ``program``, ``pt2``, ``onnx`` or ``surgeon``. Raises IrpruneError
+    for anything else."""
     if isinstance(model, (str, Path)):
         suffix = Path(model).suffix
         if suffix in (".onnx", ".pt2"):
             return suffix[1:]
-        raise IrpruneError("not a model file", str(model), "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file")
+        raise IrpruneError(
+            "not a model file",
+            str(model),
+            "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file",
+        )
     for kind in type(model).__mro__:
         where = f"{kind.__module__}.{kind.__name__}"
         if where == "torch.nn.modules.module.Module":
@@ -79,7 +98,11 @@ def _kind(model: Any) -> str:
             return "onnx"
         if where == "onnx_graphsurgeon.ir.graph.Graph":
             return "surgeon"
-    raise IrpruneError(f"not a model: {type(model).__name__}", "", "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file")
+    raise IrpruneError(
+        f"not a model: {type(model).__name__}",
+        "",
+        "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file",
+    )
 
 
 def load_program(path: Path) -> Any:
@@ -95,22 +118,40 @@ def load_program(path: Path) -> Any:
             return torch.export.load(str(path))
     except Exception as refused:  # zip, pickle and schema errors of many kinds
         text = str(refused).strip().splitlines()
-        raise IrpruneError(f"not a program of torch.export: {text[0][:200] if text else type(refused).__name__}", str(path),
-                           "write it with torch.export.save") from refused
+        raise IrpruneError(
+            f"not a program of torch.export: {text[0][:200] if text else type(refused).__name__}",
+            str(path),
+            "write it with torch.export.save",
+        ) from refused
 
 
 def _check_call(model: Any, kwargs: Any) -> None:
-    """Raises IrpruneError for a module that cannot be captured as it stands, or keyword arguments that are none."""
+    """Raises IrpruneError for a module that cannot be captured as it stands, or keyword arguments
+    that are none."""
     from torch import nn
     from torch.nn.parameter import is_lazy
 
     if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise IrpruneError(f"kwargs is a {type(kwargs).__name__}", "", "give a dictionary of keyword arguments")
+        raise IrpruneError(
+            f"kwargs is a {type(kwargs).__name__}", "", "give a dictionary of keyword arguments"
+        )
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise IrpruneError(f"the model is wrapped in {type(model).__name__}", "", "give the model in it: model.module")
+        raise IrpruneError(
+            f"the model is wrapped in {type(model).__name__}",
+            "",
+            "give the model in it: model.module",
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
-            raise IrpruneError("the model has lazy layers without a shape yet", name, "call it once before it is pruned")
+            raise IrpruneError(
+                "the model has lazy layers without a shape yet",
+                name,
+                "call it once before it is pruned",
+            )
     for name, module in model.named_modules():
         if type(module).__module__.startswith("torch.ao.nn.quantized."):
-            raise IrpruneError("the model is quantised: its weights are packed and cannot be cut", name, "prune it, then quantise it")
+            raise IrpruneError(
+                "the model is quantised: its weights are packed and cannot be cut",
+                name,
+                "prune it, then quantise it",
+            )

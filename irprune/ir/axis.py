@@ -1,7 +1,9 @@
-"""The axis algebra: every dimension is a leaf, a product (outer to inner) or a sum (in order) of axes.
+"""The axis algebra: every dimension is a leaf, a product (outer to inner) or a sum (in order) of
+axes.
 
-Union-find joins axes that are one index set; a leaf that turns out to be composite is refined in place, so that every
-dimension which shares it sees the refinement. A coupled group is a leaf: see ``irprune.ir.group``.
+Union-find joins axes that are one index set; a leaf that turns out to be composite is refined in
+place, so that every dimension which shares it sees the refinement. A coupled group is a leaf: see
+``irprune.ir.group``.
 
 The work never depends on how large an axis is, only on how many pieces it has been refined into.
 """
@@ -38,28 +40,37 @@ class Dimensioned(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why an axis may not change size, and the node that said so (None for graph inputs and outputs)."""
+    """Why an axis may not change size, and the node that said so (None for graph inputs and
+    outputs)."""
 
     text: str
     node: Site | None = None
 
     def __str__(self) -> str:
-        return f"{self.text} at {self.node.where}" if self.node is not None and self.node.where else self.text
+        return (
+            f"{self.text} at {self.node.where}"
+            if self.node is not None and self.node.where
+            else self.text
+        )
 
 
 class Axis:
-    """One index set. Read it through ``find``, ``factors``, ``parts`` and ``leaves``: it may have been joined to another."""
+    """One index set. Read it through ``find``, ``factors``, ``parts`` and ``leaves``: it may have
+    been joined to another."""
 
     __slots__ = ("children", "id", "kind", "parent", "reason", "role", "size")
 
-    def __init__(self, id: int, size: Size, kind: str = LEAF, children: tuple[Axis, ...] = ()) -> None:
+    def __init__(
+        self, id: int, size: Size, kind: str = LEAF, children: tuple[Axis, ...] = ()
+    ) -> None:
         self.id = id
         self.size = size
         self.kind = kind
         self.children = children
         self.parent: Axis | None = None
         self.reason: Reason | None = None
-        self.role = ""  # "group": a factor that counts groups of a convolution or norm, pruned only when asked
+        # "group": a factor that counts groups of a convolution or norm, pruned only when asked
+        self.role = ""
 
     def __repr__(self) -> str:
         a = find(self)
@@ -79,7 +90,8 @@ def find(a: Axis) -> Axis:
 
 
 def factors(a: Axis) -> list[Axis]:
-    """The factors of ``a`` from outer to inner, nested products opened; ``[a]`` for a leaf or a sum."""
+    """The factors of ``a`` from outer to inner, nested products opened; ``[a]`` for a leaf or a
+    sum."""
     return _opened(find(a), PRODUCT)
 
 
@@ -89,7 +101,8 @@ def parts(a: Axis) -> list[Axis]:
 
 
 def _opened(a: Axis, kind: str) -> list[Axis]:
-    """The children of ``a`` with nested ones of the same kind opened; the result is stored, so that chains of refinements stay short."""
+    """The children of ``a`` with nested ones of the same kind opened; the result is stored, so that
+    chains of refinements stay short."""
     if a.kind != kind:
         return [a]
     if not any(c.parent is not None or c.kind == kind for c in a.children):
@@ -118,17 +131,24 @@ def leaves(a: Axis) -> Iterator[Axis]:
 
 
 class _TooFine(Exception):
-    """A relation refines without end (an axis joined to its own rotation): what it relates is frozen instead."""
+    """A relation refines without end (an axis joined to its own rotation): what it relates is
+    frozen instead."""
 
 
 def _divides(n: Size, size: Size) -> bool:
-    """Whether ``size`` is a multiple of ``n``, both known at the same time: a static size has no dynamic divisor."""
-    return probe_of(n) != 0 and probe_of(size) % probe_of(n) == 0 and not (isinstance(n, Sym) and not isinstance(size, Sym))
+    """Whether ``size`` is a multiple of ``n``, both known at the same time: a static size has no
+    dynamic divisor."""
+    return (
+        probe_of(n) != 0
+        and probe_of(size) % probe_of(n) == 0
+        and not (isinstance(n, Sym) and not isinstance(size, Sym))
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A step of the analysis: ``node`` made ``a`` and ``b`` one axis (ids as they were then; b is -1 for a freeze)."""
+    """A step of the analysis: ``node`` made ``a`` and ``b`` one axis (ids as they were then; b is
+    -1 for a freeze)."""
 
     a: int
     b: int
@@ -145,13 +165,18 @@ class Axes:
     def __init__(self) -> None:
         self.node: Site | None = None
         self.links: list[Link] = []
-        self.opened: dict[str, None] = {}  # first results of nodes that are free because they can be folded to a constant
+        self.opened: dict[
+            str, None
+        ] = {}  # first results of nodes that are free because they can be folded to a constant
         self.clashes: dict[Site, str] = {}  # nodes that made axes of different sizes meet
         self.count = 0
-        self._budget: int | None = None  # refinements left to the relation being stated; None outside of one
+        self._budget: int | None = (
+            None  # refinements left to the relation being stated; None outside of one
+        )
         self.one = self._new(1)  # every dimension of size 1; it broadcasts and is never dropped
 
-    # -- making axes ---------------------------------------------------------------------------------------------
+    # -- making axes
+    # ---------------------------------------------------------------------------------------------
 
     def _new(self, size: Size, kind: str = LEAF, children: tuple[Axis, ...] = ()) -> Axis:
         self.count += 1
@@ -195,16 +220,19 @@ class Axes:
         return self._new(total, SUM, tuple(many))
 
     def solo(self, a: Axis) -> list[Axis]:
-        """``parts(a)``, with the shared axis of size 1 replaced by a leaf of its own: in a sum it is an index like any other."""
+        """``parts(a)``, with the shared axis of size 1 replaced by a leaf of its own: in a sum it
+        is an index like any other."""
         return [self._new(1) if p is self.one else p for p in parts(a)]
 
     def of(self, value: Dimensioned) -> tuple[Axis, ...]:
-        """The axes of ``value``; fresh ones for a weight met for the first time, none where the rank is unknown."""
+        """The axes of ``value``; fresh ones for a weight met for the first time, none where the
+        rank is unknown."""
         if value.axes is None:
             value.axes = tuple(self.leaf(s) for s in value.type.shape or ())
         return value.axes
 
-    # -- freezing ------------------------------------------------------------------------------------------------
+    # -- freezing
+    # ----------------------------------------------------------------------------------------------
 
     def freeze(self, a: Axis, reason: str | Reason) -> None:
         """Forbid ``a`` to change size; the first reason given is kept."""
@@ -218,11 +246,12 @@ class Axes:
         """Whether no leaf of ``a`` may change size."""
         return all(x.reason is not None or x.size == 1 for x in leaves(a))
 
-    # -- joining -------------------------------------------------------------------------------------------------
+    # -- joining
+    # ----------------------------------------------------------------------------------------------
 
     def unify(self, a: Axis, b: Axis) -> bool:
-        """Make ``a`` and ``b`` the same index set; False where pieces of them could not be aligned. Those pieces are frozen, with
-        the reason, so that the two agree either way."""
+        """Make ``a`` and ``b`` the same index set; False where pieces of them could not be aligned.
+        Those pieces are frozen, with the reason, so that the two agree either way."""
         a, b = find(a), find(b)
         if a is b:
             return True
@@ -293,7 +322,8 @@ class Axes:
         return False
 
     def _align_products(self, xs: list[Axis], ys: list[Axis]) -> bool:
-        """Factor by factor from the outermost; where sizes do not divide, the shortest runs that agree again freeze and no more."""
+        """Factor by factor from the outermost; where sizes do not divide, the shortest runs that
+        agree again freeze and no more."""
         xs, ys = xs[::-1], ys[::-1]  # outermost factor last: popped first
         ok = True
         while xs and ys:
@@ -334,10 +364,12 @@ class Axes:
                 rest.extend(reversed(parts(piece)))
         return ok
 
-    # -- refining ------------------------------------------------------------------------------------------------
+    # -- refining
+    # ----------------------------------------------------------------------------------------------
 
     def split(self, a: Axis, outer: Size) -> tuple[Axis, Axis] | tuple[None, None]:
-        """Refine ``a`` into outer × inner and return the two; (None, None) where the size does not divide.
+        """Refine ``a`` into outer × inner and return the two; (None, None) where the size does not
+        divide.
 
         Frozen axes give fresh frozen axes; an axis that is grouped otherwise freezes.
         """
@@ -393,13 +425,16 @@ class Axes:
         return self.product(head), self.product(fs)
 
     def cut(self, a: Axis, sizes: Sequence[Size]) -> list[Axis]:
-        """Refine ``a`` into consecutive pieces of ``sizes`` and return them; raises ValueError where they do not add up.
+        """Refine ``a`` into consecutive pieces of ``sizes`` and return them; raises ValueError
+        where they do not add up.
 
-        Frozen axes give fresh frozen axes; an axis that is cut too finely to leave a choice freezes.
-        """
+        Frozen axes give fresh frozen axes; an axis that is cut too finely to leave a choice
+        freezes."""
         a = find(a)
         if is_static((a.size, *sizes)) and sum(map(probe_of, sizes)) != a.size:
-            raise ValueError(f"pieces of sizes {', '.join(map(str, sizes))} do not make up {a.size}")
+            raise ValueError(
+                f"pieces of sizes {', '.join(map(str, sizes))} do not make up {a.size}"
+            )
         if self._budget is not None:
             return self._cut(a, sizes)
         self._budget = _SLACK + 4 * (len(a.children) + len(sizes))
@@ -429,7 +464,8 @@ class Axes:
         return self._take(parts(a), sizes)
 
     def _take(self, pieces: list[Axis], sizes: Sequence[Size]) -> list[Axis]:
-        """Group consecutive ``pieces`` into sums of ``sizes``, cutting a piece where a boundary falls inside it."""
+        """Group consecutive ``pieces`` into sums of ``sizes``, cutting a piece where a boundary
+        falls inside it."""
         queue = pieces[::-1]
         out = []
         for want in sizes:
@@ -448,11 +484,14 @@ class Axes:
         return out
 
     def _cut_product(self, a: Axis, sizes: Sequence[Size]) -> list[Axis]:
-        """The product is cut along its outermost factor; a boundary that falls inside a row cuts what stands in that row."""
+        """The product is cut along its outermost factor; a boundary that falls inside a row cuts
+        what stands in that row."""
         first, *others = factors(a)
         rest = self.product(others)
         width = probe_of(rest.size)
-        marks: list[int] = []  # boundaries inside, in units of `rest`, on both sides of one that is not aligned
+        marks: list[
+            int
+        ] = []  # boundaries inside, in units of `rest`, on both sides of one that is not aligned
         at = 0
         for s in sizes[:-1]:
             at += probe_of(s)
@@ -483,10 +522,12 @@ class Axes:
             self.links.append(Link(f.id, source.id, self.node, "refine"))
         return fresh
 
-    # -- reshaping -----------------------------------------------------------------------------------------------
+    # -- reshaping
+    # ----------------------------------------------------------------------------------------------
 
     def regroup(self, axes: Sequence[Axis], shape: Sequence[Size]) -> list[Axis]:
-        """The axes of a row-major reshape of dimensions ``axes`` to ``shape``; each matching run is aligned on its own."""
+        """The axes of a row-major reshape of dimensions ``axes`` to ``shape``; each matching run is
+        aligned on its own."""
         out: list[Axis] = []
         old, new = list(axes), list(shape)
         i = j = 0
@@ -507,7 +548,10 @@ class Axes:
                     break
             if n != m:
                 self._conflict(run_old, "reshaped to a size that is not known to be the same")
-                out += [self.frozen(s, "reshaped from a size that is not known to be the same") for s in run_new]
+                out += [
+                    self.frozen(s, "reshaped from a size that is not known to be the same")
+                    for s in run_new
+                ]
             else:
                 out += self._regroup_run(run_old, run_new)
         return out
@@ -516,7 +560,10 @@ class Axes:
         wide_old = [a for a in old if a.size != 1]
         wide_new = [s for s in new if s != 1]
         if any(s == 0 for s in wide_new):
-            made = [self.leaf(s) if s == 0 else self.frozen(s, "regrouped from an empty axis") for s in wide_new]
+            made = [
+                self.leaf(s) if s == 0 else self.frozen(s, "regrouped from an empty axis")
+                for s in wide_new
+            ]
         elif len(wide_old) == len(wide_new) == 1:
             made = wide_old
         elif len(wide_new) == 1:
@@ -524,7 +571,9 @@ class Axes:
         elif wide_old and all(self.is_frozen(a) for a in wide_old):
             made = self._frozen_like(self.product(wide_old), wide_new)
         else:
-            made = [self._new(s) for s in wide_new]  # a dynamic size may be a dynamic factor times static ones: frozen after aligning
+            made = [
+                self._new(s) for s in wide_new
+            ]  # a dynamic size may be a dynamic factor times static ones: frozen after aligning
             self.unify(self.product(wide_old), self.product(made))
             for x in (x for m in made for x in leaves(m)):
                 if isinstance(x.size, Sym) and x.reason is None:

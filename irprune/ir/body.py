@@ -1,4 +1,5 @@
-"""A subgraph that an attribute of a node holds: a branch, a loop's body, the function that defines an operator."""
+"""A subgraph that an attribute of a node holds: a branch, a loop's body, the function that defines
+an operator."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ __all__ = ["Body"]
 
 @dataclass(frozen=True)
 class Body:
-    """A subgraph: the inputs of ``graph`` are its own, then those outside of it, of which ``outer`` says the operands of the node
-    (their names until all are known)."""
+    """A subgraph: the inputs of ``graph`` are its own, then those outside of it, of which ``outer``
+    says the operands of the node (their names until all are known)."""
 
     graph: Graph
     outer: tuple[int | str, ...] = ()

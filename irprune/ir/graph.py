@@ -1,8 +1,9 @@
-"""The graph: values, nodes and weights in single static assignment, with use-def kept by the classes themselves.
+"""The graph: values, nodes and weights in single static assignment, with use-def kept by the
+classes themselves.
 
-Nothing here knows torch or onnx. A ``Weight`` is a handle: its array comes when ``load()`` is called. ``Origin`` keeps
-what a node was in the dialect it came from, so that emitting changes only what pruning changed.
-"""
+Nothing here knows torch or onnx. A ``Weight`` is a handle: its array comes when ``load()`` is
+called. ``Origin`` keeps what a node was in the dialect it came from, so that emitting changes only
+what pruning changed."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class GraphError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TensorType:
-    """Element type (``f32``, ``bf16``, ``i64``, ``bool`` ...) and shape; ``shape`` is None where the rank is unknown."""
+    """Element type (``f32``, ``bf16``, ``i64``, ``bool`` ...) and shape; ``shape`` is None where
+    the rank is unknown."""
 
     dtype: str
     shape: tuple[Size, ...] | None
@@ -58,7 +60,9 @@ class Value:
 
     __slots__ = ("axes", "index", "name", "producer", "type", "users")
 
-    def __init__(self, name: str, type: TensorType, producer: Node | None = None, index: int = 0) -> None:
+    def __init__(
+        self, name: str, type: TensorType, producer: Node | None = None, index: int = 0
+    ) -> None:
         self.name = name
         self.type = type
         self.producer = producer
@@ -82,7 +86,8 @@ class Value:
         return len(self.type.known)
 
     def replace_all_uses(self, other: Value) -> None:
-        """Let every node that reads this value read ``other``; graph outputs are the graph's to change."""
+        """Let every node that reads this value read ``other``; graph outputs are the graph's to
+        change."""
         for node in list(self.users):
             for i, operand in enumerate(node.inputs):
                 if operand is self:
@@ -90,10 +95,11 @@ class Value:
 
 
 class Weight(Value):
-    """A stored array. ``load()`` returns it (a torch tensor or a numpy array, as the capture had it); nothing is cached here.
+    """A stored array. ``load()`` returns it (a torch tensor or a numpy array, as the capture had
+    it); nothing is cached here.
 
-    ``kind`` is ``parameter``, ``buffer`` or ``constant``; ``aliases`` are the other names under which the same storage is known.
-    """
+    ``kind`` is ``parameter``, ``buffer`` or ``constant``; ``aliases`` are the other names under
+    which the same storage is known."""
 
     __slots__ = ("aliases", "kind", "load", "trainable")
 
@@ -117,10 +123,10 @@ class Weight(Value):
 class Origin:
     """What a node was before capture.
 
-    ``target`` is the ATen overload (``aten.conv2d.default``) or the ONNX operator (``Conv``, ``com.microsoft::Gelu``);
-    ``layout`` says for each tensor argument of the ATen schema which operands fill it; ``scope`` is the module path and
-    ``source`` the user's ``file:line``; ``raw`` is the dialect's own node, left untouched.
-    """
+    ``target`` is the ATen overload (``aten.conv2d.default``) or the ONNX operator (``Conv``,
+    ``com.microsoft::Gelu``); ``layout`` says for each tensor argument of the ATen schema which
+    operands fill it; ``scope`` is the module path and ``source`` the user's ``file:line``; ``raw``
+    is the dialect's own node, left untouched."""
 
     dialect: str = "irprune"
     target: str = ""
@@ -132,7 +138,8 @@ class Origin:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """An operation: ``op`` names an entry of the operator table, or the dialect's own name where there is none."""
+    """An operation: ``op`` names an entry of the operator table, or the dialect's own name where
+    there is none."""
 
     op: str
     inputs: list[Value | None]
@@ -142,7 +149,10 @@ class Node:
     graph: Graph | None = None
 
     def __repr__(self) -> str:
-        made, read = ", ".join("%" + o.name for o in self.outputs), ", ".join("-" if i is None else "%" + i.name for i in self.inputs)
+        made, read = (
+            ", ".join("%" + o.name for o in self.outputs),
+            ", ".join("-" if i is None else "%" + i.name for i in self.inputs),
+        )
         return f"{made} = {self.op}({read})"
 
     def operand(self, i: int) -> Value:
@@ -174,7 +184,11 @@ class Node:
     @property
     def where(self) -> str:
         """For messages: the user's line, else the module path, else the node's name."""
-        return self.origin.source or self.origin.scope or (self.outputs[0].name if self.outputs else self.op)
+        return (
+            self.origin.source
+            or self.origin.scope
+            or (self.outputs[0].name if self.outputs else self.op)
+        )
 
 
 def _add_use(value: Value | None, node: Node) -> None:
@@ -192,13 +206,15 @@ def _drop_use(value: Value | None, node: Node) -> None:
 
 
 class Graph:
-    """``inputs`` and ``outputs`` are values, ``nodes`` are in topological order, ``weights`` go by name.
+    """``inputs`` and ``outputs`` are values, ``nodes`` are in topological order, ``weights`` go by
+    name.
 
-    ``structure`` is the capture's own record of how arguments map to inputs and outputs to results; only the emitter of
-    the same dialect reads it.
-    """
+    ``structure`` is the capture's own record of how arguments map to inputs and outputs to results;
+    only the emitter of the same dialect reads it."""
 
-    printer: ClassVar[Callable[[Graph], str]]  # the text form, which knows all of the graph: set by ``irprune.ir``
+    printer: ClassVar[
+        Callable[[Graph], str]
+    ]  # the text form, which knows all of the graph: set by ``irprune.ir``
 
     def __init__(self, name: str = "graph") -> None:
         self.name = name
@@ -207,7 +223,9 @@ class Graph:
         self.nodes: list[Node] = []
         self.weights: dict[str, Weight] = {}
         self.axes: Axes | None = None  # set by infer-axes
-        self.scores: dict[Axis, NDArray[np.float64]] = {}  # importance of each index of a free leaf, set by score
+        self.scores: dict[
+            Axis, NDArray[np.float64]
+        ] = {}  # importance of each index of a free leaf, set by score
         self.kept: Kept | None = None  # set by choose
         self.skipped: dict[Axis, str] = {}  # free leaves that choose left whole, and why
         self.structure: Any = None
@@ -233,7 +251,8 @@ class Graph:
         origin: Origin | None = None,
         before: Node | None = None,
     ) -> Node:
-        """Append a node (or put it ``before`` another); ``types`` gives name and type of each output."""
+        """Append a node (or put it ``before`` another); ``types`` gives name and type of each
+        output."""
         node = Node(op, [], dict(attrs or {}), [], origin or Origin(), self)
         node.set_inputs(inputs)
         node.outputs = [Value(name, type, node, i) for i, (name, type) in enumerate(types)]
@@ -271,7 +290,8 @@ class Graph:
         self.nodes = [n for n in self.nodes if n not in gone]
 
     def copy(self) -> Graph:
-        """A graph of its own nodes and values; weights' loaders, axes and what passes found are shared."""
+        """A graph of its own nodes and values; weights' loaders, axes and what passes found are
+        shared."""
         twin = Graph(self.name)
         new: dict[Value, Value] = {}
         for v in self.inputs:
@@ -280,13 +300,20 @@ class Graph:
             new[w] = twin.add_weight(Weight(w.name, w.type, w.load, w.kind, w.aliases, w.trainable))
         for n in self.nodes:
             read = [None if v is None else new[v] for v in n.inputs]
-            made = twin.add(n.op, read, n.attrs, [(v.name, v.type) for v in n.outputs], replace(n.origin))
+            made = twin.add(
+                n.op, read, n.attrs, [(v.name, v.type) for v in n.outputs], replace(n.origin)
+            )
             new.update(zip(n.outputs, made.outputs, strict=True))
         for old, fresh in new.items():
             fresh.axes = old.axes
         twin.outputs = [new[v] for v in self.outputs]
         twin.structure, twin.notes = self.structure, list(self.notes)
-        twin.axes, twin.scores, twin.kept, twin.skipped = self.axes, self.scores, self.kept, self.skipped
+        twin.axes, twin.scores, twin.kept, twin.skipped = (
+            self.axes,
+            self.scores,
+            self.kept,
+            self.skipped,
+        )
         return twin
 
     def values(self) -> Iterator[Value]:

@@ -1,4 +1,5 @@
-"""Coupled groups: a group is a leaf axis, its members are the places where the leaf stands in weights."""
+"""Coupled groups: a group is a leaf axis, its members are the places where the leaf stands in
+weights."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ __all__ = ["Group", "Member", "Slot", "groups_of", "slots_of"]
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Where a leaf stands in a dimension: ``offset`` of the first element, ``stride`` between its indices, and ``blocks``,
-    the (count, stride) of each axis of ``around``, which it repeats over."""
+    """Where a leaf stands in a dimension: ``offset`` of the first element, ``stride`` between its
+    indices, and ``blocks``, the (count, stride) of each axis of ``around``, which it repeats over.
+    """
 
     leaf: Axis
     offset: int
@@ -25,7 +27,8 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One place of a group: dimension ``dim`` of ``weight``, where it is the ``slot``-th leaf (0 if the leaf is the dimension)."""
+    """One place of a group: dimension ``dim`` of ``weight``, where it is the ``slot``-th leaf (0 if
+    the leaf is the dimension)."""
 
     weight: Weight
     dim: int
@@ -36,16 +39,24 @@ class Member:
         return f"{self.weight.name}:{self.dim}" + (f"/{self.index}" if self.index else "")
 
     def beside(self, outer: Axis) -> tuple[int, Slot] | None:
-        """The other dimension of the weight in which ``outer`` stands, and where; None where it stands around this place."""
+        """The other dimension of the weight in which ``outer`` stands, and where; None where it
+        stands around this place."""
         if outer in self.slot.around:
             return None
         axes = self.weight.axes or ()
-        return next((d, s) for d, a in enumerate(axes) if d != self.dim for s in slots_of(a) if s.leaf is outer)
+        return next(
+            (d, s)
+            for d, a in enumerate(axes)
+            if d != self.dim
+            for s in slots_of(a)
+            if s.leaf is outer
+        )
 
 
 @dataclass(slots=True)
 class Group:
-    """Channels that are dropped together. ``size`` counts them; ``frozen`` says why they may not be ("" where they may)."""
+    """Channels that are dropped together. ``size`` counts them; ``frozen`` says why they may not be
+    ("" where they may)."""
 
     axis: Axis
     members: list[Member] = field(default_factory=list)
@@ -69,7 +80,11 @@ class Group:
 
 
 def slots_of(
-    axis: Axis, stride: int = 1, offset: int = 0, blocks: tuple[tuple[int, int], ...] = (), around: tuple[Axis, ...] = ()
+    axis: Axis,
+    stride: int = 1,
+    offset: int = 0,
+    blocks: tuple[tuple[int, int], ...] = (),
+    around: tuple[Axis, ...] = (),
 ) -> list[Slot]:
     """The leaves of a dimension in order, each with where its indices lie."""
     axis = find(axis)
@@ -92,13 +107,19 @@ def slots_of(
     strides.reverse()
     for i, f in enumerate(many):
         others = [j for j in range(len(many)) if j != i]
-        out += slots_of(f, strides[i], offset, (*blocks, *((probe_of(many[j].size), strides[j]) for j in others)),
-                        (*around, *(many[j] for j in others)))
+        out += slots_of(
+            f,
+            strides[i],
+            offset,
+            (*blocks, *((probe_of(many[j].size), strides[j]) for j in others)),
+            (*around, *(many[j] for j in others)),
+        )
     return out
 
 
 def groups_of(graph: Graph) -> list[Group]:
-    """The groups of an analysed graph, in order of first appearance; leaves of size 1 are no groups."""
+    """The groups of an analysed graph, in order of first appearance; leaves of size 1 are no
+    groups."""
     found: dict[Axis, Group] = {}
     slots: dict[Axis, list[Slot]] = {}
     for weight in graph.weights.values():
@@ -108,5 +129,7 @@ def groups_of(graph: Graph) -> list[Group]:
             for index, slot in enumerate(slots[axis]):
                 if slot.leaf.size == 1 or isinstance(slot.leaf.size, Sym):
                     continue
-                found.setdefault(slot.leaf, Group(slot.leaf)).members.append(Member(weight, dim, index, slot))
+                found.setdefault(slot.leaf, Group(slot.leaf)).members.append(
+                    Member(weight, dim, index, slot)
+                )
     return list(found.values())

@@ -20,7 +20,8 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Who is present along an axis: ``mask[..., i]`` for index ``i``, one leading dimension for each axis of ``outer`` it depends on."""
+    """Who is present along an axis: ``mask[..., i]`` for index ``i``, one leading dimension for
+    each axis of ``outer`` it depends on."""
 
     outer: tuple[Axis, ...]
     mask: Mask
@@ -29,13 +30,18 @@ class Table:
 class Kept:
     """A choice: for some leaves, the kept indices, ascending. The other leaves are whole.
 
-    An index array of two dimensions is a choice per block: row ``h`` holds what is kept within index ``h`` of the leaf
-    ``within[leaf]``, which stands in the same value wherever the leaf stands. Raises ValueError for indices that are out of
-    range, not ascending or none.
-    """
+    An index array of two dimensions is a choice per block: row ``h`` holds what is kept within
+    index ``h`` of the leaf ``within[leaf]``, which stands in the same value wherever the leaf
+    stands. Raises ValueError for indices that are out of range, not ascending or none."""
 
-    def __init__(self, choice: Mapping[Axis, Sequence[int] | Indices], within: Mapping[Axis, Axis] | None = None) -> None:
-        self.choice: dict[Axis, Indices] = {find(a): np.asarray(k, dtype=np.int64) for a, k in choice.items()}
+    def __init__(
+        self,
+        choice: Mapping[Axis, Sequence[int] | Indices],
+        within: Mapping[Axis, Axis] | None = None,
+    ) -> None:
+        self.choice: dict[Axis, Indices] = {
+            find(a): np.asarray(k, dtype=np.int64) for a, k in choice.items()
+        }
         self.within = {find(a): find(b) for a, b in (within or {}).items()}
         for leaf, indices in self.choice.items():
             self._check(leaf, indices)
@@ -48,23 +54,38 @@ class Kept:
         if leaf.kind != "leaf" or isinstance(leaf.size, Sym):
             raise ValueError(f"{leaf!r} is no leaf of a known size")
         if indices.ndim not in (1, 2) or indices.shape[-1] == 0:
-            raise ValueError(f"{leaf!r}: at least one index is kept, in one row or one row per block")
-        if indices.min() < 0 or indices.max() >= leaf.size or (np.diff(indices, axis=-1) <= 0).any():
+            raise ValueError(
+                f"{leaf!r}: at least one index is kept, in one row or one row per block"
+            )
+        if (
+            indices.min() < 0
+            or indices.max() >= leaf.size
+            or (np.diff(indices, axis=-1) <= 0).any()
+        ):
             raise ValueError(f"{leaf!r}: kept indices are ascending and below {leaf.size}")
-        if indices.ndim == 2 and (leaf not in self.within or self.within[leaf].size != len(indices)):
-            raise ValueError(f"{leaf!r}: a choice per block has one row for each index of the axis it is within")
+        if indices.ndim == 2 and (
+            leaf not in self.within or self.within[leaf].size != len(indices)
+        ):
+            raise ValueError(
+                f"{leaf!r}: a choice per block has one row for each index of the axis it is within"
+            )
 
     def same_as(self, other: Kept | None) -> bool:
         """Whether both drop the same indices; None drops nothing."""
         theirs, within = (other.choice, other.within) if other is not None else ({}, {})
         if list(self.choice) != list(theirs):
             return False
-        return all(np.array_equal(k, theirs[x]) and self.within.get(x) is within.get(x) for x, k in self.choice.items())
+        return all(
+            np.array_equal(k, theirs[x]) and self.within.get(x) is within.get(x)
+            for x, k in self.choice.items()
+        )
 
     def changes(self, axis: Axis) -> bool:
         """Whether any index of ``axis`` is dropped."""
         if axis not in self._changes:
-            self._changes[axis] = any(x in self.choice and self.choice[x].shape[-1] != x.size for x in leaves(axis))
+            self._changes[axis] = any(
+                x in self.choice and self.choice[x].shape[-1] != x.size for x in leaves(axis)
+            )
         return self._changes[axis]
 
     def size(self, axis: Axis) -> Size:
@@ -88,8 +109,8 @@ class Kept:
     def kept(self, axis: Axis) -> Indices:
         """The kept indices of ``axis`` in terms of the original, ascending.
 
-        Raises ValueError for a symbolic size, and for an axis chosen per block that stands without its outer axis.
-        """
+        Raises ValueError for a symbolic size, and for an axis chosen per block that stands without
+        its outer axis."""
         a = find(axis)
         if a not in self._kept:
             if isinstance(a.size, Sym):
@@ -101,7 +122,8 @@ class Kept:
         return self._kept[a]
 
     def table(self, axis: Axis) -> Table:
-        """Who is present along ``axis``, as far as it depends on axes that do not stand in it. Raises ValueError for a symbolic size."""
+        """Who is present along ``axis``, as far as it depends on axes that do not stand in it.
+        Raises ValueError for a symbolic size."""
         a = find(axis)
         if a not in self._tables:
             if len(ps := parts(a)) > 1:
@@ -113,11 +135,12 @@ class Kept:
         return self._tables[a]
 
     def present(self, axes: Sequence[Axis], dim: int) -> Mask:
-        """Who is present along dimension ``dim`` of a value with ``axes``, to broadcast against the value: it varies along ``dim``, and
-        along the dimensions of those that ``dim`` is chosen within.
+        """Who is present along dimension ``dim`` of a value with ``axes``, to broadcast against the
+        value: it varies along ``dim``, and along the dimensions of those that ``dim`` is chosen
+        within.
 
-        Raises ValueError for a symbolic size, and for an axis chosen per block that stands without its outer axis.
-        """
+        Raises ValueError for a symbolic size, and for an axis chosen per block that stands without
+        its outer axis."""
         table = self.table(axes[dim])
         rank = len(axes)
         at = []
@@ -145,7 +168,7 @@ def _positions(fs: list[Axis], outer: Axis) -> Indices:
     sizes = [probe_of(f.size) for f in fs]
     if not is_static(f.size for f in fs):
         raise ValueError(f"a choice within {outer!r}, which stands in a product of a dynamic size")
-    inner = prod(sizes[fs.index(outer) + 1:])
+    inner = prod(sizes[fs.index(outer) + 1 :])
     return np.arange(prod(sizes)) // inner % probe_of(outer.size)
 
 
@@ -178,7 +201,8 @@ def _crossed(fs: list[Axis], tables: list[Table]) -> Table:
 
 
 def _placed(mask: Mask, places: list[int], rank: int) -> Mask:
-    """``mask`` with its dimensions moved to ``places`` among ``rank`` of them, the others of size 1."""
+    """``mask`` with its dimensions moved to ``places`` among ``rank`` of them, the others of size
+    1."""
     order = np.argsort(places)
     shape = [1] * rank
     for k in order:

@@ -26,13 +26,19 @@ _NUMBER = re.compile(r"-?(?:inf|nan|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?![\w.])")
 _COMMENT = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^"#])*)(?:#(.*))?')
 _CALLS: dict[str, Callable[..., int]] = {"min": min, "max": max, "abs": abs}
 _SIGNS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod,
-    ast.Div: operator.truediv, ast.Pow: operator.pow,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
 }
 
 
 def from_text(text: str, source: str = "text") -> Graph:
-    """The graph that ``text`` describes. Raises IrpruneError naming ``source`` and the line that cannot be read."""
+    """The graph that ``text`` describes. Raises IrpruneError naming ``source`` and the line that
+    cannot be read."""
     return _Parser(text, source).parse()
 
 
@@ -83,7 +89,7 @@ class _Line:
     def need(self, pattern: str | re.Pattern[str], what: str) -> str:
         found = self.take(pattern)
         if found is None:
-            rest = self.text[self.at:self.at + 20]
+            rest = self.text[self.at : self.at + 20]
             self.fail(f"{what} expected at {rest!r}" if rest else f"{what} expected at the end")
         return found
 
@@ -102,13 +108,13 @@ class _Line:
             text = _STRING.match(self.text, self.at)
             self.at = text.end() if text is not None else self.at + 1
             if depth == 0:
-                return self.text[start:self.at - 1]
+                return self.text[start : self.at - 1]
         self.fail(f"{left!r} is not closed")
 
     def end(self) -> None:
         self._skip()
         if self.at < len(self.text):
-            self.fail(f"{self.text[self.at:self.at + 20]!r} is too much")
+            self.fail(f"{self.text[self.at : self.at + 20]!r} is too much")
 
 
 def _split(text: str, sign: str) -> list[str]:
@@ -135,7 +141,11 @@ class _Parser:
         self.within: dict[Axis, str] = {}
 
     def fail(self, what: str) -> NoReturn:
-        raise IrpruneError(f"not the text of a graph: {what}", f"{self.source}:{self.number}", "give a text that irprune printed")
+        raise IrpruneError(
+            f"not the text of a graph: {what}",
+            f"{self.source}:{self.number}",
+            "give a text that irprune printed",
+        )
 
     def parse(self) -> Graph:
         state = "head"
@@ -158,7 +168,8 @@ class _Parser:
             self.fail(str(wrong))
 
     def _read(self, state: str, text: str, comment: str) -> str:
-        """Read one line; returns what comes next: the ``head``, the ``body``, the ``end`` or nothing any more (``done``)."""
+        """Read one line; returns what comes next: the ``head``, the ``body``, the ``end`` or
+        nothing any more (``done``)."""
         line = _Line(text, self.fail)
         if state == "head":
             self._head(line)
@@ -182,10 +193,13 @@ class _Parser:
         if self.axes is not None:
             self.graph.axes = self.axes
             if self.choice:
-                self.graph.kept = Kept(self.choice, {a: self._leaf(name) for a, name in self.within.items()})
+                self.graph.kept = Kept(
+                    self.choice, {a: self._leaf(name) for a, name in self.within.items()}
+                )
         return self.graph
 
-    # -- lines ---------------------------------------------------------------------------------------------------
+    # -- lines
+    # ----------------------------------------------------------------------------------------------
 
     def _head(self, line: _Line) -> None:
         line.need(r"graph\b", "'graph'")
@@ -253,15 +267,25 @@ class _Parser:
             self._node(line, results, comment)
         line.end()
 
-    def _weight(self, line: _Line, kind: str, name: str, type: TensorType, axes: tuple[Axis, ...] | None) -> None:
+    def _weight(
+        self, line: _Line, kind: str, name: str, type: TensorType, axes: tuple[Axis, ...] | None
+    ) -> None:
         extra = self._attrs(line)
-        aliases, trainable = tuple(extra.pop("aliases", ())), bool(extra.pop("trainable", kind == "parameter"))
+        aliases, trainable = (
+            tuple(extra.pop("aliases", ())),
+            bool(extra.pop("trainable", kind == "parameter")),
+        )
         weight = Weight(name, type, _no_values(name, self.source), kind, aliases, trainable)
         if extra:
             self.fail(f"a weight has no {next(iter(extra))!r}")
         self._define(self.graph.add_weight(weight), axes)
 
-    def _node(self, line: _Line, results: list[tuple[str, TensorType, tuple[Axis, ...] | None]], comment: str) -> None:
+    def _node(
+        self,
+        line: _Line,
+        results: list[tuple[str, TensorType, tuple[Axis, ...] | None]],
+        comment: str,
+    ) -> None:
         foldable = line.take(r"foldable\b(?!\()") is not None
         op = self._op(line)
         operands: list[Value | None] = []
@@ -269,9 +293,21 @@ class _Parser:
         while line.take(r"\)") is None:
             if operands:
                 line.need(",", "','")
-            operands.append(None if line.take("-") is not None else self._value(line.need("%", "an operand") and line.name()))
-        source, _, scope = ("", "", comment[3:]) if comment.startswith("in ") else comment.partition(" in ")
-        node = self.graph.add(op, operands, self._attrs(line), [r[:2] for r in results], Origin(scope=scope, source=source))
+            operands.append(
+                None
+                if line.take("-") is not None
+                else self._value(line.need("%", "an operand") and line.name())
+            )
+        source, _, scope = (
+            ("", "", comment[3:]) if comment.startswith("in ") else comment.partition(" in ")
+        )
+        node = self.graph.add(
+            op,
+            operands,
+            self._attrs(line),
+            [r[:2] for r in results],
+            Origin(scope=scope, source=source),
+        )
         for value, (_, _, axes) in zip(node.outputs, results, strict=True):
             self._define(value, axes)
         if foldable and self.axes is not None:
@@ -281,7 +317,8 @@ class _Parser:
         text = line.take(_STRING)
         return json.loads(text) if text is not None else line.need(NAME, "an operator")
 
-    # -- pieces --------------------------------------------------------------------------------------------------
+    # -- pieces
+    # ----------------------------------------------------------------------------------------------
 
     def _define(self, value: Value, axes: tuple[Axis, ...] | None) -> None:
         if value.name in self.values:
@@ -376,6 +413,10 @@ def _indices(text: str) -> list[int]:
 
 def _no_values(name: str, source: str) -> Callable[[], Any]:
     def load() -> Any:
-        raise IrpruneError(f"the weight {name!r} has no values", source, "the text form holds none: run this on the model itself")
+        raise IrpruneError(
+            f"the weight {name!r} has no values",
+            source,
+            "the text form holds none: run this on the model itself",
+        )
 
     return load

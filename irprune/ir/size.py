@@ -1,9 +1,8 @@
 """Sizes of dimensions: a plain ``int``, or a ``Sym`` where the size is known only at run time.
 
-A ``Sym`` carries its expression as text (it is printed into emitted code) and a *probe*: the expression evaluated
-with a large number in place of each symbol. Two sizes are taken as equal when their probes are, so that
-``s0*s1`` and ``s1*s0`` agree without a computer algebra system.
-"""
+A ``Sym`` carries its expression as text (it is printed into emitted code) and a *probe*: the
+expression evaluated with a large number in place of each symbol. Two sizes are taken as equal when
+their probes are, so that ``s0*s1`` and ``s1*s0`` agree without a computer algebra system."""
 
 from __future__ import annotations
 
@@ -14,12 +13,15 @@ from zlib import crc32
 __all__ = ["Size", "Sym", "is_static", "probe_of", "product", "same", "symbol"]
 
 _LEAST = 1009  # the smallest probe, in grains
-_GRAIN = 27720  # divisible by 1..12: `n // 7 * 7` of a probe is the probe again, as it is for the sizes that a model accepts
+# divisible by 1..12: `n // 7 * 7` of a probe is the probe again, as it is for the sizes that a
+# model accepts
+_GRAIN = 27720
 
 
 @dataclass(frozen=True, slots=True)
 class Sym:
-    """A size known at run time: ``expr`` in Python syntax over symbol names, ``probe`` its value at the probe point."""
+    """A size known at run time: ``expr`` in Python syntax over symbol names, ``probe`` its value at
+    the probe point."""
 
     expr: str
     probe: int = field(compare=True)
@@ -35,11 +37,15 @@ class Sym:
         return self if other == 0 else self._with(other, "+", self.probe + probe_of(other))
 
     def __radd__(self, other: Size) -> Sym:
-        return self if other == 0 else self._with(other, "+", self.probe + probe_of(other), swap=True)
+        return (
+            self if other == 0 else self._with(other, "+", self.probe + probe_of(other), swap=True)
+        )
 
     def __sub__(self, other: Size) -> Size:
         value = self.probe - probe_of(other)
-        if isinstance(other, Sym) and abs(value) < _GRAIN:  # the symbols cancel: what is left is a number
+        if (
+            isinstance(other, Sym) and abs(value) < _GRAIN
+        ):  # the symbols cancel: what is left is a number
             return value
         return self if other == 0 else self._with(other, "-", value)
 
@@ -47,10 +53,22 @@ class Sym:
         return self._with(other, "-", probe_of(other) - self.probe, swap=True)
 
     def __mul__(self, other: Size) -> Size:
-        return 0 if other == 0 else self if other == 1 else self._with(other, "*", self.probe * probe_of(other))
+        return (
+            0
+            if other == 0
+            else self
+            if other == 1
+            else self._with(other, "*", self.probe * probe_of(other))
+        )
 
     def __rmul__(self, other: Size) -> Size:
-        return 0 if other == 0 else self if other == 1 else self._with(other, "*", self.probe * probe_of(other), swap=True)
+        return (
+            0
+            if other == 0
+            else self
+            if other == 1
+            else self._with(other, "*", self.probe * probe_of(other), swap=True)
+        )
 
     def __floordiv__(self, other: Size) -> Size:
         value, rest = divmod(self.probe, probe_of(other))
@@ -73,7 +91,8 @@ Size = int | Sym
 
 
 def symbol(name: str) -> Sym:
-    """The symbol ``name``; the same name gives the same probe, different names almost surely different ones."""
+    """The symbol ``name``; the same name gives the same probe, different names almost surely
+    different ones."""
     return Sym(name, _GRAIN * (_LEAST + crc32(name.encode()) % 8_999_993))
 
 
@@ -83,7 +102,8 @@ def probe_of(size: Size) -> int:
 
 
 def same(a: Size, b: Size) -> bool:
-    """Whether two sizes are equal for every value of the symbols (up to a coincidence of probes)."""
+    """Whether two sizes are equal for every value of the symbols (up to a coincidence of
+    probes)."""
     return a == b or probe_of(a) == probe_of(b)
 
 

@@ -1,8 +1,8 @@
 """Symbols of sizes: which names stand in a size, and which node tells what a symbol is.
 
-A symbol that stands in no input's shape depends on values. A node tells it while the model runs: by the shape of a result (``nonzero``),
-or by the number itself where the node has the attribute ``symbol`` (``item``).
-"""
+A symbol that stands in no input's shape depends on values. A node tells it while the model runs: by
+the shape of a result (``nonzero``), or by the number itself where the node has the attribute
+``symbol`` (``item``)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _WORD = re.compile(r"\b[A-Za-z_]\w*\b(?!\()")
 
 
 def names_in(x: Any) -> Iterator[str]:
-    """The symbols in a size, or in nested lists of attributes, in order; one that stands twice comes twice."""
+    """The symbols in a size, or in nested lists of attributes, in order; one that stands twice
+    comes twice."""
     if isinstance(x, Sym):
         yield from (w for w in _WORD.findall(x.expr) if w != "math")
     elif isinstance(x, (list, tuple)):
@@ -28,7 +29,8 @@ def names_in(x: Any) -> Iterator[str]:
 
 
 def told(node: Node) -> Iterator[tuple[str, int, int | None]]:
-    """Symbol, position of the result and its dimension (None: the result is the number) for the symbols that ``node`` tells."""
+    """Symbol, position of the result and its dimension (None: the result is the number) for the
+    symbols that ``node`` tells."""
     own = node.attrs.get("symbol")
     if isinstance(own, Sym):
         yield own.expr, 0, None
@@ -39,7 +41,8 @@ def told(node: Node) -> Iterator[tuple[str, int, int | None]]:
 
 
 def needed(graph: Graph, targets: Iterable[Value]) -> list[Node]:
-    """The nodes that ``targets`` need, in order: those that they are computed from, and those that tell the sizes among attributes."""
+    """The nodes that ``targets`` need, in order: those that they are computed from, and those that
+    tell the sizes among attributes."""
     given = {name for v in graph.inputs for name in names_in(v.type.shape)}
     teller: dict[str, Node] = {}
     for node in graph.nodes:
@@ -54,5 +57,9 @@ def needed(graph: Graph, targets: Iterable[Value]) -> list[Node]:
             nodes.append(node)
             wanted.update(id(v) for v in node.inputs if v is not None)
             if teller:
-                telling.update(id(teller[name]) for name in names_in(list(node.attrs.values())) if name in teller)
+                telling.update(
+                    id(teller[name])
+                    for name in names_in(list(node.attrs.values()))
+                    if name in teller
+                )
     return nodes[::-1]

@@ -1,4 +1,5 @@
-"""The text form of a graph: ``to_text`` prints it, ``irprune.ir.parse`` reads it back, and print → parse → print is the identity.
+"""The text form of a graph: ``to_text`` prints it, ``irprune.ir.parse`` reads it back, and print →
+parse → print is the identity.
 
 ::
 
@@ -15,13 +16,14 @@
       return %cat
     }
 
-A dimension prints as its axis: a free leaf by name, a product ``(outer inner)``, a sum ``(first+second)``; what is frozen prints
-as its size. Without axes every dimension is its size. ``keep`` is the choice (ranges are half open; one list per index of the
-outer axis where each block has its own: ``keep=[0:2] [1, 3] within=c1``) and ``whole`` says why a leaf takes no part in it. A
-missing operand is ``-``; ``foldable`` marks an operator that slicing replaces by a constant where an axis of it shrinks. The comment is
-where the node came from. Weights have no values here: a parsed weight raises IrpruneError when it is loaded. Scores, and what a
-capture keeps for emitting, are not in the text.
-"""
+A dimension prints as its axis: a free leaf by name, a product ``(outer inner)``, a sum
+``(first+second)``; what is frozen prints as its size. Without axes every dimension is its size.
+``keep`` is the choice (ranges are half open; one list per index of the outer axis where each block
+has its own: ``keep=[0:2] [1, 3] within=c1``) and ``whole`` says why a leaf takes no part in it. A
+missing operand is ``-``; ``foldable`` marks an operator that slicing replaces by a constant where
+an axis of it shrinks. The comment is where the node came from. Weights have no values here: a
+parsed weight raises IrpruneError when it is loaded. Scores, and what a capture keeps for emitting,
+are not in the text."""
 
 from __future__ import annotations
 
@@ -45,7 +47,8 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 class Opaque:
-    """An attribute that has no literal: an array, a subgraph. Only its description is in the text."""
+    """An attribute that has no literal: an array, a subgraph. Only its description is in the
+    text."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -61,11 +64,14 @@ class Opaque:
 
 
 def to_text(graph: Graph, marks: Mapping[Node | Value, str] | None = None) -> str:
-    """The text of ``graph``; ``marks`` puts a message as a comment below the line of a node, an input or a weight."""
+    """The text of ``graph``; ``marks`` puts a message as a comment below the line of a node, an
+    input or a weight."""
     return "\n".join(lines_of(graph, marks)[0]) + "\n"
 
 
-def lines_of(graph: Graph, marks: Mapping[Node | Value, str] | None = None) -> tuple[list[str], list[int]]:
+def lines_of(
+    graph: Graph, marks: Mapping[Node | Value, str] | None = None
+) -> tuple[list[str], list[int]]:
     """The lines of the text, and the positions of those that are marks."""
     return _Printer(graph, marks or {}).print()
 
@@ -105,14 +111,26 @@ class _Printer:
             line(self.node(node), node)
         body.append(f"  return {', '.join('%' + quoted(v.name) for v in graph.outputs)}".rstrip())
         axes = [self._axis(leaf, name) for leaf, name in self.names.items()]
-        head = [f"graph {quoted(graph.name)}{' with axes' if graph.axes is not None else ''} {{", *axes, *([""] if axes else [])]
+        head = [
+            f"graph {quoted(graph.name)}{' with axes' if graph.axes is not None else ''} {{",
+            *axes,
+            *([""] if axes else []),
+        ]
         return [*head, *body, "}"], [len(head) + k for k in marked]
 
-    # -- axes ----------------------------------------------------------------------------------------------------
+    # -- axes
+    # ----------------------------------------------------------------------------------------------
 
     def _name_leaves(self) -> None:
-        """c0, c1 ... in the order in which the leaves are met, passing over the symbols of sizes."""
-        taken = {word for v in self.graph.values() for s in v.type.shape or () if isinstance(s, Sym) for word in _WORD.findall(s.expr)}
+        """c0, c1 ... in the order in which the leaves are met, passing over the symbols of
+        sizes."""
+        taken = {
+            word
+            for v in self.graph.values()
+            for s in v.type.shape or ()
+            if isinstance(s, Sym)
+            for word in _WORD.findall(s.expr)
+        }
         count = 0
         for value in self.graph.values():
             for a in value.axes or ():
@@ -149,13 +167,25 @@ class _Printer:
         texts = [self.axis(x) for x in many]
         if all(t is None for t in texts):
             return None
-        return "(" + sign.join(t if t is not None else _size(x.size) for t, x in zip(texts, many, strict=True)) + ")"
+        return (
+            "("
+            + sign.join(
+                t if t is not None else _size(x.size) for t, x in zip(texts, many, strict=True)
+            )
+            + ")"
+        )
 
-    # -- values and nodes ----------------------------------------------------------------------------------------
+    # -- values and nodes
+    # ----------------------------------------------------------------------------------------
 
     def type(self, value: Value) -> str:
         shape = value.type.shape
-        if shape is None or self.graph.axes is None or value.axes is None or len(value.axes) != len(shape):
+        if (
+            shape is None
+            or self.graph.axes is None
+            or value.axes is None
+            or len(value.axes) != len(shape)
+        ):
             return str(value.type)
         dims = [self.axis(a) or str(s) for a, s in zip(value.axes, shape, strict=True)]
         return f"{value.dtype}[{', '.join(dims)}]"
@@ -166,9 +196,17 @@ class _Printer:
     def node(self, node: Node) -> str:
         made = ", ".join(map(self.value, node.outputs))
         axes = self.graph.axes
-        call = ("foldable " if axes is not None and node.outputs and node.out.name in axes.opened else "") + quoted(node.op)
+        call = (
+            "foldable "
+            if axes is not None and node.outputs and node.out.name in axes.opened
+            else ""
+        ) + quoted(node.op)
         operands = ", ".join("-" if v is None else "%" + quoted(v.name) for v in node.inputs)
-        attrs = f" {{{', '.join(f'{quoted(k)}={literal(v)}' for k, v in node.attrs.items())}}}" if node.attrs else ""
+        attrs = (
+            f" {{{', '.join(f'{quoted(k)}={literal(v)}' for k, v in node.attrs.items())}}}"
+            if node.attrs
+            else ""
+        )
         return f"  {made}{' = ' if made else ''}{call}({operands}){attrs}{_origin(node)}"
 
 
@@ -256,7 +294,9 @@ def describe(x: Any) -> str:
 def excerpt(graph: Graph, marks: Mapping[Node | Value, str], around: int = 3) -> str:
     """The lines about ``marks``, each with its message below it and a few lines on both sides."""
     lines, marked = lines_of(graph, marks)
-    shown: dict[int, None] = dict.fromkeys(i for k in marked for i in range(max(0, k - 1 - around), min(len(lines), k + 1 + around)))
+    shown: dict[int, None] = dict.fromkeys(
+        i for k in marked for i in range(max(0, k - 1 - around), min(len(lines), k + 1 + around))
+    )
     out: list[str] = []
     last = -1
     for i in sorted(shown):

@@ -20,7 +20,11 @@ from irprune.run.session import session
 __all__ = ["kernel_times", "measure", "one_node"]
 
 LAYOUT = ("ReorderInput", "ReorderOutput")  # operators that only change the layout
-_RUNS, _SECONDS, _LEAST = 12, 0.03, 5  # of each model: so many runs or seconds, whichever is over first, and no fewer than the last
+_RUNS, _SECONDS, _LEAST = (
+    12,
+    0.03,
+    5,
+)  # of each model: so many runs or seconds, whichever is over first, and no fewer than the last
 
 
 def one_node(operator: Operator, a: int, b: int) -> onnx.ModelProto:
@@ -42,7 +46,12 @@ def one_node(operator: Operator, a: int, b: int) -> onnx.ModelProto:
         name = "MatMul"
     else:
         batch, groups, image, kernel, stride, padding, dilation = operator.fixed
-        attributes = {"kernel_shape": kernel, "strides": stride, "pads": (*padding, *padding), "dilations": dilation}
+        attributes = {
+            "kernel_shape": kernel,
+            "strides": stride,
+            "pads": (*padding, *padding),
+            "dilations": dilation,
+        }
         name = "Conv"
         if operator.kind == "depthwise":
             channels, attributes["group"] = a, a
@@ -55,29 +64,44 @@ def one_node(operator: Operator, a: int, b: int) -> onnx.ModelProto:
             weights.append(weight(b * groups, a, *kernel))
         inputs["x"] = (batch, channels, *image)
     node = helper.make_node(name, ["x", "w"], ["y"], **attributes)
-    graph = helper.make_graph([node], "one", [helper.make_tensor_value_info(k, TensorProto.FLOAT, s) for k, s in inputs.items()],
-                              [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(inputs["x"]))], weights)
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_tensor_value_info(k, TensorProto.FLOAT, s) for k, s in inputs.items()],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * len(inputs["x"]))],
+        weights,
+    )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def measure(operator: Operator, a: int, b: int, device: str = "cpu", threads: int = 0) -> float:
-    """Seconds of one call: the quickest of several, which is the one that nothing else on the machine has slowed.
+    """Seconds of one call: the quickest of several, which is the one that nothing else on the
+    machine has slowed.
 
-    On a CPU the kernel alone, by the runtime's own profile, without the change of layout at the ends of so small a model; with one
-    thread no more than by that thread's own clock, which stands still while other programs run. On other devices the whole call with
-    its data on the device.
-    """
+    On a CPU the kernel alone, by the runtime's own profile, without the change of layout at the
+    ends of so small a model; with one thread no more than by that thread's own clock, which stands
+    still while other programs run. On other devices the whole call with its data on the device."""
     model = one_node(operator, a, b)
     random = np.random.default_rng(0)
-    feed = {i.name: random.standard_normal([d.dim_value for d in i.type.tensor_type.shape.dim], dtype=np.float32)
-            for i in model.graph.input}
+    feed = {
+        i.name: random.standard_normal(
+            [d.dim_value for d in i.type.tensor_type.shape.dim], dtype=np.float32
+        )
+        for i in model.graph.input
+    }
     with tempfile.TemporaryDirectory(prefix="irprune-") as folder:
         path = Path(folder) / "one.onnx"
         path.write_bytes(model.SerializeToString())
         if device == "cpu":
             running = session(path, "cpu", str(Path(folder) / "profile"), threads)
-            took = _repeat(lambda: running.run(None, feed), time.thread_time if threads == 1 else time.perf_counter)
-            runs = [(sum(run.values()), sum(t for (_, name), t in run.items() if name not in LAYOUT)) for run in kernel_times(running, ())]
+            took = _repeat(
+                lambda: running.run(None, feed),
+                time.thread_time if threads == 1 else time.perf_counter,
+            )
+            runs = [
+                (sum(run.values()), sum(t for (_, name), t in run.items() if name not in LAYOUT))
+                for run in kernel_times(running, ())
+            ]
             runs = [(every, mine) for every, mine in runs if mine]
             share = statistics.median(mine / every for every, mine in runs)
             return min(took * share, *(mine for _, mine in runs))
@@ -108,8 +132,11 @@ def _repeat(call: Callable[[], Any], clock: Callable[[], float]) -> float:
     return best
 
 
-def kernel_times(running: Any, without: Sequence[str] = LAYOUT) -> list[dict[tuple[str, str], float]]:
-    """Seconds by (node, operator) of each run of a session with a profile, ``without`` some operators; ends the profile."""
+def kernel_times(
+    running: Any, without: Sequence[str] = LAYOUT
+) -> list[dict[tuple[str, str], float]]:
+    """Seconds by (node, operator) of each run of a session with a profile, ``without`` some
+    operators; ends the profile."""
     file = Path(running.end_profiling())
     runs: list[dict[tuple[str, str], float]] = [{}]
     for event in json.loads(file.read_text()):

@@ -14,13 +14,15 @@ from irprune.ops.registry import lookup
 
 __all__ = ["Parts", "Predictor", "step_of"]
 
-_PER_BYTE = 2e-10  # seconds for a byte written by all the rest, where no whole model was measured: 5 GB/s
+_PER_BYTE = (
+    2e-10  # seconds for a byte written by all the rest, where no whole model was measured: 5 GB/s
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Where the time of a whole model went, in seconds: ``products`` (convolutions and matrix products), ``rest`` (other operators)
-    and ``overhead``, which no choice changes."""
+    """Where the time of a whole model went, in seconds: ``products`` (convolutions and matrix
+    products), ``rest`` (other operators) and ``overhead``, which no choice changes."""
 
     products: float
     rest: float
@@ -28,21 +30,29 @@ class Parts:
 
 
 class Predictor:
-    """Latency of an analysed graph under a choice, in seconds, from a table of times; missing times are measured here.
+    """Latency of an analysed graph under a choice, in seconds, from a table of times; missing times
+    are measured here.
 
-    The sum of one-node times is scaled so that the whole graph takes what ``parts`` measured. ``at``, ``change`` and ``largest`` are
-    those of a cost polynomial. ``tell(done, total)`` hears how far the measuring is.
-    """
+    The sum of one-node times is scaled so that the whole graph takes what ``parts`` measured.
+    ``at``, ``change`` and ``largest`` are those of a cost polynomial. ``tell(done, total)`` hears
+    how far the measuring is."""
 
-    def __init__(self, graph: Graph, table: Table, parts: Parts | None = None, symbols: Mapping[str, int] | None = None,
-                 tell: Callable[[int, int], None] = lambda done, total: None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        table: Table,
+        parts: Parts | None = None,
+        symbols: Mapping[str, int] | None = None,
+        tell: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
         self.graph, self.table = graph, table
         self.symbols = dict(example_symbols(graph) if symbols is None else symbols)
         self.works = works_of(graph, self.symbols)
         self.most = [w.sizes({}, self.symbols, {})[:2] for w in self.works]
         self.bytes = moved(graph, self.symbols)
         needed: dict[tuple[Operator, tuple[int, int]], None] = {
-            (w.operator, m): None for w, m in zip(self.works, self.most, strict=True)}
+            (w.operator, m): None for w, m in zip(self.works, self.most, strict=True)
+        }
         for done, (operator, most) in enumerate(needed):
             table.fill(operator, most)
             tell(done + 1, len(needed))
@@ -75,8 +85,9 @@ class Predictor:
         old: dict[Axis, int] = {}
         new: dict[Axis, int] = {}
         using = self.using.get(leaf, ())
-        return (sum(self._work(k, after, new) - self._work(k, before, old) for k in using)
-                + self.per_byte * self.bytes.change(leaf, before, after))
+        return sum(
+            self._work(k, after, new) - self._work(k, before, old) for k in using
+        ) + self.per_byte * self.bytes.change(leaf, before, after)
 
     def together(self, leaf: Axis) -> Iterator[Axis]:
         """The leaves of operators that ``leaf`` is in."""
@@ -90,7 +101,9 @@ class Predictor:
         found = []
         for k, work in enumerate(self.works):
             a, b, _ = work.sizes(counts, self.symbols, memo)
-            found.append((work.where, self._work(k, counts, memo), f"{work.operator.kind} {a} to {b}"))
+            found.append(
+                (work.where, self._work(k, counts, memo), f"{work.operator.kind} {a} to {b}")
+            )
         return sorted(found, key=lambda item: -item[1])
 
 
@@ -98,5 +111,8 @@ def step_of(weight: Weight, table: Table) -> int:
     """The multiple that the provider likes the widths of ``weight`` to be: its readers' step."""
     if weight.rank < 2:
         return 1
-    conv = any((entry := lookup(node)) is not None and entry.family == "conv" and entry.macs is not None for node in weight.users)
+    conv = any(
+        (entry := lookup(node)) is not None and entry.family == "conv" and entry.macs is not None
+        for node in weight.users
+    )
     return table.step("conv" if conv else "matrix")

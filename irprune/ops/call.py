@@ -1,4 +1,5 @@
-"""How a node runs in torch: its ATen overload and the arguments, with placeholders where operands go.
+"""How a node runs in torch: its ATen overload and the arguments, with placeholders where operands
+go.
 
 The interpreter fills the placeholders with tensors, the source emitter with names.
 """
@@ -56,7 +57,10 @@ def overload(target: str) -> Any:
 @cache
 def _schema(target: str) -> tuple[tuple[str, str, Any, bool], ...]:
     arguments = overload(target)._schema.arguments
-    return tuple((a.name, str(a.type), a.default_value if a.has_default_value() else _NONE, a.kwarg_only) for a in arguments)
+    return tuple(
+        (a.name, str(a.type), a.default_value if a.has_default_value() else _NONE, a.kwarg_only)
+        for a in arguments
+    )
 
 
 def _value(name: str, value: Any) -> Any:
@@ -86,7 +90,11 @@ def bind(node: Node) -> Call:
         canonical = rename.get(name, name)
         if layout is not None and name in layout:
             spec = layout[name]
-            value = tuple(_operand(node, k) for k in spec) if isinstance(spec, tuple) else _operand(node, spec)
+            value = (
+                tuple(_operand(node, k) for k in spec)
+                if isinstance(spec, tuple)
+                else _operand(node, spec)
+            )
             value = list(value) if isinstance(value, tuple) else value
         elif layout is None and "Tensor" in kind and left:
             if kind.startswith("List"):
@@ -114,7 +122,9 @@ def _operand(node: Node, k: int | None) -> Any:
     return Operand(k) if k is not None and node.has(k) else None
 
 
-def substitute(x: Any, operand: Callable[[int], Any], size: Callable[[Sym], Any], device: Any) -> Any:
+def substitute(
+    x: Any, operand: Callable[[int], Any], size: Callable[[Sym], Any], device: Any
+) -> Any:
     """``x`` with placeholders filled: operands, sizes known at run time, the device."""
     if isinstance(x, Operand):
         return operand(x.index)

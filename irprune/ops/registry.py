@@ -1,8 +1,8 @@
 """The operator table: one ``Op`` per operator, the only place that knows operator names.
 
-An entry is made by ``op(...)`` in the file of its family. Its axis rule is a signature where a string can say it
-(``irprune.ops.signature``) and a function ``rule(axes, node)`` where it cannot. Nothing here imports torch or onnx.
-"""
+An entry is made by ``op(...)`` in the file of its family. Its axis rule is a signature where a
+string can say it (``irprune.ops.signature``) and a function ``rule(axes, node)`` where it cannot.
+Nothing here imports torch or onnx."""
 
 from __future__ import annotations
 
@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["TABLE", "Arg", "Cut", "Op", "Sample", "Unsupported", "aten_target", "lookup", "op", "same_type", "spelling"]
+__all__ = [
+    "TABLE",
+    "Arg",
+    "Cut",
+    "Op",
+    "Sample",
+    "Unsupported",
+    "aten_target",
+    "lookup",
+    "op",
+    "same_type",
+    "spelling",
+]
 
 Rule = Callable[[Axes, Node], None]
 
@@ -42,7 +54,8 @@ class Cut(Protocol):
 
 @dataclass(frozen=True)
 class Arg:
-    """A sample operand: shape, element type and, for integers, the half-open range of its values."""
+    """A sample operand: shape, element type and, for integers, the half-open range of its
+    values."""
 
     shape: tuple[int, ...]
     dtype: str = "f32"
@@ -55,12 +68,11 @@ class Arg:
 class Sample:
     """One use of an operator for the generated tests (``tests/opcheck.py``).
 
-    ``args`` are the operands in the order of the schema; a tuple stands for a list of tensors, which may also be given flat where
-    it comes last.
-    ``free`` is the number of leaf axes of size > 1 that the rule must leave free, which keeps a rule from passing by freezing.
-    ``target`` picks the ATen spelling (otherwise every one that takes it); ``attrs`` are the canonical attributes.
-    ``read`` lists the results that are read, all by default.
-    """
+    ``args`` are the operands in the order of the schema; a tuple stands for a list of tensors,
+    which may also be given flat where it comes last. ``free`` is the number of leaf axes of size >
+    1 that the rule must leave free, which keeps a rule from passing by freezing. ``target`` picks
+    the ATen spelling (otherwise every one that takes it); ``attrs`` are the canonical attributes.
+    ``read`` lists the results that are read, all by default."""
 
     args: tuple[Arg | tuple[Arg | None, ...] | None, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
@@ -74,25 +86,33 @@ class Op:
     """An operator.
 
     name      canonical name, as the text form prints it
-    rule      states the relations between the axes of operands and results; sets ``axes`` of every result
+    rule      states the relations between the axes of operands and results; sets ``axes`` of every
+              result
     aten      ATen overloads -> {schema argument: canonical attribute} for those named differently
-    onnx      ONNX operators -> importer ``(OnnxNode) -> (operands, attrs)``; None where operands and attributes are as in ATen
-    call      ATen overload that runs a node which did not come from ATen, from its attributes; None means the first in ``aten``
-    run       runs the operator in torch where no ATen overload says it: ``run(torch, node, operands)``
+    onnx      ONNX operators -> importer ``(OnnxNode) -> (operands, attrs)``; None where operands
+              and attributes are as in ATen
+    call      ATen overload that runs a node which did not come from ATen, from its attributes; None
+              means the first in ``aten``
+    run       runs the operator in torch where no ATen overload says it: ``run(torch, node,
+              operands)``
     resize    after the choice, rewrites attributes that hold sizes: ``resize(node, cut)``
-    silence   runs the operator as if dropped indices were absent, where the value depends on who is present:
-              ``silence(torch, node, operands, present, run)``, where ``present(value, dims)`` is the mask of what is
-              kept along ``dims``, broadcastable to the value, or None where all of it is, and ``run(*operands)`` is the
-              plain operator. Contracted letters of a signature are zeroed without being asked
-    creates   makes a tensor from sizes alone: folded to a constant when an axis of it shrinks, unless ``resize`` suffices
-    macs      multiply-accumulates as a sum of products of sizes of axes: ``macs(node) -> ((n, o, i), ...)``, one tuple of axes
-              per product; a tuple that is empty counts nothing
+    silence   runs the operator as if dropped indices were absent, where the value depends on who is
+              present: ``silence(torch, node, operands, present, run)``, where ``present(value,
+              dims)`` is the mask of what is kept along ``dims``, broadcastable to the value, or
+              None where all of it is, and ``run(*operands)`` is the plain operator. Contracted
+              letters of a signature are zeroed without being asked
+    creates   makes a tensor from sizes alone: folded to a constant when an axis of it shrinks,
+              unless ``resize`` suffices
+    macs      multiply-accumulates as a sum of products of sizes of axes: ``macs(node) -> ((n, o,
+              i), ...)``, one tuple of axes per product; a tuple that is empty counts nothing
     letters   of a product of tensors: for each operand, then for the result, a letter per dimension
     random    draws its results: tests compare their shapes alone
-    idle      whether a use of it gives back its first operand as it is, so that canonicalize may drop it
-    strides   ATen overloads that depend on how their operand lies in memory -> the one that does not, "" where there is none
-    opaque    results hold run-time data in their *shape* or indices (topk, nonzero): documented freeze
-    """
+    idle      whether a use of it gives back its first operand as it is, so that canonicalize may
+              drop it
+    strides   ATen overloads that depend on how their operand lies in memory -> the one that does
+              not, "" where there is none
+    opaque    results hold run-time data in their *shape* or indices (topk, nonzero): documented
+    freeze"""
 
     name: str
     rule: Rule
@@ -133,33 +153,50 @@ def op(
 ) -> Op:
     """Declare an operator; a name or spelling declared twice raises ValueError.
 
-    ``rule`` as a string is a signature; ``fixed`` lists its letters that may not change size, ``sizes`` binds letters to
-    integer attributes and ``roles`` marks letters (``{"g": "group"}``).
+    ``rule`` as a string is a signature; ``fixed`` lists its letters that may not change size,
+    ``sizes`` binds letters to integer attributes and ``roles`` marks letters (``{"g": "group"}``).
     """
     family = sys._getframe(1).f_globals["__name__"].rsplit(".", 1)[-1]
     signature = None
     if isinstance(rule, str):
-        signature = Signature(rule, fixed=tuple(fixed.split()), sizes=dict(sizes or {}), roles=dict(roles or {}))
+        signature = Signature(
+            rule, fixed=tuple(fixed.split()), sizes=dict(sizes or {}), roles=dict(roles or {})
+        )
         rest.setdefault("macs", signature.macs)
         rule = signature.rule
     aten_map = dict(aten) if isinstance(aten, Mapping) else {a: {} for a in aten}
     onnx_map = dict(onnx) if isinstance(onnx, Mapping) else dict.fromkeys(onnx)
-    entry = Op(name, rule, {f"aten.{k}" if k.count(".") == 1 else k: v for k, v in aten_map.items()}, onnx_map,
-               signature=signature, family=family, doc=doc, **rest)
+    entry = Op(
+        name,
+        rule,
+        {f"aten.{k}" if k.count(".") == 1 else k: v for k, v in aten_map.items()},
+        onnx_map,
+        signature=signature,
+        family=family,
+        doc=doc,
+        **rest,
+    )
     for table, keys in ((TABLE, [name]), (_ATEN, entry.aten), (_ONNX, entry.onnx)):
         for key in keys:
             if key in table:
-                raise ValueError(f"operator {key!r} is declared twice: in {table[key].name!r} and in {name!r}")
+                raise ValueError(
+                    f"operator {key!r} is declared twice: in {table[key].name!r} and in {name!r}"
+                )
             table[key] = entry
     return entry
 
 
 _LOADED: list[str] = []
-_BROKEN: list[Exception] = []  # what stopped the table from loading: half a table would freeze in silence what the other half rules
+_BROKEN: list[
+    Exception
+    # what stopped the table from loading: half a table would freeze in silence what the other half
+    # rules
+] = []
 
 
 def load_table() -> dict[str, Op]:
-    """The whole table; imports the family files on first use. Raises ImportError, every time, where one of them cannot be imported."""
+    """The whole table; imports the family files on first use. Raises ImportError, every time, where
+    one of them cannot be imported."""
     if _BROKEN:
         raise ImportError("the operator table cannot be loaded") from _BROKEN[0]
     if not _LOADED:
@@ -173,7 +210,9 @@ def load_table() -> dict[str, Op]:
 
 
 def _import_families() -> None:
-    families, spellings = (importlib.import_module(f"irprune.ops.{name}") for name in ("families", "onnx"))
+    families, spellings = (
+        importlib.import_module(f"irprune.ops.{name}") for name in ("families", "onnx")
+    )
     for info in sorted(pkgutil.iter_modules(families.__path__), key=lambda m: m.name):
         importlib.import_module(f"irprune.ops.families.{info.name}")
     for info in sorted(pkgutil.iter_modules(spellings.__path__), key=lambda m: m.name):
@@ -182,9 +221,12 @@ def _import_families() -> None:
 
 
 def register_onnx(entry: Op, target: str, how: Any) -> None:
-    """Record that ONNX operator ``target`` is read into ``entry``. Raises ValueError where another entry has it."""
+    """Record that ONNX operator ``target`` is read into ``entry``. Raises ValueError where another
+    entry has it."""
     if target in _ONNX and _ONNX[target] is not entry:
-        raise ValueError(f"ONNX operator {target!r} is declared twice: in {_ONNX[target].name!r} and in {entry.name!r}")
+        raise ValueError(
+            f"ONNX operator {target!r} is declared twice: in {_ONNX[target].name!r} and in {entry.name!r}"
+        )
     _ONNX[target] = entry
     entry.onnx[target] = how  # type: ignore[index]
 
@@ -195,7 +237,8 @@ def lookup(node: Node) -> Op | None:
 
 
 def spelling(dialect: str, target: str) -> Op | None:
-    """The entry that an ATen overload (``aten.add.Tensor``) or an ONNX operator (``Add``, ``com.microsoft::Gelu``) spells."""
+    """The entry that an ATen overload (``aten.add.Tensor``) or an ONNX operator (``Add``,
+    ``com.microsoft::Gelu``) spells."""
     load_table()
     return (_ATEN if dialect == "aten" else _ONNX).get(target)
 
@@ -216,6 +259,12 @@ def result(node: Node, i: int = 0) -> Value:
 
 
 def same_type(node: Node) -> bool:
-    """Whether the result has the type of the first operand: an operator that keeps the order of elements does nothing then."""
+    """Whether the result has the type of the first operand: an operator that keeps the order of
+    elements does nothing then."""
     a, b = node.operand(0).type, node.out.type
-    return a.dtype == b.dtype and a.static == b.static and a.rank == b.rank and all(map(same, a.known, b.known))
+    return (
+        a.dtype == b.dtype
+        and a.static == b.static
+        and a.rank == b.rank
+        and all(map(same, a.known, b.known))
+    )

@@ -1,10 +1,11 @@
-"""Axis rules said as strings, in the manner of einops: ``"n (g i) *s , (g o) i *k , (g o)? -> n (g o) *t"``.
+"""Axis rules said as strings, in the manner of einops: ``"n (g i) *s , (g o) i *k , (g o)? -> n (g
+o) *t"``.
 
-Operands are separated by commas and may be optional (``?`` after the operand's last token, or on its own for one of any
-rank). A letter is a dimension, ``(a b)`` a product from outer to inner, ``(a + b)`` a sum, ``*s`` any number of
-dimensions, ``1`` a dimension of size 1, ``_`` a dimension that freezes. A letter in operands but not in the results is
-contracted. A dimension of size 1 that meets a larger letter broadcasts.
-"""
+Operands are separated by commas and may be optional (``?`` after the operand's last token, or on
+its own for one of any rank). A letter is a dimension, ``(a b)`` a product from outer to inner, ``(a
++ b)`` a sum, ``*s`` any number of dimensions, ``1`` a dimension of size 1, ``_`` a dimension that
+freezes. A letter in operands but not in the results is contracted. A dimension of size 1 that meets
+a larger letter broadcasts."""
 
 from __future__ import annotations
 
@@ -21,14 +22,17 @@ __all__ = ["Signature", "Unsupported"]
 
 
 class Unsupported(Exception):
-    """Raised by a rule that meets a use it does not cover; the node's axes freeze with this text as the reason."""
+    """Raised by a rule that meets a use it does not cover; the node's axes freeze with this text as
+    the reason."""
+
 
 _TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+)|(\?)")
 
 
 @dataclass(frozen=True)
 class _Dim:
-    """One token: letters, joined as a product or a sum; ``star`` stands for any number of dimensions."""
+    """One token: letters, joined as a product or a sum; ``star`` stands for any number of
+    dimensions."""
 
     letters: tuple[str, ...]
     kind: str = "product"
@@ -73,9 +77,8 @@ def _parse_side(text: str) -> tuple[_Operand, ...]:
 class Signature:
     """A parsed signature; ``rule`` and ``macs`` are what an ``Op`` needs of it.
 
-    ``fixed`` letters freeze (a name without star covers the letters it spreads to), ``sizes`` binds a letter to an integer
-    attribute of the node, ``roles`` marks letters.
-    """
+    ``fixed`` letters freeze (a name without star covers the letters it spreads to), ``sizes`` binds
+    a letter to an integer attribute of the node, ``roles`` marks letters."""
 
     text: str
     fixed: tuple[str, ...] = ()
@@ -93,7 +96,12 @@ class Signature:
     def contracted(self, node: Node) -> dict[int, list[tuple[int, str]]]:
         """For each operand position, the dimensions (index, letter) that are summed away."""
         left, right = self.sides
-        made = {x for o, v in zip(right, node.outputs, strict=False) for d in o.spread(v.rank) for x in d.letters}
+        made = {
+            x
+            for o, v in zip(right, node.outputs, strict=False)
+            for d in o.spread(v.rank)
+            for x in d.letters
+        }
         out: dict[int, list[tuple[int, str]]] = {}
         for i, (operand, value) in enumerate(zip(left, node.inputs, strict=False)):
             if value is None:
@@ -103,8 +111,11 @@ class Signature:
                     out.setdefault(i, []).append((k, d.letters[-1]))
         return out
 
-    def _bind(self, axes: Axes, node: Node) -> tuple[dict[str, Axis], list[tuple[Axis, _Dim, Value]]]:
-        """Give each letter an axis: sizes from attributes, then whole dimensions, then products with one unknown."""
+    def _bind(
+        self, axes: Axes, node: Node
+    ) -> tuple[dict[str, Axis], list[tuple[Axis, _Dim, Value]]]:
+        """Give each letter an axis: sizes from attributes, then whole dimensions, then products
+        with one unknown."""
         left, _ = self.sides
         size: dict[str, Size] = {x: node.attrs[a] for x, a in self.sizes.items()}
         pairs: list[tuple[Axis, _Dim, Value]] = []
@@ -139,8 +150,16 @@ class Signature:
         """State the relations of ``node`` and set the axes of its results."""
         letters, pairs = self._bind(axes, node)
         for x, role in self.roles.items():
-            inside = [y for _, d, _ in pairs if x in d.letters for y in d.letters if y != x and letters[y] is not axes.one]
-            if x in letters and letters[x] is not axes.one and inside:  # groups of one channel each are channels
+            inside = [
+                y
+                for _, d, _ in pairs
+                if x in d.letters
+                for y in d.letters
+                if y != x and letters[y] is not axes.one
+            ]
+            if (
+                x in letters and letters[x] is not axes.one and inside
+            ):  # groups of one channel each are channels
                 letters[x].role = letters[x].role or role
         for a, d, _value in pairs:
             if "_" in d.letters:
@@ -151,7 +170,9 @@ class Signature:
                 axes.unify(a, whole)
         for x, a in letters.items():
             if self._is_fixed(x):
-                axes.freeze(a, f"{'kernel size' if x.startswith('k') else 'positions'} of {node.op}")
+                axes.freeze(
+                    a, f"{'kernel size' if x.startswith('k') else 'positions'} of {node.op}"
+                )
         _, right = self.sides
         for operand, value in zip(right, node.outputs, strict=False):
             out = []
@@ -169,14 +190,24 @@ class Signature:
         return axes.sum(made) if d.kind == "sum" else axes.product(made)
 
     def macs(self, node: Node) -> tuple[tuple[Axis, ...], ...]:
-        """The product that counts the multiply-accumulates: the result's dimensions and what is summed away; none without a contraction."""
+        """The product that counts the multiply-accumulates: the result's dimensions and what is
+        summed away; none without a contraction."""
         left, right = self.sides
         if node.out.axes is None:
             return ()
-        made = {x for o, v in zip(right, node.outputs, strict=False) for d in o.spread(v.rank) for x in d.letters}
+        made = {
+            x
+            for o, v in zip(right, node.outputs, strict=False)
+            for d in o.spread(v.rank)
+            for x in d.letters
+        }
         seen: dict[str, list[Axis]] = {}
         for operand, value in zip(left, node.inputs, strict=False):
-            for d, a in zip(operand.spread(value.rank), value.axes or (), strict=False) if value is not None else ():
+            for d, a in (
+                zip(operand.spread(value.rank), value.axes or (), strict=False)
+                if value is not None
+                else ()
+            ):
                 if len(d.letters) == 1 and d.letters[0] not in made:
                     seen.setdefault(d.letters[0], []).append(a)
         summed = [axes[0] for axes in seen.values() if len(axes) > 1]

@@ -1,10 +1,10 @@
 """Calibration data: whatever the user has, as flat tensors in the order of the graph's inputs.
 
-A source is an iterable of model inputs (a tensor, a tuple of arguments, a dict of keyword arguments as Hugging Face
-tokenizers give, or those with labels behind them), one tensor of many samples, or a folder of ``.npy``, ``.npz`` and
-image files. Everything is checked against the graph's inputs when it is read, so that a wrong shape or a NaN is named
-by the item it came from and not by an operator deep in the model.
-"""
+A source is an iterable of model inputs (a tensor, a tuple of arguments, a dict of keyword arguments
+as Hugging Face tokenizers give, or those with labels behind them), one tensor of many samples, or a
+folder of ``.npy``, ``.npz`` and image files. Everything is checked against the graph's inputs when
+it is read, so that a wrong shape or a NaN is named by the item it came from and not by an operator
+deep in the model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Batch:
-    """``inputs`` are in the order of the graph's inputs; ``extra`` is what the item held beyond them (labels), for the loss."""
+    """``inputs`` are in the order of the graph's inputs; ``extra`` is what the item held beyond
+    them (labels), for the loss."""
 
     inputs: tuple[torch.Tensor, ...]
     extra: tuple[Any, ...] = ()
@@ -43,14 +44,16 @@ class Batch:
 
 
 class Calibration:
-    """Checked inputs for ``graph`` from ``source``; iterating gives ``Batch`` after ``Batch``, as often as asked.
+    """Checked inputs for ``graph`` from ``source``; iterating gives ``Batch`` after ``Batch``, as
+    often as asked.
 
-    ``samples`` bounds how many samples are used, ``batch`` how many run at once (where the model takes any number). A source
-    that can be read only once (a generator) is kept; all others are read again, so that memory does not grow with them.
-    ``mean`` and ``std`` (per channel, of pixels in 0..1) apply to image files alone.
+    ``samples`` bounds how many samples are used, ``batch`` how many run at once (where the model
+    takes any number). A source that can be read only once (a generator) is kept; all others are
+    read again, so that memory does not grow with them. ``mean`` and ``std`` (per channel, of pixels
+    in 0..1) apply to image files alone.
 
-    Raises IrpruneError for a source that yields nothing, for shapes and types that the graph does not take, and for NaN.
-    """
+    Raises IrpruneError for a source that yields nothing, for shapes and types that the graph does
+    not take, and for NaN."""
 
     def __init__(
         self,
@@ -95,17 +98,23 @@ class Calibration:
         return sum(b.size for b in self)
 
     def spread(self, samples: int) -> Iterator[Batch]:
-        """About ``samples`` of them, at equal distances; whole items where the graph takes no other number."""
+        """About ``samples`` of them, at equal distances; whole items where the graph takes no other
+        number."""
         stride, at = max(1, self.count() // samples), 0
         for batch in self:
             first = -at % stride
             at += batch.size
             if first < batch.size:
-                yield _rows(batch, slice(first, None, stride)) if stride > 1 and batch.size > 1 and self.resizable else batch
+                yield (
+                    _rows(batch, slice(first, None, stride))
+                    if stride > 1 and batch.size > 1 and self.resizable
+                    else batch
+                )
 
     @property
     def resizable(self) -> bool:
-        """Whether the graph runs with another number of samples than it was captured with: tried once, and compared."""
+        """Whether the graph runs with another number of samples than it was captured with: tried
+        once, and compared."""
         if self._free is None:
             self._free = _any_batch(self.graph, self._first())
         return self._free
@@ -116,17 +125,24 @@ class Calibration:
         raise _nothing()
 
     def _pieces(self, made: Batch) -> Iterator[Batch]:
-        """The item in runs of at most ``batch`` samples, or of as many as the graph was captured with where it takes no other number."""
+        """The item in runs of at most ``batch`` samples, or of as many as the graph was captured
+        with where it takes no other number."""
         own = _batch_size(self.graph)
         if own is None or not made.inputs:
             yield made
             return
         step = self.batch
-        if not isinstance(own, Sym) and not (made.size == own and made.size <= self.batch) and not self.resizable:
+        if (
+            not isinstance(own, Sym)
+            and not (made.size == own and made.size <= self.batch)
+            and not self.resizable
+        ):
             if made.size % own:
                 raise IrpruneError(
-                    f"a calibration item of {made.size} samples for a model that takes {own} at a time", "",
-                    f"give multiples of {own}, or capture the model with a dynamic batch dimension")
+                    f"a calibration item of {made.size} samples for a model that takes {own} at a time",
+                    "",
+                    f"give multiples of {own}, or capture the model with a dynamic batch dimension",
+                )
             step = own
         if made.size <= step:
             yield made
@@ -136,15 +152,24 @@ class Calibration:
 
 
 def noise(
-    graph: Graph, samples: int = 256, *, low: float | None = None, high: float | None = None, seed: int = 0, batch: int = 64
+    graph: Graph,
+    samples: int = 256,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    seed: int = 0,
+    batch: int = 64,
 ) -> Calibration:
-    """Inputs drawn at random, for repair without data: uniform in ``low .. high`` where both are given, else normal.
+    """Inputs drawn at random, for repair without data: uniform in ``low .. high`` where both are
+    given, else normal.
 
-    Integer inputs that index a table are drawn below its size; other integers are 0 or 1 (masks). Dynamic sizes other than
-    the first dimension are as large as the capture's example. The same seed gives the same inputs.
-    """
+    Integer inputs that index a table are drawn below its size; other integers are 0 or 1 (masks).
+    Dynamic sizes other than the first dimension are as large as the capture's example. The same
+    seed gives the same inputs."""
     limits = [_index_limit(v) for v in graph.inputs]
-    example = [tuple(_example_size(graph, i, d) for d in range(v.rank)) for i, v in enumerate(graph.inputs)]
+    example = [
+        tuple(_example_size(graph, i, d) for d in range(v.rank)) for i, v in enumerate(graph.inputs)
+    ]
     own = _batch_size(graph)
 
     def items() -> Iterator[Any]:
@@ -160,7 +185,11 @@ def noise(
                 kind = TO_TORCH[v.dtype]
                 if kind.is_floating_point:
                     known = low is not None and high is not None
-                    x = torch.rand(shape, generator=draw) if known else torch.randn(shape, generator=draw)
+                    x = (
+                        torch.rand(shape, generator=draw)
+                        if known
+                        else torch.randn(shape, generator=draw)
+                    )
                     x = x * (high - low) + low if known else x  # type: ignore[operator]
                 else:
                     x = torch.randint(0, limit or 2, shape, generator=draw)
@@ -171,7 +200,11 @@ def noise(
 
 
 def _nothing() -> IrpruneError:
-    return IrpruneError("the calibration data yield nothing", "", "give at least one input; an iterator that was read before is empty")
+    return IrpruneError(
+        "the calibration data yield nothing",
+        "",
+        "give at least one input; an iterator that was read before is empty",
+    )
 
 
 class _Stream:
@@ -184,11 +217,16 @@ class _Stream:
         return self.make()
 
 
-# -- sources ---------------------------------------------------------------------------------------------------------
+# -- sources
+# --------------------------------------------------------------------------------------------------
 
 
 def _opened(
-    source: Any, graph: Graph, notes: list[str], mean: Sequence[float] | None, std: Sequence[float] | None
+    source: Any,
+    graph: Graph,
+    notes: list[str],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
 ) -> Callable[[], Iterator[Any]]:
     """A function that starts reading ``source`` from its beginning."""
     if callable(source) and not isinstance(source, Iterable):
@@ -200,8 +238,11 @@ def _opened(
     if isinstance(source, Mapping):
         return lambda: iter([source])
     if not isinstance(source, Iterable):
-        raise IrpruneError(f"calibration is a {type(source).__name__}", "",
-                           "give an iterable of inputs, a tensor, or a folder of .npy, .npz or image files")
+        raise IrpruneError(
+            f"calibration is a {type(source).__name__}",
+            "",
+            "give an iterable of inputs, a tensor, or a folder of .npy, .npz or image files",
+        )
     if iter(source) is source:  # can be read once
         kept = list(source)
         return lambda: iter(kept)
@@ -209,14 +250,27 @@ def _opened(
 
 
 def _folder(
-    path: Path, graph: Graph, notes: list[str], mean: Sequence[float] | None, std: Sequence[float] | None
+    path: Path,
+    graph: Graph,
+    notes: list[str],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
 ) -> Callable[[], Iterator[Any]]:
     if not path.exists():
-        raise IrpruneError("no such calibration folder", str(path), "give a folder of .npy, .npz or image files")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in (".npy", ".npz", *_IMAGES))
+        raise IrpruneError(
+            "no such calibration folder", str(path), "give a folder of .npy, .npz or image files"
+        )
+    files = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.rglob("*") if p.suffix.lower() in (".npy", ".npz", *_IMAGES))
+    )
     if not files:
-        raise IrpruneError("a calibration folder without .npy, .npz or image files", str(path),
-                           "put inputs there, one or many samples per file")
+        raise IrpruneError(
+            "a calibration folder without .npy, .npz or image files",
+            str(path),
+            "put inputs there, one or many samples per file",
+        )
 
     def items() -> Iterator[Any]:
         for file in files:
@@ -230,40 +284,68 @@ def _folder(
                 else:
                     yield _image(file, graph, mean, std)
             except (ValueError, OSError, EOFError) as error:
-                raise IrpruneError(f"cannot be read: {error}", str(file), "save arrays with numpy.save or numpy.savez") from error
+                raise IrpruneError(
+                    f"cannot be read: {error}",
+                    str(file),
+                    "save arrays with numpy.save or numpy.savez",
+                ) from error
 
     return items
 
 
-def _image(file: Path, graph: Graph, mean: Sequence[float] | None, std: Sequence[float] | None) -> Any:
+def _image(
+    file: Path, graph: Graph, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Any:
     """A picture as [1, channels, height, width] in 0..1, resized to the graph's only input."""
     try:
         from PIL import Image
     except ImportError:
-        raise IrpruneError("an image file, but Pillow is not installed", str(file),
-                           "pip install pillow, or save the inputs as .npy") from None
+        raise IrpruneError(
+            "an image file, but Pillow is not installed",
+            str(file),
+            "pip install pillow, or save the inputs as .npy",
+        ) from None
     value = graph.inputs[0]
-    if len(graph.inputs) != 1 or value.rank != 4 or any(isinstance(s, Sym) for s in value.shape[1:]):
-        raise IrpruneError("images fit a model with one input [batch, channels, height, width]", str(file), "save the inputs as .npz")
+    if (
+        len(graph.inputs) != 1
+        or value.rank != 4
+        or any(isinstance(s, Sym) for s in value.shape[1:])
+    ):
+        raise IrpruneError(
+            "images fit a model with one input [batch, channels, height, width]",
+            str(file),
+            "save the inputs as .npz",
+        )
     _, channels, height, width = (int(probe_of(s)) for s in value.shape)
     with Image.open(file) as picture:
-        array = np.asarray(picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]).resize((width, height)), dtype=np.float32) / 255
+        array = (
+            np.asarray(
+                picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]).resize((width, height)),
+                dtype=np.float32,
+            )
+            / 255
+        )
     array = array.reshape(height, width, channels).transpose(2, 0, 1)
     if mean is not None and std is not None:
         array = (array - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
     return np.ascontiguousarray(array[None], dtype=np.float32)
 
 
-# -- items -----------------------------------------------------------------------------------------------------------
+# -- items
+# --------------------------------------------------------------------------------------------------
 
 
 def _flat(item: Any, graph: Graph, where: str, notes: list[str]) -> Batch:
     """An item as the graph's inputs, each checked."""
     tensors, extra = _matched(item, graph, where, notes)
-    return Batch(tuple(_checked(t, v, where) for t, v in zip(tensors, graph.inputs, strict=True)), extra)
+    return Batch(
+        tuple(_checked(t, v, where) for t, v in zip(tensors, graph.inputs, strict=True)), extra
+    )
 
 
-def _matched(item: Any, graph: Graph, where: str, notes: list[str]) -> tuple[list[Any], tuple[Any, ...]]:
+def _matched(
+    item: Any, graph: Graph, where: str, notes: list[str]
+) -> tuple[list[Any], tuple[Any, ...]]:
     """The item's tensors in the order of the graph's inputs, and what is left over."""
     names = [v.name for v in graph.inputs]
     if isinstance(item, Batch):
@@ -276,19 +358,30 @@ def _matched(item: Any, graph: Graph, where: str, notes: list[str]) -> tuple[lis
     if isinstance(item, (torch.Tensor, np.ndarray)):
         item = (item,)
     if not isinstance(item, Sequence) or isinstance(item, (str, bytes)):
-        raise IrpruneError(f"a {type(item).__name__} is no model input", where,
-                           "give tensors, tuples of arguments or dicts of keyword arguments")
+        raise IrpruneError(
+            f"a {type(item).__name__} is no model input",
+            where,
+            "give tensors, tuples of arguments or dicts of keyword arguments",
+        )
     places = graph.structure.inputs if _is_torch(graph) else list(range(len(names)))
     args = tuple(item)
-    if len(args) == len(names) or (all(isinstance(a, (torch.Tensor, np.ndarray)) for a in args[:len(names)]) and len(args) > len(names)):
-        return list(args[:len(names)]), args[len(names):]
+    if len(args) == len(names) or (
+        all(isinstance(a, (torch.Tensor, np.ndarray)) for a in args[: len(names)])
+        and len(args) > len(names)
+    ):
+        return list(args[: len(names)]), args[len(names) :]
     if _is_torch(graph):
         own = len(graph.structure.args)
         leaves = pytree.arg_tree_leaves(*args[:own]) if own else []
         if len(leaves) == len(places):
-            return [leaf for leaf, place in zip(leaves, places, strict=True) if isinstance(place, int)], args[own:]
-    raise IrpruneError(f"{len(args)} arguments for a model that takes {len(names)} tensors ({', '.join(names)})", where,
-                       "give the arguments of forward in their order, or a dict by their names")
+            return [
+                leaf for leaf, place in zip(leaves, places, strict=True) if isinstance(place, int)
+            ], args[own:]
+    raise IrpruneError(
+        f"{len(args)} arguments for a model that takes {len(names)} tensors ({', '.join(names)})",
+        where,
+        "give the arguments of forward in their order, or a dict by their names",
+    )
 
 
 def _is_torch(graph: Graph) -> bool:
@@ -301,51 +394,90 @@ def _left(given: Mapping[str, Any], used: Iterable[str]) -> tuple[Any, ...]:
     return (rest,) if rest else ()
 
 
-def _called(given: Mapping[str, Any], graph: Graph, where: str) -> tuple[list[Any], tuple[Any, ...]]:
+def _called(
+    given: Mapping[str, Any], graph: Graph, where: str
+) -> tuple[list[Any], tuple[Any, ...]]:
     """Keyword arguments put into the places of the recorded call, however that one passed them."""
     if not _is_torch(graph):
         missing = [v.name for v in graph.inputs if v.name not in given]
-        raise IrpruneError(f"no value for input {missing[0]!r}; given: {', '.join(given)}", where,
-                           f"the inputs are {', '.join(v.name for v in graph.inputs)}")
+        raise IrpruneError(
+            f"no value for input {missing[0]!r}; given: {', '.join(given)}",
+            where,
+            f"the inputs are {', '.join(v.name for v in graph.inputs)}",
+        )
     structure = graph.structure
-    own = list(structure.signature.parameters) if structure.signature is not None else list(structure.names)
-    positional = own[:len(structure.args)]
+    own = (
+        list(structure.signature.parameters)
+        if structure.signature is not None
+        else list(structure.names)
+    )
+    positional = own[: len(structure.args)]
     wanted = [*positional, *structure.kwargs]
     missing = [n for n in wanted if n not in given]
     recorded = {**dict(zip(positional, structure.args, strict=False)), **structure.kwargs}
-    tensorial = [n for n in missing if any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(recorded.get(n)))]
+    tensorial = [
+        n
+        for n in missing
+        if any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(recorded.get(n)))
+    ]
     if tensorial:
-        raise IrpruneError(f"no value for argument {tensorial[0]!r}; given: {', '.join(given)}", where,
-                           f"forward was captured with {', '.join(wanted)}")
+        raise IrpruneError(
+            f"no value for argument {tensorial[0]!r}; given: {', '.join(given)}",
+            where,
+            f"forward was captured with {', '.join(wanted)}",
+        )
     filled = {n: given.get(n, recorded.get(n)) for n in wanted}
-    leaves = pytree.arg_tree_leaves(*(filled[n] for n in positional), **{n: filled[n] for n in structure.kwargs})
+    leaves = pytree.arg_tree_leaves(
+        *(filled[n] for n in positional), **{n: filled[n] for n in structure.kwargs}
+    )
     if len(leaves) != len(structure.inputs):
-        raise IrpruneError("arguments of another structure than the captured call's", where,
-                           f"forward was captured with {', '.join(wanted)}")
-    return [leaf for leaf, place in zip(leaves, structure.inputs, strict=True) if isinstance(place, int)], _left(given, wanted)
+        raise IrpruneError(
+            "arguments of another structure than the captured call's",
+            where,
+            f"forward was captured with {', '.join(wanted)}",
+        )
+    return [
+        leaf for leaf, place in zip(leaves, structure.inputs, strict=True) if isinstance(place, int)
+    ], _left(given, wanted)
 
 
 def _checked(x: Any, value: Value, where: str) -> torch.Tensor:
-    """``x`` as a tensor of the value's type. Raises IrpruneError where it is none or does not fit."""
+    """``x`` as a tensor of the value's type. Raises IrpruneError where it is none or does not
+    fit."""
     if not isinstance(x, torch.Tensor):
         try:
             x = torch.as_tensor(np.asarray(x))
         except (TypeError, ValueError):
-            raise IrpruneError(f"input {value.name!r} is a {type(x).__name__}, not a tensor", where) from None
+            raise IrpruneError(
+                f"input {value.name!r} is a {type(x).__name__}, not a tensor", where
+            ) from None
     want = TO_TORCH[value.dtype]
     x = x.detach()
     if want.is_floating_point != x.is_floating_point():
-        raise IrpruneError(f"input {value.name!r} holds {x.dtype}, the model takes {want}", where,
-                           "convert (and scale) the data as for the model itself")
-    if x.dim() == value.rank - 1 and all(isinstance(s, Sym) or n == s for n, s in zip(x.shape, value.shape[1:], strict=True)):
+        raise IrpruneError(
+            f"input {value.name!r} holds {x.dtype}, the model takes {want}",
+            where,
+            "convert (and scale) the data as for the model itself",
+        )
+    if x.dim() == value.rank - 1 and all(
+        isinstance(s, Sym) or n == s for n, s in zip(x.shape, value.shape[1:], strict=True)
+    ):
         x = x[None]  # one sample
-    fits = x.dim() == value.rank and all(isinstance(s, Sym) or same(int(n), s) for n, s in zip(x.shape[1:], value.shape[1:], strict=True))
+    fits = x.dim() == value.rank and all(
+        isinstance(s, Sym) or same(int(n), s)
+        for n, s in zip(x.shape[1:], value.shape[1:], strict=True)
+    )
     if not fits or not x.numel():
         shown = ", ".join(str(s) for s in value.shape)
-        raise IrpruneError(f"input {value.name!r} has shape {list(x.shape)}, the model takes [{shown}]", where,
-                           "the first dimension may be any number of samples")
+        raise IrpruneError(
+            f"input {value.name!r} has shape {list(x.shape)}, the model takes [{shown}]",
+            where,
+            "the first dimension may be any number of samples",
+        )
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        raise IrpruneError(f"input {value.name!r} holds NaN or infinity", where, "clean the calibration data")
+        raise IrpruneError(
+            f"input {value.name!r} holds NaN or infinity", where, "clean the calibration data"
+        )
     made: torch.Tensor = x.to(want)
     return made
 
@@ -361,7 +493,8 @@ def _rows(made: Batch, rows: slice) -> Batch:
     return Batch(tuple(cut(x) for x in made.inputs), tuple(cut(x) for x in made.extra), rows)
 
 
-# -- the batch dimension -------------------------------------------------------------------------------------------------
+# -- the batch dimension
+# -------------------------------------------------------------------------------------------------
 
 
 def _batch_size(graph: Graph) -> Any:
@@ -388,14 +521,16 @@ def _any_batch(graph: Graph, first: Batch) -> bool:
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False  # a size is written down somewhere in the graph
     return all(
-        a.dim() > 0 and b.shape == (2 * a.shape[0], *a.shape[1:])
+        a.dim() > 0
+        and b.shape == (2 * a.shape[0], *a.shape[1:])
         and torch.allclose(torch.cat((a, o)).float(), b.float(), rtol=1e-3, atol=1e-4)
         for a, o, b in zip(alone, other, both, strict=True)
     )
 
 
 def _example_size(graph: Graph, i: int, d: int) -> int:
-    """A size for dimension ``d`` of input ``i``: the captured example's where the size is dynamic."""
+    """A size for dimension ``d`` of input ``i``: the captured example's where the size is
+    dynamic."""
     size = graph.inputs[i].shape[d]
     if not isinstance(size, Sym):
         return int(size)
@@ -414,9 +549,16 @@ def _index_limit(value: Value) -> int | None:
         v = frontier.pop()
         for node in v.users:
             table = node.inputs[0]
-            if node.op in ("embedding", "gather", "index_select") and isinstance(table, Weight) and table.rank and v in node.inputs[1:]:
+            if (
+                node.op in ("embedding", "gather", "index_select")
+                and isinstance(table, Weight)
+                and table.rank
+                and v in node.inputs[1:]
+            ):
                 return int(probe_of(table.shape[0]))
-            if len(node.inputs) == 1 or not any(x is not None and x.dtype[0] == "f" for x in node.inputs):
+            if len(node.inputs) == 1 or not any(
+                x is not None and x.dtype[0] == "f" for x in node.inputs
+            ):
                 for out in node.outputs:
                     if id(out) not in seen and out.dtype[0] in "iu":
                         seen.add(id(out))

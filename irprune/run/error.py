@@ -10,7 +10,8 @@ __all__ = ["relative_error"]
 
 
 def relative_error(ours: Iterable[torch.Tensor], theirs: Iterable[torch.Tensor]) -> float:
-    """The largest difference over all outputs, relative to the largest magnitude of that output; infinite where shapes or NaNs differ."""
+    """The largest difference over all outputs, relative to the largest magnitude of that output;
+    infinite where shapes or NaNs differ."""
     worst = 0.0
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape:

@@ -1,10 +1,12 @@
-"""Gradients of a graph's weights over calibration data, for criteria that need them; the graph runs in torch, wherever it came from.
+"""Gradients of a graph's weights over calibration data, for criteria that need them; the graph runs
+in torch, wherever it came from.
 
-Without labels the loss is the model's own: labels are *drawn* from its soft output and the cross-entropy to them is derived. The
-cross-entropy to the soft output itself would not do, since its gradient at the model is zero (the model already says what it says); drawn
-labels give gradients of mean zero whose square is the Fisher information, which is how much the output distribution moves. Outputs that are
-no classes get the same with a normal distribution around them: the squared gradients are those of the mean squared change of the output.
-"""
+Without labels the loss is the model's own: labels are *drawn* from its soft output and the
+cross-entropy to them is derived. The cross-entropy to the soft output itself would not do, since
+its gradient at the model is zero (the model already says what it says); drawn labels give gradients
+of mean zero whose square is the Fisher information, which is how much the output distribution
+moves. Outputs that are no classes get the same with a normal distribution around them: the squared
+gradients are those of the mean squared change of the output."""
 
 from __future__ import annotations
 
@@ -22,15 +24,17 @@ from irprune.run.interpret import as_tensor, evaluate
 __all__ = ["Loss", "drawn_loss", "gradients", "sensitivities"]
 
 Loss = Callable[[list[torch.Tensor], Batch], torch.Tensor]
-"""From the graph's outputs and the calibration batch (its ``extra`` holds labels, where the data have them) to a scalar."""
+"""From the graph's outputs and the calibration batch (its ``extra`` holds labels, where the data
+have them) to a scalar."""
 
 
 def drawn_loss(outputs: list[torch.Tensor], draw: torch.Generator) -> torch.Tensor:
-    """The negative log-likelihood of outcomes drawn from the outputs, summed over samples and outputs.
+    """The negative log-likelihood of outcomes drawn from the outputs, summed over samples and
+    outputs.
 
-    Floating outputs of rank 2 or 3 are logits over their last dimension; all others are means of a normal distribution of the output's own
-    deviation. Raises IrpruneError where no output is floating-point.
-    """
+    Floating outputs of rank 2 or 3 are logits over their last dimension; all others are means of a
+    normal distribution of the output's own deviation. Raises IrpruneError where no output is
+    floating-point."""
     total = None
     for y in outputs:
         if not y.is_floating_point() or y.numel() == 0:
@@ -38,21 +42,37 @@ def drawn_loss(outputs: list[torch.Tensor], draw: torch.Generator) -> torch.Tens
         y = y.float()
         if y.dim() in (2, 3) and y.shape[-1] > 1:
             logits = y.reshape(-1, y.shape[-1])
-            labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=draw)[:, 0].to(y.device)
-            term = F.cross_entropy(logits, labels, reduction="sum") / (y.shape[1] if y.dim() == 3 else 1)
+            labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=draw)[
+                :, 0
+            ].to(y.device)
+            term = F.cross_entropy(logits, labels, reduction="sum") / (
+                y.shape[1] if y.dim() == 3 else 1
+            )
         else:
-            deviation = y.detach().std().clamp(min=1e-6) if y.numel() > 1 else torch.ones((), device=y.device)
+            deviation = (
+                y.detach().std().clamp(min=1e-6)
+                if y.numel() > 1
+                else torch.ones((), device=y.device)
+            )
             drawn = torch.randn(y.shape, generator=draw).to(y.device)
-            term = (y / deviation * drawn).sum() / max(1.0, (y.numel() / max(1, y.shape[0] if y.dim() else 1)) ** 0.5)
+            term = (y / deviation * drawn).sum() / max(
+                1.0, (y.numel() / max(1, y.shape[0] if y.dim() else 1)) ** 0.5
+            )
         total = term if total is None else total + term
     if total is None:
-        raise IrpruneError("no output is a floating-point tensor, so there is no loss to derive", "",
-                           "give loss=, a function of outputs and batch")
+        raise IrpruneError(
+            "no output is a floating-point tensor, so there is no loss to derive",
+            "",
+            "give loss=, a function of outputs and batch",
+        )
     return total
 
 
-def gradients(graph: Graph, calibration: Calibration, loss: Loss | None = None, seed: int = 0) -> Iterator[tuple[int, dict[Weight, Any]]]:
-    """For each batch its number of samples and, for every floating-point parameter, (weight, gradient); half precision runs in float32.
+def gradients(
+    graph: Graph, calibration: Calibration, loss: Loss | None = None, seed: int = 0
+) -> Iterator[tuple[int, dict[Weight, Any]]]:
+    """For each batch its number of samples and, for every floating-point parameter, (weight,
+    gradient); half precision runs in float32.
 
     Raises IrpruneError where the loss is not a finite number or does not depend on the weights.
     """
@@ -63,17 +83,28 @@ def gradients(graph: Graph, calibration: Calibration, loss: Loss | None = None, 
         with torch.enable_grad():
             value = _loss(graph, batch, loss, draw, half, held, None)
             made = torch.autograd.grad(value, list(held.values()), allow_unused=True)
-        yield batch.size, {w: (t.detach(), g) for (w, t), g in zip(held.items(), made, strict=True) if g is not None}
+        yield (
+            batch.size,
+            {
+                w: (t.detach(), g)
+                for (w, t), g in zip(held.items(), made, strict=True)
+                if g is not None
+            },
+        )
 
 
 def sensitivities(
-    graph: Graph, nodes: Sequence[Node], calibration: Calibration, loss: Loss | None = None, seed: int = 0
+    graph: Graph,
+    nodes: Sequence[Node],
+    calibration: Calibration,
+    loss: Loss | None = None,
+    seed: int = 0,
 ) -> dict[Node, float]:
-    """For each node the mean over samples of the squared gradient by its result, summed over all of the result's elements.
+    """For each node the mean over samples of the squared gradient by its result, summed over all of
+    the result's elements.
 
-    With drawn labels, half of it times the mean squared error of an element is what an error there costs, to second order and as if errors
-    had no direction.
-    """
+    With drawn labels, half of it times the mean squared error of an element is what an error there
+    costs, to second order and as if errors had no direction."""
     draw = torch.Generator().manual_seed(seed)
     half = any(v.dtype in ("f16", "bf16") for v in graph.values())
     held = _leaves(graph, half)
@@ -83,7 +114,9 @@ def sensitivities(
     for batch in calibration:
         results: dict[Node, torch.Tensor] = {}
 
-        def hook(node: Node, operands: list[Any], run: Any, results: dict[Node, torch.Tensor] = results) -> Any:
+        def hook(
+            node: Node, operands: list[Any], run: Any, results: dict[Node, torch.Tensor] = results
+        ) -> Any:
             made = run(*operands)
             if node in wanted:
                 results[node] = made
@@ -107,25 +140,45 @@ def _leaves(graph: Graph, half: bool) -> dict[Weight, torch.Tensor]:
             tensor = as_tensor(w.load()).detach()
             held[w] = (tensor.float() if half else tensor.clone()).requires_grad_()
     if not held:
-        raise IrpruneError("the model has no parameters to derive by", graph.name, "choose a criterion without gradients")
+        raise IrpruneError(
+            "the model has no parameters to derive by",
+            graph.name,
+            "choose a criterion without gradients",
+        )
     return held
 
 
 def _running(weight: Weight) -> bool:
-    """Whether ``weight`` holds the statistics of a batch norm, which in an ONNX file look like parameters and have no gradient."""
+    """Whether ``weight`` holds the statistics of a batch norm, which in an ONNX file look like
+    parameters and have no gradient."""
     return any(node.op == "batch_norm" and weight in node.inputs[3:] for node in weight.users)
 
 
 def _loss(
-    graph: Graph, batch: Batch, loss: Loss | None, draw: torch.Generator, half: bool, held: dict[Weight, torch.Tensor], hook: Any
+    graph: Graph,
+    batch: Batch,
+    loss: Loss | None,
+    draw: torch.Generator,
+    half: bool,
+    held: dict[Weight, torch.Tensor],
+    hook: Any,
 ) -> torch.Tensor:
     device = next(iter(held.values())).device
     inputs = [t.to(device) for t in batch.inputs]
-    outputs = evaluate(graph, inputs, dtype=torch.float32 if half else None, weights=held, hook=hook, device=device)
+    outputs = evaluate(
+        graph, inputs, dtype=torch.float32 if half else None, weights=held, hook=hook, device=device
+    )
     value = loss(outputs, batch) if loss is not None else drawn_loss(outputs, draw)
     if not isinstance(value, torch.Tensor) or value.dim() or not bool(torch.isfinite(value)):
-        raise IrpruneError("the loss is not a finite number", "loss", "return a scalar tensor computed from the outputs")
+        raise IrpruneError(
+            "the loss is not a finite number",
+            "loss",
+            "return a scalar tensor computed from the outputs",
+        )
     if not value.requires_grad:
-        raise IrpruneError("the loss does not depend on the weights", "loss",
-                           "compute it from the outputs it is given, without detaching them")
+        raise IrpruneError(
+            "the loss does not depend on the weights",
+            "loss",
+            "compute it from the outputs it is given, without detaching them",
+        )
     return value

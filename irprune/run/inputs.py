@@ -1,4 +1,5 @@
-"""Inputs for proofs and comparisons: random where numbers are continuous, the example's own where they have a meaning."""
+"""Inputs for proofs and comparisons: random where numbers are continuous, the example's own where
+they have a meaning."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ __all__ = ["draw", "flat_tensors", "redraw"]
 
 
 def draw(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Random numbers with the mean and spread of ``example``; integers and booleans are the example's own, a constant stays."""
+    """Random numbers with the mean and spread of ``example``; integers and booleans are the
+    example's own, a constant stays."""
     if not example.is_floating_point() or example.numel() == 0 or example.is_meta:
         return example
     flat = example.detach().double().cpu()
@@ -23,8 +25,11 @@ def draw(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     return made.to(example.dtype).to(example.device)
 
 
-def redraw(args: Sequence[Any], kwargs: dict[str, Any], seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``args`` and ``kwargs`` with every floating-point tensor drawn anew; the same seed gives the same numbers."""
+def redraw(
+    args: Sequence[Any], kwargs: dict[str, Any], seed: int = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``args`` and ``kwargs`` with every floating-point tensor drawn anew; the same seed gives the
+    same numbers."""
     generator = torch.Generator().manual_seed(seed)
     made = over_tensors((tuple(args), dict(kwargs)), lambda t: draw(t, generator))
     return made[0], made[1]

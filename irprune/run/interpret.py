@@ -25,11 +25,17 @@ def as_tensor(array: Any) -> torch.Tensor:
     """A weight's array as a tensor, without a copy where it can be."""
     if isinstance(array, torch.Tensor):
         return array.detach()
-    if getattr(getattr(array, "dtype", None), "kind", "") == "V":  # types that numpy borrows from ml_dtypes
-        short = {"bfloat16": "bf16", "float8_e4m3fn": "f8e4m3fn", "float8_e5m2": "f8e5m2"}[array.dtype.name]
+    if (
+        getattr(getattr(array, "dtype", None), "kind", "") == "V"
+    ):  # types that numpy borrows from ml_dtypes
+        short = {"bfloat16": "bf16", "float8_e4m3fn": "f8e4m3fn", "float8_e5m2": "f8e5m2"}[
+            array.dtype.name
+        ]
         bits = array.view("i2" if array.dtype.itemsize == 2 else "u1").copy()
         return torch.as_tensor(bits).view(TO_TORCH[short])
-    writeable = getattr(getattr(array, "flags", None), "writeable", True)  # torch has no read-only tensors
+    writeable = getattr(
+        getattr(array, "flags", None), "writeable", True
+    )  # torch has no read-only tensors
     return torch.as_tensor(array if writeable else array.copy())
 
 
@@ -45,22 +51,30 @@ def symbols_of(graph: Graph, inputs: Iterable[torch.Tensor]) -> dict[str, int]:
     """The value of each size symbol, read off the inputs."""
     out: dict[str, int] = {}
     for value, tensor in zip(graph.inputs, inputs, strict=True):
-        for s, n in zip(value.type.shape or (), tensor.shape if value.type.shape else (), strict=True):
+        for s, n in zip(
+            value.type.shape or (), tensor.shape if value.type.shape else (), strict=True
+        ):
             if isinstance(s, Sym) and s.expr.isidentifier():
                 out.setdefault(s.expr, int(n))
     return out
 
 
 def run_node(node: Node, operands: list[Any], symbols: dict[str, int], device: torch.device) -> Any:
-    """The result of ``node`` on ``operands``: a tensor, or a sequence for several results. ``symbols`` learns the sizes that it tells."""
+    """The result of ``node`` on ``operands``: a tensor, or a sequence for several results.
+    ``symbols`` learns the sizes that it tells."""
     entry = lookup(node)
 
     def size(s: Sym) -> int:
         try:
-            return int(eval(s.expr, {"__builtins__": {"min": min, "max": max}}, dict(symbols)))  # text printed by torch
+            return int(
+                eval(s.expr, {"__builtins__": {"min": min, "max": max}}, dict(symbols))
+            )  # text printed by torch
         except NameError as unknown:
-            raise IrpruneError(f"{node.op} takes a size {s} that depends on the values of tensors", node.where,
-                               "shapes must follow from the shapes of the inputs") from unknown
+            raise IrpruneError(
+                f"{node.op} takes a size {s} that depends on the values of tensors",
+                node.where,
+                "shapes must follow from the shapes of the inputs",
+            ) from unknown
 
     def fill(x: Any) -> Any:
         if isinstance(x, Body):
@@ -68,12 +82,16 @@ def run_node(node: Node, operands: list[Any], symbols: dict[str, int], device: t
         return substitute(x, lambda k: operands[k], size, device)
 
     if entry is not None and entry.run is not None and node.origin.dialect != "aten":
-        plain = Node(node.op, [], {k: fill(v) for k, v in node.attrs.items()}, node.outputs, node.origin)
+        plain = Node(
+            node.op, [], {k: fill(v) for k, v in node.attrs.items()}, node.outputs, node.origin
+        )
         plain.inputs = node.inputs
         made = entry.run(torch, plain, operands)
     else:
         call = bind(node)
-        made = overload(call.target)(*map(fill, call.args), **{k: fill(v) for k, v in call.kwargs.items()})
+        made = overload(call.target)(
+            *map(fill, call.args), **{k: fill(v) for k, v in call.kwargs.items()}
+        )
     results = made if isinstance(made, (list, tuple)) else [made]
     for name, i, d in told(node):
         if i < len(results) and (d is None or isinstance(results[i], torch.Tensor)):
@@ -86,7 +104,9 @@ def _running(body: Body, operands: Sequence[Any]) -> Callable[..., Any]:
 
     def run(*own: Any) -> list[Any]:
         outside = [operands[int(k)] for k in body.outer]
-        return evaluate(body.graph, [*own, *outside], weights={} if torch.is_grad_enabled() else None)
+        return evaluate(
+            body.graph, [*own, *outside], weights={} if torch.is_grad_enabled() else None
+        )
 
     return run
 
@@ -103,10 +123,10 @@ def evaluate(
 ) -> list[torch.Tensor]:
     """The values ``wanted`` (the graph's outputs by default) for ``inputs``.
 
-    ``dtype`` converts floating-point inputs and weights; ``hook(node, operands, run)`` may compute a node its own way.
-    ``weights`` stand in for stored ones, and gradients are recorded where they are given.
-    Only what the wanted values need is run, and each value is dropped after its last use.
-    """
+    ``dtype`` converts floating-point inputs and weights; ``hook(node, operands, run)`` may compute
+    a node its own way. ``weights`` stand in for stored ones, and gradients are recorded where they
+    are given. Only what the wanted values need is run, and each value is dropped after its last
+    use."""
     tensors = list(inputs)
     device = device or (tensors[0].device if tensors else torch.device("cpu"))
     targets = list(graph.outputs if wanted is None else wanted)
@@ -119,7 +139,9 @@ def evaluate(
         t = t.to(device)
         return t.to(dtype) if dtype is not None and t.is_floating_point() else t
 
-    env: dict[Value, Any] = {v: converted(t) for v, t in zip(graph.inputs, tensors, strict=bool(tensors))}
+    env: dict[Value, Any] = {
+        v: converted(t) for v, t in zip(graph.inputs, tensors, strict=bool(tensors))
+    }
     env |= dict((weights or {}).items())
 
     def read(v: Value | None) -> Any:

@@ -25,17 +25,20 @@ class _Probes(dict[str, int]):
 
 
 def type_faults(graph: Graph) -> Iterator[tuple[Node | Value | None, str]]:
-    """Nodes whose recorded type differs from what torch gives for the recorded types of their operands.
+    """Nodes whose recorded type differs from what torch gives for the recorded types of their
+    operands.
 
-    Symbolic sizes take part through their probes. What torch cannot do without data (shapes that depend on values) is passed over.
-    """
+    Symbolic sizes take part through their probes. What torch cannot do without data (shapes that
+    depend on values) is passed over."""
     for node in graph.nodes:
         types = [v.type for v in (*node.inputs, *node.outputs) if v is not None]
         if any(t.shape is None or t.dtype not in TO_TORCH for t in types):
             continue
         dynamic = any(not t.static for t in types) or any(map(_is_dynamic, node.attrs.values()))
         try:
-            made = run_node(node, [None if v is None else _empty(v.type) for v in node.inputs], _Probes(), _META)
+            made = run_node(
+                node, [None if v is None else _empty(v.type) for v in node.inputs], _Probes(), _META
+            )
         except (NotImplementedError, LookupError):
             continue
         except Exception as refused:  # whatever torch raises is its verdict on this call
@@ -43,13 +46,18 @@ def type_faults(graph: Graph) -> Iterator[tuple[Node | Value | None, str]]:
             if not dynamic and "meta" not in text and node.origin.dialect == "aten":
                 yield node, f"torch refuses it: {text[:200]}"
             continue
-        for value, got in zip(node.outputs, made if isinstance(made, (list, tuple)) else [made], strict=False):
+        for value, got in zip(
+            node.outputs, made if isinstance(made, (list, tuple)) else [made], strict=False
+        ):
             if not isinstance(got, torch.Tensor):
                 continue
             want = (value.dtype, tuple(map(probe_of, value.shape)))
             have = (FROM_TORCH.get(got.dtype, str(got.dtype)), tuple(got.shape))
             if want != have:
-                yield value, f"the type is {value.type}, torch gives {have[0]}[{', '.join(map(str, have[1]))}]"
+                yield (
+                    value,
+                    f"the type is {value.type}, torch gives {have[0]}[{', '.join(map(str, have[1]))}]",
+                )
 
 
 def _is_dynamic(x: Any) -> bool:

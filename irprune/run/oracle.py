@@ -1,8 +1,8 @@
 """The oracle: the original graph, uncut, with dropped channels silenced where they are consumed.
 
-It shares nothing with slicing: the graph runs at its full widths, and what a contraction, a norm, a softmax or a mean
-would read of dropped indices is taken out just before. If the cut was right, the cut model computes the same.
-"""
+It shares nothing with slicing: the graph runs at its full widths, and what a contraction, a norm, a
+softmax or a mean would read of dropped indices is taken out just before. If the cut was right, the
+cut model computes the same."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class _Presence:
         self._masks: dict[Axis, torch.Tensor] = {}
 
     def __call__(self, value: Value, dims: Sequence[int]) -> torch.Tensor | None:
-        """True where every index along ``dims`` is kept; shaped to broadcast against ``value``; None where nothing is dropped."""
+        """True where every index along ``dims`` is kept; shaped to broadcast against ``value``;
+        None where nothing is dropped."""
         axes = value.axes or ()
         out: torch.Tensor | None = None
         for d in dims:
@@ -40,14 +41,18 @@ class _Presence:
 
     def _along(self, axes: Sequence[Axis], d: int) -> torch.Tensor:
         a = find(axes[d])
-        if self.kept.table(a).outer:  # chosen per block: the mask varies along other dimensions of this value too
+        if self.kept.table(
+            a
+        ).outer:  # chosen per block: the mask varies along other dimensions of this value too
             return torch.from_numpy(self.kept.present(axes, d)).to(self.device)
         if a not in self._masks:
             self._masks[a] = torch.from_numpy(self.kept.table(a).mask).to(self.device)
         return self._masks[a].reshape([-1 if k == d else 1 for k in range(len(axes))])
 
 
-def silencer(kept: Kept, device: torch.device) -> Callable[[Node, list[Any], Callable[..., Any]], Any]:
+def silencer(
+    kept: Kept, device: torch.device
+) -> Callable[[Node, list[Any], Callable[..., Any]], Any]:
     """The hook that runs each node on what is present."""
     present = _Presence(kept, device)
 
@@ -62,13 +67,19 @@ def silencer(kept: Kept, device: torch.device) -> Callable[[Node, list[Any], Cal
             for i, dims in entry.signature.contracted(node).items():
                 mask = present(node.operand(i), [d for d, _ in dims])
                 if mask is not None:
-                    operands[i] = torch.where(mask, operands[i], torch.zeros((), dtype=operands[i].dtype, device=operands[i].device))
+                    operands[i] = torch.where(
+                        mask,
+                        operands[i],
+                        torch.zeros((), dtype=operands[i].dtype, device=operands[i].device),
+                    )
         return run(*operands)
 
     return hook
 
 
-def silenced(graph: Graph, kept: Kept, inputs: Iterable[torch.Tensor], dtype: torch.dtype | None = None) -> list[torch.Tensor]:
+def silenced(
+    graph: Graph, kept: Kept, inputs: Iterable[torch.Tensor], dtype: torch.dtype | None = None
+) -> list[torch.Tensor]:
     """The outputs of the analysed ``graph`` with everything that ``kept`` drops silenced."""
     tensors = list(inputs)
     device = tensors[0].device if tensors else torch.device("cpu")

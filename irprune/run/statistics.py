@@ -1,10 +1,11 @@
-"""Statistics of activations: the original and the pruned graph run side by side over calibration data, layer by layer.
+"""Statistics of activations: the original and the pruned graph run side by side over calibration
+data, layer by layer.
 
-A repair changes a layer and the next one must see the change, so the walk stops at each layer of interest, hands out what
-that layer reads in the pruned model and what it gave in the original, and goes on with the new weights. Between stops each
-chunk of samples keeps only the values that are still needed; beyond ``memory`` bytes they wait in temporary files, so that
-memory does not grow with the number of samples while every node runs once.
-"""
+A repair changes a layer and the next one must see the change, so the walk stops at each layer of
+interest, hands out what that layer reads in the pruned model and what it gave in the original, and
+goes on with the new weights. Between stops each chunk of samples keeps only the values that are
+still needed; beyond ``memory`` bytes they wait in temporary files, so that memory does not grow
+with the number of samples while every node runs once."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def load_as(weight: Weight, dtype: torch.dtype = torch.float64) -> torch.Tensor:
 
 
 def store(weight: Weight, tensor: torch.Tensor) -> None:
-    """Let ``weight`` load ``tensor`` from now on, as the kind of array and the element type that it had."""
+    """Let ``weight`` load ``tensor`` from now on, as the kind of array and the element type that it
+    had."""
     old = weight.load()
     if tuple(tensor.shape) != tuple(old.shape):
         raise ValueError(f"{weight.name} has shape {tuple(old.shape)}, not {tuple(tensor.shape)}")
@@ -59,7 +61,11 @@ class Moments:
         x = x.double().cpu()
         n, mean = x.shape[-2], x.mean(-2)
         shift, share = mean - self.mean, n / (self.count + n)
-        self._scatter = self._scatter + (x - mean[..., None, :]).square().sum(-2) + shift.square() * (self.count * share)
+        self._scatter = (
+            self._scatter
+            + (x - mean[..., None, :]).square().sum(-2)
+            + shift.square() * (self.count * share)
+        )
         self.mean = self.mean + shift * share
         self.count += n
 
@@ -71,7 +77,8 @@ class Moments:
 
 
 class Tape:
-    """One graph run piece by piece: ``advance`` runs its nodes up to a position, in an environment of values by name.
+    """One graph run piece by piece: ``advance`` runs its nodes up to a position, in an environment
+    of values by name.
 
     Half-precision models run in float32; everything else as it is.
     """
@@ -110,12 +117,18 @@ class Tape:
         return env[v.name]
 
     def advance(self, env: dict[str, Any], symbols: dict[str, int], start: int, stop: int) -> None:
-        """Run nodes ``start .. stop``; values that no later node and no output reads are dropped."""
+        """Run nodes ``start .. stop``; values that no later node and no output reads are
+        dropped."""
         outputs = {v.name for v in self.graph.outputs}
         with torch.no_grad():
             for i in range(start, stop):
                 node = self.graph.nodes[i]
-                made = run_node(_float32(node) if self._half else node, [self.read(env, v) for v in node.inputs], symbols, self.device)
+                made = run_node(
+                    _float32(node) if self._half else node,
+                    [self.read(env, v) for v in node.inputs],
+                    symbols,
+                    self.device,
+                )
                 many = list(made) if isinstance(made, (list, tuple)) else [made]
                 for v, t in zip(node.outputs, many, strict=False):
                     if v in self.last or v.name in outputs:
@@ -137,7 +150,8 @@ def _float32(node: Node) -> Node:
 
 
 class _Shelf:
-    """Environments of chunks between two stops: in memory up to ``limit`` bytes, the others in temporary files."""
+    """Environments of chunks between two stops: in memory up to ``limit`` bytes, the others in
+    temporary files."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -160,7 +174,9 @@ class _Shelf:
         if key in self.held:
             return self.held[key]
         assert self.folder is not None
-        return torch.load(Path(self.folder.name) / f"{key}.pt", weights_only=False)  # our own file, written above
+        return torch.load(
+            Path(self.folder.name) / f"{key}.pt", weights_only=False
+        )  # our own file, written above
 
     def close(self) -> None:
         if self.folder is not None:
@@ -187,16 +203,28 @@ def kept_part(tensor: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
 class Pair:
     """The original and the cut graph walked together over ``calibration``; a context manager.
 
-    ``to(node)`` runs both up to ``node`` of the cut graph and yields, chunk by chunk, its operands there and the kept part of
-    what the original's node gave (None where the node has no counterpart). Stops must be in the order of the graph.
-    Raises IrpruneError where activations are NaN, or where the original's axes or choice are missing.
-    """
+    ``to(node)`` runs both up to ``node`` of the cut graph and yields, chunk by chunk, its operands
+    there and the kept part of what the original's node gave (None where the node has no
+    counterpart). Stops must be in the order of the graph. Raises IrpruneError where activations are
+    NaN, or where the original's axes or choice are missing."""
 
-    def __init__(self, original: Graph, cut: Graph, calibration: Calibration, *, kept: Kept | None = None, memory: int = 1 << 30,
-                 device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        original: Graph,
+        cut: Graph,
+        calibration: Calibration,
+        *,
+        kept: Kept | None = None,
+        memory: int = 1 << 30,
+        device: torch.device | None = None,
+    ) -> None:
         choice = kept if kept is not None else original.kept
         if choice is None or original.axes is None:
-            raise IrpruneError("repair needs the original graph with its axes and its choice", "", "run choose on it, and slice on a copy")
+            raise IrpruneError(
+                "repair needs the original graph with its axes and its choice",
+                "",
+                "run choose on it, and slice on a copy",
+            )
         self.original, self.cut, self.kept, self.calibration = original, cut, choice, calibration
         self.tapes = (Tape(original, device), Tape(cut, device))
         self.twins = counterparts(original)
@@ -209,7 +237,12 @@ class Pair:
     def __enter__(self) -> Pair:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._shelf.close()
 
     def twin(self, node: Node) -> Node | None:
@@ -225,11 +258,18 @@ class Pair:
         if made is None:
             return True
         twin = self.twin(made)
-        return twin is not None and self.tapes[1].at[made] < self.tapes[1].at[node] and twin.op == made.op
+        return (
+            twin is not None
+            and self.tapes[1].at[made] < self.tapes[1].at[node]
+            and twin.op == made.op
+        )
 
-    def to(self, node: Node, beside: Value | None = None) -> Iterator[tuple[list[Any], torch.Tensor | None, torch.Tensor | None]]:
-        """For each chunk the operands of ``node`` in the cut graph, the kept part of its result in the original and, for a value
-        ``beside`` it (of the cut graph, and alive), by how much that falls short of the kept part of the original's."""
+    def to(
+        self, node: Node, beside: Value | None = None
+    ) -> Iterator[tuple[list[Any], torch.Tensor | None, torch.Tensor | None]]:
+        """For each chunk the operands of ``node`` in the cut graph, the kept part of its result in
+        the original and, for a value ``beside`` it (of the cut graph, and alive), by how much that
+        falls short of the kept part of the original's."""
         twin = self.twin(node)
         before, after = self.tapes
         goal = (before.at[twin] + 1 if twin is not None else self._done[0], after.at[node])
@@ -241,18 +281,28 @@ class Pair:
             after.advance(new, symbols[1], self._done[1], goal[1])
             target = short = None
             if beside is not None:
-                short = kept_part(old[beside.name], self._known[beside.name], self.kept) - new[beside.name]
+                short = (
+                    kept_part(old[beside.name], self._known[beside.name], self.kept)
+                    - new[beside.name]
+                )
             if twin is not None:
                 target = kept_part(old[twin.outputs[0].name], twin.outputs[0], self.kept)
                 if not bool(torch.isfinite(target).all()):
-                    raise IrpruneError("activations are NaN or infinite on the calibration data", twin.where,
-                                       "check the model and the data")
+                    raise IrpruneError(
+                        "activations are NaN or infinite on the calibration data",
+                        twin.where,
+                        "check the model and the data",
+                    )
             yield [after.read(new, v) for v in node.inputs], target, short
             self._shelf.put(key, (old, new))
         self._done = goal
         before.forget()
 
-    def _chunks(self) -> Iterator[tuple[int, tuple[dict[str, int], dict[str, int]], dict[str, Any], dict[str, Any]]]:
+    def _chunks(
+        self,
+    ) -> Iterator[
+        tuple[int, tuple[dict[str, int], dict[str, int]], dict[str, Any], dict[str, Any]]
+    ]:
         """Key, size symbols and environments of both graphs for each chunk."""
         if self._count is not None:
             for key in range(self._count):

@@ -1,4 +1,5 @@
-"""Latency: several callables timed in turns, so that a noisy machine is noisy for all of them; medians are compared."""
+"""Latency: several callables timed in turns, so that a noisy machine is noisy for all of them;
+medians are compared."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ __all__ = ["Timing", "interleaved"]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: the median, and the quartiles as its spread; ``times`` are those of all turns."""
+    """Seconds per call: the median, and the quartiles as its spread; ``times`` are those of all
+    turns."""
 
     median: float
     low: float
@@ -22,7 +24,8 @@ class Timing:
     times: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
     def over(self, other: Timing) -> Timing:
-        """This time as a share of ``other``'s, turn by turn, so that what slows both does not count."""
+        """This time as a share of ``other``'s, turn by turn, so that what slows both does not
+        count."""
         return _summary([a / b for a, b in zip(self.times, other.times, strict=True)])
 
     def as_dict(self) -> dict[str, float]:
@@ -30,7 +33,9 @@ class Timing:
 
     def __str__(self) -> str:
         unit, scale = ("ms", 1e3) if self.median >= 1e-3 else ("us", 1e6)
-        return f"{self.median * scale:.3g} {unit} ({self.low * scale:.3g} to {self.high * scale:.3g})"
+        return (
+            f"{self.median * scale:.3g} {unit} ({self.low * scale:.3g} to {self.high * scale:.3g})"
+        )
 
 
 def interleaved(
@@ -40,10 +45,11 @@ def interleaved(
     most: int = 200,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
-    """Time ``calls`` in turns for about ``seconds`` each; at least ``least`` and at most ``most`` rounds.
+    """Time ``calls`` in turns for about ``seconds`` each; at least ``least`` and at most ``most``
+    rounds.
 
-    What is timed follows a call of its own kind, so that caches hold what it reads, as they do where it runs alone.
-    """
+    What is timed follows a call of its own kind, so that caches hold what it reads, as they do
+    where it runs alone."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     began = clock()
     for turn in range(most):

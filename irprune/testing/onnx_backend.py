@@ -1,7 +1,8 @@
-"""The backend tests that ship with the onnx package, through capture, emission, onnxruntime and torch.
+"""The backend tests that ship with the onnx package, through capture, emission, onnxruntime and
+torch.
 
-``cases`` finds them, ``check`` runs one and says what happened to it; ``tools/onnx_backend.py`` writes the table of the README.
-"""
+``cases`` finds them, ``check`` runs one and says what happened to it; ``tools/onnx_backend.py``
+writes the table of the README."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ Data = tuple[dict[str, Any], list[Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """One test: a model of few nodes, sets of inputs by name and expected outputs, and onnx's own tolerances."""
+    """One test: a model of few nodes, sets of inputs by name and expected outputs, and onnx's own
+    tolerances."""
 
     name: str
     load: Callable[[], onnx.ModelProto]
@@ -46,7 +48,8 @@ class Case:
 
 @dataclass
 class Outcome:
-    """``operators`` of the case and what happened: "" for passed, a reason for left out, and a description of what failed."""
+    """``operators`` of the case and what happened: "" for passed, a reason for left out, and a
+    description of what failed."""
 
     operators: tuple[str, ...]
     left_out: str = ""
@@ -57,7 +60,8 @@ class Outcome:
 
 
 def cases(kind: str = "node") -> Iterator[Case]:
-    """The tests of a kind (``node``, ``simple``, ``pytorch-operator``, ``pytorch-converted``), sorted by name."""
+    """The tests of a kind (``node``, ``simple``, ``pytorch-operator``, ``pytorch-converted``),
+    sorted by name."""
     if kind == "node":
         for made in sorted(collect_testcases(), key=lambda c: c.name):
             if made.model is not None and made.data_sets is not None:
@@ -71,25 +75,42 @@ def cases(kind: str = "node") -> Iterator[Case]:
         return
     root = Path(onnx.__file__).parent / "backend" / "test" / "data" / kind
     for folder in sorted(p for p in root.iterdir() if (p / "model.onnx").is_file()):
-        yield Case(folder.name, lambda f=folder: onnx.load(f / "model.onnx"), lambda model, f=folder: list(_stored(f, model)))  # type: ignore[misc]
+        yield Case(
+            folder.name,
+            lambda f=folder: onnx.load(f / "model.onnx"),  # type: ignore[misc]
+            lambda model, f=folder: list(_stored(f, model)),  # type: ignore[misc]
+        )
 
 
 def _named(model: onnx.ModelProto, inputs: Sequence[Any], outputs: Sequence[Any]) -> Data:
-    return dict(zip((v.name for v in model.graph.input), map(_array, inputs), strict=False)), list(map(_array, outputs))
+    return dict(zip((v.name for v in model.graph.input), map(_array, inputs), strict=False)), list(
+        map(_array, outputs)
+    )
 
 
 def _array(x: Any) -> Any:
     return (
-        numpy_helper.to_array(x) if isinstance(x, onnx.TensorProto) else x if isinstance(x, (list, tuple)) or x is None else np.asarray(x)
+        numpy_helper.to_array(x)
+        if isinstance(x, onnx.TensorProto)
+        else x
+        if isinstance(x, (list, tuple)) or x is None
+        else np.asarray(x)
     )
 
 
 def check(case: Case, torch_too: bool = True) -> Outcome:
-    """Capture, emit and run ``case``; the emitted file must be the one that came in and give what it gave, the module what is expected."""
+    """Capture, emit and run ``case``; the emitted file must be the one that came in and give what
+    it gave, the module what is expected."""
     model = case.load()
     operators = tuple(dict.fromkeys(target_of(n) for n in model.graph.node))
     outcome = Outcome(operators)
-    unknown = [o for o in operators if spelling_of(o) is None and o not in ("Constant", "Shape", "Size") and not _is_function(o, model)]
+    unknown = [
+        o
+        for o in operators
+        if spelling_of(o) is None
+        and o not in ("Constant", "Shape", "Size")
+        and not _is_function(o, model)
+    ]
     called = {f.name for f in model.functions}
     if unknown and not set(unknown) <= called:
         outcome.left_out = f"no entry for {', '.join(unknown)}"
@@ -97,7 +118,11 @@ def check(case: Case, torch_too: bool = True) -> Outcome:
     try:
         graph = capture_onnx(model)
     except IrpruneError as error:
-        if "not served" in error.what or "no known rank" in error.what or "newer than" in error.what:
+        if (
+            "not served" in error.what
+            or "no known rank" in error.what
+            or "newer than" in error.what
+        ):
             outcome.left_out = error.what
         else:
             outcome.failed = f"capture: {error}"
@@ -107,20 +132,29 @@ def check(case: Case, torch_too: bool = True) -> Outcome:
     except IrpruneError as error:
         outcome.failed = f"emit: {error}"
         return outcome
-    if not model.functions and again.SerializeToString(deterministic=True) != model.SerializeToString(deterministic=True):
+    if not model.functions and again.SerializeToString(
+        deterministic=True
+    ) != model.SerializeToString(deterministic=True):
         outcome.failed = "the emitted file differs from the one that came in"
         return outcome
     data = case.data(model)
     _onnxruntime(outcome, model, again, data)
     late = any("computed at run time" in n.attrs.get("why", "") for n in graph.nodes)
-    if late and torch_too and not outcome.failed and not any(n.op == "opaque" or lookup(n) is None for n in _inside(graph)):
+    if (
+        late
+        and torch_too
+        and not outcome.failed
+        and not any(n.op == "opaque" or lookup(n) is None for n in _inside(graph))
+    ):
         _torch(outcome, graph, data, case)
     if late and data:
         model = _with_constants(model, data[0][0])
         data = [(x, y) for x, y in data[:1]]
         outcome.notes.append("shapes, axes and bounds as constants")
         graph = capture_onnx(model)
-        if emit_onnx(graph).SerializeToString(deterministic=True) != model.SerializeToString(deterministic=True):
+        if emit_onnx(graph).SerializeToString(deterministic=True) != model.SerializeToString(
+            deterministic=True
+        ):
             outcome.failed = "the emitted file differs once shapes are constants"
     opaque = [n for n in _inside(graph) if n.op == "opaque" or lookup(n) is None]
     if torch_too and not outcome.failed:
@@ -146,18 +180,23 @@ def _is_function(target: str, model: onnx.ModelProto) -> bool:
     domain, _, name = target.rpartition("::")
     version = next((o.version for o in model.opset_import if o.domain == domain), 1)
     try:
-        schema: Any = onnx.defs.get_schema(name, version, domain)  # functions are not among its declared attributes
+        schema: Any = onnx.defs.get_schema(
+            name, version, domain
+        )  # functions are not among its declared attributes
     except onnx.defs.SchemaError:
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def _with_constants(model: onnx.ModelProto, inputs: dict[str, Any]) -> onnx.ModelProto:
-    """The model with inputs that its readers want to know (shapes, axes, bounds) stored, as real models have them."""
+    """The model with inputs that its readers want to know (shapes, axes, bounds) stored, as real
+    models have them."""
     for _ in range(4):
         graph = capture_onnx(model)
         wanted = [
-            (model.graph.node[n.origin.raw.index], n.attrs["why"]) for n in graph.nodes if "computed at run time" in n.attrs.get("why", "")
+            (model.graph.node[n.origin.raw.index], n.attrs["why"])
+            for n in graph.nodes
+            if "computed at run time" in n.attrs.get("why", "")
         ]
         names = {node.input[int(why.split()[1])] for node, why in wanted} & set(inputs)
         if not names:
@@ -167,7 +206,9 @@ def _with_constants(model: onnx.ModelProto, inputs: dict[str, Any]) -> onnx.Mode
         kept = [v for v in model.graph.input if v.name not in names]
         del twin.graph.input[:]
         twin.graph.input.extend(kept)
-        twin.graph.initializer.extend(numpy_helper.from_array(np.asarray(inputs[name]), name) for name in sorted(names))
+        twin.graph.initializer.extend(
+            numpy_helper.from_array(np.asarray(inputs[name]), name) for name in sorted(names)
+        )
         model = twin
     return model
 
@@ -180,7 +221,9 @@ def _stored(where: Path, model: onnx.ModelProto) -> Iterator[Data]:
             path = folder / f"input_{k}.pb"
             if path.exists():
                 inputs[v.name] = _tensor(path, v.type)
-        outputs = [_tensor(folder / f"output_{k}.pb", v.type) for k, v in enumerate(model.graph.output)]
+        outputs = [
+            _tensor(folder / f"output_{k}.pb", v.type) for k, v in enumerate(model.graph.output)
+        ]
         yield inputs, outputs
 
 
@@ -190,13 +233,18 @@ def _tensor(path: Path, kind: onnx.TypeProto) -> Any:
     return None
 
 
-def _onnxruntime(outcome: Outcome, model: onnx.ModelProto, again: onnx.ModelProto, data: list[Data]) -> bool:
-    """The emitted model gives what the file gave; False where onnxruntime cannot run the file itself."""
+def _onnxruntime(
+    outcome: Outcome, model: onnx.ModelProto, again: onnx.ModelProto, data: list[Data]
+) -> bool:
+    """The emitted model gives what the file gave; False where onnxruntime cannot run the file
+    itself."""
     try:
         before = session(model)
         for inputs, _ in data[:1]:
             expected = before.run(None, {i.name: inputs[i.name] for i in before.get_inputs()})
-    except Exception as error:  # onnxruntime raises a class per status code; the file itself does not run here
+    except (
+        Exception
+    ) as error:  # onnxruntime raises a class per status code; the file itself does not run here
         outcome.runtime = first_line(error)
         return False
     made = session(again)
@@ -244,7 +292,9 @@ def _torch(outcome: Outcome, graph: Any, data: list[Data], case: Case) -> None:
         many = list(made) if isinstance(made, (tuple, list)) else [made]
         for k, (ours, want) in enumerate(zip(many, expected, strict=False)):
             pairs = list(zip(ours, want, strict=True)) if isinstance(want, list) else [(ours, want)]
-            problem = next(filter(None, (_different(_to_numpy(a), np.asarray(b), case) for a, b in pairs)), "")
+            problem = next(
+                filter(None, (_different(_to_numpy(a), np.asarray(b), case) for a, b in pairs)), ""
+            )
             if problem:
                 outcome.failed = f"module: output {k}: {problem}"
                 return
@@ -271,7 +321,13 @@ def _different(ours: Array, want: Array, case: Case) -> str:
     if ours.shape != want.shape:
         return f"shape {ours.shape} where {want.shape} is expected"
     a, b = ours.astype(np.complex128), want.astype(np.complex128)
-    loose = 1.6e-2 if want.dtype.kind == "V" else 8e-3 if want.dtype.itemsize < 4 and want.dtype.kind in "fV" else case.rtol
+    loose = (
+        1.6e-2
+        if want.dtype.kind == "V"
+        else 8e-3
+        if want.dtype.itemsize < 4 and want.dtype.kind in "fV"
+        else case.rtol
+    )
     if not np.allclose(a, b, rtol=loose, atol=max(case.atol, loose * 1e-2), equal_nan=True):
         return f"differs by {np.nanmax(np.abs(a - b)):.3g}"
     return ""
@@ -282,6 +338,8 @@ def _types(outcome: Outcome, graph: Any, data: list[Data]) -> None:
     for value, want in zip(graph.outputs, data[0][1] if data else (), strict=False):
         if want is None or value.type.shape is None or outcome.failed:
             continue
-        known = [(s, n) for s, n in zip(value.type.shape, want.shape, strict=False) if isinstance(s, int)]
+        known = [
+            (s, n) for s, n in zip(value.type.shape, want.shape, strict=False) if isinstance(s, int)
+        ]
         if len(value.type.shape) != want.ndim or any(s != n for s, n in known):
             outcome.failed = f"inferred {value.type} for an output of shape {want.shape}"

@@ -1,1 +1,2 @@
-"""Pruning and training together: steps with training between them, distillation, sparse training."""
+"""Pruning and training together: steps with training between them, distillation, sparse
+training."""

@@ -3,10 +3,9 @@
     for pruned in irprune.schedule(model, (x,), ratio=0.5, steps=5, checkpoint="run/"):
         train(pruned.module)
 
-Each step captures the module of the step before, as the user has trained it, ranks it anew and cuts it a little further, so that the
-last step has the size that was asked for. As in Han et al., NeurIPS 2015; the cubic pace is that of Zhu and Gupta, "To prune, or not to
-prune", 2017.
-"""
+Each step captures the module of the step before, as the user has trained it, ranks it anew and cuts
+it a little further, so that the last step has the size that was asked for. As in Han et al.,
+NeurIPS 2015; the cubic pace is that of Zhu and Gupta, "To prune, or not to prune", 2017."""
 
 from __future__ import annotations
 
@@ -45,32 +44,56 @@ def schedule(
     checkpoint: str | Path | None = None,
     **options: Any,
 ) -> Iterator[Pruned]:
-    """``steps`` pruned models, each cut further than the one before, which the caller trains (``pruned.module``) before going on.
+    """``steps`` pruned models, each cut further than the one before, which the caller trains
+    (``pruned.module``) before going on.
 
-    ``ratio`` (the share of every width that is gone in the end) or ``budget`` (shares of macs, params, bytes or activation that are
-    left in the end) is reached at a ``pace``: ``linear``, ``cubic`` (most at the beginning), or a function from the share of steps
-    done to the share of the way. ``options`` are those of ``prune``. ``model`` itself is not changed.
+    ``ratio`` (the share of every width that is gone in the end) or ``budget`` (shares of macs,
+    params, bytes or activation that are left in the end) is reached at a ``pace``: ``linear``,
+    ``cubic`` (most at the beginning), or a function from the share of steps done to the share of
+    the way. ``options`` are those of ``prune``. ``model`` itself is not changed.
 
-    ``checkpoint`` is a folder: what was trained is kept there after each step, and the same call with the same model goes on behind
-    the last step that was finished. Raises IrpruneError for values out of range and for a checkpoint of another schedule.
-    """
+    ``checkpoint`` is a folder: what was trained is kept there after each step, and the same call
+    with the same model goes on behind the last step that was finished. Raises IrpruneError for
+    values out of range and for a checkpoint of another schedule."""
     if (ratio is None) == (budget is None):
-        raise IrpruneError("a schedule needs a ratio or a budget, not both", "schedule", "for example ratio=0.5 or budget={'macs': 0.5}")
+        raise IrpruneError(
+            "a schedule needs a ratio or a budget, not both",
+            "schedule",
+            "for example ratio=0.5 or budget={'macs': 0.5}",
+        )
     if not isinstance(steps, int) or steps < 1:
         raise IrpruneError(f"steps is {steps!r}", "schedule", "a whole number from 1 on")
     if ratio is not None and not 0 <= ratio < 1:
-        raise IrpruneError(f"ratio is {ratio}", "schedule", "the share that is gone in the end, from 0 to below 1")
+        raise IrpruneError(
+            f"ratio is {ratio}", "schedule", "the share that is gone in the end, from 0 to below 1"
+        )
     if isinstance(pace, str) and pace not in PACES:
-        raise IrpruneError(f"pace is {pace!r}", "schedule", "one of " + ", ".join(PACES) + ", or a function")
+        raise IrpruneError(
+            f"pace is {pace!r}", "schedule", "one of " + ", ".join(PACES) + ", or a function"
+        )
     way = PACES[pace] if isinstance(pace, str) else pace
     settings = {"ratio": ratio, "budget": dict(budget or {}), "steps": steps}
-    return _steps(model, tuple(args), dict(kwargs or {}), ratio, dict(budget or {}), [way((i + 1) / steps) for i in range(steps)],
-                  None if checkpoint is None else _Checkpoint(Path(checkpoint), settings), options)
+    return _steps(
+        model,
+        tuple(args),
+        dict(kwargs or {}),
+        ratio,
+        dict(budget or {}),
+        [way((i + 1) / steps) for i in range(steps)],
+        None if checkpoint is None else _Checkpoint(Path(checkpoint), settings),
+        options,
+    )
 
 
 def _steps(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], ratio: float | None, budget: dict[str, float], ways: list[float],
-    checkpoint: _Checkpoint | None, options: dict[str, Any],
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    ratio: float | None,
+    budget: dict[str, float],
+    ways: list[float],
+    checkpoint: _Checkpoint | None,
+    options: dict[str, Any],
 ) -> Iterator[Pruned]:
     plans: list[Plan] = []
     current = model
@@ -87,7 +110,11 @@ def _steps(
         if ratio is not None:
             wanted: dict[str, Any] = {"ratio": 1 - (1 - ratio * ways[i]) / (1 - ratio * before)}
         else:
-            wanted = {"budget": {k: whole - (whole - last) * ways[i] for k, (whole, last) in bounds.items()}}
+            wanted = {
+                "budget": {
+                    k: whole - (whole - last) * ways[i] for k, (whole, last) in bounds.items()
+                }
+            }
         pruned = prune(current, args, kwargs, **wanted, **options)
         pruned.report.notes.append(f"step {i + 1} of {len(ways)}")
         yield pruned
@@ -98,7 +125,11 @@ def _steps(
 
 
 def _bounds(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], budget: dict[str, float], captured: dict[str, Any]
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    budget: dict[str, float],
+    captured: dict[str, Any],
 ) -> dict[str, tuple[float, float]]:
     """For each measure what the whole model costs and what may be left in the end."""
     if not budget:
@@ -106,12 +137,18 @@ def _bounds(
     whole = Costs(analyse(capture(model, args, kwargs, **captured))).at({}).as_dict()
     unknown = [k for k in budget if k not in whole]
     if unknown:
-        raise IrpruneError(f"no budget on {unknown[0]!r} in a schedule", "schedule", "one of " + ", ".join(whole))
-    return {k: (float(whole[k]), amount * whole[k] if amount <= 1 else amount) for k, amount in budget.items()}
+        raise IrpruneError(
+            f"no budget on {unknown[0]!r} in a schedule", "schedule", "one of " + ", ".join(whole)
+        )
+    return {
+        k: (float(whole[k]), amount * whole[k] if amount <= 1 else amount)
+        for k, amount in budget.items()
+    }
 
 
 class _Checkpoint:
-    """``plans.json`` and ``state.pt`` in a folder, replaced together: the plans name the state that they belong to."""
+    """``plans.json`` and ``state.pt`` in a folder, replaced together: the plans name the state that
+    they belong to."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.folder, self.settings = folder, settings
@@ -125,9 +162,17 @@ class _Checkpoint:
             plans = [Plan.read(p) for p in held["plans"]]
             state = torch.load(self.folder / held["state"], weights_only=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as broken:
-            raise IrpruneError(f"the checkpoint cannot be read: {broken}", str(file), "delete the folder to start over") from broken
+            raise IrpruneError(
+                f"the checkpoint cannot be read: {broken}",
+                str(file),
+                "delete the folder to start over",
+            ) from broken
         if held["settings"] != self.settings:
-            raise IrpruneError(f"the checkpoint is of another schedule: {held['settings']}", str(file), "delete it, or name another folder")
+            raise IrpruneError(
+                f"the checkpoint is of another schedule: {held['settings']}",
+                str(file),
+                "delete it, or name another folder",
+            )
         return plans, state
 
     def write(self, plans: list[Plan], state: Mapping[str, torch.Tensor]) -> None:
@@ -136,6 +181,11 @@ class _Checkpoint:
         torch.save(dict(state), self.folder / f".{name}")
         (self.folder / f".{name}").replace(self.folder / name)
         draft = self.folder / f".plans.json.{os.getpid()}"
-        draft.write_text(json.dumps({"settings": self.settings, "state": name, "plans": [p.as_json() for p in plans]}), encoding="utf-8")
+        draft.write_text(
+            json.dumps(
+                {"settings": self.settings, "state": name, "plans": [p.as_json() for p in plans]}
+            ),
+            encoding="utf-8",
+        )
         draft.replace(self.folder / "plans.json")
         (self.folder / f"state-{len(plans) - 1}.pt").unlink(missing_ok=True)

@@ -15,7 +15,9 @@ from irprune.validate.parity import Parity, measure
 __all__ = ["compare"]
 
 
-def compare(module: torch.nn.Module, structure: Any, path: str | Path, device: str = "auto", seed: int = 1) -> Parity:
+def compare(
+    module: torch.nn.Module, structure: Any, path: str | Path, device: str = "auto", seed: int = 1
+) -> Parity:
     """Every output of the file against the module's, on random inputs."""
     args, kwargs = redraw(structure.args, structure.kwargs, seed)
     here = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
@@ -23,4 +25,6 @@ def compare(module: torch.nn.Module, structure: Any, path: str | Path, device: s
     with torch.no_grad(), full_float32():
         expected = flat_tensors(module(*placed[0], **placed[1]))
     names = file_inputs(path)
-    return measure(path, feed_of(args, kwargs, structure, names), [array_of(t) for t in expected], device)
+    return measure(
+        path, feed_of(args, kwargs, structure, names), [array_of(t) for t in expected], device
+    )

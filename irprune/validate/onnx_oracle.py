@@ -1,8 +1,9 @@
-"""The oracle for ONNX: the file that came in, uncut, with dropped channels silenced where they are consumed, on onnxruntime.
+"""The oracle for ONNX: the file that came in, uncut, with dropped channels silenced where they are
+consumed, on onnxruntime.
 
-It shares nothing with slicing and nothing with torch: before each contraction, norm, softmax or mean of the original model stand
-nodes that take out what was dropped. If the cut was right, the cut model computes the same.
-"""
+It shares nothing with slicing and nothing with torch: before each contraction, norm, softmax or
+mean of the original model stand nodes that take out what was dropped. If the cut was right, the cut
+model computes the same."""
 
 from __future__ import annotations
 
@@ -31,21 +32,29 @@ Array = NDArray[Any]
 
 
 def silenced_onnx(graph: Graph, kept: Kept, inputs: Mapping[str, Array]) -> list[Array]:
-    """The outputs of the original model of the analysed ``graph`` with everything that ``kept`` drops silenced.
+    """The outputs of the original model of the analysed ``graph`` with everything that ``kept``
+    drops silenced.
 
-    Raises IrpruneError where an operator that mixes what is dropped has no ONNX form of its silencing.
-    """
+    Raises IrpruneError where an operator that mixes what is dropped has no ONNX form of its
+    silencing."""
     model, data = silenced_model(graph, kept, inputs)
     return run_model(model, inputs, optimise=False, data=data)
 
 
-def silenced_model(graph: Graph, kept: Kept, inputs: Mapping[str, Array]) -> tuple[onnx.ModelProto, dict[str, Loader]]:
-    """The model that ``silenced_onnx`` runs, the original with silencing nodes for inputs of these shapes, and the tensors that lie
-    apart from it."""
+def silenced_model(
+    graph: Graph, kept: Kept, inputs: Mapping[str, Array]
+) -> tuple[onnx.ModelProto, dict[str, Loader]]:
+    """The model that ``silenced_onnx`` runs, the original with silencing nodes for inputs of these
+    shapes, and the tensors that lie apart from it."""
     source = graph.structure
     if not isinstance(source, OnnxSource):
         raise IrpruneError("this graph did not come from ONNX", graph.name)
-    symbols = {s.expr: int(n) for v in graph.inputs for s, n in zip(v.shape, inputs[v.name].shape, strict=True) if isinstance(s, Sym)}
+    symbols = {
+        s.expr: int(n)
+        for v in graph.inputs
+        for s, n in zip(v.shape, inputs[v.name].shape, strict=True)
+        if isinstance(s, Sym)
+    }
     return _Oracle(source, kept, symbols).build(graph)
 
 
@@ -73,10 +82,15 @@ class _Oracle:
                 model.graph.node.append(proto)
                 continue
             if len(many) > 1:
-                raise IrpruneError(f"{proto.op_type} is read as several operators and one of them mixes", proto.name)
+                raise IrpruneError(
+                    f"{proto.op_type} is read as several operators and one of them mixes",
+                    proto.name,
+                )
             recorder = self._record(index, proto, *silent[0])
             model.graph.node.extend(recorder.nodes)
-            model.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in recorder.constants.items())
+            model.graph.initializer.extend(
+                numpy_helper.from_array(a, name) for name, a in recorder.constants.items()
+            )
             if model.ir_version < 4:
                 model.ir_version = 4
         return model, data
@@ -93,7 +107,11 @@ class _Oracle:
         entry = lookup(node)
         assert entry is not None
         given = [
-            None if v is None else Tensor(recorder, self._shape(v), v.dtype, proto.input[j]) if j is not None else None
+            None
+            if v is None
+            else Tensor(recorder, self._shape(v), v.dtype, proto.input[j])
+            if j is not None
+            else None
             for v, j in zip(node.inputs, place.operands, strict=False)
         ]
 
@@ -103,7 +121,9 @@ class _Oracle:
             for x, j in zip(operands, place.operands, strict=False):
                 if j is not None and x is not None:
                     twin.input[j] = recorder.named(x)
-            made = [Tensor(recorder, self._shape(v), v.dtype, recorder.fresh()) for v in node.outputs]
+            made = [
+                Tensor(recorder, self._shape(v), v.dtype, recorder.fresh()) for v in node.outputs
+            ]
             for k, t in enumerate(made):
                 if proto.output[k]:
                     twin.output[k] = t.name
@@ -126,14 +146,20 @@ class _Oracle:
                 result = run(*operands)
         except Untraced as what:
             raise IrpruneError(
-                f"the oracle cannot write how {proto.op_type} is silenced: {what} has no ONNX form", proto.name or proto.output[0]
+                f"the oracle cannot write how {proto.op_type} is silenced: {what} has no ONNX form",
+                proto.name or proto.output[0],
             ) from what
-        for name, x in zip(proto.output, result if isinstance(result, (list, tuple)) else [result], strict=False):
+        for name, x in zip(
+            proto.output, result if isinstance(result, (list, tuple)) else [result], strict=False
+        ):
             if name:
-                recorder.nodes.append(onnx.helper.make_node("Identity", [recorder.named(x)], [name]))
+                recorder.nodes.append(
+                    onnx.helper.make_node("Identity", [recorder.named(x)], [name])
+                )
         return recorder
 
-    # -- sizes and masks -------------------------------------------------------------------------------------------
+    # -- sizes and masks
+    # -------------------------------------------------------------------------------------------
 
     def _shape(self, value: Value) -> list[int]:
         return [self._size(s) for s in value.shape]
@@ -142,12 +168,18 @@ class _Oracle:
         if isinstance(size, int):
             return size
         try:
-            return int(eval(size.expr, {"__builtins__": {"min": min, "max": max}}, dict(self.symbols)))
+            return int(
+                eval(size.expr, {"__builtins__": {"min": min, "max": max}}, dict(self.symbols))
+            )
         except NameError as error:
-            raise IrpruneError(f"the size {size.expr} is known to onnxruntime alone", hint="give the model static shapes") from error
+            raise IrpruneError(
+                f"the size {size.expr} is known to onnxruntime alone",
+                hint="give the model static shapes",
+            ) from error
 
     def _mask(self, value: Value, dims: Sequence[int]) -> Array | None:
-        """True where every index along ``dims`` is kept; broadcasts against ``value``; None where nothing is dropped."""
+        """True where every index along ``dims`` is kept; broadcasts against ``value``; None where
+        nothing is dropped."""
         axes = value.axes or ()
         out: Array | None = None
         for d in dims:

@@ -1,4 +1,5 @@
-"""An ONNX model with random numbers for weights that say nothing: placeholders, zero-initialised layers."""
+"""An ONNX model with random numbers for weights that say nothing: placeholders, zero-initialised
+layers."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ __all__ = ["same_choice", "shaken_model"]
 
 
 def shaken_model(graph: Graph, seed: int = 0) -> onnx.ModelProto:
-    """A copy of the model behind ``graph`` with random numbers added to its floating-point parameters and, where one is constant, in
-    its place: of a size that lets signals last, scales and variances about one."""
+    """A copy of the model behind ``graph`` with random numbers added to its floating-point
+    parameters and, where one is constant, in its place: of a size that lets signals last, scales
+    and variances about one."""
     source: OnnxSource = graph.structure
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
@@ -25,16 +27,27 @@ def shaken_model(graph: Graph, seed: int = 0) -> onnx.ModelProto:
     moved: dict[str, onnx.TensorProto] = {}
     for weight in graph.weights.values():
         stored = source.stored.get(weight.name)
-        if weight.kind != "parameter" or stored is None or stored.kind == "folded" or stored.name in moved:
+        if (
+            weight.kind != "parameter"
+            or stored is None
+            or stored.kind == "folded"
+            or stored.name in moved
+        ):
             continue
         array = np.asarray(stored.load())
         fan_in = max(1, array.size // array.shape[0]) if array.ndim > 1 else 100
-        noise = random.standard_normal(array.shape) * (1.5 / fan_in) ** 0.5  # with ReLU 2 keeps a signal's size, without it 1
+        noise = (
+            random.standard_normal(array.shape) * (1.5 / fan_in) ** 0.5
+        )  # with ReLU 2 keeps a signal's size, without it 1
         if (array == array.flat[0]).all():
             array = np.full_like(array, _multiplies(weight))
         made = np.abs(array + noise) if _multiplies(weight) else array + noise
         moved[stored.name] = numpy_helper.from_array(made.astype(array.dtype), stored.name)
-    nodes = [n for n in model.graph.node if not (n.op_type in ("Constant", "ConstantOfShape") and n.output[0] in moved)]
+    nodes = [
+        n
+        for n in model.graph.node
+        if not (n.op_type in ("Constant", "ConstantOfShape") and n.output[0] in moved)
+    ]
     initializers = [moved.pop(t.name, t) for t in model.graph.initializer]
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
@@ -44,15 +57,22 @@ def shaken_model(graph: Graph, seed: int = 0) -> onnx.ModelProto:
 
 def _multiplies(weight: Weight) -> bool:
     """Whether ``weight`` is the scale or the variance of a norm."""
-    return any("norm" in node.op and node.has(i) and node.inputs[i] is weight for node in weight.users for i in (1, 4))
+    return any(
+        "norm" in node.op and node.has(i) and node.inputs[i] is weight
+        for node in weight.users
+        for i in (1, 4)
+    )
 
 
 def same_choice(graph: Graph, twin: Graph) -> Kept | None:
-    """What is kept of ``graph`` as a choice of ``twin``, which has the same structure; None where the groups are others."""
+    """What is kept of ``graph`` as a choice of ``twin``, which has the same structure; None where
+    the groups are others."""
     assert graph.kept is not None
     ours, theirs = groups_of(graph), groups_of(twin)
     if [(g.name, g.size, g.frozen) for g in ours] != [(g.name, g.size, g.frozen) for g in theirs]:
         return None
     at = {g.axis: other.axis for g, other in zip(ours, theirs, strict=True)}
     kept = graph.kept
-    return Kept({at[a]: k for a, k in kept.choice.items()}, {at[a]: at[h] for a, h in kept.within.items()})
+    return Kept(
+        {at[a]: k for a, k in kept.choice.items()}, {at[a]: at[h] for a, h in kept.within.items()}
+    )

@@ -1,9 +1,9 @@
 """What an operator computes on those present, written as ONNX nodes.
 
-An entry's ``silence`` says it once, in torch's terms. ``Recorder`` stands in the place of torch there: its tensors record ONNX nodes
-instead of computing, so that the same declaration makes the subgraph that onnxruntime runs. What depends on constants alone is
-computed at once. A function that has no ONNX form here raises Untraced.
-"""
+An entry's ``silence`` says it once, in torch's terms. ``Recorder`` stands in the place of torch
+there: its tensors record ONNX nodes instead of computing, so that the same declaration makes the
+subgraph that onnxruntime runs. What depends on constants alone is computed at once. A function that
+has no ONNX form here raises Untraced."""
 
 from __future__ import annotations
 
@@ -41,7 +41,14 @@ class DType:
 class Tensor:
     """A tensor of the model (``name``) or a constant (``array``) of a known shape."""
 
-    def __init__(self, recorder: Recorder, shape: Sequence[int], dtype: str, name: str = "", array: NDArray[Any] | None = None) -> None:
+    def __init__(
+        self,
+        recorder: Recorder,
+        shape: Sequence[int],
+        dtype: str,
+        name: str = "",
+        array: NDArray[Any] | None = None,
+    ) -> None:
         self.recorder, self.shape, self.dtype = recorder, tuple(shape), DType(dtype)
         self.name, self.array = name, array
         self.device = None
@@ -55,7 +62,11 @@ class Tensor:
     ndim = property(dim)
 
     def _with(self, kind: str, other: Any, swap: bool = False) -> Tensor:
-        return self.recorder.binary(kind, other, self) if swap else self.recorder.binary(kind, self, other)
+        return (
+            self.recorder.binary(kind, other, self)
+            if swap
+            else self.recorder.binary(kind, self, other)
+        )
 
     def __add__(self, other: Any) -> Tensor:
         return self._with("Add", other)
@@ -110,7 +121,9 @@ class Tensor:
     def expand(self, *shape: Any) -> Tensor:
         sizes = list(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else list(shape)
         shift = len(sizes) - len(self.shape)
-        return self.recorder.shaped("Expand", self, [self.shape[k - shift] if s == -1 else s for k, s in enumerate(sizes)])
+        return self.recorder.shaped(
+            "Expand", self, [self.shape[k - shift] if s == -1 else s for k, s in enumerate(sizes)]
+        )
 
     def squeeze(self, dims: Any) -> Tensor:
         gone = {d % len(self.shape) for d in ([dims] if isinstance(dims, int) else dims)}
@@ -145,7 +158,8 @@ class Recorder:
             return DType("bool")
         raise Untraced(f"torch.{name}")
 
-    # -- making ----------------------------------------------------------------------------------------------------
+    # -- making
+    # ----------------------------------------------------------------------------------------------
 
     def fresh(self) -> str:
         self.count += 1
@@ -162,12 +176,15 @@ class Recorder:
             self.constants[x.name] = x.array
         return x.name
 
-    def node(self, kind: str, inputs: Sequence[str], shape: Sequence[int], dtype: str, **attrs: Any) -> Tensor:
+    def node(
+        self, kind: str, inputs: Sequence[str], shape: Sequence[int], dtype: str, **attrs: Any
+    ) -> Tensor:
         out = Tensor(self, shape, dtype, self.fresh())
         self.nodes.append(helper.make_node(kind, list(inputs), [out.name], **attrs))
         return out
 
-    # -- computing -------------------------------------------------------------------------------------------------
+    # -- computing
+    # ----------------------------------------------------------------------------------------------
 
     def binary(self, kind: str, a: Any, b: Any) -> Tensor:
         like = a if isinstance(a, Tensor) else b
@@ -198,7 +215,13 @@ class Recorder:
     def unary(self, kind: str, x: Tensor) -> Tensor:
         if x.array is not None:
             return self.constant(
-                {"Sqrt": np.sqrt, "Exp": np.exp, "Log": np.log, "Reciprocal": np.reciprocal, "Not": np.logical_not}[kind](x.array),
+                {
+                    "Sqrt": np.sqrt,
+                    "Exp": np.exp,
+                    "Log": np.log,
+                    "Reciprocal": np.reciprocal,
+                    "Not": np.logical_not,
+                }[kind](x.array),
                 x.dtype.name,
             )
         return self.node(kind, [x.name], x.shape, x.dtype.name)
@@ -211,11 +234,19 @@ class Recorder:
         return self.node("Cast", [x.name], x.shape, dtype, to=NAMES[dtype])
 
     def reduce(self, kind: str, x: Tensor, dim: Any, keepdim: bool) -> Tensor:
-        dims = list(range(x.dim())) if dim is None else sorted(d % x.dim() for d in ([dim] if isinstance(dim, int) else dim))
+        dims = (
+            list(range(x.dim()))
+            if dim is None
+            else sorted(d % x.dim() for d in ([dim] if isinstance(dim, int) else dim))
+        )
         shape = [1 if k in dims else s for k, s in enumerate(x.shape) if keepdim or k not in dims]
         if x.array is not None:
-            made = (np.sum if kind == "ReduceSum" else np.mean)(x.array, axis=tuple(dims), keepdims=keepdim)
-            return self.constant(np.asarray(made), "i64" if x.dtype.name == "bool" else x.dtype.name)
+            made = (np.sum if kind == "ReduceSum" else np.mean)(
+                x.array, axis=tuple(dims), keepdims=keepdim
+            )
+            return self.constant(
+                np.asarray(made), "i64" if x.dtype.name == "bool" else x.dtype.name
+            )
         since = 13 if kind == "ReduceSum" else 18
         if self.opset >= since:
             axes = self.named(self.constant(np.array(dims, np.int64), "i64"))
@@ -228,12 +259,19 @@ class Recorder:
         if x.array is not None:
             made = x.array.reshape(sizes) if kind == "Reshape" else np.broadcast_to(x.array, sizes)
             return self.constant(made, x.dtype.name)
-        return self.node(kind, [x.name, self.named(self.constant(np.array(sizes, np.int64), "i64"))], sizes, x.dtype.name)
+        return self.node(
+            kind,
+            [x.name, self.named(self.constant(np.array(sizes, np.int64), "i64"))],
+            sizes,
+            x.dtype.name,
+        )
 
-    # -- the part of torch that declarations use -----------------------------------------------------------------------
+    # -- the part of torch that declarations use
+    # -----------------------------------------------------------------------
 
     def where(self, mask: Tensor, a: Any, b: Any) -> Tensor:
-        """Selection. Before opset 9, which has none, a product with the mask and a sum: the same for numbers that are finite."""
+        """Selection. Before opset 9, which has none, a product with the mask and a sum: the same
+        for numbers that are finite."""
         like = a if isinstance(a, Tensor) else b
         a, b = (x if isinstance(x, Tensor) else self.scalar(x, like) for x in (a, b))
         dtype = max(a.dtype.name, b.dtype.name, key=_ORDER.index)
@@ -242,7 +280,9 @@ class Recorder:
         if all(t.array is not None for t in (mask, x, y)):
             return self.constant(np.where(mask.array, x.array, y.array), dtype)  # type: ignore[arg-type]
         if self.opset < 9:
-            return self.binary("Add", self._where_kept(mask, x), self._where_kept(self.unary("Not", mask), y))
+            return self.binary(
+                "Add", self._where_kept(mask, x), self._where_kept(self.unary("Not", mask), y)
+            )
         return self.node("Where", [self.named(mask), self.named(x), self.named(y)], shape, dtype)
 
     def _where_kept(self, mask: Tensor, x: Tensor) -> Tensor:
@@ -267,7 +307,12 @@ class Recorder:
 
     def embedding(self, table: Tensor, index: Tensor) -> Tensor:
         """Rows of ``table``."""
-        return self.node("Gather", [self.named(table), self.named(index)], [*index.shape, *table.shape[1:]], table.dtype.name)
+        return self.node(
+            "Gather",
+            [self.named(table), self.named(index)],
+            [*index.shape, *table.shape[1:]],
+            table.dtype.name,
+        )
 
     def zeros_like(self, x: Tensor) -> Tensor:
         return self.constant(np.zeros(()), x.dtype.name)

@@ -1,7 +1,8 @@
-"""Models in half precision, computed in float32: a proof is about structure, and where halves are rounded differs from kernel to kernel.
+"""Models in half precision, computed in float32: a proof is about structure, and where halves are
+rounded differs from kernel to kernel.
 
-onnxruntime has no bfloat16 on the CPU at all, and float16 only as casts around float32 that its optimiser partly removes.
-"""
+onnxruntime has no bfloat16 on the CPU at all, and float16 only as casts around float32 that its
+optimiser partly removes."""
 
 from __future__ import annotations
 
@@ -19,11 +20,18 @@ __all__ = ["widen", "widened_inputs"]
 
 Array = NDArray[Any]
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_NAMING_TYPES = ("to", "dtype", "output_dtype", "stash_type", "softmax_precision")  # attributes that hold an element type
+_NAMING_TYPES = (
+    "to",
+    "dtype",
+    "output_dtype",
+    "stash_type",
+    "softmax_precision",
+)  # attributes that hold an element type
 
 
 def widen(model: onnx.ModelProto, data: Mapping[str, Loader]) -> dict[str, Loader]:
-    """Make float32 of every half in ``model``, in place; returns ``data``, the tensors that lie apart, likewise."""
+    """Make float32 of every half in ``model``, in place; returns ``data``, the tensors that lie
+    apart, likewise."""
     out = dict(data)
     for tensor in _tensors(model):
         if tensor.data_type not in _HALVES:
@@ -32,20 +40,31 @@ def widen(model: onnx.ModelProto, data: Mapping[str, Loader]) -> dict[str, Loade
             out[tensor.name] = _wide(data[tensor.name])
             tensor.data_type = TensorProto.FLOAT
         else:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(
+                    numpy_helper.to_array(tensor).astype(np.float32), tensor.name
+                )
+            )
     for holder in _types(model):
         if holder.elem_type in _HALVES:
             holder.elem_type = TensorProto.FLOAT
     for node in _nodes(model):
         for attribute in node.attribute:
-            if attribute.name in _NAMING_TYPES and attribute.type == onnx.AttributeProto.INT and attribute.i in _HALVES:
+            if (
+                attribute.name in _NAMING_TYPES
+                and attribute.type == onnx.AttributeProto.INT
+                and attribute.i in _HALVES
+            ):
                 attribute.i = TensorProto.FLOAT
     return out
 
 
 def widened_inputs(inputs: Mapping[str, Array]) -> dict[str, Array]:
     """``inputs`` for the widened model."""
-    return {k: x.astype(np.float32) if x.dtype.name in ("float16", "bfloat16") else x for k, x in inputs.items()}
+    return {
+        k: x.astype(np.float32) if x.dtype.name in ("float16", "bfloat16") else x
+        for k, x in inputs.items()
+    }
 
 
 def _wide(load: Loader) -> Loader:

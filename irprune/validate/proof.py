@@ -1,10 +1,11 @@
-"""The proof: the original with its dropped channels silenced, against the emitted module, on random inputs.
+"""The proof: the original with its dropped channels silenced, against the emitted module, on random
+inputs.
 
-And the captured graph, uncut, against the user's own ``forward``: what both the oracle and the module come from. That is four
-forward passes, three of the original and one of the cut model. Where it leaves a question, oracle and module run once more, in
-float64: where float32 rounding leaves a doubt; where outputs are constant and would agree whatever was cut (with weights drawn at
-random); where random numbers are no inputs of the model (with the example's own).
-"""
+And the captured graph, uncut, against the user's own ``forward``: what both the oracle and the
+module come from. That is four forward passes, three of the original and one of the cut model. Where
+it leaves a question, oracle and module run once more, in float64: where float32 rounding leaves a
+doubt; where outputs are constant and would agree whatever was cut (with weights drawn at random);
+where random numbers are no inputs of the model (with the example's own)."""
 
 from __future__ import annotations
 
@@ -33,11 +34,17 @@ Remake = Callable[[Graph], tuple[Graph, torch.nn.Module]]
 Call = tuple[Sequence[Any], dict[str, Any]]
 
 
-def prove(graph: Graph, module: torch.nn.Module, remake: Remake, device: torch.device | None = None, seed: int = 0) -> Proof:
+def prove(
+    graph: Graph,
+    module: torch.nn.Module,
+    remake: Remake,
+    device: torch.device | None = None,
+    seed: int = 0,
+) -> Proof:
     """Compare ``module`` with the analysed ``graph`` whose choice it was cut by.
 
-    ``remake(graph)`` cuts a copy of the graph and gives the cut graph and its module; it is called only where float64 decides.
-    """
+    ``remake(graph)`` cuts a copy of the graph and gives the cut graph and its module; it is called
+    only where float64 decides."""
     began = time.perf_counter()
     with full_float32(), torch.random.fork_rng():
         proof = _proven(graph, module, remake, device or torch.device("cpu"), seed)
@@ -45,9 +52,14 @@ def prove(graph: Graph, module: torch.nn.Module, remake: Remake, device: torch.d
     return proof
 
 
-def _proven(graph: Graph, module: torch.nn.Module, remake: Remake, device: torch.device, seed: int) -> Proof:
+def _proven(
+    graph: Graph, module: torch.nn.Module, remake: Remake, device: torch.device, seed: int
+) -> Proof:
     structure = graph.structure
-    example, drawn = (structure.args, structure.kwargs), redraw(structure.args, structure.kwargs, seed)
+    example, drawn = (
+        (structure.args, structure.kwargs),
+        redraw(structure.args, structure.kwargs, seed),
+    )
     ours, theirs = _run(graph, module, remake, drawn, device, torch.float32, seed)
     proof = Proof(relative_error(ours, theirs), FLOAT32)
     constant = _constant(theirs)
@@ -80,12 +92,15 @@ def _proven(graph: Graph, module: torch.nn.Module, remake: Remake, device: torch
 
 
 def _captured(graph: Graph, call: Call, seed: int) -> tuple[list[torch.Tensor], float]:
-    """What the user's ``forward`` gives, in the model's own types and on its device, and the error of the uncut graph against it.
+    """What the user's ``forward`` gives, in the model's own types and on its device, and the error
+    of the uncut graph against it.
 
     The model stays as it is.
     """
     model: torch.nn.Module = graph.structure.module
-    buffers = {name: b.clone() for name, b in model.named_buffers()}  # forward may write to them, and to its arguments
+    buffers = {
+        name: b.clone() for name, b in model.named_buffers()
+    }  # forward may write to them, and to its arguments
     with torch.random.fork_rng(), evaluating(model), attributes_kept(model):
         torch.manual_seed(seed)
         args, kwargs = over_tensors((tuple(call[0]), call[1]), torch.clone)
@@ -96,19 +111,34 @@ def _captured(graph: Graph, call: Call, seed: int) -> tuple[list[torch.Tensor], 
 
 
 def _run(
-    graph: Graph, module: torch.nn.Module, remake: Remake, call: Call, device: torch.device, dtype: torch.dtype, seed: int,
+    graph: Graph,
+    module: torch.nn.Module,
+    remake: Remake,
+    call: Call,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Outputs of the module and of the silenced original, both in ``dtype`` and with the same random numbers."""
+    """Outputs of the module and of the silenced original, both in ``dtype`` and with the same
+    random numbers."""
     assert graph.kept is not None
-    args, kwargs = over_tensors((tuple(call[0]), call[1]), lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device))
+    args, kwargs = over_tensors(
+        (tuple(call[0]), call[1]),
+        lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device),
+    )
     inputs = graph_inputs(graph, args, kwargs)
     torch.manual_seed(seed)
     theirs = _in_order(graph, silenced(graph, graph.kept, inputs, dtype))
     torch.manual_seed(seed)
-    if dtype == torch.float64 and any(n.attrs.get("dtype") in ("f16", "bf16", "f32") for n in graph.nodes):
+    if dtype == torch.float64 and any(
+        n.attrs.get("dtype") in ("f16", "bf16", "f32") for n in graph.nodes
+    ):
         return _wide(graph, remake, inputs), theirs
     moved = module
-    if any(p.device != device or (p.is_floating_point() and p.dtype != dtype) for p in (*module.parameters(), *module.buffers())):
+    if any(
+        p.device != device or (p.is_floating_point() and p.dtype != dtype)
+        for p in (*module.parameters(), *module.buffers())
+    ):
         moved = copy.deepcopy(module).to(device, dtype)
     try:
         with torch.no_grad():
@@ -122,14 +152,19 @@ def _run(
 
 
 def _wide(graph: Graph, remake: Remake, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Outputs of the cut graph in float64, for a forward that names a type itself (casts, autocast): its casts are made wide."""
+    """Outputs of the cut graph in float64, for a forward that names a type itself (casts,
+    autocast): its casts are made wide."""
     return _in_order(graph, evaluate(remake(graph)[0], inputs, dtype=torch.float64))
 
 
 def graph_inputs(graph: Graph, args: Sequence[Any], kwargs: dict[str, Any]) -> list[torch.Tensor]:
     """The tensors that a call hands to the graph's inputs, in the graph's order."""
     leaves = pytree.arg_tree_leaves(*args, **kwargs)
-    placed = [(p, leaf) for p, leaf in zip(graph.structure.inputs, leaves, strict=True) if isinstance(p, int)]
+    placed = [
+        (p, leaf)
+        for p, leaf in zip(graph.structure.inputs, leaves, strict=True)
+        if isinstance(p, int)
+    ]
     return [leaf for _, leaf in sorted(placed, key=lambda pair: pair[0])]
 
 
@@ -139,7 +174,8 @@ def _in_order(graph: Graph, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _constant(outputs: list[torch.Tensor]) -> bool:
-    """Whether no output varies: such outputs agree whatever was cut. Of single numbers only zero is taken for a constant."""
+    """Whether no output varies: such outputs agree whatever was cut. Of single numbers only zero is
+    taken for a constant."""
     floats = [t for t in outputs if t.is_floating_point()]
     if floats and all(t.numel() <= 1 for t in floats):
         return all(bool((t == 0).all()) for t in floats)
@@ -148,7 +184,8 @@ def _constant(outputs: list[torch.Tensor]) -> bool:
 
 
 def _shaken(graph: Graph, seed: int) -> Graph:
-    """A copy of the graph with random numbers added to its parameters, so that zero-initialised layers pass something on."""
+    """A copy of the graph with random numbers added to its parameters, so that zero-initialised
+    layers pass something on."""
     twin = graph.copy()
     for k, weight in enumerate(twin.weights.values()):
         if weight.kind == "parameter" and weight.dtype[0] in "fb" and weight.dtype != "bool":

@@ -12,13 +12,14 @@ __all__ = ["Proof"]
 
 @dataclass
 class Proof:
-    """What was measured: ``max_error`` relative to the largest magnitude of an output, in ``dtype``, against ``tolerance``.
+    """What was measured: ``max_error`` relative to the largest magnitude of an output, in
+    ``dtype``, against ``tolerance``.
 
-    ``float32_error`` is the first measurement where float64 decided; ``capture_error`` is that of the uncut graph against the
-    user's ``forward``, None where there is none to call. ``vacuous`` says that the outputs are constant even
-    with random weights, so that nothing was proven. ``passes`` counts forward
-    passes, those of the cut model among them: four, or six where float64 had to decide.
-    """
+    ``float32_error`` is the first measurement where float64 decided; ``capture_error`` is that of
+    the uncut graph against the user's ``forward``, None where there is none to call. ``vacuous``
+    says that the outputs are constant even with random weights, so that nothing was proven.
+    ``passes`` counts forward passes, those of the cut model among them: four, or six where float64
+    had to decide."""
 
     max_error: float
     tolerance: float

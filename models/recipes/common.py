@@ -1,4 +1,5 @@
-"""What the recipes share: a trained digits net, an epoch of training with any loss, and one line about a model."""
+"""What the recipes share: a trained digits net, an epoch of training with any loss, and one line
+about a model."""
 
 from __future__ import annotations
 
@@ -24,10 +25,14 @@ def dense(epochs: int, seed: int = 0) -> tuple[nn.Module, Data]:
 
 
 def epoch(
-    model: nn.Module, data: Data, optimizer: torch.optim.Optimizer, loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    model: nn.Module,
+    data: Data,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     after: Iterable[Callable[[], None]] = (),
 ) -> None:
-    """One pass over the training images; ``loss(images, labels)`` is cross-entropy by default, ``after`` runs behind each step."""
+    """One pass over the training images; ``loss(images, labels)`` is cross-entropy by default,
+    ``after`` runs behind each step."""
     model.train()
     for index in torch.split(torch.randperm(len(data.train.labels)), 64):
         images, labels = jitter(data.train.images[index]), data.train.labels[index]

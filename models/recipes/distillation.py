@@ -1,6 +1,7 @@
-"""Train a pruned net on its original: outputs, and the results of convolutions at the channels that are left.
+"""Train a pruned net on its original: outputs, and the results of convolutions at the channels that
+are left.
 
-    python models/recipes/distillation.py
+python models/recipes/distillation.py
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ def main(epochs: int = 20, tune: int = 3) -> float:
     pruned = irprune.prune(model, (data.train.images[:2],), ratio=0.5, dynamic_shapes=BATCH)
     line("half of every width", pruned.module, data)
     optimizer = torch.optim.AdamW(pruned.module.parameters(), 2e-3)
-    with Distillation(model, pruned, layers=["blocks.0.conv2", "blocks.1.conv2"], weight=0.1) as from_teacher:
+    with Distillation(
+        model, pruned, layers=["blocks.0.conv2", "blocks.1.conv2"], weight=0.1
+    ) as from_teacher:
 
         def loss(images: Tensor, labels: Tensor) -> Tensor:
             return from_teacher(images) + 0.5 * F.cross_entropy(pruned.module(images), labels)

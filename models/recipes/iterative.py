@@ -1,6 +1,7 @@
-"""Prune in five steps with an epoch of training after each; run it again after it was stopped and it goes on to the same end.
+"""Prune in five steps with an epoch of training after each; run it again after it was stopped and
+it goes on to the same end.
 
-    python models/recipes/iterative.py run/
+python models/recipes/iterative.py run/
 """
 
 from __future__ import annotations
@@ -20,11 +21,20 @@ def main(epochs: int = 20, steps: int = 5, checkpoint: str | None = None) -> flo
     line("dense", model, data)
     share = 0.0
     with tempfile.TemporaryDirectory() as folder:
-        cuts = irprune.schedule(model, (data.train.images[:2],), ratio=0.6, steps=steps, pace="cubic",
-                                checkpoint=checkpoint or folder, dynamic_shapes=BATCH)
+        cuts = irprune.schedule(
+            model,
+            (data.train.images[:2],),
+            ratio=0.6,
+            steps=steps,
+            pace="cubic",
+            checkpoint=checkpoint or folder,
+            dynamic_shapes=BATCH,
+        )
         for pruned in cuts:
             step = pruned.report.notes[-1]
-            torch.manual_seed(crc32(step.encode()))  # a step draws the same, whether the run was stopped before it or not
+            torch.manual_seed(
+                crc32(step.encode())
+            )  # a step draws the same, whether the run was stopped before it or not
             epoch(pruned.module, data, torch.optim.AdamW(pruned.module.parameters(), 1e-3))
             share = line(step, pruned.module, data)
     return share

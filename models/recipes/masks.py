@@ -1,6 +1,6 @@
 """Two of every four weights zero, held at zero through an epoch of training.
 
-    python models/recipes/masks.py
+python models/recipes/masks.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""nn.Module out of ONNX: a graph that came from a file, with the layers that torch has in the place of what ONNX writes.
+"""nn.Module out of ONNX: a graph that came from a file, with the layers that torch has in the place
+of what ONNX writes.
 
-Weights get the names of layers (``conv1.weight``), a product with a stored matrix becomes ``nn.Linear``, a table that is read by row
-an ``nn.Embedding``; everything else is a call. The result differentiates, moves between devices and exports again.
-"""
+Weights get the names of layers (``conv1.weight``), a product with a stored matrix becomes
+``nn.Linear``, a table that is read by row an ``nn.Embedding``; everything else is a call. The
+result differentiates, moves between devices and exports again."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ _BUFFERS = ("running_mean", "running_var")
 
 
 def module_from_onnx(graph: Graph) -> nn.Module:
-    """A trainable ``nn.Module`` that computes ``graph``, captured from ONNX; called with the inputs in the file's order.
+    """A trainable ``nn.Module`` that computes ``graph``, captured from ONNX; called with the inputs
+    in the file's order.
 
     Raises IrpruneError for an operator that the table does not know.
     """
@@ -50,7 +52,8 @@ def module_from_onnx(graph: Graph) -> nn.Module:
 
 
 def layered(graph: Graph) -> Graph:
-    """A copy of ``graph`` in which stored matrices, tables and parameters stand as torch's layers have them. Axes are not kept."""
+    """A copy of ``graph`` in which stored matrices, tables and parameters stand as torch's layers
+    have them. Axes are not kept."""
     twin = graph.copy()
     twin.structure = None
     users = {id(v) for v in twin.outputs}
@@ -58,7 +61,13 @@ def layered(graph: Graph) -> Graph:
         if node.op == "matmul" or (node.op == "gemm" and _plain(node)):
             _linear(twin, node, users)
         elif node.op in ("onnx_lstm", "onnx_gru", "onnx_rnn"):
-            recurrent_layer(twin, node, lambda n, held: _free(_owner(n, held), set(twin.weights) - {v.name for _, v in held}))
+            recurrent_layer(
+                twin,
+                node,
+                lambda n, held: _free(
+                    _owner(n, held), set(twin.weights) - {v.name for _, v in held}
+                ),
+            )
         elif node.op == "gather_rows" and isinstance(node.operand(0), Weight):
             _embedding(node)
         _place(node)
@@ -73,11 +82,11 @@ def layered(graph: Graph) -> Graph:
 
 
 def trained(graph: Graph, module: nn.Module) -> Graph:
-    """A copy of ``graph`` with what ``module``, made of it by ``module_from_onnx``, holds now, as the file stores it.
+    """A copy of ``graph`` with what ``module``, made of it by ``module_from_onnx``, holds now, as
+    the file stores it.
 
-    Where a number of the file stands in the module is read off a graph whose weights hold their own places. Raises IrpruneError where
-    the module has other shapes.
-    """
+    Where a number of the file stands in the module is read off a graph whose weights hold their own
+    places. Raises IrpruneError where the module has other shapes."""
     out, places = graph.copy(), graph.copy()
     names, starts, end = list(places.weights), [], 1
     for w in places.weights.values():
@@ -85,15 +94,28 @@ def trained(graph: Graph, module: nn.Module) -> Graph:
         shape = w.type.known
         w.load = partial(_counted, end, shape)
         end += int(np.prod(shape, dtype=np.int64))  # type: ignore[arg-type]
-    held = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    held = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
     stored: dict[str, Any] = {}
     for name, w in layered(places).weights.items():
-        if name not in held or not held[name].numel() or not (where := np.asarray(w.load()).reshape(-1)).any():
+        if (
+            name not in held
+            or not held[name].numel()
+            or not (where := np.asarray(w.load()).reshape(-1)).any()
+        ):
             continue  # a counter that the file does not have
         k = bisect_right(starts, int(where[0])) - 1
-        now = as_numpy(held[name], "bf16" if "bfloat16" in str(held[name].dtype) else w.dtype).reshape(-1)
+        now = as_numpy(
+            held[name], "bf16" if "bfloat16" in str(held[name].dtype) else w.dtype
+        ).reshape(-1)
         if len(now) != len(where):
-            raise IrpruneError(f"'{name}' has another shape than the pruned model", graph.name, "export the module itself")
+            raise IrpruneError(
+                f"'{name}' has another shape than the pruned model",
+                graph.name,
+                "export the module itself",
+            )
         own = out.weights[names[k]]
         if names[k] not in stored:
             stored[names[k]] = np.array(as_numpy(own.load(), own.dtype))
@@ -129,25 +151,46 @@ def _place(node: Node) -> None:
 def _plain(node: Node) -> bool:
     """Whether a Gemm is a matrix product with a vector added."""
     a = node.attrs
-    return not a["trans_a"] and not a["trans_b"] and a["alpha"] == 1 and (not node.has(2) or (a["beta"] == 1 and node.operand(2).rank == 1))
+    return (
+        not a["trans_a"]
+        and not a["trans_b"]
+        and a["alpha"] == 1
+        and (not node.has(2) or (a["beta"] == 1 and node.operand(2).rank == 1))
+    )
 
 
 def _linear(graph: Graph, node: Node, outputs: set[int]) -> None:
     """``x @ W`` with a stored matrix that nobody else reads, and the bias that is added next."""
-    if not (node.has(1) and isinstance(node.operand(1), Weight) and node.operand(1).rank == 2 and node.operand(0).rank > 1):
+    if not (
+        node.has(1)
+        and isinstance(node.operand(1), Weight)
+        and node.operand(1).rank == 2
+        and node.operand(0).rank > 1
+    ):
         return
     w = node.operand(1)
     if len(w.users) > 1 or id(w) in outputs:
         return
     assert isinstance(w, Weight)
     rows, columns = w.shape
-    weight = Weight(w.name, TensorType(w.dtype, (columns, rows)), _transposed(w.load), w.kind, w.aliases, w.trainable)
+    weight = Weight(
+        w.name,
+        TensorType(w.dtype, (columns, rows)),
+        _transposed(w.load),
+        w.kind,
+        w.aliases,
+        w.trainable,
+    )
     graph.weights[w.name] = weight
     node.op, node.attrs = "linear", {}
     node.set_inputs([node.operand(0), weight, *node.inputs[2:]])
     if node.has(2):
         return
-    added = next(iter(node.out.users)) if len(node.out.users) == 1 and id(node.out) not in outputs else None
+    added = (
+        next(iter(node.out.users))
+        if len(node.out.users) == 1 and id(node.out) not in outputs
+        else None
+    )
     if added is None or added.op != "add" or len(added.inputs) != 2:
         return
     bias = added.operand(1) if added.operand(0) is node.out else added.operand(0)
@@ -167,10 +210,14 @@ def _transposed(load: Callable[[], Any]) -> Callable[[], Any]:
 
 def _embedding(node: Node) -> None:
     """Indices of a stored table count from the front: exporters write lookups so."""
-    node.op, node.attrs = "embedding", {"padding_idx": -1, "scale_grad_by_freq": False, "sparse": False}
+    node.op, node.attrs = (
+        "embedding",
+        {"padding_idx": -1, "scale_grad_by_freq": False, "sparse": False},
+    )
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
+# -- names
+# --------------------------------------------------------------------------------------------------
 
 
 def _name_layers(graph: Graph) -> None:
@@ -181,17 +228,23 @@ def _name_layers(graph: Graph) -> None:
         names = _STATE.get(node.op)
         if names is None:
             continue
-        held = [(own, v) for own, v in zip(names, node.inputs, strict=False) if own and v is not None]
+        held = [
+            (own, v) for own, v in zip(names, node.inputs, strict=False) if own and v is not None
+        ]
         if not all(isinstance(v, Weight) and len(v.users) == 1 for _, v in held) or not held:
             continue
         named = len({v.name.rpartition(".")[0] for _, v in held}) == 1 and all(
             v.name.rpartition(".")[2] == own and "." in v.name for own, v in held
         )
         owner = held[0][1].name.rpartition(".")[0] if named else _owner(node, held)
-        owner = _free(owner, taken - {v.name for _, v in held})  # a bias that another operator adds is none of the layer's
+        owner = _free(
+            owner, taken - {v.name for _, v in held}
+        )  # a bias that another operator adds is none of the layer's
         if node.op == "batch_norm":
             counter = f"{owner}.num_batches_tracked"
-            graph.add_weight(Weight(counter, TensorType("i64", ()), lambda: np.zeros((), np.int64), "buffer"))
+            graph.add_weight(
+                Weight(counter, TensorType("i64", ()), lambda: np.zeros((), np.int64), "buffer")
+            )
         for own, v in held:
             renamed[v.name] = f"{owner}.{own}"
             taken.add(f"{owner}.{own}")
@@ -200,13 +253,16 @@ def _name_layers(graph: Graph) -> None:
                 assert isinstance(v, Weight)
                 v.kind = "buffer"
     for name, w in graph.weights.items():
-        if name not in renamed and (numbered := _NUMBERED.fullmatch(name)):  # torch's exporter gives these names anew
+        if name not in renamed and (
+            numbered := _NUMBERED.fullmatch(name)
+        ):  # torch's exporter gives these names anew
             renamed[name] = w.name = f"constant_{numbered[1]}"
     graph.weights = {renamed.get(name, name): w for name, w in graph.weights.items()}
 
 
 def _owner(node: Node, held: list[tuple[str, Value]]) -> str:
-    """Where the layer hangs: by its weight's own name, by the node's path (``/layer1/layer1.0/conv1/Conv``), or by its result."""
+    """Where the layer hangs: by its weight's own name, by the node's path
+    (``/layer1/layer1.0/conv1/Conv``), or by its result."""
     for own, v in held:
         place, _, last = v.name.rpartition(".")
         if place and last == own:
@@ -218,7 +274,10 @@ def _owner(node: Node, held: list[tuple[str, Value]]) -> str:
         else:
             parts.append(part)
     name = ".".join(parts) or f"{node.op}_{node.out.name}"
-    return ".".join("".join(c if c.isalnum() or c == "_" else "_" for c in piece) or "_" for piece in name.split("."))
+    return ".".join(
+        "".join(c if c.isalnum() or c == "_" else "_" for c in piece) or "_"
+        for piece in name.split(".")
+    )
 
 
 def _free(owner: str, taken: set[str]) -> str:

@@ -1,8 +1,7 @@
 """LSTM, GRU and RNN nodes of ONNX as torch's own layers, where torch has what they compute.
 
-ONNX keeps both directions in one tensor, orders the gates otherwise (i o f c and z r h, where torch has i f g o and r z n) and gives
-the directions a dimension of their own.
-"""
+ONNX keeps both directions in one tensor, orders the gates otherwise (i o f c and z r h, where torch
+has i f g o and r z n) and gives the directions a dimension of their own."""
 
 from __future__ import annotations
 
@@ -16,15 +15,25 @@ from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 __all__ = ["recurrent_layer"]
 
 _ORDER = {"onnx_lstm": (0, 2, 3, 1), "onnx_gru": (1, 0, 2), "onnx_rnn": (0,)}
-_DEFAULT = {"onnx_lstm": ["Sigmoid", "Tanh", "Tanh"], "onnx_gru": ["Sigmoid", "Tanh"], "onnx_rnn": ["Tanh"]}
+_DEFAULT = {
+    "onnx_lstm": ["Sigmoid", "Tanh", "Tanh"],
+    "onnx_gru": ["Sigmoid", "Tanh"],
+    "onnx_rnn": ["Tanh"],
+}
 
 
-def recurrent_layer(graph: Graph, node: Node, owner: Callable[[Node, list[tuple[str, Value]]], str]) -> bool:
-    """Put an ATen layer in the place of ``node``, its weights under ``owner``; False where torch has no such layer."""
+def recurrent_layer(
+    graph: Graph, node: Node, owner: Callable[[Node, list[tuple[str, Value]]], str]
+) -> bool:
+    """Put an ATen layer in the place of ``node``, its weights under ``owner``; False where torch
+    has no such layer."""
     target = _target(node)
     if not target:
         return False
-    ways, width = (2 if node.attrs["direction"] == "bidirectional" else 1), node.attrs["hidden_size"]
+    ways, width = (
+        (2 if node.attrs["direction"] == "bidirectional" else 1),
+        node.attrs["hidden_size"],
+    )
     place = owner(node, [("weight", node.operand(1))])
     params = _parameters(graph, node, place, ways, width)
     stored = [v for v in node.inputs[1:4] if isinstance(v, Weight)]
@@ -35,24 +44,66 @@ def recurrent_layer(graph: Graph, node: Node, owner: Callable[[Node, list[tuple[
     for k in range(states):
         given = node.inputs[5 + k] if node.has(5 + k) else None
         if given is None:
-            attrs = {"size": [ways, batch, width], "fill_value": 0.0, "dtype": kind, "device": "cpu"}
+            attrs = {
+                "size": [ways, batch, width],
+                "fill_value": 0.0,
+                "dtype": kind,
+                "device": "cpu",
+            }
             shape = TensorType(kind, (ways, batch, width))
-            given = graph.add("full", [], attrs, [(f"{node.out.name}.state{k}", shape)], before=node).out
+            given = graph.add(
+                "full", [], attrs, [(f"{node.out.name}.state{k}", shape)], before=node
+            ).out
         held.append(given)
-    attrs = {"has_biases": node.has(3), "num_layers": 1, "dropout": 0.0, "train": False, "bidirectional": ways == 2, "batch_first": False}
+    attrs = {
+        "has_biases": node.has(3),
+        "num_layers": 1,
+        "dropout": 0.0,
+        "train": False,
+        "bidirectional": ways == 2,
+        "batch_first": False,
+    }
     first = 1 + states
-    layout = (("input", 0), ("hx", tuple(range(1, first)) if states == 2 else 1), ("params", tuple(range(first, first + len(params)))))
-    types = [TensorType(kind, (time, batch, ways * width)), *[TensorType(kind, (ways, batch, width))] * states]
+    layout = (
+        ("input", 0),
+        ("hx", tuple(range(1, first)) if states == 2 else 1),
+        ("params", tuple(range(first, first + len(params)))),
+    )
+    types = [
+        TensorType(kind, (time, batch, ways * width)),
+        *[TensorType(kind, (ways, batch, width))] * states,
+    ]
     names = [f"{node.out.name}.run", *(f"{node.out.name}.last{k}" for k in range(states))]
     origin = Origin("aten", target, layout, place)
-    made = graph.add(target.split(".")[1], [x, *held, *params], attrs, list(zip(names, types, strict=True)), origin, before=node)
+    made = graph.add(
+        target.split(".")[1],
+        [x, *held, *params],
+        attrs,
+        list(zip(names, types, strict=True)),
+        origin,
+        before=node,
+    )
     whole = TensorType(kind, (time, ways, batch, width))
     if ways == 1:
-        spread = graph.add("unsqueeze", [made.out], {"dim": 1}, [(f"{node.out.name}.each", whole)], before=node).out
+        spread = graph.add(
+            "unsqueeze", [made.out], {"dim": 1}, [(f"{node.out.name}.each", whole)], before=node
+        ).out
     else:
         open_ = TensorType(kind, (time, batch, ways, width))
-        parts = graph.add("reshape", [made.out], {"shape": [*open_.known]}, [(f"{node.out.name}.parts", open_)], before=node).out
-        spread = graph.add("permute", [parts], {"dims": [0, 2, 1, 3]}, [(f"{node.out.name}.each", whole)], before=node).out
+        parts = graph.add(
+            "reshape",
+            [made.out],
+            {"shape": [*open_.known]},
+            [(f"{node.out.name}.parts", open_)],
+            before=node,
+        ).out
+        spread = graph.add(
+            "permute",
+            [parts],
+            {"dims": [0, 2, 1, 3]},
+            [(f"{node.out.name}.each", whole)],
+            before=node,
+        ).out
     for old, new in zip(node.outputs, [spread, *made.outputs[1:]], strict=False):
         graph.replace(old, new)
     graph.remove(node)
@@ -67,9 +118,20 @@ def _target(node: Node) -> str:
     a = node.attrs
     ways = 2 if a["direction"] == "bidirectional" else 1
     used = a["activations"] or _DEFAULT[node.op] * ways
-    if a["direction"] == "reverse" or a["layout"] or a["clip"] is not None or a.get("input_forget") or node.has(4) or node.has(7):
+    if (
+        a["direction"] == "reverse"
+        or a["layout"]
+        or a["clip"] is not None
+        or a.get("input_forget")
+        or node.has(4)
+        or node.has(7)
+    ):
         return ""
-    if not all(isinstance(node.operand(i), Weight) and len(node.operand(i).users) == 1 for i in (1, 2, 3) if node.has(i)):
+    if not all(
+        isinstance(node.operand(i), Weight) and len(node.operand(i).users) == 1
+        for i in (1, 2, 3)
+        if node.has(i)
+    ):
         return ""
     if node.op == "onnx_rnn" and used in (["Tanh"] * ways, ["Relu"] * ways):
         return f"aten.rnn_{used[0].lower()}.input"
@@ -89,21 +151,45 @@ def _parameters(graph: Graph, node: Node, place: str, ways: int, width: int) -> 
             stored = node.operand(i)
             assert isinstance(stored, Weight)
             kind = TensorType(stored.dtype, (rows, stored.shape[2]))
-            made.append(_weight(graph, f"{place}.{name}{end}", kind, stored, _gates(stored, way, 0, order, width)))
+            made.append(
+                _weight(
+                    graph,
+                    f"{place}.{name}{end}",
+                    kind,
+                    stored,
+                    _gates(stored, way, 0, order, width),
+                )
+            )
         if node.has(3):
             stored = node.operand(3)
             assert isinstance(stored, Weight)
             for k, name in enumerate(("bias_ih", "bias_hh")):
                 load = _gates(stored, way, k * rows, order, width)
-                made.append(_weight(graph, f"{place}.{name}{end}", TensorType(stored.dtype, (rows,)), stored, load))
+                made.append(
+                    _weight(
+                        graph,
+                        f"{place}.{name}{end}",
+                        TensorType(stored.dtype, (rows,)),
+                        stored,
+                        load,
+                    )
+                )
     return made
 
 
-def _weight(graph: Graph, name: str, kind: TensorType, stored: Weight, load: Callable[[], Any]) -> Weight:
-    return graph.add_weight(Weight(name, kind, load, "parameter", trainable=stored.trainable or stored.kind == "parameter"))
+def _weight(
+    graph: Graph, name: str, kind: TensorType, stored: Weight, load: Callable[[], Any]
+) -> Weight:
+    return graph.add_weight(
+        Weight(
+            name, kind, load, "parameter", trainable=stored.trainable or stored.kind == "parameter"
+        )
+    )
 
 
-def _gates(stored: Weight, way: int, start: int, order: tuple[int, ...], width: int) -> Callable[[], Any]:
+def _gates(
+    stored: Weight, way: int, start: int, order: tuple[int, ...], width: int
+) -> Callable[[], Any]:
     """The rows of direction ``way`` from ``start`` on, gates in torch's ``order``."""
 
     def load() -> Any:

@@ -1,8 +1,8 @@
 """ONNX out of an emitted module, through ``torch.onnx.export(dynamo=True)``.
 
-Names of inputs follow the parameters of ``forward``, names of outputs the structure of its result; dynamic sizes stay
-dynamic. The file is written aside and renamed, its weights beside it only where protobuf's 2 GB demand it.
-"""
+Names of inputs follow the parameters of ``forward``, names of outputs the structure of its result;
+dynamic sizes stay dynamic. The file is written aside and renamed, its weights beside it only where
+protobuf's 2 GB demand it."""
 
 from __future__ import annotations
 
@@ -22,28 +22,50 @@ from irprune.errors import IrpruneError
 
 __all__ = ["array_of", "export_onnx", "feed_of", "input_names", "output_names"]
 
-LIMIT = 1_800_000_000  # bytes of weights up to which one protobuf file is written; the format's own limit is 2 GiB
+# bytes of weights up to which one protobuf file is written; the format's own limit is 2 GiB
+LIMIT = 1_800_000_000
 
 
-def export_onnx(module: torch.nn.Module, structure: Any, path: str | Path, opset: int | None = None) -> Path:
-    """Write ``module``, called as ``structure`` records, to ``path``. Raises IrpruneError where torch's exporter refuses."""
+def export_onnx(
+    module: torch.nn.Module, structure: Any, path: str | Path, opset: int | None = None
+) -> Path:
+    """Write ``module``, called as ``structure`` records, to ``path``. Raises IrpruneError where
+    torch's exporter refuses."""
     path = Path(path)
     size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     with aside(path) as draft, quiet():
         target = draft / path.name
         try:
-            program = exportable(torch.export.export(
-                module, tuple(structure.args), dict(structure.kwargs), dynamic_shapes=structure.dynamic_shapes, strict=False))
+            program = exportable(
+                torch.export.export(
+                    module,
+                    tuple(structure.args),
+                    dict(structure.kwargs),
+                    dynamic_shapes=structure.dynamic_shapes,
+                    strict=False,
+                )
+            )
             torch.onnx.export(
-                program, f=str(target), dynamo=True, verbose=False, opset_version=opset, custom_translation_table=translations(program),
-                input_names=input_names(structure), output_names=output_names(structure), dynamic_shapes=structure.dynamic_shapes,
-                external_data=size > LIMIT, artifacts_dir=str(draft),
+                program,
+                f=str(target),
+                dynamo=True,
+                verbose=False,
+                opset_version=opset,
+                custom_translation_table=translations(program),
+                input_names=input_names(structure),
+                output_names=output_names(structure),
+                dynamic_shapes=structure.dynamic_shapes,
+                external_data=size > LIMIT,
+                artifacts_dir=str(draft),
             )
         except (IrpruneError, OSError):
             raise
         except Exception as refused:  # the exporter wraps every failure in classes of its own
-            raise IrpruneError(f"torch.onnx.export refuses the pruned module: {_gist(refused)}", str(path),
-                               "the module itself is sound: use it, or the .pt2 file") from refused
+            raise IrpruneError(
+                f"torch.onnx.export refuses the pruned module: {_gist(refused)}",
+                str(path),
+                "the module itself is sound: use it, or the .pt2 file",
+            ) from refused
         _without_traces(target)
     return path
 
@@ -59,30 +81,43 @@ def _gist(refused: BaseException) -> str:
 def input_names(structure: Any) -> list[str]:
     """A name for each tensor that a call takes, in order."""
     args, kwargs = (s.children() for s in structure.in_spec.children())
-    names = list(structure.names)[:len(args)]
+    names = list(structure.names)[: len(args)]
     names += [f"input_{i}" for i in range(len(names), len(args))]
     keys = list(structure.in_spec.children()[1].context or ())
-    leaves = [x for name, spec in zip((*names, *keys), (*args, *kwargs), strict=True) for x in paths(spec, name)]
+    leaves = [
+        x
+        for name, spec in zip((*names, *keys), (*args, *kwargs), strict=True)
+        for x in paths(spec, name)
+    ]
     return [x for x, place in zip(leaves, structure.inputs, strict=True) if isinstance(place, int)]
 
 
 def output_names(structure: Any) -> list[str]:
-    """A name for each tensor that a call returns, in order: the fields of the result, ``output`` for one that has none."""
+    """A name for each tensor that a call returns, in order: the fields of the result, ``output``
+    for one that has none."""
     out = []
     for name, place in zip(paths(structure.out_spec), structure.outputs, strict=True):
         if isinstance(place, int):
-            out.append(name if name and not name[0].isdigit() else f"output_{name}" if name else "output")
+            out.append(
+                name if name and not name[0].isdigit() else f"output_{name}" if name else "output"
+            )
     taken = set(input_names(structure))
     return [f"{name}_out" if name in taken else name for name in out]
 
 
-def feed_of(args: Sequence[Any], kwargs: dict[str, Any], structure: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def feed_of(
+    args: Sequence[Any], kwargs: dict[str, Any], structure: Any, names: Sequence[str]
+) -> dict[str, NDArray[Any]]:
     """What onnxruntime is fed for a call: numpy arrays by the file's input ``names``."""
     leaves = pytree.arg_tree_leaves(*args, **kwargs)
     tensors = dict(zip(input_names(structure), _tensors(leaves, structure), strict=True))
     missing = [n for n in names if n not in tensors]
     if missing:
-        raise IrpruneError(f"the file takes {missing[0]!r}, the model has {', '.join(tensors)}", "", "export the model again")
+        raise IrpruneError(
+            f"the file takes {missing[0]!r}, the model has {', '.join(tensors)}",
+            "",
+            "export the model again",
+        )
     return {n: array_of(tensors[n]) for n in names}
 
 
@@ -111,7 +146,8 @@ def array_of(tensor: torch.Tensor) -> NDArray[Any]:
 
 
 def _without_traces(path: Path) -> None:
-    """Drop the stack traces that the exporter writes beside every node: larger than the nodes, and of a machine's own paths."""
+    """Drop the stack traces that the exporter writes beside every node: larger than the nodes, and
+    of a machine's own paths."""
     import onnx
 
     model = onnx.load(str(path), load_external_data=False)

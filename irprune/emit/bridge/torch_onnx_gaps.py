@@ -1,4 +1,5 @@
-"""What torch's ONNX exporter cannot say of itself: programs made ready for it, and operators that it has no function for."""
+"""What torch's ONNX exporter cannot say of itself: programs made ready for it, and operators that
+it has no function for."""
 
 from __future__ import annotations
 
@@ -11,46 +12,71 @@ __all__ = ["exportable", "translations"]
 
 
 def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """``program``, changed in place, with a copy in front of each reshape of what was transposed, complex numbers unsqueezed as pairs,
-    attention in four dimensions, and a bound that bounds nothing between a pad and a max pool.
+    """``program``, changed in place, with a copy in front of each reshape of what was transposed,
+    complex numbers unsqueezed as pairs, attention in four dimensions, and a bound that bounds
+    nothing between a pad and a max pool.
 
-    The exporter makes a reshape a view where the strides at hand allow one, then takes attention for products whose results lie
-    otherwise in memory, and refuses the view of their transpose. The copies leave no trace in the file.
-    onnxruntime 1.31 takes zeros that are padded in front of a max pool for the pool's own padding, which never wins a maximum.
-    """
+    The exporter makes a reshape a view where the strides at hand allow one, then takes attention
+    for products whose results lie otherwise in memory, and refuses the view of their transpose. The
+    copies leave no trace in the file. onnxruntime 1.31 takes zeros that are padded in front of a
+    max pool for the pool's own padding, which never wins a maximum."""
     graph = program.graph
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.scaled_dot_product_attention.default:
             _in_four_dimensions(graph, node)
         if node.target in _VIEWS and node.args[0].target in _TURNED:
             with graph.inserting_before(node):
-                copy = _inserted(graph, torch.ops.aten.clone.default, node.args[0], memory_format=torch.contiguous_format)
+                copy = _inserted(
+                    graph,
+                    torch.ops.aten.clone.default,
+                    node.args[0],
+                    memory_format=torch.contiguous_format,
+                )
             node.replace_input_with(node.args[0], copy)
         elif node.target is torch.ops.aten.unsqueeze.default and node.meta["val"].is_complex():
             source, dim = node.args
             with graph.inserting_before(node):
                 pairs = _inserted(graph, torch.ops.aten.view_as_real.default, source)
-                opened = _inserted(graph, torch.ops.aten.unsqueeze.default, pairs, dim if dim >= 0 else dim - 1)
+                opened = _inserted(
+                    graph, torch.ops.aten.unsqueeze.default, pairs, dim if dim >= 0 else dim - 1
+                )
             node.target, node.args = torch.ops.aten.view_as_complex.default, (opened,)
-        elif node.target in _MAX_POOLS and node.args[0].target in _PADS and node.meta["val"].is_floating_point():
+        elif (
+            node.target in _MAX_POOLS
+            and node.args[0].target in _PADS
+            and node.meta["val"].is_floating_point()
+        ):
             with graph.inserting_before(node):
-                bound = _inserted(graph, torch.ops.aten.clamp.default, node.args[0], torch.finfo(node.meta["val"].dtype).min)
+                bound = _inserted(
+                    graph,
+                    torch.ops.aten.clamp.default,
+                    node.args[0],
+                    torch.finfo(node.meta["val"].dtype).min,
+                )
             node.replace_input_with(node.args[0], bound)
     program.graph_module.recompile()
     return program
 
 
 def _in_four_dimensions(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
-    """Attention over more or fewer leading dimensions than one, which the exporter refuses, with these as one; left as it is where more
-    than one of them has no known size."""
+    """Attention over more or fewer leading dimensions than one, which the exporter refuses, with
+    these as one; left as it is where more than one of them has no known size."""
     operands: Any = node.args
     query, key, value, *rest = operands
     lead = query.meta["val"].shape[:-3]
     mask: Any = rest[0] if rest else None
-    unknown = [n for x in (query, key, value) for n in x.meta["val"].shape[-3:] if not isinstance(n, int)]
-    if len(lead) == 1 or query.meta["val"].dim() < 3 or (len(lead) > 1 and (unknown or sum(not isinstance(n, int) for n in lead) > 1)):
+    unknown = [
+        n for x in (query, key, value) for n in x.meta["val"].shape[-3:] if not isinstance(n, int)
+    ]
+    if (
+        len(lead) == 1
+        or query.meta["val"].dim() < 3
+        or (len(lead) > 1 and (unknown or sum(not isinstance(n, int) for n in lead) > 1))
+    ):
         return
-    own = mask is not None and mask.meta["val"].dim() > 3  # a mask of its own for each leading index
+    own = (
+        mask is not None and mask.meta["val"].dim() > 3
+    )  # a mask of its own for each leading index
     narrow = own and mask.meta["val"].shape[:-3] != lead
     if narrow and not all(isinstance(n, int) for n in lead):
         return
@@ -64,7 +90,16 @@ def _in_four_dimensions(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
         if narrow:
             mask = _inserted(graph, torch.ops.aten.expand.default, mask, [*lead, -1, -1, -1])
         mask = folded(mask) if own else mask
-        made = _inserted(graph, node.target, folded(query), folded(key), folded(value), *([mask] if rest else []), *rest[1:], **node.kwargs)
+        made = _inserted(
+            graph,
+            node.target,
+            folded(query),
+            folded(key),
+            folded(value),
+            *([mask] if rest else []),
+            *rest[1:],
+            **node.kwargs,
+        )
         if lead:
             sizes = [n if isinstance(n, int) else -1 for n in node.meta["val"].shape]
             out = _inserted(graph, torch.ops.aten.reshape.default, made, sizes)
@@ -75,7 +110,9 @@ def _in_four_dimensions(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     graph.erase_node(node)
 
 
-def _inserted(graph: torch.fx.Graph, target: Any, source: torch.fx.Node, *rest: Any, **options: Any) -> torch.fx.Node:
+def _inserted(
+    graph: torch.fx.Graph, target: Any, source: torch.fx.Node, *rest: Any, **options: Any
+) -> torch.fx.Node:
     """A new node that calls ``target`` on the result of ``source``."""
     node = graph.call_function(target, (source, *rest), options)
     values = [x.meta["val"] if isinstance(x, torch.fx.Node) else x for x in (source, *rest)]
@@ -83,21 +120,35 @@ def _inserted(graph: torch.fx.Graph, target: Any, source: torch.fx.Node, *rest: 
     return node
 
 
-_VIEWS = (torch.ops.aten.flatten.using_ints, torch.ops.aten.reshape.default, torch.ops.aten.view.default,
-          torch.ops.aten._unsafe_view.default)
+_VIEWS = (
+    torch.ops.aten.flatten.using_ints,
+    torch.ops.aten.reshape.default,
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+)
 _TURNED = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
 _PADS = (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default)
-_MAX_POOLS = (torch.ops.aten.max_pool1d.default, torch.ops.aten.max_pool2d.default, torch.ops.aten.max_pool3d.default)
+_MAX_POOLS = (
+    torch.ops.aten.max_pool1d.default,
+    torch.ops.aten.max_pool2d.default,
+    torch.ops.aten.max_pool3d.default,
+)
 
 
-def translations(program: torch.export.ExportedProgram) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """ONNX functions for the operators in ``program`` of which the exporter has none that serves, as its ``custom_translation_table``."""
-    targets = dict.fromkeys(node.target for node in program.graph.nodes if node.op == "call_function")
+def translations(
+    program: torch.export.ExportedProgram,
+) -> dict[Callable[..., Any], Callable[..., Any]]:
+    """ONNX functions for the operators in ``program`` of which the exporter has none that serves,
+    as its ``custom_translation_table``."""
+    targets = dict.fromkeys(
+        node.target for node in program.graph.nodes if node.op == "call_function"
+    )
     return {t: _GAPS[str(t)] for t in targets if str(t) in _GAPS}
 
 
 def _grouped_mm(input: Any, weight: Any, offs: Any) -> Any:
-    """Rows ``offs[i-1]:offs[i]`` of ``input`` (rows, k) times matrix i of ``weight`` (groups, k, n): (rows, n)."""
+    """Rows ``offs[i-1]:offs[i]`` of ``input`` (rows, k) times matrix i of ``weight`` (groups, k,
+    n): (rows, n)."""
     import onnxscript
 
     op: Any = onnxscript.opset18
@@ -105,7 +156,9 @@ def _grouped_mm(input: Any, weight: Any, offs: Any) -> Any:
     starts = op.Concat(op.Constant(value_ints=[0]), op.Slice(ends, [0], [-1], [0]), axis=0)
     parts = []
     for i in range(weight.shape[0]):
-        rows = op.Slice(input, op.Slice(starts, [i], [i + 1], [0]), op.Slice(ends, [i], [i + 1], [0]), [0])
+        rows = op.Slice(
+            input, op.Slice(starts, [i], [i + 1], [0]), op.Slice(ends, [i], [i + 1], [0]), [0]
+        )
         parts.append(op.MatMul(rows, op.Gather(weight, i, axis=0)))
     return op.Concat(*parts, axis=0)
 
@@ -113,20 +166,29 @@ def _grouped_mm(input: Any, weight: Any, offs: Any) -> Any:
 def _index_add(self: Any, dim: int, index: Any, source: Any, alpha: float = 1) -> Any:
     """``self`` with the rows of ``source`` added at ``index`` along ``dim``.
 
-    The exporter's own way is ScatterND, whose threads lose additions on onnxruntime where an index comes twice
-    (github.com/microsoft/onnxruntime/issues/23396).
-    """
+    The exporter's own way is ScatterND, whose threads lose additions on onnxruntime where an index
+    comes twice (github.com/microsoft/onnxruntime/issues/23396)."""
     import onnxscript
 
     op: Any = onnxscript.opset18
     rank = len(source.shape)
-    at = op.Reshape(op.Cast(index, to=7), op.Constant(value_ints=[-1 if d == dim % rank else 1 for d in range(rank)]))
-    added = source if alpha == 1 else op.Mul(source, op.CastLike(op.Constant(value_float=float(alpha)), source))
-    return op.ScatterElements(self, op.Expand(at, op.Shape(source)), added, axis=dim, reduction="add")
+    at = op.Reshape(
+        op.Cast(index, to=7),
+        op.Constant(value_ints=[-1 if d == dim % rank else 1 for d in range(rank)]),
+    )
+    added = (
+        source
+        if alpha == 1
+        else op.Mul(source, op.CastLike(op.Constant(value_float=float(alpha)), source))
+    )
+    return op.ScatterElements(
+        self, op.Expand(at, op.Shape(source)), added, axis=dim, reduction="add"
+    )
 
 
 def _erfinv(self: Any) -> Any:
-    """The inverse of the error function, to 4e-7 of its value: M. Giles, "Approximating the erfinv function", GPU Computing Gems, 2011."""
+    """The inverse of the error function, to 4e-7 of its value: M. Giles, "Approximating the erfinv
+    function", GPU Computing Gems, 2011."""
     import onnxscript
 
     op: Any = onnxscript.opset18
@@ -146,10 +208,28 @@ def _erfinv(self: Any) -> Any:
     return op.Mul(found, self)
 
 
-_CENTRE = (2.81022636e-08, 3.43273939e-07, -3.5233877e-06, -4.39150654e-06, 0.00021858087, -0.00125372503, -0.00417768164, 0.246640727,
-           1.50140941)
-_TAILS = (-0.000200214257, 0.000100950558, 0.00134934322, -0.00367342844, 0.00573950773, -0.0076224613, 0.00943887047, 1.00167406,
-          2.83297682)
+_CENTRE = (
+    2.81022636e-08,
+    3.43273939e-07,
+    -3.5233877e-06,
+    -4.39150654e-06,
+    0.00021858087,
+    -0.00125372503,
+    -0.00417768164,
+    0.246640727,
+    1.50140941,
+)
+_TAILS = (
+    -0.000200214257,
+    0.000100950558,
+    0.00134934322,
+    -0.00367342844,
+    0.00573950773,
+    -0.0076224613,
+    0.00943887047,
+    1.00167406,
+    2.83297682,
+)
 
 _GAPS: dict[str, Callable[..., Any]] = {
     "transformers.grouped_mm_fallback.default": _grouped_mm,

@@ -1,4 +1,5 @@
-"""Edits of an ONNX node: attributes, constant inputs, sizes computed where they are known only at run time."""
+"""Edits of an ONNX node: attributes, constant inputs, sizes computed where they are known only at
+run time."""
 
 from __future__ import annotations
 
@@ -20,14 +21,18 @@ from irprune.ir.size import Size, Sym, same
 __all__ = ["NodeEdit", "SizeNodes", "tensor_of"]
 
 
-def tensor_of(name: str, array: NDArray[Any], like: onnx.TensorProto | None = None) -> onnx.TensorProto:
+def tensor_of(
+    name: str, array: NDArray[Any], like: onnx.TensorProto | None = None
+) -> onnx.TensorProto:
     """``array`` as a tensor of the model; doc string and metadata are those of ``like``."""
     made = numpy_helper.from_array(np.ascontiguousarray(array) if array.ndim else array, name)
     if like is not None:
         made.doc_string = like.doc_string
         made.metadata_props.extend(like.metadata_props)
         if made.data_type != like.data_type:
-            raise IrpruneError(f"'{name}' changed its element type from {like.data_type} to {made.data_type}")
+            raise IrpruneError(
+                f"'{name}' changed its element type from {like.data_type} to {made.data_type}"
+            )
     return made
 
 
@@ -43,7 +48,8 @@ class Model(Protocol):
         """What the tensor ``name`` holds now; None where it is not known."""
 
     def constant(self, name: str, array: NDArray[Any], index: int, slot: int) -> str:
-        """The name of a tensor that holds ``array``, for input ``slot`` of node ``index``, which read ``name``."""
+        """The name of a tensor that holds ``array``, for input ``slot`` of node ``index``, which
+        read ``name``."""
 
 
 class NodeEdit:
@@ -70,7 +76,9 @@ class NodeEdit:
 
     def sizes(self, i: int, dims: Sequence[int]) -> list[Size]:
         """Sizes of input ``i`` before pruning."""
-        shape = self.emitter.source.types[self.emitter.original.graph.node[self.index].input[i]].known
+        shape = self.emitter.source.types[
+            self.emitter.original.graph.node[self.index].input[i]
+        ].known
         return [shape[d] for d in dims]
 
     def attr(self, name: str, value: Any) -> None:
@@ -99,7 +107,11 @@ class NodeEdit:
     def input(self, i: int, value: Sequence[Size], dtype: str = "i64") -> None:
         """Let input ``i`` hold ``value``; left alone where it does."""
         now = self.value(i)
-        if now is not None and len(now) == len(value) and all(_equal(a, b) for a, b in zip(now, value, strict=True)):
+        if (
+            now is not None
+            and len(now) == len(value)
+            and all(_equal(a, b) for a, b in zip(now, value, strict=True))
+        ):
             return
         while len(self.node.input) <= i:
             self.node.input.append("")
@@ -157,14 +169,37 @@ class SizeNodes:
             value, dim = self.symbols[tree.id]
             shape = self._node("Shape", [value], before, f"{hint}_shape")
             return self._node(
-                "Gather", [shape, self.constant(f"{hint}_dim", np.array([dim], np.int64))], before, f"{hint}_{tree.id}", axis=0
+                "Gather",
+                [shape, self.constant(f"{hint}_dim", np.array([dim], np.int64))],
+                before,
+                f"{hint}_{tree.id}",
+                axis=0,
             )
         if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
             return self._node("Neg", [self._compile(tree.operand, before, hint)], before, hint)
-        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and tree.func.id in ("min", "max"):
-            return self._node(tree.func.id.capitalize(), [self._compile(a, before, hint) for a in tree.args], before, hint)
-        kinds: dict[type, str] = {ast.Add: "Add", ast.Sub: "Sub", ast.Mult: "Mul", ast.FloorDiv: "Div", ast.Mod: "Mod"}
+        if (
+            isinstance(tree, ast.Call)
+            and isinstance(tree.func, ast.Name)
+            and tree.func.id in ("min", "max")
+        ):
+            return self._node(
+                tree.func.id.capitalize(),
+                [self._compile(a, before, hint) for a in tree.args],
+                before,
+                hint,
+            )
+        kinds: dict[type, str] = {
+            ast.Add: "Add",
+            ast.Sub: "Sub",
+            ast.Mult: "Mul",
+            ast.FloorDiv: "Div",
+            ast.Mod: "Mod",
+        }
         if isinstance(tree, ast.BinOp) and type(tree.op) in kinds:
             both = [self._compile(tree.left, before, hint), self._compile(tree.right, before, hint)]
             return self._node(kinds[type(tree.op)], both, before, hint)
-        raise IrpruneError(f"a size that depends on '{ast.unparse(tree)}' cannot be written", hint, "export the model with static shapes")
+        raise IrpruneError(
+            f"a size that depends on '{ast.unparse(tree)}' cannot be written",
+            hint,
+            "export the model with static shapes",
+        )

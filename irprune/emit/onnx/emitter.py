@@ -1,8 +1,9 @@
-"""ONNX out of a graph that came from ONNX: the file that came in, in which only what pruning changed is edited.
+"""ONNX out of a graph that came from ONNX: the file that came in, in which only what pruning
+changed is edited.
 
-Initializers, size attributes, shape constants and value_info change; names, order, opsets, metadata, doc strings and everything
-that nobody asked about stay as they are. A tensor whose users want different parts of it is given a copy for each.
-"""
+Initializers, size attributes, shape constants and value_info change; names, order, opsets,
+metadata, doc strings and everything that nobody asked about stay as they are. A tensor whose users
+want different parts of it is given a copy for each."""
 
 from __future__ import annotations
 
@@ -37,16 +38,18 @@ Array = NDArray[Any]
 
 
 def emit_onnx(graph: Graph) -> onnx.ModelProto:
-    """The model of a graph that was captured from ONNX, after passes changed it. Raises IrpruneError for what the file cannot say."""
+    """The model of a graph that was captured from ONNX, after passes changed it. Raises
+    IrpruneError for what the file cannot say."""
     emitter = Emitter(graph)
     return filled(emitter.emit(), emitter.data)
 
 
 def write_onnx(graph: Graph, path: str | Path) -> Path:
-    """Write the model of ``graph``; weights go to ``<name>.data`` beside it where they lay outside before or the file would pass 2 GB.
+    """Write the model of ``graph``; weights go to ``<name>.data`` beside it where they lay outside
+    before or the file would pass 2 GB.
 
-    Each weight is read, cut and written by itself. Written aside and renamed, so that nothing half-written is left behind.
-    """
+    Each weight is read, cut and written by itself. Written aside and renamed, so that nothing
+    half-written is left behind."""
     emitter = Emitter(graph)
     return write_model(emitter.emit(), emitter.data, Path(path), emitter.outside or None)
 
@@ -63,21 +66,33 @@ class Emitter:
 
     def __init__(self, graph: Graph) -> None:
         if not isinstance(graph.structure, OnnxSource):
-            raise IrpruneError("this graph did not come from ONNX", graph.name, "export its module instead")
+            raise IrpruneError(
+                "this graph did not come from ONNX", graph.name, "export its module instead"
+            )
         self.graph = graph
         self.source: OnnxSource = graph.structure
         self.original = self.source.model
-        self.nodes = [onnx.NodeProto.FromString(n.SerializeToString()) for n in self.original.graph.node]
-        self.types: dict[str, TensorType] = {v.name: v.type for v in graph.values() if not isinstance(v, Weight)}
+        self.nodes = [
+            onnx.NodeProto.FromString(n.SerializeToString()) for n in self.original.graph.node
+        ]
+        self.types: dict[str, TensorType] = {
+            v.name: v.type for v in graph.values() if not isinstance(v, Weight)
+        }
         self.tensors = {t.name: t for t in self.original.graph.initializer}
         self.makers = {name: i for i, n in enumerate(self.nodes) for name in n.output if name}
-        self.names = {name for n in self.original.graph.node for name in (*reads(n), *n.output)} | set(self.tensors)
+        self.names = {
+            name for n in self.original.graph.node for name in (*reads(n), *n.output)
+        } | set(self.tensors)
         self.names |= {v.name for v in (*self.original.graph.input, *self.original.graph.output)}
         self.added: dict[str, TensorProto] = {}  # new initializers
         self.replaced: dict[str, TensorProto] = {}  # initializers with new contents
         self.data: dict[str, Loader] = {}  # what large initializers hold, loaded when it is written
-        self.outside = {t.name for t in self.original.graph.initializer if not self.source.files.inside(t)}
-        self.before: dict[int, list[onnx.NodeProto]] = {}  # new nodes, by the node that they stand before
+        self.outside = {
+            t.name for t in self.original.graph.initializer if not self.source.files.inside(t)
+        }
+        self.before: dict[
+            int, list[onnx.NodeProto]
+        ] = {}  # new nodes, by the node that they stand before
         self.after: list[onnx.NodeProto] = []
         self.values: dict[str, Array | None] = {}
         self.reads = self._count_reads()
@@ -87,15 +102,23 @@ class Emitter:
             for d, s in reversed(list(enumerate(v.type.shape or ())))
             if isinstance(s, Sym)
         }
-        self.size_nodes = SizeNodes(self.fresh, lambda i, n: self.before.setdefault(i, []).append(n), self.add_constant, symbols)
+        self.size_nodes = SizeNodes(
+            self.fresh,
+            lambda i, n: self.before.setdefault(i, []).append(n),
+            self.add_constant,
+            symbols,
+        )
 
     def _count_reads(self) -> dict[str, int]:
         count: dict[str, int] = {}
-        for name in [n for node in self.original.graph.node for n in reads(node)] + [v.name for v in self.original.graph.output]:
+        for name in [n for node in self.original.graph.node for n in reads(node)] + [
+            v.name for v in self.original.graph.output
+        ]:
             count[name] = count.get(name, 0) + 1
         return count
 
-    # -- the whole -------------------------------------------------------------------------------------------------
+    # -- the whole
+    # ----------------------------------------------------------------------------------------------
 
     def emit(self) -> onnx.ModelProto:
         uses: dict[str, _Uses] = {}
@@ -112,7 +135,8 @@ class Emitter:
         return self._assemble(placed)
 
     def _rewire(self, index: int, node: Node, place: Place, uses: dict[str, _Uses]) -> None:
-        """Let each input of the file's node read what the graph's node reads; weights are noted for later."""
+        """Let each input of the file's node read what the graph's node reads; weights are noted for
+        later."""
         for value, slot in zip(node.inputs, place.operands, strict=False):
             if slot is None or value is None or slot >= len(self.nodes[index].input):
                 continue
@@ -123,7 +147,8 @@ class Emitter:
             elif self.nodes[index].input[slot] != value.name:
                 self.nodes[index].input[slot] = value.name
 
-    # -- weights ---------------------------------------------------------------------------------------------------
+    # -- weights
+    # ----------------------------------------------------------------------------------------------
 
     def _weights(self, uses: dict[str, _Uses]) -> None:
         for name, use in uses.items():
@@ -139,7 +164,11 @@ class Emitter:
                 else:
                     same_as.append((index, slot))
             for k, (weight, slots) in enumerate(variants):
-                if k == 0 and not untouched and self._replace(name, _shape(weight), _numpy_loader(weight)):
+                if (
+                    k == 0
+                    and not untouched
+                    and self._replace(name, _shape(weight), _numpy_loader(weight))
+                ):
                     continue
                 fresh = self._add(name, weight)
                 for index, slot in slots:
@@ -153,14 +182,21 @@ class Emitter:
         if stored.kind != "folded":
             return weight.load is not stored.load
         wanted, now = as_numpy(weight.load(), weight.dtype), self.now(stored.name)
-        return now is None or now.dtype == object or now.shape != wanted.shape or not bool((now == wanted).all())
+        return (
+            now is None
+            or now.dtype == object
+            or now.shape != wanted.shape
+            or not bool((now == wanted).all())
+        )
 
     def _replace(self, name: str, shape: tuple[int, ...], load: Loader) -> bool:
         """Put an array in the place of tensor ``name``; False where the file does not store it."""
         if name in self.source.types:
             self.types[name] = TensorType(self.source.types[name].dtype, shape)
         if name in self.tensors:
-            self.replaced[name] = blank(name, self.tensors[name].data_type, shape, self.tensors[name])
+            self.replaced[name] = blank(
+                name, self.tensors[name].data_type, shape, self.tensors[name]
+            )
             self.data[name] = load
             return True
         index = self.makers.get(name)
@@ -181,7 +217,8 @@ class Emitter:
             return True
         return False
 
-    # -- constants -------------------------------------------------------------------------------------------------
+    # -- constants
+    # ----------------------------------------------------------------------------------------------
 
     def fresh(self, hint: str) -> str:
         """A name that nobody has, made of ``hint``."""
@@ -207,7 +244,8 @@ class Emitter:
         return name
 
     def constant(self, old: str, array: Array, index: int, slot: int) -> str:
-        """A tensor that holds ``array`` for input ``slot`` of node ``index``: ``old`` edited in place where nobody else reads it."""
+        """A tensor that holds ``array`` for input ``slot`` of node ``index``: ``old`` edited in
+        place where nobody else reads it."""
         if old and self.reads.get(old, 0) == 1 and (old in self.tensors or self._is_constant(old)):
             self._replace(old, array.shape, lambda: array)
             self.values[old] = array
@@ -230,7 +268,9 @@ class Emitter:
                     self.source.opset(node.domain),
                     attributes(node),
                     types,
-                    lambda i: self.now(node.input[i]) if i < len(node.input) and node.input[i] else None,
+                    lambda i: (
+                        self.now(node.input[i]) if i < len(node.input) and node.input[i] else None
+                    ),
                 )
                 for n, array in zip(node.output, made or [None] * len(node.output), strict=False):  # type: ignore[list-item]
                     self.values[n] = array
@@ -238,7 +278,13 @@ class Emitter:
                 known = self.source.known.get(name)
                 stored = self.source.stored.get(name)
                 kind = self.source.types.get(name)
-                if known is None and stored is not None and stored.kind != "filled" and kind is not None and kind.dtype[0] in "iub":
+                if (
+                    known is None
+                    and stored is not None
+                    and stored.kind != "filled"
+                    and kind is not None
+                    and kind.dtype[0] in "iub"
+                ):
                     known = np.asarray(stored.load())
                 self.values[name] = known
         return self.values.get(name)
@@ -247,7 +293,8 @@ class Emitter:
         """The type of a value after pruning."""
         return self.types.get(name) or self.source.types.get(name)
 
-    # -- nodes -----------------------------------------------------------------------------------------------------
+    # -- nodes
+    # ----------------------------------------------------------------------------------------------
 
     def _write(self, index: int, steps: list[tuple[Node, Place]]) -> None:
         """Put changed attributes and shape constants back into the file's node."""
@@ -257,7 +304,11 @@ class Emitter:
             if not self._as_before(name):
                 was = self.source.known[name]
                 dynamic = was.dtype == object
-                held = self.size_nodes.vector(was.reshape(-1).tolist(), index, name) if dynamic else self.add_constant(name, was)
+                held = (
+                    self.size_nodes.vector(was.reshape(-1).tolist(), index, name)
+                    if dynamic
+                    else self.add_constant(name, was)
+                )
                 _rename(node, name, held)
         loose = [j for j, name in enumerate(node.input) if name and j not in covered]
         moved = [j for j in loose if not self._as_before(node.input[j])]
@@ -271,26 +322,44 @@ class Emitter:
             spelling.write(NodeEdit(self, index), *(n for n, _ in steps))
             return
         if any(n.attrs != place.attrs for n, place in steps):
-            raise IrpruneError(f"{target_of(node)} changed and its spelling does not say how that is written", node.name or node.output[0])
+            raise IrpruneError(
+                f"{target_of(node)} changed and its spelling does not say how that is written",
+                node.name or node.output[0],
+            )
         for j in moved:  # what was read from a shape that changed stays what it was
             was = self.source.known[node.input[j]]
             if was.dtype == object:
-                node.input[j] = self.size_nodes.vector(was.reshape(-1).tolist(), index, node.input[j])
+                node.input[j] = self.size_nodes.vector(
+                    was.reshape(-1).tolist(), index, node.input[j]
+                )
             else:
                 node.input[j] = self.add_constant(node.input[j], was)
 
     def _shapes_of_lost(self, placed: Mapping[int, object]) -> None:
-        """A tensor of which only the shape is read is not in the graph. Where what it is made of shrank, the shape that it had, which
-        everything after it was written against, takes the place of its Shape node."""
+        """A tensor of which only the shape is read is not in the graph. Where what it is made of
+        shrank, the shape that it had, which everything after it was written against, takes the
+        place of its Shape node."""
         lost: set[str] = set()
         for i, node in enumerate(self.nodes):
             if i in placed:
                 continue
-            if target_of(node) == "Shape" and node.input[0] in lost and node.output[0] in self.source.known:
+            if (
+                target_of(node) == "Shape"
+                and node.input[0] in lost
+                and node.output[0] in self.source.known
+            ):
                 was = self.source.known[node.output[0]].reshape(-1).tolist()
-                made = helper.make_node("Identity", [self.size_nodes.vector(was, i, node.output[0])], [node.output[0]], name=node.name)
+                made = helper.make_node(
+                    "Identity",
+                    [self.size_nodes.vector(was, i, node.output[0])],
+                    [node.output[0]],
+                    name=node.name,
+                )
                 node.CopyFrom(made)
-            elif any(name in lost or self._resized_name(name) for name in reads(node)) and node.output[0] not in self.source.known:
+            elif (
+                any(name in lost or self._resized_name(name) for name in reads(node))
+                and node.output[0] not in self.source.known
+            ):
                 lost.update(node.output)
 
     def _as_before(self, name: str) -> bool:
@@ -307,10 +376,13 @@ class Emitter:
     def _resized(self, value: Value | None) -> bool:
         if value is None:
             return False
-        was = self.source.types.get(self.source.stored[value.name].name if value.name in self.source.stored else value.name)
+        was = self.source.types.get(
+            self.source.stored[value.name].name if value.name in self.source.stored else value.name
+        )
         return was is None or was.shape != value.type.shape
 
-    # -- putting it together -----------------------------------------------------------------------------------------
+    # -- putting it together
+    # -----------------------------------------------------------------------------------------
 
     def _assemble(self, placed: dict[int, list[tuple[Node, Place]]]) -> onnx.ModelProto:
         calls = self.source.calls
@@ -332,11 +404,15 @@ class Emitter:
         out.functions.extend(still_called(out, old))
         have = {o.domain for o in out.opset_import}
         out.opset_import.extend(o for o in self.original.opset_import if o.domain not in have)
-        kept = {name for n in out.graph.node for name in reads(n)} | {v.name for v in out.graph.output}
+        kept = {name for n in out.graph.node for name in reads(n)} | {
+            v.name for v in out.graph.output
+        }
         unused_before = {t for t in self.tensors if not self.reads.get(t)}
         for t in old.graph.initializer:
             if t.name in kept or t.name in unused_before:
-                out.graph.initializer.append(self.replaced[t.name] if t.name in self.replaced else self._as_it_was(t))
+                out.graph.initializer.append(
+                    self.replaced[t.name] if t.name in self.replaced else self._as_it_was(t)
+                )
         out.graph.initializer.extend(t for name, t in self.added.items() if name in kept)
         stored = {t.name for t in out.graph.initializer}
         for v in old.graph.input:
@@ -345,7 +421,9 @@ class Emitter:
         if old.ir_version < 4:  # every initializer is an input there
             for name, t in self.added.items():
                 if name in stored:
-                    out.graph.input.append(helper.make_tensor_value_info(name, t.data_type, list(t.dims)))
+                    out.graph.input.append(
+                        helper.make_tensor_value_info(name, t.data_type, list(t.dims))
+                    )
         made = {name for n in out.graph.node for name in n.output} | stored
         for v in old.graph.value_info:
             if v.name in made:
@@ -355,7 +433,8 @@ class Emitter:
         return out
 
     def _untouched(self, alive: set[int], call: Call) -> bool:
-        """Whether nothing in the body of a local function's call changed, so that the call can stay."""
+        """Whether nothing in the body of a local function's call changed, so that the call can
+        stay."""
         return all(
             i in alive
             and not self.before.get(i)
@@ -365,7 +444,8 @@ class Emitter:
         )
 
     def _as_it_was(self, tensor: TensorProto) -> TensorProto:
-        """An initializer that nothing changed; what lies in a file stays there until it is written."""
+        """An initializer that nothing changed; what lies in a file stays there until it is
+        written."""
         if tensor.data_location != TensorProto.EXTERNAL:
             return tensor
         self.data[tensor.name] = self.source.files.loader(tensor)
@@ -374,19 +454,28 @@ class Emitter:
     def _keep_output_names(self) -> None:
         """A result that became a constant or another value is handed out under its own name."""
         for value, info in zip(self.graph.outputs, self.original.graph.output, strict=True):
-            if value.name == info.name or (isinstance(value, Weight) and value.name in self.source.stored):
+            if value.name == info.name or (
+                isinstance(value, Weight) and value.name in self.source.stored
+            ):
                 continue
             name = self._add(info.name, value) if isinstance(value, Weight) else value.name
             maker = self.makers.get(info.name)
             if maker is not None:
-                self.nodes[maker].output[list(self.nodes[maker].output).index(info.name)] = self.fresh(info.name)
-            self.after.append(helper.make_node("Identity", [name], [info.name], name=self.fresh(info.name)))
+                self.nodes[maker].output[list(self.nodes[maker].output).index(info.name)] = (
+                    self.fresh(info.name)
+                )
+            self.after.append(
+                helper.make_node("Identity", [name], [info.name], name=self.fresh(info.name))
+            )
 
     def _alive(self, placed: dict[int, list[tuple[Node, Place]]]) -> set[int]:
-        """Nodes that the outputs need, and those that nobody needed before either, as long as what they read is as it was."""
+        """Nodes that the outputs need, and those that nobody needed before either, as long as what
+        they read is as it was."""
         before, wanted = (
             self._needed(self.original.graph.node, ()),
-            self._needed(self.nodes, [n for many in self.before.values() for n in many] + self.after),
+            self._needed(
+                self.nodes, [n for many in self.before.values() for n in many] + self.after
+            ),
         )
         spoilt = set(self.replaced)
         alive = set(wanted)
@@ -403,7 +492,9 @@ class Emitter:
         return now is not None and was is not None and was.shape != now.shape
 
     def _needed(self, nodes: Any, extra: Iterable[onnx.NodeProto]) -> set[int]:
-        wanted = {v.name for v in self.original.graph.output} | {name for n in extra for name in reads(n)}
+        wanted = {v.name for v in self.original.graph.output} | {
+            name for n in extra for name in reads(n)
+        }
         out: set[int] = set()
         for i in range(len(nodes) - 1, -1, -1):
             if any(name in wanted for name in nodes[i].output):
@@ -413,7 +504,12 @@ class Emitter:
 
     def _resized_info(self, info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
         kind = self.type(info.name)
-        if kind is None or kind.shape is None or not info.type.HasField("tensor_type") or kind.dtype not in NAMES:
+        if (
+            kind is None
+            or kind.shape is None
+            or not info.type.HasField("tensor_type")
+            or kind.dtype not in NAMES
+        ):
             return info
         dims = info.type.tensor_type.shape.dim
         if len(dims) != len(kind.shape):
@@ -448,7 +544,11 @@ def _copy_fields(old: Any, new: Any, without: set[str]) -> None:
     for descriptor, value in old.ListFields():
         if descriptor.name in without:
             continue
-        if descriptor.is_repeated if hasattr(descriptor, "is_repeated") else descriptor.label == descriptor.LABEL_REPEATED:
+        if (
+            descriptor.is_repeated
+            if hasattr(descriptor, "is_repeated")
+            else descriptor.label == descriptor.LABEL_REPEATED
+        ):
             getattr(new, descriptor.name).extend(value)
         elif descriptor.message_type is not None:
             getattr(new, descriptor.name).CopyFrom(value)

@@ -1,4 +1,5 @@
-"""Writing an ONNX model whose tensors lie apart: one after the other, so that no second copy of the weights is ever held."""
+"""Writing an ONNX model whose tensors lie apart: one after the other, so that no second copy of the
+weights is ever held."""
 
 from __future__ import annotations
 
@@ -19,10 +20,21 @@ __all__ = ["blank", "filled", "size_of", "write_model"]
 
 LIMIT = 2**31 - 2**20  # bytes that one protobuf message can hold, with room for the rest
 _HALF_BYTES = (TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1)
-_CONTENT = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "external_data", "data_location")
+_CONTENT = (
+    "raw_data",
+    "float_data",
+    "int32_data",
+    "int64_data",
+    "double_data",
+    "uint64_data",
+    "external_data",
+    "data_location",
+)
 
 
-def blank(name: str, elem_type: int, shape: tuple[int, ...], like: TensorProto | None = None) -> TensorProto:
+def blank(
+    name: str, elem_type: int, shape: tuple[int, ...], like: TensorProto | None = None
+) -> TensorProto:
     """A tensor whose data lies apart; doc string and metadata are those of ``like``."""
     made = TensorProto()
     if like is not None:
@@ -30,7 +42,9 @@ def blank(name: str, elem_type: int, shape: tuple[int, ...], like: TensorProto |
         for kind in _CONTENT:
             made.ClearField(kind)
         if like.data_type != elem_type:
-            raise IrpruneError(f"'{name}' changed its element type from {like.data_type} to {elem_type}")
+            raise IrpruneError(
+                f"'{name}' changed its element type from {like.data_type} to {elem_type}"
+            )
     made.name, made.data_type, made.dims[:] = name, elem_type, shape
     return made
 
@@ -38,25 +52,37 @@ def blank(name: str, elem_type: int, shape: tuple[int, ...], like: TensorProto |
 def size_of(tensor: TensorProto) -> int:
     """Bytes that the data of ``tensor`` takes."""
     count = int(np.prod(tensor.dims, dtype=np.int64))
-    return (count + 1) // 2 if tensor.data_type in _HALF_BYTES else count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return (
+        (count + 1) // 2
+        if tensor.data_type in _HALF_BYTES
+        else count * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    )
 
 
 def filled(model: onnx.ModelProto, data: Mapping[str, Loader]) -> onnx.ModelProto:
-    """``model`` itself, with the arrays of ``data`` put into its initializers. Raises IrpruneError where one message cannot hold them."""
+    """``model`` itself, with the arrays of ``data`` put into its initializers. Raises IrpruneError
+    where one message cannot hold them."""
     if _total(model, data) > LIMIT:
-        raise IrpruneError("the model passes 2 GB and fits into no message", model.graph.name, "write it to a file")
+        raise IrpruneError(
+            "the model passes 2 GB and fits into no message", model.graph.name, "write it to a file"
+        )
     for tensor in model.graph.initializer:
         if tensor.name in data:
             tensor.raw_data = _content(tensor, data[tensor.name]).tobytes()
     return model
 
 
-def write_model(model: onnx.ModelProto, data: Mapping[str, Loader], path: Path, outside: Container[str] | None = None) -> Path:
+def write_model(
+    model: onnx.ModelProto,
+    data: Mapping[str, Loader],
+    path: Path,
+    outside: Container[str] | None = None,
+) -> Path:
     """Write ``model`` with the arrays of ``data``; returns the path.
 
-    ``outside`` (None: nothing does) names tensors that lie beside the model whatever their size. Where there is such a list, or the
-    file would pass 2 GB, all but small tensors go to ``<name>.data``. Written aside and renamed: whole or not at all.
-    """
+    ``outside`` (None: nothing does) names tensors that lie beside the model whatever their size.
+    Where there is such a list, or the file would pass 2 GB, all but small tensors go to
+    ``<name>.data``. Written aside and renamed: whole or not at all."""
     if outside is None and _total(model, data) > LIMIT:
         outside = ()
     with aside(path) as draft:
@@ -73,15 +99,22 @@ def write_model(model: onnx.ModelProto, data: Mapping[str, Loader], path: Path, 
 
 
 def _total(model: onnx.ModelProto, data: Mapping[str, Loader]) -> int:
-    return int(model.ByteSize()) + sum(size_of(t) for t in model.graph.initializer if t.name in data)
+    return int(model.ByteSize()) + sum(
+        size_of(t) for t in model.graph.initializer if t.name in data
+    )
 
 
 def _content(tensor: TensorProto, load: Loader) -> NDArray[np.uint8]:
-    """The bytes of ``tensor`` as ONNX stores them. Raises IrpruneError where the array is not what the tensor says."""
+    """The bytes of ``tensor`` as ONNX stores them. Raises IrpruneError where the array is not what
+    the tensor says."""
     array = load()
-    if array.shape != tuple(tensor.dims) or array.dtype != helper.tensor_dtype_to_np_dtype(tensor.data_type):
+    if array.shape != tuple(tensor.dims) or array.dtype != helper.tensor_dtype_to_np_dtype(
+        tensor.data_type
+    ):
         wanted = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        raise IrpruneError(f"'{tensor.name}' holds {array.dtype}{list(array.shape)} and not {wanted}{list(tensor.dims)}")
+        raise IrpruneError(
+            f"'{tensor.name}' holds {array.dtype}{list(array.shape)} and not {wanted}{list(tensor.dims)}"
+        )
     if tensor.data_type in _HALF_BYTES:
         return np.frombuffer(numpy_helper.from_array(array, tensor.name).raw_data, np.uint8)
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -92,24 +125,33 @@ def _put_outside(tensor: TensorProto, load: Loader, file: BinaryIO, name: str) -
     start = file.tell()
     file.write(_content(tensor, load).data)
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", name), ("offset", str(start)), ("length", str(file.tell() - start))):
+    for key, value in (
+        ("location", name),
+        ("offset", str(start)),
+        ("length", str(file.tell() - start)),
+    ):
         tensor.external_data.add(key=key, value=value)
 
 
 def _pieces(model: onnx.ModelProto, data: Mapping[str, Loader]) -> Iterator[Any]:
-    """The file, piece by piece: the message without its large tensors, and each of them at its place."""
+    """The file, piece by piece: the message without its large tensors, and each of them at its
+    place."""
     message = model.SerializeToString()
     for number, _, start, first, stop in fields(message, 0, len(message)):
         if number != GRAPH:
             yield message[start:stop]
             continue
         parts = list(_graph(message, first, stop, model.graph, data))
-        yield varint(GRAPH << 3 | 2) + varint(sum(size_of(p) if isinstance(p, TensorProto) else len(p) for p in parts))
+        yield varint(GRAPH << 3 | 2) + varint(
+            sum(size_of(p) if isinstance(p, TensorProto) else len(p) for p in parts)
+        )
         for part in parts:
             yield _content(part, data[part.name]).data if isinstance(part, TensorProto) else part
 
 
-def _graph(message: bytes, at: int, end: int, graph: onnx.GraphProto, data: Mapping[str, Loader]) -> Iterator[bytes | TensorProto]:
+def _graph(
+    message: bytes, at: int, end: int, graph: onnx.GraphProto, data: Mapping[str, Loader]
+) -> Iterator[bytes | TensorProto]:
     """The content of the graph, with a tensor where its data belongs."""
     tensors = iter(graph.initializer)
     for number, _, start, first, stop in fields(message, at, end):
@@ -117,7 +159,9 @@ def _graph(message: bytes, at: int, end: int, graph: onnx.GraphProto, data: Mapp
         if tensor is None or tensor.name not in data:
             yield message[start:stop]
             continue
-        split = next((begin for n, _, begin, _, _ in fields(message, first, stop) if n > RAW_DATA), stop)
+        split = next(
+            (begin for n, _, begin, _, _ in fields(message, first, stop) if n > RAW_DATA), stop
+        )
         head = varint(RAW_DATA << 3 | 2) + varint(size_of(tensor))
         yield varint(INITIALIZER << 3 | 2) + varint(stop - first + len(head) + size_of(tensor))
         yield message[first:split] + head

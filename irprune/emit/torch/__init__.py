@@ -1,1 +1,2 @@
-"""Graphs as ``nn.Module``: source text, layers, folders that load without irprune, cuts in a user's own instance."""
+"""Graphs as ``nn.Module``: source text, layers, folders that load without irprune, cuts in a user's
+own instance."""

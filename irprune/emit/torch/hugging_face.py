@@ -1,10 +1,12 @@
-"""A pruned transformers model as a folder that ``from_pretrained`` of the same class loads, where its config can say the new sizes.
+"""A pruned transformers model as a folder that ``from_pretrained`` of the same class loads, where
+its config can say the new sizes.
 
-A config names sizes by its own words (``intermediate_size``, ``n_embd``, ``num_key_value_heads``), once for all layers. Which field
-holds which size is found by value and by trial: fields whose value the cut changed somewhere are set anew, models are built on the
-meta device, and the fields are turned until every parameter has its new shape. What shapes cannot tell (``n_head`` of GPT-2) is
-decided by the outputs. The folder is then loaded again and must compute what the pruned module computes.
-"""
+A config names sizes by its own words (``intermediate_size``, ``n_embd``, ``num_key_value_heads``),
+once for all layers. Which field holds which size is found by value and by trial: fields whose value
+the cut changed somewhere are set anew, models are built on the meta device, and the fields are
+turned until every parameter has its new shape. What shapes cannot tell (``n_head`` of GPT-2) is
+decided by the outputs. The folder is then loaded again and must compute what the pruned module
+computes."""
 
 from __future__ import annotations
 
@@ -31,21 +33,37 @@ __all__ = ["is_pretrained", "save_pretrained"]
 
 _TRIALS = 48  # models that are filled and run to decide the fields that no shape shows
 _SHOWN = 6  # sizes named in a refusal
-_LIKELY = re.compile(r"hidden|embd|embed|d_model|dim|width|inter|ffn|d_ff|d_kv|inner|head|kv|channel|expan|size")
-_UNLIKELY = re.compile(r"layer|experts|vocab|position|patch|image|label|token|window|type|bucket|beam|per_tok|top_k|kernel|stride")
+_LIKELY = re.compile(
+    r"hidden|embd|embed|d_model|dim|width|inter|ffn|d_ff|d_kv|inner|head|kv|channel|expan|size"
+)
+_UNLIKELY = re.compile(
+    r"layer|experts|vocab|position|patch|image|label|token|window|type|bucket|beam|per_tok|top_k|kernel|stride"
+)
 _OF_HEADS = re.compile(r"head_dim|d_kv|d_head|head_size|kv_channels")
-_MAY_BE_NONE = ("head_dim", "num_key_value_heads", "n_inner", "intermediate_size", "ffn_dim", "moe_intermediate_size")
+_MAY_BE_NONE = (
+    "head_dim",
+    "num_key_value_heads",
+    "n_inner",
+    "intermediate_size",
+    "ffn_dim",
+    "moe_intermediate_size",
+)
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def is_pretrained(model: Any) -> bool:
-    """Whether ``model`` is a ``PreTrainedModel`` of transformers, told without importing that library."""
-    return any(kind.__name__ == "PreTrainedModel" and kind.__module__.startswith("transformers.") for kind in type(model).__mro__)
+    """Whether ``model`` is a ``PreTrainedModel`` of transformers, told without importing that
+    library."""
+    return any(
+        kind.__name__ == "PreTrainedModel" and kind.__module__.startswith("transformers.")
+        for kind in type(model).__mro__
+    )
 
 
 def save_pretrained(graph: Graph, cut: Graph, module: nn.Module, folder: Path) -> str:
-    """Write ``folder`` for ``from_pretrained`` and return "", or write nothing and return why: the sizes that the config cannot say."""
+    """Write ``folder`` for ``from_pretrained`` and return "", or write nothing and return why: the
+    sizes that the config cannot say."""
     model: nn.Module = graph.structure.module
     wanted = _tensors(model, cut)
     with quiet():
@@ -75,12 +93,14 @@ def _tensors(model: nn.Module, cut: Graph) -> dict[str, torch.Tensor]:
     return out
 
 
-# -- fields and what they may become -----------------------------------------------------------------------------------
+# -- fields and what they may become
+# -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Field:
-    """A field of a config, by the way to it: its value, what it may become, and whether its name says that it is a width."""
+    """A field of a config, by the way to it: its value, what it may become, and whether its name
+    says that it is a width."""
 
     way: tuple[str, ...]
     old: Any
@@ -92,8 +112,8 @@ Changes = dict[int, list[int]]  # old size -> new sizes, most common first
 
 
 def _changes(graph: Graph) -> tuple[Changes, Changes]:
-    """What happened to sizes: of whole dimensions, of their pieces, and of runs of factors (kv groups x repeats); and of the size of heads
-    alone, which may be as large as their number."""
+    """What happened to sizes: of whole dimensions, of their pieces, and of runs of factors (kv
+    groups x repeats); and of the size of heads alone, which may be as large as their number."""
     seen: dict[int, Counter[int]] = {}
     kept = graph.kept
     assert kept is not None
@@ -121,7 +141,9 @@ def _sorted(seen: dict[int, Counter[int]]) -> Changes:
     return {old: [n for n, _ in news.most_common() if n != old] for old, news in seen.items()}
 
 
-def _fields(config: Any, every: Changes, heads: Changes, way: tuple[str, ...] = ()) -> Iterator[_Field]:
+def _fields(
+    config: Any, every: Changes, heads: Changes, way: tuple[str, ...] = ()
+) -> Iterator[_Field]:
     for name, value in vars(config).items():
         here = (*way, name)
         changes = heads if _OF_HEADS.search(name) and value in heads else every
@@ -152,11 +174,15 @@ def _config(model: Any, fields: list[_Field], values: list[Any]) -> Any:
     return config
 
 
-# -- the search --------------------------------------------------------------------------------------------------------
+# -- the search
+# --------------------------------------------------------------------------------------------------
 
 
-def _search(graph: Graph, module: nn.Module, model: nn.Module, wanted: dict[str, torch.Tensor]) -> Any:
-    """A model of the same class with the new sizes and weights, or the text that says which sizes stood in the way."""
+def _search(
+    graph: Graph, module: nn.Module, model: nn.Module, wanted: dict[str, torch.Tensor]
+) -> Any:
+    """A model of the same class with the new sizes and weights, or the text that says which sizes
+    stood in the way."""
     target = {name: tuple(t.shape) for name, t in wanted.items()}
     fields = list(_fields(model.config, *_changes(graph)))
     values = [f.new[0] if f.likely else f.old for f in fields]
@@ -164,8 +190,14 @@ def _search(graph: Graph, module: nn.Module, model: nn.Module, wanted: dict[str,
     if wrong:
         built = _shapes(_config(model, fields, values), model)
         return _refusal(target, built) if built else "the config refuses the new sizes"
-    free = [k for k in range(len(fields)) if any(v != values[k] and _misfit(model, fields, _with(values, k, v), target) == 0
-                                                 for v in (fields[k].old, *fields[k].new))]
+    free = [
+        k
+        for k in range(len(fields))
+        if any(
+            v != values[k] and _misfit(model, fields, _with(values, k, v), target) == 0
+            for v in (fields[k].old, *fields[k].new)
+        )
+    ]
     failure = ""
     for some in _turns(fields, values, free):
         trial = list(values)
@@ -179,12 +211,17 @@ def _search(graph: Graph, module: nn.Module, model: nn.Module, wanted: dict[str,
             return made
         failure = failure or check.failure
     turned = ", ".join(".".join(fields[k].way) for k in free) or "the config"
-    return (f"every shape fits, but the class computes otherwise from the new sizes (a scale that follows a size, or rotary tables), "
-            f"whatever {turned} says: {failure}")
+    return (
+        f"every shape fits, but the class computes otherwise from the new sizes (a scale that follows a size, or rotary tables), "
+        f"whatever {turned} says: {failure}"
+    )
 
 
-def _descend(model: nn.Module, fields: list[_Field], values: list[Any], target: Shapes) -> tuple[int, list[Any]]:
-    """Turn one field after another, and pairs where one alone does not help, as long as fewer shapes are wrong."""
+def _descend(
+    model: nn.Module, fields: list[_Field], values: list[Any], target: Shapes
+) -> tuple[int, list[Any]]:
+    """Turn one field after another, and pairs where one alone does not help, as long as fewer
+    shapes are wrong."""
     best = _misfit(model, fields, values, target)
     improved = True
     while best and improved:
@@ -207,7 +244,10 @@ def _turns(fields: list[_Field], values: list[Any], free: list[int]) -> Iterator
     count = 0
     for n in range(len(free) + 1):
         for some in itertools.combinations(free, n):
-            choices = [[v for v in dict.fromkeys((fields[k].old, *fields[k].new)) if v != values[k]] for k in some]
+            choices = [
+                [v for v in dict.fromkeys((fields[k].old, *fields[k].new)) if v != values[k]]
+                for k in some
+            ]
             for each in itertools.product(*choices):
                 if count >= _TRIALS:
                     return
@@ -220,7 +260,8 @@ def _with(values: list[Any], k: int, value: Any) -> list[Any]:
 
 
 def _misfit(model: nn.Module, fields: list[_Field], values: list[Any], target: Shapes) -> int:
-    """How many tensors get another shape than ``target`` says; one more than all where the config is refused."""
+    """How many tensors get another shape than ``target`` says; one more than all where the config
+    is refused."""
     built = _shapes(_config(model, fields, values), model)
     if not built:
         return len(target) + 1
@@ -238,7 +279,8 @@ def _shapes(config: Any, model: nn.Module) -> Shapes:
 
 
 def _filled(model: nn.Module, config: Any, wanted: dict[str, torch.Tensor]) -> nn.Module:
-    """A model of the config that holds the cut tensors; those that the captured call does not use are freshly initialised."""
+    """A model of the config that holds the cut tensors; those that the captured call does not use
+    are freshly initialised."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = _as(type(model)(config), model)
@@ -256,8 +298,13 @@ def _as(made: nn.Module, model: nn.Module) -> nn.Module:
 
 
 def _refusal(target: Shapes, built: Shapes) -> str:
-    wrong = [f"{name} is {_by(shape)}, the config gives {_by(built[name])}" if name in built else f"{name} is not built"
-             for name, shape in target.items() if built.get(name) != shape]
+    wrong = [
+        f"{name} is {_by(shape)}, the config gives {_by(built[name])}"
+        if name in built
+        else f"{name} is not built"
+        for name, shape in target.items()
+        if built.get(name) != shape
+    ]
     more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
     return f"the config cannot say these sizes: {'; '.join(wrong[:_SHOWN])}{more}"
 

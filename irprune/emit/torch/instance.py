@@ -1,10 +1,11 @@
-"""The same cut in the user's own instance: parameters and buffers sliced, size attributes of its modules updated.
+"""The same cut in the user's own instance: parameters and buffers sliced, size attributes of its
+modules updated.
 
-Layers of ``torch.nn`` have known attributes. A module of the user's may hold sizes in integers of its own
-(``self.num_heads``): where an attribute equals a size that the cut changed in that module, the new size is tried. The
-instance must then compute what the emitted module computes, on the example and on random inputs; else everything is put
-back and the error names the line that stood in the way.
-"""
+Layers of ``torch.nn`` have known attributes. A module of the user's may hold sizes in integers of
+its own (``self.num_heads``): where an attribute equals a size that the cut changed in that module,
+the new size is tried. The instance must then compute what the emitted module computes, on the
+example and on random inputs; else everything is put back and the error names the line that stood in
+the way."""
 
 from __future__ import annotations
 
@@ -39,11 +40,11 @@ _TRIALS = 64  # calls of the model that a search for size attributes may cost
 
 
 def apply_to(model: nn.Module, graph: Graph, cut: Graph, repaired: bool = False) -> nn.Module:
-    """Cut ``model`` as ``graph`` was cut and return it; ``repaired`` says that ``cut`` holds refitted weights.
+    """Cut ``model`` as ``graph`` was cut and return it; ``repaired`` says that ``cut`` holds
+    refitted weights.
 
-    Its parameters are new ones: an optimizer made before does not know them. Raises IrpruneError, with ``model`` as it was,
-    where that cannot be.
-    """
+    Its parameters are new ones: an optimizer made before does not know them. Raises IrpruneError,
+    with ``model`` as it was, where that cannot be."""
     edit = _Edit(model)
     done = False
     try:
@@ -91,14 +92,16 @@ class _Edit:
             self._before.pop()()
 
 
-# -- tensors -----------------------------------------------------------------------------------------------------------
+# -- tensors
+# --------------------------------------------------------------------------------------------------
 
 
 def _with_unused(graph: Graph, narrow: Graph, model: nn.Module) -> tuple[Graph, Graph]:
-    """The graph with its choice, and the cut one; captured again with what no output needs where ``model`` holds weights for it.
+    """The graph with its choice, and the cut one; captured again with what no output needs where
+    ``model`` holds weights for it.
 
-    The pruned module has no such branches; the instance runs them still, so that they must take the narrower tensors.
-    """
+    The pruned module has no such branches; the instance runs them still, so that they must take the
+    narrower tensors."""
     structure = graph.structure
     for weight in graph.weights.values():
         if weight.kind != "constant":
@@ -110,7 +113,9 @@ def _with_unused(graph: Graph, narrow: Graph, model: nn.Module) -> tuple[Graph, 
     InferAxes().run(again)
     try:
         choose_by_plan(Plan.from_graph(graph), again)
-    except IrpruneError:  # a branch that nobody reads holds on to what was cut; perhaps forward takes another way
+    except (
+        IrpruneError
+    ):  # a branch that nobody reads holds on to what was cut; perhaps forward takes another way
         return graph, narrow
     cut = again.copy()
     Slice().run(cut)
@@ -128,6 +133,7 @@ def _cut_tensors(edit: _Edit, graph: Graph) -> None:
 
 def _repair_tensors(edit: _Edit, cut: Graph) -> None:
     """Give every parameter and buffer the values that the cut graph has after its repair."""
+
     def repaired(weight: Weight, held: torch.Tensor) -> torch.Tensor:
         return as_tensor(weight.load()).clone().to(held)
 
@@ -137,13 +143,16 @@ def _repair_tensors(edit: _Edit, cut: Graph) -> None:
 
 
 def _replace(edit: _Edit, weight: Weight, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Put a changed tensor in the place of ``weight``; names of one tensor keep sharing the new one."""
+    """Put a changed tensor in the place of ``weight``; names of one tensor keep sharing the new
+    one."""
     made: dict[int, torch.Tensor] = {}
     for name in (weight.name, *weight.aliases):
         module, own, held = _find(edit.model, name, weight)
         if id(held) not in made:
             new = change(held.detach())
-            made[id(held)] = nn.Parameter(new, held.requires_grad) if isinstance(held, nn.Parameter) else new
+            made[id(held)] = (
+                nn.Parameter(new, held.requires_grad) if isinstance(held, nn.Parameter) else new
+            )
         edit.tensor(module, own, made[id(held)])
 
 
@@ -153,18 +162,27 @@ def _find(model: nn.Module, name: str, weight: Weight) -> tuple[nn.Module, str, 
         module = model.get_submodule(path)
         held = getattr(module, own)
     except AttributeError:
-        raise IrpruneError(f"the model has no {name!r}", type(model).__name__, "apply the cut to the model that was pruned") from None
+        raise IrpruneError(
+            f"the model has no {name!r}",
+            type(model).__name__,
+            "apply the cut to the model that was pruned",
+        ) from None
     if tuple(held.shape) != tuple(weight.shape):
-        raise IrpruneError(f"{name!r} has shape {list(held.shape)}, the pruned model's had {list(weight.shape)}", type(model).__name__,
-                           "apply the cut to the model that was pruned, once")
+        raise IrpruneError(
+            f"{name!r} has shape {list(held.shape)}, the pruned model's had {list(weight.shape)}",
+            type(model).__name__,
+            "apply the cut to the model that was pruned, once",
+        )
     return module, own, held
 
 
-# -- layers of torch.nn ------------------------------------------------------------------------------------------------
+# -- layers of torch.nn
+# ------------------------------------------------------------------------------------------------
 
 
 def _set_layers(edit: _Edit, cut: Graph) -> None:
-    """Size attributes of standard layers from the shapes that their tensors have now, and from the nodes they run as."""
+    """Size attributes of standard layers from the shapes that their tensors have now, and from the
+    nodes they run as."""
     ran: dict[str, Node] = {}
     for node in cut.nodes:
         for value in node.inputs:
@@ -185,7 +203,11 @@ def _layer_sizes(module: nn.Module, node: Node | None) -> Iterator[tuple[str, An
         groups = node.attrs.get("groups", 1) if node is not None else module.groups
         across, along = w.shape[0], w.shape[1] * groups
         swap = isinstance(module, nn.modules.conv._ConvTransposeNd)
-        yield from (("groups", groups), ("in_channels", across if swap else along), ("out_channels", along if swap else across))
+        yield from (
+            ("groups", groups),
+            ("in_channels", across if swap else along),
+            ("out_channels", along if swap else across),
+        )
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         sized = next((t for t in (w, module.running_mean) if t is not None), None)
         if sized is not None:
@@ -208,15 +230,21 @@ def _layer_sizes(module: nn.Module, node: Node | None) -> Iterator[tuple[str, An
     elif isinstance(module, nn.PReLU) and w is not None:
         yield "num_parameters", w.shape[0]
     elif isinstance(module, nn.Bilinear) and w is not None:
-        yield from (("out_features", w.shape[0]), ("in1_features", w.shape[1]), ("in2_features", w.shape[2]))
+        yield from (
+            ("out_features", w.shape[0]),
+            ("in1_features", w.shape[1]),
+            ("in2_features", w.shape[2]),
+        )
 
 
-# -- the user's own attributes -----------------------------------------------------------------------------------------
+# -- the user's own attributes
+# -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An attribute that may hold a size: ``key`` is the same for all instances of a class, which are decided together."""
+    """An attribute that may hold a size: ``key`` is the same for all instances of a class, which
+    are decided together."""
 
     module: Any
     path: str
@@ -231,10 +259,13 @@ class _Candidate:
 
 
 def _candidates(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[_Candidate]:
-    """Integers (alone or in tuples and lists) of the user's modules that equal a size which the cut changed in that module."""
+    """Integers (alone or in tuples and lists) of the user's modules that equal a size which the cut
+    changed in that module."""
     changes = _changes(whole, cut)
     for path, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn.") and not isinstance(module, nn.MultiheadAttention):
+        if type(module).__module__.startswith("torch.nn.") and not isinstance(
+            module, nn.MultiheadAttention
+        ):
             continue
         told, seen = _below(changes, path)
         for name, value in list(vars(module).items()):
@@ -247,8 +278,11 @@ def _candidates(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[_Candida
                     break
 
 
-def _below(changes: dict[str, tuple[dict[int, set[int]], dict[int, set[int]]]], path: str) -> tuple[dict[int, int], dict[int, int]]:
-    """Old size -> new size in the module at ``path`` and below, from attributes of nodes and from shapes. Ambiguous ones are left out."""
+def _below(
+    changes: dict[str, tuple[dict[int, set[int]], dict[int, set[int]]]], path: str
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Old size -> new size in the module at ``path`` and below, from attributes of nodes and from
+    shapes. Ambiguous ones are left out."""
     merged: tuple[dict[int, set[int]], dict[int, set[int]]] = ({}, {})
     for scope, maps in changes.items():
         if scope == path or path == "" or scope.startswith(f"{path}."):
@@ -258,8 +292,11 @@ def _below(changes: dict[str, tuple[dict[int, set[int]], dict[int, set[int]]]], 
     return tuple({old: min(new) for old, new in m.items() if len(new - {old}) == 1} for m in merged)  # type: ignore[return-value]
 
 
-def _changes(whole: Graph, cut: Graph) -> dict[str, tuple[dict[int, set[int]], dict[int, set[int]]]]:
-    """For each module path the sizes before and after, in the attributes of its nodes and in the shapes of their values."""
+def _changes(
+    whole: Graph, cut: Graph
+) -> dict[str, tuple[dict[int, set[int]], dict[int, set[int]]]]:
+    """For each module path the sizes before and after, in the attributes of its nodes and in the
+    shapes of their values."""
     after = {node.outputs[0].name: node for node in cut.nodes if node.outputs}
     out: dict[str, tuple[dict[int, set[int]], dict[int, set[int]]]] = {}
     for node in whole.nodes:
@@ -270,7 +307,10 @@ def _changes(whole: Graph, cut: Graph) -> dict[str, tuple[dict[int, set[int]], d
         for name, value in node.attrs.items():
             for a, b in _pairs(value, twin.attrs.get(name)):
                 told.setdefault(a, set()).add(b)
-        for v, w in (*zip(node.inputs, twin.inputs, strict=False), *zip(node.outputs, twin.outputs, strict=False)):
+        for v, w in (
+            *zip(node.inputs, twin.inputs, strict=False),
+            *zip(node.outputs, twin.outputs, strict=False),
+        ):
             if v is not None and w is not None:
                 for a, b in _pairs(list(v.type.shape or ()), list(w.type.shape or ())):
                     seen.setdefault(a, set()).add(b)
@@ -291,25 +331,41 @@ def _renewed(value: Any, change: dict[int, int]) -> Any:
         return None
     if isinstance(value, int):
         return change.get(value, value)
-    if type(value) in (list, tuple) and value and all(isinstance(x, int) and not isinstance(x, bool) for x in value):
+    if (
+        type(value) in (list, tuple)
+        and value
+        and all(isinstance(x, int) and not isinstance(x, bool) for x in value)
+    ):
         return type(value)(change.get(x, x) for x in value)
     return None
 
 
-# -- the search --------------------------------------------------------------------------------------------------------
+# -- the search
+# --------------------------------------------------------------------------------------------------
 
 
 class SameOutputs:
-    """Whether the instance computes what the emitted module computes; remembers the failure that came farthest in ``forward``."""
+    """Whether the instance computes what the emitted module computes; remembers the failure that
+    came farthest in ``forward``."""
 
     def __init__(self, structure: Any, emitted: nn.Module, model: nn.Module) -> None:
         self.model = model
-        here = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-        calls = [(tuple(structure.args), dict(structure.kwargs)), redraw(structure.args, structure.kwargs, seed=2)]
+        here = next(
+            (t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu")
+        )
+        calls = [
+            (tuple(structure.args), dict(structure.kwargs)),
+            redraw(structure.args, structure.kwargs, seed=2),
+        ]
         self.calls = over_tensors(calls, lambda t: t.to(here))
-        there = next((t.device for t in (*emitted.parameters(), *emitted.buffers())), torch.device("cpu"))
+        there = next(
+            (t.device for t in (*emitted.parameters(), *emitted.buffers())), torch.device("cpu")
+        )
         with torch.no_grad():
-            self.expected = [flat_tensors(emitted(*a, **k)) for a, k in over_tensors(calls, lambda t: t.to(there))]
+            self.expected = [
+                flat_tensors(emitted(*a, **k))
+                for a, k in over_tensors(calls, lambda t: t.to(there))
+            ]
         self.failure, self.where, self._reached = "", "", -1
 
     def __call__(self) -> bool:
@@ -322,7 +378,9 @@ class SameOutputs:
                 for (args, kwargs), expected in zip(self.calls, self.expected, strict=True):
                     error = _difference(flat_tensors(self.model(*args, **kwargs)), expected)
                     if not error <= FLOAT32:
-                        self._failed(f"it then computes something else (error {error:.1e})", "", len(ran))
+                        self._failed(
+                            f"it then computes something else (error {error:.1e})", "", len(ran)
+                        )
                         return False
         except Exception as refused:  # whatever forward raises when a size does not fit
             self._failed(f"forward then fails: {gist(refused)}", _line_of(refused), len(ran))
@@ -348,12 +406,17 @@ def _difference(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
 def _line_of(error: BaseException) -> str:
     """The innermost line outside torch, with its text: most likely a size written into the code."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "/torch/" not in f.filename and not f.filename.endswith("emit/torch/instance.py")]
+    own = [
+        f
+        for f in frames
+        if "/torch/" not in f.filename and not f.filename.endswith("emit/torch/instance.py")
+    ]
     return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
 
 
 def _search(edit: _Edit, candidates: list[_Candidate], check: SameOutputs) -> None:
-    """Find the attributes to change: those that nodes name, then all, then sets of classes one by one. Raises where none does."""
+    """Find the attributes to change: those that nodes name, then all, then sets of classes one by
+    one. Raises where none does."""
     if check():
         return
     keys = list(dict.fromkeys(c.key for c in candidates))
@@ -378,5 +441,8 @@ def _search(edit: _Edit, candidates: list[_Candidate], check: SameOutputs) -> No
         edit.undo(mark)
     held = "; ".join(f"{kind.__name__}.{name}" for kind, name in keys)
     raise IrpruneError(
-        f"the cut cannot be made in this instance: {check.failure}", check.where or type(edit.model).__name__,
-        (f"tried {held}; " if held else "") + "take the size in that line from the tensor, or use pruned.module; the model is as it was")
+        f"the cut cannot be made in this instance: {check.failure}",
+        check.where or type(edit.model).__name__,
+        (f"tried {held}; " if held else "")
+        + "take the size in that line from the tensor, or use pruned.module; the model is as it was",
+    )

@@ -1,9 +1,9 @@
 """Which nodes are calls of a standard ``nn`` layer, and how that layer is written.
 
-A layer is recognised by what the node computes and by the names of the weights it reads, never by the user's class: a
-subclass of ``nn.Linear`` that computes a plain product comes out as ``nn.Linear``. The exceptions are layers that do
-something else in training (batch norm, dropout): there the user's module must be one.
-"""
+A layer is recognised by what the node computes and by the names of the weights it reads, never by
+the user's class: a subclass of ``nn.Linear`` that computes a plain product comes out as
+``nn.Linear``. The exceptions are layers that do something else in training (batch norm, dropout):
+there the user's module must be one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ __all__ = ["Layer", "layer_for"]
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that hangs at ``owner``, made by ``code``; ``state`` pairs its own state names with weights of the graph."""
+    """A layer that hangs at ``owner``, made by ``code``; ``state`` pairs its own state names with
+    weights of the graph."""
 
     owner: str
     code: str
@@ -27,13 +28,23 @@ class Layer:
 
 
 _STATE = {
-    "linear": ("weight", "bias"), "conv": ("weight", "bias"), "conv_transpose": ("weight", "bias"),
-    "batch_norm": ("weight", "bias", "running_mean", "running_var"), "layer_norm": ("weight", "bias"),
-    "group_norm": ("weight", "bias"), "rms_norm": ("weight",), "embedding": ("weight",),
+    "linear": ("weight", "bias"),
+    "conv": ("weight", "bias"),
+    "conv_transpose": ("weight", "bias"),
+    "batch_norm": ("weight", "bias", "running_mean", "running_var"),
+    "layer_norm": ("weight", "bias"),
+    "group_norm": ("weight", "bias"),
+    "rms_norm": ("weight",),
+    "embedding": ("weight",),
 }
-_INFERENCE = "aten._native_batch_norm_legit_no_training.default"  # what functionalisation makes of a batch norm
-_RECURRENT = {"aten.lstm.input": ("LSTM", 4, ""), "aten.gru.input": ("GRU", 3, ""), "aten.rnn_tanh.input": ("RNN", 1, ""),
-              "aten.rnn_relu.input": ("RNN", 1, ", nonlinearity='relu'")}
+# what functionalisation makes of a batch norm
+_INFERENCE = "aten._native_batch_norm_legit_no_training.default"
+_RECURRENT = {
+    "aten.lstm.input": ("LSTM", 4, ""),
+    "aten.gru.input": ("GRU", 3, ""),
+    "aten.rnn_tanh.input": ("RNN", 1, ""),
+    "aten.rnn_relu.input": ("RNN", 1, ", nonlinearity='relu'"),
+}
 
 
 def layer_for(node: Node, graph: Graph) -> Layer | None:
@@ -53,16 +64,23 @@ def layer_for(node: Node, graph: Graph) -> Layer | None:
         return None
     found = {name: value for name, value in given if isinstance(value, Weight)}
     code = _code(node, found, owner, graph)
-    return None if code is None else Layer(owner, code, tuple((k, v.name) for k, v in found.items()))
+    return (
+        None if code is None else Layer(owner, code, tuple((k, v.name) for k, v in found.items()))
+    )
 
 
 def _owner(given: Sequence[tuple[str, Value]], scope: str) -> str | None:
-    """The module that holds every weight in ``given`` under its layer's own name; the one the node ran in where there are several."""
+    """The module that holds every weight in ``given`` under its layer's own name; the one the node
+    ran in where there are several."""
     places: list[str] | None = None
     for name, value in given:
         if not isinstance(value, Weight) or value.kind == "constant":
             return None
-        own = [x.rpartition(".")[0] for x in (value.name, *value.aliases) if x.rpartition(".")[2] == name and "." in x]
+        own = [
+            x.rpartition(".")[0]
+            for x in (value.name, *value.aliases)
+            if x.rpartition(".")[2] == name and "." in x
+        ]
         places = own if places is None else [x for x in places if x in own]
     if not places:
         return None
@@ -100,7 +118,8 @@ def _code(node: Node, found: dict[str, Weight], owner: str, graph: Graph) -> str
 
 
 def _batch_norm(node: Node, found: dict[str, Weight], owner: str, graph: Graph) -> str | None:
-    """Only a module that counts its batches updates its statistics in training as ``nn.BatchNorm2d`` does."""
+    """Only a module that counts its batches updates its statistics in training as
+    ``nn.BatchNorm2d`` does."""
     state = graph.structure.state if graph.structure is not None else None
     affine = "weight" in found
     if "running_var" not in found or node.attrs.get("training") or affine != ("bias" in found):
@@ -112,14 +131,20 @@ def _batch_norm(node: Node, found: dict[str, Weight], owner: str, graph: Graph) 
         momentum = graph.structure.module.get_submodule(owner).momentum
     kind = {4: "2d", 5: "3d"}.get(node.operand(0).rank, "1d")
     size = found["running_mean"].shape[0]
-    options = _extra("eps", node.attrs["eps"], 1e-5) + _extra("momentum", momentum, 0.1) + ("" if affine else ", affine=False")
+    options = (
+        _extra("eps", node.attrs["eps"], 1e-5)
+        + _extra("momentum", momentum, 0.1)
+        + ("" if affine else ", affine=False")
+    )
     return f"nn.BatchNorm{kind}({size}{options})"
 
 
 def _dropout(node: Node, graph: Graph) -> Layer | None:
     from torch import nn
 
-    kind = graph.structure.module_types.get(node.origin.scope) if graph.structure is not None else None
+    kind = (
+        graph.structure.module_types.get(node.origin.scope) if graph.structure is not None else None
+    )
     if not node.origin.scope or kind is None or not issubclass(kind, nn.modules.dropout._DropoutNd):
         return None
     name = kind.__name__ if kind.__module__ == nn.Dropout.__module__ else "Dropout"
@@ -127,7 +152,8 @@ def _dropout(node: Node, graph: Graph) -> Layer | None:
 
 
 def _recurrent(node: Node, target: str) -> Layer | None:
-    """An ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` whose parameters lie under its own names in the shapes it makes."""
+    """An ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` whose parameters lie under its own names in the
+    shapes it makes."""
     kind, gates, extra = _RECURRENT[target]
     layout = dict(node.origin.layout)
     held = layout.get("params")
@@ -137,11 +163,20 @@ def _recurrent(node: Node, target: str) -> Layer | None:
     weights = [node.inputs[k] for k in held if k is not None]
     ways = 2 if a["bidirectional"] else 1
     each, rest = divmod(len(weights), a["num_layers"] * ways)
-    parts = {2: ("weight_ih", "weight_hh"), 3: ("weight_ih", "weight_hh", "weight_hr"), 4: ("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
-             5: ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")}.get(each)
+    parts = {
+        2: ("weight_ih", "weight_hh"),
+        3: ("weight_ih", "weight_hh", "weight_hr"),
+        4: ("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+        5: ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"),
+    }.get(each)
     if parts is None or rest:
         return None
-    names = [f"{p}_l{k}{'_reverse' * way}" for k in range(a["num_layers"]) for way in range(ways) for p in parts]
+    names = [
+        f"{p}_l{k}{'_reverse' * way}"
+        for k in range(a["num_layers"])
+        for way in range(ways)
+        for p in parts
+    ]
     given = [(n, v) for n, v in zip(names, weights, strict=True) if v is not None]
     owner = _owner(given, node.origin.scope)
     if owner is None or len(given) != len(names):
@@ -152,12 +187,17 @@ def _recurrent(node: Node, target: str) -> Layer | None:
     real = projected or hidden
     for n, shape in shapes.items():
         first = n.endswith(("_l0", "_l0_reverse"))
-        want = {"weight_ih": (gates * hidden, wide if first else real * ways), "weight_hh": (gates * hidden, real),
-                "weight_hr": (projected, hidden)}.get(n.split("_l")[0], (gates * hidden,))
+        want = {
+            "weight_ih": (gates * hidden, wide if first else real * ways),
+            "weight_hh": (gates * hidden, real),
+            "weight_hr": (projected, hidden),
+        }.get(n.split("_l")[0], (gates * hidden,))
         if shape != want:
             return None
     code = f"nn.{kind}({wide}, {hidden}{_extra('num_layers', a['num_layers'], 1)}{_no_bias(a['has_biases'])}"
-    code += f"{_extra('batch_first', a['batch_first'], False)}{_extra('dropout', a['dropout'], 0.0)}"
+    code += (
+        f"{_extra('batch_first', a['batch_first'], False)}{_extra('dropout', a['dropout'], 0.0)}"
+    )
     code += f"{_extra('bidirectional', a['bidirectional'], False)}{_extra('proj_size', projected, 0)}{extra})"
     return Layer(owner, code, tuple((n, v.name) for n, v in given))
 
@@ -168,7 +208,10 @@ def _kernel(w: Weight) -> object:
 
 def _geometry(a: dict[str, Any], n: int) -> str:
     """Stride, padding, dilation and groups where they differ from the layer's defaults."""
-    return "".join(_extra(k, a[k], plain) for k, plain in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)))
+    return "".join(
+        _extra(k, a[k], plain)
+        for k, plain in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
+    )
 
 
 def _tuple(x: Any) -> Any:

@@ -1,4 +1,5 @@
-"""From a graph to an ``nn.Module``: the emitted source, instantiated and filled with tensors of its own."""
+"""From a graph to an ``nn.Module``: the emitted source, instantiated and filled with tensors of its
+own."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ __all__ = ["build", "emit_module", "revived", "source_of"]
 
 @lru_cache(maxsize=64)
 def _namespace(text: str) -> dict[str, Any]:
-    """What the emitted source defines. Instances pickle and copy by their source, so that they load in another process."""
+    """What the emitted source defines. Instances pickle and copy by their source, so that they load
+    in another process."""
     file = f"<irprune {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)
     space: dict[str, Any] = {"__name__": "irprune.emitted", "__source__": text}
@@ -52,24 +54,48 @@ def source_of(module: nn.Module) -> str:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Layers are made on the meta device, and without the initial values that ``fill`` would overwrite."""
+    """Layers are made on the meta device, and without the initial values that ``fill`` would
+    overwrite."""
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = kwargs or {}
         if func in _INITIAL:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **({**kwargs, "device": "meta"} if func in _FACTORIES else kwargs))
 
 
-_FACTORIES = {torch.empty, torch.zeros, torch.ones, torch.full, torch.tensor, torch.arange, torch.rand, torch.randn}
+_FACTORIES = {
+    torch.empty,
+    torch.zeros,
+    torch.ones,
+    torch.full,
+    torch.tensor,
+    torch.arange,
+    torch.rand,
+    torch.randn,
+}
 _INITIAL = {
-    nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.xavier_uniform_,
-    torch.Tensor.zero_, torch.Tensor.fill_, torch.Tensor.uniform_, torch.Tensor.normal_,
+    nn.init.kaiming_uniform_,
+    nn.init.uniform_,
+    nn.init.normal_,
+    nn.init.constant_,
+    nn.init.xavier_uniform_,
+    torch.Tensor.zero_,
+    torch.Tensor.fill_,
+    torch.Tensor.uniform_,
+    torch.Tensor.normal_,
 }
 
 
 def build(source: Source, borrowed: Iterable[torch.Tensor] = ()) -> nn.Module:
-    """The module of ``source`` in eval mode; what lies in the storage of a ``borrowed`` tensor is copied, as is every numpy array."""
+    """The module of ``source`` in eval mode; what lies in the storage of a ``borrowed`` tensor is
+    copied, as is every numpy array."""
     theirs = {t.untyped_storage().data_ptr() for t in borrowed}
 
     def owned(weight: Tensor) -> torch.Tensor:
@@ -82,8 +108,11 @@ def build(source: Source, borrowed: Iterable[torch.Tensor] = ()) -> nn.Module:
     return revived(source.text, held, source.classes)
 
 
-def revived(text: str, tensors: Mapping[str, torch.Tensor], classes: Mapping[str, Any] | None = None) -> nn.Module:
-    """The module of an emitted source, holding ``tensors`` themselves; ``classes`` are the user's classes that the text names."""
+def revived(
+    text: str, tensors: Mapping[str, torch.Tensor], classes: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """The module of an emitted source, holding ``tensors`` themselves; ``classes`` are the user's
+    classes that the text names."""
     space = _namespace(text)
     space.update(classes or {})
     with _Unfilled():
@@ -93,10 +122,13 @@ def revived(text: str, tensors: Mapping[str, torch.Tensor], classes: Mapping[str
 
 
 def emit_module(graph: Graph) -> nn.Module:
-    """An ``nn.Module`` that computes ``graph``, with the captured model's call signature and state names.
+    """An ``nn.Module`` that computes ``graph``, with the captured model's call signature and state
+    names.
 
-    Its tensors share no memory with the captured model. Raises IrpruneError for an operator that has no spelling in torch.
-    """
-    borrowed = [e.tensor for e in graph.structure.state.values()] if graph.structure is not None else []
+    Its tensors share no memory with the captured model. Raises IrpruneError for an operator that
+    has no spelling in torch."""
+    borrowed = (
+        [e.tensor for e in graph.structure.state.values()] if graph.structure is not None else []
+    )
     constants = [w.load() for w in graph.weights.values() if w.kind == "constant"]
     return build(write(graph), [*borrowed, *(c for c in constants if isinstance(c, torch.Tensor))])

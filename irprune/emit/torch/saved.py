@@ -1,8 +1,8 @@
 """A pruned model as a folder that loads without irprune.
 
-``model.py`` needs only torch: ``import model; net = model.load()``. Beside it lie ``weights.safetensors``, the program
-``model.pt2``, ``model.onnx``, the plan and the report. Of a transformers model there is ``huggingface/`` as well.
-"""
+``model.py`` needs only torch: ``import model; net = model.load()``. Beside it lie
+``weights.safetensors``, the program ``model.pt2``, ``model.onnx``, the plan and the report. Of a
+transformers model there is ``huggingface/`` as well."""
 
 from __future__ import annotations
 
@@ -60,13 +60,18 @@ def save_module(module: torch.nn.Module, folder: Path) -> None:
     (folder / "model.py").write_text(source_of(module) + _LOADER)
     tensors: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
-    for name, tensor in (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)):
+    for name, tensor in (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    ):
         if id(tensor) not in seen:
             seen.add(id(tensor))
             tensors[name] = tensor.detach().cpu().contiguous()
     weights = folder / "weights.safetensors"
     save_file(tensors, str(weights))
-    weights.chmod((folder / "model.py").stat().st_mode & 0o777)  # readable by whoever may read the source
+    weights.chmod(
+        (folder / "model.py").stat().st_mode & 0o777
+    )  # readable by whoever may read the source
 
 
 _BESIDE = 1 << 22  # bytes that a program takes beside its weights, at most
@@ -76,13 +81,23 @@ def save_program(module: torch.nn.Module, structure: Any, path: Path) -> None:
     """``module`` as a program of ``torch.export``, with the dynamic shapes of the capture."""
     with quiet(), torch.no_grad():
         program = torch.export.export(
-            module, tuple(structure.args), dict(structure.kwargs), dynamic_shapes=structure.dynamic_shapes, strict=False)
-        _reserve(path, sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers())) + _BESIDE)
+            module,
+            tuple(structure.args),
+            dict(structure.kwargs),
+            dynamic_shapes=structure.dynamic_shapes,
+            strict=False,
+        )
+        _reserve(
+            path,
+            sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+            + _BESIDE,
+        )
         torch.export.save(program, str(path))
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Raises OSError where a file of ``size`` bytes cannot be: torch's writer aborts the process there."""
+    """Raises OSError where a file of ``size`` bytes cannot be: torch's writer aborts the process
+    there."""
     if shutil.disk_usage(path.parent).free < size:
         raise no_room()
     if hasattr(os, "posix_fallocate"):  # quotas and limits of the process
@@ -97,6 +112,10 @@ def from_folder(folder: str | Path) -> torch.nn.Module:
     folder = Path(folder)
     for name in ("model.py", "weights.safetensors"):
         if not (folder / name).exists():
-            raise IrpruneError(f"no {name} here", str(folder), "give a folder that pruned.save or `irprune prune -o` wrote")
+            raise IrpruneError(
+                f"no {name} here",
+                str(folder),
+                "give a folder that pruned.save or `irprune prune -o` wrote",
+            )
     text = (folder / "model.py").read_text().removesuffix(_LOADER)
     return revived(text, load_file(str(folder / "weights.safetensors")))

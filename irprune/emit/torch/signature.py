@@ -1,8 +1,9 @@
-"""The call signature of the emitted ``forward``: the user's own parameters, opened into tensors and packed into results.
+"""The call signature of the emitted ``forward``: the user's own parameters, opened into tensors and
+packed into results.
 
-Arguments and results may be nested: tuples, lists, dictionaries, named tuples, dataclasses, and the output classes of
-model libraries. A class that the emitted source needs is imported, with a stand-in of the same fields where it is not found.
-"""
+Arguments and results may be nested: tuples, lists, dictionaries, named tuples, dataclasses, and the
+output classes of model libraries. A class that the emitted source needs is imported, with a
+stand-in of the same fields where it is not found."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _EMPTY = inspect.Parameter.empty
 
 @dataclasses.dataclass
 class Classes:
-    """The classes that the source names: ``lines`` that import or imitate them, and the classes themselves by name."""
+    """The classes that the source names: ``lines`` that import or imitate them, and the classes
+    themselves by name."""
 
     lines: list[str] = dataclasses.field(default_factory=list)
     held: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -39,13 +41,20 @@ class Classes:
             name += "_"
         self.held[name] = kind
         path = kind.__qualname__
-        importable = "." not in path and getattr(sys.modules.get(kind.__module__), path, None) is kind
+        importable = (
+            "." not in path and getattr(sys.modules.get(kind.__module__), path, None) is kind
+        )
         stand_in = f"{name} = record({kind.__name__!r}, {list(fields)!r})"
         if issubclass(kind, tuple):
             stand_in = f"{name} = collections.namedtuple({kind.__name__!r}, {list(fields)!r})"
         if importable:
             alias = f" as {name}" if name != path else ""
-            self.lines += ["try:", f"    from {kind.__module__} import {path}{alias}", "except ImportError:", f"    {stand_in}"]
+            self.lines += [
+                "try:",
+                f"    from {kind.__module__} import {path}{alias}",
+                "except ImportError:",
+                f"    {stand_in}",
+            ]
         else:
             self.lines.append(stand_in)
         return name
@@ -54,9 +63,9 @@ class Classes:
 class Signature:
     """Parameters of ``forward`` and the statements that open them.
 
-    ``head`` is what stands between the parentheses after ``self``, ``lines`` are the statements, ``names`` maps a graph
-    input (by index) to its name. ``fresh(name)`` reserves a name in the function.
-    """
+    ``head`` is what stands between the parentheses after ``self``, ``lines`` are the statements,
+    ``names`` maps a graph input (by index) to its name. ``fresh(name)`` reserves a name in the
+    function."""
 
     def __init__(self, structure: Any, fresh: Callable[[str], str]) -> None:
         self.structure = structure
@@ -76,7 +85,8 @@ class Signature:
         self.head = ", ".join(self._parameters())
 
     def _parameters(self) -> Iterator[str]:
-        """The user's parameters as far as the recorded call used them, the others with their defaults."""
+        """The user's parameters as far as the recorded call used them, the others with their
+        defaults."""
         sig = self.structure.signature
         if sig is None:
             yield from self._recorded(self.structure.names)
@@ -102,7 +112,9 @@ class Signature:
                 if p.kind is p.KEYWORD_ONLY and not starred:
                     starred = True
                     yield "*"
-                own = keyword.get(p.name) or (positional.pop(0) if positional and p.kind is not p.KEYWORD_ONLY else None)
+                own = keyword.get(p.name) or (
+                    positional.pop(0) if positional and p.kind is not p.KEYWORD_ONLY else None
+                )
                 if own is not None:
                     yield self._given(p.name, own, needs_default=optional and not starred)
                 elif p.default is not _EMPTY and _printable(p.default):
@@ -132,7 +144,8 @@ class Signature:
         return f"{own}={literal(p.default)}"
 
     def _open(self, spec: Any, at: int, expression: str, name: str) -> int:
-        """Statements that give every tensor below ``expression`` a name; constants are checked. Returns where the next leaf stands."""
+        """Statements that give every tensor below ``expression`` a name; constants are checked.
+        Returns where the next leaf stands."""
         if spec.is_leaf():
             place = self.structure.inputs[at]
             if isinstance(place, int):
@@ -158,7 +171,8 @@ def _printable(x: Any) -> bool:
 
 
 def _steps(spec: Any) -> Iterator[tuple[str, str]]:
-    """For each child of ``spec``: how it is reached (``{}`` stands for the container) and what its name ends with."""
+    """For each child of ``spec``: how it is reached (``{}`` stands for the container) and what its
+    name ends with."""
     kind, count = spec.type, len(pytree_children(spec))
     if kind in (dict, OrderedDict, defaultdict):
         keys = spec.context[1] if kind is defaultdict else spec.context
@@ -177,14 +191,26 @@ def _word(key: Any) -> str:
 
 
 def _fields(spec: Any) -> list[str]:
-    """Attribute names of the children of a named tuple, a dataclass or a dictionary with attributes; none for other classes."""
+    """Attribute names of the children of a named tuple, a dataclass or a dictionary with
+    attributes; none for other classes."""
     kind: Any = spec.type
-    if kind is namedtuple or (isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")):
+    if kind is namedtuple or (
+        isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")
+    ):
         own: Any = kind if isinstance(kind, type) else spec.context
         return list(own._fields)
-    if isinstance(kind, type) and issubclass(kind, Mapping) and isinstance(spec.context, (list, tuple)):
+    if (
+        isinstance(kind, type)
+        and issubclass(kind, Mapping)
+        and isinstance(spec.context, (list, tuple))
+    ):
         return [str(k) for k in spec.context]
-    if dataclasses.is_dataclass(kind) and isinstance(spec.context, list) and spec.context and isinstance(spec.context[0], list):
+    if (
+        dataclasses.is_dataclass(kind)
+        and isinstance(spec.context, list)
+        and spec.context
+        and isinstance(spec.context[0], list)
+    ):
         return [str(k) for k in spec.context[0]]
     return []
 
@@ -207,16 +233,24 @@ def pack(spec: Any, outputs: Iterator[str], classes: Classes) -> str:
     if kind is list:
         return f"[{', '.join(parts)}]"
     if kind is dict:
-        return "{" + ", ".join(f"{k!r}: {v}" for k, v in zip(spec.context, parts, strict=True)) + "}"
+        return (
+            "{" + ", ".join(f"{k!r}: {v}" for k, v in zip(spec.context, parts, strict=True)) + "}"
+        )
     if kind is OrderedDict:
         return f"collections.OrderedDict([{', '.join(f'({k!r}, {v})' for k, v in zip(spec.context, parts, strict=True))}])"
     if kind is defaultdict:
-        return "{" + ", ".join(f"{k!r}: {v}" for k, v in zip(spec.context[1], parts, strict=True)) + "}"
+        return (
+            "{"
+            + ", ".join(f"{k!r}: {v}" for k, v in zip(spec.context[1], parts, strict=True))
+            + "}"
+        )
     fields = _fields(spec)
     if fields:
         own = spec.context if isinstance(spec.context, type) else kind
         absent = _absent(spec)
-        named = [f"{k}={v}" for k, v in zip(fields, parts, strict=True)] + [f"{k}=None" for k in absent]
+        named = [f"{k}={v}" for k, v in zip(fields, parts, strict=True)] + [
+            f"{k}=None" for k in absent
+        ]
         return f"{classes.name(own, [*fields, *absent])}({', '.join(named)})"
     return _other(spec, parts, classes)
 
@@ -224,8 +258,11 @@ def pack(spec: Any, outputs: Iterator[str], classes: Classes) -> str:
 def _other(spec: Any, parts: Sequence[str], classes: Classes) -> str:
     """A container known only to torch's pytree registry."""
     if not _replays(spec.context):
-        raise IrpruneError(f"a result of type {spec.type.__qualname__} cannot be written as source", "",
-                           "return tuples, lists, dictionaries, named tuples or dataclasses from forward")
+        raise IrpruneError(
+            f"a result of type {spec.type.__qualname__} cannot be written as source",
+            "",
+            "return tuples, lists, dictionaries, named tuples or dataclasses from forward",
+        )
     name = classes.name(spec.type, [])
     return f"torch.utils._pytree.SUPPORTED_NODES[{name}].unflatten_fn([{', '.join(parts)}], {spec.context!r})"
 
@@ -238,7 +275,8 @@ def _replays(x: Any) -> bool:
 
 
 def paths(spec: Any, prefix: str = "") -> Iterator[str]:
-    """A readable name for each leaf below ``spec``: ``logits``, ``hidden_0``; the prefix alone for a bare leaf."""
+    """A readable name for each leaf below ``spec``: ``logits``, ``hidden_0``; the prefix alone for
+    a bare leaf."""
     if spec.is_leaf():
         yield prefix
         return

@@ -1,7 +1,8 @@
-"""Readable Python source of a graph: a module class with real submodules under their original names.
+"""Readable Python source of a graph: a module class with real submodules under their original
+names.
 
-``write(graph)`` gives the text and the weights that fill it; ``irprune.emit.torch.module`` makes the module.
-"""
+``write(graph)`` gives the text and the weights that fill it; ``irprune.emit.torch.module`` makes
+the module."""
 
 from __future__ import annotations
 
@@ -98,13 +99,33 @@ def record(name, fields):
 '''
 
 
-_RESERVED = ("self", "torch", "F", "nn", "put", "fill", "expect", "require", "record", "collections", "math", "Part", "Model", "device",
-             "max", "min", "float", "int", "type")
+_RESERVED = (
+    "self",
+    "torch",
+    "F",
+    "nn",
+    "put",
+    "fill",
+    "expect",
+    "require",
+    "record",
+    "collections",
+    "math",
+    "Part",
+    "Model",
+    "device",
+    "max",
+    "min",
+    "float",
+    "int",
+    "type",
+)
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor of the emitted state: ``load()`` gives its array, ``trainable`` whether it takes gradients."""
+    """A tensor of the emitted state: ``load()`` gives its array, ``trainable`` whether it takes
+    gradients."""
 
     load: Callable[[], Any]
     trainable: bool
@@ -112,7 +133,8 @@ class Tensor:
 
 @dataclass
 class Source:
-    """The text of the module; ``tensors`` are what fills it, by the name in its tree (of tied names the first).
+    """The text of the module; ``tensors`` are what fills it, by the name in its tree (of tied names
+    the first).
 
     ``classes`` are the user's classes that the text names.
     """
@@ -123,7 +145,8 @@ class Source:
 
 
 def write(graph: Graph) -> Source:
-    """Source of a class ``Model`` that computes ``graph`` and is called as the captured model was."""
+    """Source of a class ``Model`` that computes ``graph`` and is called as the captured model
+    was."""
     return _Writer(graph).write()
 
 
@@ -136,7 +159,9 @@ class _Writer:
         self.layer_of: dict[Node, str] = {}
         self.tensors: dict[str, Tensor] = {}
         self.classes = Classes()
-        self.functions: dict[str, str] = {}  # of the operator table, in the order in which they are met
+        self.functions: dict[
+            str, str
+        ] = {}  # of the operator table, in the order in which they are met
 
     def write(self) -> Source:
         self._find_layers()
@@ -145,21 +170,27 @@ class _Writer:
         text += "\n" + self._forward()
         classes = "".join(f"{line}\n" for line in self.classes.lines)
         functions = "".join(f"{text}\n\n" for text in self.functions.values())
-        head = HEADER.format(name=self.graph.name) + functions + (classes + "\n\n" if classes else "")
+        head = (
+            HEADER.format(name=self.graph.name) + functions + (classes + "\n\n" if classes else "")
+        )
         return Source(head + text, self.tensors, self.classes.held)
 
     def _fresh(self, name: str) -> str:
         """``name``, or one like it that is a free identifier."""
-        name = name if name.isidentifier() else "v_" + "".join(c if c.isalnum() else "_" for c in name)
+        name = (
+            name if name.isidentifier() else "v_" + "".join(c if c.isalnum() else "_" for c in name)
+        )
         while name in self.taken:
             name += "_"
         self.taken.add(name)
         return name
 
-    # -- submodules ----------------------------------------------------------------------------------------------
+    # -- submodules
+    # ----------------------------------------------------------------------------------------------
 
     def _find_layers(self) -> None:
-        """The first call of a layer declares it; calls that differ from it read its weights by name."""
+        """The first call of a layer declares it; calls that differ from it read its weights by
+        name."""
         for node in self.graph.nodes:
             layer = layer_for(node, self.graph)
             if layer is not None and self.layers.setdefault(layer.owner, layer) == layer:
@@ -170,7 +201,11 @@ class _Writer:
         graph = self.graph
         state = graph.structure.state if graph.structure is not None else {}
         by_name = {alias: w for w in graph.weights.values() for alias in (w.name, *w.aliases)}
-        layer_at = {f"{owner}.{own}": layer for owner, layer in self.layers.items() for own, _ in layer.state}
+        layer_at = {
+            f"{owner}.{own}": layer
+            for owner, layer in self.layers.items()
+            for own, _ in layer.state
+        }
         declared: set[str] = set()
         first: dict[int, str] = {}  # identity of what is held -> the name that holds it
         fixed: list[str] = []
@@ -208,11 +243,14 @@ class _Writer:
             return f"put(self, {name!r}, nn.Parameter({made}{'' if held.trainable else ', requires_grad=False'}))"
         return f"put(self, {name!r}, {made}{'' if held.persistent else ', persistent=False'})"
 
-    # -- forward -------------------------------------------------------------------------------------------------
+    # -- forward
+    # ----------------------------------------------------------------------------------------------
 
     def _name(self, value: Value) -> str:
         if value not in self.names:
-            self.names[value] = path_of(value.name) if isinstance(value, Weight) else self._fresh(value.name)
+            self.names[value] = (
+                path_of(value.name) if isinstance(value, Weight) else self._fresh(value.name)
+            )
         return self.names[value]
 
     def _forward(self) -> str:
@@ -237,13 +275,19 @@ class _Writer:
             scope = node.origin.scope
             single = node in self.layer_of and dict(node.origin.layout).get("hx") is None
             dead = [self._name(v) for v in last.get(i, ()) if not (single and v.producer is node)]
-            body += [self._line(node), *self._bind_sizes([v for v in node.outputs if v.dtype != "none"], wanted, bound)]
+            body += [
+                self._line(node),
+                *self._bind_sizes([v for v in node.outputs if v.dtype != "none"], wanted, bound),
+            ]
             body[-1] += f"; del {', '.join(dead)}" if dead else ""
         if any("device" in line for line in body):
             lines.append(f"device = {self._device()}")
         if wanted - bound:
-            raise IrpruneError(f"the size {min(wanted - bound)} follows from no input", "",
-                               "give dynamic_shapes that name every dynamic size")
+            raise IrpruneError(
+                f"the size {min(wanted - bound)} follows from no input",
+                "",
+                "give dynamic_shapes that name every dynamic size",
+            )
         lines += prologue + body
         lines.append(f"return {self._result()}")
         return f"    def forward({head}):\n" + "".join(f"        {line}\n" for line in lines)
@@ -258,11 +302,15 @@ class _Writer:
         graph, structure = self.graph, self.graph.structure
         if structure is None:
             return ", ".join(map(self._name, graph.outputs))
-        leaves = (self._name(graph.outputs[p]) if isinstance(p, int) else literal(p[0]) for p in structure.outputs)
+        leaves = (
+            self._name(graph.outputs[p]) if isinstance(p, int) else literal(p[0])
+            for p in structure.outputs
+        )
         return pack(structure.out_spec, leaves, self.classes)
 
     def _bind_sizes(self, values: list[Value], wanted: set[str], bound: set[str]) -> Iterator[str]:
-        """Statements for symbols that stand in the shapes of ``values``, alone or in ``k * s + c``."""
+        """Statements for symbols that stand in the shapes of ``values``, alone or in ``k * s +
+        c``."""
         for v in values:
             if v.producer is not None and isinstance(symbol := v.producer.attrs.get("symbol"), Sym):
                 bound.add(symbol.expr)
@@ -273,7 +321,12 @@ class _Writer:
                     if not isinstance(s, Sym):
                         continue
                     names = list(dict.fromkeys(names_in(s)))
-                    if len(names) != 1 or (name := names[0]) in bound or name not in wanted or exact != (s.expr == name):
+                    if (
+                        len(names) != 1
+                        or (name := names[0]) in bound
+                        or name not in wanted
+                        or exact != (s.expr == name)
+                    ):
                         continue
                     solved = _solve(s.expr, name, f"{self._name(v)}.shape[{d}]")
                     if solved:
@@ -293,14 +346,19 @@ class _Writer:
 
     def _recurrent(self, node: Node, owner: str, names: list[str]) -> str:
         state = dict(node.origin.layout)["hx"]
-        held = [self._name(node.operand(k)) for k in (state if isinstance(state, tuple) else (state,)) if k is not None]
+        held = [
+            self._name(node.operand(k))
+            for k in (state if isinstance(state, tuple) else (state,))
+            if k is not None
+        ]
         x = self._name(node.operand(0))
         if len(held) == 2:
             return f"{names[0]}, ({names[1]}, {names[2]}) = {path_of(owner)}({x}, ({held[0]}, {held[1]}))"
         return f"{names[0]}, {names[1]} = {path_of(owner)}({x}, {held[0]})"
 
     def _body(self, node: Node, kind: str, body: Body) -> Code:
-        """A function of a body's own inputs; the source has the body as a function of its own inputs and those outside."""
+        """A function of a body's own inputs; the source has the body as a function of its own
+        inputs and those outside."""
         inner = _Writer(body.graph)
         inner.functions = self.functions
         name = self._fresh(f"{kind}_{node.out.name}")
@@ -310,30 +368,54 @@ class _Writer:
         head, *lines = inner._forward().splitlines()
         given = head.partition("(self")[2].removeprefix(", ")
         *rest, last = (line[4:] for line in lines)
-        self.functions[name] = "\n".join([f"def {name}({given}", *rest, f"    return [{last.strip().removeprefix('return ')}]"]) + "\n"
+        self.functions[name] = (
+            "\n".join(
+                [
+                    f"def {name}({given}",
+                    *rest,
+                    f"    return [{last.strip().removeprefix('return ')}]",
+                ]
+            )
+            + "\n"
+        )
         outside = ", ".join(self._name(node.operand(int(k))) for k in body.outer)
         return Code(f"lambda *own: {name}(*own{', ' if outside else ''}{outside})")
 
     def _function(self, node: Node) -> str | None:
-        """The call of a function that the operator table has for ``node``; the emitted source carries it."""
+        """The call of a function that the operator table has for ``node``; the emitted source
+        carries it."""
         entry = lookup(node)
         if entry is None or (name := getattr(entry.run, "function", None)) is None:
             return None
         for needed in (*functions.HELPERS.get(name, ()), name):
             self.functions.setdefault(needed, inspect.getsource(getattr(functions, needed)))
         self.taken.add(name)
-        given = [Code(self._name(v)) if v is not None else None for v in node.inputs[: node.attrs.get("own")]]
+        given = [
+            Code(self._name(v)) if v is not None else None
+            for v in node.inputs[: node.attrs.get("own")]
+        ]
 
         def show(x: Any) -> Any:
-            return substitute(x, lambda k: Code(self._name(node.operand(k))), lambda s: Code(s.expr), Code("device"))
+            return substitute(
+                x,
+                lambda k: Code(self._name(node.operand(k))),
+                lambda s: Code(s.expr),
+                Code("device"),
+            )
 
         attrs = {
-            k: Code("device") if k == "device" else self._body(node, k, v) if isinstance(v, Body) else show(v)
+            k: Code("device")
+            if k == "device"
+            else self._body(node, k, v)
+            if isinstance(v, Body)
+            else show(v)
             for k, v in node.attrs.items()
             if k != "own"
         }
         made, named = getattr(entry.run, "results", 1), len(node.outputs)
-        return f"{name}({arguments(given, attrs)})" + ("" if made <= named else "[0]" if named == 1 else f"[:{named}]")
+        return f"{name}({arguments(given, attrs)})" + (
+            "" if made <= named else "[0]" if named == 1 else f"[:{named}]"
+        )
 
     def _expression(self, node: Node) -> str:
         if node in self.layer_of:
@@ -343,22 +425,48 @@ class _Writer:
         except LookupError:
             if (written := self._function(node)) is not None:
                 return written
-            raise IrpruneError(f"{node.op} cannot be written in torch yet", node.where,
-                               "give the operator an ATen spelling in its family file") from None
-        if node.op in ("dropout", "rrelu"):  # captured in eval mode: what was off there is off for that reason
-            *options, on = [node.attrs[k] for k in (("p", "train") if node.op == "dropout" else ("lower", "upper", "training"))]
-            given = [self._name(node.operand(0)), *map(str, options), "True" if on else "self.training"]
+            raise IrpruneError(
+                f"{node.op} cannot be written in torch yet",
+                node.where,
+                "give the operator an ATen spelling in its family file",
+            ) from None
+        if node.op in (
+            "dropout",
+            "rrelu",
+        ):  # captured in eval mode: what was off there is off for that reason
+            *options, on = [
+                node.attrs[k]
+                for k in (
+                    ("p", "train") if node.op == "dropout" else ("lower", "upper", "training")
+                )
+            ]
+            given = [
+                self._name(node.operand(0)),
+                *map(str, options),
+                "True" if on else "self.training",
+            ]
             return f"torch.{call.target.split('.')[1]}({', '.join(given)})"
 
         def show(x: Any) -> Any:
-            return substitute(x, lambda k: Code(self._name(node.operand(k))), lambda s: Code(s.expr), Code("device"))
+            return substitute(
+                x,
+                lambda k: Code(self._name(node.operand(k))),
+                lambda s: Code(s.expr),
+                Code("device"),
+            )
 
         rank = node.operand(0).rank if node.has(0) and node.operand(0).type.shape is not None else 0
-        return spell(call.target, [show(a) for a in call.args], {k: show(v) for k, v in call.kwargs.items()}, rank)
+        return spell(
+            call.target,
+            [show(a) for a in call.args],
+            {k: show(v) for k, v in call.kwargs.items()},
+            rank,
+        )
 
 
 def _is_list(node: Node) -> bool:
-    """Whether the operator gives a list of tensors, be it of one: ``unbind``, ``split`` and their like."""
+    """Whether the operator gives a list of tensors, be it of one: ``unbind``, ``split`` and their
+    like."""
     try:
         returns = overload(bind(node).target)._schema.returns
     except LookupError:
@@ -368,7 +476,8 @@ def _is_list(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class _Held:
-    """What stands at a name of the state: a weight of the graph, or a tensor that the graph does not read."""
+    """What stands at a name of the state: a weight of the graph, or a tensor that the graph does
+    not read."""
 
     key: int
     load: Callable[[], Any]
@@ -382,9 +491,25 @@ class _Held:
 def _held(weight: Weight | None, entry: Any) -> _Held:
     if weight is not None:
         persistent = entry.persistent if entry is not None else weight.kind != "constant"
-        return _Held(id(weight), weight.load, weight.kind, list(weight.shape), str(TO_TORCH[weight.dtype]), weight.trainable, persistent)
+        return _Held(
+            id(weight),
+            weight.load,
+            weight.kind,
+            list(weight.shape),
+            str(TO_TORCH[weight.dtype]),
+            weight.trainable,
+            persistent,
+        )
     tensor = entry.tensor
-    return _Held(id(tensor), lambda: tensor, entry.kind, list(tensor.shape), str(tensor.dtype), tensor.requires_grad, entry.persistent)
+    return _Held(
+        id(tensor),
+        lambda: tensor,
+        entry.kind,
+        list(tensor.shape),
+        str(tensor.dtype),
+        tensor.requires_grad,
+        entry.persistent,
+    )
 
 
 def path_of(name: str) -> str:
@@ -401,9 +526,13 @@ def path_of(name: str) -> str:
 
 
 def _solve(expr: str, name: str, size: str) -> str:
-    """The code that gives symbol ``name`` where ``expr`` is ``size``; "" where the expression is not ``k * name + c``."""
+    """The code that gives symbol ``name`` where ``expr`` is ``size``; "" where the expression is
+    not ``k * name + c``."""
+
     def at(n: int) -> int:
-        return int(eval(expr, {"__builtins__": {"max": max, "min": min}}, {name: n}))  # text printed by torch
+        return int(
+            eval(expr, {"__builtins__": {"max": max, "min": min}}, {name: n})
+        )  # text printed by torch
 
     c = at(0)
     k = at(1) - c
@@ -414,7 +543,8 @@ def _solve(expr: str, name: str, size: str) -> str:
 
 
 def _last_uses(graph: Graph) -> dict[int, list[Value]]:
-    """For each node, by position, the values that nothing reads afterwards (inputs and weights stay)."""
+    """For each node, by position, the values that nothing reads afterwards (inputs and weights
+    stay)."""
     at: dict[Value, int] = {}
     for i, node in enumerate(graph.nodes):
         for v in node.outputs:

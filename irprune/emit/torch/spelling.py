@@ -1,8 +1,8 @@
-"""How a call of an ATen overload is written in Python: ``x + y``, ``F.relu(x)``, ``x.reshape([2, 3])``, ``torch.cat([x, y], 1)``.
+"""How a call of an ATen overload is written in Python: ``x + y``, ``F.relu(x)``, ``x.reshape([2,
+3])``, ``torch.cat([x, y], 1)``.
 
-Only spellings that run the same overload are used; where there is none the overload is called by its name. The generated
-operator tests run both and compare.
-"""
+Only spellings that run the same overload are used; where there is none the overload is called by
+its name. The generated operator tests run both and compare."""
 
 from __future__ import annotations
 
@@ -21,10 +21,30 @@ class Code(str):
 
 
 _INFIX = {
-    "add.Tensor": "+", "sub.Tensor": "-", "mul.Tensor": "*", "div.Tensor": "/", "matmul.default": "@", "pow.Tensor_Scalar": "**",
-    "pow.Tensor_Tensor": "**", "eq.Tensor": "==", "eq.Scalar": "==", "ne.Tensor": "!=", "ne.Scalar": "!=", "lt.Tensor": "<",
-    "lt.Scalar": "<", "le.Tensor": "<=", "le.Scalar": "<=", "gt.Tensor": ">", "gt.Scalar": ">", "ge.Tensor": ">=", "ge.Scalar": ">=",
-    "__and__.Tensor": "&", "__or__.Tensor": "|", "__xor__.Tensor": "^", "bitwise_and.Tensor": "&", "bitwise_or.Tensor": "|",
+    "add.Tensor": "+",
+    "sub.Tensor": "-",
+    "mul.Tensor": "*",
+    "div.Tensor": "/",
+    "matmul.default": "@",
+    "pow.Tensor_Scalar": "**",
+    "pow.Tensor_Tensor": "**",
+    "eq.Tensor": "==",
+    "eq.Scalar": "==",
+    "ne.Tensor": "!=",
+    "ne.Scalar": "!=",
+    "lt.Tensor": "<",
+    "lt.Scalar": "<",
+    "le.Tensor": "<=",
+    "le.Scalar": "<=",
+    "gt.Tensor": ">",
+    "gt.Scalar": ">",
+    "ge.Tensor": ">=",
+    "ge.Scalar": ">=",
+    "__and__.Tensor": "&",
+    "__or__.Tensor": "|",
+    "__xor__.Tensor": "^",
+    "bitwise_and.Tensor": "&",
+    "bitwise_or.Tensor": "|",
     "floor_divide.default": "//",
 }
 _PREFIX = {"neg.default": "-", "bitwise_not.default": "~"}
@@ -38,26 +58,57 @@ _METHODS = frozenset(
 )
 # overload -> name in torch.nn.functional and how many arguments of the schema it takes
 _FUNCTIONS = {
-    "relu.default": ("relu", 1), "relu6.default": ("relu6", 1), "gelu.default": ("gelu", 2), "silu.default": ("silu", 1),
-    "mish.default": ("mish", 1), "elu.default": ("elu", 2), "selu.default": ("selu", 1), "celu.default": ("celu", 2),
-    "leaky_relu.default": ("leaky_relu", 2), "hardswish.default": ("hardswish", 1), "hardsigmoid.default": ("hardsigmoid", 1),
-    "hardtanh.default": ("hardtanh", 3), "softplus.default": ("softplus", 3), "prelu.default": ("prelu", 2),
-    "glu.default": ("glu", 2), "logsigmoid.default": ("logsigmoid", 1), "linear.default": ("linear", 3),
-    "conv1d.default": ("conv1d", 7), "conv2d.default": ("conv2d", 7), "conv3d.default": ("conv3d", 7),
-    "conv1d.padding": ("conv1d", 7), "conv2d.padding": ("conv2d", 7), "conv3d.padding": ("conv3d", 7),
-    "conv_transpose1d.default": ("conv_transpose1d", 8), "conv_transpose2d.input": ("conv_transpose2d", 8),
-    "conv_transpose3d.input": ("conv_transpose3d", 8), "layer_norm.default": ("layer_norm", 5),
-    "group_norm.default": ("group_norm", 5), "rms_norm.default": ("rms_norm", 4),
-    "scaled_dot_product_attention.default": ("scaled_dot_product_attention", 8), "pad.default": ("pad", 4),
-    "max_pool1d.default": ("max_pool1d", 6), "max_pool2d.default": ("max_pool2d", 6), "max_pool3d.default": ("max_pool3d", 6),
-    "avg_pool1d.default": ("avg_pool1d", 6), "avg_pool2d.default": ("avg_pool2d", 7), "avg_pool3d.default": ("avg_pool3d", 7),
-    "adaptive_avg_pool1d.default": ("adaptive_avg_pool1d", 2), "adaptive_avg_pool2d.default": ("adaptive_avg_pool2d", 2),
-    "adaptive_avg_pool3d.default": ("adaptive_avg_pool3d", 2), "pixel_shuffle.default": ("pixel_shuffle", 2),
-    "pixel_unshuffle.default": ("pixel_unshuffle", 2), "one_hot.default": ("one_hot", 2),
+    "relu.default": ("relu", 1),
+    "relu6.default": ("relu6", 1),
+    "gelu.default": ("gelu", 2),
+    "silu.default": ("silu", 1),
+    "mish.default": ("mish", 1),
+    "elu.default": ("elu", 2),
+    "selu.default": ("selu", 1),
+    "celu.default": ("celu", 2),
+    "leaky_relu.default": ("leaky_relu", 2),
+    "hardswish.default": ("hardswish", 1),
+    "hardsigmoid.default": ("hardsigmoid", 1),
+    "hardtanh.default": ("hardtanh", 3),
+    "softplus.default": ("softplus", 3),
+    "prelu.default": ("prelu", 2),
+    "glu.default": ("glu", 2),
+    "logsigmoid.default": ("logsigmoid", 1),
+    "linear.default": ("linear", 3),
+    "conv1d.default": ("conv1d", 7),
+    "conv2d.default": ("conv2d", 7),
+    "conv3d.default": ("conv3d", 7),
+    "conv1d.padding": ("conv1d", 7),
+    "conv2d.padding": ("conv2d", 7),
+    "conv3d.padding": ("conv3d", 7),
+    "conv_transpose1d.default": ("conv_transpose1d", 8),
+    "conv_transpose2d.input": ("conv_transpose2d", 8),
+    "conv_transpose3d.input": ("conv_transpose3d", 8),
+    "layer_norm.default": ("layer_norm", 5),
+    "group_norm.default": ("group_norm", 5),
+    "rms_norm.default": ("rms_norm", 4),
+    "scaled_dot_product_attention.default": ("scaled_dot_product_attention", 8),
+    "pad.default": ("pad", 4),
+    "max_pool1d.default": ("max_pool1d", 6),
+    "max_pool2d.default": ("max_pool2d", 6),
+    "max_pool3d.default": ("max_pool3d", 6),
+    "avg_pool1d.default": ("avg_pool1d", 6),
+    "avg_pool2d.default": ("avg_pool2d", 7),
+    "avg_pool3d.default": ("avg_pool3d", 7),
+    "adaptive_avg_pool1d.default": ("adaptive_avg_pool1d", 2),
+    "adaptive_avg_pool2d.default": ("adaptive_avg_pool2d", 2),
+    "adaptive_avg_pool3d.default": ("adaptive_avg_pool3d", 2),
+    "pixel_shuffle.default": ("pixel_shuffle", 2),
+    "pixel_unshuffle.default": ("pixel_unshuffle", 2),
+    "one_hot.default": ("one_hot", 2),
 }
 _INTERPOLATE = {
-    "upsample_nearest1d.vec": "nearest", "upsample_nearest2d.vec": "nearest", "upsample_nearest3d.vec": "nearest",
-    "upsample_linear1d.vec": "linear", "upsample_bilinear2d.vec": "bilinear", "upsample_bicubic2d.vec": "bicubic",
+    "upsample_nearest1d.vec": "nearest",
+    "upsample_nearest2d.vec": "nearest",
+    "upsample_nearest3d.vec": "nearest",
+    "upsample_linear1d.vec": "linear",
+    "upsample_bilinear2d.vec": "bilinear",
+    "upsample_bicubic2d.vec": "bicubic",
     "upsample_trilinear3d.vec": "trilinear",
 }
 # torch.<name> with the arguments of the schema
@@ -71,7 +122,8 @@ _PLAIN = frozenset(
 
 
 def spell(target: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int = 0) -> str:
-    """The expression that calls ``target``; operands come as ``Code``, ``rank`` is that of the first one (for subscripts)."""
+    """The expression that calls ``target``; operands come as ``Code``, ``rank`` is that of the
+    first one (for subscripts)."""
     space, name, variant = target.split(".")
     kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory" or v}
     short = f"{name}.{variant}"
@@ -106,7 +158,8 @@ def _usual(name: str, short: str, args: Sequence[Any], kwargs: Mapping[str, Any]
 
 
 def _fits(short: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether the Python function takes all that is given; the last schema arguments of some overloads have no place in it."""
+    """Whether the Python function takes all that is given; the last schema arguments of some
+    overloads have no place in it."""
     _, count = _FUNCTIONS[short]
     known = {a.name for a in overload(f"aten.{short}")._schema.arguments[:count]}
     return len(args) <= count and set(kwargs) <= known
@@ -134,9 +187,16 @@ def _special(short: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: i
     if short in _INTERPOLATE:
         return _interpolate(_INTERPOLATE[short], args, kwargs)
     if short in ("to.device", "to.dtype", "to.dtype_layout"):
-        names = {"to.device": ("device", "dtype"), "to.dtype": ("dtype",), "to.dtype_layout": ()}[short]
+        names = {"to.device": ("device", "dtype"), "to.dtype": ("dtype",), "to.dtype_layout": ()}[
+            short
+        ]
         given = dict(zip(names, args[1:], strict=False)) | dict(kwargs)
-        if len(args) - 1 <= len(names) and set(given) <= {"dtype", "device", "copy", "non_blocking"}:
+        if len(args) - 1 <= len(names) and set(given) <= {
+            "dtype",
+            "device",
+            "copy",
+            "non_blocking",
+        }:
             return f"{args[0]}.to({arguments((), given)})"
         return f"torch.ops.aten.{short}({arguments(args, kwargs)})"
     if short in ("mT.default", "numpy_T.default"):
@@ -147,7 +207,9 @@ def _special(short: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: i
         return f"F.pad({args[0]}, {literal(args[1])}{f', value={literal(args[2])}' if len(args) > 2 else ''})"
     if short in ("_softmax.default", "_log_softmax.default") and args[2:] == [False]:
         return f"{args[0]}.{short.split('.')[0][1:]}({literal(args[1])})"
-    if (short == "einsum.default" and (len(args) != 2 or kwargs)) or (short == "index_put.default" and None in args[1]):
+    if (short == "einsum.default" and (len(args) != 2 or kwargs)) or (
+        short == "index_put.default" and None in args[1]
+    ):
         return f"torch.ops.aten.{short}({arguments(args, kwargs)})"
     return ""
 
@@ -155,20 +217,31 @@ def _special(short: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: i
 def _slice(args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> str:
     """``x[:, 2:5]``."""
     given = dict(zip(("dim", "start", "end", "step"), args[1:], strict=False)) | dict(kwargs)
-    dim, start, end, step = given.get("dim", 0), given.get("start"), given.get("end"), given.get("step", 1)
+    dim, start, end, step = (
+        given.get("dim", 0),
+        given.get("start"),
+        given.get("end"),
+        given.get("step", 1),
+    )
     if not isinstance(dim, int) or (dim < 0 and not rank):
         return ""
     begin = "" if start in (None, 0) else literal(start)
     stop = "" if end is None or (isinstance(end, int) and end >= 2**62) else literal(end)
-    inside = [":"] * (dim % rank if rank else dim) + [f"{begin}:{stop}" + (f":{literal(step)}" if step != 1 else "")]
+    inside = [":"] * (dim % rank if rank else dim) + [
+        f"{begin}:{stop}" + (f":{literal(step)}" if step != 1 else "")
+    ]
     return f"{args[0]}[{', '.join(inside)}]"
 
 
 def _interpolate(mode: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """``F.interpolate``; overloads of nearest neighbours have no ``align_corners``."""
-    names = ("size", "scale_factor") if mode == "nearest" else ("size", "align_corners", "scale_factor")
+    names = (
+        ("size", "scale_factor") if mode == "nearest" else ("size", "align_corners", "scale_factor")
+    )
     renamed = {"output_size": "size", "scale_factors": "scale_factor"}
-    given = dict(zip(names, args[1:], strict=False)) | {renamed.get(k, k): v for k, v in kwargs.items()}
+    given = dict(zip(names, args[1:], strict=False)) | {
+        renamed.get(k, k): v for k, v in kwargs.items()
+    }
     given = {k: v for k, v in given.items() if v is not None}
     return f"F.interpolate({args[0]}, {arguments((), given)}, mode={mode!r})"
 

@@ -1,8 +1,8 @@
-"""Subgraphs of ONNX nodes (If, Loop, Scan) and the functions that ONNX defines operators by, each read into a graph of its own.
+"""Subgraphs of ONNX nodes (If, Loop, Scan) and the functions that ONNX defines operators by, each
+read into a graph of its own.
 
-The inputs of such a graph are the body's own, then the outer values that it reads; weights stored in the body become operands
-of the node, so that they count, move and train with the others.
-"""
+The inputs of such a graph are the body's own, then the outer values that it reads; weights stored
+in the body become operands of the node, so that they count, move and train with the others."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ class BodyReader(Protocol):
 
 
 def read_body(outer: BodyReader, body: onnx.GraphProto, formals: Sequence[TensorType]) -> Body:
-    """``body`` as a graph whose first inputs are of the types ``formals``; where the body declares more, that holds."""
+    """``body`` as a graph whose first inputs are of the types ``formals``; where the body declares
+    more, that holds."""
     model = onnx.ModelProto(ir_version=outer.source.model.ir_version)
     model.opset_import.extend(outer.source.model.opset_import)
     model.graph.CopyFrom(body)
@@ -81,13 +82,17 @@ def read_body(outer: BodyReader, body: onnx.GraphProto, formals: Sequence[Tensor
 
 
 def lifted(outer: BodyReader, body: Body, names: list[str]) -> Body:
-    """``body`` with its weights among the operands of its node, whose ``names`` grow; ``outer`` then counts positions there."""
+    """``body`` with its weights among the operands of its node, whose ``names`` grow; ``outer``
+    then counts positions there."""
     graph, outside = body.graph, list(body.outer)
     for weight in list(graph.weights.values()):
         own = weight.name
         while own in outer.types:
             own += "."
-        outer.stored[own], outer.types[own] = Stored("initializer", weight.name, weight.load), weight.type
+        outer.stored[own], outer.types[own] = (
+            Stored("initializer", weight.name, weight.load),
+            weight.type,
+        )
         value = graph.add_input(weight.name, weight.type)
         weight.replace_all_uses(value)
         graph.outputs = [value if v is weight else v for v in graph.outputs]
@@ -98,11 +103,16 @@ def lifted(outer: BodyReader, body: Body, names: list[str]) -> Body:
     return Body(graph, tuple(places[str(n)] for n in outside))
 
 
-def function_of(outer: BodyReader, node: onnx.NodeProto, opset: int, types: Sequence[TensorType | None]) -> Body | None:
-    """The function that ONNX defines the operator of ``node`` by, for operands of these types; None where there is none."""
+def function_of(
+    outer: BodyReader, node: onnx.NodeProto, opset: int, types: Sequence[TensorType | None]
+) -> Body | None:
+    """The function that ONNX defines the operator of ``node`` by, for operands of these types; None
+    where there is none."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     try:
-        schema: Any = onnx.defs.get_schema(node.op_type, opset, domain)  # functions are not among its declared attributes
+        schema: Any = onnx.defs.get_schema(
+            node.op_type, opset, domain
+        )  # functions are not among its declared attributes
     except onnx.defs.SchemaError:
         return None
     if not (schema.has_function or schema.has_context_dependent_function):
@@ -112,7 +122,9 @@ def function_of(outer: BodyReader, node: onnx.NodeProto, opset: int, types: Sequ
     def told(name: str, kind: TensorType | None) -> onnx.TypeProto:
         found = onnx.TypeProto() if kind is None else type_proto(kind, outer.symbols)
         found = declared.get(name, found) if not found.WhichOneof("value") else found
-        if kind is not None and not found.WhichOneof("value"):  # the builders of functions do not survive it
+        if kind is not None and not found.WhichOneof(
+            "value"
+        ):  # the builders of functions do not survive it
             raise Unread(f"the function of {node.op_type} over a value of unknown type")
         return found
 
@@ -129,17 +141,25 @@ def function_of(outer: BodyReader, node: onnx.NodeProto, opset: int, types: Sequ
     model.opset_import.extend(outer.source.model.opset_import)
     model.opset_import.add(domain=function.domain, version=1)
     model.functions.append(function)
-    given = {n: (p, t) for n, p, t in zip(node.input, protos, types, strict=False) if n and t is not None}
+    given = {
+        n: (p, t) for n, p, t in zip(node.input, protos, types, strict=False) if n and t is not None
+    }
     model.graph.name = node.op_type
     model.graph.input.extend(onnx.ValueInfoProto(name=n, type=p) for n, (p, _) in given.items())
     call = model.graph.node.add()
     call.CopyFrom(node)
     call.domain, call.op_type = function.domain, function.name
     said = {a.name for a in node.attribute}
-    call.attribute.extend(a.default_value for name, a in schema.attributes.items() if a.default_value.name and name not in said)
+    call.attribute.extend(
+        a.default_value
+        for name, a in schema.attributes.items()
+        if a.default_value.name and name not in said
+    )
     model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in node.output if n)
     try:
         done = onnx.inliner.inline_local_functions(model)
     except Exception as error:  # the inliner raises what C++ throws
-        raise Unread(f"the function of {node.op_type} does not apply: {first_line(error)}") from error
+        raise Unread(
+            f"the function of {node.op_type} does not apply: {first_line(error)}"
+        ) from error
     return Body(read_body(outer, done.graph, [t for _, t in given.values()]).graph, tuple(given))

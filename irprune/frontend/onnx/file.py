@@ -1,9 +1,10 @@
-"""An ONNX file on disk: read without its weights, which are taken from it one by one when they are asked for.
+"""An ONNX file on disk: read without its weights, which are taken from it one by one when they are
+asked for.
 
-A large initializer inside the file becomes a tensor whose external data is the file itself, so that tensors inside and beside the
-model are read by the same code, and a model takes no more memory than its largest tensor. The layout is that of protobuf
-(https://protobuf.dev/programming-guides/encoding).
-"""
+A large initializer inside the file becomes a tensor whose external data is the file itself, so that
+tensors inside and beside the model are read by the same code, and a model takes no more memory than
+its largest tensor. The layout is that of protobuf
+(https://protobuf.dev/programming-guides/encoding)."""
 
 from __future__ import annotations
 
@@ -22,7 +23,17 @@ from onnx import TensorProto, helper, numpy_helper
 
 from irprune.errors import IrpruneError, first_line
 
-__all__ = ["GRAPH", "INITIALIZER", "LARGE", "RAW_DATA", "Files", "Loader", "fields", "read_model", "varint"]
+__all__ = [
+    "GRAPH",
+    "INITIALIZER",
+    "LARGE",
+    "RAW_DATA",
+    "Files",
+    "Loader",
+    "fields",
+    "read_model",
+    "varint",
+]
 
 Array = NDArray[Any]
 Loader = Callable[[], Array]
@@ -33,7 +44,8 @@ _PACKED = (TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1)
 
 
 def read_model(path: Path) -> onnx.ModelProto:
-    """The model in ``path``; the data of large initializers, inside the file or beside it, is left where it is.
+    """The model in ``path``; the data of large initializers, inside the file or beside it, is left
+    where it is.
 
     Raises IrpruneError where it is no model.
     """
@@ -45,9 +57,13 @@ def read_model(path: Path) -> onnx.ModelProto:
         raise IrpruneError("an empty file", str(path))
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            model: onnx.ModelProto = onnx.ModelProto.FromString(b"".join(_light_model(data, path.name)))
+            model: onnx.ModelProto = onnx.ModelProto.FromString(
+                b"".join(_light_model(data, path.name))
+            )
     except DecodeError as error:
-        raise IrpruneError("not a complete ONNX file", str(path), f"protobuf says: {error}") from error
+        raise IrpruneError(
+            "not a complete ONNX file", str(path), f"protobuf says: {error}"
+        ) from error
     except OSError as error:
         raise IrpruneError(f"cannot be read: {error.strerror or error}", str(path)) from error
     if not model.HasField("graph") or not model.graph.output:
@@ -55,11 +71,13 @@ def read_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-# -- the layout ----------------------------------------------------------------------------------------------------------
+# -- the layout
+# --------------------------------------------------------------------------------------------------
 
 
 def fields(data: Any, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """The fields of the message in ``data[at:end]``: number, wire type, where the field starts, where its content starts and ends.
+    """The fields of the message in ``data[at:end]``: number, wire type, where the field starts,
+    where its content starts and ends.
 
     Raises DecodeError where the message ends early or is no protobuf.
     """
@@ -125,7 +143,8 @@ def _light_graph(data: Any, at: int, end: int, name: str) -> Iterator[bytes]:
 
 
 def _light_tensor(data: Any, at: int, end: int, name: str) -> bytes:
-    """The tensor with a note where its data lies in place of the data; as it is where it holds its data in another way."""
+    """The tensor with a note where its data lies in place of the data; as it is where it holds its
+    data in another way."""
     rest, place = [], None
     for number, kind, start, first, stop in fields(data, at, end):
         if number == RAW_DATA and kind == _BYTES:
@@ -141,14 +160,16 @@ def _light_tensor(data: Any, at: int, end: int, name: str) -> bytes:
     return bytes(tensor.SerializeToString())
 
 
-# -- the data ------------------------------------------------------------------------------------------------------------
+# -- the data
+# --------------------------------------------------------------------------------------------------
 
 
 class Files:
-    """The files that hold the data of the tensors of the model ``path`` (None: a model given as an object, which has no files).
+    """The files that hold the data of the tensors of the model ``path`` (None: a model given as an
+    object, which has no files).
 
-    The model's own file stays open, so that another may take its name meanwhile; files beside it must stay as they are.
-    """
+    The model's own file stays open, so that another may take its name meanwhile; files beside it
+    must stay as they are."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
@@ -160,20 +181,24 @@ class Files:
 
     def inside(self, tensor: TensorProto) -> bool:
         """Whether the data of ``tensor`` belongs into the message of the model."""
-        return tensor.data_location != TensorProto.EXTERNAL or (self.path is not None and _place(tensor)[0] == self.path.name)
+        return tensor.data_location != TensorProto.EXTERNAL or (
+            self.path is not None and _place(tensor)[0] == self.path.name
+        )
 
     def loader(self, tensor: TensorProto) -> Loader:
         """A function that gives the array of ``tensor``.
 
-        Raises IrpruneError for external data that is missing, too short or outside the model's folder.
-        """
+        Raises IrpruneError for external data that is missing, too short or outside the model's
+        folder."""
         if tensor.data_type in (TensorProto.UNDEFINED, TensorProto.STRING):
             return lambda: numpy_helper.to_array(tensor)
         try:
             dtype, shape = helper.tensor_dtype_to_np_dtype(tensor.data_type), tuple(tensor.dims)
         except (ValueError, KeyError) as error:
-            raise IrpruneError(f"the tensor '{tensor.name}' has an unknown element type, {tensor.data_type}", hint="install a newer onnx"
-                               ) from error
+            raise IrpruneError(
+                f"the tensor '{tensor.name}' has an unknown element type, {tensor.data_type}",
+                hint="install a newer onnx",
+            ) from error
         count = int(np.prod(shape, dtype=np.int64))
         size = (count + 1) // 2 if tensor.data_type in _PACKED else count * dtype.itemsize
         if tensor.data_location != TensorProto.EXTERNAL:
@@ -190,24 +215,35 @@ class Files:
     def _reader(self, tensor: TensorProto, place: str, offset: int, length: int) -> Loader:
         """A function that gives the bytes of ``tensor``."""
         if self.path is None:
-            raise IrpruneError(f"the data of '{tensor.name}' lies in '{place}', and a model given as an object has no folder",
-                               hint="give the path of the file")
+            raise IrpruneError(
+                f"the data of '{tensor.name}' lies in '{place}', and a model given as an object has no folder",
+                hint="give the path of the file",
+            )
         if place == self.path.name:
             own, keeper = self.own, self
             return lambda: _read(own, offset, length) if keeper else np.zeros(0, np.uint8)
         path = beside(self.path.parent, place, tensor.name)
         if path not in self.sizes:
             if not path.is_file():
-                raise IrpruneError(f"the external data of '{tensor.name}' is missing", str(path), "copy the file next to the model")
+                raise IrpruneError(
+                    f"the external data of '{tensor.name}' is missing",
+                    str(path),
+                    "copy the file next to the model",
+                )
             self.sizes[path] = _state(path)
         state = self.sizes[path]
         if offset < 0 or state[0] < offset + length:
-            raise IrpruneError(f"the external data of '{tensor.name}' ends early", str(path), "copy the file again")
+            raise IrpruneError(
+                f"the external data of '{tensor.name}' ends early", str(path), "copy the file again"
+            )
 
         def read() -> Array:
             if not path.is_file() or _state(path) != state:
-                raise IrpruneError(f"the external data of '{tensor.name}' changed since the model was read", str(path),
-                                   "read the model again")
+                raise IrpruneError(
+                    f"the external data of '{tensor.name}' changed since the model was read",
+                    str(path),
+                    "read the model again",
+                )
             with path.open("rb") as file:
                 return _read(file.fileno(), offset, length)
 
@@ -215,21 +251,33 @@ class Files:
 
 
 def beside(folder: Path, place: str, name: str) -> Path:
-    """The external file ``place`` of tensor ``name``. Raises IrpruneError where it leaves ``folder``, by name or through a link."""
+    """The external file ``place`` of tensor ``name``. Raises IrpruneError where it leaves
+    ``folder``, by name or through a link."""
     path = Path(os.path.normpath(folder / place))
-    if not place or Path(place).is_absolute() or not path.resolve().is_relative_to(folder.resolve()):
-        raise IrpruneError(f"the external data of '{name}' leaves the model's folder", place or "(no path)",
-                           "only files beside the model are read")
+    if (
+        not place
+        or Path(place).is_absolute()
+        or not path.resolve().is_relative_to(folder.resolve())
+    ):
+        raise IrpruneError(
+            f"the external data of '{name}' leaves the model's folder",
+            place or "(no path)",
+            "only files beside the model are read",
+        )
     return path
 
 
 def _place(tensor: TensorProto) -> tuple[str, int, int]:
-    """Location, offset and length (0: not said) of external data. Raises IrpruneError where they are no numbers."""
+    """Location, offset and length (0: not said) of external data. Raises IrpruneError where they
+    are no numbers."""
     info = {e.key: e.value for e in tensor.external_data}
     try:
         return info.get("location", ""), int(info.get("offset", 0)), int(info.get("length", 0))
     except ValueError as error:
-        raise IrpruneError(f"the external data of '{tensor.name}' has an offset or length that is no number", hint=str(error)) from error
+        raise IrpruneError(
+            f"the external data of '{tensor.name}' has an offset or length that is no number",
+            hint=str(error),
+        ) from error
 
 
 def _state(path: Path) -> tuple[int, int]:
@@ -238,28 +286,35 @@ def _state(path: Path) -> tuple[int, int]:
 
 
 def _read(file: int, offset: int, length: int) -> Array:
-    """``length`` bytes of an open file. They are read, not mapped: mapped pages stay in the process's memory."""
+    """``length`` bytes of an open file. They are read, not mapped: mapped pages stay in the
+    process's memory."""
     out = np.empty(length, np.uint8)
     left = out.data
     while left:
         got = os.preadv(file, [left[: 1 << 30]], offset)
         if not got:
-            raise IrpruneError("the model's file was cut while it was read", hint="read the model again")
+            raise IrpruneError(
+                "the model's file was cut while it was read", hint="read the model again"
+            )
         left, offset = left[got:], offset + got
     return out
 
 
 def _check_size(tensor: TensorProto, length: int, size: int, known: bool = True) -> None:
     if known and (length != size or min(tensor.dims, default=0) < 0):
-        raise IrpruneError(f"the tensor '{tensor.name}' of shape {list(tensor.dims)} holds {length} bytes and not {size}",
-                           hint="the file is damaged: write it again")
+        raise IrpruneError(
+            f"the tensor '{tensor.name}' of shape {list(tensor.dims)} holds {length} bytes and not {size}",
+            hint="the file is damaged: write it again",
+        )
 
 
 def _of_message(tensor: TensorProto) -> Array:
     try:
         return numpy_helper.to_array(tensor)
     except (ValueError, TypeError) as error:
-        raise IrpruneError(f"the tensor '{tensor.name}' does not hold what its shape says", hint=first_line(error)) from error
+        raise IrpruneError(
+            f"the tensor '{tensor.name}' does not hold what its shape says", hint=first_line(error)
+        ) from error
 
 
 def _unpacked(tensor: TensorProto, data: Array) -> Array:

@@ -1,7 +1,8 @@
-"""Local functions of an ONNX model: opened, so that axes pass through them, and closed again where nothing in them changed.
+"""Local functions of an ONNX model: opened, so that axes pass through them, and closed again where
+nothing in them changed.
 
-Functions are opened level by level, callers before what they call, and every call remembers the nodes that took its place.
-"""
+Functions are opened level by level, callers before what they call, and every call remembers the
+nodes that took its place."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Call:
-    """A node of the file and what stands in its place in the opened model: nodes ``first`` to ``last`` (not included)."""
+    """A node of the file and what stands in its place in the opened model: nodes ``first`` to
+    ``last`` (not included)."""
 
     node: onnx.NodeProto
     parts: tuple[Call | Leaf, ...]
@@ -47,17 +49,22 @@ class Opened:
 
 
 def opened(model: onnx.ModelProto, where: str) -> Opened | None:
-    """``model`` with calls of its local functions replaced by their bodies; None where there are none to replace.
+    """``model`` with calls of its local functions replaced by their bodies; None where there are
+    none to replace.
 
-    A function of another opset than the model's is left alone. Raises IrpruneError where a body does not fit its call.
-    """
+    A function of another opset than the model's is left alone. Raises IrpruneError where a body
+    does not fit its call."""
     current, items = model, list[Any](model.graph.node)
     done = False
     while roots := _roots(current):
         try:
-            step = onnx.inliner.inline_selected_functions(current, [(domain, name) for domain, name, _ in roots])
+            step = onnx.inliner.inline_selected_functions(
+                current, [(domain, name) for domain, name, _ in roots]
+            )
         except Exception as error:  # the inliner has errors of its own in C++
-            raise IrpruneError("its local functions cannot be inlined", where, first_line(error)) from error
+            raise IrpruneError(
+                "its local functions cannot be inlined", where, first_line(error)
+            ) from error
         if len(step.functions) >= len(current.functions):
             break
         fresh = iter(step.graph.node)
@@ -91,8 +98,11 @@ def _key(domain: str, name: str, overload: str) -> Key:
     return "" if domain == "ai.onnx" else domain, name, overload
 
 
-def _expanded(item: Any, fresh: Iterator[onnx.NodeProto], roots: dict[Key, onnx.FunctionProto]) -> Any:
-    """``item`` (a node, or a node with the items in its place) after one level was opened; ``fresh`` gives the nodes in order."""
+def _expanded(
+    item: Any, fresh: Iterator[onnx.NodeProto], roots: dict[Key, onnx.FunctionProto]
+) -> Any:
+    """``item`` (a node, or a node with the items in its place) after one level was opened;
+    ``fresh`` gives the nodes in order."""
     if isinstance(item, tuple):
         node, items, typed = item
         return node, [_expanded(i, fresh, roots) for i in items], typed
@@ -113,8 +123,11 @@ def _numbered(item: Any, count: Iterator[int]) -> Call | Leaf:
     return Call(node, parts, first, last, typed)
 
 
-def closed(parts: tuple[Call | Leaf, ...], untouched: Callable[[Call], bool]) -> Iterator[onnx.NodeProto | int]:
-    """The parts in order: a call that is ``untouched`` as its node, everything else as indices of the opened model."""
+def closed(
+    parts: tuple[Call | Leaf, ...], untouched: Callable[[Call], bool]
+) -> Iterator[onnx.NodeProto | int]:
+    """The parts in order: a call that is ``untouched`` as its node, everything else as indices of
+    the opened model."""
     for part in parts:
         if isinstance(part, Leaf):
             yield part.index
@@ -125,7 +138,8 @@ def closed(parts: tuple[Call | Leaf, ...], untouched: Callable[[Call], bool]) ->
 
 
 def still_called(model: onnx.ModelProto, given: onnx.ModelProto) -> list[onnx.FunctionProto]:
-    """The functions of ``given`` that ``model`` needs, and those that nobody called before either."""
+    """The functions of ``given`` that ``model`` needs, and those that nobody called before
+    either."""
     held = {_key(f.domain, f.name, f.overload): f for f in given.functions}
 
     def reached(nodes: Any) -> set[Key]:

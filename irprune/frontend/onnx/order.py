@@ -1,4 +1,5 @@
-"""The message of an ONNX model: which opset it is of, what its nodes read, and its nodes in an order that can run."""
+"""The message of an ONNX model: which opset it is of, what its nodes read, and its nodes in an
+order that can run."""
 
 from __future__ import annotations
 
@@ -24,29 +25,47 @@ def check_opset(model: onnx.ModelProto, where: str) -> None:
         raise IrpruneError("the model does not say which ONNX opset it uses", where)
     for version in own:
         if version > newest:
-            raise IrpruneError(f"opset {version} is newer than the installed onnx knows ({newest})", where, "install a newer onnx")
+            raise IrpruneError(
+                f"opset {version} is newer than the installed onnx knows ({newest})",
+                where,
+                "install a newer onnx",
+            )
         if version < OLDEST:
             raise IrpruneError(
-                f"opset {version} is not served", where, f"convert it to opset {OLDEST} or newer with onnx.version_converter"
+                f"opset {version} is not served",
+                where,
+                f"convert it to opset {OLDEST} or newer with onnx.version_converter",
             )
 
 
 def ordered(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
-    """``model`` with its nodes in an order that can run. Raises IrpruneError for a cycle or an unknown name."""
+    """``model`` with its nodes in an order that can run. Raises IrpruneError for a cycle or an
+    unknown name."""
     graph = model.graph
-    made = {v.name for v in graph.input} | {t.name for t in graph.initializer} | {t.values.name for t in graph.sparse_initializer} | {""}
+    made = (
+        {v.name for v in graph.input}
+        | {t.name for t in graph.initializer}
+        | {t.values.name for t in graph.sparse_initializer}
+        | {""}
+    )
     known = set(made)
     in_order = True
     for node in graph.node:
         in_order = in_order and all(name in known for name in reads(node))
         again = next((name for name in node.output if name and name in known), None)
         if again is not None:
-            raise IrpruneError(f"node '{node.name or node.output[0]}' ({target_of(node)}) makes '{again}', which is there already", where)
+            raise IrpruneError(
+                f"node '{node.name or node.output[0]}' ({target_of(node)}) makes '{again}', which is there already",
+                where,
+            )
         known.update(node.output)
     for node in graph.node:
         lost = next((name for name in reads(node) if name not in known), None)
         if lost is not None:
-            raise IrpruneError(f"node '{node.name or node.output[0]}' ({target_of(node)}) reads '{lost}', which nothing makes", where)
+            raise IrpruneError(
+                f"node '{node.name or node.output[0]}' ({target_of(node)}) reads '{lost}', which nothing makes",
+                where,
+            )
     for out in graph.output:
         if out.name not in known:
             raise IrpruneError(f"the output '{out.name}' is made by no node", where)
@@ -56,7 +75,10 @@ def ordered(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     while left:
         ready = [n for n in left if all(name in made for name in reads(n))]
         if not ready:
-            raise IrpruneError(f"the graph has a cycle through node '{left[0].name or left[0].output[0]}' ({target_of(left[0])})", where)
+            raise IrpruneError(
+                f"the graph has a cycle through node '{left[0].name or left[0].output[0]}' ({target_of(left[0])})",
+                where,
+            )
         order += ready
         for n in ready:
             made.update(n.output)
@@ -70,7 +92,8 @@ def ordered(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
 
 
 def reads(node: onnx.NodeProto) -> list[str]:
-    """The names that ``node`` reads from its own graph: its inputs, then what its subgraphs capture."""
+    """The names that ``node`` reads from its own graph: its inputs, then what its subgraphs
+    capture."""
     return [*node.input, *captured(node)]
 
 

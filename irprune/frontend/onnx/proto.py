@@ -14,7 +14,16 @@ from irprune.ir.graph import TensorType
 from irprune.ir.size import Size, Sym, symbol
 
 __all__ = [
-    "DTYPES", "NAMES", "attributes", "constant_array", "constant_type", "dense", "dtype_of", "identifier", "numpy_dtype", "type_proto",
+    "DTYPES",
+    "NAMES",
+    "attributes",
+    "constant_array",
+    "constant_type",
+    "dense",
+    "dtype_of",
+    "identifier",
+    "numpy_dtype",
+    "type_proto",
     "value_type",
 ]
 
@@ -114,7 +123,8 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def type_proto(kind: TensorType, symbols: dict[str, Sym]) -> onnx.TypeProto:
-    """``kind`` as ONNX says it; the expression of a symbolic size is its ``dim_param``, and is noted in ``symbols``."""
+    """``kind`` as ONNX says it; the expression of a symbolic size is its ``dim_param``, and is
+    noted in ``symbols``."""
     if kind.dtype not in NAMES:
         return onnx.TypeProto()
     if kind.shape is None:
@@ -135,7 +145,9 @@ def constant_array(node: onnx.NodeProto) -> Callable[[], Array] | None:
     if a is None or a.ref_attr_name:
         return None
     if a.name == "value":
-        return None if a.t.data_type == onnx.TensorProto.STRING else lambda: numpy_helper.to_array(a.t)
+        return (
+            None if a.t.data_type == onnx.TensorProto.STRING else lambda: numpy_helper.to_array(a.t)
+        )
     if a.name == "value_int":
         return lambda: np.array(a.i, np.int64)
     if a.name == "value_ints":

@@ -1,8 +1,8 @@
-"""Capture of ONNX models: every node is read into an entry of the operator table, weights become handles, shape arithmetic attributes.
+"""Capture of ONNX models: every node is read into an entry of the operator table, weights become
+handles, shape arithmetic attributes.
 
-The file's own message is kept whole in ``graph.structure``: emitting edits a copy of it and leaves what pruning did not touch
-as it was. Neither torch nor the weights are loaded.
-"""
+The file's own message is kept whole in ``graph.structure``: emitting edits a copy of it and leaves
+what pruning did not touch as it was. Neither torch nor the weights are loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,16 @@ from irprune.frontend.onnx.bodies import function_of, lifted, read_body
 from irprune.frontend.onnx.file import Files, read_model
 from irprune.frontend.onnx.functions import opened
 from irprune.frontend.onnx.order import check_opset, ordered, reads, target_of
-from irprune.frontend.onnx.proto import attributes, constant_array, constant_type, dense, dtype_of, identifier, type_proto, value_type
+from irprune.frontend.onnx.proto import (
+    attributes,
+    constant_array,
+    constant_type,
+    dense,
+    dtype_of,
+    identifier,
+    type_proto,
+    value_type,
+)
 from irprune.frontend.onnx.shapes import LIMIT, fold, symbolic
 from irprune.frontend.onnx.source import OnnxSource, Place, Stored
 from irprune.frontend.onnx.types import check_types, without_data
@@ -37,7 +46,9 @@ from irprune.ops.registry import load_table, lookup
 __all__ = ["capture_onnx", "nodes_of"]
 
 PLAIN = 1 << 16  # elements of a tensor that is looked through for being one number all over
-_LAID_OUT = frozenset("identity cast unsqueeze squeeze reshape permute expand slice select split".split())
+_LAID_OUT = frozenset(
+    "identity cast unsqueeze squeeze reshape permute expand slice select split".split()
+)
 _NOT_LEARNED = frozenset(
     "where scatter_elements scatter_nd max_of min_of clip eq lt le gt ge pow_tensor logical_and logical_or one_hot_at".split()
 )
@@ -47,9 +58,8 @@ Array = NDArray[Any]
 def capture_onnx(source: str | Path | onnx.ModelProto) -> Graph:
     """The graph of an ONNX model, given as a file or as a ``ModelProto`` (which is not changed).
 
-    Raises IrpruneError for what is no valid model: truncated, cyclic, of an opset that is not served, with external data missing
-    or outside the model's folder.
-    """
+    Raises IrpruneError for what is no valid model: truncated, cyclic, of an opset that is not
+    served, with external data missing or outside the model's folder."""
     if isinstance(source, onnx.ModelProto):
         model, files, where = source, Files(), source.graph.name or "model"
     else:
@@ -63,7 +73,8 @@ def capture_onnx(source: str | Path | onnx.ModelProto) -> Graph:
 
 
 class _Reader:
-    """Reads the nodes in order. A node whose results are known is made only when somebody needs them as a tensor."""
+    """Reads the nodes in order. A node whose results are known is made only when somebody needs
+    them as a tensor."""
 
     def __init__(self, source: OnnxSource, where: str) -> None:
         self.source, self.where = source, where
@@ -76,14 +87,17 @@ class _Reader:
         self.deferred: dict[str, int] = {}
         self.uses: dict[str, int] = {}
         self.declared = {v.name: v.type for v in (*self.proto.value_info, *self.proto.output)}
-        self.wanted = {name for n in self.proto.node for name in reads(n)} | {v.name for v in self.proto.output}
+        self.wanted = {name for n in self.proto.node for name in reads(n)} | {
+            v.name for v in self.proto.output
+        }
         self.whole: dict[str, onnx.TypeProto] | None = None
         self.symbols: dict[str, Sym] = {}
         self.count = 0
         self.inside = False  # whether this is a body, which may never run
 
     def nested(self, model: onnx.ModelProto) -> _Reader:
-        """A reader of a body that stands in this graph: it knows the same symbols and goes on counting them."""
+        """A reader of a body that stands in this graph: it knows the same symbols and goes on
+        counting them."""
         inner = _Reader(OnnxSource(model, self.source.files), self.where)
         inner.symbols, inner.count, inner.inside = dict(self.symbols), self.count, True
         return inner
@@ -92,7 +106,8 @@ class _Reader:
         self.count += 1
         return symbol(f"u{self.count}")
 
-    # -- the whole -------------------------------------------------------------------------------------------------
+    # -- the whole
+    # ----------------------------------------------------------------------------------------------
 
     def read(self) -> Graph:
         load_table()
@@ -106,7 +121,9 @@ class _Reader:
                 kind = value_type(v.type, self.fresh)
                 if kind.shape is None and v.type.HasField("tensor_type"):
                     raise IrpruneError(
-                        f"the input '{v.name}' has no known rank", self.where, "say its shape, if need be with named dimensions"
+                        f"the input '{v.name}' has no known rank",
+                        self.where,
+                        "say its shape, if need be with named dimensions",
                     )
                 self.types[v.name] = kind
                 self._note_symbols(kind)
@@ -130,16 +147,28 @@ class _Reader:
         return self.graph
 
     def _tell_constants(self) -> None:
-        """A file does not say what was learned: a tensor that is only compared, selected from or written into was not, nor were the ones
-        and zeros that exporters give to the norm of groups (an instance norm of what was reshaped)."""
+        """A file does not say what was learned: a tensor that is only compared, selected from or
+        written into was not, nor were the ones and zeros that exporters give to the norm of groups
+        (an instance norm of what was reshaped)."""
         for weight in self.graph.weights.values():
             readers, seen = list(weight.users), set(weight.users)
             while readers and all(n.op in _LAID_OUT or n.op in _NOT_LEARNED for n in readers):
-                readers = [u for n in readers if n.op in _LAID_OUT for v in n.outputs for u in v.users if u not in seen]
+                readers = [
+                    u
+                    for n in readers
+                    if n.op in _LAID_OUT
+                    for v in n.outputs
+                    for u in v.users
+                    if u not in seen
+                ]
                 seen.update(readers)
             if not readers and weight.users:
                 weight.kind, weight.trainable = "constant", False
-            elif weight.dtype in ("i8", "u8", "i4", "u4") and weight.rank > 1 and any(_quantised(n) for n in weight.users):
+            elif (
+                weight.dtype in ("i8", "u8", "i4", "u4")
+                and weight.rank > 1
+                and any(_quantised(n) for n in weight.users)
+            ):
                 weight.kind = "parameter"
         for node in self.graph.nodes:
             made = node.operand(0).producer if node.op == "instance_norm" else None
@@ -154,15 +183,22 @@ class _Reader:
 
     def initializers(self) -> None:
         for t in self.proto.initializer:
-            self._store(Stored("initializer", t.name, self.source.files.loader(t)), TensorType(dtype_of(t.data_type), tuple(t.dims)))
+            self._store(
+                Stored("initializer", t.name, self.source.files.loader(t)),
+                TensorType(dtype_of(t.data_type), tuple(t.dims)),
+            )
         for s in self.proto.sparse_initializer:
-            self._store(Stored("initializer", s.values.name, partial(dense, s)), TensorType(dtype_of(s.values.data_type), tuple(s.dims)))
+            self._store(
+                Stored("initializer", s.values.name, partial(dense, s)),
+                TensorType(dtype_of(s.values.data_type), tuple(s.dims)),
+            )
 
     def _store(self, stored: Stored, kind: TensorType) -> None:
         self.stored[stored.name] = stored
         self.types[stored.name] = kind
 
-    # -- one node --------------------------------------------------------------------------------------------------
+    # -- one node
+    # ----------------------------------------------------------------------------------------------
 
     def _visit(self, index: int, node: onnx.NodeProto) -> None:
         target = target_of(node)
@@ -180,20 +216,37 @@ class _Reader:
         if known is not None:
             for name, value in zip(node.output, known, strict=False):
                 self.known[name] = value
-                self.types[name] = TensorType(self._known_dtype(target, attrs, types, value), value.shape)
+                self.types[name] = TensorType(
+                    self._known_dtype(target, attrs, types, value), value.shape
+                )
                 self.deferred[name] = index
-                if target in ("Shape", "Size") or any(n in self.source.computed for n in node.input):
+                if target in ("Shape", "Size") or any(
+                    n in self.source.computed for n in node.input
+                ):
                     self.source.computed[name] = None
             return
         self._make(index, node, target, opset, attrs, types)
 
     def _fold(
-        self, node: onnx.NodeProto, target: str, opset: int, attrs: dict[str, Any], types: list[TensorType | None]
+        self,
+        node: onnx.NodeProto,
+        target: str,
+        opset: int,
+        attrs: dict[str, Any],
+        types: list[TensorType | None],
     ) -> list[Array] | None:
-        return fold(target, opset, attrs, types, lambda i: self._small(node.input[i]) if i < len(node.input) and node.input[i] else None)
+        return fold(
+            target,
+            opset,
+            attrs,
+            types,
+            lambda i: self._small(node.input[i]) if i < len(node.input) and node.input[i] else None,
+        )
 
     @staticmethod
-    def _known_dtype(target: str, attrs: dict[str, Any], types: list[TensorType | None], array: Array) -> str:
+    def _known_dtype(
+        target: str, attrs: dict[str, Any], types: list[TensorType | None], array: Array
+    ) -> str:
         if array.dtype != object:
             return dtype_of(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
         if target == "Cast":
@@ -207,9 +260,27 @@ class _Reader:
         if name in self.known:
             return self.known[name]
         stored, kind = self.stored.get(name), self.types.get(name)
-        if stored is None or kind is None or stored.kind == "filled" or int(np.prod(kind.known, dtype=np.int64)) > LIMIT:  # type: ignore[arg-type]
+        if (
+            stored is None
+            or kind is None
+            or stored.kind == "filled"
+            or int(np.prod(kind.known, dtype=np.int64)) > LIMIT  # type: ignore[arg-type]
+        ):
             return None
-        if kind.dtype not in ("i64", "i32", "bool", "f32", "f64", "f16", "u8", "i8", "u64", "u32", "i16", "u16"):
+        if kind.dtype not in (
+            "i64",
+            "i32",
+            "bool",
+            "f32",
+            "f64",
+            "f16",
+            "u8",
+            "i8",
+            "u64",
+            "u32",
+            "i16",
+            "u16",
+        ):
             return None
         self.known[name] = np.asarray(stored.load())
         return self.known[name]
@@ -220,25 +291,43 @@ class _Reader:
         if small is not None:
             return small
         stored, kind = self.stored.get(name), self.types.get(name)
-        if stored is not None and kind is not None and (kind.dtype[0] in "iu" or kind.dtype == "bool"):
+        if (
+            stored is not None
+            and kind is not None
+            and (kind.dtype[0] in "iu" or kind.dtype == "bool")
+        ):
             return np.asarray(stored.load())
         return None
 
     def _filled(self, node: onnx.NodeProto, attrs: dict[str, Any]) -> bool:
-        """A ConstantOfShape of a constant shape is a weight of that shape; one that follows a tensor's shape is a node."""
+        """A ConstantOfShape of a constant shape is a weight of that shape; one that follows a
+        tensor's shape is a node."""
         shape = self._small(node.input[0])
         if shape is None or symbolic(shape) or node.input[0] in self.source.computed:
             return False
         sizes = tuple(int(s) for s in shape.reshape(-1))
-        value = numpy_helper.to_array(attrs["value"]) if "value" in attrs else np.zeros(1, np.float32)
+        value = (
+            numpy_helper.to_array(attrs["value"]) if "value" in attrs else np.zeros(1, np.float32)
+        )
         kind = TensorType(dtype_of(onnx.helper.np_dtype_to_tensor_dtype(value.dtype)), sizes)
         if int(np.prod(sizes, dtype=np.int64)) <= LIMIT and kind.dtype[0] in "iu":
             return False
-        self._store(Stored("filled", node.output[0], lambda: np.full(sizes, value.reshape(-1)[0], value.dtype)), kind)
+        self._store(
+            Stored(
+                "filled", node.output[0], lambda: np.full(sizes, value.reshape(-1)[0], value.dtype)
+            ),
+            kind,
+        )
         return True
 
     def _make(
-        self, index: int, node: onnx.NodeProto, target: str, opset: int, attrs: dict[str, Any], types: list[TensorType | None]
+        self,
+        index: int,
+        node: onnx.NodeProto,
+        target: str,
+        opset: int,
+        attrs: dict[str, Any],
+        types: list[TensorType | None],
     ) -> None:
         names = reads(node)
         subgraphs = {a.name: a.g for a in node.attribute if a.type == onnx.AttributeProto.GRAPH}
@@ -249,7 +338,9 @@ class _Reader:
             types,
             self._read_outputs(node),
             len(node.output),
-            lambda i: self._constant(node.input[i]) if i < len(node.input) and node.input[i] else None,
+            lambda i: (
+                self._constant(node.input[i]) if i < len(node.input) and node.input[i] else None
+            ),
             lambda: self._infer(node, target, opset, types),
             lambda name, formals: read_body(self, subgraphs[name], formals),
         )
@@ -262,23 +353,42 @@ class _Reader:
             elif (body := function_of(self, node, opset, types)) is not None:
                 steps = [called(view, body)]
             else:
-                steps = [at_run_time(view, "a shape known at run time") or Step(target, tuple(range(len(names))), attrs)]
+                steps = [
+                    at_run_time(view, "a shape known at run time")
+                    or Step(target, tuple(range(len(names))), attrs)
+                ]
             final = self._types_of(steps[-1], view, node)
         except Unread as why:
             if isinstance(why, Misfit) and not self.inside:
-                raise IrpruneError(f"node '{node.name or node.output[0]}' ({target}) cannot run: {why}", self.where) from why
+                raise IrpruneError(
+                    f"node '{node.name or node.output[0]}' ({target}) cannot run: {why}", self.where
+                ) from why
             fallback = at_run_time(view, str(why))
-            steps = [fallback or Step("opaque", tuple(range(len(names))), {"target": target, "why": str(why)})]
+            steps = [
+                fallback
+                or Step("opaque", tuple(range(len(names))), {"target": target, "why": str(why)})
+            ]
             final = self._types_of(steps[-1], view, node)
         for k, step in enumerate(steps):
             if any(isinstance(v, Body) for v in step.attrs.values()):
-                held = {a: lifted(self, v, names) if isinstance(v, Body) else v for a, v in step.attrs.items()}
-                steps = [*steps[:k], replace(step, operands=tuple(range(len(names))), attrs=held), *steps[k + 1 :]]
+                held = {
+                    a: lifted(self, v, names) if isinstance(v, Body) else v
+                    for a, v in step.attrs.items()
+                }
+                steps = [
+                    *steps[:k],
+                    replace(step, operands=tuple(range(len(names))), attrs=held),
+                    *steps[k + 1 :],
+                ]
         self._add(index, node, names, steps, final)
 
     def _types_of(self, step: Step, view: OnnxNode, node: onnx.NodeProto) -> list[TensorType]:
         count = len(view.outputs)
-        made = list(step.types)[: len(node.output)] if step.types is not None else view.inferred()[:count]
+        made = (
+            list(step.types)[: len(node.output)]
+            if step.types is not None
+            else view.inferred()[:count]
+        )
         return made if len(made) >= count else made + view.inferred()[len(made) : count]
 
     def _read_outputs(self, node: onnx.NodeProto) -> list[str]:
@@ -288,7 +398,14 @@ class _Reader:
             names.pop()
         return names
 
-    def _add(self, index: int, node: onnx.NodeProto, names: list[str], steps: Sequence[Step], final: list[TensorType]) -> None:
+    def _add(
+        self,
+        index: int,
+        node: onnx.NodeProto,
+        names: list[str],
+        steps: Sequence[Step],
+        final: list[TensorType],
+    ) -> None:
         previous: Value | None = None
         for k, step in enumerate(steps):
             positions = tuple(range(len(node.input))) if step.operands is None else step.operands
@@ -297,14 +414,27 @@ class _Reader:
                 if j == PREVIOUS:
                     operands.append(previous)
                 else:
-                    operands.append(self.value(names[j]) if j is not None and j < len(names) and names[j] else None)
+                    operands.append(
+                        self.value(names[j])
+                        if j is not None and j < len(names) and names[j]
+                        else None
+                    )
             while operands and operands[-1] is None:
                 operands.pop()
             if k == len(steps) - 1:
-                results = [(name or f"{node.output[0]}.unused{i}", t) for i, (name, t) in enumerate(zip(node.output, final, strict=False))]
+                results = [
+                    (name or f"{node.output[0]}.unused{i}", t)
+                    for i, (name, t) in enumerate(zip(node.output, final, strict=False))
+                ]
             else:
                 results = [(f"{node.output[0]}.{k}", t) for t in step.types or ()]
-            place = Place(index, tuple(None if j == PREVIOUS else j for j in positions[: len(operands)]), dict(step.attrs), k, len(steps))
+            place = Place(
+                index,
+                tuple(None if j == PREVIOUS else j for j in positions[: len(operands)]),
+                dict(step.attrs),
+                k,
+                len(steps),
+            )
             origin = Origin("onnx", target_of(node), (), node.name, _source_line(node), place)
             made = self.graph.add(step.op, operands, dict(step.attrs), results, origin)
             previous = made.outputs[0]
@@ -312,11 +442,12 @@ class _Reader:
             self.values[value.name] = value
             self.types[value.name] = value.type
 
-    # -- values ------------------------------------------------------------------------------------------------------
+    # -- values
+    # ----------------------------------------------------------------------------------------------
 
     def value(self, name: str) -> Value:
-        """The tensor ``name``, made now if it was put off. A vector, or one number all over, that nodes share is a weight of its own for
-        each."""
+        """The tensor ``name``, made now if it was put off. A vector, or one number all over, that
+        nodes share is a weight of its own for each."""
         if name in self.values:
             return self.values[name]
         if name in self.stored:
@@ -327,7 +458,14 @@ class _Reader:
             self.values[name] = self._computed(name)
         else:
             types = [self.types.get(n) if n else None for n in node.input]
-            self._make(index, node, target_of(node), self.source.opset(node.domain), attributes(node), types)
+            self._make(
+                index,
+                node,
+                target_of(node),
+                self.source.opset(node.domain),
+                attributes(node),
+                types,
+            )
         return self.values[name]
 
     def _weight(self, name: str) -> Weight:
@@ -336,7 +474,9 @@ class _Reader:
         trained = floating and kind.rank > 0 and int(np.prod(kind.known, dtype=np.int64)) > 1  # type: ignore[arg-type]
         self.uses[name] = self.uses.get(name, 0) + 1
         own = name if self.uses[name] == 1 else f"{name}@{self.uses[name]}"
-        weight = Weight(own, kind, stored.load, "parameter" if trained else "constant", trainable=trained)
+        weight = Weight(
+            own, kind, stored.load, "parameter" if trained else "constant", trainable=trained
+        )
         self.graph.add_weight(weight)
         self.source.stored[own] = stored
         if kind.rank != 1 and not self._plain(name):
@@ -344,23 +484,30 @@ class _Reader:
         return weight
 
     def _plain(self, name: str) -> bool:
-        """Whether a tensor of floating point is one number all over (a zero state that an exporter shares): its readers have nothing
-        in common but that number."""
+        """Whether a tensor of floating point is one number all over (a zero state that an exporter
+        shares): its readers have nothing in common but that number."""
         kind, stored = self.types[name], self.stored[name]
-        if kind.dtype[0] not in "fb" or kind.dtype == "bool" or int(np.prod(kind.known, dtype=np.int64)) > PLAIN:  # type: ignore[arg-type]
+        if (
+            kind.dtype[0] not in "fb"
+            or kind.dtype == "bool"
+            or int(np.prod(kind.known, dtype=np.int64)) > PLAIN  # type: ignore[arg-type]
+        ):
             return False
         array = np.asarray(stored.load()).reshape(-1)
         return bool(array.size and (array == array[0]).all())
 
     def _computed(self, name: str) -> Value:
-        """A value that shape arithmetic computes, read as a tensor: what it was stays, whatever pruning does to the shape."""
+        """A value that shape arithmetic computes, read as a tensor: what it was stays, whatever
+        pruning does to the shape."""
         array, kind = self.known[name], self.types[name]
         if symbolic(array):
             made = self.graph.add(
                 "sizes",
                 [],
                 {
-                    "values": [x if isinstance(x, Sym) else int(x) for x in array.reshape(-1).tolist()],
+                    "values": [
+                        x if isinstance(x, Sym) else int(x) for x in array.reshape(-1).tolist()
+                    ],
                     "shape": list(array.shape),
                     "dtype": kind.dtype,
                 },
@@ -373,30 +520,60 @@ class _Reader:
         self.source.stored[name] = Stored("folded", name, weight.load)
         return weight
 
-    # -- types -------------------------------------------------------------------------------------------------------
+    # -- types
+    # ----------------------------------------------------------------------------------------------
 
-    def _infer(self, node: onnx.NodeProto, target: str, opset: int, types: list[TensorType | None]) -> list[TensorType]:
+    def _infer(
+        self, node: onnx.NodeProto, target: str, opset: int, types: list[TensorType | None]
+    ) -> list[TensorType]:
         """ONNX's own inference for one node, then what the file declares, then unknown."""
         found: dict[str, onnx.TypeProto] = {}
         try:
-            schema = onnx.defs.get_schema(node.op_type, opset, node.domain if node.domain != "ai.onnx" else "")
-            if any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute):
+            schema = onnx.defs.get_schema(
+                node.op_type, opset, node.domain if node.domain != "ai.onnx" else ""
+            )
+            if any(
+                a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+                for a in node.attribute
+            ):
                 found = self._whole_inference()
             else:
                 known = {n: self._constant(n) for n in node.input if n}
-                data = {n: numpy_helper.from_array(a, n) for n, a in known.items() if a is not None and a.dtype != object}
-                given = {n: type_proto(t, self.symbols) for n, t in zip(node.input, types, strict=False) if n and t is not None}
+                data = {
+                    n: numpy_helper.from_array(a, n)
+                    for n, a in known.items()
+                    if a is not None and a.dtype != object
+                }
+                given = {
+                    n: type_proto(t, self.symbols)
+                    for n, t in zip(node.input, types, strict=False)
+                    if n and t is not None
+                }
                 found = onnx.shape_inference.infer_node_outputs(
-                    schema, node, given, data, opset_imports=list(self.source.model.opset_import), ir_version=self.source.model.ir_version
+                    schema,
+                    node,
+                    given,
+                    data,
+                    opset_imports=list(self.source.model.opset_import),
+                    ir_version=self.source.model.ir_version,
                 )
-        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, KeyError, RuntimeError, ValueError, TypeError):
+        except (
+            onnx.defs.SchemaError,
+            onnx.shape_inference.InferenceError,
+            KeyError,
+            RuntimeError,
+            ValueError,
+            TypeError,
+        ):
             pass  # no type from here; the declared one is next
         out = []
         for name in node.output:
             kind = self._type_from(found.get(name))
             if kind is None or kind.shape is None:
                 kind = self._type_from(self.declared.get(name)) or kind
-            out.append(kind or TensorType(next((t.dtype for t in types if t is not None), "f32"), None))
+            out.append(
+                kind or TensorType(next((t.dtype for t in types if t is not None), "f32"), None)
+            )
         return out
 
     def _type_from(self, proto: onnx.TypeProto | None) -> TensorType | None:

@@ -1,8 +1,9 @@
-"""Shape arithmetic: the values of small integer tensors, with symbols for sizes known only at run time.
+"""Shape arithmetic: the values of small integer tensors, with symbols for sizes known only at run
+time.
 
-Both exporters of torch compute the targets of Reshape, Expand, Slice and Resize from ``Shape``. ``fold`` follows what they write on
-arrays whose elements are numbers or ``Sym``; what it cannot follow is unknown (None), never guessed.
-"""
+Both exporters of torch compute the targets of Reshape, Expand, Slice and Resize from ``Shape``.
+``fold`` follows what they write on arrays whose elements are numbers or ``Sym``; what it cannot
+follow is unknown (None), never guessed."""
 
 from __future__ import annotations
 
@@ -36,7 +37,11 @@ def pack(values: Any, dtype: str) -> Array:
 
 
 def fold(
-    op: str, opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Callable[[int], Array | None]
+    op: str,
+    opset: int,
+    attrs: dict[str, Any],
+    types: Sequence[TensorType | None],
+    known: Callable[[int], Array | None],
 ) -> list[Array] | None:
     """The values of the results of an ONNX operator, or None where they are not known."""
     handler = _HANDLERS.get(op)
@@ -51,7 +56,8 @@ def fold(
 
 
 def _settled(array: Array | None, kind: TensorType | None) -> Array | None:
-    """What was taken out of a shape with symbols in it, as numbers of its own type where no symbol came along."""
+    """What was taken out of a shape with symbols in it, as numbers of its own type where no symbol
+    came along."""
     if array is None or kind is None or array.dtype != object or symbolic(array):
         return array
     return array.astype(numpy_dtype(kind.dtype))
@@ -76,21 +82,30 @@ def _ints(known: Callable[[int], Array | None], i: int) -> list[int]:
 
 
 def _axes(
-    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Callable[[int], Array | None], since: int, i: int
+    opset: int,
+    attrs: dict[str, Any],
+    types: Sequence[TensorType | None],
+    known: Callable[[int], Array | None],
+    since: int,
+    i: int,
 ) -> list[int] | None:
     if opset < since:
         return attrs.get("axes")
     return _ints(known, i) if i < len(types) and types[i] is not None else None
 
 
-def _shape(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _shape(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     kind = types[0]
     if kind is None or kind.shape is None:
         raise _Unknown
     return pack(list(kind.shape[attrs.get("start", 0) : attrs.get("end")]), "i64")
 
 
-def _size(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _size(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     kind = types[0]
     if kind is None or kind.shape is None:
         raise _Unknown
@@ -101,10 +116,16 @@ def _size(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None],
 
 
 def _binary(f: Callable[[Any, Any], Any]) -> Any:
-    def handler(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+    def handler(
+        opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+    ) -> Array:
         a, b = _need(known, 0), _need(known, 1)
         if symbolic(a) or symbolic(b):
-            if types[0] is not None and types[0].dtype[0] not in "iu" and f in (_quotient, _modulo, operator.pow):
+            if (
+                types[0] is not None
+                and types[0].dtype[0] not in "iu"
+                and f in (_quotient, _modulo, operator.pow)
+            ):
                 raise _Unknown
             made = np.frompyfunc(f, 2, 1)(a.astype(object), b.astype(object))
             return pack(made, types[0].dtype if types[0] else "i64")
@@ -120,7 +141,8 @@ def _float(f: Callable[[Any, Any], Any], a: Array, b: Array) -> Array:
 
 
 def _quotient(a: Any, b: Any) -> Any:
-    """Integer division of ONNX rounds towards zero; sizes are never negative, so a symbol's floor is the same."""
+    """Integer division of ONNX rounds towards zero; sizes are never negative, so a symbol's floor
+    is the same."""
     if isinstance(a, Sym) or isinstance(b, Sym):
         if probe_of(b) <= 0 or probe_of(a) < 0:
             raise _Unknown
@@ -157,13 +179,20 @@ def _max(a: Any, b: Any) -> Any:
     return max(a, b)
 
 
-_TRUE: dict[Any, Any] = {_quotient: np.true_divide, _min: np.minimum, _max: np.maximum, _modulo: np.fmod}
+_TRUE: dict[Any, Any] = {
+    _quotient: np.true_divide,
+    _min: np.minimum,
+    _max: np.maximum,
+    _modulo: np.fmod,
+}
 
 
 def _variadic(f: Callable[[Any, Any], Any]) -> Any:
     two = _binary(f)
 
-    def handler(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+    def handler(
+        opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+    ) -> Array:
         out = _need(known, 0)
         for i in range(1, len(types)):
             rest = _need(known, i)
@@ -187,14 +216,18 @@ def _compare(f: Callable[[Any, Any], Any]) -> Any:
                 raise _Unknown
         return bool(f(probe_of(a), probe_of(b)))
 
-    def handler(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+    def handler(
+        opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+    ) -> Array:
         a, b = _need(known, 0), _need(known, 1)
         return np.asarray(np.frompyfunc(one, 2, 1)(a.astype(object), b.astype(object))).astype(bool)
 
     return handler
 
 
-def _where(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _where(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     c, a, b = (_need(known, i) for i in range(3))
     kind = types[1]
     made = np.frompyfunc(lambda c, x, y: x if c else y, 3, 1)(c, a.astype(object), b.astype(object))
@@ -202,7 +235,9 @@ def _where(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None]
 
 
 def _unary(f: Callable[[Any], Any], floats: bool = False) -> Any:
-    def handler(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+    def handler(
+        opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+    ) -> Array:
         a = _need(known, 0)
         if symbolic(a):
             if floats:
@@ -214,7 +249,9 @@ def _unary(f: Callable[[Any], Any], floats: bool = False) -> Any:
     return handler
 
 
-def _cast(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _cast(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     a, to = _need(known, 0), dtype_of(attrs["to"])
     if symbolic(a):
         if to[0] not in "iuf":
@@ -223,19 +260,28 @@ def _cast(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None],
     return a.astype(numpy_dtype(to))
 
 
-def _gather(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _gather(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     index = _need(known, 1)
-    return np.asarray(np.take(_need(known, 0), index.astype(np.int64), axis=attrs.get("axis", 0)), dtype=_need(known, 0).dtype)
+    return np.asarray(
+        np.take(_need(known, 0), index.astype(np.int64), axis=attrs.get("axis", 0)),
+        dtype=_need(known, 0).dtype,
+    )
 
 
-def _concat(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _concat(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     rows = [_need(known, i) for i in range(len(types))]
     if any(r.dtype == object for r in rows):
         rows = [r.astype(object) for r in rows]
     return np.concatenate(rows, axis=attrs["axis"])
 
 
-def _slice(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _slice(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     a = _need(known, 0)
     if opset < 10:
         starts, ends = attrs["starts"], attrs["ends"]
@@ -254,23 +300,33 @@ def _slice(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None]
     return a[tuple(index)]
 
 
-def _unsqueeze(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _unsqueeze(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     a, axes = _need(known, 0), _axes(opset, attrs, types, known, 13, 1) or []
     rank = a.ndim + len(axes)
     return np.expand_dims(a, tuple(d % rank for d in axes))
 
 
-def _squeeze(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _squeeze(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     a, axes = _need(known, 0), _axes(opset, attrs, types, known, 13, 1)
     return np.squeeze(a, None if axes is None else tuple(axes))
 
 
-def _reshape(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _reshape(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     a, shape = _need(known, 0), _ints(known, 1)
-    return a.reshape([a.shape[k] if s == 0 and not attrs.get("allowzero") else s for k, s in enumerate(shape)])
+    return a.reshape(
+        [a.shape[k] if s == 0 and not attrs.get("allowzero") else s for k, s in enumerate(shape)]
+    )
 
 
-def _filled(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _filled(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     shape = _ints(known, 0)
     if np.prod(shape, dtype=np.int64) > LIMIT:
         raise _Unknown
@@ -278,7 +334,9 @@ def _filled(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None
     return np.full(shape, value.reshape(-1)[0], dtype=value.dtype)
 
 
-def _range(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _range(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     start, end, step = (_need(known, i) for i in range(3))
     if any(map(symbolic, (start, end, step))):
         raise _Unknown
@@ -287,24 +345,32 @@ def _range(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None]
     return np.arange(start.item(), end.item(), step.item(), dtype=start.dtype)
 
 
-def _expand(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _expand(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     a, shape = _need(known, 0), _ints(known, 1)
     if np.prod(shape, dtype=np.int64) > LIMIT:
         raise _Unknown
     return np.array(np.broadcast_to(a, np.broadcast_shapes(a.shape, tuple(shape))))
 
 
-def _split(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> list[Array]:
+def _split(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> list[Array]:
     a, axis = _need(known, 0), attrs.get("axis", 0)
     sizes = attrs.get("split") if opset < 13 else _ints(known, 1)
     return list(np.split(a, np.cumsum(sizes)[:-1], axis=axis))  # type: ignore[arg-type]
 
 
-def _transpose(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _transpose(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     return _need(known, 0).transpose(attrs.get("perm"))
 
 
-def _prod(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _prod(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     a = _need(known, 0)
     axes = _axes(opset, attrs, types, known, 18, 1)
     if a.ndim > 1 or axes not in (None, [], [0], [-1]):
@@ -312,14 +378,21 @@ def _prod(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None],
     total: Any = 1
     for x in a.reshape(-1).tolist():
         total = total * x
-    return pack([total] if attrs.get("keepdims", 1) and a.ndim else total, types[0].dtype if types[0] else "i64")
+    return pack(
+        [total] if attrs.get("keepdims", 1) and a.ndim else total,
+        types[0].dtype if types[0] else "i64",
+    )
 
 
-def _identity(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _identity(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     return _need(known, 0)
 
 
-def _not(opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any) -> Array:
+def _not(
+    opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
+) -> Array:
     return ~_need(known, 0).astype(bool)
 
 

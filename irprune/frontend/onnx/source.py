@@ -1,4 +1,5 @@
-"""What a graph keeps of the file that it was read from: the message itself, and where its nodes and weights stand in it."""
+"""What a graph keeps of the file that it was read from: the message itself, and where its nodes and
+weights stand in it."""
 
 from __future__ import annotations
 
@@ -20,8 +21,9 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Place:
-    """Where a node of the graph stands in the file: node ``index``, step ``step`` of ``steps``, the ONNX input of each operand
-    (None where it is another step's result), and the attributes as they were read."""
+    """Where a node of the graph stands in the file: node ``index``, step ``step`` of ``steps``, the
+    ONNX input of each operand (None where it is another step's result), and the attributes as they
+    were read."""
 
     index: int
     operands: tuple[int | None, ...]
@@ -34,9 +36,9 @@ class Place:
 class Stored:
     """Where a weight's array stands in the file.
 
-    ``kind`` is ``initializer``, ``constant`` (a Constant node), ``filled`` (a ConstantOfShape node) or ``folded`` (a value that
-    shape arithmetic computes); ``name`` is the name of the tensor there.
-    """
+    ``kind`` is ``initializer``, ``constant`` (a Constant node), ``filled`` (a ConstantOfShape node)
+    or ``folded`` (a value that shape arithmetic computes); ``name`` is the name of the tensor
+    there."""
 
     kind: str
     name: str
@@ -45,7 +47,8 @@ class Stored:
 
 @dataclass
 class OnnxSource:
-    """The file behind a graph, and what reading it found. ``model`` is never changed; calls of local functions are opened in it."""
+    """The file behind a graph, and what reading it found. ``model`` is never changed; calls of
+    local functions are opened in it."""
 
     model: onnx.ModelProto
     files: Files
@@ -53,8 +56,17 @@ class OnnxSource:
     stored: dict[str, Stored] = field(default_factory=dict)
     types: dict[str, TensorType] = field(default_factory=dict)
     known: dict[str, Array] = field(default_factory=dict)
-    computed: dict[str, None] = field(default_factory=dict)  # known values that derive from the shape of a tensor
+    computed: dict[str, None] = field(
+        default_factory=dict
+    )  # known values that derive from the shape of a tensor
     module_types: dict[str, type] = field(default_factory=dict)
 
     def opset(self, domain: str) -> int:
-        return next((o.version for o in self.model.opset_import if (o.domain or "ai.onnx") == (domain or "ai.onnx")), 1)
+        return next(
+            (
+                o.version
+                for o in self.model.opset_import
+                if (o.domain or "ai.onnx") == (domain or "ai.onnx")
+            ),
+            1,
+        )

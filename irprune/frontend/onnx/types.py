@@ -1,4 +1,5 @@
-"""ONNX's own inference over a whole model, without its weights: what it says of a model that cannot be right."""
+"""ONNX's own inference over a whole model, without its weights: what it says of a model that cannot
+be right."""
 
 from __future__ import annotations
 
@@ -12,11 +13,14 @@ from irprune.frontend.onnx.shapes import LIMIT
 
 __all__ = ["check_types", "without_data"]
 
-_LAST = re.compile(r"\(op_type:(?P<kind>[^,)]*)(?:, node name: (?P<name>[^)]*))?\):\s*(?P<why>.*)", re.S)
+_LAST = re.compile(
+    r"\(op_type:(?P<kind>[^,)]*)(?:, node name: (?P<name>[^)]*))?\):\s*(?P<why>.*)", re.S
+)
 
 
 def check_types(model: onnx.ModelProto, where: str) -> None:
-    """Raises IrpruneError where an operator cannot take what it is given: types, ranks, sizes that do not fit.
+    """Raises IrpruneError where an operator cannot take what it is given: types, ranks, sizes that
+    do not fit.
 
     What the file declares of results is left aside: onnxruntime does not insist on it either.
     """
@@ -26,19 +30,35 @@ def check_types(model: onnx.ModelProto, where: str) -> None:
             out.type.tensor_type.ClearField("shape")
     try:
         onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True)
-    except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError) as refused:
-        text = " ".join(str(refused).replace("[ShapeInferenceError]", "").replace("[TypeInferenceError]", "").split())
+    except (
+        onnx.shape_inference.InferenceError,
+        onnx.checker.ValidationError,
+        RuntimeError,
+        ValueError,
+    ) as refused:
+        text = " ".join(
+            str(refused)
+            .replace("[ShapeInferenceError]", "")
+            .replace("[TypeInferenceError]", "")
+            .split()
+        )
         found = _LAST.search(text)
         node = f"node '{found['name'] or ''}' ({found['kind']})" if found else "the model"
         why = found["why"] if found else text
         if found and found["kind"] != "Constant" and "(op_type:Constant)" in why:
-            return  # inside ONNX's own function of the operator, which wants an attribute that has a default
-        raise IrpruneError(f"shape inference fails at {node}: {why.strip()[:200]}", where,
-                           "onnx.checker.check_model may say more") from refused
+            # inside ONNX's own function of the operator, which wants an attribute that has a
+            # default
+            return
+        raise IrpruneError(
+            f"shape inference fails at {node}: {why.strip()[:200]}",
+            where,
+            "onnx.checker.check_model may say more",
+        ) from refused
 
 
 def without_data(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of ``model`` in which large initializers are inputs: enough for inference, and small."""
+    """A copy of ``model`` in which large initializers are inputs: enough for inference, and
+    small."""
     light = onnx.ModelProto()
     light.ir_version = max(model.ir_version, 4)
     light.opset_import.extend(model.opset_import)
@@ -49,8 +69,13 @@ def without_data(model: onnx.ModelProto) -> onnx.ModelProto:
     light.graph.output.extend(model.graph.output)
     have = {v.name for v in model.graph.input}
     for t in model.graph.initializer:
-        if int(np.prod(t.dims, dtype=np.int64)) <= LIMIT and t.data_location != onnx.TensorProto.EXTERNAL:
+        if (
+            int(np.prod(t.dims, dtype=np.int64)) <= LIMIT
+            and t.data_location != onnx.TensorProto.EXTERNAL
+        ):
             light.graph.initializer.add().CopyFrom(t)
         elif t.name not in have:
-            light.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)))
+            light.graph.input.append(
+                onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
+            )
     return light

@@ -1,8 +1,9 @@
-"""What both captures of a torch model share: ATen calls become nodes, tensors become values, aliases are watched.
+"""What both captures of a torch model share: ATen calls become nodes, tensors become values,
+aliases are watched.
 
-``Builder`` takes calls whose operands are graph values already. ``Aliases`` tells whether in-place operators may be
-renamed to their functional twins, or whether another view of the storage would miss the change.
-"""
+``Builder`` takes calls whose operands are graph values already. ``Aliases`` tells whether in-place
+operators may be renamed to their functional twins, or whether another view of the storage would
+miss the change."""
 
 from __future__ import annotations
 
@@ -24,8 +25,21 @@ from irprune.ir.size import Size, Sym, symbol
 from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
 from irprune.ops.registry import spelling
 
-__all__ = ["Aliases", "Builder", "Entry", "Place", "Structure", "canonical_target", "decompositions", "functional",
-           "innermost", "may_alias", "open_dataclasses", "size_of", "type_of"]
+__all__ = [
+    "Aliases",
+    "Builder",
+    "Entry",
+    "Place",
+    "Structure",
+    "canonical_target",
+    "decompositions",
+    "functional",
+    "innermost",
+    "may_alias",
+    "open_dataclasses",
+    "size_of",
+    "type_of",
+]
 
 TORCH = str(Path(torch.__file__).parent) + "/"
 LAYERS = TORCH + "nn/modules/"
@@ -33,7 +47,8 @@ LAYERS = TORCH + "nn/modules/"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor of the model's state: ``persistent`` is False for a buffer that the state dict leaves out."""
+    """A tensor of the model's state: ``persistent`` is False for a buffer that the state dict
+    leaves out."""
 
     tensor: torch.Tensor
     kind: str
@@ -42,11 +57,12 @@ class Entry:
 
 @dataclass
 class Structure:
-    """How a call of the torch model maps to the graph: the pytrees of arguments and results and what stands in each leaf.
+    """How a call of the torch model maps to the graph: the pytrees of arguments and results and
+    what stands in each leaf.
 
-    ``inputs`` and ``outputs`` hold an index into the graph's inputs and outputs, or a constant leaf wrapped in a tuple.
-    ``names`` are the argument names of the recorded call, ``signature`` that of the user's ``forward``, ``state`` every
-    parameter and buffer of the model by name, used or not.
+    ``inputs`` and ``outputs`` hold an index into the graph's inputs and outputs, or a constant leaf
+    wrapped in a tuple. ``names`` are the argument names of the recorded call, ``signature`` that of
+    the user's ``forward``, ``state`` every parameter and buffer of the model by name, used or not.
     """
 
     in_spec: Any
@@ -64,11 +80,16 @@ class Structure:
 
 
 def open_dataclasses(tree: Any) -> bool:
-    """Let pytrees open the dataclasses in ``tree``, as ``torch.export.register_dataclass`` would; whether there were new ones."""
+    """Let pytrees open the dataclasses in ``tree``, as ``torch.export.register_dataclass`` would;
+    whether there were new ones."""
     found = False
     leaves = pytree.tree_leaves(tree)
     while leaves:
-        fresh = {type(x): x for x in leaves if dataclasses.is_dataclass(x) and type(x) not in pytree.SUPPORTED_NODES}
+        fresh = {
+            type(x): x
+            for x in leaves
+            if dataclasses.is_dataclass(x) and type(x) not in pytree.SUPPORTED_NODES
+        }
         for kind in fresh:
             torch.export.register_dataclass(kind)
             found = True
@@ -76,7 +97,8 @@ def open_dataclasses(tree: Any) -> bool:
     return found
 
 
-# -- types ---------------------------------------------------------------------------------------------------------
+# -- types
+# --------------------------------------------------------------------------------------------------
 
 
 def size_of(s: Any) -> Size:
@@ -96,9 +118,14 @@ def _symbolic(expr: Any) -> Size:
 
 
 def type_of(t: torch.Tensor) -> TensorType:
-    """Element type and shape. Raises IrpruneError for an element type that the graph does not know."""
+    """Element type and shape. Raises IrpruneError for an element type that the graph does not
+    know."""
     if t.dtype not in FROM_TORCH:
-        raise IrpruneError(f"element type {t.dtype} is not supported", "", f"use one of {', '.join(FROM_TORCH.values())}")
+        raise IrpruneError(
+            f"element type {t.dtype} is not supported",
+            "",
+            f"use one of {', '.join(FROM_TORCH.values())}",
+        )
     return TensorType(FROM_TORCH[t.dtype], tuple(size_of(s) for s in t.shape))
 
 
@@ -115,25 +142,35 @@ def plain(x: Any) -> Any:
     return x
 
 
-# -- calls ---------------------------------------------------------------------------------------------------------
+# -- calls
+# --------------------------------------------------------------------------------------------------
 
 
 @cache
 def _schema(target: Any) -> tuple[tuple[str, bool, Any], ...]:
     """Name, whether it takes tensors, and default of each argument."""
-    return tuple((a.name, "Tensor" in str(a.type), a.default_value) for a in target._schema.arguments)
+    return tuple(
+        (a.name, "Tensor" in str(a.type), a.default_value) for a in target._schema.arguments
+    )
 
 
 @cache
 def functional(target: Any) -> Any:
-    """The overload that computes what the in-place ``target`` writes, told by the types of its arguments; else ``target`` itself."""
+    """The overload that computes what the in-place ``target`` writes, told by the types of its
+    arguments; else ``target`` itself."""
     name = target._schema.name.split("::")[1]
     if not target._schema.is_mutable or not name.endswith("_") or name.endswith("__"):
         return target
     packet = getattr(torch.ops.aten, name[:-1], None)
-    for overload in sorted(packet.overloads(), key=lambda o: o != target._overloadname) if packet is not None else ():
+    for overload in (
+        sorted(packet.overloads(), key=lambda o: o != target._overloadname)
+        if packet is not None
+        else ()
+    ):
         twin = getattr(packet, overload)  # pow_.Scalar is pow.Tensor_Scalar, not pow.Scalar
-        if [str(a.type) for a in twin._schema.arguments] == [str(a.type) for a in target._schema.arguments]:
+        if [str(a.type) for a in twin._schema.arguments] == [
+            str(a.type) for a in target._schema.arguments
+        ]:
             return twin
     return target
 
@@ -146,8 +183,11 @@ def canonical_target(target: Any) -> str:
 
 
 def innermost(frames: Sequence[tuple[str, int]]) -> str:
-    """``file:line`` of the innermost frame outside torch, or of the innermost layer where all are torch's; ``frames`` run inwards."""
-    user = [f for f in frames if not f[0].startswith((TORCH, "<"))]  # "<eval_with_key>": code that torch wrote
+    """``file:line`` of the innermost frame outside torch, or of the innermost layer where all are
+    torch's; ``frames`` run inwards."""
+    user = [
+        f for f in frames if not f[0].startswith((TORCH, "<"))
+    ]  # "<eval_with_key>": code that torch wrote
     layers = [f for f in frames if f[0].startswith(LAYERS) and not f[0].endswith("/module.py")]
     best = (user or layers or list(frames))[-1:]
     return f"{best[0][0]}:{best[0][1]}" if best else ""
@@ -164,14 +204,18 @@ def decompositions(targets: Iterable[Any]) -> dict[Any, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a call stands in the user's program: module path, that module's class, and ``file:line``."""
+    """Where a call stands in the user's program: module path, that module's class, and
+    ``file:line``."""
 
     scope: str = ""
     kind: str | None = None
     source: str = ""
 
 
-_HINTS = {"cudnn_enable", "cudnn_enabled"}  # captured as off, because fake tensors have no use for cuDNN; real ones have
+_HINTS = {
+    "cudnn_enable",
+    "cudnn_enabled",
+}  # captured as off, because fake tensors have no use for cuDNN; real ones have
 
 
 class Builder:
@@ -195,13 +239,24 @@ class Builder:
 
     def constant(self, tensor: torch.Tensor, name: str = "constant") -> Weight:
         """``tensor`` as a constant of the graph."""
-        return self.graph.add_weight(Weight(self.unique(name), type_of(tensor), lambda: tensor, "constant"))
+        return self.graph.add_weight(
+            Weight(self.unique(name), type_of(tensor), lambda: tensor, "constant")
+        )
 
-    def call(self, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], made: Any, name: str, place: Place) -> Any:
-        """Append the call of the overload ``target``; returns its value, or a list of values where it makes several.
+    def call(
+        self,
+        target: Any,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        made: Any,
+        name: str,
+        place: Place,
+    ) -> Any:
+        """Append the call of the overload ``target``; returns its value, or a list of values where
+        it makes several.
 
-        Arguments are graph values, lists of them, sizes and plain data; ``made`` is what the call returned, as tensors or their types.
-        """
+        Arguments are graph values, lists of them, sizes and plain data; ``made`` is what the call
+        returned, as tensors or their types."""
         spelled = canonical_target(target)
         if spelled == "aten.copy.default" and isinstance(args[1], Value):
             return self._copied(args[1], type_of(made), place)
@@ -210,7 +265,9 @@ class Builder:
         layout: list[tuple[str, int | tuple[int | None, ...] | None]] = []
         own = {a: i for i, (a, _, _) in enumerate(_schema(target))}
         schema = _schema(functional(target))  # its names may differ: dropout_(self), dropout(input)
-        given = dict(zip((a for a, _, _ in schema), args, strict=False)) | {schema[own[k]][0]: v for k, v in kwargs.items()}
+        given = dict(zip((a for a, _, _ in schema), args, strict=False)) | {
+            schema[own[k]][0]: v for k, v in kwargs.items()
+        }
         spelled = canonical_target(target)
         entry = spelling("aten", spelled)
         rename = entry.aten[spelled] if entry is not None else {}
@@ -229,20 +286,46 @@ class Builder:
         layout = [(n, s) for n, s in layout if not (isinstance(s, int) and s >= len(inputs))]
         several = isinstance(made, (list, tuple))
         flat = list(made) if several else [made]
-        types = [v if isinstance(v, TensorType) else type_of(v) if isinstance(v, torch.Tensor) else TensorType("none", ()) for v in flat]
+        types = [
+            v
+            if isinstance(v, TensorType)
+            else type_of(v)
+            if isinstance(v, torch.Tensor)
+            else TensorType("none", ())
+            for v in flat
+        ]
         base = self.unique(name)
-        named = [(base if len(flat) == 1 else self.unique(f"{base}_{i}"), t) for i, t in enumerate(types)]
+        named = [
+            (base if len(flat) == 1 else self.unique(f"{base}_{i}"), t) for i, t in enumerate(types)
+        ]
         origin = Origin("aten", spelled, tuple(layout), place.scope, place.source, place.kind)
-        node = self.graph.add(entry.name if entry is not None else spelled, inputs, attrs, named, origin)
+        node = self.graph.add(
+            entry.name if entry is not None else spelled, inputs, attrs, named, origin
+        )
         return node.outputs if several else node.out
 
     def _copied(self, source: Value, written: TensorType, place: Place) -> Value:
-        """``x.copy_(source)`` as a value of its own: ``source`` in the shape and element type of ``x``. ``aten.copy`` has no derivative."""
+        """``x.copy_(source)`` as a value of its own: ``source`` in the shape and element type of
+        ``x``. ``aten.copy`` has no derivative."""
         if source.shape != written.shape:
             spread = TensorType(source.dtype, written.shape)
-            source = self.call(torch.ops.aten.expand.default, (source, list(written.known)), {}, spread, "expand", place)
+            source = self.call(
+                torch.ops.aten.expand.default,
+                (source, list(written.known)),
+                {},
+                spread,
+                "expand",
+                place,
+            )
         if source.dtype != written.dtype:
-            source = self.call(torch.ops.aten._to_copy.default, (source,), {"dtype": TO_TORCH[written.dtype]}, written, "to", place)
+            source = self.call(
+                torch.ops.aten._to_copy.default,
+                (source,),
+                {"dtype": TO_TORCH[written.dtype]},
+                written,
+                "to",
+                place,
+            )
         return source
 
     def _operand(self, value: Any, inputs: list[Value | None]) -> int:
@@ -254,11 +337,32 @@ class Builder:
         return len(inputs) - 1
 
 
-# -- aliases -------------------------------------------------------------------------------------------------------
+# -- aliases
+# --------------------------------------------------------------------------------------------------
 
-_VIEWS = {  # composite operators whose schema does not say that they may return their input or a view of it
-    "broadcast_tensors", "broadcast_to", "chunk", "contiguous", "dropout", "expand_as", "feature_dropout", "flatten", "meshgrid", "movedim",
-    "numpy_T", "reshape", "reshape_as", "split", "squeeze", "swapaxes", "tensor_split", "to", "type_as", "unflatten", "view_as",
+# composite operators whose schema does not say that they may return their input or a view of it
+_VIEWS = {
+    "broadcast_tensors",
+    "broadcast_to",
+    "chunk",
+    "contiguous",
+    "dropout",
+    "expand_as",
+    "feature_dropout",
+    "flatten",
+    "meshgrid",
+    "movedim",
+    "numpy_T",
+    "reshape",
+    "reshape_as",
+    "split",
+    "squeeze",
+    "swapaxes",
+    "tensor_split",
+    "to",
+    "type_as",
+    "unflatten",
+    "view_as",
 }
 
 
@@ -271,7 +375,8 @@ def may_alias(target: Any) -> bool:
 
 
 class Aliases:
-    """Which tensors may share storage, and whether each write in place may be taken for a new value under the same name.
+    """Which tensors may share storage, and whether each write in place may be taken for a new value
+    under the same name.
 
     Keys are whatever stands for a tensor. Calls are reported in program order.
     """
@@ -307,9 +412,15 @@ class Aliases:
         self._born[key] = self._time
         self._family.setdefault(root, []).append(key)
 
-    def wrote(self, target: Any, written: Hashable, result: Hashable, dtypes: Sequence[torch.dtype]) -> None:
-        """``target`` changed ``written`` in place and returned ``result``; ``dtypes`` are those of its tensors, the written one first."""
-        if any(d.is_floating_point and torch.promote_types(dtypes[0], d) != dtypes[0] for d in dtypes[1:]):
+    def wrote(
+        self, target: Any, written: Hashable, result: Hashable, dtypes: Sequence[torch.dtype]
+    ) -> None:
+        """``target`` changed ``written`` in place and returned ``result``; ``dtypes`` are those of
+        its tensors, the written one first."""
+        if any(
+            d.is_floating_point and torch.promote_types(dtypes[0], d) != dtypes[0]
+            for d in dtypes[1:]
+        ):
             self._clash = f"{target} would promote the element type"
         if functional(target) is target:
             self._clash = f"{target} has no functional twin"
@@ -326,6 +437,10 @@ class Aliases:
         for time, written, result in self._writes:
             root = self._root[written]
             for other in self._family[root]:
-                if other not in (written, result) and self._born[other] < time and self._read.get(other, -1) > time:
+                if (
+                    other not in (written, result)
+                    and self._born[other] < time
+                    and self._read.get(other, -1) > time
+                ):
                     return "a view of a tensor that is changed in place is read afterwards"
         return self.refused()

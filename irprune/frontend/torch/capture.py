@@ -1,4 +1,5 @@
-"""Capture of an ``nn.Module``: a recorded call where that serves, ``torch.export`` where it does not."""
+"""Capture of an ``nn.Module``: a recorded call where that serves, ``torch.export`` where it does
+not."""
 
 from __future__ import annotations
 
@@ -25,17 +26,20 @@ def capture(
     dynamic_shapes: Any = None,
     method: str = "auto",
 ) -> Graph:
-    """The graph of ``model`` called with ``args`` and ``kwargs``, in eval mode; the model is as before afterwards.
+    """The graph of ``model`` called with ``args`` and ``kwargs``, in eval mode; the model is as
+    before afterwards.
 
-    ``dynamic_shapes`` is as in ``torch.export.export``. ``method`` is ``trace`` (one recorded call on fake tensors: quick, static
-    shapes), ``run`` (the same, but code that asks whether it is being captured hears no), ``export`` (``torch.export``) or ``auto``:
-    a trace, a run where ``forward`` fails under it, and ``torch.export`` for dynamic shapes and where neither serves; the graph's
-    notes say why. Raises IrpruneError for a model that cannot be captured.
-    """
+    ``dynamic_shapes`` is as in ``torch.export.export``. ``method`` is ``trace`` (one recorded call
+    on fake tensors: quick, static shapes), ``run`` (the same, but code that asks whether it is
+    being captured hears no), ``export`` (``torch.export``) or ``auto``: a trace, a run where
+    ``forward`` fails under it, and ``torch.export`` for dynamic shapes and where neither serves;
+    the graph's notes say why. Raises IrpruneError for a model that cannot be captured."""
     if method not in METHODS:
         raise IrpruneError(f"no capture method {method!r}", "", f"use one of {', '.join(METHODS)}")
     if method in ("trace", "run") and dynamic_shapes is not None:
-        raise IrpruneError("a trace has static shapes", "", "leave dynamic_shapes out, or use method='export'")
+        raise IrpruneError(
+            "a trace has static shapes", "", "leave dynamic_shapes out, or use method='export'"
+        )
     declined: list[Exception] = []
     if method != "export" and dynamic_shapes is None:
         from irprune.frontend.torch.trace import Declined, trace
@@ -44,14 +48,20 @@ def capture(
             try:
                 with quiet():
                     graph = trace(model, args, kwargs, plain)
-            except Exception as why:  # torch.export decides whether the model or the trace is at fault, and says so
+            # torch.export decides whether the model or the trace is at fault, and says so
+            except Exception as why:
                 if method != "auto":
-                    raise IrpruneError(f"the model cannot be traced: {_first_line(why)}", "", "use method='auto'") from why
+                    raise IrpruneError(
+                        f"the model cannot be traced: {_first_line(why)}", "", "use method='auto'"
+                    ) from why
                 declined.append(why)
                 if isinstance(why, Declined):
                     break
             else:
-                graph.notes += [f"captured as it runs, because forward fails under capture for export: {_first_line(e)}" for e in declined]
+                graph.notes += [
+                    f"captured as it runs, because forward fails under capture for export: {_first_line(e)}"
+                    for e in declined
+                ]
                 return graph
         if any("HigherOrderOperator" in str(why) for why in declined):
             _forget_compiled()
@@ -60,17 +70,24 @@ def capture(
     try:
         graph = from_exported(export(model, tuple(args), kwargs, dynamic_shapes), model)
     except IrpruneError as refused:
-        if len(declined) == 2 and isinstance(declined[1], Declined):  # forward itself is sound, and what it reads is in the way
+        if len(declined) == 2 and isinstance(
+            declined[1], Declined
+        ):  # forward itself is sound, and what it reads is in the way
             own = declined[1]
-            raise IrpruneError(f"the model cannot be captured: {_first_line(own)}", users_line(own), refused.hint) from refused
+            raise IrpruneError(
+                f"the model cannot be captured: {_first_line(own)}", users_line(own), refused.hint
+            ) from refused
         raise
     if declined:
-        graph.notes.append(f"captured by torch.export, because the quick trace declined: {_first_line(declined[0])}")
+        graph.notes.append(
+            f"captured by torch.export, because the quick trace declined: {_first_line(declined[0])}"
+        )
     return graph
 
 
 def _forget_compiled() -> None:
-    """What torch compiled of ``torch.cond`` and its like under the trace would fail outside of it."""
+    """What torch compiled of ``torch.cond`` and its like under the trace would fail outside of
+    it."""
     import torch
 
     torch._dynamo.reset()

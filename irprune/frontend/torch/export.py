@@ -1,9 +1,8 @@
 """From an ``nn.Module`` or an ``ExportedProgram`` to a graph.
 
-The exported program is read as it is, without decomposition: in-place operators become their functional twins where no
-other view of the storage is read later (torch functionalises the program where one is), higher-order wrappers are
-inlined, and sizes become ``int`` or ``Sym``.
-"""
+The exported program is read as it is, without decomposition: in-place operators become their
+functional twins where no other view of the storage is read later (torch functionalises the program
+where one is), higher-order wrappers are inlined, and sizes become ``int`` or ``Sym``."""
 
 from __future__ import annotations
 
@@ -51,31 +50,49 @@ def export(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
 ) -> ExportedProgram:
-    """``torch.export`` of ``model`` in eval mode; FX tracing is tried where it is refused. Raises IrpruneError with what both said."""
+    """``torch.export`` of ``model`` in eval mode; FX tracing is tried where it is refused. Raises
+    IrpruneError with what both said."""
     kwargs = dict(kwargs or {})
-    with evaluating(model), attributes_kept(model), unchecked(), quiet():  # advice about the user's code, graphs beside a refusal
+    with (
+        evaluating(model),
+        attributes_kept(model),
+        unchecked(),
+        quiet(),
+    ):  # advice about the user's code, graphs beside a refusal
         open_dataclasses((args, kwargs))
         try:
-            return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+            return torch.export.export(
+                model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+            )
         except Exception as refused:  # torch.export raises many kinds; both messages reach the user
             first = refused
         try:
             result = model(*args, **kwargs)
         except Exception as failed:  # whatever forward raises is what the user must see
-            raise IrpruneError(f"forward fails on the example input: {gist(failed)}", users_line(failed),
-                               "give args and kwargs (--input) of the shapes and types that the model takes") from failed
+            raise IrpruneError(
+                f"forward fails on the example input: {gist(failed)}",
+                users_line(failed),
+                "give args and kwargs (--input) of the shapes and types that the model takes",
+            ) from failed
         try:
             if open_dataclasses(result):
-                return torch.export.export(model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+                return torch.export.export(
+                    model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+                )
             traced = torch.fx.symbolic_trace(model)
-            return torch.export.export(traced, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False)
+            return torch.export.export(
+                traced, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+            )
         except Exception as refused:
-            sizes = dynamic_shapes is not None and isinstance(first, (torch._dynamo.exc.UserError, TypeError))
+            sizes = dynamic_shapes is not None and isinstance(
+                first, (torch._dynamo.exc.UserError, TypeError)
+            )
             raise IrpruneError(
                 f"the model cannot be captured: torch.export says {gist(first)!r}; torch.fx says {gist(refused)!r}",
                 users_line(first) or users_line(refused),
-                "give dynamic_shapes as torch.export takes it, for sizes that forward leaves open; or leave it out" if sizes else
-                "take out of forward what depends on the values of tensors (branches, .item(), data-dependent shapes)",
+                "give dynamic_shapes as torch.export takes it, for sizes that forward leaves open; or leave it out"
+                if sizes
+                else "take out of forward what depends on the values of tensors (branches, .item(), data-dependent shapes)",
             ) from first
 
 
@@ -89,7 +106,8 @@ def _source(trace: str | None) -> str:
 
 
 def functionalised(program: ExportedProgram) -> ExportedProgram:
-    """The program as it is where its in-place operators can be renamed away, else as torch functionalises it; autocast becomes casts."""
+    """The program as it is where its in-place operators can be renamed away, else as torch
+    functionalises it; autocast becomes casts."""
     aliases = Aliases()
     for node in program.graph.nodes:
         aliases.tick()
@@ -103,27 +121,42 @@ def functionalised(program: ExportedProgram) -> ExportedProgram:
             return _without(program, {})
         schema = getattr(target, "_schema", None) if node.op == "call_function" else None
         source = next(iter(node.all_input_nodes), None)
-        alias = source is not None and (target is operator.getitem or (schema is not None and may_alias(target)))
+        alias = source is not None and (
+            target is operator.getitem or (schema is not None and may_alias(target))
+        )
         aliases.made(node, source if alias else None)
         if schema is not None and schema.is_mutable:
             written = node.args[0]
             if not isinstance(written, torch.fx.Node):
                 return _without(program, {})
-            tensors = [v for n in (written, *node.all_input_nodes) if isinstance(v := n.meta.get("val"), torch.Tensor)]
+            tensors = [
+                v
+                for n in (written, *node.all_input_nodes)
+                if isinstance(v := n.meta.get("val"), torch.Tensor)
+            ]
             aliases.wrote(target, written, node, [t.dtype for t in tensors])
     return _without(program, {}) if aliases.clash() else program
 
 
 def _without(program: ExportedProgram, table: dict[Any, Any]) -> ExportedProgram:
-    """The program functionalised, with the operators of ``table`` decomposed; the one given stays as it is.
+    """The program functionalised, with the operators of ``table`` decomposed; the one given stays
+    as it is.
 
     Torch takes a dropout that is off for a copy, so that it passes as an operator of our own.
     """
     bodies = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
-    dropouts = [(n, n.target, n.args) for m in bodies for n in m.graph.nodes if str(n.target) in _DROPOUTS and n.args[2] is False]
+    dropouts = [
+        (n, n.target, n.args)
+        for m in bodies
+        for n in m.graph.nodes
+        if str(n.target) in _DROPOUTS and n.args[2] is False
+    ]
     try:
         for node, target, args in dropouts:
-            node.target, node.args = torch.ops.irprune.dropout.default, (*args[:2], canonical_target(target))
+            node.target, node.args = (
+                torch.ops.irprune.dropout.default,
+                (*args[:2], canonical_target(target)),
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own use of what it deprecates
             made: ExportedProgram = program.run_decompositions(table)
@@ -133,8 +166,11 @@ def _without(program: ExportedProgram, table: dict[Any, Any]) -> ExportedProgram
     return made
 
 
-_DROPOUTS = {f"aten.{kind}{write}.default" for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-             for write in ("", "_")}
+_DROPOUTS = {
+    f"aten.{kind}{write}.default"
+    for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+    for write in ("", "_")
+}
 
 
 @torch.library.custom_op("irprune::dropout", mutates_args=())
@@ -149,10 +185,14 @@ def _(x: torch.Tensor, p: float, kind: str) -> torch.Tensor:
 
 
 def _decomposed(program: ExportedProgram) -> ExportedProgram:
-    """The program with operators that the table lacks replaced by what torch says they consist of."""
+    """The program with operators that the table lacks replaced by what torch says they consist
+    of."""
     missing = {
-        node.target for node in program.graph.nodes
-        if node.op == "call_function" and hasattr(node.target, "_schema") and node.target.namespace == "aten"
+        node.target
+        for node in program.graph.nodes
+        if node.op == "call_function"
+        and hasattr(node.target, "_schema")
+        and node.target.namespace == "aten"
         and spelling("aten", canonical_target(node.target)) is None
     }
     if not missing:
@@ -162,7 +202,8 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
 
 
 def from_exported(program: ExportedProgram, module: torch.nn.Module | None = None) -> Graph:
-    """The graph of an exported program; ``module`` is the user's own instance where there is one."""
+    """The graph of an exported program; ``module`` is the user's own instance where there is
+    one."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own, from copying its pytree specs
         program = _decomposed(functionalised(program))
@@ -188,21 +229,31 @@ class _Reader:
         for spec in signature.input_specs:
             node = places[spec.arg.name]
             if spec.kind == InputKind.USER_INPUT:
-                if isinstance(spec.arg, ConstantArgument) or not isinstance(node.meta.get("val"), torch.Tensor):
+                if isinstance(spec.arg, ConstantArgument) or not isinstance(
+                    node.meta.get("val"), torch.Tensor
+                ):
                     inputs.append((getattr(spec.arg, "value", None),))
                     continue
                 inputs.append(len(graph.inputs))
-                self.env[node] = graph.add_input(self.build.unique(node.name), type_of(node.meta["val"]))
+                self.env[node] = graph.add_input(
+                    self.build.unique(node.name), type_of(node.meta["val"])
+                )
             elif isinstance(spec.arg, TensorArgument):
                 assert spec.target is not None
                 self.env[node] = self._weight(spec.target, spec.kind, shared, node)
             else:
-                raise IrpruneError(f"the program takes {spec.arg.name!r}, which is not a tensor", "", "remove custom objects from forward")
+                raise IrpruneError(
+                    f"the program takes {spec.arg.name!r}, which is not a tensor",
+                    "",
+                    "remove custom objects from forward",
+                )
         result = self._body(program.graph, program.graph_module)
         outputs: list[int | tuple[Any]] = []
         for value, spec in zip(result, signature.output_specs, strict=True):
             if spec.kind != OutputKind.USER_OUTPUT:
-                graph.notes.append(f"forward changes {spec.target!r}; the change is not part of the pruned model")
+                graph.notes.append(
+                    f"forward changes {spec.target!r}; the change is not part of the pruned model"
+                )
                 continue
             if isinstance(value, Value):
                 outputs.append(len(graph.outputs))
@@ -211,13 +262,23 @@ class _Reader:
                 outputs.append((value,))
         spec = program.call_spec
         args, kwargs = program.example_inputs or ((), {})
-        self.state = {n: self.state[n] for n in (*program.state_dict, *program.constants) if n in self.state}  # in the model's order
+        self.state = {
+            n: self.state[n] for n in (*program.state_dict, *program.constants) if n in self.state
+        }  # in the model's order
         modules = dict(self.module.named_modules()) if self.module is not None else {}
         call = program.module_call_graph[0].signature
         graph.structure = Structure(
-            spec.in_spec, spec.out_spec, inputs, outputs, {k: type(m) for k, m in modules.items()} or self.types, self.module, args, kwargs,
+            spec.in_spec,
+            spec.out_spec,
+            inputs,
+            outputs,
+            {k: type(m) for k, m in modules.items()} or self.types,
+            self.module,
+            args,
+            kwargs,
             names=tuple((call.forward_arg_names if call is not None else None) or ()),
-            signature=inspect.signature(self.module.forward) if self.module is not None else None, state=self.state,
+            signature=inspect.signature(self.module.forward) if self.module is not None else None,
+            state=self.state,
         )
         return graph
 
@@ -229,22 +290,39 @@ class _Reader:
                 out.setdefault(id(tensor), []).append(name)
         return out
 
-    def _weight(self, name: str, kind: InputKind, shared: Mapping[int, Sequence[str]], node: torch.fx.Node) -> Weight:
-        source = self.program.state_dict if name in self.program.state_dict else self.program.constants
+    def _weight(
+        self, name: str, kind: InputKind, shared: Mapping[int, Sequence[str]], node: torch.fx.Node
+    ) -> Weight:
+        source = (
+            self.program.state_dict if name in self.program.state_dict else self.program.constants
+        )
         tensor = source[name]
         names = shared[id(tensor)]
         kinds = {InputKind.PARAMETER: "parameter", InputKind.BUFFER: "buffer"}
         if kind in kinds:
-            self.state.update({n: Entry(tensor, kinds[kind], n in self.program.state_dict) for n in names if n not in self.state})
+            self.state.update(
+                {
+                    n: Entry(tensor, kinds[kind], n in self.program.state_dict)
+                    for n in names
+                    if n not in self.state
+                }
+            )
         if names[0] in self.graph.weights:
             return self.graph.weights[names[0]]
         owner = names[0]
-        return self.graph.add_weight(Weight(
-            owner, type_of(node.meta["val"]), lambda: source[owner], kinds.get(kind, "constant"), tuple(names[1:]),
-            bool(getattr(tensor, "requires_grad", False)),
-        ))
+        return self.graph.add_weight(
+            Weight(
+                owner,
+                type_of(node.meta["val"]),
+                lambda: source[owner],
+                kinds.get(kind, "constant"),
+                tuple(names[1:]),
+                bool(getattr(tensor, "requires_grad", False)),
+            )
+        )
 
-    # -- nodes ---------------------------------------------------------------------------------------------------
+    # -- nodes
+    # ----------------------------------------------------------------------------------------------
 
     def _body(self, body: torch.fx.Graph, owner: torch.fx.GraphModule) -> list[Any]:
         result: list[Any] = []
@@ -267,8 +345,11 @@ class _Reader:
                 return size_of(val)
             if isinstance(val, (int, float, bool)):
                 return val
-            raise IrpruneError(f"{arg.format_node()} is not a tensor", _source(arg.meta.get("stack_trace")),
-                               "its value depends on the data")
+            raise IrpruneError(
+                f"{arg.format_node()} is not a tensor",
+                _source(arg.meta.get("stack_trace")),
+                "its value depends on the data",
+            )
         if isinstance(arg, (list, tuple)):
             return [self._resolve(a) for a in arg]
         return arg
@@ -277,7 +358,11 @@ class _Reader:
         target: Any = node.target
         if target is operator.getitem:
             source, index = node.args
-            held = self.env[source] if isinstance(source, torch.fx.Node) and source in self.env else None
+            held = (
+                self.env[source]
+                if isinstance(source, torch.fx.Node) and source in self.env
+                else None
+            )
             if held is not None:
                 self.env[node] = held[index]
             return
@@ -295,15 +380,28 @@ class _Reader:
         if scope not in self.types and kind:
             self.types[scope] = _class_named(str(kind))
         place = Place(scope, kind, _source(node.meta.get("stack_trace")))
-        if target is torch.ops.aten._native_batch_norm_legit_no_training.default:  # functionalised; a layer again, that can train
+        if (
+            target is torch.ops.aten._native_batch_norm_legit_no_training.default
+        ):  # functionalised; a layer again, that can train
             *operands, momentum, eps = args
             norm = torch.ops.aten.batch_norm.default
-            self.env[node] = [self.build.call(norm, [*operands, False, momentum, eps], {}, next(iter(val or ())), "batch_norm", place)]
+            self.env[node] = [
+                self.build.call(
+                    norm,
+                    [*operands, False, momentum, eps],
+                    {},
+                    next(iter(val or ())),
+                    "batch_norm",
+                    place,
+                )
+            ]
             return
         if target is torch.ops.irprune.dropout.default:
             target, args = overload(args[2]), [*args[:2], False]
         if read:
-            number: Value = self.build.call(target, args, kwargs, TensorType("i64", ()), node.name, place)
+            number: Value = self.build.call(
+                target, args, kwargs, TensorType("i64", ()), node.name, place
+            )
             assert number.producer is not None
             number.producer.attrs["symbol"] = size_of(val)
             return
@@ -313,17 +411,29 @@ class _Reader:
             self.env[node.args[0]] = made
 
     def _inline(self, node: torch.fx.Node, owner: torch.fx.GraphModule) -> None:
-        """``wrap_with_set_grad_enabled(flag, body, *args)`` and its like: the body's nodes take the wrapper's place."""
-        bodies = [(i, a) for i, a in enumerate(node.args) if isinstance(a, torch.fx.Node) and a.op == "get_attr"]
+        """``wrap_with_set_grad_enabled(flag, body, *args)`` and its like: the body's nodes take the
+        wrapper's place."""
+        bodies = [
+            (i, a)
+            for i, a in enumerate(node.args)
+            if isinstance(a, torch.fx.Node) and a.op == "get_attr"
+        ]
         name = str(getattr(node.target, "name", lambda: node.target)())
         if len(bodies) != 1 or not name.startswith("wrap"):
-            raise IrpruneError(f"higher-order operator {name!r} is not inlined", _source(node.meta.get("stack_trace")),
-                               "write the branch or the loop without torch.cond, while_loop or scan")
+            raise IrpruneError(
+                f"higher-order operator {name!r} is not inlined",
+                _source(node.meta.get("stack_trace")),
+                "write the branch or the loop without torch.cond, while_loop or scan",
+            )
         i, attr = bodies[0]
         body = getattr(owner, str(attr.target))
         places = [n for n in body.graph.nodes if n.op == "placeholder"]
-        for place, arg in zip(places, node.args[i + 1:], strict=True):
-            if isinstance(arg, torch.fx.Node) and arg not in self.env and not isinstance(arg.meta.get("val"), torch.Tensor):
+        for place, arg in zip(places, node.args[i + 1 :], strict=True):
+            if (
+                isinstance(arg, torch.fx.Node)
+                and arg not in self.env
+                and not isinstance(arg.meta.get("val"), torch.Tensor)
+            ):
                 continue
             self.env[place] = self._resolve(arg)
         self.env[node] = self._body(body.graph, body)
@@ -340,4 +450,6 @@ def _class_named(name: str) -> type:
 
 
 def _tensors_in(val: Any) -> bool:
-    return isinstance(val, torch.Tensor) or (isinstance(val, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in val))
+    return isinstance(val, torch.Tensor) or (
+        isinstance(val, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in val)
+    )

@@ -1,7 +1,8 @@
-"""Values that a program reads while it runs (``.item()``, ``nonzero``), where they follow from constants and buffers alone.
+"""Values that a program reads while it runs (``.item()``, ``nonzero``), where they follow from
+constants and buffers alone.
 
-A mask of ones that the model makes for itself, say. What depends on inputs or parameters is not known.
-"""
+A mask of ones that the model makes for itself, say. What depends on inputs or parameters is not
+known."""
 
 from __future__ import annotations
 
@@ -20,11 +21,13 @@ from irprune.run.interpret import as_tensor, run_node
 __all__ = ["from_constants"]
 
 
-def from_constants(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], graph: Graph) -> Any:
+def from_constants(
+    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], graph: Graph
+) -> Any:
     """``func`` on what the values among its arguments hold.
 
-    Raises LookupError, with the reason, where one of them depends on an input, on a parameter or on chance.
-    """
+    Raises LookupError, with the reason, where one of them depends on an input, on a parameter or on
+    chance."""
     wanted = [v for v in pytree.tree_leaves((args, dict(kwargs))) if isinstance(v, Value)]
     nodes, stored = _constant(wanted)
     with unset_fake_temporarily(), torch.no_grad():
@@ -32,10 +35,21 @@ def from_constants(func: Callable[..., Any], args: Sequence[Any], kwargs: Mappin
         device = next((t.device for t in held.values()), torch.device("cpu"))
         for node in graph.nodes:
             if node in nodes:
-                operands = [None if v is None else held[v] if v in held else _blank(v, device) for v in node.inputs]
+                operands = [
+                    None if v is None else held[v] if v in held else _blank(v, device)
+                    for v in node.inputs
+                ]
                 made = run_node(node, operands, {}, device)
-                held.update(zip(node.outputs, made if isinstance(made, (list, tuple)) else [made], strict=False))
-        real_args, real_kwargs = pytree.tree_map(lambda x: held[x] if isinstance(x, Value) else x, (list(args), dict(kwargs)))
+                held.update(
+                    zip(
+                        node.outputs,
+                        made if isinstance(made, (list, tuple)) else [made],
+                        strict=False,
+                    )
+                )
+        real_args, real_kwargs = pytree.tree_map(
+            lambda x: held[x] if isinstance(x, Value) else x, (list(args), dict(kwargs))
+        )
         return func(*real_args, **real_kwargs)
 
 
@@ -62,9 +76,15 @@ def _constant(wanted: Sequence[Value]) -> tuple[dict[Node, None], list[Weight]]:
 
 
 def _of_sizes(node: Node) -> bool:
-    """Whether ``node`` reads of its operand the type alone (``new_ones``, ``zeros_like``), which is known."""
+    """Whether ``node`` reads of its operand the type alone (``new_ones``, ``zeros_like``), which is
+    known."""
     entry = lookup(node)
-    return entry is not None and entry.creates and len(node.inputs) == 1 and node.operand(0).type.static
+    return (
+        entry is not None
+        and entry.creates
+        and len(node.inputs) == 1
+        and node.operand(0).type.static
+    )
 
 
 def _blank(value: Value, device: torch.device) -> torch.Tensor:

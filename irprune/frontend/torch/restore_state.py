@@ -14,7 +14,8 @@ __all__ = ["attributes_kept", "evaluating"]
 
 @contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in eval mode without gradients and without fused attention layers; every submodule's own mode is back afterwards."""
+    """The model in eval mode without gradients and without fused attention layers; every
+    submodule's own mode is back afterwards."""
     modes = [(m, m.training) for m in model.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
@@ -30,12 +31,17 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def attributes_kept(model: torch.nn.Module) -> Iterator[list[Any]]:
-    """What ``forward`` assigns or appends in the model is undone; the list that is yielded holds it afterwards."""
+    """What ``forward`` assigns or appends in the model is undone; the list that is yielded holds it
+    afterwards."""
     fresh: list[Any] = []
     saved = []
     for m in model.modules():
         own = dict(m.__dict__)
-        inner = [(v, _content(v)) for k, v in own.items() if type(v) in (dict, list, set, deque) and k != "_modules"]
+        inner = [
+            (v, _content(v))
+            for k, v in own.items()
+            if type(v) in (dict, list, set, deque) and k != "_modules"
+        ]
         saved.append((m, own, inner))
     try:
         yield fresh
@@ -46,7 +52,9 @@ def attributes_kept(model: torch.nn.Module) -> Iterator[list[Any]]:
                 if not _identical(now, before):
                     fresh += _added(now, before)
                     container.clear()
-                    container.update(before) if isinstance(container, (dict, set)) else container.extend(before)
+                    container.update(before) if isinstance(
+                        container, (dict, set)
+                    ) else container.extend(before)
 
 
 def _content(container: Any) -> Any:

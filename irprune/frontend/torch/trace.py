@@ -1,10 +1,11 @@
-"""The quick capture: one call of ``forward`` on fake tensors, each ATen call recorded as it is dispatched.
+"""The quick capture: one call of ``forward`` on fake tensors, each ATen call recorded as it is
+dispatched.
 
-Under inference mode torch leaves its autograd keys out of dispatch, so a dispatch mode sees composite operators
-(``linear``, ``conv2d``, ``batch_norm``, attention) whole, as ``torch.export`` records them, at a fraction of its time.
-That torch behaves so is not promised anywhere, so it is checked once per process on a small model. Whatever this way
-of capture does not cover raises ``Declined``; ``torch.export`` takes such models.
-"""
+Under inference mode torch leaves its autograd keys out of dispatch, so a dispatch mode sees
+composite operators (``linear``, ``conv2d``, ``batch_norm``, attention) whole, as ``torch.export``
+records them, at a fraction of its time. That torch behaves so is not promised anywhere, so it is
+checked once per process on a small model. Whatever this way of capture does not cover raises
+``Declined``; ``torch.export`` takes such models."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils import _pytree as pytree
@@ -56,12 +61,17 @@ class Declined(Exception):
     """The model does something that this capture does not cover; the text says what."""
 
 
-def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, plain: bool = False) -> Graph:
+def trace(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    plain: bool = False,
+) -> Graph:
     """The graph of one call of ``model`` in eval mode, with static shapes.
 
-    Code that asks whether it is being captured hears what ``torch.export`` would answer; ``plain``: what a plain call would.
-    The model, its modes and its attributes are as before afterwards. Raises Declined, or whatever ``forward`` raises.
-    """
+    Code that asks whether it is being captured hears what ``torch.export`` would answer; ``plain``:
+    what a plain call would. The model, its modes and its attributes are as before afterwards.
+    Raises Declined, or whatever ``forward`` raises."""
     if why := _composites_are_split():
         raise Declined(why)
     try:
@@ -69,22 +79,31 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
     except NoWayBack as unknown:
         raise Declined(str(unknown)) from unknown
     except GuardOnDataDependentSymNode as branch:
-        raise Declined(f"forward branches on a size that depends on values: {str(branch).splitlines()[0]}") from branch
+        raise Declined(
+            f"forward branches on a size that depends on values: {str(branch).splitlines()[0]}"
+        ) from branch
 
 
 @cache
 def _composites_are_split() -> str:
-    """"" if torch hands composite operators whole to a dispatch mode under inference mode, else what it does instead."""
+    """ "" if torch hands composite operators whole to a dispatch mode under inference mode, else
+    what it does instead."""
     probe = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     try:
         seen = [n.origin.target for n in _trace(probe, (torch.zeros(2, 2),), {}).nodes]
     except Exception as why:  # a torch that this does not fit; torch.export serves then
         return f"this version of torch does not let calls be recorded: {type(why).__name__}: {why}"
     whole = ["aten.linear.default", "aten.batch_norm.default"]
-    return "" if seen == whole else f"this version of torch splits composite operators: {' '.join(seen)}"
+    return (
+        ""
+        if seen == whole
+        else f"this version of torch splits composite operators: {' '.join(seen)}"
+    )
 
 
-def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plain: bool = False) -> Graph:
+def _trace(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plain: bool = False
+) -> Graph:
     build = Builder(type(model).__name__)
     graph = build.graph
     open_dataclasses((args, kwargs))
@@ -122,12 +141,25 @@ def _trace(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plai
         raise Declined("forward keeps a tensor in an attribute")
     if why := recorder.aliases.refused():
         raise Declined(why)
-    missing = dict.fromkeys(target for node, target in recorder.unknown if any(v.users or v in graph.outputs for v in node))
+    missing = dict.fromkeys(
+        target
+        for node, target in recorder.unknown
+        if any(v.users or v in graph.outputs for v in node)
+    )
     if known := decompositions(missing):
         raise Declined("torch decomposes " + ", ".join(sorted(map(str, known))))
     graph.structure = Structure(
-        in_spec, out_spec, inputs, outputs, {k: type(m) for k, m in model.named_modules()}, model, args, kwargs,
-        names=tuple(_argument_names(model, args, kwargs)), signature=inspect.signature(model.forward), state=recorder.state,
+        in_spec,
+        out_spec,
+        inputs,
+        outputs,
+        {k: type(m) for k, m in model.named_modules()},
+        model,
+        args,
+        kwargs,
+        names=tuple(_argument_names(model, args, kwargs)),
+        signature=inspect.signature(model.forward),
+        state=recorder.state,
     )
     return graph
 
@@ -136,37 +168,56 @@ def _forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return model(*args, **kwargs)
 
 
-def _argument_names(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
-    """One name per argument of the call: the parameter's, numbered for those that a ``*args`` takes."""
+def _argument_names(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[str]:
+    """One name per argument of the call: the parameter's, numbered for those that a ``*args``
+    takes."""
     names = []
     for name, value in inspect.signature(model.forward).bind_partial(*args).arguments.items():
-        several = inspect.signature(model.forward).parameters[name].kind is inspect.Parameter.VAR_POSITIONAL
+        several = (
+            inspect.signature(model.forward).parameters[name].kind
+            is inspect.Parameter.VAR_POSITIONAL
+        )
         names += [f"{name}_{i}" for i in range(len(value))] if several else [name]
     return names + list(kwargs)
 
 
 def _leaf_names(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
-    """A name for each leaf of the arguments: the argument's, with the keys that lead to the leaf."""
+    """A name for each leaf of the arguments: the argument's, with the keys that lead to the
+    leaf."""
     names = []
-    for name, value in zip(_argument_names(model, args, kwargs), (*args, *kwargs.values()), strict=True):
+    for name, value in zip(
+        _argument_names(model, args, kwargs), (*args, *kwargs.values()), strict=True
+    ):
         for path, _ in pytree.tree_flatten_with_path(value)[0]:
             keys = [str(getattr(k, "key", getattr(k, "idx", getattr(k, "name", "")))) for k in path]
-            names.append("_".join([name, *("".join(c if c.isalnum() else "_" for c in k.lower()) for k in keys)]))
+            names.append(
+                "_".join(
+                    [name, *("".join(c if c.isalnum() else "_" for c in k.lower()) for k in keys)]
+                )
+            )
     return names
 
 
-# -- recording -----------------------------------------------------------------------------------------------------
+# -- recording
+# --------------------------------------------------------------------------------------------------
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds a node for every ATen call. Weights stay in the model: each gets a fake twin when it is first read."""
+    """Adds a node for every ATen call. Weights stay in the model: each gets a fake twin when it is
+    first read."""
 
     def __init__(self, build: Builder, fake: FakeTensorMode, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.build, self.fake, self.model = build, fake, model
         self.aliases = Aliases()
-        self.scopes: list[tuple[str, str | None]] = [("", f"{type(model).__module__}.{type(model).__qualname__}")]
-        self.unknown: list[tuple[list[Value], Any]] = []  # results and overload of operators that the table lacks
+        self.scopes: list[tuple[str, str | None]] = [
+            ("", f"{type(model).__module__}.{type(model).__qualname__}")
+        ]
+        self.unknown: list[
+            tuple[list[Value], Any]
+        ] = []  # results and overload of operators that the table lacks
         self.state: dict[str, Entry] = {}
         self._values: dict[int, Value] = {}
         self._views = Views(self._values, self._call)
@@ -178,10 +229,17 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._declare()
 
     def _declare(self) -> None:
-        """All parameters and buffers, in the order in which ``torch.export`` lists them; loaded when asked for."""
+        """All parameters and buffers, in the order in which ``torch.export`` lists them; loaded
+        when asked for."""
         model = self.model
-        passing = {f"{p}.{n}" if p else n for p, m in model.named_modules() for n in m._non_persistent_buffers_set}
-        named: list[tuple[str, torch.Tensor, str]] = [(n, p, "parameter") for n, p in model.named_parameters(remove_duplicate=False)]
+        passing = {
+            f"{p}.{n}" if p else n
+            for p, m in model.named_modules()
+            for n in m._non_persistent_buffers_set
+        }
+        named: list[tuple[str, torch.Tensor, str]] = [
+            (n, p, "parameter") for n, p in model.named_parameters(remove_duplicate=False)
+        ]
         named += [(n, b, "buffer") for n, b in model.named_buffers(remove_duplicate=False)]
         names: dict[int, list[str]] = {}
         for name, tensor, kind in named:
@@ -190,7 +248,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for name, tensor, kind in named:
             if names[id(tensor)][0] == name:
                 load = partial(_same, tensor)
-                weight = Weight(name, type_of(tensor), load, kind, tuple(names[id(tensor)][1:]), tensor.requires_grad)
+                weight = Weight(
+                    name,
+                    type_of(tensor),
+                    load,
+                    kind,
+                    tuple(names[id(tensor)][1:]),
+                    tensor.requires_grad,
+                )
                 self.build.unique(name)
                 self._weights[id(tensor)] = (tensor, self.build.graph.add_weight(weight))
 
@@ -200,17 +265,30 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def twin(self, tensor: torch.Tensor) -> torch.Tensor:
         """A fake tensor of the same type, shape, strides and device."""
-        if type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer) or tensor.layout is not torch.strided:
+        if (
+            type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer)
+            or tensor.layout is not torch.strided
+        ):
             raise Declined(f"tensor subclass or layout {type(tensor).__name__}, {tensor.layout}")
         with self.fake:
-            return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+            return torch.empty_strided(
+                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+            )
 
     def _leaf(self, tensor: torch.Tensor) -> torch.Tensor:
         """The twin of a tensor met for the first time: a weight, or a constant of the program."""
         found = self._weights.get(id(tensor))
         value = found[1] if found is not None else self._same_storage(tensor)
         if value is None:
-            held = next((f"{p}.{n}" if p else n for p, m in self.model.named_modules() for n, t in m.__dict__.items() if t is tensor), "")
+            held = next(
+                (
+                    f"{p}.{n}" if p else n
+                    for p, m in self.model.named_modules()
+                    for n, t in m.__dict__.items()
+                    if t is tensor
+                ),
+                "",
+            )
             value = self.build.constant(tensor, held or "lifted_tensor")
         twin = self.twin(tensor)
         for t in (tensor, twin):
@@ -224,18 +302,25 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if tensor.device.type == "meta" or not tensor.numel():
             return None
         if self._storages is None:
-            self._storages = {_storage(t): w for t, w in self._weights.values() if t.device.type != "meta" and t.numel()}
+            self._storages = {
+                _storage(t): w
+                for t, w in self._weights.values()
+                if t.device.type != "meta" and t.numel()
+            }
         return self._storages.get(_storage(tensor))
 
     def output(self, leaf: Any) -> int | tuple[Any]:
-        """What stands for ``leaf`` of the result: the position of a graph output, or the constant itself."""
+        """What stands for ``leaf`` of the result: the position of a graph output, or the constant
+        itself."""
         if isinstance(leaf, torch.Tensor):
             if id(leaf) not in self._values:
                 self._leaf(leaf)
             self._views.refresh(id(leaf))
             self.build.graph.outputs.append(self._values[id(leaf)])
             return len(self.build.graph.outputs) - 1
-        if leaf is None or isinstance(leaf, (bool, int, float, complex, str, torch.dtype, torch.device)):
+        if leaf is None or isinstance(
+            leaf, (bool, int, float, complex, str, torch.dtype, torch.device)
+        ):
             return (leaf,)
         raise Declined(f"forward returns a {type(leaf).__name__}")
 
@@ -251,7 +336,13 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return [a for a, _ in pairs], [b for _, b in pairs]
         return (x, size_of(x)) if isinstance(x, torch.SymInt) else (x, x)
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         if not torch.is_inference_mode_enabled():
             raise Declined("forward leaves inference mode")
         if not isinstance(func, torch._ops.OpOverload):
@@ -283,12 +374,26 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.aten.lift_fresh.default:
             func = torch.ops.aten.lift_fresh_copy.default  # as torch.export spells it
         alias = first is not None and may_alias(func)
-        seen = [alias and shares(m, fakes[0]) for m in (made if isinstance(made, (list, tuple)) else [made])]
+        seen = [
+            alias and shares(m, fakes[0])
+            for m in (made if isinstance(made, (list, tuple)) else [made])
+        ]
         if not mutable:
-            view = first is not None and not first.is_inference() and any(r.alias_info is not None for r in func._schema.returns)
+            view = (
+                first is not None
+                and not first.is_inference()
+                and any(r.alias_info is not None for r in func._schema.returns)
+            )
             made = self._own(made, view)
-        if func is torch.ops.aten.detach.default and isinstance(values[0], Value) and values[0] is self._last and _creates(values[0]):
-            self.hold(made, values[0])  # torch's own, around the result of a factory: not the user's detach
+        if (
+            func is torch.ops.aten.detach.default
+            and isinstance(values[0], Value)
+            and values[0] is self._last
+            and _creates(values[0])
+        ):
+            self.hold(
+                made, values[0]
+            )  # torch's own, around the result of a factory: not the user's detach
             self.aliases.made(id(made), id(first))
             self._views.made(id(made), Step(id(first), func, (), {}, values[0].type))
             return made
@@ -296,7 +401,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if mutable:
             if first is None or made is not fakes[0]:
                 raise Declined(f"{func} writes to something else than its first tensor")
-            tensors = [t for t in pytree.tree_leaves((fakes, [a for a, _ in pairs.values()])) if isinstance(t, torch.Tensor)]
+            tensors = [
+                t
+                for t in pytree.tree_leaves((fakes, [a for a, _ in pairs.values()]))
+                if isinstance(t, torch.Tensor)
+            ]
             self.aliases.wrote(func, id(first), id(first), [t.dtype for t in tensors])
             if recorded.type != self._values[id(first)].type:
                 raise Declined(f"{func} changes the shape of its tensor")
@@ -306,19 +415,36 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._last = recorded if isinstance(recorded, Value) else None
         results = [recorded] if isinstance(recorded, Value) else recorded
         types = [v.type for v in results]
-        for i, (tensor, value) in enumerate(zip([made] if isinstance(made, torch.Tensor) else made, results, strict=True)):
+        for i, (tensor, value) in enumerate(
+            zip([made] if isinstance(made, torch.Tensor) else made, results, strict=True)
+        ):
             if isinstance(tensor, torch.Tensor):
                 self.hold(tensor, value)
                 self.aliases.made(id(tensor), id(first) if seen[i] else None)
                 if seen[i]:
                     several = isinstance(made, (list, tuple))
-                    self._views.made(id(tensor), Step(id(first), func, tuple(values[1:]), named, types if several else types[0], i))
-        if results and results[0].producer is not None and results[0].producer.op == results[0].producer.origin.target:
+                    self._views.made(
+                        id(tensor),
+                        Step(
+                            id(first),
+                            func,
+                            tuple(values[1:]),
+                            named,
+                            types if several else types[0],
+                            i,
+                        ),
+                    )
+        if (
+            results
+            and results[0].producer is not None
+            and results[0].producer.op == results[0].producer.origin.target
+        ):
             self.unknown.append((results, func))
         return made
 
     def _known(self, func: Any, values: Any, kwargs: dict[str, Any]) -> Any:
-        """What ``func`` returns where fake tensors cannot tell: plain data as it is, tensors as constants of the program.
+        """What ``func`` returns where fake tensors cannot tell: plain data as it is, tensors as
+        constants of the program.
 
         Raises LookupError where it does not follow from constants.
         """
@@ -328,15 +454,22 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return pytree.tree_map(lambda x: self._leaf(x) if isinstance(x, torch.Tensor) else x, made)
 
     def _sized(self, func: Any, fakes: Any, kwargs: dict[str, Any], why: str) -> Any:
-        """What ``func`` returns where its size, or the whole number that it reads, depends on values: a symbol stands for that."""
-        number = func in _READS and not (fakes[0].is_floating_point() or fakes[0].is_complex() or fakes[0].dtype == torch.bool)
+        """What ``func`` returns where its size, or the whole number that it reads, depends on
+        values: a symbol stands for that."""
+        number = func in _READS and not (
+            fakes[0].is_floating_point() or fakes[0].is_complex() or fakes[0].dtype == torch.bool
+        )
         if func is torch.ops.aten.is_nonzero.default or (func in _READS and not number):
             raise Declined(f"{func} {why}")
         if self.fake.shape_env is None:
-            self.fake.shape_env = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
+            self.fake.shape_env = ShapeEnv(
+                allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False
+            )
         sizes = self.fake.shape_env
         closed = sizes.settings
-        sizes.settings = replace(closed, allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
+        sizes.settings = replace(
+            closed, allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True
+        )
         try:
             return func(*fakes, **kwargs)
         finally:
@@ -345,18 +478,22 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _own(self, made: Any, normal: bool) -> Any:
         """``made`` with tensors of its own where the operator handed its operand back.
 
-        A view of a weight must be a normal tensor (``normal``): torch's view kernels refuse an inference tensor there.
-        """
+        A view of a weight must be a normal tensor (``normal``): torch's view kernels refuse an
+        inference tensor there."""
         if isinstance(made, (list, tuple)):
             return type(made)(self._own(m, normal) for m in made)
         if not isinstance(made, torch.Tensor) or not (normal or id(made) in self._values):
             return made
         with torch.inference_mode(not normal), self.fake:
-            return torch.empty_strided(made.shape, made.stride(), dtype=made.dtype, device=made.device)
+            return torch.empty_strided(
+                made.shape, made.stride(), dtype=made.dtype, device=made.device
+            )
 
     def _call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Any) -> Any:
         """Record a call that the user's code is at."""
-        return self.build.call(func, args, kwargs, made, _base(func), Place(*self.scopes[-1], _source()))
+        return self.build.call(
+            func, args, kwargs, made, _base(func), Place(*self.scopes[-1], _source())
+        )
 
 
 _READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
@@ -383,11 +520,15 @@ def _base(func: Any) -> str:
 
 def _creates(value: Value) -> bool:
     node = value.producer
-    return node is not None and (not any(v is not None for v in node.inputs) or node.origin.target.split(".")[1].endswith("_like"))
+    return node is not None and (
+        not any(v is not None for v in node.inputs)
+        or node.origin.target.split(".")[1].endswith("_like")
+    )
 
 
 def _source() -> str:
-    """``file:line`` of the innermost frame of the user's, or of the innermost layer where all of ``forward`` is torch's."""
+    """``file:line`` of the innermost frame of the user's, or of the innermost layer where all of
+    ``forward`` is torch's."""
     frame = sys._getframe(2)
     layer = ""
     while frame is not None and frame.f_code is not _forward.__code__:
@@ -401,13 +542,17 @@ def _source() -> str:
     return layer
 
 
-# -- surroundings --------------------------------------------------------------------------------------------------
+# -- surroundings
+# --------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def _scopes(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     """The recorder knows which of the model's modules is running."""
-    names = {id(m): (n, f"{type(m).__module__}.{type(m).__qualname__}") for n, m in reversed(list(model.named_modules()))}
+    names = {
+        id(m): (n, f"{type(m).__module__}.{type(m).__qualname__}")
+        for n, m in reversed(list(model.named_modules()))
+    }
 
     def enter(module: nn.Module, args: Any) -> None:
         if id(module) in names:
@@ -427,7 +572,8 @@ def _scopes(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Nothing of a capture is garbage before its end; looking for it takes a quarter of the time."""
+    """Nothing of a capture is garbage before its end; looking for it takes a quarter of the
+    time."""
     on = gc.isenabled()
     gc.disable()
     try:

@@ -1,4 +1,5 @@
-"""What library code hears when it asks whether it is captured, or whether to check arguments: models branch on the answer."""
+"""What library code hears when it asks whether it is captured, or whether to check arguments:
+models branch on the answer."""
 
 from __future__ import annotations
 
@@ -14,8 +15,13 @@ __all__ = ["as_exported", "as_run", "unchecked"]
 
 @contextlib.contextmanager
 def as_exported() -> Iterator[None]:
-    """``torch.compiler.is_compiling()`` and ``is_exporting()`` answer True, as under ``torch.export``."""
-    flags = {k: getattr(torch.compiler, k) for k in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(torch.compiler, k)}
+    """``torch.compiler.is_compiling()`` and ``is_exporting()`` answer True, as under
+    ``torch.export``."""
+    flags = {
+        k: getattr(torch.compiler, k)
+        for k in ("_is_compiling_flag", "_is_exporting_flag")
+        if hasattr(torch.compiler, k)
+    }
     for k in flags:
         setattr(torch.compiler, k, True)
     try:
@@ -27,7 +33,8 @@ def as_exported() -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_run() -> Iterator[None]:
-    """Every answer is that of a plain call: ``torch._subclasses.FakeTensor`` knows a fake tensor for torch's own code alone."""
+    """Every answer is that of a plain call: ``torch._subclasses.FakeTensor`` knows a fake tensor
+    for torch's own code alone."""
     package = torch._subclasses
     package.FakeTensor = _Unknown  # type: ignore[misc, assignment]
     try:
@@ -38,7 +45,8 @@ def as_run() -> Iterator[None]:
 
 @contextlib.contextmanager
 def unchecked() -> Iterator[None]:
-    """``torch.distributions`` do not look at the values of their arguments: there is a branch in that which can only raise."""
+    """``torch.distributions`` do not look at the values of their arguments: there is a branch in
+    that which can only raise."""
     kind = torch.distributions.Distribution
     before = kind._validate_args
     kind.set_default_validate_args(False)

@@ -1,8 +1,8 @@
 """Writes in place that other views of the same storage see.
 
-A write is a new value of the tensor that was written. What shares its storage is worked out anew when it is read next: the new value is
-put back into what it is a view of, and the other views are taken of that again.
-"""
+A write is a new value of the tensor that was written. What shares its storage is worked out anew
+when it is read next: the new value is put back into what it is a view of, and the other views are
+taken of that again."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class NoWayBack(Exception):
 
 @dataclass(frozen=True)
 class Step:
-    """How a view was made: result ``index`` of ``func(parent, *rest, **named)``; ``types`` are those of the results, a list if several."""
+    """How a view was made: result ``index`` of ``func(parent, *rest, **named)``; ``types`` are
+    those of the results, a list if several."""
 
     parent: int
     func: Any
@@ -37,12 +38,15 @@ class Step:
 
 
 class Views:
-    """The views among the tensors of a run. ``values`` is what each tensor, by a key of its own, stands for; ``call`` records a call."""
+    """The views among the tensors of a run. ``values`` is what each tensor, by a key of its own,
+    stands for; ``call`` records a call."""
 
     def __init__(self, values: dict[int, Value], call: Call) -> None:
         self._values, self._call = values, call
         self._steps: dict[int, Step] = {}
-        self._fresh: dict[int, set[int]] = {}  # root -> the tensors that saw every write; none where nothing was written
+        self._fresh: dict[
+            int, set[int]
+        ] = {}  # root -> the tensors that saw every write; none where nothing was written
         self._latest: dict[int, int] = {}  # root -> the tensor written last
 
     def made(self, key: int, step: Step) -> None:
@@ -58,7 +62,8 @@ class Views:
         self._fresh[root], self._latest[root] = {key}, key
 
     def refresh(self, key: int) -> None:
-        """Bring the value of ``key`` up to what was written into its storage. Raises NoWayBack where that is not known."""
+        """Bring the value of ``key`` up to what was written into its storage. Raises NoWayBack
+        where that is not known."""
         path = self._path(key)
         fresh = self._fresh.get(path[-1])
         if fresh is None or key in fresh:
@@ -67,12 +72,16 @@ class Views:
         while not fresh.intersection(path):
             step = self._steps[at]
             if step.parent not in fresh:
-                self._values[step.parent] = self._back(step, self._values[step.parent], self._values[at])
+                self._values[step.parent] = self._back(
+                    step, self._values[step.parent], self._values[at]
+                )
                 fresh.add(step.parent)
             at = step.parent
-        for child in reversed(path[:next(i for i, k in enumerate(path) if k in fresh)]):
+        for child in reversed(path[: next(i for i, k in enumerate(path) if k in fresh)]):
             step = self._steps[child]
-            made = self._call(step.func, (self._values[step.parent], *step.rest), step.named, step.types)
+            made = self._call(
+                step.func, (self._values[step.parent], *step.rest), step.named, step.types
+            )
             self._values[child] = made[step.index] if isinstance(made, list) else made
             fresh.add(child)
 
@@ -86,38 +95,86 @@ class Views:
     def _back(self, step: Step, whole: Value, piece: Value) -> Value:
         """``whole`` with ``piece``, a view of it as ``step`` says, written into it."""
         aten, name = torch.ops.aten, step.func._schema.name.split("::")[1]
-        given = dict(zip((a.name for a in step.func._schema.arguments[1:]), step.rest, strict=False)) | step.named
+        given = (
+            dict(zip((a.name for a in step.func._schema.arguments[1:]), step.rest, strict=False))
+            | step.named
+        )
         dim = given.get("dim", 0)
         if piece.type == whole.type and name in _SAME:
             return piece
         if name in _REGROUPED:
             return self._made(aten.reshape.default, (piece, list(whole.shape)), whole.type)
         if name in _PERMUTED:
-            marked = step.func(torch.empty(tuple(range(2, 2 + whole.rank)), device="meta"), *step.rest, **step.named)
+            marked = step.func(
+                torch.empty(tuple(range(2, 2 + whole.rank)), device="meta"),
+                *step.rest,
+                **step.named,
+            )
             order = [n - 2 for n in marked.shape]
-            return self._made(aten.permute.default, (piece, [order.index(d) for d in range(whole.rank)]), whole.type)
+            return self._made(
+                aten.permute.default,
+                (piece, [order.index(d) for d in range(whole.rank)]),
+                whole.type,
+            )
         if name in ("select", "unbind"):
-            return self._made(aten.select_scatter.default, (whole, piece, dim, given.get("index", step.index)), whole.type)
+            return self._made(
+                aten.select_scatter.default,
+                (whole, piece, dim, given.get("index", step.index)),
+                whole.type,
+            )
         if name == "slice":
             bounds = (given.get("start"), given.get("end"), given.get("step", 1))
             return self._made(aten.slice_scatter.default, (whole, piece, dim, *bounds), whole.type)
         if name in ("narrow", "split", "split_with_sizes", "chunk"):
             sizes = [t.known[dim] for t in step.types] if isinstance(step.types, list) else []
             start = given["start"] if name == "narrow" else [0, *accumulate(sizes)][step.index]
-            return self._made(aten.slice_scatter.default, (whole, piece, dim, start, start + piece.shape[dim], 1), whole.type)
-        raise NoWayBack(f"what {step.func} shows of a tensor is changed in place, and the tensor is read afterwards")
+            return self._made(
+                aten.slice_scatter.default,
+                (whole, piece, dim, start, start + piece.shape[dim], 1),
+                whole.type,
+            )
+        raise NoWayBack(
+            f"what {step.func} shows of a tensor is changed in place, and the tensor is read afterwards"
+        )
 
     def _made(self, func: Any, args: Sequence[Any], kind: TensorType) -> Value:
         made: Value = self._call(func, args, {}, kind)
         return made
 
 
-_SAME = {"alias", "detach", "contiguous", "to", "type_as", "expand", "expand_as", "dropout", "feature_dropout", "lift_fresh", "view",
-         "reshape", "slice", "view_as", "reshape_as"}
-_REGROUPED = {"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as", "reshape_as"}
+_SAME = {
+    "alias",
+    "detach",
+    "contiguous",
+    "to",
+    "type_as",
+    "expand",
+    "expand_as",
+    "dropout",
+    "feature_dropout",
+    "lift_fresh",
+    "view",
+    "reshape",
+    "slice",
+    "view_as",
+    "reshape_as",
+}
+_REGROUPED = {
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "view_as",
+    "reshape_as",
+}
 _PERMUTED = {"permute", "transpose", "t", "movedim", "swapaxes", "swapdims", "moveaxis", "numpy_T"}
 
 
 def shares(a: Any, b: torch.Tensor) -> bool:
     """Whether two tensors lie in the same storage."""
-    return a is b or (isinstance(a, torch.Tensor) and a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+    return a is b or (
+        isinstance(a, torch.Tensor) and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    )

@@ -1,4 +1,5 @@
-"""Fused attention: heads and positions are shared, head_dim contracts between query and key, its scale is pinned."""
+"""Fused attention: heads and positions are shared, head_dim contracts between query and key, its
+scale is pinned."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ def _sdpa(axes: Axes, node: Node) -> None:
     axes.freeze(k[-2], "positions that softmax runs over")
     if node.attrs.get("is_causal"):
         axes.freeze(q[-2], "positions in causal order")
-    batch = [_shared(axes, [x[d] for x in (q, k, v) if len(x) >= -d]) for d in range(-_lead(node), -2)]
+    batch = [
+        _shared(axes, [x[d] for x in (q, k, v) if len(x) >= -d]) for d in range(-_lead(node), -2)
+    ]
     if node.attrs.get("enable_gqa") and batch:
         batch[-1] = _grouped_heads(axes, q[-3], k[-3], v[-3])
     if node.has(3):
@@ -25,14 +28,23 @@ def _sdpa(axes: Axes, node: Node) -> None:
             if a.size != 1 and b.size != 1:
                 axes.unify(a, b)
     node.out.axes = (*batch, q[-2], v[-1])
-    for value in node.outputs[1:]:  # log-sum-exp or weights per head and position; what the backward pass wants besides
-        known = (*batch, q[-2], k[-2])[:value.rank]
-        same = value.rank == len(known) > len(batch) and all(a.size == s for a, s in zip(known, value.shape, strict=True))
-        value.axes = known if same else tuple(axes.frozen(s, "kept for the backward pass") for s in value.shape)
+    for value in node.outputs[
+        1:
+    ]:  # log-sum-exp or weights per head and position; what the backward pass wants besides
+        known = (*batch, q[-2], k[-2])[: value.rank]
+        same = value.rank == len(known) > len(batch) and all(
+            a.size == s for a, s in zip(known, value.shape, strict=True)
+        )
+        value.axes = (
+            known
+            if same
+            else tuple(axes.frozen(s, "kept for the backward pass") for s in value.shape)
+        )
 
 
 def _kernel(axes: Axes, node: Node) -> None:
-    """Kernels that want one head size for all three operands, those of a GPU a multiple of eight."""
+    """Kernels that want one head size for all three operands, those of a GPU a multiple of
+    eight."""
     _sdpa(axes, node)
     heads = [axes.of(node.operand(i))[-1] for i in range(3)]
     axes.unify(heads[0], heads[2])
@@ -87,19 +99,51 @@ def _sdpa_macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
 
 _Q, _K, _V = Arg((2, 4, 3, 6)), Arg((2, 4, 5, 6)), Arg((2, 4, 5, 7))
 _PLAIN = {"dropout_p": 0.0, "is_causal": False}
-op("scaled_dot_product_attention", _sdpa, resize=_pin_scale, silence=_sdpa_silence, macs=_sdpa_macs,
-   aten=("scaled_dot_product_attention.default",),
-   samples=(Sample((_Q, _K, _V), _PLAIN, free=5), Sample((_Q, _K, _V), {**_PLAIN, "is_causal": True, "scale": 0.3}, free=4),
-            Sample((_Q, _K, _V, Arg((2, 1, 3, 5))), _PLAIN, free=5),
-            Sample((_Q, _K, _V, Arg((4, 1, 5), "bool", values=(1, 1, 0, 1, 1) * 4)), _PLAIN, free=5),
-            Sample((_Q, _K, _V, Arg((3, 5))), _PLAIN, free=5), Sample((Arg((3, 6)), Arg((5, 6)), Arg((5, 7))), _PLAIN, free=3),
-            Sample((_Q, Arg((2, 2, 5, 6)), Arg((2, 2, 5, 7))), {**_PLAIN, "enable_gqa": True}, free=6),
-            Sample((_Q, Arg((2, 1, 5, 6)), Arg((2, 1, 5, 7))), {**_PLAIN, "enable_gqa": True}, free=5),
-            Sample((_Q, Arg((1, 4, 5, 6)), Arg((2, 4, 5, 7))), _PLAIN, free=5)))
-op("attention_with_weights", _sdpa, resize=_pin_scale, silence=_sdpa_silence, macs=_sdpa_macs,
-   aten=("_scaled_dot_product_attention_math.default",),
-   samples=(Sample((_Q, _K, _V), _PLAIN, free=5), Sample((_Q, _K, _V, Arg((3, 5))), _PLAIN, free=5)))
-op("fused_attention", _kernel, resize=_pin_scale, silence=_sdpa_silence, macs=_sdpa_macs,
-   aten=("_scaled_dot_product_flash_attention_for_cpu.default", "_scaled_dot_product_flash_attention.default",
-         "_scaled_dot_product_efficient_attention.default", "_scaled_dot_product_cudnn_attention.default"),
-   samples=(Sample((_Q, _K, Arg((2, 4, 5, 6)), Arg((2, 1, 3, 5))), _PLAIN, free=4), Sample((_Q, _K, Arg((2, 4, 5, 6))), _PLAIN, free=4)))
+op(
+    "scaled_dot_product_attention",
+    _sdpa,
+    resize=_pin_scale,
+    silence=_sdpa_silence,
+    macs=_sdpa_macs,
+    aten=("scaled_dot_product_attention.default",),
+    samples=(
+        Sample((_Q, _K, _V), _PLAIN, free=5),
+        Sample((_Q, _K, _V), {**_PLAIN, "is_causal": True, "scale": 0.3}, free=4),
+        Sample((_Q, _K, _V, Arg((2, 1, 3, 5))), _PLAIN, free=5),
+        Sample((_Q, _K, _V, Arg((4, 1, 5), "bool", values=(1, 1, 0, 1, 1) * 4)), _PLAIN, free=5),
+        Sample((_Q, _K, _V, Arg((3, 5))), _PLAIN, free=5),
+        Sample((Arg((3, 6)), Arg((5, 6)), Arg((5, 7))), _PLAIN, free=3),
+        Sample((_Q, Arg((2, 2, 5, 6)), Arg((2, 2, 5, 7))), {**_PLAIN, "enable_gqa": True}, free=6),
+        Sample((_Q, Arg((2, 1, 5, 6)), Arg((2, 1, 5, 7))), {**_PLAIN, "enable_gqa": True}, free=5),
+        Sample((_Q, Arg((1, 4, 5, 6)), Arg((2, 4, 5, 7))), _PLAIN, free=5),
+    ),
+)
+op(
+    "attention_with_weights",
+    _sdpa,
+    resize=_pin_scale,
+    silence=_sdpa_silence,
+    macs=_sdpa_macs,
+    aten=("_scaled_dot_product_attention_math.default",),
+    samples=(
+        Sample((_Q, _K, _V), _PLAIN, free=5),
+        Sample((_Q, _K, _V, Arg((3, 5))), _PLAIN, free=5),
+    ),
+)
+op(
+    "fused_attention",
+    _kernel,
+    resize=_pin_scale,
+    silence=_sdpa_silence,
+    macs=_sdpa_macs,
+    aten=(
+        "_scaled_dot_product_flash_attention_for_cpu.default",
+        "_scaled_dot_product_flash_attention.default",
+        "_scaled_dot_product_efficient_attention.default",
+        "_scaled_dot_product_cudnn_attention.default",
+    ),
+    samples=(
+        Sample((_Q, _K, Arg((2, 4, 5, 6)), Arg((2, 1, 3, 5))), _PLAIN, free=4),
+        Sample((_Q, _K, Arg((2, 4, 5, 6))), _PLAIN, free=4),
+    ),
+)

@@ -1,4 +1,5 @@
-"""Operators that keep every element where it is: copies, changes of type, device and memory layout, overwriting."""
+"""Operators that keep every element where it is: copies, changes of type, device and memory layout,
+overwriting."""
 
 from __future__ import annotations
 
@@ -11,10 +12,25 @@ from irprune.ops.registry import Arg, Sample, Unsupported, op, same_type
 _X = Arg((2, 6, 5))
 _Y = Arg((6, 1))
 
-op("identity", broadcast, idle=lambda node: True, onnx=("Identity",), samples=(Sample((_X,), free=3),), aten=(
-    "contiguous.default", "alias.default", "clone.default", "detach.default", "lift_fresh_copy.default", "lift_fresh.default",
-    "lift.default", "positive.default", "alias_copy.default", "detach_copy.default",
-))
+op(
+    "identity",
+    broadcast,
+    idle=lambda node: True,
+    onnx=("Identity",),
+    samples=(Sample((_X,), free=3),),
+    aten=(
+        "contiguous.default",
+        "alias.default",
+        "clone.default",
+        "detach.default",
+        "lift_fresh_copy.default",
+        "lift_fresh.default",
+        "lift.default",
+        "positive.default",
+        "alias_copy.default",
+        "detach_copy.default",
+    ),
+)
 
 
 def _first(axes: Axes, node: Node) -> None:
@@ -23,16 +39,30 @@ def _first(axes: Axes, node: Node) -> None:
 
 
 def _casts_nothing(node: Node) -> bool:
-    """An integer stays what it is. A floating-point type may be that of the whole model, which its user changes later: the cast stays."""
+    """An integer stays what it is. A floating-point type may be that of the whole model, which its
+    user changes later: the cast stays."""
     return same_type(node) and (node.out.dtype == "bool" or node.out.dtype[0] in "iu")
 
 
-op("cast", broadcast, idle=_casts_nothing, aten=("to.dtype", "to.dtype_layout", "to.device", "_to_copy.default"), samples=(
-    Sample((_X,), {"dtype": "f64"}, free=3), Sample((_X,), {"dtype": "i64"}, free=3),
-    Sample((_X,), {"dtype": "bool"}, free=3, target="aten.to.dtype_layout"),
-    Sample((_X,), {"dtype": "i32", "device": "cpu"}, free=3, target="aten.to.device"),
-))
-op("cast_like", _first, aten=("type_as.default", "to.other"), onnx=("CastLike",), samples=(Sample((_X, Arg((3,), "i64", 0, 3)), free=4),))
+op(
+    "cast",
+    broadcast,
+    idle=_casts_nothing,
+    aten=("to.dtype", "to.dtype_layout", "to.device", "_to_copy.default"),
+    samples=(
+        Sample((_X,), {"dtype": "f64"}, free=3),
+        Sample((_X,), {"dtype": "i64"}, free=3),
+        Sample((_X,), {"dtype": "bool"}, free=3, target="aten.to.dtype_layout"),
+        Sample((_X,), {"dtype": "i32", "device": "cpu"}, free=3, target="aten.to.device"),
+    ),
+)
+op(
+    "cast_like",
+    _first,
+    aten=("type_as.default", "to.other"),
+    onnx=("CastLike",),
+    samples=(Sample((_X, Arg((3,), "i64", 0, 3)), free=4),),
+)
 
 
 def _bits(axes: Axes, node: Node) -> None:
@@ -42,9 +72,26 @@ def _bits(axes: Axes, node: Node) -> None:
     node.out.axes = own
 
 
-op("view_dtype", _bits, aten=("view.dtype",), strides={"aten.view.dtype": ""},
-   samples=(Sample((_X,), {"dtype": "i64"}, free=3), Sample((_X,), {"dtype": "i32"}, free=0)))
-op("copy", broadcast, aten=("copy.default",), samples=(Sample((_X, _Y), free=3), Sample((_X, Arg((2, 6, 5), "i64", 0, 3)), free=3)))
-op("fill", broadcast, aten=("fill.Scalar", "fill.Tensor", "zero.default"), samples=(
-    Sample((_X,), {"value": 2.0}, free=3), Sample((_X, Arg(())), free=3, target="aten.fill.Tensor"),
-    Sample((_X,), free=3, target="aten.zero.default")))
+op(
+    "view_dtype",
+    _bits,
+    aten=("view.dtype",),
+    strides={"aten.view.dtype": ""},
+    samples=(Sample((_X,), {"dtype": "i64"}, free=3), Sample((_X,), {"dtype": "i32"}, free=0)),
+)
+op(
+    "copy",
+    broadcast,
+    aten=("copy.default",),
+    samples=(Sample((_X, _Y), free=3), Sample((_X, Arg((2, 6, 5), "i64", 0, 3)), free=3)),
+)
+op(
+    "fill",
+    broadcast,
+    aten=("fill.Scalar", "fill.Tensor", "zero.default"),
+    samples=(
+        Sample((_X,), {"value": 2.0}, free=3),
+        Sample((_X, Arg(())), free=3, target="aten.fill.Tensor"),
+        Sample((_X,), free=3, target="aten.zero.default"),
+    ),
+)

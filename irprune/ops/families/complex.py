@@ -22,12 +22,26 @@ def _pairs(axes: Axes, node: Node) -> None:
     node.out.axes = (*axes.of(node.operand(0)), axes.frozen(2, "real and imaginary part"))
 
 
-op("view_as_complex", _paired, strides={"aten.view_as_complex.default": ""},
-   aten=("view_as_complex.default", "view_as_complex_copy.default"),
-   samples=(Sample((Arg((4, 6, 2)),), free=2),))
-op("view_as_real", _pairs, aten=("view_as_real.default", "view_as_real_copy.default"), samples=(Sample((_C,), free=3),))
+op(
+    "view_as_complex",
+    _paired,
+    strides={"aten.view_as_complex.default": ""},
+    aten=("view_as_complex.default", "view_as_complex_copy.default"),
+    samples=(Sample((Arg((4, 6, 2)),), free=2),),
+)
+op(
+    "view_as_real",
+    _pairs,
+    aten=("view_as_real.default", "view_as_real_copy.default"),
+    samples=(Sample((_C,), free=3),),
+)
 for _names in ("real", "imag", "conj _conj conj_physical resolve_conj", "resolve_neg", "angle"):
     _name, *_ = _names.split()
-    op(_name, broadcast, aten=[f"{n}.default" for n in _names.split()], samples=(Sample((_C,), free=3),))
+    op(
+        _name,
+        broadcast,
+        aten=[f"{n}.default" for n in _names.split()],
+        samples=(Sample((_C,), free=3),),
+    )
 op("complex", broadcast, aten=("complex.default",), samples=(Sample((_X, _Y), free=3),))
 op("polar", broadcast, aten=("polar.default",), samples=(Sample((_X, _Y), free=3),))

@@ -1,8 +1,8 @@
 """Linear maps and matrix products: the contracted axes are one, the result takes the free ones.
 
-Each operator says only which letter stands in which dimension; ``contraction`` makes of that the rule, what the oracle
-zeroes and the multiply-accumulates, so einsum, matmul and their relatives cannot disagree.
-"""
+Each operator says only which letter stands in which dimension; ``contraction`` makes of that the
+rule, what the oracle zeroes and the multiply-accumulates, so einsum, matmul and their relatives
+cannot disagree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from irprune.ops.registry import Arg, Op, Sample, Unsupported, op
 __all__ = ["Letters", "concrete", "contraction", "quick_product", "zeroed"]
 
 Letters = tuple[list[str], ...]
-"""For each operand, then for the result, a letter per dimension; an operand that is not there has none."""
+"""For each operand, then for the result, a letter per dimension; none for an absent operand."""
 
 
 def concrete(x: Any) -> bool:
@@ -30,24 +30,41 @@ def zeroed(torch: Any, x: Any, mask: Any) -> Any:
     if mask is None:
         return x
     along = [d for d, n in enumerate(mask.shape) if n != 1]
-    if len(along) == 1 and along[0] < x.dim() - 1 and mask.dim() == x.dim() and concrete(x):  # whole rows, filled faster
+    if (
+        len(along) == 1 and along[0] < x.dim() - 1 and mask.dim() == x.dim() and concrete(x)
+    ):  # whole rows, filled faster
         return x.index_fill(along[0], (~mask).flatten().nonzero()[:, 0], 0)
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-def quick_product(torch: Any, node: Node, operands: list[Any], present: Any, run: Callable[..., Any],
-                  computed: tuple[int, Sequence[int]], stored: tuple[int, Sequence[int]]) -> Any:
-    """The product of a computed and a stored operand, each as (index, dimensions that are summed, in one order), on those present.
+def quick_product(
+    torch: Any,
+    node: Node,
+    operands: list[Any],
+    present: Any,
+    run: Callable[..., Any],
+    computed: tuple[int, Sequence[int]],
+    stored: tuple[int, Sequence[int]],
+) -> Any:
+    """The product of a computed and a stored operand, each as (index, dimensions that are summed,
+    in one order), on those present.
 
-    The zeros are multiplied into the smaller of the two, which costs least. None where this does not apply, or where the result is not
-    finite: what is dropped may be infinite, and zero times that is no zero.
-    """
+    The zeros are multiplied into the smaller of the two, which costs least. None where this does
+    not apply, or where the result is not finite: what is dropped may be infinite, and zero times
+    that is no zero."""
     (i, summed), (j, own) = computed, stored
     x, w = operands[i], operands[j]
-    if isinstance(node.inputs[i], Weight) or not isinstance(node.inputs[j], Weight) or not concrete(x) or not x.dtype.is_floating_point:
+    if (
+        isinstance(node.inputs[i], Weight)
+        or not isinstance(node.inputs[j], Weight)
+        or not concrete(x)
+        or not x.dtype.is_floating_point
+    ):
         return None
     mask = present(node.operand(i), summed)
-    if mask is None or any(n != 1 and d not in summed for d, n in enumerate(mask.shape)):  # nothing, or chosen block by block
+    if mask is None or any(
+        n != 1 and d not in summed for d, n in enumerate(mask.shape)
+    ):  # nothing, or chosen block by block
         return None
     if any(x.shape[d] != w.shape[e] for d, e in zip(summed, own, strict=True)):
         return None
@@ -61,15 +78,19 @@ def quick_product(torch: Any, node: Node, operands: list[Any], present: Any, run
 
 
 def _meets_zeros(node: Node, terms: Letters, i: int, letter: str) -> bool:
-    """Whether operand ``i`` is a stored array, and finite, whose dropped indices along ``letter`` meet zeros of a computed operand."""
+    """Whether operand ``i`` is a stored array, and finite, whose dropped indices along ``letter``
+    meet zeros of a computed operand."""
     return isinstance(node.inputs[i], Weight) and any(
-        v is not None and not isinstance(v, Weight) and any(x == letter and s != 1 for x, s in zip(term, v.shape, strict=True))
+        v is not None
+        and not isinstance(v, Weight)
+        and any(x == letter and s != 1 for x, s in zip(term, v.shape, strict=True))
         for v, term in zip(node.inputs, terms, strict=False)
     )
 
 
 def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> Op:
-    """Declare an operator that multiplies its operands and sums over the letters which the result lacks.
+    """Declare an operator that multiplies its operands and sums over the letters which the result
+    lacks.
 
     A dimension of size 1 broadcasts. Letters that begin with ``=`` may not change size.
     """
@@ -82,7 +103,9 @@ def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> O
                 axes.freeze(a, f"fixed by {name}")
         node.out.axes = tuple(table.get(x, axes.one) for x in out)
 
-    def silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Callable[..., Any]) -> Any:
+    def silence(
+        torch: Any, node: Node, operands: list[Any], present: Any, run: Callable[..., Any]
+    ) -> Any:
         *terms, out = letters(node)
         summing = [i for i, term in enumerate(terms) if not set(term) <= set(out)]
         if len(summing) == 2 and all(len(set(terms[i])) == len(terms[i]) for i in summing):
@@ -95,7 +118,11 @@ def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> O
                         return y
         made = list(operands)
         for i, term in enumerate(terms):
-            gone = [d for d, x in enumerate(term) if x not in out and not _meets_zeros(node, tuple(terms), i, x)]
+            gone = [
+                d
+                for d, x in enumerate(term)
+                if x not in out and not _meets_zeros(node, tuple(terms), i, x)
+            ]
             if gone and operands[i] is not None:
                 made[i] = zeroed(torch, operands[i], present(node.operand(i), gone))
         return run(*made)
@@ -107,7 +134,10 @@ def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> O
             for x, a in zip(term, (value.axes or ()) if value is not None else (), strict=False):
                 if a.size != 1:
                     table.setdefault(x, a)
-        return tuple(tuple(table[x] for x in step if x in table) for step in _steps([t for t in terms if t], out))
+        return tuple(
+            tuple(table[x] for x in step if x in table)
+            for step in _steps([t for t in terms if t], out)
+        )
 
     return op(name, rule, letters=letters, **{"silence": silence, "macs": macs, **rest})
 
@@ -147,7 +177,8 @@ def _batch(rank: int, total: int) -> list[str]:
     return [f"b{k}" for k in range(total - rank, total)]
 
 
-# -- products of two -------------------------------------------------------------------------------------------------
+# -- products of two
+# -------------------------------------------------------------------------------------------------
 
 
 def _matmul(node: Node) -> Letters:
@@ -158,17 +189,32 @@ def _matmul(node: Node) -> Letters:
     return left, right, [*_batch(many, many), *(["m"] if a > 1 else []), *(["n"] if b > 1 else [])]
 
 
-contraction("matmul", _matmul, onnx=("MatMul",),
-            aten={"matmul.default": {}, "bmm.default": {"mat2": "other"}, "mm.default": {"mat2": "other"}, "mv.default": {"vec": "other"},
-                  "dot.default": {"tensor": "other"}, "vdot.default": {}},
-            samples=(Sample((Arg((2, 1, 4, 6)), Arg((3, 6, 5))), free=5), Sample((Arg((6,)), Arg((3, 6, 5))), free=3),
-                     Sample((Arg((3, 5, 6)), Arg((6,))), free=3), Sample((Arg((6,)), Arg((6,))), free=1),
-                     Sample((Arg((4, 1)), Arg((1, 5))), free=2), Sample((Arg((2, 3, 4, 6)), Arg((6, 5))), free=5),
-                     Sample((Arg((3, 4, 6)), Arg((3, 6, 5))), free=4, target="aten.bmm.default"),
-                     Sample((Arg((4, 6)), Arg((6, 5))), free=3, target="aten.mm.default"),
-                     Sample((Arg((4, 6)), Arg((6,))), free=2, target="aten.mv.default"),
-                     Sample((Arg((6,)), Arg((6,))), free=1, target="aten.dot.default"),
-                     Sample((Arg((6,)), Arg((6,))), free=1, target="aten.vdot.default")))
+contraction(
+    "matmul",
+    _matmul,
+    onnx=("MatMul",),
+    aten={
+        "matmul.default": {},
+        "bmm.default": {"mat2": "other"},
+        "mm.default": {"mat2": "other"},
+        "mv.default": {"vec": "other"},
+        "dot.default": {"tensor": "other"},
+        "vdot.default": {},
+    },
+    samples=(
+        Sample((Arg((2, 1, 4, 6)), Arg((3, 6, 5))), free=5),
+        Sample((Arg((6,)), Arg((3, 6, 5))), free=3),
+        Sample((Arg((3, 5, 6)), Arg((6,))), free=3),
+        Sample((Arg((6,)), Arg((6,))), free=1),
+        Sample((Arg((4, 1)), Arg((1, 5))), free=2),
+        Sample((Arg((2, 3, 4, 6)), Arg((6, 5))), free=5),
+        Sample((Arg((3, 4, 6)), Arg((3, 6, 5))), free=4, target="aten.bmm.default"),
+        Sample((Arg((4, 6)), Arg((6, 5))), free=3, target="aten.mm.default"),
+        Sample((Arg((4, 6)), Arg((6,))), free=2, target="aten.mv.default"),
+        Sample((Arg((6,)), Arg((6,))), free=1, target="aten.dot.default"),
+        Sample((Arg((6,)), Arg((6,))), free=1, target="aten.vdot.default"),
+    ),
+)
 
 
 def _linear(node: Node) -> Letters:
@@ -176,14 +222,31 @@ def _linear(node: Node) -> Letters:
     row = ["o"] if node.operand(1).rank > 1 else []
     lead = _batch(rank - 1, rank - 1)
     bias = node.operand(2).rank if node.has(2) else 0
-    return [*lead, "i"], [*row, "i"], ([*lead, *row][len(lead) + len(row) - bias:] if bias else []), [*lead, *row]
+    return (
+        [*lead, "i"],
+        [*row, "i"],
+        ([*lead, *row][len(lead) + len(row) - bias :] if bias else []),
+        [*lead, *row],
+    )
 
 
-contraction("linear", _linear, aten=("linear.default",),
-            samples=(Sample((Arg((2, 5, 6)), Arg((4, 6)), Arg((4,))), free=4), Sample((Arg((6,)), Arg((4, 6)), None), free=2),
-                     Sample((Arg((5, 6)), Arg((6,))), free=2), Sample((Arg((5, 1)), Arg((4, 1)), Arg((4,))), free=2)))
-contraction("outer", lambda node: (["m"], ["n"], ["m", "n"]), aten={"outer.default": {}, "ger.default": {}},
-            samples=(Sample((Arg((4,)), Arg((6,))), free=2),))
+contraction(
+    "linear",
+    _linear,
+    aten=("linear.default",),
+    samples=(
+        Sample((Arg((2, 5, 6)), Arg((4, 6)), Arg((4,))), free=4),
+        Sample((Arg((6,)), Arg((4, 6)), None), free=2),
+        Sample((Arg((5, 6)), Arg((6,))), free=2),
+        Sample((Arg((5, 1)), Arg((4, 1)), Arg((4,))), free=2),
+    ),
+)
+contraction(
+    "outer",
+    lambda node: (["m"], ["n"], ["m", "n"]),
+    aten={"outer.default": {}, "ger.default": {}},
+    samples=(Sample((Arg((4,)), Arg((6,))), free=2),),
+)
 
 
 def _inner(node: Node) -> Letters:
@@ -195,22 +258,33 @@ def _inner(node: Node) -> Letters:
     return [*left, "k"], [*right, "k"], [*left, *right]
 
 
-contraction("inner", _inner, aten=("inner.default",), samples=(Sample((Arg((2, 4, 6)), Arg((5, 6))), free=4),
-                                                               Sample((Arg((6,)), Arg((6,))), free=1)))
+contraction(
+    "inner",
+    _inner,
+    aten=("inner.default",),
+    samples=(Sample((Arg((2, 4, 6)), Arg((5, 6))), free=4), Sample((Arg((6,)), Arg((6,))), free=1)),
+)
 
 
 def _vecdot(node: Node) -> Letters:
-    """A sum over one dimension of an element-wise product; ``dim`` counts in the operands, which broadcast."""
+    """A sum over one dimension of an element-wise product; ``dim`` counts in the operands, which
+    broadcast."""
     a, b = node.operand(0).rank, node.operand(1).rank
     many = max(a, b)
     d = node.attrs["dim"] % many if node.attrs["dim"] >= 0 else node.attrs["dim"] + many
     both = _batch(many, many)
-    return both[many - a:], both[many - b:], [x for k, x in enumerate(both) if k != d]
+    return both[many - a :], both[many - b :], [x for k, x in enumerate(both) if k != d]
 
 
-contraction("vecdot", _vecdot, aten=("linalg_vecdot.default",),
-            samples=(Sample((Arg((2, 4, 6)), Arg((4, 6))), {"dim": -1}, free=3),
-                     Sample((Arg((2, 4, 6)), Arg((2, 4, 1))), {"dim": 1}, free=3)))
+contraction(
+    "vecdot",
+    _vecdot,
+    aten=("linalg_vecdot.default",),
+    samples=(
+        Sample((Arg((2, 4, 6)), Arg((4, 6))), {"dim": -1}, free=3),
+        Sample((Arg((2, 4, 6)), Arg((2, 4, 1))), {"dim": 1}, free=3),
+    ),
+)
 
 
 def _tensordot(node: Node) -> Letters:
@@ -221,11 +295,20 @@ def _tensordot(node: Node) -> Letters:
     return left, right, [x for x in left + right if x[0] != "k"]
 
 
-contraction("tensordot", _tensordot, aten=("tensordot.default",),
-            samples=(Sample((Arg((2, 4, 6)), Arg((6, 5, 4))), {"dims_self": [1, -1], "dims_other": [2, 0]}, free=4),
-                     Sample((Arg((2, 4)), Arg((3, 5))), {"dims_self": [], "dims_other": []}, free=4)))
+contraction(
+    "tensordot",
+    _tensordot,
+    aten=("tensordot.default",),
+    samples=(
+        Sample(
+            (Arg((2, 4, 6)), Arg((6, 5, 4))), {"dims_self": [1, -1], "dims_other": [2, 0]}, free=4
+        ),
+        Sample((Arg((2, 4)), Arg((3, 5))), {"dims_self": [], "dims_other": []}, free=4),
+    ),
+)
 
-# -- with a summand --------------------------------------------------------------------------------------------------
+# -- with a summand
+# --------------------------------------------------------------------------------------------------
 
 
 def _added(product: Letters) -> Callable[[Node], Letters]:
@@ -233,26 +316,51 @@ def _added(product: Letters) -> Callable[[Node], Letters]:
     *terms, out = product
 
     def letters(node: Node) -> Letters:
-        return (out[len(out) - node.operand(0).rank:], *terms, out)
+        return (out[len(out) - node.operand(0).rank :], *terms, out)
 
     return letters
 
 
 _SCALED = {"beta": 0.5, "alpha": 2.0}
-contraction("addmm", _added((["m", "k"], ["k", "n"], ["m", "n"])), aten=("addmm.default",),
-            samples=(Sample((Arg((5,)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3),
-                     Sample((Arg((4, 1)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3)))
-contraction("baddbmm", _added((["b", "m", "k"], ["b", "k", "n"], ["b", "m", "n"])), aten=("baddbmm.default",),
-            samples=(Sample((Arg((3, 4, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4),
-                     Sample((Arg((1, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), free=4)))
-contraction("addbmm", _added((["b", "m", "k"], ["b", "k", "n"], ["m", "n"])), aten=("addbmm.default",),
-            samples=(Sample((Arg((5,)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4),))
-contraction("addmv", _added((["m", "k"], ["k"], ["m"])), aten=("addmv.default",),
-            samples=(Sample((Arg((4,)), Arg((4, 6)), Arg((6,))), _SCALED, free=2),))
-contraction("addr", _added((["m"], ["n"], ["m", "n"])), aten=("addr.default",),
-            samples=(Sample((Arg((5,)), Arg((4,)), Arg((5,))), _SCALED, free=2),))
+contraction(
+    "addmm",
+    _added((["m", "k"], ["k", "n"], ["m", "n"])),
+    aten=("addmm.default",),
+    samples=(
+        Sample((Arg((5,)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3),
+        Sample((Arg((4, 1)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3),
+    ),
+)
+contraction(
+    "baddbmm",
+    _added((["b", "m", "k"], ["b", "k", "n"], ["b", "m", "n"])),
+    aten=("baddbmm.default",),
+    samples=(
+        Sample((Arg((3, 4, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4),
+        Sample((Arg((1, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), free=4),
+    ),
+)
+contraction(
+    "addbmm",
+    _added((["b", "m", "k"], ["b", "k", "n"], ["m", "n"])),
+    aten=("addbmm.default",),
+    samples=(Sample((Arg((5,)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4),),
+)
+contraction(
+    "addmv",
+    _added((["m", "k"], ["k"], ["m"])),
+    aten=("addmv.default",),
+    samples=(Sample((Arg((4,)), Arg((4, 6)), Arg((6,))), _SCALED, free=2),),
+)
+contraction(
+    "addr",
+    _added((["m"], ["n"], ["m", "n"])),
+    aten=("addr.default",),
+    samples=(Sample((Arg((5,)), Arg((4,)), Arg((5,))), _SCALED, free=2),),
+)
 
-# -- products of many ------------------------------------------------------------------------------------------------
+# -- products of many
+# ------------------------------------------------------------------------------------------------
 
 
 def _einsum(node: Node) -> Letters:
@@ -261,14 +369,17 @@ def _einsum(node: Node) -> Letters:
 
 
 def parse_equation(equation: str, ranks: Sequence[int]) -> Letters:
-    """The letters of an einsum equation, the dimensions of ``...`` named and an implicit result written out.
+    """The letters of an einsum equation, the dimensions of ``...`` named and an implicit result
+    written out.
 
     Raises Unsupported for an equation that does not fit operands of these ranks.
     """
     left, arrow, right = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     covered = [rank - len(t.replace("...", "")) for t, rank in zip(terms, ranks, strict=False)]
-    if len(terms) != len(ranks) or any(c < 0 or (c > 0 and "..." not in t) for c, t in zip(covered, terms, strict=True)):
+    if len(terms) != len(ranks) or any(
+        c < 0 or (c > 0 and "..." not in t) for c, t in zip(covered, terms, strict=True)
+    ):
         raise Unsupported(f"the equation {equation!r} over operands of rank {list(ranks)}")
     many = max((c for c, t in zip(covered, terms, strict=True) if "..." in t), default=0)
 
@@ -284,16 +395,25 @@ def parse_equation(equation: str, ranks: Sequence[int]) -> Letters:
 
 
 _A, _B = Arg((2, 3, 4, 6)), Arg((2, 3, 5, 6))
-contraction("einsum", _einsum, aten=("einsum.default",),
-            samples=(Sample(((_A, _B),), {"equation": "bhqd,bhkd->bhqk"}, free=5),
-                     Sample(((_A, Arg((6, 5))),), {"equation": "... d, d e -> ... e"}, free=5),
-                     Sample(((_A, Arg((3, 6, 5))),), {"equation": "b...td,...de"}, free=5),
-                     Sample(((Arg((4, 6)), Arg((6, 5))),), {"equation": "ki,ij"}, free=3),
-                     Sample(((Arg((6, 6)),),), {"equation": "ii->i"}, free=1), Sample(((Arg((6, 6)),),), {"equation": "ii"}, free=1),
-                     Sample(((Arg((4, 6)), Arg((6, 5)), Arg((5, 3))),), {"equation": "ab,bc,cd->da"}, free=4),
-                     Sample(((Arg((4, 6)), Arg((4, 1))),), {"equation": "ab,ab->b"}, free=2),
-                     Sample(((Arg((4,)), Arg((6,))),), {"equation": "i,j->ji"}, free=2),
-                     Sample(((Arg((3, 4, 6)), Arg((3, 6, 5)), Arg((4, 3))),), {"equation": "etd,edf,te->tf"}, free=4)))
+contraction(
+    "einsum",
+    _einsum,
+    aten=("einsum.default",),
+    samples=(
+        Sample(((_A, _B),), {"equation": "bhqd,bhkd->bhqk"}, free=5),
+        Sample(((_A, Arg((6, 5))),), {"equation": "... d, d e -> ... e"}, free=5),
+        Sample(((_A, Arg((3, 6, 5))),), {"equation": "b...td,...de"}, free=5),
+        Sample(((Arg((4, 6)), Arg((6, 5))),), {"equation": "ki,ij"}, free=3),
+        Sample(((Arg((6, 6)),),), {"equation": "ii->i"}, free=1),
+        Sample(((Arg((6, 6)),),), {"equation": "ii"}, free=1),
+        Sample(((Arg((4, 6)), Arg((6, 5)), Arg((5, 3))),), {"equation": "ab,bc,cd->da"}, free=4),
+        Sample(((Arg((4, 6)), Arg((4, 1))),), {"equation": "ab,ab->b"}, free=2),
+        Sample(((Arg((4,)), Arg((6,))),), {"equation": "i,j->ji"}, free=2),
+        Sample(
+            ((Arg((3, 4, 6)), Arg((3, 6, 5)), Arg((4, 3))),), {"equation": "etd,edf,te->tf"}, free=4
+        ),
+    ),
+)
 
 
 def _chain(node: Node) -> Letters:
@@ -304,11 +424,21 @@ def _chain(node: Node) -> Letters:
         terms[0] = ["m1"]
     if ranks[-1] == 1:
         terms[-1] = terms[-1][:1]
-    return (*terms, [x for x, there in (("m0", ranks[0] > 1), (f"m{len(ranks)}", ranks[-1] > 1)) if there])
+    return (
+        *terms,
+        [x for x, there in (("m0", ranks[0] > 1), (f"m{len(ranks)}", ranks[-1] > 1)) if there],
+    )
 
 
-contraction("chain", _chain, aten={"linalg_multi_dot.default": {}, "chain_matmul.default": {"matrices": "tensors"}},
-            samples=(Sample(((Arg((4, 6)), Arg((6, 5)), Arg((5, 3))),), free=4), Sample(((Arg((6,)), Arg((6, 5)), Arg((5,))),), free=2)))
+contraction(
+    "chain",
+    _chain,
+    aten={"linalg_multi_dot.default": {}, "chain_matmul.default": {"matrices": "tensors"}},
+    samples=(
+        Sample(((Arg((4, 6)), Arg((6, 5)), Arg((5, 3))),), free=4),
+        Sample(((Arg((6,)), Arg((6, 5)), Arg((5,))),), free=2),
+    ),
+)
 
 
 def _bilinear(node: Node) -> Letters:
@@ -317,31 +447,63 @@ def _bilinear(node: Node) -> Letters:
     return [*lead, "i"], [*lead, "j"], ["o", "i", "j"], (["o"] if node.has(3) else []), [*lead, "o"]
 
 
-contraction("bilinear", _bilinear, aten=("bilinear.default",),
-            samples=(Sample((Arg((2, 3, 4)), Arg((2, 3, 6)), Arg((5, 4, 6)), Arg((5,))), free=5),
-                     Sample((Arg((3, 4)), Arg((3, 6)), Arg((5, 4, 6)), None), free=4)))
-contraction("trace", lambda node: (["i", "i"], []), aten=("trace.default",), samples=(Sample((Arg((6, 6)),), free=1),))
+contraction(
+    "bilinear",
+    _bilinear,
+    aten=("bilinear.default",),
+    samples=(
+        Sample((Arg((2, 3, 4)), Arg((2, 3, 6)), Arg((5, 4, 6)), Arg((5,))), free=5),
+        Sample((Arg((3, 4)), Arg((3, 6)), Arg((5, 4, 6)), None), free=4),
+    ),
+)
+contraction(
+    "trace",
+    lambda node: (["i", "i"], []),
+    aten=("trace.default",),
+    samples=(Sample((Arg((6, 6)),), free=1),),
+)
 
 
 def _cdist(node: Node) -> Letters:
     """Distances between rows: a coordinate that is zero on both sides adds nothing."""
     a, b = node.operand(0).rank, node.operand(1).rank
     many = max(a, b) - 2
-    return [*_batch(a - 2, many), "p", "k"], [*_batch(b - 2, many), "r", "k"], [*_batch(many, many), "p", "r"]
+    return (
+        [*_batch(a - 2, many), "p", "k"],
+        [*_batch(b - 2, many), "r", "k"],
+        [*_batch(many, many), "p", "r"],
+    )
 
 
-def _cdist_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Callable[..., Any]) -> Any:
-    return run(*(zeroed(torch, x, present(node.operand(i), [x.dim() - 1])) for i, x in enumerate(operands)))
+def _cdist_silence(
+    torch: Any, node: Node, operands: list[Any], present: Any, run: Callable[..., Any]
+) -> Any:
+    return run(
+        *(zeroed(torch, x, present(node.operand(i), [x.dim() - 1])) for i, x in enumerate(operands))
+    )
 
 
-contraction("cdist", _cdist, silence=_cdist_silence, aten=("cdist.default", "_cdist_forward.default"),
-            samples=(Sample((Arg((2, 4, 6)), Arg((5, 6))), {"p": 2.0}, free=4),
-                     Sample((Arg((4, 6)), Arg((5, 6))), {"p": 1.0, "compute_mode": None}, free=3),
-                     Sample((Arg((4, 6)), Arg((5, 6))), {"p": 1.0, "compute_mode": None}, free=3, target="aten._cdist_forward.default")))
+contraction(
+    "cdist",
+    _cdist,
+    silence=_cdist_silence,
+    aten=("cdist.default", "_cdist_forward.default"),
+    samples=(
+        Sample((Arg((2, 4, 6)), Arg((5, 6))), {"p": 2.0}, free=4),
+        Sample((Arg((4, 6)), Arg((5, 6))), {"p": 1.0, "compute_mode": None}, free=3),
+        Sample(
+            (Arg((4, 6)), Arg((5, 6))),
+            {"p": 1.0, "compute_mode": None},
+            free=3,
+            target="aten._cdist_forward.default",
+        ),
+    ),
+)
 
 
 def _grouped(node: Node) -> Letters:
-    """Rows sorted by expert against one matrix per expert: which rows belong to which is known only at run time.
+    """Rows sorted by expert against one matrix per expert: which rows belong to which is known only
+    at run time.
 
     torch's own kernel wants rows of a multiple of 16 bytes, so nothing of it can shrink freely.
     """
@@ -356,15 +518,29 @@ def _grouped_macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
     return ((*(node.out.axes or ()), (node.operand(0).axes or ())[-1]),)
 
 
-contraction("grouped_mm", _grouped, macs=_grouped_macs,
-            aten={"transformers.grouped_mm_fallback.default": {"input": "self", "weight": "mat2"}, "_grouped_mm.default": {}})
+contraction(
+    "grouped_mm",
+    _grouped,
+    macs=_grouped_macs,
+    aten={
+        "transformers.grouped_mm_fallback.default": {"input": "self", "weight": "mat2"},
+        "_grouped_mm.default": {},
+    },
+)
 
 
 def _cross(axes: Axes, node: Node) -> None:
     """A vector product along one dimension of size 3, element-wise in the others."""
     broadcast(axes, node)
     rank = node.out.rank
-    axes.freeze((node.out.axes or ())[node.attrs.get("dim", -1) % rank], "dimension of a vector product")
+    axes.freeze(
+        (node.out.axes or ())[node.attrs.get("dim", -1) % rank], "dimension of a vector product"
+    )
 
 
-op("cross", _cross, aten=("linalg_cross.default",), samples=(Sample((Arg((4, 3)), Arg((1, 3))), {"dim": -1}, free=1),))
+op(
+    "cross",
+    _cross,
+    aten=("linalg_cross.default",),
+    samples=(Sample((Arg((4, 3)), Arg((1, 3))), {"dim": -1}, free=1),),
+)

@@ -11,10 +11,19 @@ from irprune.ops.families.contraction import quick_product, zeroed
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 from irprune.ops.signature import Signature
 
-# One signature per direction, with and without a batch: the input has one dimension less than the weight where there is none.
-_FIXED: dict[str, Any] = {"fixed": ("s", "t", "k"), "sizes": {"g": "groups"}, "roles": {"g": "group"}}
-_FORWARD = {n: Signature(f"{n} (g i) *s , (g o) i *k , (g o)? -> {n} (g o) *t", **_FIXED) for n in ("n", "")}
-_BACKWARD = {n: Signature(f"{n} (g i) *s , (g i) o *k , (g o)? -> {n} (g o) *t", **_FIXED) for n in ("n", "")}
+# One signature per direction, with and without a batch: the input has one dimension less than the
+# weight where there is none.
+_FIXED: dict[str, Any] = {
+    "fixed": ("s", "t", "k"),
+    "sizes": {"g": "groups"},
+    "roles": {"g": "group"},
+}
+_FORWARD = {
+    n: Signature(f"{n} (g i) *s , (g o) i *k , (g o)? -> {n} (g o) *t", **_FIXED) for n in ("n", "")
+}
+_BACKWARD = {
+    n: Signature(f"{n} (g i) *s , (g i) o *k , (g o)? -> {n} (g o) *t", **_FIXED) for n in ("n", "")
+}
 
 
 def _transposed(node: Node) -> bool:
@@ -37,7 +46,9 @@ def _channels(node: Node, i: int) -> Axis:
 
 def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
     """What is dropped of the input's channels, of all groups or within them, is not summed."""
-    if _channels(node, 0).size == node.attrs.get("groups", 1):  # each channel on its own: nothing is summed
+    if _channels(node, 0).size == node.attrs.get(
+        "groups", 1
+    ):  # each channel on its own: nothing is summed
         return run(*operands)
     if node.attrs.get("groups", 1) == 1:
         read = (0, [1 if _batched(node) else 0]), (1, [0 if _transposed(node) else 1])
@@ -46,7 +57,9 @@ def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any
             return y
     x, w, *rest = operands
     x = zeroed(torch, x, present(node.operand(0), [1 if _batched(node) else 0]))
-    if not isinstance(node.operand(1), Weight) or isinstance(node.operand(0), Weight):  # a stored kernel is finite and meets zeros
+    if not isinstance(node.operand(1), Weight) or isinstance(
+        node.operand(0), Weight
+    ):  # a stored kernel is finite and meets zeros
         w = zeroed(torch, w, present(node.operand(1), [0 if _transposed(node) else 1]))
     return run(x, w, *rest)
 
@@ -73,38 +86,140 @@ def _call(node: Node) -> str:
 _B = Arg((4,))
 _C, _CP, _OLD = "aten.conv2d.default", "aten.conv2d.padding", "aten._convolution.default"
 _SPELLED = {"padding": "same", "dilation": [2], "groups": 2}
-op("conv", _rule, resize=_resize, silence=_silence, macs=_macs, call=_call,
-   aten=("conv2d.default", "conv1d.default", "conv3d.default", "conv2d.padding", "conv1d.padding", "conv3d.padding"),
-   samples=(Sample((Arg((2, 6, 5, 5)), Arg((4, 6, 3, 3)), _B), {"groups": 1}, free=3, target=_C),
-            Sample((Arg((2, 6, 5, 5)), Arg((4, 3, 3, 1)), _B), {"groups": 2, "stride": [2, 1], "padding": [1, 0]}, free=4, target=_C),
-            Sample((Arg((2, 6, 5, 5)), Arg((6, 1, 3, 3)), None), {"groups": 6}, free=2, target=_C),
-            Sample((Arg((2, 6, 5, 5)), Arg((12, 1, 3, 3)), Arg((12,))), {"groups": 6}, free=3, target=_C),
-            Sample((Arg((6, 5, 5)), Arg((4, 3, 3, 3)), _B), {"groups": 2}, free=3, target=_C),
-            Sample((Arg((2, 6, 9)), Arg((4, 3, 3)), _B), {"groups": 2, "stride": [3]}, free=4, target="aten.conv1d.default"),
-            Sample((Arg((6, 9)), Arg((4, 6, 3)), None), {}, free=2, target="aten.conv1d.default"),
-            Sample((Arg((2, 6, 3, 4, 5)), Arg((4, 3, 1, 3, 3)), _B), {"groups": 2}, free=4, target="aten.conv3d.default"),
-            Sample((Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), _B), {"padding": "same", "dilation": [1, 2], "groups": 2}, free=4, target=_CP),
-            Sample((Arg((2, 6, 9)), Arg((4, 3, 3)), _B), _SPELLED, free=4, target="aten.conv1d.padding"),
-            Sample((Arg((2, 6, 3, 4, 5)), Arg((4, 6, 1, 3, 3)), None), {"padding": "valid"}, free=3, target="aten.conv3d.padding")))
+op(
+    "conv",
+    _rule,
+    resize=_resize,
+    silence=_silence,
+    macs=_macs,
+    call=_call,
+    aten=(
+        "conv2d.default",
+        "conv1d.default",
+        "conv3d.default",
+        "conv2d.padding",
+        "conv1d.padding",
+        "conv3d.padding",
+    ),
+    samples=(
+        Sample((Arg((2, 6, 5, 5)), Arg((4, 6, 3, 3)), _B), {"groups": 1}, free=3, target=_C),
+        Sample(
+            (Arg((2, 6, 5, 5)), Arg((4, 3, 3, 1)), _B),
+            {"groups": 2, "stride": [2, 1], "padding": [1, 0]},
+            free=4,
+            target=_C,
+        ),
+        Sample((Arg((2, 6, 5, 5)), Arg((6, 1, 3, 3)), None), {"groups": 6}, free=2, target=_C),
+        Sample(
+            (Arg((2, 6, 5, 5)), Arg((12, 1, 3, 3)), Arg((12,))), {"groups": 6}, free=3, target=_C
+        ),
+        Sample((Arg((6, 5, 5)), Arg((4, 3, 3, 3)), _B), {"groups": 2}, free=3, target=_C),
+        Sample(
+            (Arg((2, 6, 9)), Arg((4, 3, 3)), _B),
+            {"groups": 2, "stride": [3]},
+            free=4,
+            target="aten.conv1d.default",
+        ),
+        Sample((Arg((6, 9)), Arg((4, 6, 3)), None), {}, free=2, target="aten.conv1d.default"),
+        Sample(
+            (Arg((2, 6, 3, 4, 5)), Arg((4, 3, 1, 3, 3)), _B),
+            {"groups": 2},
+            free=4,
+            target="aten.conv3d.default",
+        ),
+        Sample(
+            (Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), _B),
+            {"padding": "same", "dilation": [1, 2], "groups": 2},
+            free=4,
+            target=_CP,
+        ),
+        Sample(
+            (Arg((2, 6, 9)), Arg((4, 3, 3)), _B), _SPELLED, free=4, target="aten.conv1d.padding"
+        ),
+        Sample(
+            (Arg((2, 6, 3, 4, 5)), Arg((4, 6, 1, 3, 3)), None),
+            {"padding": "valid"},
+            free=3,
+            target="aten.conv3d.padding",
+        ),
+    ),
+)
 
 _T = "aten.conv_transpose2d.input"
-op("conv_transpose", _rule, resize=_resize, silence=_silence, macs=_macs, call=_call,
-   aten=("conv_transpose2d.input", "conv_transpose1d.default", "conv_transpose3d.input"),
-   samples=(Sample((Arg((2, 6, 5, 5)), Arg((6, 4, 3, 3)), _B), {"stride": [2, 2], "output_padding": [1, 1]}, free=3, target=_T),
-            Sample((Arg((2, 6, 5, 5)), Arg((6, 2, 3, 3)), _B), {"groups": 2}, free=4, target=_T),
-            Sample((Arg((2, 6, 5, 5)), Arg((6, 2, 3, 3)), Arg((12,))), {"groups": 6}, free=3, target=_T),
-            Sample((Arg((6, 5, 5)), Arg((6, 2, 3, 3)), _B), {"groups": 2}, free=3, target=_T),
-            Sample((Arg((2, 6, 5)), Arg((6, 2, 3)), _B), {"groups": 2, "stride": [2]}, free=4, target="aten.conv_transpose1d.default"),
-            Sample((Arg((2, 6, 2, 3, 4)), Arg((6, 2, 1, 2, 3)), None), {"groups": 2}, free=4, target="aten.conv_transpose3d.input")))
+op(
+    "conv_transpose",
+    _rule,
+    resize=_resize,
+    silence=_silence,
+    macs=_macs,
+    call=_call,
+    aten=("conv_transpose2d.input", "conv_transpose1d.default", "conv_transpose3d.input"),
+    samples=(
+        Sample(
+            (Arg((2, 6, 5, 5)), Arg((6, 4, 3, 3)), _B),
+            {"stride": [2, 2], "output_padding": [1, 1]},
+            free=3,
+            target=_T,
+        ),
+        Sample((Arg((2, 6, 5, 5)), Arg((6, 2, 3, 3)), _B), {"groups": 2}, free=4, target=_T),
+        Sample(
+            (Arg((2, 6, 5, 5)), Arg((6, 2, 3, 3)), Arg((12,))), {"groups": 6}, free=3, target=_T
+        ),
+        Sample((Arg((6, 5, 5)), Arg((6, 2, 3, 3)), _B), {"groups": 2}, free=3, target=_T),
+        Sample(
+            (Arg((2, 6, 5)), Arg((6, 2, 3)), _B),
+            {"groups": 2, "stride": [2]},
+            free=4,
+            target="aten.conv_transpose1d.default",
+        ),
+        Sample(
+            (Arg((2, 6, 2, 3, 4)), Arg((6, 2, 1, 2, 3)), None),
+            {"groups": 2},
+            free=4,
+            target="aten.conv_transpose3d.input",
+        ),
+    ),
+)
 
-_ALL = {"stride": [1, 1], "padding": [1, 1], "dilation": [1, 1], "output_padding": [0, 0], "groups": 2}
+_ALL = {
+    "stride": [1, 1],
+    "padding": [1, 1],
+    "dilation": [1, 1],
+    "output_padding": [0, 0],
+    "groups": 2,
+}
 _FLAGS = {"benchmark": False, "deterministic": False, "cudnn_enabled": False, "allow_tf32": False}
-op("convolution", _rule, resize=_resize, silence=_silence, macs=_macs, aten=("convolution.default", "_convolution.default"),
-   samples=(Sample((Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), _B), {**_ALL, "transposed": False}, free=4, target="aten.convolution.default"),
-            Sample((Arg((2, 6, 5, 5)), Arg((6, 2, 3, 3)), _B), {**_ALL, "transposed": True}, free=4, target="aten.convolution.default"),
-            Sample((Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), None), {**_ALL, **_FLAGS, "transposed": False}, free=4, target=_OLD)))
+op(
+    "convolution",
+    _rule,
+    resize=_resize,
+    silence=_silence,
+    macs=_macs,
+    aten=("convolution.default", "_convolution.default"),
+    samples=(
+        Sample(
+            (Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), _B),
+            {**_ALL, "transposed": False},
+            free=4,
+            target="aten.convolution.default",
+        ),
+        Sample(
+            (Arg((2, 6, 5, 5)), Arg((6, 2, 3, 3)), _B),
+            {**_ALL, "transposed": True},
+            free=4,
+            target="aten.convolution.default",
+        ),
+        Sample(
+            (Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), None),
+            {**_ALL, **_FLAGS, "transposed": False},
+            free=4,
+            target=_OLD,
+        ),
+    ),
+)
 
-# -- patches ---------------------------------------------------------------------------------------------------------
+# -- patches
+# --------------------------------------------------------------------------------------------------
 
 
 def _im2col(axes: Axes, node: Node) -> None:
@@ -128,16 +243,35 @@ def _col2im(axes: Axes, node: Node) -> None:
     node.out.axes = (*lead, c, *(axes.frozen(s, "positions of col2im") for s in (h, w)))
 
 
-_WINDOW: dict[str, Any] = {"kernel_size": [2, 3], "dilation": [1, 1], "padding": [0, 1], "stride": [2, 2]}
-op("im2col", _im2col, aten=("im2col.default",), samples=(Sample((Arg((2, 4, 6, 6)),), _WINDOW, free=2),
-                                                         Sample((Arg((4, 6, 6)),), _WINDOW, free=1)))
-op("col2im", _col2im, aten=("col2im.default",),
-   samples=(Sample((Arg((2, 24, 9)),), {**_WINDOW, "output_size": [6, 6]}, free=2),
-            Sample((Arg((24, 9)),), {**_WINDOW, "output_size": [6, 6]}, free=1)))
+_WINDOW: dict[str, Any] = {
+    "kernel_size": [2, 3],
+    "dilation": [1, 1],
+    "padding": [0, 1],
+    "stride": [2, 2],
+}
+op(
+    "im2col",
+    _im2col,
+    aten=("im2col.default",),
+    samples=(
+        Sample((Arg((2, 4, 6, 6)),), _WINDOW, free=2),
+        Sample((Arg((4, 6, 6)),), _WINDOW, free=1),
+    ),
+)
+op(
+    "col2im",
+    _col2im,
+    aten=("col2im.default",),
+    samples=(
+        Sample((Arg((2, 24, 9)),), {**_WINDOW, "output_size": [6, 6]}, free=2),
+        Sample((Arg((24, 9)),), {**_WINDOW, "output_size": [6, 6]}, free=1),
+    ),
+)
 
 
 def _deformable(axes: Axes, node: Node) -> None:
-    """A convolution whose taps are moved by offsets (one set per offset group): channels contract as they do without."""
+    """A convolution whose taps are moved by offsets (one set per offset group): channels contract
+    as they do without."""
     x, w, offset = (axes.of(node.operand(i)) for i in range(3))
     mask = axes.of(node.operand(3)) if node.has(3) else ()
     groups: Size = node.attrs["groups"]
@@ -158,7 +292,18 @@ def _deformable(axes: Axes, node: Node) -> None:
             axes.unify(other[0], x[0])
     for a in (*x[2:], *w[2:], *offset[1:], *mask[1:]):
         axes.freeze(a, "positions of deform_conv2d")
-    node.out.axes = (x[0], w[0], *(axes.frozen(s, "positions of deform_conv2d") for s in node.out.shape[2:]))
+    node.out.axes = (
+        x[0],
+        w[0],
+        *(axes.frozen(s, "positions of deform_conv2d") for s in node.out.shape[2:]),
+    )
 
 
-op("deform_conv2d", _deformable, resize=_resize, silence=_silence, macs=_macs, aten=("torchvision.deform_conv2d.default",))
+op(
+    "deform_conv2d",
+    _deformable,
+    resize=_resize,
+    silence=_silence,
+    macs=_macs,
+    aten=("torchvision.deform_conv2d.default",),
+)

@@ -1,7 +1,7 @@
 """Operators that take tensors apart: a piece of a dimension is a summand of its axis.
 
-After the choice the places are counted anew: what comes before a cut is how many indices are kept before it.
-"""
+After the choice the places are counted anew: what comes before a cut is how many indices are kept
+before it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op, same_type
 
 __all__ = ["slice_bounds"]
 
-# -- into several ----------------------------------------------------------------------------------------------------
+# -- into several
+# --------------------------------------------------------------------------------------------------
 
 
 def _dim(node: Node) -> int:
@@ -37,7 +38,7 @@ def _pieces(axes: Axes, node: Node) -> None:
         axes.freeze(own[d], "cut at run time")
         pieces = [axes.frozen(s, "cut at run time") for s in sizes]
     for value, piece in zip(node.outputs, pieces, strict=True):
-        value.axes = (*own[:d], piece, *own[d + 1:])
+        value.axes = (*own[:d], piece, *own[d + 1 :])
 
 
 def _split_resize(node: Node, cut: Cut) -> None:
@@ -45,31 +46,82 @@ def _split_resize(node: Node, cut: Cut) -> None:
     d = _dim(node)
     pieces = [(v.axes or ())[d] for v in node.outputs]
     if any(map(cut.changes, pieces)):
-        respell(node, "split", {"split_sizes": [cut.size(a) for a in pieces], "dim": d}, "aten.split_with_sizes.default")
+        respell(
+            node,
+            "split",
+            {"split_sizes": [cut.size(a) for a in pieces], "dim": d},
+            "aten.split_with_sizes.default",
+        )
 
 
 _S = "aten.split_with_sizes.default"
-op("split", _pieces, resize=_split_resize,
-   aten={"split_with_sizes.default": {}, "split.Tensor": {}, "split.sizes": {"split_size": "split_sizes"}, "chunk.default": {},
-         "tensor_split.sections": {}, "tensor_split.indices": {}, "unsafe_split.Tensor": {}, "unsafe_split_with_sizes.default": {},
-         "unsafe_chunk.default": {}},
-   samples=(Sample((Arg((2, 10)),), {"split_sizes": [6, 4], "dim": 1}, free=3, target=_S),
-            Sample((Arg((10, 2)),), {"split_sizes": [1, 7, 2]}, free=3, target=_S),
-            Sample((Arg((2, 10)),), {"split_size": 4, "dim": -1}, free=4, target="aten.split.Tensor"),
-            Sample((Arg((2, 10)),), {"split_sizes": [6, 4], "dim": -1}, free=3, target="aten.split.sizes"),
-            Sample((Arg((2, 8)),), {"chunks": 2, "dim": -1}, free=3, target="aten.chunk.default"),
-            Sample((Arg((2, 7)),), {"chunks": 3, "dim": 1}, free=3, target="aten.chunk.default"),
-            Sample((Arg((2, 7)),), {"chunks": 1, "dim": 1}, free=2, target="aten.chunk.default"),
-            Sample((Arg((2, 7)),), {"sections": 3, "dim": 1}, free=4, target="aten.tensor_split.sections"),
-            Sample((Arg((2, 9)),), {"indices": [2, 5], "dim": -1}, free=4, target="aten.tensor_split.indices"),
-            Sample((Arg((2, 9)),), {"indices": [5, 2], "dim": -1}, free=0, target="aten.tensor_split.indices"),
-            Sample((Arg((10, 2)),), {"split_size": 4}, free=4, target="aten.unsafe_split.Tensor"),
-            Sample((Arg((2, 10)),), {"split_sizes": [6, 4], "dim": 1}, free=3, target="aten.unsafe_split_with_sizes.default"),
-            Sample((Arg((2, 8)),), {"chunks": 2, "dim": -1}, free=3, target="aten.unsafe_chunk.default")))
+op(
+    "split",
+    _pieces,
+    resize=_split_resize,
+    aten={
+        "split_with_sizes.default": {},
+        "split.Tensor": {},
+        "split.sizes": {"split_size": "split_sizes"},
+        "chunk.default": {},
+        "tensor_split.sections": {},
+        "tensor_split.indices": {},
+        "unsafe_split.Tensor": {},
+        "unsafe_split_with_sizes.default": {},
+        "unsafe_chunk.default": {},
+    },
+    samples=(
+        Sample((Arg((2, 10)),), {"split_sizes": [6, 4], "dim": 1}, free=3, target=_S),
+        Sample((Arg((10, 2)),), {"split_sizes": [1, 7, 2]}, free=3, target=_S),
+        Sample((Arg((2, 10)),), {"split_size": 4, "dim": -1}, free=4, target="aten.split.Tensor"),
+        Sample(
+            (Arg((2, 10)),), {"split_sizes": [6, 4], "dim": -1}, free=3, target="aten.split.sizes"
+        ),
+        Sample((Arg((2, 8)),), {"chunks": 2, "dim": -1}, free=3, target="aten.chunk.default"),
+        Sample((Arg((2, 7)),), {"chunks": 3, "dim": 1}, free=3, target="aten.chunk.default"),
+        Sample((Arg((2, 7)),), {"chunks": 1, "dim": 1}, free=2, target="aten.chunk.default"),
+        Sample(
+            (Arg((2, 7)),), {"sections": 3, "dim": 1}, free=4, target="aten.tensor_split.sections"
+        ),
+        Sample(
+            (Arg((2, 9)),),
+            {"indices": [2, 5], "dim": -1},
+            free=4,
+            target="aten.tensor_split.indices",
+        ),
+        Sample(
+            (Arg((2, 9)),),
+            {"indices": [5, 2], "dim": -1},
+            free=0,
+            target="aten.tensor_split.indices",
+        ),
+        Sample((Arg((10, 2)),), {"split_size": 4}, free=4, target="aten.unsafe_split.Tensor"),
+        Sample(
+            (Arg((2, 10)),),
+            {"split_sizes": [6, 4], "dim": 1},
+            free=3,
+            target="aten.unsafe_split_with_sizes.default",
+        ),
+        Sample(
+            (Arg((2, 8)),), {"chunks": 2, "dim": -1}, free=3, target="aten.unsafe_chunk.default"
+        ),
+    ),
+)
 for _name, _shape in (("hsplit", (3, 8)), ("vsplit", (8, 3)), ("dsplit", (3, 2, 8))):
-    op(_name, _pieces, resize=_split_resize, aten=(f"{_name}.int", f"{_name}.array"),
-       samples=(Sample((Arg(_shape),), {"sections": 2}, free=len(_shape) + 1, target=f"aten.{_name}.int"),
-                Sample((Arg(_shape),), {"indices": [3]}, free=len(_shape) + 1, target=f"aten.{_name}.array")))
+    op(
+        _name,
+        _pieces,
+        resize=_split_resize,
+        aten=(f"{_name}.int", f"{_name}.array"),
+        samples=(
+            Sample(
+                (Arg(_shape),), {"sections": 2}, free=len(_shape) + 1, target=f"aten.{_name}.int"
+            ),
+            Sample(
+                (Arg(_shape),), {"indices": [3]}, free=len(_shape) + 1, target=f"aten.{_name}.array"
+            ),
+        ),
+    )
 
 
 def _unbind(axes: Axes, node: Node) -> None:
@@ -77,11 +129,18 @@ def _unbind(axes: Axes, node: Node) -> None:
     d = position(node.attrs["dim"], len(own))
     axes.freeze(own[d], "indexed by unbind")
     for value in node.outputs:
-        value.axes = (*own[:d], *own[d + 1:])
+        value.axes = (*own[:d], *own[d + 1 :])
 
 
-op("unbind", _unbind, aten=("unbind.int",), samples=(Sample((Arg((3, 6)),), {"dim": 0}, free=1),
-                                                     Sample((Arg((6, 3)),), {"dim": -1}, free=1)))
+op(
+    "unbind",
+    _unbind,
+    aten=("unbind.int",),
+    samples=(
+        Sample((Arg((3, 6)),), {"dim": 0}, free=1),
+        Sample((Arg((6, 3)),), {"dim": -1}, free=1),
+    ),
+)
 
 
 def _glu(axes: Axes, node: Node) -> None:
@@ -95,9 +154,18 @@ def _glu(axes: Axes, node: Node) -> None:
     node.out.axes = tuple(own)
 
 
-op("glu", _glu, aten=("glu.default",), samples=(Sample((Arg((2, 8)),), {"dim": -1}, free=2), Sample((Arg((2, 8, 3)),), {"dim": 1}, free=3)))
+op(
+    "glu",
+    _glu,
+    aten=("glu.default",),
+    samples=(
+        Sample((Arg((2, 8)),), {"dim": -1}, free=2),
+        Sample((Arg((2, 8, 3)),), {"dim": 1}, free=3),
+    ),
+)
 
-# -- one index -------------------------------------------------------------------------------------------------------
+# -- one index
+# --------------------------------------------------------------------------------------------------
 
 
 def _index(node: Node, size: int) -> int:
@@ -119,7 +187,7 @@ def _select(axes: Axes, node: Node) -> None:
     own = axes.of(node.operand(0))
     d = position(node.attrs["dim"], len(own))
     _picked(axes, node, d)
-    node.out.axes = (*own[:d], *own[d + 1:])
+    node.out.axes = (*own[:d], *own[d + 1 :])
 
 
 def _select_resize(node: Node, cut: Cut) -> None:
@@ -137,28 +205,45 @@ def _select_scatter(axes: Axes, node: Node) -> None:
     own, source = axes.of(node.operand(0)), axes.of(node.operand(1))
     d = position(node.attrs["dim"], len(own))
     _picked(axes, node, d)
-    for a, b in zip((*own[:d], *own[d + 1:]), source, strict=True):
+    for a, b in zip((*own[:d], *own[d + 1 :]), source, strict=True):
         axes.unify(a, b)
     node.out.axes = own
 
 
-op("select", _select, resize=_select_resize, aten=("select.int",),
-   samples=(Sample((Arg((3, 6)),), {"dim": 0, "index": 1}, free=1), Sample((Arg((3, 6)),), {"dim": 1, "index": -2}, free=2),
-            Sample((Arg((3, 6)),), {"dim": 1, "index": 2}, free=3)))
-op("select_scatter", _select_scatter, resize=_select_resize, aten=("select_scatter.default",),
-   samples=(Sample((Arg((3, 6)), Arg((3,))), {"dim": 1, "index": 2}, free=3),))
+op(
+    "select",
+    _select,
+    resize=_select_resize,
+    aten=("select.int",),
+    samples=(
+        Sample((Arg((3, 6)),), {"dim": 0, "index": 1}, free=1),
+        Sample((Arg((3, 6)),), {"dim": 1, "index": -2}, free=2),
+        Sample((Arg((3, 6)),), {"dim": 1, "index": 2}, free=3),
+    ),
+)
+op(
+    "select_scatter",
+    _select_scatter,
+    resize=_select_resize,
+    aten=("select_scatter.default",),
+    samples=(Sample((Arg((3, 6)), Arg((3,))), {"dim": 1, "index": 2}, free=3),),
+)
 
-# -- a range ---------------------------------------------------------------------------------------------------------
+# -- a range
+# --------------------------------------------------------------------------------------------------
 
 
 def slice_bounds(size: int, start: Size | None, end: Size | None) -> tuple[int, int]:
     """``start`` and ``end`` clamped into 0..size as Python slices are."""
-    first, last, _ = slice(start if start is None else probe_of(start), end if end is None else probe_of(end)).indices(size)
+    first, last, _ = slice(
+        start if start is None else probe_of(start), end if end is None else probe_of(end)
+    ).indices(size)
     return first, max(first, last)
 
 
 def _sliced(axes: Axes, node: Node, d: int, size: Size) -> Axis:
-    """The axis of ``size`` that a slice with ``start``, ``end`` and ``step`` takes out of dimension ``d``."""
+    """The axis of ``size`` that a slice with ``start``, ``end`` and ``step`` takes out of dimension
+    ``d``."""
     a, step = axes.of(node.operand(0))[d], node.attrs.get("step", 1)
     start, end = node.attrs.get("start"), node.attrs.get("end")
     if same(a.size, size):
@@ -176,7 +261,8 @@ def _sliced(axes: Axes, node: Node, d: int, size: Size) -> Axis:
 
 
 def _strided(axes: Axes, a: Axis, first: int, last: int, step: int) -> Axis:
-    """Every ``step``-th index: the axis is blocks × step, and what remains behind the last whole block freezes."""
+    """Every ``step``-th index: the axis is blocks × step, and what remains behind the last whole
+    block freezes."""
     total = probe_of(a.size)
     blocks, rest = divmod(total, step)
     if first >= step or last + step - 1 < total or not blocks:
@@ -186,14 +272,17 @@ def _strided(axes: Axes, a: Axis, first: int, last: int, step: int) -> Axis:
     outer, inner = axes.split(body, blocks)
     if outer is None or inner is None:
         axes.freeze(a, "strided slice of an axis that is grouped otherwise")
-        return axes.frozen(len(range(first, last, step)), "strided slice of an axis that is grouped otherwise")
+        return axes.frozen(
+            len(range(first, last, step)), "strided slice of an axis that is grouped otherwise"
+        )
     axes.freeze(inner, "stride of a slice")
     axes.freeze(tail, "rest of a strided slice")
     return axes.sum((outer, axes.leaf(1))) if first < rest else outer
 
 
 def _bounds_resize(node: Node, cut: Cut) -> None:
-    """A slice with step 1 runs over what is kept of its range; one with a stride runs to the end as before."""
+    """A slice with step 1 runs over what is kept of its range; one with a stride runs to the end as
+    before."""
     a = (node.operand(0).axes or ())[position(node.attrs["dim"], node.operand(0).rank)]
     if not cut.changes(a) or isinstance(a.size, Sym) or node.attrs.get("step", 1) != 1:
         return
@@ -237,20 +326,45 @@ def _slice_scatter(axes: Axes, node: Node) -> None:
     node.out.axes = own
 
 
-op("slice", _slice, resize=_bounds_resize, idle=same_type, aten=("slice.Tensor",),
-   samples=(Sample((Arg((2, 10)),), {"dim": 1, "start": 2, "end": 7}, free=4),
-            Sample((Arg((2, 10)),), {"dim": -1, "start": -4, "end": 2**63 - 1}, free=3),
-            Sample((Arg((2, 10)),), {"dim": 1, "start": None, "end": -3}, free=3), Sample((Arg((2, 10)),), {"dim": 1, "end": 50}, free=2),
-            Sample((Arg((2, 8)),), {"dim": 1, "start": 1, "step": 2}, free=2),
-            Sample((Arg((2, 8)),), {"dim": 1, "start": 3, "end": 8, "step": 4}, free=2),
-            Sample((Arg((2, 9)),), {"dim": 1, "step": 2}, free=2), Sample((Arg((2, 9)),), {"dim": 1, "start": 1, "step": 2}, free=2),
-            Sample((Arg((2, 9)),), {"dim": 1, "start": 4, "step": 2}, free=1),
-            Sample((Arg((9, 2)),), {"dim": 0, "end": 4, "step": 3}, free=1)))
-op("narrow", _narrow, resize=_bounds_resize, aten=("narrow.default", "narrow_copy.default"),
-   samples=(Sample((Arg((2, 10)),), {"dim": 1, "start": 2, "length": 5}, free=4),
-            Sample((Arg((2, 10)),), {"dim": -1, "start": -4, "length": 4}, free=3),
-            Sample((Arg((2, 10)),), {"dim": 1, "start": 0, "length": 10}, free=2)))
-op("slice_scatter", _slice_scatter, resize=_bounds_resize, aten=("slice_scatter.default",),
-   samples=(Sample((Arg((2, 10)), Arg((2, 5))), {"dim": 1, "start": 2, "end": 7}, free=4),
-            Sample((Arg((2, 10)), Arg((2, 3))), {"dim": 1, "start": -3}, free=3),
-            Sample((Arg((2, 8)), Arg((2, 4))), {"dim": 1, "start": 1, "step": 2}, free=2), Sample((Arg((8, 2)), Arg((8, 2))), {}, free=2)))
+op(
+    "slice",
+    _slice,
+    resize=_bounds_resize,
+    idle=same_type,
+    aten=("slice.Tensor",),
+    samples=(
+        Sample((Arg((2, 10)),), {"dim": 1, "start": 2, "end": 7}, free=4),
+        Sample((Arg((2, 10)),), {"dim": -1, "start": -4, "end": 2**63 - 1}, free=3),
+        Sample((Arg((2, 10)),), {"dim": 1, "start": None, "end": -3}, free=3),
+        Sample((Arg((2, 10)),), {"dim": 1, "end": 50}, free=2),
+        Sample((Arg((2, 8)),), {"dim": 1, "start": 1, "step": 2}, free=2),
+        Sample((Arg((2, 8)),), {"dim": 1, "start": 3, "end": 8, "step": 4}, free=2),
+        Sample((Arg((2, 9)),), {"dim": 1, "step": 2}, free=2),
+        Sample((Arg((2, 9)),), {"dim": 1, "start": 1, "step": 2}, free=2),
+        Sample((Arg((2, 9)),), {"dim": 1, "start": 4, "step": 2}, free=1),
+        Sample((Arg((9, 2)),), {"dim": 0, "end": 4, "step": 3}, free=1),
+    ),
+)
+op(
+    "narrow",
+    _narrow,
+    resize=_bounds_resize,
+    aten=("narrow.default", "narrow_copy.default"),
+    samples=(
+        Sample((Arg((2, 10)),), {"dim": 1, "start": 2, "length": 5}, free=4),
+        Sample((Arg((2, 10)),), {"dim": -1, "start": -4, "length": 4}, free=3),
+        Sample((Arg((2, 10)),), {"dim": 1, "start": 0, "length": 10}, free=2),
+    ),
+)
+op(
+    "slice_scatter",
+    _slice_scatter,
+    resize=_bounds_resize,
+    aten=("slice_scatter.default",),
+    samples=(
+        Sample((Arg((2, 10)), Arg((2, 5))), {"dim": 1, "start": 2, "end": 7}, free=4),
+        Sample((Arg((2, 10)), Arg((2, 3))), {"dim": 1, "start": -3}, free=3),
+        Sample((Arg((2, 8)), Arg((2, 4))), {"dim": 1, "start": 1, "step": 2}, free=2),
+        Sample((Arg((8, 2)), Arg((8, 2))), {}, free=2),
+    ),
+)

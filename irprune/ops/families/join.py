@@ -1,4 +1,5 @@
-"""Operators that put tensors together: concatenation is a sum of axes, stacking a fresh frozen one."""
+"""Operators that put tensors together: concatenation is a sum of axes, stacking a fresh frozen
+one."""
 
 from __future__ import annotations
 
@@ -41,18 +42,33 @@ def _stack(axes: Axes, node: Node) -> None:
         for a, b in zip(rows[0], r, strict=True):
             axes.unify(a, b)
     out = list(rows[0])
-    out.insert(position(node.attrs["dim"], len(out) + 1), axes.frozen(len(rows), "number of stacked tensors"))
+    out.insert(
+        position(node.attrs["dim"], len(out) + 1),
+        axes.frozen(len(rows), "number of stacked tensors"),
+    )
     node.out.axes = tuple(out)
 
 
-op("cat", _cat, aten={"cat.default": {}, "concat.default": {}, "concatenate.default": {}},
-   samples=(Sample(((Arg((2, 6)), Arg((2, 4))),), {"dim": -1}, free=3),
-            Sample(((Arg((2, 1, 5)), Arg((2, 4, 5)), Arg((2, 1, 5))),), {"dim": 1}, free=3)))
-op("stack", _stack, aten=("stack.default",), samples=(Sample(((_X, _X),), {"dim": 1}, free=3), Sample(((_X, _X),), {"dim": -1}, free=3)))
+op(
+    "cat",
+    _cat,
+    aten={"cat.default": {}, "concat.default": {}, "concatenate.default": {}},
+    samples=(
+        Sample(((Arg((2, 6)), Arg((2, 4))),), {"dim": -1}, free=3),
+        Sample(((Arg((2, 1, 5)), Arg((2, 4, 5)), Arg((2, 1, 5))),), {"dim": 1}, free=3),
+    ),
+)
+op(
+    "stack",
+    _stack,
+    aten=("stack.default",),
+    samples=(Sample(((_X, _X),), {"dim": 1}, free=3), Sample(((_X, _X),), {"dim": -1}, free=3)),
+)
 
 
 def _along(rank: int) -> Any:
-    """Concatenation of operands that have first been given ``rank`` dimensions, along the last of these."""
+    """Concatenation of operands that have first been given ``rank`` dimensions, along the last of
+    these."""
 
     def rule(axes: Axes, node: Node) -> None:
         rows = [_widened(axes, r, rank) for r in _rows(axes, node)]
@@ -81,15 +97,42 @@ def _column_stack(axes: Axes, node: Node) -> None:
     node.out.axes = _concatenated(axes, rows, 1)
 
 
-op("hstack", _hstack, aten=("hstack.default",), samples=(Sample(((Arg((4,)), Arg((6,))),), free=2),
-                                                         Sample(((Arg((2, 4)), Arg((2, 6))),), free=3)))
-op("vstack", _vstack, aten=("vstack.default",), samples=(Sample(((Arg((4,)), Arg((4,))),), free=1),
-                                                         Sample(((Arg((2, 4)), Arg((3, 4))),), free=3)))
-op("dstack", _along(3), aten=("dstack.default",), samples=(Sample(((Arg((2, 4, 6)), Arg((2, 4, 3))),), free=4),
-                                                           Sample(((Arg((4,)), Arg((4,))),), free=1)))
-op("column_stack", _column_stack, aten=("column_stack.default",), samples=(Sample(((Arg((4,)), Arg((4, 6))),), free=2),))
+op(
+    "hstack",
+    _hstack,
+    aten=("hstack.default",),
+    samples=(
+        Sample(((Arg((4,)), Arg((6,))),), free=2),
+        Sample(((Arg((2, 4)), Arg((2, 6))),), free=3),
+    ),
+)
+op(
+    "vstack",
+    _vstack,
+    aten=("vstack.default",),
+    samples=(
+        Sample(((Arg((4,)), Arg((4,))),), free=1),
+        Sample(((Arg((2, 4)), Arg((3, 4))),), free=3),
+    ),
+)
+op(
+    "dstack",
+    _along(3),
+    aten=("dstack.default",),
+    samples=(
+        Sample(((Arg((2, 4, 6)), Arg((2, 4, 3))),), free=4),
+        Sample(((Arg((4,)), Arg((4,))),), free=1),
+    ),
+)
+op(
+    "column_stack",
+    _column_stack,
+    aten=("column_stack.default",),
+    samples=(Sample(((Arg((4,)), Arg((4, 6))),), free=2),),
+)
 
-# -- by broadcasting -------------------------------------------------------------------------------------------------
+# -- by broadcasting
+# -------------------------------------------------------------------------------------------------
 
 
 def _broadcast_tensors(axes: Axes, node: Node) -> None:
@@ -120,9 +163,26 @@ def _given(node: Node) -> list[Value]:
     return [v for v in node.inputs if v is not None]
 
 
-op("broadcast_tensors", _broadcast_tensors, aten=("broadcast_tensors.default",),
-   samples=(Sample(((Arg((2, 1, 5)), Arg((6, 1)), Arg(())),), free=3),))
-op("meshgrid", _meshgrid, aten=("meshgrid.indexing", "meshgrid.default"),
-   samples=(Sample(((Arg((2,)), Arg((6,)), Arg((5,))),), {"indexing": "xy"}, free=3, target="aten.meshgrid.indexing"),
-            Sample(((Arg((2,)), Arg((6,))),), {"indexing": "ij"}, free=2, target="aten.meshgrid.indexing"),
-            Sample(((Arg((2,)), Arg((6,))),), free=2, target="aten.meshgrid.default")))
+op(
+    "broadcast_tensors",
+    _broadcast_tensors,
+    aten=("broadcast_tensors.default",),
+    samples=(Sample(((Arg((2, 1, 5)), Arg((6, 1)), Arg(())),), free=3),),
+)
+op(
+    "meshgrid",
+    _meshgrid,
+    aten=("meshgrid.indexing", "meshgrid.default"),
+    samples=(
+        Sample(
+            ((Arg((2,)), Arg((6,)), Arg((5,))),),
+            {"indexing": "xy"},
+            free=3,
+            target="aten.meshgrid.indexing",
+        ),
+        Sample(
+            ((Arg((2,)), Arg((6,))),), {"indexing": "ij"}, free=2, target="aten.meshgrid.indexing"
+        ),
+        Sample(((Arg((2,)), Arg((6,))),), free=2, target="aten.meshgrid.default"),
+    ),
+)

@@ -1,4 +1,5 @@
-"""Normalisations: parameters are one axis with what they scale; statistics depend on who is present."""
+"""Normalisations: parameters are one axis with what they scale; statistics depend on who is
+present."""
 
 from __future__ import annotations
 
@@ -18,15 +19,19 @@ _X = Arg((2, 6, 5))
 
 
 def masked_mean(torch: Any, x: Any, dims: Sequence[int], mask: Any) -> Any:
-    """The mean of ``x`` over ``dims``, counting only where ``mask`` (broadcastable, or None) is true; keeps the dimensions."""
+    """The mean of ``x`` over ``dims``, counting only where ``mask`` (broadcastable, or None) is
+    true; keeps the dimensions."""
     if mask is None:
         return x.mean(dims, keepdim=True)
     count = mask.expand(x.shape).sum(dims, keepdim=True)
     return zeroed(torch, x, mask).sum(dims, keepdim=True) / count.clamp(min=1)
 
 
-def _standardised(torch: Any, x: Any, dims: Sequence[int], mask: Any, eps: float) -> tuple[Any, Any, Any]:
-    """``x`` less its mean, over its deviation, both over ``dims`` where ``mask`` is true; with the mean and 1 / deviation."""
+def _standardised(
+    torch: Any, x: Any, dims: Sequence[int], mask: Any, eps: float
+) -> tuple[Any, Any, Any]:
+    """``x`` less its mean, over its deviation, both over ``dims`` where ``mask`` is true; with the
+    mean and 1 / deviation."""
     mean = masked_mean(torch, x, dims, mask)
     centred = x - mean
     scale = torch.rsqrt(masked_mean(torch, centred * centred, dims, mask) + eps)
@@ -43,11 +48,13 @@ def _given(operands: Sequence[Any], count: int) -> list[Any]:
     return [*operands, *[None] * count][:count]
 
 
-# -- over the batch: batch norm and instance norm --------------------------------------------------------------------
+# -- over the batch: batch norm and instance norm
+# --------------------------------------------------------------------
 
 
 def _channelwise(axes: Axes, node: Node) -> None:
-    """Everything of rank 1 runs over the channels, dimension 1 of the input; statistics that are not kept are empty."""
+    """Everything of rank 1 runs over the channels, dimension 1 of the input; statistics that are
+    not kept are empty."""
     own = axes.of(node.operand(0))
     for value in node.inputs[1:]:
         if value is not None:
@@ -55,13 +62,15 @@ def _channelwise(axes: Axes, node: Node) -> None:
     if node.op == "instance_norm":
         _mark_groups(axes, node)
     for value in node.outputs:
-        statistics = [own[1] if s == own[1].size else axes.frozen(s, "no statistics") for s in value.shape]
+        statistics = [
+            own[1] if s == own[1].size else axes.frozen(s, "no statistics") for s in value.shape
+        ]
         value.axes = own if value.rank == len(own) else tuple(statistics)
 
 
 def _mark_groups(axes: Axes, node: Node) -> None:
-    """Where a reshape left part of the channels in dimension 1 and put the rest behind it, this is a group norm over groups, as the
-    exporters of torch write one."""
+    """Where a reshape left part of the channels in dimension 1 and put the rest behind it, this is
+    a group norm over groups, as the exporters of torch write one."""
     own, made = axes.of(node.operand(0)), node.operand(0).producer
     if made is None or made.op != "reshape":
         return
@@ -73,7 +82,9 @@ def _mark_groups(axes: Axes, node: Node) -> None:
                 x.role = x.role or "group"
 
 
-def _channelwise_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
+def _channelwise_silence(
+    torch: Any, node: Node, operands: list[Any], present: Any, run: Any
+) -> Any:
     x, weight, bias, mean, var = _given(operands, 5)
     a = node.attrs
     training = a.get("training", a.get("use_input_stats", False)) or mean is None
@@ -90,30 +101,71 @@ def _channelwise_silence(torch: Any, node: Node, operands: list[Any], present: A
     if len(node.outputs) == 5:  # the running statistics, moved towards those of this batch
         count = mask.expand(x.shape).sum(dims)
         unbiased = (1 / scale.flatten() ** 2 - a["eps"]) * count / (count - 1)
-        made += [mean + a["momentum"] * (centre.flatten() - mean), var + a["momentum"] * (unbiased - var)]
+        made += [
+            mean + a["momentum"] * (centre.flatten() - mean),
+            var + a["momentum"] * (unbiased - var),
+        ]
     return made
 
 
 _EVAL = {"training": False, "momentum": 0.1, "eps": 1e-5}
 _TRAIN = {**_EVAL, "training": True}
 _CUDNN = {"cudnn_enabled": False}
-op("batch_norm", _channelwise, silence=_channelwise_silence, aten=("batch_norm.default",),
-   samples=(Sample((_X, _P, _P, _P, _P), {**_EVAL, **_CUDNN}, free=3),
-            Sample((Arg((4, 6)), None, None, _P, _P), {**_EVAL, **_CUDNN}, free=2),
-            Sample((_X, _P, _P, None, None), {**_TRAIN, **_CUDNN}, free=3)))
+op(
+    "batch_norm",
+    _channelwise,
+    silence=_channelwise_silence,
+    aten=("batch_norm.default",),
+    samples=(
+        Sample((_X, _P, _P, _P, _P), {**_EVAL, **_CUDNN}, free=3),
+        Sample((Arg((4, 6)), None, None, _P, _P), {**_EVAL, **_CUDNN}, free=2),
+        Sample((_X, _P, _P, None, None), {**_TRAIN, **_CUDNN}, free=3),
+    ),
+)
 _LEGIT = "aten._native_batch_norm_legit"
-op("native_batch_norm", _channelwise, silence=_channelwise_silence,
-   aten=("native_batch_norm.default", "_native_batch_norm_legit_no_training.default", "_native_batch_norm_legit.no_stats",
-         "_native_batch_norm_legit_functional.default"),
-   samples=(Sample((_X, _P, _P, _P, _P), _EVAL, free=3, target="aten.native_batch_norm.default"),
-            Sample((_X, _P, _P, _P, _P), {"momentum": 0.1, "eps": 1e-5}, free=3, target=f"{_LEGIT}_no_training.default"),
-            Sample((_X, _P, _P), _TRAIN, free=3, target=f"{_LEGIT}.no_stats"),
-            Sample((_X, _P, _P, _P, _P), _TRAIN, free=3, target=f"{_LEGIT}_functional.default")))
-op("instance_norm", _channelwise, silence=_channelwise_silence, aten=("instance_norm.default",),
-   samples=(Sample((_X, _P, _P, None, None), {"use_input_stats": True, "momentum": 0.1, "eps": 1e-5, **_CUDNN}, free=3),
-            Sample((_X, None, None, _P, _P), {"use_input_stats": False, "momentum": 0.1, "eps": 1e-5, **_CUDNN}, free=3)))
+op(
+    "native_batch_norm",
+    _channelwise,
+    silence=_channelwise_silence,
+    aten=(
+        "native_batch_norm.default",
+        "_native_batch_norm_legit_no_training.default",
+        "_native_batch_norm_legit.no_stats",
+        "_native_batch_norm_legit_functional.default",
+    ),
+    samples=(
+        Sample((_X, _P, _P, _P, _P), _EVAL, free=3, target="aten.native_batch_norm.default"),
+        Sample(
+            (_X, _P, _P, _P, _P),
+            {"momentum": 0.1, "eps": 1e-5},
+            free=3,
+            target=f"{_LEGIT}_no_training.default",
+        ),
+        Sample((_X, _P, _P), _TRAIN, free=3, target=f"{_LEGIT}.no_stats"),
+        Sample((_X, _P, _P, _P, _P), _TRAIN, free=3, target=f"{_LEGIT}_functional.default"),
+    ),
+)
+op(
+    "instance_norm",
+    _channelwise,
+    silence=_channelwise_silence,
+    aten=("instance_norm.default",),
+    samples=(
+        Sample(
+            (_X, _P, _P, None, None),
+            {"use_input_stats": True, "momentum": 0.1, "eps": 1e-5, **_CUDNN},
+            free=3,
+        ),
+        Sample(
+            (_X, None, None, _P, _P),
+            {"use_input_stats": False, "momentum": 0.1, "eps": 1e-5, **_CUDNN},
+            free=3,
+        ),
+    ),
+)
 
-# -- over the last dimensions: layer norm and rms norm ---------------------------------------------------------------
+# -- over the last dimensions: layer norm and rms norm
+# ---------------------------------------------------------------
 
 
 def _trailing(axes: Axes, node: Node) -> None:
@@ -121,17 +173,19 @@ def _trailing(axes: Axes, node: Node) -> None:
     own = axes.of(node.operand(0))
     for value in node.inputs[1:]:
         if value is not None:
-            for a, b in zip(own[len(own) - value.rank:], axes.of(value), strict=True):
+            for a, b in zip(own[len(own) - value.rank :], axes.of(value), strict=True):
                 axes.unify(a, b)
     node.out.axes = own
-    lead = own[:len(own) - len(node.attrs["normalized_shape"])]
+    lead = own[: len(own) - len(node.attrs["normalized_shape"])]
     for value in node.outputs[1:]:
         value.axes = (*lead, *[axes.one] * (value.rank - len(lead)))
 
 
 def _normalized_shape(node: Node, cut: Cut) -> None:
     own = node.operand(0).axes or ()
-    node.attrs["normalized_shape"] = [cut.size(a) for a in own[len(own) - len(node.attrs["normalized_shape"]):]]
+    node.attrs["normalized_shape"] = [
+        cut.size(a) for a in own[len(own) - len(node.attrs["normalized_shape"]) :]
+    ]
 
 
 def _normalised(node: Node) -> list[int]:
@@ -148,19 +202,22 @@ def _layer_norm_silence(torch: Any, node: Node, operands: list[Any], present: An
     quick = _by_kernel(torch, node, x, weight, bias, mask)
     if quick is not None:
         return quick
-    y, mean, scale = _standardised(torch, x.contiguous(), dims, mask, node.attrs["eps"])  # as the kernel lays its result
+    y, mean, scale = _standardised(
+        torch, x.contiguous(), dims, mask, node.attrs["eps"]
+    )  # as the kernel lays its result
     y = _affine(y, weight, bias, [x.shape[d] for d in dims])
     return y if len(node.outputs) == 1 else (y, mean, scale)
 
 
 def _by_kernel(torch: Any, node: Node, x: Any, weight: Any, bias: Any, mask: Any) -> Any:
-    """The layer or rms norm of those present by torch's own kernel; None where it cannot be or what is dropped is not finite.
+    """The layer or rms norm of those present by torch's own kernel; None where it cannot be or what
+    is dropped is not finite.
 
-    The others stand at the mean (at zero for the rms norm), where they add nothing to the variance. Over all N indices that is
-    n / N of the variance of the n present; with ``eps`` made smaller alike, what comes out is the square root of N / n too large.
-    """
+    The others stand at the mean (at zero for the rms norm), where they add nothing to the variance.
+    Over all N indices that is n / N of the variance of the n present; with ``eps`` made smaller
+    alike, what comes out is the square root of N / n too large."""
     dims = _normalised(node)
-    if len(node.outputs) > 1 or not concrete(x) or any(n != 1 for n in mask.shape[:dims[0]]):
+    if len(node.outputs) > 1 or not concrete(x) or any(n != 1 for n in mask.shape[: dims[0]]):
         return None
     shape = [x.shape[d] for d in dims]
     there = mask.expand(*[1] * dims[0], *shape).to(x.dtype)
@@ -171,7 +228,9 @@ def _by_kernel(torch: Any, node: Node, x: Any, weight: Any, bias: Any, mask: Any
     if node.op == "rms_norm":
         y = torch.nn.functional.rms_norm(x * there, shape, scale, eps)
     else:
-        mean = (x.flatten(dims[0]) @ (there.flatten() / there.sum())).reshape(*x.shape[:dims[0]], *[1] * len(dims))
+        mean = (x.flatten(dims[0]) @ (there.flatten() / there.sum())).reshape(
+            *x.shape[: dims[0]], *[1] * len(dims)
+        )
         y = torch.nn.functional.layer_norm(torch.lerp(mean, x, there), shape, scale, bias, eps)
     return y if bool(torch.isfinite(y.sum())) else None
 
@@ -186,27 +245,57 @@ def _rms_norm_silence(torch: Any, node: Node, operands: list[Any], present: Any,
     if quick is not None:
         return quick
     eps = node.attrs.get("eps")
-    scale = torch.rsqrt(masked_mean(torch, x * x, dims, mask) + (torch.finfo(x.dtype).eps if eps is None else eps))
+    scale = torch.rsqrt(
+        masked_mean(torch, x * x, dims, mask) + (torch.finfo(x.dtype).eps if eps is None else eps)
+    )
     y = x * scale if weight is None else x * scale * weight
     return y if len(node.outputs) == 1 else (y, scale)
 
 
 _LAST = {"normalized_shape": [6], "eps": 1e-5}
 _ROWS = Arg((2, 5, 6))
-op("layer_norm", _trailing, resize=_normalized_shape, silence=_layer_norm_silence, aten=("layer_norm.default", "native_layer_norm.default"),
-   samples=(Sample((_ROWS, _P, _P), _LAST, free=3, target="aten.layer_norm.default"),
-            Sample((Arg((2, 5, 3, 4)), Arg((3, 4)), None), {**_LAST, "normalized_shape": [3, 4]}, free=4, target="aten.layer_norm.default"),
-            Sample((_ROWS, _P, _P), _LAST, free=3, target="aten.native_layer_norm.default")))
-op("rms_norm", _trailing, resize=_normalized_shape, silence=_rms_norm_silence, aten=("rms_norm.default", "_fused_rms_norm.default"),
-   samples=(Sample((_ROWS, _P), _LAST, free=3, target="aten.rms_norm.default"),
-            Sample((_ROWS, None), {"normalized_shape": [5, 6], "eps": None}, free=3, target="aten.rms_norm.default"),
-            Sample((_ROWS, _P), _LAST, free=3, target="aten._fused_rms_norm.default")))
+op(
+    "layer_norm",
+    _trailing,
+    resize=_normalized_shape,
+    silence=_layer_norm_silence,
+    aten=("layer_norm.default", "native_layer_norm.default"),
+    samples=(
+        Sample((_ROWS, _P, _P), _LAST, free=3, target="aten.layer_norm.default"),
+        Sample(
+            (Arg((2, 5, 3, 4)), Arg((3, 4)), None),
+            {**_LAST, "normalized_shape": [3, 4]},
+            free=4,
+            target="aten.layer_norm.default",
+        ),
+        Sample((_ROWS, _P, _P), _LAST, free=3, target="aten.native_layer_norm.default"),
+    ),
+)
+op(
+    "rms_norm",
+    _trailing,
+    resize=_normalized_shape,
+    silence=_rms_norm_silence,
+    aten=("rms_norm.default", "_fused_rms_norm.default"),
+    samples=(
+        Sample((_ROWS, _P), _LAST, free=3, target="aten.rms_norm.default"),
+        Sample(
+            (_ROWS, None),
+            {"normalized_shape": [5, 6], "eps": None},
+            free=3,
+            target="aten.rms_norm.default",
+        ),
+        Sample((_ROWS, _P), _LAST, free=3, target="aten._fused_rms_norm.default"),
+    ),
+)
 
-# -- over groups of channels -----------------------------------------------------------------------------------------
+# -- over groups of channels
+# -----------------------------------------------------------------------------------------
 
 
 def _group_count(node: Node, cut: Cut) -> int:
-    """The groups that keep a channel; all that do keep the same number, since the channels are groups × channels of a group."""
+    """The groups that keep a channel; all that do keep the same number, since the channels are
+    groups × channels of a group."""
     channels = (node.operand(0).axes or ())[1]
     per_group = int(channels.size) // int(node.attrs[_groups(node)])  # type: ignore[arg-type]
     return len({int(k) // per_group for k in cut.kept(channels)})
@@ -229,44 +318,94 @@ def _group_norm_silence(torch: Any, node: Node, operands: list[Any], present: An
     if mask is None:
         return run(*operands)
     grouped = (x.shape[0], node.attrs[_groups(node)], -1)
-    y, mean, scale = _standardised(torch, x.reshape(grouped), [2], mask.expand(x.shape).reshape(grouped), node.attrs["eps"])
+    y, mean, scale = _standardised(
+        torch, x.reshape(grouped), [2], mask.expand(x.shape).reshape(grouped), node.attrs["eps"]
+    )
     y = _affine(y.reshape(x.shape), weight, bias, [-1, *[1] * (x.dim() - 2)])
     return y if len(node.outputs) == 1 else (y, mean[..., 0], scale[..., 0])
 
 
 _GROUPS = {"num_groups": 2, "eps": 1e-5, **_CUDNN}
-op("group_norm", "n (g c) *s , (g c)? , (g c)? -> n (g c) *s", sizes={"g": "num_groups"}, roles={"g": "group"},
-   resize=_group_norm_resize, silence=_group_norm_silence, aten=("group_norm.default",),
-   samples=(Sample((_X, _P, _P), _GROUPS, free=4), Sample((_X, _P, _P), {**_GROUPS, "num_groups": 1}, free=3),
-            Sample((_X, _P, None), {**_GROUPS, "num_groups": 6}, free=3), Sample((Arg((2, 6, 3, 4)), None, None), _GROUPS, free=5),
-            Sample((Arg((4, 6)), _P, _P), _GROUPS, free=3)))
-op("native_group_norm", "n (g c) *s , (g c)? , (g c)? -> n (g c) *s , n g , n g", sizes={"g": "group"}, roles={"g": "group"},
-   resize=_group_norm_resize, silence=_group_norm_silence, aten=("native_group_norm.default",),
-   samples=(Sample((_X, _P, _P), {"N": 2, "C": 6, "HxW": 5, "group": 2, "eps": 1e-5}, free=4),))
+op(
+    "group_norm",
+    "n (g c) *s , (g c)? , (g c)? -> n (g c) *s",
+    sizes={"g": "num_groups"},
+    roles={"g": "group"},
+    resize=_group_norm_resize,
+    silence=_group_norm_silence,
+    aten=("group_norm.default",),
+    samples=(
+        Sample((_X, _P, _P), _GROUPS, free=4),
+        Sample((_X, _P, _P), {**_GROUPS, "num_groups": 1}, free=3),
+        Sample((_X, _P, None), {**_GROUPS, "num_groups": 6}, free=3),
+        Sample((Arg((2, 6, 3, 4)), None, None), _GROUPS, free=5),
+        Sample((Arg((4, 6)), _P, _P), _GROUPS, free=3),
+    ),
+)
+op(
+    "native_group_norm",
+    "n (g c) *s , (g c)? , (g c)? -> n (g c) *s , n g , n g",
+    sizes={"g": "group"},
+    roles={"g": "group"},
+    resize=_group_norm_resize,
+    silence=_group_norm_silence,
+    aten=("native_group_norm.default",),
+    samples=(Sample((_X, _P, _P), {"N": 2, "C": 6, "HxW": 5, "group": 2, "eps": 1e-5}, free=4),),
+)
 
-# -- of weights ------------------------------------------------------------------------------------------------------
+# -- of weights
+# --------------------------------------------------------------------------------------------------
 
 
 def _weight_norm(axes: Axes, node: Node) -> None:
     """``g * v / |v|``, the norm over all dimensions of ``v`` but ``dim``."""
     v, g = axes.of(node.operand(0)), axes.of(node.operand(1))
-    for a, b in zip(v[len(v) - len(g):], g, strict=True):
+    for a, b in zip(v[len(v) - len(g) :], g, strict=True):
         if b.size != 1:
             axes.unify(a, b)
     node.out.axes = v
     for value in node.outputs[1:]:
-        value.axes = tuple(a if s != 1 else axes.one for a, s in zip(v[len(v) - value.rank:], value.shape, strict=True))
+        value.axes = tuple(
+            a if s != 1 else axes.one
+            for a, s in zip(v[len(v) - value.rank :], value.shape, strict=True)
+        )
 
 
-def _weight_norm_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
+def _weight_norm_silence(
+    torch: Any, node: Node, operands: list[Any], present: Any, run: Any
+) -> Any:
     v, g = operands
     dim = node.attrs["dim"]
     dims = [d for d in range(v.dim()) if dim == -1 or d != dim % v.dim()]
     return run(zeroed(torch, v, present(node.operand(0), dims)), g)
 
 
-op("weight_norm", _weight_norm, silence=_weight_norm_silence, aten=("_weight_norm.default", "_weight_norm_interface.default"),
-   samples=(Sample((Arg((4, 6, 3)), Arg((4, 1, 1), low=0.5)), {"dim": 0}, free=3, target="aten._weight_norm.default"),
-            Sample((Arg((4, 6, 3)), Arg((1, 6, 1), low=0.5)), {"dim": 1}, free=3, target="aten._weight_norm.default"),
-            Sample((Arg((4, 6)), Arg((), low=0.5)), {"dim": -1}, free=2, target="aten._weight_norm.default"),
-            Sample((Arg((4, 6, 3)), Arg((4, 1, 1), low=0.5)), {"dim": 0}, free=3, target="aten._weight_norm_interface.default")))
+op(
+    "weight_norm",
+    _weight_norm,
+    silence=_weight_norm_silence,
+    aten=("_weight_norm.default", "_weight_norm_interface.default"),
+    samples=(
+        Sample(
+            (Arg((4, 6, 3)), Arg((4, 1, 1), low=0.5)),
+            {"dim": 0},
+            free=3,
+            target="aten._weight_norm.default",
+        ),
+        Sample(
+            (Arg((4, 6, 3)), Arg((1, 6, 1), low=0.5)),
+            {"dim": 1},
+            free=3,
+            target="aten._weight_norm.default",
+        ),
+        Sample(
+            (Arg((4, 6)), Arg((), low=0.5)), {"dim": -1}, free=2, target="aten._weight_norm.default"
+        ),
+        Sample(
+            (Arg((4, 6, 3)), Arg((4, 1, 1), low=0.5)),
+            {"dim": 0},
+            free=3,
+            target="aten._weight_norm_interface.default",
+        ),
+    ),
+)

@@ -1,4 +1,5 @@
-"""Operators that look at order along an axis: running sums go on over those present; what counts positions freezes them."""
+"""Operators that look at order along an axis: running sums go on over those present; what counts
+positions freezes them."""
 
 from __future__ import annotations
 
@@ -9,11 +10,17 @@ from irprune.ops.registry import Arg, Sample, op
 
 _X = Arg((2, 6, 5))
 
-# -- running along an axis -------------------------------------------------------------------------------------------
+# -- running along an axis
+# -------------------------------------------------------------------------------------------
 
 for _name, _element in (("cumsum", 0.0), ("cumprod", 1.0), ("logcumsumexp", -INF)):
-    op(_name, like_operand, silence=filled(_element), aten=(f"{_name}.default",),
-       samples=(Sample((_X,), {"dim": 1}, free=3), Sample((_X,), {"dim": -1}, free=3)))
+    op(
+        _name,
+        like_operand,
+        silence=filled(_element),
+        aten=(f"{_name}.default",),
+        samples=(Sample((_X,), {"dim": 1}, free=3), Sample((_X,), {"dim": -1}, free=3)),
+    )
 
 
 def _running_extreme(axes: Axes, node: Node) -> None:
@@ -24,11 +31,17 @@ def _running_extreme(axes: Axes, node: Node) -> None:
 
 
 for _name, _element in (("cummax", -INF), ("cummin", INF)):
-    op(_name, _running_extreme, silence=filled(_element), aten=(f"{_name}.default",),
-       samples=(Sample((_X,), {"dim": 1}, free=2), Sample((_X,), {"dim": 1}, free=3, read=(0,))))
+    op(
+        _name,
+        _running_extreme,
+        silence=filled(_element),
+        aten=(f"{_name}.default",),
+        samples=(Sample((_X,), {"dim": 1}, free=2), Sample((_X,), {"dim": 1}, free=3, read=(0,))),
+    )
 
 
-# -- by rank or place ------------------------------------------------------------------------------------------------
+# -- by rank or place
+# ------------------------------------------------------------------------------------------------
 
 
 def _hold(axes: Axes, node: Node) -> list[int]:
@@ -48,21 +61,60 @@ def _ranked(axes: Axes, node: Node) -> None:
     """Along the held dimension the results have indices of their own."""
     own, dims = axes.of(node.operand(0)), _hold(axes, node)
     for value in node.outputs:
-        value.axes = tuple(axes.frozen(s, f"ranked by {node.op}") if k in dims else own[k] for k, s in enumerate(value.shape))
+        value.axes = tuple(
+            axes.frozen(s, f"ranked by {node.op}") if k in dims else own[k]
+            for k, s in enumerate(value.shape)
+        )
 
 
 for _name in ("argmax", "argmin"):
-    op(_name, _reduce_held, aten=(f"{_name}.default",), samples=(Sample((_X,), {"dim": 1}, free=2), Sample((_X,), free=0)))
+    op(
+        _name,
+        _reduce_held,
+        aten=(f"{_name}.default",),
+        samples=(Sample((_X,), {"dim": 1}, free=2), Sample((_X,), free=0)),
+    )
 for _name in ("median", "nanmedian"):
-    op(_name, _reduce_held, aten=(f"{_name}.dim", f"{_name}.default"), samples=(
-        Sample((_X,), {"dim": 1, "keepdim": True}, free=2), Sample((_X,), free=0, target=f"aten.{_name}.default")))
-op("mode", _reduce_held, aten=("mode.default",), samples=(Sample((Arg((4, 6), "i64", 0, 3),), {"dim": 1}, free=1),))
-op("kthvalue", _reduce_held, aten=("kthvalue.default",), samples=(Sample((_X,), {"k": 2, "dim": 1}, free=2),))
+    op(
+        _name,
+        _reduce_held,
+        aten=(f"{_name}.dim", f"{_name}.default"),
+        samples=(
+            Sample((_X,), {"dim": 1, "keepdim": True}, free=2),
+            Sample((_X,), free=0, target=f"aten.{_name}.default"),
+        ),
+    )
+op(
+    "mode",
+    _reduce_held,
+    aten=("mode.default",),
+    samples=(Sample((Arg((4, 6), "i64", 0, 3),), {"dim": 1}, free=1),),
+)
+op(
+    "kthvalue",
+    _reduce_held,
+    aten=("kthvalue.default",),
+    samples=(Sample((_X,), {"k": 2, "dim": 1}, free=2),),
+)
 op("topk", _ranked, aten=("topk.default",), samples=(Sample((_X,), {"k": 3, "dim": 1}, free=2),))
-op("sort", _ranked, aten=("sort.default", "sort.stable"), samples=(
-    Sample((_X,), {"dim": 1, "descending": True}, free=2), Sample((_X,), {"stable": True, "dim": 1}, free=2, target="aten.sort.stable")))
-op("argsort", _ranked, aten=("argsort.default", "argsort.stable"), samples=(
-    Sample((_X,), {"dim": 1}, free=2), Sample((_X,), {"stable": True, "dim": 1}, free=2, target="aten.argsort.stable")))
+op(
+    "sort",
+    _ranked,
+    aten=("sort.default", "sort.stable"),
+    samples=(
+        Sample((_X,), {"dim": 1, "descending": True}, free=2),
+        Sample((_X,), {"stable": True, "dim": 1}, free=2, target="aten.sort.stable"),
+    ),
+)
+op(
+    "argsort",
+    _ranked,
+    aten=("argsort.default", "argsort.stable"),
+    samples=(
+        Sample((_X,), {"dim": 1}, free=2),
+        Sample((_X,), {"stable": True, "dim": 1}, free=2, target="aten.argsort.stable"),
+    ),
+)
 
 
 def _msort(axes: Axes, node: Node) -> None:
@@ -83,10 +135,18 @@ def _quantile(axes: Axes, node: Node) -> None:
     node.out.axes = (*asked, *made)
 
 
-op("quantile", _quantile, aten=("quantile.default", "quantile.scalar", "nanquantile.default", "nanquantile.scalar"), samples=(
-    Sample((_X, Arg((3,), low=0.1, high=0.9)), {"dim": 1}, free=3),
-    *(Sample((_X,), {"q": 0.3, "dim": 1, "keepdim": True}, free=2, target=f"aten.{n}.scalar") for n in ("quantile", "nanquantile")),
-))
+op(
+    "quantile",
+    _quantile,
+    aten=("quantile.default", "quantile.scalar", "nanquantile.default", "nanquantile.scalar"),
+    samples=(
+        Sample((_X, Arg((3,), low=0.1, high=0.9)), {"dim": 1}, free=3),
+        *(
+            Sample((_X,), {"q": 0.3, "dim": 1, "keepdim": True}, free=2, target=f"aten.{n}.scalar")
+            for n in ("quantile", "nanquantile")
+        ),
+    ),
+)
 
 
 def _diff(axes: Axes, node: Node) -> None:
@@ -99,11 +159,21 @@ def _diff(axes: Axes, node: Node) -> None:
                 axes.freeze(a, "neighbours are subtracted")
             else:
                 axes.unify(own[k], a)
-    node.out.axes = tuple(axes.frozen(s, "differences of neighbours") if k in dims else own[k] for k, s in enumerate(node.out.shape))
+    node.out.axes = tuple(
+        axes.frozen(s, "differences of neighbours") if k in dims else own[k]
+        for k, s in enumerate(node.out.shape)
+    )
 
 
-op("diff", _diff, aten=("diff.default",), samples=(
-    Sample((_X,), {"dim": 1}, free=2), Sample((_X, Arg((2, 1, 5)), Arg((2, 2, 5))), {"n": 2, "dim": 1}, free=2)))
+op(
+    "diff",
+    _diff,
+    aten=("diff.default",),
+    samples=(
+        Sample((_X,), {"dim": 1}, free=2),
+        Sample((_X, Arg((2, 1, 5)), Arg((2, 2, 5))), {"n": 2, "dim": 1}, free=2),
+    ),
+)
 
 
 def _counted(axes: Axes, node: Node) -> None:
@@ -115,4 +185,9 @@ def _counted(axes: Axes, node: Node) -> None:
 
 
 op("histc", _counted, aten=("histc.default",), samples=(Sample((_X,), {"bins": 4}, free=0),))
-op("bincount", _counted, aten=("bincount.default",), samples=(Sample((Arg((6,), "i64", 0, 4),), free=0),))
+op(
+    "bincount",
+    _counted,
+    aten=("bincount.default",),
+    samples=(Sample((Arg((6,), "i64", 0, 4),), free=0),),
+)

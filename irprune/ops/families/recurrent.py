@@ -1,8 +1,8 @@
-"""Recurrent layers and cells: weights are gates × hidden, the gates are fixed and the hidden units free.
+"""Recurrent layers and cells: weights are gates × hidden, the gates are fixed and the hidden units
+free.
 
-A layer of ATen holds the states of all its levels and directions in one tensor, so these share one hidden axis; the
-two directions of the result are a sum.
-"""
+A layer of ATen holds the states of all its levels and directions in one tensor, so these share one
+hidden axis; the two directions of the result are a sum."""
 
 from __future__ import annotations
 
@@ -34,13 +34,16 @@ def _rows(axes: Axes, node: Node, place: int, hidden: Axis) -> None:
     axes.unify(axes.of(node.operand(place))[0], _gated(axes, node, hidden))
 
 
-# -- whole layers ----------------------------------------------------------------------------------------------------
+# -- whole layers
+# --------------------------------------------------------------------------------------------------
 
 
 def _projected(node: Node) -> bool:
     """Whether an LSTM projects its output: one weight more in each level and direction."""
     per = 4 if node.attrs["has_biases"] else 2
-    return len(node.inputs) - 1 - _states(node) > per * int(node.attrs["num_layers"]) * _directions(node)
+    return len(node.inputs) - 1 - _states(node) > per * int(node.attrs["num_layers"]) * _directions(
+        node
+    )
 
 
 def _directions(node: Node) -> int:
@@ -101,11 +104,13 @@ def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any
 def _macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
     """Each matrix once for every step and sequence."""
     lead = (node.operand(0).axes or ())[:-1]
-    matrices = [v for v in node.inputs[1 + _states(node):] if v is not None and v.rank == 2]
+    matrices = [v for v in node.inputs[1 + _states(node) :] if v is not None and v.rank == 2]
     return tuple((*lead, *(v.axes or ())) for v in matrices)
 
 
-def _weights(gates: int, levels: int, ways: int, *, bias: bool = True, project: int = 0) -> tuple[Arg, ...]:
+def _weights(
+    gates: int, levels: int, ways: int, *, bias: bool = True, project: int = 0
+) -> tuple[Arg, ...]:
     width, hidden = 5, 6
     out: list[Arg] = []
     back = project or hidden
@@ -118,19 +123,57 @@ def _weights(gates: int, levels: int, ways: int, *, bias: bool = True, project: 
     return tuple(out)
 
 
-def _sample(name: str, free: int, levels: int = 1, ways: int = 1, first: bool = False, bias: bool = True, project: int = 0) -> Sample:
-    states = (Arg((levels * ways, 2, project or 6)), *((Arg((levels * ways, 2, 6)),) if name == "lstm" else ()))
-    attrs = {"has_biases": bias, "num_layers": levels, "dropout": 0.0, "train": False, "bidirectional": ways == 2, "batch_first": first}
+def _sample(
+    name: str,
+    free: int,
+    levels: int = 1,
+    ways: int = 1,
+    first: bool = False,
+    bias: bool = True,
+    project: int = 0,
+) -> Sample:
+    states = (
+        Arg((levels * ways, 2, project or 6)),
+        *((Arg((levels * ways, 2, 6)),) if name == "lstm" else ()),
+    )
+    attrs = {
+        "has_biases": bias,
+        "num_layers": levels,
+        "dropout": 0.0,
+        "train": False,
+        "bidirectional": ways == 2,
+        "batch_first": first,
+    }
     weights = _weights(_GATES[name], levels, ways, bias=bias, project=project)
-    return Sample((Arg((2, 3, 5) if first else (3, 2, 5)), states if name == "lstm" else states[0], weights), attrs, free=free)
+    return Sample(
+        (Arg((2, 3, 5) if first else (3, 2, 5)), states if name == "lstm" else states[0], weights),
+        attrs,
+        free=free,
+    )
 
 
 for _name in _GATES:
-    _more = (_sample(_name, 3, project=4), _sample(_name, 3, levels=2, ways=2, first=True, project=4)) if _name == "lstm" else ()
-    op(_name, _layer, silence=_silence, macs=_macs, aten=(f"{_name}.input",),
-       samples=(_sample(_name, 3), _sample(_name, 3, levels=2, bias=False, first=True), _sample(_name, 3, levels=2, ways=2), *_more))
+    _more = (
+        (_sample(_name, 3, project=4), _sample(_name, 3, levels=2, ways=2, first=True, project=4))
+        if _name == "lstm"
+        else ()
+    )
+    op(
+        _name,
+        _layer,
+        silence=_silence,
+        macs=_macs,
+        aten=(f"{_name}.input",),
+        samples=(
+            _sample(_name, 3),
+            _sample(_name, 3, levels=2, bias=False, first=True),
+            _sample(_name, 3, levels=2, ways=2),
+            *_more,
+        ),
+    )
 
-# -- cells -----------------------------------------------------------------------------------------------------------
+# -- cells
+# --------------------------------------------------------------------------------------------------
 
 
 def _cell(axes: Axes, node: Node) -> None:
@@ -154,5 +197,14 @@ def _cell(axes: Axes, node: Node) -> None:
 for _name, _count in _GATES.items():
     _state = Arg((2, 6))
     _held = (Arg((2, 5)), (_state, _state) if _name == "lstm" else _state)
-    op(f"{_name}_cell", _cell, silence=_silence, macs=_macs, aten=(f"{_name}_cell.default",),
-       samples=(Sample((*_held, *_weights(_count, 1, 1)), free=3), Sample((*_held, *_weights(_count, 1, 1, bias=False)), free=3)))
+    op(
+        f"{_name}_cell",
+        _cell,
+        silence=_silence,
+        macs=_macs,
+        aten=(f"{_name}_cell.default",),
+        samples=(
+            Sample((*_held, *_weights(_count, 1, 1)), free=3),
+            Sample((*_held, *_weights(_count, 1, 1, bias=False)), free=3),
+        ),
+    )

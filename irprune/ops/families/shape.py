@@ -27,12 +27,23 @@ def out_shape(cut: Cut, node: Node, i: int = 0) -> list[Size]:
 
 
 def resized(old: Sequence[Size], axes: Sequence[Axis], cut: Cut) -> list[Size]:
-    """The sizes ``old`` of dimensions ``axes`` after the cut; what does not change stays as it was written, -1 and symbols too."""
-    return [cut.size(a) if cut.changes(a) and not same(o, -1) else o for o, a in zip(old, axes, strict=True)]
+    """The sizes ``old`` of dimensions ``axes`` after the cut; what does not change stays as it was
+    written, -1 and symbols too."""
+    return [
+        cut.size(a) if cut.changes(a) and not same(o, -1) else o
+        for o, a in zip(old, axes, strict=True)
+    ]
 
 
-def respell(node: Node, op: str, attrs: dict[str, Any], target: str, operands: Sequence[Value | None] | None = None) -> None:
-    """Turn ``node`` into another operator, of which ``target`` is the ATen overload and whose first operand is ``self``."""
+def respell(
+    node: Node,
+    op: str,
+    attrs: dict[str, Any],
+    target: str,
+    operands: Sequence[Value | None] | None = None,
+) -> None:
+    """Turn ``node`` into another operator, of which ``target`` is the ATen overload and whose first
+    operand is ``self``."""
     node.op, node.attrs = op, attrs
     if operands is not None:
         node.set_inputs(operands)
@@ -40,7 +51,8 @@ def respell(node: Node, op: str, attrs: dict[str, Any], target: str, operands: S
         node.origin = replace(node.origin, target=target, layout=(("self", 0),))
 
 
-# -- regrouping ------------------------------------------------------------------------------------------------------
+# -- regrouping
+# --------------------------------------------------------------------------------------------------
 
 
 def _reshape(axes: Axes, node: Node) -> None:
@@ -52,38 +64,79 @@ def _set_shape(node: Node, cut: Cut) -> None:
         node.attrs["shape"] = resized(node.attrs["shape"], node.out.axes or (), cut)
 
 
-op("reshape", _reshape, resize=_set_shape, onnx=("Reshape",), idle=same_type,
-   strides={"aten.view.default": "aten.reshape.default", "aten._unsafe_view.default": "aten.reshape.default"},
-   aten={"reshape.default": {}, "view.default": {"size": "shape"}, "_unsafe_view.default": {"size": "shape"}},
-   samples=(Sample((Arg((2, 12, 5)),), {"shape": [2, 3, 4, 5]}, free=4), Sample((Arg((2, 3, 4, 5)),), {"shape": [6, -1]}, free=4),
-            Sample((Arg((2, 6)),), {"shape": [1, 2, 6, 1]}, free=2),
-            Sample((Arg((2, 12)),), {"shape": [2, 4, 3]}, free=3, target="aten.view.default"),
-            Sample((Arg((4, 6)),), {"shape": [-1]}, free=2, target="aten._unsafe_view.default")))
-op("flatten", _reshape, idle=same_type, aten=("flatten.using_ints", "ravel.default"),
-   samples=(Sample((Arg((2, 3, 4, 5)),), {"start_dim": 1, "end_dim": 2}, free=4),
-            Sample((Arg((3, 4)),), free=2, target="aten.ravel.default")))
+op(
+    "reshape",
+    _reshape,
+    resize=_set_shape,
+    onnx=("Reshape",),
+    idle=same_type,
+    strides={
+        "aten.view.default": "aten.reshape.default",
+        "aten._unsafe_view.default": "aten.reshape.default",
+    },
+    aten={
+        "reshape.default": {},
+        "view.default": {"size": "shape"},
+        "_unsafe_view.default": {"size": "shape"},
+    },
+    samples=(
+        Sample((Arg((2, 12, 5)),), {"shape": [2, 3, 4, 5]}, free=4),
+        Sample((Arg((2, 3, 4, 5)),), {"shape": [6, -1]}, free=4),
+        Sample((Arg((2, 6)),), {"shape": [1, 2, 6, 1]}, free=2),
+        Sample((Arg((2, 12)),), {"shape": [2, 4, 3]}, free=3, target="aten.view.default"),
+        Sample((Arg((4, 6)),), {"shape": [-1]}, free=2, target="aten._unsafe_view.default"),
+    ),
+)
+op(
+    "flatten",
+    _reshape,
+    idle=same_type,
+    aten=("flatten.using_ints", "ravel.default"),
+    samples=(
+        Sample((Arg((2, 3, 4, 5)),), {"start_dim": 1, "end_dim": 2}, free=4),
+        Sample((Arg((3, 4)),), free=2, target="aten.ravel.default"),
+    ),
+)
 
 
 def _unflatten_resize(node: Node, cut: Cut) -> None:
     d, old = position(node.attrs["dim"], node.operand(0).rank), node.attrs["sizes"]
-    node.attrs["sizes"] = resized(old, (node.out.axes or ())[d:d + len(old)], cut)
+    node.attrs["sizes"] = resized(old, (node.out.axes or ())[d : d + len(old)], cut)
 
 
-op("unflatten", _reshape, resize=_unflatten_resize, aten=("unflatten.int",),
-   samples=(Sample((Arg((2, 12)),), {"dim": -1, "sizes": [3, -1]}, free=3),
-            Sample((Arg((12, 5)),), {"dim": 0, "sizes": [2, 3, 2]}, free=4)))
+op(
+    "unflatten",
+    _reshape,
+    resize=_unflatten_resize,
+    aten=("unflatten.int",),
+    samples=(
+        Sample((Arg((2, 12)),), {"dim": -1, "sizes": [3, -1]}, free=3),
+        Sample((Arg((12, 5)),), {"dim": 0, "sizes": [2, 3, 2]}, free=4),
+    ),
+)
 
 
 def _reshape_as_resize(node: Node, cut: Cut) -> None:
     """The shape is written out: the tensor that lent it may have been cut otherwise."""
-    respell(node, "reshape", {"shape": out_shape(cut, node)}, "aten.reshape.default", node.inputs[:1])
+    respell(
+        node, "reshape", {"shape": out_shape(cut, node)}, "aten.reshape.default", node.inputs[:1]
+    )
 
 
-op("reshape_as", _reshape, resize=_reshape_as_resize, aten=("reshape_as.default", "view_as.default"),
-   samples=(Sample((Arg((2, 12)), Arg((2, 3, 4))), free=6), Sample((Arg((2, 12)), Arg((2, 3, 4))), free=6, target="aten.view_as.default")))
+op(
+    "reshape_as",
+    _reshape,
+    resize=_reshape_as_resize,
+    aten=("reshape_as.default", "view_as.default"),
+    samples=(
+        Sample((Arg((2, 12)), Arg((2, 3, 4))), free=6),
+        Sample((Arg((2, 12)), Arg((2, 3, 4))), free=6, target="aten.view_as.default"),
+    ),
+)
 
 
-# -- moving ----------------------------------------------------------------------------------------------------------
+# -- moving
+# --------------------------------------------------------------------------------------------------
 
 
 def _permute(axes: Axes, node: Node) -> None:
@@ -101,10 +154,14 @@ def _transpose(axes: Axes, node: Node) -> None:
 
 def _movedim(axes: Axes, node: Node) -> None:
     a = axes.of(node.operand(0))
-    many = [[d] if isinstance(d, int) else d for d in (node.attrs["source"], node.attrs["destination"])]
+    many = [
+        [d] if isinstance(d, int) else d for d in (node.attrs["source"], node.attrs["destination"])
+    ]
     source, goal = ([position(d, len(a)) for d in dims] for dims in many)
     rest = iter(x for k, x in enumerate(a) if k not in source)
-    node.out.axes = tuple(a[source[goal.index(k)]] if k in goal else next(rest) for k in range(len(a)))
+    node.out.axes = tuple(
+        a[source[goal.index(k)]] if k in goal else next(rest) for k in range(len(a))
+    )
 
 
 def _reverse(axes: Axes, node: Node) -> None:
@@ -120,17 +177,54 @@ def _keeps_order(node: Node) -> bool:
     return [position(d, node.out.rank) for d in node.attrs["dims"]] == list(range(node.out.rank))
 
 
-op("permute", _permute, idle=_keeps_order, aten=("permute.default",), samples=(Sample((_X,), {"dims": [2, 0, -2]}, free=3),))
-op("transpose", _transpose,
-   aten={"transpose.int": {}, "swapaxes.default": {"axis0": "dim0", "axis1": "dim1"}, "swapdims.default": {}},
-   samples=(Sample((_X,), {"dim0": 1, "dim1": -1}, free=3),))
+op(
+    "permute",
+    _permute,
+    idle=_keeps_order,
+    aten=("permute.default",),
+    samples=(Sample((_X,), {"dims": [2, 0, -2]}, free=3),),
+)
+op(
+    "transpose",
+    _transpose,
+    aten={
+        "transpose.int": {},
+        "swapaxes.default": {"axis0": "dim0", "axis1": "dim1"},
+        "swapdims.default": {},
+    },
+    samples=(Sample((_X,), {"dim0": 1, "dim1": -1}, free=3),),
+)
 _MOVE = {"source": [0, -1], "destination": [-1, 1]}
-op("movedim", _movedim, aten=("movedim.intlist", "movedim.int", "moveaxis.intlist", "moveaxis.int"),
-   samples=tuple(Sample((Arg((2, 6, 5, 3)),), {"source": 1, "destination": -1} if t.endswith("int") else _MOVE, free=4, target=f"aten.{t}")
-                 for t in ("movedim.intlist", "movedim.int", "moveaxis.intlist", "moveaxis.int")))
-op("t", _reverse, aten=("t.default", "numpy_T.default"),
-   samples=(Sample((Arg((2, 6)),), free=2), Sample((Arg((6,)),), free=1), Sample((_X,), free=3, target="aten.numpy_T.default")))
-op("mT", _swap_last, aten=("mT.default", "adjoint.default", "mH.default"), samples=(Sample((_X,), free=3),))
+op(
+    "movedim",
+    _movedim,
+    aten=("movedim.intlist", "movedim.int", "moveaxis.intlist", "moveaxis.int"),
+    samples=tuple(
+        Sample(
+            (Arg((2, 6, 5, 3)),),
+            {"source": 1, "destination": -1} if t.endswith("int") else _MOVE,
+            free=4,
+            target=f"aten.{t}",
+        )
+        for t in ("movedim.intlist", "movedim.int", "moveaxis.intlist", "moveaxis.int")
+    ),
+)
+op(
+    "t",
+    _reverse,
+    aten=("t.default", "numpy_T.default"),
+    samples=(
+        Sample((Arg((2, 6)),), free=2),
+        Sample((Arg((6,)),), free=1),
+        Sample((_X,), free=3, target="aten.numpy_T.default"),
+    ),
+)
+op(
+    "mT",
+    _swap_last,
+    aten=("mT.default", "adjoint.default", "mH.default"),
+    samples=(Sample((_X,), free=3),),
+)
 
 
 def _unsqueeze(axes: Axes, node: Node) -> None:
@@ -158,15 +252,26 @@ def _squeeze_resize(node: Node, cut: Cut) -> None:
         respell(node, "squeeze", {"dim": gone}, "aten.squeeze.dims")
 
 
-op("unsqueeze", _unsqueeze, aten=("unsqueeze.default",), samples=(Sample((_X,), {"dim": -2}, free=3),
-                                                                  Sample((Arg(()),), {"dim": 0}, free=0)))
-op("squeeze", _squeeze, resize=_squeeze_resize, idle=same_type,
-   call=lambda node: f"aten.squeeze.dim{'s' if isinstance(node.attrs.get('dim'), list) else ''}",
-   aten=("squeeze.dim", "squeeze.default", "squeeze.dims"),
-   samples=(Sample((Arg((2, 1, 6)),), {"dim": 1}, free=2, target="aten.squeeze.dim"),
-            Sample((Arg((2, 1, 6)),), {"dim": -1}, free=2, target="aten.squeeze.dim"),
-            Sample((Arg((2, 1, 2)),), free=2, target="aten.squeeze.default"),
-            Sample((Arg((1, 2, 1, 6)),), {"dim": [0, -1]}, free=2, target="aten.squeeze.dims")))
+op(
+    "unsqueeze",
+    _unsqueeze,
+    aten=("unsqueeze.default",),
+    samples=(Sample((_X,), {"dim": -2}, free=3), Sample((Arg(()),), {"dim": 0}, free=0)),
+)
+op(
+    "squeeze",
+    _squeeze,
+    resize=_squeeze_resize,
+    idle=same_type,
+    call=lambda node: f"aten.squeeze.dim{'s' if isinstance(node.attrs.get('dim'), list) else ''}",
+    aten=("squeeze.dim", "squeeze.default", "squeeze.dims"),
+    samples=(
+        Sample((Arg((2, 1, 6)),), {"dim": 1}, free=2, target="aten.squeeze.dim"),
+        Sample((Arg((2, 1, 6)),), {"dim": -1}, free=2, target="aten.squeeze.dim"),
+        Sample((Arg((2, 1, 2)),), free=2, target="aten.squeeze.default"),
+        Sample((Arg((1, 2, 1, 6)),), {"dim": [0, -1]}, free=2, target="aten.squeeze.dims"),
+    ),
+)
 
 
 def _at_least(rank: int) -> Any:
@@ -182,36 +287,65 @@ def _at_least(rank: int) -> Any:
 
 
 for _rank in (1, 2, 3):
-    op(f"atleast_{_rank}d", _at_least(_rank), aten=(f"atleast_{_rank}d.default", f"atleast_{_rank}d.Sequence"),
-       samples=(*(Sample((Arg(s),), free=len(s), target=f"aten.atleast_{_rank}d.default") for s in ((), (6,), (2, 6), (2, 6, 5, 3))),
-                Sample(((Arg((6,)), Arg((2, 6))),), free=3, target=f"aten.atleast_{_rank}d.Sequence")))
+    op(
+        f"atleast_{_rank}d",
+        _at_least(_rank),
+        aten=(f"atleast_{_rank}d.default", f"atleast_{_rank}d.Sequence"),
+        samples=(
+            *(
+                Sample((Arg(s),), free=len(s), target=f"aten.atleast_{_rank}d.default")
+                for s in ((), (6,), (2, 6), (2, 6, 5, 3))
+            ),
+            Sample(((Arg((6,)), Arg((2, 6))),), free=3, target=f"aten.atleast_{_rank}d.Sequence"),
+        ),
+    )
 
-# -- repeating -------------------------------------------------------------------------------------------------------
+# -- repeating
+# --------------------------------------------------------------------------------------------------
 
 
 def _expand(axes: Axes, node: Node) -> None:
-    """A size 1 that is expanded gives a fresh axis: the repeats of grouped-query attention are its indices."""
+    """A size 1 that is expanded gives a fresh axis: the repeats of grouped-query attention are its
+    indices."""
     own = axes.of(node.operand(0))
     shape = node.out.shape
     shift = len(shape) - len(own)
     node.out.axes = tuple(
-        own[k - shift] if k >= shift and probe_of(own[k - shift].size) == probe_of(s) else axes.leaf(s) for k, s in enumerate(shape)
+        own[k - shift]
+        if k >= shift and probe_of(own[k - shift].size) == probe_of(s)
+        else axes.leaf(s)
+        for k, s in enumerate(shape)
     )
 
 
 def _expand_as(axes: Axes, node: Node) -> None:
     own, other = axes.of(node.operand(0)), axes.of(node.operand(1))
-    for a, b in zip(own, other[len(other) - len(own):], strict=True):
+    for a, b in zip(own, other[len(other) - len(own) :], strict=True):
         if a.size != 1:
             axes.unify(a, b)
     node.out.axes = other
 
 
-op("expand", _expand, resize=_set_shape, idle=same_type,
-   aten={"expand.default": {"size": "shape"}, "broadcast_to.default": {"size": "shape"}},
-   samples=(Sample((Arg((2, 1, 5)),), {"shape": [3, -1, 6, 5]}, free=4, target="aten.expand.default"),
-            Sample((Arg((2, 1, 5)),), {"shape": [3, 2, 6, 5]}, free=4, target="aten.broadcast_to.default")))
-op("expand_as", _expand_as, idle=same_type, aten=("expand_as.default",), samples=(Sample((Arg((1, 5)), Arg((3, 6, 5))), free=3),))
+op(
+    "expand",
+    _expand,
+    resize=_set_shape,
+    idle=same_type,
+    aten={"expand.default": {"size": "shape"}, "broadcast_to.default": {"size": "shape"}},
+    samples=(
+        Sample((Arg((2, 1, 5)),), {"shape": [3, -1, 6, 5]}, free=4, target="aten.expand.default"),
+        Sample(
+            (Arg((2, 1, 5)),), {"shape": [3, 2, 6, 5]}, free=4, target="aten.broadcast_to.default"
+        ),
+    ),
+)
+op(
+    "expand_as",
+    _expand_as,
+    idle=same_type,
+    aten=("expand_as.default",),
+    samples=(Sample((Arg((1, 5)), Arg((3, 6, 5))), free=3),),
+)
 
 
 def _repeated(axes: Axes, node: Node) -> list[Axis]:
@@ -227,14 +361,19 @@ def _times(node: Node) -> list[Size]:
 
 def _repeat(axes: Axes, node: Node) -> None:
     """The copies are a fresh outer axis."""
-    node.out.axes = tuple(axes.product((axes.leaf(t), a)) for a, t in zip(_repeated(axes, node), _times(node), strict=True))
+    node.out.axes = tuple(
+        axes.product((axes.leaf(t), a))
+        for a, t in zip(_repeated(axes, node), _times(node), strict=True)
+    )
 
 
 def _repeat_resize(node: Node, cut: Cut) -> None:
     own = node.operand(0).axes or ()
     shift = node.out.rank - len(own)
     pairs = zip(_times(node), node.out.axes or (), strict=True)
-    node.attrs["repeats"] = [_copies(t, cut, a, own[k - shift] if k >= shift else None) for k, (t, a) in enumerate(pairs)]
+    node.attrs["repeats"] = [
+        _copies(t, cut, a, own[k - shift] if k >= shift else None) for k, (t, a) in enumerate(pairs)
+    ]
 
 
 def _copies(times: Size, cut: Cut, whole: Axis, one: Axis | None) -> Size:
@@ -270,7 +409,9 @@ def _repeat_interleave_resize(node: Node, cut: Cut) -> None:
 def _repeat_by_tensor(axes: Axes, node: Node) -> None:
     """How often each index is repeated is known at run time."""
     own, dim = list(axes.of(node.operand(0))), node.attrs.get("dim")
-    axes.freeze(axes.of(node.operand(1))[0] if node.operand(1).rank else axes.one, "repeated at run time")
+    axes.freeze(
+        axes.of(node.operand(1))[0] if node.operand(1).rank else axes.one, "repeated at run time"
+    )
     for a in own if dim is None else [own[dim]]:
         axes.freeze(a, "repeated at run time")
     if dim is None:
@@ -279,13 +420,33 @@ def _repeat_by_tensor(axes: Axes, node: Node) -> None:
     node.out.axes = tuple(own)
 
 
-op("repeat", _repeat, resize=_repeat_resize, aten={"repeat.default": {}, "tile.default": {"dims": "repeats"}},
-   samples=(Sample((Arg((2, 5)),), {"repeats": [3, 1, 2]}, free=4, target="aten.repeat.default"),
-            Sample((Arg((2, 1)),), {"repeats": [1, 6]}, free=2, target="aten.repeat.default"),
-            Sample((Arg((2, 5, 3)),), {"repeats": [2, 1]}, free=4, target="aten.tile.default")))
-op("repeat_interleave", _repeat_interleave, resize=_repeat_interleave_resize, aten=("repeat_interleave.self_int",),
-   samples=(Sample((Arg((2, 5)),), {"repeats": 3, "dim": -1, "output_size": 15}, free=3),
-            Sample((Arg((2, 5)),), {"repeats": 3, "dim": None}, free=3)))
-op("repeat_interleave_by", _repeat_by_tensor, aten={"repeat_interleave.self_Tensor": {"repeats": "counts"}},
-   samples=(Sample((Arg((2, 3)), Arg((3,), "i64", values=(1, 0, 2))), {"dim": 1}, free=1),
-            Sample((Arg((3,)), Arg((3,), "i64", values=(1, 0, 2))), {"dim": None}, free=0)))
+op(
+    "repeat",
+    _repeat,
+    resize=_repeat_resize,
+    aten={"repeat.default": {}, "tile.default": {"dims": "repeats"}},
+    samples=(
+        Sample((Arg((2, 5)),), {"repeats": [3, 1, 2]}, free=4, target="aten.repeat.default"),
+        Sample((Arg((2, 1)),), {"repeats": [1, 6]}, free=2, target="aten.repeat.default"),
+        Sample((Arg((2, 5, 3)),), {"repeats": [2, 1]}, free=4, target="aten.tile.default"),
+    ),
+)
+op(
+    "repeat_interleave",
+    _repeat_interleave,
+    resize=_repeat_interleave_resize,
+    aten=("repeat_interleave.self_int",),
+    samples=(
+        Sample((Arg((2, 5)),), {"repeats": 3, "dim": -1, "output_size": 15}, free=3),
+        Sample((Arg((2, 5)),), {"repeats": 3, "dim": None}, free=3),
+    ),
+)
+op(
+    "repeat_interleave_by",
+    _repeat_by_tensor,
+    aten={"repeat_interleave.self_Tensor": {"repeats": "counts"}},
+    samples=(
+        Sample((Arg((2, 3)), Arg((3,), "i64", values=(1, 0, 2))), {"dim": 1}, free=1),
+        Sample((Arg((3,)), Arg((3,), "i64", values=(1, 0, 2))), {"dim": None}, free=0),
+    ),
+)

@@ -1,1 +1,2 @@
-"""ONNX spellings of the operator table, one file per family; ``irprune.ops.onnx.importer`` says what a spelling is."""
+"""ONNX spellings of the operator table, one file per family; ``irprune.ops.onnx.importer`` says
+what a spelling is."""

@@ -1,4 +1,5 @@
-"""Attention and rotary embeddings as single operators of ONNX: heads × head_dim in one dimension or in two."""
+"""Attention and rotary embeddings as single operators of ONNX: heads × head_dim in one dimension or
+in two."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 
 __all__ = ["attended", "counted", "kept_heads", "masked", "opened", "resized", "shared", "silenced"]
 
-# -- attention -----------------------------------------------------------------------------------------------------------
+# -- attention
+# --------------------------------------------------------------------------------------------------
 
 
 def opened(axes: Axes, node: Node, i: int, heads: Size) -> tuple[Axis, Axis, Axis, Axis]:
@@ -45,7 +47,8 @@ def _grouped(axes: Axes, heads: Axis, groups: Axis) -> None:
 
 
 def masked(axes: Axes, node: Node, i: int, heads: Axis) -> None:
-    """Operand ``i`` is added to the products, or says which count: positions, and heads before them."""
+    """Operand ``i`` is added to the products, or says which count: positions, and heads before
+    them."""
     mask = axes.of(node.operand(i))
     if len(mask) > 2:
         shared(axes, mask[-3], heads)
@@ -60,7 +63,8 @@ def _rule(axes: Axes, node: Node) -> None:
 
 
 def attended(axes: Axes, node: Node, mask: int = 3, past: tuple[int, int] = (4, 5)) -> None:
-    """Heads are shared, head_dim contracts between query and key; where the mask and the past stand differs between dialects."""
+    """Heads are shared, head_dim contracts between query and key; where the mask and the past stand
+    differs between dialects."""
     attrs = node.attrs
     b, h, s, d = opened(axes, node, 0, attrs["q_num_heads"])
     kb, kh, t, kd = opened(axes, node, 1, attrs["kv_num_heads"])
@@ -89,14 +93,23 @@ def attended(axes: Axes, node: Node, mask: int = 3, past: tuple[int, int] = (4, 
 
 
 def resized(node: Node, cut: Cut) -> None:
-    """Numbers of heads follow their axes; the default scale hides head_dim, so what it was is written out."""
+    """Numbers of heads follow their axes; the default scale hides head_dim, so what it was is
+    written out."""
     attrs = node.attrs
     q, k = node.operand(0), node.operand(1)
     if q.rank == 4:
-        heads, groups, before, after = cut.size((q.axes or ())[1]), cut.size((k.axes or ())[1]), q.shape[3], cut.size((q.axes or ())[3])
+        heads, groups, before, after = (
+            cut.size((q.axes or ())[1]),
+            cut.size((k.axes or ())[1]),
+            q.shape[3],
+            cut.size((q.axes or ())[3]),
+        )
     else:
         before = q.shape[2] // attrs["q_num_heads"]
-        heads, groups = kept_heads(q, attrs["q_num_heads"], cut), kept_heads(k, attrs["kv_num_heads"], cut)
+        heads, groups = (
+            kept_heads(q, attrs["q_num_heads"], cut),
+            kept_heads(k, attrs["kv_num_heads"], cut),
+        )
         after = cut.size((q.axes or ())[2]) // heads
     if before != after and attrs.get("scale") is None:
         attrs["scale"] = float(before) ** -0.5  # type: ignore[arg-type]
@@ -123,12 +136,21 @@ def silenced(torch: Any, node: Node, operands: list[Any], present: Any, run: Any
 
 
 def counted(node: Node) -> tuple[Any, ...]:
-    """Queries with keys, then weights with values: the second is as large as the result, whose heads are the queries'."""
+    """Queries with keys, then weights with values: the second is as large as the result, whose
+    heads are the queries'."""
     q, k = (node.operand(i).axes or () for i in range(2))
     return (*q, k[-2]), (*(node.out.axes or ()), k[-2])
 
 
-_KNOWN = {"q_num_heads", "kv_num_heads", "is_causal", "scale", "softcap", "qk_matmul_output_mode", "softmax_precision"}
+_KNOWN = {
+    "q_num_heads",
+    "kv_num_heads",
+    "is_causal",
+    "scale",
+    "softcap",
+    "qk_matmul_output_mode",
+    "softmax_precision",
+}
 _KNOWN |= {"left_window_size", "right_window_size"}
 
 
@@ -158,7 +180,12 @@ def _read(node: OnnxNode) -> Step:
         raise Unread(f"an Attention with {', '.join(sorted(set(a) - _KNOWN))}")
     if any(node.outputs[1:]):
         return Step("onnx_attention", None, attrs, [like(node, shape=out), *node.inferred()[1:]])
-    return Step("onnx_attention", None, {**attrs, "results": 1}, [like(node, shape=out), *node.inferred()[1:]])
+    return Step(
+        "onnx_attention",
+        None,
+        {**attrs, "results": 1},
+        [like(node, shape=out), *node.inferred()[1:]],
+    )
 
 
 def _write(edit: Edit, node: Node) -> None:
@@ -170,7 +197,15 @@ def _write(edit: Edit, node: Node) -> None:
         edit.attr("scale", a["scale"])
 
 
-_ATTRS = {"q_num_heads": 4, "kv_num_heads": 2, "is_causal": 0, "scale": None, "softcap": 0.0, "mode": 0, "results": 1}
+_ATTRS = {
+    "q_num_heads": 4,
+    "kv_num_heads": 2,
+    "is_causal": 0,
+    "scale": None,
+    "softcap": 0.0,
+    "mode": 0,
+    "results": 1,
+}
 _ATTRS |= {"left": -1, "right": -1}
 op(
     "onnx_attention",
@@ -186,11 +221,13 @@ op(
 )
 spell("onnx_attention", "Attention", read=_read, write=_write)
 
-# -- rotary embeddings ---------------------------------------------------------------------------------------------------
+# -- rotary embeddings
+# --------------------------------------------------------------------------------------------------
 
 
 def _rotary(axes: Axes, node: Node) -> None:
-    """Pairs of entries turn together: head_dim is 2 × half (half × 2 where they lie side by side), half runs along the tables."""
+    """Pairs of entries turn together: head_dim is 2 × half (half × 2 where they lie side by side),
+    half runs along the tables."""
     attrs = node.attrs
     b, _, s, d = opened(axes, node, 0, attrs["num_heads"])
     rotated = attrs["rotated"] or d.size
@@ -219,7 +256,9 @@ def _rotary_resize(node: Node, cut: Cut) -> None:
     x, attrs = node.operand(0), node.attrs
     if attrs["rotated"]:
         attrs["rotated"] = 2 * cut.size((node.operand(1).axes or ())[-1])
-    attrs["num_heads"] = cut.size((x.axes or ())[1]) if x.rank == 4 else kept_heads(x, attrs["num_heads"], cut)
+    attrs["num_heads"] = (
+        cut.size((x.axes or ())[1]) if x.rank == 4 else kept_heads(x, attrs["num_heads"], cut)
+    )
 
 
 def _read_rotary(positions: int) -> Any:
@@ -230,7 +269,11 @@ def _read_rotary(positions: int) -> Any:
         heads = x[1] if len(x) == 4 else a.get("num_heads", 0)
         if not heads or a.get("is_packed_batching", 0) or a.get("scale", 1.0) != 1.0:
             raise Unread("a RotaryEmbedding without a number of heads")
-        attrs = {"num_heads": heads, "interleaved": a.get("interleaved", 0), "rotated": a.get("rotary_embedding_dim", 0)}
+        attrs = {
+            "num_heads": heads,
+            "interleaved": a.get("interleaved", 0),
+            "rotated": a.get("rotary_embedding_dim", 0),
+        }
         order = (0, 1, 2, 3) if positions == 3 else (0, 2, 3, 1)
         return Step("rotary", order, attrs, [like(node)])
 

@@ -25,7 +25,10 @@ spell("matmul", "MatMul", read=lambda node: Step("matmul", None, {}, [product_ty
 
 
 def _gemm(node: Node) -> Letters:
-    a, b = (["k", "m"] if node.attrs["trans_a"] else ["m", "k"]), (["n", "k"] if node.attrs["trans_b"] else ["k", "n"])
+    a, b = (
+        (["k", "m"] if node.attrs["trans_a"] else ["m", "k"]),
+        (["n", "k"] if node.attrs["trans_b"] else ["k", "n"]),
+    )
     rank = node.operand(2).rank if node.has(2) else 0
     return a, b, ["m", "n"][2 - rank :] if rank else [], ["m", "n"]
 
@@ -39,7 +42,9 @@ def _read_gemm(node: OnnxNode) -> Step:
         "beta": node.attrs.get("beta", 1.0),
     }
     a, b = node.shape(0), node.shape(1)
-    kind = TensorType(node.type(0).dtype, (a[1] if attrs["trans_a"] else a[0], b[0] if attrs["trans_b"] else b[1]))
+    kind = TensorType(
+        node.type(0).dtype, (a[1] if attrs["trans_a"] else a[0], b[0] if attrs["trans_b"] else b[1])
+    )
     if (
         not attrs["trans_a"]
         and attrs["trans_b"]
@@ -56,8 +61,16 @@ contraction(
     _gemm,
     run=runs("gemm"),
     samples=(
-        Sample((Arg((4, 6)), Arg((6, 5)), Arg((5,))), {"trans_a": 0, "trans_b": 0, "alpha": 0.5, "beta": 2.0}, free=3),
-        Sample((Arg((6, 4)), Arg((5, 6)), Arg((4, 1))), {"trans_a": 1, "trans_b": 1, "alpha": 1.0, "beta": 1.0}, free=3),
+        Sample(
+            (Arg((4, 6)), Arg((6, 5)), Arg((5,))),
+            {"trans_a": 0, "trans_b": 0, "alpha": 0.5, "beta": 2.0},
+            free=3,
+        ),
+        Sample(
+            (Arg((6, 4)), Arg((5, 6)), Arg((4, 1))),
+            {"trans_a": 1, "trans_b": 1, "alpha": 1.0, "beta": 1.0},
+            free=3,
+        ),
     ),
 )
 spell(("gemm", "linear"), "Gemm", read=_read_gemm)
@@ -66,11 +79,23 @@ spell(("gemm", "linear"), "Gemm", read=_read_gemm)
 def _read_gemm_fused(node: OnnxNode) -> Step:
     """A product, then an activation."""
     a = node.attrs
-    attrs = {"trans_a": a.get("transA", 0), "trans_b": a.get("transB", 0), "alpha": a.get("alpha", 1.0), "beta": a.get("beta", 1.0)}
+    attrs = {
+        "trans_a": a.get("transA", 0),
+        "trans_b": a.get("transB", 0),
+        "alpha": a.get("alpha", 1.0),
+        "beta": a.get("beta", 1.0),
+    }
     x, w = node.shape(0), node.shape(1)
-    kind = TensorType(node.type(0).dtype, (x[1] if attrs["trans_a"] else x[0], w[0] if attrs["trans_b"] else w[1]))
+    kind = TensorType(
+        node.type(0).dtype, (x[1] if attrs["trans_a"] else x[0], w[0] if attrs["trans_b"] else w[1])
+    )
     parameters = [a[k] for k in ("activation_alpha", "activation_beta") if k in a]
-    return Step("gemm_fused", None, {**attrs, "activation": a.get("activation", ""), "parameters": parameters}, [kind])
+    return Step(
+        "gemm_fused",
+        None,
+        {**attrs, "activation": a.get("activation", ""), "parameters": parameters},
+        [kind],
+    )
 
 
 contraction("gemm_fused", _gemm, run=runs("gemm_fused"))
@@ -85,14 +110,20 @@ def _read_einsum(node: OnnxNode) -> Step:
         for x, s in zip(term, node.shape(i), strict=True):
             if sizes.get(x, 1) == 1:
                 sizes[x] = s
-    return Step("einsum", None, {"equation": node.attrs["equation"]}, [TensorType(node.type(0).dtype, tuple(sizes[x] for x in out))])
+    return Step(
+        "einsum",
+        None,
+        {"equation": node.attrs["equation"]},
+        [TensorType(node.type(0).dtype, tuple(sizes[x] for x in out))],
+    )
 
 
 spell("einsum", "Einsum", read=_read_einsum)
 
 
 def _fused(node: Node) -> Letters:
-    """``com.microsoft::FusedMatMul``: a product with the last two dimensions of an operand swapped, or its batch moved inside."""
+    """``com.microsoft::FusedMatMul``: a product with the last two dimensions of an operand swapped,
+    or its batch moved inside."""
     a, b = node.operand(0).rank, node.operand(1).rank
     many = max(a, b) - 2
     lead = [f"b{k}" for k in range(many)]
@@ -102,19 +133,37 @@ def _fused(node: Node) -> Letters:
 
 
 def _read_fused(node: OnnxNode) -> Step:
-    if node.attrs.get("transBatchA", 0) or node.attrs.get("transBatchB", 0) or node.rank(0) < 2 or node.rank(1) < 2:
+    if (
+        node.attrs.get("transBatchA", 0)
+        or node.attrs.get("transBatchB", 0)
+        or node.rank(0) < 2
+        or node.rank(1) < 2
+    ):
         raise Unread("a FusedMatMul with a transposed batch")
-    attrs = {"trans_a": node.attrs.get("transA", 0), "trans_b": node.attrs.get("transB", 0), "alpha": node.attrs.get("alpha", 1.0)}
+    attrs = {
+        "trans_a": node.attrs.get("transA", 0),
+        "trans_b": node.attrs.get("transB", 0),
+        "alpha": node.attrs.get("alpha", 1.0),
+    }
     a, b = node.shape(0), node.shape(1)
     rows, columns = a[-1] if attrs["trans_a"] else a[-2], b[-2] if attrs["trans_b"] else b[-1]
-    return Step("fused_matmul", None, attrs, [TensorType(node.type(0).dtype, (*broadcast((a[:-2], b[:-2])), rows, columns))])
+    return Step(
+        "fused_matmul",
+        None,
+        attrs,
+        [TensorType(node.type(0).dtype, (*broadcast((a[:-2], b[:-2])), rows, columns))],
+    )
 
 
 contraction(
     "fused_matmul",
     _fused,
     run=runs("fused_matmul"),
-    samples=(Sample((Arg((2, 3, 6, 4)), Arg((3, 6, 5))), {"trans_a": 1, "trans_b": 0, "alpha": 0.5}, free=5),),
+    samples=(
+        Sample(
+            (Arg((2, 3, 6, 4)), Arg((3, 6, 5))), {"trans_a": 1, "trans_b": 0, "alpha": 0.5}, free=5
+        ),
+    ),
 )
 spell("fused_matmul", "com.microsoft::FusedMatMul", read=_read_fused)
 

@@ -1,4 +1,5 @@
-"""If, Loop and Scan, and operators that ONNX defines as functions of others: nodes with a body, which torch runs.
+"""If, Loop and Scan, and operators that ONNX defines as functions of others: nodes with a body,
+which torch runs.
 
 What goes into a body keeps its sizes.
 """
@@ -22,18 +23,24 @@ def _closed(axes: Axes, node: Node) -> None:
     raise Unsupported(f"read inside {_SAID[node.op]}")
 
 
-_SAID = {"branch": "the branches of an If", "loop": "the body of a Loop", "scan": "the body of a Scan"}
+_SAID = {
+    "branch": "the branches of an If",
+    "loop": "the body of a Loop",
+    "scan": "the body of a Scan",
+}
 
 
 def _called(axes: Axes, node: Node) -> None:
     raise Unsupported(f"{node.attrs['target']} is computed by a function of several operators")
 
 
-# -- reading -----------------------------------------------------------------------------------------------------------
+# -- reading
+# --------------------------------------------------------------------------------------------------
 
 
 def _joined(a: TensorType, b: TensorType) -> TensorType:
-    """What two values that stand in the same place have in common; the rank is unknown where they differ in it."""
+    """What two values that stand in the same place have in common; the rank is unknown where they
+    differ in it."""
     if a.shape is None or b.shape is None or a.rank != b.rank:
         return TensorType(a.dtype, None)
     if not all(map(same, a.known, b.known)):
@@ -43,12 +50,27 @@ def _joined(a: TensorType, b: TensorType) -> TensorType:
 
 def _if(node: OnnxNode) -> Step:
     then, other = node.body("then_branch", ()), node.body("else_branch", ())
-    types = [_joined(a.type, b.type) for a, b in zip(then.graph.outputs, other.graph.outputs, strict=True)]
-    return Step("branch", None, {"own": 1, "then": then, "other": other, "count": len(node.outputs)}, types[: len(node.outputs)])
+    types = [
+        _joined(a.type, b.type)
+        for a, b in zip(then.graph.outputs, other.graph.outputs, strict=True)
+    ]
+    return Step(
+        "branch",
+        None,
+        {"own": 1, "then": then, "other": other, "count": len(node.outputs)},
+        types[: len(node.outputs)],
+    )
 
 
-def _settled(node: OnnxNode, lead: Sequence[TensorType], states: list[TensorType], rest: Sequence[TensorType], skip: int) -> Body:
-    """The body of a loop for states of types that hold in every round: those that it changes are left open."""
+def _settled(
+    node: OnnxNode,
+    lead: Sequence[TensorType],
+    states: list[TensorType],
+    rest: Sequence[TensorType],
+    skip: int,
+) -> Body:
+    """The body of a loop for states of types that hold in every round: those that it changes are
+    left open."""
     for _ in range(3):
         body = node.body("body", [*lead, *states, *rest])
         made = [v.type for v in body.graph.outputs[skip : skip + len(states)]]
@@ -78,8 +100,8 @@ def _loop(node: OnnxNode) -> Step:
 
 
 def _empty(row: TensorType, place: int) -> list[Any]:
-    """Element type and shape of no such rows, one after the other in dimension ``place``; as in onnxruntime, sizes that are not known
-    are 0."""
+    """Element type and shape of no such rows, one after the other in dimension ``place``; as in
+    onnxruntime, sizes that are not known are 0."""
     shape = [s if isinstance(s, int) else 0 for s in row.shape or ()]
     at = place % (len(shape) + 1)
     return [row.dtype, [*shape[:at], 0, *shape[at:]]]
@@ -90,11 +112,15 @@ def _told(node: OnnxNode, types: Sequence[TensorType]) -> list[TensorType]:
     if all(t.shape is not None for t in types[: len(node.outputs)]):
         return list(types[: len(node.outputs)])
     found = node.inferred()
-    return [f if t.shape is None and f.dtype == t.dtype else t for t, f in zip(types, found, strict=False)][: len(node.outputs)]
+    return [
+        f if t.shape is None and f.dtype == t.dtype else t
+        for t, f in zip(types, found, strict=False)
+    ][: len(node.outputs)]
 
 
 def _scan(node: OnnxNode) -> Step:
-    """One dimension of some inputs runs through the body; before opset 9 there was a batch around it."""
+    """One dimension of some inputs runs through the body; before opset 9 there was a batch around
+    it."""
     if node.opset < 9:
         raise Unread("a Scan over batches of sequences of several lengths")
     a, count = node.attrs, node.attrs["num_scan_inputs"]
@@ -122,7 +148,9 @@ def _scan(node: OnnxNode) -> Step:
     types = list(states)
     for t, d in zip(made, attrs["places"], strict=True):
         at = None if t.shape is None else d % (t.rank + 1)
-        types.append(TensorType(t.dtype, None if at is None else (*t.known[:at], length, *t.known[at:])))
+        types.append(
+            TensorType(t.dtype, None if at is None else (*t.known[:at], length, *t.known[at:]))
+        )
     return Step("scan", None, attrs, _told(node, types))
 
 

@@ -25,16 +25,29 @@ def _kernel(node: OnnxNode, w: Sequence[Size]) -> list[int]:
 def _fitting(x: Sequence[Size], w: Sequence[Size], channels: Size) -> None:
     """Raises Misfit where the image ``x`` has not the ``channels`` that kernels ``w`` are for."""
     if isinstance(x[1], int) and isinstance(channels, int) and x[1] != channels:
-        raise Misfit(f"kernels of shape {list(w)} are for {channels} channels, the image has {x[1]}")
+        raise Misfit(
+            f"kernels of shape {list(w)} are for {channels} channels, the image has {x[1]}"
+        )
 
 
-def conv_places(node: OnnxNode, x: Sequence[Size], w: Sequence[Size]) -> tuple[dict[str, Any], tuple[Size, ...]]:
-    """The attributes of a convolution of input ``x`` with kernels ``w``, padding in torch's order, and the shape of its result."""
+def conv_places(
+    node: OnnxNode, x: Sequence[Size], w: Sequence[Size]
+) -> tuple[dict[str, Any], tuple[Size, ...]]:
+    """The attributes of a convolution of input ``x`` with kernels ``w``, padding in torch's order,
+    and the shape of its result."""
     _fitting(x, w, w[1] * node.attrs.get("group", 1))
     kernel = _kernel(node, w)
     strides, dilations, begins, ends = padded(node, kernel, x)
-    places = [window(s, k, t, d, b, e) for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)]
-    return {"stride": strides, "padding": _flat(begins, ends), "dilation": dilations, "groups": node.attrs.get("group", 1)}, (
+    places = [
+        window(s, k, t, d, b, e)
+        for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)
+    ]
+    return {
+        "stride": strides,
+        "padding": _flat(begins, ends),
+        "dilation": dilations,
+        "groups": node.attrs.get("group", 1),
+    }, (
         x[0],
         w[0],
         *places,
@@ -46,8 +59,16 @@ def _conv(node: OnnxNode) -> Step:
     _fitting(x, w, w[1] * node.attrs.get("group", 1))
     kernel = _kernel(node, w)
     strides, dilations, begins, ends = padded(node, kernel)
-    places = [window(s, k, t, d, b, e) for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)]
-    attrs: dict[str, Any] = {"stride": strides, "padding": begins, "dilation": dilations, "groups": node.attrs.get("group", 1)}
+    places = [
+        window(s, k, t, d, b, e)
+        for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)
+    ]
+    attrs: dict[str, Any] = {
+        "stride": strides,
+        "padding": begins,
+        "dilation": dilations,
+        "groups": node.attrs.get("group", 1),
+    }
     kind = [like(node, shape=(x[0], w[0], *places))]
     if begins == ends and len(kernel) <= 3:
         return Step("conv", None, attrs, kind)
@@ -79,9 +100,14 @@ def _conv_transpose(node: OnnxNode) -> Step:
     x, w, groups = node.shape(0), node.shape(1), node.attrs.get("group", 1)
     _fitting(x, w, w[0])
     auto, wanted = node.attrs.get("auto_pad", "NOTSET"), node.attrs.get("output_shape")
-    full = [(s - 1) * t + (e + d * (k - 1) + 1) for s, t, e, d, k in zip(x[2:], strides, extra, dilations, kernel, strict=True)]
+    full = [
+        (s - 1) * t + (e + d * (k - 1) + 1)
+        for s, t, e, d, k in zip(x[2:], strides, extra, dilations, kernel, strict=True)
+    ]
     if wanted or auto.startswith("SAME"):
-        target = list(wanted)[-n:] if wanted else [s * t for s, t in zip(x[2:], strides, strict=True)]
+        target = (
+            list(wanted)[-n:] if wanted else [s * t for s, t in zip(x[2:], strides, strict=True)]
+        )
         begins, ends = [], []
         for f, s in zip(full, target, strict=True):
             total = f - s
@@ -95,7 +121,13 @@ def _conv_transpose(node: OnnxNode) -> Step:
             begins.append(half if auto == "SAME_UPPER" else total - half)
             ends.append(total - begins[-1])
     places: list[Size] = [f - (b + e) for f, b, e in zip(full, begins, ends, strict=True)]
-    attrs: dict[str, Any] = {"stride": strides, "padding": begins, "output_padding": extra, "groups": groups, "dilation": dilations}
+    attrs: dict[str, Any] = {
+        "stride": strides,
+        "padding": begins,
+        "output_padding": extra,
+        "groups": groups,
+        "dilation": dilations,
+    }
     kind = [TensorType(node.type(0).dtype, (x[0], w[1] * groups, *places))]
     if (
         begins == ends
@@ -108,7 +140,12 @@ def _conv_transpose(node: OnnxNode) -> Step:
 
 
 variant("conv_transpose", "conv_transpose_padded", "conv_transpose_padded")
-spell(("conv_transpose", "conv_transpose_padded"), "ConvTranspose", read=_conv_transpose, write=_write_groups)
+spell(
+    ("conv_transpose", "conv_transpose_padded"),
+    "ConvTranspose",
+    read=_conv_transpose,
+    write=_write_groups,
+)
 
 
 def _fused(node: OnnxNode) -> Step:
@@ -140,9 +177,15 @@ def _deformed(node: OnnxNode) -> Step:
     if len(x) != 4:
         raise Unread("a DeformConv in other than two dimensions")
     strides, dilations, begins, _ = padded(node, _kernel(node, w))
-    attrs = {"groups": node.attrs.get("group", 1), "offset_groups": node.attrs.get("offset_group", 1), "stride": strides}
+    attrs = {
+        "groups": node.attrs.get("group", 1),
+        "offset_groups": node.attrs.get("offset_group", 1),
+        "stride": strides,
+    }
     attrs |= {"begins": begins, "dilation": dilations}
-    return Step("deform_conv", (0, 1, 2, 4, 3), attrs, [like(node, shape=(x[0], w[0], *offset[2:]))])
+    return Step(
+        "deform_conv", (0, 1, 2, 4, 3), attrs, [like(node, shape=(x[0], w[0], *offset[2:]))]
+    )
 
 
 variant("deform_conv2d", "deform_conv", "deform_conv")

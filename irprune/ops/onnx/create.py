@@ -18,7 +18,8 @@ __all__: list[str] = []
 
 
 def _sizes(axes: Axes, node: Node) -> None:
-    """Sizes as a tensor: what they were, whatever pruning does to the shape that they were read from."""
+    """Sizes as a tensor: what they were, whatever pruning does to the shape that they were read
+    from."""
     node.out.axes = tuple(axes.frozen(s, "sizes as a tensor") for s in node.out.shape)
 
 
@@ -36,7 +37,12 @@ def _filled(node: OnnxNode) -> Step:
         if not dtype:
             raise Unread("a ConstantOfShape of an unusual type")
     assert shape is not None
-    return Step("full", (), {"size": shape, "fill_value": value, "dtype": dtype}, [TensorType(dtype, tuple(shape))])
+    return Step(
+        "full",
+        (),
+        {"size": shape, "fill_value": value, "dtype": dtype},
+        [TensorType(dtype, tuple(shape))],
+    )
 
 
 def _write_filled(edit: Edit, node: Node) -> None:
@@ -60,7 +66,12 @@ def _range(node: OnnxNode) -> Step:
     else:
         count = max(0, int(np.ceil((b - a) / s)))  # type: ignore[operator]
     dtype = node.type(0).dtype
-    return Step("arange_from", (), {"start": a, "end": b, "step": s, "dtype": dtype}, [TensorType(dtype, (count,))])
+    return Step(
+        "arange_from",
+        (),
+        {"start": a, "end": b, "step": s, "dtype": dtype},
+        [TensorType(dtype, (count,))],
+    )
 
 
 def _fresh(axes: Axes, node: Node) -> None:
@@ -74,7 +85,12 @@ spell("arange_from", "Range", read=_range)
 
 def _eye_like(node: OnnxNode) -> Step:
     dtype = NUMBERED[node.attrs["dtype"]] if "dtype" in node.attrs else node.type(0).dtype
-    return Step("eye_like", (0,), {"diagonal": node.attrs.get("k", 0), "dtype": dtype}, [like(node, dtype=dtype)])
+    return Step(
+        "eye_like",
+        (0,),
+        {"diagonal": node.attrs.get("k", 0), "dtype": dtype},
+        [like(node, dtype=dtype)],
+    )
 
 
 def _held(axes: Axes, node: Node) -> None:
@@ -91,5 +107,12 @@ def _random(node: OnnxNode) -> Any:
     raise Unread("random numbers")
 
 
-for _name in ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"):
+for _name in (
+    "RandomNormal",
+    "RandomUniform",
+    "RandomNormalLike",
+    "RandomUniformLike",
+    "Bernoulli",
+    "Multinomial",
+):
     spell("full", _name, read=_random)

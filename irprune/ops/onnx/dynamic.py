@@ -1,4 +1,5 @@
-"""Uses that no reader covers because shapes, bounds or ranks are known only at run time: torch runs them, their axes freeze."""
+"""Uses that no reader covers because shapes, bounds or ranks are known only at run time: torch runs
+them, their axes freeze."""
 
 from __future__ import annotations
 
@@ -46,10 +47,25 @@ for _name, _ in _FUNCTIONS.values():
 
 
 def at_run_time(node: OnnxNode, why: str) -> Step | None:
-    """``node`` as torch runs it without knowing more; None where it takes more than that, or an input type that torch lacks."""
+    """``node`` as torch runs it without knowing more; None where it takes more than that, or an
+    input type that torch lacks."""
     name, defaults = _FUNCTIONS.get(node.target, ("", {}))
-    since = {"Slice": 10, "Pad": 11, "Reshape": 5, "Expand": 8, "TopK": 10, "Split": 13, "Squeeze": 13, "Unsqueeze": 13, "ReduceSum": 13}
-    if not name or node.opset < since.get(node.target, 0) or any(t is not None and t.dtype == "str" for t in node.types):
+    since = {
+        "Slice": 10,
+        "Pad": 11,
+        "Reshape": 5,
+        "Expand": 8,
+        "TopK": 10,
+        "Split": 13,
+        "Squeeze": 13,
+        "Unsqueeze": 13,
+        "ReduceSum": 13,
+    }
+    if (
+        not name
+        or node.opset < since.get(node.target, 0)
+        or any(t is not None and t.dtype == "str" for t in node.types)
+    ):
         return None
     attrs = {k: node.attrs.get(k, d) for k, d in defaults.items()}
     if node.target == "ConstantOfShape" and "value" in node.attrs:

@@ -30,7 +30,8 @@ def plain(name: str, dtype: str | None = None, **attrs: Any) -> Any:
 
 
 def elementwise(name: str, function: str = "") -> None:
-    """An entry over any number of operands that broadcast, run by ``irprune.ops.onnx.functions``."""
+    """An entry over any number of operands that broadcast, run by
+    ``irprune.ops.onnx.functions``."""
     op(name, broadcast_rule, run=runs(function or name))
 
 
@@ -92,7 +93,12 @@ spell("identity", "Identity", read=lambda node: Step("identity", None, {}, [like
 
 
 def _where(node: OnnxNode) -> Step:
-    return Step("where", None, {}, [TensorType(node.type(1).dtype, broadcast(node.shape(i) for i in range(3)))])
+    return Step(
+        "where",
+        None,
+        {},
+        [TensorType(node.type(1).dtype, broadcast(node.shape(i) for i in range(3)))],
+    )
 
 
 spell("where", "Where", read=_where)
@@ -104,7 +110,11 @@ def _div(node: OnnxNode) -> Step:
         kind = [TensorType(node.types[0].dtype, None)]
     else:
         kind = [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))]
-    return Step("div_mode", None, {"rounding_mode": "trunc"}, kind) if kind[0].dtype[0] in "iu" else Step("div", None, {}, kind)
+    return (
+        Step("div_mode", None, {"rounding_mode": "trunc"}, kind)
+        if kind[0].dtype[0] in "iu"
+        else Step("div", None, {}, kind)
+    )
 
 
 spell(("div", "div_mode"), "Div", read=_div)
@@ -119,7 +129,12 @@ spell(("remainder", "fmod"), "Mod", read=_mod)
 
 
 def _pow(node: OnnxNode) -> Step:
-    return Step("pow_tensor", None, {}, [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))])
+    return Step(
+        "pow_tensor",
+        None,
+        {},
+        [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))],
+    )
 
 
 elementwise("pow_tensor")
@@ -128,7 +143,9 @@ spell("pow_tensor", "Pow", read=_pow)
 
 def _shift(node: OnnxNode) -> Step:
     name = "bitwise_left_shift" if node.attrs["direction"] == "LEFT" else "bitwise_right_shift"
-    return Step(name, None, {}, [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))])
+    return Step(
+        name, None, {}, [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))]
+    )
 
 
 spell(("bitwise_left_shift", "bitwise_right_shift"), "BitShift", read=_shift)
@@ -142,7 +159,9 @@ def _with(name: str, **defaults: tuple[str, Any]) -> Any:
     """A reader whose attributes are ONNX's under other names: ``canonical=(onnx, default)``."""
 
     def read(node: OnnxNode) -> Step:
-        return Step(name, (0,), {k: node.attrs.get(o, d) for k, (o, d) in defaults.items()}, [like(node)])
+        return Step(
+            name, (0,), {k: node.attrs.get(o, d) for k, (o, d) in defaults.items()}, [like(node)]
+        )
 
     return read
 
@@ -154,7 +173,11 @@ spell("softplus", "Softplus", read=_with("softplus"))
 spell("gelu", "Gelu", read=_with("gelu", approximate=("approximate", "none")))
 spell("gelu", "com.microsoft::Gelu", read=_with("gelu"))
 for _onnx, _name, _attrs in (
-    ("Selu", "selu_scaled", {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875}),
+    (
+        "Selu",
+        "selu_scaled",
+        {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875},
+    ),
     ("HardSigmoid", "hard_sigmoid", {"alpha": 0.2, "beta": 0.5}),
     ("ThresholdedRelu", "thresholded_relu", {"alpha": 1.0}),
     ("Softsign", "softsign", {}),
@@ -167,11 +190,18 @@ for _onnx, _name, _attrs in (
 
 
 elementwise("swiglu")
-spell("swiglu", "SwiGLU", read=lambda node: Step("swiglu", None, {"alpha": node.attrs.get("alpha", 1.0)}, [like(node)]))
+spell(
+    "swiglu",
+    "SwiGLU",
+    read=lambda node: Step("swiglu", None, {"alpha": node.attrs.get("alpha", 1.0)}, [like(node)]),
+)
 
 
 def _isinf(node: OnnxNode) -> Step:
-    both = {"detect_negative": node.attrs.get("detect_negative", 1), "detect_positive": node.attrs.get("detect_positive", 1)}
+    both = {
+        "detect_negative": node.attrs.get("detect_negative", 1),
+        "detect_positive": node.attrs.get("detect_positive", 1),
+    }
     return Step("is_infinite", None, both, [like(node, dtype="bool")])
 
 
@@ -194,7 +224,12 @@ spell("bias_gelu", "com.microsoft::FastGelu", read=_added_gelu("tanh"))
 def _prelu(node: OnnxNode) -> Step:
     if node.opset < 7 and node.rank(1) == 1:  # one slope per channel, before operands broadcast
         return Step("prelu", None, {}, [like(node)])
-    return Step("prelu_kernel", None, {}, [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))])
+    return Step(
+        "prelu_kernel",
+        None,
+        {},
+        [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))],
+    )
 
 
 spell(("prelu_kernel", "prelu"), "PRelu", read=_prelu)
@@ -202,14 +237,23 @@ spell(("prelu_kernel", "prelu"), "PRelu", read=_prelu)
 
 def _clip(node: OnnxNode) -> Step:
     if node.opset < 11:
-        return Step("clamp", (0,), {k: node.attrs[k] for k in ("min", "max") if k in node.attrs}, [like(node)])
+        return Step(
+            "clamp",
+            (0,),
+            {k: node.attrs[k] for k in ("min", "max") if k in node.attrs},
+            [like(node)],
+        )
     bounds = {}
     for i, name in ((1, "min"), (2, "max")):
         if node.has(i) and (value := node.constant(i)) is None:
             return Step("clip", None, {}, [like(node)])
         elif node.has(i):
             bounds[name] = value.item()  # type: ignore[union-attr]
-    return Step("clamp", (0,), bounds, [like(node)]) if bounds else Step("identity", (0,), {}, [like(node)])
+    return (
+        Step("clamp", (0,), bounds, [like(node)])
+        if bounds
+        else Step("identity", (0,), {}, [like(node)])
+    )
 
 
 elementwise("clip")
@@ -217,14 +261,22 @@ spell(("clamp", "clip", "identity"), "Clip", read=_clip)
 
 
 def _cast(node: OnnxNode) -> Step:
-    if node.attrs["to"] not in NUMBERED or NUMBERED[node.attrs["to"]] == "str" or node.type(0).dtype == "str":
+    if (
+        node.attrs["to"] not in NUMBERED
+        or NUMBERED[node.attrs["to"]] == "str"
+        or node.type(0).dtype == "str"
+    ):
         raise Unread("a cast to or from strings or an unusual type")
     dtype = NUMBERED[node.attrs["to"]]
     return Step("cast", (0,), {"dtype": dtype}, [like(node, dtype=dtype)])
 
 
 spell("cast", "Cast", read=_cast)
-spell("cast_like", "CastLike", read=lambda node: Step("cast_like", None, {}, [like(node, dtype=node.type(1).dtype)]))
+spell(
+    "cast_like",
+    "CastLike",
+    read=lambda node: Step("cast_like", None, {}, [like(node, dtype=node.type(1).dtype)]),
+)
 
 
 def _dropout(node: OnnxNode) -> Step:
@@ -236,7 +288,12 @@ def _dropout(node: OnnxNode) -> Step:
         if training is not None and bool(training):
             raise Unread("a Dropout in training mode")
     if any(node.outputs[1:]):
-        return Step("dropout_masked", (0,), {}, [like(node), like(node, dtype="bool" if node.opset >= 10 else None)])
+        return Step(
+            "dropout_masked",
+            (0,),
+            {},
+            [like(node), like(node, dtype="bool" if node.opset >= 10 else None)],
+        )
     return Step("dropout", (0,), {"p": ratio, "train": False}, [like(node)])
 
 

@@ -1,4 +1,5 @@
-"""Operators whose results nothing passes through: shapes known only at run time, transforms over whole dimensions, losses, bits."""
+"""Operators whose results nothing passes through: shapes known only at run time, transforms over
+whole dimensions, losses, bits."""
 
 from __future__ import annotations
 
@@ -37,7 +38,14 @@ _entry("nonzero_places", _COUNTED, "NonZero")
 _entry("compress", _COUNTED, "Compress", axis=None)
 _entry("unique", _COUNTED, "Unique", results=4, axis=None, sorted=1)
 _entry("suppressed", _COUNTED, "NonMaxSuppression", center_point_box=0)
-_entry("max_unpool", "places that pooling noted", "MaxUnpool", kernel_shape=None, pads=None, strides=None)
+_entry(
+    "max_unpool",
+    "places that pooling noted",
+    "MaxUnpool",
+    kernel_shape=None,
+    pads=None,
+    strides=None,
+)
 _entry("determinant", _WHOLE, "Det")
 op("fourier", _frozen(_WHOLE), run=runs("fourier"))
 _entry("short_time_fourier", _WHOLE, "STFT", onesided=1)
@@ -45,9 +53,19 @@ _entry("mel_weights", "made from sizes", "MelWeightMatrix", output_datatype=1)
 
 
 def _fourier(node: OnnxNode) -> Step:
-    """``axis`` was an attribute, 1 by default; since opset 20 it is an input, by default the last before real and imaginary parts."""
+    """``axis`` was an attribute, 1 by default; since opset 20 it is an input, by default the last
+    before real and imaginary parts."""
     axis = node.attrs.get("axis", 1) if node.opset < 20 else -2
-    return Step("fourier", None, {"axis": axis, "inverse": node.attrs.get("inverse", 0), "onesided": node.attrs.get("onesided", 0)}, None)
+    return Step(
+        "fourier",
+        None,
+        {
+            "axis": axis,
+            "inverse": node.attrs.get("inverse", 0),
+            "onesided": node.attrs.get("onesided", 0),
+        },
+        None,
+    )
 
 
 spell("fourier", "DFT", read=_fourier)
@@ -63,7 +81,8 @@ def _bit_cast(node: OnnxNode) -> Step:
 op("bit_cast", _frozen("read as other bits"), run=runs("bit_cast"))
 spell("bit_cast", "BitCast", read=_bit_cast)
 
-# -- of one dimension; the others pass ---------------------------------------------------------------------------------
+# -- of one dimension; the others pass
+# ---------------------------------------------------------------------------------
 
 
 def _along(axes: Axes, node: Node) -> None:
@@ -82,12 +101,19 @@ def _hardmax(node: OnnxNode) -> Step:
     """Before opset 13 the dimensions from ``axis`` on counted as one."""
     rank = node.rank()
     d = position(node.attrs.get("axis", -1 if node.opset >= 13 else 1), rank)
-    return Step("hardmax", (0,), {"dims": [d] if node.opset >= 13 else list(range(d, rank))}, [like(node)])
+    return Step(
+        "hardmax", (0,), {"dims": [d] if node.opset >= 13 else list(range(d, rank))}, [like(node)]
+    )
 
 
 def _reverse(node: OnnxNode) -> Step:
     a = node.attrs
-    return Step("reverse_sequence", None, {"dims": [a.get("time_axis", 0), a.get("batch_axis", 1)]}, [like(node)])
+    return Step(
+        "reverse_sequence",
+        None,
+        {"dims": [a.get("time_axis", 0), a.get("batch_axis", 1)]},
+        [like(node)],
+    )
 
 
 op("hardmax", _along, run=runs("hardmax"))
@@ -112,14 +138,18 @@ def _cache(axes: Axes, node: Node) -> None:
 
 
 def _tensor_scatter(node: OnnxNode) -> Step:
-    attrs = {"dim": position(node.attrs.get("axis", -2), node.rank()), "mode": node.attrs.get("mode", "linear")}
+    attrs = {
+        "dim": position(node.attrs.get("axis", -2), node.rank()),
+        "mode": node.attrs.get("mode", "linear"),
+    }
     return Step("cache_scatter", None, attrs, [like(node)])
 
 
 op("cache_scatter", _cache, run=runs("cache_scatter"))
 spell("cache_scatter", "TensorScatter", read=_tensor_scatter)
 
-# -- regions -----------------------------------------------------------------------------------------------------------
+# -- regions
+# --------------------------------------------------------------------------------------------------
 
 
 def _regions(axes: Axes, node: Node) -> None:
@@ -127,16 +157,33 @@ def _regions(axes: Axes, node: Node) -> None:
     x, boxes = axes.of(node.operand(0)), axes.of(node.operand(1))
     for a in (x[0], *x[2:], *boxes, *axes.of(node.operand(2))):
         axes.freeze(a, "positions of regions")
-    node.out.axes = (boxes[0], x[1], *(axes.frozen(s, "positions of regions") for s in node.out.shape[2:]))
+    node.out.axes = (
+        boxes[0],
+        x[1],
+        *(axes.frozen(s, "positions of regions") for s in node.out.shape[2:]),
+    )
 
 
 def _roi_align(node: OnnxNode) -> Step:
     a = node.attrs
-    half = a.get("coordinate_transformation_mode", "half_pixel" if node.opset >= 16 else "output_half_pixel") == "half_pixel"
+    half = (
+        a.get(
+            "coordinate_transformation_mode",
+            "half_pixel" if node.opset >= 16 else "output_half_pixel",
+        )
+        == "half_pixel"
+    )
     size = [a.get("output_height", 1), a.get("output_width", 1)]
-    attrs = {"size": size, "scale": a.get("spatial_scale", 1.0), "ratio": a.get("sampling_ratio", 0), "half": half}
+    attrs = {
+        "size": size,
+        "scale": a.get("spatial_scale", 1.0),
+        "ratio": a.get("sampling_ratio", 0),
+        "half": half,
+    }
     attrs["mode"] = a.get("mode", "avg")
-    return Step("roi_align", None, attrs, [like(node, shape=(node.shape(1)[0], node.shape(0)[1], *size))])
+    return Step(
+        "roi_align", None, attrs, [like(node, shape=(node.shape(1)[0], node.shape(0)[1], *size))]
+    )
 
 
 op("roi_align", _regions, run=runs("roi_align"))
@@ -154,7 +201,11 @@ def _columns(axes: Axes, node: Node) -> None:
     if channels is None or places is None:
         raise Unsupported("blocks that are grouped otherwise")
     axes.freeze(places, "places in a block")
-    node.out.axes = (n, channels, *(axes.frozen(s, "positions of an image") for s in node.out.shape[2:]))
+    node.out.axes = (
+        n,
+        channels,
+        *(axes.frozen(s, "positions of an image") for s in node.out.shape[2:]),
+    )
 
 
 def _col2im(node: OnnxNode) -> Step:
@@ -173,7 +224,12 @@ def _col2im(node: OnnxNode) -> Step:
         "stride": list(a.get("strides") or [1] * n),
     }
     x = node.shape(0)
-    return Step("columns_to_image", (0,), attrs, [TensorType(node.type(0).dtype, (x[0], x[1] // count, *image))])
+    return Step(
+        "columns_to_image",
+        (0,),
+        attrs,
+        [TensorType(node.type(0).dtype, (x[0], x[1] // count, *image))],
+    )
 
 
 op("columns_to_image", _columns, run=runs("columns_to_image"))

@@ -1,4 +1,5 @@
-"""Attention as onnxruntime fuses it (``com.microsoft``): with its projection, with biases, over caches and rotated queries and keys."""
+"""Attention as onnxruntime fuses it (``com.microsoft``): with its projection, with biases, over
+caches and rotated queries and keys."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ __all__: list[str] = []
 
 FILTER = -10000.0  # what a masked product is lowered by
 
-# -- query, key and value apart --------------------------------------------------------------------------------------------
+# -- query, key and value apart
+# --------------------------------------------------------------------------------------------
 
 
 def _padding(axes: Axes, node: Node, i: int, batch: Any) -> None:
@@ -40,7 +42,9 @@ def _multi_head(axes: Axes, node: Node) -> None:
         axes.unify(bias, axes.sum(widths))
 
 
-def _multi_head_silence(torch: Any, node: Node, operands: Sequence[Any], present: Any, run: Any) -> Any:
+def _multi_head_silence(
+    torch: Any, node: Node, operands: Sequence[Any], present: Any, run: Any
+) -> Any:
     """Besides query and key, what the bias adds to dropped entries of them."""
     made = list(operands)
     if node.has(3):
@@ -65,7 +69,10 @@ def _read_multi_head(node: OnnxNode) -> Step:
         "filter": a.get("mask_filter_value", FILTER),
         "results": len(node.outputs),
     }
-    kinds = [like(node, shape=(*q[:2], width)), like(node, shape=(q[0], heads, total, q[2] // heads))]
+    kinds = [
+        like(node, shape=(*q[:2], width)),
+        like(node, shape=(q[0], heads, total, q[2] // heads)),
+    ]
     kinds.append(like(node, shape=(q[0], heads, total, width // heads)))
     return Step("multi_head_attention", None, attrs, kinds[: len(node.outputs)])
 
@@ -78,7 +85,14 @@ def _write_multi_head(edit: Edit, node: Node) -> None:
         edit.attr("scale", node.attrs["scale"])
 
 
-_HEADS = {"q_num_heads": 4, "kv_num_heads": 4, "is_causal": 0, "scale": None, "filter": FILTER, "results": 1}
+_HEADS = {
+    "q_num_heads": 4,
+    "kv_num_heads": 4,
+    "is_causal": 0,
+    "scale": None,
+    "filter": FILTER,
+    "results": 1,
+}
 op(
     "multi_head_attention",
     _multi_head,
@@ -88,20 +102,35 @@ op(
     macs=counted,
     samples=(
         Sample((Arg((2, 3, 24)), Arg((2, 5, 24)), Arg((2, 5, 28)), Arg((76,))), _HEADS, free=4),
-        Sample((Arg((2, 3, 24)), Arg((2, 4, 5, 6)), Arg((2, 4, 5, 7)), None, Arg((2, 5), "i32", 0, 2)), _HEADS, free=4),
+        Sample(
+            (Arg((2, 3, 24)), Arg((2, 4, 5, 6)), Arg((2, 4, 5, 7)), None, Arg((2, 5), "i32", 0, 2)),
+            _HEADS,
+            free=4,
+        ),
     ),
 )
-spell("multi_head_attention", "com.microsoft::MultiHeadAttention", read=_read_multi_head, write=_write_multi_head)
+spell(
+    "multi_head_attention",
+    "com.microsoft::MultiHeadAttention",
+    read=_read_multi_head,
+    write=_write_multi_head,
+)
 
-# -- key heads that serve several query heads ------------------------------------------------------------------------------
+# -- key heads that serve several query heads
+# ------------------------------------------------------------------------------
 
 
 def _group_query(axes: Axes, node: Node) -> None:
-    """As attention over a cache. Heads go in groups; their size stays: onnxruntime wants a multiple of 8, of 16 with rotary tables."""
+    """As attention over a cache. Heads go in groups; their size stays: onnxruntime wants a multiple
+    of 8, of 16 with rotary tables."""
     attended(axes, node, mask=10, past=(3, 4))
     _padding(axes, node, 5, axes.of(node.operand(0))[0])
     why = f"head size of GroupQueryAttention, for which onnxruntime wants a multiple of {16 if node.attrs['do_rotary'] else 8}"
-    for i, heads in ((0, node.attrs["q_num_heads"]), (1, node.attrs["kv_num_heads"]), (2, node.attrs["kv_num_heads"])):
+    for i, heads in (
+        (0, node.attrs["q_num_heads"]),
+        (1, node.attrs["kv_num_heads"]),
+        (2, node.attrs["kv_num_heads"]),
+    ):
         axes.freeze(opened(axes, node, i, heads)[3], why)
     for i in (7, 8):
         for a in axes.of(node.operand(i)) if node.has(i) else ():
@@ -110,9 +139,19 @@ def _group_query(axes: Axes, node: Node) -> None:
 
 def _read_group_query(node: OnnxNode) -> Step:
     a = node.attrs
-    if not (node.has(1) and node.has(2)) or node.has(9) or node.has(11) or a.get("smooth_softmax", 0) or a.get("qk_output", 0):
+    if (
+        not (node.has(1) and node.has(2))
+        or node.has(9)
+        or node.has(11)
+        or a.get("smooth_softmax", 0)
+        or a.get("qk_output", 0)
+    ):
         raise Unread("a GroupQueryAttention with packed operands, given positions or sinks")
-    if a.get("local_window_size", -1) not in (-1, 0) or any(node.has(i) for i in range(11, len(node.types))) or any(node.outputs[3:]):
+    if (
+        a.get("local_window_size", -1) not in (-1, 0)
+        or any(node.has(i) for i in range(11, len(node.types)))
+        or any(node.outputs[3:])
+    ):
         raise Unread("a GroupQueryAttention within a window")
     q, k, heads, groups = node.shape(0), node.shape(1), a["num_heads"], a["kv_num_heads"]
     attrs = {
@@ -128,12 +167,20 @@ def _read_group_query(node: OnnxNode) -> Step:
     length: Size | None = k[1]
     if node.has(3):
         found = node.inferred()
-        length = found[1].known[2] if len(found) > 1 and found[1].shape is not None else k[1] + node.shape(3)[2]
+        length = (
+            found[1].known[2]
+            if len(found) > 1 and found[1].shape is not None
+            else k[1] + node.shape(3)[2]
+        )
     cache = like(node, shape=(q[0], groups, length, k[2] // groups))  # type: ignore[arg-type]
-    return Step("group_query_attention", None, attrs, [like(node), cache, cache][: len(node.outputs)])
+    return Step(
+        "group_query_attention", None, attrs, [like(node), cache, cache][: len(node.outputs)]
+    )
 
 
-def _group_query_silence(torch: Any, node: Node, operands: Sequence[Any], present: Any, run: Any) -> Any:
+def _group_query_silence(
+    torch: Any, node: Node, operands: Sequence[Any], present: Any, run: Any
+) -> Any:
     return silenced(torch, node, list(operands), present, run)
 
 
@@ -145,9 +192,15 @@ op(
     silence=_group_query_silence,
     macs=counted,
 )
-spell("group_query_attention", "com.microsoft::GroupQueryAttention", read=_read_group_query, write=_write_multi_head)
+spell(
+    "group_query_attention",
+    "com.microsoft::GroupQueryAttention",
+    read=_read_group_query,
+    write=_write_multi_head,
+)
 
-# -- attention with its projection ---------------------------------------------------------------------------------------
+# -- attention with its projection
+# ---------------------------------------------------------------------------------------
 
 
 def _projected(axes: Axes, node: Node) -> None:
@@ -170,7 +223,10 @@ def _projected(axes: Axes, node: Node) -> None:
     if node.has(5):
         masked(axes, node, 5, qh)  # type: ignore[arg-type]
     node.out.axes = (x[0], x[1], axes.product((vh, vd)))  # type: ignore[arg-type]
-    caches = [*([axes.of(node.operand(4))] if node.has(4) else []), *(axes.of(v) for v in node.outputs[1:])]
+    caches = [
+        *([axes.of(node.operand(4))] if node.has(4) else []),
+        *(axes.of(v) for v in node.outputs[1:]),
+    ]
     for cache in caches:  # keys and values of the past in one tensor
         axes.freeze(cache[0], "keys and values")
         shared(axes, cache[1], x[0])
@@ -204,10 +260,13 @@ def _projected_resize(node: Node, cut: Cut) -> None:
 
 
 def _projected_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
-    """Dropped input features are not summed, and the columns of dropped query and key entries are zero."""
+    """Dropped input features are not summed, and the columns of dropped query and key entries are
+    zero."""
     made = list(operands)
     made[0] = zeroed(torch, made[0], present(node.operand(0), [2]))
-    made[1] = zeroed(torch, zeroed(torch, made[1], present(node.operand(1), [0])), present(node.operand(1), [1]))
+    made[1] = zeroed(
+        torch, zeroed(torch, made[1], present(node.operand(1), [0])), present(node.operand(1), [1])
+    )
     if len(made) > 2 and made[2] is not None:
         made[2] = zeroed(torch, made[2], present(node.operand(2), [0]))
     return run(*made)
@@ -228,8 +287,15 @@ def _read_projected(node: OnnxNode) -> Step:
     a = node.attrs
     x, width = node.shape(0), node.shape(1)[1]
     lengths = node.has(3) and node.rank(3) == 1
-    if node.has(6) or a.get("do_rotary", 0) or (node.has(3) and node.rank(3) > 3) or (lengths and not same(node.shape(3)[0], x[0])):
-        raise Unread("a com.microsoft::Attention with a shared buffer, a rotation or an unusual mask")
+    if (
+        node.has(6)
+        or a.get("do_rotary", 0)
+        or (node.has(3) and node.rank(3) > 3)
+        or (lengths and not same(node.shape(3)[0], x[0]))
+    ):
+        raise Unread(
+            "a com.microsoft::Attention with a shared buffer, a rotation or an unusual mask"
+        )
     sizes = list(a.get("qkv_hidden_sizes") or [width // 3] * 3)
     if not isinstance(width, int):
         raise Unread("a com.microsoft::Attention of dynamic width")
@@ -244,20 +310,35 @@ def _read_projected(node: OnnxNode) -> Step:
     }
     total = x[1] + node.shape(4)[3] if node.has(4) else x[1]
     cache = like(node, shape=(2, x[0], heads, total, sizes[1] // heads))
-    return Step("projected_attention", (0, 1, 2, 3, 4, 5), attrs, [like(node, shape=(*x[:2], sizes[2])), cache][: len(node.outputs)])
+    return Step(
+        "projected_attention",
+        (0, 1, 2, 3, 4, 5),
+        attrs,
+        [like(node, shape=(*x[:2], sizes[2])), cache][: len(node.outputs)],
+    )
 
 
 def _write_projected(edit: Edit, node: Node) -> None:
     a = node.attrs
     if edit.attrs["num_heads"] != a["num_heads"]:
         edit.attr("num_heads", a["num_heads"])
-    if list(edit.attrs.get("qkv_hidden_sizes") or a["sizes"]) != a["sizes"] or len(set(a["sizes"])) > 1:
+    if (
+        list(edit.attrs.get("qkv_hidden_sizes") or a["sizes"]) != a["sizes"]
+        or len(set(a["sizes"])) > 1
+    ):
         edit.attr("qkv_hidden_sizes", a["sizes"])
     if a["scale"] is not None and edit.attrs.get("scale") != a["scale"]:
         edit.attr("scale", a["scale"])
 
 
-_PROJECTED = {"num_heads": 2, "sizes": [8, 8, 8], "is_causal": 0, "scale": None, "filter": FILTER, "results": 1}
+_PROJECTED = {
+    "num_heads": 2,
+    "sizes": [8, 8, 8],
+    "is_causal": 0,
+    "scale": None,
+    "filter": FILTER,
+    "results": 1,
+}
 op(
     "projected_attention",
     _projected,
@@ -267,7 +348,11 @@ op(
     macs=_projected_macs,
     samples=(
         Sample((Arg((2, 3, 5)), Arg((5, 24)), Arg((24,))), _PROJECTED, free=5),
-        Sample((Arg((2, 3, 5)), Arg((5, 24)), Arg((24,)), Arg((2,), "i32", 1, 4)), _PROJECTED, free=5),
+        Sample(
+            (Arg((2, 3, 5)), Arg((5, 24)), Arg((24,)), Arg((2,), "i32", 1, 4)), _PROJECTED, free=5
+        ),
     ),
 )
-spell("projected_attention", "com.microsoft::Attention", read=_read_projected, write=_write_projected)
+spell(
+    "projected_attention", "com.microsoft::Attention", read=_read_projected, write=_write_projected
+)

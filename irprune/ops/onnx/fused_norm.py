@@ -1,4 +1,5 @@
-"""Norms that onnxruntime fuses with the sum before them: a residual, or the embeddings of a token."""
+"""Norms that onnxruntime fuses with the sum before them: a residual, or the embeddings of a
+token."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ from irprune.ops.registry import Arg, Sample, op
 __all__: list[str] = []
 
 
-def _normed(torch: Any, total: Any, mask: Any, weight: Any, bias: Any, eps: float, rms: bool) -> Any:
+def _normed(
+    torch: Any, total: Any, mask: Any, weight: Any, bias: Any, eps: float, rms: bool
+) -> Any:
     """The norm of ``total`` over its last dimension, where ``mask`` is true."""
     dims = [total.dim() - 1]
     y = total if rms else total - masked_mean(torch, total, dims, mask)
@@ -25,7 +28,8 @@ def _normed(torch: Any, total: Any, mask: Any, weight: Any, bias: Any, eps: floa
     return y if bias is None else y + bias
 
 
-# -- a residual ----------------------------------------------------------------------------------------------------------
+# -- a residual
+# --------------------------------------------------------------------------------------------------
 
 
 def _residual(axes: Axes, node: Node) -> None:
@@ -35,10 +39,16 @@ def _residual(axes: Axes, node: Node) -> None:
             for a, b in zip(own[len(own) - value.rank :], axes.of(value), strict=True):
                 shared(axes, a, b)
     for value in node.outputs:
-        value.axes = own if value.rank == len(own) and value.shape[-1] == own[-1].size else (*own[:-1], axes.one)
+        value.axes = (
+            own
+            if value.rank == len(own) and value.shape[-1] == own[-1].size
+            else (*own[:-1], axes.one)
+        )
 
 
-def _residual_silence(torch: Any, node: Node, operands: Sequence[Any], present: Any, run: Any) -> Any:
+def _residual_silence(
+    torch: Any, node: Node, operands: Sequence[Any], present: Any, run: Any
+) -> Any:
     x, skip, weight, bias, extra = [*operands, None, None, None][:5]
     if node.attrs["rms"]:
         bias, extra = None, operands[3] if len(operands) > 3 else None
@@ -57,7 +67,12 @@ def _read_residual(rms: bool) -> Any:
         x = node.shape(0)
         state = TensorType("f32", (*x[:-1], 1))
         attrs = {"eps": node.attrs.get("epsilon", 1e-12), "rms": rms, "results": len(node.outputs)}
-        return Step("residual_norm", None, attrs, [like(node), state, state, like(node)][: len(node.outputs)])
+        return Step(
+            "residual_norm",
+            None,
+            attrs,
+            [like(node), state, state, like(node)][: len(node.outputs)],
+        )
 
     return read
 
@@ -67,16 +82,34 @@ op(
     _residual,
     run=runs("residual_norm"),
     silence=_residual_silence,
-    samples=(Sample((Arg((2, 3, 6)), Arg((2, 3, 6)), Arg((6,)), Arg((6,)), Arg((6,))), {"eps": 1e-5, "rms": False, "results": 1}, free=3),),
+    samples=(
+        Sample(
+            (Arg((2, 3, 6)), Arg((2, 3, 6)), Arg((6,)), Arg((6,)), Arg((6,))),
+            {"eps": 1e-5, "rms": False, "results": 1},
+            free=3,
+        ),
+    ),
 )
-spell("residual_norm", "com.microsoft::SkipLayerNormalization", read=_read_residual(False), write=nothing)
-spell("residual_norm", "com.microsoft::SkipSimplifiedLayerNormalization", read=_read_residual(True), write=nothing)
+spell(
+    "residual_norm",
+    "com.microsoft::SkipLayerNormalization",
+    read=_read_residual(False),
+    write=nothing,
+)
+spell(
+    "residual_norm",
+    "com.microsoft::SkipSimplifiedLayerNormalization",
+    read=_read_residual(True),
+    write=nothing,
+)
 
-# -- embeddings ------------------------------------------------------------------------------------------------------------
+# -- embeddings
+# --------------------------------------------------------------------------------------------------
 
 
 def _embedded(axes: Axes, node: Node) -> None:
-    """Tables of words, positions and segments share their columns; their rows are read at run time."""
+    """Tables of words, positions and segments share their columns; their rows are read at run
+    time."""
     ids = axes.of(node.operand(0))
     width = axes.of(node.operand(2))[1]
     for i in (2, 3, 4, 5, 6):
@@ -94,7 +127,9 @@ def _embedded(axes: Axes, node: Node) -> None:
         value.axes = (*ids, width) if value.rank == 3 else (ids[0],)
 
 
-def _embedded_silence(torch: Any, node: Node, operands: Sequence[Any], present: Any, run: Any) -> Any:
+def _embedded_silence(
+    torch: Any, node: Node, operands: Sequence[Any], present: Any, run: Any
+) -> Any:
     mask = present(node.operand(2), [1])
     if mask is None:
         return run(*operands)
@@ -110,7 +145,12 @@ def _read_embedded(node: OnnxNode) -> Step:
     ids, width = node.shape(0), node.shape(2)[1]
     whole = TensorType(node.type(2).dtype, (*ids, width))
     attrs = {"eps": node.attrs.get("epsilon", 1e-12), "results": len(node.outputs)}
-    return Step("embedding_norm", None, attrs, [whole, TensorType("i32", ids[:1]), whole][: len(node.outputs)])
+    return Step(
+        "embedding_norm",
+        None,
+        attrs,
+        [whole, TensorType("i32", ids[:1]), whole][: len(node.outputs)],
+    )
 
 
 _IDS = Arg((2, 3), "i32", 0, 5)
@@ -120,8 +160,18 @@ op(
     run=runs("embedding_norm"),
     silence=_embedded_silence,
     samples=(
-        Sample((_IDS, _IDS, Arg((5, 6)), Arg((5, 6)), Arg((5, 6)), Arg((6,)), Arg((6,))), {"eps": 1e-5, "results": 1}, free=2),
-        Sample((_IDS, None, Arg((5, 6)), Arg((5, 6)), None, Arg((6,)), Arg((6,))), {"eps": 1e-5, "results": 1}, free=2),
+        Sample(
+            (_IDS, _IDS, Arg((5, 6)), Arg((5, 6)), Arg((5, 6)), Arg((6,)), Arg((6,))),
+            {"eps": 1e-5, "results": 1},
+            free=2,
+        ),
+        Sample(
+            (_IDS, None, Arg((5, 6)), Arg((5, 6)), None, Arg((6,)), Arg((6,))),
+            {"eps": 1e-5, "results": 1},
+            free=2,
+        ),
     ),
 )
-spell("embedding_norm", "com.microsoft::EmbedLayerNormalization", read=_read_embedded, write=nothing)
+spell(
+    "embedding_norm", "com.microsoft::EmbedLayerNormalization", read=_read_embedded, write=nothing
+)

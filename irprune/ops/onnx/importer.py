@@ -1,9 +1,10 @@
-"""ONNX spellings: how a node of a file is read into an entry of the operator table, and how a changed one is written back.
+"""ONNX spellings: how a node of a file is read into an entry of the operator table, and how a
+changed one is written back.
 
-``read(node)`` turns an ``OnnxNode`` into a ``Step``: the entry, which inputs are its operands, and canonical (ATen-named)
-attributes; constants and shape arithmetic among the inputs become attributes. ``write(edit, node)`` puts attributes that
-pruning changed back into the ONNX node. Nothing here imports onnx: the capture decodes what readers need.
-"""
+``read(node)`` turns an ``OnnxNode`` into a ``Step``: the entry, which inputs are its operands, and
+canonical (ATen-named) attributes; constants and shape arithmetic among the inputs become
+attributes. ``write(edit, node)`` puts attributes that pruning changed back into the ONNX node.
+Nothing here imports onnx: the capture decodes what readers need."""
 
 from __future__ import annotations
 
@@ -20,7 +21,18 @@ from irprune.ir.size import Size
 from irprune.ops.registry import TABLE, Op, load_table, register_onnx, spelling
 
 __all__ = [
-    "PREVIOUS", "Edit", "Misfit", "OnnxNode", "Spelling", "Step", "Unread", "called", "runs", "same_attrs", "spell", "spelling_of",
+    "PREVIOUS",
+    "Edit",
+    "Misfit",
+    "OnnxNode",
+    "Spelling",
+    "Step",
+    "Unread",
+    "called",
+    "runs",
+    "same_attrs",
+    "spell",
+    "spelling_of",
     "variant",
 ]
 
@@ -28,24 +40,25 @@ PREVIOUS = -1  # stands for the result of the step before, where one ONNX node i
 
 
 class Unread(Exception):
-    """Raised by a reader that meets a use it does not cover; the node is kept as it is and its axes freeze with this text."""
+    """Raised by a reader that meets a use it does not cover; the node is kept as it is and its axes
+    freeze with this text."""
 
 
 class Misfit(Unread):
-    """Raised by a reader for operands that the operator cannot take, whatever their values: the model is wrong. Within a body, which
-    may never run, it is a use that is not covered."""
+    """Raised by a reader for operands that the operator cannot take, whatever their values: the
+    model is wrong. Within a body, which may never run, it is a use that is not covered."""
 
 
 @dataclass
 class OnnxNode:
     """An ONNX node as readers see it.
 
-    ``target`` is ``Conv`` or ``com.microsoft::Gelu``, ``opset`` the version of its domain that the model imports; ``types``
-    has one entry per input (None where it is left out), ``outputs`` the names of the results up to the last that is read
-    ("" where nobody reads one), ``results`` how many there are.
-    ``constant(i)`` is the value of input ``i`` where it is known: an array, of objects where an element is a ``Sym``.
-    ``inferred()`` asks ONNX's own inference for the types of the results; ``body(name, types)`` is the subgraph in an attribute,
-    for inputs of these types.
+    ``target`` is ``Conv`` or ``com.microsoft::Gelu``, ``opset`` the version of its domain that the
+    model imports; ``types`` has one entry per input (None where it is left out), ``outputs`` the
+    names of the results up to the last that is read ("" where nobody reads one), ``results`` how
+    many there are. ``constant(i)`` is the value of input ``i`` where it is known: an array, of
+    objects where an element is a ``Sym``. ``inferred()`` asks ONNX's own inference for the types of
+    the results; ``body(name, types)`` is the subgraph in an attribute, for inputs of these types.
     """
 
     target: str
@@ -65,7 +78,11 @@ class OnnxNode:
         """The type of input ``i``. Raises Unread where it is left out or its rank is unknown."""
         kind = self.types[i] if i < len(self.types) else None
         if kind is None or kind.shape is None:
-            raise Unread(f"input {i} of {self.target} has no known rank" if kind is not None else f"{self.target} lacks input {i}")
+            raise Unread(
+                f"input {i} of {self.target} has no known rank"
+                if kind is not None
+                else f"{self.target} lacks input {i}"
+            )
         return kind
 
     def rank(self, i: int = 0) -> int:
@@ -75,7 +92,8 @@ class OnnxNode:
         return self.type(i).known
 
     def given(self, i: int) -> NDArray[Any] | None:
-        """The known value of input ``i``; None where the input is left out. Raises Unread where it is computed at run time."""
+        """The known value of input ``i``; None where the input is left out. Raises Unread where it
+        is computed at run time."""
         if not self.has(i):
             return None
         value = self.constant(i)
@@ -86,22 +104,32 @@ class OnnxNode:
     def sizes(self, i: int) -> list[Size] | None:
         """``given(i)`` as a flat list of sizes."""
         value = self.given(i)
-        return None if value is None else [v if not isinstance(v, np.generic) else v.item() for v in value.reshape(-1).tolist()]
+        return (
+            None
+            if value is None
+            else [
+                v if not isinstance(v, np.generic) else v.item() for v in value.reshape(-1).tolist()
+            ]
+        )
 
     def moved(self, name: str, i: int, since: int) -> list[Size] | None:
-        """What was attribute ``name`` before opset ``since`` and is input ``i`` from then on, as a list."""
+        """What was attribute ``name`` before opset ``since`` and is input ``i`` from then on, as a
+        list."""
         if self.opset >= since:
             return self.sizes(i)
         value = self.attrs.get(name)
-        return None if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+        return (
+            None if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+        )
 
 
 @dataclass(frozen=True)
 class Step:
-    """A node to be made: entry ``op`` over the ONNX inputs ``operands`` (positions, None, or ``PREVIOUS``).
+    """A node to be made: entry ``op`` over the ONNX inputs ``operands`` (positions, None, or
+    ``PREVIOUS``).
 
-    ``types`` are those of the results; None asks ONNX's inference. ``operands`` None means all inputs.
-    """
+    ``types`` are those of the results; None asks ONNX's inference. ``operands`` None means all
+    inputs."""
 
     op: str
     operands: tuple[int | None, ...] | None = None
@@ -132,7 +160,8 @@ class Edit(Protocol):
         """Set an attribute; None takes it away."""
 
     def input(self, i: int, value: Sequence[Size], dtype: str = "i64") -> None:
-        """Let input ``i`` hold ``value``: left alone where it would anyway, else an initializer, computed where a size is dynamic."""
+        """Let input ``i`` hold ``value``: left alone where it would anyway, else an initializer,
+        computed where a size is dynamic."""
 
     def moved(self, name: str, i: int, since: int, value: Sequence[Size]) -> None:
         """``attr`` before opset ``since``, ``input`` from then on."""
@@ -155,15 +184,23 @@ class Spelling:
 SPELLINGS: dict[str, Spelling] = {}
 
 
-def spell(entries: str | Iterable[str], *targets: str, read: Reader | None = None, write: Writer | None = None) -> None:
-    """Declare that ONNX operators ``targets`` are read into ``entries``; without ``read``: same operands, no attributes.
+def spell(
+    entries: str | Iterable[str],
+    *targets: str,
+    read: Reader | None = None,
+    write: Writer | None = None,
+) -> None:
+    """Declare that ONNX operators ``targets`` are read into ``entries``; without ``read``: same
+    operands, no attributes.
 
     Raises ValueError for an operator spelled twice and KeyError for an entry that the table lacks.
     """
     names = (entries,) if isinstance(entries, str) else tuple(entries)
     for target in targets:
         if target in SPELLINGS:
-            raise ValueError(f"ONNX operator {target!r} is spelled twice: in {SPELLINGS[target].entries} and in {names}")
+            raise ValueError(
+                f"ONNX operator {target!r} is spelled twice: in {SPELLINGS[target].entries} and in {names}"
+            )
         made = Spelling(target, read or _plain(names[0]), write, names)
         SPELLINGS[target] = made
         register_onnx(TABLE[names[0]], target, made)
@@ -189,15 +226,17 @@ def spelling_of(target: str) -> Spelling | None:
     return found
 
 
-# -- running in torch ------------------------------------------------------------------------------------------------
+# -- running in torch
+# ------------------------------------------------------------------------------------------------
 
 
 def runs(name: str, results: int = 1) -> Callable[..., Any]:
-    """An ``Op.run`` that calls ``irprune.ops.onnx.functions.<name>(*operands, **attrs)``, whose source emitted modules carry.
+    """An ``Op.run`` that calls ``irprune.ops.onnx.functions.<name>(*operands, **attrs)``, whose
+    source emitted modules carry.
 
-    ``results`` are as many as the function gives, whether or not a node names them all. Where a node has a ``Body``, the function
-    takes the first ``own`` operands; whoever runs the node puts functions of their own inputs in place of bodies.
-    """
+    ``results`` are as many as the function gives, whether or not a node names them all. Where a
+    node has a ``Body``, the function takes the first ``own`` operands; whoever runs the node puts
+    functions of their own inputs in place of bodies."""
 
     def run(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
         from irprune.ops.onnx import functions
@@ -210,8 +249,20 @@ def runs(name: str, results: int = 1) -> Callable[..., Any]:
 
 
 def variant(base: str, name: str, run: str, results: int = 1, **changes: Any) -> Op:
-    """An entry like ``base`` in rule, sizes and silence, run by ``irprune.ops.onnx.functions.<run>``: what no ATen overload says."""
-    made = replace(TABLE[base], **{"name": name, "aten": {}, "onnx": {}, "call": None, "run": runs(run, results), "samples": (), **changes})
+    """An entry like ``base`` in rule, sizes and silence, run by
+    ``irprune.ops.onnx.functions.<run>``: what no ATen overload says."""
+    made = replace(
+        TABLE[base],
+        **{
+            "name": name,
+            "aten": {},
+            "onnx": {},
+            "call": None,
+            "run": runs(run, results),
+            "samples": (),
+            **changes,
+        },
+    )
     if name in TABLE:
         raise ValueError(f"operator {name!r} is declared twice")
     TABLE[name] = made

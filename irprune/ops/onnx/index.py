@@ -19,12 +19,22 @@ __all__: list[str] = []
 
 
 def constant_of(value: Value) -> NDArray[np.int64] | None:
-    """Integers that are stored in the model, or laid out from such ones as exporters do for indices; else None."""
+    """Integers that are stored in the model, or laid out from such ones as exporters do for
+    indices; else None."""
     node = value.producer
     if node is None:
-        stored = isinstance(value, Weight) and value.kind != "parameter" and value.dtype in ("i64", "i32") and value.type.static
+        stored = (
+            isinstance(value, Weight)
+            and value.kind != "parameter"
+            and value.dtype in ("i64", "i32")
+            and value.type.static
+        )
         return np.asarray(value.load(), dtype=np.int64) if stored else None  # type: ignore[attr-defined]
-    read = [constant_of(v) for v in node.inputs if v is not None] if node.op in _LAYS_OUT and value.type.static else [None]
+    read = (
+        [constant_of(v) for v in node.inputs if v is not None]
+        if node.op in _LAYS_OUT and value.type.static
+        else [None]
+    )
     arrays = [a for a in read if a is not None]
     if len(arrays) < len(read):
         return None
@@ -32,7 +42,11 @@ def constant_of(value: Value) -> NDArray[np.int64] | None:
         return np.concatenate(arrays, axis=node.attrs["dim"])
     if node.op == "expand":
         return np.broadcast_to(arrays[0], value.shape)  # type: ignore[arg-type]
-    return arrays[0].transpose(node.attrs["dims"]) if node.op == "permute" else arrays[0].reshape(value.shape)  # type: ignore[arg-type]
+    return (
+        arrays[0].transpose(node.attrs["dims"])
+        if node.op == "permute"
+        else arrays[0].reshape(value.shape)  # type: ignore[arg-type]
+    )
 
 
 _LAYS_OUT = ("identity", "unsqueeze", "squeeze", "reshape", "expand", "permute", "cat")
@@ -50,11 +64,16 @@ def _taken_rule(axes: Axes, node: Node) -> None:
     own = axes.of(node.operand(0))
     d = node.attrs["dim"]
     axes.freeze(own[d], "indexed by a constant list")
-    node.out.axes = (*own[:d], *(axes.frozen(s, "a constant list of indices") for s in node.attrs["shape"]), *own[d + 1 :])
+    node.out.axes = (
+        *own[:d],
+        *(axes.frozen(s, "a constant list of indices") for s in node.attrs["shape"]),
+        *own[d + 1 :],
+    )
 
 
 def _gather(node: OnnxNode) -> Step:
-    """One constant index selects, indices in a row are a slice, a table read at run time is an embedding."""
+    """One constant index selects, indices in a row are a slice, a table read at run time is an
+    embedding."""
     x, dim = node.shape(), position(node.attrs.get("axis", 0), node.rank())
     index = node.constant(1)
     at = node.shape(1)
@@ -65,7 +84,12 @@ def _gather(node: OnnxNode) -> Step:
         if index.ndim == 1 and index.size and isinstance(x[dim], int):
             flat = index.astype(np.int64) % x[dim]  # type: ignore[operator]
             if (np.diff(flat) == 1).all():
-                return Step("slice", (0,), {"dim": dim, "start": int(flat[0]), "end": int(flat[-1]) + 1, "step": 1}, kind)
+                return Step(
+                    "slice",
+                    (0,),
+                    {"dim": dim, "start": int(flat[0]), "end": int(flat[-1]) + 1, "step": 1},
+                    kind,
+                )
     if dim == 0 and len(x) == 2:
         return Step("gather_rows", (0, 1), {"dim": 0}, kind)
     return Step("gather_at", (0, 1), {"dim": dim}, kind)
@@ -78,7 +102,11 @@ for _name in ("gather_rows", "gather_at"):
         run=runs("gather_at"),
         samples=(
             Sample((Arg((9, 6)), Arg((2, 5), "i64", 0, 9)), {"dim": 0}, free=3),
-            *((Sample((Arg((4, 9, 6)), Arg((3,), "i64", -9, 9)), {"dim": 1}, free=3),) if _name == "gather_at" else ()),
+            *(
+                (Sample((Arg((4, 9, 6)), Arg((3,), "i64", -9, 9)), {"dim": 1}, free=3),)
+                if _name == "gather_at"
+                else ()
+            ),
         ),
     )
 
@@ -97,7 +125,8 @@ spell(("gather_at", "gather_rows", "select", "slice"), "Gather", read=_gather, w
 
 
 def _elements_rule(axes: Axes, node: Node) -> None:
-    """The indexed dimension freezes; in the others the index has the data's indices, where it is as long."""
+    """The indexed dimension freezes; in the others the index has the data's indices, where it is as
+    long."""
     own, index = axes.of(node.operand(0)), axes.of(node.operand(1))
     d = node.attrs["dim"]
     axes.freeze(own[d], "indexed at run time")
@@ -119,32 +148,52 @@ def _elements_rule(axes: Axes, node: Node) -> None:
 
 
 def _gather_elements(node: OnnxNode) -> Step:
-    return Step("gather_elements", None, {"dim": position(node.attrs.get("axis", 0), node.rank())}, [like(node, shape=node.shape(1))])
+    return Step(
+        "gather_elements",
+        None,
+        {"dim": position(node.attrs.get("axis", 0), node.rank())},
+        [like(node, shape=node.shape(1))],
+    )
 
 
 def _scatter_elements(node: OnnxNode) -> Step:
     return Step(
         "scatter_elements",
         None,
-        {"dim": position(node.attrs.get("axis", 0), node.rank()), "reduction": node.attrs.get("reduction", "none")},
+        {
+            "dim": position(node.attrs.get("axis", 0), node.rank()),
+            "reduction": node.attrs.get("reduction", "none"),
+        },
         [like(node)],
     )
 
 
 _INDEX = Arg((2, 3), "i64", 0, 6)
-op("gather_elements", _elements_rule, run=runs("gather_elements"), samples=(Sample((Arg((2, 6)), _INDEX), {"dim": 1}, free=2),))
+op(
+    "gather_elements",
+    _elements_rule,
+    run=runs("gather_elements"),
+    samples=(Sample((Arg((2, 6)), _INDEX), {"dim": 1}, free=2),),
+)
 op(
     "scatter_elements",
     _elements_rule,
     run=runs("scatter_elements"),
-    samples=(Sample((Arg((2, 6)), Arg((2, 3), "i64", values=(0, 2, 4, 1, 3, 5)), Arg((2, 3))), {"dim": 1, "reduction": "none"}, free=1),),
+    samples=(
+        Sample(
+            (Arg((2, 6)), Arg((2, 3), "i64", values=(0, 2, 4, 1, 3, 5)), Arg((2, 3))),
+            {"dim": 1, "reduction": "none"},
+            free=1,
+        ),
+    ),
 )
 spell("gather_elements", "GatherElements", read=_gather_elements)
 spell("scatter_elements", "ScatterElements", "Scatter", read=_scatter_elements)
 
 
 def _nd_rule(axes: Axes, node: Node) -> None:
-    """The last dimension of the index names a place in the leading dimensions after the batch; what lies behind passes."""
+    """The last dimension of the index names a place in the leading dimensions after the batch; what
+    lies behind passes."""
     own, index = axes.of(node.operand(0)), axes.of(node.operand(1))
     if node.op == "scatter_nd" and (lists := _grid(node)) is not None:
         _write_grid(axes, node, lists)
@@ -170,17 +219,24 @@ def _nd_rule(axes: Axes, node: Node) -> None:
 
 
 def _grid(node: Node) -> list[NDArray[np.int64]] | None:
-    """The indices of each dimension that is written to where they are constants of the model and every combination of them is written
-    once, in order: a write to a slice. Else None."""
+    """The indices of each dimension that is written to where they are constants of the model and
+    every combination of them is written once, in order: a write to a slice. Else None."""
     index, own = constant_of(node.operand(1)), node.operand(0).shape
     if index is None or index.size == 0 or index.ndim != index.shape[-1] + 1:
         return None
     first = [(0,) * k + (slice(None),) + (0,) * (index.ndim - 2 - k) for k in range(index.ndim - 1)]
     lists = [index[(*at, k)] for k, at in enumerate(first)]
-    if any(isinstance(s, Sym) or len(np.unique(many % s)) != len(many) for many, s in zip(lists, own, strict=False)):
+    if any(
+        isinstance(s, Sym) or len(np.unique(many % s)) != len(many)
+        for many, s in zip(lists, own, strict=False)
+    ):
         return None
     whole = np.stack(np.meshgrid(*lists, indexing="ij"), axis=-1)
-    return [many % s for many, s in zip(lists, own, strict=False)] if np.array_equal(whole, index) else None  # type: ignore[operator]
+    return (
+        [many % s for many, s in zip(lists, own, strict=False)]  # type: ignore[operator]
+        if np.array_equal(whole, index)
+        else None
+    )
 
 
 def _write_grid(axes: Axes, node: Node, lists: list[NDArray[np.int64]]) -> None:
@@ -188,7 +244,11 @@ def _write_grid(axes: Axes, node: Node, lists: list[NDArray[np.int64]]) -> None:
     for a in axes.of(node.operand(1)):
         axes.freeze(a, "a list of indices")
     for k, (a, b) in enumerate(zip(own, written, strict=True)):
-        picked = a if k >= len(lists) or np.array_equal(lists[k], np.arange(probe_of(a.size))) else taken(axes, a, lists[k])
+        picked = (
+            a
+            if k >= len(lists) or np.array_equal(lists[k], np.arange(probe_of(a.size)))
+            else taken(axes, a, lists[k])
+        )
         if picked is None:
             axes.freeze(a, "places that are written")
             axes.freeze(b, "what is written")
@@ -202,23 +262,35 @@ def _grid_resize(node: Node, cut: Cut) -> None:
     own, written, lists = node.operand(0).axes or (), node.operand(2).axes or (), _grid(node)
     if lists is None or not any(map(cut.changes, own[: len(lists)])):
         return
-    now = [recounted(many, a, b, cut) if cut.changes(a) else many for many, a, b in zip(lists, own, written, strict=False)]
+    now = [
+        recounted(many, a, b, cut) if cut.changes(a) else many
+        for many, a, b in zip(lists, own, written, strict=False)
+    ]
     if node.graph is None:
         return
     fresh = np.stack(np.meshgrid(*now, indexing="ij"), axis=-1)
     kind = TensorType("i64", fresh.shape)
-    node.set_input(1, node.graph.add_weight(Weight(f"{node.out.name}.places", kind, lambda: fresh, "constant")))
+    node.set_input(
+        1, node.graph.add_weight(Weight(f"{node.out.name}.places", kind, lambda: fresh, "constant"))
+    )
 
 
 def _gather_nd(node: OnnxNode) -> Step:
     batch, index = node.attrs.get("batch_dims", 0), node.shape(1)
     if not isinstance(index[-1], int):
         raise Unread("a GatherND of unknown depth")
-    return Step("gather_nd", None, {"batch_dims": batch}, [like(node, shape=(*index[:-1], *node.shape()[batch + index[-1] :]))])
+    return Step(
+        "gather_nd",
+        None,
+        {"batch_dims": batch},
+        [like(node, shape=(*index[:-1], *node.shape()[batch + index[-1] :]))],
+    )
 
 
 def _scatter_nd(node: OnnxNode) -> Step:
-    return Step("scatter_nd", None, {"reduction": node.attrs.get("reduction", "none")}, [like(node)])
+    return Step(
+        "scatter_nd", None, {"reduction": node.attrs.get("reduction", "none")}, [like(node)]
+    )
 
 
 op(
@@ -236,9 +308,21 @@ op(
     run=runs("scatter_nd"),
     resize=_grid_resize,
     samples=(
-        Sample((Arg((8, 6)), Arg((4, 1), "i64", values=(2, 3, 4, 7)), Arg((4, 6))), {"reduction": "none"}, free=4),
-        Sample((Arg((2, 5)), Arg((2, 2, 2), "i64", values=(0, 1, 0, 2, 1, 1, 1, 2)), Arg((2, 2))), {"reduction": "add"}, free=3),
-        Sample((Arg((4, 6)), Arg((3, 1), "i64", values=(0, 2, 0)), Arg((3, 6))), {"reduction": "add"}, free=1),
+        Sample(
+            (Arg((8, 6)), Arg((4, 1), "i64", values=(2, 3, 4, 7)), Arg((4, 6))),
+            {"reduction": "none"},
+            free=4,
+        ),
+        Sample(
+            (Arg((2, 5)), Arg((2, 2, 2), "i64", values=(0, 1, 0, 2, 1, 1, 1, 2)), Arg((2, 2))),
+            {"reduction": "add"},
+            free=3,
+        ),
+        Sample(
+            (Arg((4, 6)), Arg((3, 1), "i64", values=(0, 2, 0)), Arg((3, 6))),
+            {"reduction": "add"},
+            free=1,
+        ),
     ),
 )
 spell("gather_nd", "GatherND", read=_gather_nd)
@@ -255,7 +339,12 @@ def _one_hot(node: OnnxNode) -> Step:
     at = axis + len(index) + 1 if axis < 0 else axis
     off, on = values.reshape(-1).tolist()
     kind = TensorType(node.type(2).dtype, (*index[:at], depth[0], *index[at:]))
-    return Step("one_hot_at", (0,), {"depth": depth[0], "dim": at, "off": off, "on": on, "dtype": kind.dtype}, [kind])
+    return Step(
+        "one_hot_at",
+        (0,),
+        {"depth": depth[0], "dim": at, "off": off, "on": on, "dtype": kind.dtype},
+        [kind],
+    )
 
 
 def _one_hot_rule(axes: Axes, node: Node) -> None:
@@ -267,6 +356,12 @@ op(
     "one_hot_at",
     _one_hot_rule,
     run=runs("one_hot_at"),
-    samples=(Sample((Arg((2, 5), "i64", 0, 4),), {"depth": 4, "dim": 1, "off": 0.0, "on": 1.0, "dtype": "f32"}, free=2),),
+    samples=(
+        Sample(
+            (Arg((2, 5), "i64", 0, 4),),
+            {"depth": 4, "dim": 1, "off": 0.0, "on": 1.0, "dtype": "f32"},
+            free=2,
+        ),
+    ),
 )
 spell("one_hot_at", "OneHot", read=_one_hot)

@@ -1,8 +1,9 @@
-"""``com.microsoft::MatMulNBits``: a product with a matrix of 2, 4 or 8 bits a number, of which blocks along a row share a scale.
+"""``com.microsoft::MatMulNBits``: a product with a matrix of 2, 4 or 8 bits a number, of which
+blocks along a row share a scale.
 
-The matrix is stored by rows, one for each output: ``N`` rows of blocks of ``block_size`` numbers. Rows go one by one; inputs go in
-whole blocks, unless the zero points of several blocks are packed in one byte.
-"""
+The matrix is stored by rows, one for each output: ``N`` rows of blocks of ``block_size`` numbers.
+Rows go one by one; inputs go in whole blocks, unless the zero points of several blocks are packed
+in one byte."""
 
 from __future__ import annotations
 
@@ -46,11 +47,14 @@ def _whole(axes: Axes, a: Axis, blocks: Axis, why: str) -> None:
 
 
 def _per_block(axes: Axes, value: Value, rows: Axis, blocks: Axis) -> None:
-    """Scales or zero points: a row for each output, as one dimension or two; packed ones are fewer than blocks."""
+    """Scales or zero points: a row for each output, as one dimension or two; packed ones are fewer
+    than blocks."""
     own = axes.of(value)
     count = value.shape[-1] if value.rank == 2 else value.shape[0] // rows.size
     inner = blocks if count == blocks.size else axes.frozen(count, "zero points packed in bytes")
-    for a, b in zip(own, (rows, inner) if value.rank == 2 else (axes.product((rows, inner)),), strict=True):
+    for a, b in zip(
+        own, (rows, inner) if value.rank == 2 else (axes.product((rows, inner)),), strict=True
+    ):
         axes.unify(a, b)
 
 
@@ -65,7 +69,10 @@ def _read(node: OnnxNode) -> Step:
 
 
 def _resize(node: Node, cut: Cut) -> None:
-    node.attrs["n"], node.attrs["k"] = cut.size((node.out.axes or ())[-1]), cut.size((node.operand(0).axes or ())[-1])
+    node.attrs["n"], node.attrs["k"] = (
+        cut.size((node.out.axes or ())[-1]),
+        cut.size((node.operand(0).axes or ())[-1]),
+    )
 
 
 def _write(edit: Edit, node: Node) -> None:
@@ -75,7 +82,10 @@ def _write(edit: Edit, node: Node) -> None:
 
 
 def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
-    return run(zeroed(torch, operands[0], present(node.operand(0), [node.operand(0).rank - 1])), *operands[1:])
+    return run(
+        zeroed(torch, operands[0], present(node.operand(0), [node.operand(0).rank - 1])),
+        *operands[1:],
+    )
 
 
 def _macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
@@ -93,8 +103,23 @@ op(
     macs=_macs,
     samples=(
         Sample((Arg((3, 32)), _MATRIX, _SCALES), _ATTRS, free=3),
-        Sample((Arg((3, 32)), _MATRIX, Arg((6, 2), low=0.5), Arg((6, 1), "u8", 0, 256), None, Arg((6,))), _ATTRS, free=2),
-        Sample((Arg((3, 32)), Arg((6, 2, 16), "u8", 0, 256), _SCALES, Arg((12,), "u8", 0, 256)), {**_ATTRS, "bits": 8}, free=3),
+        Sample(
+            (
+                Arg((3, 32)),
+                _MATRIX,
+                Arg((6, 2), low=0.5),
+                Arg((6, 1), "u8", 0, 256),
+                None,
+                Arg((6,)),
+            ),
+            _ATTRS,
+            free=2,
+        ),
+        Sample(
+            (Arg((3, 32)), Arg((6, 2, 16), "u8", 0, 256), _SCALES, Arg((12,), "u8", 0, 256)),
+            {**_ATTRS, "bits": 8},
+            free=3,
+        ),
     ),
 )
 spell("matmul_nbits", "com.microsoft::MatMulNBits", read=_read, write=_write)

@@ -33,7 +33,12 @@ def _batch_norm(node: OnnxNode) -> Step:
 
 
 def _instance_norm(node: OnnxNode) -> Step:
-    attrs = {"use_input_stats": True, "momentum": 0.1, "eps": node.attrs.get("epsilon", 1e-5), "cudnn_enabled": False}
+    attrs = {
+        "use_input_stats": True,
+        "momentum": 0.1,
+        "eps": node.attrs.get("epsilon", 1e-5),
+        "cudnn_enabled": False,
+    }
     return Step("instance_norm", None, attrs, [like(node)])
 
 
@@ -42,7 +47,8 @@ spell("instance_norm", "InstanceNormalization", read=_instance_norm)
 
 
 def _layer_norm(node: OnnxNode) -> Step:
-    """Over the dimensions from ``axis`` on; mean and inverse deviation as further results make it an entry of its own."""
+    """Over the dimensions from ``axis`` on; mean and inverse deviation as further results make it
+    an entry of its own."""
     x = node.shape()
     axis = position(node.attrs.get("axis", -1), len(x))
     attrs = {"normalized_shape": list(x[axis:]), "eps": node.attrs.get("epsilon", 1e-5)}
@@ -64,7 +70,12 @@ def _rms_norm(node: OnnxNode) -> Step:
     axis = position(node.attrs.get("axis", -1), len(x))
     if not agree(node.shape(1), x[axis:]) or len([o for o in node.outputs if o]) > 1:
         raise Unread("an RMSNormalization whose scale broadcasts")
-    return Step("rms_norm", (0, 1), {"normalized_shape": list(x[axis:]), "eps": node.attrs.get("epsilon", 1e-5)}, [like(node)])
+    return Step(
+        "rms_norm",
+        (0, 1),
+        {"normalized_shape": list(x[axis:]), "eps": node.attrs.get("epsilon", 1e-5)},
+        [like(node)],
+    )
 
 
 spell("rms_norm", "RMSNormalization", read=_rms_norm, write=nothing)
@@ -72,10 +83,13 @@ spell("rms_norm", "SimplifiedLayerNormalization", read=_rms_norm, write=nothing)
 
 
 def _group_norm(node: OnnxNode) -> Step:
-    """From opset 21 on scale and bias are per channel; before they were per group, which is another operator."""
+    """From opset 21 on scale and bias are per channel; before they were per group, which is another
+    operator."""
     groups = node.attrs["num_groups"]
     attrs = {"num_groups": groups, "eps": node.attrs.get("epsilon", 1e-5), "cudnn_enabled": False}
-    if node.opset < 21 and not (isinstance(node.shape(0)[1], int) and node.shape(1)[0] == node.shape(0)[1]):
+    if node.opset < 21 and not (
+        isinstance(node.shape(0)[1], int) and node.shape(1)[0] == node.shape(0)[1]
+    ):
         return Step("group_norm_by_group", None, attrs, [like(node)])
     return Step("group_norm", None, attrs, [like(node)])
 
@@ -104,18 +118,32 @@ def _group_resize(node: Node, cut: Cut) -> None:
 
 from irprune.ops.signature import Signature  # noqa: E402
 
-_BY_GROUP = Signature("n (g c) *s , g , g -> n (g c) *s", sizes={"g": "num_groups"}, roles={"g": "group"})
+_BY_GROUP = Signature(
+    "n (g c) *s , g , g -> n (g c) *s", sizes={"g": "num_groups"}, roles={"g": "group"}
+)
 op(
     "group_norm_by_group",
     _BY_GROUP.rule,
     resize=_group_resize,
     silence=_by_group_silence,
     run=runs("group_norm_by_group"),
-    samples=(Sample((Arg((2, 6, 5)), Arg((2,)), Arg((2,))), {"num_groups": 2, "eps": 1e-5, "cudnn_enabled": False}, free=4),),
+    samples=(
+        Sample(
+            (Arg((2, 6, 5)), Arg((2,)), Arg((2,))),
+            {"num_groups": 2, "eps": 1e-5, "cudnn_enabled": False},
+            free=4,
+        ),
+    ),
 )
-spell(("group_norm", "group_norm_by_group"), "GroupNormalization", read=_group_norm, write=_write_groups)
+spell(
+    ("group_norm", "group_norm_by_group"),
+    "GroupNormalization",
+    read=_group_norm,
+    write=_write_groups,
+)
 
-# -- without parameters ------------------------------------------------------------------------------------------------
+# -- without parameters
+# ------------------------------------------------------------------------------------------------
 
 
 def _same(axes: Axes, node: Node) -> None:
@@ -123,7 +151,8 @@ def _same(axes: Axes, node: Node) -> None:
 
 
 def _neighbours(axes: Axes, node: Node) -> None:
-    """Each channel is scaled by its neighbours: which channel is whose neighbour changes when one is dropped, so none may be."""
+    """Each channel is scaled by its neighbours: which channel is whose neighbour changes when one
+    is dropped, so none may be."""
     own = axes.of(node.operand(0))
     axes.freeze(own[1], "neighbouring channels normalise each other")
     node.out.axes = own
@@ -143,27 +172,44 @@ op(
     "local_response_norm",
     _neighbours,
     run=runs("local_response_norm"),
-    samples=(Sample((Arg((2, 6, 5)),), {"size": 3, "alpha": 1e-4, "beta": 0.75, "bias": 1.0}, free=2),),
+    samples=(
+        Sample((Arg((2, 6, 5)),), {"size": 3, "alpha": 1e-4, "beta": 0.75, "bias": 1.0}, free=2),
+    ),
 )
 spell("local_response_norm", "LRN", read=_lrn)
 
 
 def _lp_norm(node: OnnxNode) -> Step:
-    return Step("lp_normalize", (0,), {"dim": node.attrs.get("axis", -1), "p": node.attrs.get("p", 2)}, [like(node)])
+    return Step(
+        "lp_normalize",
+        (0,),
+        {"dim": node.attrs.get("axis", -1), "p": node.attrs.get("p", 2)},
+        [like(node)],
+    )
 
 
 def _lp_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
     mask = present(node.operand(0), [position(node.attrs["dim"], node.operand(0).rank)])
     x = operands[0]
-    return run(x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)))
+    return run(
+        x if mask is None else torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+    )
 
 
-op("lp_normalize", _same, silence=_lp_silence, run=runs("lp_normalize"), samples=(Sample((Arg((2, 6, 5)),), {"dim": 1, "p": 2}, free=3),))
+op(
+    "lp_normalize",
+    _same,
+    silence=_lp_silence,
+    run=runs("lp_normalize"),
+    samples=(Sample((Arg((2, 6, 5)),), {"dim": 1, "p": 2}, free=3),),
+)
 spell("lp_normalize", "LpNormalization", read=_lp_norm)
 
 
 def _mvn(node: OnnxNode) -> Step:
-    return Step("mean_variance_norm", (0,), {"dim": list(node.attrs.get("axes") or [0, 2, 3])}, [like(node)])
+    return Step(
+        "mean_variance_norm", (0,), {"dim": list(node.attrs.get("axes") or [0, 2, 3])}, [like(node)]
+    )
 
 
 def _mvn_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:

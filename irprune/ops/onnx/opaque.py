@@ -1,4 +1,5 @@
-"""ONNX nodes whose use a reader does not cover: kept as they are, their axes frozen with what the reader said."""
+"""ONNX nodes whose use a reader does not cover: kept as they are, their axes frozen with what the
+reader said."""
 
 from __future__ import annotations
 

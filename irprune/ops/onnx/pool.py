@@ -21,7 +21,10 @@ def _positions(axes: Axes, node: Node) -> None:
     for a in own[2:]:
         axes.freeze(a, f"positions of {node.op}")
     for value in node.outputs:
-        value.axes = (*own[:2], *(axes.frozen(s, f"positions of {node.op}") for s in value.shape[2:]))
+        value.axes = (
+            *own[:2],
+            *(axes.frozen(s, f"positions of {node.op}") for s in value.shape[2:]),
+        )
 
 
 def _pool(kind: str) -> Any:
@@ -30,7 +33,12 @@ def _pool(kind: str) -> Any:
         strides, dilations, begins, ends = padded(node, kernel)
         ceil = bool(node.attrs.get("ceil_mode", 0))
         x, n = node.shape(0), len(kernel)
-        places = [window(s, k, t, d, b, e, ceil) for s, k, t, d, b, e in zip(x[2:], kernel, strides, dilations, begins, ends, strict=True)]
+        places = [
+            window(s, k, t, d, b, e, ceil)
+            for s, k, t, d, b, e in zip(
+                x[2:], kernel, strides, dilations, begins, ends, strict=True
+            )
+        ]
         types = [like(node, shape=(*x[:2], *places)), TensorType("i64", (*x[:2], *places))]
         whole = bool(node.attrs.get("count_include_pad", 0))
         plain = (
@@ -42,17 +50,40 @@ def _pool(kind: str) -> Any:
         if ceil:  # torch and ONNX agree on ceil_mode but for windows that begin in the padding
             plain = False
         if kind == "max" and plain:
-            attrs = {"kernel_size": kernel, "stride": strides, "padding": begins, "dilation": dilations, "ceil_mode": False}
+            attrs = {
+                "kernel_size": kernel,
+                "stride": strides,
+                "padding": begins,
+                "dilation": dilations,
+                "ceil_mode": False,
+            }
             return Step(f"max_pool{n}d", (0,), attrs, types[:1])
         if kind == "avg" and plain and all(d == 1 for d in dilations):
-            attrs = {"kernel_size": kernel, "stride": strides, "padding": begins, "ceil_mode": False, "count_include_pad": whole}
+            attrs = {
+                "kernel_size": kernel,
+                "stride": strides,
+                "padding": begins,
+                "ceil_mode": False,
+                "count_include_pad": whole,
+            }
             return Step(f"avg_pool{n}d", (0,), attrs, types[:1])
-        attrs = {"kernel": kernel, "stride": strides, "dilation": dilations, "begins": begins, "ends": ends, "ceil": ceil}
+        attrs = {
+            "kernel": kernel,
+            "stride": strides,
+            "dilation": dilations,
+            "begins": begins,
+            "ends": ends,
+            "ceil": ceil,
+        }
         if kind == "max":
             return Step(
                 "max_pool_padded",
                 (0,),
-                {**attrs, "indices": len(node.outputs) > 1, "storage_order": node.attrs.get("storage_order", 0)},
+                {
+                    **attrs,
+                    "indices": len(node.outputs) > 1,
+                    "storage_order": node.attrs.get("storage_order", 0),
+                },
                 types[: len(node.outputs)],
             )
         if kind == "avg":
@@ -62,15 +93,28 @@ def _pool(kind: str) -> Any:
     return read
 
 
-for _kind, _onnx, _more in (("max", "MaxPool", "max_pool_padded"), ("avg", "AveragePool", "avg_pool_padded"), ("lp", "LpPool", "lp_pool")):
+for _kind, _onnx, _more in (
+    ("max", "MaxPool", "max_pool_padded"),
+    ("avg", "AveragePool", "avg_pool_padded"),
+    ("lp", "LpPool", "lp_pool"),
+):
     op(_more, _positions, run=runs(_more))
-    spell((_more, *(f"{_kind}_pool{d}d" for d in (1, 2, 3) if _kind != "lp")), _onnx, read=_pool(_kind))
+    spell(
+        (_more, *(f"{_kind}_pool{d}d" for d in (1, 2, 3) if _kind != "lp")),
+        _onnx,
+        read=_pool(_kind),
+    )
 
 
 def _global(name: str) -> Any:
     def read(node: OnnxNode) -> Step:
         rank = node.rank()
-        return Step(name, (0,), {"dim": list(range(2, rank)), "keepdim": True}, [like(node, shape=(*node.shape()[:2], *[1] * (rank - 2)))])
+        return Step(
+            name,
+            (0,),
+            {"dim": list(range(2, rank)), "keepdim": True},
+            [like(node, shape=(*node.shape()[:2], *[1] * (rank - 2)))],
+        )
 
     return read
 
@@ -78,7 +122,8 @@ def _global(name: str) -> Any:
 spell("mean", "GlobalAveragePool", read=_global("mean"))
 spell("amax", "GlobalMaxPool", read=_global("amax"))
 
-# -- resampling ------------------------------------------------------------------------------------------------------
+# -- resampling
+# --------------------------------------------------------------------------------------------------
 
 
 def _resampled(axes: Axes, node: Node) -> None:
@@ -98,9 +143,17 @@ def _resize(node: OnnxNode) -> Step:
     x = node.shape()
     rank = len(x)
     a = node.attrs
-    axes = [d % rank for d in a.get("axes", range(rank))] if node.opset >= 18 and a.get("axes") else list(range(rank))
+    axes = (
+        [d % rank for d in a.get("axes", range(rank))]
+        if node.opset >= 18 and a.get("axes")
+        else list(range(rank))
+    )
     if node.opset < 11:
-        scales, sizes, roi = _floats(node, "scales", 1 if node.opset >= 9 or node.target == "Resize" else None), None, None
+        scales, sizes, roi = (
+            _floats(node, "scales", 1 if node.opset >= 9 or node.target == "Resize" else None),
+            None,
+            None,
+        )
         if node.opset < 9 and node.target == "Upsample":
             scales = list(a["scales"])
         mode, place, nearest = (
@@ -108,17 +161,27 @@ def _resize(node: OnnxNode) -> Step:
             "asymmetric",
             "floor" if node.target == "Upsample" or node.opset == 10 else "round_prefer_floor",
         )
-        if node.opset == 10 and node.target == "Resize" and scales is not None and any(s < 1 for s in scales):
+        if (
+            node.opset == 10
+            and node.target == "Resize"
+            and scales is not None
+            and any(s < 1 for s in scales)
+        ):
             nearest = "ceil"
     else:
         scales = _floats(node, "", 2) if node.has(2) and node.shape(2) != (0,) else None
         sizes = node.sizes(3) if node.has(3) and node.shape(3) != (0,) else None
         roi = (
             _floats(node, "", 1)
-            if node.has(1) and node.shape(1) != (0,) and a.get("coordinate_transformation_mode") == "tf_crop_and_resize"
+            if node.has(1)
+            and node.shape(1) != (0,)
+            and a.get("coordinate_transformation_mode") == "tf_crop_and_resize"
             else None
         )
-        mode, place = a.get("mode", "nearest"), a.get("coordinate_transformation_mode", "half_pixel")
+        mode, place = (
+            a.get("mode", "nearest"),
+            a.get("coordinate_transformation_mode", "half_pixel"),
+        )
         nearest = a.get("nearest_mode", "round_prefer_floor")
     policy = a.get("keep_aspect_ratio_policy", "stretch")
     out: list[Size] = list(x)
@@ -127,7 +190,11 @@ def _resize(node: OnnxNode) -> Step:
             out[d] = _scaled(x[d], f)
     elif sizes is not None:
         if policy != "stretch":
-            known = [s / x[d] for d, s in zip(axes, sizes, strict=True) if isinstance(s, int) and isinstance(x[d], int)]  # type: ignore[operator]
+            known = [
+                s / x[d]  # type: ignore[operator]
+                for d, s in zip(axes, sizes, strict=True)
+                if isinstance(s, int) and isinstance(x[d], int)
+            ]
             if len(known) != len(axes):
                 raise Unread("a Resize that keeps the aspect ratio of a dynamic size")
             f = min(known) if policy == "not_larger" else max(known)
@@ -139,7 +206,11 @@ def _resize(node: OnnxNode) -> Step:
                 out[d] = s
     else:
         raise Unread("a Resize without scales or sizes")
-    moved = [d for d, o in zip(axes, [out[d] for d in axes], strict=True) if not _unchanged(x[d], o, scales, axes, d)]
+    moved = [
+        d
+        for d, o in zip(axes, [out[d] for d in axes], strict=True)
+        if not _unchanged(x[d], o, scales, axes, d)
+    ]
     attrs: dict[str, Any] = {
         "axes": moved,
         "sizes": [out[d] for d in moved],
@@ -151,7 +222,9 @@ def _resize(node: OnnxNode) -> Step:
         "exclude_outside": a.get("exclude_outside", 0),
         "antialias": a.get("antialias", 0),
         "extrapolation": a.get("extrapolation_value", 0.0),
-        "roi": [(roi[axes.index(d)], roi[len(axes) + axes.index(d)]) for d in moved] if roi is not None else None,
+        "roi": [(roi[axes.index(d)], roi[len(axes) + axes.index(d)]) for d in moved]
+        if roi is not None
+        else None,
     }
     return Step("resize", (0,), attrs, [like(node, shape=out)])
 
@@ -163,7 +236,9 @@ def _floats(node: OnnxNode, name: str, i: int | None) -> list[float] | None:
     return None if value is None else [float(v) for v in value.reshape(-1)]
 
 
-def _unchanged(size: Size, out: Size, scales: Sequence[float] | None, axes: Sequence[int], d: int) -> bool:
+def _unchanged(
+    size: Size, out: Size, scales: Sequence[float] | None, axes: Sequence[int], d: int
+) -> bool:
     return scales[axes.index(d)] == 1 if scales is not None else size == out
 
 
@@ -229,8 +304,15 @@ def _space_to_depth(node: OnnxNode) -> Step:
     n, c, h, w = node.shape()
     b = node.attrs["blocksize"]
     if node.attrs.get("mode", "DCR") == "CRD":
-        return Step("pixel_unshuffle", (0,), {"downscale_factor": b}, [like(node, shape=(n, c * (b * b), h // b, w // b))])
-    return Step("space_to_depth", (0,), {"block": b}, [like(node, shape=(n, c * (b * b), h // b, w // b))])
+        return Step(
+            "pixel_unshuffle",
+            (0,),
+            {"downscale_factor": b},
+            [like(node, shape=(n, c * (b * b), h // b, w // b))],
+        )
+    return Step(
+        "space_to_depth", (0,), {"block": b}, [like(node, shape=(n, c * (b * b), h // b, w // b))]
+    )
 
 
 op("depth_to_space", _depth_rule, run=runs("depth_to_space"))

@@ -1,4 +1,5 @@
-"""Operators of onnxruntime over integers with one scale each (``com.microsoft::QLinear...``): taken apart, computed, quantised again."""
+"""Operators of onnxruntime over integers with one scale each (``com.microsoft::QLinear...``): taken
+apart, computed, quantised again."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def _single(node: OnnxNode, *places: int) -> None:
             raise Unread(f"a {node.target} with several scales")
 
 
-# -- each element for itself -----------------------------------------------------------------------------------------------
+# -- each element for itself
+# -----------------------------------------------------------------------------------------------
 
 
 def _binary(kind: str) -> Any:
@@ -40,7 +42,12 @@ def _binary(kind: str) -> Any:
 def _unary(kind: str) -> Any:
     def read(node: OnnxNode) -> Step:
         _single(node, 1, 2, 3, 4)
-        return Step("qlinear_unary", (0, 1, 2, 3, 4), {"kind": kind, "alpha": node.attrs.get("alpha", 0.01)}, [like(node)])
+        return Step(
+            "qlinear_unary",
+            (0, 1, 2, 3, 4),
+            {"kind": kind, "alpha": node.attrs.get("alpha", 0.01)},
+            [like(node)],
+        )
 
     return read
 
@@ -50,7 +57,9 @@ op(
     "qlinear_binary",
     broadcast_rule,
     run=runs("qlinear_binary"),
-    samples=(Sample((_BYTES, Arg((6, 5), "u8", 0, 255), *[_SCALE, _ZERO] * 3), {"kind": "add"}, free=3),),
+    samples=(
+        Sample((_BYTES, Arg((6, 5), "u8", 0, 255), *[_SCALE, _ZERO] * 3), {"kind": "add"}, free=3),
+    ),
 )
 op(
     "qlinear_unary",
@@ -63,7 +72,8 @@ for _kind in ("Add", "Mul"):
 for _onnx, _kind in (("Sigmoid", "sigmoid"), ("LeakyRelu", "leaky_relu")):
     spell("qlinear_unary", f"com.microsoft::QLinear{_onnx}", read=_unary(_kind))
 
-# -- along a dimension -------------------------------------------------------------------------------------------------------
+# -- along a dimension
+# --------------------------------------------------------------------------------------------------
 
 
 def _held(axes: Axes, node: Node) -> None:
@@ -79,7 +89,12 @@ def _softmax(node: OnnxNode) -> Step:
     rank, since = node.rank(), node.attrs.get("opset", 13)
     d = position(node.attrs.get("axis", -1 if since >= 13 else 1), rank)
     dims = [d] if since >= 13 else list(range(d, rank))
-    return Step("qlinear_along", (0, 1, 2, 3, 4), {"kind": "softmax", "dims": dims, "gone": []}, [like(node)])
+    return Step(
+        "qlinear_along",
+        (0, 1, 2, 3, 4),
+        {"kind": "softmax", "dims": dims, "gone": []},
+        [like(node)],
+    )
 
 
 def _pool(node: OnnxNode) -> Step:
@@ -88,7 +103,12 @@ def _pool(node: OnnxNode) -> Step:
         raise Unread("a QLinearGlobalAveragePool with channels last")
     dims = list(range(2, node.rank()))
     shape = (*node.shape()[:2], *[1] * len(dims))
-    return Step("qlinear_along", (0, 1, 2, 3, 4), {"kind": "mean", "dims": dims, "gone": dims}, [like(node, shape=shape)])
+    return Step(
+        "qlinear_along",
+        (0, 1, 2, 3, 4),
+        {"kind": "mean", "dims": dims, "gone": dims},
+        [like(node, shape=shape)],
+    )
 
 
 op(
@@ -97,7 +117,9 @@ op(
     run=runs("qlinear_along"),
     samples=(
         Sample((_BYTES, *[_SCALE, _ZERO] * 2), {"kind": "mean", "dims": [2], "gone": [2]}, free=2),
-        Sample((_BYTES, *[_SCALE, _ZERO] * 2), {"kind": "softmax", "dims": [1], "gone": []}, free=2),
+        Sample(
+            (_BYTES, *[_SCALE, _ZERO] * 2), {"kind": "softmax", "dims": [1], "gone": []}, free=2
+        ),
     ),
 )
 spell("qlinear_along", "com.microsoft::QLinearSoftmax", read=_softmax, write=nothing)
@@ -111,7 +133,9 @@ def _joined(axes: Axes, node: Node) -> None:
         for k, (a, b) in enumerate(zip(many[0], other, strict=True)):
             if k != d:
                 axes.unify(a, b)
-    node.out.axes = tuple(axes.sum([m[k] for m in many]) if k == d else a for k, a in enumerate(many[0]))
+    node.out.axes = tuple(
+        axes.sum([m[k] for m in many]) if k == d else a for k, a in enumerate(many[0])
+    )
 
 
 def _concat(node: OnnxNode) -> Step:
@@ -128,17 +152,23 @@ def _concat(node: OnnxNode) -> Step:
 op("qlinear_concat", _joined, run=runs("qlinear_concat"))
 spell("qlinear_concat", "com.microsoft::QLinearConcat", read=_concat)
 
-# -- products ----------------------------------------------------------------------------------------------------------------
+# -- products
+# --------------------------------------------------------------------------------------------------
 
 
 def _gemm(axes: Axes, node: Node) -> None:
     a, b = axes.of(node.operand(0)), axes.of(node.operand(3))
-    (m, k), (j, n) = (a[::-1] if node.attrs["trans_a"] else a), (b[::-1] if node.attrs["trans_b"] else b)
+    (m, k), (j, n) = (
+        (a[::-1] if node.attrs["trans_a"] else a),
+        (b[::-1] if node.attrs["trans_b"] else b),
+    )
     axes.unify(k, j)
     for i in (4, 5):
         _along(axes, (j, n), node.inputs[i] if node.has(i) else None, 1)
     if node.has(6):
-        for own, held in zip((m, n)[2 - node.operand(6).rank :], axes.of(node.operand(6)), strict=True):
+        for own, held in zip(
+            (m, n)[2 - node.operand(6).rank :], axes.of(node.operand(6)), strict=True
+        ):
             if held.size != 1:
                 axes.unify(own, held)
     node.out.axes = (m, n)
@@ -159,10 +189,19 @@ def _gemm_macs(node: Node) -> tuple[Any, ...]:
 
 def _read_gemm(node: OnnxNode) -> Step:
     _single(node, 1, 2, 7, 8)
-    attrs = {"trans_a": node.attrs.get("transA", 0), "trans_b": node.attrs.get("transB", 0), "alpha": node.attrs.get("alpha", 1.0)}
+    attrs = {
+        "trans_a": node.attrs.get("transA", 0),
+        "trans_b": node.attrs.get("transB", 0),
+        "alpha": node.attrs.get("alpha", 1.0),
+    }
     a, b = node.shape(0), node.shape(3)
     shape = (a[1 if attrs["trans_a"] else 0], b[0 if attrs["trans_b"] else 1])
-    return Step("qlinear_gemm", None, attrs, [TensorType(node.type(0).dtype if node.has(7) else "f32", shape)])
+    return Step(
+        "qlinear_gemm",
+        None,
+        attrs,
+        [TensorType(node.type(0).dtype if node.has(7) else "f32", shape)],
+    )
 
 
 op(
@@ -174,11 +213,13 @@ op(
 )
 spell("qlinear_gemm", "com.microsoft::QGemm", read=_read_gemm, write=nothing)
 
-# -- products of integers with results that are none ---------------------------------------------------------------------------
+# -- products of integers with results that are none
+# ---------------------------------------------------------------------------
 
 
 def _float_product(axes: Axes, node: Node) -> None:
-    """``a`` may be integers or floats; scale, zero point and bias run along the columns of ``b``."""
+    """``a`` may be integers or floats; scale, zero point and bias run along the columns of
+    ``b``."""
     a, b = axes.of(node.operand(0)), axes.of(node.operand(1))
     axes.unify(a[-1], b[0])
     node.out.axes = (*a[:-1], b[1])
@@ -187,7 +228,8 @@ def _float_product(axes: Axes, node: Node) -> None:
 
 
 def _float_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
-    """Floats that are quantised here are zeroed wherever they are dropped: their extremes make the scale."""
+    """Floats that are quantised here are zeroed wherever they are dropped: their extremes make the
+    scale."""
     made, zeros = list(operands), node.attrs["zeros"]
     a, b = node.operand(0), node.operand(1)
     dims = list(range(a.rank)) if node.attrs["dynamic"] else [a.rank - 1]
@@ -202,14 +244,23 @@ def _float_macs(node: Node) -> tuple[Any, ...]:
 
 
 def _read_float(dynamic: bool) -> Any:
-    attrs = {"dynamic": dynamic, "columns": (2, 3, 4) if dynamic else (3, 5, 6), "zeros": (None, 3) if dynamic else (4, 5)}
+    attrs = {
+        "dynamic": dynamic,
+        "columns": (2, 3, 4) if dynamic else (3, 5, 6),
+        "zeros": (None, 3) if dynamic else (4, 5),
+    }
 
     def read(node: OnnxNode) -> Step:
         if node.rank(1) != 2:
             raise Unread(f"a {node.target} of several matrices")
         if not dynamic:
             _single(node, 2, 4)
-        return Step("integer_matmul", None, attrs, [TensorType("f32", (*node.shape(0)[:-1], node.shape(1)[1]))])
+        return Step(
+            "integer_matmul",
+            None,
+            attrs,
+            [TensorType("f32", (*node.shape(0)[:-1], node.shape(1)[1]))],
+        )
 
     return read
 
@@ -222,12 +273,26 @@ op(
     macs=_float_macs,
     samples=(
         Sample(
-            (Arg((2, 3, 6)), Arg((6, 5), "i8", -9, 9), Arg((5,), low=0.1, high=0.2), Arg((5,), "i8", -2, 2), Arg((5,))),
+            (
+                Arg((2, 3, 6)),
+                Arg((6, 5), "i8", -9, 9),
+                Arg((5,), low=0.1, high=0.2),
+                Arg((5,), "i8", -2, 2),
+                Arg((5,)),
+            ),
             {"dynamic": True, "columns": (2, 3, 4), "zeros": (None, 3)},
             free=4,
         ),
         Sample(
-            (Arg((2, 3, 6), "u8", 0, 9), Arg((6, 5), "i8", -9, 9), _SCALE, _SCALE, _ZERO, None, Arg((5,))),
+            (
+                Arg((2, 3, 6), "u8", 0, 9),
+                Arg((6, 5), "i8", -9, 9),
+                _SCALE,
+                _SCALE,
+                _ZERO,
+                None,
+                Arg((5,)),
+            ),
             {"dynamic": False, "columns": (3, 5, 6), "zeros": (4, 5)},
             free=4,
         ),

@@ -1,4 +1,5 @@
-"""Quantised tensors: scales and zero points lie along one dimension of what they scale, or there is one for all."""
+"""Quantised tensors: scales and zero points lie along one dimension of what they scale, or there is
+one for all."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 __all__: list[str] = []
 
 
-def _along(axes: Axes, own: tuple[Axis, ...], value: Value | None, dim: int, block: int = 0) -> None:
+def _along(
+    axes: Axes, own: tuple[Axis, ...], value: Value | None, dim: int, block: int = 0
+) -> None:
     """``value`` holds one number for all, one per index of ``dim``, or one per block of ``dim``."""
     if value is None:
         return
@@ -49,7 +52,11 @@ def _axis(node: OnnxNode) -> int:
 
 
 def _quantize(node: OnnxNode) -> Step:
-    dtype = node.type(2).dtype if node.has(2) else NUMBERED.get(node.attrs.get("output_dtype", 0) or 2, "")
+    dtype = (
+        node.type(2).dtype
+        if node.has(2)
+        else NUMBERED.get(node.attrs.get("output_dtype", 0) or 2, "")
+    )
     if dtype not in ("i8", "u8", "i16", "u16", "i32"):
         raise Unread("quantisation to an unusual type")
     attrs = {"dim": _axis(node), "block": node.attrs.get("block_size", 0), "dtype": dtype}
@@ -69,15 +76,29 @@ op(
     "quantize_linear",
     _scaled,
     run=runs("quantize_linear"),
-    samples=(Sample((Arg((2, 6, 5)), _SCALES, Arg((6,), "i8", -2, 3)), {"dim": 1, "block": 0, "dtype": "i8"}, free=3),),
+    samples=(
+        Sample(
+            (Arg((2, 6, 5)), _SCALES, Arg((6,), "i8", -2, 3)),
+            {"dim": 1, "block": 0, "dtype": "i8"},
+            free=3,
+        ),
+    ),
 )
 op(
     "dequantize_linear",
     _scaled,
     run=runs("dequantize_linear"),
     samples=(
-        Sample((Arg((2, 6, 5), "i8", -9, 9), _SCALES, Arg((6,), "i8", -2, 3)), {"dim": 1, "block": 0, "dtype": "f32"}, free=3),
-        Sample((Arg((4, 6), "i8", -9, 9), Arg((4, 3), low=0.1), None), {"dim": 1, "block": 2, "dtype": "f32"}, free=2),
+        Sample(
+            (Arg((2, 6, 5), "i8", -9, 9), _SCALES, Arg((6,), "i8", -2, 3)),
+            {"dim": 1, "block": 0, "dtype": "f32"},
+            free=3,
+        ),
+        Sample(
+            (Arg((4, 6), "i8", -9, 9), Arg((4, 3), low=0.1), None),
+            {"dim": 1, "block": 2, "dtype": "f32"},
+            free=2,
+        ),
     ),
 )
 for _domain in ("", "com.microsoft::"):
@@ -86,7 +107,12 @@ for _domain in ("", "com.microsoft::"):
 
 
 def _dynamic(node: OnnxNode) -> Step:
-    return Step("dynamic_quantize", None, {}, [like(node, dtype="u8"), TensorType("f32", ()), TensorType("u8", ())])
+    return Step(
+        "dynamic_quantize",
+        None,
+        {},
+        [like(node, dtype="u8"), TensorType("f32", ()), TensorType("u8", ())],
+    )
 
 
 def _dynamic_rule(axes: Axes, node: Node) -> None:
@@ -96,8 +122,11 @@ def _dynamic_rule(axes: Axes, node: Node) -> None:
 
 
 def _dynamic_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
-    """The scale follows the extremes of all values and zero: what is dropped counts for nothing as zeros."""
-    return run(zeroed(torch, operands[0], present(node.operand(0), list(range(node.operand(0).rank)))))
+    """The scale follows the extremes of all values and zero: what is dropped counts for nothing as
+    zeros."""
+    return run(
+        zeroed(torch, operands[0], present(node.operand(0), list(range(node.operand(0).rank))))
+    )
 
 
 op(
@@ -109,7 +138,8 @@ op(
 )
 spell("dynamic_quantize", "DynamicQuantizeLinear", read=_dynamic)
 
-# -- products of integers ----------------------------------------------------------------------------------------------
+# -- products of integers
+# ----------------------------------------------------------------------------------------------
 
 
 def _quiet(torch: Any, x: Any, zero: Any, mask: Any, dim: int) -> Any:
@@ -140,7 +170,13 @@ def _matmul_rule(axes: Axes, node: Node) -> None:
             axes.unify(wide[0], other)
         made.append(wide[0] if wide else axes.one)
     node.out.axes = (*made, *(a[-2:-1] if len(a) > 1 else ()), *(b[-1:] if len(b) > 1 else ()))
-    for at, own, dim in ((scales[0], a, -2), (zeros[0], a, -2), (scales[1], b, -1), (zeros[1], b, -1), (out, node.out.axes, -1)):
+    for at, own, dim in (
+        (scales[0], a, -2),
+        (zeros[0], a, -2),
+        (scales[1], b, -1),
+        (zeros[1], b, -1),
+        (out, node.out.axes, -1),
+    ):
         for i in at if isinstance(at, tuple) else (at,):
             if i is not None and node.has(i) and len(own) > 1:
                 _along(axes, own, node.operand(i), dim % len(own))
@@ -152,7 +188,9 @@ def _matmul_silence(torch: Any, node: Node, operands: list[Any], present: Any, r
     made.extend([None] * (9 - len(made)))
     a, b = node.operand(a_at), node.operand(b_at)
     made[a_at] = _quiet(torch, made[a_at], made[zeros[0]], present(a, [a.rank - 1]), a.rank - 2)
-    made[b_at] = _quiet(torch, made[b_at], made[zeros[1]], present(b, [max(b.rank - 2, 0)]), b.rank - 1)
+    made[b_at] = _quiet(
+        torch, made[b_at], made[zeros[1]], present(b, [max(b.rank - 2, 0)]), b.rank - 1
+    )
     return run(*made[: len(operands)])
 
 
@@ -164,18 +202,31 @@ op(
     silence=_matmul_silence,
     samples=(
         Sample(
-            (Arg((4, 6), "u8", 0, 9), Arg((6, 5), "i8", -5, 5), Arg((), "u8", 3, 4), Arg((5,), "i8", -2, 2)), {"places": _PLAIN}, free=3
+            (
+                Arg((4, 6), "u8", 0, 9),
+                Arg((6, 5), "i8", -5, 5),
+                Arg((), "u8", 3, 4),
+                Arg((5,), "i8", -2, 2),
+            ),
+            {"places": _PLAIN},
+            free=3,
         ),
     ),
 )
 op("qlinear_matmul", _matmul_rule, run=runs("qlinear_matmul"), silence=_matmul_silence)
 spell(
-    "matmul_integer", "MatMulInteger", read=lambda node: Step("matmul_integer", None, {"places": _PLAIN}, [product_type(node, dtype="i32")])
+    "matmul_integer",
+    "MatMulInteger",
+    read=lambda node: Step(
+        "matmul_integer", None, {"places": _PLAIN}, [product_type(node, dtype="i32")]
+    ),
 )
 spell(
     "qlinear_matmul",
     "QLinearMatMul",
-    read=lambda node: Step("qlinear_matmul", None, {"places": _SCALED}, [product_type(node, 0, 3, node.type(7).dtype)]),
+    read=lambda node: Step(
+        "qlinear_matmul", None, {"places": _SCALED}, [product_type(node, 0, 3, node.type(7).dtype)]
+    ),
 )
 
 
@@ -194,7 +245,11 @@ def _conv_rule(axes: Axes, node: Node) -> None:
     axes.unify(i, w[1])
     for a in (*x[2:], *w[2:]):
         axes.freeze(a, "positions of a convolution")
-    out = (x[0], axes.product((h, o)) if groups != 1 else w[0], *(axes.frozen(s, "positions of a convolution") for s in node.out.shape[2:]))
+    out = (
+        x[0],
+        axes.product((h, o)) if groups != 1 else w[0],
+        *(axes.frozen(s, "positions of a convolution") for s in node.out.shape[2:]),
+    )
     for k in (scales[1], zeros[1], *more):
         if k is not None and node.has(k):
             _along(axes, w, node.operand(k), 0)
@@ -212,7 +267,9 @@ def _conv_silence(torch: Any, node: Node, operands: list[Any], present: Any, run
 def _conv_resize(node: Node, cut: Cut) -> None:
     if node.attrs["groups"] != 1:
         x_at, w_at = node.attrs["places"][:2]
-        node.attrs["groups"] = cut.size((node.operand(x_at).axes or ())[1]) // cut.size((node.operand(w_at).axes or ())[1])
+        node.attrs["groups"] = cut.size((node.operand(x_at).axes or ())[1]) // cut.size(
+            (node.operand(w_at).axes or ())[1]
+        )
 
 
 def _write_groups(edit: Edit, node: Node) -> None:
@@ -233,6 +290,9 @@ def _read_conv(name: str, places: Any) -> Any:
     return read
 
 
-for _name, _onnx, _places in (("conv_integer", "ConvInteger", _CONV_PLAIN), ("qlinear_conv", "QLinearConv", _CONV_SCALED)):
+for _name, _onnx, _places in (
+    ("conv_integer", "ConvInteger", _CONV_PLAIN),
+    ("qlinear_conv", "QLinearConv", _CONV_SCALED),
+):
     op(_name, _conv_rule, run=runs(_name), silence=_conv_silence, resize=_conv_resize)
     spell(_name, _onnx, read=_read_conv(_name, _places), write=_write_groups)

@@ -1,4 +1,5 @@
-"""LSTM, GRU and RNN as ONNX has them: gates × hidden in one dimension, both directions in another."""
+"""LSTM, GRU and RNN as ONNX has them: gates × hidden in one dimension, both directions in
+another."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ _GATES = {"onnx_lstm": 4, "onnx_gru": 3, "onnx_rnn": 1}
 
 
 def _rule(axes: Axes, node: Node) -> None:
-    """Input features contract; hidden indices stand behind the gates in the weights and pass from step to step.
+    """Input features contract; hidden indices stand behind the gates in the weights and pass from
+    step to step.
 
     Both directions drop the same indices: they share the dimension of the results.
     """
@@ -35,7 +37,9 @@ def _rule(axes: Axes, node: Node) -> None:
     axes.unify(r[0], directions)
     state = (batch, directions, hidden) if layout else (directions, batch, hidden)
     _states(axes, node, gates, state, directions, batch)
-    node.out.axes = (batch, time, directions, hidden) if layout else (time, directions, batch, hidden)
+    node.out.axes = (
+        (batch, time, directions, hidden) if layout else (time, directions, batch, hidden)
+    )
     for value in node.outputs[1:]:
         value.axes = state
 
@@ -48,7 +52,9 @@ def _gated(axes: Axes, whole: Axis, gates: int, hidden: Axis) -> None:
     axes.unify(inner, hidden)
 
 
-def _states(axes: Axes, node: Node, gates: int, state: tuple[Axis, ...], directions: Axis, batch: Axis) -> None:
+def _states(
+    axes: Axes, node: Node, gates: int, state: tuple[Axis, ...], directions: Axis, batch: Axis
+) -> None:
     """Bias, lengths, the states at the start (of the axes ``state``) and peepholes."""
     for i, many in ((3, 2 * gates), (7, 3)):
         if node.has(i):
@@ -89,7 +95,9 @@ def _read(name: str) -> Any:
             raise Unread("a recurrent network of dynamic width")
         time, batch = (x[1], x[0]) if layout else (x[0], x[1])
         dtype = node.type(0).dtype
-        whole = TensorType(dtype, (batch, time, count, hidden) if layout else (time, count, batch, hidden))
+        whole = TensorType(
+            dtype, (batch, time, count, hidden) if layout else (time, count, batch, hidden)
+        )
         state = TensorType(dtype, (batch, count, hidden) if layout else (count, batch, hidden))
         attrs = {
             "hidden_size": hidden,
@@ -110,13 +118,20 @@ def _read(name: str) -> Any:
 
 
 def _write(edit: Edit, node: Node) -> None:
-    if node.attrs["hidden_size"] != edit.attrs.get("hidden_size", node.attrs["hidden_size"]) or "hidden_size" not in edit.attrs:
+    if (
+        node.attrs["hidden_size"] != edit.attrs.get("hidden_size", node.attrs["hidden_size"])
+        or "hidden_size" not in edit.attrs
+    ):
         edit.attr("hidden_size", node.attrs["hidden_size"])
 
 
 for _name, _onnx in (("onnx_lstm", "LSTM"), ("onnx_gru", "GRU"), ("onnx_rnn", "RNN")):
     _g = _GATES[_name]
-    _more = {"onnx_lstm": {"input_forget": 0}, "onnx_gru": {"linear_before_reset": 1}, "onnx_rnn": {}}[_name]
+    _more = {
+        "onnx_lstm": {"input_forget": 0},
+        "onnx_gru": {"linear_before_reset": 1},
+        "onnx_rnn": {},
+    }[_name]
     op(
         _name,
         _rule,
@@ -144,7 +159,8 @@ for _name, _onnx in (("onnx_lstm", "LSTM"), ("onnx_gru", "GRU"), ("onnx_rnn", "R
     spell(_name, _onnx, read=_read(_name), write=_write)
 
 
-# -- com.microsoft::DynamicQuantizeLSTM: weights are stored transposed, as integers; inputs and states are quantised at each product --
+# -- com.microsoft::DynamicQuantizeLSTM: weights are stored transposed, as integers; inputs and
+# states are quantised at each product --
 
 
 def _quantised_rule(axes: Axes, node: Node) -> None:
@@ -157,7 +173,9 @@ def _quantised_rule(axes: Axes, node: Node) -> None:
     axes.unify(r[0], directions)
     for matrix, numbers in ((w, (8, 9)), (r, (10, 11))):
         _gated(axes, matrix[2], 4, hidden)
-        for held in (axes.of(node.operand(i)) for i in numbers if node.has(i)):  # one for each direction, or for each gate's channel
+        for held in (
+            axes.of(node.operand(i)) for i in numbers if node.has(i)
+        ):  # one for each direction, or for each gate's channel
             axes.unify(held[0], directions)
             if len(held) == 2:
                 axes.unify(held[1], matrix[2])
@@ -169,8 +187,8 @@ def _quantised_rule(axes: Axes, node: Node) -> None:
 
 
 def _quantised_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
-    """The extremes of inputs and states make their scales, so what is dropped must be zero itself: a state stays zero where it
-    starts there and its gates get nothing."""
+    """The extremes of inputs and states make their scales, so what is dropped must be zero itself:
+    a state stays zero where it starts there and its gates get nothing."""
     made = list(operands)
     made[0] = zeroed(torch, made[0], present(node.operand(0), [2]))
     for i, zero in ((1, 9), (2, 11)):
@@ -192,13 +210,26 @@ def _read_quantised(node: OnnxNode) -> Step:
     x, hidden, direction = node.shape(0), node.shape(2)[1], node.attrs.get("direction", "forward")
     if not isinstance(hidden, int):
         raise Unread("a recurrent network of dynamic width")
-    if node.attrs.get("activations", _USUAL) not in (_USUAL, 2 * _USUAL) or not node.has(9) or not node.has(11):
+    if (
+        node.attrs.get("activations", _USUAL) not in (_USUAL, 2 * _USUAL)
+        or not node.has(9)
+        or not node.has(11)
+    ):
         raise Unread("a quantised LSTM of other activations, or without zero points")
     count = 2 if direction == "bidirectional" else 1
     state = TensorType("f32", (count, x[1], hidden))
-    attrs = {"hidden_size": hidden, "direction": direction, "clip": node.attrs.get("clip"),
-             "input_forget": node.attrs.get("input_forget", 0)}
-    return Step("dynamic_lstm", None, attrs, [TensorType("f32", (x[0], count, x[1], hidden)), state, state][: len(node.outputs)])
+    attrs = {
+        "hidden_size": hidden,
+        "direction": direction,
+        "clip": node.attrs.get("clip"),
+        "input_forget": node.attrs.get("input_forget", 0),
+    }
+    return Step(
+        "dynamic_lstm",
+        None,
+        attrs,
+        [TensorType("f32", (x[0], count, x[1], hidden)), state, state][: len(node.outputs)],
+    )
 
 
 _USUAL = ["Sigmoid", "Tanh", "Tanh"]
@@ -212,8 +243,18 @@ op(
     macs=_macs,
     samples=(
         Sample(
-            (Arg((3, 2, 4)), Arg((2, 4, 20), "i8", -99, 99), Arg((2, 5, 20), "i8", -99, 99), Arg((2, 40)), None, None, None, None,
-             *_NUMBERS, *_NUMBERS),
+            (
+                Arg((3, 2, 4)),
+                Arg((2, 4, 20), "i8", -99, 99),
+                Arg((2, 5, 20), "i8", -99, 99),
+                Arg((2, 40)),
+                None,
+                None,
+                None,
+                None,
+                *_NUMBERS,
+                *_NUMBERS,
+            ),
             {"hidden_size": 5, "direction": "bidirectional", "clip": None, "input_forget": 0},
             free=2,
         ),

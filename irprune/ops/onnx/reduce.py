@@ -15,11 +15,16 @@ __all__: list[str] = []
 
 
 def _dims(node: OnnxNode, since: int) -> list[int] | None:
-    """The reduced dimensions counted from the front; None where an empty list means that nothing is reduced."""
+    """The reduced dimensions counted from the front; None where an empty list means that nothing is
+    reduced."""
     rank = node.rank()
     given = node.moved("axes", 1, since)
     if not given:
-        return None if node.attrs.get("noop_with_empty_axes", 0) and node.opset >= since else list(range(rank))
+        return (
+            None
+            if node.attrs.get("noop_with_empty_axes", 0) and node.opset >= since
+            else list(range(rank))
+        )
     return sorted({position(int(d), rank) for d in given})  # type: ignore[arg-type]
 
 
@@ -30,8 +35,15 @@ def _reduce(name: str, since: int = 18, **attrs: Any) -> Callable[[OnnxNode], St
             return Step("identity", (0,), {}, [like(node)])
         keep = bool(node.attrs.get("keepdims", 1))
         if node.rank() == 0:
-            return Step(name + "_whole" if False else name, (0,), {"dim": [], "keepdim": keep, **attrs}, [like(node)])
-        return Step(name, (0,), {"dim": dims, "keepdim": keep, **attrs}, [reduced_type(node, dims, keep)])
+            return Step(
+                name + "_whole" if False else name,
+                (0,),
+                {"dim": [], "keepdim": keep, **attrs},
+                [like(node)],
+            )
+        return Step(
+            name, (0,), {"dim": dims, "keepdim": keep, **attrs}, [reduced_type(node, dims, keep)]
+        )
 
     return read
 
@@ -69,9 +81,17 @@ spell(("sum", "identity"), "ReduceSum", read=_reduce("sum", since=13))
 
 def _arg(name: str) -> Callable[[OnnxNode], Step]:
     def read(node: OnnxNode) -> Step:
-        dim, keep = position(node.attrs.get("axis", 0), node.rank()), bool(node.attrs.get("keepdims", 1))
+        dim, keep = (
+            position(node.attrs.get("axis", 0), node.rank()),
+            bool(node.attrs.get("keepdims", 1)),
+        )
         last = "last_" if node.attrs.get("select_last_index", 0) else ""
-        return Step(last + name, (0,), {"dim": dim, "keepdim": keep}, [reduced_type(node, [dim], keep, "i64")])
+        return Step(
+            last + name,
+            (0,),
+            {"dim": dim, "keepdim": keep},
+            [reduced_type(node, [dim], keep, "i64")],
+        )
 
     return read
 
@@ -112,7 +132,11 @@ def _running(name: str) -> Callable[[OnnxNode], Step]:
         assert given is not None
         dim, kind = position(int(given.reshape(-1)[0]), node.rank()), [like(node)]
         turned = {k: node.attrs.get(k, 0) for k in ("exclusive", "reverse")}
-        return Step(f"{name}_turned", (0,), {"dim": dim, **turned}, kind) if any(turned.values()) else Step(name, (0,), {"dim": dim}, kind)
+        return (
+            Step(f"{name}_turned", (0,), {"dim": dim, **turned}, kind)
+            if any(turned.values())
+            else Step(name, (0,), {"dim": dim}, kind)
+        )
 
     return read
 
@@ -137,7 +161,12 @@ def _topk(node: OnnxNode) -> Step:
         assert given is not None
         k = given[0]
     shape = tuple(k if d == dim else s for d, s in enumerate(node.shape()))
-    attrs = {"k": k, "dim": dim, "largest": bool(node.attrs.get("largest", 1)), "sorted": bool(node.attrs.get("sorted", 1))}
+    attrs = {
+        "k": k,
+        "dim": dim,
+        "largest": bool(node.attrs.get("largest", 1)),
+        "sorted": bool(node.attrs.get("sorted", 1)),
+    }
     return Step("topk", (0,), attrs, [like(node, shape=shape), TensorType("i64", shape)])
 
 

@@ -1,4 +1,5 @@
-"""Sequences and optional values: lists in torch. Their parts are told apart at run time, so nothing in them may change size."""
+"""Sequences and optional values: lists in torch. Their parts are told apart at run time, so nothing
+in them may change size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Operators that move, group, join and cut dimensions, as ONNX spells them: targets are constants or shape arithmetic."""
+"""Operators that move, group, join and cut dimensions, as ONNX spells them: targets are constants
+or shape arithmetic."""
 
 from __future__ import annotations
 
@@ -8,7 +9,17 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, is_static, probe_of, product, same
 from irprune.ops.families.pad import _reflected
-from irprune.ops.onnx.importer import PREVIOUS, Edit, Misfit, OnnxNode, Step, Unread, runs, spell, variant
+from irprune.ops.onnx.importer import (
+    PREVIOUS,
+    Edit,
+    Misfit,
+    OnnxNode,
+    Step,
+    Unread,
+    runs,
+    spell,
+    variant,
+)
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import agree, broadcast, like, position
 from irprune.ops.registry import Arg, Sample, op
@@ -24,7 +35,8 @@ def whole(value: Size) -> int:
 
 
 def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = False) -> list[Size]:
-    """What a Reshape of ``shape`` to ``target`` gives: 0 copies a size, -1 is what is left. Raises Unread where it does not fit."""
+    """What a Reshape of ``shape`` to ``target`` gives: 0 copies a size, -1 is what is left. Raises
+    Unread where it does not fit."""
     out: list[Size] = []
     for k, s in enumerate(target):
         if isinstance(s, int) and s == 0 and not allowzero:
@@ -38,7 +50,14 @@ def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = Fa
     at = next(k for k, s in enumerate(out) if isinstance(s, int) and s == -1)
     rest, parts = out[:at] + out[at + 1 :], list(shape)
     for s in list(rest):  # sizes on both sides cancel, which keeps expressions short
-        twin = next((k for k, w in enumerate(parts) if (isinstance(s, Sym) or isinstance(w, Sym)) and same(w, s)), None)
+        twin = next(
+            (
+                k
+                for k, w in enumerate(parts)
+                if (isinstance(s, Sym) or isinstance(w, Sym)) and same(w, s)
+            ),
+            None,
+        )
         if twin is not None:
             del parts[twin]
             rest.remove(s)
@@ -46,7 +65,9 @@ def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = Fa
     if probe_of(under) == 0:
         raise Unread("a Reshape of an empty tensor with a size to be found")
     if probe_of(over) % probe_of(under):
-        raise (Misfit if is_static((over, under)) else Unread)(f"a Reshape of {[str(s) for s in shape]} to {[str(s) for s in target]}")
+        raise (Misfit if is_static((over, under)) else Unread)(
+            f"a Reshape of {[str(s) for s in shape]} to {[str(s) for s in target]}"
+        )
     out[at] = over // under
     return out
 
@@ -60,8 +81,13 @@ def _reshape(node: OnnxNode) -> Step:
 
 
 def _write_reshape(edit: Edit, node: Node) -> None:
-    """The target is left as it is where it still gives the wanted shape; a single dynamic size becomes -1."""
-    wanted, shape, zero = list(node.attrs["shape"]), node.operand(0).shape, bool(edit.attrs.get("allowzero", 0))
+    """The target is left as it is where it still gives the wanted shape; a single dynamic size
+    becomes -1."""
+    wanted, shape, zero = (
+        list(node.attrs["shape"]),
+        node.operand(0).shape,
+        bool(edit.attrs.get("allowzero", 0)),
+    )
     now = edit.value(1)
     if now is not None:
         try:
@@ -72,12 +98,18 @@ def _write_reshape(edit: Edit, node: Node) -> None:
     edit.input(1, shortest(wanted, shape, zero, now))
 
 
-def shortest(wanted: Sequence[Size], shape: Sequence[Size], allowzero: bool, now: Sequence[Size] | None) -> list[Size]:
-    """``wanted`` with copied sizes as 0 and one size as -1 where that spares arithmetic; the file's own 0 and -1 are kept."""
+def shortest(
+    wanted: Sequence[Size], shape: Sequence[Size], allowzero: bool, now: Sequence[Size] | None
+) -> list[Size]:
+    """``wanted`` with copied sizes as 0 and one size as -1 where that spares arithmetic; the file's
+    own 0 and -1 are kept."""
     out = list(wanted)
     if now is not None and len(now) == len(out):
         for mark in ((), (-1,), (0, -1)):
-            tried = [n if isinstance(n, int) and n in mark else w for n, w in zip(now, wanted, strict=True)]
+            tried = [
+                n if isinstance(n, int) and n in mark else w
+                for n, w in zip(now, wanted, strict=True)
+            ]
             if not any(isinstance(s, Sym) for s in tried):
                 return tried
     dynamic = [k for k, s in enumerate(out) if isinstance(s, Sym)]
@@ -118,7 +150,9 @@ def _unsqueeze(node: OnnxNode) -> list[Step]:
     steps: list[Step] = []
     for d in sorted(position(int(d), rank) for d in dims):  # type: ignore[arg-type]
         shape.insert(d, 1)
-        steps.append(Step("unsqueeze", (PREVIOUS if steps else 0,), {"dim": d}, [like(node, shape=shape)]))
+        steps.append(
+            Step("unsqueeze", (PREVIOUS if steps else 0,), {"dim": d}, [like(node, shape=shape)])
+        )
     return steps or [Step("identity", (0,), {}, [like(node)])]
 
 
@@ -131,14 +165,21 @@ def _squeeze(node: OnnxNode) -> list[Step]:
     steps: list[Step] = []
     for d in sorted((position(int(d), len(shape)) for d in dims), reverse=True):  # type: ignore[arg-type]
         del shape[d]
-        steps.append(Step("squeeze", (PREVIOUS if steps else 0,), {"dim": d}, [like(node, shape=shape)]))
+        steps.append(
+            Step("squeeze", (PREVIOUS if steps else 0,), {"dim": d}, [like(node, shape=shape)])
+        )
     return steps or [Step("identity", (0,), {}, [like(node)])]
 
 
 def _write_squeeze(edit: Edit, *nodes: Node) -> None:
     """A dimension that is cut down to one index stays: those that leave are named."""
     if edit.attrs.get("axes") is None and not edit.given(1):
-        dims = [d for n in nodes if n.op == "squeeze" for d in (n.attrs["dim"] if isinstance(n.attrs["dim"], list) else [n.attrs["dim"]])]
+        dims = [
+            d
+            for n in nodes
+            if n.op == "squeeze"
+            for d in (n.attrs["dim"] if isinstance(n.attrs["dim"], list) else [n.attrs["dim"]])
+        ]
         edit.moved("axes", 1, 13, sorted(dims))
 
 
@@ -161,7 +202,9 @@ def _write_expand(edit: Edit, node: Node) -> None:
         except Unread:
             pass
     shift = len(wanted) - len(shape)
-    edit.input(1, [1 if k >= shift and same(shape[k - shift], s) else s for k, s in enumerate(wanted)])
+    edit.input(
+        1, [1 if k >= shift and same(shape[k - shift], s) else s for k, s in enumerate(wanted)]
+    )
 
 
 spell("expand", "Expand", read=_expand, write=_write_expand)
@@ -169,12 +212,18 @@ spell("expand", "Expand", read=_expand, write=_write_expand)
 
 def _tile(node: OnnxNode) -> Step:
     x, times = node.shape(), node.sizes(1) or []
-    return Step("repeat", (0,), {"repeats": times}, [like(node, shape=tuple(s * t for s, t in zip(x, times, strict=True)))])
+    return Step(
+        "repeat",
+        (0,),
+        {"repeats": times},
+        [like(node, shape=tuple(s * t for s, t in zip(x, times, strict=True)))],
+    )
 
 
 spell("repeat", "Tile", read=_tile)
 
-# -- joining and cutting ---------------------------------------------------------------------------------------------
+# -- joining and cutting
+# ---------------------------------------------------------------------------------------------
 
 
 def _concat(node: OnnxNode) -> Step:
@@ -184,7 +233,14 @@ def _concat(node: OnnxNode) -> Step:
     for i in range(len(node.types)):
         total = total + node.shape(i)[dim]
     shape = [
-        next((s[k] for s in (node.shape(i) for i in range(len(node.types))) if isinstance(s[k], int)), node.shape(0)[k])
+        next(
+            (
+                s[k]
+                for s in (node.shape(i) for i in range(len(node.types)))
+                if isinstance(s[k], int)
+            ),
+            node.shape(0)[k],
+        )
         for k in range(rank)
     ]
     shape[dim] = total
@@ -228,14 +284,19 @@ spell("split", "Split", read=_split, write=_write_split)
 
 
 def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, Size]:
-    """Start, end and length of a slice as ONNX clamps them, symbols where a bound is one. Raises Unread where no expression says it."""
+    """Start, end and length of a slice as ONNX clamps them, symbols where a bound is one. Raises
+    Unread where no expression says it."""
     if all(isinstance(v, int) for v in (size, start, end)):
         last = None if step < 0 and int(end) < -int(size) else int(end)  # type: ignore[arg-type]
         clamped = slice(int(start), last, step).indices(int(size))  # type: ignore[arg-type]
         return clamped[0], clamped[1], len(range(clamped[0], clamped[1], step))
     first = start + size if isinstance(start, int) and start < 0 else start
     stop = (
-        size if (isinstance(end, int) and end >= 2**31 - 1) or same(end, size) else end + size if isinstance(end, int) and end < 0 else end
+        size
+        if (isinstance(end, int) and end >= 2**31 - 1) or same(end, size)
+        else end + size
+        if isinstance(end, int) and end < 0
+        else end
     )
     if step != 1:
         if step > 0 and first == 0 and same(stop, size):
@@ -244,7 +305,11 @@ def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, 
     if isinstance(size, Sym) and isinstance(stop, int) and isinstance(first, int):
         if not 0 <= first <= stop <= size.probe:
             raise Unread(f"a slice {first}:{stop} of a dynamic size")
-        return first, stop, Sym(f"(min({size}, {stop}) - {first})", stop - first)  # as long as it says, unless the tensor is shorter
+        return (
+            first,
+            stop,
+            Sym(f"(min({size}, {stop}) - {first})", stop - first),
+        )  # as long as it says, unless the tensor is shorter
     length = stop - first
     if probe_of(length) < 0:
         raise Unread("a slice whose bounds cross")
@@ -255,7 +320,10 @@ def _slice(node: OnnxNode) -> list[Step]:
     x = node.shape()
     if node.opset < 10:
         starts, ends = list[Size](node.attrs["starts"]), list[Size](node.attrs["ends"])
-        dims, strides = list[Size](node.attrs.get("axes", range(len(starts)))), list[Size]([1] * len(starts))
+        dims, strides = (
+            list[Size](node.attrs.get("axes", range(len(starts)))),
+            list[Size]([1] * len(starts)),
+        )
     else:
         starts, ends = node.sizes(1) or [], node.sizes(2) or []
         dims = (node.sizes(3) or []) if node.has(3) else [*range(len(starts))]
@@ -269,7 +337,9 @@ def _slice(node: OnnxNode) -> list[Step]:
             raise Unread("a slice backwards over a dynamic size")
         name = "slice_back" if step < 0 else "slice"
         attrs = {"dim": d, "start": first, "end": stop, "step": step}
-        steps.append(Step(name, (PREVIOUS if steps else 0,), attrs, [like(node, shape=tuple(shape))]))
+        steps.append(
+            Step(name, (PREVIOUS if steps else 0,), attrs, [like(node, shape=tuple(shape))])
+        )
     return steps or [Step("identity", (0,), {}, [like(node)])]
 
 
@@ -286,7 +356,8 @@ def _write_slice(edit: Edit, *nodes: Node) -> None:
     if all(n.op == "identity" for n in nodes):
         return
     changed = [
-        n.operand(0).shape[n.attrs["dim"]] != was for n, was in zip(nodes, edit.sizes(0, [n.attrs["dim"] for n in nodes]), strict=True)
+        n.operand(0).shape[n.attrs["dim"]] != was
+        for n, was in zip(nodes, edit.sizes(0, [n.attrs["dim"] for n in nodes]), strict=True)
     ]
     for i, name, key in ((1, "starts", "start"), (2, "ends", "end")):
         now = edit.value(i) if edit.opset >= 10 else edit.attrs[name]
@@ -297,15 +368,25 @@ def _write_slice(edit: Edit, *nodes: Node) -> None:
             edit.moved(name, i, 10, made)
 
 
-op("slice_back", _back, run=runs("slice_back"), samples=(Sample((Arg((2, 6, 5)),), {"dim": 1, "start": 5, "end": -1, "step": -1}, free=2),))
+op(
+    "slice_back",
+    _back,
+    run=runs("slice_back"),
+    samples=(Sample((Arg((2, 6, 5)),), {"dim": 1, "start": 5, "end": -1, "step": -1}, free=2),),
+)
 spell(("slice", "slice_back", "identity"), "Slice", read=_slice, write=_write_slice)
 
 
 def _pad(node: OnnxNode) -> Step:
-    """Torch counts from the last dimension, before and after; ONNX first all befores, then all afters."""
+    """Torch counts from the last dimension, before and after; ONNX first all befores, then all
+    afters."""
     rank = node.rank()
     mode = node.attrs.get("mode", "constant")
-    pads = list(node.attrs.get("pads", node.attrs.get("paddings", ()))) if node.opset < 11 else node.sizes(1) or []
+    pads = (
+        list(node.attrs.get("pads", node.attrs.get("paddings", ())))
+        if node.opset < 11
+        else node.sizes(1) or []
+    )
     value, filled = node.attrs.get("value", 0.0), False
     if node.opset >= 11 and node.has(2):
         given = node.constant(2)
@@ -322,13 +403,20 @@ def _pad(node: OnnxNode) -> Step:
     if mode != "constant":
         return Step("pad_by", (0,), {"pad": flat, "mode": mode}, [like(node, shape=shape)])
     if filled:
-        return Step("pad_filled", (0, 2), {"pad": flat, "mode": "constant"}, [like(node, shape=shape)])
-    return Step("pad", (0,), {"pad": flat, "mode": "constant", "value": value}, [like(node, shape=shape)])
+        return Step(
+            "pad_filled", (0, 2), {"pad": flat, "mode": "constant"}, [like(node, shape=shape)]
+        )
+    return Step(
+        "pad", (0,), {"pad": flat, "mode": "constant", "value": value}, [like(node, shape=shape)]
+    )
 
 
 def _write_pad(edit: Edit, node: Node) -> None:
     flat, rank = node.attrs["pad"], node.operand(0).rank
-    before, after = [flat[2 * (rank - 1 - d)] for d in range(rank)], [flat[2 * (rank - 1 - d) + 1] for d in range(rank)]
+    before, after = (
+        [flat[2 * (rank - 1 - d)] for d in range(rank)],
+        [flat[2 * (rank - 1 - d) + 1] for d in range(rank)],
+    )
     dims = edit.value(3) if edit.opset >= 18 and edit.given(3) else None
     order = [position(int(d), rank) for d in dims] if dims is not None else list(range(rank))  # type: ignore[arg-type]
     made = [before[d] for d in order] + [after[d] for d in order]
@@ -341,14 +429,24 @@ def _pad_by(axes: Axes, node: Node) -> None:
     _reflected(axes, node)
 
 
-op("pad_by", _pad_by, run=runs("pad_by"), samples=(Sample((Arg((2, 6, 5)),), {"pad": [1, 2, 0, 0, 0, 0], "mode": "edge"}, free=2),))
+op(
+    "pad_by",
+    _pad_by,
+    run=runs("pad_by"),
+    samples=(Sample((Arg((2, 6, 5)),), {"pad": [1, 2, 0, 0, 0, 0], "mode": "edge"}, free=2),),
+)
 variant("pad", "pad_filled", "pad_filled")
 spell(("pad", "pad_by", "pad_filled"), "Pad", read=_pad, write=_write_pad)
 
 
 def _trilu(node: OnnxNode) -> Step:
     k = node.given(1)
-    return Step("triangle_of", (0,), {"upper": bool(node.attrs.get("upper", 1)), "diagonal": int(k) if k is not None else 0}, [like(node)])
+    return Step(
+        "triangle_of",
+        (0,),
+        {"upper": bool(node.attrs.get("upper", 1)), "diagonal": int(k) if k is not None else 0},
+        [like(node)],
+    )
 
 
 def _square(axes: Axes, node: Node) -> None:
@@ -358,5 +456,10 @@ def _square(axes: Axes, node: Node) -> None:
     node.out.axes = own
 
 
-op("triangle_of", _square, run=runs("triangle_of"), samples=(Sample((Arg((3, 4, 5)),), {"upper": True, "diagonal": 1}, free=1),))
+op(
+    "triangle_of",
+    _square,
+    run=runs("triangle_of"),
+    samples=(Sample((Arg((3, 4, 5)),), {"upper": True, "diagonal": 1}, free=1),),
+)
 spell("triangle_of", "Trilu", read=_trilu)

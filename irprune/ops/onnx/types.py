@@ -18,7 +18,9 @@ def position(dim: int, rank: int) -> int:
     return dim + rank if dim < 0 else dim
 
 
-def like(node: OnnxNode, i: int = 0, dtype: str | None = None, shape: Sequence[Size] | None = None) -> TensorType:
+def like(
+    node: OnnxNode, i: int = 0, dtype: str | None = None, shape: Sequence[Size] | None = None
+) -> TensorType:
     """The type of input ``i`` with another element type or shape."""
     own = node.type(i)
     return TensorType(dtype or own.dtype, own.known if shape is None else tuple(shape))
@@ -46,14 +48,22 @@ def broadcast(shapes: Iterable[Sequence[Size]]) -> tuple[Size, ...]:
     return tuple(out)
 
 
-def reduced_type(node: OnnxNode, dims: Iterable[int], keepdim: bool, dtype: str | None = None) -> TensorType:
+def reduced_type(
+    node: OnnxNode, dims: Iterable[int], keepdim: bool, dtype: str | None = None
+) -> TensorType:
     gone = set(dims)
     own = node.type(0)
-    return TensorType(dtype or own.dtype, tuple(1 if k in gone else s for k, s in enumerate(own.known) if keepdim or k not in gone))
+    return TensorType(
+        dtype or own.dtype,
+        tuple(1 if k in gone else s for k, s in enumerate(own.known) if keepdim or k not in gone),
+    )
 
 
-def window(size: Size, kernel: int, stride: int, dilation: int, begin: int, end: int, ceil: bool = False) -> Size:
-    """How many places a sliding window takes along a dimension; with ``ceil`` the last one may hang over, but must begin inside."""
+def window(
+    size: Size, kernel: int, stride: int, dilation: int, begin: int, end: int, ceil: bool = False
+) -> Size:
+    """How many places a sliding window takes along a dimension; with ``ceil`` the last one may hang
+    over, but must begin inside."""
     span = size + (begin + end - dilation * (kernel - 1) - 1)
     if not ceil:
         return span // stride + 1 if stride != 1 else span + 1
@@ -63,8 +73,11 @@ def window(size: Size, kernel: int, stride: int, dilation: int, begin: int, end:
     return count
 
 
-def padded(node: OnnxNode, kernel: Sequence[int], x: Sequence[Size] | None = None) -> tuple[list[int], list[int], list[int], list[int]]:
-    """``strides, dilations, begins, ends`` of a window operator. Raises Unread where ``auto_pad`` depends on a dynamic size."""
+def padded(
+    node: OnnxNode, kernel: Sequence[int], x: Sequence[Size] | None = None
+) -> tuple[list[int], list[int], list[int], list[int]]:
+    """``strides, dilations, begins, ends`` of a window operator. Raises Unread where ``auto_pad``
+    depends on a dynamic size."""
     n = len(kernel)
     strides = list(node.attrs.get("strides") or [1] * n)
     dilations = list(node.attrs.get("dilations") or [1] * n)
@@ -75,7 +88,13 @@ def padded(node: OnnxNode, kernel: Sequence[int], x: Sequence[Size] | None = Non
     if auto == "VALID":
         return strides, dilations, [0] * n, [0] * n
     begins, ends = [], []
-    for size, k, s, d in zip((node.shape(0) if x is None else x)[-n:] if n else (), kernel, strides, dilations, strict=True):
+    for size, k, s, d in zip(
+        (node.shape(0) if x is None else x)[-n:] if n else (),
+        kernel,
+        strides,
+        dilations,
+        strict=True,
+    ):
         if isinstance(size, Sym):
             if s != 1:
                 raise Unread(f"auto_pad={auto} over a dynamic size")

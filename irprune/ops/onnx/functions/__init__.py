@@ -1,8 +1,8 @@
-"""ONNX operators that no single ATen overload says, in torch: operands first, then the entry's attributes by name.
+"""ONNX operators that no single ATen overload says, in torch: operands first, then the entry's
+attributes by name.
 
-Each function stands on its own (torch, ``math`` and ``F`` alone, and what ``HELPERS`` lists for it), because emitted modules
-carry its source.
-"""
+Each function stands on its own (torch, ``math`` and ``F`` alone, and what ``HELPERS`` lists for
+it), because emitted modules carry its source."""
 
 from __future__ import annotations
 

@@ -10,8 +10,23 @@ import torch.nn.functional as F
 
 
 def onnx_attention(
-    q, k, v, mask=None, past_key=None, past_value=None, lengths=None,
-    *, q_num_heads, kv_num_heads, is_causal, scale, softcap, mode, results, left=-1, right=-1
+    q,
+    k,
+    v,
+    mask=None,
+    past_key=None,
+    past_value=None,
+    lengths=None,
+    *,
+    q_num_heads,
+    kv_num_heads,
+    is_causal,
+    scale,
+    softcap,
+    mode,
+    results,
+    left=-1,
+    right=-1,
 ):
     flat = q.dim() == 3
     if flat:
@@ -29,17 +44,26 @@ def onnx_attention(
     past = 0 if past_key is None else past_key.shape[2]
     if mask is not None:
         m = (
-            torch.zeros(mask.shape, dtype=raw.dtype, device=raw.device).masked_fill(~mask, float("-inf"))
+            torch.zeros(mask.shape, dtype=raw.dtype, device=raw.device).masked_fill(
+                ~mask, float("-inf")
+            )
             if mask.dtype == torch.bool
             else mask
         )
         m = F.pad(m, [0, t - m.shape[-1]], value=float("-inf")) if m.shape[-1] < t else m
     else:
         m = torch.zeros(s, t, dtype=raw.dtype, device=raw.device)
-    rows, columns = torch.arange(s, device=raw.device)[:, None] + past, torch.arange(t, device=raw.device)
+    rows, columns = (
+        torch.arange(s, device=raw.device)[:, None] + past,
+        torch.arange(t, device=raw.device),
+    )
     seen = None if lengths is None else columns < lengths[:, None, None, None]
     ahead = columns - (rows if lengths is None else rows + (lengths[:, None, None, None] - s))
-    for limited, inside in ((is_causal, ahead <= 0), (left >= 0, ahead >= -left), (right >= 0, ahead <= right)):
+    for limited, inside in (
+        (is_causal, ahead <= 0),
+        (left >= 0, ahead >= -left),
+        (right >= 0, ahead <= right),
+    ):
         if limited:
             seen = inside if seen is None else seen & inside
     if seen is not None:
@@ -49,7 +73,9 @@ def onnx_attention(
     capped = raw
     raw = raw + m
     shares = raw.softmax(-1)
-    shares = torch.where(torch.isneginf(raw).all(-1, keepdim=True), torch.zeros_like(shares), shares)
+    shares = torch.where(
+        torch.isneginf(raw).all(-1, keepdim=True), torch.zeros_like(shares), shares
+    )
     y = shares @ v
     y = y.transpose(1, 2).flatten(2) if flat else y
     if results == 1:
@@ -58,7 +84,8 @@ def onnx_attention(
 
 
 def keys_that_count(mask, batch, total, filter, like):
-    """What is added to the products: ``mask`` is a length for each sequence, or a number for each key, or for each query and key."""
+    """What is added to the products: ``mask`` is a length for each sequence, or a number for each
+    key, or for each query and key."""
     if mask.dim() == 1:
         mask = torch.arange(total, device=like.device) < mask[:, None]
     mask = (1 - mask.to(like.dtype)) * filter
@@ -66,7 +93,19 @@ def keys_that_count(mask, batch, total, filter, like):
 
 
 def projected_attention(
-    x, w, b=None, mask=None, past=None, bias=None, *, num_heads, sizes, is_causal, scale, filter, results
+    x,
+    w,
+    b=None,
+    mask=None,
+    past=None,
+    bias=None,
+    *,
+    num_heads,
+    sizes,
+    is_causal,
+    scale,
+    filter,
+    results,
 ):
     y = x @ w if b is None else x @ w + b
     q, k, v = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in y.split(sizes, -1))
@@ -77,7 +116,11 @@ def projected_attention(
     rows, total = raw.shape[-2:]
     if is_causal:
         at = torch.arange(total, device=x.device)
-        raw = torch.where(at <= at[total - rows :, None], raw, torch.full((), filter, dtype=raw.dtype, device=x.device))
+        raw = torch.where(
+            at <= at[total - rows :, None],
+            raw,
+            torch.full((), filter, dtype=raw.dtype, device=x.device),
+        )
     if mask is not None:
         raw = raw + keys_that_count(mask, x.shape[0], total, filter, raw)
     y = (raw.softmax(-1) @ v).transpose(1, 2).flatten(2)
@@ -85,14 +128,32 @@ def projected_attention(
 
 
 def multi_head_attention(
-    q, k, v, bias=None, padding=None, mask=None, past_key=None, past_value=None,
-    *, q_num_heads, kv_num_heads, is_causal, scale, filter, results
+    q,
+    k,
+    v,
+    bias=None,
+    padding=None,
+    mask=None,
+    past_key=None,
+    past_value=None,
+    *,
+    q_num_heads,
+    kv_num_heads,
+    is_causal,
+    scale,
+    filter,
+    results,
 ):
     if bias is not None:
         sizes = [t.shape[-1] if t.dim() == 3 else t.shape[1] * t.shape[3] for t in (q, k, v)]
         added = bias.split(sizes)
-        q, k, v = (t + a if t.dim() == 3 else t + a.unflatten(0, (t.shape[1], 1, -1)) for t, a in zip((q, k, v), added, strict=True))
-    q, k, v = (t if t.dim() == 4 else t.unflatten(-1, (q_num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (
+            t + a if t.dim() == 3 else t + a.unflatten(0, (t.shape[1], 1, -1))
+            for t, a in zip((q, k, v), added, strict=True)
+        )
+    q, k, v = (
+        t if t.dim() == 4 else t.unflatten(-1, (q_num_heads, -1)).transpose(1, 2) for t in (q, k, v)
+    )
     k = k if past_key is None else torch.cat([past_key, k], 2)
     v = v if past_value is None else torch.cat([past_value, v], 2)
     if padding is not None:
@@ -109,27 +170,79 @@ def multi_head_attention(
 
 
 def group_query_attention(
-    q, k, v, past_key=None, past_value=None, lengths=None, total=None, cos=None, sin=None, positions=None, bias=None,
-    *, q_num_heads, kv_num_heads, is_causal, scale, softcap, do_rotary, rotary_interleaved, results
+    q,
+    k,
+    v,
+    past_key=None,
+    past_value=None,
+    lengths=None,
+    total=None,
+    cos=None,
+    sin=None,
+    positions=None,
+    bias=None,
+    *,
+    q_num_heads,
+    kv_num_heads,
+    is_causal,
+    scale,
+    softcap,
+    do_rotary,
+    rotary_interleaved,
+    results,
 ):
-    """Sequences of one length, none of them padded: ``lengths`` and ``total`` then say what the shapes do."""
+    """Sequences of one length, none of them padded: ``lengths`` and ``total`` then say what the
+    shapes do."""
     past = 0 if past_key is None else past_key.shape[2]
     if do_rotary:
         at = (torch.arange(q.shape[1], device=q.device) + past).expand(q.shape[0], -1)
-        q = rotary(q, cos, sin, at, num_heads=q_num_heads, interleaved=rotary_interleaved, rotated=2 * cos.shape[-1])
-        k = rotary(k, cos, sin, at, num_heads=kv_num_heads, interleaved=rotary_interleaved, rotated=2 * cos.shape[-1])
+        q = rotary(
+            q,
+            cos,
+            sin,
+            at,
+            num_heads=q_num_heads,
+            interleaved=rotary_interleaved,
+            rotated=2 * cos.shape[-1],
+        )
+        k = rotary(
+            k,
+            cos,
+            sin,
+            at,
+            num_heads=kv_num_heads,
+            interleaved=rotary_interleaved,
+            rotated=2 * cos.shape[-1],
+        )
     return onnx_attention(
-        q, k, v, bias, past_key, past_value, q_num_heads=q_num_heads, kv_num_heads=kv_num_heads, is_causal=1, scale=scale,
-        softcap=softcap, mode=0, results=results,
+        q,
+        k,
+        v,
+        bias,
+        past_key,
+        past_value,
+        q_num_heads=q_num_heads,
+        kv_num_heads=kv_num_heads,
+        is_causal=1,
+        scale=scale,
+        softcap=softcap,
+        mode=0,
+        results=results,
     )
 
 
-def embedding_norm(ids, segments, words, places, kinds, weight, bias, mask=None, at=None, *, eps, results):
+def embedding_norm(
+    ids, segments, words, places, kinds, weight, bias, mask=None, at=None, *, eps, results
+):
     at = torch.arange(ids.shape[1], device=ids.device) if at is None else at
     total = F.embedding(ids, words) + F.embedding(at, places)
     total = total if kinds is None or segments is None else total + F.embedding(segments, kinds)
     y = F.layer_norm(total, [total.shape[-1]], weight, bias, eps)
-    counts = torch.zeros(ids.shape[0], dtype=torch.int32, device=ids.device) if mask is None else mask.sum(1).int()
+    counts = (
+        torch.zeros(ids.shape[0], dtype=torch.int32, device=ids.device)
+        if mask is None
+        else mask.sum(1).int()
+    )
     return y if results == 1 else (y, counts, total)[:results]
 
 
@@ -141,11 +254,18 @@ def rotary(x, cos, sin, positions=None, *, num_heads, interleaved, rotated):
         if positions.numel() == 1:
             positions = positions.reshape(1, 1) + torch.arange(y.shape[2], device=x.device)
         cos, sin = cos[positions], sin[positions]
-    cos, sin = (t[:, None, :, : size // 2] if t.dim() == 3 else t[None, None, :, : size // 2] for t in (cos, sin))
+    cos, sin = (
+        t[:, None, :, : size // 2] if t.dim() == 3 else t[None, None, :, : size // 2]
+        for t in (cos, sin)
+    )
     head, rest = y[..., :size], y[..., size:]
     a, b = (head[..., 0::2], head[..., 1::2]) if interleaved else head.chunk(2, -1)
     real, imaginary = a * cos - b * sin, a * sin + b * cos
-    turned = torch.stack([real, imaginary], -1).flatten(-2) if interleaved else torch.cat([real, imaginary], -1)
+    turned = (
+        torch.stack([real, imaginary], -1).flatten(-2)
+        if interleaved
+        else torch.cat([real, imaginary], -1)
+    )
     y = torch.cat([turned, rest], -1)
     return y.transpose(1, 2).flatten(2) if flat else y
 

@@ -1,4 +1,5 @@
-"""Branches, loops and functions in torch: ``then``, ``other`` and ``body`` are callables that give a list of results."""
+"""Branches, loops and functions in torch: ``then``, ``other`` and ``body`` are callables that give
+a list of results."""
 
 # mypy: ignore-errors
 from __future__ import annotations
@@ -14,7 +15,11 @@ def branch(cond, *, then, other, count):
 
 
 def stacked(rows, dim, dtype, shape, device):
-    return torch.stack(rows, dim) if rows else torch.empty(shape, dtype=torch_type(dtype), device=device)
+    return (
+        torch.stack(rows, dim)
+        if rows
+        else torch.empty(shape, dtype=torch_type(dtype), device=device)
+    )
 
 
 def loop(trips, cond=None, *given, body, states, empty, count):
@@ -35,13 +40,22 @@ def scan(*given, body, states, dims, backwards, places, flipped, empty, count):
     length = streams[0].shape[dims[0]]
     rows = [[] for _ in places]
     for k in range(length):
-        slices = [x.select(d, length - 1 - k if back else k) for x, d, back in zip(streams, dims, backwards, strict=True)]
+        slices = [
+            x.select(d, length - 1 - k if back else k)
+            for x, d, back in zip(streams, dims, backwards, strict=True)
+        ]
         made = body(*now, *slices)
         now = list(made[:states])
         for row, y in zip(rows, made[states:], strict=True):
             row.append(y)
     many = zip(rows, places, flipped, empty, strict=True)
-    made = [*now, *(stacked(row[::-1] if back else row, d, *kind, streams[0].device) for row, d, back, kind in many)]
+    made = [
+        *now,
+        *(
+            stacked(row[::-1] if back else row, d, *kind, streams[0].device)
+            for row, d, back, kind in many
+        ),
+    ]
     return made[0] if count == 1 else made[:count]
 
 

@@ -9,4 +9,4 @@ import torch
 def torch_type(name):
     longer = {"f": "float", "i": "int", "u": "uint", "c": "complex", "bf": "bfloat"}
     letters = name.rstrip("0123456789")
-    return getattr(torch, longer.get(letters, letters) + name[len(letters):])
+    return getattr(torch, longer.get(letters, letters) + name[len(letters) :])

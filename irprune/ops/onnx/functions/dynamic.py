@@ -1,4 +1,5 @@
-"""Operators whose shapes and bounds come as tensors, in torch; ``why`` says what nobody knew before."""
+"""Operators whose shapes and bounds come as tensors, in torch; ``why`` says what nobody knew
+before."""
 
 # mypy: ignore-errors
 from __future__ import annotations
@@ -13,7 +14,9 @@ from irprune.ops.onnx.functions.places import gather_at, gather_elements, pad_by
 def dynamic_slice(x, starts, ends, axes=None, steps=None, *, why):
     axes = range(starts.numel()) if axes is None else axes.reshape(-1).tolist()
     steps = [1] * starts.numel() if steps is None else steps.reshape(-1).tolist()
-    for d, start, end, step in zip(axes, starts.reshape(-1).tolist(), ends.reshape(-1).tolist(), steps, strict=True):
+    for d, start, end, step in zip(
+        axes, starts.reshape(-1).tolist(), ends.reshape(-1).tolist(), steps, strict=True
+    ):
         size = x.shape[d]
         at = range(size)[slice(start, None if step < 0 and end < -size else end, step)]
         x = x.index_select(d, torch.tensor(list(at), dtype=torch.int64, device=x.device))
@@ -21,7 +24,9 @@ def dynamic_slice(x, starts, ends, axes=None, steps=None, *, why):
 
 
 def dynamic_pad(x, pads, value=None, axes=None, *, mode, why):
-    dims = list(range(x.dim())) if axes is None else [d % x.dim() for d in axes.reshape(-1).tolist()]
+    dims = (
+        list(range(x.dim())) if axes is None else [d % x.dim() for d in axes.reshape(-1).tolist()]
+    )
     flat, pads = [0] * (2 * x.dim()), pads.reshape(-1).tolist()
     for k, d in enumerate(dims):
         at = 2 * (x.dim() - 1 - d)
@@ -50,7 +55,9 @@ def dynamic_tile(x, repeats, *, why):
 
 
 def dynamic_full(shape, *, value, dtype, why):
-    return dynamic_cast(torch.full(shape.reshape(-1).tolist(), value, device=shape.device), to=dtype, why=why)
+    return dynamic_cast(
+        torch.full(shape.reshape(-1).tolist(), value, device=shape.device), to=dtype, why=why
+    )
 
 
 def dynamic_one_hot(index, depth, values, *, axis, why):
@@ -66,7 +73,9 @@ def dynamic_topk(x, k, *, axis, largest, sorted, why):
 
 
 def dynamic_split(x, sizes=None, *, axis, count, why):
-    return tuple(x.split(-(-x.shape[axis] // count) if sizes is None else sizes.reshape(-1).tolist(), axis))
+    return tuple(
+        x.split(-(-x.shape[axis] // count) if sizes is None else sizes.reshape(-1).tolist(), axis)
+    )
 
 
 def dynamic_squeeze(x, axes=None, *, why):

@@ -1,4 +1,5 @@
-"""Operators of ONNX that look at whole dimensions, or give as many results as there are, in torch."""
+"""Operators of ONNX that look at whole dimensions, or give as many results as there are, in
+torch."""
 
 # mypy: ignore-errors
 from __future__ import annotations
@@ -12,7 +13,11 @@ from irprune.ops.onnx.functions.dtypes import torch_type
 
 
 def nonzero_places(x):
-    return torch.nonzero(x).mT if x.dim() else torch.zeros(0, int(x != 0), dtype=torch.int64, device=x.device)
+    return (
+        torch.nonzero(x).mT
+        if x.dim()
+        else torch.zeros(0, int(x != 0), dtype=torch.int64, device=x.device)
+    )
 
 
 def compress(x, condition, *, axis):
@@ -39,7 +44,10 @@ def suppressed(boxes, scores, most=None, overlap=None, least=None, *, center_poi
     if center_point_box:
         x, y, w, h = boxes.unbind(-1)
         boxes = torch.stack([y - h / 2, x - w / 2, y + h / 2, x + w / 2], -1)
-    low, high = torch.minimum(boxes[..., :2], boxes[..., 2:]), torch.maximum(boxes[..., :2], boxes[..., 2:])
+    low, high = (
+        torch.minimum(boxes[..., :2], boxes[..., 2:]),
+        torch.maximum(boxes[..., :2], boxes[..., 2:]),
+    )
     area = (high - low).prod(-1)
     limit = 0.0 if overlap is None else float(overlap)
     found = []
@@ -51,7 +59,10 @@ def suppressed(boxes, scores, most=None, overlap=None, least=None, *, center_poi
                     break
                 if least is not None and scores[b, c, k] <= least.reshape([]):
                     continue
-                sides = (torch.minimum(high[b, kept], high[b, k]) - torch.maximum(low[b, kept], low[b, k])).clamp(min=0)
+                sides = (
+                    torch.minimum(high[b, kept], high[b, k])
+                    - torch.maximum(low[b, kept], low[b, k])
+                ).clamp(min=0)
                 both = sides.prod(-1)
                 if not kept or bool((both / (area[b, kept] + area[b, k] - both) <= limit).all()):
                     kept.append(k)
@@ -62,12 +73,18 @@ def suppressed(boxes, scores, most=None, overlap=None, least=None, *, center_poi
 def max_unpool(x, places, shape=None, *, kernel_shape, pads, strides):
     n = len(kernel_shape)
     strides, pads = strides or [1] * n, pads or [0] * (2 * n)
-    sizes = [(s - 1) * t + k - pads[i] - pads[n + i] for i, (s, t, k) in enumerate(zip(x.shape[2:], strides, kernel_shape, strict=True))]
+    sizes = [
+        (s - 1) * t + k - pads[i] - pads[n + i]
+        for i, (s, t, k) in enumerate(zip(x.shape[2:], strides, kernel_shape, strict=True))
+    ]
     y = torch.zeros(math.prod([*x.shape[:2], *sizes]), dtype=x.dtype, device=x.device)
     y = y.scatter(0, places.reshape(-1), x.reshape(-1)).reshape(*x.shape[:2], *sizes)
     if shape is None or shape.tolist() == list(y.shape):
         return y
-    return F.pad(y, [p for s, w in zip(y.shape[:1:-1], shape.tolist()[:1:-1], strict=True) for p in (0, w - s)])
+    return F.pad(
+        y,
+        [p for s, w in zip(y.shape[:1:-1], shape.tolist()[:1:-1], strict=True) for p in (0, w - s)],
+    )
 
 
 def determinant(x):
@@ -75,7 +92,8 @@ def determinant(x):
 
 
 def fourier(x, length=None, place=None, *, axis, inverse, onesided):
-    """The last dimension holds real and imaginary parts; ``axis`` was an attribute, then an input."""
+    """The last dimension holds real and imaginary parts; ``axis`` was an attribute, then an
+    input."""
     dim = int(place) if place is not None else axis
     dim = dim + x.dim() if dim < 0 else dim
     n = x.shape[dim] if length is None else int(length)
@@ -91,7 +109,11 @@ def fourier(x, length=None, place=None, *, axis, inverse, onesided):
 
 def short_time_fourier(x, step, window=None, length=None, *, onesided):
     size = int(length) if length is not None else window.shape[0]
-    frames = x[..., 0].unfold(1, size, int(step)) if x.dim() == 3 and x.shape[-1] == 1 else x.squeeze(-1).unfold(1, size, int(step))
+    frames = (
+        x[..., 0].unfold(1, size, int(step))
+        if x.dim() == 3 and x.shape[-1] == 1
+        else x.squeeze(-1).unfold(1, size, int(step))
+    )
     frames = frames if window is None else frames * window
     made = torch.fft.rfft(frames, dim=-1) if onesided else torch.fft.fft(frames, dim=-1)
     return torch.view_as_real(made)
@@ -102,7 +124,11 @@ def mel_weights(bins, length, rate, lowest, highest, *, output_datatype):
     count = int(length) // 2 + 1
     ends = 2595 * torch.log10(1 + torch.tensor([low, high], dtype=torch.float64) / 700)
     mel = ends[0] + torch.arange(bins + 2, dtype=torch.float64) * (ends[1] - ends[0]) / (bins + 2)
-    at = torch.floor((int(length) + 1) * (700 * (10 ** (mel / 2595) - 1)) / int(rate)).long().tolist()
+    at = (
+        torch.floor((int(length) + 1) * (700 * (10 ** (mel / 2595) - 1)) / int(rate))
+        .long()
+        .tolist()
+    )
     y = torch.zeros(count, bins)
     for k in range(bins):
         first, centre, last = at[k], at[k + 1], at[k + 2]
@@ -137,7 +163,11 @@ def reverse_sequence(x, lengths, *, dims):
 
 
 def cache_scatter(past, update, at=None, *, dim, mode):
-    start = torch.zeros(past.shape[0], dtype=torch.int64, device=past.device) if at is None else at.long()
+    start = (
+        torch.zeros(past.shape[0], dtype=torch.int64, device=past.device)
+        if at is None
+        else at.long()
+    )
     places = start[:, None] + torch.arange(update.shape[dim], device=past.device)
     places = places % past.shape[dim] if mode == "circular" else places
     shape = [past.shape[0], *[1] * (past.dim() - 1)]
@@ -153,10 +183,17 @@ def roi_align(x, boxes, batch, *, size, scale, ratio, mode, half):
         w, h = x2 - x1, y2 - y1
         if not half:
             w, h = max(w, 1.0), max(h, 1.0)
-        rows, columns = (ratio if ratio > 0 else math.ceil(s / n) for s, n in zip((h, w), size, strict=True))
+        rows, columns = (
+            ratio if ratio > 0 else math.ceil(s / n) for s, n in zip((h, w), size, strict=True)
+        )
         sides = []
-        for start, length, bins, count, limit in ((y1, h, size[0], rows, x.shape[2]), (x1, w, size[1], columns, x.shape[3])):
-            at = start + (torch.arange(bins * count, dtype=x.dtype, device=x.device) + 0.5) * length / (bins * count)
+        for start, length, bins, count, limit in (
+            (y1, h, size[0], rows, x.shape[2]),
+            (x1, w, size[1], columns, x.shape[3]),
+        ):
+            at = start + (
+                torch.arange(bins * count, dtype=x.dtype, device=x.device) + 0.5
+            ) * length / (bins * count)
             outside = (at < -1) | (at > limit)
             at = at.clamp(0, limit - 1)
             low = at.floor().long()
@@ -164,27 +201,47 @@ def roi_align(x, boxes, batch, *, size, scale, ratio, mode, half):
         (yl, yh, fy, oy), (xl, xh, fx, ox) = sides
         image = x[b]
         rest = (1 - fy)[:, None]
-        corners = [(yl, xl, rest * (1 - fx)), (yl, xh, rest * fx), (yh, xl, fy[:, None] * (1 - fx)), (yh, xh, fy[:, None] * fx)]
+        corners = [
+            (yl, xl, rest * (1 - fx)),
+            (yl, xh, rest * fx),
+            (yh, xl, fy[:, None] * (1 - fx)),
+            (yh, xh, fy[:, None] * fx),
+        ]
         inside = ~(oy[:, None] | ox)
         parts = [image[:, r][:, :, c] * f * inside for r, c, f in corners]
         if mode == "avg":
-            made.append(sum(parts).unflatten(1, (size[0], rows)).unflatten(3, (size[1], columns)).mean((2, 4)))
+            made.append(
+                sum(parts)
+                .unflatten(1, (size[0], rows))
+                .unflatten(3, (size[1], columns))
+                .mean((2, 4))
+            )
         else:
             most = torch.stack(parts).amax(0)
-            made.append(most.unflatten(1, (size[0], rows)).unflatten(3, (size[1], columns)).amax((2, 4)))
+            made.append(
+                most.unflatten(1, (size[0], rows)).unflatten(3, (size[1], columns)).amax((2, 4))
+            )
     return torch.stack(made)
 
 
 def columns_to_image(x, *, image, block, dilation, padding, stride):
     n = len(image)
     wide = [s + padding[i] + padding[n + i] for i, s in enumerate(image)]
-    counts = [(w - d * (k - 1) - 1) // s + 1 for w, d, k, s in zip(wide, dilation, block, stride, strict=True)]
+    counts = [
+        (w - d * (k - 1) - 1) // s + 1
+        for w, d, k, s in zip(wide, dilation, block, stride, strict=True)
+    ]
     places = torch.zeros([1] * (2 * n), dtype=torch.int64, device=x.device)
     for i in range(n):
-        at = torch.arange(block[i], device=x.device)[:, None] * dilation[i] + torch.arange(counts[i], device=x.device) * stride[i]
+        at = (
+            torch.arange(block[i], device=x.device)[:, None] * dilation[i]
+            + torch.arange(counts[i], device=x.device) * stride[i]
+        )
         shape = [1] * (2 * n)
         shape[i], shape[n + i] = at.shape
         places = places * wide[i] + at.reshape(shape)
-    y = torch.zeros(x.shape[0], x.shape[1] // math.prod(block), math.prod(wide), dtype=x.dtype, device=x.device)
+    y = torch.zeros(
+        x.shape[0], x.shape[1] // math.prod(block), math.prod(wide), dtype=x.dtype, device=x.device
+    )
     y = y.index_add(2, places.reshape(-1), x.reshape(*y.shape[:2], -1)).reshape(*y.shape[:2], *wide)
     return F.pad(y, [-p for i in range(n - 1, -1, -1) for p in (padding[i], padding[n + i])])

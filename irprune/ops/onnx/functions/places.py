@@ -36,7 +36,8 @@ def pad_by(x, *, pad, mode):
 
 
 def pad_filled(x, value, *, pad, mode):
-    """What is padded is known only at run time: zeros there, then the value where a padded mask is false."""
+    """What is padded is known only at run time: zeros there, then the value where a padded mask is
+    false."""
     inside = F.pad(torch.ones_like(x, dtype=torch.bool), pad)
     return torch.where(inside, F.pad(x, pad), value.to(x.dtype).reshape([]))
 
@@ -48,7 +49,11 @@ def triangle_of(x, *, upper, diagonal):
 def gather_at(x, index, *, dim):
     size = x.shape[dim]
     flat = torch.where(index < 0, index + size, index).reshape(-1)
-    return x.index_select(dim, flat.long()).unflatten(dim, index.shape) if index.dim() else x.index_select(dim, flat.long()).squeeze(dim)
+    return (
+        x.index_select(dim, flat.long()).unflatten(dim, index.shape)
+        if index.dim()
+        else x.index_select(dim, flat.long()).squeeze(dim)
+    )
 
 
 def gather_elements(x, index, *, dim):
@@ -59,21 +64,34 @@ def scatter_elements(x, index, updates, *, dim, reduction):
     index = torch.where(index < 0, index + x.shape[dim], index).long()
     if reduction == "none":
         return x.scatter(dim, index, updates)
-    return x.scatter_reduce(dim, index, updates, {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}[reduction])
+    return x.scatter_reduce(
+        dim, index, updates, {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}[reduction]
+    )
 
 
 def gather_nd(x, index, *, batch_dims):
     depth = index.shape[-1]
     lead = [
-        torch.arange(index.shape[b], device=x.device).reshape([-1 if k == b else 1 for k in range(index.dim() - 1)])
+        torch.arange(index.shape[b], device=x.device).reshape(
+            [-1 if k == b else 1 for k in range(index.dim() - 1)]
+        )
         for b in range(batch_dims)
     ]
-    places = [torch.where(p < 0, p + x.shape[batch_dims + k], p).long() for k, p in enumerate(index.unbind(-1))] if depth else []
+    places = (
+        [
+            torch.where(p < 0, p + x.shape[batch_dims + k], p).long()
+            for k, p in enumerate(index.unbind(-1))
+        ]
+        if depth
+        else []
+    )
     return x[(*lead, *places)]
 
 
 def scatter_nd(x, index, updates, *, reduction):
-    places = tuple(torch.where(p < 0, p + x.shape[k], p).long() for k, p in enumerate(index.unbind(-1)))
+    places = tuple(
+        torch.where(p < 0, p + x.shape[k], p).long() for k, p in enumerate(index.unbind(-1))
+    )
     if reduction in ("none", "add"):
         return x.index_put(places, updates, accumulate=reduction == "add")
     width = math.prod(x.shape[len(places) :])
@@ -82,22 +100,32 @@ def scatter_nd(x, index, updates, *, reduction):
         flat = flat * x.shape[k] + p
     rows = flat.reshape(-1, 1).expand(-1, width)
     how = {"mul": "prod", "max": "amax", "min": "amin"}[reduction]
-    return x.reshape(-1, width).scatter_reduce(0, rows, updates.reshape(-1, width), how).reshape(x.shape)
+    return (
+        x.reshape(-1, width)
+        .scatter_reduce(0, rows, updates.reshape(-1, width), how)
+        .reshape(x.shape)
+    )
 
 
 def one_hot_at(index, *, depth, dim, off, on, dtype):
     kind = torch_type(dtype)
     index = torch.where(index < 0, index + depth, index).unsqueeze(dim)
-    classes = torch.arange(depth, device=index.device).reshape([-1 if k == dim else 1 for k in range(index.dim())])
+    classes = torch.arange(depth, device=index.device).reshape(
+        [-1 if k == dim else 1 for k in range(index.dim())]
+    )
     return torch.where(
-        index == classes, torch.full((), on, dtype=kind, device=index.device), torch.full((), off, dtype=kind, device=index.device)
+        index == classes,
+        torch.full((), on, dtype=kind, device=index.device),
+        torch.full((), off, dtype=kind, device=index.device),
     )
 
 
 def sizes(*, values, shape, dtype, device=None):
     kind = torch_type(dtype)
     flat = [torch.scalar_tensor(v, dtype=kind, device=device) for v in values]
-    return torch.stack(flat).reshape(shape) if flat else torch.zeros(shape, dtype=kind, device=device)
+    return (
+        torch.stack(flat).reshape(shape) if flat else torch.zeros(shape, dtype=kind, device=device)
+    )
 
 
 def arange_from(*, start, end, step, dtype, device=None):

@@ -23,13 +23,19 @@ def conv_padded(x, w, b=None, *, stride, padding, dilation, groups):
     return conv(F.pad(x, padding), w, b, stride, 0, dilation, groups)
 
 
-def conv_fused(x, w, b=None, added=None, *, stride, padding, dilation, groups, activation, parameters):
+def conv_fused(
+    x, w, b=None, added=None, *, stride, padding, dilation, groups, activation, parameters
+):
     y = conv_padded(x, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return activated(y if added is None else y + added, activation, parameters)
 
 
 def gemm_fused(a, b, c=None, *, trans_a, trans_b, alpha, beta, activation, parameters):
-    return activated(gemm(a, b, c, trans_a=trans_a, trans_b=trans_b, alpha=alpha, beta=beta), activation, parameters)
+    return activated(
+        gemm(a, b, c, trans_a=trans_a, trans_b=trans_b, alpha=alpha, beta=beta),
+        activation,
+        parameters,
+    )
 
 
 def activated(y, activation, parameters):
@@ -63,7 +69,9 @@ def conv_transpose_padded(x, w, b=None, *, stride, padding, output_padding, grou
     return y
 
 
-def deform_conv(x, w, offset, mask=None, b=None, *, groups, offset_groups, stride, begins, dilation):
+def deform_conv(
+    x, w, offset, mask=None, b=None, *, groups, offset_groups, stride, begins, dilation
+):
     """Every tap reads between four pixels, zeros outside of the image."""
     n, c, height, width = x.shape
     kh, kw = w.shape[2:]
@@ -71,8 +79,18 @@ def deform_conv(x, w, offset, mask=None, b=None, *, groups, offset_groups, strid
     moved = offset.reshape(n, offset_groups, kh * kw, 2, oh, ow)
     image = x.reshape(n, offset_groups, c // offset_groups, height * width)
     taps = torch.arange(kh * kw, device=x.device).reshape(-1, 1, 1)
-    rows = torch.arange(oh, device=x.device)[:, None] * stride[0] - begins[0] + taps // kw * dilation[0] + moved[:, :, :, 0]
-    columns = torch.arange(ow, device=x.device) * stride[1] - begins[1] + taps % kw * dilation[1] + moved[:, :, :, 1]
+    rows = (
+        torch.arange(oh, device=x.device)[:, None] * stride[0]
+        - begins[0]
+        + taps // kw * dilation[0]
+        + moved[:, :, :, 0]
+    )
+    columns = (
+        torch.arange(ow, device=x.device) * stride[1]
+        - begins[1]
+        + taps % kw * dilation[1]
+        + moved[:, :, :, 1]
+    )
     top, left = rows.floor(), columns.floor()
     read = 0
     for i in (0, 1):
@@ -80,11 +98,19 @@ def deform_conv(x, w, offset, mask=None, b=None, *, groups, offset_groups, strid
             r, k = top + i, left + j
             share = (1 - (rows - r).abs()) * (1 - (columns - k).abs())
             inside = (r >= 0) & (r < height) & (k >= 0) & (k < width)
-            at = (r.clamp(0, height - 1) * width + k.clamp(0, width - 1)).long().flatten(2)[:, :, None]
-            pixels = image.gather(3, at.expand(-1, -1, image.shape[2], -1)).unflatten(3, rows.shape[2:])
+            at = (
+                (r.clamp(0, height - 1) * width + k.clamp(0, width - 1))
+                .long()
+                .flatten(2)[:, :, None]
+            )
+            pixels = image.gather(3, at.expand(-1, -1, image.shape[2], -1)).unflatten(
+                3, rows.shape[2:]
+            )
             read = read + pixels * (share * inside)[:, :, None]
     if mask is not None:
         read = read * mask.reshape(n, offset_groups, 1, kh * kw, oh, ow)
     read = read.reshape(n, groups, c // groups, kh * kw, oh, ow)
-    y = torch.einsum("ngckhw,gock->ngohw", read, w.reshape(groups, w.shape[0] // groups, w.shape[1], -1)).flatten(1, 2)
+    y = torch.einsum(
+        "ngckhw,gock->ngohw", read, w.reshape(groups, w.shape[0] // groups, w.shape[1], -1)
+    ).flatten(1, 2)
     return y if b is None else y + b.reshape(1, -1, 1, 1)

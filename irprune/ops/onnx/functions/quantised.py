@@ -37,7 +37,11 @@ def dynamic_quantize(x):
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
     scale = torch.where(high > low, (high - low) / 255, torch.ones_like(low))
     zero = torch.round(-low / scale).clamp(0, 255)
-    return (torch.round(x / scale) + zero).clamp(0, 255).to(torch.uint8), scale, zero.to(torch.uint8)
+    return (
+        (torch.round(x / scale) + zero).clamp(0, 255).to(torch.uint8),
+        scale,
+        zero.to(torch.uint8),
+    )
 
 
 def matmul_integer(a, b, a_zero=None, b_zero=None, *, places):
@@ -66,19 +70,43 @@ def conv_integer(x, w, x_zero=None, w_zero=None, *, stride, padding, dilation, g
     a = a if x_zero is None else a - x_zero.to(torch.float64).reshape([])
     if w_zero is not None:
         b = b - w_zero.to(torch.float64).reshape([-1, *[1] * (n + 1)] if w_zero.numel() > 1 else [])
-    return (F.conv1d, F.conv2d, F.conv3d)[n - 1](F.pad(a, padding), b, None, stride, 0, dilation, groups).to(torch.int32)
+    return (F.conv1d, F.conv2d, F.conv3d)[n - 1](
+        F.pad(a, padding), b, None, stride, 0, dilation, groups
+    ).to(torch.int32)
 
 
-def qlinear_conv(x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, b=None, *, stride, padding, dilation, groups, places):
+def qlinear_conv(
+    x,
+    x_scale,
+    x_zero,
+    w,
+    w_scale,
+    w_zero,
+    y_scale,
+    y_zero,
+    b=None,
+    *,
+    stride,
+    padding,
+    dilation,
+    groups,
+    places,
+):
     n = w.dim() - 2
     per = [-1, *[1] * (n + 1)]
     a = x.to(torch.float64) - x_zero.to(torch.float64).reshape([])
     k = w.to(torch.float64) - w_zero.to(torch.float64).reshape(per if w_zero.numel() > 1 else [])
-    y = (F.conv1d, F.conv2d, F.conv3d)[n - 1](F.pad(a, padding), k, None, stride, 0, dilation, groups)
+    y = (F.conv1d, F.conv2d, F.conv3d)[n - 1](
+        F.pad(a, padding), k, None, stride, 0, dilation, groups
+    )
     y = y if b is None else y + b.to(torch.float64).reshape([-1, *[1] * n])
-    scale = x_scale.to(torch.float64).reshape([]) * w_scale.to(torch.float64).reshape([-1, *[1] * n] if w_scale.numel() > 1 else [])
+    scale = x_scale.to(torch.float64).reshape([]) * w_scale.to(torch.float64).reshape(
+        [-1, *[1] * n] if w_scale.numel() > 1 else []
+    )
     info = torch.iinfo(y_zero.dtype)
-    y = torch.round(y * scale / y_scale.to(torch.float64).reshape([])) + y_zero.to(torch.float64).reshape([])
+    y = torch.round(y * scale / y_scale.to(torch.float64).reshape([])) + y_zero.to(
+        torch.float64
+    ).reshape([])
     return y.clamp(info.min, info.max).to(torch.int32).to(y_zero.dtype)
 
 
@@ -101,7 +129,9 @@ def qlinear_binary(a, b, a_scale, a_zero, b_scale, b_zero, y_scale, y_zero=None,
 
 def qlinear_unary(x, x_scale, x_zero, y_scale, y_zero=None, *, kind, alpha):
     y = unrounded(x, x_scale, x_zero)
-    return rounded(torch.sigmoid(y) if kind == "sigmoid" else F.leaky_relu(y, alpha), y_scale, y_zero, x)
+    return rounded(
+        torch.sigmoid(y) if kind == "sigmoid" else F.leaky_relu(y, alpha), y_scale, y_zero, x
+    )
 
 
 def qlinear_along(x, x_scale, x_zero, y_scale, y_zero=None, *, kind, dims, gone):
@@ -113,14 +143,32 @@ def qlinear_along(x, x_scale, x_zero, y_scale, y_zero=None, *, kind, dims, gone)
 
 
 def qlinear_concat(y_scale, y_zero, *triples, dim):
-    many = [unrounded(triples[i], triples[i + 1], triples[i + 2]) for i in range(0, len(triples), 3)]
+    many = [
+        unrounded(triples[i], triples[i + 1], triples[i + 2]) for i in range(0, len(triples), 3)
+    ]
     return rounded(torch.cat(many, dim), y_scale, y_zero, triples[0])
 
 
-def qlinear_gemm(a, a_scale, a_zero, b, b_scale, b_zero, c=None, y_scale=None, y_zero=None, *, trans_a, trans_b, alpha):
+def qlinear_gemm(
+    a,
+    a_scale,
+    a_zero,
+    b,
+    b_scale,
+    b_zero,
+    c=None,
+    y_scale=None,
+    y_zero=None,
+    *,
+    trans_a,
+    trans_b,
+    alpha,
+):
     x = a.double() - a_zero.double().reshape([])
     per = [-1, 1] if trans_b else [1, -1]
-    w = b.double() - (b_zero.double().reshape(per) if b_zero.numel() > 1 else b_zero.double().reshape([]))
+    w = b.double() - (
+        b_zero.double().reshape(per) if b_zero.numel() > 1 else b_zero.double().reshape([])
+    )
     y = (x.mT if trans_a else x) @ (w.mT if trans_b else w)
     y = y if c is None else y + c.double()
     y = (y * alpha * a_scale.double().reshape([]) * b_scale.double().reshape(-1)).float()

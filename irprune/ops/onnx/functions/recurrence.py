@@ -16,7 +16,13 @@ def activation_of(names, alpha, beta, k, default):
     with_beta = {"Affine", "ScaledTanh", "HardSigmoid"}
     before = list((names or default)[:k])
     i, j = sum(n in with_alpha for n in before), sum(n in with_beta for n in before)
-    a = alpha[i] if alpha and i < len(alpha) else {"LeakyRelu": 0.01, "ThresholdedRelu": 1.0, "HardSigmoid": 0.2, "Elu": 1.0}.get(name, 1.0)
+    a = (
+        alpha[i]
+        if alpha and i < len(alpha)
+        else {"LeakyRelu": 0.01, "ThresholdedRelu": 1.0, "HardSigmoid": 0.2, "Elu": 1.0}.get(
+            name, 1.0
+        )
+    )
     b = beta[j] if beta and j < len(beta) else {"HardSigmoid": 0.5}.get(name, 1.0)
     return {
         "Sigmoid": torch.sigmoid,
@@ -34,7 +40,8 @@ def activation_of(names, alpha, beta, k, default):
 
 
 def scanned(x, lengths, states, layout, direction, step):
-    """Run ``step(k, x_t, states)`` over time in each direction; past a sequence's length states stay and results are zero."""
+    """Run ``step(k, x_t, states)`` over time in each direction; past a sequence's length states
+    stay and results are zero."""
     if layout:
         x = x.transpose(0, 1)
     count = states[0].shape[0]
@@ -64,21 +71,48 @@ def scanned(x, lengths, states, layout, direction, step):
 
 
 def onnx_lstm(
-    x, w, r, b=None, lengths=None, h=None, c=None, p=None, *, hidden_size, layout, direction, clip, activations, alpha, beta, input_forget,
+    x,
+    w,
+    r,
+    b=None,
+    lengths=None,
+    h=None,
+    c=None,
+    p=None,
+    *,
+    hidden_size,
+    layout,
+    direction,
+    clip,
+    activations,
+    alpha,
+    beta,
+    input_forget,
     seen=None,
 ):
     batch, n = x.shape[0 if layout else 1], w.shape[0]
-    h = torch.zeros(n, batch, hidden_size, dtype=x.dtype, device=x.device) if h is None else h.transpose(0, 1) if layout else h
+    h = (
+        torch.zeros(n, batch, hidden_size, dtype=x.dtype, device=x.device)
+        if h is None
+        else h.transpose(0, 1)
+        if layout
+        else h
+    )
     c = torch.zeros_like(h) if c is None else c.transpose(0, 1) if layout else c
     bias = (
-        torch.zeros(n, 4 * hidden_size, dtype=x.dtype, device=x.device) if b is None else b[:, : 4 * hidden_size] + b[:, 4 * hidden_size :]
+        torch.zeros(n, 4 * hidden_size, dtype=x.dtype, device=x.device)
+        if b is None
+        else b[:, : 4 * hidden_size] + b[:, 4 * hidden_size :]
     )
 
     def limit(v):
         return v if clip is None else v.clamp(-clip, clip)
 
     def step(k, xt, state):
-        f, g, o = (activation_of(activations, alpha, beta, 3 * k + i, ["Sigmoid", "Tanh", "Tanh"] * n) for i in range(3))
+        f, g, o = (
+            activation_of(activations, alpha, beta, 3 * k + i, ["Sigmoid", "Tanh", "Tanh"] * n)
+            for i in range(3)
+        )
         hk, ck = state
         hk = hk if seen is None else seen(hk)
         gi, go, gf, gc = (xt @ w[k].mT + hk @ r[k].mT + bias[k]).chunk(4, -1)
@@ -96,8 +130,23 @@ def onnx_lstm(
 
 
 def dynamic_lstm(
-    x, w, r, b=None, lengths=None, h=None, c=None, p=None, w_scale=None, w_zero=None, r_scale=None, r_zero=None,
-    *, hidden_size, direction, clip, input_forget,
+    x,
+    w,
+    r,
+    b=None,
+    lengths=None,
+    h=None,
+    c=None,
+    p=None,
+    w_scale=None,
+    w_zero=None,
+    r_scale=None,
+    r_zero=None,
+    *,
+    hidden_size,
+    direction,
+    clip,
+    input_forget,
 ):
     def opened(matrix, scale, zero):
         each = [matrix.shape[0], 1, -1]
@@ -108,14 +157,51 @@ def dynamic_lstm(
         return (q.to(v.dtype) - zero.to(v.dtype)) * scale
 
     return onnx_lstm(
-        seen(x), opened(w, w_scale, w_zero), opened(r, r_scale, r_zero), b, lengths, h, c, p, hidden_size=hidden_size, layout=0,
-        direction=direction, clip=clip, activations=None, alpha=None, beta=None, input_forget=input_forget, seen=seen,
+        seen(x),
+        opened(w, w_scale, w_zero),
+        opened(r, r_scale, r_zero),
+        b,
+        lengths,
+        h,
+        c,
+        p,
+        hidden_size=hidden_size,
+        layout=0,
+        direction=direction,
+        clip=clip,
+        activations=None,
+        alpha=None,
+        beta=None,
+        input_forget=input_forget,
+        seen=seen,
     )
 
 
-def onnx_gru(x, w, r, b=None, lengths=None, h=None, *, hidden_size, layout, direction, clip, activations, alpha, beta, linear_before_reset):
+def onnx_gru(
+    x,
+    w,
+    r,
+    b=None,
+    lengths=None,
+    h=None,
+    *,
+    hidden_size,
+    layout,
+    direction,
+    clip,
+    activations,
+    alpha,
+    beta,
+    linear_before_reset,
+):
     batch, n = x.shape[0 if layout else 1], w.shape[0]
-    h = torch.zeros(n, batch, hidden_size, dtype=x.dtype, device=x.device) if h is None else h.transpose(0, 1) if layout else h
+    h = (
+        torch.zeros(n, batch, hidden_size, dtype=x.dtype, device=x.device)
+        if h is None
+        else h.transpose(0, 1)
+        if layout
+        else h
+    )
     both = torch.zeros(n, 6 * hidden_size, dtype=x.dtype, device=x.device) if b is None else b
     wb, rb = both[:, : 3 * hidden_size], both[:, 3 * hidden_size :]
 
@@ -123,7 +209,10 @@ def onnx_gru(x, w, r, b=None, lengths=None, h=None, *, hidden_size, layout, dire
         return v if clip is None else v.clamp(-clip, clip)
 
     def step(k, xt, state):
-        f, g = (activation_of(activations, alpha, beta, 2 * k + i, ["Sigmoid", "Tanh"] * n) for i in range(2))
+        f, g = (
+            activation_of(activations, alpha, beta, 2 * k + i, ["Sigmoid", "Tanh"] * n)
+            for i in range(2)
+        )
         (hk,) = state
         xz, xr, xh = (xt @ w[k].mT + wb[k]).chunk(3, -1)
         rz, rr, rh = r[k].chunk(3, 0)
@@ -136,10 +225,35 @@ def onnx_gru(x, w, r, b=None, lengths=None, h=None, *, hidden_size, layout, dire
     return scanned(x, lengths, [h], layout, direction, step)
 
 
-def onnx_rnn(x, w, r, b=None, lengths=None, h=None, *, hidden_size, layout, direction, clip, activations, alpha, beta):
+def onnx_rnn(
+    x,
+    w,
+    r,
+    b=None,
+    lengths=None,
+    h=None,
+    *,
+    hidden_size,
+    layout,
+    direction,
+    clip,
+    activations,
+    alpha,
+    beta,
+):
     batch, n = x.shape[0 if layout else 1], w.shape[0]
-    h = torch.zeros(n, batch, hidden_size, dtype=x.dtype, device=x.device) if h is None else h.transpose(0, 1) if layout else h
-    bias = torch.zeros(n, hidden_size, dtype=x.dtype, device=x.device) if b is None else b[:, :hidden_size] + b[:, hidden_size:]
+    h = (
+        torch.zeros(n, batch, hidden_size, dtype=x.dtype, device=x.device)
+        if h is None
+        else h.transpose(0, 1)
+        if layout
+        else h
+    )
+    bias = (
+        torch.zeros(n, hidden_size, dtype=x.dtype, device=x.device)
+        if b is None
+        else b[:, :hidden_size] + b[:, hidden_size:]
+    )
 
     def step(k, xt, state):
         f = activation_of(activations, alpha, beta, k, ["Tanh"] * n)

@@ -62,7 +62,11 @@ def log_softmax_joint(x, *, dim):
 
 def cumprod_turned(x, *, dim, exclusive, reverse):
     y = x.flip(dim) if reverse else x
-    y = torch.cat([torch.ones_like(y.narrow(dim, 0, 1)), y.narrow(dim, 0, y.shape[dim] - 1)], dim) if exclusive else y
+    y = (
+        torch.cat([torch.ones_like(y.narrow(dim, 0, 1)), y.narrow(dim, 0, y.shape[dim] - 1)], dim)
+        if exclusive
+        else y
+    )
     y = y.cumprod(dim, dtype=x.dtype)
     return y.flip(dim) if reverse else y
 

@@ -36,10 +36,25 @@ def max_pool_padded(x, *, kernel, stride, dilation, begins, ends, ceil, indices,
     n, c, *sizes = x.shape
     places = torch.arange(math.prod(sizes), device=x.device).reshape(sizes)
     if storage_order:
-        places = torch.arange(math.prod(sizes), device=x.device).reshape(sizes[::-1]).permute(*range(len(sizes))[::-1])
-    places = pool_windows(places.expand(1, 1, *sizes).to(torch.float64), -1.0, kernel, stride, dilation, begins, ends, ceil)
+        places = (
+            torch.arange(math.prod(sizes), device=x.device)
+            .reshape(sizes[::-1])
+            .permute(*range(len(sizes))[::-1])
+        )
+    places = pool_windows(
+        places.expand(1, 1, *sizes).to(torch.float64),
+        -1.0,
+        kernel,
+        stride,
+        dilation,
+        begins,
+        ends,
+        ceil,
+    )
     found = places.expand(n, c, *places.shape[2:]).gather(-1, at[..., None]).squeeze(-1).long()
-    offset = torch.arange(n * c, device=x.device).reshape(n, c, *[1] * len(sizes)) * math.prod(sizes)
+    offset = torch.arange(n * c, device=x.device).reshape(n, c, *[1] * len(sizes)) * math.prod(
+        sizes
+    )
     return y, found + offset
 
 
@@ -48,17 +63,23 @@ def avg_pool_padded(x, *, kernel, stride, dilation, begins, ends, ceil, count_in
     ones = torch.ones_like(x[:1, :1])
     if count_include_pad:
         n = len(kernel)
-        ones = F.pad(ones, [p for i in range(n - 1, -1, -1) for p in (begins[i], ends[i])], value=1.0)
+        ones = F.pad(
+            ones, [p for i in range(n - 1, -1, -1) for p in (begins[i], ends[i])], value=1.0
+        )
         none = [0] * n
         count = pool_windows(ones, 0.0, kernel, stride, dilation, none, none, ceil).sum(-1)
-        count = count[(..., *(slice(s) for s in total.shape[2:]))]  # a window that begins in the padding is not taken
+        count = count[
+            (..., *(slice(s) for s in total.shape[2:]))
+        ]  # a window that begins in the padding is not taken
     else:
         count = pool_windows(ones, 0.0, kernel, stride, dilation, begins, ends, ceil).sum(-1)
     return total / count
 
 
 def lp_pool(x, *, kernel, stride, dilation, begins, ends, ceil, p):
-    return (pool_windows(x, 0.0, kernel, stride, dilation, begins, ends, ceil).abs() ** p).sum(-1) ** (1.0 / p)
+    return (pool_windows(x, 0.0, kernel, stride, dilation, begins, ends, ceil).abs() ** p).sum(
+        -1
+    ) ** (1.0 / p)
 
 
 def depth_to_space(x, *, block):
@@ -79,7 +100,21 @@ def space_to_depth(x, *, block):
     )
 
 
-def resize(x, *, axes, sizes, scales, mode, coordinates, nearest, cubic, exclude_outside, antialias, extrapolation, roi):
+def resize(
+    x,
+    *,
+    axes,
+    sizes,
+    scales,
+    mode,
+    coordinates,
+    nearest,
+    cubic,
+    exclude_outside,
+    antialias,
+    extrapolation,
+    roi,
+):
     """One dimension after the other: every way of resizing that ONNX knows is separable."""
     for k, d in enumerate(axes):
         before, after = x.shape[d], sizes[k]
@@ -94,7 +129,11 @@ def resize(x, *, axes, sizes, scales, mode, coordinates, nearest, cubic, exclude
         elif coordinates == "pytorch_half_pixel":
             place = (at + 0.5) / scale - 0.5 if after > 1 else torch.zeros_like(at)
         elif coordinates == "align_corners":
-            place = at * (before - 1) / (scale * before - 1) if scale * before != 1 else torch.zeros_like(at)
+            place = (
+                at * (before - 1) / (scale * before - 1)
+                if scale * before != 1
+                else torch.zeros_like(at)
+            )
         elif coordinates == "tf_crop_and_resize":
             first, last = roi[k]
             place = (
@@ -120,7 +159,11 @@ def resize(x, *, axes, sizes, scales, mode, coordinates, nearest, cubic, exclude
             wide = min(scale, 1.0) if antialias else 1.0
             reach = 1 if mode == "linear" else 2
             count = math.ceil(reach / wide) * 2 + 1
-            base = torch.floor(place)[:, None] + torch.arange(count, device=x.device, dtype=torch.float64) - count // 2
+            base = (
+                torch.floor(place)[:, None]
+                + torch.arange(count, device=x.device, dtype=torch.float64)
+                - count // 2
+            )
             gap = ((base - place[:, None]) * wide).abs()
             if mode == "linear":
                 weight = (1 - gap).clamp(min=0)
@@ -128,12 +171,18 @@ def resize(x, *, axes, sizes, scales, mode, coordinates, nearest, cubic, exclude
                 a = cubic
                 near = ((a + 2) * gap - (a + 3)) * gap * gap + 1
                 far = ((a * gap - 5 * a) * gap + 8 * a) * gap - 4 * a
-                weight = torch.where(gap <= 1, near, torch.where(gap < 2, far, torch.zeros_like(gap)))
+                weight = torch.where(
+                    gap <= 1, near, torch.where(gap < 2, far, torch.zeros_like(gap))
+                )
             if exclude_outside:
-                weight = torch.where((base < 0) | (base > before - 1), torch.zeros_like(weight), weight)
+                weight = torch.where(
+                    (base < 0) | (base > before - 1), torch.zeros_like(weight), weight
+                )
             weight = weight / weight.sum(-1, keepdim=True)
             y = (x[..., base.clamp(0, before - 1).long()] * weight.to(x.dtype)).sum(-1)
         if outside is not None:
-            y = torch.where(outside, torch.full((), extrapolation, dtype=y.dtype, device=y.device), y)
+            y = torch.where(
+                outside, torch.full((), extrapolation, dtype=y.dtype, device=y.device), y
+            )
         x = y.movedim(-1, d)
     return x
