@@ -1,20 +1,25 @@
-"""What several tests share: a model analysed, scored, chosen, its cut proven in float64;
-outputs."""
+"""What several tests share: models and files analysed, scored, chosen and cut; outputs."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
 from irprune import api
 from irprune.emit.torch.module import emit_module
+from irprune.frontend.onnx.reader import capture_onnx
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 from irprune.passes.choose import Choose
+from irprune.passes.dead_code import DeadCode
+from irprune.passes.infer_axes import InferAxes
 from irprune.passes.score import Score
+from irprune.passes.slice import Slice
 from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors
 from irprune.run.oracle import silenced
@@ -47,3 +52,25 @@ def named(graph: Graph, name: str) -> Axis:
 def outputs(model: nn.Module, *args: Any, **kwargs: Any) -> list[Tensor]:
     with torch.no_grad():
         return flat_tensors(model(*args, **kwargs))
+
+
+def analysed(model: nn.Module, *args: Any, **kwargs: Any) -> Graph:
+    """The analysed graph of a module."""
+    return api.analyse(api.capture(model, args, kwargs))
+
+
+def analysed_file(model: onnx.ModelProto | str | Path) -> Graph:
+    """The analysed and scored graph of an ONNX model."""
+    graph = capture_onnx(model)
+    for step in (DeadCode(), InferAxes(), Score()):
+        step.run(graph)
+    return graph
+
+
+def cut_file(graph: Graph, ratio: float = 0.5) -> Graph:
+    """A copy of what ``analysed_file`` gives, cut."""
+    Choose(ratio).run(graph)
+    small = graph.copy()
+    Slice().run(small)
+    DeadCode().run(small)
+    return small

@@ -63,8 +63,7 @@ def _quiet_imports() -> None:
         importlib.import_module("tvshim")
 
 
-# -- which architectures
-# ---------------------------------------------------------------------------------------------
+# -- which architectures ---------------------------------------------------------------------------
 
 
 def names(everything: bool) -> list[str]:
@@ -108,8 +107,7 @@ def versions() -> str:
     )
 
 
-# -- one architecture, in its own process
-# ------------------------------------------------------------------------------
+# -- one architecture, in its own process ----------------------------------------------------------
 
 
 def build(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
@@ -456,8 +454,7 @@ def _tensors(x: Any) -> list[Any]:
     return [t for t in pytree.tree_leaves(x) if hasattr(t, "shape")]
 
 
-# -- the run
-# --------------------------------------------------------------------------------------------------
+# -- the run ---------------------------------------------------------------------------------------
 
 
 def spawn(name: str, ratio: float, limit: int, peer: bool, onnx: bool = False) -> dict[str, Any]:

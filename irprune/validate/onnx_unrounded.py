@@ -103,8 +103,7 @@ class _Walk:
         if made.dims is not None:
             self.sizes[name] = made.dims
 
-    # -- nodes
-    # -------------------------------------------------------------------------------------------------------
+    # -- nodes -------------------------------------------------------------------------------------
 
     def fresh(self) -> str:
         self.count += 1
@@ -151,8 +150,7 @@ class _Walk:
         self.nodes.append(helper.make_node("Cast", [held], [name], to=kind))
         self.rounded.add(name)
 
-    # -- operators that move values without looking at them
-    # ------------------------------------------------------------
+    # -- operators that move values without looking at them ----------------------------------------
 
     def pass_on(self, node: onnx.NodeProto) -> None:
         """Write ``node`` over floats where it takes them in the place of integers; else round what

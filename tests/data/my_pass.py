@@ -1,13 +1,14 @@
 """protect-small: narrow widths stay whole.
 
-Before: ``axis c0 = 8`` and ``%conv.weight: f32[c0, 3, 3, 3]``. After: ``%conv.weight: f32[8, 3, 3, 3]``,
-which nothing may cut.
+Before: ``axis c0 = 8`` and ``%conv.weight: f32[c0, 3, 3, 3]``. After: ``%conv.weight: f32[8, 3, 3,
+3]``, which nothing may cut.
 """
 
 from dataclasses import dataclass
 
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
+from irprune.passes import PassResult
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,10 @@ class ProtectSmall:
 
     least: int = 16
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         small = [
             group for group in groups_of(graph) if not group.frozen and group.size < self.least
         ]
         for group in small:
             graph.axes.freeze(group.axis, f"fewer than {self.least} channels")
-        return bool(small)
+        return PassResult(bool(small))

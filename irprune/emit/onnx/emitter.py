@@ -24,10 +24,11 @@ from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.functions import Call, closed, still_called
 from irprune.frontend.onnx.order import captured, reads, target_of
-from irprune.frontend.onnx.proto import NAMES, attributes, numpy_dtype
+from irprune.frontend.onnx.proto import attributes
 from irprune.frontend.onnx.reader import nodes_of
 from irprune.frontend.onnx.shapes import fold
 from irprune.frontend.onnx.source import OnnxSource, Place
+from irprune.ir.dtype import TO_ONNX, is_integer, numpy_dtype
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ir.size import Sym, same
 from irprune.ops.onnx.importer import spelling_of
@@ -117,8 +118,7 @@ class Emitter:
             count[name] = count.get(name, 0) + 1
         return count
 
-    # -- the whole
-    # ----------------------------------------------------------------------------------------------
+    # -- the whole ---------------------------------------------------------------------------------
 
     def emit(self) -> onnx.ModelProto:
         uses: dict[str, _Uses] = {}
@@ -147,8 +147,7 @@ class Emitter:
             elif self.nodes[index].input[slot] != value.name:
                 self.nodes[index].input[slot] = value.name
 
-    # -- weights
-    # ----------------------------------------------------------------------------------------------
+    # -- weights -----------------------------------------------------------------------------------
 
     def _weights(self, uses: dict[str, _Uses]) -> None:
         for name, use in uses.items():
@@ -217,8 +216,7 @@ class Emitter:
             return True
         return False
 
-    # -- constants
-    # ----------------------------------------------------------------------------------------------
+    # -- constants ---------------------------------------------------------------------------------
 
     def fresh(self, hint: str) -> str:
         """A name that nobody has, made of ``hint``."""
@@ -239,7 +237,7 @@ class Emitter:
     def _add(self, hint: str, weight: Weight) -> str:
         """A new initializer that holds what ``weight`` holds."""
         name = self.fresh(hint)
-        self.added[name] = blank(name, NAMES[weight.dtype], _shape(weight))
+        self.added[name] = blank(name, TO_ONNX[weight.dtype], _shape(weight))
         self.data[name] = _numpy_loader(weight)
         return name
 
@@ -283,7 +281,7 @@ class Emitter:
                     and stored is not None
                     and stored.kind != "filled"
                     and kind is not None
-                    and kind.dtype[0] in "iub"
+                    and (is_integer(kind.dtype) or kind.dtype == "bool")
                 ):
                     known = np.asarray(stored.load())
                 self.values[name] = known
@@ -293,8 +291,7 @@ class Emitter:
         """The type of a value after pruning."""
         return self.types.get(name) or self.source.types.get(name)
 
-    # -- nodes
-    # ----------------------------------------------------------------------------------------------
+    # -- nodes -------------------------------------------------------------------------------------
 
     def _write(self, index: int, steps: list[tuple[Node, Place]]) -> None:
         """Put changed attributes and shape constants back into the file's node."""
@@ -381,8 +378,7 @@ class Emitter:
         )
         return was is None or was.shape != value.type.shape
 
-    # -- putting it together
-    # -----------------------------------------------------------------------------------------
+    # -- putting it together -----------------------------------------------------------------------
 
     def _assemble(self, placed: dict[int, list[tuple[Node, Place]]]) -> onnx.ModelProto:
         calls = self.source.calls
@@ -508,7 +504,7 @@ class Emitter:
             kind is None
             or kind.shape is None
             or not info.type.HasField("tensor_type")
-            or kind.dtype not in NAMES
+            or kind.dtype not in TO_ONNX
         ):
             return info
         dims = info.type.tensor_type.shape.dim

@@ -21,7 +21,7 @@ from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym
 from irprune.ir.symbols import names_in
 from irprune.ops.call import bind, overload, substitute
-from irprune.ops.dtypes import TO_TORCH
+from irprune.ops.dtypes import TO_TORCH, torch_attribute
 from irprune.ops.onnx import functions
 from irprune.ops.registry import lookup
 
@@ -185,8 +185,7 @@ class _Writer:
         self.taken.add(name)
         return name
 
-    # -- submodules
-    # ----------------------------------------------------------------------------------------------
+    # -- submodules --------------------------------------------------------------------------------
 
     def _find_layers(self) -> None:
         """The first call of a layer declares it; calls that differ from it read its weights by
@@ -243,8 +242,7 @@ class _Writer:
             return f"put(self, {name!r}, nn.Parameter({made}{'' if held.trainable else ', requires_grad=False'}))"
         return f"put(self, {name!r}, {made}{'' if held.persistent else ', persistent=False'})"
 
-    # -- forward
-    # ----------------------------------------------------------------------------------------------
+    # -- forward -----------------------------------------------------------------------------------
 
     def _name(self, value: Value) -> str:
         if value not in self.names:
@@ -408,7 +406,7 @@ class _Writer:
             if k == "device"
             else self._body(node, k, v)
             if isinstance(v, Body)
-            else show(v)
+            else show(torch_attribute(k, v))
             for k, v in node.attrs.items()
             if k != "own"
         }

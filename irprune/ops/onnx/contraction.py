@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
-from irprune.ops.families.contraction import Letters, contraction, parse_equation
+from irprune.ops.aten.contraction import Letters, contraction, parse_equation
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import broadcast
 from irprune.ops.registry import Arg, Sample
@@ -72,6 +72,7 @@ contraction(
             free=3,
         ),
     ),
+    operands=("data", "weight", "bias"),
 )
 spell(("gemm", "linear"), "Gemm", read=_read_gemm)
 
@@ -98,7 +99,7 @@ def _read_gemm_fused(node: OnnxNode) -> Step:
     )
 
 
-contraction("gemm_fused", _gemm, run=runs("gemm_fused"))
+contraction("gemm_fused", _gemm, run=runs("gemm_fused"), operands=("data", "weight", "bias"))
 spell("gemm_fused", "com.microsoft::FusedGemm", read=_read_gemm_fused)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
-from irprune.ops.families.norm import masked_mean
+from irprune.ops.aten.norm import masked_mean
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell, variant
 from irprune.ops.onnx.types import agree, like, position
-from irprune.ops.registry import Arg, Cut, Sample, op
+from irprune.ops.registry import TABLE, Arg, Cut, Sample
+from irprune.ops.registry import op as declare
 
 __all__ = ["nothing"]
+
+op = partial(declare, family="norm")
 
 
 def nothing(edit: Edit, *nodes: Node) -> None:
@@ -116,7 +120,7 @@ def _group_resize(node: Node, cut: Cut) -> None:
     node.attrs["num_groups"] = cut.size(scale)
 
 
-from irprune.ops.signature import Signature  # noqa: E402
+from irprune.ops.rule.signature import Signature  # noqa: E402
 
 _BY_GROUP = Signature(
     "n (g c) *s , g , g -> n (g c) *s", sizes={"g": "num_groups"}, roles={"g": "group"}
@@ -134,6 +138,8 @@ op(
             free=4,
         ),
     ),
+    operands=("data", "scale", "bias"),
+    kinds=TABLE["group_norm"].kinds,
 )
 spell(
     ("group_norm", "group_norm_by_group"),
@@ -142,8 +148,7 @@ spell(
     write=_write_groups,
 )
 
-# -- without parameters
-# ------------------------------------------------------------------------------------------------
+# -- without parameters ----------------------------------------------------------------------------
 
 
 def _same(axes: Axes, node: Node) -> None:

@@ -4,11 +4,12 @@ or shape arithmetic."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, is_static, probe_of, product, same
-from irprune.ops.families.pad import _reflected
+from irprune.ops.aten.pad import _reflected
 from irprune.ops.onnx.importer import (
     PREVIOUS,
     Edit,
@@ -22,9 +23,12 @@ from irprune.ops.onnx.importer import (
 )
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import agree, broadcast, like, position
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
 
 __all__ = ["resolved"]
+
+op = partial(declare, family="shape")
 
 
 def whole(value: Size) -> int:
@@ -222,8 +226,7 @@ def _tile(node: OnnxNode) -> Step:
 
 spell("repeat", "Tile", read=_tile)
 
-# -- joining and cutting
-# ---------------------------------------------------------------------------------------------
+# -- joining and cutting ---------------------------------------------------------------------------
 
 
 def _concat(node: OnnxNode) -> Step:

@@ -144,8 +144,7 @@ def _result(w: Writer, y: str, scale: int, zero: int, like: int = 0) -> Made:
     return _bounded(w, y, w.number(scale), w.number(zero) if w.has(zero) else None, kind)
 
 
-# -- to integers and back
-# ----------------------------------------------------------------------------------------------
+# -- to integers and back --------------------------------------------------------------------------
 
 
 def _quantize(w: Writer) -> Made:
@@ -182,8 +181,7 @@ def _dynamic_quantize(w: Writer) -> Made:
     ]
 
 
-# -- products
-# ----------------------------------------------------------------------------------------------------------
+# -- products --------------------------------------------------------------------------------------
 
 
 def _matmul_integer(w: Writer) -> Made:
@@ -272,8 +270,7 @@ def _dynamic_lstm(w: Writer) -> Made:
     return [Result(name) for name in w.put_all("LSTM", given, w.attrs, 3)]
 
 
-# -- each element for itself, and along a dimension
-# ----------------------------------------------------------------------
+# -- each element for itself, and along a dimension ------------------------------------------------
 
 
 def _binary(kind: str) -> Callable[[Writer], Made]:

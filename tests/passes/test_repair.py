@@ -1,0 +1,584 @@
+"""Repair: layers are the linear maps they claim to be, and each repair does exactly what it is
+for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import irprune
+from irprune import api
+from irprune.analysis.layers import layers
+from irprune.api.repair import output_error, repair
+from irprune.errors import IrpruneError
+from irprune.ir.graph import Graph
+from irprune.ir.kept import Kept
+from irprune.passes import repairs as repairs_module
+from irprune.passes.repair_batch_norm import RepairBatchNorm
+from irprune.passes.repair_bias import RepairAffine, RepairBias
+from irprune.passes.repair_fold import RepairFold
+from irprune.passes.repair_least_squares import RepairLeastSquares
+from irprune.passes.repairs import repairs
+from irprune.passes.result import PassResult
+from irprune.run.calibration import Calibration
+from irprune.run.interpret import evaluate
+from irprune.run.statistics import Pair, load_as, store
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+def captured(model: nn.Module, *args: Tensor) -> Graph:
+    return api.analyse(api.capture(model, args))
+
+
+def dropped(graph: Graph, groups: dict[str, Sequence[int]]) -> Graph:
+    """The graph cut to the given kept indices of groups, named by a member."""
+    chosen = {}
+    for name, kept in groups.items():
+        axis = next(g.axis for g in api.groups(graph) if name in map(str, g.members))
+        chosen[axis] = np.asarray(kept)
+    graph.kept = Kept(chosen)
+    return api.cut_graph(graph)
+
+
+def halved(graph: Graph) -> Graph:
+    graph.kept = Kept({g.axis: range(0, g.size, 2) for g in api.groups(graph) if not g.frozen})
+    return api.cut_graph(graph)
+
+
+DRAW = torch.Generator().manual_seed(3)
+
+
+def inputs(count: int) -> Tensor:
+    return torch.randn(count, 2, 6, 6, generator=DRAW)
+
+
+# -- layers ----------------------------------------------------------------------------------------
+
+
+class Products(nn.Module):
+    """Weights in einsum, bmm, addmm and matmul, with letters in unusual order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.e, self.m = (nn.Parameter(torch.randn(s)) for s in ((4, 6), (3, 4, 5), (5, 7)))
+        self.b, self.c = (nn.Parameter(torch.randn(s)) for s in ((7,), (5,)))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.einsum("btd,od->bto", x, self.a)
+        z = torch.einsum("bto,eof->betf", y, self.e) + self.c
+        return z @ self.m + self.b, torch.addmm(self.b, z[:, 0, 0], self.m)
+
+
+LAYERS: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {
+    "linear": (
+        nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3, bias=False)),
+        (2, 7, 6),
+        2,
+    ),
+    "conv": (
+        nn.Sequential(
+            nn.Conv2d(6, 8, 3, 2, 1), nn.Conv2d(8, 4, (1, 3), padding="same", dilation=2)
+        ),
+        (2, 6, 9, 8),
+        2,
+    ),
+    "grouped conv": (nn.Conv2d(6, 8, 3, padding=1, groups=2), (2, 6, 5, 5), 1),
+    "depthwise conv": (nn.Conv1d(6, 12, 3, stride=2, groups=6), (2, 6, 9), 1),
+    "conv3d": (nn.Conv3d(2, 3, (1, 2, 3)), (2, 2, 3, 4, 5), 1),
+    "transposed conv": (
+        nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1),
+        (2, 6, 4, 5),
+        1,
+    ),
+    "grouped transposed conv": (
+        nn.ConvTranspose1d(6, 4, 4, stride=3, padding=1, dilation=2, groups=2),
+        (2, 6, 5),
+        1,
+    ),
+    "products": (Products(), (2, 7, 6), 4),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_the_linear_map_it_claims_to_be(name: str) -> None:
+    model, shape, count = LAYERS[name]
+    x = torch.randn(shape)
+    graph = captured(model, x)
+    found = list(layers(graph))
+    assert len(found) == count
+    for layer in found:
+        weight = load_as(layer.weight, torch.float32)
+        assert torch.equal(layer.array(layer.matrix(weight)), weight)
+        operand, result = evaluate(
+            graph, [x], wanted=[layer.node.operand(layer.at), layer.node.out]
+        )
+        left = layer.targets(result) - torch.einsum(
+            "nbk,bko->nbo", layer.rows(operand), layer.matrix(weight)
+        )
+        assert float((left - left.mean(0)).abs().max()) < 1e-5, (
+            "the rest is not constant: it is no bias"
+        )
+        if layer.bias is not None and layer.bias.weight in layer.node.inputs:
+            assert torch.allclose(
+                left.mean(0).flatten(),
+                load_as(layer.bias.weight, torch.float32).flatten(),
+                atol=1e-5,
+            )
+
+
+def test_the_bias_may_be_a_running_mean_or_a_summand() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
+    (layer,) = layers(captured(model, torch.randn(2, 3, 5, 5)))
+    assert layer.bias is not None and (layer.bias.weight.name, layer.bias.sign) == (
+        "1.running_mean",
+        -1,
+    )
+    found = {layer.node.op: layer for layer in layers(captured(Products(), torch.randn(2, 7, 6)))}
+    assert found["matmul"].bias is None  # self.b is added twice: it is not this layer's own
+
+
+# -- least squares ---------------------------------------------------------------------------------
+
+
+def redundant(conv: bool = False) -> nn.Module:
+    """Eight hidden channels of which the odd ones are mixtures of the even ones: half of them say
+    everything."""
+    mix = torch.randn(4, 4)
+    model = (
+        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 3))
+        if conv
+        else nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
+    )
+    with torch.no_grad():
+        for p in (model[0].weight, model[0].bias):
+            p[1::2] = torch.einsum("ij,j...->i...", mix, p[::2])
+    return model.eval()
+
+
+@pytest.mark.parametrize("conv", [False, True], ids=["linear", "conv"])
+def test_least_squares_finds_what_the_kept_channels_can_say(conv: bool) -> None:
+    x = torch.randn(64, 3, 6, 6) if conv else torch.randn(64, 6)
+    graph = captured(redundant(conv), x[:2])
+    cut = dropped(graph, {"0.weight:0": [0, 2, 4, 6]})
+    data = Calibration(x, graph, batch=16)
+    assert output_error(graph, cut, data) > 0.3
+    assert RepairLeastSquares(graph, data, ridge=1e-9).run(cut)
+    fresh = Calibration(torch.randn_like(x), graph)
+    assert output_error(graph, cut, fresh) < 1e-4
+
+
+def test_what_a_constant_channel_gave_goes_into_the_running_mean() -> None:
+    """The second half of the channels is constant, and the layer that reads them has no bias but a
+    batch norm behind it."""
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 1), nn.Conv2d(8, 5, 1, bias=False), nn.BatchNorm2d(5)
+    ).eval()
+    with torch.no_grad():
+        model[0].weight[4:] = 0
+        model[0].bias[4:] = 2.0
+    x = inputs(32)
+    graph = captured(model, x[:2])
+    cut = dropped(graph, {"0.weight:0": [0, 1, 2, 3]})
+    assert RepairLeastSquares(graph, Calibration(x, graph), ridge=1e-9).run(cut)
+    assert output_error(graph, cut, Calibration(inputs(32), graph)) < 1e-4
+
+
+class Net(nn.Module):
+    """A residual block with batch norm, a grouped and a depthwise convolution, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.wide = nn.Conv2d(8, 16, 3, padding=1, groups=2, bias=False)
+        self.norm2 = nn.BatchNorm2d(16)
+        self.back = nn.ConvTranspose2d(16, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.stem(x)))
+        y = F.relu(self.norm2(self.wide(F.relu(self.deep(x)))))
+        return self.head((x + self.back(y)).mean((2, 3)))
+
+
+def trained_statistics() -> Net:
+    net = Net()
+    for norm in (net.norm, net.norm2):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.normal_(norm.bias, std=0.3)
+        norm.momentum = None
+    net.train()(torch.randn(256, 2, 6, 6))
+    return net.eval()
+
+
+@pytest.mark.parametrize("method", repairs())
+def test_every_repair_brings_the_output_nearer_on_fresh_data(method: str) -> None:
+    graph = captured(trained_statistics(), inputs(2))
+    cut = halved(graph)
+    fresh = Calibration(inputs(128), graph)
+    before = output_error(graph, cut, fresh)
+    done = repair(graph, cut, inputs(192), method)
+    after = output_error(graph, cut, fresh)
+    assert done.methods == (method,) and done.after < done.before and done.samples == 192
+    assert (
+        after
+        < {"least_squares": 0.7, "batch_norm": 1.0, "bias": 1.0, "affine": 1.0, "fold": 1.0}[method]
+        * before
+    )
+
+
+def weights_of(graph: Graph) -> dict[str, Tensor]:
+    return {n: load_as(w) for n, w in graph.weights.items()}
+
+
+def test_the_same_repair_twice_gives_the_same_weights_and_spares_the_original() -> None:
+    graph = captured(trained_statistics(), inputs(2))
+    before = weights_of(graph)
+    x = inputs(96)
+    made = []
+    for memory in (1 << 30, 0):  # in memory, and through files
+        cut = halved(graph)
+        assert RepairLeastSquares(graph, Calibration(x, graph, batch=32), memory=memory).run(cut)
+        made.append(weights_of(cut))
+    assert all(torch.equal(made[0][n], made[1][n]) for n in made[0])
+    assert all(torch.equal(before[n], t) for n, t in weights_of(graph).items())
+
+
+def test_activations_beyond_the_limit_wait_in_files() -> None:
+    graph = captured(trained_statistics(), inputs(2))
+    cut = halved(graph)
+    with Pair(graph, cut, Calibration(inputs(64), graph, batch=16), memory=1) as walk:
+        node = next(layer.node for layer in layers(cut) if layer.weight.name == "wide.weight")
+        assert len(list(walk.to(node))) == 4
+        shelf = walk._shelf
+        assert not shelf.held and shelf.folder is not None
+        folder = Path(shelf.folder.name)
+        assert len(list(folder.iterdir())) == 4
+    assert not folder.exists()
+
+
+def test_more_samples_do_not_change_what_a_repair_holds() -> None:
+    """Gram matrices are what stays, of a size that samples do not enter."""
+    from irprune.passes.repair_least_squares import Gram
+
+    sizes = []
+    for count in (10, 1000):
+        gram = Gram(torch.zeros(1, 4, 3, dtype=torch.float64), True, 100)
+        for i in range(5):
+            gram.add(i, torch.randn(count, 1, 4), torch.randn(count, 1, 3), None)
+        sizes.append(sum(t.numel() for t in (gram.xx, gram.xr, gram.rr)))
+    assert sizes[0] == sizes[1]
+
+
+def test_few_samples_leave_the_weights_near_the_sliced_ones() -> None:
+    """Fewer rows than unknowns: the prior decides where the data do not."""
+    x = torch.randn(64, 32)
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8)).eval()
+    graph = captured(model, x[:2])
+    cut = dropped(graph, {"0.weight:0": range(0, 64, 2)})
+    sliced = output_error(graph, cut, Calibration(x, graph))
+    assert RepairLeastSquares(graph, Calibration(torch.randn(8, 32), graph)).run(cut)
+    assert output_error(graph, cut, Calibration(x, graph)) < sliced
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.shared = nn.Linear(6, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shared(F.relu(self.shared(F.relu(self.inner(x)))))
+
+
+def test_a_weight_used_twice_is_left_with_a_note() -> None:
+    x = torch.randn(32, 6)
+    graph = captured(Twice().eval(), x[:2])
+    cut = graph.copy()
+    graph.kept = Kept({})
+    before = load_as(cut.weights["shared.weight"])
+    result = RepairLeastSquares(graph, Calibration(x, graph)).run(cut)
+    assert any("shared.weight: used more than once" in n for n in result.notes)
+    assert torch.equal(before, load_as(cut.weights["shared.weight"]))
+
+
+# -- the others ------------------------------------------------------------------------------------
+
+
+def test_batch_norm_statistics_are_those_of_what_it_reads() -> None:
+    graph = captured(trained_statistics(), inputs(2))
+    cut = halved(graph)
+    x = inputs(128)
+    assert RepairBatchNorm(graph, Calibration(x, graph, batch=48)).run(cut)
+    for node in (n for n in cut.nodes if n.op == "batch_norm"):
+        (read,) = evaluate(cut, [x], wanted=[node.operand(0)])
+        mean, variance = (load_as(node.inputs[i]) for i in (3, 4))  # type: ignore[arg-type]
+        assert torch.allclose(mean, read.double().mean((0, 2, 3)), atol=1e-5)
+        assert torch.allclose(variance, read.double().movedim(1, 0).flatten(1).var(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [RepairBias, RepairAffine])
+def test_bias_and_affine_match_the_moments_of_every_layer(kind: Any) -> None:
+    model = nn.Sequential(
+        nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 5)
+    ).eval()
+    x = torch.randn(128, 6)
+    graph = captured(model, x[:2])
+    cut = dropped(graph, {"0.weight:0": range(8), "2.weight:0": range(10)})
+    assert kind(graph, Calibration(x, graph, batch=50)).run(cut)
+    then, now = (evaluate(g, [x])[0].double() for g in (graph, cut))
+    assert torch.allclose(then.mean(0), now.mean(0), atol=1e-5)
+    assert torch.allclose(then.std(0), now.std(0), rtol=1e-3) == (kind is RepairAffine)
+
+
+def test_affine_scales_a_convolution_before_its_batch_norm() -> None:
+    graph = captured(trained_statistics(), inputs(2))
+    cut = halved(graph)
+    x = inputs(128)
+    RepairAffine(graph, Calibration(x, graph)).run(cut)
+    node = next(
+        n
+        for n in cut.nodes
+        if n.op == "batch_norm"
+        and n.operand(0).producer is not None
+        and getattr(n.operand(0).producer.inputs[1], "name", "") == "wide.weight"
+    )
+    (now,) = evaluate(cut, [x], wanted=[node.out])
+    twin = next(n for n in graph.nodes if n.outputs[0].name == node.outputs[0].name)
+    (then,) = evaluate(graph, [x], wanted=[twin.out])
+    then = then[:, torch.from_numpy(graph.kept.kept(twin.out.axes[1]))]  # type: ignore[union-attr,index]
+    assert torch.allclose(then.mean((0, 2, 3)), now.mean((0, 2, 3)), atol=1e-4)
+    assert torch.allclose(then.std((0, 2, 3)), now.std((0, 2, 3)), rtol=1e-2)
+
+
+def test_duplicates_are_folded_without_data_and_without_loss() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.Conv2d(8, 5, 1)).eval()
+    with torch.no_grad():
+        for p in (model[0].weight, model[0].bias):
+            p[4:] = p[:4] * torch.tensor([1.0, 2.0, 0.5, 3.0]).reshape([-1] + [1] * (p.dim() - 1))
+    graph = captured(model, inputs(2))
+    cut = dropped(graph, {"0.weight:0": [0, 1, 2, 3]})
+    fresh = Calibration(inputs(32), graph)
+    assert output_error(graph, cut, fresh) > 0.3
+    assert repair(graph, cut, None, "fold").methods == ("fold",)
+    assert output_error(graph, cut, fresh) < 1e-4
+
+
+def test_unlike_channels_are_not_folded() -> None:
+    graph = captured(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5)).eval(), torch.randn(2, 6))
+    cut = dropped(graph, {"0.weight:0": range(4)})
+    before = load_as(cut.weights["1.weight"])
+    RepairFold(graph, Calibration(torch.randn(64, 6), graph), alike=1.1).run(cut)
+    assert torch.equal(before, load_as(cut.weights["1.weight"]))
+
+
+# -- the call --------------------------------------------------------------------------------------
+
+
+def test_noise_warns_above_a_half_alone() -> None:
+    x = torch.randn(64, 6)
+    graph = captured(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)).eval(), x[:2])
+    for kept, warned in ((8, False), (6, True)):
+        cut = dropped(graph, {"0.weight:0": range(kept)})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            done = repair(graph, cut)
+        assert bool(caught) == warned and done.after < done.before
+        assert any("no calibration data" in n for n in done.notes)
+
+
+def test_a_repair_that_does_not_help_is_taken_back() -> None:
+    """Statistics of nothing but one constant input are worse than those that were there."""
+    graph = captured(trained_statistics(), inputs(2))
+    cut = graph.copy()
+    graph.kept = Kept({})
+    before = weights_of(cut)
+    done = repair(graph, cut, torch.ones(4, 2, 6, 6) * 5, "batch_norm")
+    assert done.methods == () and any("taken back" in n for n in done.notes)
+    assert all(torch.equal(before[n], t) for n, t in weights_of(cut).items())
+
+
+def test_a_repair_in_a_file_of_its_own_is_called_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repairs_module, "_REPAIRS", dict(repairs()))
+
+    @repairs_module.repair("doubled")
+    @dataclass(frozen=True)
+    class Doubled:
+        """Multiply the last bias."""
+
+        original: Graph
+        calibration: Calibration
+        times: float = 2.0
+
+        def run(self, graph: Graph) -> PassResult:
+            bias = graph.weights["2.bias"]
+            store(bias, load_as(bias) * self.times)
+            return PassResult(True, ("told",))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.randn(16, 6)
+    pruned = irprune.prune(model, (x,), repair="doubled", calibration=x)
+    assert pruned.report.repair is not None and "told" in pruned.report.repair.notes
+    with pytest.raises(ValueError, match="declared twice"):
+        repairs_module.repair("doubled")(Doubled)
+    with pytest.raises(IrpruneError, match=r"no repair is called 'tripled' .*doubled"):
+        irprune.prune(model, (x,), repair="tripled", calibration=x)
+
+
+def test_bad_use_is_one_clear_line() -> None:
+    graph = captured(redundant(), torch.randn(2, 6))
+    cut = dropped(graph, {"0.weight:0": range(4)})
+    with pytest.raises(IrpruneError, match=r"no repair is called 'magic'.*least_squares"):
+        repair(graph, cut, None, "magic")
+    with pytest.raises(IrpruneError, match="no option 'lambda_'"):
+        repair(graph, cut, torch.randn(8, 6), lambda_=3)
+    with pytest.raises(IrpruneError, match="yield nothing"):
+        repair(graph, cut, [])
+    graph.kept = None
+    with pytest.raises(IrpruneError, match="with its choice"):
+        repair(graph, cut, torch.randn(8, 6))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"repair": "magic"}, "no repair is called 'magic'"),
+        ({"repair": ["bias", "none"]}, "no repair is called 'none'"),
+        ({"importance": "taylr"}, "no criterion is called 'taylr'"),
+        ({"importance": "wanda", "reduce": "sum"}, "has no option 'reduce'"),
+    ],
+)
+def test_names_are_refused_before_a_model_is_read(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(IrpruneError, match=said):
+        api.prune("no-such-file.onnx", calibration="no-such-folder", **options)
+    if "repair" in options:
+        with pytest.raises(IrpruneError, match=said):
+            api.apply_plan("no-such-file.onnx", "no-such-plan.json", **options)
+
+
+def test_nan_activations_are_named() -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
+    graph = captured(model, torch.randn(2, 6))
+    cut = dropped(graph, {"0.weight:0": range(4)})
+    with torch.no_grad():
+        model[0].weight.fill_(3e38)
+    with pytest.raises(IrpruneError, match="NaN or infinite"):
+        repair(graph, cut, torch.randn(8, 6))
+
+
+def test_prune_repairs_and_says_that_the_proof_came_before() -> None:
+    net, x = trained_statistics(), inputs(128)
+    before = {n: t.clone() for n, t in net.state_dict().items()}
+    pruned = api.prune(
+        net, (x[:2],), ratio=0.5, importance="magnitude", repair="least_squares", calibration=x
+    )
+    plain = api.prune(net, (x[:2],), ratio=0.5)
+    assert pruned.report.proof is not None and pruned.report.proof.passed
+    assert pruned.report.repair is not None and "the proof is of the model before repair" in str(
+        pruned.report
+    )
+    fresh = inputs(64)
+    with torch.no_grad():
+        then, with_, without = net(fresh), pruned.module(fresh), plain.module(fresh)
+    assert float((with_ - then).norm()) < 0.7 * float((without - then).norm())
+    assert all(torch.equal(before[n], t) for n, t in net.state_dict().items())
+    assert pruned.plan == plain.plan
+
+
+def test_calibration_data_choose_the_criterion_and_the_repair_where_nothing_is_said() -> None:
+    net, x = trained_statistics(), inputs(128)
+    pruned = api.prune(
+        net, (x[:2],), calibration=(x[i : i + 32] for i in range(0, 128, 32)), proof=False
+    )  # read twice
+    said = api.prune(
+        net,
+        (x[:2],),
+        importance="osscar",
+        scope="local",
+        repair="least_squares",
+        calibration=x,
+        proof=False,
+    )
+    assert pruned.plan == said.plan
+    assert pruned.report.repair is not None and pruned.report.repair.methods == ("least_squares",)
+    assert pruned.report.repair.after == pytest.approx(
+        said.report.repair.after, rel=0.02
+    )  # other chunks
+    assert api.prune(net, (x[:2],), calibration=x, repair=False, proof=False).report.repair is None
+    plain = api.prune(net, (x[:2],), proof=False)
+    assert plain.report.repair is None and plain.options.importance == "magnitude"
+    half: dict[str, Any] = {"budget": {"macs": 0.5}, "proof": False}
+    assert (
+        api.prune(net, (x[:2],), calibration=x, **half).plan
+        == api.prune(
+            net,
+            (x[:2],),
+            importance="osscar",
+            scope="knapsack",
+            normalise="measured",
+            calibration=x,
+            repair=False,
+            **half,
+        ).plan
+    )
+    usual = api.prune(net, (x[:2],), calibration=x, **half).plan
+    for option, other in (("scope", "global"), ("normalise", "mean"), ("importance", "magnitude")):
+        assert api.prune(net, (x[:2],), calibration=x, **half, **{option: other}).plan != usual
+    assert api.prune(net, (x[:2],), **half).options.scope == pruned.options.scope == "local"
+
+
+class Narrow(nn.Module):
+    """Attention whose values may be narrower than queries and keys; exported, its copy before the
+    view is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, t, _ = x.shape
+        q, k, v = (layer(x).view(n, t, -1, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.o(y.transpose(1, 2).contiguous().view(n, t, -1))
+
+
+def test_values_of_attention_narrower_than_its_queries_are_cut_and_refitted() -> None:
+    torch.manual_seed(0)
+    model, x, n, t = (
+        Narrow().eval(),
+        torch.randn(128, 5, 16),
+        torch.export.Dim("n"),
+        torch.export.Dim("t"),
+    )
+    x[..., 8:] = x[..., :8] @ torch.randn(8, 8)  # values that lie in 8 dimensions
+    pruned = api.prune(
+        model,
+        (x[:2],),
+        prefer="head_dim",
+        keep=["q.weight:0/1"],
+        dynamic_shapes={"x": {0: n, 1: t}},
+        calibration=x,
+    )
+    assert pruned.module.v.weight.shape == (8, 16) and pruned.module.q.weight.shape == (16, 16)
+    assert (
+        pruned.report.repair is not None
+        and pruned.report.repair.after < 0.8 * pruned.report.repair.before
+    )
+    assert pruned.module(x[:3, :4]).shape == (3, 4, 16)

@@ -1,0 +1,191 @@
+"""The proof of an ONNX file says what the file computes: halves and onnxruntime's optimiser do not
+blur it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import irprune
+from irprune.errors import IrpruneError
+from irprune.ir.graph import Graph
+from irprune.ir.kept import Kept
+from irprune.validate import onnx_proof
+
+HALVES = {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+def convolutions(kind: int, between: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """A convolution, what stands ``between`` ``a`` and ``b``, another and a mean, all of element
+    type ``kind``."""
+    draw = np.random.default_rng(0)
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    weights = {"w1": (16, 3, 3, 3), "b1": (16,), "w2": (4, 16, 3, 3), "b2": (4,)}
+    tensors = [
+        numpy_helper.from_array(draw.standard_normal(s).astype(dtype), n)
+        for n, s in weights.items()
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["a"]),
+        *between,
+        helper.make_node("Conv", ["b", "w2", "b2"], ["c"]),
+        helper.make_node("Cast", ["c"], ["d"], to=kind),
+        helper.make_node("GlobalAveragePool", ["d"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", kind, [2, 3, 10, 10])],
+        [helper.make_tensor_value_info("y", kind, [2, 4, 1, 1])],
+        tensors,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+
+
+@pytest.mark.parametrize("kind", HALVES)
+def test_halves_are_proven_in_float32(kind: str, tmp_path: Path) -> None:
+    branch = [
+        helper.make_node(
+            "Constant", [], ["two"], value=helper.make_tensor("v", HALVES[kind], [1], [2.0])
+        ),
+        helper.make_node("Mul", ["a", "two"], ["m"]),
+        helper.make_node("Relu", ["m"], ["b"]),
+    ]
+    onnx.save(convolutions(HALVES[kind], branch), tmp_path / "m.onnx")
+    pruned = irprune.prune(str(tmp_path / "m.onnx"), ratio=0.5)
+    proof = pruned.report.proof
+    assert proof is not None and proof.passed and proof.max_error < 1e-5
+    assert ("no kernels" in proof.notes[0]) == (kind == "bf16")
+    pruned.onnx(tmp_path / "out.onnx")
+    small = {
+        t.name: (t.data_type, tuple(t.dims))
+        for t in onnx.load(tmp_path / "out.onnx").graph.initializer
+    }
+    assert small["w1"] == (HALVES[kind], (8, 3, 3, 3)) and small["w2"] == (
+        HALVES[kind],
+        (4, 8, 3, 3),
+    )
+
+
+def test_what_the_optimiser_misreads_is_proven_as_written() -> None:
+    """onnxruntime folds a Pad with zeros into a MaxPool, which then pads with the least number."""
+    pads = numpy_helper.from_array(np.array([0, 0, 1, 1, 0, 0, 1, 1]), "p")
+    between = [
+        helper.make_node("Constant", [], ["p"], value=pads),
+        helper.make_node("Pad", ["a", "p"], ["q"]),
+        helper.make_node("MaxPool", ["q"], ["b"], kernel_shape=[2, 2], strides=[2, 2]),
+    ]
+    model = convolutions(TensorProto.FLOAT, between)
+    model.graph.initializer[1].CopyFrom(
+        numpy_helper.from_array(np.full(16, -8, np.float32), "b1")
+    )  # mostly negative: the zeros win
+    proof = irprune.prune(model, ratio=0.5).report.proof
+    assert proof is not None and proof.passed
+    assert "optimiser" in proof.notes[0]
+
+
+def test_a_wrong_cut_of_halves_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other channels than those that were chosen."""
+    silenced = onnx_proof.silenced_model
+
+    def other(graph: Graph, kept: Kept, inputs: dict[str, np.ndarray]) -> object:
+        return silenced(
+            graph,
+            Kept({a: np.setdiff1d(np.arange(a.size), index) for a, index in kept.choice.items()}),
+            inputs,
+        )
+
+    monkeypatch.setattr(onnx_proof, "silenced_model", other)
+    with pytest.raises(IrpruneError, match="the proof fails"):
+        irprune.prune(
+            convolutions(TensorProto.FLOAT16, [helper.make_node("Relu", ["a"], ["b"])]), ratio=0.5
+        )
+
+
+def test_what_the_optimiser_changes_in_the_cut_alone_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = onnx_proof.run_model
+
+    def spoilt(
+        model: onnx.ModelProto, inputs: object, optimise: bool = True, data: object = None
+    ) -> list[np.ndarray]:
+        made = run(model, inputs, optimise, data)  # type: ignore[arg-type]
+        small = next(t for t in model.graph.initializer if t.name == "w1").dims[0] == 8
+        return [x * 2 for x in made] if optimise and small else made
+
+    monkeypatch.setattr(onnx_proof, "run_model", spoilt)
+    with pytest.raises(IrpruneError, match="the proof fails"):
+        irprune.prune(
+            convolutions(TensorProto.FLOAT, [helper.make_node("Relu", ["a"], ["b"])]), ratio=0.5
+        )
+
+
+def constant(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with weights that are one number all over, some of them made by nodes."""
+    for t in list(model.graph.initializer):
+        if t.name in ("w1", "b2"):
+            t.CopyFrom(numpy_helper.from_array(np.full(tuple(t.dims), 0.5, np.float32), t.name))
+        else:
+            model.graph.initializer.remove(t)
+            shape = numpy_helper.from_array(np.array(t.dims, np.int64), f"{t.name}.shape")
+            model.graph.initializer.append(shape)
+            model.graph.node.insert(
+                0,
+                helper.make_node(
+                    "ConstantOfShape",
+                    [shape.name],
+                    [t.name],
+                    value=numpy_helper.from_array(np.zeros(1, np.float32)),
+                ),
+            )
+    return model
+
+
+def test_constant_weights_are_proven_with_random_ones(tmp_path: Path) -> None:
+    model = constant(convolutions(TensorProto.FLOAT, [helper.make_node("Relu", ["a"], ["b"])]))
+    pruned = irprune.prune(model, ratio=0.5)
+    proof = pruned.report.proof
+    assert proof is not None and proof.passed and proof.random_weights and not proof.vacuous
+    made = onnx.load(pruned.onnx(tmp_path / "m.onnx"))
+    (w1,) = (t for t in made.graph.initializer if t.name == "w1")
+    assert tuple(w1.dims) == (8, 3, 3, 3) and (numpy_helper.to_array(w1) == 0.5).all()
+
+
+def test_a_wrong_cut_of_constant_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights alone do not show it: the random ones do."""
+    silenced = onnx_proof.silenced_model
+
+    def other(graph: Graph, kept: Kept, inputs: dict[str, np.ndarray]) -> object:
+        return silenced(
+            graph,
+            Kept({a: np.setdiff1d(np.arange(a.size), index) for a, index in kept.choice.items()}),
+            inputs,
+        )
+
+    monkeypatch.setattr(onnx_proof, "silenced_model", other)
+    with pytest.raises(
+        IrpruneError, match=r"the proof fails: FAILED: error .* with random weights"
+    ):
+        irprune.prune(
+            constant(convolutions(TensorProto.FLOAT, [helper.make_node("Relu", ["a"], ["b"])])),
+            ratio=0.5,
+        )
+
+
+def test_what_onnxruntime_cannot_run_is_told_apart() -> None:
+    between = [
+        helper.make_node("Own", ["a"], ["o"], domain="my.own"),
+        helper.make_node("Relu", ["o"], ["b"]),
+    ]
+    model = convolutions(TensorProto.FLOAT, between)
+    model.opset_import.append(helper.make_opsetid("my.own", 1))
+    with pytest.raises(
+        IrpruneError,
+        match=r"no proof is possible: onnxruntime refuses the model that came in.*--no-proof",
+    ):
+        irprune.prune(model, ratio=0.5)
