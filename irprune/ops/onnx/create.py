@@ -10,9 +10,21 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, Sym
 from irprune.ops.onnx.dtypes import NUMBERED
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import (
+    Edit,
+    OnnxNode,
+    Step,
+    Unread,
+    runs,
+    sampled,
+    spell,
+    use,
+)
 from irprune.ops.onnx.types import agree, like
-from irprune.ops.registry import op
+from irprune.ops.registry import (
+    Arg,
+    op,
+)
 
 __all__: list[str] = []
 
@@ -116,3 +128,7 @@ for _name in (
     "Multinomial",
 ):
     spell("full", _name, read=_random)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+sampled("EyeLike", use(Arg((4, 5)), free=0, k=1))
