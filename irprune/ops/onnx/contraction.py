@@ -84,6 +84,7 @@ contraction(
             free=3,
         ),
     ),
+    operands=("data", "weight", "bias"),
 )
 spell(("gemm", "linear"), "Gemm", read=_read_gemm)
 
@@ -110,7 +111,7 @@ def _read_gemm_fused(node: OnnxNode) -> Step:
     )
 
 
-contraction("gemm_fused", _gemm, run=runs("gemm_fused"))
+contraction("gemm_fused", _gemm, run=runs("gemm_fused"), operands=("data", "weight", "bias"))
 spell("gemm_fused", "com.microsoft::FusedGemm", read=_read_gemm_fused)
 
 

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.aten.norm import masked_mean
-from irprune.ops.onnx.importer import (
-    Edit,
-    OnnxNode,
-    Step,
-    Unread,
-    runs,
-    sampled,
-    spell,
-    use,
-)
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import agree, like, position
-from irprune.ops.registry import (
-    Arg,
-    Cut,
-    Sample,
-    op,
-)
+from irprune.ops.registry import TABLE, Arg, Cut, Sample
+from irprune.ops.registry import op as declare
 
 __all__ = ["nothing"]
+
+op = partial(declare, family="norm")
 
 
 def nothing(edit: Edit, *nodes: Node) -> None:
@@ -145,6 +135,8 @@ op(
             free=4,
         ),
     ),
+    operands=("data", "scale", "bias"),
+    kinds=TABLE["group_norm"].kinds,
 )
 spell(
     ("group_norm", "group_norm_by_group"),
