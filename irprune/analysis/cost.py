@@ -48,7 +48,6 @@ _ITEM = {
     "c64": 8,
     "c128": 16,
 }
-_VIEWS = ("shape", "cut")  # families whose results are views of their first operand
 
 Counts = Mapping[Axis, int]
 
@@ -390,9 +389,8 @@ class _Liveness:
             source = node.inputs[0] if node.inputs else None
             view = (
                 entry is not None
-                and entry.family in _VIEWS
+                and entry.is_view
                 and source is not None
-                and not entry.creates
             )
             for v in node.outputs:
                 owner = root.get(source, source) if view and source is not None else v
