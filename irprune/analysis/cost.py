@@ -387,11 +387,7 @@ class _Liveness:
                     last[owner] = i
             entry = lookup(node)
             source = node.inputs[0] if node.inputs else None
-            view = (
-                entry is not None
-                and entry.is_view
-                and source is not None
-            )
+            view = entry is not None and entry.is_view and source is not None
             for v in node.outputs:
                 owner = root.get(source, source) if view and source is not None else v
                 root[v] = owner

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from irprune.analysis.stored import Stored, alone, numbers_of, stored_in
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym, probe_of
-from irprune.ops.registry import convolution_of, is_sum, lookup, operand_as, role_of
+from irprune.ops.registry import convolution_of, is_fixed_norm, is_sum, lookup, operand_as, role_of
 from irprune.ops.traits import Convolution
 
 __all__ = ["Bias", "Layer", "layer_of", "layers"]
@@ -27,11 +27,18 @@ __all__ = ["Bias", "Layer", "layer_of", "layers"]
 
 @dataclass(frozen=True)
 class Bias:
-    """Where an offset of a layer's results may be put: ``stored``, added with ``sign`` (-1 for the
-    running mean of a batch norm)."""
+    """Where an offset of a layer's results may be put: ``stored``, operand ``at`` of ``node``,
+    added with ``sign`` (-1 for the running mean of a batch norm)."""
 
     stored: Stored
+    node: Node
+    at: int
     sign: int = 1
+
+    def move(self, offset: torch.Tensor) -> None:
+        """Add ``offset`` (of as many elements) to the results."""
+        held = self.stored.load()
+        self.stored.store(held + self.sign * offset.reshape(held.shape))
 
     @property
     def weight(self) -> Weight:
@@ -44,8 +51,9 @@ class Layer:
     """A node that maps ``x`` (operand ``at``) linearly by ``stored`` (operand ``by``).
 
     The operands and the result may be the integers of a quantised type: the map is one of the
-    numbers that they stand for. ``rows(x)`` is [n, b, k], ``targets(y)`` [n, b, o], ``matrix(w)`` [b, k, o] and ``array(m)`` its
-    inverse; ``inputs`` is the dimension of the weight that is summed over, None where there is none
+    numbers that they stand for. ``rows(x)`` is [n, b, k], ``targets(y)`` [n, b, o], ``matrix(w)``
+    [b, k, o] and ``array(m)`` its inverse; ``inputs`` is the dimension of the weight that is summed
+    over, None where there is none
     (depthwise)."""
 
     node: Node
@@ -89,9 +97,8 @@ class Layer:
         """What the node itself adds to the product, as a vector over outputs; None where it adds
         nothing."""
         for i, v in enumerate(self.node.inputs):
-            if v is not None and role_of(self.node, i) in ("bias", "summand"):
-                if operands[i] is not None:
-                    return numbers_of(self.node, i, operands[i], operands).reshape(-1)
+            if v is not None and operands[i] is not None and role_of(self.node, i) == "bias":
+                return numbers_of(self.node, i, operands[i], operands).reshape(-1)
         return None
 
 
@@ -133,7 +140,7 @@ def _bias(node: Node, place: int | None, channel: int) -> Bias | None:
     end."""
     if place is not None and node.has(place):
         own = _own(node, place)
-        return Bias(own) if own is not None and own.weight.rank == 1 else None
+        return Bias(own, node, place) if own is not None and own.weight.rank == 1 else None
     users = list(node.out.users)
     if (
         len(users) != 1
@@ -142,19 +149,21 @@ def _bias(node: Node, place: int | None, channel: int) -> Bias | None:
     ):
         return None
     user = users[0]
-    mean = operand_as(user, "mean")
+    mean = operand_as(user, "mean") if is_fixed_norm(user) else None
     if mean is not None and user.inputs[0] is node.out and channel == -(node.out.rank - 1):
-        own = _own(user, _place(user, mean))
-        return Bias(own, -1) if own is not None else None
+        at = _place(user, mean)
+        own = _own(user, at)
+        return Bias(own, user, at, -1) if own is not None else None
     if is_sum(user):
-        own = _own(user, 1 if user.inputs[0] is node.out else 0)
+        at = 1 if user.inputs[0] is node.out else 0
+        own = _own(user, at)
         if own is not None and user.out.shape == node.out.shape:
             other = own.weight
             shape: list[Any] = [1] * other.rank
             if other.rank >= -channel:
                 shape[channel] = node.out.shape[channel]
                 if list(other.shape) == shape:
-                    return Bias(own)
+                    return Bias(own, user, at)
     return None
 
 
