@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 
@@ -20,11 +21,7 @@ def check_weights(graph: Graph, skip: Iterable[str] = ()) -> None:
     ``skip`` names those checked elsewhere."""
     passed = set(skip)
     for weight in graph.weights.values():
-        if (
-            weight.name in passed
-            or weight.kind != "parameter"
-            or weight.dtype not in ("f64", "f32", "f16", "bf16")
-        ):
+        if weight.name in passed or weight.kind != "parameter" or not is_real(weight.dtype):
             continue
         if _has_nan(weight.load()):
             raise IrpruneError(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
 from irprune.passes.repairs import repair_of
@@ -125,7 +126,7 @@ def output_error(original: Graph, cut: Graph, calibration: Calibration) -> float
     mean square, averaged over outputs."""
     difference: dict[int, float] = {}
     power: dict[int, float] = {}
-    half = torch.float32 if any(v.dtype in ("f16", "bf16") for v in original.values()) else None
+    half = torch.float32 if any(is_half(v.dtype) for v in original.values()) else None
     for batch in calibration:
         theirs = evaluate(original, batch.inputs, dtype=half)
         ours = evaluate(cut, batch.inputs, dtype=half)
