@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from irprune.ir.dtype import computed_type, is_integer
 from irprune.ir.graph import TensorType
 from irprune.ops.aten.elementwise import broadcast as broadcast_rule
-from irprune.ops.onnx.dtypes import NUMBERED
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import broadcast, like
 from irprune.ops.registry import op as declare
@@ -115,7 +115,7 @@ def _div(node: OnnxNode) -> Step:
         kind = [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))]
     return (
         Step("div_mode", None, {"rounding_mode": "trunc"}, kind)
-        if kind[0].dtype[0] in "iu"
+        if is_integer(kind[0].dtype)
         else Step("div", None, {}, kind)
     )
 
@@ -269,13 +269,9 @@ spell(("clamp", "clip", "identity"), "Clip", read=_clip)
 
 
 def _cast(node: OnnxNode) -> Step:
-    if (
-        node.attrs["to"] not in NUMBERED
-        or NUMBERED[node.attrs["to"]] == "str"
-        or node.type(0).dtype == "str"
-    ):
+    dtype = computed_type(node.attrs["to"])
+    if not dtype or node.type(0).dtype == "str":
         raise Unread("a cast to or from strings or an unusual type")
-    dtype = NUMBERED[node.attrs["to"]]
     return Step("cast", (0,), {"dtype": dtype}, [like(node, dtype=dtype)])
 
 

@@ -7,11 +7,11 @@ from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
+from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType, Value
 from irprune.ops.aten.contraction import Letters, product_letters, zeroed
 from irprune.ops.onnx.contraction import product_type
 from irprune.ops.onnx.conv import conv_places
-from irprune.ops.onnx.dtypes import NUMBERED
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import like, position
@@ -58,9 +58,7 @@ def _axis(node: OnnxNode) -> int:
 
 def _quantize(node: OnnxNode) -> Step:
     dtype = (
-        node.type(2).dtype
-        if node.has(2)
-        else NUMBERED.get(node.attrs.get("output_dtype", 0) or 2, "")
+        node.type(2).dtype if node.has(2) else computed_type(node.attrs.get("output_dtype", 0) or 2)
     )
     if dtype not in ("i8", "u8", "i16", "u16", "i32"):
         raise Unread("quantisation to an unusual type")
@@ -69,7 +67,7 @@ def _quantize(node: OnnxNode) -> Step:
 
 
 def _dequantize(node: OnnxNode) -> Step:
-    dtype = NUMBERED.get(node.attrs.get("output_dtype", 0), "") or node.type(1).dtype
+    dtype = computed_type(node.attrs.get("output_dtype", 0)) or node.type(1).dtype
     if node.type(0).dtype not in ("i8", "u8", "i16", "u16", "i32"):
         raise Unread("dequantisation of an unusual type")
     attrs = {"dim": _axis(node), "block": node.attrs.get("block_size", 0), "dtype": dtype}
