@@ -92,6 +92,11 @@ class NodeEdit:
         del self.node.attribute[:]
         self.node.attribute.extend(made)
 
+    def become(self, target: str) -> None:
+        """Make it operator ``target``, which takes its first input alone and no attributes."""
+        self.node.op_type = target
+        del self.node.attribute[:], self.node.input[1:]
+
     def moved(self, name: str, i: int, since: int, value: Sequence[Size]) -> None:
         """Attribute ``name`` before opset ``since``, input ``i`` from then on."""
         if self.opset >= since:
