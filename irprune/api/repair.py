@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from irprune.api.checks import check_repairs
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
-from irprune.passes.repairs import repairs
+from irprune.passes.repairs import repair_of
 from irprune.run.calibration import Calibration, noise
 from irprune.run.interpret import evaluate
 from irprune.run.statistics import kept_part
@@ -62,8 +62,7 @@ def repair(
     passes that have them (``ridge``, ``rows``, ``memory``, ``alike``). Raises IrpruneError for
     unknown names and unusable data."""
     names = (method,) if isinstance(method, str) else tuple(method)
-    check_repairs(names)
-    passes = repairs()
+    passes = {name: repair_of(name) for name in names}
     has = {name: [f.name for f in fields(passes[name])][2:] for name in names}  # type: ignore[arg-type]
     known = {option for many in has.values() for option in many}
     for option in options:
@@ -127,7 +126,7 @@ def output_error(original: Graph, cut: Graph, calibration: Calibration) -> float
     mean square, averaged over outputs."""
     difference: dict[int, float] = {}
     power: dict[int, float] = {}
-    half = torch.float32 if any(v.dtype in ("f16", "bf16") for v in original.values()) else None
+    half = torch.float32 if any(is_half(v.dtype) for v in original.values()) else None
     for batch in calibration:
         theirs = evaluate(original, batch.inputs, dtype=half)
         ours = evaluate(cut, batch.inputs, dtype=half)

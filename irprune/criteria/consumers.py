@@ -20,6 +20,7 @@ from irprune.criteria.magnitude import Magnitude
 from irprune.criteria.places import Place, place_of
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
+from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, Member
 from irprune.ir.size import probe_of
@@ -162,24 +163,23 @@ def readings_of(
     import torch
 
     from irprune.run.interpret import evaluate
-    from irprune.run.statistics import load_as
 
     wanted = {layer.node: layer for layer in layers}
-    out = {key_of(layer): Reading(layer.matrix(load_as(layer.weight))) for layer in wanted.values()}
+    out = {key_of(layer): Reading(layer.held()) for layer in wanted.values()}
     strides: dict[str, int] = {}
 
     def hook(node: Any, operands: list[Any], run: Any) -> Any:
         layer = wanted.get(node)
         if layer is not None:
             key = key_of(layer)
-            x = layer.rows(operands[layer.at])
+            x = layer.read(operands)
             products = gram and x.shape[2] <= WIDEST
             limit = max(rows, 4 * x.shape[2]) if products else 8 * rows
             stride = strides.setdefault(key, max(1, -(-x.shape[0] * 4 // limit)))
             _add(out[key], x[::stride].transpose(0, 1).double().cpu(), products, node.where)
         return run(*operands)
 
-    half = torch.float32 if any(v.dtype in ("f16", "bf16") for v in graph.values()) else None
+    half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
     for batch in calibration:
         evaluate(graph, batch.inputs, wanted=[n.out for n in wanted], dtype=half, hook=hook)
     for reading in out.values():

@@ -28,6 +28,7 @@ from irprune.criteria.consumers import (
 )
 from irprune.criteria.reconstruction import Surgeon
 from irprune.ir.axis import Axis
+from irprune.ir.dtype import is_half, is_real
 from irprune.ir.graph import Graph, Node
 from irprune.ir.group import Group
 from irprune.ir.kept import Kept
@@ -145,16 +146,14 @@ def _errors(
 def _refit(reader: Reader, surgeon: Surgeon, reading: Reading, refits: Refits) -> None:
     """The layer's weights without what the surgeon has taken out, and the bias that keeps its
     mean."""
-    from irprune.run.statistics import load_as
-
     layer = reader.layer
-    refits.setdefault(layer.node, {})[layer.by] = layer.array(surgeon.weight)
+    numbers = layer.array(surgeon.weight)
+    refits.setdefault(layer.node, {})[layer.by] = layer.stored.operand(numbers)
     if layer.bias is not None:
         moved = (reading.mean[:, None] @ (reading.weight - surgeon.weight))[:, 0]
-        held = load_as(layer.bias.weight)
-        (user,) = layer.bias.weight.users
-        refits.setdefault(user, {})[list(user.inputs).index(layer.bias.weight)] = (
-            held + layer.bias.sign * moved.reshape(held.shape)
+        bias, held = layer.bias, layer.bias.stored.load()
+        refits.setdefault(bias.node, {})[bias.at] = bias.stored.operand(
+            held + bias.sign * moved.reshape(held.shape)
         )
 
 
@@ -165,12 +164,8 @@ class _Probe:
         import torch
 
         self.graph = graph
-        self.half = (
-            torch.float32 if any(v.dtype in ("f16", "bf16") for v in graph.values()) else None
-        )
-        floating = [
-            i for i, v in enumerate(graph.outputs) if v.dtype in ("f16", "bf16", "f32", "f64")
-        ]
+        self.half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
+        floating = [i for i, v in enumerate(graph.outputs) if is_real(v.dtype)]
         self.judged = floating or list(range(len(graph.outputs)))
         self.batches = list(data.spread(SAMPLES))
         self.said = [self._outputs(b) for b in self.batches]

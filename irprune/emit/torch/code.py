@@ -23,6 +23,7 @@ import torch
 from irprune.errors import IrpruneError, printable
 
 __all__ = [
+    "INFIX",
     "Code",
     "Function",
     "Line",
@@ -175,7 +176,7 @@ def tuple_of(items: Iterable[Code]) -> Code:
     return Code(ast.Tuple([i.tree for i in items]))
 
 
-_OPERATORS: dict[str, type[ast.operator] | type[ast.cmpop]] = {
+INFIX: dict[str, type[ast.operator] | type[ast.cmpop]] = {
     "+": ast.Add,
     "-": ast.Sub,
     "*": ast.Mult,
@@ -198,7 +199,7 @@ _OPERATORS: dict[str, type[ast.operator] | type[ast.cmpop]] = {
 
 def infix(left: Any, operator: str, right: Any) -> Code:
     """``left operator right``."""
-    made = _OPERATORS[operator]()
+    made = INFIX[operator]()
     a, b = literal(left).tree, literal(right).tree
     return Code(
         ast.Compare(a, [made], [b]) if isinstance(made, ast.cmpop) else ast.BinOp(a, made, b)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from irprune.emit.torch.code import (
+    INFIX,
     Code,
     Function,
     Line,
@@ -41,10 +42,10 @@ from irprune.emit.torch.spelling import spell
 from irprune.errors import IrpruneError, printable
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, Node, Value, Weight
-from irprune.ir.size import Sym
+from irprune.ir.size import Sym, linear
 from irprune.ir.symbols import names_in
 from irprune.ops.call import bind, overload, substitute
-from irprune.ops.dtypes import TO_TORCH
+from irprune.ops.dtypes import TO_TORCH, torch_attribute
 from irprune.ops.onnx import functions
 from irprune.ops.registry import lookup
 
@@ -143,6 +144,8 @@ _RESERVED = (
     "type",
     "complex",
     "getattr",
+    "abs",
+    "round",
     "next",
     "own",
 )
@@ -297,7 +300,7 @@ class _Writer:
 
     def _size(self, size: Sym) -> Code:
         """A size that is known when the model runs."""
-        return size_code(size.expr, lambda symbol: variable(self._symbol(symbol)))
+        return size_code(size, lambda symbol: variable(self._symbol(symbol)))
 
     def _symbol(self, symbol: str) -> str:
         if symbol not in self.symbols:
@@ -376,8 +379,8 @@ class _Writer:
         c``."""
         for v in values:
             if v.producer is not None and isinstance(symbol := v.producer.attrs.get("symbol"), Sym):
-                bound.add(symbol.expr)
-                yield assign(variable(self._symbol(symbol.expr)), self._name(v))
+                bound.add(symbol.name)
+                yield assign(variable(self._symbol(symbol.name)), self._name(v))
         for exact in (True, False):
             for v in values:
                 for d, s in enumerate(v.type.shape or ()):
@@ -388,11 +391,11 @@ class _Writer:
                         len(names) != 1
                         or (own := names[0]) in bound
                         or own not in wanted
-                        or exact != (s.expr == own)
+                        or exact != (s.name == own)
                     ):
                         continue
                     size = subscript(attribute(self._name(v), "shape"), [literal(d)])
-                    solved = _solve(s.expr, own, size)
+                    solved = _solve(s, own, size)
                     if solved is not None:
                         bound.add(own)
                         yield assign(variable(self._symbol(own)), solved)
@@ -458,7 +461,7 @@ class _Writer:
             if k == "device"
             else self._body(node, k, v)
             if isinstance(v, Body)
-            else self._show(node, v)
+            else self._show(node, torch_attribute(k, v))
             for k, v in node.attrs.items()
             if k != "own"
         }
@@ -599,49 +602,26 @@ def path_of(place: str) -> Code:
     return out
 
 
-_IN_SIZES = (ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.expr_context)
+def size_code(size: Sym | int | float, named: Callable[[str], Code]) -> Code:
+    """The code of a size; ``named`` gives that of a symbol."""
+    if not isinstance(size, Sym):
+        return literal(size)
+    if size.name:
+        return named(size.name)
+    args = [size_code(a, named) for a in size.args if not isinstance(a, str)]
+    if size.op in INFIX:
+        return infix(args[0], size.op, args[1])
+    return quote("-_0", args[0]) if size.op == "neg" else call(size.op, args)
 
 
-def size_code(expr: str, named: Callable[[str], Code]) -> Code:
-    """The code of a size: arithmetic over numbers and symbols, for which ``named`` gives the
-    code. Raises IrpruneError for anything else."""
-    tree = ast.parse(expr, mode="eval").body
-    called = {id(n.func) for n in ast.walk(tree) if isinstance(n, ast.Call)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            known = isinstance(node.func, ast.Name) and node.func.id in ("max", "min", "int")
-            if known and not node.keywords:
-                continue
-        elif isinstance(node, ast.Constant):
-            if type(node.value) in (int, float):
-                continue
-        elif isinstance(node, (ast.Name, *_IN_SIZES)):
-            continue
-        raise IrpruneError(
-            f"the size {expr} is no arithmetic over sizes", "", "give the model static shapes"
-        )
-
-    class Fill(ast.NodeTransformer):
-        def visit_Name(self, node: ast.Name) -> ast.expr:
-            return node if id(node) in called else named(node.id).tree
-
-    return Code(Fill().visit(tree))
-
-
-def _solve(expr: str, symbol: str, size: Code) -> Code | None:
-    """The code that gives ``symbol`` where ``expr`` is ``size``; None where the expression is not
+def _solve(size: Sym, symbol: str, known: Code) -> Code | None:
+    """The code that gives ``symbol`` where ``size`` is ``known``; None where the size is not
     ``k * symbol + c``."""
-    size_code(expr, variable)  # refuses what is no arithmetic
-    code = compile(expr, "<size>", "eval")
-
-    def at(n: int) -> int:
-        return int(eval(code, {"__builtins__": {"max": max, "min": min}}, {symbol: n}))
-
-    c = at(0)
-    k = at(1) - c
-    if k <= 0 or any(at(n) != k * n + c for n in (2, 7, 1000)):
+    found = linear(size, symbol)
+    if found is None:
         return None
-    moved = infix(size, "-", c) if c > 0 else infix(size, "+", -c) if c < 0 else size
+    k, c = found
+    moved = infix(known, "-", c) if c > 0 else infix(known, "+", -c) if c < 0 else known
     return infix(moved, "//", k) if k != 1 else moved
 
 

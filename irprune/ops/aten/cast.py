@@ -6,6 +6,7 @@ from __future__ import annotations
 from functools import partial
 
 from irprune.ir.axis import Axes
+from irprune.ir.dtype import is_integer
 from irprune.ir.graph import Node
 from irprune.ir.size import same
 from irprune.ops.aten.elementwise import broadcast
@@ -48,7 +49,7 @@ def _first(axes: Axes, node: Node) -> None:
 def _casts_nothing(node: Node) -> bool:
     """An integer stays what it is. A floating-point type may be that of the whole model, which its
     user changes later: the cast stays."""
-    return same_type(node) and (node.out.dtype == "bool" or node.out.dtype[0] in "iu")
+    return same_type(node) and (node.out.dtype == "bool" or is_integer(node.out.dtype))
 
 
 op(
