@@ -194,7 +194,8 @@ class StepOptions(ReplayOptions, total=False):
         Option(
             None,
             "Widths become multiples of this; auto: of what onnxruntime likes here, as measured.",
-            "For example 16 for convolutions on AVX-512 and 8 on AVX2; for matrix products the same or 1.",
+            "For example 16 for convolutions on AVX-512 and 8 on AVX2; for matrix products the same "
+            "or 1.",
             otherwise="1; auto with a budget on latency",
             fits=or_none(lambda x: is_whole(x) or is_text(x)),
             takes="a whole number from 1 on, or auto",
