@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import write_table
 
 __all__ = ["BUDGETS", "Row", "Setting", "bars", "write"]
 
@@ -275,7 +276,7 @@ def write(
                 "where nothing else is said. The criterion sees 180 "
                 "images, the repair 180 others, in every row; none of them is trained or tested on; "
                 "Torch-Pruning gets the criterion's images with their labels. "
-                "Every seed's numbers, also after three epochs, are in `tools/results/quality.csv`.",
+                "Every seed's numbers, also after three epochs, are in [quality.csv](quality.csv).",
                 "Without training:",
                 table(found, nets, seeds, rows, "accuracy"),
                 "After three epochs of training:",
@@ -285,7 +286,7 @@ def write(
                     for line, ok in bars(found, nets, seeds, rows)
                 ),
                 *(
-                    ["![accuracy over multiply-accumulates](tools/results/quality.png)"]
+                    ["![accuracy over multiply-accumulates](quality.png)"]
                     if drawn
                     else []
                 ),
@@ -293,6 +294,6 @@ def write(
         )
         + "\n"
     )
-    (folder / "quality.md").write_text(text)
+    write_table(folder / "quality.md", text)
     _csv(found, nets, seeds, rows, folder / "quality.csv")
     return text
