@@ -223,8 +223,7 @@ class _Setting:
             Ranking({g.axis: self.flat[g.axis] for g in some}, self.rounder.low) for some in sets
         ]
 
-    # -- counts
-    # ----------------------------------------------------------------------------------------------
+    # -- counts ------------------------------------------------------------------------------------
 
     def targets(self, ratio: float) -> dict[Axis, float]:
         """Exact counts, not whole: by ratio, or by rank."""
@@ -251,8 +250,7 @@ class _Setting:
             return sorted(counts, key=lambda x: counts[x] / self.sizes[x])
         return sorted(counts, key=lambda x: -_last_dropped(self.flat[x], counts[x]))
 
-    # -- results
-    # ----------------------------------------------------------------------------------------------
+    # -- results -----------------------------------------------------------------------------------
 
     def kept(self, counts: Mapping[Axis, int]) -> Kept:
         """The most important indices of each leaf, per block where that is legal."""

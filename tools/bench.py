@@ -42,8 +42,7 @@ SPEED_MODELS = ("resnet50", "convnext_t")
 Row = dict[str, Any]
 
 
-# -- the cases
-# --------------------------------------------------------------------------------------------------
+# -- the cases -------------------------------------------------------------------------------------
 
 
 def run_case(name: str, ratio: float, small: bool, onnx: bool, limit: float) -> Row:
@@ -168,8 +167,7 @@ def show(title: str, head: Sequence[str], lines: Iterable[Sequence[str]]) -> Non
     TALK.print(table)
 
 
-# -- speed and memory
-# ----------------------------------------------------------------------------------------------
+# -- speed and memory ------------------------------------------------------------------------------
 
 
 def stages(names: Sequence[str], rounds: int) -> list[Row]:

@@ -54,8 +54,7 @@ FOLDED = {
 }  # as the table says it
 
 
-# -- one case, in a process of its own
-# -----------------------------------------------------------------------------------
+# -- one case, in a process of its own -------------------------------------------------------------
 
 
 def measure(name: str) -> Iterator[Row]:
@@ -289,8 +288,7 @@ def differing(graph: Graph, plan: Plan) -> list[str]:
     return out
 
 
-# -- the table
-# --------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 REASONS = {  # why a file's choice is another one, for the cases where it is known
     "gnn": "the file expands the indices once for the two attention layers, which have as many heads, and so couples their heads",

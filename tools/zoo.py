@@ -64,8 +64,7 @@ def _quiet_imports() -> None:
         importlib.import_module("tvshim")
 
 
-# -- which architectures
-# ---------------------------------------------------------------------------------------------
+# -- which architectures ---------------------------------------------------------------------------
 
 
 def names(everything: bool) -> list[str]:
@@ -109,8 +108,7 @@ def versions() -> str:
     )
 
 
-# -- one architecture, in its own process
-# ------------------------------------------------------------------------------
+# -- one architecture, in its own process ----------------------------------------------------------
 
 
 def build(name: str) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
@@ -457,8 +455,7 @@ def _tensors(x: Any) -> list[Any]:
     return [t for t in pytree.tree_leaves(x) if hasattr(t, "shape")]
 
 
-# -- the run
-# --------------------------------------------------------------------------------------------------
+# -- the run ---------------------------------------------------------------------------------------
 
 
 def spawn(name: str, ratio: float, limit: int, peer: bool, onnx: bool = False) -> dict[str, Any]:

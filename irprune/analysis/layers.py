@@ -77,8 +77,7 @@ def layer_of(node: Node) -> Layer | None:
     return None
 
 
-# -- bias
-# --------------------------------------------------------------------------------------------------
+# -- bias ------------------------------------------------------------------------------------------
 
 
 def _own(value: Any) -> Weight | None:
@@ -130,8 +129,7 @@ def _outputs(node: Node) -> list[Any]:
     return node.graph.outputs if node.graph is not None else []
 
 
-# -- products of tensors
-# -----------------------------------------------------------------------------------------------
+# -- products of tensors ---------------------------------------------------------------------------
 
 
 def _contraction(node: Node, letters: tuple[list[str], ...]) -> Layer | None:
@@ -197,8 +195,7 @@ def _contraction(node: Node, letters: tuple[list[str], ...]) -> Layer | None:
     )
 
 
-# -- convolutions
-# --------------------------------------------------------------------------------------------------
+# -- convolutions ----------------------------------------------------------------------------------
 
 
 def _many(x: Any, n: int) -> list[int]:

@@ -331,5 +331,5 @@ def _check_rules(graph: Graph, options: Options) -> None:
         raise IrpruneError(
             f"no rule for {op}",
             where.split(";")[0],
-            "write one in irprune/ops/families/, or leave strict out to prune around it",
+            "write one in irprune/ops/aten/, or leave strict out to prune around it",
         )

@@ -112,8 +112,7 @@ class Rounder:
             else self._carried(target)
         )
 
-    # -- without a step
-    # ------------------------------------------------------------------------------------------
+    # -- without a step ----------------------------------------------------------------------------
 
     def _carried(self, target: Mapping[Axis, float]) -> tuple[dict[Axis, int], dict[Axis, str]]:
         out: dict[Axis, int] = {}
@@ -137,8 +136,7 @@ class Rounder:
         n = min(max(round(want), below), above)
         return min(max(n, self.low[x]), self.sizes[x])
 
-    # -- in steps
-    # ----------------------------------------------------------------------------------------------
+    # -- in steps ----------------------------------------------------------------------------------
 
     def _stepped(self, target: Mapping[Axis, float]) -> tuple[dict[Axis, int], dict[Axis, str]]:
         out: dict[Axis, int] = {}

@@ -175,8 +175,7 @@ class Axes:
         )
         self.one = self._new(1)  # every dimension of size 1; it broadcasts and is never dropped
 
-    # -- making axes
-    # ---------------------------------------------------------------------------------------------
+    # -- making axes -------------------------------------------------------------------------------
 
     def _new(self, size: Size, kind: str = LEAF, children: tuple[Axis, ...] = ()) -> Axis:
         self.count += 1
@@ -231,8 +230,7 @@ class Axes:
             value.axes = tuple(self.leaf(s) for s in value.type.shape or ())
         return value.axes
 
-    # -- freezing
-    # ----------------------------------------------------------------------------------------------
+    # -- freezing ----------------------------------------------------------------------------------
 
     def freeze(self, a: Axis, reason: str | Reason) -> None:
         """Forbid ``a`` to change size; the first reason given is kept."""
@@ -246,8 +244,7 @@ class Axes:
         """Whether no leaf of ``a`` may change size."""
         return all(x.reason is not None or x.size == 1 for x in leaves(a))
 
-    # -- joining
-    # ----------------------------------------------------------------------------------------------
+    # -- joining -----------------------------------------------------------------------------------
 
     def unify(self, a: Axis, b: Axis) -> bool:
         """Make ``a`` and ``b`` the same index set; False where pieces of them could not be aligned.
@@ -364,8 +361,7 @@ class Axes:
                 rest.extend(reversed(parts(piece)))
         return ok
 
-    # -- refining
-    # ----------------------------------------------------------------------------------------------
+    # -- refining ----------------------------------------------------------------------------------
 
     def split(self, a: Axis, outer: Size) -> tuple[Axis, Axis] | tuple[None, None]:
         """Refine ``a`` into outer × inner and return the two; (None, None) where the size does not
@@ -522,8 +518,7 @@ class Axes:
             self.links.append(Link(f.id, source.id, self.node, "refine"))
         return fresh
 
-    # -- reshaping
-    # ----------------------------------------------------------------------------------------------
+    # -- reshaping ---------------------------------------------------------------------------------
 
     def regroup(self, axes: Sequence[Axis], shape: Sequence[Size]) -> list[Axis]:
         """The axes of a row-major reshape of dimensions ``axes`` to ``shape``; each matching run is

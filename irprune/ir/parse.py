@@ -198,8 +198,7 @@ class _Parser:
                 )
         return self.graph
 
-    # -- lines
-    # ----------------------------------------------------------------------------------------------
+    # -- lines -------------------------------------------------------------------------------------
 
     def _head(self, line: _Line) -> None:
         line.need(r"graph\b", "'graph'")
@@ -317,8 +316,7 @@ class _Parser:
         text = line.take(_STRING)
         return json.loads(text) if text is not None else line.need(NAME, "an operator")
 
-    # -- pieces
-    # ----------------------------------------------------------------------------------------------
+    # -- pieces ------------------------------------------------------------------------------------
 
     def _define(self, value: Value, axes: tuple[Axis, ...] | None) -> None:
         if value.name in self.values:

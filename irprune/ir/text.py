@@ -118,8 +118,7 @@ class _Printer:
         ]
         return [*head, *body, "}"], [len(head) + k for k in marked]
 
-    # -- axes
-    # ----------------------------------------------------------------------------------------------
+    # -- axes --------------------------------------------------------------------------------------
 
     def _name_leaves(self) -> None:
         """c0, c1 ... in the order in which the leaves are met, passing over the symbols of
@@ -175,8 +174,7 @@ class _Printer:
             + ")"
         )
 
-    # -- values and nodes
-    # ----------------------------------------------------------------------------------------
+    # -- values and nodes --------------------------------------------------------------------------
 
     def type(self, value: Value) -> str:
         shape = value.type.shape

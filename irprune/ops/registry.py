@@ -1,7 +1,7 @@
 """The operator table: one ``Op`` per operator, the only place that knows operator names.
 
 An entry is made by ``op(...)`` in the file of its family. Its axis rule is a signature where a
-string can say it (``irprune.ops.signature``) and a function ``rule(axes, node)`` where it cannot.
+string can say it (``irprune.ops.rule.signature``), else a function ``rule(axes, node)``.
 Nothing here imports torch or onnx."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
 from irprune.ir.size import Size, same
-from irprune.ops.signature import Signature, Unsupported
+from irprune.ops.rule.signature import Signature, Unsupported
 
 if TYPE_CHECKING:
     import numpy as np
@@ -211,10 +211,10 @@ def load_table() -> dict[str, Op]:
 
 def _import_families() -> None:
     families, spellings = (
-        importlib.import_module(f"irprune.ops.{name}") for name in ("families", "onnx")
+        importlib.import_module(f"irprune.ops.{name}") for name in ("aten", "onnx")
     )
     for info in sorted(pkgutil.iter_modules(families.__path__), key=lambda m: m.name):
-        importlib.import_module(f"irprune.ops.families.{info.name}")
+        importlib.import_module(f"irprune.ops.aten.{info.name}")
     for info in sorted(pkgutil.iter_modules(spellings.__path__), key=lambda m: m.name):
         if info.name != "functions":  # torch, loaded when a node runs
             importlib.import_module(f"irprune.ops.onnx.{info.name}")

@@ -217,8 +217,7 @@ class _Stream:
         return self.make()
 
 
-# -- sources
-# --------------------------------------------------------------------------------------------------
+# -- sources ---------------------------------------------------------------------------------------
 
 
 def _opened(
@@ -331,8 +330,7 @@ def _image(
     return np.ascontiguousarray(array[None], dtype=np.float32)
 
 
-# -- items
-# --------------------------------------------------------------------------------------------------
+# -- items -----------------------------------------------------------------------------------------
 
 
 def _flat(item: Any, graph: Graph, where: str, notes: list[str]) -> Batch:
@@ -493,8 +491,7 @@ def _rows(made: Batch, rows: slice) -> Batch:
     return Batch(tuple(cut(x) for x in made.inputs), tuple(cut(x) for x in made.extra), rows)
 
 
-# -- the batch dimension
-# -------------------------------------------------------------------------------------------------
+# -- the batch dimension ---------------------------------------------------------------------------
 
 
 def _batch_size(graph: Graph) -> Any:

@@ -158,8 +158,7 @@ class _Oracle:
                 )
         return recorder
 
-    # -- sizes and masks
-    # -------------------------------------------------------------------------------------------
+    # -- sizes and masks ---------------------------------------------------------------------------
 
     def _shape(self, value: Value) -> list[int]:
         return [self._size(s) for s in value.shape]

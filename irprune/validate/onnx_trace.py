@@ -158,8 +158,7 @@ class Recorder:
             return DType("bool")
         raise Untraced(f"torch.{name}")
 
-    # -- making
-    # ----------------------------------------------------------------------------------------------
+    # -- making ------------------------------------------------------------------------------------
 
     def fresh(self) -> str:
         self.count += 1
@@ -183,8 +182,7 @@ class Recorder:
         self.nodes.append(helper.make_node(kind, list(inputs), [out.name], **attrs))
         return out
 
-    # -- computing
-    # ----------------------------------------------------------------------------------------------
+    # -- computing ---------------------------------------------------------------------------------
 
     def binary(self, kind: str, a: Any, b: Any) -> Tensor:
         like = a if isinstance(a, Tensor) else b
@@ -266,8 +264,7 @@ class Recorder:
             x.dtype.name,
         )
 
-    # -- the part of torch that declarations use
-    # -----------------------------------------------------------------------
+    # -- the part of torch that declarations use ---------------------------------------------------
 
     def where(self, mask: Tensor, a: Any, b: Any) -> Tensor:
         """Selection. Before opset 9, which has none, a product with the mask and a sum: the same

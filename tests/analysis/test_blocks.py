@@ -47,8 +47,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-# -- models
-# --------------------------------------------------------------------------------------------------
+# -- models ----------------------------------------------------------------------------------------
 
 
 class ResNeXt(nn.Module):
@@ -229,8 +228,7 @@ def shapes(graph: Graph) -> dict[str, tuple[Any, ...]]:
     return {w.name: w.shape for w in api.cut_graph(graph).weights.values()}
 
 
-# -- where it is legal
-# -----------------------------------------------------------------------------------------------
+# -- where it is legal -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -376,8 +374,7 @@ def test_heads_that_meet_in_pairs_keep_the_same(side_by_side: bool) -> None:
     )
 
 
-# -- what each criterion sees
-# ----------------------------------------------------------------------------------------
+# -- what each criterion sees ----------------------------------------------------------------------
 
 
 class Planted(nn.Module):
@@ -461,8 +458,7 @@ def test_places_tell_the_blocks_apart(name: str) -> None:
     )
 
 
-# -- slicing
-# --------------------------------------------------------------------------------------------------
+# -- slicing ---------------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -525,8 +521,7 @@ def test_kept_has_a_row_for_each_kept_output() -> None:
     assert single is not None and len(single) == 12 and all(len(row) == 1 for row in single)
 
 
-# -- ways in and out
-# -------------------------------------------------------------------------------------------------
+# -- ways in and out -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [ResNeXt, transposed, Shuffle])

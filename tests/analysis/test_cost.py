@@ -65,8 +65,7 @@ def mlp(*widths: int) -> Graph:
     return graph
 
 
-# -- exact
-# --------------------------------------------------------------------------------------------------
+# -- exact -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -108,8 +107,7 @@ def test_a_frozen_axis_is_no_choice() -> None:
         Costs(graph).at({frozen.axis: 1})
 
 
-# -- activation
-# --------------------------------------------------------------------------------------------------
+# -- activation ------------------------------------------------------------------------------------
 
 
 def activation(model: nn.Module, *args: Tensor) -> int:
@@ -202,8 +200,7 @@ def test_peak_against_real_storages() -> None:
     )  # the caller's input stays alive in the eager run
 
 
-# -- symbols
-# --------------------------------------------------------------------------------------------------
+# -- symbols ---------------------------------------------------------------------------------------
 
 
 def test_dynamic_sizes_take_the_values_of_the_example() -> None:
@@ -219,8 +216,7 @@ def test_dynamic_sizes_take_the_values_of_the_example() -> None:
     assert cost(graph, symbols={}).macs == 90
 
 
-# -- budgets
-# --------------------------------------------------------------------------------------------------
+# -- budgets ---------------------------------------------------------------------------------------
 
 
 def bounds_hold(

@@ -50,8 +50,7 @@ def outputs(model: nn.Module, *args: Any) -> list[Tensor]:
         return flat_tensors(model(*args))
 
 
-# -- the door
-# --------------------------------------------------------------------------------------------------
+# -- the door --------------------------------------------------------------------------------------
 
 
 def test_import_is_light() -> None:
@@ -190,8 +189,7 @@ def test_an_operator_without_a_rule_is_pruned_around_or_refused_when_strict() ->
         irprune.prune(model, args, kwargs, strict=True)
 
 
-# -- kinds of models
-# --------------------------------------------------------------------------------------------------
+# -- kinds of models -------------------------------------------------------------------------------
 
 
 def test_all_kinds_of_models_give_the_same(net: Net, tmp_path: Path) -> None:
@@ -285,8 +283,7 @@ def test_a_scalar_result_is_compared_with_the_file(tmp_path: Path) -> None:
     )
 
 
-# -- what comes out
-# --------------------------------------------------------------------------------------------------
+# -- what comes out --------------------------------------------------------------------------------
 
 
 def test_report_says_what_was_done(net: Net) -> None:

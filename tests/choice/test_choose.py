@@ -37,8 +37,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-# -- models
-# --------------------------------------------------------------------------------------------------
+# -- models ----------------------------------------------------------------------------------------
 
 
 class Mlp(nn.Module):
@@ -209,8 +208,7 @@ def why(graph: Graph, name: str) -> str:
     return graph.skipped[named(graph, name)]
 
 
-# -- rounding
-# --------------------------------------------------------------------------------------------------
+# -- rounding --------------------------------------------------------------------------------------
 
 
 @FAST
@@ -290,8 +288,7 @@ def test_pieces_make_their_width_a_multiple(data: st.DataObject) -> None:
         assert abs(width.at(counts) - width.at({x: n / 2 for x, n in sizes.items()})) <= 4
 
 
-# -- ratios on widths
-# ------------------------------------------------------------------------------------------------
+# -- ratios on widths ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.3, 0.5, 0.7, 0.99, 1.0])
@@ -397,8 +394,7 @@ def test_a_frozen_factor_lets_the_other_carry() -> None:
     assert shapes["q.weight"][0] == shapes["v.weight"][0] == 4 * 4
 
 
-# -- own choice per block
-# --------------------------------------------------------------------------------------------
+# -- own choice per block --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -463,8 +459,7 @@ def test_groups_are_not_chosen_per_channel() -> None:
     assert blocks_of(graph) == {named(graph, "conv1.weight:0/1"): named(graph, "conv1.weight:0")}
 
 
-# -- options
-# --------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------
 
 
 def test_equal_scores_keep_the_first() -> None:

@@ -75,8 +75,7 @@ def cuts(graph: Graph, kept: Kept) -> dict[str, list[list[int] | None]]:
     return {name: dims for name, dims in made.items() if any(d is not None for d in dims)}
 
 
-# -- the same model
-# --------------------------------------------------------------------------------------------------
+# -- the same model --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -139,8 +138,7 @@ def test_a_plan_needs_a_choice() -> None:
         Plan.from_graph(analysed(Net(), IMAGE))
 
 
-# -- an export of it
-# -------------------------------------------------------------------------------------------------
+# -- an export of it -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -254,8 +252,7 @@ def test_ways_a_weight_may_lie() -> None:
     assert list(_fits((4, 3), (4, 2))) == [] == list(_fits((4, 3), (2, 2, 3)))
 
 
-# -- refused
-# --------------------------------------------------------------------------------------------------
+# -- refused ---------------------------------------------------------------------------------------
 
 
 def refusal(plan: Plan, model: nn.Module, *args: Tensor) -> str:

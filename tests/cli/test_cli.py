@@ -137,8 +137,7 @@ def line_of(text: str) -> int:
     return next(i for i, line in enumerate(NET.splitlines(), 1) if text in line)
 
 
-# -- what works
-# --------------------------------------------------------------------------------------------------
+# -- what works ------------------------------------------------------------------------------------
 
 
 def test_help_and_version_are_quick_and_name_every_command(call: Callable[..., Result]) -> None:
@@ -352,8 +351,7 @@ def test_demo_runs_the_whole_pipeline(call: Callable[..., Result], tmp_path: Pat
         assert text in out
 
 
-# -- what is refused
-# --------------------------------------------------------------------------------------------------
+# -- what is refused -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

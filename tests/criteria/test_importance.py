@@ -63,8 +63,7 @@ def numpy_of(t: Tensor) -> np.ndarray:
     return t.detach().double().numpy()
 
 
-# -- profiles
-# --------------------------------------------------------------------------------------------------
+# -- profiles --------------------------------------------------------------------------------------
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
@@ -116,8 +115,7 @@ def test_bad_values_are_named(bad: float, p: float) -> None:
         scores(model, IMAGE, p=p)
 
 
-# -- magnitude
-# --------------------------------------------------------------------------------------------------
+# -- magnitude -------------------------------------------------------------------------------------
 
 
 def members_of(model: Net, p: float) -> dict[str, list[np.ndarray]]:
@@ -251,8 +249,7 @@ def test_where_a_leaf_stands() -> None:
         assert found == [sorted(place.take(i, axis=lead).reshape(-1).tolist()) for i in range(size)]
 
 
-# -- the other criteria
-# ----------------------------------------------------------------------------------------------
+# -- the other criteria ----------------------------------------------------------------------------
 
 
 def test_batch_norm_scale() -> None:
@@ -329,8 +326,7 @@ def test_random_is_seeded_and_needs_no_weights() -> None:
         scores(model, x)
 
 
-# -- normalisers and names
-# -------------------------------------------------------------------------------------------
+# -- normalisers and names -------------------------------------------------------------------------
 
 
 def test_normalisers() -> None:

@@ -63,8 +63,7 @@ def net(tmp_path: Path) -> Path:
     return path
 
 
-# -- reading
-# --------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -112,8 +111,7 @@ def test_pipelines_that_cannot_be_read_say_where(text: str, says: str) -> None:
     assert caught.value.what == says and caught.value.where == f"pipeline {text!r}"
 
 
-# -- passes and options
-# ------------------------------------------------------------------------------------------------
+# -- passes and options ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -251,8 +249,7 @@ def test_pipelines_stand_for_their_passes() -> None:
     assert registry.parse("analyse,choose{ratio=0.25}") == [InferAxes(), Untie(), Choose(0.25)]
 
 
-# -- where passes come from
-# --------------------------------------------------------------------------------------------
+# -- where passes come from ------------------------------------------------------------------------
 
 
 def test_a_pass_in_any_file_joins() -> None:
@@ -302,8 +299,7 @@ def test_installed_packages_offer_passes(monkeypatch: pytest.MonkeyPatch) -> Non
         standard()
 
 
-# -- running
-# --------------------------------------------------------------------------------------------------
+# -- running ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -517,8 +513,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
-# -- commands
-# --------------------------------------------------------------------------------------------------
+# -- commands --------------------------------------------------------------------------------------
 
 
 def command(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:

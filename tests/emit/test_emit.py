@@ -40,8 +40,7 @@ def emitted(model: nn.Module, *args: Any, dynamic: Any = None, **kwargs: Any) ->
     return emit_module(captured(model, *args, dynamic=dynamic, **kwargs))
 
 
-# -- every operator
-# --------------------------------------------------------------------------------------------------
+# -- every operator --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", list(cases()), ids=str)
@@ -69,8 +68,7 @@ def test_a_wrong_spelling_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         test_each_spelling_runs_as_the_overload_does(case)
 
 
-# -- the source
-# --------------------------------------------------------------------------------------------------
+# -- the source ------------------------------------------------------------------------------------
 
 
 def test_source_reads_as_a_person_would_write_it() -> None:
@@ -281,8 +279,7 @@ def test_recurrent_layers_come_out_as_layers() -> None:
     assert relative_error(outputs(out, x), outputs(model, x)) < 1e-6
 
 
-# -- the call
-# --------------------------------------------------------------------------------------------------
+# -- the call --------------------------------------------------------------------------------------
 
 
 Pair = namedtuple("Pair", ["left", "right"])
@@ -438,8 +435,7 @@ def test_unprintable_results_are_refused_by_name() -> None:
         write(graph)
 
 
-# -- ONNX
-# --------------------------------------------------------------------------------------------------
+# -- ONNX ------------------------------------------------------------------------------------------
 
 
 def test_onnx_names_and_dynamic_axes(tmp_path: Path) -> None:

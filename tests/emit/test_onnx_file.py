@@ -23,8 +23,7 @@ from irprune.passes.slice import Slice
 from irprune.validate.onnx_oracle import silenced_onnx
 from irprune.validate.onnx_run import difference, random_inputs, run_model
 
-# -- what stays
-# --------------------------------------------------------------------------------------------------
+# -- what stays ------------------------------------------------------------------------------------
 
 
 def test_only_what_pruning_changed_is_edited() -> None:
@@ -81,8 +80,7 @@ def test_initializers_that_are_inputs_too() -> None:
     assert given == {"x": [1, 3, 8, 8], "w1": [4, 3, 3, 3], "w2": [5, 4, 1, 1]}
 
 
-# -- weights that are not plain initializers
-# --------------------------------------------------------------------------------
+# -- weights that are not plain initializers -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -140,8 +138,7 @@ def test_quantised_weights_with_a_scale_per_channel() -> None:
     assert shapes(emitted) == {"q1": (4, 3, 3, 3), "s1": (4,), "z1": (4,), "w2": (5, 4, 1, 1)}
 
 
-# -- shared tensors
-# --------------------------------------------------------------------------------------------------
+# -- shared tensors --------------------------------------------------------------------------------
 
 
 def test_a_vector_shared_by_two_layers_gets_a_copy_where_they_disagree() -> None:
@@ -204,8 +201,7 @@ def test_tied_embeddings_stay_tied() -> None:
     assert shapes(emitted)["e"] == (20, 4) and list(shapes(emitted)) == ["e", "w"]
 
 
-# -- shape arithmetic
-# --------------------------------------------------------------------------------------------------
+# -- shape arithmetic ------------------------------------------------------------------------------
 
 
 def test_heads_split_by_computed_shapes() -> None:
@@ -285,8 +281,7 @@ def test_a_slice_and_a_split_move_with_what_is_dropped() -> None:
     assert shapes(emitted)["w"][1] < 16
 
 
-# -- files
-# --------------------------------------------------------------------------------------------------
+# -- files -----------------------------------------------------------------------------------------
 
 
 def test_external_data_stays_outside_and_is_cut(tmp_path: Path) -> None:
@@ -307,8 +302,7 @@ def test_external_data_stays_outside_and_is_cut(tmp_path: Path) -> None:
     onnx.checker.check_model(str(out), full_check=True)
 
 
-# -- what is not understood
-# --------------------------------------------------------------------------------------------------
+# -- what is not understood ------------------------------------------------------------------------
 
 
 def test_a_custom_operator_is_kept_and_freezes() -> None:
@@ -417,8 +411,7 @@ def test_bfloat16_weights_are_cut() -> None:
     ] == (6, 8)
 
 
-# -- fused operators
-# --------------------------------------------------------------------------------------------------
+# -- fused operators -------------------------------------------------------------------------------
 
 
 def fused(kind: str) -> onnx.ModelProto:
@@ -557,8 +550,7 @@ def test_a_tensor_of_which_only_the_shape_is_read_follows_no_wrong_size() -> Non
     assert shapes(emitted)["w"] == (6, 12)
 
 
-# -- one array, several uses
-# ---------------------------------------------------------------------------------------------
+# -- one array, several uses -----------------------------------------------------------------------
 
 
 def twice(*between: onnx.NodeProto) -> onnx.ModelProto:

@@ -50,8 +50,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-# -- inputs
-# --------------------------------------------------------------------------------------------------
+# -- inputs ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -90,8 +89,7 @@ def test_inputs_are_drawn_alike_every_time(file: Path, tmp_path: Path) -> None:
         load_model(f"{file}:make", ["2x4:f99"])
 
 
-# -- models
-# --------------------------------------------------------------------------------------------------
+# -- models ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -237,8 +235,7 @@ def test_a_saved_folder_is_a_model(tmp_path: Path) -> None:
     assert again.module.get_submodule("0").out_features == 2
 
 
-# -- torch.export
-# --------------------------------------------------------------------------------------------------
+# -- torch.export ----------------------------------------------------------------------------------
 
 
 def test_dataclasses_need_no_registration() -> None:

@@ -420,8 +420,7 @@ def test_values_of_inputs_parameters_and_chance_are_not_read(read: Callable[...,
         tracing.trace(model, (torch.randn(3, 8),))
 
 
-# -- code that asks whether it is being captured
-# ---------------------------------------------------------------------
+# -- code that asks whether it is being captured ---------------------------------------------------
 
 
 class Asking(nn.Module):

@@ -92,8 +92,7 @@ class Program:
         self.steps.append(Step(reads, compute, again, len(dims)))
         self.log.append(f"v{first}.. = {note}")
 
-    # -- operations
-    # ----------------------------------------------------------------------------------------------
+    # -- operations --------------------------------------------------------------------------------
 
     def reshape(self, k: int) -> None:
         shape = self.factorised(numel(self.arrays[k].shape))
@@ -221,8 +220,7 @@ class Program:
             self.axes.freeze(self.dims[k][d], "asked")
             self.log.append(f"freeze v{k} dim {d}")
 
-    # -- the check
-    # ----------------------------------------------------------------------------------------------
+    # -- the check ---------------------------------------------------------------------------------
 
     def free(self) -> list[Axis]:
         return list(
@@ -282,8 +280,7 @@ def test_slicing_commutes_with_every_program(data: st.DataObject) -> None:
     made.check(Kept(choice))
 
 
-# -- nothing is tied that need not be
-# -------------------------------------------------------------------------------
+# -- nothing is tied that need not be --------------------------------------------------------------
 
 
 class Orbits:
@@ -360,8 +357,7 @@ def test_one_dimensional_coupling_is_exactly_that_of_single_indices(data: st.Dat
             )
 
 
-# -- examples
-# --------------------------------------------------------------------------------------------------
+# -- examples --------------------------------------------------------------------------------------
 
 
 def free_sizes(*axes: Axis) -> list[int]:

@@ -36,8 +36,7 @@ def f32(*shape: int) -> TensorType:
     return TensorType("f32", shape)
 
 
-# -- use-def
-# --------------------------------------------------------------------------------------------------
+# -- use-def ---------------------------------------------------------------------------------------
 
 
 def test_users_count_operand_slots() -> None:
@@ -113,8 +112,7 @@ def test_a_copy_shares_nothing_that_an_edit_changes() -> None:
     assert str(graph) == before and graph.nodes[0].origin.target == ""
 
 
-# -- the verifier
-# --------------------------------------------------------------------------------------------------
+# -- the verifier ----------------------------------------------------------------------------------
 
 
 def test_a_sound_graph_has_no_faults() -> None:

@@ -100,8 +100,7 @@ def left(graph: Graph, times: Table | Predictor) -> float:
     return predictor.at({a: k.shape[-1] for a, k in graph.kept.choice.items()}) / predictor.at({})
 
 
-# -- the table
-# --------------------------------------------------------------------------------------------------
+# -- the table -------------------------------------------------------------------------------------
 
 
 def test_the_step_is_found_in_the_times() -> None:
@@ -151,8 +150,7 @@ def test_a_broken_file_is_measured_anew(tmp_path: Path, text: str) -> None:
     assert list(json.loads(file.read_text())) == [WHOLE.key(4, 4)]
 
 
-# -- predictions
-# --------------------------------------------------------------------------------------------------
+# -- predictions -----------------------------------------------------------------------------------
 
 
 def test_operators_have_the_sizes_of_the_model() -> None:
@@ -230,8 +228,7 @@ def test_parts_of_the_whole_are_kept() -> None:
     assert now == pytest.approx(found.at(halves))
 
 
-# -- the knapsack
-# --------------------------------------------------------------------------------------------------
+# -- the knapsack ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scope", ["local", "global", "isomorphic"])
@@ -355,8 +352,7 @@ def test_the_same_budget_gives_the_same_choice() -> None:
     assert made[0] == made[1]
 
 
-# -- asking
-# --------------------------------------------------------------------------------------------------
+# -- asking ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -384,8 +380,7 @@ def test_latencies_that_make_no_sense(given: Any) -> None:
     assert "3ms" in refused.value.hint
 
 
-# -- the loop
-# --------------------------------------------------------------------------------------------------
+# -- the loop --------------------------------------------------------------------------------------
 
 
 class Machine:
@@ -479,8 +474,7 @@ def test_the_loop_says_why_nothing_is_near(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.why.startswith("no cut nearer to 5 ms was found") and found.why in str(found)
 
 
-# -- measured
-# --------------------------------------------------------------------------------------------------
+# -- measured --------------------------------------------------------------------------------------
 
 
 def test_one_operator_is_measured_once_and_read_the_second_time(

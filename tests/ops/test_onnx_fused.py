@@ -218,8 +218,7 @@ def test_heads_go_whole() -> None:
     assert heads == 2 and sizes["w_q"] == (12, 16) and sizes["b"] == (48,) and given == {}
 
 
-# -- what the optimiser and the quantiser of onnxruntime make of the model cases
-# -------------------------------------------
+# -- what the optimiser and the quantiser of onnxruntime make of the model cases -------------------
 
 
 def exported(name: str, path: Path) -> Path:

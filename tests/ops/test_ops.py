@@ -101,8 +101,7 @@ def test_common_overload_has_a_rule(target: str) -> None:
     assert spelling("aten", target) is not None, f"no rule for {target}"
 
 
-# -- the check itself: rules that are wrong on purpose must be refused
-# ---------------------------------------------------
+# -- the check itself: rules that are wrong on purpose must be refused -----------------------------
 
 
 def _matmul_of_the_wrong_axis(axes: Axes, node: Node) -> None:

@@ -61,8 +61,7 @@ def inputs(count: int) -> Tensor:
     return torch.randn(count, 2, 6, 6, generator=DRAW)
 
 
-# -- layers
-# --------------------------------------------------------------------------------------------------
+# -- layers ----------------------------------------------------------------------------------------
 
 
 class Products(nn.Module):
@@ -147,8 +146,7 @@ def test_the_bias_may_be_a_running_mean_or_a_summand() -> None:
     assert found["matmul"].bias is None  # self.b is added twice: it is not this layer's own
 
 
-# -- least squares
-# --------------------------------------------------------------------------------------------------
+# -- least squares ---------------------------------------------------------------------------------
 
 
 def redundant(conv: bool = False) -> nn.Module:
@@ -314,8 +312,7 @@ def test_a_weight_used_twice_is_left_with_a_note() -> None:
     assert torch.equal(before, load_as(cut.weights["shared.weight"]))
 
 
-# -- the others
-# --------------------------------------------------------------------------------------------------
+# -- the others ------------------------------------------------------------------------------------
 
 
 def test_batch_norm_statistics_are_those_of_what_it_reads() -> None:
@@ -385,8 +382,7 @@ def test_unlike_channels_are_not_folded() -> None:
     assert torch.equal(before, load_as(cut.weights["1.weight"]))
 
 
-# -- the call
-# --------------------------------------------------------------------------------------------------
+# -- the call --------------------------------------------------------------------------------------
 
 
 def test_noise_warns_above_a_half_alone() -> None:

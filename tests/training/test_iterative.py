@@ -52,8 +52,7 @@ def one_step(module: nn.Module, x: Tensor) -> None:
 X = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(1))
 
 
-# -- schedule
-# --------------------------------------------------------------------------------------------------
+# -- schedule --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("pace", ["linear", "cubic", lambda t: t * t])
@@ -134,8 +133,7 @@ def test_bad_schedules_are_one_clear_line(options: dict[str, Any], message: str)
         list(schedule(Net().eval(), (X[:2],), **options))
 
 
-# -- penalties
-# --------------------------------------------------------------------------------------------------
+# -- penalties -------------------------------------------------------------------------------------
 
 
 def norms(model: nn.Module, graph: Any) -> Tensor:
@@ -203,8 +201,7 @@ def test_penalties_refuse_another_model() -> None:
         GroupLasso(graph, nn.Linear(3, 4), 1.0)
 
 
-# -- masks
-# --------------------------------------------------------------------------------------------------
+# -- masks -----------------------------------------------------------------------------------------
 
 
 def captured(model: nn.Module, x: Tensor) -> Any:
@@ -274,8 +271,7 @@ def test_bad_masks_are_refused(options: dict[str, Any]) -> None:
         Mask(**options)
 
 
-# -- distillation
-# --------------------------------------------------------------------------------------------------
+# -- distillation ----------------------------------------------------------------------------------
 
 
 def test_distillation_is_zero_for_the_teacher_itself_and_trains_the_pruned() -> None:
@@ -319,8 +315,7 @@ def test_distillation_refuses_unknown_layers() -> None:
         Distillation(teacher, api.prune(teacher, (X[:2],), proof=False), layers=["middle"])
 
 
-# -- recipes
-# --------------------------------------------------------------------------------------------------
+# -- recipes ---------------------------------------------------------------------------------------
 
 RECIPES = Path(__file__).resolve().parents[2] / "models" / "recipes"
 

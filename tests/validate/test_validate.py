@@ -43,8 +43,7 @@ def mlp() -> tuple[nn.Module, Tensor]:
     ).eval(), torch.randn(4, 6)
 
 
-# -- the proof
-# --------------------------------------------------------------------------------------------------
+# -- the proof -------------------------------------------------------------------------------------
 
 
 def test_the_proof_passes_on_a_right_cut(mlp: tuple[nn.Module, Tensor]) -> None:
@@ -279,8 +278,7 @@ def test_random_inputs_leave_integers_and_constants() -> None:
     assert torch.get_rng_state().equal(torch.get_rng_state())
 
 
-# -- parity
-# --------------------------------------------------------------------------------------------------
+# -- parity ----------------------------------------------------------------------------------------
 
 
 def test_errors_are_relative_and_shapes_count() -> None:
@@ -348,8 +346,7 @@ def test_a_broken_onnx_file_is_refused(tmp_path: Path) -> None:
         session(tmp_path / "m.onnx")
 
 
-# -- latency and runners
-# -----------------------------------------------------------------------------------------------
+# -- latency and runners ---------------------------------------------------------------------------
 
 
 def test_calls_are_timed_in_turns() -> None:

@@ -117,8 +117,7 @@ class Emitter:
             count[name] = count.get(name, 0) + 1
         return count
 
-    # -- the whole
-    # ----------------------------------------------------------------------------------------------
+    # -- the whole ---------------------------------------------------------------------------------
 
     def emit(self) -> onnx.ModelProto:
         uses: dict[str, _Uses] = {}
@@ -147,8 +146,7 @@ class Emitter:
             elif self.nodes[index].input[slot] != value.name:
                 self.nodes[index].input[slot] = value.name
 
-    # -- weights
-    # ----------------------------------------------------------------------------------------------
+    # -- weights -----------------------------------------------------------------------------------
 
     def _weights(self, uses: dict[str, _Uses]) -> None:
         for name, use in uses.items():
@@ -217,8 +215,7 @@ class Emitter:
             return True
         return False
 
-    # -- constants
-    # ----------------------------------------------------------------------------------------------
+    # -- constants ---------------------------------------------------------------------------------
 
     def fresh(self, hint: str) -> str:
         """A name that nobody has, made of ``hint``."""
@@ -293,8 +290,7 @@ class Emitter:
         """The type of a value after pruning."""
         return self.types.get(name) or self.source.types.get(name)
 
-    # -- nodes
-    # ----------------------------------------------------------------------------------------------
+    # -- nodes -------------------------------------------------------------------------------------
 
     def _write(self, index: int, steps: list[tuple[Node, Place]]) -> None:
         """Put changed attributes and shape constants back into the file's node."""
@@ -381,8 +377,7 @@ class Emitter:
         )
         return was is None or was.shape != value.type.shape
 
-    # -- putting it together
-    # -----------------------------------------------------------------------------------------
+    # -- putting it together -----------------------------------------------------------------------
 
     def _assemble(self, placed: dict[int, list[tuple[Node, Place]]]) -> onnx.ModelProto:
         calls = self.source.calls

@@ -93,8 +93,7 @@ def _tensors(model: nn.Module, cut: Graph) -> dict[str, torch.Tensor]:
     return out
 
 
-# -- fields and what they may become
-# -----------------------------------------------------------------------------------
+# -- fields and what they may become ---------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -174,8 +173,7 @@ def _config(model: Any, fields: list[_Field], values: list[Any]) -> Any:
     return config
 
 
-# -- the search
-# --------------------------------------------------------------------------------------------------
+# -- the search ------------------------------------------------------------------------------------
 
 
 def _search(

@@ -92,8 +92,7 @@ class _Edit:
             self._before.pop()()
 
 
-# -- tensors
-# --------------------------------------------------------------------------------------------------
+# -- tensors ---------------------------------------------------------------------------------------
 
 
 def _with_unused(graph: Graph, narrow: Graph, model: nn.Module) -> tuple[Graph, Graph]:
@@ -176,8 +175,7 @@ def _find(model: nn.Module, name: str, weight: Weight) -> tuple[nn.Module, str, 
     return module, own, held
 
 
-# -- layers of torch.nn
-# ------------------------------------------------------------------------------------------------
+# -- layers of torch.nn ----------------------------------------------------------------------------
 
 
 def _set_layers(edit: _Edit, cut: Graph) -> None:
@@ -237,8 +235,7 @@ def _layer_sizes(module: nn.Module, node: Node | None) -> Iterator[tuple[str, An
         )
 
 
-# -- the user's own attributes
-# -----------------------------------------------------------------------------------------
+# -- the user's own attributes ---------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -340,8 +337,7 @@ def _renewed(value: Any, change: dict[int, int]) -> Any:
     return None
 
 
-# -- the search
-# --------------------------------------------------------------------------------------------------
+# -- the search ------------------------------------------------------------------------------------
 
 
 class SameOutputs:

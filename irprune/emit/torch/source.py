@@ -185,8 +185,7 @@ class _Writer:
         self.taken.add(name)
         return name
 
-    # -- submodules
-    # ----------------------------------------------------------------------------------------------
+    # -- submodules --------------------------------------------------------------------------------
 
     def _find_layers(self) -> None:
         """The first call of a layer declares it; calls that differ from it read its weights by
@@ -243,8 +242,7 @@ class _Writer:
             return f"put(self, {name!r}, nn.Parameter({made}{'' if held.trainable else ', requires_grad=False'}))"
         return f"put(self, {name!r}, {made}{'' if held.persistent else ', persistent=False'})"
 
-    # -- forward
-    # ----------------------------------------------------------------------------------------------
+    # -- forward -----------------------------------------------------------------------------------
 
     def _name(self, value: Value) -> str:
         if value not in self.names:

@@ -71,8 +71,7 @@ def read_model(path: Path) -> onnx.ModelProto:
     return model
 
 
-# -- the layout
-# --------------------------------------------------------------------------------------------------
+# -- the layout ------------------------------------------------------------------------------------
 
 
 def fields(data: Any, at: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
@@ -160,8 +159,7 @@ def _light_tensor(data: Any, at: int, end: int, name: str) -> bytes:
     return bytes(tensor.SerializeToString())
 
 
-# -- the data
-# --------------------------------------------------------------------------------------------------
+# -- the data --------------------------------------------------------------------------------------
 
 
 class Files:

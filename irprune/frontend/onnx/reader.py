@@ -106,8 +106,7 @@ class _Reader:
         self.count += 1
         return symbol(f"u{self.count}")
 
-    # -- the whole
-    # ----------------------------------------------------------------------------------------------
+    # -- the whole ---------------------------------------------------------------------------------
 
     def read(self) -> Graph:
         load_table()
@@ -197,8 +196,7 @@ class _Reader:
         self.stored[stored.name] = stored
         self.types[stored.name] = kind
 
-    # -- one node
-    # ----------------------------------------------------------------------------------------------
+    # -- one node ----------------------------------------------------------------------------------
 
     def _visit(self, index: int, node: onnx.NodeProto) -> None:
         target = target_of(node)
@@ -442,8 +440,7 @@ class _Reader:
             self.values[value.name] = value
             self.types[value.name] = value.type
 
-    # -- values
-    # ----------------------------------------------------------------------------------------------
+    # -- values ------------------------------------------------------------------------------------
 
     def value(self, name: str) -> Value:
         """The tensor ``name``, made now if it was put off. A vector, or one number all over, that
@@ -520,8 +517,7 @@ class _Reader:
         self.source.stored[name] = Stored("folded", name, weight.load)
         return weight
 
-    # -- types
-    # ----------------------------------------------------------------------------------------------
+    # -- types -------------------------------------------------------------------------------------
 
     def _infer(
         self, node: onnx.NodeProto, target: str, opset: int, types: list[TensorType | None]

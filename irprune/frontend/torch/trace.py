@@ -200,8 +200,7 @@ def _leaf_names(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
     return names
 
 
-# -- recording
-# --------------------------------------------------------------------------------------------------
+# -- recording -------------------------------------------------------------------------------------
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -542,8 +541,7 @@ def _source() -> str:
     return layer
 
 
-# -- surroundings
-# --------------------------------------------------------------------------------------------------
+# -- surroundings ----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -8,15 +8,14 @@ from typing import Any
 from irprune.ir.axis import Axes, Axis, factors
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, probe_of
-from irprune.ops.families.contraction import zeroed
+from irprune.ops.aten.contraction import zeroed
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 
 __all__ = ["attended", "counted", "kept_heads", "masked", "opened", "resized", "shared", "silenced"]
 
-# -- attention
-# --------------------------------------------------------------------------------------------------
+# -- attention -------------------------------------------------------------------------------------
 
 
 def opened(axes: Axes, node: Node, i: int, heads: Size) -> tuple[Axis, Axis, Axis, Axis]:
@@ -221,8 +220,7 @@ op(
 )
 spell("onnx_attention", "Attention", read=_read, write=_write)
 
-# -- rotary embeddings
-# --------------------------------------------------------------------------------------------------
+# -- rotary embeddings -----------------------------------------------------------------------------
 
 
 def _rotary(axes: Axes, node: Node) -> None:

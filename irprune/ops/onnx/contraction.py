@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
-from irprune.ops.families.contraction import Letters, contraction, parse_equation
+from irprune.ops.aten.contraction import Letters, contraction, parse_equation
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import broadcast
 from irprune.ops.registry import Arg, Sample

@@ -34,8 +34,7 @@ def _called(axes: Axes, node: Node) -> None:
     raise Unsupported(f"{node.attrs['target']} is computed by a function of several operators")
 
 
-# -- reading
-# --------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------------------
 
 
 def _joined(a: TensorType, b: TensorType) -> TensorType:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from irprune.ir.graph import TensorType
-from irprune.ops.families.elementwise import broadcast as broadcast_rule
+from irprune.ops.aten.elementwise import broadcast as broadcast_rule
 from irprune.ops.onnx.dtypes import NUMBERED
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import broadcast, like

@@ -81,8 +81,7 @@ def _bit_cast(node: OnnxNode) -> Step:
 op("bit_cast", _frozen("read as other bits"), run=runs("bit_cast"))
 spell("bit_cast", "BitCast", read=_bit_cast)
 
-# -- of one dimension; the others pass
-# ---------------------------------------------------------------------------------
+# -- of one dimension; the others pass -------------------------------------------------------------
 
 
 def _along(axes: Axes, node: Node) -> None:
@@ -148,8 +147,7 @@ def _tensor_scatter(node: OnnxNode) -> Step:
 op("cache_scatter", _cache, run=runs("cache_scatter"))
 spell("cache_scatter", "TensorScatter", read=_tensor_scatter)
 
-# -- regions
-# --------------------------------------------------------------------------------------------------
+# -- regions ---------------------------------------------------------------------------------------
 
 
 def _regions(axes: Axes, node: Node) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from irprune.ir.axis import Axes, factors, parts
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, probe_of, same
-from irprune.ops.families.contraction import zeroed
+from irprune.ops.aten.contraction import zeroed
 from irprune.ops.onnx.attention import attended, counted, masked, opened, resized, shared, silenced
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like
@@ -19,8 +19,7 @@ __all__: list[str] = []
 
 FILTER = -10000.0  # what a masked product is lowered by
 
-# -- query, key and value apart
-# --------------------------------------------------------------------------------------------
+# -- query, key and value apart --------------------------------------------------------------------
 
 
 def _padding(axes: Axes, node: Node, i: int, batch: Any) -> None:
@@ -116,8 +115,7 @@ spell(
     write=_write_multi_head,
 )
 
-# -- key heads that serve several query heads
-# ------------------------------------------------------------------------------
+# -- key heads that serve several query heads ------------------------------------------------------
 
 
 def _group_query(axes: Axes, node: Node) -> None:
@@ -199,8 +197,7 @@ spell(
     write=_write_multi_head,
 )
 
-# -- attention with its projection
-# ---------------------------------------------------------------------------------------
+# -- attention with its projection -----------------------------------------------------------------
 
 
 def _projected(axes: Axes, node: Node) -> None:

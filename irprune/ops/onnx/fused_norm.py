@@ -8,7 +8,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
-from irprune.ops.families.norm import masked_mean
+from irprune.ops.aten.norm import masked_mean
 from irprune.ops.onnx.attention import shared
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.norm import nothing
@@ -28,8 +28,7 @@ def _normed(
     return y if bias is None else y + bias
 
 
-# -- a residual
-# --------------------------------------------------------------------------------------------------
+# -- a residual ------------------------------------------------------------------------------------
 
 
 def _residual(axes: Axes, node: Node) -> None:
@@ -103,8 +102,7 @@ spell(
     write=nothing,
 )
 
-# -- embeddings
-# --------------------------------------------------------------------------------------------------
+# -- embeddings ------------------------------------------------------------------------------------
 
 
 def _embedded(axes: Axes, node: Node) -> None:

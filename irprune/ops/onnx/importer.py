@@ -226,8 +226,7 @@ def spelling_of(target: str) -> Spelling | None:
     return found
 
 
-# -- running in torch
-# ------------------------------------------------------------------------------------------------
+# -- running in torch ------------------------------------------------------------------------------
 
 
 def runs(name: str, results: int = 1) -> Callable[..., Any]:

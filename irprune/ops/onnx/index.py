@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType, Value, Weight
 from irprune.ir.size import Sym, probe_of
-from irprune.ops.families.index import recounted, taken
+from irprune.ops.aten.index import recounted, taken
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like, position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op

@@ -6,7 +6,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
-from irprune.ops.families.norm import masked_mean
+from irprune.ops.aten.norm import masked_mean
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell, variant
 from irprune.ops.onnx.types import agree, like, position
 from irprune.ops.registry import Arg, Cut, Sample, op
@@ -116,7 +116,7 @@ def _group_resize(node: Node, cut: Cut) -> None:
     node.attrs["num_groups"] = cut.size(scale)
 
 
-from irprune.ops.signature import Signature  # noqa: E402
+from irprune.ops.rule.signature import Signature  # noqa: E402
 
 _BY_GROUP = Signature(
     "n (g c) *s , g , g -> n (g c) *s", sizes={"g": "num_groups"}, roles={"g": "group"}
@@ -142,8 +142,7 @@ spell(
     write=_write_groups,
 )
 
-# -- without parameters
-# ------------------------------------------------------------------------------------------------
+# -- without parameters ----------------------------------------------------------------------------
 
 
 def _same(axes: Axes, node: Node) -> None:

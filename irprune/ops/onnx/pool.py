@@ -122,8 +122,7 @@ def _global(name: str) -> Any:
 spell("mean", "GlobalAveragePool", read=_global("mean"))
 spell("amax", "GlobalMaxPool", read=_global("amax"))
 
-# -- resampling
-# --------------------------------------------------------------------------------------------------
+# -- resampling ------------------------------------------------------------------------------------
 
 
 def _resampled(axes: Axes, node: Node) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
-from irprune.ops.families.elementwise import broadcast as broadcast_rule
+from irprune.ops.aten.elementwise import broadcast as broadcast_rule
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.quant import _along, _quiet
@@ -26,8 +26,7 @@ def _single(node: OnnxNode, *places: int) -> None:
             raise Unread(f"a {node.target} with several scales")
 
 
-# -- each element for itself
-# -----------------------------------------------------------------------------------------------
+# -- each element for itself -----------------------------------------------------------------------
 
 
 def _binary(kind: str) -> Any:
@@ -72,8 +71,7 @@ for _kind in ("Add", "Mul"):
 for _onnx, _kind in (("Sigmoid", "sigmoid"), ("LeakyRelu", "leaky_relu")):
     spell("qlinear_unary", f"com.microsoft::QLinear{_onnx}", read=_unary(_kind))
 
-# -- along a dimension
-# --------------------------------------------------------------------------------------------------
+# -- along a dimension -----------------------------------------------------------------------------
 
 
 def _held(axes: Axes, node: Node) -> None:
@@ -152,8 +150,7 @@ def _concat(node: OnnxNode) -> Step:
 op("qlinear_concat", _joined, run=runs("qlinear_concat"))
 spell("qlinear_concat", "com.microsoft::QLinearConcat", read=_concat)
 
-# -- products
-# --------------------------------------------------------------------------------------------------
+# -- products --------------------------------------------------------------------------------------
 
 
 def _gemm(axes: Axes, node: Node) -> None:
@@ -213,8 +210,7 @@ op(
 )
 spell("qlinear_gemm", "com.microsoft::QGemm", read=_read_gemm, write=nothing)
 
-# -- products of integers with results that are none
-# ---------------------------------------------------------------------------
+# -- products of integers with results that are none -----------------------------------------------
 
 
 def _float_product(axes: Axes, node: Node) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType, Value
-from irprune.ops.families.contraction import zeroed
+from irprune.ops.aten.contraction import zeroed
 from irprune.ops.onnx.contraction import product_type
 from irprune.ops.onnx.conv import conv_places
 from irprune.ops.onnx.dtypes import NUMBERED
@@ -138,8 +138,7 @@ op(
 )
 spell("dynamic_quantize", "DynamicQuantizeLinear", read=_dynamic)
 
-# -- products of integers
-# ----------------------------------------------------------------------------------------------
+# -- products of integers --------------------------------------------------------------------------
 
 
 def _quiet(torch: Any, x: Any, zero: Any, mask: Any, dim: int) -> Any:

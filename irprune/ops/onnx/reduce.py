@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from irprune.ir.graph import TensorType
-from irprune.ops.families.reduce import filled, like_operand, reduction
+from irprune.ops.aten.reduce import filled, like_operand, reduction
 from irprune.ops.onnx.importer import OnnxNode, Step, runs, spell, variant
 from irprune.ops.onnx.types import like, position, reduced_type
 from irprune.ops.registry import Arg, Sample, op

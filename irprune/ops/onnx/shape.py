@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, is_static, probe_of, product, same
-from irprune.ops.families.pad import _reflected
+from irprune.ops.aten.pad import _reflected
 from irprune.ops.onnx.importer import (
     PREVIOUS,
     Edit,
@@ -222,8 +222,7 @@ def _tile(node: OnnxNode) -> Step:
 
 spell("repeat", "Tile", read=_tile)
 
-# -- joining and cutting
-# ---------------------------------------------------------------------------------------------
+# -- joining and cutting ---------------------------------------------------------------------------
 
 
 def _concat(node: OnnxNode) -> Step:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, Value
-from irprune.ops.families.index import indexed
-from irprune.ops.families.shape import position
+from irprune.ops.aten.index import indexed
+from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Sample, op
 
 

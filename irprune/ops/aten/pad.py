@@ -6,7 +6,7 @@ from __future__ import annotations
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, probe_of
-from irprune.ops.families.pool import image, spatial
+from irprune.ops.aten.pool import image, spatial
 from irprune.ops.registry import Arg, Cut, Sample, op
 
 _X = Arg((2, 6, 5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
-from irprune.ops.families.elementwise import broadcast
+from irprune.ops.aten.elementwise import broadcast
 from irprune.ops.registry import Arg, Sample, op
 
 _X = Arg((2, 6, 5), low=-4.0, high=4.0)

@@ -8,8 +8,8 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ir.size import same
-from irprune.ops.families.contraction import zeroed
-from irprune.ops.families.shape import position
+from irprune.ops.aten.contraction import zeroed
+from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Sample, Unsupported, op
 
 

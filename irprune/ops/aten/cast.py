@@ -6,7 +6,7 @@ from __future__ import annotations
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ir.size import same
-from irprune.ops.families.elementwise import broadcast
+from irprune.ops.aten.elementwise import broadcast
 from irprune.ops.registry import Arg, Sample, Unsupported, op, same_type
 
 _X = Arg((2, 6, 5))

@@ -12,9 +12,9 @@ from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, Value
-from irprune.ops.families.contraction import zeroed
-from irprune.ops.families.norm import masked_mean
-from irprune.ops.families.shape import position
+from irprune.ops.aten.contraction import zeroed
+from irprune.ops.aten.norm import masked_mean
+from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Sample, op
 
 __all__ = ["filled", "is_read", "like_operand", "neutral", "reduced", "reduction"]
@@ -92,8 +92,7 @@ def _whole(name: str, arg: Arg = _X, **attrs: Any) -> Sample:
     return Sample((arg,), attrs, free=3, target=f"aten.{name}")
 
 
-# -- sums and extremes
-# -----------------------------------------------------------------------------------------------
+# -- sums and extremes -----------------------------------------------------------------------------
 
 op(
     "sum",
@@ -214,8 +213,7 @@ for _name, _element in (("max", -INF), ("min", INF)):
     )
 
 
-# -- means and spreads
-# -----------------------------------------------------------------------------------------------
+# -- means and spreads -----------------------------------------------------------------------------
 
 
 def _computing(torch: Any, node: Node, x: Any) -> Any:
@@ -280,8 +278,7 @@ for _name in ("var", "std", "var_mean", "std_mean"):
     )
 
 
-# -- norms
-# --------------------------------------------------------------------------------------------------
+# -- norms -----------------------------------------------------------------------------------------
 
 
 def _norm(axes: Axes, node: Node) -> None:
@@ -346,8 +343,7 @@ op(
 )
 
 
-# -- shares of a whole
-# -----------------------------------------------------------------------------------------------
+# -- shares of a whole -----------------------------------------------------------------------------
 
 for _name in ("softmax", "log_softmax"):
     op(

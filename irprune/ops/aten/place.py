@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ir.size import Sym
-from irprune.ops.families.shape import position
+from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Cut, Rule, Sample, Unsupported, op
 
 _X = Arg((2, 6, 5))
 
-# -- between channels and positions
-# ----------------------------------------------------------------------------------
+# -- between channels and positions ----------------------------------------------------------------
 
 
 def _pixel_shuffle(axes: Axes, node: Node) -> None:
@@ -137,8 +136,7 @@ op(
     ),
 )
 
-# -- where the order matters
-# -----------------------------------------------------------------------------------------
+# -- where the order matters -----------------------------------------------------------------------
 
 
 def _fixed(dims: Sequence[int] | str, reason: str) -> Rule:
@@ -231,8 +229,7 @@ op(
     ),
 )
 
-# -- the diagonal
-# --------------------------------------------------------------------------------------------------
+# -- the diagonal ----------------------------------------------------------------------------------
 
 
 def _diagonal(axes: Axes, node: Node) -> None:

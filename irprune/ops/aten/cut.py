@@ -10,13 +10,12 @@ from bisect import bisect_left
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, is_static, probe_of, same
-from irprune.ops.families.shape import position, respell
+from irprune.ops.aten.shape import position, respell
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op, same_type
 
 __all__ = ["slice_bounds"]
 
-# -- into several
-# --------------------------------------------------------------------------------------------------
+# -- into several ----------------------------------------------------------------------------------
 
 
 def _dim(node: Node) -> int:
@@ -164,8 +163,7 @@ op(
     ),
 )
 
-# -- one index
-# --------------------------------------------------------------------------------------------------
+# -- one index -------------------------------------------------------------------------------------
 
 
 def _index(node: Node, size: int) -> int:
@@ -229,8 +227,7 @@ op(
     samples=(Sample((Arg((3, 6)), Arg((3,))), {"dim": 1, "index": 2}, free=3),),
 )
 
-# -- a range
-# --------------------------------------------------------------------------------------------------
+# -- a range ---------------------------------------------------------------------------------------
 
 
 def slice_bounds(size: int, start: Size | None, end: Size | None) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Weight
-from irprune.ops.families.elementwise import broadcast
+from irprune.ops.aten.elementwise import broadcast
 from irprune.ops.registry import Arg, Op, Sample, Unsupported, op
 
 __all__ = ["Letters", "concrete", "contraction", "quick_product", "zeroed"]
@@ -177,8 +177,7 @@ def _batch(rank: int, total: int) -> list[str]:
     return [f"b{k}" for k in range(total - rank, total)]
 
 
-# -- products of two
-# -------------------------------------------------------------------------------------------------
+# -- products of two -------------------------------------------------------------------------------
 
 
 def _matmul(node: Node) -> Letters:
@@ -307,8 +306,7 @@ contraction(
     ),
 )
 
-# -- with a summand
-# --------------------------------------------------------------------------------------------------
+# -- with a summand --------------------------------------------------------------------------------
 
 
 def _added(product: Letters) -> Callable[[Node], Letters]:
@@ -359,8 +357,7 @@ contraction(
     samples=(Sample((Arg((5,)), Arg((4,)), Arg((5,))), _SCALED, free=2),),
 )
 
-# -- products of many
-# ------------------------------------------------------------------------------------------------
+# -- products of many ------------------------------------------------------------------------------
 
 
 def _einsum(node: Node) -> Letters:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
-from irprune.ops.families.elementwise import binary, broadcast
+from irprune.ops.aten.elementwise import binary, broadcast
 from irprune.ops.registry import Arg, Sample, op
 
 _X = Arg((2, 6, 5), "i64", 0, 3)

@@ -7,9 +7,9 @@ from typing import Any
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Weight
 from irprune.ir.size import Size
-from irprune.ops.families.contraction import quick_product, zeroed
+from irprune.ops.aten.contraction import quick_product, zeroed
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
-from irprune.ops.signature import Signature
+from irprune.ops.rule.signature import Signature
 
 # One signature per direction, with and without a batch: the input has one dimension less than the
 # weight where there is none.
@@ -218,8 +218,7 @@ op(
     ),
 )
 
-# -- patches
-# --------------------------------------------------------------------------------------------------
+# -- patches ---------------------------------------------------------------------------------------
 
 
 def _im2col(axes: Axes, node: Node) -> None:

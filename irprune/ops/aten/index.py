@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType, Value, Weight
 from irprune.ir.size import Sym
-from irprune.ops.families.shape import position
+from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
 
 __all__ = ["constant_list", "indexed", "recounted", "taken"]
@@ -96,8 +96,7 @@ def recounted(chosen: NDArray[np.int64], a: Axis, made: Axis, cut: Cut) -> NDArr
     return np.searchsorted(np.asarray(cut.kept(a)), picked)
 
 
-# -- one index list
-# --------------------------------------------------------------------------------------------------
+# -- one index list --------------------------------------------------------------------------------
 
 
 def _index_select(axes: Axes, node: Node) -> None:
@@ -182,8 +181,7 @@ op(
     ),
 )
 
-# -- several index tensors
-# -------------------------------------------------------------------------------------------
+# -- several index tensors -------------------------------------------------------------------------
 
 
 def indexed(axes: Axes, node: Node, index: list[Value | None]) -> tuple[list[Axis], range]:
@@ -342,8 +340,7 @@ op(
     samples=(Sample((Arg((4, 6)), Arg((2, 5), "i64", 0, 24)), free=2),),
 )
 
-# -- positions as values
-# ---------------------------------------------------------------------------------------------
+# -- positions as values ---------------------------------------------------------------------------
 
 
 def _run_time(axes: Axes, node: Node) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType, Value, Weight
-from irprune.ops.families.create import fresh
-from irprune.ops.families.elementwise import broadcast
+from irprune.ops.aten.create import fresh
+from irprune.ops.aten.elementwise import broadcast
 from irprune.ops.registry import Arg, Cut, Sample, op
 
 _UNIT = Arg((2, 6, 5), low=0.1, high=0.9)
@@ -112,8 +112,7 @@ op(
 )
 
 
-# -- drawn from what the operands say
-# --------------------------------------------------------------------------------
+# -- drawn from what the operands say --------------------------------------------------------------
 
 
 def _each(axes: Axes, node: Node) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, probe_of
-from irprune.ops.families.elementwise import broadcast
-from irprune.ops.families.shape import out_shape
+from irprune.ops.aten.elementwise import broadcast
+from irprune.ops.aten.shape import out_shape
 from irprune.ops.registry import Arg, Cut, Sample, op
 
 __all__ = ["fresh", "set_size"]
@@ -43,8 +43,7 @@ def _dense(shape: list[Size], like: list[Size]) -> list[Size]:
     return out
 
 
-# -- the same everywhere
-# ---------------------------------------------------------------------------------------------
+# -- the same everywhere ---------------------------------------------------------------------------
 
 _SIZE = {"size": [4, 6]}
 for _name, _more in (("zeros", {}), ("ones", {}), ("full", {"fill_value": 2.0})):
@@ -117,8 +116,7 @@ op(
 )
 
 
-# -- by position
-# --------------------------------------------------------------------------------------------------
+# -- by position -----------------------------------------------------------------------------------
 
 op(
     "arange",

@@ -9,7 +9,7 @@ from typing import Any
 from irprune.ir.axis import Axes, leaves
 from irprune.ir.graph import Node
 from irprune.ir.size import product
-from irprune.ops.families.contraction import concrete, zeroed
+from irprune.ops.aten.contraction import concrete, zeroed
 from irprune.ops.registry import Arg, Cut, Sample, op
 
 __all__ = ["masked_mean"]
@@ -48,8 +48,7 @@ def _given(operands: Sequence[Any], count: int) -> list[Any]:
     return [*operands, *[None] * count][:count]
 
 
-# -- over the batch: batch norm and instance norm
-# --------------------------------------------------------------------
+# -- over the batch: batch norm and instance norm --------------------------------------------------
 
 
 def _channelwise(axes: Axes, node: Node) -> None:
@@ -164,8 +163,7 @@ op(
     ),
 )
 
-# -- over the last dimensions: layer norm and rms norm
-# ---------------------------------------------------------------
+# -- over the last dimensions: layer norm and rms norm ---------------------------------------------
 
 
 def _trailing(axes: Axes, node: Node) -> None:
@@ -289,8 +287,7 @@ op(
     ),
 )
 
-# -- over groups of channels
-# -----------------------------------------------------------------------------------------
+# -- over groups of channels -----------------------------------------------------------------------
 
 
 def _group_count(node: Node, cut: Cut) -> int:
@@ -353,8 +350,7 @@ op(
     samples=(Sample((_X, _P, _P), {"N": 2, "C": 6, "HxW": 5, "group": 2, "eps": 1e-5}, free=4),),
 )
 
-# -- of weights
-# --------------------------------------------------------------------------------------------------
+# -- of weights ------------------------------------------------------------------------------------
 
 
 def _weight_norm(axes: Axes, node: Node) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
-from irprune.ops.families.shape import position
+from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Sample, op
 
 _X = Arg((3, 4, 6))

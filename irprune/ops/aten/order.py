@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
-from irprune.ops.families.reduce import INF, filled, is_read, like_operand, reduced, reduction
+from irprune.ops.aten.reduce import INF, filled, is_read, like_operand, reduced, reduction
 from irprune.ops.registry import Arg, Sample, op
 
 _X = Arg((2, 6, 5))
 
-# -- running along an axis
-# -------------------------------------------------------------------------------------------
+# -- running along an axis -------------------------------------------------------------------------
 
 for _name, _element in (("cumsum", 0.0), ("cumprod", 1.0), ("logcumsumexp", -INF)):
     op(
@@ -40,8 +39,7 @@ for _name, _element in (("cummax", -INF), ("cummin", INF)):
     )
 
 
-# -- by rank or place
-# ------------------------------------------------------------------------------------------------
+# -- by rank or place ------------------------------------------------------------------------------
 
 
 def _hold(axes: Axes, node: Node) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
-from irprune.ops.families.contraction import zeroed
+from irprune.ops.aten.contraction import zeroed
 from irprune.ops.registry import Arg, Sample, Unsupported, op
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
@@ -34,8 +34,7 @@ def _rows(axes: Axes, node: Node, place: int, hidden: Axis) -> None:
     axes.unify(axes.of(node.operand(place))[0], _gated(axes, node, hidden))
 
 
-# -- whole layers
-# --------------------------------------------------------------------------------------------------
+# -- whole layers ----------------------------------------------------------------------------------
 
 
 def _projected(node: Node) -> bool:
@@ -172,8 +171,7 @@ for _name in _GATES:
         ),
     )
 
-# -- cells
-# --------------------------------------------------------------------------------------------------
+# -- cells -----------------------------------------------------------------------------------------
 
 
 def _cell(axes: Axes, node: Node) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
-from irprune.ops.families.shape import position
+from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Sample, op
 
 _X = Arg((2, 6, 5))
@@ -131,8 +131,7 @@ op(
     samples=(Sample(((Arg((4,)), Arg((4, 6))),), free=2),),
 )
 
-# -- by broadcasting
-# -------------------------------------------------------------------------------------------------
+# -- by broadcasting -------------------------------------------------------------------------------
 
 
 def _broadcast_tensors(axes: Axes, node: Node) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
-from irprune.ops.families.pool import image, spatial
+from irprune.ops.aten.pool import image, spatial
 from irprune.ops.registry import Arg, Cut, Sample, op
 
 for _d, _ways in (
