@@ -28,6 +28,7 @@ from irprune.ir.group import Group, groups_of
 from irprune.ir.kept import Kept
 from irprune.latency.predict import Predictor, step_of
 from irprune.latency.table import Table
+from irprune.passes.result import PassResult
 
 __all__ = ["Choose"]
 
@@ -120,7 +121,7 @@ class Choose:
         if self.budget is not None:
             checked(self.budget)
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         if graph.axes is None:
             raise IrpruneError("nothing is analysed", "choose", "run infer-axes first")
         before, skipped = graph.kept, graph.skipped
@@ -141,7 +142,7 @@ class Choose:
             )
         graph.kept = setting.kept(counts)
         graph.skipped = setting.skipped(counts)
-        return not graph.kept.same_as(before) or graph.skipped != skipped
+        return PassResult(not graph.kept.same_as(before) or graph.skipped != skipped)
 
 
 class _Setting:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
+from irprune.passes.result import PassResult
 
 __all__ = ["FoldBatchNorm"]
 
@@ -36,10 +37,10 @@ class FoldBatchNorm:
     """Multiply batch norms in eval mode into the convolution or linear layer whose result they
     alone read."""
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         dead = [norm for norm in graph.nodes if norm.op == "batch_norm" and _fold(graph, norm)]
         graph.remove_all(dead)
-        return bool(dead)
+        return PassResult(bool(dead))
 
 
 def _fold(graph: Graph, norm: Node) -> bool:

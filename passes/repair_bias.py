@@ -10,11 +10,13 @@ As in An et al., "Fluctuation-based Adaptive Structured Pruning for Large Langua
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from irprune.ir.graph import Graph
 from irprune.passes.repair_least_squares import offset_of
+from irprune.passes.repairs import repair
+from irprune.passes.result import PassResult
 
 if TYPE_CHECKING:
     from irprune.analysis.layers import Layer
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["RepairAffine", "RepairBias"]
 
 
+@repair("bias")
 @dataclass(frozen=True)
 class RepairBias:
     """Move biases of a cut graph so that every layer's mean result is the original's on
@@ -35,12 +38,12 @@ class RepairBias:
     original: Graph
     calibration: Calibration
     memory: int = 1 << 30
-    notes: list[str] = field(default_factory=list, compare=False)
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         return refit(self, graph, scale=False)
 
 
+@repair("affine")
 @dataclass(frozen=True)
 class RepairAffine:
     """Scale and move the results of every layer, channel by channel, so that mean and deviation are
@@ -54,18 +57,17 @@ class RepairAffine:
     calibration: Calibration
     largest: float = 8.0
     memory: int = 1 << 30
-    notes: list[str] = field(default_factory=list, compare=False)
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         return refit(self, graph, scale=True)
 
 
-def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool:
+def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> PassResult:
     """Walk the layers in order and match the moments of their results."""
     from irprune.analysis.layers import layer_of
     from irprune.run.statistics import Pair, load_as, store
 
-    options.notes.clear()
+    notes: list[str] = []
     changed = False
     with Pair(options.original, graph, options.calibration, memory=options.memory) as walk:
         for node in list(graph.nodes):
@@ -77,7 +79,7 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool
                 or (scale and layer.shared())
             ):
                 if layer is not None:
-                    options.notes.append(
+                    notes.append(
                         f"{layer.weight.name}: no bias of its own to move, left as it was sliced"
                     )
                 continue
@@ -102,7 +104,7 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool
                     held = held * factor.reshape(held.shape)
             store(bias, held + offset.reshape(held.shape))
             changed = True
-    return changed
+    return PassResult(changed, tuple(notes))
 
 
 def _moments(layer: Layer, walk: Any) -> tuple[Moments, Moments]:

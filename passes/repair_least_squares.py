@@ -14,10 +14,12 @@ weight is used more than once are left as they are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.passes.repairs import repair
+from irprune.passes.result import PassResult
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["RepairLeastSquares"]
 
 
+@repair("least_squares")
 @dataclass(frozen=True)
 class RepairLeastSquares:
     """Refit the layers of a cut graph to the ``original`` on ``calibration``.
@@ -46,14 +49,13 @@ class RepairLeastSquares:
     rows: int = 32768
     widest: int = 6144
     memory: int = 1 << 30
-    notes: list[str] = field(default_factory=list, compare=False)
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         from irprune.analysis.layers import layer_of
         from irprune.run.statistics import Pair
 
         changed = False
-        self.notes.clear()
+        notes: list[str] = []
         with Pair(self.original, graph, self.calibration, memory=self.memory) as walk:
             for node in list(graph.nodes):
                 layer = layer_of(node)
@@ -61,10 +63,10 @@ class RepairLeastSquares:
                     continue
                 why = self._refused(layer, walk)
                 if why:
-                    self.notes.append(f"{layer.weight.name}: {why}")
+                    notes.append(f"{layer.weight.name}: {why}")
                     continue
                 changed = self._refit(layer, walk) or changed
-        return changed
+        return PassResult(changed, tuple(notes))
 
     def _refused(self, layer: Layer, walk: Any) -> str:
         if layer.shared():

@@ -18,6 +18,7 @@ from irprune.criteria.normalise import normalised
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
+from irprune.passes.result import PassResult
 
 __all__ = ["Score"]
 
@@ -50,7 +51,7 @@ class Score:
                 "give calibration=, or another normaliser",
             )
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         if graph.axes is None:
             raise IrpruneError("nothing is analysed", "score", "run infer-axes first")
         before = graph.scores
@@ -72,9 +73,10 @@ class Score:
             graph.scores = {
                 leaf: normalised(scores, self.normalise) for leaf, scores in made.items()
             }
-        return list(before) != list(graph.scores) or not all(
+        same = list(before) == list(graph.scores) and all(
             np.array_equal(before[x], s) for x, s in graph.scores.items()
         )
+        return PassResult(not same)
 
     def _criterion(self) -> Importance:
         """The criterion with its options; data that it does not read are no mistake, since a repair

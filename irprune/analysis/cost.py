@@ -12,6 +12,7 @@ from math import prod
 from typing import Any, Protocol
 
 from irprune.ir.axis import Axis, factors, find, leaves, parts
+from irprune.ir.dtype import item_bytes
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.kept import Kept
 from irprune.ir.size import Size, Sym
@@ -23,39 +24,14 @@ __all__ = [
     "Costs",
     "Polynomial",
     "cost",
-    "item_bytes",
     "repeated",
     "size_under",
 ]
 
 MEASURES = ("macs", "params", "bytes", "activation")
-_ITEM = {
-    "f64": 8,
-    "f32": 4,
-    "f16": 2,
-    "bf16": 2,
-    "f8e4m3fn": 1,
-    "f8e5m2": 1,
-    "i64": 8,
-    "i32": 4,
-    "i16": 2,
-    "i8": 1,
-    "u8": 1,
-    "u16": 2,
-    "u32": 4,
-    "u64": 8,
-    "bool": 1,
-    "c64": 8,
-    "c128": 16,
-}
 _VIEWS = ("shape", "cut")  # families whose results are views of their first operand
 
 Counts = Mapping[Axis, int]
-
-
-def item_bytes(dtype: str) -> int:
-    """Bytes of one element of ``dtype``; 4 where the type is not known."""
-    return _ITEM.get(dtype, 4)
 
 
 @dataclass(frozen=True, slots=True)

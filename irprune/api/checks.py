@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
+from irprune.passes.repairs import repairs
 
-__all__ = ["REPAIRS", "check_options", "check_repairs", "check_replay", "check_weights", "ranked"]
-
-REPAIRS = ("least_squares", "batch_norm", "bias", "affine", "fold")  # see irprune.api.repair
+__all__ = ["check_options", "check_repairs", "check_replay", "check_weights", "ranked"]
 
 
 def _texts(x: Any) -> bool:
@@ -74,9 +74,9 @@ def check_options(options: Any) -> None:
 def check_repairs(names: Iterable[str]) -> None:
     """Raises IrpruneError for a repair that there is none of."""
     for name in names:
-        if name not in REPAIRS:
+        if name not in repairs():
             raise IrpruneError(
-                f"no repair is called {name!r}", "repair", "one of " + ", ".join(REPAIRS)
+                f"no repair is called {name!r}", "repair", "one of " + ", ".join(repairs())
             )
 
 
@@ -99,11 +99,7 @@ def check_weights(graph: Graph, skip: Iterable[str] = ()) -> None:
     ``skip`` names those checked elsewhere."""
     passed = set(skip)
     for weight in graph.weights.values():
-        if (
-            weight.name in passed
-            or weight.kind != "parameter"
-            or weight.dtype not in ("f64", "f32", "f16", "bf16")
-        ):
+        if weight.name in passed or weight.kind != "parameter" or not is_real(weight.dtype):
             continue
         if _has_nan(weight.load()):
             raise IrpruneError(

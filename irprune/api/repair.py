@@ -9,25 +9,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
-from irprune.api.checks import REPAIRS as METHODS
 from irprune.api.checks import check_repairs
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
-from irprune.passes.repair_batch_norm import RepairBatchNorm
-from irprune.passes.repair_bias import RepairAffine, RepairBias
-from irprune.passes.repair_fold import RepairFold
-from irprune.passes.repair_least_squares import RepairLeastSquares
+from irprune.passes.repairs import repairs
 from irprune.run.calibration import Calibration, noise
 from irprune.run.interpret import evaluate
 from irprune.run.statistics import kept_part
 
-__all__ = ["METHODS", "Repaired", "output_error", "repair"]
+__all__ = ["Repaired", "output_error", "repair"]
 
 
 @dataclass
@@ -62,17 +59,14 @@ def repair(
 
     ``calibration`` is anything that ``Calibration`` reads; None means noise: normal, or uniform in
     ``noise_range``, with a warning where more than half of a group was dropped. ``method`` names
-    one of ``METHODS`` or several, run in their order; ``options`` go to the passes that have them
-    (``ridge``, ``rows``, ``memory``, ``alike``). Raises IrpruneError for unknown names and unusable
-    data."""
+    one repair of ``irprune.passes.repairs`` or several, run in their order; ``options`` go to the
+    passes that have them (``ridge``, ``rows``, ``memory``, ``alike``). Raises IrpruneError for
+    unknown names and unusable data."""
     names = (method,) if isinstance(method, str) else tuple(method)
-    passes = _passes()
     check_repairs(names)
-    known = {f for name in names for f in passes[name].__dataclass_fields__} - {
-        "original",
-        "calibration",
-        "notes",
-    }
+    passes = repairs()
+    has = {name: [f.name for f in fields(passes[name])][2:] for name in names}  # type: ignore[arg-type]
+    known = {option for many in has.values() for option in many}
     for option in options:
         if option not in known:
             raise IrpruneError(
@@ -97,33 +91,20 @@ def repair(
     done = []
     for name in names:
         held = {w: w.load for w in cut.weights.values()}
-        chosen = passes[name]
-        made = chosen(
-            original, data, **{k: v for k, v in options.items() if k in chosen.__dataclass_fields__}
-        )
-        changed = made.run(cut)
-        notes += made.notes
-        now = output_error(original, cut, data) if changed else error
-        if not now <= error and changed:
+        own = {k: v for k, v in options.items() if k in has[name]}
+        result = passes[name](original, data, **own).run(cut)
+        notes += result.notes
+        now = output_error(original, cut, data) if result.changed else error
+        if not now <= error and result.changed:
             for w, load in held.items():
                 w.load = load
             notes.append(
                 f"{name}: taken back, the output error would have risen from {error:.3g} to {now:.3g}"
             )
-        elif changed:
+        elif result.changed:
             error = now
             done.append(name)
     return Repaired(tuple(done), before, error, data.count(), notes)
-
-
-def _passes() -> dict[str, Any]:
-    return dict(
-        zip(
-            METHODS,
-            (RepairLeastSquares, RepairBatchNorm, RepairBias, RepairAffine, RepairFold),
-            strict=True,
-        )
-    )
 
 
 def _noise(original: Graph, limits: tuple[float, float] | None, notes: list[str]) -> Calibration:
@@ -147,7 +128,7 @@ def output_error(original: Graph, cut: Graph, calibration: Calibration) -> float
     mean square, averaged over outputs."""
     difference: dict[int, float] = {}
     power: dict[int, float] = {}
-    half = torch.float32 if any(v.dtype in ("f16", "bf16") for v in original.values()) else None
+    half = torch.float32 if any(is_half(v.dtype) for v in original.values()) else None
     for batch in calibration:
         theirs = evaluate(original, batch.inputs, dtype=half)
         ours = evaluate(cut, batch.inputs, dtype=half)

@@ -20,6 +20,7 @@ from irprune.criteria.magnitude import Magnitude
 from irprune.criteria.places import Place, place_of
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
+from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, Member
 from irprune.ir.size import probe_of
@@ -179,7 +180,7 @@ def readings_of(
             _add(out[key], x[::stride].transpose(0, 1).double().cpu(), products, node.where)
         return run(*operands)
 
-    half = torch.float32 if any(v.dtype in ("f16", "bf16") for v in graph.values()) else None
+    half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
     for batch in calibration:
         evaluate(graph, batch.inputs, wanted=[n.out for n in wanted], dtype=half, hook=hook)
     for reading in out.values():

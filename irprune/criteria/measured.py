@@ -28,6 +28,7 @@ from irprune.criteria.consumers import (
 )
 from irprune.criteria.reconstruction import Surgeon
 from irprune.ir.axis import Axis
+from irprune.ir.dtype import is_half, is_real
 from irprune.ir.graph import Graph, Node
 from irprune.ir.group import Group
 from irprune.ir.kept import Kept
@@ -165,12 +166,8 @@ class _Probe:
         import torch
 
         self.graph = graph
-        self.half = (
-            torch.float32 if any(v.dtype in ("f16", "bf16") for v in graph.values()) else None
-        )
-        floating = [
-            i for i, v in enumerate(graph.outputs) if v.dtype in ("f16", "bf16", "f32", "f64")
-        ]
+        self.half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
+        floating = [i for i, v in enumerate(graph.outputs) if is_real(v.dtype)]
         self.judged = floating or list(range(len(graph.outputs)))
         self.batches = list(data.spread(SAMPLES))
         self.said = [self._outputs(b) for b in self.batches]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from irprune.criteria.quantised import is_integer, is_step
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
+from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.group import Group, Member, Slot
 from irprune.ir.size import probe_of
@@ -104,7 +105,7 @@ def places(
                 m for m in group.members if stored[m.weight.name] or counted[m.weight.name]
             ]
             continue
-        real = [m for m in group.members if m.weight.dtype in ("f16", "bf16", "f32", "f64")]
+        real = [m for m in group.members if is_real(m.weight.dtype)]
         chosen = (
             [m for m in real if counted[m.weight.name]]
             or [m for m in real if m.weight.kind == "parameter"]

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from irprune.analysis.cost import Counts, Polynomial, item_bytes, number, size_under
+from irprune.analysis.cost import Counts, Polynomial, number, size_under
 from irprune.ir.axis import Axis, leaves
+from irprune.ir.dtype import item_bytes
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.registry import Op, lookup
 

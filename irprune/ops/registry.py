@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +16,7 @@ from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
 from irprune.ir.size import Size, same
 from irprune.ops.rule.signature import Signature, Unsupported
+from irprune.ops.traits import Convolution, Kind, NnLayer, Quantised, Role
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,8 +30,14 @@ __all__ = [
     "Sample",
     "Unsupported",
     "aten_target",
+    "convolution_of",
+    "is_sum",
     "lookup",
     "op",
+    "operand_as",
+    "quantised_in",
+    "readers_of",
+    "role_of",
     "same_type",
     "spelling",
 ]
@@ -111,8 +117,23 @@ class Op:
               drop it
     strides   ATen overloads that depend on how their operand lies in memory -> the one that does
               not, "" where there is none
-    opaque    results hold run-time data in their *shape* or indices (topk, nonzero): documented
-    freeze"""
+    family    heading that the printed table lists the entry under; nothing follows from it
+    operands  the role of each operand, by position, or a function of the node (``role_of``)
+    adds      whether a use of it is the plain sum of its two operands
+    is_view   results are views of the first operand: they take no memory of their own
+    free      takes no time worth counting: views, casts and what is made from sizes alone
+    joins     a runtime makes it part of the convolution before it
+    rearranges  every element of the results is one of the operands', moved, repeated or cast, so
+              that what elements are carries over
+    learned   whether a stored operand may be learned; False for comparisons, selections and bounds
+    unread    stands for a use of an operator that no rule covers
+    rounds    results are rounded to the steps of a quantised type
+    dequantises  results are the numbers that the integers of the first operand stand for
+    convolution  the node as a convolution, None where it is none
+    quantised_as  operands that hold integers which stand for numbers
+    indexes   operands that hold positions, each with the size of what it points into
+    kinds     what axes of the node are in the field's words
+    nn_layer  the ``torch.nn`` layer that it is a call of"""
 
     name: str
     rule: Rule
@@ -131,6 +152,21 @@ class Op:
     samples: tuple[Sample, ...] = ()
     signature: Signature | None = None
     family: str = ""
+    operands: tuple[Role, ...] | Callable[[Node], tuple[Role, ...]] = ()
+    adds: Callable[[Node], bool] | None = None
+    is_view: bool = False
+    free: bool = False
+    joins: bool = False
+    rearranges: bool = False
+    learned: bool = True
+    unread: bool = False
+    rounds: bool = False
+    dequantises: bool = False
+    convolution: Callable[[Node], Convolution | None] | None = None
+    quantised_as: Callable[[Node], Mapping[int, Quantised]] | None = None
+    indexes: Callable[[Node], Iterable[tuple[int, Size]]] | None = None
+    kinds: Callable[[Node], Iterable[Kind]] | None = None
+    nn_layer: NnLayer | None = None
     doc: str = ""
 
 
@@ -148,6 +184,7 @@ def op(
     fixed: str = "",
     sizes: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
+    family: str = "other",
     doc: str = "",
     **rest: Any,
 ) -> Op:
@@ -155,8 +192,8 @@ def op(
 
     ``rule`` as a string is a signature; ``fixed`` lists its letters that may not change size,
     ``sizes`` binds letters to integer attributes and ``roles`` marks letters (``{"g": "group"}``).
+    ``family`` is the heading of the printed table; files bind it once with ``functools.partial``.
     """
-    family = sys._getframe(1).f_globals["__name__"].rsplit(".", 1)[-1]
     signature = None
     if isinstance(rule, str):
         signature = Signature(
@@ -251,6 +288,54 @@ def aten_target(node: Node) -> str:
     if entry is None or entry.run is not None:
         return ""
     return entry.call(node) if entry.call is not None else next(iter(entry.aten), "")
+
+
+def role_of(node: Node, i: int) -> Role:
+    """What operand ``i`` is to the operator of ``node``; "" where the table does not say."""
+    entry = lookup(node)
+    if entry is None:
+        return ""
+    roles = entry.operands(node) if callable(entry.operands) else entry.operands
+    return roles[i] if i < len(roles) else ""
+
+
+def operand_as(node: Node, role: Role) -> Value | None:
+    """The first operand of ``node`` in ``role``, None where it has none."""
+    return next(
+        (v for i, v in enumerate(node.inputs) if v is not None and role_of(node, i) == role), None
+    )
+
+
+def readers_of(value: Value) -> Iterator[tuple[Node, int]]:
+    """The nodes that read ``value``, each with the operand that it is there."""
+    for node in value.users:
+        for i, v in enumerate(node.inputs):
+            if v is value:
+                yield node, i
+
+
+def is_sum(node: Node) -> bool:
+    """Whether ``node`` is the plain sum of its two operands."""
+    entry = lookup(node)
+    return (
+        entry is not None
+        and entry.adds is not None
+        and len(node.inputs) == 2
+        and None not in node.inputs
+        and entry.adds(node)
+    )
+
+
+def convolution_of(node: Node) -> Convolution | None:
+    """``node`` as a convolution; None where it is none."""
+    entry = lookup(node)
+    return None if entry is None or entry.convolution is None else entry.convolution(node)
+
+
+def quantised_in(node: Node) -> Mapping[int, Quantised]:
+    """The operands of ``node`` that hold integers which stand for numbers."""
+    entry = lookup(node)
+    return {} if entry is None or entry.quantised_as is None else entry.quantised_as(node)
 
 
 def result(node: Node, i: int = 0) -> Value:

@@ -9,8 +9,20 @@ from typing import Any
 from numpy.typing import NDArray
 
 from irprune.errors import IrpruneError, gist
+from irprune.ir.dtype import ELEMENT_TYPES
 
-__all__ = ["providers_for", "run_session", "session"]
+__all__ = ["providers_for", "run_session", "run_type", "session"]
+
+_TYPES = {
+    f"tensor({ {'f32': 'float', 'f64': 'double', 'str': 'string'}.get(t.name, t.array) })": t.name
+    for t in ELEMENT_TYPES.values()
+}
+
+
+def run_type(text: str) -> str:
+    """The short name of an element type as a session writes it (``tensor(float)``); ``text``
+    itself for what is no tensor."""
+    return _TYPES.get(text, text)
 
 
 def providers_for(device: str) -> list[str]:

@@ -15,6 +15,7 @@ from irprune.base.tolerance import FLOAT32
 from irprune.emit.onnx.emitter import Emitter
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
+from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.kept import Kept
 from irprune.ops.registry import lookup
@@ -56,7 +57,7 @@ def _compared(graph: Graph, cut: Graph, seed: int) -> Proof:
     silenced, apart = silenced_model(graph, graph.kept, inputs)
     emitter = Emitter(cut)
     model, data = emitter.emit(), emitter.data
-    if halves := any(v.dtype in ("f16", "bf16") for v in graph.values()):
+    if halves := any(is_half(v.dtype) for v in graph.values()):
         loads = _loads(model, data, silenced, apart)
         apart, data, inputs = widen(silenced, apart), widen(model, data), widened_inputs(inputs)
     try:
@@ -108,7 +109,7 @@ def _changed_by_optimiser(graph: Graph, inputs: Mapping[str, Array]) -> float:
     """By how much onnxruntime's optimiser changes the outputs of the model that came in; halves are
     computed in float32."""
     model, data = silenced_model(graph, Kept({}), inputs)
-    if any(v.dtype in ("f16", "bf16") for v in graph.values()):
+    if any(is_half(v.dtype) for v in graph.values()):
         data = widen(model, data)
     return difference(
         run_model(model, inputs, data=data), run_model(model, inputs, optimise=False, data=data)

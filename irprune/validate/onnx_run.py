@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from irprune.emit.onnx.file import write_model
 from irprune.errors import IrpruneError, first_line
 from irprune.frontend.onnx.file import Loader
-from irprune.frontend.onnx.proto import numpy_dtype
+from irprune.ir.dtype import is_integer, numpy_dtype
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Size, Sym, probe_of
 
@@ -91,7 +91,7 @@ def random_inputs(
         shape = tuple(_size(s, sizes or {}, default) for s in v.shape)
         if v.dtype == "bool":
             out[v.name] = random.integers(0, 2, shape).astype(bool)
-        elif v.dtype[0] in "iu":
+        elif is_integer(v.dtype):
             limit = below.get(v)
             high = 2 if limit is None else max(1, _size(limit, sizes or {}, default))
             out[v.name] = random.integers(0, high, shape).astype(numpy_dtype(v.dtype))

@@ -14,8 +14,9 @@ from onnx import helper, numpy_helper
 
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.order import target_of
-from irprune.frontend.onnx.proto import attributes, numpy_dtype
+from irprune.frontend.onnx.proto import attributes
 from irprune.frontend.onnx.source import OnnxSource
+from irprune.ir.dtype import numpy_dtype
 from irprune.ir.size import Size, Sym, same
 
 __all__ = ["NodeEdit", "SizeNodes", "tensor_of"]

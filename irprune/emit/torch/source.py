@@ -21,7 +21,7 @@ from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym
 from irprune.ir.symbols import names_in
 from irprune.ops.call import bind, overload, substitute
-from irprune.ops.dtypes import TO_TORCH
+from irprune.ops.dtypes import TO_TORCH, torch_attribute
 from irprune.ops.onnx import functions
 from irprune.ops.registry import lookup
 
@@ -406,7 +406,7 @@ class _Writer:
             if k == "device"
             else self._body(node, k, v)
             if isinstance(v, Body)
-            else show(v)
+            else show(torch_attribute(k, v))
             for k, v in node.attrs.items()
             if k != "own"
         }

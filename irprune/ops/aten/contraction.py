@@ -7,14 +7,18 @@ cannot disagree."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Weight
 from irprune.ops.aten.elementwise import broadcast
-from irprune.ops.registry import Arg, Op, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Op, Sample, Unsupported
+from irprune.ops.registry import op as declare
 
 __all__ = ["Letters", "concrete", "contraction", "quick_product", "zeroed"]
+
+op = partial(declare, family="contraction")
 
 Letters = tuple[list[str], ...]
 """For each operand, then for the result, a letter per dimension; none for an absent operand."""
@@ -239,6 +243,7 @@ contraction(
         Sample((Arg((5, 6)), Arg((6,))), free=2),
         Sample((Arg((5, 1)), Arg((4, 1)), Arg((4,))), free=2),
     ),
+    operands=("data", "weight", "bias"),
 )
 contraction(
     "outer",
@@ -328,6 +333,7 @@ contraction(
         Sample((Arg((5,)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3),
         Sample((Arg((4, 1)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3),
     ),
+    operands=("bias",),
 )
 contraction(
     "baddbmm",
@@ -337,24 +343,28 @@ contraction(
         Sample((Arg((3, 4, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4),
         Sample((Arg((1, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), free=4),
     ),
+    operands=("bias",),
 )
 contraction(
     "addbmm",
     _added((["b", "m", "k"], ["b", "k", "n"], ["m", "n"])),
     aten=("addbmm.default",),
     samples=(Sample((Arg((5,)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4),),
+    operands=("bias",),
 )
 contraction(
     "addmv",
     _added((["m", "k"], ["k"], ["m"])),
     aten=("addmv.default",),
     samples=(Sample((Arg((4,)), Arg((4, 6)), Arg((6,))), _SCALED, free=2),),
+    operands=("bias",),
 )
 contraction(
     "addr",
     _added((["m"], ["n"], ["m", "n"])),
     aten=("addr.default",),
     samples=(Sample((Arg((5,)), Arg((4,)), Arg((5,))), _SCALED, free=2),),
+    operands=("bias",),
 )
 
 # -- products of many ------------------------------------------------------------------------------
@@ -452,6 +462,7 @@ contraction(
         Sample((Arg((2, 3, 4)), Arg((2, 3, 6)), Arg((5, 4, 6)), Arg((5,))), free=5),
         Sample((Arg((3, 4)), Arg((3, 6)), Arg((5, 4, 6)), None), free=4),
     ),
+    operands=("data", "data", "weight", "bias"),
 )
 contraction(
     "trace",

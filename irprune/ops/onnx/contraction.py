@@ -72,6 +72,7 @@ contraction(
             free=3,
         ),
     ),
+    operands=("data", "weight", "bias"),
 )
 spell(("gemm", "linear"), "Gemm", read=_read_gemm)
 
@@ -98,7 +99,7 @@ def _read_gemm_fused(node: OnnxNode) -> Step:
     )
 
 
-contraction("gemm_fused", _gemm, run=runs("gemm_fused"))
+contraction("gemm_fused", _gemm, run=runs("gemm_fused"), operands=("data", "weight", "bias"))
 spell("gemm_fused", "com.microsoft::FusedGemm", read=_read_gemm_fused)
 
 

@@ -11,6 +11,7 @@ from irprune.ir.size import Size
 from irprune.ops.onnx.importer import Edit, Misfit, OnnxNode, Step, Unread, spell, variant
 from irprune.ops.onnx.types import like, padded, window
 from irprune.ops.registry import TABLE
+from irprune.ops.traits import Convolution, kernel_of, many
 
 __all__ = ["conv_places"]
 
@@ -80,12 +81,31 @@ def _flat(begins: Sequence[int], ends: Sequence[int]) -> list[int]:
     return [p for b, e in zip(reversed(begins), reversed(ends), strict=True) for p in (b, e)]
 
 
+def _geometry(node: Node) -> Convolution:
+    """The node as a convolution: its padding lies as torch's ``pad`` takes it."""
+    a, flat = node.attrs, node.attrs["padding"]
+    n = len(kernel_of(node.operand(1)))
+    pairs = [(int(b), int(e)) for b, e in zip(flat[::2], flat[1::2], strict=True)]
+    return Convolution(
+        0,
+        1,
+        2,
+        many(a["stride"], n),
+        tuple(reversed(pairs)),
+        many(a["dilation"], n),
+        many(a.get("output_padding", 0), n),
+        int(a["groups"]),
+        TABLE[node.op] is TABLE["conv_transpose_padded"],
+        not a.get("activation") and not node.has(3),
+    )
+
+
 def _write_groups(edit: Edit, node: Node) -> None:
     if node.attrs["groups"] != edit.attrs.get("group", 1):
         edit.attr("group", node.attrs["groups"])
 
 
-variant("conv", "conv_padded", "conv_padded")
+variant("conv", "conv_padded", "conv_padded", convolution=_geometry)
 spell(("conv", "conv_padded"), "Conv", read=_conv, write=_write_groups)
 
 
@@ -139,7 +159,7 @@ def _conv_transpose(node: OnnxNode) -> Step:
     return Step("conv_transpose_padded", None, {**attrs, "padding": _flat(begins, ends)}, kind)
 
 
-variant("conv_transpose", "conv_transpose_padded", "conv_transpose_padded")
+variant("conv_transpose", "conv_transpose_padded", "conv_transpose_padded", convolution=_geometry)
 spell(
     ("conv_transpose", "conv_transpose_padded"),
     "ConvTranspose",
@@ -168,7 +188,7 @@ def _summed(axes: Axes, node: Node) -> None:
                 axes.unify(a, b)
 
 
-variant("conv", "conv_fused", "conv_fused", rule=_summed)
+variant("conv", "conv_fused", "conv_fused", rule=_summed, convolution=_geometry)
 spell("conv_fused", "com.microsoft::FusedConv", read=_fused, write=_write_groups)
 
 

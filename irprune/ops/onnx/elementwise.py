@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from irprune.ir.dtype import computed_type, is_integer
 from irprune.ir.graph import TensorType
 from irprune.ops.aten.elementwise import broadcast as broadcast_rule
-from irprune.ops.onnx.dtypes import NUMBERED
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import broadcast, like
-from irprune.ops.registry import op
+from irprune.ops.registry import op as declare
 
 __all__ = ["elementwise", "plain"]
+
+op = partial(declare, family="elementwise")
 
 
 def plain(name: str, dtype: str | None = None, **attrs: Any) -> Any:
@@ -29,10 +32,10 @@ def plain(name: str, dtype: str | None = None, **attrs: Any) -> Any:
     return read
 
 
-def elementwise(name: str, function: str = "") -> None:
+def elementwise(name: str, function: str = "", **traits: Any) -> None:
     """An entry over any number of operands that broadcast, run by
     ``irprune.ops.onnx.functions``."""
-    op(name, broadcast_rule, run=runs(function or name))
+    op(name, broadcast_rule, run=runs(function or name), **traits)
 
 
 for _onnx, _name in {
@@ -112,7 +115,7 @@ def _div(node: OnnxNode) -> Step:
         kind = [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))]
     return (
         Step("div_mode", None, {"rounding_mode": "trunc"}, kind)
-        if kind[0].dtype[0] in "iu"
+        if is_integer(kind[0].dtype)
         else Step("div", None, {}, kind)
     )
 
@@ -137,7 +140,7 @@ def _pow(node: OnnxNode) -> Step:
     )
 
 
-elementwise("pow_tensor")
+elementwise("pow_tensor", learned=False)
 spell("pow_tensor", "Pow", read=_pow)
 
 
@@ -150,8 +153,13 @@ def _shift(node: OnnxNode) -> Step:
 
 spell(("bitwise_left_shift", "bitwise_right_shift"), "BitShift", read=_shift)
 
+_TRAITS: dict[str, dict[str, Any]] = {
+    "sum_of": {"operands": lambda node: ("summand",) * len(node.inputs), "adds": lambda node: True},
+    "max_of": {"learned": False},
+    "min_of": {"learned": False},
+}
 for _onnx, _name in {"Sum": "sum_of", "Mean": "mean_of", "Max": "max_of", "Min": "min_of"}.items():
-    elementwise(_name)
+    elementwise(_name, **_TRAITS.get(_name, {}))
     spell(_name, _onnx, read=plain(_name))
 
 
@@ -216,7 +224,7 @@ def _added_gelu(approximate: str) -> Any:
     return read
 
 
-elementwise("bias_gelu")
+elementwise("bias_gelu", operands=("data", "bias"))
 spell("bias_gelu", "com.microsoft::BiasGelu", read=_added_gelu("none"))
 spell("bias_gelu", "com.microsoft::FastGelu", read=_added_gelu("tanh"))
 
@@ -256,18 +264,14 @@ def _clip(node: OnnxNode) -> Step:
     )
 
 
-elementwise("clip")
+elementwise("clip", learned=False)
 spell(("clamp", "clip", "identity"), "Clip", read=_clip)
 
 
 def _cast(node: OnnxNode) -> Step:
-    if (
-        node.attrs["to"] not in NUMBERED
-        or NUMBERED[node.attrs["to"]] == "str"
-        or node.type(0).dtype == "str"
-    ):
+    dtype = computed_type(node.attrs["to"])
+    if not dtype or node.type(0).dtype == "str":
         raise Unread("a cast to or from strings or an unusual type")
-    dtype = NUMBERED[node.attrs["to"]]
     return Step("cast", (0,), {"dtype": dtype}, [like(node, dtype=dtype)])
 
 

@@ -3,14 +3,18 @@ whole dimensions, losses, bits."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
+from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType
-from irprune.ops.onnx.dtypes import NUMBERED
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like, position
-from irprune.ops.registry import TABLE, Unsupported, op
+from irprune.ops.registry import TABLE, Unsupported
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="frozen")
 
 __all__: list[str] = []
 
@@ -49,7 +53,17 @@ _entry(
 _entry("determinant", _WHOLE, "Det")
 op("fourier", _frozen(_WHOLE), run=runs("fourier"))
 _entry("short_time_fourier", _WHOLE, "STFT", onesided=1)
-_entry("mel_weights", "made from sizes", "MelWeightMatrix", output_datatype=1)
+
+
+def _mel_weights(node: OnnxNode) -> Step:
+    dtype = computed_type(node.attrs.get("output_datatype", 1))
+    if not dtype:
+        raise Unread("a MelWeightMatrix of an unusual type")
+    return Step("mel_weights", None, {"dtype": dtype}, None)
+
+
+op("mel_weights", _frozen("made from sizes"), run=runs("mel_weights"))
+spell("mel_weights", "MelWeightMatrix", read=_mel_weights)
 
 
 def _fourier(node: OnnxNode) -> Step:
@@ -72,8 +86,8 @@ spell("fourier", "DFT", read=_fourier)
 
 
 def _bit_cast(node: OnnxNode) -> Step:
-    dtype = NUMBERED.get(node.attrs["to"], "")
-    if not dtype or dtype == "str":
+    dtype = computed_type(node.attrs["to"])
+    if not dtype:
         raise Unread("a BitCast to an unusual type")
     return Step("bit_cast", None, {"dtype": dtype}, [like(node, dtype=dtype)])
 

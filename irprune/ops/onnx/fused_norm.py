@@ -4,6 +4,7 @@ token."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
@@ -13,7 +14,11 @@ from irprune.ops.onnx.attention import shared
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import like
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Role
+
+op = partial(declare, family="fused_norm")
 
 __all__: list[str] = []
 
@@ -59,6 +64,11 @@ def _residual_silence(
     return y if len(node.outputs) == 1 else [y, total, total, total][: len(node.outputs)]
 
 
+def _residual_roles(node: Node) -> tuple[Role, ...]:
+    after: tuple[Role, ...] = ("bias",) if node.attrs["rms"] else ("bias", "bias")
+    return ("summand", "summand", "scale", *after)
+
+
 def _read_residual(rms: bool) -> Any:
     def read(node: OnnxNode) -> Step:
         if any(node.outputs[1:3]):
@@ -88,6 +98,7 @@ op(
             free=3,
         ),
     ),
+    operands=_residual_roles,
 )
 spell(
     "residual_norm",
@@ -169,6 +180,7 @@ op(
             free=2,
         ),
     ),
+    operands=("index", "index", "table", "table", "table", "scale", "bias"),
 )
 spell(
     "embedding_norm", "com.microsoft::EmbedLayerNormalization", read=_read_embedded, write=nothing

@@ -238,9 +238,10 @@ def runs(name: str, results: int = 1) -> Callable[..., Any]:
     functions of their own inputs in place of bodies."""
 
     def run(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
+        from irprune.ops.dtypes import torch_attribute
         from irprune.ops.onnx import functions
 
-        attrs = {k: v for k, v in node.attrs.items() if k != "own"}
+        attrs = {k: torch_attribute(k, v) for k, v in node.attrs.items() if k != "own"}
         return getattr(functions, name)(*operands[: node.attrs.get("own")], **attrs)
 
     run.function, run.results = name, results  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ in one byte."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
@@ -14,7 +15,10 @@ from irprune.ir.graph import Node, Value
 from irprune.ops.aten.contraction import zeroed
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like
-from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="nbits")
 
 __all__: list[str] = []
 
@@ -121,5 +125,6 @@ op(
             free=3,
         ),
     ),
+    operands=("data", "weight", "", "", "", "bias"),
 )
 spell("matmul_nbits", "com.microsoft::MatMulNBits", read=_read, write=_write)

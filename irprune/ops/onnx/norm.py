@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
@@ -9,9 +10,12 @@ from irprune.ir.graph import Node, TensorType
 from irprune.ops.aten.norm import masked_mean
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell, variant
 from irprune.ops.onnx.types import agree, like, position
-from irprune.ops.registry import Arg, Cut, Sample, op
+from irprune.ops.registry import TABLE, Arg, Cut, Sample
+from irprune.ops.registry import op as declare
 
 __all__ = ["nothing"]
+
+op = partial(declare, family="norm")
 
 
 def nothing(edit: Edit, *nodes: Node) -> None:
@@ -134,6 +138,8 @@ op(
             free=4,
         ),
     ),
+    operands=("data", "scale", "bias"),
+    kinds=TABLE["group_norm"].kinds,
 )
 spell(
     ("group_norm", "group_norm_by_group"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
@@ -10,7 +11,10 @@ from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, Sym, probe_of
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.types import like, padded, window
-from irprune.ops.registry import Unsupported, op
+from irprune.ops.registry import Unsupported
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="pool")
 
 __all__: list[str] = []
 

@@ -3,6 +3,7 @@ apart, computed, quantised again."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
@@ -12,7 +13,11 @@ from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.quant import _along, _quiet
 from irprune.ops.onnx.types import broadcast, like, position
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Quantised, Role
+
+op = partial(declare, family="qlinear")
 
 __all__: list[str] = []
 
@@ -59,12 +64,15 @@ op(
     samples=(
         Sample((_BYTES, Arg((6, 5), "u8", 0, 255), *[_SCALE, _ZERO] * 3), {"kind": "add"}, free=3),
     ),
+    quantised_as=lambda node: {0: Quantised(2, 3), 1: Quantised(4, 5)},
+    rounds=True,
 )
 op(
     "qlinear_unary",
     broadcast_rule,
     run=runs("qlinear_unary"),
     samples=(Sample((_BYTES, *[_SCALE, _ZERO] * 2), {"kind": "sigmoid", "alpha": 0.01}, free=3),),
+    rounds=True,
 )
 for _kind in ("Add", "Mul"):
     spell("qlinear_binary", f"com.microsoft::QLinear{_kind}", read=_binary(_kind.lower()))
@@ -119,6 +127,7 @@ op(
             (_BYTES, *[_SCALE, _ZERO] * 2), {"kind": "softmax", "dims": [1], "gone": []}, free=2
         ),
     ),
+    rounds=True,
 )
 spell("qlinear_along", "com.microsoft::QLinearSoftmax", read=_softmax, write=nothing)
 spell("qlinear_along", "com.microsoft::QLinearGlobalAveragePool", read=_pool, write=nothing)
@@ -147,7 +156,7 @@ def _concat(node: OnnxNode) -> Step:
     return Step("qlinear_concat", None, {"dim": d}, [like(node, 2, shape=shape)])
 
 
-op("qlinear_concat", _joined, run=runs("qlinear_concat"))
+op("qlinear_concat", _joined, run=runs("qlinear_concat"), rounds=True)
 spell("qlinear_concat", "com.microsoft::QLinearConcat", read=_concat)
 
 # -- products --------------------------------------------------------------------------------------
@@ -207,6 +216,9 @@ op(
     run=runs("qlinear_gemm"),
     silence=_gemm_silence,
     macs=_gemm_macs,
+    operands=("data", "", "", "weight", "", "", "bias"),
+    quantised_as=lambda node: {3: Quantised(4, 5, 0 if node.attrs["trans_b"] else 1)},
+    rounds=True,
 )
 spell("qlinear_gemm", "com.microsoft::QGemm", read=_read_gemm, write=nothing)
 
@@ -237,6 +249,16 @@ def _float_silence(torch: Any, node: Node, operands: list[Any], present: Any, ru
 
 def _float_macs(node: Node) -> tuple[Any, ...]:
     return ((*(node.operand(0).axes or ()), (node.operand(1).axes or ())[1]),)
+
+
+def _float_roles(node: Node) -> tuple[Role, ...]:
+    between: list[Role] = [""] * (node.attrs["columns"][-1] - 2)
+    return ("data", "weight", *between, "bias")
+
+
+def _float_integers(node: Node) -> dict[int, Quantised]:
+    scale = node.attrs["columns"][0]
+    return {1: Quantised(scale, node.attrs["zeros"][1], 1)}
 
 
 def _read_float(dynamic: bool) -> Any:
@@ -293,6 +315,9 @@ op(
             free=4,
         ),
     ),
+    operands=_float_roles,
+    quantised_as=_float_integers,
+    rounds=True,
 )
 spell("integer_matmul", "com.microsoft::DynamicQuantizeMatMul", read=_read_float(True))
 spell("integer_matmul", "com.microsoft::MatMulIntegerToFloat", read=_read_float(False))

@@ -3,16 +3,22 @@ another."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.aten.contraction import zeroed
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
-from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Kind, Quantised, Role
+
+op = partial(declare, family="recurrent")
 
 __all__: list[str] = []
 
+_ROLES: tuple[Role, ...] = ("data", "weight", "weight", "bias", "", "state", "state", "weight")
 _GATES = {"onnx_lstm": 4, "onnx_gru": 3, "onnx_rnn": 1}
 
 
@@ -79,6 +85,10 @@ def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any
 
 def _resize(node: Node, cut: Cut) -> None:
     node.attrs["hidden_size"] = cut.size((node.operand(2).axes or ())[2])
+
+
+def _kinds(node: Node) -> list[Kind]:
+    return [(a, "recurrent width") for a in (node.out.axes or ())[-1:]]
 
 
 def _macs(node: Node) -> tuple[Any, ...]:
@@ -155,6 +165,8 @@ for _name, _onnx in (("onnx_lstm", "LSTM"), ("onnx_gru", "GRU"), ("onnx_rnn", "R
                 free=3,
             ),
         ),
+        operands=_ROLES,
+        kinds=_kinds,
     )
     spell(_name, _onnx, read=_read(_name), write=_write)
 
@@ -259,5 +271,9 @@ op(
             free=2,
         ),
     ),
+    operands=_ROLES,
+    quantised_as=lambda node: {1: Quantised(8, 9, 2, True), 2: Quantised(10, 11, 2, True)},
+    rounds=True,
+    kinds=_kinds,
 )
 spell("dynamic_lstm", "com.microsoft::DynamicQuantizeLSTM", read=_read_quantised, write=_write)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from irprune.ir.graph import TensorType
 from irprune.ops.aten.reduce import filled, like_operand, reduction
 from irprune.ops.onnx.importer import OnnxNode, Step, runs, spell, variant
 from irprune.ops.onnx.types import like, position, reduced_type
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="reduce")
 
 __all__: list[str] = []
 

@@ -4,6 +4,7 @@ or shape arithmetic."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
@@ -22,9 +23,12 @@ from irprune.ops.onnx.importer import (
 )
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import agree, broadcast, like, position
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
 
 __all__ = ["resolved"]
+
+op = partial(declare, family="shape")
 
 
 def whole(value: Size) -> int:
