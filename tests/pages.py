@@ -4,7 +4,7 @@ A fenced block says by its language what becomes of it:
 
     python                  is executed; all blocks of a page share one namespace
     python title="net.py"   is saved under that name in the working folder, as the text tells
-    console                 lines behind ``$ `` are commands; what stands below each is in its output
+    console                 lines behind ``$ `` are commands; what stands below is their output
     text                    is in the output of the Python block before it
 
 Everything that is expected of an output is a line of it, in that order; spaces count as one and

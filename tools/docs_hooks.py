@@ -57,7 +57,7 @@ def _passes() -> str:
         for name, passes in registry.pipelines.items()
     ]
     for name, cls in sorted(registry.passes.items()):
-        options = [str(o.name) for o in options_of(cls)]
+        options = list(options_of(cls))
         said = ", ".join(f"`{o}`" for o in options) or "none"
         text = inspect.getdoc(inspect.getmodule(cls)) or ""
         lines += ["", f"## {name}", "", _rest(text), "", f"Options: {said}.", ""]

@@ -285,11 +285,7 @@ def write(
                     f"* {'holds' if ok else 'FAILS'}: {line}"
                     for line, ok in bars(found, nets, seeds, rows)
                 ),
-                *(
-                    ["![accuracy over multiply-accumulates](quality.png)"]
-                    if drawn
-                    else []
-                ),
+                *(["![accuracy over multiply-accumulates](quality.png)"] if drawn else []),
             ]
         )
         + "\n"

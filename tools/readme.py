@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from tables import RESULTS, cells, table_of
 
@@ -111,11 +110,11 @@ LINES: tuple[Callable[[], Line], ...] = (_zoo, _speed, _onnx, _backend, _latency
 
 def headline(prefix: str) -> str:
     """The headline table, its links beginning with ``prefix``."""
-    rows = [(what, result, f"[all]({prefix}{page}.md)") for what, result, page in (f() for f in LINES)]
+    rows = [
+        (what, result, f"[all]({prefix}{page}.md)") for what, result, page in (f() for f in LINES)
+    ]
     head = ("measured", "result", "")
-    return "\n".join(
-        f"| {' | '.join(row)} |" for row in (head, ("---",) * 3, *rows)
-    )
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * 3, *rows))
 
 
 def filled(text: str, prefix: str) -> str:
