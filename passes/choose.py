@@ -14,7 +14,7 @@ import numpy as np
 
 from irprune.analysis.blocks import blocks_of
 from irprune.analysis.cost import Timed
-from irprune.analysis.widths import Carriers, carriers_of, widths_of
+from irprune.analysis.widths import PREFER, Carriers, carriers_of, widths_of
 from irprune.choice.budget import checked, met
 from irprune.choice.counts import Limits, Rounder
 from irprune.choice.patterns import Names
@@ -108,6 +108,10 @@ class Choose:
                 )
         if self.scope not in SCOPES:
             raise IrpruneError(f"scope is {self.scope!r}", "choose", "one of " + ", ".join(SCOPES))
+        if self.prefer not in PREFER:
+            raise IrpruneError(
+                f"prefer is {self.prefer!r}", "choose", "one of " + ", ".join(PREFER)
+            )
         if self.scope == "knapsack" and self.budget is None:
             raise IrpruneError(
                 "scope is 'knapsack' without a budget",

@@ -66,7 +66,6 @@ class Mask:
         import torch
 
         from irprune.analysis.layers import layers
-        from irprune.run.statistics import load_as, store
 
         masks: dict[str, torch.Tensor] = {}
         notes: list[str] = []
@@ -81,7 +80,7 @@ class Mask:
             )
         scores: dict[str, torch.Tensor] = {}
         for name, layer in chosen.items():
-            score = layer.matrix(load_as(layer.weight)).abs()
+            score = layer.held().abs()
             if read:
                 score = score * read[key_of(layer)].square.sqrt()[..., None]
             scores[name] = score
@@ -98,7 +97,7 @@ class Mask:
             kept = layer.array(mask)
             masks[name] = kept.contiguous()
             if not bool(mask.all()):
-                store(layer.weight, load_as(layer.weight) * kept)
+                layer.stored.store(layer.stored.load() * kept)
                 changed = True
         return PassResult(changed, tuple(notes), {"masks": masks})
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from irprune.ir.graph import Graph, Value, Weight
+from irprune.ops.registry import is_fixed_norm, operand_as
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
 
@@ -40,15 +41,14 @@ class RepairBatchNorm:
 
         notes: list[str] = []
         changed = False
-        if not any(node.op == "batch_norm" for node in graph.nodes):
+        norms = [node for node in graph.nodes if is_fixed_norm(node)]
+        if not norms:
             notes.append(
                 "no batch norm to measure again: where they are folded into the layers, the repair is 'affine'"
             )
         with Pair(self.original, graph, self.calibration, memory=self.memory) as walk:
-            for node in list(graph.nodes):
-                if node.op != "batch_norm" or node.attrs.get("training"):
-                    continue
-                mean, variance = (_own(node.inputs[i]) if node.has(i) else None for i in (3, 4))
+            for node in norms:
+                mean, variance = _own(operand_as(node, "mean")), _own(operand_as(node, "variance"))
                 if mean is None or variance is None:
                     notes.append(
                         f"batch norm at {node.where}: its statistics are not its own, left as they were sliced"

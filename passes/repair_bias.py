@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from irprune.ir.graph import Graph
-from irprune.passes.repair_least_squares import offset_of
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
 
@@ -65,7 +64,7 @@ class RepairAffine:
 def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> PassResult:
     """Walk the layers in order and match the moments of their results."""
     from irprune.analysis.layers import layer_of
-    from irprune.run.statistics import Pair, load_as, store
+    from irprune.run.statistics import Pair
 
     notes: list[str] = []
     changed = False
@@ -91,18 +90,14 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> Pass
                 if isinstance(options, RepairAffine)
                 else None
             )
-            bias = layer.bias.weight
-            offset = layer.bias.sign * (
-                theirs.mean - (ours.mean if factor is None else ours.mean * factor)
-            )
-            held = load_as(bias)
-            if factor is not None:
-                store(
-                    layer.weight, layer.array(layer.matrix(load_as(layer.weight)) * factor[:, None])
-                )
-                if bias in node.inputs:  # the layer's own bias is part of what is scaled
-                    held = held * factor.reshape(held.shape)
-            store(bias, held + offset.reshape(held.shape))
+            if factor is None:
+                layer.bias.move(theirs.mean - ours.mean)
+            else:
+                layer.put(layer.held() * factor[:, None])
+                if layer.bias.node is node:  # the layer's own bias is part of what is scaled
+                    held = layer.bias.stored.load()
+                    layer.bias.stored.store(held * factor.reshape(held.shape))
+                layer.bias.move(theirs.mean - ours.mean * factor)
             changed = True
     return PassResult(changed, tuple(notes))
 
@@ -110,13 +105,13 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> Pass
 def _moments(layer: Layer, walk: Any) -> tuple[Moments, Moments]:
     """Those of each output [b, o] as the layer gives it now (with its own bias), and as the
     original gave it."""
-    from irprune.run.statistics import Moments, load_as
+    from irprune.run.statistics import Moments
 
-    weight = layer.matrix(load_as(layer.weight))
+    weight = layer.held()
     now, then = Moments(), Moments()
     for operands, target, _ in walk.to(layer.node):
-        y = layer.rows(operands[layer.at]).transpose(0, 1).double().cpu() @ weight
-        offset = offset_of(layer, operands)
+        y = layer.read(operands).transpose(0, 1).double().cpu() @ weight
+        offset = layer.offset(operands)
         now.add(y if offset is None else y + offset.double().cpu().reshape(y.shape[0], 1, -1))
-        then.add(layer.targets(target).transpose(0, 1))
+        then.add(layer.gave(target, operands).transpose(0, 1))
     return now, then

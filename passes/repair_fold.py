@@ -38,8 +38,8 @@ class RepairFold:
     def run(self, graph: Graph) -> PassResult:
         import torch
 
-        from irprune.analysis.layers import layers
-        from irprune.run.statistics import counterparts, load_as, store
+        from irprune.analysis.layers import layer_of, layers
+        from irprune.run.statistics import counterparts
 
         kept = self.original.kept
         if kept is None:
@@ -61,20 +61,13 @@ class RepairFold:
             for d in layer.inputs:
                 present &= torch.from_numpy(kept.present(layer.weight.axes or (), d))
             weight, offset = self._folded(reading, layer.matrix(present)[..., 0])
-            if weight is None:
+            own = layer_of(cut[layer.node.outputs[0].name])
+            if weight is None or own is None:
                 continue
-            store(
-                graph.weights[layer.weight.name],
-                take(layer.array(weight), kept_indices(layer.weight, kept)),
-            )
-            if layer.bias is not None and layer.bias.weight.name in graph.weights:
-                own = graph.weights[layer.bias.weight.name]
+            own.stored.store(take(layer.array(weight), kept_indices(layer.weight, kept)))
+            if layer.bias is not None and own.bias is not None:
                 full = offset.reshape(tuple(int(s) for s in layer.bias.weight.shape))  # type: ignore[arg-type]
-                store(
-                    own,
-                    load_as(own)
-                    + layer.bias.sign * take(full, kept_indices(layer.bias.weight, kept)),
-                )
+                own.bias.move(take(full, kept_indices(layer.bias.weight, kept)))
             changed = True
         return PassResult(changed)
 

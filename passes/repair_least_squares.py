@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ops.registry import does_nothing, is_sum, operand_as
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
 
@@ -78,22 +79,18 @@ class RepairLeastSquares:
         return ""
 
     def _refit(self, layer: Layer, walk: Any) -> bool:
-        from irprune.run.statistics import load_as, store
-
-        old = layer.matrix(load_as(layer.weight))
+        old = layer.held()
         gram = Gram(old, layer.bias is not None, self.rows)
         other, through = _beside(layer, walk) if self.residual else (None, None)
         for i, (operands, target, short) in enumerate(walk.to(layer.node, other)):
             if short is not None:
                 target = target + (short if through is None else through(short))
-            gram.add(
-                i, layer.rows(operands[layer.at]), layer.targets(target), offset_of(layer, operands)
-            )
+            given = layer.gave(target, operands)
+            gram.add(i, layer.read(operands), given, layer.offset(operands))
         weight, bias = gram.solve(self.ridge)
-        store(layer.weight, layer.array(weight))
+        layer.put(weight)
         if layer.bias is not None and bias is not None:
-            held = load_as(layer.bias.weight)
-            store(layer.bias.weight, held + layer.bias.sign * bias.reshape(held.shape))
+            layer.bias.move(bias)
         return True
 
 
@@ -118,12 +115,13 @@ def _beside(layer: Layer, walk: Any) -> tuple[Value | None, Any]:
         ):
             return None, None
         user = users[0]
-        if user.op in ("dropout", "identity") and user.inputs[0] is value:
+        first = user.inputs[0] is value
+        if first and does_nothing(user):
             value = user.out
-        elif user.op == "batch_norm" and user.inputs[0] is value and through is None:
+        elif first and through is None and operand_as(user, "variance") is not None:
             through = _undone(user)
             value = user.out
-        elif user.op == "add" and len(user.inputs) == 2 and user.attrs.get("alpha", 1) == 1:
+        elif is_sum(user):
             other = user.inputs[1] if user.inputs[0] is value else user.inputs[0]
             fits = (
                 other is not None
@@ -142,7 +140,7 @@ def _undone(node: Node) -> Any:
 
     from irprune.run.statistics import load_as
 
-    weight, variance = (node.inputs[i] if node.has(i) else None for i in (1, 4))
+    weight, variance = operand_as(node, "scale"), operand_as(node, "variance")
     scale = (
         1 / (load_as(variance) + node.attrs.get("eps", 1e-5)).sqrt()
         if isinstance(variance, Weight)
@@ -154,15 +152,6 @@ def _undone(node: Node) -> Any:
         scale.abs() > 1e-2 * scale.abs().max(), 1 / scale, torch.zeros(()).double()
     )
     return lambda short: short * inverse.to(short).reshape([-1] + [1] * (short.dim() - 2))
-
-
-def offset_of(layer: Layer, operands: list[Any]) -> Any:
-    """What the node itself adds to the product: its bias operand, as a vector over outputs, or
-    None."""
-    for i, v in enumerate(layer.node.inputs):
-        if i not in (layer.at, layer.by) and v is not None and operands[i] is not None:
-            return operands[i].reshape(-1)
-    return None
 
 
 class Gram:

@@ -9,13 +9,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from irprune import passes
+from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.passes.result import PassResult
 
 if TYPE_CHECKING:
     from irprune.run.calibration import Calibration
 
-__all__ = ["Repair", "repair", "repairs"]
+__all__ = ["Repair", "repair", "repair_of", "repairs"]
 
 
 class Repair(Protocol):
@@ -53,3 +54,11 @@ def repairs() -> dict[str, type[Repair]]:
             if info.name.startswith("repair_"):
                 importlib.import_module(f"{passes.__name__}.{info.name}")
     return dict(sorted(_REPAIRS.items()))
+
+
+def repair_of(name: str) -> type[Repair]:
+    """The repair called ``name``. Raises IrpruneError where there is none."""
+    known = repairs()
+    if name not in known:
+        raise IrpruneError(f"no repair is called {name!r}", "repair", "one of " + ", ".join(known))
+    return known[name]

@@ -14,7 +14,7 @@ import numpy as np
 from irprune.analysis.blocks import blocks_of
 from irprune.criteria import Importance, criteria, named
 from irprune.criteria.measured import measured
-from irprune.criteria.normalise import normalised
+from irprune.criteria.normalise import NORMALISERS, normalised
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
@@ -44,6 +44,12 @@ class Score:
 
     def __post_init__(self) -> None:
         self._criterion()  # its own checks
+        if self.normalise not in (*NORMALISERS, "measured"):
+            raise IrpruneError(
+                f"no normaliser is called {self.normalise!r}",
+                "score",
+                "one of " + ", ".join((*NORMALISERS, "measured")),
+            )
         if self.normalise == "measured" and self.calibration is None:
             raise IrpruneError(
                 "normalise='measured' needs calibration data",

@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 MEASURES = ("macs", "params", "bytes", "activation")
-_VIEWS = ("shape", "cut")  # families whose results are views of their first operand
 
 Counts = Mapping[Axis, int]
 
@@ -364,12 +363,7 @@ class _Liveness:
                     last[owner] = i
             entry = lookup(node)
             source = node.inputs[0] if node.inputs else None
-            view = (
-                entry is not None
-                and entry.family in _VIEWS
-                and source is not None
-                and not entry.creates
-            )
+            view = entry is not None and entry.is_view and source is not None
             for v in node.outputs:
                 owner = root.get(source, source) if view and source is not None else v
                 root[v] = owner

@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 
-from irprune.api.checks import check_repairs
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
-from irprune.passes.repairs import repairs
+from irprune.passes.repairs import repair_of
 from irprune.run.calibration import Calibration, noise
 from irprune.run.interpret import evaluate
 from irprune.run.statistics import kept_part
@@ -63,8 +62,7 @@ def repair(
     passes that have them (``ridge``, ``rows``, ``memory``, ``alike``). Raises IrpruneError for
     unknown names and unusable data."""
     names = (method,) if isinstance(method, str) else tuple(method)
-    check_repairs(names)
-    passes = repairs()
+    passes = {name: repair_of(name) for name in names}
     has = {name: [f.name for f in fields(passes[name])][2:] for name in names}  # type: ignore[arg-type]
     known = {option for many in has.values() for option in many}
     for option in options:

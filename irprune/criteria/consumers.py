@@ -163,17 +163,16 @@ def readings_of(
     import torch
 
     from irprune.run.interpret import evaluate
-    from irprune.run.statistics import load_as
 
     wanted = {layer.node: layer for layer in layers}
-    out = {key_of(layer): Reading(layer.matrix(load_as(layer.weight))) for layer in wanted.values()}
+    out = {key_of(layer): Reading(layer.held()) for layer in wanted.values()}
     strides: dict[str, int] = {}
 
     def hook(node: Any, operands: list[Any], run: Any) -> Any:
         layer = wanted.get(node)
         if layer is not None:
             key = key_of(layer)
-            x = layer.rows(operands[layer.at])
+            x = layer.read(operands)
             products = gram and x.shape[2] <= WIDEST
             limit = max(rows, 4 * x.shape[2]) if products else 8 * rows
             stride = strides.setdefault(key, max(1, -(-x.shape[0] * 4 // limit)))

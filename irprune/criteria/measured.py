@@ -146,16 +146,14 @@ def _errors(
 def _refit(reader: Reader, surgeon: Surgeon, reading: Reading, refits: Refits) -> None:
     """The layer's weights without what the surgeon has taken out, and the bias that keeps its
     mean."""
-    from irprune.run.statistics import load_as
-
     layer = reader.layer
-    refits.setdefault(layer.node, {})[layer.by] = layer.array(surgeon.weight)
+    numbers = layer.array(surgeon.weight)
+    refits.setdefault(layer.node, {})[layer.by] = layer.stored.operand(numbers)
     if layer.bias is not None:
         moved = (reading.mean[:, None] @ (reading.weight - surgeon.weight))[:, 0]
-        held = load_as(layer.bias.weight)
-        (user,) = layer.bias.weight.users
-        refits.setdefault(user, {})[list(user.inputs).index(layer.bias.weight)] = (
-            held + layer.bias.sign * moved.reshape(held.shape)
+        bias, held = layer.bias, layer.bias.stored.load()
+        refits.setdefault(bias.node, {})[bias.at] = bias.stored.operand(
+            held + bias.sign * moved.reshape(held.shape)
         )
 
 

@@ -31,10 +31,13 @@ __all__ = [
     "Unsupported",
     "aten_target",
     "convolution_of",
+    "does_nothing",
+    "is_fixed_norm",
     "is_sum",
     "lookup",
     "op",
     "operand_as",
+    "place_of",
     "quantised_in",
     "readers_of",
     "role_of",
@@ -123,6 +126,7 @@ class Op:
     is_view   results are views of the first operand: they take no memory of their own
     free      takes no time worth counting: views, casts and what is made from sizes alone
     joins     a runtime makes it part of the convolution before it
+    drops     leaves elements out at random while training, and does nothing else
     rearranges  every element of the results is one of the operands', moved, repeated or cast, so
               that what elements are carries over
     learned   whether a stored operand may be learned; False for comparisons, selections and bounds
@@ -157,6 +161,7 @@ class Op:
     is_view: bool = False
     free: bool = False
     joins: bool = False
+    drops: bool = False
     rearranges: bool = False
     learned: bool = True
     unread: bool = False
@@ -306,12 +311,41 @@ def operand_as(node: Node, role: Role) -> Value | None:
     )
 
 
+def place_of(node: Node, role: Role) -> int:
+    """The position of the operand in ``role``, whether or not ``node`` has it; -1 where its
+    operator has none."""
+    entry = lookup(node)
+    roles = () if entry is None else entry.operands
+    roles = roles(node) if callable(roles) else roles
+    return roles.index(role) if role in roles else -1
+
+
 def readers_of(value: Value) -> Iterator[tuple[Node, int]]:
     """The nodes that read ``value``, each with the operand that it is there."""
     for node in value.users:
         for i, v in enumerate(node.inputs):
             if v is value:
                 yield node, i
+
+
+def is_fixed_norm(node: Node) -> bool:
+    """Whether ``node`` normalises by stored statistics: a batch norm outside of training, of which
+    one result is read."""
+    entry = lookup(node)
+    return (
+        entry is not None
+        and operand_as(node, "mean") is not None
+        and operand_as(node, "variance") is not None
+        and not node.attrs.get("training")
+        and not node.attrs.get("use_input_stats")
+        and not any(v.users for v in node.outputs[1:])
+    )
+
+
+def does_nothing(node: Node) -> bool:
+    """Whether ``node`` gives back its first operand as it is, outside of training."""
+    entry = lookup(node)
+    return entry is not None and (entry.drops or (entry.idle is not None and entry.idle(node)))
 
 
 def is_sum(node: Node) -> bool:

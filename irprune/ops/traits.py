@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from irprune.ir.axis import Axis, factors, leaves
 from irprune.ir.graph import Node, Value, Weight
 from irprune.ir.size import probe_of
@@ -62,6 +65,7 @@ class Convolution:
         output_padding: rows added at the end of a transposed convolution's result.
         groups: blocks of channels that do not meet.
         transposed: whether the image is spread out by ``stride`` instead of being stepped over.
+        batched: whether the image has a first dimension of samples.
         linear: whether the result is the convolution itself: no activation, no other summand.
     """
 
@@ -75,20 +79,34 @@ class Convolution:
     groups: int = 1
     transposed: bool = False
     linear: bool = True
+    batched: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
     """An operand that holds integers which stand for numbers: ``(operand - zero) * scale``.
 
-    ``scale`` and ``zero`` are positions of operands, None where the operator has none; where they
-    hold several numbers, those run along dimension ``dim`` of the operand. With ``leading`` they
-    have the operand's first dimension as well, one row of numbers for each index of it."""
+    ``scale`` and ``zero`` are positions of operands, None where the operator has none; ``more``
+    are further operands that the scale is multiplied by. Where they hold several numbers, those run
+    along dimension ``dim`` of the operand, one for each index or one for each block. With
+    ``leading`` they have the operand's first dimension as well, one row for each index of it."""
 
     scale: int | None
     zero: int | None
     dim: int = 0
     leading: bool = False
+    more: tuple[int, ...] = ()
+
+    def spread(self, given: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+        """Scales or zero points ``given`` in a form that broadcasts against the operand's
+        ``shape``."""
+        if given.size == 1:
+            return given.reshape(())
+        if self.leading:
+            return given.reshape(given.shape[0], 1, -1)
+        if given.ndim == len(shape):
+            return np.repeat(given, shape[self.dim] // given.shape[self.dim], axis=self.dim)
+        return given.reshape([-1 if d == self.dim else 1 for d in range(len(shape))])
 
 
 @dataclass(frozen=True, slots=True)

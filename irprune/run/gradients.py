@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half, is_real
 from irprune.ir.graph import Graph, Node, Weight
+from irprune.ops.registry import readers_of, role_of
 from irprune.run.calibration import Batch, Calibration
 from irprune.run.interpret import as_tensor, evaluate
 
@@ -152,7 +153,7 @@ def _leaves(graph: Graph, half: bool) -> dict[Weight, torch.Tensor]:
 def _running(weight: Weight) -> bool:
     """Whether ``weight`` holds the statistics of a batch norm, which in an ONNX file look like
     parameters and have no gradient."""
-    return any(node.op == "batch_norm" and weight in node.inputs[3:] for node in weight.users)
+    return any(role_of(node, i) in ("mean", "variance") for node, i in readers_of(weight))
 
 
 def _loss(

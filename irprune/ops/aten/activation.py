@@ -105,6 +105,7 @@ op(
         "feature_alpha_dropout.default",
     ),
     samples=(Sample((_X,), _KEPT, free=3),),
+    drops=True,
 )
 op(
     "native_dropout",

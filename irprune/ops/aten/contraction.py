@@ -6,7 +6,7 @@ cannot disagree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,8 +15,9 @@ from irprune.ir.graph import Node, Weight
 from irprune.ops.aten.elementwise import broadcast
 from irprune.ops.registry import Arg, Op, Sample, Unsupported
 from irprune.ops.registry import op as declare
+from irprune.ops.traits import Kind, free_factors
 
-__all__ = ["Letters", "concrete", "contraction", "quick_product", "zeroed"]
+__all__ = ["Letters", "concrete", "contraction", "product_letters", "quick_product", "zeroed"]
 
 op = partial(declare, family="contraction")
 
@@ -143,7 +144,28 @@ def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> O
             for step in _steps([t for t in terms if t], out)
         )
 
-    return op(name, rule, letters=letters, **{"silence": silence, "macs": macs, **rest})
+    def kinds(node: Node) -> Iterable[Kind]:
+        *terms, out = letters(node)
+        return written_out(node, [t for t in terms if t], out)
+
+    given = {"silence": silence, "macs": macs, "kinds": kinds, **rest}
+    return op(name, rule, letters=letters, **given)
+
+
+def written_out(node: Node, terms: Sequence[Sequence[str]], out: Sequence[str]) -> Iterable[Kind]:
+    """Attention written out by hand: what a product of two computed tensors does batch by batch
+    are heads, and what it sums and makes in each is head_dim."""
+    values = [v for v in node.inputs if v is not None]
+    if len(terms) != 2 or len(values) != 2 or any(isinstance(v, Weight) for v in values):
+        return
+    table = [dict(zip(t, v.axes or (), strict=False)) for t, v in zip(terms, values, strict=True)]
+    left, right = table
+    heads = free_factors(left[x] for x in left if x in right and x in out)
+    if heads or (len(left) > 3 and len(set(left) & set(right)) > 1):
+        yield from ((a, "heads") for a in heads)
+        inner = [own[x] for own in table for x in own if x not in out]
+        inner += [right[x] for x in right if x in out and x not in left]
+        yield from ((a, "head_dim") for a in free_factors(inner))
 
 
 def _bind(axes: Axes, node: Node, terms: Sequence[Sequence[str]]) -> dict[str, Axis]:
@@ -184,12 +206,16 @@ def _batch(rank: int, total: int) -> list[str]:
 # -- products of two -------------------------------------------------------------------------------
 
 
-def _matmul(node: Node) -> Letters:
-    a, b = node.operand(0).rank, node.operand(1).rank
+def product_letters(a: int, b: int) -> Letters:
+    """The letters of the matrix product of operands of rank ``a`` and ``b``."""
     many = max(a - 2, b - 2, 0)
     left = [*_batch(max(a - 2, 0), many), *(["m"] if a > 1 else []), "k"]
     right = [*_batch(max(b - 2, 0), many), "k", *(["n"] if b > 1 else [])]
     return left, right, [*_batch(many, many), *(["m"] if a > 1 else []), *(["n"] if b > 1 else [])]
+
+
+def _matmul(node: Node) -> Letters:
+    return product_letters(node.operand(0).rank, node.operand(1).rank)
 
 
 contraction(

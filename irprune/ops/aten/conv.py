@@ -81,10 +81,8 @@ def _macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
     return ((*(spread.axes or ()), *(node.operand(1).axes or ())[1:]),)
 
 
-def _geometry(node: Node) -> Convolution | None:
-    """The node as a convolution, where its image comes in batches."""
-    if not _batched(node):
-        return None
+def _geometry(node: Node) -> Convolution:
+    """The node as a convolution."""
     kernel = kernel_of(node.operand(1))
     n, a = len(kernel), node.attrs
     dilation = many(a.get("dilation", 1), n)
@@ -100,6 +98,7 @@ def _geometry(node: Node) -> Convolution | None:
         int(a.get("groups", 1)),
         _transposed(node),
         plain,
+        _batched(node),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
+from irprune.ops.aten.contraction import Letters, product_letters
 from irprune.ops.aten.elementwise import broadcast as broadcast_rule
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
 from irprune.ops.onnx.norm import nothing
@@ -193,6 +194,20 @@ def _gemm_macs(node: Node) -> tuple[Any, ...]:
     return ((*(node.out.axes or ()), a[0 if node.attrs["trans_a"] else 1]),)
 
 
+def _gemm_integers(node: Node) -> dict[int, Quantised]:
+    made = {0: Quantised(1, 2), 3: Quantised(4, 5, 0 if node.attrs["trans_b"] else 1)}
+    if node.has(6):
+        made[6] = Quantised(1, None, 0, more=(4,))
+    return {**made, -1: Quantised(7, 8)} if node.has(7) else made
+
+
+def _gemm_letters(node: Node) -> Letters:
+    a = ["k", "m"] if node.attrs["trans_a"] else ["m", "k"]
+    b = ["n", "k"] if node.attrs["trans_b"] else ["k", "n"]
+    bias = ["m", "n"][2 - node.operand(6).rank :] if node.has(6) else []
+    return a, [], [], b, [], [], bias, [], [], ["m", "n"]
+
+
 def _read_gemm(node: OnnxNode) -> Step:
     _single(node, 1, 2, 7, 8)
     attrs = {
@@ -217,8 +232,9 @@ op(
     silence=_gemm_silence,
     macs=_gemm_macs,
     operands=("data", "", "", "weight", "", "", "bias"),
-    quantised_as=lambda node: {3: Quantised(4, 5, 0 if node.attrs["trans_b"] else 1)},
+    quantised_as=_gemm_integers,
     rounds=True,
+    letters=_gemm_letters,
 )
 spell("qlinear_gemm", "com.microsoft::QGemm", read=_read_gemm, write=nothing)
 
@@ -251,14 +267,24 @@ def _float_macs(node: Node) -> tuple[Any, ...]:
     return ((*(node.operand(0).axes or ()), (node.operand(1).axes or ())[1]),)
 
 
+def _float_letters(node: Node) -> Letters:
+    left, right, out = product_letters(node.operand(0).rank, 2)
+    terms: list[list[str]] = [left, right, *([] for _ in node.inputs[2:])]
+    bias = node.attrs["columns"][-1]
+    if node.has(bias):
+        terms[bias] = ["n"]
+    return *terms, out
+
+
 def _float_roles(node: Node) -> tuple[Role, ...]:
     between: list[Role] = [""] * (node.attrs["columns"][-1] - 2)
     return ("data", "weight", *between, "bias")
 
 
 def _float_integers(node: Node) -> dict[int, Quantised]:
-    scale = node.attrs["columns"][0]
-    return {1: Quantised(scale, node.attrs["zeros"][1], 1)}
+    zeros = node.attrs["zeros"]
+    made = {1: Quantised(node.attrs["columns"][0], zeros[1], 1)}
+    return made if node.attrs["dynamic"] else {0: Quantised(2, zeros[0]), **made}
 
 
 def _read_float(dynamic: bool) -> Any:
@@ -318,6 +344,7 @@ op(
     operands=_float_roles,
     quantised_as=_float_integers,
     rounds=True,
+    letters=_float_letters,
 )
 spell("integer_matmul", "com.microsoft::DynamicQuantizeMatMul", read=_read_float(True))
 spell("integer_matmul", "com.microsoft::MatMulIntegerToFloat", read=_read_float(False))

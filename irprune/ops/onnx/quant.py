@@ -9,7 +9,7 @@ from typing import Any
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType, Value
-from irprune.ops.aten.contraction import zeroed
+from irprune.ops.aten.contraction import Letters, product_letters, zeroed
 from irprune.ops.onnx.contraction import product_type
 from irprune.ops.onnx.conv import conv_places
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
@@ -201,6 +201,24 @@ def _matmul_silence(torch: Any, node: Node, operands: list[Any], present: Any, r
     return run(*made[: len(operands)])
 
 
+def _matmul_letters(node: Node) -> Letters:
+    a_at, b_at, *_ = node.attrs["places"]
+    left, right, out = product_letters(node.operand(a_at).rank, node.operand(b_at).rank)
+    terms: list[list[str]] = [[] for _ in node.inputs]
+    terms[a_at], terms[b_at] = left, right
+    return *terms, out
+
+
+def _matmul_macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
+    a = node.operand(node.attrs["places"][0]).axes or ()
+    return ((*(node.out.axes or ()), a[-1]),)
+
+
+def _conv_macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
+    kernel = node.operand(node.attrs["places"][1]).axes or ()
+    return ((*(node.out.axes or ()), *kernel[1:]),)
+
+
 def _matmul_integers(node: Node) -> dict[int, Quantised]:
     a_at, b_at, scales, zeros, out = node.attrs["places"]
     made = {
@@ -231,6 +249,8 @@ op(
     operands=("data", "weight"),
     quantised_as=_matmul_integers,
     rounds=True,
+    letters=_matmul_letters,
+    macs=_matmul_macs,
 )
 op(
     "qlinear_matmul",
@@ -240,6 +260,8 @@ op(
     operands=("data", "", "", "weight"),
     quantised_as=_matmul_integers,
     rounds=True,
+    letters=_matmul_letters,
+    macs=_matmul_macs,
 )
 spell(
     "matmul_integer",
@@ -331,7 +353,10 @@ def _conv_roles(node: Node) -> tuple[Role, ...]:
 def _conv_integers(node: Node) -> dict[int, Quantised]:
     x_at, w_at, scales, zeros, more = node.attrs["places"]
     made = {x_at: Quantised(scales[0], zeros[0], 1), w_at: Quantised(scales[1], zeros[1], 0)}
-    return {**made, -1: Quantised(6, 7, 1)} if more else made
+    if not more:
+        return made
+    bias = Quantised(scales[0], None, 0, more=(scales[1],))
+    return {**made, more[0]: bias, -1: Quantised(6, 7, 1)}
 
 
 _CONV_PLAIN, _CONV_SCALED = (0, 1, (None, None), (2, 3), ()), (0, 3, (1, 4), (2, 5), (8,))
@@ -361,5 +386,6 @@ for _name, _onnx, _places in (
         convolution=_geometry,
         quantised_as=_conv_integers,
         rounds=True,
+        macs=_conv_macs,
     )
     spell(_name, _onnx, read=_read_conv(_name, _places), write=_write_groups)
