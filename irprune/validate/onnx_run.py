@@ -17,7 +17,7 @@ from irprune.errors import IrpruneError, first_line
 from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_integer, numpy_dtype
 from irprune.ir.graph import Graph, Value
-from irprune.ir.size import Size, Sym, probe_of
+from irprune.ir.size import Size, evaluate, probe_of
 from irprune.run.session import PRECISE
 
 __all__ = ["difference", "index_limits", "random_inputs", "run_model", "session"]
@@ -145,7 +145,7 @@ def index_limits(graph: Graph) -> dict[Value, Size]:
 
 
 def _size(size: Size, sizes: Mapping[str, int], default: int) -> int:
-    return sizes.get(size.expr, default) if isinstance(size, Sym) else size
+    return evaluate(size, sizes, default)
 
 
 def difference(ours: Iterable[Array], theirs: Sequence[Array]) -> float:
