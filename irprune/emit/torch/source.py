@@ -617,10 +617,10 @@ def size_code(size: Sym | int | float, named: Callable[[str], Code]) -> Code:
 def _solve(size: Sym, symbol: str, known: Code) -> Code | None:
     """The code that gives ``symbol`` where ``size`` is ``known``; None where the size is not
     ``k * symbol + c``."""
-    found = linear(size, symbol)
-    if found is None:
+    found = linear(size)
+    if found is None or (k := found[0].get(symbol, 0)) <= 0:
         return None
-    k, c = found
+    c = found[1]
     moved = infix(known, "-", c) if c > 0 else infix(known, "+", -c) if c < 0 else known
     return infix(moved, "//", k) if k != 1 else moved
 
