@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -32,13 +32,20 @@ class Bias:
     sign: int = 1
 
 
+class Rows(Protocol):
+    """What turns an activation into rows, all of them or those numbered by ``at`` [n]."""
+
+    def __call__(self, x: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True)
 class Layer:
     """A node that maps ``x`` (operand ``at``) linearly by ``weight`` (operand ``by``).
 
-    ``rows(x)`` is [n, b, k], ``targets(y)`` [n, b, o], ``matrix(w)`` [b, k, o] and ``array(m)`` its
+    ``rows(x)`` is [n, b, k], ``targets(y)`` [n, b, o], both also for some row numbers alone, which
+    is cheaper than to choose among all rows; ``matrix(w)`` is [b, k, o] and ``array(m)`` its
     inverse; ``inputs`` is the dimension of the weight that is summed over, None where there is none
-    (depthwise)."""
+    (depthwise). Layers of equal ``reads`` make the same rows of the same activation."""
 
     node: Node
     at: int
@@ -46,8 +53,9 @@ class Layer:
     weight: Weight
     bias: Bias | None
     inputs: tuple[int, ...]
-    rows: Callable[[torch.Tensor], torch.Tensor]
-    targets: Callable[[torch.Tensor], torch.Tensor]
+    reads: tuple[Any, ...]
+    rows: Rows
+    targets: Rows
     matrix: Callable[[torch.Tensor], torch.Tensor]
     array: Callable[[torch.Tensor], torch.Tensor]
 
@@ -75,6 +83,14 @@ def layer_of(node: Node) -> Layer | None:
     if entry is not None and entry.letters is not None:
         return _contraction(node, entry.letters(node))
     return None
+
+
+def _numbered(view: torch.Tensor, lead: int, at: torch.Tensor | None) -> torch.Tensor:
+    """``view`` itself, or those of its rows that ``at`` numbers along its first ``lead`` dimensions
+    in row-major order."""
+    if at is None:
+        return view
+    return view[torch.unravel_index(at.to(view.device), view.shape[:lead])]
 
 
 # -- bias ------------------------------------------------------------------------------------------
@@ -188,8 +204,9 @@ def _contraction(node: Node, letters: tuple[list[str], ...]) -> Layer | None:
         weight,
         _bias(node, added[0] if added else None, channel) if channel else None,
         tuple(w.index(a) for a in inner),
-        lambda t: t.permute(to_x).reshape(-1, b, k),
-        lambda t: t.permute(to_y).reshape(-1, b, o),
+        ("contraction", *to_x, b, k),
+        lambda t, at=None: _numbered(t.permute(to_x), len(samples), at).reshape(-1, b, k),
+        lambda t, at=None: _numbered(t.permute(to_y), len(samples), at).reshape(-1, b, o),
         lambda t: t.permute(to_w).reshape(b, k, o),
         lambda m: m.reshape(shape).permute(back),
     )
@@ -228,8 +245,11 @@ def _convolution(node: Node) -> Layer | None:
         weight,
         _bias(node, 2, -(n + 1)),
         (1,),
-        lambda x: _patches(x, kernel, stride, dilation, padding, groups),
-        lambda y: y.movedim(1, -1).reshape(-1, groups, outs // groups),
+        ("conv", *kernel, *stride, *dilation, *padding, groups),
+        lambda x, at=None: _patches(x, kernel, stride, dilation, padding, groups, at),
+        lambda y, at=None: _numbered(y.movedim(1, -1), n + 1, at).reshape(
+            -1, groups, outs // groups
+        ),
         lambda w: w.reshape(groups, outs // groups, -1).transpose(1, 2),
         lambda m: m.transpose(1, 2).reshape(outs, ins, *kernel),
     )
@@ -251,19 +271,18 @@ def _patches(
     dilation: list[int],
     padding: list[tuple[int, int]],
     groups: int,
+    at: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """[samples × positions, groups, channels × kernel] of an input [samples, channels, ...]: im2col
-    for any number of dimensions."""
-    x = F.pad(x, list(itertools.chain.from_iterable(reversed(padding))))
+    for any number of dimensions, of all positions or of those numbered by ``at``."""
+    wide = x.shape[1] // groups * math.prod(kernel)
+    if any(p != (0, 0) for p in padding):
+        x = F.pad(x, list(itertools.chain.from_iterable(reversed(padding))))
     n = len(kernel)
     for d, (k, s, e) in enumerate(zip(kernel, stride, dilation, strict=True), 2):
         x = x.unfold(d, e * (k - 1) + 1, s)[..., ::e]
-    x = x.reshape(
-        x.shape[0], groups, -1, *x.shape[2:]
-    )  # [samples, groups, channels, *positions, *kernel]
-    return x.permute(0, *range(3, 3 + n), 1, 2, *range(3 + n, 3 + 2 * n)).reshape(
-        -1, groups, x.shape[2] * math.prod(kernel)
-    )
+    x = x.permute(0, *range(2, 2 + n), 1, *range(2 + n, 2 + 2 * n))  # nothing is copied so far
+    return _numbered(x, n + 1, at).reshape(-1, groups, wide)
 
 
 def _transposed(node: Node, weight: Weight) -> Layer:
@@ -284,12 +303,12 @@ def _transposed(node: Node, weight: Weight) -> Layer:
     padding = [(w - p, w - p + e) for w, p, e in zip(whole, pad, extra, strict=True)]
     flip = list(range(3, 3 + n))
 
-    def rows(x: torch.Tensor) -> torch.Tensor:
+    def rows(x: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
         spread = x.new_zeros(
             *x.shape[:2], *((m - 1) * s + 1 for m, s in zip(x.shape[2:], stride, strict=True))
         )
         spread[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = x
-        return _patches(spread, kernel, [1] * n, dilation, padding, groups)
+        return _patches(spread, kernel, [1] * n, dilation, padding, groups, at)
 
     def matrix(w: torch.Tensor) -> torch.Tensor:  # [g i, o, *k] -> [g, i *k, o]
         return (
@@ -314,8 +333,9 @@ def _transposed(node: Node, weight: Weight) -> Layer:
         weight,
         _bias(node, 2, -(n + 1)),
         (0,),
+        ("conv_transpose", *kernel, *stride, *dilation, *padding, groups),
         rows,
-        lambda y: y.movedim(1, -1).reshape(-1, groups, outs),
+        lambda y, at=None: _numbered(y.movedim(1, -1), n + 1, at).reshape(-1, groups, outs),
         matrix,
         array,
     )
