@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from irprune.ir.graph import Graph, Node
 from irprune.ops.registry import lookup
+from irprune.passes.result import PassResult
 
 __all__ = ["Canonicalize", "loosened"]
 
@@ -35,7 +36,7 @@ class Canonicalize:
 
     views: bool = True
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         pinned = self._pinned(graph)
         dead: list[Node] = []
         for node in graph.nodes:
@@ -59,7 +60,7 @@ class Canonicalize:
             dead.append(node)
         graph.remove_all(dead)
         changed = loosened(graph) if self.views and dead else False
-        return bool(dead) or changed
+        return PassResult(bool(dead) or changed)
 
     def _pinned(self, graph: Graph) -> set[int]:
         """Nodes from which an operator can be reached that needs its operand to lie in memory in

@@ -14,7 +14,7 @@ import numpy as np
 
 from irprune.analysis.blocks import blocks_of
 from irprune.analysis.cost import Timed
-from irprune.analysis.widths import Carriers, carriers_of, widths_of
+from irprune.analysis.widths import PREFER, Carriers, carriers_of, widths_of
 from irprune.choice.budget import checked, met
 from irprune.choice.counts import Limits, Rounder
 from irprune.choice.patterns import Names
@@ -28,6 +28,7 @@ from irprune.ir.group import Group, groups_of
 from irprune.ir.kept import Kept
 from irprune.latency.predict import Predictor, step_of
 from irprune.latency.table import Table
+from irprune.passes.result import PassResult
 
 __all__ = ["Choose"]
 
@@ -107,6 +108,10 @@ class Choose:
                 )
         if self.scope not in SCOPES:
             raise IrpruneError(f"scope is {self.scope!r}", "choose", "one of " + ", ".join(SCOPES))
+        if self.prefer not in PREFER:
+            raise IrpruneError(
+                f"prefer is {self.prefer!r}", "choose", "one of " + ", ".join(PREFER)
+            )
         if self.scope == "knapsack" and self.budget is None:
             raise IrpruneError(
                 "scope is 'knapsack' without a budget",
@@ -120,7 +125,7 @@ class Choose:
         if self.budget is not None:
             checked(self.budget)
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         if graph.axes is None:
             raise IrpruneError("nothing is analysed", "choose", "run infer-axes first")
         before, skipped = graph.kept, graph.skipped
@@ -141,7 +146,7 @@ class Choose:
             )
         graph.kept = setting.kept(counts)
         graph.skipped = setting.skipped(counts)
-        return not graph.kept.same_as(before) or graph.skipped != skipped
+        return PassResult(not graph.kept.same_as(before) or graph.skipped != skipped)
 
 
 class _Setting:

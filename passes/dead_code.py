@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from irprune.ir.graph import Graph
 from irprune.ir.symbols import needed
+from irprune.passes.result import PassResult
 
 __all__ = ["DeadCode"]
 
@@ -32,7 +33,7 @@ class DeadCode:
     A graph has no effects but its outputs: what is drawn at random and not read goes too. Inputs
     stay, they are the model's signature."""
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         alive = dict.fromkeys(needed(graph, graph.outputs))
         dead = [node for node in graph.nodes if node not in alive]
         graph.remove_all(dead)
@@ -40,4 +41,4 @@ class DeadCode:
         unused = [w.name for w in graph.weights.values() if not w.users and id(w) not in returned]
         for name in unused:
             del graph.weights[name]
-        return bool(dead or unused)
+        return PassResult(bool(dead or unused))

@@ -24,10 +24,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
+from irprune.ops.registry import (
+    convolution_of,
+    is_fixed_norm,
+    lookup,
+    operand_as,
+    place_of,
+    quantised_in,
+)
+from irprune.ops.traits import Role
+from irprune.passes.result import PassResult
 
 __all__ = ["FoldBatchNorm"]
 
-_LAYERS = ("conv", "linear", "conv_transpose")
 Load = Callable[[], Any]
 
 
@@ -36,31 +45,25 @@ class FoldBatchNorm:
     """Multiply batch norms in eval mode into the convolution or linear layer whose result they
     alone read."""
 
-    def run(self, graph: Graph) -> bool:
-        dead = [norm for norm in graph.nodes if norm.op == "batch_norm" and _fold(graph, norm)]
+    def run(self, graph: Graph) -> PassResult:
+        dead = [norm for norm in graph.nodes if is_fixed_norm(norm) and _fold(graph, norm)]
         graph.remove_all(dead)
-        return bool(dead)
+        return PassResult(bool(dead))
 
 
 def _fold(graph: Graph, norm: Node) -> bool:
     """Fold ``norm`` where that is sound; whether it was."""
     layer = norm.operand(0).producer
-    if (
-        layer is None
-        or layer.op not in _LAYERS
-        or norm.attrs.get("training")
-        or not norm.has(3)
-        or not norm.has(4)
-    ):
+    at = _outputs(layer) if layer is not None else None
+    if layer is None or at is None:
         return False
-    if (
-        layer.out.users != {norm: 1}
-        or any(v is layer.out for v in graph.outputs)
-        or (layer.op == "linear" and layer.out.rank != 2)
-    ):
+    if layer.out.users != {norm: 1} or any(v is layer.out for v in graph.outputs):
         return False
-    weight, bias = layer.inputs[1], layer.inputs[2] if layer.has(2) else None
-    stored = [norm.inputs[i] if norm.has(i) else None for i in (1, 2, 3, 4)]
+    weight, bias = operand_as(layer, "weight"), operand_as(layer, "bias")
+    if bias is not None and bias.rank != 1:
+        return False
+    roles: tuple[Role, ...] = ("scale", "bias", "mean", "variance")
+    stored = [operand_as(norm, role) for role in roles]
     if not isinstance(weight, Weight) or not all(
         v is None or isinstance(v, Weight) for v in (bias, *stored)
     ):
@@ -69,11 +72,10 @@ def _fold(graph: Graph, norm: Node) -> bool:
     assert mean is not None and var is not None
     factor = _Factor(scale, var, float(norm.attrs["eps"]))
     old_weight, old_bias = weight.load, bias.load if isinstance(bias, Weight) else None
-    groups = int(layer.attrs.get("groups", 1)) if layer.op == "conv_transpose" else 0
 
     def new_weight() -> Any:
         old = old_weight()
-        return _like(_scaled(_numbers(old), factor(), groups), old)
+        return _like(_scaled(_numbers(old), factor(), *at), old)
 
     def new_bias() -> Any:
         begin = 0.0 if old_bias is None else _numbers(old_bias())
@@ -91,13 +93,41 @@ def _fold(graph: Graph, norm: Node) -> bool:
         graph, bias, name, TensorType(weight.dtype, (layer.out.shape[1],)), new_bias, like=weight
     )
     added.axes = layer.out.axes[1:2] if layer.out.axes is not None else None
-    layer.set_inputs([layer.inputs[0], held, added, *layer.inputs[3:]])
+    place = place_of(layer, "bias")
+    given = [held if v is weight else v for v in layer.inputs]
+    given += [None] * (place + 1 - len(given))
+    given[place] = added
+    layer.set_inputs(given)
     if layer.origin.dialect == "aten" and all(
         argument != "bias" for argument, _ in layer.origin.layout
     ):
-        layer.origin.layout = (*layer.origin.layout, ("bias", 2))
+        layer.origin.layout = (*layer.origin.layout, ("bias", place))
     graph.replace(norm.out, layer.out)
     return True
+
+
+def _outputs(layer: Node) -> tuple[int, int] | None:
+    """The dimension of the weight that makes the channels that a norm scales, and the groups that
+    come before them there; None for what is no linear map with a bias of its own."""
+    geometry = convolution_of(layer)
+    if geometry is not None:
+        plain = geometry.linear and geometry.batched and geometry.bias is not None
+        held = isinstance(layer.inputs[geometry.kernel], Weight)
+        if not plain or not held or quantised_in(layer):
+            return None
+        return (1, geometry.groups) if geometry.transposed else (0, 1)
+    entry = lookup(layer)
+    if entry is None or entry.letters is None or layer.out.rank != 2 or quantised_in(layer):
+        return None
+    at, bias = place_of(layer, "weight"), place_of(layer, "bias")
+    if at < 0 or bias < 0 or any(layer.attrs.get(k, 1) != 1 for k in ("alpha", "beta")):
+        return None
+    *terms, out = entry.letters(layer)
+    channel = out[1]
+    simple = terms[at].count(channel) == 1 and all(
+        channel not in t for i, t in enumerate(terms) if i not in (at, bias)
+    )
+    return (terms[at].index(channel), 1) if simple else None
 
 
 @dataclass(frozen=True)
@@ -114,16 +144,15 @@ class _Factor:
 
 
 def _scaled(
-    weight: NDArray[np.float64], factor: NDArray[np.float64], groups: int
+    weight: NDArray[np.float64], factor: NDArray[np.float64], dim: int, groups: int
 ) -> NDArray[np.float64]:
-    """``weight`` times the factor of its output channel: the first dimension, or (transposed)
-    groups times the second."""
-    if not groups:
-        return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
-    blocks = weight.reshape(groups, -1, *weight.shape[1:]) * factor.reshape(
-        groups, 1, -1, *[1] * (weight.ndim - 2)
+    """``weight`` times the factor of its output channel: groups × dimension ``dim``, the groups
+    lying along the first dimension."""
+    blocks = weight.reshape(groups, -1, *weight.shape[1:])
+    per: NDArray[np.float64] = factor.reshape(
+        groups, *[-1 if d == dim else 1 for d in range(weight.ndim)]
     )
-    made: NDArray[np.float64] = blocks.reshape(weight.shape)
+    made: NDArray[np.float64] = (blocks * per).reshape(weight.shape)
     return made
 
 

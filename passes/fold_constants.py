@@ -24,6 +24,7 @@ from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import probe_of
 from irprune.ir.symbols import names_in
 from irprune.ops.registry import lookup
+from irprune.passes.result import PassResult
 
 __all__ = ["FoldConstants", "constants", "fold"]
 
@@ -37,7 +38,7 @@ class FoldConstants:
 
     largest: int = 1 << 22
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         known = {node for node in constants(graph) if lookup(node) is not None}
         returned = {id(v) for v in graph.outputs}
         wanted = [
@@ -57,7 +58,7 @@ class FoldConstants:
             ):
                 dead[node] = None
         graph.remove_all(dead)
-        return bool(wanted)
+        return PassResult(bool(wanted))
 
 
 def constants(graph: Graph) -> dict[Node, None]:

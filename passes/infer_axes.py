@@ -27,6 +27,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Graph, GraphError, Node
 from irprune.ops.registry import Unsupported, lookup
 from irprune.passes.fold_constants import constants
+from irprune.passes.result import PassResult
 
 __all__ = ["InferAxes"]
 
@@ -40,7 +41,7 @@ class InferAxes:
     Scores and choices made on earlier axes are forgotten. A rule that fails freezes its node's
     axes, with a note."""
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         before = str(graph) if graph.axes is not None else ""
         axes = Axes()
         graph.axes, graph.kept, graph.scores, graph.skipped = axes, None, {}, {}
@@ -60,7 +61,7 @@ class InferAxes:
         for value in graph.outputs:
             for a in value.axes or ():
                 axes.freeze(a, f"graph output '{value.name}'")
-        return before != str(graph) if before else True
+        return PassResult(before != str(graph) if before else True)
 
 
 def infer(axes: Axes, node: Node, constant: bool) -> None:

@@ -10,12 +10,14 @@ Sun et al. (Wanda), ICLR 2024."""
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from irprune.criteria.readings import key_of, readings_of
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
+from irprune.passes.result import PassResult
 
 if TYPE_CHECKING:
     import torch
@@ -34,15 +36,13 @@ class Mask:
     scope        ``local``: the share of every layer; ``global``: one threshold for all
     calibration  inputs; magnitudes are weighted by the norm of the activation they meet
 
-    ``masks`` holds, after ``run``, True for what is kept, by weight name, for training on
-    (``apply_masks``)."""
+    ``data["masks"]`` of the result holds, by weight name, a tensor of the weight's shape that is
+    True for what is kept, for training on (``apply_masks``)."""
 
     pattern: str = "unstructured"
     ratio: float = 0.5
     scope: str = "local"
     calibration: Any = None
-    masks: dict[str, torch.Tensor] = field(default_factory=dict, compare=False)
-    notes: list[str] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         if self.pattern != "unstructured":
@@ -62,14 +62,13 @@ class Mask:
         if self.scope not in ("local", "global"):
             raise IrpruneError(f"scope is {self.scope!r}", "mask", "one of local, global")
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         import torch
 
         from irprune.analysis.layers import layers
-        from irprune.run.statistics import load_as, store
 
-        self.masks.clear()
-        self.notes.clear()
+        masks: dict[str, torch.Tensor] = {}
+        notes: list[str] = []
         chosen = {layer.weight.name: layer for layer in layers(graph)}
         read = {}
         if self.calibration is not None:
@@ -78,7 +77,7 @@ class Mask:
             )
         scores: dict[str, torch.Tensor] = {}
         for name, layer in chosen.items():
-            score = layer.matrix(load_as(layer.weight)).abs()
+            score = layer.held().abs()
             if read:
                 score = score * read[key_of(layer)].square.sqrt()[..., None]
             scores[name] = score
@@ -87,17 +86,19 @@ class Mask:
         changed = False
         for name, score in scores.items():
             layer = chosen[name]
-            mask = self._of(score, threshold, name)
+            mask = self._of(score, threshold)
             if mask is None:
+                m = int(self.pattern.split(":")[1])
+                notes.append(f"{name}: {score.shape[1]} inputs are no multiple of {m}, left whole")
                 continue
             kept = layer.array(mask)
-            self.masks[name] = kept.contiguous()
+            masks[name] = kept.contiguous()
             if not bool(mask.all()):
-                store(layer.weight, load_as(layer.weight) * kept)
+                layer.stored.store(layer.stored.load() * kept)
                 changed = True
-        return changed
+        return PassResult(changed, tuple(notes), {"masks": masks})
 
-    def _of(self, score: torch.Tensor, threshold: float | None, name: str) -> torch.Tensor | None:
+    def _of(self, score: torch.Tensor, threshold: float | None) -> torch.Tensor | None:
         """True for what is kept of a layer [b, k, o]; None where the pattern does not fit."""
         import torch
 
@@ -111,7 +112,6 @@ class Mask:
         n, m = map(int, self.pattern.split(":"))
         b, k, o = score.shape
         if k % m:
-            self.notes.append(f"{name}: {k} inputs are no multiple of {m}, left whole")
             return None
         parts = score.reshape(b, k // m, m, o)
         best = torch.argsort(parts, dim=2, descending=True, stable=True)[:, :, :n]
@@ -124,7 +124,7 @@ def _threshold(scores: torch.Tensor, ratio: float) -> float:
     return float(scores.kthvalue(count).values) if count else -1.0
 
 
-def apply_masks(module: Any, masks: dict[str, torch.Tensor]) -> None:
+def apply_masks(module: Any, masks: Mapping[str, torch.Tensor]) -> None:
     """Zero in ``module`` what ``masks`` drops: to be called after every step of an optimizer."""
     import torch
 

@@ -9,10 +9,13 @@ As in Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from irprune.ir.graph import Graph, Value, Weight
+from irprune.ops.registry import is_fixed_norm, operand_as
+from irprune.passes.repairs import repair
+from irprune.passes.result import PassResult
 
 if TYPE_CHECKING:
     from irprune.run.calibration import Calibration
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["RepairBatchNorm"]
 
 
+@repair("batch_norm")
 @dataclass(frozen=True)
 class RepairBatchNorm:
     """Re-estimate every batch norm of a cut graph on ``calibration``; those whose statistics
@@ -31,24 +35,22 @@ class RepairBatchNorm:
     original: Graph
     calibration: Calibration
     memory: int = 1 << 30
-    notes: list[str] = field(default_factory=list, compare=False)
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         from irprune.run.statistics import Moments, Pair, store
 
-        self.notes.clear()
+        notes: list[str] = []
         changed = False
-        if not any(node.op == "batch_norm" for node in graph.nodes):
-            self.notes.append(
+        norms = [node for node in graph.nodes if is_fixed_norm(node)]
+        if not norms:
+            notes.append(
                 "no batch norm to measure again: where they are folded into the layers, the repair is 'affine'"
             )
         with Pair(self.original, graph, self.calibration, memory=self.memory) as walk:
-            for node in list(graph.nodes):
-                if node.op != "batch_norm" or node.attrs.get("training"):
-                    continue
-                mean, variance = (_own(node.inputs[i]) if node.has(i) else None for i in (3, 4))
+            for node in norms:
+                mean, variance = _own(operand_as(node, "mean")), _own(operand_as(node, "variance"))
                 if mean is None or variance is None:
-                    self.notes.append(
+                    notes.append(
                         f"batch norm at {node.where}: its statistics are not its own, left as they were sliced"
                     )
                     continue
@@ -58,7 +60,7 @@ class RepairBatchNorm:
                 store(mean, seen.mean)
                 store(variance, seen.variance)
                 changed = True
-        return changed
+        return PassResult(changed, tuple(notes))
 
 
 def _own(value: Value | None) -> Weight | None:

@@ -10,11 +10,12 @@ As in An et al., "Fluctuation-based Adaptive Structured Pruning for Large Langua
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from irprune.ir.graph import Graph
-from irprune.passes.repair_least_squares import offset_of
+from irprune.passes.repairs import repair
+from irprune.passes.result import PassResult
 
 if TYPE_CHECKING:
     from irprune.analysis.layers import Layer
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["RepairAffine", "RepairBias"]
 
 
+@repair("bias")
 @dataclass(frozen=True)
 class RepairBias:
     """Move biases of a cut graph so that every layer's mean result is the original's on
@@ -35,12 +37,12 @@ class RepairBias:
     original: Graph
     calibration: Calibration
     memory: int = 1 << 30
-    notes: list[str] = field(default_factory=list, compare=False)
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         return refit(self, graph, scale=False)
 
 
+@repair("affine")
 @dataclass(frozen=True)
 class RepairAffine:
     """Scale and move the results of every layer, channel by channel, so that mean and deviation are
@@ -54,18 +56,17 @@ class RepairAffine:
     calibration: Calibration
     largest: float = 8.0
     memory: int = 1 << 30
-    notes: list[str] = field(default_factory=list, compare=False)
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         return refit(self, graph, scale=True)
 
 
-def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool:
+def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> PassResult:
     """Walk the layers in order and match the moments of their results."""
     from irprune.analysis.layers import layer_of
-    from irprune.run.statistics import Pair, load_as, store
+    from irprune.run.statistics import Pair
 
-    options.notes.clear()
+    notes: list[str] = []
     changed = False
     with Pair(options.original, graph, options.calibration, memory=options.memory) as walk:
         for node in list(graph.nodes):
@@ -77,7 +78,7 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool
                 or (scale and layer.shared())
             ):
                 if layer is not None:
-                    options.notes.append(
+                    notes.append(
                         f"{layer.weight.name}: no bias of its own to move, left as it was sliced"
                     )
                 continue
@@ -89,32 +90,28 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> bool
                 if isinstance(options, RepairAffine)
                 else None
             )
-            bias = layer.bias.weight
-            offset = layer.bias.sign * (
-                theirs.mean - (ours.mean if factor is None else ours.mean * factor)
-            )
-            held = load_as(bias)
-            if factor is not None:
-                store(
-                    layer.weight, layer.array(layer.matrix(load_as(layer.weight)) * factor[:, None])
-                )
-                if bias in node.inputs:  # the layer's own bias is part of what is scaled
-                    held = held * factor.reshape(held.shape)
-            store(bias, held + offset.reshape(held.shape))
+            if factor is None:
+                layer.bias.move(theirs.mean - ours.mean)
+            else:
+                layer.put(layer.held() * factor[:, None])
+                if layer.bias.node is node:  # the layer's own bias is part of what is scaled
+                    held = layer.bias.stored.load()
+                    layer.bias.stored.store(held * factor.reshape(held.shape))
+                layer.bias.move(theirs.mean - ours.mean * factor)
             changed = True
-    return changed
+    return PassResult(changed, tuple(notes))
 
 
 def _moments(layer: Layer, walk: Any) -> tuple[Moments, Moments]:
     """Those of each output [b, o] as the layer gives it now (with its own bias), and as the
     original gave it."""
-    from irprune.run.statistics import Moments, load_as
+    from irprune.run.statistics import Moments
 
-    weight = layer.matrix(load_as(layer.weight))
+    weight = layer.held()
     now, then = Moments(), Moments()
     for operands, target, _ in walk.to(layer.node):
-        y = layer.rows(operands[layer.at]).transpose(0, 1).double().cpu() @ weight
-        offset = offset_of(layer, operands)
+        y = layer.read(operands).transpose(0, 1).double().cpu() @ weight
+        offset = layer.offset(operands)
         now.add(y if offset is None else y + offset.double().cpu().reshape(y.shape[0], 1, -1))
-        then.add(layer.targets(target).transpose(0, 1))
+        then.add(layer.gave(target, operands).transpose(0, 1))
     return now, then

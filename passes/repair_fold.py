@@ -10,11 +10,13 @@ Fine-Tuning! Just Fold the Network to Compress", ICLR 2025."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from irprune.criteria.readings import Readings, key_of
 from irprune.ir.graph import Graph
+from irprune.passes.repairs import repair
+from irprune.passes.result import PassResult
 from irprune.run.take import kept_indices, take
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["RepairFold"]
 
 
+@repair("fold")
 @dataclass(frozen=True)
 class RepairFold:
     """Fold dropped inputs of every layer into the kept input with the highest correlation, where
@@ -31,18 +34,16 @@ class RepairFold:
     original: Graph
     calibration: Calibration
     alike: float = 0.5
-    notes: list[str] = field(default_factory=list, compare=False)
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         import torch
 
-        from irprune.analysis.layers import layers
-        from irprune.run.statistics import counterparts, load_as, store
+        from irprune.analysis.layers import layer_of, layers
+        from irprune.run.statistics import counterparts
 
         kept = self.original.kept
-        self.notes.clear()
         if kept is None:
-            return False
+            return PassResult(False)
         cut = counterparts(graph)
         touched = [
             layer
@@ -60,22 +61,15 @@ class RepairFold:
             for d in layer.inputs:
                 present &= torch.from_numpy(kept.present(layer.weight.axes or (), d))
             weight, offset = self._folded(reading, layer.matrix(present)[..., 0])
-            if weight is None:
+            own = layer_of(cut[layer.node.outputs[0].name])
+            if weight is None or own is None:
                 continue
-            store(
-                graph.weights[layer.weight.name],
-                take(layer.array(weight), kept_indices(layer.weight, kept)),
-            )
-            if layer.bias is not None and layer.bias.weight.name in graph.weights:
-                own = graph.weights[layer.bias.weight.name]
+            own.stored.store(take(layer.array(weight), kept_indices(layer.weight, kept)))
+            if layer.bias is not None and own.bias is not None:
                 full = offset.reshape(tuple(int(s) for s in layer.bias.weight.shape))  # type: ignore[arg-type]
-                store(
-                    own,
-                    load_as(own)
-                    + layer.bias.sign * take(full, kept_indices(layer.bias.weight, kept)),
-                )
+                own.bias.move(take(full, kept_indices(layer.bias.weight, kept)))
             changed = True
-        return changed
+        return PassResult(changed)
 
     def _folded(self, reading: Any, present: Any) -> tuple[Any, Any]:
         """The whole weight [b, k, o] after folding, and what goes to the bias [b, o]; (None, None)

@@ -14,10 +14,13 @@ weight is used more than once are left as they are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ops.registry import does_nothing, is_sum, operand_as
+from irprune.passes.repairs import repair
+from irprune.passes.result import PassResult
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["RepairLeastSquares"]
 
 
+@repair("least_squares")
 @dataclass(frozen=True)
 class RepairLeastSquares:
     """Refit the layers of a cut graph to the ``original`` on ``calibration``.
@@ -47,14 +51,13 @@ class RepairLeastSquares:
     rows: int = 16384
     widest: int = 6144
     memory: int = 1 << 30
-    notes: list[str] = field(default_factory=list, compare=False)
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         from irprune.analysis.layers import layer_of
         from irprune.run.statistics import Pair
 
         changed = False
-        self.notes.clear()
+        notes: list[str] = []
         with Pair(self.original, graph, self.calibration, memory=self.memory) as walk:
             for node in list(graph.nodes):
                 layer = layer_of(node)
@@ -62,25 +65,24 @@ class RepairLeastSquares:
                     continue
                 why = self._refused(layer, walk)
                 if why:
-                    self.notes.append(f"{layer.weight.name}: {why}")
+                    notes.append(f"{layer.weight.name}: {why}")
                     continue
                 changed = self._refit(layer, walk) or changed
-        return changed
+        return PassResult(changed, tuple(notes))
 
     def _refused(self, layer: Layer, walk: Any) -> str:
         if layer.shared():
             return "used more than once: left as it was sliced"
         if walk.twin(layer.node) is None:
             return "no counterpart in the original graph: left as it was sliced"
-        if layer.matrix(_shape_only(layer)).shape[1] > self.widest:
+        if layer.blocks[1] > self.widest:
             return f"more than {self.widest} unknowns per output: left as it was sliced"
         return ""
 
     def _refit(self, layer: Layer, walk: Any) -> bool:
         from irprune.run.gram import sampled_rows
-        from irprune.run.statistics import load_as, store
 
-        old = layer.matrix(load_as(layer.weight))
+        old = layer.held()
         fit = Fit(old, layer.bias is not None)
         other, through = _beside(layer, walk) if self.residual else (None, None)
         limit = max(4 * old.shape[1], min(self.rows, (1 << 23) // old.shape[1]))
@@ -90,23 +92,13 @@ class RepairLeastSquares:
                 target = target + (short if through is None else through(short))
             share = max(2, -(-limit * walk.size(i) // total))
             at = sampled_rows(target.numel() // (old.shape[0] * old.shape[2]), share, i)
-            fit.add(
-                layer.rows(operands[layer.at], at),
-                layer.targets(target, at),
-                offset_of(layer, operands),
-            )
+            given = layer.gave(target, operands, at)
+            fit.add(layer.read(operands, at), given, layer.offset(operands))
         weight, bias = fit.solve(self.ridge)
-        store(layer.weight, layer.array(weight))
+        layer.put(weight)
         if layer.bias is not None and bias is not None:
-            held = load_as(layer.bias.weight)
-            store(layer.bias.weight, held + layer.bias.sign * bias.reshape(held.shape))
+            layer.bias.move(bias)
         return True
-
-
-def _shape_only(layer: Layer) -> torch.Tensor:
-    import torch
-
-    return torch.empty(tuple(int(s) for s in layer.weight.shape), device="meta")  # type: ignore[arg-type]
 
 
 def _beside(layer: Layer, walk: Any) -> tuple[Value | None, Any]:
@@ -124,12 +116,13 @@ def _beside(layer: Layer, walk: Any) -> tuple[Value | None, Any]:
         ):
             return None, None
         user = users[0]
-        if user.op in ("dropout", "identity") and user.inputs[0] is value:
+        first = user.inputs[0] is value
+        if first and does_nothing(user):
             value = user.out
-        elif user.op == "batch_norm" and user.inputs[0] is value and through is None:
+        elif first and through is None and operand_as(user, "variance") is not None:
             through = _undone(user)
             value = user.out
-        elif user.op == "add" and len(user.inputs) == 2 and user.attrs.get("alpha", 1) == 1:
+        elif is_sum(user):
             other = user.inputs[1] if user.inputs[0] is value else user.inputs[0]
             fits = (
                 other is not None
@@ -148,7 +141,7 @@ def _undone(node: Node) -> Any:
 
     from irprune.run.statistics import load_as
 
-    weight, variance = (node.inputs[i] if node.has(i) else None for i in (1, 4))
+    weight, variance = operand_as(node, "scale"), operand_as(node, "variance")
     scale = (
         1 / (load_as(variance) + node.attrs.get("eps", 1e-5)).sqrt()
         if isinstance(variance, Weight)
@@ -160,15 +153,6 @@ def _undone(node: Node) -> Any:
         scale.abs() > 1e-2 * scale.abs().max(), 1 / scale, torch.zeros(()).double()
     )
     return lambda short: short * inverse.to(short).reshape([-1] + [1] * (short.dim() - 2))
-
-
-def offset_of(layer: Layer, operands: list[Any]) -> Any:
-    """What the node itself adds to the product: its bias operand, as a vector over outputs, or
-    None."""
-    for i, v in enumerate(layer.node.inputs):
-        if i not in (layer.at, layer.by) and v is not None and operands[i] is not None:
-            return operands[i].reshape(-1)
-    return None
 
 
 RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

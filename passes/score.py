@@ -14,11 +14,12 @@ import numpy as np
 from irprune.analysis.blocks import blocks_of
 from irprune.criteria import Importance, criteria, named
 from irprune.criteria.measured import measured
-from irprune.criteria.normalise import normalised
+from irprune.criteria.normalise import NORMALISERS, normalised
 from irprune.criteria.readings import Readings, readings_of
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
+from irprune.passes.result import PassResult
 
 __all__ = ["Score"]
 
@@ -44,6 +45,12 @@ class Score:
 
     def __post_init__(self) -> None:
         self._criterion()  # its own checks
+        if self.normalise not in (*NORMALISERS, "measured"):
+            raise IrpruneError(
+                f"no normaliser is called {self.normalise!r}",
+                "score",
+                "one of " + ", ".join((*NORMALISERS, "measured")),
+            )
         if self.normalise == "measured" and self.calibration is None:
             raise IrpruneError(
                 "normalise='measured' needs calibration data",
@@ -51,7 +58,7 @@ class Score:
                 "give calibration=, or another normaliser",
             )
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         if graph.axes is None:
             raise IrpruneError("nothing is analysed", "score", "run infer-axes first")
         before = graph.scores
@@ -76,9 +83,10 @@ class Score:
             graph.scores = {
                 leaf: normalised(scores, self.normalise) for leaf, scores in made.items()
             }
-        return list(before) != list(graph.scores) or not all(
+        same = list(before) == list(graph.scores) and all(
             np.array_equal(before[x], s) for x, s in graph.scores.items()
         )
+        return PassResult(not same)
 
     def _criterion(self, shared: Readings | None = None) -> Importance:
         """The criterion with its options; data that it does not read are no mistake, since a repair

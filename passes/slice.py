@@ -28,6 +28,7 @@ from irprune.ir.kept import Indices, Kept
 from irprune.ops.registry import lookup
 from irprune.passes.canonicalize import loosened
 from irprune.passes.fold_constants import fold
+from irprune.passes.result import PassResult
 from irprune.run.take import kept_indices, take
 
 __all__ = ["Slice"]
@@ -37,12 +38,12 @@ __all__ = ["Slice"]
 class Slice:
     """Apply ``graph.kept``; the graph's axes are spent afterwards."""
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         kept = graph.kept
         if kept is None:
             raise IrpruneError("nothing is chosen", "slice", "run choose first, or set graph.kept")
         if not kept.choice:
-            return False
+            return PassResult(False)
         opened = graph.axes.opened if graph.axes is not None else {}
         folded = [
             n
@@ -71,7 +72,7 @@ class Slice:
             value.axes = None
         loosened(graph)  # an attention of narrower values may lay out its result in another way
         graph.axes, graph.kept, graph.scores = None, None, {}
-        return True
+        return PassResult(True)
 
 
 def _touched(node: Node, kept: Kept) -> bool:

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from irprune.ir.axis import leaves
 from irprune.ir.graph import Graph, Weight
 from irprune.passes.infer_axes import InferAxes
+from irprune.passes.result import PassResult
 
 __all__ = ["Untie"]
 
@@ -38,10 +39,10 @@ class Untie:
     """Try it on a copy of the analysed graph, and keep the copies of those arrays that get a free
     axis by it."""
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         stored = getattr(graph.structure, "stored", None)
         if not stored or graph.axes is None:
-            return False
+            return PassResult(False)
         shared = [
             w
             for w in graph.weights.values()
@@ -49,7 +50,7 @@ class Untie:
         ]
         held = [w.name for w in shared if _held(w)]
         if not held:
-            return False
+            return PassResult(False)
         trial = graph.copy()
         copies = {name: _split(trial, trial.weights[name]) for name in held}
         InferAxes().run(trial)
@@ -63,7 +64,7 @@ class Untie:
                 stored[copy.name] = stored[name]
         if gained:
             InferAxes().run(graph)
-        return bool(gained)
+        return PassResult(bool(gained))
 
 
 def _held(weight: Weight) -> bool:

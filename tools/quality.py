@@ -34,12 +34,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import irprune
-from irprune.api.repair import METHODS, repair
+from irprune.api.repair import repair
 from irprune.criteria import criteria
 from irprune.demo.digits import Data, Part, accuracy, jitter, load_data, train
 from irprune.driver.pipelines import cut_graph
 from irprune.emit.torch.module import emit_module
 from irprune.passes.choose import Choose
+from irprune.passes.repairs import repairs
 from irprune.passes.score import Score
 
 HERE = Path(__file__).resolve().parent
@@ -60,7 +61,10 @@ def settings(names: Sequence[str]) -> list[Setting]:
     out += [Setting(n, "global" if n == "lamp" else "local", r) for n in chosen for r in both]
     out += [Setting(n, "global", r) for n in GLOBAL if n in chosen for r in both]
     if "wanda" in chosen:
-        out += [Setting("wanda", "local", r) for r in (*METHODS[1:], "noise")]
+        out += [
+            Setting("wanda", "local", r)
+            for r in (*(n for n in repairs() if n != "least_squares"), "noise")
+        ]
     return out + [Setting(n, "global", rival=True) for n in ("magnitude", "taylor") if n in chosen]
 
 

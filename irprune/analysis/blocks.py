@@ -188,7 +188,9 @@ def _dependent(node: Node) -> list[tuple[dict[Axis, None], dict[Axis, None]]]:
     raises where it needs more than shapes to say so."""
     entry = lookup(node)
     found: list[tuple[dict[Axis, None], dict[Axis, None]]] = []
-    if entry is None or entry.silence is None or entry.letters is not None:
+    if entry is None or entry.silence is None:
+        return found
+    if entry.letters is not None and not entry.rounds:
         return found
 
     def present(value: Value, dims: Sequence[int]) -> None:

@@ -12,9 +12,10 @@ from math import prod
 from typing import Any, Protocol
 
 from irprune.ir.axis import Axis, factors, find, leaves, parts
+from irprune.ir.dtype import item_bytes
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.kept import Kept
-from irprune.ir.size import Size, Sym
+from irprune.ir.size import Size, Sym, evaluate
 from irprune.ops.registry import lookup
 
 __all__ = [
@@ -23,39 +24,13 @@ __all__ = [
     "Costs",
     "Polynomial",
     "cost",
-    "item_bytes",
     "repeated",
     "size_under",
 ]
 
 MEASURES = ("macs", "params", "bytes", "activation")
-_ITEM = {
-    "f64": 8,
-    "f32": 4,
-    "f16": 2,
-    "bf16": 2,
-    "f8e4m3fn": 1,
-    "f8e5m2": 1,
-    "i64": 8,
-    "i32": 4,
-    "i16": 2,
-    "i8": 1,
-    "u8": 1,
-    "u16": 2,
-    "u32": 4,
-    "u64": 8,
-    "bool": 1,
-    "c64": 8,
-    "c128": 16,
-}
-_VIEWS = ("shape", "cut")  # families whose results are views of their first operand
 
 Counts = Mapping[Axis, int]
-
-
-def item_bytes(dtype: str) -> int:
-    """Bytes of one element of ``dtype``; 4 where the type is not known."""
-    return _ITEM.get(dtype, 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,17 +74,7 @@ def size_under(
 
 def number(size: Size, symbols: Mapping[str, int]) -> int:
     """``size`` with the symbols' values put in; a symbol without one counts as 1."""
-    if not isinstance(size, Sym):
-        return size
-    names: dict[str, Any] = _Ones(symbols)
-    return int(eval(size.expr, {"__builtins__": {"min": min, "max": max}}, names))
-
-
-class _Ones(dict[str, Any]):
-    def __missing__(self, key: str) -> int:
-        if key in ("min", "max"):
-            raise KeyError(key)
-        return 1
+    return evaluate(size, symbols, default=1)
 
 
 class Polynomial:
@@ -345,8 +310,8 @@ def example_symbols(graph: Graph) -> dict[str, int]:
     if len(given) == len(graph.inputs):
         for value, tensor in zip(graph.inputs, given, strict=True):
             for s, n in zip(value.type.shape or (), tensor.shape, strict=False):
-                if isinstance(s, Sym) and s.expr.isidentifier():
-                    out.setdefault(s.expr, int(n))
+                if isinstance(s, Sym) and s.name:
+                    out.setdefault(s.name, int(n))
     return out
 
 
@@ -388,12 +353,7 @@ class _Liveness:
                     last[owner] = i
             entry = lookup(node)
             source = node.inputs[0] if node.inputs else None
-            view = (
-                entry is not None
-                and entry.family in _VIEWS
-                and source is not None
-                and not entry.creates
-            )
+            view = entry is not None and entry.is_view and source is not None
             for v in node.outputs:
                 owner = root.get(source, source) if view and source is not None else v
                 root[v] = owner

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from irprune.ir.axis import Axis, factors, leaves
-from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.axis import Axis, leaves
+from irprune.ir.graph import Graph, Node
 from irprune.ir.group import Group, groups_of
+from irprune.ops.registry import convolution_of, lookup, operand_as
 
 __all__ = ["KINDS", "by_use", "frozen_kinds", "kinds"]
 
@@ -25,7 +26,8 @@ KINDS = (
     "other",
 )
 
-_RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell")
+# what an axis is called only where no attention and no recurrence has it
+_WEAKER = ("norm-group channels", "grouped channels", "embedding width")
 
 
 def kinds(graph: Graph) -> dict[Axis, str]:
@@ -51,85 +53,34 @@ def frozen_kinds(graph: Graph) -> dict[str, int]:
 def by_use(graph: Graph) -> dict[Axis, str]:
     """The kind of leaves, frozen ones too, that an operator gives a part to: attention, recurrence,
     groups, embedding."""
+    pairs = [pair for node in graph.nodes for pair in _said(node)]
     found: dict[Axis, str] = {}
-
-    def mark(axes: Iterable[Axis], kind: str) -> None:
-        for a in axes:
-            for x in leaves(a):
-                found.setdefault(x, kind)
-
-    for node in graph.nodes:
-        if node.op == "scaled_dot_product_attention":
-            _attention(node.operand(0), node.operand(1), mark)
-            mark((node.operand(2).axes or ())[-1:], "head_dim")
-        elif node.op == "matmul" and _computed(node) and node.operand(0).rank >= 3:
-            _scores(node, mark)
-        elif node.op == "einsum" and _computed(node) and len(node.inputs) == 2:
-            _einsum(node, mark)
-        elif node.op in _RECURRENT:
-            mark((node.out.axes or ())[-1:], "recurrent width")
-    for node in graph.nodes:
-        if node.op == "group_norm" and len(factors((node.operand(0).axes or ())[1])) > 1:
-            mark(factors((node.operand(0).axes or ())[1])[1:], "norm-group channels")
-        elif node.op == "instance_norm" and any(
-            x.role == "group" for x in leaves((node.operand(0).axes or ())[1])
-        ):
-            mark(_free((node.operand(0).axes or ())[2:]), "norm-group channels")
-        elif (
-            node.op == "conv"
-            and node.attrs.get("groups", 1) != 1
-            and (node.operand(1).axes or ())[1].size != 1
-        ):
-            mark((node.operand(1).axes or ())[1:2], "grouped channels")
-        elif node.op == "embedding":
-            mark((node.operand(0).axes or ())[1:], "embedding width")
+    for axis, kind in sorted(pairs, key=lambda pair: pair[1] in _WEAKER):
+        for x in leaves(axis):
+            found.setdefault(x, kind)
     return found
 
 
-def _computed(node: Node) -> bool:
-    return not any(isinstance(v, Weight) for v in node.inputs)
-
-
-def _attention(query: Value, key: Value, mark) -> None:  # type: ignore[no-untyped-def]
-    q, k = query.axes or (), key.axes or ()
-    for heads in q[:-2]:
-        many = _free(factors(heads))
-        if len(many) > 1:  # groups of query heads that share a key head
-            mark(many[:1], "kv groups")
-        mark(many, "heads")
-    mark(_free(k[:-2]), "heads")
-    mark(q[-3:-2] if len(q) > 3 else (), "heads")
-    mark(q[-1:], "head_dim")
-
-
-def _free(axes: Iterable[Axis]) -> list[Axis]:
-    """The axes that may change size in a part; batches and windows are none of them."""
-    return [a for a in axes if any(x.size != 1 and x.reason is None for x in leaves(a))]
-
-
-def _scores(node: Node, mark) -> None:  # type: ignore[no-untyped-def]
-    """A product of two computed tensors: attention written out by hand."""
-    a, b = node.operand(0).axes or (), node.operand(1).axes or ()
-    heads = _free(a[:-2])
-    if node.operand(0).rank > 3 or heads:
-        mark(heads, "heads")
-        mark(_free((a[-1], b[-1])), "head_dim")
-
-
-def _einsum(node: Node, mark) -> None:  # type: ignore[no-untyped-def]
-    """The same, where both factors have letters that pass through together: heads; the letter that
-    goes away is head_dim."""
-    terms, _, result = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")
-    first, _, second = terms.partition(",")
-    for value, letters in ((node.operand(0), first), (node.operand(1), second)):
-        for letter, axis in zip(letters, value.axes or (), strict=False):
-            if letter in first and letter in second:
-                mark(_free((axis,)), "heads" if letter in result else "head_dim")
+def _said(node: Node) -> Iterable[tuple[Axis, str]]:
+    """The kinds of the axes of ``node`` that the operator table tells."""
+    entry = lookup(node)
+    if entry is None:
+        return
+    if entry.kinds is not None:
+        yield from entry.kinds(node)
+    geometry = convolution_of(node)
+    if geometry is not None and geometry.groups != 1:
+        inner = (node.operand(geometry.kernel).axes or ())[1]
+        if inner.size != 1:
+            yield inner, "grouped channels"
+    table = operand_as(node, "table")
+    if table is not None:
+        yield from ((a, "embedding width") for a in (table.axes or ())[1:])
 
 
 def _from_members(group: Group) -> str:
     ranks = {m.weight.rank for m in group.members}
-    convolved = any(n.op.startswith("conv") for m in group.members for n in m.weight.users)
+    convolved = any(convolution_of(n) for m in group.members for n in m.weight.users)
     if (
         not convolved
         and any(m.weight.rank == 3 and m.dim > 0 for m in group.members)

@@ -9,27 +9,41 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
 
-from irprune.ir.graph import Graph, Node, Weight
+from irprune.analysis.stored import Stored, alone, numbers_of, stored_in
+from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym, probe_of
-from irprune.ops.registry import lookup
+from irprune.ops.registry import convolution_of, is_fixed_norm, is_sum, lookup, operand_as, role_of
+from irprune.ops.traits import Convolution
 
 __all__ = ["Bias", "Layer", "layer_of", "layers"]
 
 
 @dataclass(frozen=True)
 class Bias:
-    """Where an offset of a layer's results may be put: ``weight``, added with ``sign`` (-1 for the
-    running mean of a batch norm)."""
+    """Where an offset of a layer's results may be put: ``stored``, operand ``at`` of ``node``,
+    added with ``sign`` (-1 for the running mean of a batch norm)."""
 
-    weight: Weight
+    stored: Stored
+    node: Node
+    at: int
     sign: int = 1
+
+    def move(self, offset: torch.Tensor) -> None:
+        """Add ``offset`` (of as many elements) to the results."""
+        held = self.stored.load()
+        self.stored.store(held + self.sign * offset.reshape(held.shape))
+
+    @property
+    def weight(self) -> Weight:
+        """The array that holds it."""
+        return self.stored.weight
 
 
 class Rows(Protocol):
@@ -40,17 +54,19 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Layer:
-    """A node that maps ``x`` (operand ``at``) linearly by ``weight`` (operand ``by``).
+    """A node that maps ``x`` (operand ``at``) linearly by ``stored`` (operand ``by``).
 
-    ``rows(x)`` is [n, b, k], ``targets(y)`` [n, b, o], both also for some row numbers alone, which
-    is cheaper than to choose among all rows; ``matrix(w)`` is [b, k, o] and ``array(m)`` its
-    inverse; ``inputs`` is the dimension of the weight that is summed over, None where there is none
-    (depthwise). Layers of equal ``reads`` make the same rows of the same activation."""
+    The operands and the result may be the integers of a quantised type: the map is one of the
+    numbers that they stand for. ``rows(x)`` is [n, b, k], ``targets(y)`` [n, b, o], both also for
+    some row numbers alone, which is cheaper than to choose among all rows; ``matrix(w)`` is [b, k,
+    o] and ``array(m)`` its inverse; ``inputs`` is the dimension of the weight that is summed over,
+    None where there is none (depthwise). Layers of equal ``reads`` make the same rows of the same
+    activation."""
 
     node: Node
     at: int
     by: int
-    weight: Weight
+    stored: Stored
     bias: Bias | None
     inputs: tuple[int, ...]
     reads: tuple[Any, ...]
@@ -59,10 +75,50 @@ class Layer:
     matrix: Callable[[torch.Tensor], torch.Tensor]
     array: Callable[[torch.Tensor], torch.Tensor]
 
+    @property
+    def weight(self) -> Weight:
+        """The array that holds the matrix."""
+        return self.stored.weight
+
     def shared(self) -> bool:
         """Whether other nodes, or other operands of this one, read the weight too, or the user
         knows it under several names."""
-        return sum(self.weight.users.values()) > 1 or bool(self.weight.aliases)
+        return not alone(self.node.inputs[self.by])
+
+    def held(self) -> torch.Tensor:
+        """The matrix [b, k, o] in float64."""
+        return self.matrix(self.stored.load())
+
+    def put(self, matrix: torch.Tensor) -> None:
+        """Let the weight hold ``matrix`` [b, k, o]; one of integers the nearest that it can."""
+        self.stored.store(self.array(matrix))
+
+    @property
+    def blocks(self) -> tuple[int, int, int]:
+        """Blocks, inputs of each and outputs of each: the shape of the matrix."""
+        shape = tuple(map(probe_of, self.weight.shape))
+        b, k, o = self.matrix(torch.empty(shape, device="meta")).shape
+        return b, k, o
+
+    def read(self, operands: Sequence[Any], at: torch.Tensor | None = None) -> torch.Tensor:
+        """The rows [n, b, k] of what the node reads when it runs on ``operands``; those that ``at``
+        numbers, or all."""
+        return self.rows(numbers_of(self.node, self.at, operands[self.at], operands), at)
+
+    def gave(
+        self, result: torch.Tensor, operands: Sequence[Any], at: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The rows [n, b, o] of a ``result`` of the node, whose scales are among ``operands``;
+        those that ``at`` numbers, or all."""
+        return self.targets(numbers_of(self.node, -1, result, operands), at)
+
+    def offset(self, operands: Sequence[Any]) -> torch.Tensor | None:
+        """What the node itself adds to the product, as a vector over outputs; None where it adds
+        nothing."""
+        for i, v in enumerate(self.node.inputs):
+            if v is not None and operands[i] is not None and role_of(self.node, i) == "bias":
+                return numbers_of(self.node, i, operands[i], operands).reshape(-1)
+        return None
 
 
 def layers(graph: Graph) -> Iterator[Layer]:
@@ -77,8 +133,10 @@ def layer_of(node: Node) -> Layer | None:
     """``node`` as a linear map by one stored weight, or None where it is no such thing."""
     if len(node.outputs) != 1:
         return None
-    if node.op in ("conv", "conv_transpose", "convolution"):
-        return _convolution(node)
+    geometry = convolution_of(node)
+    if geometry is not None:
+        plain = geometry.linear and geometry.batched
+        return _convolution(node, geometry) if plain else None
     entry = lookup(node)
     if entry is not None and entry.letters is not None:
         return _contraction(node, entry.letters(node))
@@ -96,13 +154,9 @@ def _numbered(view: torch.Tensor, lead: int, at: torch.Tensor | None) -> torch.T
 # -- bias ------------------------------------------------------------------------------------------
 
 
-def _own(value: Any) -> Weight | None:
-    """A weight that this one reader has to itself."""
-    return (
-        value
-        if isinstance(value, Weight) and sum(value.users.values()) == 1 and not value.aliases
-        else None
-    )
+def _own(node: Node, i: int) -> Stored | None:
+    """Operand ``i`` of ``node`` where it is a stored weight that it has to itself."""
+    return stored_in(node, i) if alone(node.inputs[i]) else None
 
 
 def _bias(node: Node, place: int | None, channel: int) -> Bias | None:
@@ -112,8 +166,8 @@ def _bias(node: Node, place: int | None, channel: int) -> Bias | None:
     ``channel`` is the dimension of the result that a vector of offsets runs over, counted from the
     end."""
     if place is not None and node.has(place):
-        own = _own(node.inputs[place])
-        return Bias(own) if own is not None and own.rank == 1 else None
+        own = _own(node, place)
+        return Bias(own, node, place) if own is not None and own.weight.rank == 1 else None
     users = list(node.out.users)
     if (
         len(users) != 1
@@ -122,23 +176,26 @@ def _bias(node: Node, place: int | None, channel: int) -> Bias | None:
     ):
         return None
     user = users[0]
-    if (
-        user.op == "batch_norm"
-        and user.has(3)
-        and user.inputs[0] is node.out
-        and channel == -(node.out.rank - 1)
-    ):
-        mean = _own(user.inputs[3])
-        return Bias(mean, -1) if mean is not None else None
-    if user.op == "add" and len(user.inputs) == 2 and user.attrs.get("alpha", 1) == 1:
-        other = _own(user.inputs[1] if user.inputs[0] is node.out else user.inputs[0])
-        if other is not None and user.out.shape == node.out.shape:
+    mean = operand_as(user, "mean") if is_fixed_norm(user) else None
+    if mean is not None and user.inputs[0] is node.out and channel == -(node.out.rank - 1):
+        at = _place(user, mean)
+        own = _own(user, at)
+        return Bias(own, user, at, -1) if own is not None else None
+    if is_sum(user):
+        at = 1 if user.inputs[0] is node.out else 0
+        own = _own(user, at)
+        if own is not None and user.out.shape == node.out.shape:
+            other = own.weight
             shape: list[Any] = [1] * other.rank
             if other.rank >= -channel:
                 shape[channel] = node.out.shape[channel]
                 if list(other.shape) == shape:
-                    return Bias(other)
+                    return Bias(own, user, at)
     return None
+
+
+def _place(node: Node, value: Value) -> int:
+    return next(i for i, v in enumerate(node.inputs) if v is value)
 
 
 def _outputs(node: Node) -> list[Any]:
@@ -154,7 +211,7 @@ def _contraction(node: Node, letters: tuple[list[str], ...]) -> Layer | None:
     held = [
         i
         for i, t in enumerate(terms)
-        if t and i < len(node.inputs) and isinstance(node.inputs[i], Weight)
+        if t and i < len(node.inputs) and stored_in(node, i) is not None
     ]
     moving = [
         i
@@ -173,8 +230,9 @@ def _contraction(node: Node, letters: tuple[list[str], ...]) -> Layer | None:
         node.attrs.get(k, 1) != 1 for k in ("alpha", "beta")
     ):
         return None
-    value, weight = node.operand(moving[0]), node.operand(summed[0])
-    assert isinstance(weight, Weight)
+    value, stored = node.operand(moving[0]), stored_in(node, summed[0])
+    assert stored is not None
+    weight = stored.weight
     inner = [a for a in w if a in x and a not in out]
     blocks = [a for a in w if a in x and a in out]
     outer = [a for a in w if a not in x and a in out]
@@ -201,7 +259,7 @@ def _contraction(node: Node, letters: tuple[list[str], ...]) -> Layer | None:
         node,
         moving[0],
         summed[0],
-        weight,
+        stored,
         _bias(node, added[0] if added else None, channel) if channel else None,
         tuple(w.index(a) for a in inner),
         ("contraction", *to_x, b, k),
@@ -215,39 +273,26 @@ def _contraction(node: Node, letters: tuple[list[str], ...]) -> Layer | None:
 # -- convolutions ----------------------------------------------------------------------------------
 
 
-def _many(x: Any, n: int) -> list[int]:
-    many = list(x) if isinstance(x, (list, tuple)) else [x]
-    return many * n if len(many) == 1 else many
-
-
-def _convolution(node: Node) -> Layer | None:
-    weight = node.inputs[1]
-    if (
-        not isinstance(weight, Weight)
-        or isinstance(node.inputs[0], Weight)
-        or node.operand(0).rank != weight.rank
-    ):
+def _convolution(node: Node, geometry: Convolution) -> Layer | None:
+    stored = stored_in(node, geometry.kernel)
+    if stored is None or stored_in(node, geometry.image) is not None:
         return None
-    if node.op == "conv_transpose" or node.attrs.get("transposed"):
-        return _transposed(node, weight)
-    n = weight.rank - 2
-    groups = int(node.attrs.get("groups", 1))
-    stride, dilation = (
-        _many(node.attrs.get("stride", 1), n),
-        _many(node.attrs.get("dilation", 1), n),
-    )
+    if geometry.transposed:
+        return _transposed(node, stored, geometry)
+    weight, groups = stored.weight, geometry.groups
     outs, ins, *kernel = map(probe_of, weight.shape)
-    padding = _paddings(node.attrs.get("padding", 0), kernel, dilation)
     return Layer(
         node,
-        0,
-        1,
-        weight,
-        _bias(node, 2, -(n + 1)),
+        geometry.image,
+        geometry.kernel,
+        stored,
+        _bias(node, geometry.bias, -(weight.rank - 1)),
         (1,),
-        ("conv", *kernel, *stride, *dilation, *padding, groups),
-        lambda x, at=None: _patches(x, kernel, stride, dilation, padding, groups, at),
-        lambda y, at=None: _numbered(y.movedim(1, -1), n + 1, at).reshape(
+        ("conv", *kernel, *_steps(geometry), *geometry.padding, groups),
+        lambda x, at=None: _patches(
+            x, kernel, geometry.stride, geometry.dilation, geometry.padding, groups, at
+        ),
+        lambda y, at=None: _numbered(y.movedim(1, -1), y.dim() - 1, at).reshape(
             -1, groups, outs // groups
         ),
         lambda w: w.reshape(groups, outs // groups, -1).transpose(1, 2),
@@ -255,29 +300,20 @@ def _convolution(node: Node) -> Layer | None:
     )
 
 
-def _paddings(spec: Any, kernel: list[int], dilation: list[int]) -> list[tuple[int, int]]:
-    if spec == "valid":
-        return [(0, 0)] * len(kernel)
-    if spec == "same":
-        whole = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-        return [(w // 2, w - w // 2) for w in whole]
-    return [(p, p) for p in _many(spec, len(kernel))]
-
-
 def _patches(
     x: torch.Tensor,
-    kernel: list[int],
-    stride: list[int],
-    dilation: list[int],
-    padding: list[tuple[int, int]],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[tuple[int, int]],
     groups: int,
-    at: torch.Tensor | None = None,
+    at: torch.Tensor | None,
 ) -> torch.Tensor:
     """[samples × positions, groups, channels × kernel] of an input [samples, channels, ...]: im2col
     for any number of dimensions, of all positions or of those numbered by ``at``."""
     wide = x.shape[1] // groups * math.prod(kernel)
     if any(p != (0, 0) for p in padding):
-        x = F.pad(x, list(itertools.chain.from_iterable(reversed(padding))))
+        x = F.pad(x, list(itertools.chain.from_iterable(reversed(list(padding)))))
     n = len(kernel)
     for d, (k, s, e) in enumerate(zip(kernel, stride, dilation, strict=True), 2):
         x = x.unfold(d, e * (k - 1) + 1, s)[..., ::e]
@@ -285,22 +321,23 @@ def _patches(
     return _numbered(x, n + 1, at).reshape(-1, groups, wide)
 
 
-def _transposed(node: Node, weight: Weight) -> Layer:
+def _steps(geometry: Convolution) -> tuple[int, ...]:
+    return (*geometry.stride, *geometry.dilation)
+
+
+def _transposed(node: Node, stored: Stored, geometry: Convolution) -> Layer:
     """A transposed convolution is a plain one, with the kernel turned around, of the input spread
     out with zeros."""
-    n = weight.rank - 2
-    groups = int(node.attrs.get("groups", 1))
-    stride, dilation = (
-        _many(node.attrs.get("stride", 1), n),
-        _many(node.attrs.get("dilation", 1), n),
-    )
-    pad, extra = (
-        _many(node.attrs.get("padding", 0), n),
-        _many(node.attrs.get("output_padding", 0), n),
-    )
-    ins, outs, *kernel = map(probe_of, weight.shape)
+    groups, stride, dilation = geometry.groups, geometry.stride, geometry.dilation
+    ins, outs, *kernel = map(probe_of, stored.weight.shape)
+    n = len(kernel)
     whole = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-    padding = [(w - p, w - p + e) for w, p, e in zip(whole, pad, extra, strict=True)]
+    padding = [
+        (w - before, w - after + extra)
+        for w, (before, after), extra in zip(
+            whole, geometry.padding, geometry.output_padding, strict=True
+        )
+    ]
     flip = list(range(3, 3 + n))
 
     def rows(x: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
@@ -328,12 +365,12 @@ def _transposed(node: Node, weight: Weight) -> Layer:
 
     return Layer(
         node,
-        0,
-        1,
-        weight,
-        _bias(node, 2, -(n + 1)),
+        geometry.image,
+        geometry.kernel,
+        stored,
+        _bias(node, geometry.bias, -(n + 1)),
         (0,),
-        ("conv_transpose", *kernel, *stride, *dilation, *padding, groups),
+        ("conv_transpose", *kernel, *_steps(geometry), *padding, groups),
         rows,
         lambda y, at=None: _numbered(y.movedim(1, -1), n + 1, at).reshape(-1, groups, outs),
         matrix,

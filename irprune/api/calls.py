@@ -8,12 +8,20 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from irprune.analysis.cost import Costs, repeated
 from irprune.analysis.describe import describe
-from irprune.api.checks import check_replay, check_weights, ranked
-from irprune.api.options import Options, device_of
+from irprune.api.checks import check_weights, ranked
+from irprune.api.option import documented
+from irprune.api.options import (
+    OPTIONS,
+    REPLAY,
+    Options,
+    PruneOptions,
+    ReplayOptions,
+    device_of,
+)
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
 from irprune.choice.plan import Plan
@@ -40,85 +48,37 @@ def groups(graph: Graph) -> list[Group]:
     return groups_of(graph)
 
 
+@documented(OPTIONS)
 def prune(
     model: Any,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
-    *,
-    ratio: float = 0.5,
-    importance: Any = None,
-    scope: str | None = None,
-    keep: Sequence[str] = (),
-    round_to: int | str | None = None,
-    budget: Mapping[str, float | str] | None = None,
-    proof: bool = True,
-    **more: Any,
+    **options: Unpack[PruneOptions],
 ) -> Pruned:
     """A smaller model, proven equal to ``model`` with the dropped channels silenced. ``model`` is
     not changed.
 
-    model       nn.Module, ExportedProgram, "m.pt2", "m.onnx", onnx.ModelProto or
-                onnx_graphsurgeon.Graph; ``args`` and ``kwargs`` are an example call
-    ratio       share of every width that is dropped, 0 to 1; default 0.5
-    importance  criterion: a name of ``irprune.criteria`` or an object; default "magnitude", with
-                calibration data "osscar"
-    scope       "local": every width by its ratio; "global": one threshold; "isomorphic": one for
-                each kind of structure; "knapsack": what meets the budget and loses the least, for
-                scores that are losses (normalise="measured"; sums of magnitudes are none). Default:
-                "knapsack" for a budget where there are calibration data, else "local"
-    keep        patterns over weights, groups and module paths that stay whole: ["head*"]
-    round_to    widths become multiples of it; "auto": of what onnxruntime likes on this machine, as
-                measured (16 for convolutions on AVX-512, 1 for matrix products). Default: 1, with a
-                budget on latency "auto"
-    budget      {"macs": 0.5}, {"params": ...}, {"bytes": ...}, {"activation": ...}: found in place
-                of ``ratio``; shares up to 1 or amounts; several hold together. {"latency": 0.5} or
-                {"latency": "3ms"} on onnxruntime: predicted from times of its operators, which are
-                measured once and kept in the user's cache, then measured on the cut
-                (``irprune.latency``)
-    proof       False leaves the proof out
-    ratios      pattern -> ratio, for groups to be cut by a ratio of their own
-    min_channels
-                no group gets narrower than this; default 1
-    max_ratio   no group loses a larger share than this; default 1
-    prefer      which factor of a product of widths carries its ratio: "heads", "head_dim", "both",
-                "groups"
-    per_block   False keeps the same inner indices in every head or group; default True, where that
-    is legal reduce, normalise, seed
-                how importance is joined over a group, made comparable between groups, and drawn
-                (``irprune.passes.score``). ``normalise`` is "measured" by default with scope
-                "knapsack" and calibration data: by what the outputs lose
-    calibration a few hundred inputs for criteria and repairs: an iterable, a tensor, a folder
-    (``irprune.run.calibration``)
-    loss        ``loss(outputs, batch)`` for gradient criteria; default: labels drawn from the
-                model's own output
-    repair      "least_squares" (or True), "batch_norm", "bias", "affine", "fold", or several: refit
-                what is left to the original on ``calibration``, or on noise where there is none
-                (``irprune.api.repair``); the proof is made before. Default: least squares where
-                there are calibration data, else none; False leaves it out
-    strict      True refuses a model with an operator that no rule covers
-    device      where the proof, the comparison and the timing run: "auto" (CUDA where there is
-                one), "cpu", "cuda"
-    threads     of onnxruntime, for a budget on latency; 0 leaves its default
-    progress    called with a line of text where measuring takes its time
-    dynamic_shapes
-                as in ``torch.export.export``
+    Args:
+        model: nn.Module, ExportedProgram, "m.pt2", "m.onnx", onnx.ModelProto or
+            onnx_graphsurgeon.Graph.
+        args: The positional arguments of an example call.
+        kwargs: Its keyword arguments.
+        **options: Those that ``irprune.api.options.PruneOptions`` declares.
 
-    Raises IrpruneError for bad input, CheckFailed where the proof fails.
+    Returns:
+        The pruned model, its report, and the ways out.
+
+    Raises:
+        IrpruneError: For bad input.
+        CheckFailed: Where the proof fails.
     """
-    chosen = Options.of(
-        ratio=ratio,
-        importance=importance,
-        scope=scope,
-        keep=keep,
-        round_to=round_to,
-        budget=budget,
-        proof=proof,
-        **more,
-    )
+    chosen = Options(**options)
 
     def choose(graph: Graph, clock: Clock) -> Latency | None:
         with clock("analyse"):
-            check_weights(graph, ranked(graph) if chosen.importance == "magnitude" else ())
+            check_weights(
+                graph, ranked(graph) if chosen.values["importance"] == "magnitude" else ()
+            )
             _check_rules(graph, chosen)
         with clock("score"):
             chosen.score().run(graph)
@@ -141,7 +101,7 @@ def _pruned(
 
     def made(method: str) -> Pruned:
         with clock("capture"):
-            graph = capture(model, args, kwargs, options.dynamic_shapes, method)
+            graph = capture(model, args, kwargs, options.values["dynamic_shapes"], method)
         with clock("analyse"):
             analyse(graph)
         latency = choose(graph, clock)
@@ -168,45 +128,62 @@ class _Miscaptured(CheckFailed):
 
 def _choose(graph: Graph, options: Options) -> Latency | None:
     """Set ``graph.kept``; with a budget on latency by what was measured."""
-    choose = options.choose()
-    if "latency" not in (options.budget or {}):
+    choose, values = options.choose(), options.values
+    budget = values["budget"] or {}
+    if "latency" not in budget:
         choose.run(graph)
         return None
     from irprune.api.latency_search import choose_in_time
 
-    assert options.budget is not None
     return choose_in_time(
         graph,
         choose,
-        options.budget["latency"],
+        budget["latency"],
         cut_graph,
-        options.device,
-        options.threads,
-        options.progress or (lambda line: None),
+        values["device"],
+        values["threads"],
+        values["progress"] or (lambda line: None),
     )
 
 
+@documented(REPLAY)
 def apply_plan(
     model: Any,
     plan: Any,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
-    *,
-    proof: bool = True,
-    **more: Any,
+    **options: Unpack[ReplayOptions],
 ) -> Pruned:
     """Make exactly the cut that ``plan`` records, on the same model or its ONNX export.
 
-    ``plan`` is a ``Plan``, its JSON as text or data, or a file's path. ``more`` are the options of
-    ``prune`` that do not choose: ``device``, ``dynamic_shapes``. Raises IrpruneError for a model
-    that the plan does not fit."""
-    check_replay(more)
-    chosen = Options.of(proof=proof, **more)
+    Args:
+        model: As for ``prune``.
+        plan: A ``Plan``, its JSON as text or data, or the path of its file.
+        args: The positional arguments of an example call.
+        kwargs: Its keyword arguments.
+        **options: Those that ``irprune.api.options.ReplayOptions`` declares.
+
+    Returns:
+        The pruned model, its report, and the ways out.
+
+    Raises:
+        IrpruneError: For bad input, and for a model that the plan does not fit.
+        CheckFailed: Where the proof fails.
+    """
+    for name in options:
+        if name not in REPLAY:
+            raise IrpruneError(
+                f"a plan is replayed without the option {name!r}",
+                "",
+                f"it takes {', '.join(REPLAY)}",
+            )
+    chosen = Options(**options)
     kept = Plan.read(plan)
 
     def choose(graph: Graph, clock: Clock) -> None:
         with clock("analyse"):
             check_weights(graph)
+            _check_rules(graph, chosen)
         with clock("choose"):
             choose_by_plan(kept, graph)
 
@@ -239,10 +216,10 @@ def _finish(graph: Graph, options: Options, clock: Clock) -> Pruned:
     if not pruned.from_onnx:
         with clock("emit"):
             pruned.module  # noqa: B018 - made here, so that its errors come from prune
-    if options.proof:
+    if options.values["proof"]:
         with clock("proof"):
             _prove(pruned)
-    if options.repair:
+    if options.values["repair"]:
         with clock("repair"):
             _repair(pruned)
     report.seconds = clock.seconds
@@ -254,14 +231,11 @@ def _repair(pruned: Pruned) -> None:
     more, on purpose."""
     from irprune.api.repair import repair
 
-    chosen = pruned.options.repair
-    done = repair(
-        pruned.graph,
-        pruned.cut,
-        pruned.options.calibration,
-        "least_squares" if chosen is True else chosen,
+    names = pruned.options.values["repair"]
+    assert isinstance(names, tuple)
+    pruned.report.repair = repair(
+        pruned.graph, pruned.cut, pruned.options.values["calibration"], names
     )
-    pruned.report.repair = done
     if not pruned.from_onnx:
         pruned._module = None
         pruned.module  # noqa: B018 - made again from the new weights
@@ -306,7 +280,9 @@ def _prove(pruned: Pruned) -> None:
             cut = cut_graph(graph)
             return cut, emit_module(cut)
 
-        report.proof = prove(pruned.graph, pruned.module, remake, device_of(pruned.options.device))
+        report.proof = prove(
+            pruned.graph, pruned.module, remake, device_of(pruned.options.values["device"])
+        )
     if not report.proof.passed:
         failed = CheckFailed if report.proof.captured else _Miscaptured
         advice = (
@@ -324,7 +300,7 @@ def _prove(pruned: Pruned) -> None:
 
 
 def _check_rules(graph: Graph, options: Options) -> None:
-    if not options.strict:
+    if not options.values["strict"]:
         return
     _, _, unruled = describe(graph)
     for op, where in unruled.items():

@@ -126,7 +126,7 @@ class Pruned:
         from irprune.validate.module_parity import compare
 
         self.report.parity = compare(
-            self.module, self.graph.structure, path, self.options.device.split(":")[0]
+            self.module, self.graph.structure, path, self.options.values["device"].split(":")[0]
         )
         if not self.report.parity.passed:
             raise CheckFailed(

@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
-from irprune.api.checks import REPAIRS as METHODS
-from irprune.api.checks import check_repairs
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
-from irprune.passes.repair_batch_norm import RepairBatchNorm
-from irprune.passes.repair_bias import RepairAffine, RepairBias
-from irprune.passes.repair_fold import RepairFold
-from irprune.passes.repair_least_squares import RepairLeastSquares
+from irprune.passes.repairs import repair_of
 from irprune.run.calibration import Batch, Calibration, noise
 from irprune.run.interpret import evaluate
 from irprune.run.statistics import kept_part
 
-__all__ = ["METHODS", "Repaired", "output_error", "repair"]
+__all__ = ["Repaired", "output_error", "repair"]
 
 MEMORY = 1 << 28  # bytes of the original's outputs that are kept between two comparisons
 
@@ -64,17 +60,13 @@ def repair(
 
     ``calibration`` is anything that ``Calibration`` reads; None means noise: normal, or uniform in
     ``noise_range``, with a warning where more than half of a group was dropped. ``method`` names
-    one of ``METHODS`` or several, run in their order; ``options`` go to the passes that have them
-    (``ridge``, ``rows``, ``memory``, ``alike``). Raises IrpruneError for unknown names and unusable
-    data."""
+    one repair of ``irprune.passes.repairs`` or several, run in their order; ``options`` go to the
+    passes that have them (``ridge``, ``rows``, ``memory``, ``alike``). Raises IrpruneError for
+    unknown names and unusable data."""
     names = (method,) if isinstance(method, str) else tuple(method)
-    passes = _passes()
-    check_repairs(names)
-    known = {f for name in names for f in passes[name].__dataclass_fields__} - {
-        "original",
-        "calibration",
-        "notes",
-    }
+    passes = {name: repair_of(name) for name in names}
+    has = {name: [f.name for f in fields(passes[name])][2:] for name in names}  # type: ignore[arg-type]
+    known = {option for many in has.values() for option in many}
     for option in options:
         if option not in known:
             raise IrpruneError(
@@ -100,33 +92,20 @@ def repair(
     done = []
     for name in names:
         held = {w: w.load for w in cut.weights.values()}
-        chosen = passes[name]
-        made = chosen(
-            original, data, **{k: v for k, v in options.items() if k in chosen.__dataclass_fields__}
-        )
-        changed = made.run(cut)
-        notes += made.notes
-        now = judge.error(cut) if changed else error
-        if not now <= error and changed:
+        own = {k: v for k, v in options.items() if k in has[name]}
+        result = passes[name](original, data, **own).run(cut)
+        notes += result.notes
+        now = judge.error(cut) if result.changed else error
+        if not now <= error and result.changed:
             for w, load in held.items():
                 w.load = load
             notes.append(
                 f"{name}: taken back, the output error would have risen from {error:.3g} to {now:.3g}"
             )
-        elif changed:
+        elif result.changed:
             error = now
             done.append(name)
     return Repaired(tuple(done), before, error, data.count(), notes)
-
-
-def _passes() -> dict[str, Any]:
-    return dict(
-        zip(
-            METHODS,
-            (RepairLeastSquares, RepairBatchNorm, RepairBias, RepairAffine, RepairFold),
-            strict=True,
-        )
-    )
 
 
 def _noise(original: Graph, limits: tuple[float, float] | None, notes: list[str]) -> Calibration:
@@ -157,9 +136,7 @@ class _Judge:
 
     def __init__(self, original: Graph, data: Calibration) -> None:
         self.original, self.data = original, data
-        self.half = (
-            torch.float32 if any(v.dtype in ("f16", "bf16") for v in original.values()) else None
-        )
+        self.half = torch.float32 if any(is_half(v.dtype) for v in original.values()) else None
         self._said: dict[int, list[torch.Tensor]] = {}
         self._left = MEMORY
 

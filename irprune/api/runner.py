@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from irprune.api.options import device_of
 from irprune.errors import IrpruneError, gist, users_line
 from irprune.frontend.capture import load_program
-from irprune.run.session import run_session, session
+from irprune.ir.dtype import element_type
+from irprune.run.session import run_session, run_type, session
 
 if TYPE_CHECKING:
     from irprune.api.load import Loaded
@@ -23,17 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Runner", "runner"]
 
 Arrays = list[NDArray[Any]]
-_TYPES: dict[str, Any] = {
-    "tensor(float)": np.float32,
-    "tensor(double)": np.float64,
-    "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64,
-    "tensor(int32)": np.int32,
-    "tensor(int16)": np.int16,
-    "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8,
-    "tensor(bool)": np.bool_,
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,7 @@ def _shown(shape: Sequence[int | None]) -> str:
 
 def runner(loaded: Loaded, device: str = "auto", threads: int = 0, exact: bool = False) -> Runner:
     """The model behind ``loaded``, ready to run; ``exact`` keeps CUDA from rounding products to
-    TF32."""
+    TF32, a CPU from saturating integers."""
     if loaded.kind == "onnx":
         return _OnnxRunner(loaded, device, threads, exact)
     return _TorchRunner(loaded, device, exact)
@@ -100,7 +90,8 @@ class _OnnxRunner(Runner):
         self.session = session(loaded.model, device, threads=threads, exact=exact)
         inputs = []
         for v in self.session.get_inputs():
-            if v.type not in _TYPES:
+            kind = element_type(run_type(v.type))
+            if not (kind.is_float or kind.is_integer or kind.kind == "bool"):
                 raise IrpruneError(
                     f"input {v.name!r} is a {v.type}",
                     str(loaded.model),
@@ -110,7 +101,7 @@ class _OnnxRunner(Runner):
                 Input(
                     v.name,
                     tuple(s if isinstance(s, int) else None for s in v.shape),
-                    _TYPES[v.type],
+                    kind.numpy(),
                 )
             )
         super().__init__(Path(loaded.model).name, inputs)

@@ -19,6 +19,7 @@ import numpy as np
 from irprune.base.atomic_write import cannot_write
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
+from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, Member, groups_of
 from irprune.ir.kept import Kept
@@ -188,7 +189,7 @@ def probe(weight: Weight) -> tuple[float, ...] | None:
     for a weight without values, of one dimension, or not of floating point. Costs no more than the
     diagonal."""
     shape = weight.shape
-    if sum(s != 1 for s in shape) < 2 or weight.dtype not in ("f16", "bf16", "f32", "f64"):
+    if sum(s != 1 for s in shape) < 2 or not is_real(weight.dtype):
         return None
     array = weight.load()
     if getattr(array, "is_meta", False):

@@ -52,7 +52,7 @@ def demo(output: Path, ratio: float, epochs: int, seed: int, json_: bool) -> Non
 
     from irprune.demo.run import run_demo
 
-    Options.of(ratio=ratio)  # refused before anything is trained
+    Options(ratio=ratio)  # refused before anything is trained
     check_folder(output)
     check_place(output)
     talk = Console(stderr=True)

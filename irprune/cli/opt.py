@@ -100,8 +100,8 @@ def opt(
         *([Dump(dump)] if dump is not None else []),
         clock,
     ]
-    changed = run(graph, passes, instruments)
-    for note in graph.notes:
+    result = run(graph, passes, instruments)
+    for note in (*graph.notes, *result.notes):
         say(f"note: {note}")
     if timed:
         say(clock.table())
@@ -112,11 +112,11 @@ def opt(
         show_json(
             {
                 "model": model,
-                "changed": changed,
+                "changed": result.changed,
                 "passes": describe(clock.rows),
                 "nodes": len(graph.nodes),
                 "weights": len(graph.weights),
-                "notes": graph.notes,
+                "notes": [*graph.notes, *result.notes],
                 "text": None if quiet or output is not None else text,
             }
         )

@@ -21,6 +21,7 @@ from irprune.criteria.consumers import Reader, readers
 from irprune.criteria.obs import Surgeon
 from irprune.criteria.readings import Reading, key_of, readings_of
 from irprune.ir.axis import Axis, leaves
+from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.group import Group
 from irprune.ir.kept import Kept
@@ -152,16 +153,13 @@ def _errors(
 def _refit(reader: Reader, surgeon: Surgeon, reading: Reading, refits: Refits) -> None:
     """The layer's weights without what the surgeon has taken out, and the bias that keeps its
     mean."""
-    from irprune.run.statistics import load_as
-
     layer, weight = reader.layer, surgeon.weight()
-    refits.setdefault(layer.node, {})[layer.by] = layer.array(weight)
+    refits.setdefault(layer.node, {})[layer.by] = layer.stored.operand(layer.array(weight))
     if layer.bias is not None:
         moved = (reading.mean[:, None] @ (reading.weight - weight))[:, 0]
-        held = load_as(layer.bias.weight)
-        (user,) = layer.bias.weight.users
-        refits.setdefault(user, {})[list(user.inputs).index(layer.bias.weight)] = (
-            held + layer.bias.sign * moved.reshape(held.shape)
+        bias, held = layer.bias, layer.bias.stored.load()
+        refits.setdefault(bias.node, {})[bias.at] = bias.stored.operand(
+            held + bias.sign * moved.reshape(held.shape)
         )
 
 
@@ -186,9 +184,7 @@ class _Probe:
         self.levels, samples = affordable(groups, data.count())
         batches = data.joined(samples)
         self.graph, self.tape, self.at = graph, Tape(graph), 0
-        floating = [
-            i for i, v in enumerate(graph.outputs) if v.dtype in ("f16", "bf16", "f32", "f64")
-        ]
+        floating = [i for i, v in enumerate(graph.outputs) if is_real(v.dtype)]
         self.judged = floating or list(range(len(graph.outputs)))
         self.symbols = [self.tape.symbols(b.inputs) for b in batches]
         self.begun = [self.tape.start(b.inputs) for b in batches]

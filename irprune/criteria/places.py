@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from irprune.criteria.quantised import is_integer, is_step
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
-from irprune.ir.graph import Graph, Node, Weight
+from irprune.ir.dtype import is_real
+from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, Member, Slot
 from irprune.ir.size import probe_of
-from irprune.ops.registry import lookup
+from irprune.ops.registry import readers_of, role_of
+from irprune.ops.traits import ADDED
 
 __all__ = [
     "REDUCTIONS",
@@ -38,25 +40,12 @@ REDUCTIONS: dict[str, Callable[..., Any]] = {
     "max": np.max,
     "prod": np.prod,
 }
-_AFFINE = ("norm",)
-_CONTRACTING = ("conv", "contraction", "norm", "recurrent")
-
-
-def _read_as(weight: Weight, slots: range, families: tuple[str, ...]) -> bool:
-    """Whether operators of ``families``, and no others, read ``weight``, and only in operand
-    positions ``slots``."""
-    readers = [(lookup(node), node) for node in weight.users]
-    return bool(readers) and all(
-        entry is not None
-        and entry.family in families
-        and all(i in slots for i, v in enumerate(node.inputs) if v is weight)
-        for entry, node in readers
-    )
 
 
 def is_scale(weight: Weight) -> bool:
-    """Whether ``weight`` is the scale of a normalisation."""
-    return _read_as(weight, range(1, 2), _AFFINE)
+    """Whether ``weight`` is the scale of a normalisation, and nothing else."""
+    roles = {role_of(node, i) for node, i in readers_of(weight)}
+    return roles == {"scale"}
 
 
 def is_bias(weight: Weight) -> bool:
@@ -64,19 +53,7 @@ def is_bias(weight: Weight) -> bool:
     adds, or holds statistics of a norm."""
     if sum(s != 1 for s in weight.shape) > 1 or not weight.users:
         return False
-    return all(
-        _adds(node, i) for node in weight.users for i, v in enumerate(node.inputs) if v is weight
-    )
-
-
-def _adds(node: Node, i: int) -> bool:
-    """Whether ``node`` adds its operand ``i``, or norms with it as a statistic."""
-    if node.op in ("add", "sub"):
-        return True
-    if node.op in ("addmm", "addmv", "baddbmm"):
-        return i == 0
-    entry = lookup(node)
-    return entry is not None and entry.family in _CONTRACTING and 2 <= i < 5
+    return all(role_of(node, i) in ADDED for node, i in readers_of(weight))
 
 
 def places(
@@ -104,7 +81,7 @@ def places(
                 m for m in group.members if stored[m.weight.name] or counted[m.weight.name]
             ]
             continue
-        real = [m for m in group.members if m.weight.dtype in ("f16", "bf16", "f32", "f64")]
+        real = [m for m in group.members if is_real(m.weight.dtype)]
         chosen = (
             [m for m in real if counted[m.weight.name]]
             or [m for m in real if m.weight.kind == "parameter"]

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node
-from irprune.ir.size import probe_of
+from irprune.ops.registry import quantised_in
 
 if TYPE_CHECKING:
     import torch
@@ -44,17 +45,9 @@ def key_of(layer: Layer) -> str:
 
 def source_of(layer: Layer) -> Source:
     """What layers that read the same rows have in common."""
+    if layer.at in quantised_in(layer.node):  # what integers stand for, its node alone says
+        return (layer.node.outputs[0].name,)
     return (layer.node.operand(layer.at).name, *layer.reads)
-
-
-def matrix_shape(layer: Layer) -> tuple[int, int, int]:
-    """Blocks, inputs of each and outputs of each."""
-    import torch
-
-    b, k, o = layer.matrix(
-        torch.empty(tuple(map(probe_of, layer.weight.shape)), device="meta")
-    ).shape
-    return b, k, o
 
 
 @dataclass
@@ -77,9 +70,7 @@ class Reading:
     @property
     def weight(self) -> torch.Tensor:
         """[b, k, o] in float64, read afresh."""
-        from irprune.run.statistics import load_as
-
-        return self.layer.matrix(load_as(self.layer.weight))
+        return self.layer.held()
 
     @property
     def square(self) -> torch.Tensor:
@@ -130,9 +121,7 @@ class Readings:
     def of(self, layers: Sequence[Layer], *, products: bool) -> dict[str, Reading]:
         """By ``key_of``. Raises IrpruneError where activations are NaN or infinite."""
         wanted = {layer.node: layer for layer in layers}
-        keys = {
-            n: (source_of(x), products and matrix_shape(x)[1] <= WIDEST) for n, x in wanted.items()
-        }
+        keys = {n: (source_of(x), products and x.blocks[1] <= WIDEST) for n, x in wanted.items()}
         firsts: dict[tuple[Source, bool], Layer] = {}
         for node, layer in wanted.items():
             if keys[node] not in self._held:
@@ -153,7 +142,7 @@ class Readings:
         some: list[K] = []
         held: dict[Source, int] = {}
         for key, many in layers.items():
-            mine = {source_of(x): _size(x) for x in many if matrix_shape(x)[1] <= WIDEST}
+            mine = {source_of(x): _size(x) for x in many if x.blocks[1] <= WIDEST}
             if some and sum((held | mine).values()) > self.memory:
                 yield some
                 some, held = [], {}
@@ -165,7 +154,7 @@ class Readings:
 
 def _size(layer: Layer) -> int:
     """Bytes of the Gram matrix of what ``layer`` reads, and of its inverse."""
-    b, k, _ = matrix_shape(layer)
+    b, k, _ = layer.blocks
     return 8 * b * k * k
 
 
@@ -181,11 +170,11 @@ def _gathered(
     out = {key: _Rows(Gram(products=key[1])) for key in firsts}
     stops: dict[Node, list[tuple[Layer, Gram, int, int]]] = {}
     for key, layer in firsts.items():
-        b, k, o = matrix_shape(layer)
+        b, k, o = layer.blocks
         limit = rows_for(k) if key[1] else ROWS
         stops.setdefault(layer.node, []).append((layer, out[key].gram, b * o, limit))
     total = data.count()
-    half = torch.float32 if any(v.dtype in ("f16", "bf16") for v in graph.values()) else None
+    half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
     for number, batch in enumerate(data):
 
         def hook(
@@ -195,7 +184,7 @@ def _gathered(
             for layer, gram, outs, limit in stops.get(node, ()):
                 share = max(1, -(-limit * size // total))
                 at = sampled_rows(made.numel() // outs, share, number)
-                _add(gram, layer.rows(operands[layer.at], at), node.where)
+                _add(gram, layer.read(operands, at), node.where)
             return made
 
         evaluate(graph, batch.inputs, wanted=[n.out for n in stops], dtype=half, hook=hook)

@@ -18,6 +18,7 @@ from irprune.driver.verify import Broken, verify
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.text import to_text
+from irprune.passes.result import PassResult
 
 __all__ = ["Dump", "Instrument", "PrintAfterAll", "PrintDiff", "Time", "Verify"]
 
@@ -33,8 +34,8 @@ class Instrument:
     def before(self, graph: Graph, name: str, index: int) -> None:
         """Before a pass, in the order of the instruments."""
 
-    def after(self, graph: Graph, name: str, index: int, changed: bool) -> None:
-        """After a pass, in the opposite order."""
+    def after(self, graph: Graph, name: str, index: int, result: PassResult) -> None:
+        """After a pass, in the opposite order, with what it returned."""
 
 
 class Snapshot:
@@ -84,22 +85,22 @@ class Verify(Instrument):
         self._check(graph, "before the first pass", "this is a bug of the capture")
         self._last = Snapshot(graph)
 
-    def after(self, graph: Graph, name: str, index: int, changed: bool) -> None:
+    def after(self, graph: Graph, name: str, index: int, result: PassResult) -> None:
         self._check(graph, f"after {name}", "this is a bug of the pass")
         now = Snapshot(graph)
         different = now.differs(self._last) if self._last is not None else ""
         self._last = now
-        if different and not changed:
+        if different and not result.changed:
             raise CheckFailed(
                 f"{name} said that nothing changed, but {different} did",
                 f"pass {index}",
-                "return True from run",
+                "return PassResult(True) from run",
             )
-        if changed and not different:
+        if result.changed and not different:
             raise CheckFailed(
                 f"{name} said that it changed the graph, but nothing did",
                 f"pass {index}",
-                "return False from run",
+                "return PassResult(False) from run",
             )
 
     def _check(self, graph: Graph, when: str, hint: str) -> None:
@@ -116,19 +117,19 @@ class Time(Instrument):
     """Seconds of each pass. Stands last, so that it measures the pass and no other instrument."""
 
     clock: Callable[[], float] = time.perf_counter
-    rows: list[tuple[str, float, bool]] = field(default_factory=list)
+    rows: list[tuple[str, float, PassResult]] = field(default_factory=list)
     _started: float = 0.0
 
     def before(self, graph: Graph, name: str, index: int) -> None:
         self._started = self.clock()
 
-    def after(self, graph: Graph, name: str, index: int, changed: bool) -> None:
-        self.rows.append((name, self.clock() - self._started, changed))
+    def after(self, graph: Graph, name: str, index: int, result: PassResult) -> None:
+        self.rows.append((name, self.clock() - self._started, result))
 
     def table(self) -> str:
         """Milliseconds and whether the graph changed, a line for each pass, and their sum."""
-        total = sum(seconds for _, seconds, _ in self.rows)
-        rows = [*self.rows, ("total", total, any(changed for _, _, changed in self.rows))]
+        rows = [(name, seconds, result.changed) for name, seconds, result in self.rows]
+        rows.append(("total", sum(s for _, s, _ in rows), any(changed for *_, changed in rows)))
         width = max(len(name) for name, _, _ in rows)
         return "\n".join(
             f"{name:<{width}}  {s * 1e3:10.2f} ms  {'changed' if changed else 'same'}"
@@ -142,9 +143,9 @@ class PrintAfterAll(Instrument):
 
     say: Say
 
-    def after(self, graph: Graph, name: str, index: int, changed: bool) -> None:
+    def after(self, graph: Graph, name: str, index: int, result: PassResult) -> None:
         self.say(
-            f"# after {name} ({'changed' if changed else 'nothing changed'})\n{to_text(graph)}"
+            f"# after {name} ({'changed' if result.changed else 'nothing changed'})\n{to_text(graph)}"
         )
 
 
@@ -159,8 +160,8 @@ class PrintDiff(Instrument):
     def start(self, graph: Graph) -> None:
         self._last = to_text(graph).splitlines()
 
-    def after(self, graph: Graph, name: str, index: int, changed: bool) -> None:
-        now = to_text(graph).splitlines() if changed else self._last
+    def after(self, graph: Graph, name: str, index: int, result: PassResult) -> None:
+        now = to_text(graph).splitlines() if result.changed else self._last
         lines = list(
             difflib.unified_diff(
                 self._last, now, f"before {name}", f"after {name}", n=self.around, lineterm=""
@@ -189,15 +190,16 @@ class Dump(Instrument):
             ) from refused
         self._write(graph, "00-input")
 
-    def after(self, graph: Graph, name: str, index: int, changed: bool) -> None:
+    def after(self, graph: Graph, name: str, index: int, result: PassResult) -> None:
         self._write(graph, f"{index:02}-{name}")
 
     def _write(self, graph: Graph, name: str) -> None:
         self.files.append(write_text(self.folder / f"{name}.irp", to_text(graph)))
 
 
-def describe(rows: list[tuple[str, float, bool]]) -> list[dict[str, Any]]:
+def describe(rows: list[tuple[str, float, PassResult]]) -> list[dict[str, Any]]:
     """The rows of ``Time`` as JSON has them."""
     return [
-        {"pass": name, "seconds": seconds, "changed": changed} for name, seconds, changed in rows
+        {"pass": name, "seconds": seconds, "changed": result.changed, "notes": list(result.notes)}
+        for name, seconds, result in rows
     ]

@@ -1,11 +1,12 @@
 """What a pass is, and its options.
 
-A pass is a frozen dataclass with ``run(graph) -> bool``, which says whether it changed the graph.
-Its name is its class in kebab case, its fields are its options, the first sentence of its docstring
-is its help."""
+A pass is a frozen dataclass with ``run(graph) -> PassResult``, which says what it did. Its name is
+its class in kebab case, its fields are its options, the first sentence of its docstring is its
+help."""
 
 from __future__ import annotations
 
+import builtins
 import re
 import sys
 import typing
@@ -15,6 +16,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Protocol, Union, get_args, get_origin, runtime_checkable
 
 from irprune.ir.graph import Graph
+from irprune.passes.result import PassResult
 
 __all__ = [
     "Option",
@@ -33,8 +35,8 @@ __all__ = [
 class Pass(Protocol):
     """What the driver runs."""
 
-    def run(self, graph: Graph) -> bool:
-        """Change ``graph``; whether anything changed."""
+    def run(self, graph: Graph) -> PassResult:
+        """Change ``graph`` and say what was done."""
 
 
 def name_of(thing: Pass | type) -> str:
@@ -77,10 +79,7 @@ class Option:
 
 def options_of(cls: type) -> dict[str, Option]:
     """The options of a pass by name, in the order of its fields."""
-    try:
-        hints = typing.get_type_hints(cls)
-    except NameError:  # a name that is imported for type checkers alone
-        hints = {f.name: _hint(cls, f.type) for f in fields(cls)}
+    hints = typing.get_type_hints(cls, localns=_Names(cls))
     out = {}
     for f in fields(cls):
         if not (f.init and f.compare):
@@ -90,13 +89,18 @@ def options_of(cls: type) -> dict[str, Option]:
     return out
 
 
-def _hint(cls: type, text: Any) -> Any:
-    """One annotation on its own; ``object()`` for one that cannot be resolved, which no value
-    fits."""
-    try:
-        return eval(text, vars(sys.modules[cls.__module__]))
-    except (NameError, TypeError, AttributeError):
-        return object()
+class _Unknown:
+    """Stands for a type that is imported for type checkers alone; no value fits it."""
+
+
+class _Names(dict[str, Any]):
+    """The names that annotations of a class are read with; ``_Unknown`` for those not there."""
+
+    def __init__(self, cls: type) -> None:
+        super().__init__({**vars(builtins), **vars(sys.modules[cls.__module__])})
+
+    def __missing__(self, name: str) -> Any:
+        return _Unknown
 
 
 def _is_plain(hint: Any) -> bool:

@@ -78,7 +78,7 @@ class Registry:
             raise IrpruneError(
                 "no pass in this file",
                 str(path),
-                "a pass has @dataclass(frozen=True) and run(self, graph) -> bool",
+                "a pass has @dataclass(frozen=True) and run(self, graph) -> PassResult",
             )
         return made
 

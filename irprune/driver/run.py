@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from irprune.driver.instruments import Instrument
 from irprune.driver.passes import Pass, name_of
 from irprune.errors import CheckFailed, IrpruneError, gist, users_line
 from irprune.ir.graph import Graph
+from irprune.passes.result import PassResult
 
 __all__ = ["run"]
 
 
-def run(graph: Graph, passes: Iterable[Pass], instruments: Sequence[Instrument] = ()) -> bool:
-    """Run ``passes`` in order, with ``instruments`` around each; whether any changed the graph.
+def run(graph: Graph, passes: Iterable[Pass], instruments: Sequence[Instrument] = ()) -> PassResult:
+    """Run ``passes`` in order, with ``instruments`` around each.
 
-    What a pass raises is raised on as IrpruneError (CheckFailed stays what it is) that names the
-    pass and those that ran before it."""
+    Returns:
+        Whether any pass changed the graph; the notes of all, each behind the name of its pass; and
+        in ``data`` what each found out, by its name.
+
+    Raises:
+        IrpruneError: What a pass raises (CheckFailed stays what it is), with the name of the pass
+            and of those that ran before it.
+    """
     names: list[str] = []
+    notes: list[str] = []
+    data: dict[str, Mapping[str, Any]] = {}
     any_changed = False
     for instrument in instruments:
         instrument.start(graph)
@@ -27,7 +38,7 @@ def run(graph: Graph, passes: Iterable[Pass], instruments: Sequence[Instrument] 
             instrument.before(graph, name, index)
         ran = f"{name}, after {', '.join(names)}" if names else f"{name}, the first pass"
         try:
-            changed = one.run(graph)
+            made = one.run(graph)
         except IrpruneError as error:
             kind = CheckFailed if isinstance(error, CheckFailed) else IrpruneError
             raise kind(
@@ -38,14 +49,30 @@ def run(graph: Graph, passes: Iterable[Pass], instruments: Sequence[Instrument] 
             raise IrpruneError(
                 gist(error), f"{at}; in {ran}" if at else f"in {ran}", "this is a bug of the pass"
             ) from error
-        if not isinstance(changed, bool):
-            raise IrpruneError(
-                f"run returned {changed!r}, not whether it changed the graph",
-                f"in {ran}",
-                "return True or False",
-            )
+        result = _result(made, ran)
         names.append(name)
-        any_changed |= changed
+        notes += [f"{name}: {note}" for note in result.notes]
+        if result.data:
+            data[name] = result.data
+        any_changed |= result.changed
         for instrument in reversed(instruments):
-            instrument.after(graph, name, index, changed)
-    return any_changed
+            instrument.after(graph, name, index, result)
+    return PassResult(any_changed, tuple(notes), data)
+
+
+def _result(made: object, ran: str) -> PassResult:
+    """What ``run`` of a pass returned; ``ran`` says which."""
+    if isinstance(made, PassResult):
+        return made
+    if isinstance(made, bool):  # what a pass returned up to 0.1
+        warnings.warn(
+            f"run returned {made}, in {ran}: return PassResult({made}) of irprune.passes",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        return PassResult(made)
+    raise IrpruneError(
+        f"run returned {made!r}, not what it did to the graph",
+        f"in {ran}",
+        "return PassResult(True) or PassResult(False) of irprune.passes",
+    )

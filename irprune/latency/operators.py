@@ -3,19 +3,19 @@ shrink, and bytes for all the rest."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from irprune.analysis.cost import Counts, Polynomial, item_bytes, number, size_under
+from irprune.analysis.cost import Counts, Polynomial, number, size_under
 from irprune.ir.axis import Axis, leaves
+from irprune.ir.dtype import item_bytes
 from irprune.ir.graph import Graph, Node, Weight
-from irprune.ops.registry import Op, lookup
+from irprune.ops.registry import Op, convolution_of, lookup, operand_as
+from irprune.ops.traits import Convolution
 
 __all__ = ["Operator", "Work", "moved", "works_of"]
-
-_FREE_OF_COST = ("shape", "cut", "create", "cast")  # views and constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,8 @@ def moved(graph: Graph, symbols: Mapping[str, int]) -> Polynomial:
     out = Polynomial(symbols)
     for node in graph.nodes:
         entry = lookup(node)
-        if (
-            entry is not None and (entry.family in _FREE_OF_COST or _products(node, entry))
-        ) or _fused(node):
+        free = entry is not None and (entry.is_view or entry.free or _products(node, entry))
+        if free or _fused(node, entry):
             continue
         for v in node.outputs:
             if v.type.shape is not None:
@@ -105,15 +104,20 @@ def moved(graph: Graph, symbols: Mapping[str, int]) -> Polynomial:
     return out
 
 
-def _fused(node: Node) -> bool:
-    source = node.inputs[0].producer if node.inputs and node.inputs[0] is not None else None
-    while source is not None and source.op == "batch_norm":
-        source = source.inputs[0].producer if source.inputs[0] is not None else None
-    return (
-        source is not None
-        and source.op in ("conv", "convolution")
-        and node.op in ("batch_norm", "relu")
-    )
+def _fused(node: Node, entry: Op | None) -> bool:
+    """Whether a runtime makes ``node`` part of the convolution before it, over norms between."""
+    if entry is None or not entry.joins:
+        return False
+    source = _before(node)
+    while source is not None and operand_as(source, "mean") is not None:
+        source = _before(source)
+    geometry = convolution_of(source) if source is not None else None
+    return geometry is not None and geometry.linear and not geometry.transposed
+
+
+def _before(node: Node) -> Node | None:
+    first = node.inputs[0] if node.inputs else None
+    return first.producer if first is not None else None
 
 
 def _name(node: Node) -> str:
@@ -126,51 +130,45 @@ def _products(node: Node, entry: Op) -> tuple[tuple[Axis, ...], ...]:
 
 
 def _of(node: Node, entry: Op, symbols: Mapping[str, int]) -> Iterator[Work]:
-    if (
-        entry.family == "conv"
-        and len(node.inputs) > 1
-        and entry.macs is not None
-        and "stride" in node.attrs
-    ):
-        yield _convolution(node, symbols)
+    geometry = convolution_of(node)
+    if geometry is not None:
+        yield _convolution(node, geometry, symbols)
     elif found := _products(node, entry):
         letters = entry.letters(node) if entry.letters is not None else ()
-        if len(letters) > 2 and len(found) == 1:  # two factors; what else there is, is added
-            yield _contraction(node, letters, symbols)
+        factors = _factors(letters)
+        if len(factors) > 1 and len(found) == 1:  # two factors; what else there is, is added
+            yield _contraction(node, letters, factors, symbols)
         else:
             for axes in found:
                 yield _plain(node, axes, symbols)
 
 
-def _convolution(node: Node, symbols: Mapping[str, int]) -> Work:
-    x, w = node.operand(0), node.operand(1)
-    channels = 1 if x.rank == w.rank else 0
+def _factors(letters: Sequence[Sequence[str]]) -> list[int]:
+    """The operands of a product that something is summed over in, else the first that there are."""
+    *terms, out = letters or [[]]
+    summed = [i for i, t in enumerate(terms) if any(x not in out for x in t)]
+    return summed if len(summed) > 1 else [i for i, t in enumerate(terms) if t]
+
+
+def _convolution(node: Node, geometry: Convolution, symbols: Mapping[str, int]) -> Work:
+    x, w = node.operand(geometry.image), node.operand(geometry.kernel)
+    channels = 1 if geometry.batched else 0
     image, kernel = x.shape[channels + 1 :], w.shape[2:]
-    (ci,) = (x.axes or ())[channels : channels + 1]
+    ci = (x.axes or ())[channels]
     first, second, *_ = w.axes or ()
     whole = {a: size_under(a, {}, symbols, {}) for a in (ci, first, second)}
-    backward = node.op == "conv_transpose" or bool(node.attrs.get("transposed"))
-    groups = int(node.attrs.get("groups", 1)) if backward else whole[ci] // whole[second]
-    count = len(kernel)
+    backward = geometry.transposed
+    groups = geometry.groups if backward else whole[ci] // whole[second]
 
-    def each(name: str, default: int) -> tuple[int, ...]:
-        given = node.attrs.get(name, default)
-        if given == "same":
-            return tuple((number(k, symbols) - 1) // 2 for k in kernel)
-        if given == "valid":
-            return (0,) * count
-        many = list(given) if isinstance(given, (list, tuple)) else [given]
-        return tuple(int(many[i % len(many)]) for i in range(count))
-
-    batch = prod(number(s, symbols) for s in x.shape[:channels])
+    batch = number(x.shape[0], symbols) if geometry.batched else 1
     fixed = (
         batch,
         groups,
         tuple(number(s, symbols) for s in image),
         tuple(number(k, symbols) for k in kernel),
-        each("stride", 1),
-        each("padding", 0),
-        each("dilation", 1),
+        geometry.stride,
+        tuple(before for before, _ in geometry.padding),
+        geometry.dilation,
     )
     none: tuple[Axis, ...] = ()
     if groups > 1 and not backward and whole[second] == 1:
@@ -200,10 +198,13 @@ def _convolution(node: Node, symbols: Mapping[str, int]) -> Work:
     return Work(Operator("conv", fixed), ((ci,), none), ((first,), none), (none, none), _name(node))
 
 
-def _contraction(node: Node, letters: tuple[list[str], ...], symbols: Mapping[str, int]) -> Work:
-    left, right, *_, out = letters
+def _contraction(
+    node: Node, letters: tuple[list[str], ...], factors: Sequence[int], symbols: Mapping[str, int]
+) -> Work:
+    i, j, *_ = factors
+    left, right, out = letters[i], letters[j], letters[-1]
     table: dict[str, Axis] = {}
-    for value, term in zip(node.inputs, (left, right), strict=False):
+    for value, term in ((node.inputs[i], left), (node.inputs[j], right)):
         for x, a in zip(term, (value.axes or ()) if value is not None else (), strict=False):
             if a.size != 1 or x not in table:
                 table[x] = a
@@ -212,7 +213,7 @@ def _contraction(node: Node, letters: tuple[list[str], ...], symbols: Mapping[st
     shared = [table[x] for x in left if x in right and x in out]
     rows = [table[x] for x in left if x not in right and x in out]
     return _matrix(
-        shared, rows, summed, made, isinstance(node.inputs[1], Weight), _name(node), symbols
+        shared, rows, summed, made, isinstance(node.inputs[j], Weight), _name(node), symbols
     )
 
 

@@ -10,7 +10,7 @@ from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph, Weight
 from irprune.latency.operators import Operator, moved, works_of
 from irprune.latency.table import Table
-from irprune.ops.registry import lookup
+from irprune.ops.registry import convolution_of
 
 __all__ = ["Parts", "Predictor", "step_of"]
 
@@ -111,8 +111,5 @@ def step_of(weight: Weight, table: Table) -> int:
     """The multiple that the provider likes the widths of ``weight`` to be: its readers' step."""
     if weight.rank < 2:
         return 1
-    conv = any(
-        (entry := lookup(node)) is not None and entry.family == "conv" and entry.macs is not None
-        for node in weight.users
-    )
+    conv = any(convolution_of(node) is not None for node in weight.users)
     return table.step("conv" if conv else "matrix")

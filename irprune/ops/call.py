@@ -15,7 +15,7 @@ import torch
 
 from irprune.ir.graph import Node
 from irprune.ir.size import Sym
-from irprune.ops.dtypes import TO_TORCH
+from irprune.ops.dtypes import torch_attribute
 from irprune.ops.registry import aten_target, lookup
 
 __all__ = ["Call", "DeviceOf", "Operand", "bind", "overload", "substitute"]
@@ -68,7 +68,7 @@ def _value(name: str, value: Any) -> Any:
     if name == "device":
         return None if value is None else DeviceOf(value)
     if name in ("dtype", "out_dtype") and isinstance(value, str):
-        return TO_TORCH[value]
+        return torch_attribute(name, value)
     if name in ("memory_format", "layout") and isinstance(value, str):
         return getattr(torch, value)
     return value

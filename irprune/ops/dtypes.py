@@ -1,28 +1,31 @@
-"""Element types by their short names, as the graph writes them, and as torch knows them."""
+"""Element types as torch knows them, derived from the table in ``irprune.ir.dtype``."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-__all__ = ["FROM_TORCH", "TO_TORCH"]
+from irprune.ir.dtype import ELEMENT_TYPES
+
+__all__ = ["FROM_TORCH", "TO_TORCH", "torch_attribute"]
 
 TO_TORCH: dict[str, torch.dtype] = {
-    "f64": torch.float64,
-    "f32": torch.float32,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "f8e4m3fn": torch.float8_e4m3fn,
-    "f8e5m2": torch.float8_e5m2,
-    "i64": torch.int64,
-    "i32": torch.int32,
-    "i16": torch.int16,
-    "i8": torch.int8,
-    "u8": torch.uint8,
-    "bool": torch.bool,
-    "c64": torch.complex64,
-    "c128": torch.complex128,
-    "u16": torch.uint16,
-    "u32": torch.uint32,
-    "u64": torch.uint64,
+    t.name: getattr(torch, t.torch) for t in ELEMENT_TYPES.values() if t.torch
 }
-FROM_TORCH = {v: k for k, v in TO_TORCH.items()}
+"""torch's type of each short name that torch computes with."""
+
+FROM_TORCH: dict[torch.dtype, str] = {v: k for k, v in TO_TORCH.items()}
+"""The short name of each of torch's types."""
+
+_NAMING_TYPES = ("dtype", "out_dtype", "to")
+
+
+def torch_attribute(name: str, value: Any) -> Any:
+    """An attribute of a node as torch takes it: the short name of an element type becomes torch's
+    type. ``empty`` lists a type and a shape for each result that a loop stacks."""
+    if name in _NAMING_TYPES and isinstance(value, str):
+        return TO_TORCH[value]
+    if name == "empty":
+        return [[TO_TORCH[dtype], shape] for dtype, shape in value]
+    return value

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +16,7 @@ from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
 from irprune.ir.size import Size, same
 from irprune.ops.rule.signature import Signature, Unsupported
+from irprune.ops.traits import Convolution, Kind, NnLayer, Quantised, Role
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,8 +30,17 @@ __all__ = [
     "Sample",
     "Unsupported",
     "aten_target",
+    "convolution_of",
+    "does_nothing",
+    "is_fixed_norm",
+    "is_sum",
     "lookup",
     "op",
+    "operand_as",
+    "place_of",
+    "quantised_in",
+    "readers_of",
+    "role_of",
     "same_type",
     "spelling",
 ]
@@ -54,14 +63,17 @@ class Cut(Protocol):
 
 @dataclass(frozen=True)
 class Arg:
-    """A sample operand: shape, element type and, for integers, the half-open range of its
-    values."""
+    """A sample operand: shape, element type and the range of its values, half open for integers.
+
+    ``values`` are the values themselves. Those, and what is ``stored``, are initializers in the
+    file that a sample of an ONNX operator becomes; all else are inputs of it."""
 
     shape: tuple[int, ...]
     dtype: str = "f32"
     low: float = -1.0
     high: float = 1.0
-    values: tuple[int, ...] | None = None
+    values: tuple[float, ...] | None = None
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,13 +84,18 @@ class Sample:
     which may also be given flat where it comes last. ``free`` is the number of leaf axes of size >
     1 that the rule must leave free, which keeps a rule from passing by freezing. ``target`` picks
     the ATen spelling (otherwise every one that takes it); ``attrs`` are the canonical attributes.
-    ``read`` lists the results that are read, all by default."""
+    ``read`` lists the results that are read, all by default.
+
+    A sample of an ONNX operator (``spell(..., samples=...)``) has the operator's own inputs, one by
+    one, and attributes; ``opset`` is the version of ai.onnx, 17 where it is 0, and ``read`` the
+    results that are named, the first by default."""
 
     args: tuple[Arg | tuple[Arg | None, ...] | None, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     free: int | None = None
     target: str = ""
     read: tuple[int, ...] | None = None
+    opset: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,8 +128,24 @@ class Op:
               drop it
     strides   ATen overloads that depend on how their operand lies in memory -> the one that does
               not, "" where there is none
-    opaque    results hold run-time data in their *shape* or indices (topk, nonzero): documented
-    freeze"""
+    family    heading that the printed table lists the entry under; nothing follows from it
+    operands  the role of each operand, by position, or a function of the node (``role_of``)
+    adds      whether a use of it is the plain sum of its two operands
+    is_view   results are views of the first operand: they take no memory of their own
+    free      takes no time worth counting: views, casts and what is made from sizes alone
+    joins     a runtime makes it part of the convolution before it
+    drops     leaves elements out at random while training, and does nothing else
+    rearranges  every element of the results is one of the operands', moved, repeated or cast, so
+              that what elements are carries over
+    learned   whether a stored operand may be learned; False for comparisons, selections and bounds
+    unread    stands for a use of an operator that no rule covers
+    rounds    results are rounded to the steps of a quantised type
+    dequantises  results are the numbers that the integers of the first operand stand for
+    convolution  the node as a convolution, None where it is none
+    quantised_as  operands that hold integers which stand for numbers
+    indexes   operands that hold positions, each with the size of what it points into
+    kinds     what axes of the node are in the field's words
+    nn_layer  the ``torch.nn`` layer that it is a call of"""
 
     name: str
     rule: Rule
@@ -131,6 +164,22 @@ class Op:
     samples: tuple[Sample, ...] = ()
     signature: Signature | None = None
     family: str = ""
+    operands: tuple[Role, ...] | Callable[[Node], tuple[Role, ...]] = ()
+    adds: Callable[[Node], bool] | None = None
+    is_view: bool = False
+    free: bool = False
+    joins: bool = False
+    drops: bool = False
+    rearranges: bool = False
+    learned: bool = True
+    unread: bool = False
+    rounds: bool = False
+    dequantises: bool = False
+    convolution: Callable[[Node], Convolution | None] | None = None
+    quantised_as: Callable[[Node], Mapping[int, Quantised]] | None = None
+    indexes: Callable[[Node], Iterable[tuple[int, Size]]] | None = None
+    kinds: Callable[[Node], Iterable[Kind]] | None = None
+    nn_layer: NnLayer | None = None
     doc: str = ""
 
 
@@ -148,6 +197,7 @@ def op(
     fixed: str = "",
     sizes: Mapping[str, str] | None = None,
     roles: Mapping[str, str] | None = None,
+    family: str = "other",
     doc: str = "",
     **rest: Any,
 ) -> Op:
@@ -155,8 +205,8 @@ def op(
 
     ``rule`` as a string is a signature; ``fixed`` lists its letters that may not change size,
     ``sizes`` binds letters to integer attributes and ``roles`` marks letters (``{"g": "group"}``).
+    ``family`` is the heading of the printed table; files bind it once with ``functools.partial``.
     """
-    family = sys._getframe(1).f_globals["__name__"].rsplit(".", 1)[-1]
     signature = None
     if isinstance(rule, str):
         signature = Signature(
@@ -251,6 +301,83 @@ def aten_target(node: Node) -> str:
     if entry is None or entry.run is not None:
         return ""
     return entry.call(node) if entry.call is not None else next(iter(entry.aten), "")
+
+
+def role_of(node: Node, i: int) -> Role:
+    """What operand ``i`` is to the operator of ``node``; "" where the table does not say."""
+    entry = lookup(node)
+    if entry is None:
+        return ""
+    roles = entry.operands(node) if callable(entry.operands) else entry.operands
+    return roles[i] if i < len(roles) else ""
+
+
+def operand_as(node: Node, role: Role) -> Value | None:
+    """The first operand of ``node`` in ``role``, None where it has none."""
+    return next(
+        (v for i, v in enumerate(node.inputs) if v is not None and role_of(node, i) == role), None
+    )
+
+
+def place_of(node: Node, role: Role) -> int:
+    """The position of the operand in ``role``, whether or not ``node`` has it; -1 where its
+    operator has none."""
+    entry = lookup(node)
+    roles = () if entry is None else entry.operands
+    roles = roles(node) if callable(roles) else roles
+    return roles.index(role) if role in roles else -1
+
+
+def readers_of(value: Value) -> Iterator[tuple[Node, int]]:
+    """The nodes that read ``value``, each with the operand that it is there."""
+    for node in value.users:
+        for i, v in enumerate(node.inputs):
+            if v is value:
+                yield node, i
+
+
+def is_fixed_norm(node: Node) -> bool:
+    """Whether ``node`` normalises by stored statistics: a batch norm outside of training, of which
+    one result is read."""
+    entry = lookup(node)
+    return (
+        entry is not None
+        and operand_as(node, "mean") is not None
+        and operand_as(node, "variance") is not None
+        and not node.attrs.get("training")
+        and not node.attrs.get("use_input_stats")
+        and not any(v.users for v in node.outputs[1:])
+    )
+
+
+def does_nothing(node: Node) -> bool:
+    """Whether ``node`` gives back its first operand as it is, outside of training."""
+    entry = lookup(node)
+    return entry is not None and (entry.drops or (entry.idle is not None and entry.idle(node)))
+
+
+def is_sum(node: Node) -> bool:
+    """Whether ``node`` is the plain sum of its two operands."""
+    entry = lookup(node)
+    return (
+        entry is not None
+        and entry.adds is not None
+        and len(node.inputs) == 2
+        and None not in node.inputs
+        and entry.adds(node)
+    )
+
+
+def convolution_of(node: Node) -> Convolution | None:
+    """``node`` as a convolution; None where it is none."""
+    entry = lookup(node)
+    return None if entry is None or entry.convolution is None else entry.convolution(node)
+
+
+def quantised_in(node: Node) -> Mapping[int, Quantised]:
+    """The operands of ``node`` that hold integers which stand for numbers."""
+    entry = lookup(node)
+    return {} if entry is None or entry.quantised_as is None else entry.quantised_as(node)
 
 
 def result(node: Node, i: int = 0) -> Value:

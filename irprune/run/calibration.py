@@ -18,6 +18,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_float, is_integer
 from irprune.ir.graph import Graph, Value, Weight
 from irprune.ir.size import Sym, probe_of, same
 from irprune.ops.dtypes import TO_TORCH
@@ -566,10 +567,10 @@ def _index_limit(value: Value) -> int | None:
             ):
                 return int(probe_of(table.shape[0]))
             if len(node.inputs) == 1 or not any(
-                x is not None and x.dtype[0] == "f" for x in node.inputs
+                x is not None and is_float(x.dtype) for x in node.inputs
             ):
                 for out in node.outputs:
-                    if id(out) not in seen and out.dtype[0] in "iu":
+                    if id(out) not in seen and is_integer(out.dtype):
                         seen.add(id(out))
                         frontier.append(out)
     return None

@@ -17,7 +17,9 @@ import torch
 from torch.nn import functional as F
 
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_half, is_real
 from irprune.ir.graph import Graph, Node, Weight
+from irprune.ops.registry import readers_of, role_of
 from irprune.run.calibration import Batch, Calibration
 from irprune.run.interpret import as_tensor, evaluate
 
@@ -84,7 +86,7 @@ def gradients(
     Raises IrpruneError where the loss is not a finite number or does not depend on the weights.
     """
     draw = torch.Generator().manual_seed(seed)
-    half = any(v.dtype in ("f16", "bf16") for v in graph.values())
+    half = any(is_half(v.dtype) for v in graph.values())
     held = _leaves(graph, half)
     for batch in calibration:
         with torch.enable_grad():
@@ -113,7 +115,7 @@ def sensitivities(
     With drawn labels, half of it times the mean squared error of an element is what an error there
     costs, to second order and as if errors had no direction."""
     draw = torch.Generator().manual_seed(seed)
-    half = any(v.dtype in ("f16", "bf16") for v in graph.values())
+    half = any(is_half(v.dtype) for v in graph.values())
     held = _leaves(graph, half)
     wanted = dict.fromkeys(nodes)
     total = dict.fromkeys(nodes, 0.0)
@@ -143,7 +145,7 @@ def _leaves(graph: Graph, half: bool) -> dict[Weight, torch.Tensor]:
     """Parameters as tensors that gradients flow to."""
     held: dict[Weight, torch.Tensor] = {}
     for w in graph.weights.values():
-        if w.kind == "parameter" and w.dtype in ("f16", "bf16", "f32", "f64") and not _running(w):
+        if w.kind == "parameter" and is_real(w.dtype) and not _running(w):
             tensor = as_tensor(w.load()).detach()
             held[w] = (tensor.float() if half else tensor.clone()).requires_grad_()
     if not held:
@@ -158,7 +160,7 @@ def _leaves(graph: Graph, half: bool) -> dict[Weight, torch.Tensor]:
 def _running(weight: Weight) -> bool:
     """Whether ``weight`` holds the statistics of a batch norm, which in an ONNX file look like
     parameters and have no gradient."""
-    return any(node.op == "batch_norm" and weight in node.inputs[3:] for node in weight.users)
+    return any(role_of(node, i) in ("mean", "variance") for node, i in readers_of(weight))
 
 
 def _loss(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from irprune.errors import IrpruneError
 from irprune.ir.body import Body
+from irprune.ir.dtype import FROM_NUMPY, is_borrowed, is_real
 from irprune.ir.graph import Graph, Node, Value, Weight
-from irprune.ir.size import Sym
+from irprune.ir.size import Sym, UnboundSymbol
+from irprune.ir.size import evaluate as evaluate_size
 from irprune.ir.symbols import needed, told
 from irprune.ops.call import bind, overload, substitute
 from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
@@ -25,18 +28,12 @@ def as_tensor(array: Any) -> torch.Tensor:
     """A weight's array as a tensor, without a copy where it can be."""
     if isinstance(array, torch.Tensor):
         return array.detach()
-    if (
-        getattr(getattr(array, "dtype", None), "kind", "") == "V"
-    ):  # types that numpy borrows from ml_dtypes
-        short = {"bfloat16": "bf16", "float8_e4m3fn": "f8e4m3fn", "float8_e5m2": "f8e5m2"}[
-            array.dtype.name
-        ]
+    array = np.asarray(array)
+    if is_borrowed(array.dtype):
         bits = array.view("i2" if array.dtype.itemsize == 2 else "u1").copy()
-        return torch.as_tensor(bits).view(TO_TORCH[short])
-    writeable = getattr(
-        getattr(array, "flags", None), "writeable", True
-    )  # torch has no read-only tensors
-    return torch.as_tensor(array if writeable else array.copy())
+        return torch.as_tensor(bits).view(TO_TORCH[FROM_NUMPY[array.dtype.name]])
+    # torch has no read-only tensors
+    return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
 def home(graph: Graph) -> torch.device:
@@ -54,8 +51,8 @@ def symbols_of(graph: Graph, inputs: Iterable[torch.Tensor]) -> dict[str, int]:
         for s, n in zip(
             value.type.shape or (), tensor.shape if value.type.shape else (), strict=True
         ):
-            if isinstance(s, Sym) and s.expr.isidentifier():
-                out.setdefault(s.expr, int(n))
+            if isinstance(s, Sym) and s.name:
+                out.setdefault(s.name, int(n))
     return out
 
 
@@ -66,10 +63,8 @@ def run_node(node: Node, operands: list[Any], symbols: dict[str, int], device: t
 
     def size(s: Sym) -> int:
         try:
-            return int(
-                eval(s.expr, {"__builtins__": {"min": min, "max": max}}, dict(symbols))
-            )  # text printed by torch
-        except NameError as unknown:
+            return evaluate_size(s, symbols)
+        except UnboundSymbol as unknown:
             raise IrpruneError(
                 f"{node.op} takes a size {s} that depends on the values of tensors",
                 node.where,
@@ -155,7 +150,7 @@ def evaluate(
     with torch.set_grad_enabled(weights is not None):
         for i, node in enumerate(nodes):
             operands = [read(v) for v in node.inputs]
-            if dtype is not None and node.attrs.get("dtype") in ("f16", "bf16", "f32", "f64"):
+            if dtype is not None and is_real(node.attrs.get("dtype", "")):
                 call_node = _with_dtype(node, dtype)
             else:
                 call_node = node

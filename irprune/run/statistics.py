@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.kept import Kept
 from irprune.run.calibration import Calibration
@@ -25,8 +26,6 @@ from irprune.run.interpret import Hook, as_tensor, run_node, symbols_of
 from irprune.run.take import kept_indices, take
 
 __all__ = ["Moments", "Pair", "Tape", "counterparts", "kept_part", "load_as"]
-
-_FLOATS = {"f16": torch.float32, "bf16": torch.float32}
 
 
 def load_as(weight: Weight, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -91,7 +90,7 @@ class Tape:
         for i, node in enumerate(graph.nodes):
             self.last.update((v, i) for v in node.inputs if v is not None)
         self._weights: dict[Weight, torch.Tensor] = {}
-        half = any(v.dtype in _FLOATS for v in graph.values())
+        half = any(is_half(v.dtype) for v in graph.values())
         self._half = half
 
     def start(self, inputs: Iterable[torch.Tensor]) -> dict[str, Any]:
@@ -151,7 +150,7 @@ class Tape:
 
 
 def _float32(node: Node) -> Node:
-    if node.attrs.get("dtype") not in _FLOATS:
+    if not is_half(node.attrs.get("dtype", "")):
         return node
     twin = Node(node.op, [], {**node.attrs, "dtype": "f32"}, node.outputs, node.origin)
     twin.inputs = node.inputs

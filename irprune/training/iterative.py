@@ -13,13 +13,15 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
 from irprune.analysis.cost import Costs
 from irprune.api.calls import apply_plan, prune
+from irprune.api.option import documented
+from irprune.api.options import STEP, StepOptions
 from irprune.api.pruned import Pruned
 from irprune.choice.plan import Plan
 from irprune.driver.pipelines import analyse
@@ -32,6 +34,7 @@ Pace = Callable[[float], float]
 PACES: dict[str, Pace] = {"linear": lambda t: t, "cubic": lambda t: 1 - (1 - t) ** 3}
 
 
+@documented(STEP)
 def schedule(
     model: nn.Module,
     args: Sequence[Any] = (),
@@ -42,19 +45,30 @@ def schedule(
     steps: int = 5,
     pace: str | Pace = "linear",
     checkpoint: str | Path | None = None,
-    **options: Any,
+    **options: Unpack[StepOptions],
 ) -> Iterator[Pruned]:
     """``steps`` pruned models, each cut further than the one before, which the caller trains
     (``pruned.module``) before going on.
 
-    ``ratio`` (the share of every width that is gone in the end) or ``budget`` (shares of macs,
-    params, bytes or activation that are left in the end) is reached at a ``pace``: ``linear``,
-    ``cubic`` (most at the beginning), or a function from the share of steps done to the share of
-    the way. ``options`` are those of ``prune``. ``model`` itself is not changed.
+    Args:
+        model: The module to begin with; it is not changed.
+        args: The positional arguments of an example call.
+        kwargs: Its keyword arguments.
+        ratio: Share of every width that is gone in the end. This or ``budget`` is given.
+        budget: Shares of macs, params, bytes or activation that are left in the end.
+        steps: How many models.
+        pace: How the way is divided: ``linear``, ``cubic`` (most at the beginning), or a function
+            from the share of steps done to the share of the way.
+        checkpoint: A folder: what was trained is kept there after each step, and the same call
+            with the same model goes on behind the last step that was finished.
+        **options: Those that ``irprune.api.options.StepOptions`` declares.
 
-    ``checkpoint`` is a folder: what was trained is kept there after each step, and the same call
-    with the same model goes on behind the last step that was finished. Raises IrpruneError for
-    values out of range and for a checkpoint of another schedule."""
+    Returns:
+        An iterator over the steps.
+
+    Raises:
+        IrpruneError: For values out of range and for a checkpoint of another schedule.
+    """
     if (ratio is None) == (budget is None):
         raise IrpruneError(
             "a schedule needs a ratio or a budget, not both",
@@ -93,7 +107,7 @@ def _steps(
     budget: dict[str, float],
     ways: list[float],
     checkpoint: _Checkpoint | None,
-    options: dict[str, Any],
+    options: StepOptions,
 ) -> Iterator[Pruned]:
     plans: list[Plan] = []
     current = model

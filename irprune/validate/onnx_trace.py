@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from irprune.frontend.onnx.proto import NAMES, numpy_dtype
+from irprune.ir.dtype import TO_ONNX, is_float, numpy_dtype
 
 __all__ = ["DType", "Recorder", "Tensor", "Untraced"]
 
@@ -35,7 +35,7 @@ class DType:
 
     @property
     def is_floating_point(self) -> bool:
-        return self.name[0] in "fb" and self.name != "bool"
+        return is_float(self.name)
 
 
 class Tensor:
@@ -188,7 +188,7 @@ class Recorder:
         like = a if isinstance(a, Tensor) else b
         a, b = (x if isinstance(x, Tensor) else self.scalar(x, like) for x in (a, b))
         dtype = max(a.dtype.name, b.dtype.name, key=_ORDER.index)
-        if kind == "Div" and dtype[0] not in "f" and dtype != "bf16":
+        if kind == "Div" and not is_float(dtype):
             dtype = "f32"
         x, y = self.cast(a, dtype), self.cast(b, dtype)
         shape = np.broadcast_shapes(x.shape, y.shape)
@@ -229,7 +229,7 @@ class Recorder:
             return x
         if x.array is not None:
             return self.constant(x.array, dtype)
-        return self.node("Cast", [x.name], x.shape, dtype, to=NAMES[dtype])
+        return self.node("Cast", [x.name], x.shape, dtype, to=TO_ONNX[dtype])
 
     def reduce(self, kind: str, x: Tensor, dim: Any, keepdim: bool) -> Tensor:
         dims = (

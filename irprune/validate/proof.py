@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from irprune.base.tolerance import FLOAT32, FLOAT64
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
+from irprune.ir.dtype import is_float, is_real
 from irprune.ir.graph import Graph, Weight
 from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors, over_tensors, redraw
@@ -131,7 +132,7 @@ def _run(
     theirs = _in_order(graph, silenced(graph, graph.kept, inputs, dtype))
     torch.manual_seed(seed)
     if dtype == torch.float64 and any(
-        n.attrs.get("dtype") in ("f16", "bf16", "f32") for n in graph.nodes
+        is_real(n.attrs.get("dtype", "")) and n.attrs["dtype"] != "f64" for n in graph.nodes
     ):
         return _wide(graph, remake, inputs), theirs
     moved = module
@@ -188,7 +189,7 @@ def _shaken(graph: Graph, seed: int) -> Graph:
     layers pass something on."""
     twin = graph.copy()
     for k, weight in enumerate(twin.weights.values()):
-        if weight.kind == "parameter" and weight.dtype[0] in "fb" and weight.dtype != "bool":
+        if weight.kind == "parameter" and is_float(weight.dtype):
             weight.load = _Shaken(weight, seed + k)
     return twin
 

@@ -20,12 +20,12 @@ def main(epochs: int = 20, tune: int = 1) -> float:
     graph = irprune.capture(model, (data.train.images[:2],), dynamic_shapes=BATCH)
     InferAxes().run(graph)
     mask = Mask("2:4", calibration=data.val.images[:128])
-    mask.run(graph)
+    masks = mask.run(graph).data["masks"]
     module = emit_module(graph)
     line("2:4", module, data)
     optimizer = torch.optim.AdamW(module.parameters(), 1e-3)
     for _ in range(tune):
-        epoch(module, data, optimizer, after=[lambda: apply_masks(module, mask.masks)])
+        epoch(module, data, optimizer, after=[lambda: apply_masks(module, masks)])
     weight = dict(module.named_parameters())["blocks.0.conv1.weight"]
     assert int((weight.flatten(1).unflatten(1, (-1, 4)) != 0).sum(-1).max()) <= 2
     return line("2:4, trained on", module, data)

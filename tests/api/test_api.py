@@ -187,6 +187,8 @@ def test_an_operator_without_a_rule_is_pruned_around_or_refused_when_strict() ->
     assert pruned.report.params.left < 0.6
     with pytest.raises(IrpruneError, match="no rule for pruning_cases"):
         irprune.prune(model, args, kwargs, strict=True)
+    with pytest.raises(IrpruneError, match="no rule for pruning_cases"):
+        irprune.apply_plan(model, pruned.plan, args, kwargs, strict=True)
 
 
 # -- kinds of models -------------------------------------------------------------------------------

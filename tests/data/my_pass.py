@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
+from irprune.passes import PassResult
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,10 @@ class ProtectSmall:
 
     least: int = 16
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         small = [
             group for group in groups_of(graph) if not group.frozen and group.size < self.least
         ]
         for group in small:
             graph.axes.freeze(group.axis, f"fewer than {self.least} channels")
-        return bool(small)
+        return PassResult(bool(small))

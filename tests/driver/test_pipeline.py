@@ -4,9 +4,10 @@ stand on it."""
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from irprune.passes.canonicalize import Canonicalize
 from irprune.passes.choose import Choose
 from irprune.passes.dead_code import DeadCode
 from irprune.passes.infer_axes import InferAxes
+from irprune.passes.result import PassResult
 from irprune.passes.untie import Untie
 
 MY_PASS = Path(__file__).parents[1] / "data" / "my_pass.py"
@@ -127,10 +129,9 @@ class AddNothing:
     names: tuple[str, ...] = ()
     table: Mapping[str, float] = field(default_factory=dict)
     maybe: int | None = None
-    told: list[str] = field(default_factory=list, compare=False)
 
-    def run(self, graph: Graph) -> bool:
-        return False
+    def run(self, graph: Graph) -> PassResult:
+        return PassResult(False)
 
 
 def test_a_pass_names_and_describes_itself() -> None:
@@ -308,10 +309,56 @@ class Fails:
 
     error: Any = None
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         if self.error is not None:
             raise self.error
         return None  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class OldStyle:
+    """Say whether it changed the graph, as passes did up to 0.1."""
+
+    def run(self, graph: Graph) -> bool:
+        graph.nodes[0].attrs["note"] = 1
+        return True
+
+
+@dataclass(frozen=True)
+class Finds:
+    """Count nodes."""
+
+    def run(self, graph: Graph) -> PassResult:
+        return PassResult(False, (f"{len(graph.nodes)} nodes",), {"nodes": len(graph.nodes)})
+
+
+def test_a_pass_that_returns_a_bool_runs_with_a_warning() -> None:
+    with pytest.warns(DeprecationWarning, match=r"return PassResult\(True\)"):
+        result = run(from_text(NET), [OldStyle()], [Verify()])  # type: ignore[list-item]
+    assert result == PassResult(True)
+
+
+def test_what_passes_found_out_comes_back_behind_their_names() -> None:
+    graph = from_text(NET)
+    n = len(graph.nodes)
+    result = run(graph, [InferAxes(), Finds()])
+    assert result.changed and result.notes == (f"finds: {n} nodes",)
+    assert result.data == {"finds": {"nodes": n}}
+    with pytest.raises(TypeError):
+        result.data["finds"] = {}  # type: ignore[index]
+
+
+def test_passes_hold_nothing_that_changes() -> None:
+    """No field of a pass of the project takes a list, a dict or a set: what a run finds out is in
+    its result."""
+    mutable = {
+        f"{name}.{option.name}"
+        for name, cls in standard().passes.items()
+        for option in options_of(cls).values()
+        if re.search(r"\b(list|dict|set)\b", str(option.type))
+    }
+    assert mutable == set()
+    assert all(len(options_of(cls)) == len(fields(cls)) for cls in standard().passes.values())
 
 
 def line_of_failure() -> str:
@@ -337,7 +384,7 @@ def line_of_failure() -> str:
         (
             None,
             IrpruneError,
-            "run returned None, not whether it changed the graph (in fails, after infer-axes, dead-code)",
+            "run returned None, not what it did to the graph (in fails, after infer-axes, dead-code)",
         ),
     ],
 )
@@ -348,7 +395,7 @@ def test_an_error_names_the_pass_and_those_before_it(
         run(from_text(NET), [InferAxes(), DeadCode(), Fails(error)])
     line = line_of_failure()
     assert type(caught.value) is kind and str(caught.value).removesuffix(
-        "; return True or False"
+        "; return PassResult(True) or PassResult(False) of irprune.passes"
     ) == says.replace("LINE", line)
     assert caught.value.__cause__ is error
 
@@ -366,8 +413,8 @@ def test_instruments_stand_around_every_pass() -> None:
         def before(self, graph: Graph, name: str, index: int) -> None:
             seen.append(f"{self.name} < {index} {name}")
 
-        def after(self, graph: Graph, name: str, index: int, changed: bool) -> None:
-            seen.append(f"{self.name} > {index} {name} {changed}")
+        def after(self, graph: Graph, name: str, index: int, result: PassResult) -> None:
+            seen.append(f"{self.name} > {index} {name} {result.changed}")
 
     assert run(from_text(NET), [Canonicalize(), DeadCode()], [Watch("a"), Watch("b")])
     assert seen == [
@@ -390,7 +437,7 @@ class Lies:
 
     what: str = ""
 
-    def run(self, graph: Graph) -> bool:
+    def run(self, graph: Graph) -> PassResult:
         if self.what == "text":
             graph.nodes[0].attrs["note"] = 1
         elif self.what == "value":
@@ -403,8 +450,8 @@ class Lies:
             graph.scores[graph.weights["mid"].axes[0]] = np.ones(24)  # type: ignore[index]
         elif self.what == "break":
             graph.weights["up"].type = TensorType("f32", (8, 5))
-            return True
-        return not self.what
+            return PassResult(True)
+        return PassResult(not self.what)
 
 
 @pytest.mark.parametrize(
@@ -459,7 +506,10 @@ def test_time_measures_each_pass() -> None:
     ticks = iter(range(100))
     clock = Time(clock=lambda: float(next(ticks)))
     run(from_text(NET), [Canonicalize(), DeadCode()], [Verify(), clock])
-    assert clock.rows == [("canonicalize", 1.0, True), ("dead-code", 1.0, False)]
+    assert clock.rows == [
+        ("canonicalize", 1.0, PassResult(True)),
+        ("dead-code", 1.0, PassResult(False)),
+    ]
     assert clock.table().splitlines() == [
         "canonicalize     1000.00 ms  changed",
         "dead-code        1000.00 ms  same",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import irprune
 from irprune import api
 from irprune.analysis.layers import layers
-from irprune.api.repair import METHODS, output_error, repair
+from irprune.api.repair import output_error, repair
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.kept import Kept
+from irprune.passes import repairs as repairs_module
 from irprune.passes.repair_batch_norm import RepairBatchNorm
 from irprune.passes.repair_bias import RepairAffine, RepairBias
 from irprune.passes.repair_fold import RepairFold
 from irprune.passes.repair_least_squares import RepairLeastSquares
+from irprune.passes.repairs import repairs
+from irprune.passes.result import PassResult
 from irprune.run.calibration import Calibration
 from irprune.run.interpret import evaluate
-from irprune.run.statistics import Pair, load_as
+from irprune.run.statistics import Pair, load_as, store
 
 
 @pytest.fixture(autouse=True)
@@ -224,7 +229,7 @@ def trained_statistics() -> Net:
     return net.eval()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", repairs())
 def test_every_repair_brings_the_output_nearer_on_fresh_data(method: str) -> None:
     graph = captured(trained_statistics(), inputs(2))
     cut = halved(graph)
@@ -309,9 +314,8 @@ def test_a_weight_used_twice_is_left_with_a_note() -> None:
     cut = graph.copy()
     graph.kept = Kept({})
     before = load_as(cut.weights["shared.weight"])
-    step = RepairLeastSquares(graph, Calibration(x, graph))
-    step.run(cut)
-    assert any("shared.weight: used more than once" in n for n in step.notes)
+    result = RepairLeastSquares(graph, Calibration(x, graph)).run(cut)
+    assert any("shared.weight: used more than once" in n for n in result.notes)
     assert torch.equal(before, load_as(cut.weights["shared.weight"]))
 
 
@@ -409,6 +413,36 @@ def test_a_repair_that_does_not_help_is_taken_back() -> None:
     done = repair(graph, cut, torch.ones(4, 2, 6, 6) * 5, "batch_norm")
     assert done.methods == () and any("taken back" in n for n in done.notes)
     assert all(torch.equal(before[n], t) for n, t in weights_of(cut).items())
+
+
+def test_a_repair_in_a_file_of_its_own_is_called_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(repairs_module, "_REPAIRS", dict(repairs()))
+
+    @repairs_module.repair("doubled")
+    @dataclass(frozen=True)
+    class Doubled:
+        """Multiply the last bias."""
+
+        original: Graph
+        calibration: Calibration
+        times: float = 2.0
+
+        def run(self, graph: Graph) -> PassResult:
+            bias = graph.weights["2.bias"]
+            store(bias, load_as(bias) * self.times)
+            return PassResult(True, ("told",))
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    x = torch.randn(16, 6)
+    pruned = irprune.prune(model, (x,), repair="doubled", calibration=x)
+    assert pruned.report.repair is not None and "told" in pruned.report.repair.notes
+    with pytest.raises(ValueError, match="declared twice"):
+        repairs_module.repair("doubled")(Doubled)
+    with pytest.raises(IrpruneError, match=r"no repair is called 'tripled' .*doubled"):
+        irprune.prune(model, (x,), repair="tripled", calibration=x)
 
 
 def test_bad_use_is_one_clear_line() -> None:

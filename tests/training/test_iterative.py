@@ -213,8 +213,8 @@ def test_n_of_m_are_kept_and_they_are_the_largest(pattern: str) -> None:
     n, m = map(int, pattern.split(":"))
     model = Net()
     graph = captured(model, X[:2])
-    mask = Mask(pattern)
-    assert mask.run(graph)
+    result = Mask(pattern).run(graph)
+    assert result.changed
     module = emit_module(graph)
     rows = module.inner.weight.flatten(1).reshape(32, -1, m)
     assert bool(((rows != 0).sum(-1) == n).all())
@@ -222,21 +222,21 @@ def test_n_of_m_are_kept_and_they_are_the_largest(pattern: str) -> None:
     assert torch.allclose(
         rows.abs().sum(-1), old.abs().sort(-1, descending=True).values[..., :n].sum(-1)
     )
-    assert any(note.startswith("stem.weight") for note in mask.notes) == (18 % m != 0)
+    assert any(note.startswith("stem.weight") for note in result.notes) == (18 % m != 0)
 
 
 @pytest.mark.parametrize("scope", ["local", "global"])
 def test_unstructured_masks_have_the_share_that_was_asked_for(scope: str) -> None:
     graph = captured(Net(), X[:2])
-    mask = Mask(ratio=0.7, scope=scope)
-    assert mask.run(graph)
-    total = sum(t.numel() for t in mask.masks.values())
-    assert sum(int((~t).sum()) for t in mask.masks.values()) == pytest.approx(0.7 * total, abs=4)
+    result = Mask(ratio=0.7, scope=scope).run(graph)
+    assert result.changed
+    masks = result.data["masks"]
+    total = sum(t.numel() for t in masks.values())
+    assert sum(int((~t).sum()) for t in masks.values()) == pytest.approx(0.7 * total, abs=4)
     assert all(
-        bool((torch.as_tensor(graph.weights[n].load())[~t] == 0).all())
-        for n, t in mask.masks.items()
+        bool((torch.as_tensor(graph.weights[n].load())[~t] == 0).all()) for n, t in masks.items()
     )
-    shares = {round(float((~t).float().mean()), 2) for t in mask.masks.values()}
+    shares = {round(float((~t).float().mean()), 2) for t in masks.values()}
     assert (len(shares) == 1) == (scope == "local")
 
 
@@ -254,13 +254,12 @@ def test_masks_weighted_by_activations_drop_what_meets_nothing() -> None:
 
 def test_masks_hold_through_training() -> None:
     graph = captured(Net(), X[:2])
-    mask = Mask("2:4")
-    mask.run(graph)
+    masks = Mask("2:4").run(graph).data["masks"]
     module = emit_module(graph)
     one_step(module, X)
-    assert bool((module.inner.weight[~mask.masks["inner.weight"]] != 0).any())
-    apply_masks(module, mask.masks)
-    assert bool((module.inner.weight[~mask.masks["inner.weight"]] == 0).all())
+    assert bool((module.inner.weight[~masks["inner.weight"]] != 0).any())
+    apply_masks(module, masks)
+    assert bool((module.inner.weight[~masks["inner.weight"]] == 0).all())
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from irprune.base.quiet import quiet
 from irprune.emit.bridge.torch_onnx_gaps import exportable, translations
 from irprune.emit.torch.signature import paths
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_borrowed, numpy_dtype
+from irprune.ops.dtypes import FROM_TORCH
 
 __all__ = ["array_of", "export_onnx", "feed_of", "input_names", "output_names"]
 
@@ -135,13 +137,13 @@ def file_inputs(path: str | Path) -> list[str]:
 
 
 def array_of(tensor: torch.Tensor) -> NDArray[Any]:
-    """A tensor for onnxruntime; bfloat16 as its own type of ml_dtypes."""
-    tensor = tensor.detach().cpu()
-    if tensor.dtype == torch.bfloat16:
-        import ml_dtypes
-
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    made: NDArray[Any] = tensor.contiguous().numpy()
+    """A tensor for onnxruntime; types that numpy lacks as those of ml_dtypes."""
+    tensor = tensor.detach().cpu().contiguous()
+    kind = numpy_dtype(FROM_TORCH[tensor.dtype])
+    if is_borrowed(kind):
+        bits: NDArray[Any] = tensor.view(torch.int16 if kind.itemsize == 2 else torch.uint8).numpy()
+        return bits.view(kind)
+    made: NDArray[Any] = tensor.numpy()
     return made
 
 

@@ -24,10 +24,11 @@ from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.functions import Call, closed, still_called
 from irprune.frontend.onnx.order import captured, reads, target_of
-from irprune.frontend.onnx.proto import NAMES, attributes, numpy_dtype
+from irprune.frontend.onnx.proto import attributes
 from irprune.frontend.onnx.reader import nodes_of
 from irprune.frontend.onnx.shapes import fold
 from irprune.frontend.onnx.source import OnnxSource, Place
+from irprune.ir.dtype import TO_ONNX, is_integer, numpy_dtype
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ir.size import Sym, same
 from irprune.ops.onnx.importer import spelling_of
@@ -97,10 +98,10 @@ class Emitter:
         self.values: dict[str, Array | None] = {}
         self.reads = self._count_reads()
         symbols = {
-            s.expr: (v.name, d)
+            s.name: (v.name, d)
             for v in reversed(graph.inputs)
             for d, s in reversed(list(enumerate(v.type.shape or ())))
-            if isinstance(s, Sym)
+            if isinstance(s, Sym) and s.name
         }
         self.size_nodes = SizeNodes(
             self.fresh,
@@ -236,7 +237,7 @@ class Emitter:
     def _add(self, hint: str, weight: Weight) -> str:
         """A new initializer that holds what ``weight`` holds."""
         name = self.fresh(hint)
-        self.added[name] = blank(name, NAMES[weight.dtype], _shape(weight))
+        self.added[name] = blank(name, TO_ONNX[weight.dtype], _shape(weight))
         self.data[name] = _numpy_loader(weight)
         return name
 
@@ -280,7 +281,7 @@ class Emitter:
                     and stored is not None
                     and stored.kind != "filled"
                     and kind is not None
-                    and kind.dtype[0] in "iub"
+                    and (is_integer(kind.dtype) or kind.dtype == "bool")
                 ):
                     known = np.asarray(stored.load())
                 self.values[name] = known
@@ -503,7 +504,7 @@ class Emitter:
             kind is None
             or kind.shape is None
             or not info.type.HasField("tensor_type")
-            or kind.dtype not in NAMES
+            or kind.dtype not in TO_ONNX
         ):
             return info
         dims = info.type.tensor_type.shape.dim

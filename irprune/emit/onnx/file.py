@@ -15,11 +15,12 @@ from onnx import TensorProto, helper, numpy_helper
 from irprune.base.atomic_write import aside
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import GRAPH, INITIALIZER, LARGE, RAW_DATA, Loader, fields, varint
+from irprune.ir.dtype import ELEMENT_TYPES
 
 __all__ = ["blank", "filled", "size_of", "write_model"]
 
 LIMIT = 2**31 - 2**20  # bytes that one protobuf message can hold, with room for the rest
-_HALF_BYTES = (TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1)
+_HALF_BYTES = tuple(t.onnx for t in ELEMENT_TYPES.values() if t.bits == 4)
 _CONTENT = (
     "raw_data",
     "float_data",

@@ -17,6 +17,7 @@ from irprune.base.atomic_write import no_room
 from irprune.base.quiet import quiet
 from irprune.emit.torch.module import revived, source_of
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import ELEMENT_TYPES
 
 __all__ = ["from_folder", "save_module", "save_program"]
 
@@ -27,9 +28,7 @@ def read(path):
     import json
     import os
 
-    kinds = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-             "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
-             "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64}
+    kinds = {KINDS}
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
         head = json.loads(file.read(size))
@@ -50,7 +49,12 @@ def load(folder=None, device="cpu"):
     with torch.device("meta"):
         model = Model()
     return fill(model, read(folder / "weights.safetensors")).to(device).eval()
-'''
+'''.replace(
+    "KINDS",
+    ", ".join(
+        f'"{t.safetensors}": torch.{t.torch}' for t in ELEMENT_TYPES.values() if t.safetensors
+    ),
+)
 
 
 def save_module(module: torch.nn.Module, folder: Path) -> None:

@@ -8,63 +8,29 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
+from irprune.ir.dtype import FROM_ONNX, TO_ONNX
 from irprune.ir.graph import TensorType
 from irprune.ir.size import Size, Sym, symbol
 
 __all__ = [
-    "DTYPES",
-    "NAMES",
     "attributes",
     "constant_array",
     "constant_type",
     "dense",
     "dtype_of",
     "identifier",
-    "numpy_dtype",
     "type_proto",
     "value_type",
 ]
 
 Array = NDArray[Any]
 
-DTYPES: dict[int, str] = {
-    TensorProto.FLOAT: "f32",
-    TensorProto.DOUBLE: "f64",
-    TensorProto.FLOAT16: "f16",
-    TensorProto.BFLOAT16: "bf16",
-    TensorProto.INT64: "i64",
-    TensorProto.INT32: "i32",
-    TensorProto.INT16: "i16",
-    TensorProto.INT8: "i8",
-    TensorProto.UINT64: "u64",
-    TensorProto.UINT32: "u32",
-    TensorProto.UINT16: "u16",
-    TensorProto.UINT8: "u8",
-    TensorProto.BOOL: "bool",
-    TensorProto.COMPLEX64: "c64",
-    TensorProto.COMPLEX128: "c128",
-    TensorProto.STRING: "str",
-    TensorProto.FLOAT8E4M3FN: "f8e4m3fn",
-    TensorProto.FLOAT8E5M2: "f8e5m2",
-    TensorProto.FLOAT8E4M3FNUZ: "f8e4m3fnuz",
-    TensorProto.FLOAT8E5M2FNUZ: "f8e5m2fnuz",
-    TensorProto.UINT4: "u4",
-    TensorProto.INT4: "i4",
-    TensorProto.FLOAT4E2M1: "f4e2m1",
-}
-NAMES = {v: k for k, v in DTYPES.items()}
-
 
 def dtype_of(elem_type: int) -> str:
     """The short name of an ONNX element type."""
-    return DTYPES.get(elem_type, f"onnx{elem_type}")
-
-
-def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The array type of a short name (``ml_dtypes`` for what numpy lacks)."""
-    return helper.tensor_dtype_to_np_dtype(NAMES[name])
+    return FROM_ONNX.get(elem_type, f"onnx{elem_type}")
 
 
 def identifier(name: str) -> str:
@@ -125,18 +91,18 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 def type_proto(kind: TensorType, symbols: dict[str, Sym]) -> onnx.TypeProto:
     """``kind`` as ONNX says it; the expression of a symbolic size is its ``dim_param``, and is
     noted in ``symbols``."""
-    if kind.dtype not in NAMES:
+    if kind.dtype not in TO_ONNX:
         return onnx.TypeProto()
     if kind.shape is None:
-        return onnx.helper.make_tensor_type_proto(NAMES[kind.dtype], None)
+        return onnx.helper.make_tensor_type_proto(TO_ONNX[kind.dtype], None)
     shape: list[int | str] = []
     for s in kind.shape:
         if isinstance(s, Sym):
-            symbols[s.expr] = s
-            shape.append(s.expr)
+            symbols[str(s)] = s
+            shape.append(str(s))
         else:
             shape.append(s)
-    return onnx.helper.make_tensor_type_proto(NAMES[kind.dtype], shape)
+    return onnx.helper.make_tensor_type_proto(TO_ONNX[kind.dtype], shape)
 
 
 def constant_array(node: onnx.NodeProto) -> Callable[[], Array] | None:

@@ -37,6 +37,7 @@ from irprune.frontend.onnx.shapes import LIMIT, fold, symbolic
 from irprune.frontend.onnx.source import OnnxSource, Place, Stored
 from irprune.frontend.onnx.types import check_types, without_data
 from irprune.ir.body import Body
+from irprune.ir.dtype import is_float, is_integer
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, symbol
 from irprune.ops.onnx.dynamic import at_run_time
@@ -178,7 +179,7 @@ class _Reader:
     def _note_symbols(self, kind: TensorType) -> None:
         for s in kind.shape or ():
             if isinstance(s, Sym):
-                self.symbols.setdefault(s.expr, s)
+                self.symbols.setdefault(str(s), s)
 
     def initializers(self) -> None:
         for t in self.proto.initializer:
@@ -292,7 +293,7 @@ class _Reader:
         if (
             stored is not None
             and kind is not None
-            and (kind.dtype[0] in "iu" or kind.dtype == "bool")
+            and (is_integer(kind.dtype) or kind.dtype == "bool")
         ):
             return np.asarray(stored.load())
         return None
@@ -308,7 +309,7 @@ class _Reader:
             numpy_helper.to_array(attrs["value"]) if "value" in attrs else np.zeros(1, np.float32)
         )
         kind = TensorType(dtype_of(onnx.helper.np_dtype_to_tensor_dtype(value.dtype)), sizes)
-        if int(np.prod(sizes, dtype=np.int64)) <= LIMIT and kind.dtype[0] in "iu":
+        if int(np.prod(sizes, dtype=np.int64)) <= LIMIT and is_integer(kind.dtype):
             return False
         self._store(
             Stored(
@@ -467,7 +468,7 @@ class _Reader:
 
     def _weight(self, name: str) -> Weight:
         kind, stored = self.types[name], self.stored[name]
-        floating = kind.dtype[0] in "fb" and kind.dtype != "bool"
+        floating = is_float(kind.dtype)
         trained = floating and kind.rank > 0 and int(np.prod(kind.known, dtype=np.int64)) > 1  # type: ignore[arg-type]
         self.uses[name] = self.uses.get(name, 0) + 1
         own = name if self.uses[name] == 1 else f"{name}@{self.uses[name]}"
@@ -485,9 +486,7 @@ class _Reader:
         shares): its readers have nothing in common but that number."""
         kind, stored = self.types[name], self.stored[name]
         if (
-            kind.dtype[0] not in "fb"
-            or kind.dtype == "bool"
-            or int(np.prod(kind.known, dtype=np.int64)) > PLAIN  # type: ignore[arg-type]
+            not is_float(kind.dtype) or int(np.prod(kind.known, dtype=np.int64)) > PLAIN  # type: ignore[arg-type]
         ):
             return False
         array = np.asarray(stored.load()).reshape(-1)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from irprune.frontend.onnx.proto import dtype_of, numpy_dtype
+from irprune.frontend.onnx.proto import dtype_of
+from irprune.ir.dtype import is_integer, numpy_dtype
 from irprune.ir.graph import TensorType
 from irprune.ir.size import Sym, probe_of
 
@@ -123,7 +124,7 @@ def _binary(f: Callable[[Any, Any], Any]) -> Any:
         if symbolic(a) or symbolic(b):
             if (
                 types[0] is not None
-                and types[0].dtype[0] not in "iu"
+                and not is_integer(types[0].dtype)
                 and f in (_quotient, _modulo, operator.pow)
             ):
                 raise _Unknown

@@ -3,10 +3,15 @@ channels."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.aten.elementwise import broadcast
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="activation")
 
 _X = Arg((2, 6, 5), low=-4.0, high=4.0)
 
@@ -33,6 +38,7 @@ for _name, _onnx in (
         aten=(f"{_name}.default",),
         onnx=(_onnx,) if _onnx else (),
         samples=(Sample((_X,), free=3),),
+        joins=_name == "relu",
     )
 op(
     "sigmoid",
@@ -99,6 +105,7 @@ op(
         "feature_alpha_dropout.default",
     ),
     samples=(Sample((_X,), _KEPT, free=3),),
+    drops=True,
 )
 op(
     "native_dropout",

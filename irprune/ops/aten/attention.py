@@ -3,12 +3,18 @@ scale is pinned."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ops.aten.contraction import zeroed
-from irprune.ops.registry import Arg, Cut, Sample, op
+from irprune.ops.registry import Arg, Cut, Sample
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Kind, attention_kinds
+
+op = partial(declare, family="attention")
 
 
 def _sdpa(axes: Axes, node: Node) -> None:
@@ -84,6 +90,11 @@ def _pin_scale(node: Node, cut: Cut) -> None:
         node.attrs["scale"] = float(head.size) ** -0.5  # type: ignore[arg-type]
 
 
+def _kinds(node: Node) -> Iterable[Kind]:
+    q, k, v = (node.operand(i).axes or () for i in range(3))
+    return attention_kinds(q, k, v)
+
+
 def _sdpa_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
     q, k, *rest = operands
     q = zeroed(torch, q, present(node.operand(0), [q.dim() - 1]))
@@ -117,6 +128,7 @@ op(
         Sample((_Q, Arg((2, 1, 5, 6)), Arg((2, 1, 5, 7))), {**_PLAIN, "enable_gqa": True}, free=5),
         Sample((_Q, Arg((1, 4, 5, 6)), Arg((2, 4, 5, 7))), _PLAIN, free=5),
     ),
+    kinds=_kinds,
 )
 op(
     "attention_with_weights",
@@ -129,6 +141,7 @@ op(
         Sample((_Q, _K, _V), _PLAIN, free=5),
         Sample((_Q, _K, _V, Arg((3, 5))), _PLAIN, free=5),
     ),
+    kinds=_kinds,
 )
 op(
     "fused_attention",
@@ -146,4 +159,5 @@ op(
         Sample((_Q, _K, Arg((2, 4, 5, 6)), Arg((2, 1, 3, 5))), _PLAIN, free=4),
         Sample((_Q, _K, Arg((2, 4, 5, 6))), _PLAIN, free=4),
     ),
+    kinds=_kinds,
 )

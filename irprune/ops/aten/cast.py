@@ -3,11 +3,17 @@ overwriting."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
+from irprune.ir.dtype import is_integer
 from irprune.ir.graph import Node
 from irprune.ir.size import same
 from irprune.ops.aten.elementwise import broadcast
-from irprune.ops.registry import Arg, Sample, Unsupported, op, same_type
+from irprune.ops.registry import Arg, Sample, Unsupported, same_type
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="cast")
 
 _X = Arg((2, 6, 5))
 _Y = Arg((6, 1))
@@ -30,6 +36,8 @@ op(
         "alias_copy.default",
         "detach_copy.default",
     ),
+    free=True,
+    rearranges=True,
 )
 
 
@@ -41,7 +49,7 @@ def _first(axes: Axes, node: Node) -> None:
 def _casts_nothing(node: Node) -> bool:
     """An integer stays what it is. A floating-point type may be that of the whole model, which its
     user changes later: the cast stays."""
-    return same_type(node) and (node.out.dtype == "bool" or node.out.dtype[0] in "iu")
+    return same_type(node) and (node.out.dtype == "bool" or is_integer(node.out.dtype))
 
 
 op(
@@ -55,6 +63,8 @@ op(
         Sample((_X,), {"dtype": "bool"}, free=3, target="aten.to.dtype_layout"),
         Sample((_X,), {"dtype": "i32", "device": "cpu"}, free=3, target="aten.to.device"),
     ),
+    free=True,
+    rearranges=True,
 )
 op(
     "cast_like",
@@ -62,6 +72,8 @@ op(
     aten=("type_as.default", "to.other"),
     onnx=("CastLike",),
     samples=(Sample((_X, Arg((3,), "i64", 0, 3)), free=4),),
+    free=True,
+    rearranges=True,
 )
 
 
@@ -78,12 +90,14 @@ op(
     aten=("view.dtype",),
     strides={"aten.view.dtype": ""},
     samples=(Sample((_X,), {"dtype": "i64"}, free=3), Sample((_X,), {"dtype": "i32"}, free=0)),
+    free=True,
 )
 op(
     "copy",
     broadcast,
     aten=("copy.default",),
     samples=(Sample((_X, _Y), free=3), Sample((_X, Arg((2, 6, 5), "i64", 0, 3)), free=3)),
+    free=True,
 )
 op(
     "fill",
@@ -94,4 +108,5 @@ op(
         Sample((_X, Arg(())), free=3, target="aten.fill.Tensor"),
         Sample((_X,), free=3, target="aten.zero.default"),
     ),
+    free=True,
 )

@@ -6,13 +6,18 @@ element, say) may not be cut."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType, Value, Weight
 from irprune.ops.aten.create import fresh
 from irprune.ops.aten.elementwise import broadcast
-from irprune.ops.registry import Arg, Cut, Sample, op
+from irprune.ops.registry import Arg, Cut, Sample
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="chance")
 
 _UNIT = Arg((2, 6, 5), low=0.1, high=0.9)
 _SIZE = {"size": [4, 6]}

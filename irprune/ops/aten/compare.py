@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.aten.elementwise import binary, broadcast
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="compare")
 
 _X = Arg((2, 6, 5), "i64", 0, 3)
 _F = Arg((2, 6, 5))
@@ -25,10 +30,11 @@ for _name, _alias, _onnx in (
         onnx=_onnx,
         a=_X,
         number=1,
+        learned=False,
     )
 binary("isclose", a=_X)
 for _name in ("and", "or", "xor"):
-    binary(f"logical_{_name}", onnx=_name.capitalize(), a=_BOOL)
+    binary(f"logical_{_name}", onnx=_name.capitalize(), a=_BOOL, learned=False)
     _bitwise = [f"bitwise_{_name}.{v}" for v in ("Tensor", "Scalar", "Scalar_Tensor")] + [
         f"__{_name}__.{v}" for v in ("Tensor", "Scalar")
     ]
@@ -61,6 +67,7 @@ for _name, _onnx in (
         aten=(f"{_name}.default",),
         onnx=(_onnx,) if _onnx else (),
         samples=(Sample((_F,), free=3),),
+        learned=False,
     )
 
 _COLUMN = Arg((6, 1))
@@ -76,6 +83,8 @@ op(
         Sample((_BOOL, _COLUMN), {"self": 0.5}, free=3, target="aten.where.ScalarSelf"),
         Sample((_BOOL,), {"self": 0.5, "other": 2.0}, free=3, target="aten.where.Scalar"),
     ),
+    learned=False,
+    rearranges=True,
 )
 op(
     "masked_fill",
@@ -86,6 +95,7 @@ op(
         Sample((_COLUMN, _BOOL), {"value": -9.0}, free=3),
         Sample((_F, Arg((6, 1), "bool"), Arg(())), free=3, target="aten.masked_fill.Tensor"),
     ),
+    learned=False,
 )
 
 

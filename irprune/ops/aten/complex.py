@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.aten.elementwise import broadcast
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="complex")
 
 _C = Arg((2, 6, 5), "c64")
 _X = Arg((2, 6, 5))
@@ -28,12 +33,14 @@ op(
     strides={"aten.view_as_complex.default": ""},
     aten=("view_as_complex.default", "view_as_complex_copy.default"),
     samples=(Sample((Arg((4, 6, 2)),), free=2),),
+    is_view=True,
 )
 op(
     "view_as_real",
     _pairs,
     aten=("view_as_real.default", "view_as_real_copy.default"),
     samples=(Sample((_C,), free=3),),
+    is_view=True,
 )
 for _names in ("real", "imag", "conj _conj conj_physical resolve_conj", "resolve_neg", "angle"):
     _name, *_ = _names.split()

@@ -6,15 +6,20 @@ cannot disagree."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Weight
 from irprune.ops.aten.elementwise import broadcast
-from irprune.ops.registry import Arg, Op, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Op, Sample, Unsupported
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Kind, free_factors
 
-__all__ = ["Letters", "concrete", "contraction", "quick_product", "zeroed"]
+__all__ = ["Letters", "concrete", "contraction", "product_letters", "quick_product", "zeroed"]
+
+op = partial(declare, family="contraction")
 
 Letters = tuple[list[str], ...]
 """For each operand, then for the result, a letter per dimension; none for an absent operand."""
@@ -139,7 +144,28 @@ def contraction(name: str, letters: Callable[[Node], Letters], **rest: Any) -> O
             for step in _steps([t for t in terms if t], out)
         )
 
-    return op(name, rule, letters=letters, **{"silence": silence, "macs": macs, **rest})
+    def kinds(node: Node) -> Iterable[Kind]:
+        *terms, out = letters(node)
+        return written_out(node, [t for t in terms if t], out)
+
+    given = {"silence": silence, "macs": macs, "kinds": kinds, **rest}
+    return op(name, rule, letters=letters, **given)
+
+
+def written_out(node: Node, terms: Sequence[Sequence[str]], out: Sequence[str]) -> Iterable[Kind]:
+    """Attention written out by hand: what a product of two computed tensors does batch by batch
+    are heads, and what it sums and makes in each is head_dim."""
+    values = [v for v in node.inputs if v is not None]
+    if len(terms) != 2 or len(values) != 2 or any(isinstance(v, Weight) for v in values):
+        return
+    table = [dict(zip(t, v.axes or (), strict=False)) for t, v in zip(terms, values, strict=True)]
+    left, right = table
+    heads = free_factors(left[x] for x in left if x in right and x in out)
+    if heads or (len(left) > 3 and len(set(left) & set(right)) > 1):
+        yield from ((a, "heads") for a in heads)
+        inner = [own[x] for own in table for x in own if x not in out]
+        inner += [right[x] for x in right if x in out and x not in left]
+        yield from ((a, "head_dim") for a in free_factors(inner))
 
 
 def _bind(axes: Axes, node: Node, terms: Sequence[Sequence[str]]) -> dict[str, Axis]:
@@ -180,12 +206,16 @@ def _batch(rank: int, total: int) -> list[str]:
 # -- products of two -------------------------------------------------------------------------------
 
 
-def _matmul(node: Node) -> Letters:
-    a, b = node.operand(0).rank, node.operand(1).rank
+def product_letters(a: int, b: int) -> Letters:
+    """The letters of the matrix product of operands of rank ``a`` and ``b``."""
     many = max(a - 2, b - 2, 0)
     left = [*_batch(max(a - 2, 0), many), *(["m"] if a > 1 else []), "k"]
     right = [*_batch(max(b - 2, 0), many), "k", *(["n"] if b > 1 else [])]
     return left, right, [*_batch(many, many), *(["m"] if a > 1 else []), *(["n"] if b > 1 else [])]
+
+
+def _matmul(node: Node) -> Letters:
+    return product_letters(node.operand(0).rank, node.operand(1).rank)
 
 
 contraction(
@@ -239,6 +269,7 @@ contraction(
         Sample((Arg((5, 6)), Arg((6,))), free=2),
         Sample((Arg((5, 1)), Arg((4, 1)), Arg((4,))), free=2),
     ),
+    operands=("data", "weight", "bias"),
 )
 contraction(
     "outer",
@@ -328,6 +359,7 @@ contraction(
         Sample((Arg((5,)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3),
         Sample((Arg((4, 1)), Arg((4, 6)), Arg((6, 5))), _SCALED, free=3),
     ),
+    operands=("bias",),
 )
 contraction(
     "baddbmm",
@@ -337,24 +369,28 @@ contraction(
         Sample((Arg((3, 4, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4),
         Sample((Arg((1, 5)), Arg((3, 4, 6)), Arg((3, 6, 5))), free=4),
     ),
+    operands=("bias",),
 )
 contraction(
     "addbmm",
     _added((["b", "m", "k"], ["b", "k", "n"], ["m", "n"])),
     aten=("addbmm.default",),
     samples=(Sample((Arg((5,)), Arg((3, 4, 6)), Arg((3, 6, 5))), _SCALED, free=4),),
+    operands=("bias",),
 )
 contraction(
     "addmv",
     _added((["m", "k"], ["k"], ["m"])),
     aten=("addmv.default",),
     samples=(Sample((Arg((4,)), Arg((4, 6)), Arg((6,))), _SCALED, free=2),),
+    operands=("bias",),
 )
 contraction(
     "addr",
     _added((["m"], ["n"], ["m", "n"])),
     aten=("addr.default",),
     samples=(Sample((Arg((5,)), Arg((4,)), Arg((5,))), _SCALED, free=2),),
+    operands=("bias",),
 )
 
 # -- products of many ------------------------------------------------------------------------------
@@ -452,6 +488,7 @@ contraction(
         Sample((Arg((2, 3, 4)), Arg((2, 3, 6)), Arg((5, 4, 6)), Arg((5,))), free=5),
         Sample((Arg((3, 4)), Arg((3, 6)), Arg((5, 4, 6)), None), free=4),
     ),
+    operands=("data", "data", "weight", "bias"),
 )
 contraction(
     "trace",

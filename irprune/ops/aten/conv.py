@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Weight
 from irprune.ir.size import Size
 from irprune.ops.aten.contraction import quick_product, zeroed
-from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported
+from irprune.ops.registry import op as declare
 from irprune.ops.rule.signature import Signature
+from irprune.ops.traits import Convolution, kernel_of, many, padding_pairs
+
+op = partial(declare, family="conv")
 
 # One signature per direction, with and without a batch: the input has one dimension less than the
 # weight where there is none.
@@ -27,7 +32,7 @@ _BACKWARD = {
 
 
 def _transposed(node: Node) -> bool:
-    return node.op == "conv_transpose" or bool(node.attrs.get("transposed"))
+    return node.op.startswith("conv_transpose") or bool(node.attrs.get("transposed"))
 
 
 def _batched(node: Node) -> bool:
@@ -74,6 +79,27 @@ def _resize(node: Node, cut: Cut) -> None:
 def _macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
     spread = node.operand(0) if _transposed(node) else node.out
     return ((*(spread.axes or ()), *(node.operand(1).axes or ())[1:]),)
+
+
+def _geometry(node: Node) -> Convolution:
+    """The node as a convolution."""
+    kernel = kernel_of(node.operand(1))
+    n, a = len(kernel), node.attrs
+    dilation = many(a.get("dilation", 1), n)
+    plain = "offset_groups" not in a  # taps that move by offsets make no product of patches
+    return Convolution(
+        0,
+        1,
+        2 if plain else 4,
+        many(a.get("stride", 1), n),
+        padding_pairs(a.get("padding", 0), kernel, dilation),
+        dilation,
+        many(a.get("output_padding", 0), n),
+        int(a.get("groups", 1)),
+        _transposed(node),
+        plain,
+        _batched(node),
+    )
 
 
 def _call(node: Node) -> str:
@@ -143,6 +169,8 @@ op(
             target="aten.conv3d.padding",
         ),
     ),
+    operands=("data", "weight", "bias"),
+    convolution=_geometry,
 )
 
 _T = "aten.conv_transpose2d.input"
@@ -179,6 +207,8 @@ op(
             target="aten.conv_transpose3d.input",
         ),
     ),
+    operands=("data", "weight", "bias"),
+    convolution=_geometry,
 )
 
 _ALL = {
@@ -216,6 +246,8 @@ op(
             target=_OLD,
         ),
     ),
+    operands=("data", "weight", "bias"),
+    convolution=_geometry,
 )
 
 # -- patches ---------------------------------------------------------------------------------------
@@ -305,4 +337,6 @@ op(
     silence=_silence,
     macs=_macs,
     aten=("torchvision.deform_conv2d.default",),
+    operands=("data", "weight", "", "", "bias"),
+    convolution=_geometry,
 )

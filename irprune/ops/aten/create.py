@@ -6,14 +6,19 @@ shrink."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, probe_of
 from irprune.ops.aten.elementwise import broadcast
 from irprune.ops.aten.shape import out_shape
-from irprune.ops.registry import Arg, Cut, Sample, op
+from irprune.ops.registry import Arg, Cut, Sample
+from irprune.ops.registry import op as declare
 
 __all__ = ["fresh", "set_size"]
+
+op = partial(declare, family="create")
 
 _X = Arg((2, 6, 5))
 
@@ -54,6 +59,7 @@ for _name, _more in (("zeros", {}), ("ones", {}), ("full", {"fill_value": 2.0}))
         creates=True,
         aten=(f"{_name}.default",),
         samples=(Sample((), {**_SIZE, **_more}, free=2),),
+        free=True,
     )
     op(
         f"new_{_name}",
@@ -62,18 +68,21 @@ for _name, _more in (("zeros", {}), ("ones", {}), ("full", {"fill_value": 2.0}))
         creates=True,
         aten=(f"new_{_name}.default",),
         samples=(Sample((_X,), {**_SIZE, **_more}, free=5),),
+        free=True,
     )
     op(
         f"{_name}_like",
         broadcast,
         aten=(f"{_name}_like.default",),
         samples=(Sample((_X,), _more, free=3),),
+        free=True,
     )
 op(
     "scalar_tensor",
     fresh,
     aten=("scalar_tensor.default",),
     samples=(Sample((), {"s": 2.0}, free=0),),
+    free=True,
 )
 
 _STRIDED = {"size": [4, 6], "stride": [1, 4]}
@@ -94,6 +103,7 @@ op(
             target="aten.empty_permuted.default",
         ),
     ),
+    free=True,
 )
 op(
     "new_empty",
@@ -106,6 +116,7 @@ op(
         Sample((_X,), _SIZE, free=5),
         Sample((_X,), _STRIDED, free=5, target="aten.new_empty_strided.default"),
     ),
+    free=True,
 )
 op(
     "empty_like",
@@ -113,6 +124,7 @@ op(
     random=True,
     aten=("empty_like.default",),
     samples=(Sample((_X,), free=3),),
+    free=True,
 )
 
 
@@ -130,6 +142,7 @@ op(
             (), {"start": 0.0, "end": 1.0, "step": 0.2}, free=1, target="aten.arange.start_step"
         ),
     ),
+    free=True,
 )
 op(
     "range",
@@ -137,6 +150,7 @@ op(
     creates=True,
     aten=("range.step",),
     samples=(Sample((), {"start": 0, "end": 5, "step": 1}, free=1),),
+    free=True,
 )
 for _name in ("linspace", "logspace"):
     op(
@@ -145,6 +159,7 @@ for _name in ("linspace", "logspace"):
         creates=True,
         aten=(f"{_name}.default",),
         samples=(Sample((), {"start": 0.0, "end": 2.0, "steps": 6}, free=1),),
+        free=True,
     )
 op(
     "eye",
@@ -155,6 +170,7 @@ op(
         Sample((), {"n": 5}, free=2),
         Sample((), {"n": 5, "m": 3}, free=2, target="aten.eye.m"),
     ),
+    free=True,
 )
 op(
     "tril_indices",
@@ -162,6 +178,7 @@ op(
     creates=True,
     aten=("tril_indices.default", "triu_indices.default"),
     samples=(Sample((), {"row": 3, "col": 4}, free=2),),
+    free=True,
 )
 _WINDOWS = [f"{name}_window" for name in ("hann", "hamming", "blackman", "bartlett", "kaiser")]
 op(
@@ -176,6 +193,7 @@ op(
             for w in _WINDOWS
         ),
     ),
+    free=True,
 )
 op(
     "fft_freq",
@@ -183,6 +201,7 @@ op(
     creates=True,
     aten=("fft_fftfreq.default", "fft_rfftfreq.default"),
     samples=(Sample((), {"n": 8}, free=1),),
+    free=True,
 )
 
 
@@ -198,4 +217,5 @@ op(
     _one_hot,
     aten=("one_hot.default",),
     samples=(Sample((Arg((2, 5), "i64", 0, 4),), {"num_classes": 4}, free=2),),
+    free=True,
 )

@@ -6,14 +6,18 @@ before it."""
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import partial
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, is_static, probe_of, same
 from irprune.ops.aten.shape import position, respell
-from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op, same_type
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported, same_type
+from irprune.ops.registry import op as declare
 
 __all__ = ["slice_bounds"]
+
+op = partial(declare, family="cut")
 
 # -- into several ----------------------------------------------------------------------------------
 
@@ -105,6 +109,8 @@ op(
             (Arg((2, 8)),), {"chunks": 2, "dim": -1}, free=3, target="aten.unsafe_chunk.default"
         ),
     ),
+    is_view=True,
+    rearranges=True,
 )
 for _name, _shape in (("hsplit", (3, 8)), ("vsplit", (8, 3)), ("dsplit", (3, 2, 8))):
     op(
@@ -120,6 +126,8 @@ for _name, _shape in (("hsplit", (3, 8)), ("vsplit", (8, 3)), ("dsplit", (3, 2, 
                 (Arg(_shape),), {"indices": [3]}, free=len(_shape) + 1, target=f"aten.{_name}.array"
             ),
         ),
+        is_view=True,
+        rearranges=True,
     )
 
 
@@ -139,6 +147,8 @@ op(
         Sample((Arg((3, 6)),), {"dim": 0}, free=1),
         Sample((Arg((6, 3)),), {"dim": -1}, free=1),
     ),
+    is_view=True,
+    rearranges=True,
 )
 
 
@@ -218,6 +228,8 @@ op(
         Sample((Arg((3, 6)),), {"dim": 1, "index": -2}, free=2),
         Sample((Arg((3, 6)),), {"dim": 1, "index": 2}, free=3),
     ),
+    is_view=True,
+    rearranges=True,
 )
 op(
     "select_scatter",
@@ -341,6 +353,8 @@ op(
         Sample((Arg((2, 9)),), {"dim": 1, "start": 4, "step": 2}, free=1),
         Sample((Arg((9, 2)),), {"dim": 0, "end": 4, "step": 3}, free=1),
     ),
+    is_view=True,
+    rearranges=True,
 )
 op(
     "narrow",
@@ -352,6 +366,8 @@ op(
         Sample((Arg((2, 10)),), {"dim": -1, "start": -4, "length": 4}, free=3),
         Sample((Arg((2, 10)),), {"dim": 1, "start": 0, "length": 10}, free=2),
     ),
+    is_view=True,
+    rearranges=True,
 )
 op(
     "slice_scatter",

@@ -3,6 +3,7 @@ of it counts as equal."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
@@ -10,7 +11,10 @@ from irprune.ir.graph import Node
 from irprune.ir.size import same
 from irprune.ops.aten.contraction import zeroed
 from irprune.ops.aten.shape import position
-from irprune.ops.registry import Arg, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Sample, Unsupported
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="distance")
 
 
 def _compared(node: Node) -> int:

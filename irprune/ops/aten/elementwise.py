@@ -6,13 +6,18 @@ own."""
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ir.size import probe_of
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
 
 __all__ = ["broadcast"]
+
+op = partial(declare, family="elementwise")
 
 
 def broadcast(axes: Axes, node: Node) -> None:
@@ -155,6 +160,7 @@ def binary(
     a: Arg = _X,
     b: Arg | None = None,
     number: float = 2.0,
+    **traits: Any,
 ) -> None:
     """Declare an operator of two operands; the overloads' names say which of the two is a
     number."""
@@ -172,12 +178,24 @@ def binary(
             if name in ("add", "sub", "mul", "div"):  # torch takes a number for the tensor
                 some.append(Sample((a,), {"other": number}, free=3))
         samples += [replace(s, target=f"aten.{target}") for s in some]
-    op(name, broadcast, aten=aten, onnx=(onnx,) if onnx else (), samples=tuple(samples))
+    shown = (onnx,) if onnx else ()
+    op(name, broadcast, aten=aten, onnx=shown, samples=tuple(samples), **traits)
 
 
-binary("add", "add.Tensor add.Scalar", onnx="Add")
-binary("sub", "sub.Tensor sub.Scalar subtract.Tensor subtract.Scalar", onnx="Sub")
-binary("rsub", "rsub.Tensor rsub.Scalar")
+binary(
+    "add",
+    "add.Tensor add.Scalar",
+    onnx="Add",
+    operands=("summand", "summand"),
+    adds=lambda node: node.attrs.get("alpha", 1) == 1,
+)
+binary(
+    "sub",
+    "sub.Tensor sub.Scalar subtract.Tensor subtract.Scalar",
+    onnx="Sub",
+    operands=("summand", "summand"),
+)
+binary("rsub", "rsub.Tensor rsub.Scalar", operands=("summand", "summand"))
 binary("mul", "mul.Tensor mul.Scalar multiply.Tensor multiply.Scalar", onnx="Mul")
 binary(
     "div",
@@ -193,8 +211,8 @@ binary(
     number=0.3,
 )
 binary("fmod", "fmod.Tensor fmod.Scalar", a=_POSITIVE, number=0.3)
-binary("maximum", "maximum max.other")
-binary("minimum", "minimum min.other")
+binary("maximum", "maximum max.other", learned=False)
+binary("minimum", "minimum min.other", learned=False)
 binary("fmax")
 binary("fmin")
 binary("atan2", "atan2 arctan2")
@@ -302,6 +320,7 @@ op(
         Sample((_X, None, _B), free=3, target="aten.clamp.Tensor"),
         Sample((_X, _C, _B), free=3, target="aten.clip.Tensor"),
     ),
+    learned=False,
 )
 op(
     "clamp_min",
@@ -311,6 +330,7 @@ op(
         Sample((_X,), {"min": -0.2}, free=3),
         Sample((_X, _C), free=3, target="aten.clamp_min.Tensor"),
     ),
+    learned=False,
 )
 op(
     "clamp_max",
@@ -320,4 +340,5 @@ op(
         Sample((_X,), {"max": 0.2}, free=3),
         Sample((_X, _C), free=3, target="aten.clamp_max.Tensor"),
     ),
+    learned=False,
 )

@@ -3,10 +3,15 @@ fixed."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.aten.shape import position
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="fft")
 
 _X = Arg((3, 4, 6))
 _C = Arg((3, 4, 6), "c64")

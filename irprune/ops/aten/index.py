@@ -6,6 +6,7 @@ runs: it cuts the axis into the runs, and the list is rewritten after the choice
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -13,11 +14,14 @@ from numpy.typing import NDArray
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType, Value, Weight
-from irprune.ir.size import Sym
+from irprune.ir.size import Size, Sym
 from irprune.ops.aten.shape import position
-from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported
+from irprune.ops.registry import op as declare
 
 __all__ = ["constant_list", "indexed", "recounted", "taken"]
+
+op = partial(declare, family="index")
 
 RUNS = 64
 """The most runs of consecutive indices that a constant list is cut into."""
@@ -116,6 +120,11 @@ def _index_select_resize(node: Node, cut: Cut) -> None:
     _rewrite(node, 1, (node.operand(0).axes or ())[d], (node.out.axes or ())[d], cut)
 
 
+def _along_dim(node: Node) -> list[tuple[int, Size]]:
+    dim = node.attrs.get("dim")
+    return [] if dim is None else [(1, node.operand(0).shape[dim])]
+
+
 _ROWS = Arg((9, 6))
 _LIST = Arg((5,), "i64", values=(4, 5, 6, 0, 1))
 op(
@@ -129,6 +138,7 @@ op(
         Sample((_ROWS, _LIST), {"dim": 0}, free=5),
         Sample((_ROWS, Arg((3,), "i32", values=(5, 4, 5))), {"dim": -1}, free=2),
     ),
+    indexes=_along_dim,
 )
 
 
@@ -162,6 +172,8 @@ op(
         Sample((_ROWS, _ID), free=3),
         Sample((_ROWS, Arg((), "i64", 0, 9)), {"padding_idx": 3}, free=1),
     ),
+    operands=("table", "index"),
+    indexes=lambda node: ((1, node.operand(0).shape[0]),),
 )
 _BAG = {"scale_grad_by_freq": False, "sparse": False, "include_last_offset": False}
 _BAGS = (_ROWS, Arg((7,), "i64", 0, 9), Arg((3,), "i64", values=(0, 2, 5)))
@@ -323,6 +335,7 @@ op(
         Sample((Arg((2, 9)), Arg((2, 4), "i64", 0, 9)), {"dim": -1}, free=2),
         Sample((Arg((4, 9)), Arg((2, 5), "i64", 0, 9)), {"dim": 1}, free=1),
     ),
+    indexes=_along_dim,
 )
 op(
     "take_along_dim",
@@ -332,6 +345,7 @@ op(
         Sample((Arg((2, 9, 6)), Arg((2, 5, 1), "i64", 0, 9)), {"dim": 1}, free=3),
         Sample((Arg((2, 9)), Arg((3,), "i64", 0, 9)), {"dim": None}, free=0),
     ),
+    indexes=_along_dim,
 )
 op(
     "take",

@@ -4,12 +4,16 @@ one."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
 from irprune.ops.aten.shape import position
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="join")
 
 _X = Arg((2, 6, 5))
 
@@ -57,12 +61,14 @@ op(
         Sample(((Arg((2, 6)), Arg((2, 4))),), {"dim": -1}, free=3),
         Sample(((Arg((2, 1, 5)), Arg((2, 4, 5)), Arg((2, 1, 5))),), {"dim": 1}, free=3),
     ),
+    rearranges=True,
 )
 op(
     "stack",
     _stack,
     aten=("stack.default",),
     samples=(Sample(((_X, _X),), {"dim": 1}, free=3), Sample(((_X, _X),), {"dim": -1}, free=3)),
+    rearranges=True,
 )
 
 
@@ -105,6 +111,7 @@ op(
         Sample(((Arg((4,)), Arg((6,))),), free=2),
         Sample(((Arg((2, 4)), Arg((2, 6))),), free=3),
     ),
+    rearranges=True,
 )
 op(
     "vstack",
@@ -114,6 +121,7 @@ op(
         Sample(((Arg((4,)), Arg((4,))),), free=1),
         Sample(((Arg((2, 4)), Arg((3, 4))),), free=3),
     ),
+    rearranges=True,
 )
 op(
     "dstack",
@@ -123,12 +131,14 @@ op(
         Sample(((Arg((2, 4, 6)), Arg((2, 4, 3))),), free=4),
         Sample(((Arg((4,)), Arg((4,))),), free=1),
     ),
+    rearranges=True,
 )
 op(
     "column_stack",
     _column_stack,
     aten=("column_stack.default",),
     samples=(Sample(((Arg((4,)), Arg((4, 6))),), free=2),),
+    rearranges=True,
 )
 
 # -- by broadcasting -------------------------------------------------------------------------------
@@ -167,6 +177,7 @@ op(
     _broadcast_tensors,
     aten=("broadcast_tensors.default",),
     samples=(Sample(((Arg((2, 1, 5)), Arg((6, 1)), Arg(())),), free=3),),
+    rearranges=True,
 )
 op(
     "meshgrid",

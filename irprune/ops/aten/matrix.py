@@ -3,9 +3,14 @@ batched over passes."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="matrix")
 
 
 def _matrices(axes: Axes, node: Node) -> None:

@@ -3,16 +3,21 @@ present."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
-from irprune.ir.axis import Axes, leaves
+from irprune.ir.axis import Axes, factors, leaves
 from irprune.ir.graph import Node
 from irprune.ir.size import product
 from irprune.ops.aten.contraction import concrete, zeroed
-from irprune.ops.registry import Arg, Cut, Sample, op
+from irprune.ops.registry import Arg, Cut, Sample
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Kind, free_factors
 
 __all__ = ["masked_mean"]
+
+op = partial(declare, family="norm")
 
 _P = Arg((6,), low=0.5, high=1.5)
 _X = Arg((2, 6, 5))
@@ -107,6 +112,15 @@ def _channelwise_silence(
     return made
 
 
+def _kinds(node: Node) -> Iterable[Kind]:
+    """The channels of a group: the inner factors of the channels or, where exporters reshape the
+    groups to channels, the dimensions behind them."""
+    channels, *positions = (node.operand(0).axes or ())[1:]
+    yield from ((a, "norm-group channels") for a in factors(channels)[1:])
+    if any(x.role == "group" for x in leaves(channels)):
+        yield from ((a, "norm-group channels") for a in free_factors(positions))
+
+
 _EVAL = {"training": False, "momentum": 0.1, "eps": 1e-5}
 _TRAIN = {**_EVAL, "training": True}
 _CUDNN = {"cudnn_enabled": False}
@@ -120,6 +134,8 @@ op(
         Sample((Arg((4, 6)), None, None, _P, _P), {**_EVAL, **_CUDNN}, free=2),
         Sample((_X, _P, _P, None, None), {**_TRAIN, **_CUDNN}, free=3),
     ),
+    operands=("data", "scale", "bias", "mean", "variance"),
+    joins=True,
 )
 _LEGIT = "aten._native_batch_norm_legit"
 op(
@@ -143,6 +159,7 @@ op(
         Sample((_X, _P, _P), _TRAIN, free=3, target=f"{_LEGIT}.no_stats"),
         Sample((_X, _P, _P, _P, _P), _TRAIN, free=3, target=f"{_LEGIT}_functional.default"),
     ),
+    operands=("data", "scale", "bias", "mean", "variance"),
 )
 op(
     "instance_norm",
@@ -161,6 +178,8 @@ op(
             free=3,
         ),
     ),
+    operands=("data", "scale", "bias", "mean", "variance"),
+    kinds=_kinds,
 )
 
 # -- over the last dimensions: layer norm and rms norm ---------------------------------------------
@@ -258,6 +277,7 @@ op(
     resize=_normalized_shape,
     silence=_layer_norm_silence,
     aten=("layer_norm.default", "native_layer_norm.default"),
+    call=lambda node: f"aten.{'native_' * (len(node.outputs) > 1)}layer_norm.default",
     samples=(
         Sample((_ROWS, _P, _P), _LAST, free=3, target="aten.layer_norm.default"),
         Sample(
@@ -268,6 +288,7 @@ op(
         ),
         Sample((_ROWS, _P, _P), _LAST, free=3, target="aten.native_layer_norm.default"),
     ),
+    operands=("data", "scale", "bias"),
 )
 op(
     "rms_norm",
@@ -285,6 +306,7 @@ op(
         ),
         Sample((_ROWS, _P), _LAST, free=3, target="aten._fused_rms_norm.default"),
     ),
+    operands=("data", "scale"),
 )
 
 # -- over groups of channels -----------------------------------------------------------------------
@@ -338,6 +360,8 @@ op(
         Sample((Arg((2, 6, 3, 4)), None, None), _GROUPS, free=5),
         Sample((Arg((4, 6)), _P, _P), _GROUPS, free=3),
     ),
+    operands=("data", "scale", "bias"),
+    kinds=_kinds,
 )
 op(
     "native_group_norm",
@@ -348,6 +372,8 @@ op(
     silence=_group_norm_silence,
     aten=("native_group_norm.default",),
     samples=(Sample((_X, _P, _P), {"N": 2, "C": 6, "HxW": 5, "group": 2, "eps": 1e-5}, free=4),),
+    operands=("data", "scale", "bias"),
+    kinds=_kinds,
 )
 
 # -- of weights ------------------------------------------------------------------------------------
@@ -404,4 +430,5 @@ op(
             target="aten._weight_norm_interface.default",
         ),
     ),
+    operands=("data", "scale"),
 )

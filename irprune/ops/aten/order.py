@@ -3,10 +3,15 @@ positions freezes them."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.aten.reduce import INF, filled, is_read, like_operand, reduced, reduction
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="order")
 
 _X = Arg((2, 6, 5))
 

@@ -3,11 +3,16 @@ shrink too."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, probe_of
 from irprune.ops.aten.pool import image, spatial
-from irprune.ops.registry import Arg, Cut, Sample, op
+from irprune.ops.registry import Arg, Cut, Sample
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="pad")
 
 _X = Arg((2, 6, 5))
 

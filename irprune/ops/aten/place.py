@@ -4,12 +4,16 @@ matters."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ir.size import Sym
 from irprune.ops.aten.shape import position
-from irprune.ops.registry import Arg, Cut, Rule, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Cut, Rule, Sample, Unsupported
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="place")
 
 _X = Arg((2, 6, 5))
 
@@ -50,6 +54,7 @@ op(
         Sample((Arg((18, 3, 5)),), {"upscale_factor": 3}, free=3),
         Sample((Arg((2, 4, 3, 5)),), {"upscale_factor": 2}, free=3),
     ),
+    rearranges=True,
 )
 op(
     "pixel_unshuffle",
@@ -59,6 +64,7 @@ op(
         Sample((Arg((2, 3, 4, 10)),), {"downscale_factor": 2}, free=4),
         Sample((Arg((3, 6, 9)),), {"downscale_factor": 3}, free=3),
     ),
+    rearranges=True,
 )
 
 
@@ -84,6 +90,7 @@ op(
     resize=_channel_shuffle_resize,
     aten=("channel_shuffle.default", "native_channel_shuffle.default"),
     samples=(Sample((Arg((2, 6, 3, 5)),), {"groups": 2}, free=5),),
+    rearranges=True,
 )
 
 
@@ -134,6 +141,8 @@ op(
         Sample((Arg((8,)),), {"dimension": 0, "size": 5, "step": 5}, free=1),
         Sample((Arg((2, 6)),), {"dimension": 1, "size": 6, "step": 6}, free=2),
     ),
+    is_view=True,
+    rearranges=True,
 )
 
 # -- where the order matters -----------------------------------------------------------------------
@@ -178,24 +187,28 @@ op(
         Sample((_X,), {"shifts": [3], "dims": []}, free=0),
         Sample((_X,), {"shifts": [0, 1], "dims": [1, 2]}, free=2),
     ),
+    rearranges=True,
 )
 op(
     "flip",
     _fixed("dims", "put in reverse order"),
     aten=("flip.default",),
     samples=(Sample((_X,), {"dims": [-1]}, free=2), Sample((_X,), {"dims": [0, 1]}, free=1)),
+    rearranges=True,
 )
 op(
     "fliplr",
     _fixed((1,), "put in reverse order"),
     aten=("fliplr.default",),
     samples=(Sample((_X,), free=2),),
+    rearranges=True,
 )
 op(
     "flipud",
     _fixed((0,), "put in reverse order"),
     aten=("flipud.default",),
     samples=(Sample((_X,), free=2),),
+    rearranges=True,
 )
 
 
@@ -218,6 +231,7 @@ op(
         Sample((_X,), {"k": 4, "dims": [0, -1]}, free=3),
         Sample((_X,), {"k": -2, "dims": [1, 2]}, free=1),
     ),
+    rearranges=True,
 )
 op(
     "triangle",
@@ -289,6 +303,8 @@ op(
         Sample((Arg((6, 5, 6)),), {**_MAIN, "offset": 1}, free=1),
         Sample((Arg((4, 5, 6)),), _MAIN, free=1),
     ),
+    is_view=True,
+    rearranges=True,
 )
 op(
     "diag_embed",
@@ -324,4 +340,6 @@ op(
     samples=(
         Sample((Arg((4, 6)),), {"size": [3, 3], "stride": [6, 1], "storage_offset": 1}, free=0),
     ),
+    is_view=True,
+    rearranges=True,
 )

@@ -3,11 +3,16 @@ there too."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
-from irprune.ops.registry import Arg, Rule, Sample, op
+from irprune.ops.registry import Arg, Rule, Sample
+from irprune.ops.registry import op as declare
 
 __all__ = ["spatial"]
+
+op = partial(declare, family="pool")
 
 
 def spatial(count: int) -> Rule:

@@ -6,12 +6,17 @@ hidden axis; the two directions of the result are a sum."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ops.aten.contraction import zeroed
-from irprune.ops.registry import Arg, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Sample, Unsupported
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Kind, Role
+
+op = partial(declare, family="recurrent")
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -32,6 +37,18 @@ def _gated(axes: Axes, node: Node, hidden: Axis) -> Axis:
 
 def _rows(axes: Axes, node: Node, place: int, hidden: Axis) -> None:
     axes.unify(axes.of(node.operand(place))[0], _gated(axes, node, hidden))
+
+
+def _roles(node: Node) -> tuple[Role, ...]:
+    """Input, states, then matrices and biases."""
+    states: list[Role] = ["state"] * _states(node)
+    held = node.inputs[1 + len(states) :]
+    rest: list[Role] = ["weight" if v is not None and v.rank == 2 else "bias" for v in held]
+    return ("data", *states, *rest)
+
+
+def _kinds(node: Node) -> list[Kind]:
+    return [(a, "recurrent width") for a in (node.out.axes or ())[-1:]]
 
 
 # -- whole layers ----------------------------------------------------------------------------------
@@ -169,6 +186,8 @@ for _name in _GATES:
             _sample(_name, 3, levels=2, ways=2),
             *_more,
         ),
+        operands=_roles,
+        kinds=_kinds,
     )
 
 # -- cells -----------------------------------------------------------------------------------------
@@ -205,4 +224,6 @@ for _name, _count in _GATES.items():
             Sample((*_held, *_weights(_count, 1, 1)), free=3),
             Sample((*_held, *_weights(_count, 1, 1, bias=False)), free=3),
         ),
+        operands=_roles,
+        kinds=_kinds,
     )

@@ -8,6 +8,7 @@ who is present."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
@@ -15,9 +16,12 @@ from irprune.ir.graph import Node, Value
 from irprune.ops.aten.contraction import zeroed
 from irprune.ops.aten.norm import masked_mean
 from irprune.ops.aten.shape import position
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
 
 __all__ = ["filled", "is_read", "like_operand", "neutral", "reduced", "reduction"]
+
+op = partial(declare, family="reduce")
 
 INF = float("inf")
 _X = Arg((2, 6, 5))

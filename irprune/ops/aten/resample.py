@@ -3,10 +3,15 @@ result."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.aten.pool import image, spatial
-from irprune.ops.registry import Arg, Cut, Sample, op
+from irprune.ops.registry import Arg, Cut, Sample
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="resample")
 
 for _d, _ways in (
     (1, ("nearest", "_nearest_exact", "linear")),

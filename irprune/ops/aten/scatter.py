@@ -3,11 +3,16 @@ pass."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, Value
 from irprune.ops.aten.index import indexed
 from irprune.ops.aten.shape import position
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="scatter")
 
 
 def _scatter(axes: Axes, node: Node) -> None:

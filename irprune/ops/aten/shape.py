@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
 from irprune.ir.size import Size, Sym, probe_of, same
-from irprune.ops.registry import Arg, Cut, Sample, op, same_type
+from irprune.ops.registry import Arg, Cut, Sample, same_type
+from irprune.ops.registry import op as declare
 
 __all__ = ["out_shape", "position", "resized", "respell"]
+
+op = partial(declare, family="shape")
 
 _X = Arg((2, 6, 5))
 
@@ -85,6 +89,8 @@ op(
         Sample((Arg((2, 12)),), {"shape": [2, 4, 3]}, free=3, target="aten.view.default"),
         Sample((Arg((4, 6)),), {"shape": [-1]}, free=2, target="aten._unsafe_view.default"),
     ),
+    is_view=True,
+    rearranges=True,
 )
 op(
     "flatten",
@@ -95,6 +101,8 @@ op(
         Sample((Arg((2, 3, 4, 5)),), {"start_dim": 1, "end_dim": 2}, free=4),
         Sample((Arg((3, 4)),), free=2, target="aten.ravel.default"),
     ),
+    is_view=True,
+    rearranges=True,
 )
 
 
@@ -112,6 +120,8 @@ op(
         Sample((Arg((2, 12)),), {"dim": -1, "sizes": [3, -1]}, free=3),
         Sample((Arg((12, 5)),), {"dim": 0, "sizes": [2, 3, 2]}, free=4),
     ),
+    is_view=True,
+    rearranges=True,
 )
 
 
@@ -131,6 +141,8 @@ op(
         Sample((Arg((2, 12)), Arg((2, 3, 4))), free=6),
         Sample((Arg((2, 12)), Arg((2, 3, 4))), free=6, target="aten.view_as.default"),
     ),
+    is_view=True,
+    rearranges=True,
 )
 
 
@@ -181,6 +193,8 @@ op(
     idle=_keeps_order,
     aten=("permute.default",),
     samples=(Sample((_X,), {"dims": [2, 0, -2]}, free=3),),
+    is_view=True,
+    rearranges=True,
 )
 op(
     "transpose",
@@ -191,6 +205,8 @@ op(
         "swapdims.default": {},
     },
     samples=(Sample((_X,), {"dim0": 1, "dim1": -1}, free=3),),
+    is_view=True,
+    rearranges=True,
 )
 _MOVE = {"source": [0, -1], "destination": [-1, 1]}
 op(
@@ -206,6 +222,8 @@ op(
         )
         for t in ("movedim.intlist", "movedim.int", "moveaxis.intlist", "moveaxis.int")
     ),
+    is_view=True,
+    rearranges=True,
 )
 op(
     "t",
@@ -216,12 +234,16 @@ op(
         Sample((Arg((6,)),), free=1),
         Sample((_X,), free=3, target="aten.numpy_T.default"),
     ),
+    is_view=True,
+    rearranges=True,
 )
 op(
     "mT",
     _swap_last,
     aten=("mT.default", "adjoint.default", "mH.default"),
     samples=(Sample((_X,), free=3),),
+    is_view=True,
+    rearranges=True,
 )
 
 
@@ -255,6 +277,8 @@ op(
     _unsqueeze,
     aten=("unsqueeze.default",),
     samples=(Sample((_X,), {"dim": -2}, free=3), Sample((Arg(()),), {"dim": 0}, free=0)),
+    is_view=True,
+    rearranges=True,
 )
 op(
     "squeeze",
@@ -269,6 +293,8 @@ op(
         Sample((Arg((2, 1, 2)),), free=2, target="aten.squeeze.default"),
         Sample((Arg((1, 2, 1, 6)),), {"dim": [0, -1]}, free=2, target="aten.squeeze.dims"),
     ),
+    is_view=True,
+    rearranges=True,
 )
 
 
@@ -296,6 +322,8 @@ for _rank in (1, 2, 3):
             ),
             Sample(((Arg((6,)), Arg((2, 6))),), free=3, target=f"aten.atleast_{_rank}d.Sequence"),
         ),
+        is_view=True,
+        rearranges=True,
     )
 
 # -- repeating -------------------------------------------------------------------------------------
@@ -335,6 +363,8 @@ op(
             (Arg((2, 1, 5)),), {"shape": [3, 2, 6, 5]}, free=4, target="aten.broadcast_to.default"
         ),
     ),
+    is_view=True,
+    rearranges=True,
 )
 op(
     "expand_as",
@@ -342,6 +372,8 @@ op(
     idle=same_type,
     aten=("expand_as.default",),
     samples=(Sample((Arg((1, 5)), Arg((3, 6, 5))), free=3),),
+    is_view=True,
+    rearranges=True,
 )
 
 
@@ -427,6 +459,7 @@ op(
         Sample((Arg((2, 1)),), {"repeats": [1, 6]}, free=2, target="aten.repeat.default"),
         Sample((Arg((2, 5, 3)),), {"repeats": [2, 1]}, free=4, target="aten.tile.default"),
     ),
+    rearranges=True,
 )
 op(
     "repeat_interleave",
@@ -437,6 +470,7 @@ op(
         Sample((Arg((2, 5)),), {"repeats": 3, "dim": -1, "output_size": 15}, free=3),
         Sample((Arg((2, 5)),), {"repeats": 3, "dim": None}, free=3),
     ),
+    rearranges=True,
 )
 op(
     "repeat_interleave_by",
@@ -446,4 +480,5 @@ op(
         Sample((Arg((2, 3)), Arg((3,), "i64", values=(1, 0, 2))), {"dim": 1}, free=1),
         Sample((Arg((3,)), Arg((3,), "i64", values=(1, 0, 2))), {"dim": None}, free=0),
     ),
+    rearranges=True,
 )

@@ -3,17 +3,34 @@ in two."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis, factors
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, probe_of
 from irprune.ops.aten.contraction import zeroed
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import like
-from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Kind, free_factors
 
-__all__ = ["attended", "counted", "kept_heads", "masked", "opened", "resized", "shared", "silenced"]
+__all__ = [
+    "apart",
+    "attended",
+    "attention_parts",
+    "counted",
+    "kept_heads",
+    "masked",
+    "opened",
+    "resized",
+    "shared",
+    "silenced",
+]
+
+op = partial(declare, family="attention")
 
 # -- attention -------------------------------------------------------------------------------------
 
@@ -134,6 +151,29 @@ def silenced(torch: Any, node: Node, operands: list[Any], present: Any, run: Any
     return run(*made)
 
 
+def attention_parts(node: Node) -> Iterable[Kind]:
+    """Heads and head_dim of query, key and value, which lie in one dimension or in two."""
+    a = node.attrs
+    for i, heads in enumerate((a["q_num_heads"], a["kv_num_heads"], a["kv_num_heads"])):
+        own = node.operand(i).axes or ()
+        outer, inner = (factors(own[1]), [own[3]]) if len(own) == 4 else apart(own[-1], heads)
+        many = free_factors(outer)
+        if i == 0 and len(many) > 1:  # groups of query heads that share a key head
+            yield many[0], "kv groups"
+        yield from ((h, "heads") for h in many)
+        yield from ((d, "head_dim") for d in inner)
+
+
+def apart(whole: Axis, heads: Size) -> tuple[list[Axis], list[Axis]]:
+    """The factors of heads × head_dim: those that make up the ``heads``, and the rest."""
+    outer: list[Axis] = []
+    covered, rest = 1, list(factors(whole))
+    while rest and covered < probe_of(heads):
+        outer.append(rest.pop(0))
+        covered *= probe_of(outer[-1].size)
+    return outer, rest
+
+
 def counted(node: Node) -> tuple[Any, ...]:
     """Queries with keys, then weights with values: the second is as large as the result, whose
     heads are the queries'."""
@@ -217,6 +257,7 @@ op(
         Sample((Arg((2, 4, 3, 6)), Arg((2, 2, 5, 6)), Arg((2, 2, 5, 7))), _ATTRS, free=5),
         Sample((Arg((2, 3, 24)), Arg((2, 5, 12)), Arg((2, 5, 14))), _ATTRS, free=5),
     ),
+    kinds=attention_parts,
 )
 spell("onnx_attention", "Attention", read=_read, write=_write)
 
@@ -299,3 +340,31 @@ op(
 )
 spell("rotary", "RotaryEmbedding", read=_read_rotary(3), write=_write_rotary)
 spell("rotary", "com.microsoft::RotaryEmbedding", read=_read_rotary(1), write=_write_rotary)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+sampled(
+    "Attention",
+    use(Arg((2, 4, 3, 6)), Arg((2, 2, 5, 6)), Arg((2, 2, 5, 7)), free=5, opset=23),
+    use(
+        Arg((2, 3, 24)),
+        Arg((2, 3, 12)),
+        Arg((2, 3, 14)),
+        free=5,
+        opset=23,
+        q_num_heads=4,
+        kv_num_heads=2,
+        is_causal=1,
+    ),
+)
+_TABLE, _IDS = Arg((4, 3)), Arg((2, 4), "i64", 0, 4)
+sampled(
+    "RotaryEmbedding",
+    use(Arg((2, 3, 4, 6)), _TABLE, _TABLE, _IDS, free=3, opset=23),
+    use(Arg((2, 4, 18)), _TABLE, _TABLE, _IDS, free=3, opset=23, num_heads=3, interleaved=1),
+)
+sampled(
+    "com.microsoft::RotaryEmbedding",
+    use(Arg((2, 3, 4, 6)), _IDS, _TABLE, _TABLE, free=3),
+    use(Arg((2, 4, 18)), _IDS, _TABLE, _TABLE, free=3, num_heads=3, interleaved=1),
+)

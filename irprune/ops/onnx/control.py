@@ -7,6 +7,7 @@ What goes into a body keeps its sizes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
@@ -14,7 +15,10 @@ from irprune.ir.body import Body
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import same
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
-from irprune.ops.registry import Unsupported, op
+from irprune.ops.registry import Unsupported
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="control")
 
 __all__: list[str] = []
 

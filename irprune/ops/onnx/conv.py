@@ -8,9 +8,20 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
-from irprune.ops.onnx.importer import Edit, Misfit, OnnxNode, Step, Unread, spell, variant
+from irprune.ops.onnx.importer import (
+    Edit,
+    Misfit,
+    OnnxNode,
+    Step,
+    Unread,
+    sampled,
+    spell,
+    use,
+    variant,
+)
 from irprune.ops.onnx.types import like, padded, window
-from irprune.ops.registry import TABLE
+from irprune.ops.registry import TABLE, Arg
+from irprune.ops.traits import Convolution, kernel_of, many
 
 __all__ = ["conv_places"]
 
@@ -80,12 +91,31 @@ def _flat(begins: Sequence[int], ends: Sequence[int]) -> list[int]:
     return [p for b, e in zip(reversed(begins), reversed(ends), strict=True) for p in (b, e)]
 
 
+def _geometry(node: Node) -> Convolution:
+    """The node as a convolution: its padding lies as torch's ``pad`` takes it."""
+    a, flat = node.attrs, node.attrs["padding"]
+    n = len(kernel_of(node.operand(1)))
+    pairs = [(int(b), int(e)) for b, e in zip(flat[::2], flat[1::2], strict=True)]
+    return Convolution(
+        0,
+        1,
+        2,
+        many(a["stride"], n),
+        tuple(reversed(pairs)),
+        many(a["dilation"], n),
+        many(a.get("output_padding", 0), n),
+        int(a["groups"]),
+        TABLE[node.op] is TABLE["conv_transpose_padded"],
+        not a.get("activation") and not node.has(3),
+    )
+
+
 def _write_groups(edit: Edit, node: Node) -> None:
     if node.attrs["groups"] != edit.attrs.get("group", 1):
         edit.attr("group", node.attrs["groups"])
 
 
-variant("conv", "conv_padded", "conv_padded")
+variant("conv", "conv_padded", "conv_padded", convolution=_geometry)
 spell(("conv", "conv_padded"), "Conv", read=_conv, write=_write_groups)
 
 
@@ -139,7 +169,7 @@ def _conv_transpose(node: OnnxNode) -> Step:
     return Step("conv_transpose_padded", None, {**attrs, "padding": _flat(begins, ends)}, kind)
 
 
-variant("conv_transpose", "conv_transpose_padded", "conv_transpose_padded")
+variant("conv_transpose", "conv_transpose_padded", "conv_transpose_padded", convolution=_geometry)
 spell(
     ("conv_transpose", "conv_transpose_padded"),
     "ConvTranspose",
@@ -168,7 +198,7 @@ def _summed(axes: Axes, node: Node) -> None:
                 axes.unify(a, b)
 
 
-variant("conv", "conv_fused", "conv_fused", rule=_summed)
+variant("conv", "conv_fused", "conv_fused", rule=_summed, convolution=_geometry)
 spell("conv_fused", "com.microsoft::FusedConv", read=_fused, write=_write_groups)
 
 
@@ -190,3 +220,52 @@ def _deformed(node: OnnxNode) -> Step:
 
 variant("deform_conv2d", "deform_conv", "deform_conv")
 spell("deform_conv", "DeformConv", read=_deformed, write=_write_groups)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X, _W, _B = Arg((2, 6, 5, 5)), Arg((4, 6, 3, 3)), Arg((4,))
+sampled(
+    "Conv com.microsoft::FusedConv",
+    use(_X, _W, _B, free=3, pads=[1, 1, 1, 1]),
+    use(_X, Arg((4, 3, 3, 1)), free=4, group=2, strides=[2, 1]),
+    use(_X, Arg((12, 1, 3, 3)), Arg((12,)), free=3, group=6),
+    use(_X, _W, _B, free=3, pads=[0, 1, 2, 0]),
+    use(_X, _W, free=3, auto_pad="SAME_UPPER", strides=[2, 2]),
+)
+sampled(
+    "Conv",
+    use(Arg((2, 6, 9)), Arg((4, 3, 3)), _B, free=4, group=2, pads=[2, 1], dilations=[2]),
+    use(Arg((2, 6, 3, 4, 5)), Arg((4, 6, 1, 3, 3)), free=3, pads=[0, 1, 1, 0, 1, 1]),
+)
+for _kind, _parameters in (
+    ("Relu", []),
+    ("LeakyRelu", [0.2]),
+    ("HardSigmoid", [0.3, 0.4]),
+    ("Clip", [-0.2, 0.5]),
+    ("Sigmoid", []),
+    ("Tanh", []),
+):
+    _act: dict[str, Any] = {
+        "activation": _kind,
+        **({"activation_params": _parameters} if _parameters else {}),
+    }
+    sampled("com.microsoft::FusedConv", use(_X, _W, _B, free=3, **_act))
+_ADDED = Arg((2, 4, 3, 3))
+sampled("com.microsoft::FusedConv", use(_X, _W, None, _ADDED, free=3, activation="Relu"))
+_UP = Arg((6, 2, 3, 3))
+sampled(
+    "ConvTranspose",
+    use(_X, Arg((6, 4, 3, 3)), _B, free=3, strides=[2, 2], output_padding=[1, 1]),
+    use(_X, _UP, _B, free=4, group=2, pads=[1, 0, 1, 0]),
+    use(_X, _UP, Arg((12,)), free=3, group=6),
+    use(_X, _UP, _B, free=4, group=2, pads=[0, 1, 1, 0], strides=[2, 2]),
+    use(_X, _UP, _B, free=4, group=2, strides=[2, 2], output_shape=[12, 11]),
+    use(_X, _UP, free=4, group=2, strides=[2, 2], auto_pad="SAME_UPPER"),
+    use(Arg((2, 6, 5)), Arg((6, 2, 3)), free=4, group=2),
+)
+_OFFSET = Arg((2, 36, 3, 3), low=-0.4, high=0.4)
+sampled(
+    "DeformConv",
+    use(_X, Arg((4, 3, 3, 3)), _OFFSET, free=3, opset=19, group=2, offset_group=2),
+    use(_X, _W, Arg((2, 18, 3, 3)), _B, Arg((2, 9, 3, 3)), free=3, opset=19),
+)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from irprune.ir.axis import Axes
+from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, Sym
-from irprune.ops.onnx.dtypes import NUMBERED
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import agree, like
-from irprune.ops.registry import op
+from irprune.ops.registry import Arg
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="create")
 
 __all__: list[str] = []
 
@@ -23,7 +27,7 @@ def _sizes(axes: Axes, node: Node) -> None:
     node.out.axes = tuple(axes.frozen(s, "sizes as a tensor") for s in node.out.shape)
 
 
-op("sizes", _sizes, run=runs("sizes"))
+op("sizes", _sizes, run=runs("sizes"), free=True)
 
 
 def _filled(node: OnnxNode) -> Step:
@@ -33,7 +37,7 @@ def _filled(node: OnnxNode) -> Step:
         from onnx import numpy_helper
 
         array = numpy_helper.to_array(node.attrs["value"])
-        dtype, value = NUMBERED.get(node.attrs["value"].data_type, ""), array.reshape(-1)[0].item()
+        dtype, value = computed_type(node.attrs["value"].data_type), array.reshape(-1)[0].item()
         if not dtype:
             raise Unread("a ConstantOfShape of an unusual type")
     assert shape is not None
@@ -79,12 +83,14 @@ def _fresh(axes: Axes, node: Node) -> None:
         value.axes = tuple(axes.leaf(s) for s in value.shape)
 
 
-op("arange_from", _fresh, run=runs("arange_from"), creates=True)
+op("arange_from", _fresh, run=runs("arange_from"), creates=True, free=True)
 spell("arange_from", "Range", read=_range)
 
 
 def _eye_like(node: OnnxNode) -> Step:
-    dtype = NUMBERED[node.attrs["dtype"]] if "dtype" in node.attrs else node.type(0).dtype
+    dtype = computed_type(node.attrs["dtype"]) if "dtype" in node.attrs else node.type(0).dtype
+    if not dtype:
+        raise Unread("an EyeLike of an unusual type")
     return Step(
         "eye_like",
         (0,),
@@ -99,7 +105,7 @@ def _held(axes: Axes, node: Node) -> None:
     node.out.axes = axes.of(node.operand(0))
 
 
-op("eye_like", _held, run=runs("eye_like"))
+op("eye_like", _held, run=runs("eye_like"), free=True)
 spell("eye_like", "EyeLike", read=_eye_like)
 
 
@@ -116,3 +122,7 @@ for _name in (
     "Multinomial",
 ):
     spell("full", _name, read=_random)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+sampled("EyeLike", use(Arg((4, 5)), free=0, k=1))

@@ -3,15 +3,19 @@ them, their axes freeze."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
+from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType
-from irprune.ops.onnx.dtypes import NUMBERED
 from irprune.ops.onnx.importer import OnnxNode, Step, runs
-from irprune.ops.registry import Unsupported, op
+from irprune.ops.registry import Unsupported
+from irprune.ops.registry import op as declare
 
 __all__ = ["at_run_time"]
+
+op = partial(declare, family="dynamic")
 
 
 def _refuse(axes: Axes, node: Node) -> None:
@@ -71,10 +75,10 @@ def at_run_time(node: OnnxNode, why: str) -> Step | None:
     if node.target == "ConstantOfShape" and "value" in node.attrs:
         from onnx import numpy_helper
 
-        attrs["dtype"] = NUMBERED.get(node.attrs["value"].data_type, "")
+        attrs["dtype"] = computed_type(node.attrs["value"].data_type)
         attrs["value"] = numpy_helper.to_array(node.attrs["value"]).reshape(-1)[0].item()
     if node.target == "Cast":
-        attrs["to"] = NUMBERED.get(node.attrs["to"], "")
+        attrs["to"] = computed_type(node.attrs["to"])
     if node.target == "Split":
         attrs["count"] = node.results
     if "" in attrs.values():

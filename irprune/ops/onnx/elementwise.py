@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from irprune.ir.dtype import computed_type, is_integer
 from irprune.ir.graph import TensorType
 from irprune.ops.aten.elementwise import broadcast as broadcast_rule
-from irprune.ops.onnx.dtypes import NUMBERED
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import broadcast, like
-from irprune.ops.registry import op
+from irprune.ops.registry import Arg
+from irprune.ops.registry import op as declare
 
 __all__ = ["elementwise", "plain"]
+
+op = partial(declare, family="elementwise")
 
 
 def plain(name: str, dtype: str | None = None, **attrs: Any) -> Any:
@@ -29,10 +33,10 @@ def plain(name: str, dtype: str | None = None, **attrs: Any) -> Any:
     return read
 
 
-def elementwise(name: str, function: str = "") -> None:
+def elementwise(name: str, function: str = "", **traits: Any) -> None:
     """An entry over any number of operands that broadcast, run by
     ``irprune.ops.onnx.functions``."""
-    op(name, broadcast_rule, run=runs(function or name))
+    op(name, broadcast_rule, run=runs(function or name), **traits)
 
 
 for _onnx, _name in {
@@ -112,7 +116,7 @@ def _div(node: OnnxNode) -> Step:
         kind = [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))]
     return (
         Step("div_mode", None, {"rounding_mode": "trunc"}, kind)
-        if kind[0].dtype[0] in "iu"
+        if is_integer(kind[0].dtype)
         else Step("div", None, {}, kind)
     )
 
@@ -137,7 +141,7 @@ def _pow(node: OnnxNode) -> Step:
     )
 
 
-elementwise("pow_tensor")
+elementwise("pow_tensor", learned=False)
 spell("pow_tensor", "Pow", read=_pow)
 
 
@@ -150,8 +154,13 @@ def _shift(node: OnnxNode) -> Step:
 
 spell(("bitwise_left_shift", "bitwise_right_shift"), "BitShift", read=_shift)
 
+_TRAITS: dict[str, dict[str, Any]] = {
+    "sum_of": {"operands": lambda node: ("summand",) * len(node.inputs), "adds": lambda node: True},
+    "max_of": {"learned": False},
+    "min_of": {"learned": False},
+}
 for _onnx, _name in {"Sum": "sum_of", "Mean": "mean_of", "Max": "max_of", "Min": "min_of"}.items():
-    elementwise(_name)
+    elementwise(_name, **_TRAITS.get(_name, {}))
     spell(_name, _onnx, read=plain(_name))
 
 
@@ -216,7 +225,7 @@ def _added_gelu(approximate: str) -> Any:
     return read
 
 
-elementwise("bias_gelu")
+elementwise("bias_gelu", operands=("data", "bias"))
 spell("bias_gelu", "com.microsoft::BiasGelu", read=_added_gelu("none"))
 spell("bias_gelu", "com.microsoft::FastGelu", read=_added_gelu("tanh"))
 
@@ -256,18 +265,14 @@ def _clip(node: OnnxNode) -> Step:
     )
 
 
-elementwise("clip")
+elementwise("clip", learned=False)
 spell(("clamp", "clip", "identity"), "Clip", read=_clip)
 
 
 def _cast(node: OnnxNode) -> Step:
-    if (
-        node.attrs["to"] not in NUMBERED
-        or NUMBERED[node.attrs["to"]] == "str"
-        or node.type(0).dtype == "str"
-    ):
+    dtype = computed_type(node.attrs["to"])
+    if not dtype or node.type(0).dtype == "str":
         raise Unread("a cast to or from strings or an unusual type")
-    dtype = NUMBERED[node.attrs["to"]]
     return Step("cast", (0,), {"dtype": dtype}, [like(node, dtype=dtype)])
 
 
@@ -299,3 +304,55 @@ def _dropout(node: OnnxNode) -> Step:
 
 elementwise("dropout_masked")
 spell(("dropout", "dropout_masked"), "Dropout", read=_dropout)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X, _COLUMN = Arg((2, 6, 5), low=-4.0, high=4.0), Arg((6, 1), low=-4.0, high=4.0)
+_FLAGS, _FLAG, _UPTO = Arg((2, 6, 5), "bool"), Arg((6, 1), "bool"), Arg((2, 6, 5), low=0.1, high=2)
+_INTEGERS, _INTEGER = Arg((2, 6, 5), "i32", 1, 9), Arg((6, 1), "i32", 1, 9)
+for _arg, _names in (
+    (
+        _X,
+        "Abs Asinh Atan Ceil Cos Cosh Erf Exp Floor HardSwish Neg Relu Round Sigmoid Sign Sin Sinh",
+    ),
+    (
+        _X,
+        "Tanh IsNaN Identity Softplus com.microsoft::Gelu Softsign com.microsoft::QuickGelu IsInf",
+    ),
+    (Arg((2, 6, 5), low=-0.9, high=0.9), "Acos Asin Atanh Tan"),
+    (Arg((2, 6, 5), low=1.1, high=2.0), "Acosh"),
+    (_UPTO, "Log Sqrt Reciprocal"),
+    (_FLAGS, "Not"),
+):
+    sampled(_names, use(_arg, free=3))
+sampled("Mish", use(_X, free=3, opset=18))
+sampled("BitwiseNot", use(_INTEGERS, free=3, opset=18))
+sampled("Add Sub Mul Div Greater Less GreaterOrEqual LessOrEqual", use(_X, _COLUMN, free=3))
+sampled("Div Mod Equal", use(_INTEGERS, _INTEGER, free=3))
+sampled("BitwiseAnd BitwiseOr BitwiseXor", use(_INTEGERS, _INTEGER, free=3, opset=18))
+sampled("And Or Xor", use(_FLAGS, _FLAG, free=3))
+sampled("Where", use(_FLAG, _X, Arg((2, 1, 5)), free=3))
+sampled("Mod", use(_UPTO, Arg((6, 1), low=0.3, high=0.9), free=3, fmod=1))
+sampled("Pow", use(_UPTO, _COLUMN, free=3), use(_UPTO, Arg((), "i64", 2, 3), free=3))
+for _way in ("LEFT", "RIGHT"):
+    _bits = Arg((2, 6, 5), "u8", 0, 8), Arg((6, 1), "u8", 0, 4)
+    sampled("BitShift", use(*_bits, free=3, direction=_way))
+sampled("Sum Mean Max Min", use(_X, _COLUMN, Arg((2, 1, 5)), free=3))
+sampled("LeakyRelu Elu Celu ThresholdedRelu", use(_X, free=3, alpha=0.3))
+sampled("Gelu", *(use(_X, free=3, opset=20, approximate=a) for a in ("none", "tanh")))
+sampled("Selu", use(_X, free=3), use(_X, free=3, alpha=1.2, gamma=0.8))
+sampled("HardSigmoid", use(_X, free=3), use(_X, free=3, alpha=0.3, beta=0.4))
+sampled("Shrink", use(_X, free=3, bias=0.2, lambd=0.7))
+sampled("Swish", use(_X, free=3, opset=24, alpha=0.5))
+sampled("com.microsoft::QuickGelu", use(_X, free=3, alpha=0.5))
+sampled("SwiGLU", use(_X, Arg((2, 6, 5)), free=3, opset=28, alpha=0.5))
+sampled("IsInf", use(_X, free=3, detect_negative=0))
+sampled("com.microsoft::BiasGelu com.microsoft::FastGelu", use(_X, Arg((5,)), free=3))
+sampled("com.microsoft::FastGelu", use(_X, free=3))
+sampled("PRelu", use(_X, _COLUMN, free=3), use(_X, Arg((6,)), free=3, opset=6))
+_LOW, _HIGH = Arg((), values=(-0.5,)), Arg((), values=(0.5,))
+sampled("Clip", use(_X, free=3), use(_X, _LOW, free=3), use(_X, _LOW, _HIGH, free=3))
+sampled("Clip", use(_X, Arg(()), None, free=3), use(_X, free=3, opset=6, max=0.5))
+sampled("Cast", use(_X, free=3, to=11), use(_X, free=3, to=6), use(_X, free=3, to=9))
+sampled("CastLike", use(_X, Arg((1,), "i32", 0, 9), free=3))
+sampled("Dropout", use(_X, free=3), use(_X, free=3, read=(0, 1)))

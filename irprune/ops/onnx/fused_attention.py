@@ -3,17 +3,32 @@ caches and rotated queries and keys."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, factors, parts
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, probe_of, same
 from irprune.ops.aten.contraction import zeroed
-from irprune.ops.onnx.attention import attended, counted, masked, opened, resized, shared, silenced
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.attention import (
+    apart,
+    attended,
+    attention_parts,
+    counted,
+    masked,
+    opened,
+    resized,
+    shared,
+    silenced,
+)
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import like
-from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Kind
+
+op = partial(declare, family="fused_attention")
 
 __all__: list[str] = []
 
@@ -107,6 +122,7 @@ op(
             free=4,
         ),
     ),
+    kinds=attention_parts,
 )
 spell(
     "multi_head_attention",
@@ -189,6 +205,7 @@ op(
     resize=resized,
     silence=_group_query_silence,
     macs=counted,
+    kinds=attention_parts,
 )
 spell(
     "group_query_attention",
@@ -267,6 +284,15 @@ def _projected_silence(torch: Any, node: Node, operands: list[Any], present: Any
     if len(made) > 2 and made[2] is not None:
         made[2] = zeroed(torch, made[2], present(node.operand(2), [0]))
     return run(*made)
+
+
+def _projected_kinds(node: Node) -> Iterable[Kind]:
+    """Heads and head_dim stand in the result, and in the columns of query and key."""
+    heads = node.attrs["num_heads"]
+    for whole in ((node.out.axes or ())[2], *parts((node.operand(1).axes or ())[1])):
+        outer, inner = apart(whole, heads)
+        yield from ((h, "heads") for h in outer)
+        yield from ((d, "head_dim") for d in inner)
 
 
 def _projected_macs(node: Node) -> tuple[Any, ...]:
@@ -349,7 +375,39 @@ op(
             (Arg((2, 3, 5)), Arg((5, 24)), Arg((24,)), Arg((2,), "i32", 1, 4)), _PROJECTED, free=5
         ),
     ),
+    kinds=_projected_kinds,
 )
 spell(
     "projected_attention", "com.microsoft::Attention", read=_read_projected, write=_write_projected
+)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_Q, _KV = Arg((2, 3, 24)), Arg((2, 5, 24))
+sampled(
+    "com.microsoft::MultiHeadAttention",
+    use(_Q, _KV, Arg((2, 5, 28)), free=4, num_heads=4),
+    use(_Q, _KV, _KV, Arg((72,)), free=4, num_heads=4, scale=0.3),
+)
+_LENGTHS, _TOTAL = Arg((2,), "i32", 2, 3), Arg((1,), "i32", 3, 4)
+sampled(
+    "com.microsoft::GroupQueryAttention",
+    use(
+        Arg((2, 3, 32)),
+        Arg((2, 3, 16)),
+        Arg((2, 3, 16)),
+        None,
+        None,
+        _LENGTHS,
+        _TOTAL,
+        free=3,
+        num_heads=4,
+        kv_num_heads=2,
+    ),
+)
+sampled(
+    "com.microsoft::Attention",
+    use(Arg((2, 3, 5)), Arg((5, 24)), Arg((24,)), free=5, num_heads=2),
+    use(Arg((2, 3, 5)), Arg((5, 24)), Arg((24,)), free=5, num_heads=2, unidirectional=1),
+    use(Arg((2, 3, 5)), Arg((5, 20)), Arg((20,)), free=5, num_heads=2, qkv_hidden_sizes=[8, 8, 4]),
 )

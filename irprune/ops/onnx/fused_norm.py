@@ -4,16 +4,21 @@ token."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.aten.norm import masked_mean
 from irprune.ops.onnx.attention import shared
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import like
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Role
+
+op = partial(declare, family="fused_norm")
 
 __all__: list[str] = []
 
@@ -59,6 +64,11 @@ def _residual_silence(
     return y if len(node.outputs) == 1 else [y, total, total, total][: len(node.outputs)]
 
 
+def _residual_roles(node: Node) -> tuple[Role, ...]:
+    after: tuple[Role, ...] = ("bias",) if node.attrs["rms"] else ("bias", "bias")
+    return ("summand", "summand", "scale", *after)
+
+
 def _read_residual(rms: bool) -> Any:
     def read(node: OnnxNode) -> Step:
         if any(node.outputs[1:3]):
@@ -88,6 +98,7 @@ op(
             free=3,
         ),
     ),
+    operands=_residual_roles,
 )
 spell(
     "residual_norm",
@@ -169,7 +180,28 @@ op(
             free=2,
         ),
     ),
+    operands=("index", "index", "table", "table", "table", "scale", "bias"),
 )
 spell(
     "embedding_norm", "com.microsoft::EmbedLayerNormalization", read=_read_embedded, write=nothing
+)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X, _ROW = Arg((2, 3, 6)), Arg((6,), low=0.5, high=1.5)
+sampled(
+    "com.microsoft::SkipLayerNormalization",
+    use(_X, _X, _ROW, _ROW, _ROW, free=3, epsilon=1e-5),
+    use(_X, _X, _ROW, free=3, epsilon=1e-5, read=(0, 3)),
+)
+sampled(
+    "com.microsoft::SkipSimplifiedLayerNormalization",
+    use(_X, _X, _ROW, _ROW, free=3, epsilon=1e-5),
+    use(_X, _X, _ROW, free=3, epsilon=1e-5, read=(0, 3)),
+)
+_WORDS = Arg((5, 6))
+sampled(
+    "com.microsoft::EmbedLayerNormalization",
+    use(_IDS, _IDS, _WORDS, _WORDS, _WORDS, _ROW, _ROW, free=2, epsilon=1e-5, read=(0, 1)),
+    use(_IDS, None, _WORDS, _WORDS, None, _ROW, _ROW, free=2, epsilon=1e-5, read=(0, 1)),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,15 @@ from numpy.typing import NDArray
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType, Value, Weight
-from irprune.ir.size import Sym, probe_of
+from irprune.ir.size import Size, Sym, probe_of
 from irprune.ops.aten.index import recounted, taken
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import like, position
-from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Role
+
+op = partial(declare, family="index")
 
 __all__: list[str] = []
 
@@ -50,6 +55,23 @@ def constant_of(value: Value) -> NDArray[np.int64] | None:
 
 
 _LAYS_OUT = ("identity", "unsqueeze", "squeeze", "reshape", "expand", "permute", "cat")
+
+
+def _gathered_roles(node: Node) -> tuple[Role, ...]:
+    """Rows of a stored matrix that are read by index are a table."""
+    stored = isinstance(node.operand(0), Weight) and node.operand(0).rank == 2
+    return ("table", "index") if stored and node.attrs["dim"] == 0 else ("data", "index")
+
+
+def _along_dim(node: Node) -> list[tuple[int, Size]]:
+    return [(1, node.operand(0).shape[node.attrs["dim"]])]
+
+
+def _into_places(node: Node) -> list[tuple[int, Size]]:
+    """Each row of the index names a place in several dimensions."""
+    batch, depth = node.attrs.get("batch_dims", 0), node.operand(1).shape[-1]
+    places = node.operand(0).shape[batch : batch + depth] if isinstance(depth, int) else ()
+    return [(1, s) for s in places]
 
 
 def _gather_rule(axes: Axes, node: Node) -> None:
@@ -108,6 +130,8 @@ for _name in ("gather_rows", "gather_at"):
                 else ()
             ),
         ),
+        operands=_gathered_roles,
+        indexes=_along_dim,
     )
 
 
@@ -174,6 +198,7 @@ op(
     _elements_rule,
     run=runs("gather_elements"),
     samples=(Sample((Arg((2, 6)), _INDEX), {"dim": 1}, free=2),),
+    indexes=_along_dim,
 )
 op(
     "scatter_elements",
@@ -186,6 +211,8 @@ op(
             free=1,
         ),
     ),
+    learned=False,
+    indexes=_along_dim,
 )
 spell("gather_elements", "GatherElements", read=_gather_elements)
 spell("scatter_elements", "ScatterElements", "Scatter", read=_scatter_elements)
@@ -301,6 +328,7 @@ op(
         Sample((Arg((4, 5, 6)), Arg((3, 2), "i64", 0, 4)), {"batch_dims": 0}, free=2),
         Sample((Arg((2, 5, 6)), Arg((2, 3, 1), "i64", 0, 5)), {"batch_dims": 1}, free=3),
     ),
+    indexes=_into_places,
 )
 op(
     "scatter_nd",
@@ -324,6 +352,8 @@ op(
             free=1,
         ),
     ),
+    learned=False,
+    indexes=_into_places,
 )
 spell("gather_nd", "GatherND", read=_gather_nd)
 spell("scatter_nd", "ScatterND", read=_scatter_nd)
@@ -363,5 +393,48 @@ op(
             free=2,
         ),
     ),
+    learned=False,
+    indexes=lambda node: ((0, node.attrs["depth"]),),
 )
 spell("one_hot_at", "OneHot", read=_one_hot)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X = Arg((4, 9, 6))
+sampled(
+    "Gather",
+    use(_X, Arg((3, 2), "i64", 0, 4), free=4, axis=0),
+    use(_X, Arg((3,), "i64", -9, 9), free=3, axis=1),
+    use(Arg((9, 6)), Arg((2, 5), "i64", 0, 9), free=3),
+    use(_X, Arg((), "i64", values=(-2,)), free=3, axis=1),
+    use(_X, Arg((3,), "i64", values=(2, 3, 4)), free=5, axis=1),
+    use(_X, Arg((3,), "i64", values=(2, 0, 4)), free=3, axis=1),
+)
+sampled("GatherElements", use(Arg((2, 6)), _INDEX, free=2, axis=1))
+sampled(
+    "ScatterElements",
+    use(Arg((2, 6)), Arg((2, 3), "i64", values=(0, 2, 4, 1, 3, 5)), Arg((2, 3)), free=1, axis=1),
+)
+sampled(
+    "Scatter",
+    use(
+        Arg((2, 6)),
+        Arg((2, 3), "i64", values=(0, 2, 4, 1, 3, 5)),
+        Arg((2, 3)),
+        free=1,
+        axis=1,
+        opset=9,
+    ),
+)
+sampled(
+    "GatherND",
+    use(Arg((4, 5, 6)), Arg((3, 2), "i64", 0, 4), free=2),
+    use(Arg((2, 5, 6)), Arg((2, 3, 1), "i64", 0, 5), free=3, batch_dims=1),
+)
+sampled(
+    "ScatterND",
+    use(Arg((8, 6)), Arg((4, 1), "i64", values=(2, 3, 4, 7)), Arg((4, 6)), free=4),
+    use(Arg((4, 6)), Arg((3, 1), "i64", values=(0, 2, 0)), Arg((3, 6)), free=1, reduction="add"),
+)
+_DEPTH, _PAIR = Arg((), "i64", values=(4,)), Arg((2,), values=(0.0, 1.0))
+sampled("OneHot", use(Arg((2, 5), "i64", 0, 4), _DEPTH, _PAIR, free=2, axis=1))

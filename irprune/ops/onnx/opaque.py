@@ -3,9 +3,14 @@ reader said."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
-from irprune.ops.registry import Unsupported, op
+from irprune.ops.registry import Unsupported
+from irprune.ops.registry import op as declare
+
+op = partial(declare, family="opaque")
 
 __all__: list[str] = []
 
@@ -14,4 +19,4 @@ def _refuse(axes: Axes, node: Node) -> None:
     raise Unsupported(node.attrs["why"])
 
 
-op("opaque", _refuse)
+op("opaque", _refuse, unread=True)

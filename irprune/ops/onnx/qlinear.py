@@ -3,16 +3,22 @@ apart, computed, quantised again."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
+from irprune.ops.aten.contraction import Letters, product_letters
 from irprune.ops.aten.elementwise import broadcast as broadcast_rule
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.quant import _along, _quiet
 from irprune.ops.onnx.types import broadcast, like, position
-from irprune.ops.registry import Arg, Sample, op
+from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Quantised, Role
+
+op = partial(declare, family="qlinear")
 
 __all__: list[str] = []
 
@@ -59,12 +65,15 @@ op(
     samples=(
         Sample((_BYTES, Arg((6, 5), "u8", 0, 255), *[_SCALE, _ZERO] * 3), {"kind": "add"}, free=3),
     ),
+    quantised_as=lambda node: {0: Quantised(2, 3), 1: Quantised(4, 5)},
+    rounds=True,
 )
 op(
     "qlinear_unary",
     broadcast_rule,
     run=runs("qlinear_unary"),
     samples=(Sample((_BYTES, *[_SCALE, _ZERO] * 2), {"kind": "sigmoid", "alpha": 0.01}, free=3),),
+    rounds=True,
 )
 for _kind in ("Add", "Mul"):
     spell("qlinear_binary", f"com.microsoft::QLinear{_kind}", read=_binary(_kind.lower()))
@@ -119,6 +128,7 @@ op(
             (_BYTES, *[_SCALE, _ZERO] * 2), {"kind": "softmax", "dims": [1], "gone": []}, free=2
         ),
     ),
+    rounds=True,
 )
 spell("qlinear_along", "com.microsoft::QLinearSoftmax", read=_softmax, write=nothing)
 spell("qlinear_along", "com.microsoft::QLinearGlobalAveragePool", read=_pool, write=nothing)
@@ -147,7 +157,7 @@ def _concat(node: OnnxNode) -> Step:
     return Step("qlinear_concat", None, {"dim": d}, [like(node, 2, shape=shape)])
 
 
-op("qlinear_concat", _joined, run=runs("qlinear_concat"))
+op("qlinear_concat", _joined, run=runs("qlinear_concat"), rounds=True)
 spell("qlinear_concat", "com.microsoft::QLinearConcat", read=_concat)
 
 # -- products --------------------------------------------------------------------------------------
@@ -184,6 +194,20 @@ def _gemm_macs(node: Node) -> tuple[Any, ...]:
     return ((*(node.out.axes or ()), a[0 if node.attrs["trans_a"] else 1]),)
 
 
+def _gemm_integers(node: Node) -> dict[int, Quantised]:
+    made = {0: Quantised(1, 2), 3: Quantised(4, 5, 0 if node.attrs["trans_b"] else 1)}
+    if node.has(6):
+        made[6] = Quantised(1, None, 0, more=(4,))
+    return {**made, -1: Quantised(7, 8)} if node.has(7) else made
+
+
+def _gemm_letters(node: Node) -> Letters:
+    a = ["k", "m"] if node.attrs["trans_a"] else ["m", "k"]
+    b = ["n", "k"] if node.attrs["trans_b"] else ["k", "n"]
+    bias = ["m", "n"][2 - node.operand(6).rank :] if node.has(6) else []
+    return a, [], [], b, [], [], bias, [], [], ["m", "n"]
+
+
 def _read_gemm(node: OnnxNode) -> Step:
     _single(node, 1, 2, 7, 8)
     attrs = {
@@ -207,6 +231,10 @@ op(
     run=runs("qlinear_gemm"),
     silence=_gemm_silence,
     macs=_gemm_macs,
+    operands=("data", "", "", "weight", "", "", "bias"),
+    quantised_as=_gemm_integers,
+    rounds=True,
+    letters=_gemm_letters,
 )
 spell("qlinear_gemm", "com.microsoft::QGemm", read=_read_gemm, write=nothing)
 
@@ -237,6 +265,26 @@ def _float_silence(torch: Any, node: Node, operands: list[Any], present: Any, ru
 
 def _float_macs(node: Node) -> tuple[Any, ...]:
     return ((*(node.operand(0).axes or ()), (node.operand(1).axes or ())[1]),)
+
+
+def _float_letters(node: Node) -> Letters:
+    left, right, out = product_letters(node.operand(0).rank, 2)
+    terms: list[list[str]] = [left, right, *([] for _ in node.inputs[2:])]
+    bias = node.attrs["columns"][-1]
+    if node.has(bias):
+        terms[bias] = ["n"]
+    return *terms, out
+
+
+def _float_roles(node: Node) -> tuple[Role, ...]:
+    between: list[Role] = [""] * (node.attrs["columns"][-1] - 2)
+    return ("data", "weight", *between, "bias")
+
+
+def _float_integers(node: Node) -> dict[int, Quantised]:
+    zeros = node.attrs["zeros"]
+    made = {1: Quantised(node.attrs["columns"][0], zeros[1], 1)}
+    return made if node.attrs["dynamic"] else {0: Quantised(2, zeros[0]), **made}
 
 
 def _read_float(dynamic: bool) -> Any:
@@ -293,6 +341,61 @@ op(
             free=4,
         ),
     ),
+    operands=_float_roles,
+    quantised_as=_float_integers,
+    rounds=True,
+    letters=_float_letters,
 )
 spell("integer_matmul", "com.microsoft::DynamicQuantizeMatMul", read=_read_float(True))
 spell("integer_matmul", "com.microsoft::MatMulIntegerToFloat", read=_read_float(False))
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_THREE = [_SCALE, _ZERO] * 3
+for _kind in ("Add", "Mul"):
+    sampled(
+        f"com.microsoft::QLinear{_kind}",
+        use(_BYTES, _SCALE, _ZERO, Arg((6, 5), "u8", 0, 255), *_THREE[2:], free=3),
+    )
+for _kind in ("Sigmoid", "LeakyRelu"):
+    sampled(f"com.microsoft::QLinear{_kind}", use(_BYTES, *_THREE[2:], free=3))
+sampled(
+    "com.microsoft::QLinearSoftmax",
+    Sample((_BYTES, *_THREE[2:]), {"axis": 2, "opset": 13}, free=2),
+)
+sampled(
+    "com.microsoft::QLinearGlobalAveragePool",
+    use(Arg((2, 6, 3, 3), "u8", 0, 255), *_THREE[2:], free=2, channels_last=0),
+)
+sampled(
+    "com.microsoft::QLinearConcat",
+    use(
+        _SCALE,
+        _ZERO,
+        _BYTES,
+        _SCALE,
+        _ZERO,
+        Arg((2, 4, 5), "u8", 0, 255),
+        _SCALE,
+        _ZERO,
+        free=4,
+        axis=1,
+    ),
+)
+_ROWS, _MATRIX = Arg((4, 6), "u8", 0, 9), Arg((5, 6), "i8", -5, 5)
+_PER_ROW = Arg((5,), low=0.1, high=0.2), Arg((5,), "i8", -2, 2)
+sampled(
+    "com.microsoft::QGemm",
+    use(_ROWS, _SCALE, _ZERO, _MATRIX, *_PER_ROW, Arg((5,), "i32", -99, 99), free=3, transB=1),
+    use(_ROWS, _SCALE, _ZERO, _MATRIX, *_PER_ROW, None, _SCALE, _ZERO, free=3, transB=1),
+)
+_FLOATS, _COLUMNS = Arg((2, 3, 6)), Arg((6, 5), "i8", -9, 9)
+_PER_COLUMN = Arg((5,), low=0.1, high=0.2), Arg((5,), "i8", -2, 2)
+sampled(
+    "com.microsoft::DynamicQuantizeMatMul",
+    use(_FLOATS, _COLUMNS, *_PER_COLUMN, Arg((5,)), free=4),
+)
+sampled(
+    "com.microsoft::MatMulIntegerToFloat",
+    use(Arg((2, 3, 6), "u8", 0, 9), _COLUMNS, _SCALE, _PER_COLUMN[0], _ZERO, free=4),
+)

@@ -3,18 +3,23 @@ one for all."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, Axis
+from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType, Value
-from irprune.ops.aten.contraction import zeroed
+from irprune.ops.aten.contraction import Letters, product_letters, zeroed
 from irprune.ops.onnx.contraction import product_type
 from irprune.ops.onnx.conv import conv_places
-from irprune.ops.onnx.dtypes import NUMBERED
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import like, position
-from irprune.ops.registry import Arg, Cut, Sample, Unsupported, op
+from irprune.ops.registry import Arg, Cut, Sample, Unsupported
+from irprune.ops.registry import op as declare
+from irprune.ops.traits import Convolution, Quantised, Role, kernel_of, many
+
+op = partial(declare, family="quant")
 
 __all__: list[str] = []
 
@@ -53,9 +58,7 @@ def _axis(node: OnnxNode) -> int:
 
 def _quantize(node: OnnxNode) -> Step:
     dtype = (
-        node.type(2).dtype
-        if node.has(2)
-        else NUMBERED.get(node.attrs.get("output_dtype", 0) or 2, "")
+        node.type(2).dtype if node.has(2) else computed_type(node.attrs.get("output_dtype", 0) or 2)
     )
     if dtype not in ("i8", "u8", "i16", "u16", "i32"):
         raise Unread("quantisation to an unusual type")
@@ -64,7 +67,7 @@ def _quantize(node: OnnxNode) -> Step:
 
 
 def _dequantize(node: OnnxNode) -> Step:
-    dtype = NUMBERED.get(node.attrs.get("output_dtype", 0), "") or node.type(1).dtype
+    dtype = computed_type(node.attrs.get("output_dtype", 0)) or node.type(1).dtype
     if node.type(0).dtype not in ("i8", "u8", "i16", "u16", "i32"):
         raise Unread("dequantisation of an unusual type")
     attrs = {"dim": _axis(node), "block": node.attrs.get("block_size", 0), "dtype": dtype}
@@ -83,6 +86,7 @@ op(
             free=3,
         ),
     ),
+    rounds=True,
 )
 op(
     "dequantize_linear",
@@ -100,6 +104,9 @@ op(
             free=2,
         ),
     ),
+    quantised_as=lambda node: {0: Quantised(1, 2, node.attrs["dim"])},
+    dequantises=True,
+    rounds=True,
 )
 for _domain in ("", "com.microsoft::"):
     spell("quantize_linear", f"{_domain}QuantizeLinear", read=_quantize, write=nothing)
@@ -135,6 +142,7 @@ op(
     run=runs("dynamic_quantize", 3),
     silence=_dynamic_silence,
     samples=(Sample((Arg((2, 6, 5)),), free=3),),
+    rounds=True,
 )
 spell("dynamic_quantize", "DynamicQuantizeLinear", read=_dynamic)
 
@@ -193,6 +201,33 @@ def _matmul_silence(torch: Any, node: Node, operands: list[Any], present: Any, r
     return run(*made[: len(operands)])
 
 
+def _matmul_letters(node: Node) -> Letters:
+    a_at, b_at, *_ = node.attrs["places"]
+    left, right, out = product_letters(node.operand(a_at).rank, node.operand(b_at).rank)
+    terms: list[list[str]] = [[] for _ in node.inputs]
+    terms[a_at], terms[b_at] = left, right
+    return *terms, out
+
+
+def _matmul_macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
+    a = node.operand(node.attrs["places"][0]).axes or ()
+    return ((*(node.out.axes or ()), a[-1]),)
+
+
+def _conv_macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
+    kernel = node.operand(node.attrs["places"][1]).axes or ()
+    return ((*(node.out.axes or ()), *kernel[1:]),)
+
+
+def _matmul_integers(node: Node) -> dict[int, Quantised]:
+    a_at, b_at, scales, zeros, out = node.attrs["places"]
+    made = {
+        a_at: Quantised(scales[0], zeros[0], max(node.operand(a_at).rank - 2, 0)),
+        b_at: Quantised(scales[1], zeros[1], node.operand(b_at).rank - 1),
+    }
+    return made if out is None else {**made, -1: Quantised(out[0], out[1], node.out.rank - 1)}
+
+
 _PLAIN, _SCALED = (0, 1, (None, None), (2, 3), None), (0, 3, (1, 4), (2, 5), (6, 7))
 op(
     "matmul_integer",
@@ -211,8 +246,23 @@ op(
             free=3,
         ),
     ),
+    operands=("data", "weight"),
+    quantised_as=_matmul_integers,
+    rounds=True,
+    letters=_matmul_letters,
+    macs=_matmul_macs,
 )
-op("qlinear_matmul", _matmul_rule, run=runs("qlinear_matmul"), silence=_matmul_silence)
+op(
+    "qlinear_matmul",
+    _matmul_rule,
+    run=runs("qlinear_matmul"),
+    silence=_matmul_silence,
+    operands=("data", "", "", "weight"),
+    quantised_as=_matmul_integers,
+    rounds=True,
+    letters=_matmul_letters,
+    macs=_matmul_macs,
+)
 spell(
     "matmul_integer",
     "MatMulInteger",
@@ -276,6 +326,39 @@ def _write_groups(edit: Edit, node: Node) -> None:
         edit.attr("group", node.attrs["groups"])
 
 
+def _geometry(node: Node) -> Convolution:
+    """The node as a convolution of the numbers that its integers stand for."""
+    a, flat = node.attrs, node.attrs["padding"]
+    x_at, w_at, _scales, _zeros, more = a["places"]
+    n = len(kernel_of(node.operand(w_at)))
+    pairs = [(int(b), int(e)) for b, e in zip(flat[::2], flat[1::2], strict=True)]
+    return Convolution(
+        x_at,
+        w_at,
+        more[0] if more else None,
+        many(a["stride"], n),
+        tuple(reversed(pairs)),
+        many(a["dilation"], n),
+        many(0, n),
+        int(a["groups"]),
+    )
+
+
+def _conv_roles(node: Node) -> tuple[Role, ...]:
+    x_at, w_at, _scales, _zeros, more = node.attrs["places"]
+    role: dict[int, Role] = {x_at: "data", w_at: "weight", **dict.fromkeys(more, "bias")}
+    return tuple(role.get(i, "") for i in range(max(role) + 1))
+
+
+def _conv_integers(node: Node) -> dict[int, Quantised]:
+    x_at, w_at, scales, zeros, more = node.attrs["places"]
+    made = {x_at: Quantised(scales[0], zeros[0], 1), w_at: Quantised(scales[1], zeros[1], 0)}
+    if not more:
+        return made
+    bias = Quantised(scales[0], None, 0, more=(scales[1],))
+    return {**made, more[0]: bias, -1: Quantised(6, 7, 1)}
+
+
 _CONV_PLAIN, _CONV_SCALED = (0, 1, (None, None), (2, 3), ()), (0, 3, (1, 4), (2, 5), (8,))
 
 
@@ -293,5 +376,75 @@ for _name, _onnx, _places in (
     ("conv_integer", "ConvInteger", _CONV_PLAIN),
     ("qlinear_conv", "QLinearConv", _CONV_SCALED),
 ):
-    op(_name, _conv_rule, run=runs(_name), silence=_conv_silence, resize=_conv_resize)
+    op(
+        _name,
+        _conv_rule,
+        run=runs(_name),
+        silence=_conv_silence,
+        resize=_conv_resize,
+        operands=_conv_roles,
+        convolution=_geometry,
+        quantised_as=_conv_integers,
+        rounds=True,
+        macs=_conv_macs,
+    )
     spell(_name, _onnx, read=_read_conv(_name, _places), write=_write_groups)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X, _BYTES = Arg((2, 6, 5)), Arg((2, 6, 5), "i8", -9, 9)
+_ONE, _MANY, _ZEROS = (
+    Arg((), low=0.1, high=0.2),
+    Arg((6,), low=0.1, high=0.2),
+    Arg((6,), "i8", -2, 3),
+)
+for _domain in ("", "com.microsoft::"):
+    sampled(
+        f"{_domain}QuantizeLinear",
+        use(_X, _MANY, _ZEROS, free=3, axis=1),
+        use(_X, _ONE, Arg((), "u8", 3, 9), free=3),
+    )
+    sampled(
+        f"{_domain}DequantizeLinear",
+        use(_BYTES, _MANY, _ZEROS, free=3, axis=1),
+        use(_BYTES, _ONE, Arg((), "i8", -2, 3), free=3),
+    )
+sampled("DynamicQuantizeLinear", use(_X, free=3, read=(0, 1, 2)))
+_LEFT, _RIGHT = Arg((4, 6), "u8", 0, 9), Arg((6, 5), "i8", -5, 5)
+_COLUMNS = Arg((5,), "i8", -2, 2, stored=True)
+sampled(
+    "MatMulInteger",
+    use(_LEFT, _RIGHT, Arg((), "u8", 3, 4), _COLUMNS, free=3),
+    use(Arg((2, 4, 6), "u8", 0, 9), _RIGHT, free=4),
+)
+_UNIT, _MIDDLE = Arg((), low=0.05, high=0.1), Arg((), "u8", 3, 9)
+sampled(
+    "QLinearMatMul",
+    use(
+        _LEFT,
+        _UNIT,
+        _MIDDLE,
+        _RIGHT,
+        Arg((5,), low=0.1, high=0.2),
+        Arg((5,), "i8", -2, 2),
+        _UNIT,
+        _MIDDLE,
+        free=3,
+    ),
+)
+_IMAGE, _KERNELS = Arg((2, 6, 5, 5), "u8", 0, 9), Arg((4, 6, 3, 3), "u8", 0, 9)
+_SIGNED, _HALF = Arg((4, 6, 3, 3), "i8", -5, 5), Arg((4, 3, 3, 3), "i8", -5, 5)
+sampled(
+    "ConvInteger",
+    use(_IMAGE, _KERNELS, Arg((), "u8", 3, 9), free=3, pads=[1, 1, 1, 1]),
+    use(_IMAGE, _KERNELS, Arg((), "u8", 3, 9), free=3, pads=[0, 1, 1, 0], strides=[2, 2]),
+)
+_AROUND = (_UNIT, _MIDDLE, Arg((4,), low=0.1, high=0.2, stored=True), Arg((4,), "i8", 0, 1))
+_KERNEL = _AROUND[2], Arg((4,), "i8", values=(0,) * 4)
+_BIAS = Arg((4,), "i32", -99, 99)
+sampled(
+    "QLinearConv",
+    use(_IMAGE, _UNIT, _MIDDLE, _SIGNED, *_KERNEL, _UNIT, _MIDDLE, _BIAS, free=3, pads=[1] * 4),
+    use(_IMAGE, _UNIT, _MIDDLE, _HALF, *_KERNEL, _UNIT, _MIDDLE, free=4, group=2),
+    use(_IMAGE, _UNIT, _MIDDLE, _SIGNED, *_KERNEL, _UNIT, _MIDDLE, free=3, pads=[0, 1, 1, 0]),
+)

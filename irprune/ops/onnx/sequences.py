@@ -3,12 +3,17 @@ in them may change size."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.onnx.importer import OnnxNode, Step, runs, spell
-from irprune.ops.registry import TABLE, Unsupported, op
+from irprune.ops.registry import TABLE, Unsupported
+from irprune.ops.registry import op as declare
 
 __all__ = ["OPTIONAL", "SEQUENCE"]
+
+op = partial(declare, family="sequences")
 
 SEQUENCE, OPTIONAL = "sequence_type", "optional_type"
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from irprune.ops.onnx.functions.attention import *  # noqa: F403
 from irprune.ops.onnx.functions.control import *  # noqa: F403
-from irprune.ops.onnx.functions.dtypes import *  # noqa: F403
 from irprune.ops.onnx.functions.dynamic import *  # noqa: F403
 from irprune.ops.onnx.functions.frozen import *  # noqa: F403
 from irprune.ops.onnx.functions.places import *  # noqa: F403
@@ -21,18 +20,12 @@ from irprune.ops.onnx.functions.sequences import *  # noqa: F403
 from irprune.ops.onnx.functions.windows import *  # noqa: F403
 
 HELPERS: dict[str, tuple[str, ...]] = {
-    "loop": ("stacked", "torch_type"),
-    "scan": ("stacked", "torch_type"),
-    "bit_cast": ("torch_type",),
-    "one_hot_at": ("torch_type",),
-    "sizes": ("torch_type",),
-    "arange_from": ("torch_type",),
-    "eye_like": ("torch_type",),
-    "dynamic_cast": ("torch_type",),
+    "loop": ("stacked",),
+    "scan": ("stacked",),
     "dynamic_pad": ("pad_by",),
     "dynamic_gather_elements": ("gather_elements",),
     "dynamic_gather": ("gather_at",),
-    "dynamic_full": ("dynamic_cast", "torch_type"),
+    "dynamic_full": ("dynamic_cast",),
     "projected_attention": ("keys_that_count",),
     "multi_head_attention": ("keys_that_count",),
     "group_query_attention": ("onnx_attention", "rotary"),
@@ -45,10 +38,8 @@ HELPERS: dict[str, tuple[str, ...]] = {
     "dynamic_lstm": ("onnx_lstm", "activation_of", "scanned", "dynamic_quantize"),
     "onnx_gru": ("activation_of", "scanned"),
     "onnx_rnn": ("activation_of", "scanned"),
-    "quantize_linear": ("spread_scale", "torch_type"),
-    "dequantize_linear": ("spread_scale", "torch_type"),
-    "qlinear_matmul": ("torch_type",),
-    "qlinear_conv": ("torch_type",),
+    "quantize_linear": ("spread_scale",),
+    "dequantize_linear": ("spread_scale",),
     "qlinear_binary": ("unrounded", "rounded"),
     "qlinear_unary": ("unrounded", "rounded"),
     "qlinear_along": ("unrounded", "rounded"),

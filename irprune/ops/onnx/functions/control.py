@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import torch
 
-from irprune.ops.onnx.functions.dtypes import torch_type
-
 
 def branch(cond, *, then, other, count):
     made = then() if cond else other()
@@ -15,11 +13,7 @@ def branch(cond, *, then, other, count):
 
 
 def stacked(rows, dim, dtype, shape, device):
-    return (
-        torch.stack(rows, dim)
-        if rows
-        else torch.empty(shape, dtype=torch_type(dtype), device=device)
-    )
+    return torch.stack(rows, dim) if rows else torch.empty(shape, dtype=dtype, device=device)
 
 
 def loop(trips, cond=None, *given, body, states, empty, count):

@@ -7,7 +7,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from irprune.ops.onnx.functions.dtypes import torch_type
 from irprune.ops.onnx.functions.places import gather_at, gather_elements, pad_by
 
 
@@ -129,4 +128,4 @@ def dynamic_shape(x, *, start, end, why):
 
 
 def dynamic_cast(x, *, to, why):
-    return x.to(torch_type(to))
+    return x.to(to)

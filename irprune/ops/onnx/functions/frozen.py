@@ -9,8 +9,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-from irprune.ops.onnx.functions.dtypes import torch_type
-
 
 def nonzero_places(x):
     return (
@@ -119,7 +117,7 @@ def short_time_fourier(x, step, window=None, length=None, *, onesided):
     return torch.view_as_real(made)
 
 
-def mel_weights(bins, length, rate, lowest, highest, *, output_datatype):
+def mel_weights(bins, length, rate, lowest, highest, *, dtype):
     bins, low, high = int(bins), float(lowest), float(highest)
     count = int(length) // 2 + 1
     ends = 2595 * torch.log10(1 + torch.tensor([low, high], dtype=torch.float64) / 700)
@@ -139,11 +137,11 @@ def mel_weights(bins, length, rate, lowest, highest, *, output_datatype):
                 y[j, k] = (j - first) / (centre - first)
         for j in range(centre, last):
             y[j, k] = (last - j) / (last - centre) if last > centre else y[j, k]
-    return y.to({1: torch.float32, 11: torch.float64, 10: torch.float16}[output_datatype])
+    return y.to(dtype)
 
 
 def bit_cast(x, *, dtype):
-    return x.view(torch_type(dtype))
+    return x.view(dtype)
 
 
 def hardmax(x, *, dims):

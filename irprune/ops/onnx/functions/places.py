@@ -8,8 +8,6 @@ import math
 import torch
 import torch.nn.functional as F
 
-from irprune.ops.onnx.functions.dtypes import torch_type
-
 
 def slice_back(x, *, dim, start, end, step):
     return x.index_select(dim, torch.arange(start, end, step, device=x.device))
@@ -108,30 +106,28 @@ def scatter_nd(x, index, updates, *, reduction):
 
 
 def one_hot_at(index, *, depth, dim, off, on, dtype):
-    kind = torch_type(dtype)
     index = torch.where(index < 0, index + depth, index).unsqueeze(dim)
     classes = torch.arange(depth, device=index.device).reshape(
         [-1 if k == dim else 1 for k in range(index.dim())]
     )
     return torch.where(
         index == classes,
-        torch.full((), on, dtype=kind, device=index.device),
-        torch.full((), off, dtype=kind, device=index.device),
+        torch.full((), on, dtype=dtype, device=index.device),
+        torch.full((), off, dtype=dtype, device=index.device),
     )
 
 
 def sizes(*, values, shape, dtype, device=None):
-    kind = torch_type(dtype)
-    flat = [torch.scalar_tensor(v, dtype=kind, device=device) for v in values]
+    flat = [torch.scalar_tensor(v, dtype=dtype, device=device) for v in values]
     return (
-        torch.stack(flat).reshape(shape) if flat else torch.zeros(shape, dtype=kind, device=device)
+        torch.stack(flat).reshape(shape) if flat else torch.zeros(shape, dtype=dtype, device=device)
     )
 
 
 def arange_from(*, start, end, step, dtype, device=None):
-    return torch.arange(start, end, step, dtype=torch_type(dtype), device=device)
+    return torch.arange(start, end, step, dtype=dtype, device=device)
 
 
 def eye_like(x, *, diagonal, dtype):
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
-    return (torch.arange(x.shape[1], device=x.device) == rows + diagonal).to(torch_type(dtype))
+    return (torch.arange(x.shape[1], device=x.device) == rows + diagonal).to(dtype)

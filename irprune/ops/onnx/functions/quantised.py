@@ -6,8 +6,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from irprune.ops.onnx.functions.dtypes import torch_type
-
 
 def spread_scale(scale, x, dim, block):
     """A scale or zero point that broadcasts against ``x``."""
@@ -19,18 +17,17 @@ def spread_scale(scale, x, dim, block):
 
 
 def quantize_linear(x, scale, zero=None, *, dim, block, dtype):
-    kind = torch_type(dtype)
-    info = torch.iinfo(kind)
+    info = torch.iinfo(dtype)
     y = torch.round(x.float() / spread_scale(scale, x, dim, block).float())
     y = y if zero is None else y + spread_scale(zero.to(torch.int32), x, dim, block)
-    return y.clamp(info.min, info.max).to(torch.int32).to(kind)
+    return y.clamp(info.min, info.max).to(torch.int32).to(dtype)
 
 
 def dequantize_linear(x, scale, zero=None, *, dim, block, dtype):
     y = x.to(torch.int32)
     y = y if zero is None else y - spread_scale(zero.to(torch.int32), x, dim, block)
     y = y.to(scale.dtype) * spread_scale(scale, x, dim, block)
-    return y.to(torch_type(dtype))
+    return y.to(dtype)
 
 
 def dynamic_quantize(x):

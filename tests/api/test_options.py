@@ -1,0 +1,216 @@
+"""One declaration of an option reaches the signature, its docstring, the checks, the command line
+and the pass."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import irprune
+from irprune import api
+from irprune.api.option import Option, declared, documented
+from irprune.api.options import OPTIONS, REPLAY, STEP, PruneOptions
+from irprune.cli import prune as command
+from irprune.errors import IrpruneError
+from irprune.passes.choose import Choose
+from irprune.passes.score import Score
+
+UNSAID = {"loss", "progress", "dynamic_shapes"}  # a command line has no function or structure
+SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what prune is told
+    "--ratio": (["0.3"], {"ratio": 0.3}),
+    "--macs": (["0.5"], {"budget": {"macs": 0.5}}),
+    "--params": (["1000"], {"budget": {"params": 1000.0}}),
+    "--bytes": (["0.5"], {"budget": {"bytes": 0.5}}),
+    "--activation": (["0.5"], {"budget": {"activation": 0.5}}),
+    "--latency": (["3ms"], {"budget": {"latency": "3ms"}}),
+    "--importance": (["fpgm"], {"importance": "fpgm"}),
+    "--scope": (["global"], {"scope": "global"}),
+    "--keep": (["head*"], {"keep": ("head*",)}),
+    "--ratio-of": (["a*=0.25"], {"ratios": {"a*": 0.25}}),
+    "--round-to": (["8"], {"round_to": 8}),
+    "--min-channels": (["4"], {"min_channels": 4}),
+    "--max-ratio": (["0.75"], {"max_ratio": 0.75}),
+    "--prefer": (["head_dim"], {"prefer": "head_dim"}),
+    "--no-per-block": ([], {"per_block": False}),
+    "--reduce": (["max"], {"reduce": "max"}),
+    "--normalise": (["lamp"], {"normalise": "lamp"}),
+    "--seed": (["7", "--importance", "random"], {"seed": 7, "importance": "random"}),
+    "--threads": (["2"], {"threads": 2}),
+    "--no-proof": ([], {"proof": False}),
+    "--strict": ([], {"strict": True}),
+    "--device": (["cpu"], {"device": "cpu"}),
+    "--calibration": (["data"], {"calibration": "data"}),
+    "--repair": (["bias"], {"repair": ("bias",)}),
+}
+
+
+# -- the signature and its docstring ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "options", "own"),
+    [
+        (irprune.prune, OPTIONS, ["model", "args", "kwargs"]),
+        (irprune.apply_plan, REPLAY, ["model", "plan", "args", "kwargs"]),
+        (
+            irprune.schedule,
+            STEP,
+            ["model", "args", "kwargs", "ratio", "budget", "steps", "pace", "checkpoint"],
+        ),
+    ],
+)
+def test_a_signature_names_every_option(
+    call: Any, options: Mapping[str, Option], own: list[str]
+) -> None:
+    signature = inspect.signature(call)
+    assert list(signature.parameters) == [*own, *options]
+    text = " ".join(call.__doc__.split())
+    assert "**options" not in text
+    for name, option in options.items():
+        parameter = signature.parameters[name]
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameter.default == option.default and parameter.annotation == option.type
+        assert " ".join(str(option).split()) in text
+    assert max(map(len, call.__doc__.splitlines())) <= 100
+
+
+class More(PruneOptions, total=False):
+    """An option more, in a file of its own."""
+
+    colour: Annotated[
+        str,
+        Option("blue", "The colour.", fits=lambda x: isinstance(x, str), takes="a colour"),
+    ]
+
+
+def test_a_declaration_is_all_that_a_signature_needs() -> None:
+    found = declared(More)
+
+    @documented(found)
+    def call(model: Any, **options: Any) -> None:
+        """Call.
+
+        Args:
+            **options: All.
+        """
+
+    assert list(inspect.signature(call).parameters)[-1] == "colour"
+    assert '    colour (str): The colour. Default: "blue".' in (call.__doc__ or "").splitlines()
+    with pytest.raises(IrpruneError, match="colour is 3; it takes a colour"):
+        found["colour"].check(3)
+
+
+# -- the checks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(set(OPTIONS) - {"dynamic_shapes", "calibration"}))
+def test_every_option_refuses_what_it_does_not_take(name: str) -> None:
+    with pytest.raises(IrpruneError, match=f"{name} is <object") as refused:
+        api.Options(**{name: object()})  # type: ignore[misc]
+    assert str(refused.value).endswith(f"; it takes {OPTIONS[name].takes}")
+
+
+def test_a_name_that_is_no_option_is_refused() -> None:
+    with pytest.raises(IrpruneError, match="no option 'colour'; one of ratio, budget"):
+        api.Options(colour="blue")  # type: ignore[call-arg]
+    options = api.Options(ratio=0.25)
+    assert options.ratio == 0.25 and "ratio=0.25" in repr(options)
+    with pytest.raises(AttributeError, match="colour"):
+        _ = options.colour
+    with pytest.warns(DeprecationWarning, match=r"Options\.of"):
+        assert api.Options.of(ratio=0.25).values == options.values
+
+
+# -- the passes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("to", "cls", "own"), [("choose", Choose, {"times"}), ("score", Score, {"p"})]
+)
+def test_the_fields_of_a_pass_are_the_options_that_go_to_it(
+    to: str, cls: type, own: set[str]
+) -> None:
+    """With the same defaults; but for fields that prune does not offer."""
+    passed = {name: option for name, option in OPTIONS.items() if option.to == to}
+    held = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    assert set(passed) == set(held) - own
+    for name, option in passed.items():
+        default = held[name].default
+        made = (
+            held[name].default_factory() if held[name].default_factory is not MISSING else default
+        )
+        if option.default is not None:
+            assert made == option.default, name
+
+
+def test_what_is_told_arrives_at_the_passes() -> None:
+    options = api.Options(
+        ratio=0.3,
+        ratios={"a*": 0.1},
+        scope="global",
+        keep="head",
+        round_to=8,
+        min_channels=2,
+        max_ratio=0.9,
+        prefer="both",
+        per_block=False,
+        importance="random",
+        seed=3,
+        normalise="max",
+    )
+    assert options.choose() == Choose(
+        0.3, {"a*": 0.1}, "global", ("head",), 8, 2, 0.9, "both", per_block=False
+    )
+    assert options.score() == Score("random", seed=3, normalise="max")
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+class _Told(Exception):
+    """Carries what ``prune`` was told."""
+
+
+def told(monkeypatch: pytest.MonkeyPatch, *argv: str) -> dict[str, Any]:
+    def stop(model: Any, args: Any, kwargs: Any, **options: Any) -> None:
+        raise _Told(options)
+
+    monkeypatch.setattr(api, "prune", stop)
+    model = f"{Path(__file__).parents[2] / 'models' / 'glu.py'}:build"
+    result = CliRunner().invoke(command.prune, [model, *argv])
+    assert isinstance(result.exception, _Told), (result.exception, result.output)
+    options: dict[str, Any] = result.exception.args[0]
+    assert options.pop("dynamic_shapes") is None and callable(options.pop("progress"))
+    return options
+
+
+def test_every_option_that_a_command_line_can_say_has_a_flag() -> None:
+    assert {name for name, option in OPTIONS.items() if not option.flags} == UNSAID
+    assert {flag.name for option in OPTIONS.values() for flag in option.flags} == set(SAID)
+    given = {p.opts[0] for p in command.prune.params if isinstance(p, click.Option)}
+    assert given == {*SAID, "--output", "-o", "--input", "--pretrained", "--plan", "--json"} - {
+        "--output"
+    }
+
+
+@pytest.mark.parametrize("flag", SAID)
+def test_a_flag_says_its_option(flag: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, said = SAID[flag]
+    assert told(monkeypatch, flag, *written) == said
+
+
+def test_flags_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told(monkeypatch) == {}
+    assert told(monkeypatch, "--macs", "0.5", "--params", "0.6") == {
+        "budget": {"macs": 0.5, "params": 0.6}
+    }
+    assert told(monkeypatch, "--repair", "none") == {"repair": False}
+    assert told(monkeypatch, "--ratio", "0", "--threads", "0") == {"ratio": 0.0, "threads": 0}
+    assert told(monkeypatch, "--round-to", "auto") == {"round_to": "auto"}
