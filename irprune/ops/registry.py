@@ -34,6 +34,7 @@ __all__ = [
     "does_nothing",
     "is_fixed_norm",
     "is_sum",
+    "is_unread",
     "lookup",
     "op",
     "operand_as",
@@ -340,6 +341,12 @@ def is_fixed_norm(node: Node) -> bool:
         and not node.attrs.get("use_input_stats")
         and not any(v.users for v in node.outputs[1:])
     )
+
+
+def is_unread(node: Node) -> bool:
+    """Whether no rule covers ``node``: its operator has no entry, or not for this use."""
+    entry = lookup(node)
+    return entry is None or entry.unread
 
 
 def does_nothing(node: Node) -> bool:

@@ -99,10 +99,7 @@ def _compared(graph: Graph, cut: Graph, seed: int) -> Proof:
 
 
 def _quantised(graph: Graph) -> bool:
-    return any(
-        (entry := lookup(n)) is not None and entry.family in ("quant", "qlinear")
-        for n in graph.nodes
-    )
+    return any((entry := lookup(n)) is not None and entry.rounds for n in graph.nodes)
 
 
 def _changed_by_optimiser(graph: Graph, inputs: Mapping[str, Array]) -> float:
