@@ -131,6 +131,8 @@ class Op:
     rearranges  every element of the results is one of the operands', moved, repeated or cast, so
               that what elements are carries over
     learned   whether a stored operand may be learned; False for comparisons, selections and bounds
+    linear    of a product of tensors: whether a use of it gives the product itself; None means that
+              every one does
     unread    stands for a use of an operator that no rule covers
     rounds    results are rounded to the steps of a quantised type
     dequantises  results are the numbers that the integers of the first operand stand for
@@ -166,6 +168,7 @@ class Op:
     rearranges: bool = False
     learned: bool = True
     unread: bool = False
+    linear: Callable[[Node], bool] | None = None
     rounds: bool = False
     dequantises: bool = False
     convolution: Callable[[Node], Convolution | None] | None = None
