@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
@@ -51,7 +50,7 @@ class Stored:
         if self.how is None:
             return numbers
         scale, zero = self._steps()
-        bounds = ml_dtypes.iinfo(numpy_dtype(self.weight.dtype))
+        bounds = np.iinfo(numpy_dtype(self.weight.dtype))
         return (numbers / scale + zero).round().clamp(bounds.min, bounds.max)
 
     def _steps(self) -> tuple[torch.Tensor, torch.Tensor]:

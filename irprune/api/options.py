@@ -316,7 +316,7 @@ class StepOptions(ReplayOptions, total=False):
         Option(
             None,
             "Widths become multiples of this; auto: of what onnxruntime likes here, as measured.",
-            "For example 16 for convolutions on AVX-512, and 1 for matrix products.",
+            "For example 16 for convolutions on AVX-512 and 8 on AVX2; for matrix products the same or 1.",
             otherwise="1; auto with a budget on latency",
             fits=_or_none(lambda x: _whole(x) or _text(x)),
             takes="a whole number from 1 on, or auto",

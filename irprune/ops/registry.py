@@ -64,14 +64,17 @@ class Cut(Protocol):
 
 @dataclass(frozen=True)
 class Arg:
-    """A sample operand: shape, element type and, for integers, the half-open range of its
-    values."""
+    """A sample operand: shape, element type and the range of its values, half open for integers.
+
+    ``values`` are the values themselves. Those, and what is ``stored``, are initializers in the
+    file that a sample of an ONNX operator becomes; all else are inputs of it."""
 
     shape: tuple[int, ...]
     dtype: str = "f32"
     low: float = -1.0
     high: float = 1.0
-    values: tuple[int, ...] | None = None
+    values: tuple[float, ...] | None = None
+    stored: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,18 @@ class Sample:
     which may also be given flat where it comes last. ``free`` is the number of leaf axes of size >
     1 that the rule must leave free, which keeps a rule from passing by freezing. ``target`` picks
     the ATen spelling (otherwise every one that takes it); ``attrs`` are the canonical attributes.
-    ``read`` lists the results that are read, all by default."""
+    ``read`` lists the results that are read, all by default.
+
+    A sample of an ONNX operator (``spell(..., samples=...)``) has the operator's own inputs, one by
+    one, and attributes; ``opset`` is the version of ai.onnx, 17 where it is 0, and ``read`` the
+    results that are named, the first by default."""
 
     args: tuple[Arg | tuple[Arg | None, ...] | None, ...]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     free: int | None = None
     target: str = ""
     read: tuple[int, ...] | None = None
+    opset: int = 0
 
 
 @dataclass(frozen=True)

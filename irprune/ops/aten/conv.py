@@ -32,7 +32,7 @@ _BACKWARD = {
 
 
 def _transposed(node: Node) -> bool:
-    return node.op == "conv_transpose" or bool(node.attrs.get("transposed"))
+    return node.op.startswith("conv_transpose") or bool(node.attrs.get("transposed"))
 
 
 def _batched(node: Node) -> bool:

@@ -277,6 +277,7 @@ op(
     resize=_normalized_shape,
     silence=_layer_norm_silence,
     aten=("layer_norm.default", "native_layer_norm.default"),
+    call=lambda node: f"aten.{'native_' * (len(node.outputs) > 1)}layer_norm.default",
     samples=(
         Sample((_ROWS, _P, _P), _LAST, free=3, target="aten.layer_norm.default"),
         Sample(

@@ -11,7 +11,7 @@ from irprune.ir.axis import Axes, Axis, factors
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, probe_of
 from irprune.ops.aten.contraction import zeroed
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
@@ -340,3 +340,31 @@ op(
 )
 spell("rotary", "RotaryEmbedding", read=_read_rotary(3), write=_write_rotary)
 spell("rotary", "com.microsoft::RotaryEmbedding", read=_read_rotary(1), write=_write_rotary)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+sampled(
+    "Attention",
+    use(Arg((2, 4, 3, 6)), Arg((2, 2, 5, 6)), Arg((2, 2, 5, 7)), free=5, opset=23),
+    use(
+        Arg((2, 3, 24)),
+        Arg((2, 3, 12)),
+        Arg((2, 3, 14)),
+        free=5,
+        opset=23,
+        q_num_heads=4,
+        kv_num_heads=2,
+        is_causal=1,
+    ),
+)
+_TABLE, _IDS = Arg((4, 3)), Arg((2, 4), "i64", 0, 4)
+sampled(
+    "RotaryEmbedding",
+    use(Arg((2, 3, 4, 6)), _TABLE, _TABLE, _IDS, free=3, opset=23),
+    use(Arg((2, 4, 18)), _TABLE, _TABLE, _IDS, free=3, opset=23, num_heads=3, interleaved=1),
+)
+sampled(
+    "com.microsoft::RotaryEmbedding",
+    use(Arg((2, 3, 4, 6)), _IDS, _TABLE, _TABLE, free=3),
+    use(Arg((2, 4, 18)), _IDS, _TABLE, _TABLE, free=3, num_heads=3, interleaved=1),
+)

@@ -5,9 +5,21 @@ from __future__ import annotations
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
 from irprune.ops.aten.contraction import Letters, contraction, parse_equation
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import (
+    Edit,
+    OnnxNode,
+    Step,
+    Unread,
+    runs,
+    sampled,
+    spell,
+    use,
+)
 from irprune.ops.onnx.types import broadcast
-from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import (
+    Arg,
+    Sample,
+)
 
 __all__ = ["product_type"]
 
@@ -177,3 +189,42 @@ spell("fused_matmul", "com.microsoft::FusedMatMul", read=_read_fused)
 
 def nothing(edit: Edit, *nodes: Node) -> None:
     """A writer for operators whose ONNX form holds no size."""
+
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_A, _B, _C = Arg((4, 6)), Arg((6, 5)), Arg((5,))
+sampled(
+    "MatMul",
+    use(Arg((2, 1, 4, 6)), Arg((3, 6, 5)), free=5),
+    use(Arg((6,)), Arg((3, 6, 5)), free=3),
+    use(Arg((3, 5, 6)), Arg((6,)), free=3),
+    use(Arg((6,)), Arg((6,)), free=1),
+)
+sampled(
+    "Gemm",
+    use(_A, _B, _C, free=3),
+    use(_A, Arg((5, 6)), _C, free=3, transB=1),
+    use(_A, Arg((5, 6)), free=3, transB=1),
+    use(_A, _B, _C, free=3, alpha=0.5, beta=2.0),
+    use(Arg((6, 4)), Arg((5, 6)), Arg((4, 1)), free=3, transA=1, transB=1),
+    use(_A, Arg((5, 6)), Arg((4, 5)), free=3, transB=1),
+)
+for _kind in ("Relu", "Tanh"):
+    sampled("com.microsoft::FusedGemm", use(_A, _B, _C, free=3, activation=_kind))
+sampled(
+    "com.microsoft::FusedGemm",
+    use(_A, _B, _C, free=3, activation="LeakyRelu", activation_alpha=0.2),
+)
+_PLAIN = use(_A, Arg((5, 6)), _C, free=3, transB=1, activation="Relu")
+sampled("com.microsoft::FusedGemm", _PLAIN, use(_A, _B, free=3, alpha=0.5, activation="Relu"))
+sampled(
+    "Einsum",
+    use(Arg((2, 3, 4, 6)), Arg((2, 3, 5, 6)), free=5, equation="bhqd,bhkd->bhqk"),
+    use(Arg((2, 3, 4, 6)), Arg((6, 5)), free=5, equation="...d,de->...e"),
+)
+sampled(
+    "com.microsoft::FusedMatMul",
+    use(Arg((2, 3, 4, 6)), Arg((2, 3, 6, 5)), free=5),
+    use(Arg((2, 3, 6, 4)), Arg((2, 3, 5, 6)), free=5, transA=1, transB=1, alpha=0.5),
+)

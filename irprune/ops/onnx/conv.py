@@ -8,9 +8,19 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
-from irprune.ops.onnx.importer import Edit, Misfit, OnnxNode, Step, Unread, spell, variant
+from irprune.ops.onnx.importer import (
+    Edit,
+    Misfit,
+    OnnxNode,
+    Step,
+    Unread,
+    sampled,
+    spell,
+    use,
+    variant,
+)
 from irprune.ops.onnx.types import like, padded, window
-from irprune.ops.registry import TABLE
+from irprune.ops.registry import TABLE, Arg
 from irprune.ops.traits import Convolution, kernel_of, many
 
 __all__ = ["conv_places"]
@@ -210,3 +220,52 @@ def _deformed(node: OnnxNode) -> Step:
 
 variant("deform_conv2d", "deform_conv", "deform_conv")
 spell("deform_conv", "DeformConv", read=_deformed, write=_write_groups)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X, _W, _B = Arg((2, 6, 5, 5)), Arg((4, 6, 3, 3)), Arg((4,))
+sampled(
+    "Conv com.microsoft::FusedConv",
+    use(_X, _W, _B, free=3, pads=[1, 1, 1, 1]),
+    use(_X, Arg((4, 3, 3, 1)), free=4, group=2, strides=[2, 1]),
+    use(_X, Arg((12, 1, 3, 3)), Arg((12,)), free=3, group=6),
+    use(_X, _W, _B, free=3, pads=[0, 1, 2, 0]),
+    use(_X, _W, free=3, auto_pad="SAME_UPPER", strides=[2, 2]),
+)
+sampled(
+    "Conv",
+    use(Arg((2, 6, 9)), Arg((4, 3, 3)), _B, free=4, group=2, pads=[2, 1], dilations=[2]),
+    use(Arg((2, 6, 3, 4, 5)), Arg((4, 6, 1, 3, 3)), free=3, pads=[0, 1, 1, 0, 1, 1]),
+)
+for _kind, _parameters in (
+    ("Relu", []),
+    ("LeakyRelu", [0.2]),
+    ("HardSigmoid", [0.3, 0.4]),
+    ("Clip", [-0.2, 0.5]),
+    ("Sigmoid", []),
+    ("Tanh", []),
+):
+    _act: dict[str, Any] = {
+        "activation": _kind,
+        **({"activation_params": _parameters} if _parameters else {}),
+    }
+    sampled("com.microsoft::FusedConv", use(_X, _W, _B, free=3, **_act))
+_ADDED = Arg((2, 4, 3, 3))
+sampled("com.microsoft::FusedConv", use(_X, _W, None, _ADDED, free=3, activation="Relu"))
+_UP = Arg((6, 2, 3, 3))
+sampled(
+    "ConvTranspose",
+    use(_X, Arg((6, 4, 3, 3)), _B, free=3, strides=[2, 2], output_padding=[1, 1]),
+    use(_X, _UP, _B, free=4, group=2, pads=[1, 0, 1, 0]),
+    use(_X, _UP, Arg((12,)), free=3, group=6),
+    use(_X, _UP, _B, free=4, group=2, pads=[0, 1, 1, 0], strides=[2, 2]),
+    use(_X, _UP, _B, free=4, group=2, strides=[2, 2], output_shape=[12, 11]),
+    use(_X, _UP, free=4, group=2, strides=[2, 2], auto_pad="SAME_UPPER"),
+    use(Arg((2, 6, 5)), Arg((6, 2, 3)), free=4, group=2),
+)
+_OFFSET = Arg((2, 36, 3, 3), low=-0.4, high=0.4)
+sampled(
+    "DeformConv",
+    use(_X, Arg((4, 3, 3, 3)), _OFFSET, free=3, opset=19, group=2, offset_group=2),
+    use(_X, _W, Arg((2, 18, 3, 3)), _B, Arg((2, 9, 3, 3)), free=3, opset=19),
+)

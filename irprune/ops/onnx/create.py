@@ -12,8 +12,9 @@ from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, Sym
 from irprune.ops.onnx.fold import SIZES
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import agree, like
+from irprune.ops.registry import Arg
 from irprune.ops.registry import op as declare
 
 op = partial(declare, family="create")
@@ -122,3 +123,7 @@ for _name in (
     "Multinomial",
 ):
     spell("full", _name, read=_random)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+sampled("EyeLike", use(Arg((4, 5)), free=0, k=1))

@@ -8,8 +8,9 @@ from typing import Any
 from irprune.ir.dtype import computed_type, is_integer
 from irprune.ir.graph import TensorType
 from irprune.ops.aten.elementwise import broadcast as broadcast_rule
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import broadcast, like
+from irprune.ops.registry import Arg
 from irprune.ops.registry import op as declare
 
 __all__ = ["elementwise", "plain"]
@@ -303,3 +304,55 @@ def _dropout(node: OnnxNode) -> Step:
 
 elementwise("dropout_masked")
 spell(("dropout", "dropout_masked"), "Dropout", read=_dropout)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X, _COLUMN = Arg((2, 6, 5), low=-4.0, high=4.0), Arg((6, 1), low=-4.0, high=4.0)
+_FLAGS, _FLAG, _UPTO = Arg((2, 6, 5), "bool"), Arg((6, 1), "bool"), Arg((2, 6, 5), low=0.1, high=2)
+_INTEGERS, _INTEGER = Arg((2, 6, 5), "i32", 1, 9), Arg((6, 1), "i32", 1, 9)
+for _arg, _names in (
+    (
+        _X,
+        "Abs Asinh Atan Ceil Cos Cosh Erf Exp Floor HardSwish Neg Relu Round Sigmoid Sign Sin Sinh",
+    ),
+    (
+        _X,
+        "Tanh IsNaN Identity Softplus com.microsoft::Gelu Softsign com.microsoft::QuickGelu IsInf",
+    ),
+    (Arg((2, 6, 5), low=-0.9, high=0.9), "Acos Asin Atanh Tan"),
+    (Arg((2, 6, 5), low=1.1, high=2.0), "Acosh"),
+    (_UPTO, "Log Sqrt Reciprocal"),
+    (_FLAGS, "Not"),
+):
+    sampled(_names, use(_arg, free=3))
+sampled("Mish", use(_X, free=3, opset=18))
+sampled("BitwiseNot", use(_INTEGERS, free=3, opset=18))
+sampled("Add Sub Mul Div Greater Less GreaterOrEqual LessOrEqual", use(_X, _COLUMN, free=3))
+sampled("Div Mod Equal", use(_INTEGERS, _INTEGER, free=3))
+sampled("BitwiseAnd BitwiseOr BitwiseXor", use(_INTEGERS, _INTEGER, free=3, opset=18))
+sampled("And Or Xor", use(_FLAGS, _FLAG, free=3))
+sampled("Where", use(_FLAG, _X, Arg((2, 1, 5)), free=3))
+sampled("Mod", use(_UPTO, Arg((6, 1), low=0.3, high=0.9), free=3, fmod=1))
+sampled("Pow", use(_UPTO, _COLUMN, free=3), use(_UPTO, Arg((), "i64", 2, 3), free=3))
+for _way in ("LEFT", "RIGHT"):
+    _bits = Arg((2, 6, 5), "u8", 0, 8), Arg((6, 1), "u8", 0, 4)
+    sampled("BitShift", use(*_bits, free=3, direction=_way))
+sampled("Sum Mean Max Min", use(_X, _COLUMN, Arg((2, 1, 5)), free=3))
+sampled("LeakyRelu Elu Celu ThresholdedRelu", use(_X, free=3, alpha=0.3))
+sampled("Gelu", *(use(_X, free=3, opset=20, approximate=a) for a in ("none", "tanh")))
+sampled("Selu", use(_X, free=3), use(_X, free=3, alpha=1.2, gamma=0.8))
+sampled("HardSigmoid", use(_X, free=3), use(_X, free=3, alpha=0.3, beta=0.4))
+sampled("Shrink", use(_X, free=3, bias=0.2, lambd=0.7))
+sampled("Swish", use(_X, free=3, opset=24, alpha=0.5))
+sampled("com.microsoft::QuickGelu", use(_X, free=3, alpha=0.5))
+sampled("SwiGLU", use(_X, Arg((2, 6, 5)), free=3, opset=28, alpha=0.5))
+sampled("IsInf", use(_X, free=3, detect_negative=0))
+sampled("com.microsoft::BiasGelu com.microsoft::FastGelu", use(_X, Arg((5,)), free=3))
+sampled("com.microsoft::FastGelu", use(_X, free=3))
+sampled("PRelu", use(_X, _COLUMN, free=3), use(_X, Arg((6,)), free=3, opset=6))
+_LOW, _HIGH = Arg((), values=(-0.5,)), Arg((), values=(0.5,))
+sampled("Clip", use(_X, free=3), use(_X, _LOW, free=3), use(_X, _LOW, _HIGH, free=3))
+sampled("Clip", use(_X, Arg(()), None, free=3), use(_X, free=3, opset=6, max=0.5))
+sampled("Cast", use(_X, free=3, to=11), use(_X, free=3, to=6), use(_X, free=3, to=9))
+sampled("CastLike", use(_X, Arg((1,), "i32", 0, 9), free=3))
+sampled("Dropout", use(_X, free=3), use(_X, free=3, read=(0, 1)))

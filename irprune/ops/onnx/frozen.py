@@ -9,9 +9,9 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import like, position
-from irprune.ops.registry import TABLE, Unsupported
+from irprune.ops.registry import TABLE, Arg, Unsupported
 from irprune.ops.registry import op as declare
 
 op = partial(declare, family="frozen")
@@ -52,7 +52,6 @@ _entry(
 )
 _entry("determinant", _WHOLE, "Det")
 op("fourier", _frozen(_WHOLE), run=runs("fourier"))
-_entry("short_time_fourier", _WHOLE, "STFT", onesided=1)
 
 
 def _mel_weights(node: OnnxNode) -> Step:
@@ -83,6 +82,23 @@ def _fourier(node: OnnxNode) -> Step:
 
 
 spell("fourier", "DFT", read=_fourier)
+
+
+def _short_time_fourier(node: OnnxNode) -> Step:
+    """One-sided where nothing else is said, of which onnx's own inference takes no notice."""
+    onesided, step = node.attrs.get("onesided", 1), node.constant(1)
+    length = node.constant(3) if node.has(3) else node.shape(2)[0] if node.has(2) else None
+    kinds = None
+    if step is not None and length is not None:
+        size = int(length)  # type: ignore[arg-type]
+        x = node.shape(0)
+        places = (size // 2 + 1) if onesided else size
+        kinds = [like(node, shape=(x[0], (x[1] - size) // int(step) + 1, places, 2))]
+    return Step("short_time_fourier", None, {"onesided": onesided}, kinds)
+
+
+op("short_time_fourier", _frozen(_WHOLE), run=runs("short_time_fourier"))
+spell("short_time_fourier", "STFT", read=_short_time_fourier)
 
 
 def _bit_cast(node: OnnxNode) -> Step:
@@ -145,8 +161,7 @@ def _cache(axes: Axes, node: Node) -> None:
         else:
             axes.unify(a, b)
     if node.has(2):
-        for a in axes.of(node.operand(2)):
-            axes.freeze(a, "positions of a cache")
+        axes.unify(own[0], axes.of(node.operand(2))[0])  # where each sequence is written
     node.out.axes = own
 
 
@@ -246,3 +261,52 @@ def _col2im(node: OnnxNode) -> Step:
 
 op("columns_to_image", _columns, run=runs("columns_to_image"))
 spell("columns_to_image", "Col2Im", read=_col2im)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X = Arg((2, 6, 5))
+sampled("Det", use(Arg((2, 3, 3)), free=0))
+sampled("Hardmax", use(_X, free=2, axis=1), use(_X, free=1, axis=1, opset=11))
+sampled(
+    "ReverseSequence",
+    use(_X, Arg((6,), "i64", values=(1, 2, 1, 2, 1, 2)), free=1, time_axis=0, batch_axis=1),
+)
+sampled(
+    "TensorScatter",
+    use(Arg((2, 3, 6, 4)), Arg((2, 3, 2, 4)), Arg((2,), "i64", values=(1, 3)), free=3, opset=24),
+)
+sampled(
+    "RoiAlign",
+    use(
+        Arg((2, 3, 6, 6)),
+        Arg((2, 4), values=(0.0, 0.0, 4.0, 4.0, 1.0, 1.0, 5.0, 5.0)),
+        Arg((2,), "i64", values=(0, 1)),
+        free=1,
+        output_height=2,
+        output_width=2,
+        sampling_ratio=2,
+    ),
+)
+sampled(
+    "Col2Im",
+    use(
+        Arg((2, 24, 9)),
+        Arg((2,), "i64", values=(4, 5)),
+        Arg((2,), "i64", values=(2, 3)),
+        free=2,
+        opset=18,
+    ),
+)
+sampled("DFT", use(Arg((2, 6, 5, 1)), free=0, axis=1), use(Arg((2, 6, 2)), free=0, opset=20))
+sampled("STFT", use(Arg((1, 16, 1)), Arg((), "i64", values=(4,)), Arg((8,)), free=0))
+sampled(
+    "MaxUnpool",
+    use(
+        Arg((1, 1, 2, 2)),
+        Arg((1, 1, 2, 2), "i64", values=(1, 3, 8, 14)),
+        free=0,
+        kernel_shape=[2, 2],
+        strides=[2, 2],
+    ),
+)
+sampled("BitCast", use(Arg((2, 3)), free=0, opset=26, to=6))

@@ -22,7 +22,7 @@ from irprune.ops.onnx.attention import (
     shared,
     silenced,
 )
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
@@ -379,4 +379,35 @@ op(
 )
 spell(
     "projected_attention", "com.microsoft::Attention", read=_read_projected, write=_write_projected
+)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_Q, _KV = Arg((2, 3, 24)), Arg((2, 5, 24))
+sampled(
+    "com.microsoft::MultiHeadAttention",
+    use(_Q, _KV, Arg((2, 5, 28)), free=4, num_heads=4),
+    use(_Q, _KV, _KV, Arg((72,)), free=4, num_heads=4, scale=0.3),
+)
+_LENGTHS, _TOTAL = Arg((2,), "i32", 2, 3), Arg((1,), "i32", 3, 4)
+sampled(
+    "com.microsoft::GroupQueryAttention",
+    use(
+        Arg((2, 3, 32)),
+        Arg((2, 3, 16)),
+        Arg((2, 3, 16)),
+        None,
+        None,
+        _LENGTHS,
+        _TOTAL,
+        free=3,
+        num_heads=4,
+        kv_num_heads=2,
+    ),
+)
+sampled(
+    "com.microsoft::Attention",
+    use(Arg((2, 3, 5)), Arg((5, 24)), Arg((24,)), free=5, num_heads=2),
+    use(Arg((2, 3, 5)), Arg((5, 24)), Arg((24,)), free=5, num_heads=2, unidirectional=1),
+    use(Arg((2, 3, 5)), Arg((5, 20)), Arg((20,)), free=5, num_heads=2, qkv_hidden_sizes=[8, 8, 4]),
 )

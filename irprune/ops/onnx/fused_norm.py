@@ -11,7 +11,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.aten.norm import masked_mean
 from irprune.ops.onnx.attention import shared
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Sample
@@ -184,4 +184,24 @@ op(
 )
 spell(
     "embedding_norm", "com.microsoft::EmbedLayerNormalization", read=_read_embedded, write=nothing
+)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X, _ROW = Arg((2, 3, 6)), Arg((6,), low=0.5, high=1.5)
+sampled(
+    "com.microsoft::SkipLayerNormalization",
+    use(_X, _X, _ROW, _ROW, _ROW, free=3, epsilon=1e-5),
+    use(_X, _X, _ROW, free=3, epsilon=1e-5, read=(0, 3)),
+)
+sampled(
+    "com.microsoft::SkipSimplifiedLayerNormalization",
+    use(_X, _X, _ROW, _ROW, free=3, epsilon=1e-5),
+    use(_X, _X, _ROW, free=3, epsilon=1e-5, read=(0, 3)),
+)
+_WORDS = Arg((5, 6))
+sampled(
+    "com.microsoft::EmbedLayerNormalization",
+    use(_IDS, _IDS, _WORDS, _WORDS, _WORDS, _ROW, _ROW, free=2, epsilon=1e-5, read=(0, 1)),
+    use(_IDS, None, _WORDS, _WORDS, None, _ROW, _ROW, free=2, epsilon=1e-5, read=(0, 1)),
 )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from irprune.ir.body import Body
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
-from irprune.ops.registry import TABLE, Op, load_table, register_onnx, spelling
+from irprune.ops.registry import TABLE, Arg, Op, Sample, load_table, register_onnx, spelling
 
 __all__ = [
     "PREVIOUS",
@@ -33,8 +33,10 @@ __all__ = [
     "refused",
     "runs",
     "same_attrs",
+    "sampled",
     "spell",
     "spelling_of",
+    "use",
     "variant",
 ]
 
@@ -165,6 +167,9 @@ class Edit(Protocol):
         """Let input ``i`` hold ``value``: left alone where it would anyway, else an initializer,
         computed where a size is dynamic."""
 
+    def become(self, target: str) -> None:
+        """Make it operator ``target``, which takes its first input alone and no attributes."""
+
     def moved(self, name: str, i: int, since: int, value: Sequence[Size]) -> None:
         """``attr`` before opset ``since``, ``input`` from then on."""
 
@@ -175,12 +180,14 @@ Writer = Callable[[Edit, Node], None]
 
 @dataclass(frozen=True)
 class Spelling:
-    """An ONNX operator and the entries it is read into."""
+    """An ONNX operator, the entries it is read into and uses of it for the generated tests
+    (``tests/onnxcheck.py``)."""
 
     target: str
     read: Reader
     write: Writer | None
     entries: tuple[str, ...]
+    samples: tuple[Sample, ...] = ()
 
 
 SPELLINGS: dict[str, Spelling] = {}
@@ -206,6 +213,25 @@ def spell(
         made = Spelling(target, read or _plain(names[0]), write, names)
         SPELLINGS[target] = made
         register_onnx(TABLE[names[0]], target, made)
+
+
+def use(
+    *args: Arg | None,
+    free: int,
+    opset: int = 0,
+    read: tuple[int, ...] | None = None,
+    **attrs: Any,
+) -> Sample:
+    """A sample of an ONNX operator: its inputs, and attributes by name."""
+    return Sample(args, attrs, free, "", read, opset)
+
+
+def sampled(targets: str, *samples: Sample) -> None:
+    """Give each of the operators ``targets`` (words) these samples for the generated tests. Raises
+    KeyError for an operator that is not spelled."""
+    for target in targets.split():
+        made = SPELLINGS[target]
+        SPELLINGS[target] = replace(made, samples=(*made.samples, *samples))
 
 
 def called(node: OnnxNode, body: Body) -> Step:

@@ -12,7 +12,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, probe_of
 from irprune.ops.aten.index import recounted, taken
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import like, position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
@@ -397,3 +397,44 @@ op(
     indexes=lambda node: ((0, node.attrs["depth"]),),
 )
 spell("one_hot_at", "OneHot", read=_one_hot)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X = Arg((4, 9, 6))
+sampled(
+    "Gather",
+    use(_X, Arg((3, 2), "i64", 0, 4), free=4, axis=0),
+    use(_X, Arg((3,), "i64", -9, 9), free=3, axis=1),
+    use(Arg((9, 6)), Arg((2, 5), "i64", 0, 9), free=3),
+    use(_X, Arg((), "i64", values=(-2,)), free=3, axis=1),
+    use(_X, Arg((3,), "i64", values=(2, 3, 4)), free=5, axis=1),
+    use(_X, Arg((3,), "i64", values=(2, 0, 4)), free=3, axis=1),
+)
+sampled("GatherElements", use(Arg((2, 6)), _INDEX, free=2, axis=1))
+sampled(
+    "ScatterElements",
+    use(Arg((2, 6)), Arg((2, 3), "i64", values=(0, 2, 4, 1, 3, 5)), Arg((2, 3)), free=1, axis=1),
+)
+sampled(
+    "Scatter",
+    use(
+        Arg((2, 6)),
+        Arg((2, 3), "i64", values=(0, 2, 4, 1, 3, 5)),
+        Arg((2, 3)),
+        free=1,
+        axis=1,
+        opset=9,
+    ),
+)
+sampled(
+    "GatherND",
+    use(Arg((4, 5, 6)), Arg((3, 2), "i64", 0, 4), free=2),
+    use(Arg((2, 5, 6)), Arg((2, 3, 1), "i64", 0, 5), free=3, batch_dims=1),
+)
+sampled(
+    "ScatterND",
+    use(Arg((8, 6)), Arg((4, 1), "i64", values=(2, 3, 4, 7)), Arg((4, 6)), free=4),
+    use(Arg((4, 6)), Arg((3, 1), "i64", values=(0, 2, 0)), Arg((3, 6)), free=1, reduction="add"),
+)
+_DEPTH, _PAIR = Arg((), "i64", values=(4,)), Arg((2,), values=(0.0, 1.0))
+sampled("OneHot", use(Arg((2, 5), "i64", 0, 4), _DEPTH, _PAIR, free=2, axis=1))

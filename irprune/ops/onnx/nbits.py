@@ -13,7 +13,7 @@ from typing import Any
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
 from irprune.ops.aten.contraction import zeroed
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
@@ -128,3 +128,22 @@ op(
     operands=("data", "weight", "", "", "", "bias"),
 )
 spell("matmul_nbits", "com.microsoft::MatMulNBits", read=_read, write=_write)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_BYTES, _ROWS = Arg((6, 2, 8), "u8", 0, 256, stored=True), Arg((12,), low=0.5, stored=True)
+sampled(
+    "com.microsoft::MatMulNBits",
+    use(Arg((3, 32)), _BYTES, _ROWS, free=3, N=6, K=32, bits=4, block_size=16),
+    use(
+        Arg((3, 32)),
+        _BYTES,
+        _ROWS,
+        Arg((6,), "u8", 0, 256, stored=True),
+        free=2,
+        N=6,
+        K=32,
+        bits=4,
+        block_size=16,
+    ),
+)

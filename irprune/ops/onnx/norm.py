@@ -8,7 +8,7 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.aten.norm import masked_mean
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell, variant
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import agree, like, position
 from irprune.ops.registry import TABLE, Arg, Cut, Sample
 from irprune.ops.registry import op as declare
@@ -51,22 +51,19 @@ spell("instance_norm", "InstanceNormalization", read=_instance_norm)
 
 
 def _layer_norm(node: OnnxNode) -> Step:
-    """Over the dimensions from ``axis`` on; mean and inverse deviation as further results make it
-    an entry of its own."""
+    """Over the dimensions from ``axis`` on; mean and inverse deviation may be further results."""
     x = node.shape()
     axis = position(node.attrs.get("axis", -1), len(x))
     attrs = {"normalized_shape": list(x[axis:]), "eps": node.attrs.get("epsilon", 1e-5)}
     lead = TensorType("f32", (*x[:axis], *[1] * (len(x) - axis)))
     plain = all(not node.has(i) or agree(node.shape(i), x[axis:]) for i in (1, 2))
-    if plain and len([o for o in node.outputs if o]) == 1:
-        return Step("layer_norm", None, {**attrs, "cudnn_enable": False}, [like(node)])
     if not plain:
         raise Unread("a LayerNormalization whose scale broadcasts")
-    return Step("layer_norm_full", None, attrs, [like(node), lead, lead])
+    kinds = [like(node), lead, lead][: len(node.outputs)]
+    return Step("layer_norm", None, {**attrs, "cudnn_enable": False}, kinds)
 
 
-variant("layer_norm", "layer_norm_full", "layer_norm_full", results=3, silence=None)
-spell(("layer_norm", "layer_norm_full"), "LayerNormalization", read=_layer_norm, write=nothing)
+spell("layer_norm", "LayerNormalization", read=_layer_norm, write=nothing)
 
 
 def _rms_norm(node: OnnxNode) -> Step:
@@ -235,3 +232,25 @@ op(
     samples=(Sample((Arg((2, 6, 5)),), {"dim": [0, 2]}, free=3),),
 )
 spell("mean_variance_norm", "MeanVarianceNormalization", read=_mvn)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_IMAGE, _WIDE, _SIX = Arg((2, 6, 5, 5)), Arg((2, 3, 6)), Arg((6,), low=0.5, high=1.5)
+sampled("BatchNormalization", use(_IMAGE, _SIX, _SIX, _SIX, _SIX, free=4, epsilon=0.1))
+sampled("InstanceNormalization", use(_IMAGE, _SIX, _SIX, free=4))
+sampled(
+    "LayerNormalization",
+    use(_WIDE, _SIX, _SIX, free=3),
+    use(_WIDE, Arg((3, 6)), free=3, axis=1),
+    use(_WIDE, _SIX, _SIX, free=3, read=(0, 1, 2)),
+)
+sampled("RMSNormalization", use(_WIDE, _SIX, free=3, opset=23, epsilon=0.1))
+sampled("SimplifiedLayerNormalization", use(_WIDE, _SIX, free=3, epsilon=0.1))
+sampled(
+    "GroupNormalization",
+    use(_IMAGE, _SIX, _SIX, free=5, opset=21, num_groups=2),
+    use(_IMAGE, Arg((2,)), Arg((2,)), free=5, opset=18, num_groups=2),
+)
+sampled("LRN", use(_IMAGE, free=3, size=3, alpha=0.1))
+sampled("LpNormalization", use(_WIDE, free=3, axis=1), use(_WIDE, free=3, axis=1, p=1))
+sampled("MeanVarianceNormalization", use(_IMAGE, free=4), use(_IMAGE, free=4, axes=[1, 2, 3]))

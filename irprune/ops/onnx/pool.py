@@ -9,9 +9,9 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, Sym, probe_of
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import like, padded, window
-from irprune.ops.registry import Unsupported
+from irprune.ops.registry import Arg, Unsupported
 from irprune.ops.registry import op as declare
 
 op = partial(declare, family="pool")
@@ -343,3 +343,34 @@ spell("grid_sampler", "GridSample", read=_grid)
 
 def _symbolic(sizes: Sequence[Size]) -> bool:
     return any(isinstance(s, Sym) for s in sizes)
+
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X, _ROW, _CUBE = Arg((2, 6, 5, 5)), Arg((2, 6, 9)), Arg((2, 6, 4, 4, 4))
+sampled(
+    "MaxPool AveragePool LpPool",
+    use(_X, free=2, kernel_shape=[2, 3], strides=[2, 1]),
+    use(_X, free=2, kernel_shape=[3, 3], pads=[0, 1, 1, 0], opset=19),
+    use(_X, free=2, kernel_shape=[2, 2], auto_pad="SAME_LOWER"),
+    use(_ROW, free=2, kernel_shape=[3], strides=[2]),
+    use(_CUBE, free=2, kernel_shape=[2, 2, 2]),
+)
+sampled("MaxPool AveragePool", use(_X, free=2, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1))
+sampled("MaxPool", use(_X, free=2, kernel_shape=[2, 2], dilations=[2, 1]))
+sampled("AveragePool", use(_X, free=2, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1))
+sampled("GlobalAveragePool GlobalMaxPool", use(_X, free=4))
+sampled("Upsample", use(_X, Arg((4,), values=(1, 1, 2, 2)), free=2, opset=9, mode="linear"))
+sampled(
+    "Resize",
+    use(_X, None, Arg((4,), values=(1, 1, 2, 2)), free=2),
+    use(_X, None, None, Arg((4,), "i64", values=(2, 6, 7, 5)), free=3, mode="linear"),
+    use(_X, None, None, Arg((1,), "i64", values=(7,)), free=3, opset=18, axes=[2], mode="cubic"),
+)
+_DEEP = Arg((2, 12, 3, 3))
+sampled("DepthToSpace", use(_DEEP, free=2, blocksize=2))
+sampled("DepthToSpace", use(_DEEP, free=4, blocksize=2, mode="CRD"))
+sampled("SpaceToDepth", use(Arg((2, 3, 4, 6)), free=2, blocksize=2))
+sampled("SpaceToDepth", use(Arg((2, 3, 4, 6)), free=4, blocksize=2, mode="CRD", opset=28))
+_GRID = Arg((2, 3, 4, 2), low=-0.9, high=0.9)
+sampled("GridSample", use(_X, _GRID, free=4), use(_X, _GRID, free=4, padding_mode="border"))

@@ -10,7 +10,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.aten.contraction import Letters, product_letters
 from irprune.ops.aten.elementwise import broadcast as broadcast_rule
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.quant import _along, _quiet
 from irprune.ops.onnx.types import broadcast, like, position
@@ -348,3 +348,54 @@ op(
 )
 spell("integer_matmul", "com.microsoft::DynamicQuantizeMatMul", read=_read_float(True))
 spell("integer_matmul", "com.microsoft::MatMulIntegerToFloat", read=_read_float(False))
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_THREE = [_SCALE, _ZERO] * 3
+for _kind in ("Add", "Mul"):
+    sampled(
+        f"com.microsoft::QLinear{_kind}",
+        use(_BYTES, _SCALE, _ZERO, Arg((6, 5), "u8", 0, 255), *_THREE[2:], free=3),
+    )
+for _kind in ("Sigmoid", "LeakyRelu"):
+    sampled(f"com.microsoft::QLinear{_kind}", use(_BYTES, *_THREE[2:], free=3))
+sampled(
+    "com.microsoft::QLinearSoftmax",
+    Sample((_BYTES, *_THREE[2:]), {"axis": 2, "opset": 13}, free=2),
+)
+sampled(
+    "com.microsoft::QLinearGlobalAveragePool",
+    use(Arg((2, 6, 3, 3), "u8", 0, 255), *_THREE[2:], free=2, channels_last=0),
+)
+sampled(
+    "com.microsoft::QLinearConcat",
+    use(
+        _SCALE,
+        _ZERO,
+        _BYTES,
+        _SCALE,
+        _ZERO,
+        Arg((2, 4, 5), "u8", 0, 255),
+        _SCALE,
+        _ZERO,
+        free=4,
+        axis=1,
+    ),
+)
+_ROWS, _MATRIX = Arg((4, 6), "u8", 0, 9), Arg((5, 6), "i8", -5, 5)
+_PER_ROW = Arg((5,), low=0.1, high=0.2), Arg((5,), "i8", -2, 2)
+sampled(
+    "com.microsoft::QGemm",
+    use(_ROWS, _SCALE, _ZERO, _MATRIX, *_PER_ROW, Arg((5,), "i32", -99, 99), free=3, transB=1),
+    use(_ROWS, _SCALE, _ZERO, _MATRIX, *_PER_ROW, None, _SCALE, _ZERO, free=3, transB=1),
+)
+_FLOATS, _COLUMNS = Arg((2, 3, 6)), Arg((6, 5), "i8", -9, 9)
+_PER_COLUMN = Arg((5,), low=0.1, high=0.2), Arg((5,), "i8", -2, 2)
+sampled(
+    "com.microsoft::DynamicQuantizeMatMul",
+    use(_FLOATS, _COLUMNS, *_PER_COLUMN, Arg((5,)), free=4),
+)
+sampled(
+    "com.microsoft::MatMulIntegerToFloat",
+    use(Arg((2, 3, 6), "u8", 0, 9), _COLUMNS, _SCALE, _PER_COLUMN[0], _ZERO, free=4),
+)

@@ -12,7 +12,7 @@ from irprune.ir.graph import Node, TensorType, Value
 from irprune.ops.aten.contraction import Letters, product_letters, zeroed
 from irprune.ops.onnx.contraction import product_type
 from irprune.ops.onnx.conv import conv_places
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import like, position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
@@ -389,3 +389,62 @@ for _name, _onnx, _places in (
         macs=_conv_macs,
     )
     spell(_name, _onnx, read=_read_conv(_name, _places), write=_write_groups)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X, _BYTES = Arg((2, 6, 5)), Arg((2, 6, 5), "i8", -9, 9)
+_ONE, _MANY, _ZEROS = (
+    Arg((), low=0.1, high=0.2),
+    Arg((6,), low=0.1, high=0.2),
+    Arg((6,), "i8", -2, 3),
+)
+for _domain in ("", "com.microsoft::"):
+    sampled(
+        f"{_domain}QuantizeLinear",
+        use(_X, _MANY, _ZEROS, free=3, axis=1),
+        use(_X, _ONE, Arg((), "u8", 3, 9), free=3),
+    )
+    sampled(
+        f"{_domain}DequantizeLinear",
+        use(_BYTES, _MANY, _ZEROS, free=3, axis=1),
+        use(_BYTES, _ONE, Arg((), "i8", -2, 3), free=3),
+    )
+sampled("DynamicQuantizeLinear", use(_X, free=3, read=(0, 1, 2)))
+_LEFT, _RIGHT = Arg((4, 6), "u8", 0, 9), Arg((6, 5), "i8", -5, 5)
+_COLUMNS = Arg((5,), "i8", -2, 2, stored=True)
+sampled(
+    "MatMulInteger",
+    use(_LEFT, _RIGHT, Arg((), "u8", 3, 4), _COLUMNS, free=3),
+    use(Arg((2, 4, 6), "u8", 0, 9), _RIGHT, free=4),
+)
+_UNIT, _MIDDLE = Arg((), low=0.05, high=0.1), Arg((), "u8", 3, 9)
+sampled(
+    "QLinearMatMul",
+    use(
+        _LEFT,
+        _UNIT,
+        _MIDDLE,
+        _RIGHT,
+        Arg((5,), low=0.1, high=0.2),
+        Arg((5,), "i8", -2, 2),
+        _UNIT,
+        _MIDDLE,
+        free=3,
+    ),
+)
+_IMAGE, _KERNELS = Arg((2, 6, 5, 5), "u8", 0, 9), Arg((4, 6, 3, 3), "u8", 0, 9)
+_SIGNED, _HALF = Arg((4, 6, 3, 3), "i8", -5, 5), Arg((4, 3, 3, 3), "i8", -5, 5)
+sampled(
+    "ConvInteger",
+    use(_IMAGE, _KERNELS, Arg((), "u8", 3, 9), free=3, pads=[1, 1, 1, 1]),
+    use(_IMAGE, _KERNELS, Arg((), "u8", 3, 9), free=3, pads=[0, 1, 1, 0], strides=[2, 2]),
+)
+_AROUND = (_UNIT, _MIDDLE, Arg((4,), low=0.1, high=0.2, stored=True), Arg((4,), "i8", 0, 1))
+_KERNEL = _AROUND[2], Arg((4,), "i8", values=(0,) * 4)
+_BIAS = Arg((4,), "i32", -99, 99)
+sampled(
+    "QLinearConv",
+    use(_IMAGE, _UNIT, _MIDDLE, _SIGNED, *_KERNEL, _UNIT, _MIDDLE, _BIAS, free=3, pads=[1] * 4),
+    use(_IMAGE, _UNIT, _MIDDLE, _HALF, *_KERNEL, _UNIT, _MIDDLE, free=4, group=2),
+    use(_IMAGE, _UNIT, _MIDDLE, _SIGNED, *_KERNEL, _UNIT, _MIDDLE, free=3, pads=[0, 1, 1, 0]),
+)

@@ -9,7 +9,7 @@ from typing import Any
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.aten.contraction import zeroed
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
 from irprune.ops.traits import Kind, Quantised, Role
@@ -277,3 +277,64 @@ op(
     kinds=_kinds,
 )
 spell("dynamic_lstm", "com.microsoft::DynamicQuantizeLSTM", read=_read_quantised, write=_write)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X, _STATE = Arg((3, 2, 4)), Arg((2, 2, 5))
+for _name, _onnx in (("onnx_lstm", "LSTM"), ("onnx_gru", "GRU"), ("onnx_rnn", "RNN")):
+    _g = 5 * _GATES[_name]
+    _w, _r, _b = Arg((2, _g, 4)), Arg((2, _g, 5)), Arg((2, 2 * _g))
+    _both: dict[str, Any] = {"hidden_size": 5, "direction": "bidirectional"}
+    sampled(
+        _onnx,
+        use(_X, Arg((1, _g, 4)), Arg((1, _g, 5)), free=3, hidden_size=5),
+        use(_X, _w, _r, _b, free=3, **_both),
+        use(_X, _w, _r, _b, None, _STATE, free=3, read=(0, 1), **_both),
+        use(_X, _w, _r, _b, Arg((2,), "i32", values=(2, 3)), free=3, **_both),
+        use(_X, _w, _r, _b, free=3, clip=0.3, **_both),
+        use(_X, Arg((1, _g, 4)), Arg((1, _g, 5)), free=3, hidden_size=5, direction="reverse"),
+    )
+sampled(
+    "LSTM",
+    use(
+        _X,
+        Arg((2, 20, 4)),
+        Arg((2, 20, 5)),
+        Arg((2, 40)),
+        None,
+        _STATE,
+        _STATE,
+        Arg((2, 15)),
+        free=3,
+        hidden_size=5,
+        direction="bidirectional",
+        read=(0, 1, 2),
+    ),
+)
+sampled(
+    "GRU",
+    use(_X, Arg((1, 15, 4)), Arg((1, 15, 5)), free=3, hidden_size=5, linear_before_reset=1),
+)
+sampled(
+    "RNN",
+    use(_X, Arg((1, 5, 4)), Arg((1, 5, 5)), free=3, hidden_size=5, activations=["Relu"]),
+)
+_SCALES = Arg((1,), values=(0.01,)), Arg((1,), "i8", values=(2,))
+sampled(
+    "com.microsoft::DynamicQuantizeLSTM",
+    use(
+        _X,
+        Arg((1, 4, 20), "i8", -99, 99, stored=True),
+        Arg((1, 5, 20), "i8", -99, 99, stored=True),
+        Arg((1, 40)),
+        None,
+        None,
+        None,
+        None,
+        *_SCALES,
+        *_SCALES,
+        free=2,
+        hidden_size=5,
+        direction="forward",
+    ),
+)

@@ -8,7 +8,7 @@ from typing import Any
 
 from irprune.ir.graph import TensorType
 from irprune.ops.aten.reduce import filled, like_operand, reduction
-from irprune.ops.onnx.importer import OnnxNode, Step, runs, spell, variant
+from irprune.ops.onnx.importer import OnnxNode, Step, runs, sampled, spell, use, variant
 from irprune.ops.onnx.types import like, position, reduced_type
 from irprune.ops.registry import Arg, Sample
 from irprune.ops.registry import op as declare
@@ -32,19 +32,18 @@ def _dims(node: OnnxNode, since: int) -> list[int] | None:
     return sorted({position(int(d), rank) for d in given})  # type: ignore[arg-type]
 
 
-def _reduce(name: str, since: int = 18, **attrs: Any) -> Callable[[OnnxNode], Step]:
+def _reduce(
+    name: str, alone: str = "identity", since: int = 18, **attrs: Any
+) -> Callable[[OnnxNode], Step]:
+    """``alone`` is what remains of the operator for each element where no dimension is reduced."""
+
     def read(node: OnnxNode) -> Step:
         dims = _dims(node, since)
         if dims is None:
-            return Step("identity", (0,), {}, [like(node)])
+            return Step(alone, (0,), {}, [like(node)])
         keep = bool(node.attrs.get("keepdims", 1))
         if node.rank() == 0:
-            return Step(
-                name + "_whole" if False else name,
-                (0,),
-                {"dim": [], "keepdim": keep, **attrs},
-                [like(node)],
-            )
+            return Step(name, (0,), {"dim": [], "keepdim": keep, **attrs}, [like(node)])
         return Step(
             name, (0,), {"dim": dims, "keepdim": keep, **attrs}, [reduced_type(node, dims, keep)]
         )
@@ -68,18 +67,18 @@ op(
     silence=filled(0.0),
     samples=(Sample((_X,), {"dim": [1, 2], "keepdim": True}, free=3),),
 )
-for _onnx, _entry, _more in (
-    ("ReduceMean", "mean", {}),
-    ("ReduceMax", "amax", {}),
-    ("ReduceMin", "amin", {}),
-    ("ReduceLogSumExp", "logsumexp", {}),
-    ("ReduceL1", "vector_norm", {"ord": 1}),
-    ("ReduceL2", "vector_norm", {"ord": 2}),
-    ("ReduceLogSum", "reduce_log_sum", {}),
-    ("ReduceProd", "reduce_prod", {}),
-    ("ReduceSumSquare", "reduce_sum_square", {}),
+for _onnx, _entry, _alone, _more in (
+    ("ReduceMean", "mean", "identity", {}),
+    ("ReduceMax", "amax", "identity", {}),
+    ("ReduceMin", "amin", "identity", {}),
+    ("ReduceLogSumExp", "logsumexp", "identity", {}),
+    ("ReduceL1", "vector_norm", "abs", {"ord": 1}),
+    ("ReduceL2", "vector_norm", "abs", {"ord": 2}),
+    ("ReduceLogSum", "reduce_log_sum", "log", {}),
+    ("ReduceProd", "reduce_prod", "identity", {}),
+    ("ReduceSumSquare", "reduce_sum_square", "square", {}),
 ):
-    spell((_entry, "identity"), _onnx, read=_reduce(_entry, **_more))
+    spell((_entry, _alone), _onnx, read=_reduce(_entry, _alone, **_more))
 spell(("sum", "identity"), "ReduceSum", read=_reduce("sum", since=13))
 
 
@@ -175,3 +174,23 @@ def _topk(node: OnnxNode) -> Step:
 
 
 spell("topk", "TopK", read=_topk)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_AXES = Arg((2,), "i64", values=(1, -1))
+_BELOW = Arg((2, 6, 5), low=-2.0, high=2.0)
+for _onnx in "Mean Max Min LogSumExp L1 L2 LogSum Prod SumSquare".split():
+    sampled(f"Reduce{_onnx}", use(_X, free=3, axes=[1], keepdims=0), use(_X, free=3))
+    sampled(f"Reduce{_onnx}", use(_X, _AXES, free=3, opset=18))
+    _any = _X if _onnx == "LogSum" else _BELOW
+    sampled(f"Reduce{_onnx}", use(_any, free=3, opset=18, noop_with_empty_axes=1))
+sampled("ReduceSum", use(_X, _AXES, free=3, keepdims=0), use(_X, free=3, noop_with_empty_axes=1))
+sampled("ArgMax ArgMin", use(_X, free=2, axis=1), use(_X, free=2, axis=1, keepdims=0))
+sampled("ArgMax ArgMin", use(_X, free=2, axis=1, select_last_index=1))
+sampled("Softmax LogSoftmax", use(_X, free=3, axis=1), use(_X, free=3, opset=11))
+sampled("CumSum", use(_X, Arg((), "i64", values=(1,)), free=3))
+sampled("CumSum", use(_X, Arg((), "i64", values=(1,)), free=3, exclusive=1, reverse=1))
+sampled("CumProd", use(_X, Arg((), "i64", values=(1,)), free=3, opset=26))
+sampled("CumProd", use(_X, Arg((), "i64", values=(1,)), free=3, opset=26, exclusive=1, reverse=1))
+sampled("TopK", use(_X, Arg((1,), "i64", values=(2,)), free=2, axis=1, read=(0, 1)))
+sampled("TopK", use(_X, Arg((1,), "i64", values=(2,)), free=2, axis=1, largest=0, read=(0, 1)))

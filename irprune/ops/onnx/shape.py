@@ -18,7 +18,9 @@ from irprune.ops.onnx.importer import (
     Step,
     Unread,
     runs,
+    sampled,
     spell,
+    use,
     variant,
 )
 from irprune.ops.onnx.norm import nothing
@@ -177,7 +179,9 @@ def _squeeze(node: OnnxNode) -> list[Step]:
 
 def _write_squeeze(edit: Edit, *nodes: Node) -> None:
     """A dimension that is cut down to one index stays: those that leave are named."""
-    if edit.attrs.get("axes") is None and not edit.given(1):
+    if all(n.op == "identity" for n in nodes):
+        edit.become("Identity")
+    elif edit.attrs.get("axes") is None and not edit.given(1):
         dims = [
             d
             for n in nodes
@@ -224,7 +228,11 @@ def _tile(node: OnnxNode) -> Step:
     )
 
 
-spell("repeat", "Tile", read=_tile)
+def _write_tile(edit: Edit, node: Node) -> None:
+    edit.input(1, node.attrs["repeats"])
+
+
+spell("repeat", "Tile", read=_tile, write=_write_tile)
 
 # -- joining and cutting ---------------------------------------------------------------------------
 
@@ -277,7 +285,8 @@ def _write_split(edit: Edit, node: Node) -> None:
     if not edit.given(1):
         total, count = probe_of(node.operand(0).shape[node.attrs["dim"]]), len(sizes)
         each = -(-total // count)
-        if [probe_of(s) for s in sizes] == [each] * (count - 1) + [total - each * (count - 1)]:
+        even = [each] * (count - 1) + [total - each * (count - 1)]
+        if [probe_of(s) for s in sizes] == even and (edit.opset >= 18 or even[-1] == each):
             return
         edit.attr("num_outputs", None)
     edit.moved("split", 1, 13, sizes)
@@ -311,7 +320,7 @@ def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, 
         return (
             first,
             stop,
-            Sym(f"(min({size}, {stop}) - {first})", stop - first),
+            Sym.of("-", Sym.of("min", size, stop), first),
         )  # as long as it says, unless the tensor is shorter
     length = stop - first
     if probe_of(length) < 0:
@@ -466,3 +475,52 @@ op(
     samples=(Sample((Arg((3, 4, 5)),), {"upper": True, "diagonal": 1}, free=1),),
 )
 spell("triangle_of", "Trilu", read=_trilu)
+
+# -- samples ---------------------------------------------------------------------------------------
+
+_X = Arg((2, 6, 5))
+
+
+def _list(*values: int) -> Arg:
+    return Arg((len(values),), "i64", values=values)
+
+
+sampled("Reshape", use(_X, _list(2, -1), free=3), use(_X, _list(0, 2, 3, 5), free=4))
+sampled("Reshape", use(_X, _list(12, 5), free=3), use(Arg((12, 5)), _list(2, 6, 5), free=3))
+sampled("Flatten", use(_X, free=3), use(_X, free=3, axis=2))
+sampled("Transpose", use(_X, free=3), use(_X, free=3, perm=[1, 0, 2]))
+sampled("Unsqueeze", use(_X, _list(0, -1), free=3), use(_X, free=3, opset=11, axes=[1]))
+sampled("Unsqueeze", use(_X, Arg((0,), "i64", values=()), free=3))
+sampled("Squeeze", use(Arg((2, 1, 5, 1)), _list(1, -1), free=2), use(Arg((2, 1, 5, 1)), free=2))
+sampled("Squeeze", use(Arg((2, 1, 5)), free=2, opset=11, axes=[1]), use(_X, free=3))
+sampled("Expand", use(Arg((6, 1)), _list(2, 6, 5), free=3), use(_X, _list(1, 1), free=3))
+sampled("Tile", use(_X, _list(1, 2, 1), free=4), use(_X, _list(3, 1, 1), free=4))
+sampled("Concat", use(_X, Arg((2, 4, 5)), free=4, axis=1), use(_X, free=3, axis=-1))
+sampled(
+    "Split",
+    use(_X, _list(2, 4), free=4, axis=1, read=(0, 1)),
+    use(_X, free=4, axis=1, read=(0, 1)),
+    use(_X, free=4, opset=11, axis=1, split=[2, 4], read=(0, 1)),
+    use(_X, free=5, opset=18, axis=1, num_outputs=3, read=(0, 1, 2)),
+)
+sampled(
+    "Slice",
+    use(_X, _list(1), _list(5), _list(1), free=3),
+    use(_X, _list(1, 0), _list(-1, 3), _list(1, 2), free=4),
+    use(_X, _list(0), _list(6), _list(1), _list(2), free=3),
+    use(_X, _list(-1), _list(-100), _list(1), _list(-1), free=2),
+    use(_X, free=3, opset=9, starts=[1], ends=[5], axes=[1]),
+    use(_X, _list(), _list(), _list(), free=3),
+)
+sampled(
+    "Pad",
+    use(_X, _list(0, 1, 0, 0, 2, 0), free=4),
+    use(_X, _list(0, 1, 0, 0, 2, 0), Arg((), values=(0.5,)), free=4),
+    use(_X, _list(0, 1, 0, 0, 2, 0), Arg(()), free=4),
+    use(_X, _list(0, 0, 1, 0, 0, 2), free=2, mode="reflect"),
+    use(_X, _list(0, 0, 1, 0, 0, 2), free=2, mode="edge"),
+    use(_X, _list(1, 2), None, _list(1), free=4, opset=18),
+    use(_X, free=4, opset=10, pads=[0, 1, 0, 0, 2, 0]),
+)
+_K = Arg((), "i64", values=(1,))
+sampled("Trilu", use(Arg((3, 4, 5)), _K, free=1), use(Arg((3, 4, 5)), free=1, upper=0))

@@ -7,15 +7,6 @@ import torch
 import torch.nn.functional as F
 
 
-def layer_norm_full(x, weight=None, bias=None, *, normalized_shape, eps):
-    dims = list(range(x.dim() - len(normalized_shape), x.dim()))
-    mean = x.mean(dims, keepdim=True)
-    scale = torch.rsqrt(((x - mean) ** 2).mean(dims, keepdim=True) + eps)
-    y = (x - mean) * scale
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias, mean, scale
-
-
 def group_norm_by_group(x, scale, bias, *, num_groups, eps, cudnn_enabled):
     y = x.reshape(x.shape[0], num_groups, -1)
     y = y - y.mean(2, keepdim=True)
