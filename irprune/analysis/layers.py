@@ -139,6 +139,8 @@ def layer_of(node: Node) -> Layer | None:
         return _convolution(node, geometry) if plain else None
     entry = lookup(node)
     if entry is not None and entry.letters is not None:
+        if entry.linear is not None and not entry.linear(node):
+            return None
         return _contraction(node, entry.letters(node))
     return None
 

@@ -19,9 +19,10 @@ from torch.utils import _pytree as pytree
 
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_float, is_integer
-from irprune.ir.graph import Graph, Value, Weight
+from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Sym, probe_of, same
 from irprune.ops.dtypes import TO_TORCH
+from irprune.ops.registry import lookup
 from irprune.run.interpret import evaluate
 
 __all__ = ["Batch", "Calibration", "noise"]
@@ -558,14 +559,11 @@ def _index_limit(value: Value) -> int | None:
     while frontier:
         v = frontier.pop()
         for node in v.users:
-            table = node.inputs[0]
-            if (
-                node.op in ("embedding", "gather", "index_select")
-                and isinstance(table, Weight)
-                and table.rank
-                and v in node.inputs[1:]
-            ):
-                return int(probe_of(table.shape[0]))
+            entry = lookup(node)
+            if entry is not None and entry.indexes is not None:
+                for i, size in entry.indexes(node):
+                    if node.inputs[i] is v:
+                        return int(probe_of(size))
             if len(node.inputs) == 1 or not any(
                 x is not None and is_float(x.dtype) for x in node.inputs
             ):
