@@ -111,7 +111,13 @@ def _read_gemm_fused(node: OnnxNode) -> Step:
     )
 
 
-contraction("gemm_fused", _gemm, run=runs("gemm_fused"), operands=("data", "weight", "bias"))
+contraction(
+    "gemm_fused",
+    _gemm,
+    run=runs("gemm_fused"),
+    operands=("data", "weight", "bias"),
+    linear=lambda node: not node.attrs["activation"],
+)
 spell("gemm_fused", "com.microsoft::FusedGemm", read=_read_gemm_fused)
 
 
