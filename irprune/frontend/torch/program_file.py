@@ -92,7 +92,8 @@ def _check_archive(names: list[str], read: Callable[[str], bytes]) -> None:
         elif name.startswith((_WEIGHTS, _CONSTANTS)):
             if name.endswith("config.json"):
                 folder = name.rpartition("/")[0]
-                for entry in json.loads(read(name))["config"].values():
+                for place, entry in json.loads(read(name))["config"].items():
+                    _check_text("a key", place)
                     _check_payload(entry, folder, read)
             elif name.endswith(".pt"):  # of the first releases
                 _check_pickle(name, read)
@@ -262,15 +263,16 @@ def _is_guard(text: str) -> bool:
     return True
 
 
+_FACTORIES = tuple(("builtins", name) for name in ("list", "dict", "int", "float", "str", "set"))
+
+
 def _is_structure(x: Any) -> bool:
     """Whether a pytree names nothing that is to be imported."""
     if isinstance(x, dict):
         if "__enum__" in x or "fqn" in x:
             return False
-        if "default_factory_module" in x and x["default_factory_module"] not in (
-            "builtins",
-            "collections",
-        ):
+        made = x.get("default_factory_module"), x.get("default_factory_name")
+        if made != (None, None) and made not in _FACTORIES:
             return False
         context = x.get("context")
         if isinstance(context, str) and not _is_structure(_json(context)):
