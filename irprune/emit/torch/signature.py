@@ -17,6 +17,7 @@ from typing import Any
 
 from irprune.emit.torch.spelling import literal
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.source import TorchSource
 
 __all__ = ["Classes", "Signature", "pack", "paths"]
 
@@ -67,12 +68,12 @@ class Signature:
     ``names`` maps a graph input (by index) to its name. ``fresh(name)`` reserves a name in the
     function."""
 
-    def __init__(self, structure: Any, fresh: Callable[[str], str]) -> None:
-        self.structure = structure
+    def __init__(self, source: TorchSource, fresh: Callable[[str], str]) -> None:
+        self.source = source
         self.fresh = fresh
         self.lines: list[str] = []
         self.names: dict[int, str] = {}
-        args, kwargs = pytree_children(structure.in_spec)
+        args, kwargs = pytree_children(source.in_spec)
         at = 0
         self.args: list[tuple[Any, int]] = []  # spec and where its leaves begin
         self.kwargs: dict[str, tuple[Any, int]] = {}
@@ -87,9 +88,9 @@ class Signature:
     def _parameters(self) -> Iterator[str]:
         """The user's parameters as far as the recorded call used them, the others with their
         defaults."""
-        sig = self.structure.signature
+        sig = self.source.signature
         if sig is None:
-            yield from self._recorded(self.structure.names)
+            yield from self._recorded(self.source.names)
             return
         positional, keyword = list(self.args), dict(self.kwargs)
         starred = optional = False
@@ -147,7 +148,7 @@ class Signature:
         """Statements that give every tensor below ``expression`` a name; constants are checked.
         Returns where the next leaf stands."""
         if spec.is_leaf():
-            place = self.structure.inputs[at]
+            place = self.source.inputs[at]
             if isinstance(place, int):
                 own = expression if expression == name else self.fresh(name)
                 if own != expression:

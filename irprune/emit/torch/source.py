@@ -16,6 +16,7 @@ from irprune.emit.torch.layers import Layer, layer_for
 from irprune.emit.torch.signature import Classes, Signature, pack
 from irprune.emit.torch.spelling import Code, arguments, literal, spell
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym, linear
@@ -152,7 +153,7 @@ def write(graph: Graph) -> Source:
 
 class _Writer:
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+        self.graph, self.source = graph, find_torch_source(graph)
         self.names: dict[Value, str] = {}
         self.taken = {*_RESERVED, *keyword.kwlist}
         self.layers: dict[str, Layer] = {}
@@ -198,7 +199,7 @@ class _Writer:
     def _tree(self) -> Iterator[str]:
         """Statements that build the tree, in the order of the user's own state."""
         graph = self.graph
-        state = graph.structure.state if graph.structure is not None else {}
+        state = self.source.state if self.source is not None else {}
         by_name = {alias: w for w in graph.weights.values() for alias in (w.name, *w.aliases)}
         layer_at = {
             f"{owner}.{own}": layer
@@ -252,10 +253,10 @@ class _Writer:
         return self.names[value]
 
     def _forward(self) -> str:
-        graph, structure = self.graph, self.graph.structure
+        graph = self.graph
         lines: list[str] = []
-        if structure is not None:
-            signature = Signature(structure, self._fresh)
+        if self.source is not None:
+            signature = Signature(self.source, self._fresh)
             self.names.update((graph.inputs[i], name) for i, name in signature.names.items())
             head = f"self, {signature.head}" if signature.head else "self"
             lines += signature.lines
@@ -297,14 +298,14 @@ class _Writer:
         return "next(self.parameters()).device" if trained else "torch.device('cpu')"
 
     def _result(self) -> str:
-        graph, structure = self.graph, self.graph.structure
-        if structure is None:
+        graph, source = self.graph, self.source
+        if source is None:
             return ", ".join(map(self._name, graph.outputs))
         leaves = (
             self._name(graph.outputs[p]) if isinstance(p, int) else literal(p[0])
-            for p in structure.outputs
+            for p in source.outputs
         )
-        return pack(structure.out_spec, leaves, self.classes)
+        return pack(source.out_spec, leaves, self.classes)
 
     def _bind_sizes(self, values: list[Value], wanted: set[str], bound: set[str]) -> Iterator[str]:
         """Statements for symbols that stand in the shapes of ``values``, alone or in ``k * s +
