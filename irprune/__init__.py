@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from irprune.base import moved
+
 if TYPE_CHECKING:
     from irprune.api import Options, Pruned, apply_plan, capture, groups, prune
     from irprune.errors import CheckFailed, IrpruneError
@@ -31,6 +33,8 @@ _AT = {
     "IrpruneError": "irprune.errors",
     "schedule": "irprune.training.iterative",
 }
+
+moved.install()
 
 
 def __getattr__(name: str) -> Any:

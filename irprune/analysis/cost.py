@@ -15,7 +15,7 @@ from irprune.ir.axis import Axis, factors, find, leaves, parts
 from irprune.ir.dtype import item_bytes
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.kept import Kept
-from irprune.ir.size import Size, Sym
+from irprune.ir.size import Size, Sym, evaluate
 from irprune.ops.registry import lookup
 
 __all__ = [
@@ -74,17 +74,7 @@ def size_under(
 
 def number(size: Size, symbols: Mapping[str, int]) -> int:
     """``size`` with the symbols' values put in; a symbol without one counts as 1."""
-    if not isinstance(size, Sym):
-        return size
-    names: dict[str, Any] = _Ones(symbols)
-    return int(eval(size.expr, {"__builtins__": {"min": min, "max": max}}, names))
-
-
-class _Ones(dict[str, Any]):
-    def __missing__(self, key: str) -> int:
-        if key in ("min", "max"):
-            raise KeyError(key)
-        return 1
+    return evaluate(size, symbols, default=1)
 
 
 class Polynomial:
@@ -320,8 +310,8 @@ def example_symbols(graph: Graph) -> dict[str, int]:
     if len(given) == len(graph.inputs):
         for value, tensor in zip(graph.inputs, given, strict=True):
             for s, n in zip(value.type.shape or (), tensor.shape, strict=False):
-                if isinstance(s, Sym) and s.expr.isidentifier():
-                    out.setdefault(s.expr, int(n))
+                if isinstance(s, Sym) and s.name:
+                    out.setdefault(s.name, int(n))
     return out
 
 

@@ -13,15 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 from irprune.analysis.cost import Costs, repeated
 from irprune.analysis.describe import describe
 from irprune.api.checks import check_weights, ranked
+from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
 from irprune.api.option import documented
-from irprune.api.options import (
-    OPTIONS,
-    REPLAY,
-    Options,
-    PruneOptions,
-    ReplayOptions,
-    device_of,
-)
+from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
 from irprune.choice.plan import Plan
@@ -63,7 +57,7 @@ def prune(
             onnx_graphsurgeon.Graph.
         args: The positional arguments of an example call.
         kwargs: Its keyword arguments.
-        **options: Those that ``irprune.api.options.PruneOptions`` declares.
+        **options: Those that ``irprune.api.declarations.PruneOptions`` declares.
 
     Returns:
         The pruned model, its report, and the ways out.
@@ -161,7 +155,7 @@ def apply_plan(
         plan: A ``Plan``, its JSON as text or data, or the path of its file.
         args: The positional arguments of an example call.
         kwargs: Its keyword arguments.
-        **options: Those that ``irprune.api.options.ReplayOptions`` declares.
+        **options: Those that ``irprune.api.declarations.ReplayOptions`` declares.
 
     Returns:
         The pruned model, its report, and the ways out.

@@ -1,5 +1,5 @@
 """The weights that a model brings, checked before anything is computed from them. (Options are
-checked by their declarations: ``irprune.api.options``.)"""
+checked by their declarations: ``irprune.api.declarations``.)"""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def _shown(shape: Sequence[int | None]) -> str:
 
 def runner(loaded: Loaded, device: str = "auto", threads: int = 0, exact: bool = False) -> Runner:
     """The model behind ``loaded``, ready to run; ``exact`` keeps CUDA from rounding products to
-    TF32."""
+    TF32, a CPU from saturating integers."""
     if loaded.kind == "onnx":
         return _OnnxRunner(loaded, device, threads, exact)
     return _TorchRunner(loaded, device, exact)

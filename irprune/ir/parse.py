@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import json
-import operator
 import re
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -15,56 +13,21 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Graph, GraphError, Origin, TensorType, Value, Weight
 from irprune.ir.kept import Kept
-from irprune.ir.size import Size, Sym, symbol
+from irprune.ir.size import parse_size
 from irprune.ir.text import NAME, Opaque
 
-__all__ = ["from_text", "parse_size"]
+__all__ = ["from_text"]
 
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _NUMBER = re.compile(r"-?(?:inf|nan|\d+(?:\.\d*)?(?:[eE][-+]?\d+)?)(?![\w.])")
 _COMMENT = re.compile(r'((?:"(?:[^"\\]|\\.)*"|[^"#])*)(?:#(.*))?')
-_CALLS: dict[str, Callable[..., int]] = {"min": min, "max": max, "abs": abs}
-_SIGNS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Div: operator.truediv,
-    ast.Pow: operator.pow,
-}
 
 
 def from_text(text: str, source: str = "text") -> Graph:
     """The graph that ``text`` describes. Raises IrpruneError naming ``source`` and the line that
     cannot be read."""
     return _Parser(text, source).parse()
-
-
-def parse_size(text: str) -> Size:
-    """An integer, or an expression over symbols. Raises ValueError for anything else."""
-    if re.fullmatch(r"\d+", text):
-        return int(text)
-    try:
-        return Sym(text, int(_value(ast.parse(text.strip(), mode="eval").body)))
-    except (SyntaxError, ZeroDivisionError, OverflowError) as wrong:
-        raise ValueError(f"{text!r} is no size") from wrong
-
-
-def _value(e: ast.expr) -> Any:
-    """An expression at the probe point."""
-    if isinstance(e, ast.Constant) and type(e.value) is int:
-        return e.value
-    if isinstance(e, ast.Name):
-        return symbol(e.id).probe
-    if isinstance(e, ast.BinOp) and type(e.op) in _SIGNS:
-        return _SIGNS[type(e.op)](_value(e.left), _value(e.right))
-    if isinstance(e, ast.UnaryOp) and isinstance(e.op, ast.USub):
-        return -_value(e.operand)
-    if isinstance(e, ast.Call) and isinstance(e.func, ast.Name) and e.func.id.lower() in _CALLS:
-        return _CALLS[e.func.id.lower()](*map(_value, e.args))
-    raise ValueError(f"{ast.unparse(e)!r} is no size")
 
 
 class _Line:

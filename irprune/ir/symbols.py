@@ -6,23 +6,20 @@ the shape of a result (``nonzero``), or by the number itself where the node has 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from irprune.ir.graph import Graph, Node, Value
-from irprune.ir.size import Sym
+from irprune.ir.size import Sym, symbols
 
 __all__ = ["names_in", "needed", "told"]
-
-_WORD = re.compile(r"\b[A-Za-z_]\w*\b(?!\()")
 
 
 def names_in(x: Any) -> Iterator[str]:
     """The symbols in a size, or in nested lists of attributes, in order; one that stands twice
     comes twice."""
     if isinstance(x, Sym):
-        yield from (w for w in _WORD.findall(x.expr) if w != "math")
+        yield from symbols(x)
     elif isinstance(x, (list, tuple)):
         for v in x:
             yield from names_in(v)
@@ -33,11 +30,11 @@ def told(node: Node) -> Iterator[tuple[str, int, int | None]]:
     symbols that ``node`` tells."""
     own = node.attrs.get("symbol")
     if isinstance(own, Sym):
-        yield own.expr, 0, None
+        yield own.name, 0, None
     for i, value in enumerate(node.outputs):
         for d, s in enumerate(value.type.shape or ()):
-            if isinstance(s, Sym) and s.expr.isidentifier():
-                yield s.expr, i, d
+            if isinstance(s, Sym) and s.name:
+                yield s.name, i, d
 
 
 def needed(graph: Graph, targets: Iterable[Value]) -> list[Node]:

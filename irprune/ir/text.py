@@ -38,7 +38,7 @@ import numpy as np
 from irprune.ir.axis import LEAF, PRODUCT, Axis, factors, find, leaves, parts
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.kept import Indices, Kept
-from irprune.ir.size import Size, Sym
+from irprune.ir.size import Size, Sym, symbols
 
 __all__ = ["Opaque", "to_text"]
 
@@ -128,7 +128,7 @@ class _Printer:
             for v in self.graph.values()
             for s in v.type.shape or ()
             if isinstance(s, Sym)
-            for word in _WORD.findall(s.expr)
+            for word in symbols(s)
         }
         count = 0
         for value in self.graph.values():

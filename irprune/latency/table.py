@@ -25,6 +25,18 @@ _PROBES = {
     "conv": (Operator("conv", (1, 1, (28, 28), (3, 3), (1, 1), (1, 1), (1, 1))), 64),
     "matrix": (Operator("matrix", (1, 784, 1)), 256),
 }
+_CPUINFO = Path("/proc/cpuinfo")
+_VECTORS = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "sve",
+)  # what kernels are chosen by
 _LIKES = {"conv": "conv", "depthwise": "conv", "conv_transpose": "matrix", "matrix": "matrix"}
 
 
@@ -44,7 +56,7 @@ def machine(device: str) -> str:
     texts = (
         sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
         if device != "cpu"
-        else [Path("/proc/cpuinfo")]
+        else [_CPUINFO]
     )
     for file in texts:
         if file.exists() and (
@@ -54,6 +66,14 @@ def machine(device: str) -> str:
         ):
             return found[1]
     return platform.processor() or platform.machine()
+
+
+def vectors() -> str:
+    """The processor's vector instructions, as far as Linux tells: one name may stand for several
+    generations, and on Arm there is none."""
+    text = _CPUINFO.read_text(errors="replace") if _CPUINFO.exists() else ""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.M)
+    return " ".join(v for v in _VECTORS if found and v in found[1].split())
 
 
 class Table:
@@ -83,7 +103,10 @@ class Table:
 
         provider = providers_for(device)[0]
         place = "cpu" if provider == "CPUExecutionProvider" else "cuda"
-        said = f"latency-{place}-{machine(place)}-{threads or os.cpu_count()}-threads-{onnxruntime.__version__}"
+        name = f"{machine(place)} {vectors()}" if place == "cpu" else machine(place)
+        said = (
+            f"latency-{place}-{name}-{threads or os.cpu_count()}-threads-{onnxruntime.__version__}"
+        )
         file = cache_folder() / f"{re.sub(r'[^A-Za-z0-9.]+', '-', said).lower()}.json"
         return cls(lambda operator, a, b: measure(operator, a, b, place, threads), file)
 
@@ -91,22 +114,20 @@ class Table:
         """The step of the staircase that the provider has for operators of ``kind``: 1 where it is
         smooth.
 
-        A step of s: 64 - s + 1 channels take about as long as 64, and 64 - s less.
-        """
+        With a step of s, 65 - s channels take as long as 63, and 64 - s less by up to s in 64. With
+        half that step the fall is as large as the rise before it, and on a slope smaller. 64 itself
+        says nothing: multiples may be quicker than what lies about them."""
         like = _LIKES[kind]
         if like not in self.steps:
 
             def at(n: int) -> float:
                 return self.exact(*_PROBES[like], n)
 
-            self.steps[like] = next(
-                (
-                    s
-                    for s in (32, 16, 8, 4, 2)
-                    if at(65 - s) > 0.9 * at(64) and at(64 - s) < 0.9 * at(64)
-                ),
-                1,
-            )
+            def steps(s: int) -> bool:
+                rise, fall = at(63) - at(65 - s), at(65 - s) - at(64 - s)
+                return fall - rise > s / 256 * at(63)  # an overhead may hide half of it and more
+
+            self.steps[like] = next(filter(steps, (32, 16, 8)), 1)
             self.save()
         return self.steps[like]
 

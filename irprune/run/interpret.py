@@ -12,7 +12,8 @@ from irprune.errors import IrpruneError
 from irprune.ir.body import Body
 from irprune.ir.dtype import FROM_NUMPY, is_borrowed, is_real
 from irprune.ir.graph import Graph, Node, Value, Weight
-from irprune.ir.size import Sym
+from irprune.ir.size import Sym, UnboundSymbol
+from irprune.ir.size import evaluate as evaluate_size
 from irprune.ir.symbols import needed, told
 from irprune.ops.call import bind, overload, substitute
 from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
@@ -50,8 +51,8 @@ def symbols_of(graph: Graph, inputs: Iterable[torch.Tensor]) -> dict[str, int]:
         for s, n in zip(
             value.type.shape or (), tensor.shape if value.type.shape else (), strict=True
         ):
-            if isinstance(s, Sym) and s.expr.isidentifier():
-                out.setdefault(s.expr, int(n))
+            if isinstance(s, Sym) and s.name:
+                out.setdefault(s.name, int(n))
     return out
 
 
@@ -62,10 +63,8 @@ def run_node(node: Node, operands: list[Any], symbols: dict[str, int], device: t
 
     def size(s: Sym) -> int:
         try:
-            return int(
-                eval(s.expr, {"__builtins__": {"min": min, "max": max}}, dict(symbols))
-            )  # text printed by torch
-        except NameError as unknown:
+            return evaluate_size(s, symbols)
+        except UnboundSymbol as unknown:
             raise IrpruneError(
                 f"{node.op} takes a size {s} that depends on the values of tensors",
                 node.where,

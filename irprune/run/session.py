@@ -11,7 +11,11 @@ from numpy.typing import NDArray
 from irprune.errors import IrpruneError, gist
 from irprune.ir.dtype import ELEMENT_TYPES
 
-__all__ = ["providers_for", "run_session", "run_type", "session"]
+__all__ = ["PRECISE", "providers_for", "run_session", "run_type", "session"]
+
+# onnxruntime's optimiser makes u8 of weights in s8 where the processor's products of u8 with s8
+# saturate; elsewhere it changes nothing.
+PRECISE = ("session.x64quantprecision", "1")
 
 _TYPES = {
     f"tensor({ {'f32': 'float', 'f64': 'double', 'str': 'string'}.get(t.name, t.array) })": t.name
@@ -45,12 +49,29 @@ def providers_for(device: str) -> list[str]:
 def session(
     path: str | Path, device: str = "auto", profile: str = "", threads: int = 0, exact: bool = False
 ) -> Any:
-    """An onnxruntime session; ``exact`` keeps CUDA from rounding products to TF32. Raises
-    IrpruneError for a file that it refuses."""
+    """An onnxruntime session; ``exact`` keeps CUDA from rounding products to TF32, and a CPU from
+    saturating products of u8 with s8.
+
+    Raises IrpruneError for a file that it refuses.
+    """
+    if exact:
+        try:
+            return _session(path, device, profile, threads, exact, precise=True)
+        except IrpruneError:
+            # onnxruntime 1.31 makes u8 of weights beside s8 too, for which QGemm has no kernel
+            pass
+    return _session(path, device, profile, threads, exact, precise=False)
+
+
+def _session(
+    path: str | Path, device: str, profile: str, threads: int, exact: bool, precise: bool
+) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    if precise:
+        options.add_session_config_entry(*PRECISE)
     if threads:
         options.intra_op_num_threads = threads
     if profile:

@@ -22,7 +22,7 @@ from irprune.frontend.onnx.source import OnnxSource, Place
 from irprune.ir.axis import find
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.kept import Kept
-from irprune.ir.size import Size, Sym
+from irprune.ir.size import Size, Sym, UnboundSymbol, evaluate
 from irprune.ops.registry import lookup
 from irprune.validate.onnx_run import run_model
 from irprune.validate.onnx_trace import Recorder, Tensor, Untraced
@@ -51,10 +51,10 @@ def silenced_model(
     if not isinstance(source, OnnxSource):
         raise IrpruneError("this graph did not come from ONNX", graph.name)
     symbols = {
-        s.expr: int(n)
+        s.name: int(n)
         for v in graph.inputs
         for s, n in zip(v.shape, inputs[v.name].shape, strict=True)
-        if isinstance(s, Sym)
+        if isinstance(s, Sym) and s.name
     }
     return _Oracle(source, kept, symbols).build(graph)
 
@@ -196,12 +196,10 @@ class _Oracle:
         if isinstance(size, int):
             return size
         try:
-            return int(
-                eval(size.expr, {"__builtins__": {"min": min, "max": max}}, dict(self.symbols))
-            )
-        except NameError as error:
+            return evaluate(size, self.symbols)
+        except UnboundSymbol as error:
             raise IrpruneError(
-                f"the size {size.expr} is known to onnxruntime alone",
+                f"the size {size} is known to onnxruntime alone",
                 hint="give the model static shapes",
             ) from error
 

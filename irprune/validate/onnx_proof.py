@@ -18,12 +18,14 @@ from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.kept import Kept
-from irprune.ops.registry import lookup
+from irprune.run.session import PRECISE
 from irprune.validate.onnx_oracle import silenced_model
 from irprune.validate.onnx_run import difference, random_inputs, run_model, session
 from irprune.validate.onnx_shaken import shaken_model
+from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
 from irprune.validate.proof_result import Proof
+from irprune.validate.saturation import changed_by_saturation, products_saturate
 
 __all__ = ["prove_onnx"]
 
@@ -33,12 +35,14 @@ Remake = Callable[[onnx.ModelProto], "tuple[Graph, Graph] | None"]
 
 def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int = 0) -> Proof:
     """Compare the model of the ``cut`` graph with the analysed ``graph`` whose choice it was cut
-    by. Halves are computed in float32.
+    by.
 
-    Where the outputs are constant and would agree whatever was cut, both are made once more from
-    weights with random numbers on top: ``remake(model)`` analyses a model and makes the same cut,
-    or gives None. Raises IrpruneError where an operator that mixes what was dropped has no ONNX
-    form of its silencing, and where onnxruntime does not run the model."""
+    Halves are computed in float32, and quantised models without rounding to integers, so that
+    neither this machine's kernels nor a number that falls to the next integer decides. Where the
+    outputs are constant and would agree whatever was cut, both are made once more from weights with
+    random numbers on top: ``remake(model)`` analyses a model and makes the same cut, or gives None.
+    Raises IrpruneError where an operator that mixes what was dropped has no ONNX form of its
+    silencing, and where onnxruntime does not run the model."""
     began = time.perf_counter()
     proof = _compared(graph, cut, seed)
     if proof.vacuous and proof.max_error <= proof.tolerance and remake is not None:
@@ -69,24 +73,33 @@ def _compared(graph: Graph, cut: Graph, seed: int) -> Proof:
             f"{error.hint}; proof=False (--no-proof) gives the pruned model unproven",
         ) from error
     ours = run_model(model, inputs, data=data)
-    proof = Proof(difference(ours, theirs), FLOAT32)
+    proof = Proof(0.0, FLOAT32)
     if halves:
         proof.notes.append(
             "halves are computed in float32"
             + ("" if loads else "; onnxruntime has no kernels for them here")
         )
-    if proof.max_error > FLOAT32:
-        # onnxruntime's optimiser rounds quantised values at other places, and folds a Pad with
-        # zeros into a MaxPool, which pads with
-        # the least number: where it changes the file that came in as well, what counts is the file
-        # as it is written
+    whole, small = unrounded(silenced), unrounded(model)
+    if whole is not None and small is not None:
+        theirs, ours = (
+            run_model(whole, inputs, optimise=False, data=apart),
+            run_model(small, inputs, optimise=False, data=data),
+        )
+        proof.notes += [
+            "quantised values are computed in float32, without rounding",
+            *_saturation(graph, model, inputs, data),
+        ]
+        proof.passes += 2
+    proof.max_error = difference(ours, theirs)
+    if proof.max_error > FLOAT32 and small is None:
+        # onnxruntime's optimiser folds a Pad with zeros into a MaxPool, which pads with the least
+        # number: where it changes the file
+        # that came in as well, what counts is the file as it is written
         optimised, written = (
             proof.max_error,
             difference(run_model(model, inputs, optimise=False, data=data), theirs),
         )
-        if written <= FLOAT32 and (
-            _quantised(graph) or _changed_by_optimiser(graph, inputs) > FLOAT32
-        ):
+        if written <= FLOAT32 and _changed_by_optimiser(graph, inputs) > FLOAT32:
             proof.max_error = written
             proof.notes.append(
                 f"as written: onnxruntime's optimiser changes the outputs by {optimised:.1e}, before the cut too"
@@ -98,11 +111,31 @@ def _compared(graph: Graph, cut: Graph, seed: int) -> Proof:
     return proof
 
 
-def _quantised(graph: Graph) -> bool:
-    return any(
-        (entry := lookup(n)) is not None and entry.family in ("quant", "qlinear")
-        for n in graph.nodes
+def _saturation(
+    graph: Graph, model: onnx.ModelProto, inputs: Mapping[str, Array], data: Mapping[str, Loader]
+) -> list[str]:
+    """What to say where this machine's kernels saturate for the model that came in, or the one that
+    goes out."""
+    if not products_saturate():
+        return []
+    whole, apart = silenced_model(graph, Kept({}), inputs)
+    if any(v.dtype in ("f16", "bf16") for v in graph.values()):
+        apart = widen(whole, apart)
+    before, after = (
+        changed_by_saturation(whole, inputs, apart),
+        changed_by_saturation(model, inputs, data),
     )
+    advice = "quantise with reduce_range=True"
+    if before is None or after is None:
+        return [
+            f"products of u8 with s8 saturate in onnxruntime on this processor and may do so in this model: {advice}"
+        ]
+    if max(before, after) <= FLOAT32:
+        return []
+    return [
+        f"products of u8 with s8 saturate in onnxruntime on this processor, which changes the outputs by {before:.1e} before the cut "
+        f"and by {after:.1e} after it: {advice}, or run with {' = '.join(PRECISE)}"
+    ]
 
 
 def _changed_by_optimiser(graph: Graph, inputs: Mapping[str, Array]) -> float:

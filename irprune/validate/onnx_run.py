@@ -17,7 +17,8 @@ from irprune.errors import IrpruneError, first_line
 from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_integer, numpy_dtype
 from irprune.ir.graph import Graph, Value
-from irprune.ir.size import Size, Sym, probe_of
+from irprune.ir.size import Size, evaluate, probe_of
+from irprune.run.session import PRECISE
 
 __all__ = ["difference", "index_limits", "random_inputs", "run_model", "session"]
 
@@ -28,20 +29,24 @@ def session(
     model: onnx.ModelProto | str | Path,
     optimise: bool = True,
     data: Mapping[str, Loader] | None = None,
+    precise: bool = False,
 ) -> Any:
     """An onnxruntime session on the CPU; ``data`` holds initializers that lie apart from a model
     given as an object.
 
-    Raises IrpruneError with onnxruntime's own words where it refuses the model.
+    ``precise`` asks for integer products that do not saturate on any processor, which only the
+    optimiser can give. Raises IrpruneError with onnxruntime's own words where it refuses the model.
     """
     import onnxruntime as ort
 
     if data and isinstance(model, onnx.ModelProto):
-        return _session_of_parts(model, optimise, data)
+        return _session_of_parts(model, optimise, data, precise)
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
+    if precise:
+        options.add_session_config_entry(*PRECISE)
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     given = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
@@ -55,13 +60,17 @@ def session(
         ) from error
 
 
-def _session_of_parts(model: onnx.ModelProto, optimise: bool, data: Mapping[str, Loader]) -> Any:
+def _session_of_parts(
+    model: onnx.ModelProto, optimise: bool, data: Mapping[str, Loader], precise: bool
+) -> Any:
     """A session of a model whose large tensors lie apart: it goes through a file, which has no
     limit of size."""
     with tempfile.TemporaryDirectory(prefix="irprune-") as folder:
         whole = onnx.ModelProto()
         whole.CopyFrom(model)
-        return session(write_model(whole, data, Path(folder) / "model.onnx"), optimise)
+        return session(
+            write_model(whole, data, Path(folder) / "model.onnx"), optimise, precise=precise
+        )
 
 
 def run_model(
@@ -69,9 +78,10 @@ def run_model(
     inputs: Mapping[str, Array],
     optimise: bool = True,
     data: Mapping[str, Loader] | None = None,
+    precise: bool = False,
 ) -> list[Array]:
-    """All outputs of ``model`` for ``inputs``; ``data`` as in ``session``."""
-    made = session(model, optimise, data)
+    """All outputs of ``model`` for ``inputs``; ``data`` and ``precise`` as in ``session``."""
+    made = session(model, optimise, data, precise)
     known = {i.name for i in made.get_inputs()}
     try:
         return list(made.run(None, {k: v for k, v in inputs.items() if k in known}))
@@ -135,7 +145,7 @@ def index_limits(graph: Graph) -> dict[Value, Size]:
 
 
 def _size(size: Size, sizes: Mapping[str, int], default: int) -> int:
-    return sizes.get(size.expr, default) if isinstance(size, Sym) else size
+    return evaluate(size, sizes, default)
 
 
 def difference(ours: Iterable[Array], theirs: Sequence[Array]) -> float:

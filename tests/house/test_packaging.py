@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -122,19 +123,120 @@ def test_nothing_that_is_installed_needs_what_is_not(name: str) -> None:
     assert guilty == []
 
 
-def test_a_wheel_holds_every_module(tmp_path: Path) -> None:
-    """Built from a copy, without the network."""
-    pytest.importorskip("setuptools", minversion="77")
-    for name in ("irprune", "passes"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    made = python("from setuptools import build_meta; build_meta.build_wheel('.')", tmp_path)
-    assert made.returncode == 0, made.stderr[-2000:]
-    (wheel,) = tmp_path.glob("*.whl")
-    packed = {n for n in zipfile.ZipFile(wheel).namelist() if n.startswith("irprune/")}
+# -- what is built, installed and used -------------------------------------------------------------
+
+USER = """
+import irprune
+import irprune.passes.slice
+from irprune.passes import PassResult
+
+reveal_type(irprune.passes.slice.Slice)
+reveal_type(irprune.prune)
+result: PassResult = irprune.passes.slice.Slice().run(irprune.capture(None))
+pruned = irprune.prune("m.onnx", ratio=0.25, keep=["head*"], budget={"macs": 0.5})
+pruned.save("folder")
+irprune.apply_plan("m.onnx", pruned.plan, device="cpu", repair="bias")
+"""
+WRONG = {  # a line, and what is said of it
+    'irprune.prune("m.onnx", ratio="half")': 'Argument "ratio" to "prune" has incompatible type',
+    'irprune.prune("m.onnx", ration=0.5)': 'Unexpected keyword argument "ration" for "prune"',
+    'irprune.prune("m.onnx", budget=0.5)': 'Argument "budget" to "prune" has incompatible type',
+    'irprune.apply_plan("m", {}, ratio=0.5)': 'Unexpected keyword argument "ratio"',
+    "irprune.Options(seed=1.5)": 'Argument "seed" to "Options" has incompatible type',
+    "irprune.passes.slice.Slice(1)": 'Too many arguments for "Slice"',
+    "irprune.schedule(None, steps='5')": 'Argument "steps" to "schedule" has incompatible type',
+}
+
+
+def members(folder: Path) -> set[str]:
+    """The modules that belong into a wheel, and the file that says that they are typed."""
     own = {
-        f"irprune/{p.relative_to(ROOT / 'irprune').as_posix()}"
-        for p in (ROOT / "irprune").rglob("*.py")
+        f"irprune/{p.relative_to(folder / 'irprune').as_posix()}"
+        for p in (folder / "irprune").rglob("*.py")
     }
-    assert packed == own | {f"irprune/passes/{p.name}" for p in (ROOT / "passes").glob("*.py")}
+    return (
+        own
+        | {f"irprune/passes/{p.name}" for p in (folder / "passes").glob("*.py")}
+        | {"irprune/py.typed"}
+    )
+
+
+def build(kind: str, where: Path) -> Path:
+    """Build ``where`` into its folder dist, without the network."""
+    code = f"from setuptools import build_meta; print(build_meta.build_{kind}('dist'))"
+    made = python(code, where)
+    assert made.returncode == 0, made.stderr[-2000:]
+    return where / "dist" / made.stdout.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The sdist of a copy, and the wheel that is built of it."""
+    pytest.importorskip("setuptools", minversion="77")
+    copy, unpacked = (tmp_path_factory.mktemp(name) for name in ("copy", "unpacked"))
+    for name in ("irprune", "passes"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy / name)
+    sdist = build("sdist", copy)
+    with tarfile.open(sdist) as packed:
+        packed.extractall(unpacked, filter="data")
+    (source,) = unpacked.iterdir()
+    return sdist, build("wheel", source)
+
+
+def test_sdist_and_wheel_hold_every_module_once(built: tuple[Path, Path]) -> None:
+    wheel = [n for n in zipfile.ZipFile(built[1]).namelist() if n.startswith("irprune/")]
+    assert len(wheel) == len(set(wheel))
+    assert set(wheel) == members(ROOT)
+
+
+@pytest.fixture(scope="module")
+def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A virtual environment with the wheel, which sees the packages that run this test."""
+    venv = tmp_path_factory.mktemp("venv")
+    made = subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=False)
+    assert made.returncode == 0
+    (packages,) = venv.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(built[1]) as wheel:  # of pure Python: to install it is to unpack it
+        wheel.extractall(packages)
+    seen = [p for p in sys.path if p.endswith("site-packages")]
+    (packages / "seen.pth").write_text("\n".join(seen))
+    return venv / "bin" / "python"
+
+
+def test_what_is_installed_works(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "import irprune.cli, irprune.passes.slice as s, sys; print(s.__file__); "
+        "sys.exit(irprune.cli.run(['passes']))"
+    )
+    made = subprocess.run(
+        [installed, "-I", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    where, *rest = made.stdout.splitlines()
+    assert Path(where).is_relative_to(installed.parents[1]) and "slice" in "".join(rest)
+
+
+def test_a_users_script_is_checked_by_mypy(installed: Path, tmp_path: Path) -> None:
+    """What is right passes, each wrong line is found, and a pass is no Any."""
+    script = tmp_path / "script.py"
+    script.write_text(USER + "\n".join(WRONG) + "\n")
+    heavy = "torch.* onnx.* numpy.* onnxruntime.* safetensors.* click.* rich.*".split()
+    settings = tmp_path / "mypy.ini"
+    settings.write_text("[mypy]\n" + "".join(f"[mypy-{m}]\nfollow_imports = skip\n" for m in heavy))
+    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed)]
+    command += ["--config-file", str(settings), "--cache-dir", str(tmp_path), str(script)]
+    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    told: dict[int, list[str]] = {}
+    for line in made.stdout.splitlines()[:-1]:
+        file, number, *_ = line.split(":")
+        assert file == "script.py", line
+        told.setdefault(int(number), []).append(line)
+    first = USER.count("\n") + 1
+    types = [line for n in sorted(told) if n < first for line in told.pop(n)]
+    assert len(types) == 2 and all(": note: Revealed type is" in line for line in types), types
+    assert "irprune.passes.slice.Slice" in types[0] and 'Any"' not in types[0]
+    assert "'ratio'?: float" in types[1] and types[1].endswith('irprune.api.pruned.Pruned"')
+    for number, (line, said) in enumerate(WRONG.items(), first):
+        assert any(said in text for text in told.get(number, [])), (line, told.get(number))

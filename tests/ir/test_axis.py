@@ -504,9 +504,9 @@ def test_an_axis_joined_to_its_own_rotation_ends_in_a_freeze() -> None:
     axes = Axes()
     x = axes.leaf(100_000)
     first, rest = axes.cut(x, [1, 99_999])
-    started = time.perf_counter()
+    started = time.process_time()
     assert not axes.unify(x, axes.sum([rest, first]))
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
     assert axes.is_frozen(x) and axes.count < 2_000
 
 
@@ -526,11 +526,11 @@ def test_work_does_not_depend_on_sizes() -> None:
 def test_five_hundred_cuts_of_what_is_left_stay_quick() -> None:
     axes = Axes()
     x = rest = axes.leaf(4096)
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(500):
         _, rest = axes.cut(rest, [8, rest.size - 8])
     assert len(parts(x)) == 501 and len(list(leaves(x))) == 501
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_dynamic_sizes_stay_frozen_expressions() -> None:

@@ -12,8 +12,8 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axes, factors, find
 from irprune.ir.graph import Graph, Origin, TensorType, Weight
 from irprune.ir.kept import Kept
-from irprune.ir.parse import from_text, parse_size
-from irprune.ir.size import Sym, probe_of, symbol
+from irprune.ir.parse import from_text
+from irprune.ir.size import symbol
 from irprune.ir.text import Opaque, to_text
 from irprune.passes.infer_axes import InferAxes
 from irprune.passes.slice import Slice
@@ -261,17 +261,6 @@ def test_axes_that_cannot_be_read_say_so(change: tuple[str, str], says: str) -> 
 def test_an_empty_text_is_no_graph() -> None:
     with pytest.raises(IrpruneError, match="it is empty"):
         from_text("\n# nothing\n")
-
-
-def test_sizes_are_read_at_the_probe_point() -> None:
-    n, m = symbol("n"), symbol("m")
-    for size in (n * 3 + 1, (n + m) // 2 * 5, n * m - 7):
-        again = parse_size(str(size))
-        assert isinstance(again, Sym) and (again.expr, again.probe) == (str(size), probe_of(size))
-    assert probe_of(parse_size("max(1, (n // 2))")) == n.probe // 2
-    for wrong in ("n +", "f(n)", "'n'", "n // 0", "[n]"):
-        with pytest.raises(ValueError, match="is no size"):
-            parse_size(wrong)
 
 
 _SYMS = st.sampled_from([symbol("s0"), symbol("s0") * 2 + 1])

@@ -3,7 +3,6 @@ run time."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -158,7 +157,7 @@ class SizeNodes:
                 pieces.append(self.constant(f"{hint}_part", np.array(run, np.int64)))
                 run = []
             if v is not None:
-                pieces.append(self._compile(ast.parse(v.expr, mode="eval").body, before, hint))
+                pieces.append(self._compile(v, before, hint))
         if len(pieces) == 1:
             return pieces[0]
         return self._node("Concat", pieces, before, hint, axis=0)
@@ -168,44 +167,36 @@ class SizeNodes:
         self.add(before, helper.make_node(kind, inputs, [name], name=name, **attrs))
         return name
 
-    def _compile(self, tree: ast.expr, before: int, hint: str) -> str:
-        if isinstance(tree, ast.Constant) and isinstance(tree.value, int):
-            return self.constant(f"{hint}_part", np.array([tree.value], np.int64))
-        if isinstance(tree, ast.Name) and tree.id in self.symbols:
-            value, dim = self.symbols[tree.id]
+    def _compile(self, size: Sym | int | float | str, before: int, hint: str) -> str:
+        if isinstance(size, int):
+            return self.constant(f"{hint}_part", np.array([size], np.int64))
+        if isinstance(size, Sym) and size.name in self.symbols:
+            value, dim = self.symbols[size.name]
             shape = self._node("Shape", [value], before, f"{hint}_shape")
             return self._node(
                 "Gather",
                 [shape, self.constant(f"{hint}_dim", np.array([dim], np.int64))],
                 before,
-                f"{hint}_{tree.id}",
+                f"{hint}_{size.name}",
                 axis=0,
             )
-        if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
-            return self._node("Neg", [self._compile(tree.operand, before, hint)], before, hint)
-        if (
-            isinstance(tree, ast.Call)
-            and isinstance(tree.func, ast.Name)
-            and tree.func.id in ("min", "max")
-        ):
-            return self._node(
-                tree.func.id.capitalize(),
-                [self._compile(a, before, hint) for a in tree.args],
-                before,
-                hint,
-            )
-        kinds: dict[type, str] = {
-            ast.Add: "Add",
-            ast.Sub: "Sub",
-            ast.Mult: "Mul",
-            ast.FloorDiv: "Div",
-            ast.Mod: "Mod",
-        }
-        if isinstance(tree, ast.BinOp) and type(tree.op) in kinds:
-            both = [self._compile(tree.left, before, hint), self._compile(tree.right, before, hint)]
-            return self._node(kinds[type(tree.op)], both, before, hint)
+        if isinstance(size, Sym) and size.op in _KINDS:
+            operands = [self._compile(a, before, hint) for a in size.args]
+            return self._node(_KINDS[size.op], operands, before, hint)
         raise IrpruneError(
-            f"a size that depends on '{ast.unparse(tree)}' cannot be written",
+            f"a size that depends on '{size}' cannot be written",
             hint,
             "export the model with static shapes",
         )
+
+
+_KINDS = {
+    "+": "Add",
+    "-": "Sub",
+    "*": "Mul",
+    "//": "Div",  # sizes are not negative, so rounding towards zero is rounding down
+    "%": "Mod",
+    "neg": "Neg",
+    "min": "Min",
+    "max": "Max",
+}

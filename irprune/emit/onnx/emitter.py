@@ -98,10 +98,10 @@ class Emitter:
         self.values: dict[str, Array | None] = {}
         self.reads = self._count_reads()
         symbols = {
-            s.expr: (v.name, d)
+            s.name: (v.name, d)
             for v in reversed(graph.inputs)
             for d, s in reversed(list(enumerate(v.type.shape or ())))
-            if isinstance(s, Sym)
+            if isinstance(s, Sym) and s.name
         }
         self.size_nodes = SizeNodes(
             self.fresh,

@@ -18,7 +18,7 @@ from irprune.emit.torch.spelling import Code, arguments, literal, spell
 from irprune.errors import IrpruneError
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, Node, Value, Weight
-from irprune.ir.size import Sym
+from irprune.ir.size import Sym, linear
 from irprune.ir.symbols import names_in
 from irprune.ops.call import bind, overload, substitute
 from irprune.ops.dtypes import TO_TORCH, torch_attribute
@@ -311,7 +311,7 @@ class _Writer:
         c``."""
         for v in values:
             if v.producer is not None and isinstance(symbol := v.producer.attrs.get("symbol"), Sym):
-                bound.add(symbol.expr)
+                bound.add(symbol.name)
                 yield f"{symbol} = {self._name(v)}"
         for exact in (True, False):
             for v in values:
@@ -323,10 +323,10 @@ class _Writer:
                         len(names) != 1
                         or (name := names[0]) in bound
                         or name not in wanted
-                        or exact != (s.expr == name)
+                        or exact != (s.name == name)
                     ):
                         continue
-                    solved = _solve(s.expr, name, f"{self._name(v)}.shape[{d}]")
+                    solved = _solve(s, name, f"{self._name(v)}.shape[{d}]")
                     if solved:
                         bound.add(name)
                         yield f"{name} = {solved}"
@@ -397,7 +397,7 @@ class _Writer:
             return substitute(
                 x,
                 lambda k: Code(self._name(node.operand(k))),
-                lambda s: Code(s.expr),
+                lambda s: Code(str(s)),
                 Code("device"),
             )
 
@@ -449,7 +449,7 @@ class _Writer:
             return substitute(
                 x,
                 lambda k: Code(self._name(node.operand(k))),
-                lambda s: Code(s.expr),
+                lambda s: Code(str(s)),
                 Code("device"),
             )
 
@@ -523,19 +523,13 @@ def path_of(name: str) -> str:
     return out
 
 
-def _solve(expr: str, name: str, size: str) -> str:
-    """The code that gives symbol ``name`` where ``expr`` is ``size``; "" where the expression is
-    not ``k * name + c``."""
-
-    def at(n: int) -> int:
-        return int(
-            eval(expr, {"__builtins__": {"max": max, "min": min}}, {name: n})
-        )  # text printed by torch
-
-    c = at(0)
-    k = at(1) - c
-    if k <= 0 or any(at(n) != k * n + c for n in (2, 7, 1000)):
+def _solve(symbolic: Sym, name: str, size: str) -> str:
+    """The code that gives symbol ``name`` where ``symbolic`` is ``size``; "" where the expression
+    is not ``k * name + c``."""
+    found = linear(symbolic)
+    if found is None or (k := found[0].get(name, 0)) <= 0:
         return ""
+    c = found[1]
     moved = f"({size} - {c})" if c > 0 else f"({size} + {-c})" if c < 0 else size
     return f"{moved} // {k}" if k != 1 else moved.strip("()") if c else size
 

@@ -98,8 +98,8 @@ def type_proto(kind: TensorType, symbols: dict[str, Sym]) -> onnx.TypeProto:
     shape: list[int | str] = []
     for s in kind.shape:
         if isinstance(s, Sym):
-            symbols[s.expr] = s
-            shape.append(s.expr)
+            symbols[str(s)] = s
+            shape.append(str(s))
         else:
             shape.append(s)
     return onnx.helper.make_tensor_type_proto(TO_ONNX[kind.dtype], shape)

@@ -179,7 +179,7 @@ class _Reader:
     def _note_symbols(self, kind: TensorType) -> None:
         for s in kind.shape or ():
             if isinstance(s, Sym):
-                self.symbols.setdefault(s.expr, s)
+                self.symbols.setdefault(str(s), s)
 
     def initializers(self) -> None:
         for t in self.proto.initializer:

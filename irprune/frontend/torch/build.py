@@ -11,17 +11,17 @@ import dataclasses
 import inspect
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils import _pytree as pytree
-from torch.utils._sympy.printers import PythonPrinter
 
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.sizes import size_of
 from irprune.ir.graph import Graph, Origin, TensorType, Value, Weight
-from irprune.ir.size import Size, Sym, symbol
+from irprune.ir.size import Sym
 from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
 from irprune.ops.registry import spelling
 
@@ -37,7 +37,6 @@ __all__ = [
     "innermost",
     "may_alias",
     "open_dataclasses",
-    "size_of",
     "type_of",
 ]
 
@@ -98,22 +97,6 @@ def open_dataclasses(tree: Any) -> bool:
 
 
 # -- types -----------------------------------------------------------------------------------------
-
-
-def size_of(s: Any) -> Size:
-    """A torch size as the graph's."""
-    if isinstance(s, int):
-        return s
-    return _symbolic(s.node.expr)
-
-
-@lru_cache(maxsize=4096)
-def _symbolic(expr: Any) -> Size:
-    if expr.is_number:
-        return int(expr)
-    probe = expr.xreplace({s: symbol(s.name).probe for s in expr.free_symbols})
-    text = str(PythonPrinter().doprint(expr))
-    return Sym(text if text.isidentifier() else f"({text})", int(probe))
 
 
 def type_of(t: torch.Tensor) -> TensorType:

@@ -32,10 +32,10 @@ from irprune.frontend.torch.build import (
     innermost,
     may_alias,
     open_dataclasses,
-    size_of,
     type_of,
 )
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
+from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.tracing_flags import unchecked
 from irprune.ir.graph import Graph, TensorType, Value, Weight
 from irprune.ops.call import overload

@@ -43,11 +43,11 @@ from irprune.frontend.torch.build import (
     functional,
     may_alias,
     open_dataclasses,
-    size_of,
     type_of,
 )
 from irprune.frontend.torch.known import from_constants
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
+from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.tracing_flags import as_exported, as_run, unchecked
 from irprune.frontend.torch.views import NoWayBack, Step, Views, shares
 from irprune.ir.graph import Graph, TensorType, Value, Weight

@@ -320,7 +320,7 @@ def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, 
         return (
             first,
             stop,
-            Sym(f"(min({size}, {stop}) - {first})", stop - first),
+            Sym.of("-", Sym.of("min", size, stop), first),
         )  # as long as it says, unless the tensor is shorter
     length = stop - first
     if probe_of(length) < 0:
