@@ -35,6 +35,7 @@ __all__ = [
     "does_nothing",
     "is_fixed_norm",
     "is_sum",
+    "is_unread",
     "lookup",
     "op",
     "operand_as",
@@ -139,6 +140,8 @@ class Op:
     rearranges  every element of the results is one of the operands', moved, repeated or cast, so
               that what elements are carries over
     learned   whether a stored operand may be learned; False for comparisons, selections and bounds
+    linear    of a product of tensors: whether a use of it gives the product itself; None means that
+              every one does
     unread    stands for a use of an operator that no rule covers
     rounds    results are rounded to the steps of a quantised type
     dequantises  results are the numbers that the integers of the first operand stand for
@@ -174,6 +177,7 @@ class Op:
     rearranges: bool = False
     learned: bool = True
     unread: bool = False
+    linear: Callable[[Node], bool] | None = None
     rounds: bool = False
     dequantises: bool = False
     convolution: Callable[[Node], Convolution | None] | None = None
@@ -361,6 +365,12 @@ def is_fixed_norm(node: Node) -> bool:
         and not node.attrs.get("use_input_stats")
         and not any(v.users for v in node.outputs[1:])
     )
+
+
+def is_unread(node: Node) -> bool:
+    """Whether no rule covers ``node``: its operator has no entry, or not for this use."""
+    entry = lookup(node)
+    return entry is None or entry.unread
 
 
 def does_nothing(node: Node) -> bool:
