@@ -34,6 +34,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
 
+from tables import write_table  # noqa: E402
+
 TALK = Console(stderr=True, width=None if sys.stderr.isatty() else 180)
 RATIOS = (0.3, 0.5, 0.7)
 SPEED_MODELS = ("resnet50", "convnext_t")
@@ -278,8 +280,9 @@ def main(
             if by_stage or against in bench_against.RIVALS
             else ""
         )
-        to.write_text(
-            f"Measured {datetime.date.today().isoformat()}{how}.\n\n{markdown(head, lines)}"
+        write_table(
+            to,
+            f"Measured {datetime.date.today().isoformat()}{how}.\n\n{markdown(head, lines)}",
         )
     print(json.dumps(rows))
     checked = holds

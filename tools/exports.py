@@ -35,6 +35,9 @@ import click
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE))
+
+from tables import RESULTS, write_table  # noqa: E402
 
 if TYPE_CHECKING:
     import irprune
@@ -398,7 +401,7 @@ def main(
                 else f"{name}: {row['export']} {row.get('same', row.get('failed', 'refused'))}"
             )
     rows = [row for name in models.names() for row in known.get(name, [])]
-    (HERE / "results" / "exports.md").write_text(table(rows))
+    write_table(RESULTS / "exports.md", table(rows))
 
 
 if __name__ == "__main__":

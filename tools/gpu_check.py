@@ -2,7 +2,7 @@
 on onnxruntime's CUDA provider.
 
     python tools/gpu_check.py                        every case at full size on CUDA; the table goes
-    to tools/results/gpu.md python tools/gpu_check.py --small --case llama   one case, small python
+    to docs/results/gpu.md python tools/gpu_check.py --small --case llama   one case, small python
     tools/gpu_check.py --device cpu --small   the same on the processor, to try this file where no
     GPU is
 
@@ -31,6 +31,8 @@ from rich.progress import track
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
+
+from tables import RESULTS, write_table  # noqa: E402
 
 HEAD = (
     "case",
@@ -186,7 +188,7 @@ def setting(device: str) -> str:
     "--markdown",
     "to",
     type=click.Path(path_type=Path),
-    help="where the table goes; on CUDA tools/results/gpu.md by default",
+    help="where the table goes; on CUDA docs/results/gpu.md by default",
 )
 def main(
     device: str, cases: tuple[str, ...], small: bool, ratio: float, seconds: float, to: Path | None
@@ -218,11 +220,12 @@ def main(
     lines = [line(r, device) for r in rows]
     show(f"irprune on {setting(device)}", HEAD, lines)
     if to is None and device.startswith("cuda"):
-        to = HERE / "results" / "gpu.md"
+        to = RESULTS / "gpu.md"
     if to is not None:
         how = f"{', small builds' if small else ''}, ratio {ratio:g}"
-        to.write_text(
-            f"Measured {datetime.date.today().isoformat()} on {setting(device)}{how}.\n\n{markdown(HEAD, lines)}"
+        write_table(
+            to,
+            f"Measured {datetime.date.today().isoformat()} on {setting(device)}{how}.\n\n{markdown(HEAD, lines)}",
         )
     print(json.dumps(rows))
     if not all(holds(r, device) for r in rows):

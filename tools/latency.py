@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 import torch
+from tables import write_table
 from torch import nn
 
 import irprune
@@ -198,13 +199,13 @@ def main(models: Sequence[str], size: int, seconds: float, to: Path | None) -> N
     if to is not None:
         import onnxruntime
 
-        to.write_text(
+        write_table(
+            to,
             f"{time.strftime('%Y-%m-%d')}, onnxruntime {onnxruntime.__version__} on the CPU, one thread, {machine('cpu')}, "
             f"{size} x {size} pixels, one image; drawn weights.\n\n"
             + markdown(HEAD, lines)
             + "\n\n"
-            + said
-            + "\n"
+            + said,
         )
     if not all(ok for _, ok in held):
         raise SystemExit(1)

@@ -1,5 +1,5 @@
 """The backend tests of the onnx package, counted by operator: ``python tools/onnx_backend.py
-[--write tools/results/onnx-backend.md]``.
+[--write docs/results/onnx-backend.md]``.
 
 A case passes when the file that comes out is the one that came in, onnxruntime gives the same for
 both, and the torch module gives what is expected. Operators that pass in every case stand in one
@@ -11,6 +11,8 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+
+from tables import write_table
 
 from irprune.testing.onnx_backend import Outcome, cases, check
 
@@ -93,7 +95,7 @@ def main(arguments: list[str]) -> int:
     found = outcomes()
     text = table(found)
     if options.write is not None:
-        options.write.write_text(text)
+        write_table(options.write, text)
     else:
         print(text, end="")
     failed = [(name, o.failed) for name, o in found if o.failed]

@@ -2,7 +2,7 @@
 proven, and run as written.
 
     python tools/onnx_light.py                     all nine; the table goes to
-    tools/results/light.md
+    docs/results/light.md
 
 Their weights are constant, so that every channel is like every other; here they get random ones.
 The proof compares the silenced original with the cut model, the parity the file as written with the
@@ -25,6 +25,8 @@ import onnx
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 sys.path.insert(0, str(HERE))
+
+from tables import RESULTS, write_table  # noqa: E402
 
 FOLDER = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
 NAMES = (
@@ -133,7 +135,7 @@ def main(cases: tuple[str, ...]) -> None:
         print(lines[-1], flush=True)
     if not cases:
         head = f"Measured {datetime.date.today()}, at {', '.join(map(str, RATIOS))}."
-        (HERE / "results" / "light.md").write_text("\n".join([head, "", *lines, ""]))
+        write_table(RESULTS / "light.md", "\n".join([head, "", *lines]))
     sys.exit(int(not fine))
 
 

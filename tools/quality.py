@@ -1,7 +1,7 @@
 """What pruned models still compute: accuracy by criterion, repair and budget, beside Torch-Pruning.
 
     python tools/quality.py                     three nets, three seeds, all criteria; table and
-    plot under tools/results/ python tools/quality.py --net ViT --seeds 1 --criterion magnitude
+    plot under docs/results/ python tools/quality.py --net ViT --seeds 1 --criterion magnitude
     --out /tmp/some
 
 Nets are trained on the digits data, once per seed, and kept in ``--cache``, as are rows: a run that
@@ -30,6 +30,7 @@ from quality_report import BUDGETS, Row, Setting, bars, write
 from quality_rival import macs_of, torch_pruning
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
+from tables import RESULTS
 from torch import nn
 from torch.nn import functional as F
 
@@ -43,7 +44,6 @@ from irprune.passes.choose import Choose
 from irprune.passes.repairs import repairs
 from irprune.passes.score import Score
 
-HERE = Path(__file__).resolve().parent
 TALK = Console(stderr=True)
 DYNAMIC = {"x": {0: torch.export.Dim("n")}}
 GLOBAL = ("magnitude", "wanda", "osscar", "taylor")  # ranked over all groups as well
@@ -216,7 +216,7 @@ def measured(
     default=Path(tempfile.gettempdir()) / "irprune-quality",
     show_default=True,
 )
-@click.option("--out", type=click.Path(path_type=Path), default=HERE / "results", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 def main(
     nets: Sequence[str], names: Sequence[str], seeds: int, cache: Path, out: Path, threads: int

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tables import write_table
 
 __all__ = ["BUDGETS", "Row", "Setting", "bars", "write"]
 
@@ -275,7 +276,7 @@ def write(
                 "where nothing else is said. The criterion sees 180 "
                 "images, the repair 180 others, in every row; none of them is trained or tested on; "
                 "Torch-Pruning gets the criterion's images with their labels. "
-                "Every seed's numbers, also after three epochs, are in `tools/results/quality.csv`.",
+                "Every seed's numbers, also after three epochs, are in [quality.csv](quality.csv).",
                 "Without training:",
                 table(found, nets, seeds, rows, "accuracy"),
                 "After three epochs of training:",
@@ -284,15 +285,11 @@ def write(
                     f"* {'holds' if ok else 'FAILS'}: {line}"
                     for line, ok in bars(found, nets, seeds, rows)
                 ),
-                *(
-                    ["![accuracy over multiply-accumulates](tools/results/quality.png)"]
-                    if drawn
-                    else []
-                ),
+                *(["![accuracy over multiply-accumulates](quality.png)"] if drawn else []),
             ]
         )
         + "\n"
     )
-    (folder / "quality.md").write_text(text)
+    write_table(folder / "quality.md", text)
     _csv(found, nets, seeds, rows, folder / "quality.csv")
     return text

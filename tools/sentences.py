@@ -28,12 +28,12 @@ from zlib import crc32
 
 import click
 import torch
+from tables import RESULTS, write_table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import irprune
 
-HERE = Path(__file__).resolve().parent
 BAR = 0.95
 
 
@@ -144,7 +144,7 @@ def embedded(path: Path, data: Sequence[dict[str, Tensor]]) -> list[Tensor]:
 @click.option(
     "--validate", is_flag=True, help="measure on the validation sentences, and write nothing"
 )
-@click.option("--out", type=click.Path(path_type=Path), default=HERE / "results", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 @click.option("--threads", default=1, show_default=True)
 def main(
     macs: float,
@@ -214,8 +214,7 @@ def main(
     click.echo(text)
     if validate:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "sentences.md").write_text(text)
+    write_table(out / "sentences.md", text)
     if min(mean for name, _, mean, _ in rows if "none" not in name) < BAR:
         raise SystemExit(1)
 

@@ -40,7 +40,8 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import zoo_transformers  # noqa: E402
-from zoo_table import elsewhere, good, summary  # noqa: E402
+from tables import RESULTS, write_table  # noqa: E402
+from zoo_table import brief, elsewhere, good, summary  # noqa: E402
 
 MEMORY = 12 << 30  # bytes of address space for one architecture
 SKIPPED_TORCHVISION = (
@@ -518,7 +519,16 @@ def _preload() -> None:
 @click.option("--ratio", default=0.5, show_default=True)
 @click.option("--limit", default=240, show_default=True, help="Seconds for one architecture.")
 @click.option("--jobs", default=2, show_default=True)
-@click.option("--out", default=str(HERE / "results" / "zoo.jsonl"), show_default=True)
+@click.option(
+    "--log",
+    type=click.Path(path_type=Path),
+    default=HERE / "zoo.jsonl",
+    show_default=True,
+    help="Where whole records are kept.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=RESULTS / "zoo.jsonl", show_default=True
+)
 @click.option(
     "--onnx", is_flag=True, help="Export each to ONNX as well and compare it on onnxruntime."
 )
@@ -545,7 +555,8 @@ def main(
     ratio: float,
     limit: int,
     jobs: int,
-    out: str,
+    log: Path,
+    out: Path,
     onnx: bool,
     against: str | None,
     peer_limit: int,
@@ -554,10 +565,9 @@ def main(
     table: bool,
 ) -> None:
     """Prune public architectures with random weights and record what happened."""
-    path = Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
     done: dict[tuple[str, float], dict[str, Any]] = {}
-    for file in (path, *map(Path, merge)):
+    for file in (out, log, *map(Path, merge)):
         for record in map(json.loads, file.read_text().splitlines() if file.exists() else ()):
             _take(record, done)
     wanted = [n for n in names(everything) if only in n]
@@ -582,7 +592,7 @@ def main(
             lambda n: spawn(n, ratio, limit, False, onnx),
             "pruning",
             jobs,
-            path,
+            log,
             done,
         )
         if against:
@@ -596,11 +606,12 @@ def main(
                     },
                 }
 
-            _each([n for n in wanted if peerless(n)], beside, against, jobs, path, done)
-    path.write_text("".join(elsewhere(json.dumps(r)) + "\n" for r in done.values()))
+            _each([n for n in wanted if peerless(n)], beside, against, jobs, log, done)
+    for path, form in ((log, dict), (out, brief)):
+        path.write_text("".join(elsewhere(json.dumps(form(r))) + "\n" for r in done.values()))
     records = [done[n, ratio] for n in wanted if (n, ratio) in done]
     text = f"{datetime.date.today()}, {versions()}; ratio {ratio}; {len(records)} of {len(wanted)} architectures\n\n{summary(records)}"
-    path.with_suffix(".md").write_text(text)
+    write_table(out.with_suffix(".md"), text)
     print(text)
 
 

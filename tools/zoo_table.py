@@ -1,4 +1,4 @@
-"""The zoo's table for the README, written from the records of ``tools/zoo.py``."""
+"""The table of the public model zoos, written from the records of ``tools/zoo.py``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["PROVEN", "elsewhere", "good", "reach", "summary"]
+__all__ = ["PROVEN", "brief", "elsewhere", "good", "reach", "summary"]
 
 PROVEN = 1e-4  # the relative error up to which a proof counts, as in irprune.base.tolerance
 NEAR = 0.95  # the share of the weights that is to be in reach
@@ -57,6 +57,23 @@ def summary(records: list[Record]) -> str:
     return "\n".join(rows) + "\n"
 
 
+_READ = (  # by ``summary``
+    "name ratio stage error oracle reach_possible params kinds kinds_frozen onnx onnx_error peer"
+).split()
+
+
+def brief(record: Record) -> Record:
+    """What the table needs of ``record``, and no more: a whole record lists every frozen axis."""
+    out = {k: record[k] for k in _READ if k in record and (record[k] or k != "kinds_frozen")}
+    out |= {k: float(f"{out[k]:.2g}") for k in ("oracle", "onnx") if out.get(k) is not None}
+    if record["stage"] == "done":
+        out["reach_possible"] = reach(record)
+        if good(record) and reach(record) < NEAR:
+            out["out_of_reach"] = record.get("out_of_reach")
+            out["frozen"] = dict(list((record.get("frozen") or {}).items())[:2])
+    return out
+
+
 def good(record: Record) -> bool:
     """Whether it was pruned and the proof passed."""
     return record["stage"] == "done" and record["oracle"] is not None and record["oracle"] <= PROVEN
@@ -65,7 +82,7 @@ def good(record: Record) -> bool:
 def reach(record: Record) -> float:
     """The share of the weights within reach of a free axis, of those that need not face an input or
     output on every side."""
-    return float(record.get("reach_possible", record["reach"]))
+    return float(record["reach_possible"] if "reach_possible" in record else record["reach"])
 
 
 def elsewhere(text: str) -> str:

@@ -10,15 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from irprune.ir.dtype import numpy_dtype
 from irprune.ir.graph import Node, Value, Weight
 from irprune.ops.registry import lookup, quantised_in
 from irprune.ops.traits import Quantised
 from irprune.run.statistics import load_as, store
 
 __all__ = ["Stored", "numbers_of", "stored_in"]
-
-_RANGE = {"i8": (-128, 127), "u8": (0, 255), "i16": (-(1 << 15), (1 << 15) - 1)}
-_RANGE |= {"u16": (0, (1 << 16) - 1), "i32": (-(1 << 31), (1 << 31) - 1)}
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ class Stored:
         if self.how is None:
             return numbers
         scale, zero = self._steps()
-        low, high = _RANGE[self.weight.dtype]
-        return (numbers / scale + zero).round().clamp(low, high)
+        bounds = np.iinfo(numpy_dtype(self.weight.dtype))
+        return (numbers / scale + zero).round().clamp(bounds.min, bounds.max)
 
     def _steps(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Scale and zero point, 1 and 0 where they are not stored: the numbers are in steps
@@ -100,11 +98,11 @@ def alone(value: Value | None) -> bool:
         if sum(value.users.values()) != 1 or (isinstance(value, Weight) and value.aliases):
             return False
         made = value.producer
-        value = made.inputs[0] if made is not None and stored_in_first(made) else None
+        value = made.inputs[0] if made is not None and _dequantises(made) else None
     return True
 
 
-def stored_in_first(node: Node) -> bool:
+def _dequantises(node: Node) -> bool:
     """Whether ``node`` dequantises a stored weight."""
     entry = lookup(node)
     return entry is not None and entry.dequantises and isinstance(node.inputs[0], Weight)
@@ -122,10 +120,11 @@ def numbers_of(node: Node, i: int, tensor: torch.Tensor, operands: Sequence[Any]
         return None if held is None else np.asarray(held.double().cpu())
 
     out = tensor.double()
-    zero, scale = given(how.zero), given(how.scale)
     shape = tuple(tensor.shape)
+    zero = given(how.zero)
     if zero is not None:
         out = out - torch.from_numpy(how.spread(zero, shape)).to(out.device)
-    if scale is not None:
-        out = out * torch.from_numpy(how.spread(scale, shape)).to(out.device)
+    for factor in (given(k) for k in (how.scale, *how.more)):
+        if factor is not None:
+            out = out * torch.from_numpy(how.spread(factor, shape)).to(out.device)
     return out

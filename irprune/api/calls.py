@@ -13,19 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 from irprune.analysis.cost import Costs, repeated
 from irprune.analysis.describe import describe
 from irprune.api.checks import check_weights, ranked
+from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
 from irprune.api.option import documented
-from irprune.api.options import (
-    OPTIONS,
-    REPLAY,
-    Options,
-    PruneOptions,
-    ReplayOptions,
-    device_of,
-)
+from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
+from irprune.criteria import refuses_nan
 from irprune.driver.pipelines import analyse, cut_graph
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.frontend.capture import capture
@@ -63,7 +58,7 @@ def prune(
             onnx_graphsurgeon.Graph.
         args: The positional arguments of an example call.
         kwargs: Its keyword arguments.
-        **options: Those that ``irprune.api.options.PruneOptions`` declares.
+        **options: Those that ``irprune.api.declarations.PruneOptions`` declares.
 
     Returns:
         The pruned model, its report, and the ways out.
@@ -76,9 +71,9 @@ def prune(
 
     def choose(graph: Graph, clock: Clock) -> Latency | None:
         with clock("analyse"):
-            check_weights(
-                graph, ranked(graph) if chosen.values["importance"] == "magnitude" else ()
-            )
+            importance = chosen.values["importance"]
+            read = importance is not None and refuses_nan(importance)
+            check_weights(graph, ranked(graph) if read else ())
             _check_rules(graph, chosen)
         with clock("score"):
             chosen.score().run(graph)
@@ -161,7 +156,7 @@ def apply_plan(
         plan: A ``Plan``, its JSON as text or data, or the path of its file.
         args: The positional arguments of an example call.
         kwargs: Its keyword arguments.
-        **options: Those that ``irprune.api.options.ReplayOptions`` declares.
+        **options: Those that ``irprune.api.declarations.ReplayOptions`` declares.
 
     Returns:
         The pruned model, its report, and the ways out.

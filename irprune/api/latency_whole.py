@@ -23,32 +23,12 @@ from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.latency.kernels import kernel_times
 from irprune.latency.predict import Parts
+from irprune.ops.onnx.importer import multiplies
 from irprune.run.session import providers_for, session
 from irprune.run.timing import Timing, interleaved
 from irprune.validate.onnx_run import random_inputs
 
 __all__ = ["Whole"]
-
-_PRODUCTS = (
-    "Conv",
-    "ConvTranspose",
-    "FusedConv",
-    "NhwcFusedConv",
-    "ConvInteger",
-    "QLinearConv",
-    "MatMul",
-    "FusedMatMul",
-    "Gemm",
-    "FusedGemm",
-    "MatMulInteger",
-    "QLinearMatMul",
-    "Attention",
-    "MultiHeadAttention",
-    "GroupQueryAttention",
-    "LSTM",
-    "GRU",
-    "RNN",
-)
 
 
 class Whole:
@@ -111,7 +91,7 @@ class Whole:
             running.run(None, self.feed)
         found = [run for run in kernel_times(running) if run]
         least = {key: min(run.get(key, 0.0) for run in found) for key in found[0]}
-        products = sum(t for (_, name), t in least.items() if name in _PRODUCTS)
+        products = sum(t for (_, name), t in least.items() if multiplies(name))
         rest = sum(least.values()) - products
         if not products + rest:
             return None

@@ -1,5 +1,5 @@
 """How an option of the public calls is declared: once, as ``Annotated[type, Option(...)]`` in a
-TypedDict (``irprune.api.options``).
+TypedDict (``irprune.api.declarations``).
 
 The signatures, their docstrings, the checks, the flags of the command line and what the passes are
 made with all follow from there."""
@@ -7,6 +7,7 @@ made with all follow from there."""
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -61,7 +62,7 @@ class Option:
         fits: Whether a value is of the kind that the option takes.
         takes: What it takes, in words, for the error.
         settle: Makes the final value of a value that fits and of the options settled before it, in
-            the order of ``irprune.api.options.OPTIONS``.
+            the order of ``irprune.api.declarations.OPTIONS``.
         to: The pass whose field of the same name it is: ``score``, ``choose`` or none.
         flags: How the command line spells it; none where it cannot.
         name: Set by ``declared``.
@@ -95,7 +96,8 @@ class Option:
     def __str__(self) -> str:
         default = f"Default: {self.default_text}." if self.default_text else ""
         text = " ".join(filter(None, (self.help, self.more, default)))
-        return f"{self.name} ({inspect.formatannotation(self.type)}): {text}"
+        kind = re.sub(r"\b(?:\w+\.)+(?=\w)", "", inspect.formatannotation(self.type))
+        return f"{self.name} ({kind}): {text}"
 
 
 def declared(cls: type) -> dict[str, Option]:

@@ -1,5 +1,5 @@
 """``irprune prune``. The flags that say options of ``irprune.prune`` follow from their declarations
-(``irprune.api.options``)."""
+(``irprune.api.declarations``)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from irprune import api
+from irprune.api.declarations import OPTIONS, REPLAY
 from irprune.api.option import Flag, Option
-from irprune.api.options import OPTIONS, REPLAY
 from irprune.base.atomic_write import aside, check_folder, check_place
 from irprune.cli.options import F, as_json, inputs, load, model, say, show_json, shown
 from irprune.errors import CheckFailed, IrpruneError

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from irprune.ir.axis import Axes, Axis
@@ -29,11 +29,13 @@ __all__ = [
     "Op",
     "Sample",
     "Unsupported",
+    "amend",
     "aten_target",
     "convolution_of",
     "does_nothing",
     "is_fixed_norm",
     "is_sum",
+    "is_unread",
     "lookup",
     "op",
     "operand_as",
@@ -108,8 +110,8 @@ class Op:
     aten      ATen overloads -> {schema argument: canonical attribute} for those named differently
     onnx      ONNX operators -> importer ``(OnnxNode) -> (operands, attrs)``; None where operands
               and attributes are as in ATen
-    call      ATen overload that runs a node which did not come from ATen, from its attributes; None
-              means the first in ``aten``
+    call      ATen overload that runs a node which did not come from ATen, from its attributes; ""
+              where ``run`` does. None means ``run``, or the first in ``aten`` where there is none
     run       runs the operator in torch where no ATen overload says it: ``run(torch, node,
               operands)``
     resize    after the choice, rewrites attributes that hold sizes: ``resize(node, cut)``
@@ -138,6 +140,8 @@ class Op:
     rearranges  every element of the results is one of the operands', moved, repeated or cast, so
               that what elements are carries over
     learned   whether a stored operand may be learned; False for comparisons, selections and bounds
+    linear    of a product of tensors: whether a use of it gives the product itself; None means that
+              every one does
     unread    stands for a use of an operator that no rule covers
     rounds    results are rounded to the steps of a quantised type
     dequantises  results are the numbers that the integers of the first operand stand for
@@ -173,6 +177,7 @@ class Op:
     rearranges: bool = False
     learned: bool = True
     unread: bool = False
+    linear: Callable[[Node], bool] | None = None
     rounds: bool = False
     dequantises: bool = False
     convolution: Callable[[Node], Convolution | None] | None = None
@@ -281,6 +286,16 @@ def register_onnx(entry: Op, target: str, how: Any) -> None:
     entry.onnx[target] = how  # type: ignore[index]
 
 
+def amend(name: str, **changes: Any) -> Op:
+    """Change fields of entry ``name``, wherever it stands: what another dialect adds to it."""
+    old = TABLE[name]
+    made = replace(old, **changes)
+    for table in (TABLE, _ATEN, _ONNX):
+        for key in [k for k, entry in table.items() if entry is old]:
+            table[key] = made
+    return made
+
+
 def lookup(node: Node) -> Op | None:
     """The entry of ``node``, or None where the table has none."""
     return load_table().get(node.op)
@@ -298,9 +313,11 @@ def aten_target(node: Node) -> str:
     if node.origin.dialect == "aten":
         return node.origin.target
     entry = lookup(node)
-    if entry is None or entry.run is not None:
+    if entry is None:
         return ""
-    return entry.call(node) if entry.call is not None else next(iter(entry.aten), "")
+    if entry.call is not None:
+        return entry.call(node)
+    return "" if entry.run is not None else next(iter(entry.aten), "")
 
 
 def role_of(node: Node, i: int) -> Role:
@@ -348,6 +365,12 @@ def is_fixed_norm(node: Node) -> bool:
         and not node.attrs.get("use_input_stats")
         and not any(v.users for v in node.outputs[1:])
     )
+
+
+def is_unread(node: Node) -> bool:
+    """Whether no rule covers ``node``: its operator has no entry, or not for this use."""
+    entry = lookup(node)
+    return entry is None or entry.unread
 
 
 def does_nothing(node: Node) -> bool:

@@ -20,8 +20,8 @@ from torch import nn
 
 from irprune.analysis.cost import Costs
 from irprune.api.calls import apply_plan, prune
+from irprune.api.declarations import STEP, StepOptions
 from irprune.api.option import documented
-from irprune.api.options import STEP, StepOptions
 from irprune.api.pruned import Pruned
 from irprune.choice.plan import Plan
 from irprune.driver.pipelines import analyse
@@ -61,7 +61,7 @@ def schedule(
             from the share of steps done to the share of the way.
         checkpoint: A folder: what was trained is kept there after each step, and the same call
             with the same model goes on behind the last step that was finished.
-        **options: Those that ``irprune.api.options.StepOptions`` declares.
+        **options: Those that ``irprune.api.declarations.StepOptions`` declares.
 
     Returns:
         An iterator over the steps.

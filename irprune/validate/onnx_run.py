@@ -18,6 +18,7 @@ from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_integer, numpy_dtype
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Size, evaluate, probe_of
+from irprune.ops.registry import lookup
 from irprune.run.session import PRECISE
 
 __all__ = ["difference", "index_limits", "random_inputs", "run_model", "session"]
@@ -110,12 +111,6 @@ def random_inputs(
     return out
 
 
-_PASSING = frozenset(
-    "cast identity unsqueeze squeeze reshape permute expand slice cat split select repeat where".split()
-)
-_INDEXING = {"gather_at", "gather_rows", "gather_elements", "scatter_elements"}
-
-
 def index_limits(graph: Graph) -> dict[Value, Size]:
     """For integer values that are used as indices, the size of the smallest dimension that they
     index."""
@@ -126,17 +121,11 @@ def index_limits(graph: Graph) -> dict[Value, Size]:
             below[value] = size
 
     for node in reversed(graph.nodes):
-        if node.op in _INDEXING:
-            note(node.operand(1), node.operand(0).shape[node.attrs["dim"]])
-        elif node.op in ("gather_nd", "scatter_nd"):
-            batch, depth = node.attrs.get("batch_dims", 0), node.operand(1).shape[-1]
-            for size in (
-                node.operand(0).shape[batch : batch + depth] if isinstance(depth, int) else ()
-            ):
-                note(node.operand(1), size)
-        elif node.op == "one_hot_at":
-            note(node.operand(0), node.attrs["depth"])
-        elif node.op in _PASSING:
+        entry = lookup(node)
+        if entry is not None and entry.indexes is not None:
+            for i, size in entry.indexes(node):
+                note(node.operand(i), size)
+        elif entry is not None and entry.rearranges:
             for v in node.outputs:
                 if v in below:
                     for x in node.inputs:

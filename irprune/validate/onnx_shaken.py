@@ -11,6 +11,8 @@ from irprune.frontend.onnx.source import onnx_source
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import groups_of
 from irprune.ir.kept import Kept
+from irprune.ops.onnx.fold import is_constant, is_filled
+from irprune.ops.registry import readers_of, role_of
 
 __all__ = ["same_choice", "shaken_model"]
 
@@ -46,7 +48,7 @@ def shaken_model(graph: Graph, seed: int = 0) -> onnx.ModelProto:
     nodes = [
         n
         for n in model.graph.node
-        if not (n.op_type in ("Constant", "ConstantOfShape") and n.output[0] in moved)
+        if not ((is_constant(n.op_type) or is_filled(n.op_type)) and n.output[0] in moved)
     ]
     initializers = [moved.pop(t.name, t) for t in model.graph.initializer]
     del model.graph.node[:], model.graph.initializer[:]
@@ -57,11 +59,7 @@ def shaken_model(graph: Graph, seed: int = 0) -> onnx.ModelProto:
 
 def _multiplies(weight: Weight) -> bool:
     """Whether ``weight`` is the scale or the variance of a norm."""
-    return any(
-        "norm" in node.op and node.has(i) and node.inputs[i] is weight
-        for node in weight.users
-        for i in (1, 4)
-    )
+    return any(role_of(node, i) in ("scale", "variance") for node, i in readers_of(weight))
 
 
 def same_choice(graph: Graph, twin: Graph) -> Kept | None:

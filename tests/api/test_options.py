@@ -15,8 +15,9 @@ from click.testing import CliRunner
 
 import irprune
 from irprune import api
+from irprune.analysis.cost import MEASURES
+from irprune.api.declarations import OPTIONS, REPLAY, STEP, PruneOptions
 from irprune.api.option import Option, declared, documented
-from irprune.api.options import OPTIONS, REPLAY, STEP, PruneOptions
 from irprune.cli import prune as command
 from irprune.errors import IrpruneError
 from irprune.passes.choose import Choose
@@ -117,6 +118,13 @@ def test_every_option_refuses_what_it_does_not_take(name: str) -> None:
     assert str(refused.value).endswith(f"; it takes {OPTIONS[name].takes}")
 
 
+def test_patterns_that_can_be_read_once_alone_are_refused() -> None:
+    """They would be gone after the check."""
+    with pytest.raises(IrpruneError, match="keep is <generator"):
+        api.Options(keep=(p for p in ["head*"]))  # type: ignore[arg-type]
+    assert api.Options(calibration=iter([1, 2])).calibration == [1, 2]
+
+
 def test_a_name_that_is_no_option_is_refused() -> None:
     with pytest.raises(IrpruneError, match="no option 'colour'; one of ratio, budget"):
         api.Options(colour="blue")  # type: ignore[call-arg]
@@ -194,6 +202,7 @@ def told(monkeypatch: pytest.MonkeyPatch, *argv: str) -> dict[str, Any]:
 def test_every_option_that_a_command_line_can_say_has_a_flag() -> None:
     assert {name for name, option in OPTIONS.items() if not option.flags} == UNSAID
     assert {flag.name for option in OPTIONS.values() for flag in option.flags} == set(SAID)
+    assert [flag.key for flag in OPTIONS["budget"].flags] == [*MEASURES, "latency"]
     given = {p.opts[0] for p in command.prune.params if isinstance(p, click.Option)}
     assert given == {*SAID, "--output", "-o", "--input", "--pretrained", "--plan", "--json"} - {
         "--output"

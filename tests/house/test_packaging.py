@@ -176,7 +176,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     copy, unpacked = (tmp_path_factory.mktemp(name) for name in ("copy", "unpacked"))
     for name in ("irprune", "passes"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy / name)
     sdist = build("sdist", copy)
     with tarfile.open(sdist) as packed:

@@ -1,8 +1,8 @@
-"""What the README says is run: its Python example, its pass, its command lines, and its tables are
-current."""
+"""What the README says is run: its Python examples and command lines; tables are current."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,6 +13,11 @@ import pytest
 from irprune.cli import run
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from tables import RESULTS, cells, table_of, write_table  # noqa: E402
+from zoo_table import summary  # noqa: E402
+
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.S)
 PYTHON = [code for kind, code in BLOCKS if kind == "python"]
@@ -32,23 +37,16 @@ def test_python_example(
     assert "Conv2d(3, 8" in made.stdout
 
 
-def test_pass_of_the_tutorial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_example_of_a_language_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its code, saved under the name that the text gives, in the command that the text gives, does
-    what the text says."""
-    assert PYTHON[1] == (ROOT / "tests" / "data" / "my_pass.py").read_text()
-    (tmp_path / "my_pass.py").write_text(PYTHON[1])
-    (tmp_path / "models").symlink_to(ROOT / "models")
-    command = next(code.strip() for _, code in BLOCKS if code.startswith("irprune opt"))
-    difference = next(code for _, code in BLOCKS if code.startswith("-  %"))
-    monkeypatch.chdir(tmp_path)
-    assert run([w.strip('"') for w in re.findall(r'"[^"]*"|\S+', command)[1:]]) == 0
-    told = capsys.readouterr()
-    after = told.err.partition("+++ after protect-small")[2].partition("+++ after score")[0]
-    assert all(line in after for line in difference.splitlines())
-    widths = re.findall(r"%blocks\.\d\.conv1\.weight: f32\[(\d+), ", told.out)
-    assert widths == ["32", "32", "32", "32"], "two of 32 as they were, two of 64 halved"
+    monkeypatch.syspath_prepend(str(ROOT))
+    space: dict[str, object] = {}
+    exec(PYTHON[1], space)
+    assert "exact" in capsys.readouterr().out
+    pruned = space["pruned"]
+    assert not [n for n in pruned.kept if "embed" in n]  # type: ignore[attr-defined]
+    assert any("q_proj" in n for n in pruned.kept)  # type: ignore[attr-defined]
 
 
 RESNET = """
@@ -79,42 +77,54 @@ def build():
 def test_command_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Every line of the block under "From the command line", on files of the names that it uses."""
+    """Every line of the block under "An ONNX file", on files of the names that it uses."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "resnet.py").write_text(RESNET)
-    assert (
-        run(
-            [
-                "prune",
-                "resnet.py:build",
-                "--input",
-                "1x3x224x224",
-                "--ratio",
-                "0",
-                "-o",
-                "model.onnx",
-            ]
-        )
-        == 0
-    )
-    for twin in "ab":
-        (tmp_path / f"{twin}.onnx").write_bytes((tmp_path / "model.onnx").read_bytes())
-    block = next(code for _, code in BLOCKS if code.startswith("irprune prune"))
+    made = "prune resnet.py:build --input 1x3x224x224 --ratio 0 -o model.onnx"
+    assert run(made.split()) == 0
+    block = next(code for _, code in BLOCKS if code.startswith("irprune inspect"))
     lines = [line.split("#")[0].split() for line in block.splitlines()]
-    assert len(lines) >= 7
+    assert [words[1] for words in lines] == ["inspect", "explain", "prune", "bench"]
     told = {}
     for words in lines:
         capfd.readouterr()
         assert words[0] == "irprune" and run(words[1:]) == 0, words
         told[words[1]] = capfd.readouterr().out
-    assert (tmp_path / "small" / "model.py").exists()
     assert (tmp_path / "smaller.onnx").stat().st_size < (tmp_path / "model.onnx").stat().st_size
     assert "layer1.0.conv1.weight:0: 8 channels" in told["explain"] and "frozen:" in told["inspect"]
 
 
-def test_tables_are_current() -> None:
-    done = subprocess.run([sys.executable, str(ROOT / "tools/readme.py"), "--check"], check=False)
-    assert done.returncode == 0, "run python tools/readme.py"
+def test_the_headline_table_is_current() -> None:
+    command = [sys.executable, str(ROOT / "tools/readme.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_table_of_the_zoo_is_that_of_its_records() -> None:
+    lines = (RESULTS / "zoo.jsonl").read_text().splitlines()
+    head, _, table = table_of("zoo").partition("\n\n")
+    assert head.endswith(f"{len(lines)} of {len(lines)} architectures")
+    assert table.strip() == summary([json.loads(line) for line in lines]).strip()
+
+
+def test_a_tool_replaces_the_table_of_a_page_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "speed.md"
+    page.write_text("# Speed\n\nHow.\n\n<!-- table -->\n\nold\n\n<!-- end -->\n")
+    write_table(page, "| a | b |\n| --- | --- |\n| 1 | 2 |\n")
+    assert page.read_text().startswith("# Speed\n\nHow.\n\n<!-- table -->\n\n| a | b |\n")
+    assert "old" not in page.read_text()
+    assert cells("speed", tmp_path) == [{"a": "1", "b": "2"}]
+    write_table(tmp_path / "new.md", "text\n\n")
+    assert (tmp_path / "new.md").read_text() == "text\n"
+    with pytest.raises(ValueError, match="no table"):
+        table_of("new", tmp_path)
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) <= 150
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_test_command_is_what_ci_runs() -> None:

@@ -26,13 +26,14 @@ from irprune.frontend.onnx.functions import Call, closed, still_called
 from irprune.frontend.onnx.order import captured, reads, target_of
 from irprune.frontend.onnx.proto import attributes
 from irprune.frontend.onnx.reader import nodes_of
-from irprune.frontend.onnx.shapes import fold
 from irprune.frontend.onnx.source import Place, onnx_source
 from irprune.ir.dtype import TO_ONNX, is_integer
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ir.size import Sym, same
 from irprune.ops.arrays import as_numpy
+from irprune.ops.onnx.fold import fold, is_constant, reads_sizes
 from irprune.ops.onnx.importer import spelling_of
+from irprune.ops.registry import is_unread
 
 __all__ = ["Emitter", "emit_onnx", "write_onnx"]
 
@@ -199,7 +200,7 @@ class Emitter:
         if index is None:
             return False
         node = self.nodes[index]
-        if target_of(node) == "Constant":
+        if is_constant(target_of(node)):
             attribute = node.attribute[0]
             if attribute.name == "value":
                 attribute.t.CopyFrom(tensor_of(attribute.t.name, load(), attribute.t))
@@ -248,7 +249,7 @@ class Emitter:
         return self.add_constant(old or f"{self.nodes[index].output[0]}_{slot}", array)
 
     def _is_constant(self, name: str) -> bool:
-        return name in self.makers and target_of(self.nodes[self.makers[name]]) == "Constant"
+        return name in self.makers and is_constant(target_of(self.nodes[self.makers[name]]))
 
     def now(self, name: str) -> Array | None:
         """The value of a small tensor as the edited model computes it."""
@@ -306,7 +307,7 @@ class Emitter:
                 _rename(node, name, held)
         loose = [j for j, name in enumerate(node.input) if name and j not in covered]
         moved = [j for j in loose if not self._as_before(node.input[j])]
-        spelling = spelling_of(target_of(node)) if steps[0][0].op != "opaque" else None
+        spelling = None if is_unread(steps[0][0]) else spelling_of(target_of(node))
         changed = any(n.attrs != place.attrs for n, place in steps) or any(
             self._resized(v) for n, _ in steps for v in (*n.inputs, *n.outputs)
         )
@@ -338,7 +339,7 @@ class Emitter:
             if i in placed:
                 continue
             if (
-                target_of(node) == "Shape"
+                reads_sizes(target_of(node))
                 and node.input[0] in lost
                 and node.output[0] in self.source.known
             ):

@@ -214,7 +214,7 @@ def _layer_sizes(module: nn.Module, node: Node | None) -> Iterator[tuple[str, An
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and w is not None:
         yield "normalized_shape", tuple(w.shape)
     elif isinstance(module, nn.GroupNorm):
-        if node is not None and node.op == "group_norm":
+        if node is not None and "num_groups" in node.attrs:
             yield "num_groups", node.attrs["num_groups"]
         if w is not None:
             yield "num_channels", w.shape[0]

@@ -33,7 +33,6 @@ from irprune.frontend.onnx.proto import (
     type_proto,
     value_type,
 )
-from irprune.frontend.onnx.shapes import LIMIT, fold, symbolic
 from irprune.frontend.onnx.source import OnnxSource, Place, Stored
 from irprune.frontend.onnx.types import check_types, without_data
 from irprune.ir.body import Body
@@ -41,18 +40,31 @@ from irprune.ir.dtype import is_float, is_integer
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, symbol
 from irprune.ops.onnx.dynamic import at_run_time
-from irprune.ops.onnx.importer import PREVIOUS, Misfit, OnnxNode, Step, Unread, called, spelling_of
-from irprune.ops.registry import load_table, lookup
+from irprune.ops.onnx.fold import (
+    LIMIT,
+    SIZES,
+    cast_to,
+    fold,
+    is_constant,
+    is_filled,
+    reads_sizes,
+    symbolic,
+)
+from irprune.ops.onnx.importer import (
+    PREVIOUS,
+    Misfit,
+    OnnxNode,
+    Step,
+    Unread,
+    called,
+    refused,
+    spelling_of,
+)
+from irprune.ops.registry import load_table, lookup, quantised_in, readers_of, role_of
 
 __all__ = ["capture_onnx", "nodes_of"]
 
 PLAIN = 1 << 16  # elements of a tensor that is looked through for being one number all over
-_LAID_OUT = frozenset(
-    "identity cast unsqueeze squeeze reshape permute expand slice select split".split()
-)
-_NOT_LEARNED = frozenset(
-    "where scatter_elements scatter_nd max_of min_of clip eq lt le gt ge pow_tensor logical_and logical_or one_hot_at".split()
-)
 Array = NDArray[Any]
 
 
@@ -152,11 +164,11 @@ class _Reader:
         (an instance norm of what was reshaped)."""
         for weight in self.graph.weights.values():
             readers, seen = list(weight.users), set(weight.users)
-            while readers and all(n.op in _LAID_OUT or n.op in _NOT_LEARNED for n in readers):
+            while readers and all(_lays_out(n) or _compares(n) for n in readers):
                 readers = [
                     u
                     for n in readers
-                    if n.op in _LAID_OUT
+                    if not _compares(n)
                     for v in n.outputs
                     for u in v.users
                     if u not in seen
@@ -167,12 +179,12 @@ class _Reader:
             elif (
                 weight.dtype in ("i8", "u8", "i4", "u4")
                 and weight.rank > 1
-                and any(_quantised(n) for n in weight.users)
+                and any(_learned(n, i) for n, i in readers_of(weight))
             ):
                 weight.kind = "parameter"
         for node in self.graph.nodes:
-            made = node.operand(0).producer if node.op == "instance_norm" else None
-            for value in node.inputs[1:] if made is not None and made.op == "reshape" else ():
+            made = node.operand(0).producer if node.attrs.get("use_input_stats") else None
+            for value in node.inputs[1:] if made is not None and _is_view(made) else ():
                 if isinstance(value, Weight) and len(np.unique(value.load())) == 1:
                     value.kind, value.trainable = "constant", False
 
@@ -201,7 +213,7 @@ class _Reader:
 
     def _visit(self, index: int, node: onnx.NodeProto) -> None:
         target = target_of(node)
-        if target == "Constant":
+        if is_constant(target):
             array = constant_array(node)
             if array is not None:
                 self._store(Stored("constant", node.output[0], array), constant_type(node))
@@ -209,7 +221,7 @@ class _Reader:
         types = [self.types.get(name) if name else None for name in node.input]
         attrs = attributes(node)
         opset = self.source.opset(node.domain)
-        if target == "ConstantOfShape" and self._filled(node, attrs):
+        if is_filled(target) and self._filled(node, attrs):
             return
         known = self._fold(node, target, opset, attrs, types)
         if known is not None:
@@ -219,9 +231,7 @@ class _Reader:
                     self._known_dtype(target, attrs, types, value), value.shape
                 )
                 self.deferred[name] = index
-                if target in ("Shape", "Size") or any(
-                    n in self.source.computed for n in node.input
-                ):
+                if reads_sizes(target) or any(n in self.source.computed for n in node.input):
                     self.source.computed[name] = None
             return
         self._make(index, node, target, opset, attrs, types)
@@ -248,9 +258,9 @@ class _Reader:
     ) -> str:
         if array.dtype != object:
             return dtype_of(onnx.helper.np_dtype_to_tensor_dtype(array.dtype))
-        if target == "Cast":
-            return dtype_of(attrs["to"])
-        if target in ("Shape", "Size"):
+        if (made := cast_to(target, attrs)) is not None:
+            return dtype_of(made)
+        if reads_sizes(target):
             return "i64"
         return next((t.dtype for t in types if t is not None and t.dtype != "bool"), "i64")
 
@@ -363,10 +373,7 @@ class _Reader:
                     f"node '{node.name or node.output[0]}' ({target}) cannot run: {why}", self.where
                 ) from why
             fallback = at_run_time(view, str(why))
-            steps = [
-                fallback
-                or Step("opaque", tuple(range(len(names))), {"target": target, "why": str(why)})
-            ]
+            steps = [fallback or refused(target, len(names), str(why))]
             final = self._types_of(steps[-1], view, node)
         for k, step in enumerate(steps):
             if any(isinstance(v, Body) for v in step.attrs.values()):
@@ -498,7 +505,7 @@ class _Reader:
         array, kind = self.known[name], self.types[name]
         if symbolic(array):
             made = self.graph.add(
-                "sizes",
+                SIZES,
                 [],
                 {
                     "values": [
@@ -598,10 +605,26 @@ class _Reader:
         return self.whole
 
 
-def _quantised(node: Node) -> bool:
-    """Whether ``node`` reads integers as what was learned."""
+def _is_view(node: Node) -> bool:
     entry = lookup(node)
-    return entry is not None and entry.family in ("quant", "qlinear", "nbits")
+    return entry is not None and entry.is_view
+
+
+def _lays_out(node: Node) -> bool:
+    """Whether what ``node`` makes holds the elements that it reads."""
+    entry = lookup(node)
+    return entry is not None and entry.rearranges
+
+
+def _compares(node: Node) -> bool:
+    """Whether what ``node`` reads is no learned number: a mask, a bound, what is written over."""
+    entry = lookup(node)
+    return entry is not None and not entry.learned
+
+
+def _learned(node: Node, i: int) -> bool:
+    """Whether ``node`` reads the integers of operand ``i`` as what was learned."""
+    return i in quantised_in(node) or role_of(node, i) == "weight"
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 
 from irprune.errors import IrpruneError
-from irprune.frontend.onnx.shapes import LIMIT
+from irprune.ops.onnx.fold import LIMIT
 
 __all__ = ["check_types", "without_data"]
 

@@ -532,6 +532,7 @@ contraction(
             target="aten._cdist_forward.default",
         ),
     ),
+    linear=lambda node: False,
 )
 
 

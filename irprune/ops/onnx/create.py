@@ -11,6 +11,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, Sym
+from irprune.ops.onnx.fold import SIZES
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import agree, like
 from irprune.ops.registry import Arg
@@ -27,7 +28,7 @@ def _sizes(axes: Axes, node: Node) -> None:
     node.out.axes = tuple(axes.frozen(s, "sizes as a tensor") for s in node.out.shape)
 
 
-op("sizes", _sizes, run=runs("sizes"), free=True)
+op(SIZES, _sizes, run=runs("sizes"), free=True)
 
 
 def _filled(node: OnnxNode) -> Step:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from irprune.ir.body import Body
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
-from irprune.ops.registry import TABLE, Arg, Op, Sample, load_table, register_onnx, spelling
+from irprune.ops.registry import TABLE, Arg, Op, Sample, amend, load_table, register_onnx, spelling
 
 __all__ = [
     "PREVIOUS",
@@ -29,6 +29,9 @@ __all__ = [
     "Step",
     "Unread",
     "called",
+    "extended",
+    "multiplies",
+    "refused",
     "runs",
     "same_attrs",
     "sampled",
@@ -239,6 +242,11 @@ def called(node: OnnxNode, body: Body) -> Step:
     return Step("called", None, attrs, types[: len(node.outputs)])
 
 
+def refused(target: str, count: int, why: str) -> Step:
+    """A use of the ONNX operator ``target``, of ``count`` inputs, that no reader covers."""
+    return Step("opaque", tuple(range(count)), {"target": target, "why": why})
+
+
 def _plain(name: str) -> Reader:
     return lambda node: Step(name)
 
@@ -250,6 +258,20 @@ def spelling_of(target: str) -> Spelling | None:
     if found is None and (entry := spelling("onnx", target)) is not None:
         found = SPELLINGS[target] = Spelling(target, _plain(entry.name), None, (entry.name,))
     return found
+
+
+def multiplies(name: str) -> bool:
+    """Whether an ONNX operator, of whatever domain, is a product of tensors: what its time grows
+    with are multiply-accumulates. Runtimes put the layout that they changed to before the name."""
+    load_table()
+    plain = name.removeprefix("Nhwc")
+    domains = ("", "com.microsoft::")
+    entries = [
+        TABLE[e] for d in domains if (s := SPELLINGS.get(d + plain)) is not None for e in s.entries
+    ]
+    return any(e.letters is not None or e.convolution is not None for e in entries) or any(
+        e.macs is not None and e.signature is None for e in entries
+    )
 
 
 # -- running in torch ------------------------------------------------------------------------------
@@ -293,6 +315,12 @@ def variant(base: str, name: str, run: str, results: int = 1, **changes: Any) ->
         raise ValueError(f"operator {name!r} is declared twice")
     TABLE[name] = made
     return made
+
+
+def extended(name: str, run: str, results: int = 1) -> None:
+    """Let nodes of entry ``name`` that came from ONNX be run by
+    ``irprune.ops.onnx.functions.<run>``, unless ``Op.call`` gives an overload."""
+    amend(name, run=runs(run, results))
 
 
 def same_attrs(*names: str) -> Writer:

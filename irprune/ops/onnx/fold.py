@@ -13,15 +13,23 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import numpy_helper
 
-from irprune.frontend.onnx.proto import dtype_of
-from irprune.ir.dtype import is_integer, numpy_dtype
+from irprune.ir.dtype import FROM_ONNX, is_integer, numpy_dtype
 from irprune.ir.graph import TensorType
 from irprune.ir.size import Sym, probe_of
 
-__all__ = ["LIMIT", "fold", "symbolic"]
+__all__ = [
+    "LIMIT",
+    "SIZES",
+    "cast_to",
+    "fold",
+    "is_constant",
+    "is_filled",
+    "reads_sizes",
+    "symbolic",
+]
 
+SIZES = "sizes"  # the entry that computed shape arithmetic is, where it is read as a tensor
 LIMIT = 64  # elements: shape arithmetic is over vectors as long as a rank; larger tensors are data
 Array = NDArray[Any]
 
@@ -253,7 +261,7 @@ def _unary(f: Callable[[Any], Any], floats: bool = False) -> Any:
 def _cast(
     opset: int, attrs: dict[str, Any], types: Sequence[TensorType | None], known: Any
 ) -> Array:
-    a, to = _need(known, 0), dtype_of(attrs["to"])
+    a, to = _need(known, 0), FROM_ONNX[attrs["to"]]
     if symbolic(a):
         if to[0] not in "iuf":
             raise _Unknown
@@ -331,6 +339,8 @@ def _filled(
     shape = _ints(known, 0)
     if np.prod(shape, dtype=np.int64) > LIMIT:
         raise _Unknown
+    from onnx import numpy_helper  # the attribute is still a message of the file
+
     value = numpy_helper.to_array(attrs["value"]) if "value" in attrs else np.zeros(1, np.float32)
     return np.full(shape, value.reshape(-1)[0], dtype=value.dtype)
 
@@ -438,3 +448,27 @@ _HANDLERS: dict[str, Any] = {
     "And": _compare(lambda a, b: a and b),
     "Or": _compare(lambda a, b: a or b),
 }
+
+
+# -- operators that hold or read what is known -----------------------------------------------------
+
+
+def is_constant(target: str) -> bool:
+    """Whether an ONNX operator holds its result as an attribute."""
+    return target == "Constant"
+
+
+def is_filled(target: str) -> bool:
+    """Whether an ONNX operator makes a tensor of a given shape that is one number all over."""
+    return target == "ConstantOfShape"
+
+
+def reads_sizes(target: str) -> bool:
+    """Whether an ONNX operator reads of its operand the sizes alone."""
+    return target in ("Shape", "Size")
+
+
+def cast_to(target: str, attrs: dict[str, Any]) -> int | None:
+    """The ONNX number of the element type that an operator casts to, None for one that casts
+    nothing."""
+    return int(attrs["to"]) if target == "Cast" else None

@@ -1,0 +1,399 @@
+"""The options of the public calls, each declared here, once: with its type, default, help, check,
+pass and flags. To add one is to add its declaration, and the field of the pass that it is.
+
+The three classes say which call takes which options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Any, TypedDict
+
+from irprune.analysis.widths import PREFER
+from irprune.api.option import Flag, Option, declared
+from irprune.api.option_kinds import (
+    is_bool,
+    is_budget,
+    is_number,
+    is_shares,
+    is_text,
+    is_texts,
+    is_whole,
+    one_of,
+    or_none,
+    read_ratios,
+    read_repair,
+    read_round_to,
+    settle_calibration,
+    settle_importance,
+    settle_keep,
+    settle_normalise,
+    settle_repair,
+    settle_scope,
+)
+from irprune.choice.scopes import SCOPES
+from irprune.criteria import Importance, criteria
+from irprune.criteria.normalise import NORMALISERS
+from irprune.criteria.places import REDUCTIONS
+from irprune.passes.repairs import repairs
+
+__all__ = ["OPTIONS", "REPLAY", "STEP", "PruneOptions", "ReplayOptions", "StepOptions"]
+
+DEVICES = ("auto", "cpu", "cuda")
+NORMALISED = (*NORMALISERS, "measured")
+
+
+class ReplayOptions(TypedDict, total=False):
+    """The options that choose nothing: all that ``apply_plan`` takes."""
+
+    proof: Annotated[
+        bool,
+        Option(
+            True,
+            "False leaves the proof out.",
+            fits=is_bool,
+            takes="True or False",
+            flags=(Flag("--no-proof", constant=False, help="Leave the proof out."),),
+        ),
+    ]
+    strict: Annotated[
+        bool,
+        Option(
+            False,
+            "Refuse a model with an operator that no rule covers.",
+            fits=is_bool,
+            takes="True or False",
+            flags=(Flag("--strict", constant=True),),
+        ),
+    ]
+    device: Annotated[
+        str,
+        Option(
+            "auto",
+            "Where the proof, the comparison and the timing run; auto takes CUDA where there is a "
+            "GPU.",
+            '"auto", "cpu", "cuda", or one GPU as "cuda:1".',
+            fits=lambda x: isinstance(x, str) and (x in DEVICES or x.startswith("cuda:")),
+            takes=f"one of {', '.join(DEVICES)}, or cuda:0, cuda:1, ...",
+            flags=(Flag("--device", DEVICES),),
+        ),
+    ]
+    dynamic_shapes: Annotated[Any, Option(None, "As in ``torch.export.export``.")]
+    calibration: Annotated[
+        Any,
+        Option(
+            None,
+            "A few hundred inputs for criteria and repairs that read data.",
+            "An iterable, a tensor, or a folder of .npy, .npz or image files "
+            "(``irprune.run.calibration``).",
+            settle=settle_calibration,
+            to="score",
+            flags=(
+                Flag(
+                    "--calibration",
+                    metavar="FOLDER",
+                    help="Folder of .npy, .npz or image files: data for criteria and repairs that "
+                    "read it.",
+                ),
+            ),
+        ),
+    ]
+    repair: Annotated[
+        str | bool | Sequence[str] | None,
+        Option(
+            None,
+            "Refit what is left to the original, after the proof: "
+            f"{', '.join(repairs())}, or several.",
+            "On ``calibration``, or on noise where there is none (``irprune.api.repair``). True is "
+            "least_squares, False none.",
+            otherwise="least_squares with calibration data, else none",
+            fits=or_none(lambda x: is_bool(x) or is_texts(x)),
+            takes='names of repairs, as in ["least_squares"]',
+            settle=settle_repair,
+            flags=(
+                Flag(
+                    "--repair",
+                    metavar="METHOD",
+                    multiple=True,
+                    read=read_repair,
+                    help="Refit what is left to the original, after the proof: "
+                    f"{', '.join(repairs())} or none.",
+                ),
+            ),
+        ),
+    ]
+
+
+class StepOptions(ReplayOptions, total=False):
+    """What ``schedule`` takes beside its own ``ratio`` and ``budget``."""
+
+    importance: Annotated[
+        str | Importance | None,
+        Option(
+            None,
+            f"The criterion that ranks channels: {', '.join(sorted(criteria()))}.",
+            "A name of ``irprune.criteria``, or an object with ``scores(graph, groups, blocks)``.",
+            otherwise="magnitude; osscar with calibration data",
+            fits=or_none(lambda x: isinstance(x, (str, Importance))),
+            takes="the name of a criterion, or an object with scores(graph, groups, blocks)",
+            settle=settle_importance,
+            to="score",
+            flags=(Flag("--importance", metavar="NAME"),),
+        ),
+    ]
+    scope: Annotated[
+        str | None,
+        Option(
+            None,
+            "Rank within each width (local), over all (global), over groups of the same structure "
+            "(isomorphic), or meet a budget at the least loss (knapsack).",
+            "A knapsack wants scores that are losses (``normalise='measured'``); sums of "
+            "magnitudes are none.",
+            otherwise="local; knapsack for a budget with calibration data",
+            fits=or_none(is_text),
+            takes=one_of(SCOPES),
+            settle=settle_scope,
+            to="choose",
+            flags=(Flag("--scope", SCOPES),),
+        ),
+    ]
+    keep: Annotated[
+        str | Sequence[str],
+        Option(
+            (),
+            "Patterns over weights, groups (weight:dim) and modules that stay whole.",
+            'As in ["head*"].',
+            fits=is_texts,
+            takes='patterns over weights, groups and modules, as in ["head*"]',
+            settle=settle_keep,
+            to="choose",
+            flags=(Flag("--keep", metavar="PATTERN", multiple=True),),
+        ),
+    ]
+    ratios: Annotated[
+        Mapping[str, float],
+        Option(
+            MappingProxyType({}),
+            "Pattern to ratio, for groups to be cut by a ratio of their own.",
+            fits=is_shares,
+            takes='ratios by pattern, as in {"layer1*": 0.25}',
+            to="choose",
+            flags=(
+                Flag(
+                    "--ratio-of",
+                    metavar="PATTERN=RATIO",
+                    multiple=True,
+                    read=read_ratios,
+                    help="A ratio of their own for what PATTERN matches.",
+                ),
+            ),
+        ),
+    ]
+    round_to: Annotated[
+        int | str | None,
+        Option(
+            None,
+            "Widths become multiples of this; auto: of what onnxruntime likes here, as measured.",
+            "For example 16 for convolutions on AVX-512 and 8 on AVX2; for matrix products the same "
+            "or 1.",
+            otherwise="1; auto with a budget on latency",
+            fits=or_none(lambda x: is_whole(x) or is_text(x)),
+            takes="a whole number from 1 on, or auto",
+            to="choose",
+            flags=(Flag("--round-to", metavar="N|auto", read=read_round_to),),
+        ),
+    ]
+    min_channels: Annotated[
+        int,
+        Option(
+            1,
+            "No group gets narrower than this.",
+            fits=is_whole,
+            takes="a whole number from 1 on",
+            to="choose",
+            flags=(Flag("--min-channels", int),),
+        ),
+    ]
+    max_ratio: Annotated[
+        float,
+        Option(
+            1.0,
+            "No group loses a larger share than this.",
+            fits=is_number,
+            takes="a share from 0 to 1",
+            to="choose",
+            flags=(Flag("--max-ratio", float),),
+        ),
+    ]
+    prefer: Annotated[
+        str,
+        Option(
+            "heads",
+            "Which factor of a product of widths carries its ratio.",
+            f"One of {', '.join(PREFER)}.",
+            fits=is_text,
+            takes=one_of(PREFER),
+            to="choose",
+            flags=(Flag("--prefer", PREFER),),
+        ),
+    ]
+    per_block: Annotated[
+        bool,
+        Option(
+            True,
+            "Let every head or group keep inner indices of its own, where that is legal.",
+            fits=is_bool,
+            takes="True or False",
+            to="choose",
+            flags=(
+                Flag(
+                    "--no-per-block",
+                    constant=False,
+                    help="Keep the same inner indices in every head or group.",
+                ),
+            ),
+        ),
+    ]
+    reduce: Annotated[
+        str | None,
+        Option(
+            None,
+            f"How importance is joined over the places of a group: {', '.join(REDUCTIONS)}.",
+            otherwise="the criterion's own",
+            fits=or_none(is_text),
+            takes=one_of(REDUCTIONS),
+            to="score",
+            flags=(Flag("--reduce", tuple(REDUCTIONS)),),
+        ),
+    ]
+    normalise: Annotated[
+        str | None,
+        Option(
+            None,
+            f"How importance is made comparable between groups: {', '.join(NORMALISED)}.",
+            "Measured: by what the outputs lose on the calibration data.",
+            otherwise="mean; measured for a knapsack with calibration data",
+            fits=or_none(is_text),
+            takes=one_of(NORMALISED),
+            settle=settle_normalise,
+            to="score",
+            flags=(Flag("--normalise", NORMALISED),),
+        ),
+    ]
+    seed: Annotated[
+        int | None,
+        Option(
+            None,
+            "Seed of a criterion that draws.",
+            fits=or_none(is_whole),
+            takes="a whole number",
+            to="score",
+            flags=(Flag("--seed", int),),
+        ),
+    ]
+    loss: Annotated[
+        Callable[[Any, Any], Any] | None,
+        Option(
+            None,
+            "``loss(outputs, batch)`` for criteria that read gradients.",
+            otherwise="labels drawn from the model's own output",
+            fits=or_none(callable),
+            takes="a function of outputs and batch that gives a number",
+            to="score",
+        ),
+    ]
+    threads: Annotated[
+        int,
+        Option(
+            0,
+            "Threads of onnxruntime for a budget on latency; 0 leaves its default.",
+            fits=lambda x: is_whole(x) and x >= 0,
+            takes="a whole number; 0 leaves it to onnxruntime",
+            flags=(Flag("--threads", int),),
+        ),
+    ]
+    progress: Annotated[
+        Callable[[str], None] | None,
+        Option(
+            None,
+            "Called with a line of text where measuring takes its time.",
+            fits=or_none(callable),
+            takes="a function of a line of text",
+        ),
+    ]
+
+
+class PruneOptions(StepOptions, total=False):
+    """All options of ``prune``."""
+
+    ratio: Annotated[
+        float,
+        Option(
+            0.5,
+            "Share of every width that is dropped, 0 to 1.",
+            fits=is_number,
+            takes="a number from 0 to 1: the share of every width that is dropped",
+            to="choose",
+            flags=(Flag("--ratio", float),),
+        ),
+    ]
+    budget: Annotated[
+        Mapping[str, float | str] | None,
+        Option(
+            None,
+            "What may be left, found in place of ``ratio``: macs, params, bytes, activation (peak "
+            "bytes) or latency.",
+            'Shares up to 1 or amounts, as in {"macs": 0.5}; several hold together. {"latency": '
+            '0.5} or {"latency": "3ms"} on onnxruntime is predicted from times of its operators, '
+            "which are measured once and kept in the user's cache, then measured on the cut "
+            "(``irprune.latency``).",
+            fits=or_none(is_budget),
+            takes='what to keep, as in {"macs": 0.5}',
+            to="choose",
+            flags=(
+                Flag(
+                    "--macs",
+                    float,
+                    key="macs",
+                    help="Budget instead of a ratio: share (up to 1) or number of "
+                    "multiply-accumulates to keep.",
+                ),
+                Flag(
+                    "--params",
+                    float,
+                    key="params",
+                    help="Budget: share or number of parameters to keep.",
+                ),
+                Flag(
+                    "--bytes",
+                    float,
+                    key="bytes",
+                    help="Budget: share or number of stored bytes to keep.",
+                ),
+                Flag(
+                    "--activation",
+                    float,
+                    key="activation",
+                    help="Budget: share or number of peak activation bytes to keep.",
+                ),
+                Flag(
+                    "--latency",
+                    metavar="SHARE|TIME",
+                    key="latency",
+                    help="Budget on onnxruntime: share of the original's time, or a time such as "
+                    "3ms.",
+                ),
+            ),
+        ),
+    ]
+
+
+def _own_first(cls: type, base: Mapping[str, Option]) -> dict[str, Option]:
+    """The options of ``cls``, its own before those of its base."""
+    found = declared(cls)
+    return {**{k: o for k, o in found.items() if k not in base}, **base}
+
+
+REPLAY = declared(ReplayOptions)
+STEP = _own_first(StepOptions, REPLAY)
+OPTIONS = _own_first(PruneOptions, STEP)

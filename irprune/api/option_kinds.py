@@ -1,0 +1,170 @@
+"""What the declarations of options are made of: the kinds of values that they take, the defaults
+that depend on other options, and how the texts of a command line are read.
+
+Whether a value of the right kind is in range, the passes and criteria say that it goes to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from numbers import Real
+from typing import Any
+
+from irprune.errors import IrpruneError
+from irprune.passes.repairs import repair_of
+
+__all__ = [
+    "is_bool",
+    "is_budget",
+    "is_number",
+    "is_shares",
+    "is_text",
+    "is_texts",
+    "is_whole",
+    "one_of",
+    "or_none",
+    "read_ratios",
+    "read_repair",
+    "read_round_to",
+    "settle_calibration",
+    "settle_importance",
+    "settle_keep",
+    "settle_normalise",
+    "settle_repair",
+    "settle_scope",
+]
+
+
+# -- kinds of values -------------------------------------------------------------------------------
+
+
+def is_number(x: Any) -> bool:
+    """A number, and no truth value."""
+    return isinstance(x, Real) and not isinstance(x, bool)
+
+
+def is_whole(x: Any) -> bool:
+    """A whole number, and no truth value."""
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def is_bool(x: Any) -> bool:
+    """True or False."""
+    return isinstance(x, bool)
+
+
+def is_text(x: Any) -> bool:
+    """A text."""
+    return isinstance(x, str)
+
+
+def is_texts(x: Any) -> bool:
+    """A text or several."""
+    return isinstance(x, str) or (
+        isinstance(x, Collection)  # no iterator: it would be read once, here
+        and not isinstance(x, Mapping)
+        and all(isinstance(p, str) for p in x)
+    )
+
+
+def is_shares(x: Any) -> bool:
+    """Numbers by text."""
+    return isinstance(x, Mapping) and all(isinstance(k, str) and is_number(v) for k, v in x.items())
+
+
+def is_budget(x: Any) -> bool:
+    """Numbers by measure; of latency also a text."""
+    return isinstance(x, Mapping) and is_shares(
+        {k: v for k, v in x.items() if k != "latency" or not isinstance(v, str)}
+    )
+
+
+def or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """None, or what ``fits``."""
+    return lambda x: x is None or fits(x)
+
+
+def one_of(names: Iterable[str]) -> str:
+    """A choice in words."""
+    return "one of " + ", ".join(names)
+
+
+# -- defaults that depend on other options ---------------------------------------------------------
+
+
+def settle_calibration(data: Any, settled: Mapping[str, Any]) -> Any:
+    """Data that can be read once alone are held: the criterion reads them, and the repair again."""
+    return list(data) if isinstance(data, Iterator) else data
+
+
+def settle_repair(chosen: Any, settled: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the repairs to run, in order."""
+    if chosen is None:
+        chosen = settled["calibration"] is not None
+    if isinstance(chosen, bool):
+        return ("least_squares",) * chosen
+    names = (chosen,) if isinstance(chosen, str) else tuple(chosen)
+    for name in names:
+        repair_of(name)  # raises for a name that there is not
+    return names
+
+
+def settle_importance(chosen: Any, settled: Mapping[str, Any]) -> Any:
+    """The criterion: one that reads the data where there are any."""
+    if chosen is None:
+        return "magnitude" if settled["calibration"] is None else "osscar"
+    return chosen
+
+
+def settle_scope(chosen: Any, settled: Mapping[str, Any]) -> Any:
+    """A knapsack where there are a budget, and data to tell losses by."""
+    if chosen is None:
+        data, budget = settled["calibration"], settled["budget"]
+        return "local" if data is None or budget is None else "knapsack"
+    return chosen
+
+
+def settle_normalise(chosen: Any, settled: Mapping[str, Any]) -> Any:
+    """Measured losses where a knapsack adds them up."""
+    if chosen is None:
+        data, scope = settled["calibration"], settled["scope"]
+        return "measured" if data is not None and scope == "knapsack" else "mean"
+    return chosen
+
+
+def settle_keep(chosen: Any, settled: Mapping[str, Any]) -> tuple[str, ...]:
+    """The patterns, of which one may be given as it is."""
+    return (chosen,) if isinstance(chosen, str) else tuple(chosen)
+
+
+# -- what the command line gives -------------------------------------------------------------------
+
+
+def read_round_to(text: str) -> int | str:
+    """``--round-to``: a whole number, or auto."""
+    if text == "auto":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise IrpruneError(
+            f"--round-to {text!r} is no number", "", "a whole number from 1 on, or auto"
+        ) from None
+
+
+def read_ratios(pairs: Sequence[str]) -> dict[str, float]:
+    """``--ratio-of``: pairs of a pattern and a ratio."""
+    out = {}
+    for pair in pairs:
+        pattern, _, ratio = pair.rpartition("=")
+        try:
+            out[pattern] = float(ratio)
+        except ValueError:
+            raise IrpruneError(
+                f"--ratio-of {pair!r} has no number behind the =", "", "write 'layer1*=0.25'"
+            ) from None
+    return out
+
+
+def read_repair(names: Sequence[str]) -> Sequence[str] | bool:
+    """``--repair``: names, or none."""
+    return False if tuple(names) == ("none",) else names
