@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from irprune.ir.axis import Axes, Axis
@@ -29,6 +29,7 @@ __all__ = [
     "Op",
     "Sample",
     "Unsupported",
+    "amend",
     "aten_target",
     "convolution_of",
     "does_nothing",
@@ -110,8 +111,8 @@ class Op:
         aten: ATen overloads -> {schema argument: canonical attribute} for those named differently.
         onnx: ONNX operators -> importer ``(OnnxNode) -> (operands, attrs)``; None where operands
             and attributes are as in ATen.
-        call: ATen overload that runs a node which did not come from ATen, from its attributes; None
-            means the first in ``aten``.
+        call: ATen overload that runs a node which did not come from ATen, from its attributes; ""
+            where ``run`` does. None means ``run``, or the first in ``aten`` where there is none.
         run: Runs the operator in torch where no ATen overload says it: ``run(torch, node,
             operands)``.
         resize: After the choice, rewrites attributes that hold sizes: ``resize(node, cut)``.
@@ -289,6 +290,16 @@ def register_onnx(entry: Op, target: str, how: Any) -> None:
     entry.onnx[target] = how  # type: ignore[index]
 
 
+def amend(name: str, **changes: Any) -> Op:
+    """Change fields of entry ``name``, wherever it stands: what another dialect adds to it."""
+    old = TABLE[name]
+    made = replace(old, **changes)
+    for table in (TABLE, _ATEN, _ONNX):
+        for key in [k for k, entry in table.items() if entry is old]:
+            table[key] = made
+    return made
+
+
 def lookup(node: Node) -> Op | None:
     """The entry of ``node``, or None where the table has none."""
     return load_table().get(node.op)
@@ -306,9 +317,11 @@ def aten_target(node: Node) -> str:
     if node.origin.dialect == "aten":
         return node.origin.target
     entry = lookup(node)
-    if entry is None or entry.run is not None:
+    if entry is None:
         return ""
-    return entry.call(node) if entry.call is not None else next(iter(entry.aten), "")
+    if entry.call is not None:
+        return entry.call(node)
+    return "" if entry.run is not None else next(iter(entry.aten), "")
 
 
 def role_of(node: Node, i: int) -> Role:
