@@ -24,7 +24,6 @@ import numpy as np
 
 from irprune.errors import IrpruneError, gist, users_line
 from irprune.frontend.capture import capture
-from irprune.frontend.torch.program_file import load_program
 from irprune.ir.graph import Graph
 
 if TYPE_CHECKING:
@@ -242,6 +241,8 @@ def _draw(given: Iterable[InputSpec]) -> list[torch.Tensor]:
 
 def _saved_call(folder: Path, trust: bool) -> Any:
     """The example call that a saved folder's program holds."""
+    from irprune.frontend.torch.program_file import load_program
+
     program = load_program(folder / "model.pt2", trust)
     if program.example_inputs is None:
         raise IrpruneError("the folder holds no example input", str(folder), "give --input")

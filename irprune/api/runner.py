@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from irprune.api.options import device_of
 from irprune.errors import IrpruneError, gist, users_line
-from irprune.frontend.torch.program_file import load_program
 from irprune.ir.dtype import element_type
 from irprune.ops.arrays import as_numpy
 from irprune.run.session import run_session, run_type, session
@@ -138,6 +137,8 @@ class _TorchRunner(Runner):
         self.device, self.exact = device_of(device), exact
         if loaded.kind == "pt2":
             from torch.export.passes import move_to_device_pass
+
+            from irprune.frontend.torch.program_file import load_program
 
             program = load_program(Path(model), loaded.trust)
             call = call if any(call) else program.example_inputs or call

@@ -8,7 +8,6 @@ from typing import Any
 
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.capture import capture as capture_module
-from irprune.frontend.torch.program_file import load_program
 from irprune.ir.graph import Graph
 
 __all__ = ["capture"]
@@ -42,6 +41,8 @@ def capture(
         _check_inputs(graph, args)
         return graph
     if kind == "pt2":
+        from irprune.frontend.torch.program_file import load_program
+
         model = load_program(Path(model), trust)
         kind = "program"
     if kind == "program":
