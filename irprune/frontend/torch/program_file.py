@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
 
 from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, first_line, printable
@@ -63,8 +64,6 @@ class _Untrusted(Exception):
 
 
 def _checked(path: Path) -> Any:
-    from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
-
     try:
         archive = PT2ArchiveReader(str(path))
     except (RuntimeError, AssertionError) as refused:
