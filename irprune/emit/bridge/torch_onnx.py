@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
-from irprune.base.atomic_write import aside
+from irprune.base.atomic_write import aside, content_name
 from irprune.base.quiet import quiet
 from irprune.emit.bridge.torch_onnx_gaps import exportable, translations
 from irprune.emit.torch.signature import paths
 from irprune.errors import IrpruneError
+from irprune.frontend.onnx.file import data_beside
 from irprune.frontend.torch.source import TorchSource
 from irprune.ops.arrays import as_numpy
 
@@ -35,7 +36,7 @@ def export_onnx(
     torch's exporter refuses."""
     path = Path(path)
     size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-    with aside(path) as draft, quiet():
+    with aside(path, data_beside) as draft, quiet():
         target = draft / path.name
         try:
             program = exportable(
@@ -69,7 +70,24 @@ def export_onnx(
                 "the module itself is sound: use it, or the .pt2 file",
             ) from refused
         _without_traces(target)
+        _name_data(target)
     return path
+
+
+def _name_data(path: Path) -> None:
+    """Let the file of external data that the exporter wrote be called by its content."""
+    import onnx
+
+    data = path.with_name(f"{path.name}.data")
+    if not data.exists():
+        return
+    place = content_name(data, path.name, ".data")
+    model = onnx.load(str(path), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = place
+    path.write_bytes(model.SerializeToString())
 
 
 def _gist(refused: BaseException) -> str:
