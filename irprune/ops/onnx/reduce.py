@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from irprune.ir.graph import TensorType
 from irprune.ops.aten.reduce import filled, like_operand, reduction
-from irprune.ops.onnx.importer import OnnxNode, Step, runs, sampled, spell, use, variant
+from irprune.ops.onnx.importer import (
+    PREVIOUS,
+    OnnxNode,
+    Step,
+    runs,
+    sampled,
+    spell,
+    use,
+    variant,
+)
 from irprune.ops.onnx.types import like, position, reduced_type
 from irprune.ops.registry import Arg, Sample
 from irprune.ops.registry import op as declare
@@ -52,19 +62,11 @@ def _reduce(
 
 
 _X = Arg((2, 6, 5), low=0.1)
-for _name in ("reduce_log_sum", "reduce_prod"):
-    op(
-        _name,
-        reduction,
-        run=runs(_name),
-        silence=filled(0.0 if _name == "reduce_log_sum" else 1.0),
-        samples=(Sample((_X,), {"dim": [1, 2], "keepdim": True}, free=3),),
-    )
 op(
-    "reduce_sum_square",
+    "reduce_prod",
     reduction,
-    run=runs("reduce_sum_square"),
-    silence=filled(0.0),
+    run=runs("reduce_prod"),
+    silence=filled(1.0),
     samples=(Sample((_X,), {"dim": [1, 2], "keepdim": True}, free=3),),
 )
 for _onnx, _entry, _alone, _more in (
@@ -74,12 +76,27 @@ for _onnx, _entry, _alone, _more in (
     ("ReduceLogSumExp", "logsumexp", "identity", {}),
     ("ReduceL1", "vector_norm", "abs", {"ord": 1}),
     ("ReduceL2", "vector_norm", "abs", {"ord": 2}),
-    ("ReduceLogSum", "reduce_log_sum", "log", {}),
     ("ReduceProd", "reduce_prod", "identity", {}),
-    ("ReduceSumSquare", "reduce_sum_square", "square", {}),
 ):
     spell((_entry, _alone), _onnx, read=_reduce(_entry, _alone, **_more))
 spell(("sum", "identity"), "ReduceSum", read=_reduce("sum", since=13))
+
+
+def _log_sum(node: OnnxNode) -> list[Step]:
+    total = _reduce("sum", "log")(node)
+    kind = list(total.types or ())
+    return [total] if total.op == "log" else [total, Step("log", (PREVIOUS,), {}, kind)]
+
+
+def _sum_square(node: OnnxNode) -> list[Step]:
+    total = _reduce("sum", "square")(node)
+    if total.op == "square":
+        return [total]
+    return [Step("square", (0,), {}, [like(node)]), replace(total, operands=(PREVIOUS,))]
+
+
+spell(("sum", "log"), "ReduceLogSum", read=_log_sum)
+spell(("sum", "square"), "ReduceSumSquare", read=_sum_square)
 
 
 def _arg(name: str) -> Callable[[OnnxNode], Step]:

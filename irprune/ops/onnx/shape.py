@@ -25,7 +25,7 @@ from irprune.ops.onnx.importer import (
 )
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import agree, broadcast, like, position
-from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import Arg, Sample, amend
 from irprune.ops.registry import op as declare
 
 __all__ = ["resolved"]
@@ -453,28 +453,12 @@ spell(("pad", "pad_by", "pad_filled"), "Pad", read=_pad, write=_write_pad)
 
 def _trilu(node: OnnxNode) -> Step:
     k = node.given(1)
-    return Step(
-        "triangle_of",
-        (0,),
-        {"upper": bool(node.attrs.get("upper", 1)), "diagonal": int(k) if k is not None else 0},
-        [like(node)],
-    )
+    attrs = {"upper": bool(node.attrs.get("upper", 1)), "diagonal": 0 if k is None else int(k)}
+    return Step("triangle", (0,), attrs, [like(node)])
 
 
-def _square(axes: Axes, node: Node) -> None:
-    own = axes.of(node.operand(0))
-    for a in own[-2:]:
-        axes.freeze(a, "sides of a triangle")
-    node.out.axes = own
-
-
-op(
-    "triangle_of",
-    _square,
-    run=runs("triangle_of"),
-    samples=(Sample((Arg((3, 4, 5)),), {"upper": True, "diagonal": 1}, free=1),),
-)
-spell("triangle_of", "Trilu", read=_trilu)
+amend("triangle", call=lambda node: f"aten.tri{'u' if node.attrs['upper'] else 'l'}.default")
+spell("triangle", "Trilu", read=_trilu)
 
 # -- samples ---------------------------------------------------------------------------------------
 

@@ -41,7 +41,9 @@ def activated(name: str, parameters: Sequence[float], kind: TensorType) -> list[
 
 
 def hard_sigmoid(alpha: float, beta: float, kind: TensorType, operand: int = 0) -> list[Step]:
-    """``max(0, min(1, alpha * x + beta))``."""
+    """``max(0, min(1, alpha * x + beta))``: torch's own where alpha is a sixth and beta a half."""
+    if abs(6 * alpha - 1) < 1e-6 and beta == 0.5:
+        return [Step("hardsigmoid", (operand,), {}, [kind])]
     return [
         Step("mul", (operand,), {"other": alpha}, [kind]),
         Step("add", (PREVIOUS,), {"other": beta}, [kind]),

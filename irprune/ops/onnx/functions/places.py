@@ -40,10 +40,6 @@ def pad_filled(x, value, *, pad, mode):
     return torch.where(inside, F.pad(x, pad), value.to(x.dtype).reshape([]))
 
 
-def triangle_of(x, *, upper, diagonal):
-    return torch.triu(x, diagonal) if upper else torch.tril(x, diagonal)
-
-
 def gather_at(x, index, *, dim):
     size = x.shape[dim]
     flat = torch.where(index < 0, index + size, index).reshape(-1)
