@@ -241,12 +241,14 @@ spell(
         Step("div", (0, PREVIOUS), {}, [like(node)]),
     ],
 )
+
+
+def _swish(alpha: float) -> Any:
+    return lambda node: swish(node.attrs.get("alpha", alpha), like(node))
+
+
 for _onnx, _alpha in (("Swish", 1.0), ("com.microsoft::QuickGelu", 1.702)):
-    spell(
-        ("mul", "sigmoid", "silu"),
-        _onnx,
-        read=lambda node, a=_alpha: swish(node.attrs.get("alpha", a), like(node)),
-    )
+    spell(("mul", "sigmoid", "silu"), _onnx, read=_swish(_alpha))
 spell(
     ("mul", "sigmoid", "silu"),
     "SwiGLU",

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from irprune.ir.dtype import is_integer
 from irprune.ir.graph import TensorType
 from irprune.ops.aten.reduce import filled, like_operand, reduction
 from irprune.ops.onnx.importer import (
@@ -52,10 +53,12 @@ def _reduce(
         if dims is None:
             return Step(alone, (0,), {}, [like(node)])
         keep = bool(node.attrs.get("keepdims", 1))
+        own = node.type(0).dtype
+        more = {**attrs, "dtype": own} if name == "sum" and is_integer(own) else attrs
         if node.rank() == 0:
-            return Step(name, (0,), {"dim": [], "keepdim": keep, **attrs}, [like(node)])
+            return Step(name, (0,), {"dim": [], "keepdim": keep, **more}, [like(node)])
         return Step(
-            name, (0,), {"dim": dims, "keepdim": keep, **attrs}, [reduced_type(node, dims, keep)]
+            name, (0,), {"dim": dims, "keepdim": keep, **more}, [reduced_type(node, dims, keep)]
         )
 
     return read
@@ -201,6 +204,8 @@ for _onnx in "Mean Max Min LogSumExp L1 L2 LogSum Prod SumSquare".split():
     sampled(f"Reduce{_onnx}", use(_X, _AXES, free=3, opset=18))
     _any = _X if _onnx == "LogSum" else _BELOW
     sampled(f"Reduce{_onnx}", use(_any, free=3, opset=18, noop_with_empty_axes=1))
+sampled("ReduceSum ReduceProd", use(Arg((2, 2, 5), "i32", 1, 3), free=3))
+sampled("ReduceSumSquare", use(Arg((2, 6, 5), "i32", 1, 9), free=3))
 sampled("ReduceSum", use(_X, _AXES, free=3, keepdims=0), use(_X, free=3, noop_with_empty_axes=1))
 sampled("ArgMax ArgMin", use(_X, free=2, axis=1), use(_X, free=2, axis=1, keepdims=0))
 sampled("ArgMax ArgMin", use(_X, free=2, axis=1, select_last_index=1))

@@ -31,7 +31,7 @@ def mean_variance_norm(x, *, dim):
 
 def reduce_prod(x, *, dim, keepdim):
     for d in sorted(dim, reverse=True):
-        x = x.prod(d, keepdim=keepdim)
+        x = x.prod(d, keepdim=keepdim, dtype=x.dtype)
     return x
 
 
