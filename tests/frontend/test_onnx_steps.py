@@ -64,7 +64,7 @@ def test_steps_know_their_place() -> None:
 
 def test_an_activation_that_no_step_says_is_left_alone() -> None:
     odd = chain("FusedConv", "com.microsoft", activation="Elu", pads=[1, 1, 1, 1])
-    assert [n.op for n in capture_onnx(odd).nodes][0] == "opaque"
+    assert capture_onnx(odd).nodes[0].op == "opaque"
 
 
 def test_kernels_for_other_channels_are_refused() -> None:

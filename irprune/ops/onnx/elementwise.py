@@ -34,11 +34,12 @@ def plain(name: str, dtype: str | None = None, **attrs: Any) -> Any:
     def read(node: OnnxNode) -> Step:
         if node.opset < 7 and node.attrs.get("broadcast"):
             raise Unread("the old way of broadcasting")
-        kind = next(t.dtype for t in node.types if t is not None)
+        if dtype is None:
+            return Step(name, None, attrs)
         if any(t is not None and t.shape is None for t in node.types):
-            return Step(name, None, attrs, [TensorType(dtype or kind, None)])
+            return Step(name, None, attrs, [TensorType(dtype, None)])
         shapes = [t.known for t in (node.type(i) for i in range(len(node.types)) if node.has(i))]
-        return Step(name, None, attrs, [TensorType(dtype or kind, broadcast(shapes))])
+        return Step(name, None, attrs, [TensorType(dtype, broadcast(shapes))])
 
     return read
 
@@ -101,7 +102,7 @@ for _onnx, _name in {
     spell(_name, _onnx, read=plain(_name, "bool"))
 
 
-spell("identity", "Identity", read=lambda node: Step("identity", None, {}, [like(node)]))
+spell("identity", "Identity", read=lambda node: Step("identity", None))
 
 
 def _where(node: OnnxNode) -> Step:
@@ -118,23 +119,17 @@ spell("where", "Where", read=_where)
 
 def _div(node: OnnxNode) -> Step:
     """Integers are divided towards zero."""
-    if node.types[0] is not None and any(t is not None and t.shape is None for t in node.types):
-        kind = [TensorType(node.types[0].dtype, None)]
-    else:
-        kind = [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))]
-    return (
-        Step("div_mode", None, {"rounding_mode": "trunc"}, kind)
-        if is_integer(kind[0].dtype)
-        else Step("div", None, {}, kind)
-    )
+    kind = node.types[0]
+    if kind is not None and is_integer(kind.dtype):
+        return Step("div_mode", None, {"rounding_mode": "trunc"})
+    return Step("div")
 
 
 spell(("div", "div_mode"), "Div", read=_div)
 
 
 def _mod(node: OnnxNode) -> Step:
-    kind = [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))]
-    return Step("fmod" if node.attrs.get("fmod", 0) else "remainder", None, {}, kind)
+    return Step("fmod" if node.attrs.get("fmod", 0) else "remainder")
 
 
 spell(("remainder", "fmod"), "Mod", read=_mod)
@@ -160,10 +155,8 @@ spell(("pow", "cast"), "Pow", read=_pow)
 
 
 def _shift(node: OnnxNode) -> Step:
-    name = "bitwise_left_shift" if node.attrs["direction"] == "LEFT" else "bitwise_right_shift"
-    return Step(
-        name, None, {}, [TensorType(node.type(0).dtype, broadcast((node.shape(0), node.shape(1))))]
-    )
+    way = "left" if node.attrs["direction"] == "LEFT" else "right"
+    return Step(f"bitwise_{way}_shift")
 
 
 spell(("bitwise_left_shift", "bitwise_right_shift"), "BitShift", read=_shift)
@@ -173,16 +166,10 @@ def _all(name: str, mean: bool = False) -> Any:
     """A reader of an operator of two, over any number of operands: one step after the other."""
 
     def read(node: OnnxNode) -> list[Step]:
-        shape, kind = node.shape(0), node.type(0).dtype
-        steps: list[Step] = []
-        for i in range(1, len(node.types)):
-            shape = broadcast((shape, node.shape(i)))
-            first = PREVIOUS if steps else 0
-            steps.append(Step(name, (first, i), {}, [TensorType(kind, shape)]))
+        steps = [Step(name, (PREVIOUS if i > 1 else 0, i)) for i in range(1, len(node.types))]
         if mean and steps:
-            count = {"other": float(len(node.types))}
-            steps.append(Step("div", (PREVIOUS,), count, [TensorType(kind, shape)]))
-        return steps or [Step("identity", (0,), {}, [like(node)])]
+            steps.append(Step("div", (PREVIOUS,), {"other": float(len(node.types))}))
+        return steps or [Step("identity", (0,))]
 
     return read
 
@@ -198,9 +185,7 @@ def _with(name: str, **defaults: tuple[str, Any]) -> Any:
     """A reader whose attributes are ONNX's under other names: ``canonical=(onnx, default)``."""
 
     def read(node: OnnxNode) -> Step:
-        return Step(
-            name, (0,), {k: node.attrs.get(o, d) for k, (o, d) in defaults.items()}, [like(node)]
-        )
+        return Step(name, (0,), {k: node.attrs.get(o, d) for k, (o, d) in defaults.items()})
 
     return read
 
@@ -228,23 +213,21 @@ spell("shrink", "Shrink", read=_with("shrink", bias=("bias", 0.0), lambd=("lambd
 spell(
     ("mul", "add", "clamp", "hardsigmoid"),
     "HardSigmoid",
-    read=lambda node: hard_sigmoid(
-        node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5), like(node)
-    ),
+    read=lambda node: hard_sigmoid(node.attrs.get("alpha", 0.2), node.attrs.get("beta", 0.5)),
 )
 spell(
     ("abs", "add", "div"),
     "Softsign",
     read=lambda node: [
-        Step("abs", (0,), {}, [like(node)]),
-        Step("add", (PREVIOUS,), {"other": 1.0}, [like(node)]),
-        Step("div", (0, PREVIOUS), {}, [like(node)]),
+        Step("abs", (0,)),
+        Step("add", (PREVIOUS,), {"other": 1.0}),
+        Step("div", (0, PREVIOUS)),
     ],
 )
 
 
 def _swish(alpha: float) -> Any:
-    return lambda node: swish(node.attrs.get("alpha", alpha), like(node))
+    return lambda node: swish(node.attrs.get("alpha", alpha))
 
 
 for _onnx, _alpha in (("Swish", 1.0), ("com.microsoft::QuickGelu", 1.702)):
@@ -253,8 +236,8 @@ spell(
     ("mul", "sigmoid", "silu"),
     "SwiGLU",
     read=lambda node: [
-        *swish(node.attrs.get("alpha", 1.0), like(node)),
-        Step("mul", (PREVIOUS, 1), {}, [like(node)]),
+        *swish(node.attrs.get("alpha", 1.0)),
+        Step("mul", (PREVIOUS, 1)),
     ],
 )
 
@@ -274,10 +257,10 @@ def _added_gelu(approximate: str) -> Any:
     def read(node: OnnxNode) -> list[Step]:
         gelu = {"approximate": approximate}
         if not node.has(1):
-            return [Step("gelu", (0,), gelu, [like(node)])]
+            return [Step("gelu", (0,), gelu)]
         return [
-            Step("add", (0, 1), {}, [like(node)]),
-            Step("gelu", (PREVIOUS,), gelu, [like(node)]),
+            Step("add", (0, 1)),
+            Step("gelu", (PREVIOUS,), gelu),
         ]
 
     return read
@@ -312,14 +295,10 @@ def _clip(node: OnnxNode) -> Step:
     bounds = {}
     for i, name in ((1, "min"), (2, "max")):
         if node.has(i) and (value := node.constant(i)) is None:
-            return Step("clamp", (0, 1, 2), {}, [like(node)])
+            return Step("clamp", (0, 1, 2))
         elif node.has(i):
             bounds[name] = value.item()  # type: ignore[union-attr]
-    return (
-        Step("clamp", (0,), bounds, [like(node)])
-        if bounds
-        else Step("identity", (0,), {}, [like(node)])
-    )
+    return Step("clamp", (0,), bounds) if bounds else Step("identity", (0,))
 
 
 amend(

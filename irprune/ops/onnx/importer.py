@@ -134,8 +134,8 @@ class Step:
     """A node to be made: entry ``op`` over the ONNX inputs ``operands`` (positions, None, or
     ``PREVIOUS``).
 
-    ``types`` are those of the results; None asks ONNX's inference. ``operands`` None means all
-    inputs."""
+    ``types`` are those of the results; None asks the axis rule of the entry, and ONNX's inference
+    where that does not say. ``operands`` None means all inputs."""
 
     op: str
     operands: tuple[int | None, ...] | None = None
