@@ -102,7 +102,12 @@ for _onnx, _name in {
     spell(_name, _onnx, read=plain(_name, "bool"))
 
 
-spell("identity", "Identity", read=lambda node: Step("identity", None))
+def _identity(node: OnnxNode) -> Step:
+    """Of a tensor; lists are passed on by a function."""
+    return Step("identity", None, {}, [like(node)])
+
+
+spell("identity", "Identity", read=_identity)
 
 
 def _where(node: OnnxNode) -> Step:
