@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from irprune.emit.bridge.onnx_recurrent import recurrent_layer
-from irprune.emit.onnx.emitter import as_numpy
+from irprune.emit.bridge.state_names import StateNames
 from irprune.errors import IrpruneError
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
+from irprune.ops.arrays import as_numpy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +56,7 @@ def layered(graph: Graph) -> Graph:
     """A copy of ``graph`` in which stored matrices, tables and parameters stand as torch's layers
     have them. Axes are not kept."""
     twin = graph.copy()
-    twin.structure = None
+    twin.source = None
     users = {id(v) for v in twin.outputs}
     for node in list(twin.nodes):
         if node.op == "matmul" or (node.op == "gemm" and _plain(node)):
@@ -64,9 +65,7 @@ def layered(graph: Graph) -> Graph:
             recurrent_layer(
                 twin,
                 node,
-                lambda n, held: _free(
-                    _owner(n, held), set(twin.weights) - {v.name for _, v in held}
-                ),
+                lambda n, held: _beside(twin, held).free(_owner(n, held)),
             )
         elif node.op == "gather_rows" and isinstance(node.operand(0), Weight):
             _embedding(node)
@@ -107,9 +106,7 @@ def trained(graph: Graph, module: nn.Module) -> Graph:
         ):
             continue  # a counter that the file does not have
         k = bisect_right(starts, int(where[0])) - 1
-        now = as_numpy(
-            held[name], "bf16" if "bfloat16" in str(held[name].dtype) else w.dtype
-        ).reshape(-1)
+        now = as_numpy(held[name]).reshape(-1)
         if len(now) != len(where):
             raise IrpruneError(
                 f"'{name}' has another shape than the pruned model",
@@ -118,12 +115,12 @@ def trained(graph: Graph, module: nn.Module) -> Graph:
             )
         own = out.weights[names[k]]
         if names[k] not in stored:
-            stored[names[k]] = np.array(as_numpy(own.load(), own.dtype))
+            stored[names[k]] = np.array(as_numpy(own.load()))
         flat = stored[names[k]].reshape(-1)
         flat[where - starts[k]] = now.astype(flat.dtype)
     for name, array in stored.items():
         own = out.weights[name]
-        if not np.array_equal(array, as_numpy(own.load(), own.dtype)):
+        if not np.array_equal(array, as_numpy(own.load())):
             own.load = partial(_itself, array)
     return out
 
@@ -221,7 +218,7 @@ def _embedding(node: Node) -> None:
 
 def _name_layers(graph: Graph) -> None:
     """Give the weights of each layer that owns them the names that torch uses."""
-    taken = set(graph.weights)
+    taken = StateNames(graph.weights)
     renamed: dict[str, str] = {}
     for node in graph.nodes:
         names = _STATE.get(node.op)
@@ -236,9 +233,9 @@ def _name_layers(graph: Graph) -> None:
             v.name.rpartition(".")[2] == own and "." in v.name for own, v in held
         )
         owner = held[0][1].name.rpartition(".")[0] if named else _owner(node, held)
-        owner = _free(
-            owner, taken - {v.name for _, v in held}
-        )  # a bias that another operator adds is none of the layer's
+        for _, v in held:
+            taken.remove(v.name)
+        owner = taken.free(owner)  # a bias that another operator adds is none of the layer's
         if node.op == "batch_norm":
             counter = f"{owner}.num_batches_tracked"
             graph.add_weight(
@@ -256,7 +253,12 @@ def _name_layers(graph: Graph) -> None:
             numbered := _NUMBERED.fullmatch(name)
         ):  # torch's exporter gives these names anew
             renamed[name] = w.name = f"constant_{numbered[1]}"
-    graph.weights = {renamed.get(name, name): w for name, w in graph.weights.items()}
+    for name, w in graph.weights.items():
+        if name not in renamed:
+            taken.remove(name)
+            renamed[name] = w.name = taken.free(name)
+            taken.add(w.name)
+    graph.weights = {renamed[name]: w for name, w in graph.weights.items()}
 
 
 def _owner(node: Node, held: list[tuple[str, Value]]) -> str:
@@ -279,10 +281,6 @@ def _owner(node: Node, held: list[tuple[str, Value]]) -> str:
     )
 
 
-def _free(owner: str, taken: set[str]) -> str:
-    """``owner``, or one like it under which no weight hangs yet."""
-    name, k = owner, 1
-    while any(t == name or t.startswith(f"{name}.") or name.startswith(f"{t}.") for t in taken):
-        k += 1
-        name = f"{owner}_{k}"
-    return name
+def _beside(graph: Graph, held: list[tuple[str, Value]]) -> StateNames:
+    own = {v.name for _, v in held}
+    return StateNames(name for name in graph.weights if name not in own)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from irprune.base.atomic_write import no_room
 from irprune.base.quiet import quiet
 from irprune.emit.torch.module import revived, source_of
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.source import TorchSource
 from irprune.ir.dtype import ELEMENT_TYPES
 
 __all__ = ["from_folder", "save_module", "save_program"]
@@ -61,7 +61,7 @@ def save_module(module: torch.nn.Module, folder: Path) -> None:
     """``model.py`` and ``weights.safetensors`` of an emitted module."""
     from safetensors.torch import save_file
 
-    (folder / "model.py").write_text(source_of(module) + _LOADER)
+    (folder / "model.py").write_text(source_of(module) + _LOADER, encoding="utf-8")
     tensors: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in (
@@ -81,14 +81,14 @@ def save_module(module: torch.nn.Module, folder: Path) -> None:
 _BESIDE = 1 << 22  # bytes that a program takes beside its weights, at most
 
 
-def save_program(module: torch.nn.Module, structure: Any, path: Path) -> None:
+def save_program(module: torch.nn.Module, source: TorchSource, path: Path) -> None:
     """``module`` as a program of ``torch.export``, with the dynamic shapes of the capture."""
     with quiet(), torch.no_grad():
         program = torch.export.export(
             module,
-            tuple(structure.args),
-            dict(structure.kwargs),
-            dynamic_shapes=structure.dynamic_shapes,
+            tuple(source.args),
+            dict(source.kwargs),
+            dynamic_shapes=source.dynamic_shapes,
             strict=False,
         )
         _reserve(
@@ -121,5 +121,5 @@ def from_folder(folder: str | Path) -> torch.nn.Module:
                 str(folder),
                 "give a folder that pruned.save or `irprune prune -o` wrote",
             )
-    text = (folder / "model.py").read_text().removesuffix(_LOADER)
+    text = (folder / "model.py").read_text(encoding="utf-8").removesuffix(_LOADER)
     return revived(text, load_file(str(folder / "weights.safetensors")))
