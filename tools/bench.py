@@ -7,7 +7,7 @@
     python tools/bench.py --files                  time and memory of ONNX files, one over 2 GB
     python tools/bench.py --stages                 time by stage, the proof in forward passes,
                                                    memory; a 7B model on the meta device
-    python tools/bench.py --calibrated             calibrated pruning in forward passes over its data
+    python tools/bench.py --calibrated             calibrated pruning in forward passes
 
 Each case runs in a process of its own with a time limit. Rows are kept in a JSON file as they come,
 so that a run that was stopped goes on where it was; ``--again`` starts over. What must hold: the
