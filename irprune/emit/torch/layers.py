@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from irprune.emit.torch.code import Code, call, literal, tuple_of
+from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ops.registry import aten_target
 
@@ -143,15 +144,15 @@ def _made(node: Node, found: dict[str, Weight], owner: str, graph: Graph) -> _Ma
 def _batch_norm(node: Node, found: dict[str, Weight], owner: str, graph: Graph) -> _Made | None:
     """Only a module that counts its batches updates its statistics in training as
     ``nn.BatchNorm2d`` does."""
-    state = graph.structure.state if graph.structure is not None else None
+    source = find_torch_source(graph)
     affine = "weight" in found
     if "running_var" not in found or node.attrs.get("training") or affine != ("bias" in found):
         return None
-    if state is not None and f"{owner}.num_batches_tracked" not in state:
+    if source is not None and f"{owner}.num_batches_tracked" not in source.state:
         return None
     momentum = node.attrs["momentum"]
-    if graph.structure is not None and graph.structure.module is not None:
-        momentum = graph.structure.module.get_submodule(owner).momentum
+    if source is not None and source.module is not None:
+        momentum = source.module.get_submodule(owner).momentum
     kind = {4: "2d", 5: "3d"}.get(node.operand(0).rank, "1d")
     options = _extra("eps", node.attrs["eps"], 1e-5) + _extra("momentum", momentum, 0.1)
     return (
@@ -162,9 +163,8 @@ def _batch_norm(node: Node, found: dict[str, Weight], owner: str, graph: Graph) 
 
 
 def _dropout(node: Node, graph: Graph) -> Layer | None:
-    kind = (
-        graph.structure.module_types.get(node.origin.scope) if graph.structure is not None else None
-    )
+    source = find_torch_source(graph)
+    kind = source.module_types.get(node.origin.scope) if source is not None else None
     if not node.origin.scope or kind is None or not issubclass(kind, nn.modules.dropout._DropoutNd):
         return None
     name = kind.__name__ if kind.__module__ == nn.Dropout.__module__ else "Dropout"
