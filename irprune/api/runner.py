@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from irprune.api.options import device_of
 from irprune.errors import IrpruneError, gist, users_line
-from irprune.frontend.capture import load_program
 from irprune.ir.dtype import element_type
 from irprune.ops.arrays import as_numpy
 from irprune.run.inputs import drawn, redraw
@@ -134,7 +133,9 @@ class _TorchRunner(Runner):
         if loaded.kind == "pt2":
             from torch.export.passes import move_to_device_pass
 
-            program = load_program(Path(model))
+            from irprune.frontend.torch.program_file import load_program
+
+            program = load_program(Path(model), loaded.trust)
             call = call if any(call) else program.example_inputs or call
             model = move_to_device_pass(
                 program, self.device
