@@ -191,6 +191,13 @@ def kept_part(tensor: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
     return part
 
 
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite: NaN is the least and the greatest of any numbers."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
+
+
 class Pair:
     """The original and the cut graph walked together over ``calibration``; a context manager.
 
@@ -283,7 +290,7 @@ class Pair:
                 )
             if twin is not None:
                 target = kept_part(old[twin.outputs[0].name], twin.outputs[0], self.kept)
-                if not bool(torch.isfinite(target).all()):
+                if not _finite(target):
                     raise IrpruneError(
                         "activations are NaN or infinite on the calibration data",
                         twin.where,
