@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
@@ -76,8 +77,6 @@ def export_onnx(
 
 def _name_data(path: Path) -> None:
     """Let the file of external data that the exporter wrote be called by its content."""
-    import onnx
-
     data = path.with_name(f"{path.name}.data")
     if not data.exists():
         return
@@ -147,8 +146,6 @@ def _tensors(leaves: Sequence[Any], source: TorchSource) -> list[torch.Tensor]:
 
 def file_inputs(path: str | Path) -> list[str]:
     """The names of the inputs of an ONNX file."""
-    import onnx
-
     model = onnx.load(str(path), load_external_data=False)
     weights = {w.name for w in model.graph.initializer}
     return [v.name for v in model.graph.input if v.name not in weights]
@@ -157,8 +154,6 @@ def file_inputs(path: str | Path) -> list[str]:
 def _without_traces(path: Path) -> None:
     """Drop the stack traces that the exporter writes beside every node: larger than the nodes, and
     of a machine's own paths."""
-    import onnx
-
     model = onnx.load(str(path), load_external_data=False)
     graph = model.graph
     nodes = [node for body in (graph, *model.functions) for node in body.node]
