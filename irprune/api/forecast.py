@@ -33,7 +33,7 @@ def forecast(graph: Graph, calibration: Any) -> str:
         evaluate(graph, batch.inputs, dtype=half)
         seconds.append(time.perf_counter() - began)
     whole = FORWARDS * min(seconds) * data.count() / batch.size
-    return f"about {duration(whole)}: {groups} groups ranked and measured, {data.count()} samples"
+    return f"about {duration(whole)}: {groups} groups ranked on {data.count()} samples"
 
 
 def duration(seconds: float) -> str:

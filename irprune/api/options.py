@@ -71,7 +71,8 @@ class Options:
 
     def score(self) -> Score:
         """The pass that scores."""
-        return Score(**self._of("score"))
+        spares = {name: self.values[name] for name in ("keep", "ratios", "prefer")}  # type: ignore[literal-required]
+        return Score(**self._of("score"), **spares)
 
     def choose(self) -> Choose:
         """The pass that chooses; of a latency in seconds the share comes later, when the original

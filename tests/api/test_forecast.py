@@ -17,7 +17,7 @@ def test_the_cost_is_said_before_groups_are_measured() -> None:
     x, said = torch.randn(96, 6), list[str]()
     call = {"args": (x[:2],), "calibration": x, "proof": False, "progress": said.append}
     irprune.prune(model.eval(), budget={"macs": 0.5}, **call)
-    assert re.fullmatch(r"about 1 s: 2 groups ranked and measured, 96 samples", said[0])
+    assert re.fullmatch(r"about 1 s: 2 groups ranked on 96 samples", said[0])
     assert said[1:] == ["repairing by least_squares"]
     said.clear()
     irprune.prune(model, ratio=0.5, importance="magnitude", repair=False, **call)
