@@ -67,7 +67,7 @@ def layered(graph: Graph) -> Graph:
                 node,
                 lambda n, held: _beside(twin, held).free(_owner(n, held)),
             )
-        elif node.op == "gather_rows" and isinstance(node.operand(0), Weight):
+        elif _is_lookup(node):
             _embedding(node)
         _place(node)
         if node.op == "batch_norm":
@@ -199,6 +199,16 @@ def _linear(graph: Graph, node: Node, outputs: set[int]) -> None:
             graph.outputs = [value if v is added.out else v for v in graph.outputs]
         node.out.name = added.out.name
         graph.remove(added)
+
+
+def _is_lookup(node: Node) -> bool:
+    """Whether rows of a stored matrix are read by index."""
+    return (
+        node.op == "gather_at"
+        and node.attrs["dim"] == 0
+        and isinstance(node.operand(0), Weight)
+        and node.operand(0).rank == 2
+    )
 
 
 def _transposed(load: Callable[[], Any]) -> Callable[[], Any]:

@@ -120,7 +120,7 @@ def _made(node: Node, found: dict[str, Weight], owner: str, graph: Graph) -> _Ma
     n = w.rank - 2
     if node.op == "linear" and w.rank == 2:
         return "Linear", (w.shape[1], w.shape[0]), bias
-    if node.op == "conv" and 1 <= n <= 3:
+    if node.op == "conv" and 1 <= n <= 3 and not a.get("transposed"):
         sizes = (w.shape[1] * a["groups"], w.shape[0], _kernel(w))
         return f"Conv{n}d", sizes, _geometry(a) + bias
     if node.op == "conv_transpose" and 1 <= n <= 3:
