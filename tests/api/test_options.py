@@ -140,7 +140,8 @@ def test_a_name_that_is_no_option_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("to", "cls", "own"), [("choose", Choose, {"times"}), ("score", Score, {"p"})]
+    ("to", "cls", "own"),
+    [("choose", Choose, {"times"}), ("score", Score, {"p", "keep", "ratios", "prefer"})],
 )
 def test_the_fields_of_a_pass_are_the_options_that_go_to_it(
     to: str, cls: type, own: set[str]
@@ -176,7 +177,9 @@ def test_what_is_told_arrives_at_the_passes() -> None:
     assert options.choose() == Choose(
         0.3, {"a*": 0.1}, "global", ("head",), 8, 2, 0.9, "both", per_block=False
     )
-    assert options.score() == Score("random", seed=3, normalise="max")
+    assert options.score() == Score(
+        "random", seed=3, normalise="max", keep=("head",), ratios={"a*": 0.1}, prefer="both"
+    )  # what the choice leaves whole need not be measured
 
 
 # -- the command line ------------------------------------------------------------------------------
