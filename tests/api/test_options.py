@@ -24,6 +24,7 @@ from irprune.passes.choose import Choose
 from irprune.passes.score import Score
 
 UNSAID = {"loss", "progress", "dynamic_shapes"}  # a command line has no function or structure
+UNSAID |= {"trust"}  # what reads a model declares it, for every command
 SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what prune is told
     "--ratio": (["0.3"], {"ratio": 0.3}),
     "--macs": (["0.5"], {"budget": {"macs": 0.5}}),
