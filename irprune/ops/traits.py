@@ -113,21 +113,26 @@ class Quantised:
 class NnLayer:
     """The ``torch.nn`` layer that an entry is a call of.
 
-    ``state`` names the layer's parameter in each operand, "" for what it is called with.
-    ``code(node, held)`` is the constructor's call for the stored ``held`` parameters by name, None
-    where no such layer computes the node."""
+    ``state`` names the layer's parameter in each operand, "" for what it is called with, or is a
+    function of the node that does, and gives none where the node is no call of it. ``needs`` is the
+    parameter that no such layer is without. ``code(node, held)`` is the constructor's call for the
+    stored ``held`` parameters by name, None where no such layer computes the node."""
 
-    state: tuple[str, ...]
+    state: tuple[str, ...] | Callable[[Node], tuple[str, ...]]
     code: Callable[[Node, dict[str, Weight]], str | None]
+    needs: str = "weight"
 
-    @property
-    def data(self) -> int:
+    def names(self, node: Node) -> tuple[str, ...]:
+        """The layer's parameter in each operand of ``node``; none where it is no call of it."""
+        return self.state(node) if callable(self.state) else self.state
+
+    def data(self, node: Node) -> int:
         """The position of the operand that the layer is called with."""
-        return self.state.index("")
+        return self.names(node).index("")
 
     def held(self, node: Node) -> list[tuple[str, Value]]:
         """The operands that are parameters of the layer, by their names there."""
-        pairs = zip(self.state, node.inputs, strict=False)
+        pairs = zip(self.names(node), node.inputs, strict=False)
         return [(name, value) for name, value in pairs if name and value is not None]
 
 

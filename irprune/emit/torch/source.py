@@ -417,7 +417,10 @@ class _Writer:
 
     def _expression(self, node: Node) -> str:
         if node in self.layer_of:
-            return f"{path_of(self.layer_of[node])}({self._name(node.operand(1 if node.op == 'embedding' else 0))})"
+            entry = lookup(node)
+            layer = entry.nn_layer if entry is not None else None
+            data = layer.data(node) if layer is not None else 0
+            return f"{path_of(self.layer_of[node])}({self._name(node.operand(data))})"
         try:
             call = bind(node)
         except LookupError:
@@ -428,16 +431,9 @@ class _Writer:
                 node.where,
                 "give the operator an ATen spelling in its family file",
             ) from None
-        if node.op in (
-            "dropout",
-            "rrelu",
-        ):  # captured in eval mode: what was off there is off for that reason
-            *options, on = [
-                node.attrs[k]
-                for k in (
-                    ("p", "train") if node.op == "dropout" else ("lower", "upper", "training")
-                )
-            ]
+        entry = lookup(node)
+        if entry is not None and entry.trains:  # what was off was off for being captured in eval
+            *options, on = [node.attrs[k] for k in entry.trains]
             given = [
                 self._name(node.operand(0)),
                 *map(str, options),

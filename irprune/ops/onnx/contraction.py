@@ -20,6 +20,7 @@ from irprune.ops.registry import (
     Arg,
     Sample,
 )
+from irprune.ops.rule import layered
 
 __all__ = ["product_type"]
 
@@ -85,6 +86,7 @@ contraction(
         ),
     ),
     operands=("data", "weight", "bias"),
+    layered=layered.as_linear,
 )
 spell(("gemm", "linear"), "Gemm", read=_read_gemm)
 

@@ -16,6 +16,7 @@ from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spe
 from irprune.ops.onnx.types import like, position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
+from irprune.ops.rule import layered
 from irprune.ops.traits import Role
 
 op = partial(declare, family="index")
@@ -131,6 +132,7 @@ for _name in ("gather_rows", "gather_at"):
             ),
         ),
         operands=_gathered_roles,
+        layered=layered.as_embedding if _name == "gather_rows" else None,
         indexes=_along_dim,
     )
 
