@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from irprune.criteria.consumers import calibrated, key_of, readings_of
+from irprune.criteria.readings import key_of, readings_of
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.passes.result import PassResult
@@ -72,11 +72,8 @@ class Mask:
         chosen = {layer.weight.name: layer for layer in layers(graph)}
         read = {}
         if self.calibration is not None:
-            read = readings_of(
-                graph,
-                list(chosen.values()),
-                calibrated(self.calibration, graph, "mask"),
-                gram=False,
+            read = readings_of(self.calibration, graph, "mask").of(
+                list(chosen.values()), products=False
             )
         scores: dict[str, torch.Tensor] = {}
         for name, layer in chosen.items():

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from irprune.criteria.consumers import key_of, readings_of
+from irprune.criteria.readings import Readings, key_of
 from irprune.ir.graph import Graph
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
@@ -53,7 +53,7 @@ class RepairFold:
             and layer.weight.name in graph.weights
             and layer.node.outputs[0].name in cut
         ]
-        read = readings_of(self.original, touched, self.calibration, gram=True)
+        read = Readings(self.original, self.calibration).of(touched, products=True)
         changed = False
         for layer in touched:
             reading = read[key_of(layer)]
@@ -77,8 +77,10 @@ class RepairFold:
         import torch
 
         mean, weight = reading.mean, reading.weight
-        covariance = reading.gram - mean[:, :, None] * mean[:, None, :]
-        variance = covariance.diagonal(dim1=1, dim2=2).clamp(min=0)
+        if not reading.products:  # too wide
+            return None, None
+        covariance = reading.covariance.double()
+        variance = reading.variance
         deviation = variance.sqrt()
         scale = deviation[:, :, None] * deviation[:, None, :]
         alike = torch.where(

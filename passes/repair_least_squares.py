@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from irprune.analysis.layers import Layer
     from irprune.run.calibration import Calibration
+    from irprune.run.gram import Gram
 
 __all__ = ["RepairLeastSquares"]
 
@@ -40,14 +41,14 @@ class RepairLeastSquares:
     what predicts the other half of the calibration data best. With ``residual`` a layer whose
     result is added to another value also makes up for what that value has lost, so that errors do
     not pile up along a residual stream. ``rows`` bounds the rows (samples × positions) that a layer
-    is fitted on, ``widest`` the number of unknowns per output beyond which a layer is left.
-    ``memory`` bounds the bytes of activations held between layers."""
+    is fitted on, but there are at least four for each unknown of an output; beyond ``widest``
+    unknowns a layer is left. ``memory`` bounds the bytes of activations held between layers."""
 
     original: Graph
     calibration: Calibration
     ridge: float | None = None
     residual: bool = True
-    rows: int = 32768
+    rows: int = 16384
     widest: int = 6144
     memory: int = 1 << 30
 
@@ -74,30 +75,30 @@ class RepairLeastSquares:
             return "used more than once: left as it was sliced"
         if walk.twin(layer.node) is None:
             return "no counterpart in the original graph: left as it was sliced"
-        if layer.matrix(_shape_only(layer)).shape[1] > self.widest:
+        if layer.blocks[1] > self.widest:
             return f"more than {self.widest} unknowns per output: left as it was sliced"
         return ""
 
     def _refit(self, layer: Layer, walk: Any) -> bool:
+        from irprune.run.gram import sampled_rows
+
         old = layer.held()
-        gram = Gram(old, layer.bias is not None, self.rows)
+        fit = Fit(old, layer.bias is not None)
         other, through = _beside(layer, walk) if self.residual else (None, None)
+        limit = max(4 * old.shape[1], min(self.rows, (1 << 23) // old.shape[1]))
+        total = self.calibration.count()
         for i, (operands, target, short) in enumerate(walk.to(layer.node, other)):
             if short is not None:
                 target = target + (short if through is None else through(short))
-            given = layer.gave(target, operands)
-            gram.add(i, layer.read(operands), given, layer.offset(operands))
-        weight, bias = gram.solve(self.ridge)
+            share = max(2, -(-limit * walk.size(i) // total))
+            at = sampled_rows(target.numel() // (old.shape[0] * old.shape[2]), share, i)
+            given = layer.gave(target, operands, at)
+            fit.add(layer.read(operands, at), given, layer.offset(operands))
+        weight, bias = fit.solve(self.ridge)
         layer.put(weight)
         if layer.bias is not None and bias is not None:
             layer.bias.move(bias)
         return True
-
-
-def _shape_only(layer: Layer) -> torch.Tensor:
-    import torch
-
-    return torch.empty(tuple(int(s) for s in layer.weight.shape), device="meta")  # type: ignore[arg-type]
 
 
 def _beside(layer: Layer, walk: Any) -> tuple[Value | None, Any]:
@@ -154,93 +155,90 @@ def _undone(node: Node) -> Any:
     return lambda short: short * inverse.to(short).reshape([-1] + [1] * (short.dim() - 2))
 
 
-class Gram:
-    """X'X and X'(Y - X W) of one layer in float64, in two halves, and the weights that follow from
-    them.
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+PROJECTED = 64  # directions of the result that a ridge is chosen by
 
-    ``old`` [b, k, o] is the prior W; with ``bias`` a column of ones is added, whose prior is what
-    the layer has. At most ``rows`` rows enter: those of later chunks are taken at a stride, the
-    same in every run."""
 
-    def __init__(self, old: torch.Tensor, bias: bool, rows: int) -> None:
-        import torch
+class Fit:
+    """What refits one layer: products of its inputs with themselves and with what its result lacks,
+    in two halves of the data.
 
-        b, k, o = old.shape
-        self.old, self.bias, self.rows = old, bias, max(rows, 4 * k)
-        n = k + int(bias)
-        self.xx = torch.zeros(2, b, n, n, dtype=torch.float64)
-        self.xr = torch.zeros(2, b, n, o, dtype=torch.float64)
-        self.rr = torch.zeros(2, dtype=torch.float64)
-        self.stride = 0
+    ``old`` [b, k, o] are the weights to stay near to; with ``bias`` a constant is fitted besides,
+    which is free."""
 
-    def add(
-        self, chunk: int, x: torch.Tensor, y: torch.Tensor, offset: torch.Tensor | None
-    ) -> None:
+    def __init__(self, old: torch.Tensor, bias: bool) -> None:
+        from irprune.run.gram import Gram
+
+        self.old, self.bias = old, bias
+        self.halves = (Gram(), Gram())
+
+    def add(self, x: torch.Tensor, y: torch.Tensor, offset: torch.Tensor | None) -> None:
         """Rows ``x`` [n, b, k] with results ``y`` [n, b, o]; ``offset`` is what the layer adds to
         ``x W``."""
-        import torch
-
-        if not self.stride:
-            self.stride = (
-                max(1, -(-x.shape[0] * 8 // self.rows)) if x.shape[0] * 8 > self.rows else 1
-            )
-        x, y = x[:: self.stride], y[:: self.stride]
-        x, y = x.transpose(0, 1).double().cpu(), y.transpose(0, 1).double().cpu()
-        r = y - x @ self.old
+        x, y = x.transpose(0, 1).cpu(), y.transpose(0, 1).cpu()
+        r = y - x @ self.old.to(x.dtype)
         if offset is not None:
-            r = r - offset.double().cpu().reshape(r.shape[0], 1, -1)
-        if self.bias:
-            x = torch.cat((x, x.new_ones(*x.shape[:2], 1)), 2)
+            r = r - offset.to(r).reshape(r.shape[0], 1, -1)
         half = x.shape[1] // 2
-        for h, rows in enumerate((slice(0, half), slice(half, None))):
-            xt = x[:, rows].transpose(1, 2)
-            self.xx[h] += xt @ x[:, rows]
-            self.xr[h] += xt @ r[:, rows]
-            self.rr[h] += r[:, rows].square().sum()
+        for gram, rows in zip(self.halves, (slice(0, half), slice(half, None)), strict=True):
+            gram.add(x[:, rows], r[:, rows])
 
     def solve(self, ridge: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The weight [b, k, o] and what is to be added to the bias [b, o]."""
+        whole = self.halves[0].merged(self.halves[1])
         if ridge is None:
-            ridge = self._best()
-        step = _ridge_step(self.xx.sum(0), self.xr.sum(0), ridge, self.bias)
-        k = self.old.shape[1]
-        return self.old + step[:, :k], step[:, k] if self.bias else None
+            ridge = self._best() / 2  # of twice the rows half as much is the same penalty
+        step = self._step(whole, whole.explained(self.bias), ridge)
+        moved = whole.target - (whole.mean[:, None] @ step)[:, 0] if self.bias else None
+        return self.old + step, moved
+
+    def _step(self, gram: Gram, explained: torch.Tensor, ridge: float) -> torch.Tensor:
+        """What is to be added to the weight: of what is ``explained`` [b, k, o] as much as
+        ``ridge`` lets through. A block without any signal is left alone."""
+        import torch
+
+        from irprune.run.gram import signal
+
+        products = _products(gram, self.bias)
+        products.diagonal(dim1=1, dim2=2).add_(ridge * signal(gram, self.bias)[:, None])
+        factor, failed = torch.linalg.cholesky_ex(products)
+        step = torch.cholesky_solve(explained, factor)
+        sound = (failed == 0)[:, None, None] & torch.isfinite(step)
+        return torch.where(sound, step, torch.zeros((), dtype=step.dtype))
 
     def _best(self) -> float:
-        """The lambda with the least error on the half that it was not fitted on."""
-        errors = []
-        for ridge in RIDGES:
-            total = 0.0
-            for fit, test in ((0, 1), (1, 0)):
-                step = _ridge_step(self.xx[fit], self.xr[fit], ridge, self.bias)
-                total += float(
-                    (step * (self.xx[test] @ step)).sum() - 2 * (step * self.xr[test]).sum()
-                )
-            errors.append(total)
-        best = RIDGES[min(range(len(RIDGES)), key=lambda i: (errors[i], -RIDGES[i]))]
-        return (
-            best / 2
-        )  # relative to a Gram matrix of twice the rows, the same penalty is half as large
+        """The ridge with the least error on the half that it was not fitted on; the search goes
+        downhill from the middle."""
+        import torch
+
+        if any(gram.count == 0 for gram in self.halves):
+            return RIDGES[-1]
+        outs = self.old.shape[2]
+        seen = torch.eye(outs, dtype=torch.float64)
+        if outs > PROJECTED:
+            draw = torch.Generator().manual_seed(0)
+            seen = torch.randn(outs, PROJECTED, generator=draw, dtype=torch.float64)
+        explained = [gram.explained(self.bias) @ seen for gram in self.halves]
+        products = [_products(gram, self.bias) for gram in self.halves]
+        known: dict[int, float] = {}
+
+        def error(i: int) -> float:
+            if i not in known:
+                known[i] = 0.0
+                for fit, test in ((0, 1), (1, 0)):
+                    step = self._step(self.halves[fit], explained[fit], RIDGES[i])
+                    known[i] += float(
+                        (step * (products[test] @ step)).sum() - 2 * (step * explained[test]).sum()
+                    )
+            return known[i]
+
+        at = len(RIDGES) // 2
+        for way in (1, -1):
+            while 0 <= at + way < len(RIDGES) and error(at + way) < error(at):
+                at += way
+        return RIDGES[at]
 
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-
-
-def _ridge_step(xx: torch.Tensor, xr: torch.Tensor, ridge: float, bias: bool) -> torch.Tensor:
-    """(X'X + lambda I)^-1 X'R for each block; the column of ones is hardly penalised. A block
-    without any signal is left alone."""
-    import torch
-
-    n = xx.shape[-1]
-    k = n - int(bias)
-    diagonal = xx.diagonal(dim1=1, dim2=2)
-    scale = diagonal[:, :k].mean(1, keepdim=True)
-    penalty = (ridge * scale).expand(-1, n).clone()
-    if bias:
-        penalty[:, k:] = 1e-8 * diagonal[:, k:]
-    penalty = penalty + 1e-10 * diagonal.amax(1, keepdim=True) + torch.finfo(torch.float64).tiny
-    factor, failed = torch.linalg.cholesky_ex(xx + torch.diag_embed(penalty))
-    step = torch.cholesky_solve(xr, factor)
-    return torch.where(
-        (failed == 0)[:, None, None] & torch.isfinite(step), step, torch.zeros((), dtype=step.dtype)
-    )
+def _products(gram: Gram, centred: bool) -> torch.Tensor:
+    """What a step of the weights is weighed by [b, k, k], in float64."""
+    return (gram.covariance() if centred else gram.second_moment()).double()

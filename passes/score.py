@@ -15,6 +15,7 @@ from irprune.analysis.blocks import blocks_of
 from irprune.criteria import Importance, criteria, named
 from irprune.criteria.measured import measured
 from irprune.criteria.normalise import NORMALISERS, normalised
+from irprune.criteria.readings import Readings, readings_of
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
@@ -61,7 +62,10 @@ class Score:
         if graph.axes is None:
             raise IrpruneError("nothing is analysed", "score", "run infer-axes first")
         before = graph.scores
-        criterion = self._criterion()
+        shared = None
+        if self.calibration is not None:  # read once for the criterion and for measuring
+            shared = readings_of(self.calibration, graph, "score")
+        criterion = self._criterion(shared)
         groups = [g for g in groups_of(graph) if not g.frozen]
         blocks = blocks_of(graph)
         made = criterion.scores(graph, groups, blocks)
@@ -74,7 +78,7 @@ class Score:
                     "check the weights and the calibration data",
                 )
         if self.normalise == "measured":
-            graph.scores = measured(made, graph, groups, blocks, self.calibration)
+            graph.scores = measured(made, graph, groups, blocks, shared)
         else:
             graph.scores = {
                 leaf: normalised(scores, self.normalise) for leaf, scores in made.items()
@@ -84,7 +88,7 @@ class Score:
         )
         return PassResult(not same)
 
-    def _criterion(self) -> Importance:
+    def _criterion(self, shared: Readings | None = None) -> Importance:
         """The criterion with its options; data that it does not read are no mistake, since a repair
         may."""
         data: dict[str, Any] = {}
@@ -93,7 +97,7 @@ class Score:
             has = {f.name for f in fields(made)} if made is not None else set()  # type: ignore[arg-type]
             data = {
                 k: v
-                for k, v in (("calibration", self.calibration), ("loss", self.loss))
+                for k, v in (("calibration", shared or self.calibration), ("loss", self.loss))
                 if v is not None and k in has
             }
         return named(self.importance, p=self.p, reduce=self.reduce, seed=self.seed, **data)

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.nn import functional as F
@@ -46,15 +46,22 @@ class Bias:
         return self.stored.weight
 
 
+class Rows(Protocol):
+    """What turns an activation into rows, all of them or those numbered by ``at`` [n]."""
+
+    def __call__(self, x: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor: ...
+
+
 @dataclass(frozen=True)
 class Layer:
     """A node that maps ``x`` (operand ``at``) linearly by ``stored`` (operand ``by``).
 
     The operands and the result may be the integers of a quantised type: the map is one of the
-    numbers that they stand for. ``rows(x)`` is [n, b, k], ``targets(y)`` [n, b, o], ``matrix(w)``
-    [b, k, o] and ``array(m)`` its inverse; ``inputs`` is the dimension of the weight that is summed
-    over, None where there is none
-    (depthwise)."""
+    numbers that they stand for. ``rows(x)`` is [n, b, k], ``targets(y)`` [n, b, o], both also for
+    some row numbers alone, which is cheaper than to choose among all rows; ``matrix(w)`` is [b, k,
+    o] and ``array(m)`` its inverse; ``inputs`` is the dimension of the weight that is summed over,
+    None where there is none (depthwise). Layers of equal ``reads`` make the same rows of the same
+    activation."""
 
     node: Node
     at: int
@@ -62,8 +69,9 @@ class Layer:
     stored: Stored
     bias: Bias | None
     inputs: tuple[int, ...]
-    rows: Callable[[torch.Tensor], torch.Tensor]
-    targets: Callable[[torch.Tensor], torch.Tensor]
+    reads: tuple[Any, ...]
+    rows: Rows
+    targets: Rows
     matrix: Callable[[torch.Tensor], torch.Tensor]
     array: Callable[[torch.Tensor], torch.Tensor]
 
@@ -85,13 +93,24 @@ class Layer:
         """Let the weight hold ``matrix`` [b, k, o]; one of integers the nearest that it can."""
         self.stored.store(self.array(matrix))
 
-    def read(self, operands: Sequence[Any]) -> torch.Tensor:
-        """The rows [n, b, k] of what the node reads when it runs on ``operands``."""
-        return self.rows(numbers_of(self.node, self.at, operands[self.at], operands))
+    @property
+    def blocks(self) -> tuple[int, int, int]:
+        """Blocks, inputs of each and outputs of each: the shape of the matrix."""
+        shape = tuple(map(probe_of, self.weight.shape))
+        b, k, o = self.matrix(torch.empty(shape, device="meta")).shape
+        return b, k, o
 
-    def gave(self, result: torch.Tensor, operands: Sequence[Any]) -> torch.Tensor:
-        """The rows [n, b, o] of a ``result`` of the node, whose scales are among ``operands``."""
-        return self.targets(numbers_of(self.node, -1, result, operands))
+    def read(self, operands: Sequence[Any], at: torch.Tensor | None = None) -> torch.Tensor:
+        """The rows [n, b, k] of what the node reads when it runs on ``operands``; those that ``at``
+        numbers, or all."""
+        return self.rows(numbers_of(self.node, self.at, operands[self.at], operands), at)
+
+    def gave(
+        self, result: torch.Tensor, operands: Sequence[Any], at: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The rows [n, b, o] of a ``result`` of the node, whose scales are among ``operands``;
+        those that ``at`` numbers, or all."""
+        return self.targets(numbers_of(self.node, -1, result, operands), at)
 
     def offset(self, operands: Sequence[Any]) -> torch.Tensor | None:
         """What the node itself adds to the product, as a vector over outputs; None where it adds
@@ -124,6 +143,14 @@ def layer_of(node: Node) -> Layer | None:
             return None
         return _contraction(node, entry.letters(node))
     return None
+
+
+def _numbered(view: torch.Tensor, lead: int, at: torch.Tensor | None) -> torch.Tensor:
+    """``view`` itself, or those of its rows that ``at`` numbers along its first ``lead`` dimensions
+    in row-major order."""
+    if at is None:
+        return view
+    return view[torch.unravel_index(at.to(view.device), view.shape[:lead])]
 
 
 # -- bias ------------------------------------------------------------------------------------------
@@ -237,8 +264,9 @@ def _contraction(node: Node, letters: tuple[list[str], ...]) -> Layer | None:
         stored,
         _bias(node, added[0] if added else None, channel) if channel else None,
         tuple(w.index(a) for a in inner),
-        lambda t: t.permute(to_x).reshape(-1, b, k),
-        lambda t: t.permute(to_y).reshape(-1, b, o),
+        ("contraction", *to_x, b, k),
+        lambda t, at=None: _numbered(t.permute(to_x), len(samples), at).reshape(-1, b, k),
+        lambda t, at=None: _numbered(t.permute(to_y), len(samples), at).reshape(-1, b, o),
         lambda t: t.permute(to_w).reshape(b, k, o),
         lambda m: m.reshape(shape).permute(back),
     )
@@ -262,8 +290,13 @@ def _convolution(node: Node, geometry: Convolution) -> Layer | None:
         stored,
         _bias(node, geometry.bias, -(weight.rank - 1)),
         (1,),
-        lambda x: _patches(x, kernel, geometry.stride, geometry.dilation, geometry.padding, groups),
-        lambda y: y.movedim(1, -1).reshape(-1, groups, outs // groups),
+        ("conv", *kernel, *_steps(geometry), *geometry.padding, groups),
+        lambda x, at=None: _patches(
+            x, kernel, geometry.stride, geometry.dilation, geometry.padding, groups, at
+        ),
+        lambda y, at=None: _numbered(y.movedim(1, -1), y.dim() - 1, at).reshape(
+            -1, groups, outs // groups
+        ),
         lambda w: w.reshape(groups, outs // groups, -1).transpose(1, 2),
         lambda m: m.transpose(1, 2).reshape(outs, ins, *kernel),
     )
@@ -276,19 +309,22 @@ def _patches(
     dilation: Sequence[int],
     padding: Sequence[tuple[int, int]],
     groups: int,
+    at: torch.Tensor | None,
 ) -> torch.Tensor:
     """[samples × positions, groups, channels × kernel] of an input [samples, channels, ...]: im2col
-    for any number of dimensions."""
-    x = F.pad(x, list(itertools.chain.from_iterable(reversed(list(padding)))))
+    for any number of dimensions, of all positions or of those numbered by ``at``."""
+    wide = x.shape[1] // groups * math.prod(kernel)
+    if any(p != (0, 0) for p in padding):
+        x = F.pad(x, list(itertools.chain.from_iterable(reversed(list(padding)))))
     n = len(kernel)
     for d, (k, s, e) in enumerate(zip(kernel, stride, dilation, strict=True), 2):
         x = x.unfold(d, e * (k - 1) + 1, s)[..., ::e]
-    x = x.reshape(
-        x.shape[0], groups, -1, *x.shape[2:]
-    )  # [samples, groups, channels, *positions, *kernel]
-    return x.permute(0, *range(3, 3 + n), 1, 2, *range(3 + n, 3 + 2 * n)).reshape(
-        -1, groups, x.shape[2] * math.prod(kernel)
-    )
+    x = x.permute(0, *range(2, 2 + n), 1, *range(2 + n, 2 + 2 * n))  # nothing is copied so far
+    return _numbered(x, n + 1, at).reshape(-1, groups, wide)
+
+
+def _steps(geometry: Convolution) -> tuple[int, ...]:
+    return (*geometry.stride, *geometry.dilation)
 
 
 def _transposed(node: Node, stored: Stored, geometry: Convolution) -> Layer:
@@ -306,12 +342,12 @@ def _transposed(node: Node, stored: Stored, geometry: Convolution) -> Layer:
     ]
     flip = list(range(3, 3 + n))
 
-    def rows(x: torch.Tensor) -> torch.Tensor:
+    def rows(x: torch.Tensor, at: torch.Tensor | None = None) -> torch.Tensor:
         spread = x.new_zeros(
             *x.shape[:2], *((m - 1) * s + 1 for m, s in zip(x.shape[2:], stride, strict=True))
         )
         spread[(slice(None), slice(None), *(slice(None, None, s) for s in stride))] = x
-        return _patches(spread, kernel, [1] * n, dilation, padding, groups)
+        return _patches(spread, kernel, [1] * n, dilation, padding, groups, at)
 
     def matrix(w: torch.Tensor) -> torch.Tensor:  # [g i, o, *k] -> [g, i *k, o]
         return (
@@ -336,8 +372,9 @@ def _transposed(node: Node, stored: Stored, geometry: Convolution) -> Layer:
         stored,
         _bias(node, geometry.bias, -(n + 1)),
         (0,),
+        ("conv_transpose", *kernel, *_steps(geometry), *padding, groups),
         rows,
-        lambda y: y.movedim(1, -1).reshape(-1, groups, outs),
+        lambda y, at=None: _numbered(y.movedim(1, -1), n + 1, at).reshape(-1, groups, outs),
         matrix,
         array,
     )

@@ -18,12 +18,14 @@ from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
-from irprune.passes.repairs import repair_of
-from irprune.run.calibration import Calibration, noise
+from irprune.passes.repairs import repair_of, repairs
+from irprune.run.calibration import Batch, Calibration, noise
 from irprune.run.interpret import evaluate
 from irprune.run.statistics import kept_part
 
 __all__ = ["Repaired", "output_error", "repair"]
+
+MEMORY = 1 << 28  # bytes of the original's outputs that are kept between two comparisons
 
 
 @dataclass
@@ -85,14 +87,15 @@ def repair(
             original,
             samples=calibration.samples if isinstance(calibration, Calibration) else None,
         )
-    before = error = output_error(original, cut, data)
+    judge = _Judge(original, data)
+    before = error = judge.error(cut)
     done = []
     for name in names:
         held = {w: w.load for w in cut.weights.values()}
         own = {k: v for k, v in options.items() if k in has[name]}
         result = passes[name](original, data, **own).run(cut)
         notes += result.notes
-        now = output_error(original, cut, data) if result.changed else error
+        now = judge.error(cut) if result.changed else error
         if not now <= error and result.changed:
             for w, load in held.items():
                 w.load = load
@@ -121,23 +124,57 @@ def _noise(original: Graph, limits: tuple[float, float] | None, notes: list[str]
     return noise(original, low=low, high=high)
 
 
+def __getattr__(name: str) -> Any:
+    if name != "METHODS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "METHODS is irprune.passes.repairs.repairs() now", DeprecationWarning, stacklevel=2
+    )
+    return tuple(repairs())
+
+
 def output_error(original: Graph, cut: Graph, calibration: Calibration) -> float:
     """The root mean squared difference of all floating-point outputs, each relative to its own root
     mean square, averaged over outputs."""
-    difference: dict[int, float] = {}
-    power: dict[int, float] = {}
-    half = torch.float32 if any(is_half(v.dtype) for v in original.values()) else None
-    for batch in calibration:
-        theirs = evaluate(original, batch.inputs, dtype=half)
-        ours = evaluate(cut, batch.inputs, dtype=half)
-        for i, (a, b, value) in enumerate(zip(ours, theirs, original.outputs, strict=True)):
-            if not b.is_floating_point() or original.kept is None:
-                continue
-            b = kept_part(b, value, original.kept).double()
-            difference[i] = difference.get(i, 0.0) + float((a.double() - b).square().sum())
-            power[i] = power.get(i, 0.0) + float(b.square().sum())
-    shares = [
-        (difference[i] / power[i]) ** 0.5 if power[i] > 0 else float(difference[i] > 0)
-        for i in difference
-    ]
-    return sum(shares) / len(shares) if shares else 0.0
+    return _Judge(original, calibration).error(cut)
+
+
+class _Judge:
+    """What the original says to the calibration data: kept for as many batches as ``MEMORY`` bytes
+    hold, worked out again for the others."""
+
+    def __init__(self, original: Graph, data: Calibration) -> None:
+        self.original, self.data = original, data
+        self.half = torch.float32 if any(is_half(v.dtype) for v in original.values()) else None
+        self._said: dict[int, list[torch.Tensor]] = {}
+        self._left = MEMORY
+
+    def _answers(self, number: int, batch: Batch) -> list[torch.Tensor]:
+        if number not in self._said:
+            made = evaluate(self.original, batch.inputs, dtype=self.half)
+            size = sum(t.numel() * t.element_size() for t in made)
+            if size > self._left:
+                return made
+            self._said[number] = made
+            self._left -= size
+        return self._said[number]
+
+    def error(self, cut: Graph) -> float:
+        """See ``output_error``."""
+        kept = self.original.kept
+        difference: dict[int, float] = {}
+        power: dict[int, float] = {}
+        for number, batch in enumerate(self.data):
+            theirs = self._answers(number, batch)
+            ours = evaluate(cut, batch.inputs, dtype=self.half)
+            for i, (a, b, v) in enumerate(zip(ours, theirs, self.original.outputs, strict=True)):
+                if not b.is_floating_point() or kept is None:
+                    continue
+                b = kept_part(b, v, kept).double()
+                difference[i] = difference.get(i, 0.0) + float((a.double() - b).square().sum())
+                power[i] = power.get(i, 0.0) + float(b.square().sum())
+        shares = [
+            (difference[i] / power[i]) ** 0.5 if power[i] > 0 else float(difference[i] > 0)
+            for i in difference
+        ]
+        return sum(shares) / len(shares) if shares else 0.0

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from irprune.criteria import Scores, criterion
-from irprune.criteria.consumers import Reading, calibrated, shares
+from irprune.criteria.consumers import shares
+from irprune.criteria.readings import Reading, readings_of
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -33,8 +34,8 @@ class Flap:
         self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
     ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
-        return shares(graph, groups, blocks, calibrated(self.calibration, graph, "flap"), _weigh)
+        return shares(graph, groups, blocks, readings_of(self.calibration, graph, "flap"), _weigh)
 
 
 def _weigh(reading: Reading) -> Any:
-    return reading.weight.square().sum(-1) * (reading.square - reading.mean.square()).clamp(min=0)
+    return reading.weight.square().sum(-1) * reading.variance

@@ -17,37 +17,30 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from irprune.criteria import Scores
-from irprune.criteria.consumers import (
-    Reader,
-    Reading,
-    calibrated,
-    key_of,
-    portions,
-    readers,
-    readings,
-)
-from irprune.criteria.reconstruction import Surgeon
-from irprune.ir.axis import Axis
-from irprune.ir.dtype import is_half, is_real
-from irprune.ir.graph import Graph, Node
+from irprune.criteria.consumers import Reader, readers
+from irprune.criteria.obs import Surgeon
+from irprune.criteria.readings import Reading, key_of, readings_of
+from irprune.ir.axis import Axis, leaves
+from irprune.ir.dtype import is_real
+from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.group import Group
 from irprune.ir.kept import Kept
 
 if TYPE_CHECKING:
     import torch
 
-    from irprune.run.calibration import Batch, Calibration
+    from irprune.run.calibration import Calibration
+    from irprune.run.interpret import Hook
 
-__all__ = ["LEVELS", "measured", "scaled"]
+__all__ = ["LEVELS", "affordable", "measured", "scaled"]
 
 LEVELS = (
-    0.125,
-    0.25,
-    0.5,
-    0.75,
-    1.0,
+    (0.125, 0.25, 0.5, 0.75, 1.0),
+    (0.25, 0.5, 0.75, 1.0),
+    (0.25, 0.5, 1.0),
 )  # shares of a group that are dropped to measure; of all of it, one index stays
-SAMPLES = 32  # of the calibration data that the outputs are compared on
+SAMPLES = (8, 32)  # of the calibration data that the outputs are compared on, at least and at most
+RUNS = 3  # over all data that the comparisons may cost; beyond it, the fewest samples and levels
 RIDGE = 1e-2  # of the refit, relative to the mean diagonal of the Gram matrix
 
 Refits = dict[Node, dict[int, "torch.Tensor"]]  # what stands in for operands of a node
@@ -64,20 +57,35 @@ def measured(
     mean over floating-point outputs of the squared difference relative to the square of the output;
     of a model without any the share of elements that differ.
 
-    Costs one run over the data for the Gram matrices and, for each group, a run of ``SAMPLES``
-    samples per level. Raises IrpruneError where there are no data, and for activations that are
-    NaN."""
-    data = calibrated(calibration, graph, "measured")
-    probe = _Probe(graph, data)
+    Costs one run over the data for the Gram matrices, where ``calibration`` is not readings that
+    have them, and for each group and level a run of a few samples from the first node on that reads
+    the group. Raises IrpruneError where there are no data, and for activations that are NaN."""
+    readings = readings_of(calibration, graph, "measured")
+    found = readers(graph, [g for g in groups if g.axis in scores], blocks)
+    first = _first_reads(graph)
+    order = sorted(found, key=lambda leaf: first.get(leaf, len(graph.nodes)))
+    probe = _Probe(graph, readings.data, len(order))
     out = {}
-    for some in portions(readers(graph, [g for g in groups if g.axis in scores], blocks)):
-        read = readings(graph, some, data, gram=True)
-        inverses: dict[str, Any] = {}
-        for leaf, many in some.items():
-            out[leaf] = scaled(
-                scores[leaf], _errors(leaf, scores[leaf], blocks, many, read, inverses, probe)
-            )
+    for some in readings.portions({x: [r.layer for r in found[x]] for x in order}):
+        read = readings.of([r.layer for x in some for r in found[x]], products=True)
+        for leaf in some:
+            probe.go_to(first.get(leaf, len(graph.nodes)))
+            errors = _errors(leaf, scores[leaf], blocks, found[leaf], read, probe)
+            out[leaf] = scaled(scores[leaf], errors)
     return {leaf: out[leaf] for leaf in scores}
+
+
+def _first_reads(graph: Graph) -> dict[Axis, int]:
+    """For each leaf the place of the first node that reads it: of a value, or of a weight whose
+    result has it no more."""
+    first: dict[Axis, int] = {}
+    for i, node in enumerate(graph.nodes):
+        made = {x for v in node.outputs for a in v.axes or () for x in leaves(a)}
+        for v in node.inputs:
+            for x in (x for a in (v.axes or () if v is not None else ()) for x in leaves(a)):
+                if not isinstance(v, Weight) or x not in made:
+                    first.setdefault(x, i)
+    return first
 
 
 def scaled(scores: Scores, errors: Sequence[tuple[int, float]]) -> Scores:
@@ -112,19 +120,18 @@ def _errors(
     blocks: Mapping[Axis, Axis],
     many: Sequence[Reader],
     read: Mapping[str, Reading],
-    inverses: dict[str, Any],
     probe: _Probe,
 ) -> list[tuple[int, float]]:
     """The error of the outputs with the lowest of ``leaf`` gone, for the count of each level."""
     size = scores.shape[-1]
     order = np.argsort(scores, axis=-1, kind="stable")
     refitted = [
-        (r, Surgeon(r, read[key_of(r.layer)], RIDGE, inverses))
+        (r, Surgeon(r, read[key_of(r.layer)], RIDGE))
         for r in many
-        if read[key_of(r.layer)].gram is not None and not r.layer.shared()
+        if read[key_of(r.layer)].products and not r.layer.shared()
     ]
     out: list[tuple[int, float]] = []
-    for level in LEVELS:
+    for level in probe.levels:
         start, count = out[-1][0] if out else 0, min(round(level * size), size - 1)
         if count <= start:
             continue
@@ -133,7 +140,7 @@ def _errors(
         )
         refits: Refits = {}
         for reader, surgeon in refitted:
-            surgeon.drop(gone.reshape(-1).tolist())
+            surgeon.drop(gone.reshape(-1))
             _refit(reader, surgeon, read[key_of(reader.layer)], refits)
         kept = Kept(
             {leaf: np.sort(order[..., count:], axis=-1)},
@@ -146,49 +153,71 @@ def _errors(
 def _refit(reader: Reader, surgeon: Surgeon, reading: Reading, refits: Refits) -> None:
     """The layer's weights without what the surgeon has taken out, and the bias that keeps its
     mean."""
-    layer = reader.layer
-    numbers = layer.array(surgeon.weight)
-    refits.setdefault(layer.node, {})[layer.by] = layer.stored.operand(numbers)
+    layer, weight = reader.layer, surgeon.weight()
+    refits.setdefault(layer.node, {})[layer.by] = layer.stored.operand(layer.array(weight))
     if layer.bias is not None:
-        moved = (reading.mean[:, None] @ (reading.weight - surgeon.weight))[:, 0]
+        moved = (reading.mean[:, None] @ (reading.weight - weight))[:, 0]
         bias, held = layer.bias, layer.bias.stored.load()
         refits.setdefault(bias.node, {})[bias.at] = bias.stored.operand(
             held + bias.sign * moved.reshape(held.shape)
         )
 
 
+def affordable(groups: int, samples: int) -> tuple[tuple[float, ...], int]:
+    """The levels to measure ``groups`` at and how many of ``samples`` to compare on."""
+    least, most = SAMPLES
+    for levels in LEVELS:
+        runs = groups * len(levels) / 2  # a comparison starts half way through, on average
+        count = int(RUNS * samples / max(1.0, runs))
+        if count >= least:
+            return levels, min(most, count)
+    return LEVELS[-1], least
+
+
 class _Probe:
-    """A share of the calibration data and what the original says to it."""
+    """A share of the calibration data, what the original says to it, and how far it has run: what
+    lies before the first node that reads a group is the same with and without it."""
 
-    def __init__(self, graph: Graph, data: Calibration) -> None:
-        import torch
+    def __init__(self, graph: Graph, data: Calibration, groups: int) -> None:
+        from irprune.run.statistics import Tape
 
-        self.graph = graph
-        self.half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
+        self.levels, samples = affordable(groups, data.count())
+        batches = data.joined(samples)
+        self.graph, self.tape, self.at = graph, Tape(graph), 0
         floating = [i for i, v in enumerate(graph.outputs) if is_real(v.dtype)]
         self.judged = floating or list(range(len(graph.outputs)))
-        self.batches = list(data.spread(SAMPLES))
-        self.said = [self._outputs(b) for b in self.batches]
+        self.symbols = [self.tape.symbols(b.inputs) for b in batches]
+        self.begun = [self.tape.start(b.inputs) for b in batches]
+        self.said = self._outputs(None)
 
-    def _outputs(self, batch: Batch, hook: Any = None) -> list[torch.Tensor]:
-        from irprune.run.interpret import evaluate
+    def go_to(self, node: int) -> None:
+        """Run the original up to a place in the graph's order, not before the last one."""
+        for env, symbols in zip(self.begun, self.symbols, strict=True):
+            self.tape.advance(env, symbols, self.at, node)
+        self.at = node
 
-        made = evaluate(self.graph, batch.inputs, dtype=self.half, hook=hook)
-        return [made[i] for i in self.judged]
+    def _outputs(self, hook: Hook | None) -> list[list[torch.Tensor]]:
+        """For each batch the outputs that are judged, with the rest of the graph under ``hook``."""
+        out = []
+        for begun, symbols in zip(self.begun, self.symbols, strict=True):
+            env = dict(begun)
+            self.tape.advance(env, dict(symbols), self.at, len(self.graph.nodes), hook)
+            out.append([self.tape.read(env, self.graph.outputs[i]) for i in self.judged])
+        return out
 
     def error(self, kept: Kept, refits: Refits) -> float:
         """How far the outputs under ``kept`` with some operands replaced are off, averaged over
         outputs."""
         from irprune.run.oracle import silencer
 
-        silence = silencer(kept, self.batches[0].inputs[0].device)
+        silence = silencer(kept, self.tape.device)
 
         def hook(node: Node, operands: list[Any], run: Any) -> Any:
             for i, tensor in refits.get(node, {}).items():
                 operands[i] = tensor.to(operands[i])
             return silence(node, operands, run)
 
-        ours = [self._outputs(b, hook) for b in self.batches]
+        ours = self._outputs(hook)
         errors = [
             _off(list(a), list(b))
             for a, b in zip(zip(*ours, strict=True), zip(*self.said, strict=True), strict=True)

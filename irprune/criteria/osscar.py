@@ -15,7 +15,8 @@ import numpy as np
 
 from irprune.criteria import Scores, criterion
 from irprune.criteria.consumers import whole
-from irprune.criteria.reconstruction import Diagonal, Surgeon, surgeons
+from irprune.criteria.obs import Diagonal, Surgeon
+from irprune.criteria.reconstruction import surgeons
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -29,12 +30,12 @@ class Osscar:
     """What the error of the repaired layers grows by when an index goes, in the greedy order of
     going; never less than before.
 
-    ``ridge``, ``weighted``, ``loss`` and ``seed`` as for ``reconstruction``; ``steps`` bounds how
-    often the others are refitted (several indices go at once in wide layers)."""
+    ``ridge``, ``weighted``, ``loss`` and ``seed`` as for ``reconstruction``; of what is left
+    one in ``steps`` goes at once, before the others are refitted."""
 
     calibration: Any = None
     ridge: float = 1e-2
-    steps: int = 128
+    steps: int = 24
     weighted: bool = True
     loss: Any = None
     seed: int = 0
@@ -44,27 +45,24 @@ class Osscar:
     ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
         out = {
-            leaf: self._order(many).reshape(shape)
+            leaf: self._order(many, int(np.prod(shape))).reshape(shape)
             for leaf, shape, many in surgeons(self, "osscar", graph, groups, blocks)
         }
         return whole(out, graph, groups, blocks)
 
-    def _order(self, many: Sequence[Surgeon | Diagonal]) -> Scores:
+    def _order(self, many: Sequence[Surgeon | Diagonal], count: int) -> Scores:
         """By how much the error grew when each index went."""
-        count = many[0].count
         left = np.arange(count)
-        at_once = max(1, -(-count // self.steps))
         out = np.zeros(count)
         most = 0.0
         while len(left):
-            losses = np.sum([s.losses(left) for s in many], axis=0)
-            order = np.argsort(losses, kind="stable")[:at_once]
-            for i in order:
-                most = max(most, float(losses[i]))
-                out[left[i]] = most
+            losses = np.sum([s.losses() for s in many], axis=0)[left]
+            order = np.argsort(losses, kind="stable")[: -(-len(left) // self.steps)]
+            out[left[order]] = np.maximum.accumulate(losses[order].clip(min=most))
+            most = max(most, float(losses[order[-1]]))
             gone = left[order]
             left = np.delete(left, order)
             if len(left):
                 for s in many:
-                    s.drop(gone.tolist())
+                    s.drop(gone)
         return out

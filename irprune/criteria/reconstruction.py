@@ -1,9 +1,8 @@
 """reconstruction: what a layer's output loses for good when an index is gone and the others are
 refitted.
 
-The saliency of optimal brain surgeon (Hassibi and Stork 1993) for a block of inputs of a linear
-layer, on the Gram matrix of its inputs, as in Frantar and Alistarh, "Optimal Brain Compression",
-NeurIPS 2022. ``osscar`` is its greedy form."""
+The saliency of optimal brain surgeon (Hassibi and Stork 1993; ``irprune.criteria.obs``), ``osscar``
+is its greedy form."""
 
 from __future__ import annotations
 
@@ -14,22 +13,18 @@ from typing import Any
 import numpy as np
 
 from irprune.criteria import Scores, criterion
-from irprune.criteria.consumers import (
-    Reader,
-    Reading,
-    calibrated,
-    key_of,
-    portions,
-    readers,
-    readings,
-    whole,
-)
+from irprune.criteria.consumers import Reader, readers, whole
+from irprune.criteria.obs import Diagonal, Surgeon
+from irprune.criteria.readings import calibrated, key_of, readings_of
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
 
-__all__ = ["Diagonal", "Reconstruction", "Surgeon", "surgeons"]
+__all__ = ["Reconstruction", "surgeons"]
+
+
+SAMPLES = 64  # of the calibration data that gradients are taken of
 
 
 @criterion("reconstruction")
@@ -54,7 +49,7 @@ class Reconstruction:
     ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
         out = {
-            leaf: np.sum([s.losses(np.arange(s.count)) for s in many], axis=0).reshape(shape)
+            leaf: np.sum([s.losses() for s in many], axis=0).reshape(shape)
             for leaf, shape, many in surgeons(self, "reconstruction", graph, groups, blocks)
         }
         return whole(out, graph, groups, blocks)
@@ -68,23 +63,22 @@ def surgeons(
 
     Gram matrices are collected for as many leaves at a time as memory allows.
     """
-    data = calibrated(criterion.calibration, graph, name)
+    readings = readings_of(criterion.calibration, graph, name)
     found = {leaf: many for leaf, many in readers(graph, groups, blocks).items() if many}
     price: dict[str, float] | None = None
-    for some in portions(found):
-        read = readings(graph, some, data, gram=True)
+    for some in readings.portions({x: [r.layer for r in many] for x, many in found.items()}):
+        read = readings.of([r.layer for x in some for r in found[x]], products=True)
         if price is None:  # behind the first readings, which name what is NaN
             price = prices(criterion, graph, found)
-        inverses: dict[str, Any] = {}
-        for leaf, many in some.items():
+        for leaf in some:
             made: list[Surgeon | Diagonal] = []
-            for r in many:
+            for r in found[leaf]:
                 key = key_of(r.layer)
-                if read[key].gram is None:
-                    made.append(Diagonal(r, read[key], price.get(key)))
+                if read[key].products:
+                    made.append(Surgeon(r, read[key], criterion.ridge, price.get(key)))
                 else:
-                    made.append(Surgeon(r, read[key], criterion.ridge, inverses, price.get(key)))
-            yield leaf, many[0].shape, made
+                    made.append(Diagonal(r, read[key], price.get(key)))
+            yield leaf, found[leaf][0].shape, made
 
 
 def prices(
@@ -99,7 +93,9 @@ def prices(
     layers = {r.layer.node: key_of(r.layer) for many in found.values() for r in many}
     data = calibrated(criterion.calibration, graph, "reconstruction", 16)
     try:
-        squares = sensitivities(graph, list(layers), data, criterion.loss, criterion.seed)
+        squares = sensitivities(
+            graph, list(layers), data.spread(SAMPLES), criterion.loss, criterion.seed
+        )
     except (
         IrpruneError,
         RuntimeError,
@@ -108,124 +104,3 @@ def prices(
             raise
         return {}
     return {layers[node]: s / 2 for node, s in squares.items()}
-
-
-class Diagonal:
-    """A layer too wide for a Gram matrix: its inputs are taken to be independent, so that only a
-    bias makes up for what is gone."""
-
-    def __init__(self, reader: Reader, reading: Reading, price: float | None = None) -> None:
-        spread = (
-            reading.square
-            if reader.layer.bias is None
-            else (reading.square - reading.mean.square()).clamp(min=0)
-        )
-        lost = reading.weight.square().sum(-1) * spread
-        scale = (
-            1 / max(float(lost.sum()), 1e-300)
-            if price is None
-            else price / (reading.weight.shape[0] * reading.weight.shape[2])
-        )
-        self.lost = reader.gathered(lost.numpy()).reshape(-1) * scale
-        self.count = len(self.lost)
-
-    def losses(self, indices: Any) -> Scores:
-        """As of ``Surgeon``."""
-        return np.asarray(self.lost[np.asarray(indices)], dtype=np.float64)
-
-    def drop(self, indices: Sequence[int]) -> None:
-        """Nothing changes for the others."""
-
-
-class Surgeon:
-    """The inverse Gram matrix and the weights of one layer while indices of a leaf are taken out of
-    it and the rest is refitted.
-
-    A layer with a bias is refitted with it: what is constant is not lost. ``inverses`` keeps the
-    first inverse of each layer for other leaves that it reads. ``price`` is the cost of a mean
-    squared error of 1 per element of the result; without it errors are relative to the result."""
-
-    def __init__(
-        self,
-        reader: Reader,
-        reading: Reading,
-        ridge: float,
-        inverses: dict[str, Any],
-        price: float | None = None,
-    ) -> None:
-        import torch
-
-        key = key_of(reader.layer)
-        if key not in inverses:
-            gram = reading.gram
-            if reader.layer.bias is not None:  # which says what is constant
-                gram = gram - reading.mean[:, :, None] * reading.mean[:, None]
-            scale = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None].clamp(min=1e-300)
-            eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
-            inverses[key] = torch.cholesky_inverse(
-                torch.linalg.cholesky(gram + ridge * scale * eye)
-            )
-        self.inverse = inverses[key]  # [b, k, k], never changed in place
-        self.weight = reading.weight  # [b, k, o]
-        self.scale = 1 / max(
-            float((reading.weight * (reading.gram @ reading.weight)).sum()), 1e-300
-        )
-        if price is not None:
-            self.scale = price / (reading.weight.shape[0] * reading.weight.shape[2])
-        self.count = int(np.prod(reader.shape))
-        order = np.argsort(reader.owner, axis=1, kind="stable")
-        sizes = np.stack([np.bincount(o[o >= 0], minlength=self.count) for o in reader.owner])
-        self.spots = [self._spots(reader.owner, order, sizes, i) for i in range(self.count)]
-
-    @staticmethod
-    def _spots(owner: Any, order: Any, sizes: Any, index: int) -> list[tuple[int, Any]]:
-        """For each block that holds index ``index``, where among its inputs."""
-        import torch
-
-        out = []
-        for b in range(len(owner)):
-            if sizes[b, index]:
-                at = int((owner[b] < 0).sum() + sizes[b, :index].sum())
-                out.append((b, torch.from_numpy(order[b, at : at + sizes[b, index]].copy())))
-        return out
-
-    def losses(self, indices: Any) -> Scores:
-        """The error (or its cost) that dropping each of ``indices`` alone would add."""
-        import torch
-
-        groups: dict[tuple[int, int], list[tuple[int, Any]]] = {}
-        for n, i in enumerate(indices):
-            for b, at in self.spots[i]:
-                groups.setdefault((b, len(at)), []).append((n, at))
-        out = np.zeros(len(indices))
-        for (b, _), many in groups.items():  # all of one size at once
-            at = torch.stack([a for _, a in many])
-            small = self.inverse[b][at[:, :, None], at[:, None, :]]
-            w = self.weight[b][at]
-            lost = (w * torch.linalg.solve(small, w)).sum((1, 2))
-            np.add.at(out, [n for n, _ in many], lost.numpy() * self.scale)
-        return out
-
-    def drop(self, indices: Sequence[int]) -> None:
-        """Take ``indices`` out and refit the others."""
-        import torch
-
-        spots: dict[int, list[Any]] = {}
-        for i in indices:
-            for b, at in self.spots[i]:
-                spots.setdefault(b, []).append(at)
-        inverse, weight = self.inverse.clone(), self.weight.clone()
-        for b, many in spots.items():
-            at = torch.cat(many)
-            solve = torch.linalg.solve(
-                inverse[b][at][:, at], torch.cat((weight[b][at], inverse[b][at]), 1)
-            )
-            o = weight.shape[2]
-            across = inverse[b][:, at]
-            weight[b] -= across @ solve[:, :o]
-            inverse[b] -= across @ solve[:, o:]
-            weight[b][at] = 0
-            inverse[b][at] = 0
-            inverse[b][:, at] = 0
-            inverse[b][at, at] = 1.0  # keeps what is gone out of the way
-        self.inverse, self.weight = inverse, weight

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from irprune.criteria import Scores, criterion
-from irprune.criteria.consumers import calibrated, whole
+from irprune.criteria.consumers import whole
 from irprune.criteria.gates import gate_places
 from irprune.criteria.places import place_of, summed
+from irprune.criteria.readings import calibrated
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from irprune.criteria import Scores, criterion
-from irprune.criteria.consumers import Reading, calibrated, shares
+from irprune.criteria.consumers import shares
+from irprune.criteria.readings import Reading, readings_of
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -31,7 +32,7 @@ class Wanda:
         self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
     ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
-        return shares(graph, groups, blocks, calibrated(self.calibration, graph, "wanda"), _weigh)
+        return shares(graph, groups, blocks, readings_of(self.calibration, graph, "wanda"), _weigh)
 
 
 def _weigh(reading: Reading) -> Any:

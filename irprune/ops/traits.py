@@ -21,6 +21,8 @@ __all__ = [
     "Convolution",
     "Kind",
     "NnLayer",
+    "NnMade",
+    "Options",
     "Quantised",
     "Role",
     "attention_kinds",
@@ -109,17 +111,30 @@ class Quantised:
         return given.reshape([-1 if d == self.dim else 1 for d in range(len(shape))])
 
 
+Options = tuple[tuple[str, Any], ...]
+"""Keyword arguments of a layer's class, where they differ from its defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class NnMade:
+    """An instance of ``torch.nn.kind`` made with ``args`` and ``options``."""
+
+    kind: str
+    args: tuple[Any, ...]
+    options: Options
+
+
 @dataclass(frozen=True, slots=True)
 class NnLayer:
     """The ``torch.nn`` layer that an entry is a call of.
 
     ``state`` names the layer's parameter in each operand, "" for what it is called with, or is a
     function of the node that does, and gives none where the node is no call of it. ``needs`` is the
-    parameter that no such layer is without. ``code(node, held)`` is the constructor's call for the
-    stored ``held`` parameters by name, None where no such layer computes the node."""
+    parameter that no such layer is without. ``made(node, held)`` is what it is made with, for
+    the stored ``held`` parameters by name, None where no such layer computes the node."""
 
     state: tuple[str, ...] | Callable[[Node], tuple[str, ...]]
-    code: Callable[[Node, dict[str, Weight]], str | None]
+    made: Callable[[Node, dict[str, Weight]], NnMade | None]
     needs: str = "weight"
 
     def names(self, node: Node) -> tuple[str, ...]:

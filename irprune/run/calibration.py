@@ -75,6 +75,7 @@ class Calibration:
         self.notes: list[str] = []
         self.items: Callable[[], Iterator[Any]] = _opened(source, graph, self.notes, mean, std)
         self._free: bool | None = None
+        self._count: int | None = None
         if batch < 1 or (samples is not None and samples < 1):
             raise IrpruneError("calibration of no samples", "", "samples and batch are at least 1")
 
@@ -96,8 +97,10 @@ class Calibration:
             raise _nothing()
 
     def count(self) -> int:
-        """The number of samples."""
-        return sum(b.size for b in self)
+        """The number of samples; the data are read for it once."""
+        if self._count is None:
+            self._count = sum(b.size for b in self)
+        return self._count
 
     def spread(self, samples: int) -> Iterator[Batch]:
         """About ``samples`` of them, at equal distances; whole items where the graph takes no other
@@ -112,6 +115,15 @@ class Calibration:
                     if stride > 1 and batch.size > 1 and self.resizable
                     else batch
                 )
+
+    def joined(self, samples: int) -> list[Batch]:
+        """``spread`` in as few batches as the graph takes, without what the items hold beyond
+        inputs."""
+        made = [Batch(b.inputs) for b in self.spread(samples)]
+        alike = len({tuple(t.shape[1:] for t in b.inputs) for b in made}) == 1
+        if len(made) < 2 or not alike or not self.resizable:
+            return made  # a size is written down in the graph, or differs from item to item
+        return [Batch(tuple(map(torch.cat, zip(*(b.inputs for b in made), strict=True))))]
 
     @property
     def resizable(self) -> bool:

@@ -10,7 +10,7 @@ gradients are those of the mean squared change of the output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,8 +34,9 @@ def drawn_loss(outputs: list[torch.Tensor], draw: torch.Generator) -> torch.Tens
     """The negative log-likelihood of outcomes drawn from the outputs, summed over samples and
     outputs.
 
-    Floating outputs of rank 2 or 3 are logits over their last dimension; all others are means of a
-    normal distribution of the output's own deviation. Raises IrpruneError where no output is
+    Floating outputs of rank 2 or 3 are logits over their last dimension, or probabilities where
+    they add up to 1 there; all others are means of a normal distribution of the output's own
+    deviation. Raises IrpruneError where no output is
     floating-point."""
     total = None
     for y in outputs:
@@ -43,7 +44,7 @@ def drawn_loss(outputs: list[torch.Tensor], draw: torch.Generator) -> torch.Tens
             continue
         y = y.float()
         if y.dim() in (2, 3) and y.shape[-1] > 1:
-            logits = y.reshape(-1, y.shape[-1])
+            logits = (y.clamp(min=1e-12).log() if probabilities(y) else y).reshape(-1, y.shape[-1])
             labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=draw)[
                 :, 0
             ].to(y.device)
@@ -68,6 +69,12 @@ def drawn_loss(outputs: list[torch.Tensor], draw: torch.Generator) -> torch.Tens
             "give loss=, a function of outputs and batch",
         )
     return total
+
+
+def probabilities(y: torch.Tensor) -> bool:
+    """Whether a floating-point output is a distribution over its last dimension already."""
+    y = y.detach()
+    return bool(y.min() >= 0) and bool(((y.sum(-1) - 1).abs() < 1e-3).all())
 
 
 def gradients(
@@ -98,7 +105,7 @@ def gradients(
 def sensitivities(
     graph: Graph,
     nodes: Sequence[Node],
-    calibration: Calibration,
+    batches: Iterable[Batch],
     loss: Loss | None = None,
     seed: int = 0,
 ) -> dict[Node, float]:
@@ -113,7 +120,7 @@ def sensitivities(
     wanted = dict.fromkeys(nodes)
     total = dict.fromkeys(nodes, 0.0)
     samples = 0
-    for batch in calibration:
+    for batch in batches:
         results: dict[Node, torch.Tensor] = {}
 
         def hook(

@@ -22,7 +22,7 @@ from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.kept import Kept
 from irprune.run.calibration import Calibration
-from irprune.run.interpret import as_tensor, run_node, symbols_of
+from irprune.run.interpret import Hook, as_tensor, run_node, symbols_of
 from irprune.run.take import kept_indices, take
 
 __all__ = ["Moments", "Pair", "Tape", "counterparts", "kept_part", "load_as"]
@@ -115,20 +115,29 @@ class Tape:
             return self._weights[v]
         return env[v.name]
 
-    def advance(self, env: dict[str, Any], symbols: dict[str, int], start: int, stop: int) -> None:
-        """Run nodes ``start .. stop``; values that no later node and no output reads are
-        dropped."""
+    def advance(
+        self,
+        env: dict[str, Any],
+        symbols: dict[str, int],
+        start: int,
+        stop: int,
+        hook: Hook | None = None,
+    ) -> None:
+        """Run nodes ``start .. stop``; values that no later node and no output reads are dropped.
+        ``hook(node, operands, run)`` may compute a node its own way."""
         outputs = {v.name for v in self.graph.outputs}
         with torch.no_grad():
             for i in range(start, stop):
                 node = self.graph.nodes[i]
-                made = run_node(
-                    _float32(node) if self._half else node,
-                    [self.read(env, v) for v in node.inputs],
-                    symbols,
-                    self.device,
-                )
-                many = list(made) if isinstance(made, (list, tuple)) else [made]
+                operands = [self.read(env, v) for v in node.inputs]
+                as_run = _float32(node) if self._half else node
+
+                def run(*xs: Any, node: Node = as_run) -> Any:
+                    return run_node(node, list(xs), symbols, self.device)
+
+                made = run(*operands) if hook is None else hook(node, operands, run)
+                sequence = len(node.outputs) == 1 and node.out.dtype == "sequence_type"
+                many = list(made) if isinstance(made, (list, tuple)) and not sequence else [made]
                 for v, t in zip(node.outputs, many, strict=False):
                     if v in self.last or v.name in outputs:
                         env[v.name] = t
@@ -231,6 +240,7 @@ class Pair:
         self._shelf = _Shelf(memory)
         self._done = (0, 0)
         self._count: int | None = None
+        self._sizes: list[int] = []
         self._symbols: list[tuple[dict[str, int], dict[str, int]]] = []  # each graph learns its own
 
     def __enter__(self) -> Pair:
@@ -248,6 +258,10 @@ class Pair:
         """The original's node that ``node`` of the cut graph was copied from."""
         found = self.twins.get(node.outputs[0].name)
         return found if found is not None and found.op == node.op else None
+
+    def size(self, chunk: int) -> int:
+        """The number of samples of a chunk that was handed out."""
+        return self._sizes[chunk]
 
     def alive(self, value: Value, node: Node) -> bool:
         """Whether both graphs have ``value`` and have computed it before ``node``."""
@@ -310,6 +324,7 @@ class Pair:
         before, after = self.tapes
         count = 0
         for batch in self.calibration:
+            self._sizes.append(batch.size)
             self._symbols.append((before.symbols(batch.inputs), after.symbols(batch.inputs)))
             yield count, self._symbols[-1], before.start(batch.inputs), after.start(batch.inputs)
             count += 1

@@ -199,6 +199,15 @@ def test_drawn_labels_follow_the_soft_output_and_gradients_have_mean_zero() -> N
     assert float(g.mean().abs()) < 0.1 * float(g.abs().mean())
 
 
+def test_an_output_that_is_a_softmax_is_drawn_from_as_it_is() -> None:
+    """Taken for logits, probabilities are all but uniform labels."""
+    logits = torch.tensor([[6.0, 0.0, -1.0, -2.0]]).expand(500, 4)
+    sure = logits.softmax(-1).clone().requires_grad_()
+    value = drawn_loss([sure], torch.Generator().manual_seed(0)) / 500
+    entropy = -(logits[0].softmax(-1) * logits[0].log_softmax(-1)).sum()
+    assert torch.isclose(value, entropy, atol=0.02)
+
+
 def test_the_same_seed_gives_the_same_scores() -> None:
     x = torch.randn(64, 6)
     model = Planted()
@@ -290,21 +299,20 @@ def test_gradients_are_those_of_the_model_itself() -> None:
 @pytest.mark.parametrize("name", ["osscar", "reconstruction"])
 def test_leaves_may_be_taken_a_few_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held at a time changes no score."""
-    from irprune.criteria import consumers
+    from irprune.criteria import consumers, readings
 
     x = torch.randn(16, 3, 6, 6)
     graph = captured(Convs(), x[:2])
-    Score(name, calibration=x).run(graph)
+    Score(name, calibration=x, normalise="measured").run(graph)
     whole = dict(graph.scores)
     found = consumers.readers(graph, [g for g in api.groups(graph) if not g.frozen], {})
-    assert (
-        len(list(consumers.portions(found, 1)))
-        == len(found)
-        > len(list(consumers.portions(found)))
-        == 1
-    )
-    monkeypatch.setattr(consumers.portions, "__defaults__", (1,))
-    Score(name, calibration=x).run(graph)
+    layers = {leaf: [r.layer for r in many] for leaf, many in found.items()}
+    one = readings.readings_of(x, graph, name)
+    assert len(list(one.portions(layers))) == 1
+    monkeypatch.setattr(readings, "MEMORY", 1)
+    few = readings.readings_of(x, graph, name)
+    assert len(list(few.portions(layers))) == len(found)
+    Score(name, calibration=x, normalise="measured").run(graph)
     assert all(np.array_equal(s, whole[leaf]) for leaf, s in graph.scores.items()) and len(
         whole
     ) == len(graph.scores)
@@ -314,9 +322,9 @@ def test_leaves_may_be_taken_a_few_at_a_time(name: str, monkeypatch: pytest.Monk
 def test_a_layer_too_wide_for_a_gram_matrix_is_judged_by_its_diagonal(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from irprune.criteria import consumers
+    from irprune.criteria import readings
 
-    monkeypatch.setattr(consumers, "WIDEST", 5)
+    monkeypatch.setattr(readings, "WIDEST", 5)
     x, model = torch.randn(256, 6), Planted()
     got = scored(
         model, x, named(name, calibration=x, weighted=False), "first.weight:0", normalise="none"

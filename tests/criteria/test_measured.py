@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import irprune
 from irprune import api
-from irprune.criteria.measured import scaled
+from irprune.criteria.measured import LEVELS, affordable, scaled
 from irprune.errors import IrpruneError
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
@@ -101,6 +101,14 @@ def test_scaling_keeps_the_order_and_reaches_the_errors(
     for count, error in known:
         assert mean[:count].sum() >= error * (1 - 1e-9)
     assert np.isclose(mean[0], first)
+
+
+def test_what_is_measured_costs_about_as_much_as_three_runs_over_the_data() -> None:
+    assert affordable(4, 256) == (LEVELS[0], 32)
+    for groups, samples in ((12, 256), (30, 128), (60, 256)):
+        levels, count = affordable(groups, samples)
+        assert 8 <= count <= 32 and groups * len(levels) / 2 * count <= 3 * samples
+    assert affordable(200, 24) == (LEVELS[-1], 8)
 
 
 @pytest.mark.parametrize("name", ["up.weight:0", "qkv.weight:0/1"])

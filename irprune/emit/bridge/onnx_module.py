@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from irprune.emit.bridge.state_names import StateNames
 from irprune.emit.onnx.emitter import as_numpy
 from irprune.errors import IrpruneError
 from irprune.ir.body import Body
@@ -53,9 +54,7 @@ def layered(graph: Graph) -> Graph:
             entry.layered(
                 twin,
                 node,
-                lambda n, held: _free(
-                    _owner(n, held), set(twin.weights) - {v.name for _, v in held}
-                ),
+                lambda n, held: _beside(twin, held).free(_owner(n, held)),
             )
         _place(node)
         for role in _STATISTICS:
@@ -139,7 +138,7 @@ def _place(node: Node) -> None:
 
 def _name_layers(graph: Graph) -> None:
     """Give the weights of each layer that owns them the names that torch uses."""
-    taken = set(graph.weights)
+    taken = StateNames(graph.weights)
     renamed: dict[str, str] = {}
     for node in graph.nodes:
         entry = lookup(node)
@@ -152,9 +151,9 @@ def _name_layers(graph: Graph) -> None:
             v.name.rpartition(".")[2] == own and "." in v.name for own, v in held
         )
         owner = held[0][1].name.rpartition(".")[0] if named else _owner(node, held)
-        owner = _free(
-            owner, taken - {v.name for _, v in held}
-        )  # a bias that another operator adds is none of the layer's
+        for _, v in held:
+            taken.remove(v.name)
+        owner = taken.free(owner)  # a bias that another operator adds is none of the layer's
         if operand_as(node, "mean") is not None:
             counter = f"{owner}.num_batches_tracked"
             graph.add_weight(
@@ -172,7 +171,12 @@ def _name_layers(graph: Graph) -> None:
             numbered := _NUMBERED.fullmatch(name)
         ):  # torch's exporter gives these names anew
             renamed[name] = w.name = f"constant_{numbered[1]}"
-    graph.weights = {renamed.get(name, name): w for name, w in graph.weights.items()}
+    for name, w in graph.weights.items():
+        if name not in renamed:
+            taken.remove(name)
+            renamed[name] = w.name = taken.free(name)
+            taken.add(w.name)
+    graph.weights = {renamed[name]: w for name, w in graph.weights.items()}
 
 
 def _owner(node: Node, held: list[tuple[str, Value]]) -> str:
@@ -195,10 +199,6 @@ def _owner(node: Node, held: list[tuple[str, Value]]) -> str:
     )
 
 
-def _free(owner: str, taken: set[str]) -> str:
-    """``owner``, or one like it under which no weight hangs yet."""
-    name, k = owner, 1
-    while any(t == name or t.startswith(f"{name}.") or name.startswith(f"{t}.") for t in taken):
-        k += 1
-        name = f"{owner}_{k}"
-    return name
+def _beside(graph: Graph, held: list[tuple[str, Value]]) -> StateNames:
+    own = {v.name for _, v in held}
+    return StateNames(name for name in graph.weights if name not in own)

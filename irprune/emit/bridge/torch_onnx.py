@@ -16,11 +16,11 @@ from torch.utils import _pytree as pytree
 
 from irprune.base.atomic_write import aside
 from irprune.base.quiet import quiet
-from irprune.emit.bridge.torch_onnx_gaps import exportable, translations
 from irprune.emit.torch.signature import paths
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_borrowed, numpy_dtype
 from irprune.ops.dtypes import FROM_TORCH
+from irprune.ops.torch.onnx_gaps import exportable, translations
 
 __all__ = ["array_of", "export_onnx", "feed_of", "input_names", "output_names"]
 

@@ -9,21 +9,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from torch import nn
+
+from irprune.emit.torch.code import Code, call, literal, tuple_of
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ops.registry import is_fixed_norm, lookup, operand_as
+from irprune.ops.traits import Options
 
 __all__ = ["Layer", "layer_for"]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that hangs at ``owner``, made by ``code``; ``state`` pairs its own state names with
-    weights of the graph."""
+    """A layer that hangs at ``owner``, an instance of ``torch.nn.kind`` made with ``args`` and
+    ``options``; ``state`` pairs its own state names with weights of the graph."""
 
     owner: str
-    code: str
+    kind: str
+    args: tuple[Any, ...]
+    options: Options
     state: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def code(self) -> Code:
+        """The call that makes the layer."""
+        return call(
+            f"nn.{self.kind}", map(_plural, self.args), {k: _plural(v) for k, v in self.options}
+        )
+
+
+def _plural(x: Any) -> Any:
+    return tuple_of(map(literal, x)) if isinstance(x, tuple) else x
 
 
 def layer_for(node: Node, graph: Graph) -> Layer | None:
@@ -40,14 +58,16 @@ def layer_for(node: Node, graph: Graph) -> Layer | None:
     if owner is None:
         return None
     found = {name: value for name, value in given if isinstance(value, Weight)}
-    if entry.nn_layer.needs not in found:
+    made = entry.nn_layer.made(node, found) if entry.nn_layer.needs in found else None
+    if made is None:
         return None
-    code = entry.nn_layer.code(node, found)
-    if code is not None and operand_as(node, "mean") is not None:
-        code = _tracking(code, node, owner, graph) if is_fixed_norm(node) else None
-    return (
-        None if code is None else Layer(owner, code, tuple((k, v.name) for k, v in found.items()))
-    )
+    options = made.options
+    if operand_as(node, "mean") is not None:
+        if not is_fixed_norm(node) or not _counts(owner, graph):
+            return None
+        options = _own_momentum(options, owner, graph)
+    state = tuple((k, v.name) for k, v in found.items())
+    return Layer(owner, made.kind, made.args, options, state)
 
 
 def _owner(given: Sequence[tuple[str, Value]], scope: str) -> str | None:
@@ -68,25 +88,30 @@ def _owner(given: Sequence[tuple[str, Value]], scope: str) -> str | None:
     return scope if scope in places else places[0]
 
 
-def _tracking(code: str, node: Node, owner: str, graph: Graph) -> str | None:
-    """Only a module that counts its batches updates its statistics in training as
-    ``nn.BatchNorm2d`` does; how fast is its own."""
+def _counts(owner: str, graph: Graph) -> bool:
+    """Whether the module counts its batches: only such a one updates its statistics in training as
+    ``nn.BatchNorm2d`` does."""
     state = graph.structure.state if graph.structure is not None else None
-    if state is not None and f"{owner}.num_batches_tracked" not in state:
-        return None
-    momentum = node.attrs["momentum"]
-    if graph.structure is not None and graph.structure.module is not None:
-        momentum = graph.structure.module.get_submodule(owner).momentum
-    return code if momentum == 0.1 else f"{code[:-1]}, momentum={momentum!r})"
+    return state is None or f"{owner}.num_batches_tracked" in state
+
+
+def _own_momentum(options: Options, owner: str, graph: Graph) -> Options:
+    """``options`` with the momentum of the user's own module, which a captured node may not
+    hold."""
+    if graph.structure is None or graph.structure.module is None:
+        return options
+    momentum = graph.structure.module.get_submodule(owner).momentum
+    at = next((i for i, (k, _) in enumerate(options) if k == "affine"), len(options))
+    rest = tuple(pair for pair in options[:at] if pair[0] != "momentum")
+    own: Options = () if momentum == 0.1 else (("momentum", momentum),)
+    return (*rest, *own, *options[at:])
 
 
 def _dropout(node: Node, graph: Graph) -> Layer | None:
-    from torch import nn
-
     kind = (
         graph.structure.module_types.get(node.origin.scope) if graph.structure is not None else None
     )
     if not node.origin.scope or kind is None or not issubclass(kind, nn.modules.dropout._DropoutNd):
         return None
     name = kind.__name__ if kind.__module__ == nn.Dropout.__module__ else "Dropout"
-    return Layer(node.origin.scope, f"nn.{name}({node.attrs['p']})")
+    return Layer(node.origin.scope, name, (node.attrs["p"],), ())

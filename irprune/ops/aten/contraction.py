@@ -12,10 +12,11 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Weight
+from irprune.ops import layered
 from irprune.ops.aten.elementwise import broadcast
 from irprune.ops.registry import Arg, Op, Sample, Unsupported
 from irprune.ops.registry import op as declare
-from irprune.ops.rule import layered, nn_layers
+from irprune.ops.rule import nn_layers
 from irprune.ops.traits import Kind, free_factors
 
 __all__ = ["Letters", "concrete", "contraction", "product_letters", "quick_product", "zeroed"]

@@ -23,7 +23,7 @@ _NN = {
     "lstm": nn_layers.recurrent("LSTM", 4, 2),
     "gru": nn_layers.recurrent("GRU", 3, 1),
     "rnn_tanh": nn_layers.recurrent("RNN", 1, 1),
-    "rnn_relu": nn_layers.recurrent("RNN", 1, 1, ", nonlinearity='relu'"),
+    "rnn_relu": nn_layers.recurrent("RNN", 1, 1, (("nonlinearity", "relu"),)),
 }
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
+from irprune.ops import layered
 from irprune.ops.aten.contraction import Letters, contraction, parse_equation
 from irprune.ops.onnx.importer import (
     Edit,
@@ -20,7 +21,6 @@ from irprune.ops.registry import (
     Arg,
     Sample,
 )
-from irprune.ops.rule import layered
 
 __all__ = ["product_type"]
 

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, probe_of
+from irprune.ops import layered
 from irprune.ops.aten.index import recounted, taken
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import like, position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
-from irprune.ops.rule import layered
 from irprune.ops.traits import Role
 
 op = partial(declare, family="index")

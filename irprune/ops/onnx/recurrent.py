@@ -8,11 +8,11 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType
+from irprune.ops import layered
 from irprune.ops.aten.contraction import zeroed
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
-from irprune.ops.rule import layered
 from irprune.ops.traits import Kind, Quantised, Role
 
 op = partial(declare, family="recurrent")

@@ -1,4 +1,4 @@
-"""The layers of ``torch.nn`` that operators are calls of, and the code that makes them.
+"""The layers of ``torch.nn`` that operators are calls of, and what they are made with.
 
 A layer is told by what the node computes and the shapes of its parameters. What its parameters are
 called is what ``state_dict`` has."""
@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from irprune.ir.graph import Node, Weight
-from irprune.ops.traits import NnLayer
+from irprune.ops.traits import NnLayer, NnMade, Options
 
 __all__ = [
     "BATCH_NORM",
@@ -23,75 +23,79 @@ __all__ = [
 ]
 
 Held = dict[str, Weight]
+Made = NnMade | None
 
 
-def _linear(node: Node, held: Held) -> str | None:
+def _linear(node: Node, held: Held) -> Made:
     w = held["weight"]
-    if w.rank != 2:
-        return None
-    return f"nn.Linear({w.shape[1]}, {w.shape[0]}{_no_bias('bias' in held)})"
-
-
-def _conv(node: Node, held: Held) -> str | None:
-    w, a = held["weight"], node.attrs
-    n = w.rank - 2
-    if not 1 <= n <= 3:
-        return None
-    return f"nn.Conv{n}d({w.shape[1] * a['groups']}, {w.shape[0]}, {_kernel(w)}{_geometry(a)}{_no_bias('bias' in held)})"
-
-
-def _conv_transpose(node: Node, held: Held) -> str | None:
-    w, a = held["weight"], node.attrs
-    n = w.rank - 2
-    if not 1 <= n <= 3:
-        return None
-    out = _extra("output_padding", a["output_padding"], 0)
-    return f"nn.ConvTranspose{n}d({w.shape[0]}, {w.shape[1] * a['groups']}, {_kernel(w)}{_geometry(a)}{out}{_no_bias('bias' in held)})"
-
-
-def _layer_norm(node: Node, held: Held) -> str | None:
-    w, a = held["weight"], node.attrs
-    if list(a["normalized_shape"]) != list(w.shape):
-        return None
-    return f"nn.LayerNorm({list(w.shape)}{_extra('eps', a['eps'], 1e-5)}{_no_bias('bias' in held)})"
-
-
-def _group_norm(node: Node, held: Held) -> str | None:
-    if "bias" not in held:
-        return None
-    a = node.attrs
     return (
-        f"nn.GroupNorm({a['num_groups']}, {held['weight'].shape[0]}{_extra('eps', a['eps'], 1e-5)})"
+        NnMade("Linear", (w.shape[1], w.shape[0]), _no_bias("bias" in held))
+        if w.rank == 2
+        else None
     )
 
 
-def _rms_norm(node: Node, held: Held) -> str | None:
+def _conv(node: Node, held: Held) -> Made:
+    w, a = held["weight"], node.attrs
+    n = w.rank - 2
+    if not 1 <= n <= 3:
+        return None
+    sizes = (w.shape[1] * a["groups"], w.shape[0], _kernel(w))
+    return NnMade(f"Conv{n}d", sizes, _geometry(a) + _no_bias("bias" in held))
+
+
+def _conv_transpose(node: Node, held: Held) -> Made:
+    w, a = held["weight"], node.attrs
+    n = w.rank - 2
+    if not 1 <= n <= 3:
+        return None
+    sizes = (w.shape[0], w.shape[1] * a["groups"], _kernel(w))
+    out = _extra("output_padding", a["output_padding"], 0)
+    return NnMade(f"ConvTranspose{n}d", sizes, _geometry(a) + out + _no_bias("bias" in held))
+
+
+def _layer_norm(node: Node, held: Held) -> Made:
     w, a = held["weight"], node.attrs
     if list(a["normalized_shape"]) != list(w.shape):
         return None
-    return f"nn.RMSNorm({list(w.shape)}{_extra('eps', a['eps'], None)})"
+    options = _extra("eps", a["eps"], 1e-5) + _no_bias("bias" in held)
+    return NnMade("LayerNorm", (list(w.shape),), options)
 
 
-def _embedding(node: Node, held: Held) -> str | None:
+def _group_norm(node: Node, held: Held) -> Made:
+    if "bias" not in held:
+        return None
+    a = node.attrs
+    sizes = (a["num_groups"], held["weight"].shape[0])
+    return NnMade("GroupNorm", sizes, _extra("eps", a["eps"], 1e-5))
+
+
+def _rms_norm(node: Node, held: Held) -> Made:
+    w, a = held["weight"], node.attrs
+    if list(a["normalized_shape"]) != list(w.shape):
+        return None
+    return NnMade("RMSNorm", (list(w.shape),), _extra("eps", a["eps"], None))
+
+
+def _embedding(node: Node, held: Held) -> Made:
     w, a = held["weight"], node.attrs
     if w.rank != 2:
         return None
     pad = a.get("padding_idx", -1)
-    extra = "" if pad is None or pad < 0 else f", padding_idx={pad}"
-    extra += "".join(f", {k}=True" for k in ("scale_grad_by_freq", "sparse") if a.get(k))
-    return f"nn.Embedding({w.shape[0]}, {w.shape[1]}{extra})"
+    extra: Options = () if pad is None or pad < 0 else (("padding_idx", pad),)
+    extra += tuple((k, True) for k in ("scale_grad_by_freq", "sparse") if a.get(k))
+    return NnMade("Embedding", (w.shape[0], w.shape[1]), extra)
 
 
-def _batch_norm(node: Node, held: Held) -> str | None:
-    """Momentum is the user's own, which the node does not hold: whoever writes the layer adds
-    it."""
+def _batch_norm(node: Node, held: Held) -> Made:
     affine = "weight" in held
     if "running_var" not in held or node.attrs.get("training") or affine != ("bias" in held):
         return None
     kind = {4: "2d", 5: "3d"}.get(node.operand(0).rank, "1d")
-    size = held["running_mean"].shape[0]
-    options = "" if affine else ", affine=False"
-    return f"nn.BatchNorm{kind}({size}{_extra('eps', node.attrs['eps'], 1e-5)}{options})"
+    options = _extra("eps", node.attrs["eps"], 1e-5)
+    options += _extra("momentum", node.attrs["momentum"], 0.1)
+    options += () if affine else (("affine", False),)
+    return NnMade(f"BatchNorm{kind}", (held["running_mean"].shape[0],), options)
 
 
 LINEAR = NnLayer(("", "weight", "bias"), _linear)
@@ -109,7 +113,7 @@ EMBEDDING = NnLayer(("weight", ""), _embedding)
 # -- recurrence ------------------------------------------------------------------------------------
 
 
-def recurrent(kind: str, gates: int, states: int, extra: str = "") -> NnLayer:
+def recurrent(kind: str, gates: int, states: int, extra: Options = ()) -> NnLayer:
     """``nn.LSTM``, ``nn.GRU`` or ``nn.RNN``, whose parameters lie under its own names in the shapes
     that it makes."""
 
@@ -133,7 +137,7 @@ def recurrent(kind: str, gates: int, states: int, extra: str = "") -> NnLayer:
         ]
         return ("", *[""] * states, *names)
 
-    def code(node: Node, held: Held) -> str | None:
+    def made(node: Node, held: Held) -> Made:
         a = node.attrs
         ways = 2 if a["bidirectional"] else 1
         if len(held) != len(node.inputs) - 1 - states:
@@ -151,27 +155,33 @@ def recurrent(kind: str, gates: int, states: int, extra: str = "") -> NnLayer:
             }.get(n.split("_l")[0], (gates * hidden,))
             if shape != want:
                 return None
-        made = f"nn.{kind}({wide}, {hidden}{_extra('num_layers', a['num_layers'], 1)}{_no_bias(a['has_biases'])}"
-        made += f"{_extra('batch_first', a['batch_first'], False)}{_extra('dropout', a['dropout'], 0.0)}"
-        made += f"{_extra('bidirectional', a['bidirectional'], False)}{_extra('proj_size', projected, 0)}{extra})"
-        return made
+        options = (
+            _extra("num_layers", a["num_layers"], 1)
+            + _no_bias(a["has_biases"])
+            + _extra("batch_first", a["batch_first"], False)
+            + _extra("dropout", a["dropout"], 0.0)
+            + _extra("bidirectional", a["bidirectional"], False)
+            + _extra("proj_size", projected, 0)
+            + extra
+        )
+        return NnMade(kind, (wide, hidden), options)
 
-    return NnLayer(state, code, "weight_ih_l0")
+    return NnLayer(state, made, "weight_ih_l0")
 
 
 # -- arguments -------------------------------------------------------------------------------------
 
 
-def _kernel(w: Weight) -> object:
+def _kernel(w: Weight) -> Any:
     return _tuple(w.shape[2:])
 
 
-def _geometry(a: dict[str, Any]) -> str:
+def _geometry(a: dict[str, Any]) -> Options:
     """Stride, padding, dilation and groups where they differ from the layer's defaults."""
-    return "".join(
-        _extra(k, a[k], plain)
-        for k, plain in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
-    )
+    out: Options = ()
+    for k, plain in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)):
+        out += _extra(k, a[k], plain)
+    return out
 
 
 def _tuple(x: Any) -> Any:
@@ -181,10 +191,10 @@ def _tuple(x: Any) -> Any:
     return x
 
 
-def _extra(name: str, value: Any, default: Any) -> str:
+def _extra(name: str, value: Any, default: Any) -> Options:
     value = _tuple(value)
-    return "" if value == default else f", {name}={value!r}"
+    return () if value == default else ((name, value),)
 
 
-def _no_bias(bias: bool) -> str:
-    return "" if bias else ", bias=False"
+def _no_bias(bias: bool) -> Options:
+    return () if bias else (("bias", False),)

@@ -1,0 +1,232 @@
+"""What layers read over the calibration data: means, variances and Gram matrices.
+
+They belong to a value, not to a layer: queries, keys and values that project the same activation
+share one. Rows (samples and positions) are drawn before patches are unfolded, no more than a matrix
+of that width needs. One run over the data serves as many layers as are asked for, and what fits
+``memory`` is kept for the next one who asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_half
+from irprune.ir.graph import Graph, Node
+from irprune.ops.registry import quantised_in
+
+if TYPE_CHECKING:
+    import torch
+
+    from irprune.analysis.layers import Layer
+    from irprune.run.calibration import Calibration
+    from irprune.run.gram import Gram
+
+__all__ = ["MEMORY", "WIDEST", "Reading", "Readings", "calibrated", "key_of", "readings_of"]
+
+WIDEST = 6144  # inputs beyond which there is no Gram matrix, as in the repair by least squares
+MEMORY = 1 << 30  # bytes of Gram matrices and their inverses held at a time
+ROWS = 32768  # for means and variances
+
+Source = tuple[Any, ...]
+K = TypeVar("K")
+
+
+def rows_for(width: int) -> int:
+    """How many rows a Gram matrix of ``width`` inputs is made of: three times the width, and more
+    where they cost little."""
+    return max(3 * width, min(8192, (1 << 22) // width))
+
+
+def key_of(layer: Layer) -> str:
+    return f"{layer.weight.name} at {layer.node.outputs[0].name}"
+
+
+def source_of(layer: Layer) -> Source:
+    """What layers that read the same rows have in common."""
+    if layer.at in quantised_in(layer.node):  # what integers stand for, its node alone says
+        return (layer.node.outputs[0].name,)
+    return (layer.node.operand(layer.at).name, *layer.reads)
+
+
+@dataclass
+class _Rows:
+    """The sums over one value's rows, and inverses made of them, by (ridge, centred)."""
+
+    gram: Gram
+    inverses: dict[tuple[float, bool], torch.Tensor] = field(default_factory=dict)
+
+
+class Reading:
+    """What ``layer`` read: the ``mean`` and ``variance`` of its inputs [b, k] in float64 and, where
+    asked and no more than ``WIDEST`` inputs wide, their products."""
+
+    def __init__(self, layer: Layer, rows: _Rows) -> None:
+        self.layer, self._rows = layer, rows
+        self.mean, self.variance = rows.gram.mean, rows.gram.variance
+        self.products = rows.gram.products
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[b, k, o] in float64, read afresh."""
+        return self.layer.held()
+
+    @property
+    def square(self) -> torch.Tensor:
+        """The mean square of each input [b, k]."""
+        return self.variance + self.mean.square()
+
+    @property
+    def covariance(self) -> torch.Tensor:
+        """Of the inputs [b, k, k], in the rows' precision."""
+        return self._rows.gram.covariance()
+
+    def energy(self) -> float:
+        """The mean square of what the layer gives, without its bias, summed over outputs."""
+        weight = self.weight
+        spread = self.covariance.to(weight) @ weight
+        return float((weight * spread).sum() + (self.mean[:, None] @ weight).square().sum())
+
+    def inverse(self, ridge: float) -> torch.Tensor:
+        """Of what a refit weighs errors by [b, k, k]: the covariance where a bias says what is
+        constant, else the second moment, with ``ridge`` times its mean diagonal added. In float32,
+        for float64 rows and small ridges in float64. Never changed in place."""
+        import torch
+
+        from irprune.run.gram import signal
+
+        centred = self.layer.bias is not None
+        held = self._rows.inverses
+        if (ridge, centred) not in held:
+            gram = self._rows.gram
+            products = (gram.covariance() if centred else gram.second_moment()).double()
+            products.diagonal(dim1=1, dim2=2).add_(ridge * signal(gram, centred)[:, None])
+            made = torch.cholesky_inverse(torch.linalg.cholesky(products))
+            exact = ridge < 1e-4 or gram.covariance().dtype == torch.float64
+            held[ridge, centred] = made if exact else made.float()
+        return held[ridge, centred]
+
+
+class Readings:
+    """The readings of ``graph``'s layers on ``data``; may stand for ``data`` where criteria take
+    calibration data, so that several share them."""
+
+    def __init__(self, graph: Graph, data: Calibration, memory: int | None = None) -> None:
+        self.graph, self.data = graph, data
+        self.memory = MEMORY if memory is None else memory
+        self._held: dict[tuple[Source, bool], _Rows] = {}
+        self._bytes = 0
+
+    def of(self, layers: Sequence[Layer], *, products: bool) -> dict[str, Reading]:
+        """By ``key_of``. Raises IrpruneError where activations are NaN or infinite."""
+        wanted = {layer.node: layer for layer in layers}
+        keys = {n: (source_of(x), products and x.blocks[1] <= WIDEST) for n, x in wanted.items()}
+        firsts: dict[tuple[Source, bool], Layer] = {}
+        for node, layer in wanted.items():
+            if keys[node] not in self._held:
+                firsts.setdefault(keys[node], layer)
+        if firsts:
+            size = sum(_size(layer) for (_, some), layer in firsts.items() if some)
+            if self._held and self._bytes + size > self.memory:
+                self._held, self._bytes = {}, 0
+                return self.of(layers, products=products)
+            made = _gathered(self.graph, self.data, firsts)
+            self._held |= made
+            self._bytes += size
+        return {key_of(x): Reading(x, self._held[keys[n]]) for n, x in wanted.items()}
+
+    def portions(self, layers: Mapping[K, Sequence[Layer]]) -> Iterator[list[K]]:
+        """The keys of ``layers`` in runs whose Gram matrices and inverses fit ``memory``; one that
+        does not stands by itself."""
+        some: list[K] = []
+        held: dict[Source, int] = {}
+        for key, many in layers.items():
+            mine = {source_of(x): _size(x) for x in many if x.blocks[1] <= WIDEST}
+            if some and sum((held | mine).values()) > self.memory:
+                yield some
+                some, held = [], {}
+            some.append(key)
+            held |= mine
+        if some:
+            yield some
+
+
+def _size(layer: Layer) -> int:
+    """Bytes of the Gram matrix of what ``layer`` reads, and of its inverse."""
+    b, k, _ = layer.blocks
+    return 8 * b * k * k
+
+
+def _gathered(
+    graph: Graph, data: Calibration, firsts: Mapping[tuple[Source, bool], Layer]
+) -> dict[tuple[Source, bool], _Rows]:
+    """The sums over the rows of each of ``firsts``, from one run over the data."""
+    import torch
+
+    from irprune.run.gram import Gram, sampled_rows
+    from irprune.run.interpret import evaluate
+
+    out = {key: _Rows(Gram(products=key[1])) for key in firsts}
+    stops: dict[Node, list[tuple[Layer, Gram, int, int]]] = {}
+    for key, layer in firsts.items():
+        b, k, o = layer.blocks
+        limit = rows_for(k) if key[1] else ROWS
+        stops.setdefault(layer.node, []).append((layer, out[key].gram, b * o, limit))
+    total = data.count()
+    half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
+    for number, batch in enumerate(data):
+
+        def hook(
+            node: Node, operands: list[Any], run: Any, number: int = number, size: int = batch.size
+        ) -> Any:
+            made = run(*operands)
+            for layer, gram, outs, limit in stops.get(node, ()):
+                share = max(1, -(-limit * size // total))
+                at = sampled_rows(made.numel() // outs, share, number)
+                _add(gram, layer.read(operands, at), node.where)
+            return made
+
+        evaluate(graph, batch.inputs, wanted=[n.out for n in stops], dtype=half, hook=hook)
+    return out
+
+
+def _add(gram: Gram, x: torch.Tensor, where: str) -> None:
+    import torch
+
+    gram.add(x.transpose(0, 1).cpu())
+    if not bool(torch.isfinite(gram.mean).all() and torch.isfinite(gram.variance).all()):
+        raise IrpruneError(
+            "activations are NaN or infinite on the calibration data",
+            where,
+            "check the model and the data",
+        )
+
+
+def calibrated(source: Any, graph: Graph, criterion: str, batch: int = 64) -> Calibration:
+    """``source`` as calibration data for ``graph``. Raises IrpruneError where there is none."""
+    if source is None:
+        raise IrpruneError(
+            f"criterion {criterion!r} needs calibration data",
+            "importance",
+            "give calibration=: an iterable of inputs, a tensor, or a folder of .npy, .npz or image files",
+        )
+    from irprune.run.calibration import Calibration
+
+    data = source.data if isinstance(source, Readings) else source
+    if isinstance(source, Readings) and data.batch == batch:
+        return data
+    return Calibration(
+        data,
+        graph,
+        samples=data.samples if isinstance(data, Calibration) else None,
+        batch=batch,
+    )
+
+
+def readings_of(source: Any, graph: Graph, criterion: str) -> Readings:
+    """``source`` itself where it is readings of ``graph``, else new ones of it as calibration data.
+    Raises IrpruneError where there is none."""
+    if isinstance(source, Readings) and source.graph is graph:
+        return source
+    return Readings(graph, calibrated(source, graph, criterion))

@@ -1,0 +1,139 @@
+"""Gram matrices of activations: sums of products over rows that come chunk by chunk.
+
+Products are taken about the mean of the first rows, so that single precision is enough where a
+large constant lies under small changes, and the mean is given apart: with a bias the covariance is
+what counts, without one the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["Gram", "sampled_rows", "signal"]
+
+
+def sampled_rows(total: int, wanted: int, seed: int) -> torch.Tensor | None:
+    """The numbers of about ``wanted`` of ``total`` rows, one at random in each of as many equal
+    stretches; None for all of them. Rows at a fixed distance would be the same column of every
+    image."""
+    if total <= wanted:
+        return None
+    draw = torch.Generator().manual_seed(seed)
+    place = torch.arange(wanted) + torch.rand(wanted, generator=draw, dtype=torch.float64)
+    return (place * (total / wanted)).long().clamp(max=total - 1)
+
+
+class Gram:
+    """Sums over rows x [b, n, k] and, where they are given, over what is to be explained by them, r
+    [b, n, o]; in float32, or in float64 for rows of it.
+
+    ``products`` False keeps the mean and the variance of each input alone."""
+
+    def __init__(self, products: bool = True) -> None:
+        self.products = products
+        self.count = 0
+        self._shift: Any = None
+        self._sum: Any = 0.0
+        self._xx: Any = None  # [b, k, k], or [b, k] without products
+        self._xr: Any = None
+        self._r: Any = 0.0
+
+    def add(self, x: torch.Tensor, r: torch.Tensor | None = None) -> None:
+        """Rows x [b, n, k], with r [b, n, o]."""
+        b, n, k = x.shape
+        if n == 0:
+            return
+        x = x if x.dtype == torch.float64 else x.float()
+        if self._shift is None:
+            self._shift = x.mean(1, keepdim=True)
+            self._xx = x.new_zeros((b, k, k) if self.products else (b, k))
+        x = x - self._shift
+        self.count += n
+        self._sum = self._sum + x.sum(1, dtype=torch.float64)
+        if self.products:
+            self._xx.baddbmm_(x.transpose(1, 2), x)
+        else:
+            self._xx += x.square().sum(1)
+        if r is not None:
+            if self._xr is None:
+                self._xr = x.new_zeros(b, k, r.shape[2])
+            r = r.to(x.dtype)
+            self._xr.baddbmm_(x.transpose(1, 2), r)
+            self._r = self._r + r.sum(1, dtype=torch.float64)
+
+    def merged(self, other: Gram) -> Gram:
+        """The sums over the rows of both, of which at least one has some."""
+        if other._shift is None or self._shift is None:
+            return self if other._shift is None else other
+        made = Gram(self.products)
+        move = other._shift - self._shift  # what their rows are further from our shift
+        made.count, made._shift = self.count + other.count, self._shift
+        theirs = other._sum.to(move.dtype)
+        made._sum = self._sum + other._sum + other.count * move[:, 0].double()
+        if self.products:
+            cross = theirs[:, :, None] * move
+            moved = cross + cross.transpose(1, 2) + other.count * move.transpose(1, 2) * move
+        else:
+            moved = 2 * theirs * move[:, 0] + other.count * move[:, 0].square()
+        made._xx = self._xx + other._xx + moved
+        if self._xr is not None:
+            made._xr = (
+                self._xr + other._xr + move.transpose(1, 2) * other._r[:, None].to(move.dtype)
+            )
+            made._r = self._r + other._r
+        return made
+
+    @property
+    def bytes(self) -> int:
+        """What the sums take."""
+        return int(sum(t.numel() * t.element_size() for t in (self._xx, self._xr) if t is not None))
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """Of each input, [b, k] in float64."""
+        mean: torch.Tensor = self._shift[:, 0].double() + self._sum / self.count
+        return mean
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """Of each input, [b, k] in float64."""
+        raw = self._xx.diagonal(dim1=1, dim2=2) if self.products else self._xx
+        variance: torch.Tensor = raw.double() / self.count - (self._sum / self.count).square()
+        return variance.clamp(min=0)
+
+    def covariance(self) -> torch.Tensor:
+        """[b, k, k], of the rows' own precision. Needs ``products``."""
+        d = (self._sum / self.count).to(self._xx.dtype)
+        made: torch.Tensor = torch.baddbmm(
+            self._xx, d[:, :, None], d[:, None], beta=1 / self.count, alpha=-1
+        )
+        return made
+
+    def second_moment(self) -> torch.Tensor:
+        """The mean of x x' [b, k, k], of the rows' own precision. Needs ``products``."""
+        mean = self.mean.to(self._xx.dtype)
+        return self.covariance().baddbmm_(mean[:, :, None], mean[:, None])
+
+    def explained(self, centred: bool) -> torch.Tensor:
+        """The mean of x r' [b, k, o] in float64, of what varies where ``centred``. Needs rows added
+        with r."""
+        d = self._sum / self.count
+        made: torch.Tensor = self._xr.double() / self.count
+        made = made - d[:, :, None] * self.target[:, None]
+        return made if centred else made + self.mean[:, :, None] * self.target[:, None]
+
+    @property
+    def target(self) -> torch.Tensor:
+        """The mean of r [b, o] in float64."""
+        mean: torch.Tensor = self._r / self.count
+        return mean
+
+
+def signal(gram: Gram, centred: bool) -> torch.Tensor:
+    """The mean diagonal of the covariance (or of the second moment) of each block [b], which a
+    ridge is relative to, with what rounding leaves of a constant input as its least: below that
+    nothing is known."""
+    square = gram.mean.square().mean(1)
+    own = gram.variance.mean(1) + (0 if centred else 1) * square
+    return (own + 1e-8 * square).clamp(min=1e-30)
