@@ -1,10 +1,11 @@
 """Check irprune on a GPU: the cases of models/ captured, pruned and proven there, their ONNX files
 on onnxruntime's CUDA provider.
 
-    python tools/gpu_check.py                        every case at full size on CUDA; the table goes
-    to docs/results/gpu.md python tools/gpu_check.py --small --case llama   one case, small python
-    tools/gpu_check.py --device cpu --small   the same on the processor, to try this file where no
-    GPU is
+    python tools/gpu_check.py                       every case at full size on CUDA; the table goes
+                                                    to docs/results/gpu.md
+    python tools/gpu_check.py --small --case llama  one case, small
+    python tools/gpu_check.py --device cpu --small  the same on the processor, to try this file
+                                                    where no GPU is
 
 Model and inputs lie on the device, so that capture, scoring, slicing, the module, the proof and the
 export all work there. ``parity`` is the file against the module, ``ran on`` the provider that
@@ -126,7 +127,7 @@ def _file(path: Path, pruned: Any, args: Any, kwargs: Any, device: str) -> Calla
     from irprune.emit.bridge.torch_onnx import feed_of, file_inputs
     from irprune.run.session import run_session, session
 
-    feed = feed_of(args, kwargs, pruned.graph.structure, file_inputs(path))
+    feed = feed_of(args, kwargs, pruned.graph.source, file_inputs(path))
     running = session(path, device.split(":")[0])
     return lambda: run_session(running, feed)
 

@@ -16,6 +16,7 @@ from irprune.api.options import device_of
 from irprune.errors import IrpruneError, gist, users_line
 from irprune.frontend.capture import load_program
 from irprune.ir.dtype import element_type
+from irprune.ops.arrays import as_numpy
 from irprune.run.session import run_session, run_type, session
 
 if TYPE_CHECKING:
@@ -161,17 +162,15 @@ class _TorchRunner(Runner):
             super().check(arrays)
 
     def draw(self, seed: int) -> Arrays:
-        from irprune.emit.bridge.torch_onnx import array_of
         from irprune.run.inputs import redraw
 
         args, _ = redraw(tuple(self.example), {}, seed)
-        return [array_of(t) for t in args]
+        return [as_numpy(t) for t in args]
 
     def run(self, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
         import torch
         from torch.utils import _pytree as pytree
 
-        from irprune.emit.bridge.torch_onnx import array_of
         from irprune.emit.torch.signature import paths
         from irprune.run.precision import full_float32
 
@@ -190,5 +189,5 @@ class _TorchRunner(Runner):
         out, spec = pytree.tree_flatten(result)
         names = [n or "output" for n in paths(spec)]
         return {
-            n: array_of(t) for n, t in zip(names, out, strict=True) if isinstance(t, torch.Tensor)
+            n: as_numpy(t) for n, t in zip(names, out, strict=True) if isinstance(t, torch.Tensor)
         }

@@ -24,6 +24,7 @@ from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, Member, groups_of
 from irprune.ir.kept import Kept
 from irprune.ir.size import probe_of
+from irprune.ops.arrays import is_meta, is_tensor
 
 __all__ = ["VERSION", "Choice", "Plan", "Recorded", "Spot", "fingerprint", "probe"]
 
@@ -192,10 +193,10 @@ def probe(weight: Weight) -> tuple[float, ...] | None:
     if sum(s != 1 for s in shape) < 2 or not is_real(weight.dtype):
         return None
     array = weight.load()
-    if getattr(array, "is_meta", False):
+    if is_meta(array):
         return None
     n = min(int(probe_of(s)) for s in shape if s != 1)
-    if hasattr(array, "detach"):
+    if is_tensor(array):
         array = array.detach()
     array = array.reshape([s for s in array.shape if s != 1])
     diagonal = [float(array[(i,) * array.ndim]) for i in range(min(n, 64))]

@@ -137,9 +137,10 @@ def _write(pruned: Any, output: Path | None) -> None:
             raise
     elif output.suffix == ".pt2":
         from irprune.emit.torch.saved import save_program
+        from irprune.frontend.torch.source import torch_source
 
         with aside(output) as draft:
-            save_program(pruned.module, pruned.graph.structure, draft / output.name)
+            save_program(pruned.module, torch_source(pruned.graph), draft / output.name)
     elif output.suffix == ".json":
         pruned.plan.save(output)
     else:

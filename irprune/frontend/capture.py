@@ -50,7 +50,9 @@ def capture(
     if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
         args = (args,)  # a single tensor
     graph = capture_module(model, tuple(args), kwargs, dynamic_shapes, method)
-    graph.structure.dynamic_shapes = dynamic_shapes
+    from irprune.frontend.torch.source import torch_source
+
+    torch_source(graph).dynamic_shapes = dynamic_shapes
     return graph
 
 

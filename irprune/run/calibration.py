@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_float, is_integer
@@ -375,29 +374,20 @@ def _matched(
             where,
             "give tensors, tuples of arguments or dicts of keyword arguments",
         )
-    places = graph.structure.inputs if _is_torch(graph) else list(range(len(names)))
     args = tuple(item)
     if len(args) == len(names) or (
         all(isinstance(a, (torch.Tensor, np.ndarray)) for a in args[: len(names)])
         and len(args) > len(names)
     ):
         return list(args[: len(names)]), args[len(names) :]
-    if _is_torch(graph):
-        own = len(graph.structure.args)
-        leaves = pytree.arg_tree_leaves(*args[:own]) if own else []
-        if len(leaves) == len(places):
-            return [
-                leaf for leaf, place in zip(leaves, places, strict=True) if isinstance(place, int)
-            ], args[own:]
+    bound = graph.source.bind_args(args) if graph.source is not None else None
+    if bound is not None:
+        return bound
     raise IrpruneError(
         f"{len(args)} arguments for a model that takes {len(names)} tensors ({', '.join(names)})",
         where,
         "give the arguments of forward in their order, or a dict by their names",
     )
-
-
-def _is_torch(graph: Graph) -> bool:
-    return hasattr(graph.structure, "in_spec")
 
 
 def _left(given: Mapping[str, Any], used: Iterable[str]) -> tuple[Any, ...]:
@@ -410,47 +400,15 @@ def _called(
     given: Mapping[str, Any], graph: Graph, where: str
 ) -> tuple[list[Any], tuple[Any, ...]]:
     """Keyword arguments put into the places of the recorded call, however that one passed them."""
-    if not _is_torch(graph):
+    bound = graph.source.bind_names(given, where) if graph.source is not None else None
+    if bound is None:
         missing = [v.name for v in graph.inputs if v.name not in given]
         raise IrpruneError(
             f"no value for input {missing[0]!r}; given: {', '.join(given)}",
             where,
             f"the inputs are {', '.join(v.name for v in graph.inputs)}",
         )
-    structure = graph.structure
-    own = (
-        list(structure.signature.parameters)
-        if structure.signature is not None
-        else list(structure.names)
-    )
-    positional = own[: len(structure.args)]
-    wanted = [*positional, *structure.kwargs]
-    missing = [n for n in wanted if n not in given]
-    recorded = {**dict(zip(positional, structure.args, strict=False)), **structure.kwargs}
-    tensorial = [
-        n
-        for n in missing
-        if any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(recorded.get(n)))
-    ]
-    if tensorial:
-        raise IrpruneError(
-            f"no value for argument {tensorial[0]!r}; given: {', '.join(given)}",
-            where,
-            f"forward was captured with {', '.join(wanted)}",
-        )
-    filled = {n: given.get(n, recorded.get(n)) for n in wanted}
-    leaves = pytree.arg_tree_leaves(
-        *(filled[n] for n in positional), **{n: filled[n] for n in structure.kwargs}
-    )
-    if len(leaves) != len(structure.inputs):
-        raise IrpruneError(
-            "arguments of another structure than the captured call's",
-            where,
-            f"forward was captured with {', '.join(wanted)}",
-        )
-    return [
-        leaf for leaf, place in zip(leaves, structure.inputs, strict=True) if isinstance(place, int)
-    ], _left(given, wanted)
+    return bound[0], _left(given, bound[1])
 
 
 def _checked(x: Any, value: Value, where: str) -> torch.Tensor:
@@ -545,12 +503,8 @@ def _example_size(graph: Graph, i: int, d: int) -> int:
     size = graph.inputs[i].shape[d]
     if not isinstance(size, Sym):
         return int(size)
-    if _is_torch(graph):
-        leaves = pytree.arg_tree_leaves(*graph.structure.args, **graph.structure.kwargs)
-        for leaf, place in zip(leaves, graph.structure.inputs, strict=False):
-            if place == i and isinstance(leaf, torch.Tensor):
-                return int(leaf.shape[d])
-    return 8
+    shapes = graph.source.example_shapes() if graph.source is not None else None
+    return 8 if shapes is None else shapes[i][d]
 
 
 def _index_limit(value: Value) -> int | None:

@@ -5,35 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from irprune.errors import IrpruneError
 from irprune.ir.body import Body
-from irprune.ir.dtype import FROM_NUMPY, is_borrowed, is_real
+from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym, UnboundSymbol
 from irprune.ir.size import evaluate as evaluate_size
 from irprune.ir.symbols import needed, told
+from irprune.ops.arrays import as_tensor
 from irprune.ops.call import bind, overload, substitute
-from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
-from irprune.ops.registry import lookup
+from irprune.ops.dtypes import FROM_TORCH
+from irprune.ops.registry import aten_target, lookup
 
 __all__ = ["evaluate", "home", "run_node", "symbols_of"]
 
 Hook = Callable[[Node, list[Any], Callable[..., Any]], Any]
-
-
-def as_tensor(array: Any) -> torch.Tensor:
-    """A weight's array as a tensor, without a copy where it can be."""
-    if isinstance(array, torch.Tensor):
-        return array.detach()
-    array = np.asarray(array)
-    if is_borrowed(array.dtype):
-        bits = array.view("i2" if array.dtype.itemsize == 2 else "u1").copy()
-        return torch.as_tensor(bits).view(TO_TORCH[FROM_NUMPY[array.dtype.name]])
-    # torch has no read-only tensors
-    return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
 def home(graph: Graph) -> torch.device:
@@ -76,7 +64,7 @@ def run_node(node: Node, operands: list[Any], symbols: dict[str, int], device: t
             return _running(x, operands)
         return substitute(x, lambda k: operands[k], size, device)
 
-    if entry is not None and entry.run is not None and node.origin.dialect != "aten":
+    if entry is not None and entry.run is not None and not aten_target(node):
         plain = Node(
             node.op, [], {k: fill(v) for k, v in node.attrs.items()}, node.outputs, node.origin
         )

@@ -21,8 +21,9 @@ from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.kept import Kept
+from irprune.ops.arrays import as_tensor
 from irprune.run.calibration import Calibration
-from irprune.run.interpret import Hook, as_tensor, run_node, symbols_of
+from irprune.run.interpret import Hook, run_node, symbols_of
 from irprune.run.take import kept_indices, take
 
 __all__ = ["Moments", "Pair", "Tape", "counterparts", "kept_part", "load_as"]

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from irprune.frontend.onnx.source import OnnxSource
+from irprune.frontend.onnx.source import onnx_source
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import groups_of
 from irprune.ir.kept import Kept
@@ -21,7 +21,7 @@ def shaken_model(graph: Graph, seed: int = 0) -> onnx.ModelProto:
     """A copy of the model behind ``graph`` with random numbers added to its floating-point
     parameters and, where one is constant, in its place: of a size that lets signals last, scales
     and variances about one."""
-    source: OnnxSource = graph.structure
+    source = onnx_source(graph)
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
     model.ir_version = max(model.ir_version, 4)  # before, every initializer had to be an input

@@ -15,15 +15,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from irprune.base.tolerance import FLOAT32, FLOAT64
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
+from irprune.frontend.torch.source import torch_source
 from irprune.ir.dtype import is_float, is_real
 from irprune.ir.graph import Graph, Weight
+from irprune.ops.arrays import as_tensor
 from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors, over_tensors, redraw
-from irprune.run.interpret import as_tensor, evaluate
+from irprune.run.interpret import evaluate
 from irprune.run.oracle import silenced
 from irprune.run.precision import full_float32
 from irprune.validate.proof_result import Proof
@@ -56,15 +57,15 @@ def prove(
 def _proven(
     graph: Graph, module: torch.nn.Module, remake: Remake, device: torch.device, seed: int
 ) -> Proof:
-    structure = graph.structure
+    source = torch_source(graph)
     example, drawn = (
-        (structure.args, structure.kwargs),
-        redraw(structure.args, structure.kwargs, seed),
+        (source.args, source.kwargs),
+        redraw(source.args, source.kwargs, seed),
     )
     ours, theirs = _run(graph, module, remake, drawn, device, torch.float32, seed)
     proof = Proof(relative_error(ours, theirs), FLOAT32)
     constant = _constant(theirs)
-    if structure.module is not None:
+    if source.module is not None:
         outputs, proof.capture_error = _captured(graph, example, seed)
         proof.passes += 2
         constant = constant or _constant(outputs)
@@ -72,7 +73,7 @@ def _proven(
     doubtful = not strange and proof.max_error > FLOAT32
     if doubtful or strange or constant:
         call, shake = (example if strange else drawn), constant and not doubtful
-        before = (outputs if structure.module is not None else []) if strange else theirs
+        before = (outputs if source.module is not None else []) if strange else theirs
         subject = _shaken(graph, seed) if shake else graph
         again = remake(subject)[1] if shake else module
         try:
@@ -98,7 +99,9 @@ def _captured(graph: Graph, call: Call, seed: int) -> tuple[list[torch.Tensor], 
 
     The model stays as it is.
     """
-    model: torch.nn.Module = graph.structure.module
+    source = torch_source(graph)
+    model = source.module
+    assert model is not None
     buffers = {
         name: b.clone() for name, b in model.named_buffers()
     }  # forward may write to them, and to its arguments
@@ -107,7 +110,7 @@ def _captured(graph: Graph, call: Call, seed: int) -> tuple[list[torch.Tensor], 
         args, kwargs = over_tensors((tuple(call[0]), call[1]), torch.clone)
         expected = flat_tensors(torch.func.functional_call(model, buffers, args, kwargs))
         torch.manual_seed(seed)
-        found = _in_order(graph, evaluate(graph, graph_inputs(graph, *call)))
+        found = torch_source(graph).results(evaluate(graph, torch_source(graph).tensors(*call)))
     return expected, relative_error(found, expected)
 
 
@@ -127,9 +130,9 @@ def _run(
         (tuple(call[0]), call[1]),
         lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device),
     )
-    inputs = graph_inputs(graph, args, kwargs)
+    inputs = torch_source(graph).tensors(args, kwargs)
     torch.manual_seed(seed)
-    theirs = _in_order(graph, silenced(graph, graph.kept, inputs, dtype))
+    theirs = torch_source(graph).results(silenced(graph, graph.kept, inputs, dtype))
     torch.manual_seed(seed)
     if dtype == torch.float64 and any(
         is_real(n.attrs.get("dtype", "")) and n.attrs["dtype"] != "f64" for n in graph.nodes
@@ -155,23 +158,7 @@ def _run(
 def _wide(graph: Graph, remake: Remake, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     """Outputs of the cut graph in float64, for a forward that names a type itself (casts,
     autocast): its casts are made wide."""
-    return _in_order(graph, evaluate(remake(graph)[0], inputs, dtype=torch.float64))
-
-
-def graph_inputs(graph: Graph, args: Sequence[Any], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    """The tensors that a call hands to the graph's inputs, in the graph's order."""
-    leaves = pytree.arg_tree_leaves(*args, **kwargs)
-    placed = [
-        (p, leaf)
-        for p, leaf in zip(graph.structure.inputs, leaves, strict=True)
-        if isinstance(p, int)
-    ]
-    return [leaf for _, leaf in sorted(placed, key=lambda pair: pair[0])]
-
-
-def _in_order(graph: Graph, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The graph's outputs as the call returns them."""
-    return [outputs[p] for p in graph.structure.outputs if isinstance(p, int)]
+    return torch_source(graph).results(evaluate(remake(graph)[0], inputs, dtype=torch.float64))
 
 
 def _constant(outputs: list[torch.Tensor]) -> bool:

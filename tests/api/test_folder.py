@@ -116,7 +116,7 @@ def test_a_failure_leaves_nothing_half_written(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for place in ("irprune.emit.torch.saved.save_program", "pathlib.Path.write_text"):
+    for place in ("irprune.emit.backends.from_torch.save_program", "pathlib.Path.write_text"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             with pytest.raises(IrpruneError, match="the disk is full"):

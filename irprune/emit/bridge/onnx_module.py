@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from irprune.emit.bridge.state_names import StateNames
-from irprune.emit.onnx.emitter import as_numpy
 from irprune.errors import IrpruneError
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
+from irprune.ops.arrays import as_numpy
 from irprune.ops.registry import lookup, operand_as
 from irprune.ops.traits import Role
 
@@ -47,7 +47,7 @@ def layered(graph: Graph) -> Graph:
     """A copy of ``graph`` in which stored matrices, tables and parameters stand as torch's layers
     have them. Axes are not kept."""
     twin = graph.copy()
-    twin.structure = None
+    twin.source = None
     for node in list(twin.nodes):
         entry = lookup(node)
         if entry is not None and entry.layered is not None:
@@ -91,9 +91,7 @@ def trained(graph: Graph, module: nn.Module) -> Graph:
         ):
             continue  # a counter that the file does not have
         k = bisect_right(starts, int(where[0])) - 1
-        now = as_numpy(
-            held[name], "bf16" if "bfloat16" in str(held[name].dtype) else w.dtype
-        ).reshape(-1)
+        now = as_numpy(held[name]).reshape(-1)
         if len(now) != len(where):
             raise IrpruneError(
                 f"'{name}' has another shape than the pruned model",
@@ -102,12 +100,12 @@ def trained(graph: Graph, module: nn.Module) -> Graph:
             )
         own = out.weights[names[k]]
         if names[k] not in stored:
-            stored[names[k]] = np.array(as_numpy(own.load(), own.dtype))
+            stored[names[k]] = np.array(as_numpy(own.load()))
         flat = stored[names[k]].reshape(-1)
         flat[where - starts[k]] = now.astype(flat.dtype)
     for name, array in stored.items():
         own = out.weights[name]
-        if not np.array_equal(array, as_numpy(own.load(), own.dtype)):
+        if not np.array_equal(array, as_numpy(own.load())):
             own.load = partial(_itself, array)
     return out
 

@@ -18,20 +18,20 @@ from irprune.base.atomic_write import aside
 from irprune.base.quiet import quiet
 from irprune.emit.torch.signature import paths
 from irprune.errors import IrpruneError
-from irprune.ir.dtype import is_borrowed, numpy_dtype
-from irprune.ops.dtypes import FROM_TORCH
+from irprune.frontend.torch.source import TorchSource
+from irprune.ops.arrays import as_numpy
 from irprune.ops.torch.onnx_gaps import exportable, translations
 
-__all__ = ["array_of", "export_onnx", "feed_of", "input_names", "output_names"]
+__all__ = ["export_onnx", "feed_of", "input_names", "output_names"]
 
 # bytes of weights up to which one protobuf file is written; the format's own limit is 2 GiB
 LIMIT = 1_800_000_000
 
 
 def export_onnx(
-    module: torch.nn.Module, structure: Any, path: str | Path, opset: int | None = None
+    module: torch.nn.Module, source: TorchSource, path: str | Path, opset: int | None = None
 ) -> Path:
-    """Write ``module``, called as ``structure`` records, to ``path``. Raises IrpruneError where
+    """Write ``module``, called as ``source`` records, to ``path``. Raises IrpruneError where
     torch's exporter refuses."""
     path = Path(path)
     size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
@@ -41,9 +41,9 @@ def export_onnx(
             program = exportable(
                 torch.export.export(
                     module,
-                    tuple(structure.args),
-                    dict(structure.kwargs),
-                    dynamic_shapes=structure.dynamic_shapes,
+                    tuple(source.args),
+                    dict(source.kwargs),
+                    dynamic_shapes=source.dynamic_shapes,
                     strict=False,
                 )
             )
@@ -54,9 +54,9 @@ def export_onnx(
                 verbose=False,
                 opset_version=opset,
                 custom_translation_table=translations(program),
-                input_names=input_names(structure),
-                output_names=output_names(structure),
-                dynamic_shapes=structure.dynamic_shapes,
+                input_names=input_names(source),
+                output_names=output_names(source),
+                dynamic_shapes=source.dynamic_shapes,
                 external_data=size > LIMIT,
                 artifacts_dir=str(draft),
             )
@@ -80,39 +80,39 @@ def _gist(refused: BaseException) -> str:
     return f"{type(refused).__name__}: {lines[0][:300] if lines else 'no message'}"
 
 
-def input_names(structure: Any) -> list[str]:
+def input_names(source: TorchSource) -> list[str]:
     """A name for each tensor that a call takes, in order."""
-    args, kwargs = (s.children() for s in structure.in_spec.children())
-    names = list(structure.names)[: len(args)]
+    args, kwargs = (s.children() for s in source.in_spec.children())
+    names = list(source.names)[: len(args)]
     names += [f"input_{i}" for i in range(len(names), len(args))]
-    keys = list(structure.in_spec.children()[1].context or ())
+    keys = list(source.in_spec.children()[1].context or ())
     leaves = [
         x
         for name, spec in zip((*names, *keys), (*args, *kwargs), strict=True)
         for x in paths(spec, name)
     ]
-    return [x for x, place in zip(leaves, structure.inputs, strict=True) if isinstance(place, int)]
+    return [x for x, place in zip(leaves, source.inputs, strict=True) if isinstance(place, int)]
 
 
-def output_names(structure: Any) -> list[str]:
+def output_names(source: TorchSource) -> list[str]:
     """A name for each tensor that a call returns, in order: the fields of the result, ``output``
     for one that has none."""
     out = []
-    for name, place in zip(paths(structure.out_spec), structure.outputs, strict=True):
+    for name, place in zip(paths(source.out_spec), source.outputs, strict=True):
         if isinstance(place, int):
             out.append(
                 name if name and not name[0].isdigit() else f"output_{name}" if name else "output"
             )
-    taken = set(input_names(structure))
+    taken = set(input_names(source))
     return [f"{name}_out" if name in taken else name for name in out]
 
 
 def feed_of(
-    args: Sequence[Any], kwargs: dict[str, Any], structure: Any, names: Sequence[str]
+    args: Sequence[Any], kwargs: dict[str, Any], source: TorchSource, names: Sequence[str]
 ) -> dict[str, NDArray[Any]]:
     """What onnxruntime is fed for a call: numpy arrays by the file's input ``names``."""
     leaves = pytree.arg_tree_leaves(*args, **kwargs)
-    tensors = dict(zip(input_names(structure), _tensors(leaves, structure), strict=True))
+    tensors = dict(zip(input_names(source), _tensors(leaves, source), strict=True))
     missing = [n for n in names if n not in tensors]
     if missing:
         raise IrpruneError(
@@ -120,11 +120,11 @@ def feed_of(
             "",
             "export the model again",
         )
-    return {n: array_of(tensors[n]) for n in names}
+    return {n: as_numpy(tensors[n]) for n in names}
 
 
-def _tensors(leaves: Sequence[Any], structure: Any) -> list[torch.Tensor]:
-    return [x for x, place in zip(leaves, structure.inputs, strict=True) if isinstance(place, int)]
+def _tensors(leaves: Sequence[Any], source: TorchSource) -> list[torch.Tensor]:
+    return [x for x, place in zip(leaves, source.inputs, strict=True) if isinstance(place, int)]
 
 
 def file_inputs(path: str | Path) -> list[str]:
@@ -134,17 +134,6 @@ def file_inputs(path: str | Path) -> list[str]:
     model = onnx.load(str(path), load_external_data=False)
     weights = {w.name for w in model.graph.initializer}
     return [v.name for v in model.graph.input if v.name not in weights]
-
-
-def array_of(tensor: torch.Tensor) -> NDArray[Any]:
-    """A tensor for onnxruntime; types that numpy lacks as those of ml_dtypes."""
-    tensor = tensor.detach().cpu().contiguous()
-    kind = numpy_dtype(FROM_TORCH[tensor.dtype])
-    if is_borrowed(kind):
-        bits: NDArray[Any] = tensor.view(torch.int16 if kind.itemsize == 2 else torch.uint8).numpy()
-        return bits.view(kind)
-    made: NDArray[Any] = tensor.numpy()
-    return made
 
 
 def _without_traces(path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from irprune.emit.torch.code import Code, call, literal, tuple_of
+from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ops.registry import is_fixed_norm, lookup, operand_as
 from irprune.ops.traits import Options
@@ -91,16 +92,17 @@ def _owner(given: Sequence[tuple[str, Value]], scope: str) -> str | None:
 def _counts(owner: str, graph: Graph) -> bool:
     """Whether the module counts its batches: only such a one updates its statistics in training as
     ``nn.BatchNorm2d`` does."""
-    state = graph.structure.state if graph.structure is not None else None
-    return state is None or f"{owner}.num_batches_tracked" in state
+    source = find_torch_source(graph)
+    return source is None or f"{owner}.num_batches_tracked" in source.state
 
 
 def _own_momentum(options: Options, owner: str, graph: Graph) -> Options:
     """``options`` with the momentum of the user's own module, which a captured node may not
     hold."""
-    if graph.structure is None or graph.structure.module is None:
+    source = find_torch_source(graph)
+    if source is None or source.module is None:
         return options
-    momentum = graph.structure.module.get_submodule(owner).momentum
+    momentum = source.module.get_submodule(owner).momentum
     at = next((i for i, (k, _) in enumerate(options) if k == "affine"), len(options))
     rest = tuple(pair for pair in options[:at] if pair[0] != "momentum")
     own: Options = () if momentum == 0.1 else (("momentum", momentum),)
@@ -108,9 +110,8 @@ def _own_momentum(options: Options, owner: str, graph: Graph) -> Options:
 
 
 def _dropout(node: Node, graph: Graph) -> Layer | None:
-    kind = (
-        graph.structure.module_types.get(node.origin.scope) if graph.structure is not None else None
-    )
+    source = find_torch_source(graph)
+    kind = source.module_types.get(node.origin.scope) if source is not None else None
     if not node.origin.scope or kind is None or not issubclass(kind, nn.modules.dropout._DropoutNd):
         return None
     name = kind.__name__ if kind.__module__ == nn.Dropout.__module__ else "Dropout"

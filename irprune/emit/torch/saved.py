@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from irprune.base.atomic_write import no_room
 from irprune.base.quiet import quiet
 from irprune.emit.torch.module import revived, source_of
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.source import TorchSource
 from irprune.ir.dtype import ELEMENT_TYPES
 
 __all__ = ["from_folder", "save_module", "save_program"]
@@ -81,14 +81,14 @@ def save_module(module: torch.nn.Module, folder: Path) -> None:
 _BESIDE = 1 << 22  # bytes that a program takes beside its weights, at most
 
 
-def save_program(module: torch.nn.Module, structure: Any, path: Path) -> None:
+def save_program(module: torch.nn.Module, source: TorchSource, path: Path) -> None:
     """``module`` as a program of ``torch.export``, with the dynamic shapes of the capture."""
     with quiet(), torch.no_grad():
         program = torch.export.export(
             module,
-            tuple(structure.args),
-            dict(structure.kwargs),
-            dynamic_shapes=structure.dynamic_shapes,
+            tuple(source.args),
+            dict(source.kwargs),
+            dynamic_shapes=source.dynamic_shapes,
             strict=False,
         )
         _reserve(

@@ -40,6 +40,7 @@ from irprune.emit.torch.layers import Layer, layer_for
 from irprune.emit.torch.signature import Classes, Signature, pack
 from irprune.emit.torch.spelling import spell
 from irprune.errors import IrpruneError, printable
+from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym, linear
@@ -181,7 +182,7 @@ def write(graph: Graph) -> Source:
 
 class _Writer:
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+        self.graph, self.source = graph, find_torch_source(graph)
         self.names: dict[Value, str] = {}
         self.taken = {*_RESERVED, *_functions_of(graph)}
         self.symbols: dict[str, str] = {}  # of the graph -> the variable that holds it
@@ -241,7 +242,7 @@ class _Writer:
     def _tree(self) -> Iterator[ast.stmt]:
         """Statements that build the tree, in the order of the user's own state."""
         graph = self.graph
-        state = graph.structure.state if graph.structure is not None else {}
+        state = self.source.state if self.source is not None else {}
         by_name = {alias: w for w in graph.weights.values() for alias in (w.name, *w.aliases)}
         layer_at = {
             f"{owner}.{own}": layer
@@ -312,10 +313,10 @@ class _Writer:
         return substitute(x, lambda k: self._name(node.operand(k)), self._size, _DEVICE)
 
     def _forward(self) -> Function:
-        graph, structure = self.graph, self.graph.structure
+        graph = self.graph
         lines: list[Line] = []
-        if structure is not None:
-            signature = Signature(structure, self._fresh)
+        if self.source is not None:
+            signature = Signature(self.source, self._fresh)
             self.names.update((graph.inputs[i], own) for i, own in signature.names.items())
             parameters = signature.parameters
             lines += [Line((s,)) for s in signature.statements]
@@ -362,15 +363,15 @@ class _Writer:
         return quote("next(self.parameters()).device" if trained else "torch.device('cpu')")
 
     def _result(self) -> Code:
-        graph, structure = self.graph, self.graph.structure
-        if structure is None:
+        graph, source = self.graph, self.source
+        if source is None:
             made = [self._name(v) for v in graph.outputs]
             return made[0] if len(made) == 1 else tuple_of(made)
         leaves = (
             self._name(graph.outputs[p]) if isinstance(p, int) else literal(p[0])
-            for p in structure.outputs
+            for p in source.outputs
         )
-        return pack(structure.out_spec, leaves, self.classes)
+        return pack(source.out_spec, leaves, self.classes)
 
     def _bind_sizes(
         self, values: list[Value], wanted: set[str], bound: set[str]

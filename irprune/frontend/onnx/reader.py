@@ -1,7 +1,7 @@
 """Capture of ONNX models: every node is read into an entry of the operator table, weights become
 handles, shape arithmetic attributes.
 
-The file's own message is kept whole in ``graph.structure``: emitting edits a copy of it and leaves
+The file's own message is kept whole in ``graph.source``: emitting edits a copy of it and leaves
 what pruning did not touch as it was. Neither torch nor the weights are loaded."""
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Reader:
         self.source, self.where = source, where
         self.proto = source.model.graph
         self.graph = Graph(self.proto.name or "graph")
-        self.graph.structure = source
+        self.graph.source = source
         self.values: dict[str, Value] = {}
         self.types, self.known = source.types, source.known
         self.stored: dict[str, Stored] = {}  # by the name of the tensor
