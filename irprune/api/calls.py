@@ -96,7 +96,14 @@ def _pruned(
 
     def made(method: str) -> Pruned:
         with clock("capture"):
-            graph = capture(model, args, kwargs, options.values["dynamic_shapes"], method)
+            graph = capture(
+                model,
+                args,
+                kwargs,
+                options.values["dynamic_shapes"],
+                method,
+                options.values["trust"],
+            )
         with clock("analyse"):
             analyse(graph)
         latency = choose(graph, clock)

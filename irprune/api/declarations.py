@@ -79,6 +79,15 @@ class ReplayOptions(TypedDict, total=False):
         ),
     ]
     dynamic_shapes: Annotated[Any, Option(None, "As in ``torch.export.export``.")]
+    trust: Annotated[
+        bool,
+        Option(
+            False,
+            "Load a file even where that may run code which lies in it (docs/security.md).",
+            fits=is_bool,
+            takes="True or False",
+        ),
+    ]
     calibration: Annotated[
         Any,
         Option(

@@ -24,9 +24,9 @@ from irprune.ir.graph import Graph
 from irprune.latency.kernels import kernel_times
 from irprune.latency.predict import Parts
 from irprune.ops.onnx.importer import multiplies
+from irprune.run.inputs import random_inputs
 from irprune.run.session import providers_for, session
 from irprune.run.timing import Timing, interleaved
-from irprune.validate.onnx_run import random_inputs
 
 __all__ = ["Whole"]
 

@@ -46,6 +46,7 @@ def bench(
     against: str | None,
     inputs: tuple[str, ...],
     pretrained: bool,
+    trust: bool,
     seconds: float,
     threads: int,
     device: str,
@@ -54,7 +55,7 @@ def bench(
     """Measure MODEL: median latency, size on disk, MACs, parameters, peak activation memory; beside
     B where one is given."""
     specs = [model] if against is None else [model, against]
-    loaded = [load(spec, inputs, pretrained) for spec in specs]
+    loaded = [load(spec, inputs, pretrained, trust) for spec in specs]
     _threads(threads, loaded)
     running = [runner(one, device, threads) for one in loaded]
     calls = {}
@@ -85,7 +86,10 @@ def _counts(loaded: Loaded) -> dict[str, int]:
     return cost(
         api.analyse(
             api.capture(
-                loaded.model, loaded.args if loaded.kind == "module" else (), loaded.kwargs, None
+                loaded.model,
+                loaded.args if loaded.kind == "module" else (),
+                loaded.kwargs,
+                trust=loaded.trust,
             )
         )
     ).as_dict()

@@ -91,9 +91,9 @@ def prune(**given: Any) -> None:
     _check_output(output)
     settings = {**_settings(given), "progress": say}
     api.Options(**settings)  # refused before a model is loaded
-    loaded = load(given["model"], given["inputs"], given["pretrained"])
+    loaded = load(given["model"], given["inputs"], given["pretrained"], given["trust"])
     say(f"pruning {loaded.name or given['model']} ...")
-    settings["dynamic_shapes"] = loaded.dynamic_shapes
+    settings["dynamic_shapes"], settings["trust"] = loaded.dynamic_shapes, loaded.trust
     if given["plan"] is not None:
         replayed = {name: value for name, value in settings.items() if name in REPLAY}
         pruned = api.apply_plan(loaded.model, given["plan"], loaded.args, loaded.kwargs, **replayed)

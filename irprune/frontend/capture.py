@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.capture import capture as capture_module
 from irprune.ir.graph import Graph
 
-__all__ = ["capture", "load_program"]
+__all__ = ["capture"]
 
 
 def capture(
@@ -20,13 +19,15 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     method: str = "auto",
+    trust: bool = False,
 ) -> Graph:
     """The graph of an ``nn.Module`` called with ``args`` and ``kwargs``, of an ``ExportedProgram``,
     of an ``.onnx`` or ``.pt2`` file, or of a graph of onnx-graphsurgeon.
 
     The model is left as it was. ``method`` is how an ``nn.Module`` is captured, as
     ``irprune.frontend.torch.capture`` (the package's own) names it: "trace", "run", "export" or
-    "auto". Raises IrpruneError for what cannot be captured."""
+    "auto"; ``trust`` loads a ``.pt2`` file even where it may run code of its own. Raises
+    IrpruneError for what cannot be captured."""
     kind = _kind(model)
     if kind == "surgeon":
         from irprune.frontend.onnx.surgeon import from_surgeon
@@ -40,7 +41,9 @@ def capture(
         _check_inputs(graph, args)
         return graph
     if kind == "pt2":
-        model = load_program(Path(model))
+        from irprune.frontend.torch.program_file import load_program
+
+        model = load_program(Path(model), trust)
         kind = "program"
     if kind == "program":
         from irprune.frontend.torch.export import from_exported
@@ -105,26 +108,6 @@ def _kind(model: Any) -> str:
         "",
         "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file",
     )
-
-
-def load_program(path: Path) -> Any:
-    """The program in a ``.pt2`` file."""
-    import torch
-
-    if not path.exists():
-        raise IrpruneError("no such file", str(path), "check the path")
-    if path.stat().st_size == 0:
-        raise IrpruneError("the file is empty", str(path), "write it again with torch.export.save")
-    try:
-        with quiet():
-            return torch.export.load(str(path))
-    except Exception as refused:  # zip, pickle and schema errors of many kinds
-        text = str(refused).strip().splitlines()
-        raise IrpruneError(
-            f"not a program of torch.export: {text[0][:200] if text else type(refused).__name__}",
-            str(path),
-            "write it with torch.export.save",
-        ) from refused
 
 
 def _check_call(model: Any, kwargs: Any) -> None:

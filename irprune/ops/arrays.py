@@ -37,7 +37,7 @@ def as_numpy(array: Any) -> NDArray[Any]:
 
     from irprune.ops.dtypes import FROM_TORCH
 
-    plain = array.detach().cpu()
+    plain = array.detach().cpu().resolve_conj().resolve_neg()
     kind = numpy_dtype(FROM_TORCH[plain.dtype])
     if is_borrowed(kind):
         bits = plain.contiguous().view(torch.int16 if kind.itemsize == 2 else torch.uint8).numpy()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
-from irprune.ops.registry import is_sum
+from irprune.ops.registry import is_sum, role_of
 
 __all__ = ["as_embedding", "as_linear", "as_recurrent"]
 
@@ -267,7 +267,7 @@ def _transposed(load: Callable[[], Any]) -> Callable[[], Any]:
 
 def as_embedding(graph: Graph, node: Node, owner: Owner) -> None:
     """Indices of a stored table count from the front: exporters write lookups so."""
-    if not isinstance(node.operand(0), Weight):
+    if role_of(node, 0) != "table":
         return
     node.op, node.attrs = (
         "embedding",

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 from irprune.errors import IrpruneError
-from irprune.ir.dtype import is_float, is_integer
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Sym, probe_of, same
+from irprune.ops.arrays import as_tensor
 from irprune.ops.dtypes import TO_TORCH
-from irprune.ops.registry import lookup
+from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
 
 __all__ = ["Batch", "Calibration", "noise"]
@@ -179,34 +179,33 @@ def noise(
     Integer inputs that index a table are drawn below its size; other integers are 0 or 1 (masks).
     Dynamic sizes other than the first dimension are as large as the capture's example. The same
     seed gives the same inputs."""
-    limits = [_index_limit(v) for v in graph.inputs]
+    below = index_limits(graph)
+    limits = [probe_of(below[v]) if v in below else None for v in graph.inputs]
+    within = None if low is None or high is None else (low, high)
     example = [
         tuple(_example_size(graph, i, d) for d in range(v.rank)) for i, v in enumerate(graph.inputs)
     ]
     own = _batch_size(graph)
 
     def items() -> Iterator[Any]:
-        draw = torch.Generator().manual_seed(seed)
+        generator = np.random.default_rng(seed)
         step = 1 if own is None else batch
         for at in range(0, samples, step):
             n = min(step, samples - at)
             if own is not None and not isinstance(own, Sym):
                 n = -(-n // own) * own
-            made = []
-            for v, shape, limit in zip(graph.inputs, example, limits, strict=True):
-                shape = (n, *shape[1:]) if own is not None and shape else shape
-                kind = TO_TORCH[v.dtype]
-                if kind.is_floating_point:
-                    known = low is not None and high is not None
-                    x = (
-                        torch.rand(shape, generator=draw)
-                        if known
-                        else torch.randn(shape, generator=draw)
+            made = [
+                as_tensor(
+                    drawn(
+                        generator,
+                        (n, *shape[1:]) if own is not None and shape else shape,
+                        v.dtype,
+                        limit,
+                        within,
                     )
-                    x = x * (high - low) + low if known else x  # type: ignore[operator]
-                else:
-                    x = torch.randint(0, limit or 2, shape, generator=draw)
-                made.append(x.to(kind))
+                )
+                for v, shape, limit in zip(graph.inputs, example, limits, strict=True)
+            ]
             yield tuple(made)
 
     return Calibration(_Stream(items), graph, batch=batch)
@@ -505,24 +504,3 @@ def _example_size(graph: Graph, i: int, d: int) -> int:
         return int(size)
     shapes = graph.source.example_shapes() if graph.source is not None else None
     return 8 if shapes is None else shapes[i][d]
-
-
-def _index_limit(value: Value) -> int | None:
-    """The size of the table that an integer input indexes, if it does."""
-    frontier, seen = [value], {id(value)}
-    while frontier:
-        v = frontier.pop()
-        for node in v.users:
-            entry = lookup(node)
-            if entry is not None and entry.indexes is not None:
-                for i, size in entry.indexes(node):
-                    if node.inputs[i] is v:
-                        return int(probe_of(size))
-            if len(node.inputs) == 1 or not any(
-                x is not None and is_float(x.dtype) for x in node.inputs
-            ):
-                for out in node.outputs:
-                    if id(out) not in seen and is_integer(out.dtype):
-                        seen.add(id(out))
-                        frontier.append(out)
-    return None

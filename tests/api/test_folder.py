@@ -37,6 +37,7 @@ def test_folder_holds_everything_and_loads_back(saved: tuple[irprune.Pruned, Pat
         "model.onnx",
         "model.pt2",
         "model.py",
+        "model.py.sha256",
         "plan.json",
         "report.html",
         "report.json",

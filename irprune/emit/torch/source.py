@@ -48,7 +48,7 @@ from irprune.ir.symbols import names_in
 from irprune.ops.call import bind, overload, substitute
 from irprune.ops.dtypes import TO_TORCH, torch_attribute
 from irprune.ops.onnx import functions
-from irprune.ops.registry import lookup
+from irprune.ops.registry import aten_target, lookup
 
 __all__ = ["Source", "Tensor", "write"]
 
@@ -464,7 +464,7 @@ class _Writer:
             if isinstance(v, Body)
             else self._show(node, torch_attribute(k, v))
             for k, v in node.attrs.items()
-            if k != "own"
+            if k not in ("own", "function")
         }
         made, named = getattr(entry.run, "results", 1), len(node.outputs)
         result = call(own, given, attrs)
@@ -515,7 +515,10 @@ def _reads_device(line: Line) -> bool:
 def _function_of(node: Node) -> str | None:
     """The function that the operator table has for ``node``, where it has one."""
     entry = lookup(node)
-    return None if entry is None else getattr(entry.run, "function", None)
+    if entry is None or aten_target(node):
+        return None
+    own: str | None = getattr(entry.run, "function", None)
+    return node.attrs["function"] if own == "" else own
 
 
 def _functions_of(graph: Graph) -> set[str]:

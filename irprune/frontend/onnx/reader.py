@@ -60,6 +60,7 @@ from irprune.ops.onnx.importer import (
     refused,
     spelling_of,
 )
+from irprune.ops.onnx.types import result_type
 from irprune.ops.registry import load_table, lookup, quantised_in, readers_of, role_of
 
 __all__ = ["capture_onnx", "nodes_of"]
@@ -366,6 +367,7 @@ class _Reader:
                     at_run_time(view, "a shape known at run time")
                     or Step(target, tuple(range(len(names))), attrs)
                 ]
+            steps = self._typed(steps, view)
             final = self._types_of(steps[-1], view, node)
         except Unread as why:
             if isinstance(why, Misfit) and not self.inside:
@@ -387,6 +389,27 @@ class _Reader:
                     *steps[k + 1 :],
                 ]
         self._add(index, node, names, steps, final)
+
+    @staticmethod
+    def _typed(steps: Sequence[Step], view: OnnxNode) -> list[Step]:
+        """The steps, with the types that their axis rules give where they say none."""
+        previous: TensorType | None = None
+        out = []
+        for step in steps:
+            positions = range(len(view.types)) if step.operands is None else step.operands
+            operands = [
+                previous
+                if j == PREVIOUS
+                else view.types[j]
+                if j is not None and j < len(view.types)
+                else None
+                for j in positions
+            ]
+            if step.types is None and (found := result_type(step, operands)) is not None:
+                step = replace(step, types=[found])
+            previous = step.types[0] if step.types else None
+            out.append(step)
+        return out
 
     def _types_of(self, step: Step, view: OnnxNode, node: onnx.NodeProto) -> list[TensorType]:
         count = len(view.outputs)

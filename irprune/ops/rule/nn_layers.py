@@ -38,7 +38,7 @@ def _linear(node: Node, held: Held) -> Made:
 def _conv(node: Node, held: Held) -> Made:
     w, a = held["weight"], node.attrs
     n = w.rank - 2
-    if not 1 <= n <= 3:
+    if not 1 <= n <= 3 or a.get("transposed"):
         return None
     sizes = (w.shape[1] * a["groups"], w.shape[0], _kernel(w))
     return NnMade(f"Conv{n}d", sizes, _geometry(a) + _no_bias("bias" in held))
