@@ -21,13 +21,14 @@ from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.dtype import is_float, is_real
 from irprune.ir.graph import Graph, Weight
-from irprune.ops.arrays import as_tensor
+from irprune.ops.arrays import as_numpy, as_tensor
 from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors, over_tensors, redraw
 from irprune.run.interpret import evaluate
 from irprune.run.oracle import silenced
 from irprune.run.precision import full_float32
-from irprune.validate.proof_result import Proof
+from irprune.validate.proof_result import Proof, is_constant
+from irprune.validate.random_weights import seeds, with_random_numbers
 
 __all__ = ["Proof", "prove"]
 
@@ -64,11 +65,11 @@ def _proven(
     )
     ours, theirs = _run(graph, module, remake, drawn, device, torch.float32, seed)
     proof = Proof(relative_error(ours, theirs), FLOAT32)
-    constant = _constant(theirs)
+    constant = is_constant(theirs)
     if source.module is not None:
         outputs, proof.capture_error = _captured(graph, example, seed)
         proof.passes += 2
-        constant = constant or _constant(outputs)
+        constant = constant or is_constant(outputs)
     strange = any(bool(t.isnan().any()) for t in theirs)  # random numbers left the model's domain
     doubtful = not strange and proof.max_error > FLOAT32
     if doubtful or strange or constant:
@@ -88,7 +89,7 @@ def _proven(
             proof.tolerance, proof.dtype = FLOAT64, "float64"
         proof.max_error, proof.random_weights = relative_error(ours, theirs), shake
         same = not before or relative_error(theirs, before) <= FLOAT32  # whatever the weights
-        proof.vacuous = same and _constant(theirs) and not doubtful
+        proof.vacuous = same and is_constant(theirs) and not doubtful
         proof.passes += 2
     return proof
 
@@ -161,35 +162,24 @@ def _wide(graph: Graph, remake: Remake, inputs: list[torch.Tensor]) -> list[torc
     return torch_source(graph).results(evaluate(remake(graph)[0], inputs, dtype=torch.float64))
 
 
-def _constant(outputs: list[torch.Tensor]) -> bool:
-    """Whether no output varies: such outputs agree whatever was cut. Of single numbers only zero is
-    taken for a constant."""
-    floats = [t for t in outputs if t.is_floating_point()]
-    if floats and all(t.numel() <= 1 for t in floats):
-        return all(bool((t == 0).all()) for t in floats)
-    varied = [t for t in floats if t.numel() > 1] or outputs
-    return all(t.numel() == 0 or bool((t == t.flatten()[0]).all()) for t in varied)
-
-
 def _shaken(graph: Graph, seed: int) -> Graph:
     """A copy of the graph with random numbers added to its parameters, so that zero-initialised
     layers pass something on."""
     twin = graph.copy()
-    for k, weight in enumerate(twin.weights.values()):
+    own = seeds(twin, seed)
+    for weight in twin.weights.values():
         if weight.kind == "parameter" and is_float(weight.dtype):
-            weight.load = _Shaken(weight, seed + k)
+            weight.load = _Shaken(weight, own[weight.name])
     return twin
 
 
 class _Shaken:
-    """A weight's loader with noise on top; the same every time."""
+    """A weight's loader with random numbers on top; the same every time."""
 
     def __init__(self, weight: Weight, seed: int) -> None:
-        self.load, self.seed = weight.load, seed
+        self.weight, self.load, self.seed = weight, weight.load, seed
 
     def __call__(self) -> torch.Tensor:
         array = as_tensor(self.load())
-        fan_in = max(1, array.numel() // array.shape[0]) if array.dim() > 1 else 100
-        noise = torch.randn(array.shape, generator=torch.Generator().manual_seed(self.seed))
-        shaken: torch.Tensor = array + (noise * fan_in**-0.5).to(array.dtype).to(array.device)
-        return shaken
+        made = with_random_numbers(self.weight, as_numpy(array), self.seed)
+        return as_tensor(made).to(array.device)
