@@ -71,8 +71,13 @@ class Options:
 
     def score(self) -> Score:
         """The pass that scores."""
-        spares = {name: self.values[name] for name in ("keep", "ratios", "prefer")}  # type: ignore[literal-required]
-        return Score(**self._of("score"), **spares)
+        values = self.values
+        return Score(
+            **self._of("score"),
+            keep=tuple(values["keep"]),
+            ratios=values["ratios"],
+            prefer=values["prefer"],
+        )
 
     def choose(self) -> Choose:
         """The pass that chooses; of a latency in seconds the share comes later, when the original
