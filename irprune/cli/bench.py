@@ -95,15 +95,21 @@ def _counts(loaded: Loaded) -> dict[str, int]:
     ).as_dict()
 
 
+def _data(path: Path) -> list[Path]:
+    """The files beside an ONNX file that hold data of it."""
+    if path.suffix != ".onnx":
+        return []
+    from irprune.frontend.onnx.file import locations
+
+    return [path.parent / place for place in sorted(locations(path))]
+
+
 def _on_disk(spec: str) -> int | None:
     """Bytes of the file, and of weights beside it; None for a model that is no file."""
     path = Path(spec)
     if path.is_dir():
         return sum(p.stat().st_size for p in (path / "weights.safetensors",) if p.exists()) or None
-    return (
-        sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")) if p.is_file())
-        or None
-    )
+    return sum(p.stat().st_size for p in (path, *_data(path)) if p.is_file()) or None
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -3,6 +3,7 @@ files get one clear line."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from shared import analysed_file, cut_file
 
 import irprune
 from irprune.emit.onnx.emitter import emit_onnx, write_onnx
+from irprune.frontend.onnx.file import locations
 from irprune.frontend.onnx.reader import capture_onnx
 from irprune.ir.group import groups_of
 from irprune.ir.kept import Kept
@@ -297,7 +299,9 @@ def test_external_data_stays_outside_and_is_cut(tmp_path: Path) -> None:
     )
     graph = analysed_file(source / "m.onnx")
     out = write_onnx(cut_file(graph), tmp_path / "out.onnx")
-    assert {p.name for p in tmp_path.iterdir()} == {"in", "out.onnx", "out.onnx.data"}
+    (beside,) = locations(out)
+    assert re.fullmatch(r"out\.onnx\.[0-9a-f]{16}\.data", beside)
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "out.onnx", beside}
     x = random_inputs(graph)
     inside = emit_onnx(cut_file(analysed_file(model)))
     assert relative_error(run_model(out, x), run_model(inside, x)) == 0

@@ -10,17 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
-from irprune.base.atomic_write import aside
+from irprune.base.atomic_write import aside, content_name
 from irprune.base.quiet import quiet
-from irprune.emit.bridge.torch_onnx_gaps import exportable, translations
 from irprune.emit.torch.signature import paths
 from irprune.errors import IrpruneError
+from irprune.frontend.onnx.file import data_beside
 from irprune.frontend.torch.source import TorchSource
 from irprune.ops.arrays import as_numpy
+from irprune.ops.torch.onnx_gaps import exportable, translations
 
 __all__ = ["export_onnx", "feed_of", "input_names", "output_names"]
 
@@ -35,7 +37,7 @@ def export_onnx(
     torch's exporter refuses."""
     path = Path(path)
     size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-    with aside(path) as draft, quiet():
+    with aside(path, data_beside) as draft, quiet():
         target = draft / path.name
         try:
             program = exportable(
@@ -69,7 +71,22 @@ def export_onnx(
                 "the module itself is sound: use it, or the .pt2 file",
             ) from refused
         _without_traces(target)
+        _name_data(target)
     return path
+
+
+def _name_data(path: Path) -> None:
+    """Let the file of external data that the exporter wrote be called by its content."""
+    data = path.with_name(f"{path.name}.data")
+    if not data.exists():
+        return
+    place = content_name(data, path.name, ".data")
+    model = onnx.load(str(path), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = place
+    path.write_bytes(model.SerializeToString())
 
 
 def _gist(refused: BaseException) -> str:
@@ -129,8 +146,6 @@ def _tensors(leaves: Sequence[Any], source: TorchSource) -> list[torch.Tensor]:
 
 def file_inputs(path: str | Path) -> list[str]:
     """The names of the inputs of an ONNX file."""
-    import onnx
-
     model = onnx.load(str(path), load_external_data=False)
     weights = {w.name for w in model.graph.initializer}
     return [v.name for v in model.graph.input if v.name not in weights]
@@ -139,8 +154,6 @@ def file_inputs(path: str | Path) -> list[str]:
 def _without_traces(path: Path) -> None:
     """Drop the stack traces that the exporter writes beside every node: larger than the nodes, and
     of a machine's own paths."""
-    import onnx
-
     model = onnx.load(str(path), load_external_data=False)
     graph = model.graph
     nodes = [node for body in (graph, *model.functions) for node in body.node]
