@@ -14,6 +14,7 @@ from irprune.analysis.cost import Costs, repeated
 from irprune.analysis.describe import describe
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
+from irprune.api.forecast import forecast
 from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
@@ -129,8 +130,6 @@ def _say_cost(graph: Graph, options: Options) -> None:
     say, calibration = options.values["progress"], options.values["calibration"]
     if say is None or calibration is None or options.values["normalise"] != "measured":
         return
-    from irprune.api.forecast import forecast
-
     say(forecast(graph, calibration))
 
 
