@@ -27,8 +27,7 @@ _LOADER = '''
 def read(path):
     """The tensors of a safetensors file, by name."""
     import json
-    import hashlib
-import os
+    import os
 
     kinds = {KINDS}
     with open(path, "rb") as file:
