@@ -71,7 +71,13 @@ class Options:
 
     def score(self) -> Score:
         """The pass that scores."""
-        return Score(**self._of("score"))
+        values = self.values
+        return Score(
+            **self._of("score"),
+            keep=tuple(values["keep"]),
+            ratios=values["ratios"],
+            prefer=values["prefer"],
+        )
 
     def choose(self) -> Choose:
         """The pass that chooses; of a latency in seconds the share comes later, when the original

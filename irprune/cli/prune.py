@@ -93,7 +93,9 @@ def prune(**given: Any) -> None:
     api.Options(**settings)  # refused before a model is loaded
     loaded = load(given["model"], given["inputs"], given["pretrained"], given["trust"])
     say(f"pruning {loaded.name or given['model']} ...")
-    settings["dynamic_shapes"], settings["trust"] = loaded.dynamic_shapes, loaded.trust
+    settings["dynamic_shapes"] = loaded.dynamic_shapes
+    if loaded.trust:
+        settings["trust"] = True
     if given["plan"] is not None:
         replayed = {name: value for name, value in settings.items() if name in REPLAY}
         pruned = api.apply_plan(loaded.model, given["plan"], loaded.args, loaded.kwargs, **replayed)

@@ -11,7 +11,7 @@ Alistarh, ICML 2022) search in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,16 +52,20 @@ def measured(
     groups: Sequence[Group],
     blocks: Mapping[Axis, Axis],
     calibration: Any,
+    spared: Container[Axis] = (),
 ) -> dict[Axis, Scores]:
     """``scores`` scaled so that the sum of the lowest is the error of the outputs without them: the
     mean over floating-point outputs of the squared difference relative to the square of the output;
     of a model without any the share of elements that differ.
 
+    Groups that are ``spared`` keep their scores, at the mean level of the others.
+
     Costs one run over the data for the Gram matrices, where ``calibration`` is not readings that
     have them, and for each group and level a run of a few samples from the first node on that reads
     the group. Raises IrpruneError where there are no data, and for activations that are NaN."""
     readings = readings_of(calibration, graph, "measured")
-    found = readers(graph, [g for g in groups if g.axis in scores], blocks)
+    wanted = [g for g in groups if g.axis in scores and g.axis not in spared]
+    found = readers(graph, wanted, blocks)
     first = _first_reads(graph)
     order = sorted(found, key=lambda leaf: first.get(leaf, len(graph.nodes)))
     probe = _Probe(graph, readings.data, len(order))
@@ -72,7 +76,10 @@ def measured(
             probe.go_to(first.get(leaf, len(graph.nodes)))
             errors = _errors(leaf, scores[leaf], blocks, found[leaf], read, probe)
             out[leaf] = scaled(scores[leaf], errors)
-    return {leaf: out[leaf] for leaf in scores}
+    level = sum(float(out[x].sum()) for x in out) / max(
+        sum(float(scores[x].sum()) for x in out), 1e-300
+    )
+    return {leaf: out[leaf] if leaf in out else s * level for leaf, s in scores.items()}
 
 
 def _first_reads(graph: Graph) -> dict[Axis, int]:

@@ -23,9 +23,9 @@ from irprune.ir.axis import find
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.kept import Kept
 from irprune.ir.size import Size, Sym, UnboundSymbol, evaluate
+from irprune.ops.onnx.recorder import Recorder, Tensor, Untraced
 from irprune.ops.registry import lookup
 from irprune.validate.onnx_run import run_model
-from irprune.validate.onnx_trace import Recorder, Tensor, Untraced
 
 __all__ = ["silenced_model", "silenced_onnx"]
 

@@ -17,12 +17,12 @@ from torch.utils import _pytree as pytree
 
 from irprune.base.atomic_write import aside, content_name
 from irprune.base.quiet import quiet
-from irprune.emit.bridge.torch_onnx_gaps import exportable, translations
 from irprune.emit.torch.signature import paths
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import data_beside
 from irprune.frontend.torch.source import TorchSource
 from irprune.ops.arrays import as_numpy
+from irprune.ops.torch.onnx_gaps import exportable, translations
 
 __all__ = ["export_onnx", "feed_of", "input_names", "output_names"]
 

@@ -474,8 +474,10 @@ class _Writer:
 
     def _expression(self, node: Node) -> Code:
         if node in self.layer_of:
-            x = self._name(node.operand(1 if node.op == "embedding" else 0))
-            return call(path_of(self.layer_of[node]), [x])
+            entry = lookup(node)
+            layer = entry.nn_layer if entry is not None else None
+            data = layer.data(node) if layer is not None else 0
+            return call(path_of(self.layer_of[node]), [self._name(node.operand(data))])
         try:
             bound = bind(node)
         except LookupError:
@@ -486,16 +488,9 @@ class _Writer:
                 node.where,
                 "give the operator an ATen spelling in its family file",
             ) from None
-        if node.op in (
-            "dropout",
-            "rrelu",
-        ):  # captured in eval mode: what was off there is off for that reason
-            *options, on = [
-                node.attrs[k]
-                for k in (
-                    ("p", "train") if node.op == "dropout" else ("lower", "upper", "training")
-                )
-            ]
+        entry = lookup(node)
+        if entry is not None and entry.trains:  # what was off was off for being captured in eval
+            *options, on = [node.attrs[k] for k in entry.trains]
             training = literal(True) if on else quote("self.training")
             given = [self._name(node.operand(0)), *options, training]
             return call(f"torch.{bound.target.split('.')[1]}", given)

@@ -11,6 +11,7 @@ from irprune.ir.size import Size
 from irprune.ops.aten.contraction import quick_product, zeroed
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
+from irprune.ops.rule import nn_layers
 from irprune.ops.rule.signature import Signature
 from irprune.ops.traits import Convolution, kernel_of, many, padding_pairs
 
@@ -199,6 +200,7 @@ op(
     ),
     operands=("data", "weight", "bias"),
     convolution=_geometry,
+    nn_layer=nn_layers.CONV,
 )
 
 _T = "aten.conv_transpose2d.input"
@@ -237,6 +239,7 @@ op(
     ),
     operands=("data", "weight", "bias"),
     convolution=_geometry,
+    nn_layer=nn_layers.CONV_TRANSPOSE,
 )
 
 

@@ -19,6 +19,7 @@ from irprune.ops.arrays import as_numpy, is_meta
 from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
+from irprune.ops.rule import nn_layers
 
 __all__ = ["constant_list", "indexed", "recounted", "taken"]
 
@@ -173,6 +174,7 @@ op(
     ),
     operands=("table", "index"),
     indexes=lambda node: ((1, node.operand(0).shape[0]),),
+    nn_layer=nn_layers.EMBEDDING,
 )
 _BAG = {"scale_grad_by_freq": False, "sparse": False, "include_last_offset": False}
 _BAGS = (_ROWS, Arg((7,), "i64", 0, 9), Arg((3,), "i64", values=(0, 2, 5)))

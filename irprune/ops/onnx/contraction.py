@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
+from irprune.ops import layered
 from irprune.ops.aten.contraction import Letters, contraction
 from irprune.ops.onnx.importer import (
     Edit,
@@ -90,6 +91,7 @@ contraction(
         ),
     ),
     operands=("data", "weight", "bias"),
+    layered=layered.as_linear,
 )
 spell(("gemm", "linear"), "Gemm", read=_read_gemm)
 

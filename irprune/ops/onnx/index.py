@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, probe_of
+from irprune.ops import layered
 from irprune.ops.aten.index import recounted, taken
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import like, position
@@ -124,6 +125,7 @@ op(
         Sample((Arg((4, 9, 6)), Arg((3,), "i64", -9, 9)), {"dim": 1}, free=3),
     ),
     operands=_gathered_roles,
+    layered=layered.as_embedding,
     indexes=_along_dim,
 )
 
