@@ -26,6 +26,7 @@ __all__ = [
     "evaluate",
     "is_static",
     "linear",
+    "number",
     "operation",
     "parse_size",
     "probe_of",
@@ -108,6 +109,9 @@ class Sym:
         if self.op in _ARITHMETIC:
             return all(isinstance(a, int) or (isinstance(a, Sym) and a.is_whole) for a in self.args)
         return self.op not in _REAL
+
+    def __hash__(self) -> int:
+        return hash((self.op, self.probe))
 
     def __str__(self) -> str:
         if self.op == "symbol":
@@ -221,6 +225,14 @@ def evaluate(size: Size, bindings: Mapping[str, int], default: int | None = None
         ZeroDivisionError: where these values divide by zero.
     """
     return int(_value(size, bindings, default)) if isinstance(size, Sym) else size
+
+
+def number(
+    x: Sym | int | float, bindings: Mapping[str, int], default: int | None = None
+) -> int | float:
+    """The value of ``x``, which need not be whole; otherwise as ``evaluate``."""
+    found: int | float = _value(x, bindings, default)
+    return found
 
 
 def _value(x: Sym | int | float | str, bindings: Mapping[str, int], default: int | None) -> Any:

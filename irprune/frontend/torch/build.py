@@ -19,8 +19,11 @@ import torch
 from torch.utils import _pytree as pytree
 
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.open_results import open_results
+from irprune.frontend.torch.size_nodes import SizeNode, expression_of
 from irprune.frontend.torch.sizes import size_of
 from irprune.ir.graph import Graph, Origin, TensorType, Value, Weight
+from irprune.ir.open_sizes import OpenSizes
 from irprune.ir.size import Sym
 from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
 from irprune.ops.registry import spelling
@@ -202,8 +205,9 @@ _HINTS = {
 class Builder:
     """A graph under construction from ATen calls."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, sizes: OpenSizes | None = None) -> None:
         self.graph = Graph(name)
+        self.sizes = sizes  # None where no size is open
         self._names: dict[str, int] = {}
 
     def unique(self, name: str) -> str:
@@ -283,6 +287,8 @@ class Builder:
         node = self.graph.add(
             entry.name if entry is not None else spelled, inputs, attrs, named, origin
         )
+        if self.sizes is not None:
+            open_results(node, self.sizes)
         return node.outputs if several else node.out
 
     def _copied(self, source: Value, written: TensorType, place: Place) -> Value:
