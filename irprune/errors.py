@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sysconfig
 
-__all__ = ["CheckFailed", "IrpruneError", "first_line", "gist", "users_line"]
+__all__ = ["CheckFailed", "IrpruneError", "first_line", "gist", "printable", "users_line"]
 
 
 class IrpruneError(Exception):
@@ -16,11 +16,20 @@ class IrpruneError(Exception):
 
     def __init__(self, what: str, where: str = "", hint: str = "") -> None:
         self.what, self.where, self.hint = what, where, hint
-        super().__init__(what + (f" ({where})" if where else "") + (f"; {hint}" if hint else ""))
+        text = what + (f" ({where})" if where else "") + (f"; {hint}" if hint else "")
+        super().__init__(printable(" ".join(text.split()), 4000))
 
 
 class CheckFailed(IrpruneError):
     """A proof or a comparison found a difference; the command line exits with 1."""
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """``text`` on one line without control characters, which are written as escapes; what passes
+    ``limit`` characters is cut off. For names that come from a file and are shown to a person."""
+    if len(text) > limit:
+        text = text[:limit] + "..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def gist(error: BaseException) -> str:

@@ -37,33 +37,33 @@ __all__ = ["Choose"]
 class Choose:
     """Drop the least important indices.
 
-    ratio         share of every width that is dropped (of all indices together in the other
-                  scopes); 0 to 1
-    ratios        pattern -> ratio, for groups to be cut by a ratio of their own; the last pattern
-                  that matches counts
-    scope         ``local``: every width by its ratio; ``global``: one threshold over all scores;
-                  ``isomorphic``: one threshold for each set of groups with the same structure;
-                  ``knapsack``: the counts that meet a budget and lose the least in sum, where
-                  scores are losses that add up (``normalise="measured"``)
-    keep          patterns over weights, groups (``weight:dim``) and module paths; what they match
-                  stays whole
-    round_to      widths go to the nearest multiple, never to zero; ``auto`` takes the multiples
-                  that onnxruntime likes on this machine (measured: the step of a staircase for
-                  convolutions, 1 for matrix products). Default: ``auto`` with a budget on latency,
-                  else 1
-    min_channels  hard lower bound for every group
-    max_ratio     hard upper bound for the share that any group loses
-    prefer        which factor of a product carries: ``heads``, ``head_dim``, ``both`` or ``groups``
-                  (of convolutions and norms)
-    per_block     let an inner axis keep different indices in each index of its outer axis, where
-                  that is legal
-    budget        ``{"macs": 0.5}``: found by search instead of ``ratio``; keys macs, params, bytes,
-                  activation; a share (up to 1) or an absolute amount; the largest cost that is not
-                  above every bound. ``{"latency": 0.5}``, always a share, is a knapsack in every
-                  scope: ``local`` lets every width give and none be emptied, the others lose the
-                  least in sum
-    times         for latency and ``auto``: a table of times or a predictor of ``irprune.latency``;
-                  default: measured here
+    Args:
+        ratio: Share of every width that is dropped (of all indices together in the other scopes); 0
+            to 1.
+        ratios: Pattern -> ratio, for groups to be cut by a ratio of their own; the last pattern
+            that matches counts.
+        scope: ``local``: every width by its ratio; ``global``: one threshold over all scores;
+            ``isomorphic``: one threshold for each set of groups with the same structure;
+            ``knapsack``: the counts that meet a budget and lose the least in sum, where scores are
+            losses that add up (``normalise="measured"``).
+        keep: Patterns over weights, groups (``weight:dim``) and module paths; what they match stays
+            whole.
+        round_to: Widths go to the nearest multiple, never to zero; ``auto`` takes the multiples
+            that onnxruntime likes on this machine (measured: the step of a staircase for
+            convolutions, 1 for matrix products). Default: ``auto`` with a budget on latency, else
+            1.
+        min_channels: Hard lower bound for every group.
+        max_ratio: Hard upper bound for the share that any group loses.
+        prefer: Which factor of a product carries: ``heads``, ``head_dim``, ``both`` or ``groups``
+            (of convolutions and norms).
+        per_block: Let an inner axis keep different indices in each index of its outer axis, where
+            that is legal.
+        budget: ``{"macs": 0.5}``: found by search instead of ``ratio``; keys macs, params, bytes,
+            activation; a share (up to 1) or an absolute amount; the largest cost that is not above
+            every bound. ``{"latency": 0.5}``, always a share, is a knapsack in every scope:
+            ``local`` lets every width give and none be emptied, the others lose the least in sum.
+        times: For latency and ``auto``: a table of times or a predictor of ``irprune.latency``;
+            default: measured here.
 
     At least one index of every leaf stays; equal scores keep the lower index. Raises IrpruneError
     for values out of range, patterns that match nothing and budgets that cannot be met."""

@@ -29,12 +29,13 @@ __all__ = ["Mask", "apply_masks"]
 class Mask:
     """Zero the least important weights of every layer that maps its input linearly.
 
-    pattern      ``"2:4"`` keeps 2 of every 4 consecutive inputs (those of a layer whose inputs are
-                 no multiple of 4 are left, with a note); ``"unstructured"`` drops ``ratio`` of the
-                 weights
-    ratio        share of weights that is dropped, for unstructured masks
-    scope        ``local``: the share of every layer; ``global``: one threshold for all
-    calibration  inputs; magnitudes are weighted by the norm of the activation they meet
+    Args:
+        pattern: ``"2:4"`` keeps 2 of every 4 consecutive inputs (those of a layer whose inputs are
+            no multiple of 4 are left, with a note); ``"unstructured"`` drops ``ratio`` of the
+            weights.
+        ratio: Share of weights that is dropped, for unstructured masks.
+        scope: ``local``: the share of every layer; ``global``: one threshold for all.
+        calibration: Inputs; magnitudes are weighted by the norm of the activation they meet.
 
     ``data["masks"]`` of the result holds, by weight name, a tensor of the weight's shape that is
     True for what is kept, for training on (``apply_masks``)."""

@@ -23,9 +23,10 @@ from opcheck import CPU, TOLERANCE, Refused, choices, cut, tensor
 
 from irprune.emit.onnx.emitter import emit_onnx
 from irprune.errors import IrpruneError
-from irprune.frontend.onnx.proto import NAMES, dtype_of
+from irprune.frontend.onnx.proto import dtype_of
 from irprune.frontend.onnx.reader import capture_onnx
 from irprune.ir.axis import Axes, Axis, leaves
+from irprune.ir.dtype import TO_ONNX
 from irprune.ir.graph import Graph
 from irprune.ir.kept import Kept
 from irprune.ir.size import same
@@ -87,7 +88,7 @@ def file_of(case: OnnxCase) -> tuple[onnx.ModelProto, dict[str, Array]]:
         if arg.values is not None or arg.stored:
             tensors.append(numpy_helper.from_array(array, f"x{i}"))
         else:
-            inputs.append(helper.make_tensor_value_info(f"x{i}", NAMES[arg.dtype], arg.shape))
+            inputs.append(helper.make_tensor_value_info(f"x{i}", TO_ONNX[arg.dtype], arg.shape))
             feed[f"x{i}"] = array
     read = sample.read or (0,)
     results = [f"y{k}" if k in read else "" for k in range(max(read) + 1)]
@@ -113,7 +114,7 @@ def flat(sample: Sample) -> list[Arg | None]:
 
 def numpy_of(t: torch.Tensor, dtype: str) -> Array:
     """``t`` as the file has it."""
-    kind = helper.tensor_dtype_to_np_dtype(NAMES[dtype])
+    kind = helper.tensor_dtype_to_np_dtype(TO_ONNX[dtype])
     return t.numpy().astype(kind)
 
 

@@ -1,12 +1,12 @@
 """Measure irprune: on every case of models/, beside others, and its memory.
 
-    python tools/bench.py                              every case, full size, at 0.3, 0.5 and 0.7
-    python tools/bench.py --small --case llama         one case, small python tools/bench.py
-    --against torch-pruning      time beside Torch-Pruning, stage by stage, in one run python
-    tools/bench.py --against onnxsim            ONNX files beside onnxsim's pruner python
-    tools/bench.py --files                      time and memory of ONNX files, one of them over 2 GB
-    python tools/bench.py --stages                     time by stage, the proof in forward passes,
-    memory; a 7B model on the meta device
+    python tools/bench.py                          every case, full size, at 0.3, 0.5 and 0.7
+    python tools/bench.py --small --case llama     one case, small
+    python tools/bench.py --against torch-pruning  time beside Torch-Pruning, stage by stage
+    python tools/bench.py --against onnxsim        ONNX files beside onnxsim's pruner
+    python tools/bench.py --files                  time and memory of ONNX files, one over 2 GB
+    python tools/bench.py --stages                 time by stage, the proof in forward passes,
+                                                   memory; a 7B model on the meta device
 
 Each case runs in a process of its own with a time limit. Rows are kept in a JSON file as they come,
 so that a run that was stopped goes on where it was; ``--again`` starts over. What must hold: the

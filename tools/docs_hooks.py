@@ -77,6 +77,24 @@ def _criteria() -> str:
     return "\n".join(lines)
 
 
+def _options() -> str:
+    """The options of the public calls: what each says, its default, its flags, and who takes it."""
+    from irprune.api.declarations import OPTIONS, REPLAY, STEP
+
+    lines = [
+        "| option | what it says | default | command line | taken by |",
+        "| --- |" + " --- |" * 4,
+    ]
+    for name, option in OPTIONS.items():
+        calls = ["`prune`", *(["`schedule`"] if name in STEP else [])]
+        calls += ["`apply_plan`"] if name in REPLAY else []
+        flags = ", ".join(dict.fromkeys(f"`{flag.name}`" for flag in option.flags))
+        said = re.sub(r"``([^`]+)``", r"`\1`", f"{option.help} {option.more}".strip())
+        cells = (f"`{name}`", said, option.default_text, flags, ", ".join(calls))
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join(lines)
+
+
 def _rest(text: str) -> str:
     """A module's docstring as Markdown: ``::`` and what is indented behind it is code."""
     text = re.sub(r"``([^`]+)``", r"`\1`", text)
@@ -88,6 +106,7 @@ def _rest(text: str) -> str:
 GENERATED: dict[str, Callable[[], str]] = {
     "counts": _counts,
     "operators": _operators,
+    "options": _options,
     "passes": _passes,
     "criteria": _criteria,
 }

@@ -2,8 +2,9 @@
 simplified by onnxsim and not, then pruned from the file: does it keep the channels that it keeps
 from PyTorch?
 
-    python tools/exports.py                        all cases; rows are kept in tools/exports.json,
-    ``--again`` starts over python tools/exports.py --case llama           one case, told in full
+    python tools/exports.py               all cases; rows are kept in tools/exports.json,
+                                          ``--again`` starts over
+    python tools/exports.py --case llama  one case, told in full
 
 Exporters rename, transpose, stack and reorder weights, so what was kept is compared by value: the
 numbers in matrices and kernels that are left in the cut file must be those that are left of the

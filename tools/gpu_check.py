@@ -1,10 +1,11 @@
 """Check irprune on a GPU: the cases of models/ captured, pruned and proven there, their ONNX files
 on onnxruntime's CUDA provider.
 
-    python tools/gpu_check.py                        every case at full size on CUDA; the table goes
-    to docs/results/gpu.md python tools/gpu_check.py --small --case llama   one case, small python
-    tools/gpu_check.py --device cpu --small   the same on the processor, to try this file where no
-    GPU is
+    python tools/gpu_check.py                       every case at full size on CUDA; the table goes
+                                                    to docs/results/gpu.md
+    python tools/gpu_check.py --small --case llama  one case, small
+    python tools/gpu_check.py --device cpu --small  the same on the processor, to try this file
+                                                    where no GPU is
 
 Model and inputs lie on the device, so that capture, scoring, slicing, the module, the proof and the
 export all work there. ``parity`` is the file against the module, ``ran on`` the provider that

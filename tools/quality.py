@@ -1,8 +1,8 @@
 """What pruned models still compute: accuracy by criterion, repair and budget, beside Torch-Pruning.
 
-    python tools/quality.py                     three nets, three seeds, all criteria; table and
-    plot under docs/results/ python tools/quality.py --net ViT --seeds 1 --criterion magnitude
-    --out /tmp/some
+    python tools/quality.py             three nets, three seeds, all criteria; table and plot go to
+                                        docs/results/
+    python tools/quality.py --net ViT --seeds 1 --criterion magnitude --out /tmp/some
 
 Nets are trained on the digits data, once per seed, and kept in ``--cache``, as are rows: a run that
 was stopped goes on where it was. Every seed splits the data anew into four parts that share no

@@ -29,7 +29,7 @@ def _zoo() -> Line:
         "Architectures of timm, torchvision and transformers with random weights, half of every "
         "width, no hints",
         f"{done} of {sum(int(r['architectures']) for r in rows)} pruned with a proof that passes; "
-        f"Torch-Pruning, a sample: {rival} of {of} run",
+        f"of a sample of {of}, {rival} still run after Torch-Pruning",
         "zoo",
     )
 
@@ -88,7 +88,7 @@ def _quality() -> Line:
     return (
         "Accuracy of a residual CNN on digits at half of its MACs, repaired with 180 images "
         "without labels, not trained",
-        f"{mine} % (before: {dense[1]} %); Torch-Pruning {best:.1f} %",
+        f"{mine} % (before: {dense[1]} %); Torch-Pruning, which repairs nothing, {best:.1f} %",
         "quality",
     )
 
@@ -111,9 +111,10 @@ LINES: tuple[Callable[[], Line], ...] = (_zoo, _speed, _onnx, _backend, _latency
 def headline(prefix: str) -> str:
     """The headline table, its links beginning with ``prefix``."""
     rows = [
-        (what, result, f"[all]({prefix}{page}.md)") for what, result, page in (f() for f in LINES)
+        (what, result, f"[{page}]({prefix}{page}.md)")
+        for what, result, page in (f() for f in LINES)
     ]
-    head = ("measured", "result", "")
+    head = ("what was measured", "result", "page")
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * 3, *rows))
 
 

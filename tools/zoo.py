@@ -1,15 +1,17 @@
 """Prune the public model zoos without a hint, and write down what happened.
 
-    python tools/zoo.py                          one architecture per family of timm, torchvision,
-    transformers python tools/zoo.py --all                    every architecture of timm python
-    tools/zoo.py --sample 20 --seed 1     a quick run python tools/zoo.py --against torch-pruning
-    the peer's result for the same call beside it python tools/zoo.py --retry                  those
-    again that were not pruned with a proof python tools/zoo.py --merge a.jsonl --table  the table
-    of what this file and another hold
+    python tools/zoo.py                          one architecture per family of timm, torchvision
+                                                 and transformers
+    python tools/zoo.py --all                    every architecture of timm
+    python tools/zoo.py --sample 20 --seed 1     a quick run
+    python tools/zoo.py --against torch-pruning  the peer's result for the same call beside it
+    python tools/zoo.py --retry                  those again that were not pruned with a proof
+    python tools/zoo.py --merge a.jsonl --table  the table of what this file and another hold
 
 Every architecture runs in a process of its own with a time limit. Results are appended to a
-JSON-lines file, so that a run that was stopped goes on where it was; what a later run adds (--onnx,
---against) is asked of those alone that lack it. The last record of an architecture counts, and the
+JSON-lines file (``--log``), so that a run that was stopped goes on where it was; what a later run
+adds (--onnx, --against) is asked of those alone that lack it. What the table needs of each record
+goes to docs/results/zoo.jsonl (``--out``). The last record of an architecture counts, and the
 table is written from those. The order is drawn at random, large ones last, so that what a stopped
 run has covered is a fair sample."""
 

@@ -20,6 +20,7 @@ from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
+from irprune.criteria import refuses_nan
 from irprune.driver.pipelines import analyse, cut_graph
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.frontend.capture import capture
@@ -70,9 +71,9 @@ def prune(
 
     def choose(graph: Graph, clock: Clock) -> Latency | None:
         with clock("analyse"):
-            check_weights(
-                graph, ranked(graph) if chosen.values["importance"] == "magnitude" else ()
-            )
+            importance = chosen.values["importance"]
+            read = importance is not None and refuses_nan(importance)
+            check_weights(graph, ranked(graph) if read else ())
             _check_rules(graph, chosen)
         with clock("score"):
             chosen.score().run(graph)

@@ -32,8 +32,7 @@ def check_weights(graph: Graph, skip: Iterable[str] = ()) -> None:
 
 
 def ranked(graph: Graph) -> list[str]:
-    """The weights that magnitude reads whole, and refuses with NaN in them: matrices and kernels in
-    a free group."""
+    """The matrices and kernels of free groups: what a criterion that ``refuses_nan`` reads."""
     held = {m.weight.name: m.weight for g in groups_of(graph) if not g.frozen for m in g.members}
     return [
         name

@@ -10,7 +10,7 @@ import numpy as np
 from irprune.api.report import Report
 from irprune.base.atomic_write import NotWritten, replace_folder
 from irprune.choice.plan import Plan
-from irprune.errors import CheckFailed, IrpruneError
+from irprune.errors import CheckFailed, IrpruneError, printable
 from irprune.ir.graph import Graph
 from irprune.ir.kept import Indices
 from irprune.run.take import kept_indices
@@ -36,9 +36,7 @@ class Pruned:
         self._module: torch.nn.Module | None = None
 
     def __repr__(self) -> str:
-        return (
-            f"Pruned({self.report.name}: parameters {self.report.params}, MACs {self.report.macs})"
-        )
+        return f"Pruned({printable(self.report.name)}: parameters {self.report.params}, MACs {self.report.macs})"
 
     @property
     def from_onnx(self) -> bool:
@@ -165,8 +163,8 @@ class Pruned:
                 else "huggingface/ loads with from_pretrained of the same class"
             )
         self.plan.save(folder / "plan.json")
-        (folder / "report.json").write_text(self.report.to_json())
-        (folder / "report.html").write_text(self.report.to_html())
+        (folder / "report.json").write_text(self.report.to_json(), encoding="utf-8")
+        (folder / "report.html").write_text(self.report.to_html(), encoding="utf-8")
 
     def apply_to(self, model: torch.nn.Module) -> torch.nn.Module:
         """Make the same cut in ``model`` itself, parameters and size attributes; returns it. An

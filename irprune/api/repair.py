@@ -18,7 +18,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
-from irprune.passes.repairs import repair_of
+from irprune.passes.repairs import repair_of, repairs
 from irprune.run.calibration import Batch, Calibration, noise
 from irprune.run.interpret import evaluate
 from irprune.run.statistics import kept_part
@@ -122,6 +122,15 @@ def _noise(original: Graph, limits: tuple[float, float] | None, notes: list[str]
         warnings.warn(text, stacklevel=3)
     low, high = limits if limits is not None else (None, None)
     return noise(original, low=low, high=high)
+
+
+def __getattr__(name: str) -> Any:
+    if name != "METHODS":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(
+        "METHODS is irprune.passes.repairs.repairs() now", DeprecationWarning, stacklevel=2
+    )
+    return tuple(repairs())
 
 
 def output_error(original: Graph, cut: Graph, calibration: Calibration) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from irprune.analysis.describe import GroupLine
 from irprune.base.format import finite, human
+from irprune.errors import printable
 
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
@@ -108,7 +109,7 @@ class Report:
         lines += [f"  left whole  {line}" for line in _by_reason(whole)]
         lines += [f"  no rule for {op}: {where}" for op, where in self.unruled.items()]
         lines += [f"  note        {note}" for note in self.notes]
-        return "\n".join(lines)
+        return "\n".join(printable(line, _LONGEST) for line in lines)
 
     def to_html(self) -> str:
         """One page without scripts or outside resources."""
@@ -122,27 +123,27 @@ class Report:
             _row(f"<td>{k}</td>", human(c.before), human(c.after), f"{c.left:.1%}")
             for k, c in counts.items()
         )
-        checks = f"<p>Proof: {html.escape(str(self.proof) if self.proof is not None else 'not asked for')}</p>"
-        checks += f"<p>ONNX parity: {html.escape(str(self.parity) if self.parity is not None else 'no ONNX file was written')}</p>"
+        checks = f"<p>Proof: {_escaped(str(self.proof) if self.proof is not None else 'not asked for')}</p>"
+        checks += f"<p>ONNX parity: {_escaped(str(self.parity) if self.parity is not None else 'no ONNX file was written')}</p>"
         checks += (
-            f"<p>Latency: {html.escape(str(self.latency))}</p>" if self.latency is not None else ""
+            f"<p>Latency: {_escaped(str(self.latency))}</p>" if self.latency is not None else ""
         )
         checks += (
-            f"<p>Repair, after the proof: {html.escape(str(self.repair))}</p>"
+            f"<p>Repair, after the proof: {_escaped(str(self.repair))}</p>"
             if self.repair is not None
             else ""
         )
         cut = "".join(
-            _row(_cell(g.name), g.size, g.kept, html.escape(g.reason or ", ".join(g.members)))
+            _row(_cell(g.name), g.size, g.kept, _escaped(g.reason or ", ".join(g.members)))
             for g in self.groups
         )
         frozen = "".join(
-            _row(_cell(g.name), g.size, g.size, html.escape(g.reason)) for g in self.frozen
+            _row(_cell(g.name), g.size, g.size, _escaped(g.reason)) for g in self.frozen
         )
         told = [*self.notes, *(f"no rule for {op}: {at}" for op, at in self.unruled.items())]
-        notes = "".join(f"<li>{html.escape(n)}</li>" for n in told)
+        notes = "".join(f"<li>{_escaped(n)}</li>" for n in told)
         return _PAGE.format(
-            name=html.escape(self.name),
+            name=_escaped(self.name),
             rows=rows,
             checks=checks,
             cut=cut,
@@ -162,6 +163,7 @@ border-bottom:1px solid #ddd}}td:first-child,th:first-child,td:last-child{{text-
 """
 
 
+_LONGEST = 4000  # characters of one line: names in a file have no end
 _REASONS = 6  # as many are printed; the JSON and the page have all
 
 
@@ -180,8 +182,12 @@ def _by_reason(whole: list[GroupLine]) -> list[str]:
     )
 
 
+def _escaped(text: str) -> str:
+    return html.escape(printable(text, _LONGEST))
+
+
 def _cell(text: str) -> str:
-    return f"<td>{html.escape(text)}</td>"
+    return f"<td>{_escaped(text)}</td>"
 
 
 def _row(first: str, *rest: object) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import click
 
-from irprune.errors import CheckFailed, IrpruneError
+from irprune.errors import CheckFailed, IrpruneError, printable
 
 __all__ = ["cli", "main", "run"]
 
@@ -96,7 +96,7 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    print(" ".join(text.split()), file=sys.stderr)
+    print(printable(" ".join(text.split()), 4000), file=sys.stderr)
 
 
 def main() -> None:

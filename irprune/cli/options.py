@@ -11,6 +11,7 @@ import click
 
 from irprune.api.load import load_model
 from irprune.base.format import finite
+from irprune.errors import printable
 
 if TYPE_CHECKING:
     from irprune.api.load import Loaded
@@ -61,12 +62,17 @@ def as_json(command: F) -> F:
 
 def say(text: str) -> None:
     """Talk, for a person who watches: on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(_lines(text), file=sys.stderr, flush=True)
 
 
 def shown(text: str) -> None:
     """A result: on stdout."""
-    click.echo(text)
+    click.echo(_lines(text))
+
+
+def _lines(text: str) -> str:
+    """``text`` with its lines, and without other control characters: a terminal obeys those."""
+    return "\n".join(printable(line, len(line)) for line in text.split("\n"))
 
 
 def show_json(data: Any) -> None:

@@ -21,7 +21,15 @@ from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
 
-__all__ = ["CRITERIA", "Importance", "Scores", "criteria", "criterion", "named"]
+__all__ = [
+    "CRITERIA",
+    "Importance",
+    "Scores",
+    "criteria",
+    "criterion",
+    "named",
+    "refuses_nan",
+]
 
 Scores = NDArray[np.float64]
 
@@ -38,17 +46,22 @@ class Importance(Protocol):
 
 
 CRITERIA: dict[str, Callable[..., Importance]] = {}
+_REFUSING: dict[str, None] = {}
 _LOADED: list[str] = []
 C = TypeVar("C", bound=Callable[..., Importance])
 
 
-def criterion(name: str) -> Callable[[C], C]:
-    """Register a criterion under ``name``; raises ValueError where the name is taken."""
+def criterion(name: str, refuses_nan: bool = False) -> Callable[[C], C]:
+    """Register a criterion under ``name``; ``refuses_nan`` says that it reads every matrix and
+    kernel of a free group, and raises IrpruneError for a NaN there. Raises ValueError where the
+    name is taken."""
 
     def register(made: C) -> C:
         if name in CRITERIA:
             raise ValueError(f"criterion {name!r} is declared twice")
         CRITERIA[name] = made
+        if refuses_nan:
+            _REFUSING[name] = None
         return made
 
     return register
@@ -61,6 +74,11 @@ def criteria() -> dict[str, Callable[..., Importance]]:
         for info in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
             importlib.import_module(f"{__name__}.{info.name}")
     return CRITERIA
+
+
+def refuses_nan(importance: str | Importance) -> bool:
+    """Whether the criterion of that name looks for NaN in matrices and kernels itself."""
+    return isinstance(importance, str) and importance in criteria() and importance in _REFUSING
 
 
 def named(importance: str | Importance, **options: Any) -> Importance:

@@ -23,7 +23,7 @@ from irprune.ir.group import Group
 __all__ = ["Magnitude"]
 
 
-@criterion("magnitude")
+@criterion("magnitude", refuses_nan=True)
 @dataclass(frozen=True)
 class Magnitude:
     """The ``p``-norm (1, 2 or inf) of each index, the p-th powers of its places joined by

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from irprune.ir.axis import Axes, Axis
@@ -29,6 +29,7 @@ __all__ = [
     "Op",
     "Sample",
     "Unsupported",
+    "amend",
     "aten_target",
     "convolution_of",
     "does_nothing",
@@ -103,52 +104,56 @@ class Sample:
 class Op:
     """An operator.
 
-    name      canonical name, as the text form prints it
-    rule      states the relations between the axes of operands and results; sets ``axes`` of every
-              result
-    aten      ATen overloads -> {schema argument: canonical attribute} for those named differently
-    onnx      ONNX operators -> importer ``(OnnxNode) -> (operands, attrs)``; None where operands
-              and attributes are as in ATen
-    call      ATen overload that runs a node which did not come from ATen, from its attributes; None
-              means the first in ``aten``
-    run       runs the operator in torch where no ATen overload says it: ``run(torch, node,
-              operands)``
-    resize    after the choice, rewrites attributes that hold sizes: ``resize(node, cut)``
-    silence   runs the operator as if dropped indices were absent, where the value depends on who is
-              present: ``silence(torch, node, operands, present, run)``, where ``present(value,
-              dims)`` is the mask of what is kept along ``dims``, broadcastable to the value, or
-              None where all of it is, and ``run(*operands)`` is the plain operator. Contracted
-              letters of a signature are zeroed without being asked
-    creates   makes a tensor from sizes alone: folded to a constant when an axis of it shrinks,
-              unless ``resize`` suffices
-    macs      multiply-accumulates as a sum of products of sizes of axes: ``macs(node) -> ((n, o,
-              i), ...)``, one tuple of axes per product; a tuple that is empty counts nothing
-    letters   of a product of tensors: for each operand, then for the result, a letter per dimension
-    random    draws its results: tests compare their shapes alone
-    idle      whether a use of it gives back its first operand as it is, so that canonicalize may
-              drop it
-    strides   ATen overloads that depend on how their operand lies in memory -> the one that does
-              not, "" where there is none
-    family    heading that the printed table lists the entry under; nothing follows from it
-    operands  the role of each operand, by position, or a function of the node (``role_of``)
-    adds      whether a use of it is the plain sum of its two operands
-    is_view   results are views of the first operand: they take no memory of their own
-    free      takes no time worth counting: views, casts and what is made from sizes alone
-    joins     a runtime makes it part of the convolution before it
-    drops     leaves elements out at random while training, and does nothing else
-    rearranges  every element of the results is one of the operands', moved, repeated or cast, so
-              that what elements are carries over
-    learned   whether a stored operand may be learned; False for comparisons, selections and bounds
-    linear    of a product of tensors: whether a use of it gives the product itself; None means that
-              every one does
-    unread    stands for a use of an operator that no rule covers
-    rounds    results are rounded to the steps of a quantised type
-    dequantises  results are the numbers that the integers of the first operand stand for
-    convolution  the node as a convolution, None where it is none
-    quantised_as  operands that hold integers which stand for numbers
-    indexes   operands that hold positions, each with the size of what it points into
-    kinds     what axes of the node are in the field's words
-    nn_layer  the ``torch.nn`` layer that it is a call of"""
+    Args:
+        name: Canonical name, as the text form prints it.
+        rule: States the relations between the axes of operands and results; sets ``axes`` of every
+            result.
+        aten: ATen overloads -> {schema argument: canonical attribute} for those named differently.
+        onnx: ONNX operators -> importer ``(OnnxNode) -> (operands, attrs)``; None where operands
+            and attributes are as in ATen.
+        call: ATen overload that runs a node which did not come from ATen, from its attributes; ""
+            where ``run`` does. None means ``run``, or the first in ``aten`` where there is none.
+        run: Runs the operator in torch where no ATen overload says it: ``run(torch, node,
+            operands)``.
+        resize: After the choice, rewrites attributes that hold sizes: ``resize(node, cut)``.
+        silence: Runs the operator as if dropped indices were absent, where the value depends on who
+            is present: ``silence(torch, node, operands, present, run)``, where ``present(value,
+            dims)`` is the mask of what is kept along ``dims``, broadcastable to the value, or None
+            where all of it is, and ``run(*operands)`` is the plain operator. Contracted letters of
+            a signature are zeroed without being asked.
+        creates: Makes a tensor from sizes alone: folded to a constant when an axis of it shrinks,
+            unless ``resize`` suffices.
+        macs: Multiply-accumulates as a sum of products of sizes of axes: ``macs(node) -> ((n, o,
+            i), ...)``, one tuple of axes per product; a tuple that is empty counts nothing.
+        letters: Of a product of tensors: for each operand, then for the result, a letter per
+            dimension.
+        random: Draws its results: tests compare their shapes alone.
+        idle: Whether a use of it gives back its first operand as it is, so that canonicalize may
+            drop it.
+        strides: ATen overloads that depend on how their operand lies in memory -> the one that does
+            not, "" where there is none.
+        family: Heading that the printed table lists the entry under; nothing follows from it.
+        operands: The role of each operand, by position, or a function of the node (``role_of``).
+        adds: Whether a use of it is the plain sum of its two operands.
+        is_view: Results are views of the first operand: they take no memory of their own.
+        free: Takes no time worth counting: views, casts and what is made from sizes alone.
+        joins: A runtime makes it part of the convolution before it.
+        drops: Leaves elements out at random while training, and does nothing else.
+        rearranges: Every element of the results is one of the operands', moved, repeated or cast,
+            so that what elements are carries over.
+        learned: Whether a stored operand may be learned; False for comparisons, selections and
+            bounds.
+        linear: Of a product of tensors: whether a use of it gives the product itself; None means
+            that every one does.
+        unread: Stands for a use of an operator that no rule covers.
+        rounds: Results are rounded to the steps of a quantised type.
+        dequantises: Results are the numbers that the integers of the first operand stand for.
+        convolution: The node as a convolution, None where it is none.
+        quantised_as: Operands that hold integers which stand for numbers.
+        indexes: Operands that hold positions, each with the size of what it points into.
+        kinds: What axes of the node are in the field's words.
+        nn_layer: The ``torch.nn`` layer that it is a call of.
+    """
 
     name: str
     rule: Rule
@@ -285,6 +290,16 @@ def register_onnx(entry: Op, target: str, how: Any) -> None:
     entry.onnx[target] = how  # type: ignore[index]
 
 
+def amend(name: str, **changes: Any) -> Op:
+    """Change fields of entry ``name``, wherever it stands: what another dialect adds to it."""
+    old = TABLE[name]
+    made = replace(old, **changes)
+    for table in (TABLE, _ATEN, _ONNX):
+        for key in [k for k, entry in table.items() if entry is old]:
+            table[key] = made
+    return made
+
+
 def lookup(node: Node) -> Op | None:
     """The entry of ``node``, or None where the table has none."""
     return load_table().get(node.op)
@@ -302,9 +317,11 @@ def aten_target(node: Node) -> str:
     if node.origin.dialect == "aten":
         return node.origin.target
     entry = lookup(node)
-    if entry is None or entry.run is not None:
+    if entry is None:
         return ""
-    return entry.call(node) if entry.call is not None else next(iter(entry.aten), "")
+    if entry.call is not None:
+        return entry.call(node)
+    return "" if entry.run is not None else next(iter(entry.aten), "")
 
 
 def role_of(node: Node, i: int) -> Role:

@@ -17,7 +17,7 @@ from irprune.ir.size import Sym, UnboundSymbol, number
 from irprune.ir.symbols import needed, told
 from irprune.ops.call import bind, overload, substitute
 from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
-from irprune.ops.registry import lookup
+from irprune.ops.registry import aten_target, lookup
 
 __all__ = ["evaluate", "home", "run_node", "symbols_of"]
 
@@ -76,7 +76,7 @@ def run_node(node: Node, operands: list[Any], symbols: dict[str, int], device: t
             return _running(x, operands)
         return substitute(x, lambda k: operands[k], size, device)
 
-    if entry is not None and entry.run is not None and node.origin.dialect != "aten":
+    if entry is not None and entry.run is not None and not aten_target(node):
         plain = Node(
             node.op, [], {k: fill(v) for k, v in node.attrs.items()}, node.outputs, node.origin
         )

@@ -19,6 +19,7 @@ from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.reader import nodes_of
 from irprune.frontend.onnx.source import OnnxSource, Place
+from irprune.ir.axis import find
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.kept import Kept
 from irprune.ir.size import Size, Sym, UnboundSymbol, evaluate
@@ -81,12 +82,9 @@ class _Oracle:
             if not silent:
                 model.graph.node.append(proto)
                 continue
-            if len(many) > 1:
-                raise IrpruneError(
-                    f"{proto.op_type} is read as several operators and one of them mixes",
-                    proto.name,
-                )
-            recorder = self._record(index, proto, *silent[0])
+            if len(silent) > 1:
+                raise _mixed(proto)
+            recorder = self._record(index, proto, many, *silent[0])
             model.graph.node.extend(recorder.nodes)
             model.graph.initializer.extend(
                 numpy_helper.from_array(a, name) for name, a in recorder.constants.items()
@@ -102,36 +100,66 @@ class _Oracle:
             return False
         return any(self.kept.changes(a) for v in node.inputs if v is not None for a in v.axes or ())
 
-    def _record(self, index: int, proto: onnx.NodeProto, node: Node, place: Place) -> Recorder:
+    def _record(
+        self,
+        index: int,
+        proto: onnx.NodeProto,
+        steps: Sequence[tuple[Node, Place]],
+        node: Node,
+        place: Place,
+    ) -> Recorder:
+        """``proto`` with what its step ``node`` would read of dropped indices taken out.
+
+        What the steps before make of the first input is not there to be silenced, so that input is,
+        which is the same where those steps leave the silenced dimensions alone."""
         recorder = Recorder(f"silent.{index}.", self.source.opset(""))
         entry = lookup(node)
         assert entry is not None
+        lead = [n for n, p in steps if p.step < place.step]
+        source = steps[0][1].operands[0] if lead else None
+        slots = [
+            source if j is None and v is not None else j
+            for v, j in zip(node.inputs, place.operands, strict=False)
+        ]
+        if any(j is None and v is not None for v, j in zip(node.inputs, slots, strict=False)):
+            raise _mixed(proto)
+        before = lead[0].operand(0) if lead else None
+        made: list[Tensor] = []
+
+        def stands_for(i: int, value: Value) -> Value:
+            return before if before is not None and place.operands[i] is None else value
+
         given = [
             None
-            if v is None
-            else Tensor(recorder, self._shape(v), v.dtype, proto.input[j])
-            if j is not None
-            else None
-            for v, j in zip(node.inputs, place.operands, strict=False)
+            if v is None or j is None
+            else Tensor(recorder, self._shape(stands_for(i, v)), v.dtype, proto.input[j])
+            for i, (v, j) in enumerate(zip(node.inputs, slots, strict=False))
         ]
 
         def run(*operands: Tensor | None) -> Any:
             twin = onnx.NodeProto()
             twin.CopyFrom(proto)
-            for x, j in zip(operands, place.operands, strict=False):
+            for x, j in zip(operands, slots, strict=False):
                 if j is not None and x is not None:
                     twin.input[j] = recorder.named(x)
-            made = [
-                Tensor(recorder, self._shape(v), v.dtype, recorder.fresh()) for v in node.outputs
+            made[:] = [
+                Tensor(recorder, self._shape(v), v.dtype, recorder.fresh())
+                for v in steps[-1][0].outputs
             ]
             for k, t in enumerate(made):
                 if proto.output[k]:
                     twin.output[k] = t.name
             recorder.nodes.append(twin)
-            return made if len(made) > 1 else made[0]
+            return list(made) if len(made) > 1 else made[0]
 
         def present(value: Value, dims: Sequence[int]) -> Tensor | None:
             mask = self._mask(value, dims)
+            if mask is not None and lead and any(v is value for v in lead[-1].outputs):
+                assert before is not None
+                if any(self.kept.changes((value.axes or ())[d]) for d in dims) and not _passes(
+                    before, value, [d for d in dims if mask.shape[d] != 1]
+                ):
+                    raise _mixed(proto)
             return None if mask is None else recorder.constant(mask, "bool")
 
         try:
@@ -149,9 +177,10 @@ class _Oracle:
                 f"the oracle cannot write how {proto.op_type} is silenced: {what} has no ONNX form",
                 proto.name or proto.output[0],
             ) from what
-        for name, x in zip(
-            proto.output, result if isinstance(result, (list, tuple)) else [result], strict=False
-        ):
+        results = list(result) if isinstance(result, (list, tuple)) else [result]
+        if len(steps) > 1 and any(x is not y for x, y in zip(results, made, strict=True)):
+            raise _mixed(proto)  # what the step makes itself, the steps after it do not see
+        for name, x in zip(proto.output, results, strict=False):
             if name:
                 recorder.nodes.append(
                     onnx.helper.make_node("Identity", [recorder.named(x)], [name])
@@ -184,3 +213,15 @@ class _Oracle:
                 mask = self.kept.present(axes, d)
                 out = mask if out is None else out & mask
         return out
+
+
+def _passes(before: Value, after: Value, dims: Sequence[int]) -> bool:
+    """Whether dimensions ``dims`` of ``after`` are those of ``before``."""
+    old, new = before.axes or (), after.axes or ()
+    return len(old) == len(new) and all(find(old[d]) is find(new[d]) for d in dims)
+
+
+def _mixed(proto: onnx.NodeProto) -> IrpruneError:
+    return IrpruneError(
+        f"the oracle cannot silence {proto.op_type}, which is read as several operators", proto.name
+    )

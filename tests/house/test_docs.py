@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from pages import blocks
 
+from irprune.api.declarations import OPTIONS
 from irprune.base.moved import MOVED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,3 +130,14 @@ def test_the_changelog_names_every_module_that_moved() -> None:
         r"^  \| `(irprune\.\S+)` \| `(\S+)` \|$", (ROOT / "CHANGELOG.md").read_text(), re.M
     )
     assert dict(rows) == MOVED
+
+
+def options_without_a_word(page: str) -> list[str]:
+    """The options of the public calls that ``page`` does not name."""
+    return [name for name in OPTIONS if not re.search(rf"`{name}\b", page)]
+
+
+def test_the_guide_to_the_options_names_them_all() -> None:
+    page = (DOCS / "guides/options.md").read_text()
+    assert options_without_a_word(page) == []
+    assert options_without_a_word(page.replace("`round_to", "`around")) == ["round_to"]

@@ -66,6 +66,12 @@ def test_names_of_modules_that_are_packages_now() -> None:
         from irprune.demo import no_such  # type: ignore[attr-defined]  # noqa: F401
 
 
+def test_names_that_have_another_form_now() -> None:
+    with pytest.warns(DeprecationWarning, match=r"METHODS is irprune\.passes\.repairs"):
+        from irprune.api.repair import METHODS  # type: ignore[attr-defined]
+    assert "least_squares" in METHODS
+
+
 def test_capture_stays_the_function() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"its modules are in irprune\.frontend"):
         importlib.import_module("irprune.capture.onnx")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from irprune.emit.bridge.onnx_recurrent import recurrent_layer
+from irprune.emit.bridge.state_names import StateNames
 from irprune.emit.onnx.emitter import as_numpy
 from irprune.errors import IrpruneError
 from irprune.ir.body import Body
@@ -64,9 +65,7 @@ def layered(graph: Graph) -> Graph:
             recurrent_layer(
                 twin,
                 node,
-                lambda n, held: _free(
-                    _owner(n, held), set(twin.weights) - {v.name for _, v in held}
-                ),
+                lambda n, held: _beside(twin, held).free(_owner(n, held)),
             )
         elif node.op == "gather_rows" and isinstance(node.operand(0), Weight):
             _embedding(node)
@@ -221,7 +220,7 @@ def _embedding(node: Node) -> None:
 
 def _name_layers(graph: Graph) -> None:
     """Give the weights of each layer that owns them the names that torch uses."""
-    taken = set(graph.weights)
+    taken = StateNames(graph.weights)
     renamed: dict[str, str] = {}
     for node in graph.nodes:
         names = _STATE.get(node.op)
@@ -236,9 +235,9 @@ def _name_layers(graph: Graph) -> None:
             v.name.rpartition(".")[2] == own and "." in v.name for own, v in held
         )
         owner = held[0][1].name.rpartition(".")[0] if named else _owner(node, held)
-        owner = _free(
-            owner, taken - {v.name for _, v in held}
-        )  # a bias that another operator adds is none of the layer's
+        for _, v in held:
+            taken.remove(v.name)
+        owner = taken.free(owner)  # a bias that another operator adds is none of the layer's
         if node.op == "batch_norm":
             counter = f"{owner}.num_batches_tracked"
             graph.add_weight(
@@ -256,7 +255,12 @@ def _name_layers(graph: Graph) -> None:
             numbered := _NUMBERED.fullmatch(name)
         ):  # torch's exporter gives these names anew
             renamed[name] = w.name = f"constant_{numbered[1]}"
-    graph.weights = {renamed.get(name, name): w for name, w in graph.weights.items()}
+    for name, w in graph.weights.items():
+        if name not in renamed:
+            taken.remove(name)
+            renamed[name] = w.name = taken.free(name)
+            taken.add(w.name)
+    graph.weights = {renamed[name]: w for name, w in graph.weights.items()}
 
 
 def _owner(node: Node, held: list[tuple[str, Value]]) -> str:
@@ -279,10 +283,6 @@ def _owner(node: Node, held: list[tuple[str, Value]]) -> str:
     )
 
 
-def _free(owner: str, taken: set[str]) -> str:
-    """``owner``, or one like it under which no weight hangs yet."""
-    name, k = owner, 1
-    while any(t == name or t.startswith(f"{name}.") or name.startswith(f"{t}.") for t in taken):
-        k += 1
-        name = f"{owner}_{k}"
-    return name
+def _beside(graph: Graph, held: list[tuple[str, Value]]) -> StateNames:
+    own = {v.name for _, v in held}
+    return StateNames(name for name in graph.weights if name not in own)

@@ -11,20 +11,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
+from irprune.emit.torch.code import Code, call, literal, tuple_of
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ops.registry import aten_target
 
 __all__ = ["Layer", "layer_for"]
 
+Options = tuple[tuple[str, Any], ...]  # keyword arguments of a layer's class
+
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer that hangs at ``owner``, made by ``code``; ``state`` pairs its own state names with
-    weights of the graph."""
+    """A layer that hangs at ``owner``, an instance of ``torch.nn.kind`` made with ``args`` and
+    ``options``; ``state`` pairs its own state names with weights of the graph."""
 
     owner: str
-    code: str
+    kind: str
+    args: tuple[Any, ...]
+    options: Options
     state: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def code(self) -> Code:
+        """The call that makes the layer."""
+        return call(
+            f"nn.{self.kind}", map(_plural, self.args), {k: _plural(v) for k, v in self.options}
+        )
+
+
+def _plural(x: Any) -> Any:
+    return tuple_of(map(literal, x)) if isinstance(x, tuple) else x
 
 
 _STATE = {
@@ -39,11 +57,11 @@ _STATE = {
 }
 # what functionalisation makes of a batch norm
 _INFERENCE = "aten._native_batch_norm_legit_no_training.default"
-_RECURRENT = {
-    "aten.lstm.input": ("LSTM", 4, ""),
-    "aten.gru.input": ("GRU", 3, ""),
-    "aten.rnn_tanh.input": ("RNN", 1, ""),
-    "aten.rnn_relu.input": ("RNN", 1, ", nonlinearity='relu'"),
+_RECURRENT: dict[str, tuple[str, int, Options]] = {
+    "aten.lstm.input": ("LSTM", 4, ()),
+    "aten.gru.input": ("GRU", 3, ()),
+    "aten.rnn_tanh.input": ("RNN", 1, ()),
+    "aten.rnn_relu.input": ("RNN", 1, (("nonlinearity", "relu"),)),
 }
 
 
@@ -63,9 +81,9 @@ def layer_for(node: Node, graph: Graph) -> Layer | None:
     if owner is None:
         return None
     found = {name: value for name, value in given if isinstance(value, Weight)}
-    code = _code(node, found, owner, graph)
+    made = _made(node, found, owner, graph)
     return (
-        None if code is None else Layer(owner, code, tuple((k, v.name) for k, v in found.items()))
+        None if made is None else Layer(owner, *made, tuple((k, v.name) for k, v in found.items()))
     )
 
 
@@ -87,9 +105,12 @@ def _owner(given: Sequence[tuple[str, Value]], scope: str) -> str | None:
     return scope if scope in places else places[0]
 
 
-def _code(node: Node, found: dict[str, Weight], owner: str, graph: Graph) -> str | None:
+_Made = tuple[str, tuple[Any, ...], Options]  # class, arguments, options
+
+
+def _made(node: Node, found: dict[str, Weight], owner: str, graph: Graph) -> _Made | None:
     a = node.attrs
-    bias = "bias" in found
+    bias = _no_bias("bias" in found)
     if "running_mean" in found:
         return _batch_norm(node, found, owner, graph)
     if "weight" not in found:
@@ -97,27 +118,29 @@ def _code(node: Node, found: dict[str, Weight], owner: str, graph: Graph) -> str
     w = found["weight"]
     n = w.rank - 2
     if node.op == "linear" and w.rank == 2:
-        return f"nn.Linear({w.shape[1]}, {w.shape[0]}{_no_bias(bias)})"
+        return "Linear", (w.shape[1], w.shape[0]), bias
     if node.op == "conv" and 1 <= n <= 3:
-        return f"nn.Conv{n}d({w.shape[1] * a['groups']}, {w.shape[0]}, {_kernel(w)}{_geometry(a, n)}{_no_bias(bias)})"
+        sizes = (w.shape[1] * a["groups"], w.shape[0], _kernel(w))
+        return f"Conv{n}d", sizes, _geometry(a) + bias
     if node.op == "conv_transpose" and 1 <= n <= 3:
+        sizes = (w.shape[0], w.shape[1] * a["groups"], _kernel(w))
         out = _extra("output_padding", a["output_padding"], 0)
-        return f"nn.ConvTranspose{n}d({w.shape[0]}, {w.shape[1] * a['groups']}, {_kernel(w)}{_geometry(a, n)}{out}{_no_bias(bias)})"
+        return f"ConvTranspose{n}d", sizes, _geometry(a) + out + bias
     if node.op == "layer_norm" and list(a["normalized_shape"]) == list(w.shape):
-        return f"nn.LayerNorm({list(w.shape)}{_extra('eps', a['eps'], 1e-5)}{_no_bias(bias)})"
-    if node.op == "group_norm" and bias:
-        return f"nn.GroupNorm({a['num_groups']}, {w.shape[0]}{_extra('eps', a['eps'], 1e-5)})"
+        return "LayerNorm", (list(w.shape),), _extra("eps", a["eps"], 1e-5) + bias
+    if node.op == "group_norm" and not bias:
+        return "GroupNorm", (a["num_groups"], w.shape[0]), _extra("eps", a["eps"], 1e-5)
     if node.op == "rms_norm" and list(a["normalized_shape"]) == list(w.shape):
-        return f"nn.RMSNorm({list(w.shape)}{_extra('eps', a['eps'], None)})"
+        return "RMSNorm", (list(w.shape),), _extra("eps", a["eps"], None)
     if node.op == "embedding" and w.rank == 2:
         pad = a.get("padding_idx", -1)
-        extra = "" if pad is None or pad < 0 else f", padding_idx={pad}"
-        extra += "".join(f", {k}=True" for k in ("scale_grad_by_freq", "sparse") if a.get(k))
-        return f"nn.Embedding({w.shape[0]}, {w.shape[1]}{extra})"
+        extra: Options = () if pad is None or pad < 0 else (("padding_idx", pad),)
+        extra += tuple((k, True) for k in ("scale_grad_by_freq", "sparse") if a.get(k))
+        return "Embedding", (w.shape[0], w.shape[1]), extra
     return None
 
 
-def _batch_norm(node: Node, found: dict[str, Weight], owner: str, graph: Graph) -> str | None:
+def _batch_norm(node: Node, found: dict[str, Weight], owner: str, graph: Graph) -> _Made | None:
     """Only a module that counts its batches updates its statistics in training as
     ``nn.BatchNorm2d`` does."""
     state = graph.structure.state if graph.structure is not None else None
@@ -130,25 +153,22 @@ def _batch_norm(node: Node, found: dict[str, Weight], owner: str, graph: Graph) 
     if graph.structure is not None and graph.structure.module is not None:
         momentum = graph.structure.module.get_submodule(owner).momentum
     kind = {4: "2d", 5: "3d"}.get(node.operand(0).rank, "1d")
-    size = found["running_mean"].shape[0]
-    options = (
-        _extra("eps", node.attrs["eps"], 1e-5)
-        + _extra("momentum", momentum, 0.1)
-        + ("" if affine else ", affine=False")
+    options = _extra("eps", node.attrs["eps"], 1e-5) + _extra("momentum", momentum, 0.1)
+    return (
+        f"BatchNorm{kind}",
+        (found["running_mean"].shape[0],),
+        options + (() if affine else (("affine", False),)),
     )
-    return f"nn.BatchNorm{kind}({size}{options})"
 
 
 def _dropout(node: Node, graph: Graph) -> Layer | None:
-    from torch import nn
-
     kind = (
         graph.structure.module_types.get(node.origin.scope) if graph.structure is not None else None
     )
     if not node.origin.scope or kind is None or not issubclass(kind, nn.modules.dropout._DropoutNd):
         return None
     name = kind.__name__ if kind.__module__ == nn.Dropout.__module__ else "Dropout"
-    return Layer(node.origin.scope, f"nn.{name}({node.attrs['p']})")
+    return Layer(node.origin.scope, name, (node.attrs["p"],), ())
 
 
 def _recurrent(node: Node, target: str) -> Layer | None:
@@ -194,24 +214,28 @@ def _recurrent(node: Node, target: str) -> Layer | None:
         }.get(n.split("_l")[0], (gates * hidden,))
         if shape != want:
             return None
-    code = f"nn.{kind}({wide}, {hidden}{_extra('num_layers', a['num_layers'], 1)}{_no_bias(a['has_biases'])}"
-    code += (
-        f"{_extra('batch_first', a['batch_first'], False)}{_extra('dropout', a['dropout'], 0.0)}"
+    options = (
+        _extra("num_layers", a["num_layers"], 1)
+        + _no_bias(a["has_biases"])
+        + _extra("batch_first", a["batch_first"], False)
+        + _extra("dropout", a["dropout"], 0.0)
+        + _extra("bidirectional", a["bidirectional"], False)
+        + _extra("proj_size", projected, 0)
+        + extra
     )
-    code += f"{_extra('bidirectional', a['bidirectional'], False)}{_extra('proj_size', projected, 0)}{extra})"
-    return Layer(owner, code, tuple((n, v.name) for n, v in given))
+    return Layer(owner, kind, (wide, hidden), options, tuple((n, v.name) for n, v in given))
 
 
-def _kernel(w: Weight) -> object:
+def _kernel(w: Weight) -> Any:
     return _tuple(w.shape[2:])
 
 
-def _geometry(a: dict[str, Any], n: int) -> str:
+def _geometry(a: dict[str, Any]) -> Options:
     """Stride, padding, dilation and groups where they differ from the layer's defaults."""
-    return "".join(
-        _extra(k, a[k], plain)
-        for k, plain in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1))
-    )
+    out: Options = ()
+    for k, plain in (("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1)):
+        out += _extra(k, a[k], plain)
+    return out
 
 
 def _tuple(x: Any) -> Any:
@@ -221,10 +245,10 @@ def _tuple(x: Any) -> Any:
     return x
 
 
-def _extra(name: str, value: Any, default: Any) -> str:
+def _extra(name: str, value: Any, default: Any) -> Options:
     value = _tuple(value)
-    return "" if value == default else f", {name}={value!r}"
+    return () if value == default else ((name, value),)
 
 
-def _no_bias(bias: bool) -> str:
-    return "" if bias else ", bias=False"
+def _no_bias(bias: bool) -> Options:
+    return () if bias else (("bias", False),)

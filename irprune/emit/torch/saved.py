@@ -61,7 +61,7 @@ def save_module(module: torch.nn.Module, folder: Path) -> None:
     """``model.py`` and ``weights.safetensors`` of an emitted module."""
     from safetensors.torch import save_file
 
-    (folder / "model.py").write_text(source_of(module) + _LOADER)
+    (folder / "model.py").write_text(source_of(module) + _LOADER, encoding="utf-8")
     tensors: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in (
@@ -121,5 +121,5 @@ def from_folder(folder: str | Path) -> torch.nn.Module:
                 str(folder),
                 "give a folder that pruned.save or `irprune prune -o` wrote",
             )
-    text = (folder / "model.py").read_text().removesuffix(_LOADER)
+    text = (folder / "model.py").read_text(encoding="utf-8").removesuffix(_LOADER)
     return revived(text, load_file(str(folder / "weights.safetensors")))

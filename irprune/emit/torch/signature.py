@@ -13,9 +13,24 @@ import inspect
 import sys
 from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from irprune.emit.torch.spelling import literal
+from irprune.emit.torch.code import (
+    Code,
+    Parameters,
+    assign,
+    attribute,
+    call,
+    identifier,
+    is_identifier,
+    literal,
+    quote,
+    statement,
+    subscript,
+    tuple_of,
+    variable,
+)
 from irprune.errors import IrpruneError
 
 __all__ = ["Classes", "Signature", "pack", "paths"]
@@ -23,54 +38,51 @@ __all__ = ["Classes", "Signature", "pack", "paths"]
 _EMPTY = inspect.Parameter.empty
 
 
-@dataclasses.dataclass
 class Classes:
-    """The classes that the source names: ``lines`` that import or imitate them, and the classes
-    themselves by name."""
+    """The classes that the source names: ``statements`` that import or imitate them, and the
+    classes themselves by name (``held``). ``fresh(name)`` reserves a name."""
 
-    lines: list[str] = dataclasses.field(default_factory=list)
-    held: dict[str, Any] = dataclasses.field(default_factory=dict)
+    def __init__(self, fresh: Callable[[str], str]) -> None:
+        self.fresh = fresh
+        self.statements: list[ast.stmt] = []
+        self.held: dict[str, Any] = {}
 
-    def name(self, kind: type, fields: Sequence[str]) -> str:
+    def name(self, kind: type, fields: Sequence[str]) -> Code:
         """The name of ``kind`` in the source; ``fields`` are what a stand-in must have."""
         for name, held in self.held.items():
             if held is kind:
-                return name
-        name = kind.__name__
-        while name in self.held:
-            name += "_"
+                return variable(name)
+        name = self.fresh(kind.__name__)
         self.held[name] = kind
         path = kind.__qualname__
         importable = (
-            "." not in path and getattr(sys.modules.get(kind.__module__), path, None) is kind
+            is_identifier(path)
+            and all(map(is_identifier, kind.__module__.split(".")))
+            and getattr(sys.modules.get(kind.__module__), path, None) is kind
         )
-        stand_in = f"{name} = record({kind.__name__!r}, {list(fields)!r})"
-        if issubclass(kind, tuple):
-            stand_in = f"{name} = collections.namedtuple({kind.__name__!r}, {list(fields)!r})"
+        maker = "collections.namedtuple" if issubclass(kind, tuple) else "record"
+        stand_in = assign(variable(name), call(maker, [kind.__name__, list(fields)]))
         if importable:
-            alias = f" as {name}" if name != path else ""
-            self.lines += [
-                "try:",
-                f"    from {kind.__module__} import {path}{alias}",
-                "except ImportError:",
-                f"    {stand_in}",
-            ]
+            alias = ast.alias(path, None if name == path else name)
+            otherwise = ast.ExceptHandler(variable("ImportError").tree, None, [stand_in])
+            found = ast.ImportFrom(kind.__module__, [alias], 0)
+            self.statements.append(ast.Try([found], [otherwise], [], []))
         else:
-            self.lines.append(stand_in)
-        return name
+            self.statements.append(stand_in)
+        return variable(name)
 
 
 class Signature:
     """Parameters of ``forward`` and the statements that open them.
 
-    ``head`` is what stands between the parentheses after ``self``, ``lines`` are the statements,
-    ``names`` maps a graph input (by index) to its name. ``fresh(name)`` reserves a name in the
-    function."""
+    ``parameters`` begin with ``self``, ``statements`` open them, ``names`` maps a graph input (by
+    index) to its name. ``fresh(name)`` reserves a name in the function."""
 
     def __init__(self, structure: Any, fresh: Callable[[str], str]) -> None:
         self.structure = structure
         self.fresh = fresh
-        self.lines: list[str] = []
+        self.parameters = Parameters()
+        self.statements: list[ast.stmt] = []
         self.names: dict[int, str] = {}
         args, kwargs = pytree_children(structure.in_spec)
         at = 0
@@ -82,82 +94,81 @@ class Signature:
         for name, spec in zip(kwargs.context or (), pytree_children(kwargs), strict=True):
             self.kwargs[name] = (spec, at)
             at += spec.num_leaves
-        self.head = ", ".join(self._parameters())
+        self.parameters.add("self")
+        self._add_parameters()
 
-    def _parameters(self) -> Iterator[str]:
+    def _add_parameters(self) -> None:
         """The user's parameters as far as the recorded call used them, the others with their
         defaults."""
         sig = self.structure.signature
         if sig is None:
-            yield from self._recorded(self.structure.names)
+            self._add_recorded(self.structure.names)
             return
         positional, keyword = list(self.args), dict(self.kwargs)
-        starred = optional = False
+        optional = False
+        given = self.parameters
         for p in sig.parameters.values():
             if p.kind is p.VAR_POSITIONAL and positional:
                 for i, place in enumerate(positional):
-                    yield self._given(f"{p.name}_{i}", place)
+                    self._given(f"{p.name}_{i}", place)
                 positional = []
             elif p.kind is p.VAR_POSITIONAL and keyword:
-                starred = True
-                yield f"*{self.fresh(p.name)}"
+                given.star(self.fresh(p.name))
             elif p.kind is p.VAR_KEYWORD:
                 rest = [name for name in keyword if name not in sig.parameters]
-                if rest and not starred:
-                    starred = True
-                    yield "*"
+                if rest and not given.starred:
+                    given.star()
                 for name in rest:
-                    yield self._given(name, keyword[name])
+                    self._given(name, keyword[name])
             elif p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-                if p.kind is p.KEYWORD_ONLY and not starred:
-                    starred = True
-                    yield "*"
+                if p.kind is p.KEYWORD_ONLY and not given.starred:
+                    given.star()
                 own = keyword.get(p.name) or (
                     positional.pop(0) if positional and p.kind is not p.KEYWORD_ONLY else None
                 )
                 if own is not None:
-                    yield self._given(p.name, own, needs_default=optional and not starred)
+                    self._given(p.name, own, needs_default=optional and not given.starred)
                 elif p.default is not _EMPTY and _printable(p.default):
                     optional = True
-                    yield self._unused(p)
+                    self._unused(p)
 
-    def _recorded(self, names: Sequence[str]) -> Iterator[str]:
+    def _add_recorded(self, names: Sequence[str]) -> None:
         """Without the user's function: the names of the recorded call, keywords after a star."""
         for i, place in enumerate(self.args):
-            yield self._given(names[i] if i < len(names) else f"x{i}", place)
+            self._given(names[i] if i < len(names) else f"x{i}", place)
         if self.kwargs:
-            yield "*"
+            self.parameters.star()
         for name, place in self.kwargs.items():
-            yield self._given(name, place)
+            self._given(name, place)
 
-    def _given(self, name: str, place: tuple[Any, int], needs_default: bool = False) -> str:
+    def _given(self, name: str, place: tuple[Any, int], needs_default: bool = False) -> None:
         own = self.fresh(name)
         if needs_default:
-            self.lines.append(f"require({own!r}, {own})")
-        self._open(*place, own, own)
-        return f"{own}=None" if needs_default else own
+            self.statements.append(statement(call("require", [own, variable(own)])))
+        self._open(*place, variable(own), own)
+        self.parameters.add(own, literal(None) if needs_default else None)
 
-    def _unused(self, p: inspect.Parameter) -> str:
+    def _unused(self, p: inspect.Parameter) -> None:
         """A parameter that the recorded call left out: only its default is accepted."""
         own = self.fresh(p.name)
-        self.lines.append(f"expect({own!r}, {own}, {literal(p.default)})")
-        return f"{own}={literal(p.default)}"
+        self.statements.append(statement(call("expect", [own, variable(own), p.default])))
+        self.parameters.add(own, literal(p.default))
 
-    def _open(self, spec: Any, at: int, expression: str, name: str) -> int:
+    def _open(self, spec: Any, at: int, expression: Code, name: str) -> int:
         """Statements that give every tensor below ``expression`` a name; constants are checked.
         Returns where the next leaf stands."""
         if spec.is_leaf():
             place = self.structure.inputs[at]
             if isinstance(place, int):
-                own = expression if expression == name else self.fresh(name)
-                if own != expression:
-                    self.lines.append(f"{own} = {expression}")
+                own = name if expression == variable(name) else self.fresh(name)
+                if variable(own) != expression:
+                    self.statements.append(assign(variable(own), expression))
                 self.names[place] = own
             elif _printable(place[0]):
-                self.lines.append(f"expect({name!r}, {expression}, {literal(place[0])})")
+                self.statements.append(statement(call("expect", [name, expression, place[0]])))
             return at + 1
-        for child, (path, suffix) in zip(pytree_children(spec), _steps(spec), strict=True):
-            at = self._open(child, at, path.format(expression), f"{name}_{suffix}")
+        for child, (step, suffix) in zip(pytree_children(spec), _steps(spec), strict=True):
+            at = self._open(child, at, step(expression), identifier(f"{name}_{suffix}"))
         return at
 
 
@@ -170,20 +181,36 @@ def _printable(x: Any) -> bool:
     return x is None or isinstance(x, (bool, int, float, str))
 
 
-def _steps(spec: Any) -> Iterator[tuple[str, str]]:
-    """For each child of ``spec``: how it is reached (``{}`` stands for the container) and what its
+_Step = Callable[[Code], Code]
+
+
+def _steps(spec: Any) -> Iterator[tuple[_Step, str]]:
+    """For each child of ``spec``: the code that reaches it from that of the container, and what its
     name ends with."""
     kind, count = spec.type, len(pytree_children(spec))
     if kind in (dict, OrderedDict, defaultdict):
         keys = spec.context[1] if kind is defaultdict else spec.context
-        yield from ((f"{{}}[{k!r}]", _word(k)) for k in keys)
+        yield from ((partial(_item, key=k), _word(k)) for k in keys)
     elif kind in (tuple, list):
-        yield from ((f"{{}}[{i}]", str(i)) for i in range(count))
+        yield from ((partial(_item, key=i), str(i)) for i in range(count))
     elif _fields(spec):
-        yield from ((f"{{}}.{k}", k) for k in _fields(spec))
+        yield from ((partial(_field, name=k), k) for k in _fields(spec))
     else:
-        where = "torch.utils._pytree.SUPPORTED_NODES[type({})].flatten_fn({})[0]"
-        yield from ((f"{where.replace('{}', '{0}')}[{i}]", str(i)) for i in range(count))
+        yield from ((partial(_registered, key=i), str(i)) for i in range(count))
+
+
+def _item(of: Code, key: Any) -> Code:
+    return subscript(of, [literal(key)])
+
+
+def _field(of: Code, name: str) -> Code:
+    return attribute(of, name) if is_identifier(name) else call("getattr", [of, name])
+
+
+def _registered(of: Code, key: int) -> Code:
+    """A child of a container that only torch's pytree registry knows."""
+    registered = "torch.utils._pytree.SUPPORTED_NODES[type(_0)].flatten_fn(_0)[0][_1]"
+    return quote(registered, of, key)
 
 
 def _word(key: Any) -> str:
@@ -222,40 +249,32 @@ def _absent(spec: Any) -> list[str]:
     return list(held[1]) if dataclasses.is_dataclass(spec.type) and two_lists else []
 
 
-def pack(spec: Any, outputs: Iterator[str], classes: Classes) -> str:
+def pack(spec: Any, outputs: Iterator[Code], classes: Classes) -> Code:
     """The expression of the result; ``outputs`` yields the code of each leaf in order."""
     if spec.is_leaf():
         return next(outputs)
     parts = [pack(child, outputs, classes) for child in pytree_children(spec)]
     kind = spec.type
     if kind is tuple:
-        return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+        return tuple_of(parts)
     if kind is list:
-        return f"[{', '.join(parts)}]"
-    if kind is dict:
-        return (
-            "{" + ", ".join(f"{k!r}: {v}" for k, v in zip(spec.context, parts, strict=True)) + "}"
-        )
+        return literal(parts)
+    if kind in (dict, defaultdict):
+        keys = spec.context if kind is dict else spec.context[1]
+        return Code(ast.Dict([literal(k).tree for k in keys], [v.tree for v in parts]))
     if kind is OrderedDict:
-        return f"collections.OrderedDict([{', '.join(f'({k!r}, {v})' for k, v in zip(spec.context, parts, strict=True))}])"
-    if kind is defaultdict:
-        return (
-            "{"
-            + ", ".join(f"{k!r}: {v}" for k, v in zip(spec.context[1], parts, strict=True))
-            + "}"
-        )
+        pairs = zip(map(literal, spec.context), parts, strict=True)
+        return call("collections.OrderedDict", [[tuple_of(pair) for pair in pairs]])
     fields = _fields(spec)
     if fields:
         own = spec.context if isinstance(spec.context, type) else kind
         absent = _absent(spec)
-        named = [f"{k}={v}" for k, v in zip(fields, parts, strict=True)] + [
-            f"{k}=None" for k in absent
-        ]
-        return f"{classes.name(own, [*fields, *absent])}({', '.join(named)})"
+        held = dict(zip(fields, parts, strict=True)) | dict.fromkeys(absent)
+        return call(classes.name(own, [*fields, *absent]), (), held)
     return _other(spec, parts, classes)
 
 
-def _other(spec: Any, parts: Sequence[str], classes: Classes) -> str:
+def _other(spec: Any, parts: Sequence[Code], classes: Classes) -> Code:
     """A container known only to torch's pytree registry."""
     if not _replays(spec.context):
         raise IrpruneError(
@@ -263,8 +282,13 @@ def _other(spec: Any, parts: Sequence[str], classes: Classes) -> str:
             "",
             "return tuples, lists, dictionaries, named tuples or dataclasses from forward",
         )
-    name = classes.name(spec.type, [])
-    return f"torch.utils._pytree.SUPPORTED_NODES[{name}].unflatten_fn([{', '.join(parts)}], {spec.context!r})"
+    context = Code(ast.parse(repr(spec.context), mode="eval").body)  # a literal, by _replays
+    return quote(
+        "torch.utils._pytree.SUPPORTED_NODES[_0].unflatten_fn(_1, _2)",
+        classes.name(spec.type, []),
+        list(parts),
+        context,
+    )
 
 
 def _replays(x: Any) -> bool:

@@ -6,16 +6,40 @@ the module."""
 
 from __future__ import annotations
 
+import ast
 import inspect
-import keyword
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
+import torch
+
+from irprune.emit.torch.code import (
+    INFIX,
+    Code,
+    Function,
+    Line,
+    Parameters,
+    assign,
+    attribute,
+    call,
+    delete,
+    identifier,
+    infix,
+    is_identifier,
+    literal,
+    parsed_as_meant,
+    quote,
+    statement,
+    subscript,
+    tuple_of,
+    variable,
+)
 from irprune.emit.torch.layers import Layer, layer_for
 from irprune.emit.torch.signature import Classes, Signature, pack
-from irprune.emit.torch.spelling import Code, arguments, literal, spell
-from irprune.errors import IrpruneError
+from irprune.emit.torch.spelling import spell
+from irprune.errors import IrpruneError, printable
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym, linear
@@ -27,9 +51,8 @@ from irprune.ops.registry import lookup
 
 __all__ = ["Source", "Tensor", "write"]
 
+_ABOUT = "{name}, pruned by irprune. Needs only torch; the weights lie beside this file."
 HEADER = '''\
-"""{name}, pruned by irprune. Needs only torch; the weights lie beside this file."""
-
 import collections
 import math
 
@@ -62,7 +85,7 @@ def put(root, path, item, persistent=True):
 
 def fill(model, tensors):
     """Give every parameter and buffer of ``model`` its tensor; names that share one keep sharing it."""
-    places, made = [], {{}}
+    places, made = [], {}
     for path, module in model.named_modules():
         for name, old in (*module._parameters.items(), *module._buffers.items()):
             if old is not None:
@@ -78,22 +101,22 @@ def fill(model, tensors):
 def expect(name, value, captured):
     """Refuse a value that the graph was not captured with."""
     if value != captured:
-        raise ValueError(f"{{name}}={{value!r}}: the model was captured with {{captured!r}}")
+        raise ValueError(f"{name}={value!r}: the model was captured with {captured!r}")
 
 
 def require(name, value):
     """Refuse to go on without an argument that the graph was captured with."""
     if value is None:
-        raise TypeError(f"missing argument {{name!r}}: the model was captured with it")
+        raise TypeError(f"missing argument {name!r}: the model was captured with it")
 
 
 def record(name, fields):
     """A class of dictionaries with attributes, in place of one that is not installed here."""
     def init(self, **values):
-        dict.__init__(self, {{k: v for k, v in values.items() if v is not None}})
+        dict.__init__(self, {k: v for k, v in values.items() if v is not None})
         self.__dict__.update(values)
 
-    return type(name, (dict,), {{"__init__": init, "__slots__": ("__dict__",)}})
+    return type(name, (dict,), {"__init__": init, "__slots__": ("__dict__",)})
 
 
 '''
@@ -119,6 +142,12 @@ _RESERVED = (
     "float",
     "int",
     "type",
+    "complex",
+    "getattr",
+    "abs",
+    "round",
+    "next",
+    "own",
 )
 
 
@@ -154,36 +183,50 @@ class _Writer:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.names: dict[Value, str] = {}
-        self.taken = {*_RESERVED, *keyword.kwlist}
+        self.taken = {*_RESERVED, *_functions_of(graph)}
+        self.symbols: dict[str, str] = {}  # of the graph -> the variable that holds it
         self.layers: dict[str, Layer] = {}
         self.layer_of: dict[Node, str] = {}
         self.tensors: dict[str, Tensor] = {}
-        self.classes = Classes()
-        self.functions: dict[
-            str, str
-        ] = {}  # of the operator table, in the order in which they are met
+        self.classes = Classes(self._fresh)
+        # of the operator table and of bodies, in the order in which they are met
+        self.functions: dict[str, str | Function] = {}
 
     def write(self) -> Source:
         self._find_layers()
-        text = "class Model(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        text += "".join(f"        {line}\n" for line in self._tree())
-        text += "\n" + self._forward()
-        classes = "".join(f"{line}\n" for line in self.classes.lines)
-        functions = "".join(f"{text}\n\n" for text in self.functions.values())
-        head = (
-            HEADER.format(name=self.graph.name) + functions + (classes + "\n\n" if classes else "")
+        built = [
+            Line((statement(quote("super().__init__()")),)),
+            *(Line((s,)) for s in self._tree()),
+        ]
+        itself = Parameters()
+        itself.add("self")
+        methods = [Function("__init__", itself, built), self._forward()]
+        about = ast.Expr(ast.Constant(_ABOUT.format(name=printable(self.graph.name))))
+        classes = self.classes.statements
+        meant = [
+            about,
+            *_parsed(HEADER),
+            *(s for f in self.functions.values() for s in _statements(f)),
+            *classes,
+            ast.ClassDef("Model", [quote("nn.Module").tree], [], [m.tree for m in methods], []),
+        ]
+        text = ast.unparse(ast.Module([about], [])) + "\n\n" + HEADER
+        text += "".join(
+            f"{f if isinstance(f, str) else f.text()}\n\n" for f in self.functions.values()
         )
-        return Source(head + text, self.tensors, self.classes.held)
+        text += "".join(f"{ast.unparse(ast.fix_missing_locations(s))}\n" for s in classes)
+        text += "\n\n" if classes else ""
+        text += "class Model(nn.Module):\n" + "\n".join(m.text("    ") for m in methods)
+        parsed_as_meant(text, meant, self.graph.name)
+        return Source(text, self.tensors, self.classes.held)
 
-    def _fresh(self, name: str) -> str:
-        """``name``, or one like it that is a free identifier."""
-        name = (
-            name if name.isidentifier() else "v_" + "".join(c if c.isalnum() else "_" for c in name)
-        )
-        while name in self.taken:
-            name += "_"
-        self.taken.add(name)
-        return name
+    def _fresh(self, wanted: str) -> str:
+        """``wanted``, or one like it that is a free identifier."""
+        own = identifier(wanted)
+        while own in self.taken:
+            own += "_"
+        self.taken.add(own)
+        return own
 
     # -- submodules --------------------------------------------------------------------------------
 
@@ -195,7 +238,7 @@ class _Writer:
             if layer is not None and self.layers.setdefault(layer.owner, layer) == layer:
                 self.layer_of[node] = layer.owner
 
-    def _tree(self) -> Iterator[str]:
+    def _tree(self) -> Iterator[ast.stmt]:
         """Statements that build the tree, in the order of the user's own state."""
         graph = self.graph
         state = graph.structure.state if graph.structure is not None else {}
@@ -215,9 +258,9 @@ class _Writer:
             inside = layer is not None or self._counts_batches(name)
             if layer is not None and layer.owner not in declared:
                 declared.add(layer.owner)
-                yield f"put(self, {layer.owner!r}, {layer.code})"
+                yield _put(layer.owner, layer.code)
             if held.key in first:
-                yield f"put(self, {name!r}, {path_of(first[held.key])})"
+                yield _put(name, path_of(first[held.key]))
                 continue
             first[held.key] = name
             self.tensors[name] = Tensor(held.load, held.trainable)
@@ -227,92 +270,117 @@ class _Writer:
                 fixed.append(name)
         for owner, layer in self.layers.items():
             if owner not in declared:
-                yield f"put(self, {owner!r}, {layer.code})"
+                yield _put(owner, layer.code)
         for name in fixed:
-            yield f"{path_of(name)}.requires_grad_(False)"
+            yield statement(quote("_0.requires_grad_(False)", path_of(name)))
 
     def _counts_batches(self, name: str) -> bool:
         owner, _, own = name.rpartition(".")
         return own == "num_batches_tracked" and owner in self.layers
 
-    def _loose(self, name: str, held: _Held) -> str:
+    def _loose(self, name: str, held: _Held) -> ast.stmt:
         """A parameter or buffer that no layer declares."""
-        made = f"torch.empty({held.shape}{'' if held.dtype == 'torch.float32' else f', dtype={held.dtype}'})"
+        plain = held.dtype == torch.float32
+        made = call("torch.empty", [held.shape], {} if plain else {"dtype": held.dtype})
         if held.kind == "parameter":
-            return f"put(self, {name!r}, nn.Parameter({made}{'' if held.trainable else ', requires_grad=False'}))"
-        return f"put(self, {name!r}, {made}{'' if held.persistent else ', persistent=False'})"
+            fixed = {} if held.trainable else {"requires_grad": False}
+            return _put(name, call("nn.Parameter", [made], fixed))
+        return _put(name, made, {} if held.persistent else {"persistent": False})
 
     # -- forward -----------------------------------------------------------------------------------
 
-    def _name(self, value: Value) -> str:
+    def _variable(self, value: Value) -> str:
+        """The variable that holds a value that is no weight."""
         if value not in self.names:
-            self.names[value] = (
-                path_of(value.name) if isinstance(value, Weight) else self._fresh(value.name)
-            )
+            self.names[value] = self._fresh(value.name)
         return self.names[value]
 
-    def _forward(self) -> str:
+    def _name(self, value: Value) -> Code:
+        return path_of(value.name) if isinstance(value, Weight) else variable(self._variable(value))
+
+    def _size(self, size: Sym) -> Code:
+        """A size that is known when the model runs."""
+        return size_code(size, lambda symbol: variable(self._symbol(symbol)))
+
+    def _symbol(self, symbol: str) -> str:
+        if symbol not in self.symbols:
+            self.symbols[symbol] = self._fresh(symbol)
+        return self.symbols[symbol]
+
+    def _show(self, node: Node, x: Any) -> Any:
+        """An argument of ``node`` with code for operands, sizes and the device."""
+        return substitute(x, lambda k: self._name(node.operand(k)), self._size, _DEVICE)
+
+    def _forward(self) -> Function:
         graph, structure = self.graph, self.graph.structure
-        lines: list[str] = []
+        lines: list[Line] = []
         if structure is not None:
             signature = Signature(structure, self._fresh)
-            self.names.update((graph.inputs[i], name) for i, name in signature.names.items())
-            head = f"self, {signature.head}" if signature.head else "self"
-            lines += signature.lines
+            self.names.update((graph.inputs[i], own) for i, own in signature.names.items())
+            parameters = signature.parameters
+            lines += [Line((s,)) for s in signature.statements]
         else:
-            head = ", ".join(["self", *map(self._name, graph.inputs)])
-        body: list[str] = []
+            parameters = Parameters()
+            parameters.add("self")
+            for value in graph.inputs:
+                parameters.add(self._variable(value))
+        body: list[Line] = []
         last = _last_uses(graph)
         wanted = {name for node in graph.nodes for name in names_in(list(node.attrs.values()))}
         bound: set[str] = set()
-        prologue = list(self._bind_sizes(graph.inputs, wanted, bound))
+        prologue = [Line((s,)) for s in self._bind_sizes(graph.inputs, wanted, bound)]
         scope = ""
         for i, node in enumerate(graph.nodes):
             if node.origin.scope != scope and node.origin.scope:
-                body.append(f"# {node.origin.scope}")
+                body.append(Line(comment=node.origin.scope))
             scope = node.origin.scope
             single = node in self.layer_of and dict(node.origin.layout).get("hx") is None
-            dead = [self._name(v) for v in last.get(i, ()) if not (single and v.producer is node)]
-            body += [
-                self._line(node),
-                *self._bind_sizes([v for v in node.outputs if v.dtype != "none"], wanted, bound),
+            dead = [
+                self._variable(v) for v in last.get(i, ()) if not (single and v.producer is node)
             ]
-            body[-1] += f"; del {', '.join(dead)}" if dead else ""
-        if any("device" in line for line in body):
-            lines.append(f"device = {self._device()}")
+            body.append(Line((self._line(node),)))
+            sizes = [v for v in node.outputs if v.dtype != "none"]
+            body += [Line((s,)) for s in self._bind_sizes(sizes, wanted, bound)]
+            if dead:
+                body[-1] = Line((*body[-1].statements, delete(dead)))
         if wanted - bound:
             raise IrpruneError(
                 f"the size {min(wanted - bound)} follows from no input",
                 "",
                 "give dynamic_shapes that name every dynamic size",
             )
-        lines += prologue + body
-        lines.append(f"return {self._result()}")
-        return f"    def forward({head}):\n" + "".join(f"        {line}\n" for line in lines)
+        result = self._result()
+        if any(map(_reads_device, body)):
+            lines.append(Line((assign(_DEVICE, self._device()),)))
+        lines += [*prologue, *body, Line((ast.Return(result.tree),))]
+        return Function("forward", parameters, lines)
 
-    def _device(self) -> str:
+    def _device(self) -> Code:
         if self.graph.inputs:
-            return f"{self._name(self.graph.inputs[0])}.device"
+            return attribute(self._name(self.graph.inputs[0]), "device")
         trained = any(w.kind == "parameter" for w in self.graph.weights.values())
-        return "next(self.parameters()).device" if trained else "torch.device('cpu')"
+        return quote("next(self.parameters()).device" if trained else "torch.device('cpu')")
 
-    def _result(self) -> str:
+    def _result(self) -> Code:
         graph, structure = self.graph, self.graph.structure
         if structure is None:
-            return ", ".join(map(self._name, graph.outputs))
+            made = [self._name(v) for v in graph.outputs]
+            return made[0] if len(made) == 1 else tuple_of(made)
         leaves = (
             self._name(graph.outputs[p]) if isinstance(p, int) else literal(p[0])
             for p in structure.outputs
         )
         return pack(structure.out_spec, leaves, self.classes)
 
-    def _bind_sizes(self, values: list[Value], wanted: set[str], bound: set[str]) -> Iterator[str]:
+    def _bind_sizes(
+        self, values: list[Value], wanted: set[str], bound: set[str]
+    ) -> Iterator[ast.stmt]:
         """Statements for symbols that stand in the shapes of ``values``, alone or in ``k * s +
         c``."""
         for v in values:
             if v.producer is not None and isinstance(symbol := v.producer.attrs.get("symbol"), Sym):
                 bound.add(symbol.name)
-                yield f"{symbol} = {self._name(v)}"
+                yield assign(variable(self._symbol(symbol.name)), self._name(v))
         for exact in (True, False):
             for v in values:
                 for d, s in enumerate(v.type.shape or ()):
@@ -321,105 +389,94 @@ class _Writer:
                     names = list(dict.fromkeys(names_in(s)))
                     if (
                         len(names) != 1
-                        or (name := names[0]) in bound
-                        or name not in wanted
-                        or exact != (s.name == name)
+                        or (own := names[0]) in bound
+                        or own not in wanted
+                        or exact != (s.name == own)
                     ):
                         continue
-                    solved = _solve(s, name, f"{self._name(v)}.shape[{d}]")
-                    if solved:
-                        bound.add(name)
-                        yield f"{name} = {solved}"
+                    size = subscript(attribute(self._name(v), "shape"), [literal(d)])
+                    solved = _solve(s, own, size)
+                    if solved is not None:
+                        bound.add(own)
+                        yield assign(variable(self._symbol(own)), solved)
 
-    def _line(self, node: Node) -> str:
-        names = [self._name(v) for v in node.outputs]
+    def _line(self, node: Node) -> ast.stmt:
+        names = [variable(self._variable(v)) for v in node.outputs]
         owner = self.layer_of.get(node)
         if owner is not None and dict(node.origin.layout).get("hx") is not None:
             return self._recurrent(node, owner, names)
-        if owner is not None:
-            names = names[:1]
-        elif len(names) == 1 and _is_list(node):
-            return f"({names[0]},) = {self._expression(node)}"
-        return f"{', '.join(names)} = {self._expression(node)}"
+        made = self._expression(node)
+        if owner is None and (len(names) > 1 or _is_list(node)):
+            return assign(tuple_of(names), made)
+        return assign(names[0], made)
 
-    def _recurrent(self, node: Node, owner: str, names: list[str]) -> str:
+    def _recurrent(self, node: Node, owner: str, names: list[Code]) -> ast.stmt:
         state = dict(node.origin.layout)["hx"]
         held = [
             self._name(node.operand(k))
             for k in (state if isinstance(state, tuple) else (state,))
             if k is not None
         ]
-        x = self._name(node.operand(0))
+        x, layer = self._name(node.operand(0)), path_of(owner)
         if len(held) == 2:
-            return f"{names[0]}, ({names[1]}, {names[2]}) = {path_of(owner)}({x}, ({held[0]}, {held[1]}))"
-        return f"{names[0]}, {names[1]} = {path_of(owner)}({x}, {held[0]})"
+            found = tuple_of([names[0], tuple_of(names[1:3])])
+            return assign(found, call(layer, [x, tuple_of(held)]))
+        return assign(tuple_of(names[:2]), call(layer, [x, held[0]]))
 
     def _body(self, node: Node, kind: str, body: Body) -> Code:
         """A function of a body's own inputs; the source has the body as a function of its own
         inputs and those outside."""
         inner = _Writer(body.graph)
         inner.functions = self.functions
-        name = self._fresh(f"{kind}_{node.out.name}")
-        while name in self.functions:
-            name += "_"
-        self.functions[name] = ""
-        head, *lines = inner._forward().splitlines()
-        given = head.partition("(self")[2].removeprefix(", ")
-        *rest, last = (line[4:] for line in lines)
-        self.functions[name] = (
-            "\n".join(
-                [
-                    f"def {name}({given}",
-                    *rest,
-                    f"    return [{last.strip().removeprefix('return ')}]",
-                ]
-            )
-            + "\n"
-        )
-        outside = ", ".join(self._name(node.operand(int(k))) for k in body.outer)
-        return Code(f"lambda *own: {name}(*own{', ' if outside else ''}{outside})")
+        own = self._fresh(f"{kind}_{node.out.name}")
+        while own in self.functions:
+            own += "_"
+        self.functions[own] = ""
+        made = inner._forward()
+        made.own = own
+        made.parameters.plain.remove("self")
+        returned = made.lines[-1].statements[0]
+        assert isinstance(returned, ast.Return) and returned.value is not None
+        many = returned.value.elts if isinstance(returned.value, ast.Tuple) else [returned.value]
+        made.lines[-1] = Line((ast.Return(ast.List(many)),))
+        self.functions[own] = made
+        outside = [self._name(node.operand(int(k))) for k in body.outer]
+        given = Code(ast.Starred(variable("own").tree))
+        return quote("lambda *own: _0", call(own, [given, *outside]))
 
-    def _function(self, node: Node) -> str | None:
+    def _function(self, node: Node) -> Code | None:
         """The call of a function that the operator table has for ``node``; the emitted source
         carries it."""
         entry = lookup(node)
-        if entry is None or (name := getattr(entry.run, "function", None)) is None:
+        own = _function_of(node)
+        if entry is None or own is None:
             return None
-        for needed in (*functions.HELPERS.get(name, ()), name):
+        for needed in (*functions.HELPERS.get(own, ()), own):
             self.functions.setdefault(needed, inspect.getsource(getattr(functions, needed)))
-        self.taken.add(name)
         given = [
-            Code(self._name(v)) if v is not None else None
-            for v in node.inputs[: node.attrs.get("own")]
+            self._name(v) if v is not None else None for v in node.inputs[: node.attrs.get("own")]
         ]
-
-        def show(x: Any) -> Any:
-            return substitute(
-                x,
-                lambda k: Code(self._name(node.operand(k))),
-                lambda s: Code(str(s)),
-                Code("device"),
-            )
-
         attrs = {
-            k: Code("device")
+            k: _DEVICE
             if k == "device"
             else self._body(node, k, v)
             if isinstance(v, Body)
-            else show(torch_attribute(k, v))
+            else self._show(node, torch_attribute(k, v))
             for k, v in node.attrs.items()
             if k != "own"
         }
         made, named = getattr(entry.run, "results", 1), len(node.outputs)
-        return f"{name}({arguments(given, attrs)})" + (
-            "" if made <= named else "[0]" if named == 1 else f"[:{named}]"
-        )
+        result = call(own, given, attrs)
+        if made <= named:
+            return result
+        return subscript(result, [literal(0) if named == 1 else slice(None, named)])
 
-    def _expression(self, node: Node) -> str:
+    def _expression(self, node: Node) -> Code:
         if node in self.layer_of:
-            return f"{path_of(self.layer_of[node])}({self._name(node.operand(1 if node.op == 'embedding' else 0))})"
+            x = self._name(node.operand(1 if node.op == "embedding" else 0))
+            return call(path_of(self.layer_of[node]), [x])
         try:
-            call = bind(node)
+            bound = bind(node)
         except LookupError:
             if (written := self._function(node)) is not None:
                 return written
@@ -438,28 +495,50 @@ class _Writer:
                     ("p", "train") if node.op == "dropout" else ("lower", "upper", "training")
                 )
             ]
-            given = [
-                self._name(node.operand(0)),
-                *map(str, options),
-                "True" if on else "self.training",
-            ]
-            return f"torch.{call.target.split('.')[1]}({', '.join(given)})"
-
-        def show(x: Any) -> Any:
-            return substitute(
-                x,
-                lambda k: Code(self._name(node.operand(k))),
-                lambda s: Code(str(s)),
-                Code("device"),
-            )
-
+            training = literal(True) if on else quote("self.training")
+            given = [self._name(node.operand(0)), *options, training]
+            return call(f"torch.{bound.target.split('.')[1]}", given)
         rank = node.operand(0).rank if node.has(0) and node.operand(0).type.shape is not None else 0
         return spell(
-            call.target,
-            [show(a) for a in call.args],
-            {k: show(v) for k, v in call.kwargs.items()},
+            bound.target,
+            [self._show(node, a) for a in bound.args],
+            {k: self._show(node, v) for k, v in bound.kwargs.items()},
             rank,
         )
+
+
+_DEVICE = variable("device")
+
+
+def _reads_device(line: Line) -> bool:
+    return any(
+        isinstance(n, ast.Name) and n.id == "device" for s in line.statements for n in ast.walk(s)
+    )
+
+
+def _function_of(node: Node) -> str | None:
+    """The function that the operator table has for ``node``, where it has one."""
+    entry = lookup(node)
+    return None if entry is None else getattr(entry.run, "function", None)
+
+
+def _functions_of(graph: Graph) -> set[str]:
+    found = {_function_of(node) for node in graph.nodes}
+    return {own for f in found if f is not None for own in (*functions.HELPERS.get(f, ()), f)}
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> tuple[ast.stmt, ...]:
+    """The statements of source that irprune's own files hold."""
+    return tuple(ast.parse(text).body)
+
+
+def _statements(function: str | Function) -> tuple[ast.stmt, ...]:
+    return _parsed(function) if isinstance(function, str) else (function.tree,)
+
+
+def _put(place: str, item: Code, options: dict[str, Any] | None = None) -> ast.stmt:
+    return statement(call("put", [variable("self"), place, item], options))
 
 
 def _is_list(node: Node) -> bool:
@@ -481,7 +560,7 @@ class _Held:
     load: Callable[[], Any]
     kind: str
     shape: list[Any]
-    dtype: str
+    dtype: Any
     trainable: bool
     persistent: bool
 
@@ -494,7 +573,7 @@ def _held(weight: Weight | None, entry: Any) -> _Held:
             weight.load,
             weight.kind,
             list(weight.shape),
-            str(TO_TORCH[weight.dtype]),
+            TO_TORCH[weight.dtype],
             weight.trainable,
             persistent,
         )
@@ -504,34 +583,46 @@ def _held(weight: Weight | None, entry: Any) -> _Held:
         lambda: tensor,
         entry.kind,
         list(tensor.shape),
-        str(tensor.dtype),
+        tensor.dtype,
         tensor.requires_grad,
         entry.persistent,
     )
 
 
-def path_of(name: str) -> str:
+def path_of(place: str) -> Code:
     """``layer1.0.conv1`` as ``self.layer1[0].conv1``."""
-    out = "self"
-    for part in name.split("."):
-        if part.isidentifier() and not keyword.iskeyword(part):
-            out += f".{part}"
-        elif part.isdigit() and out != "self":
-            out += f"[{part}]"
+    out = variable("self")
+    for i, part in enumerate(place.split(".")):
+        if is_identifier(part) and not part.startswith("__"):  # Python reads __x as _Model__x
+            out = attribute(out, part)
+        elif i and part.isascii() and part.isdigit() and str(int(part)) == part:
+            out = subscript(out, [literal(int(part))])
         else:
-            out = f"getattr({out}, {part!r})"
+            out = call("getattr", [out, part])
     return out
 
 
-def _solve(symbolic: Sym, name: str, size: str) -> str:
-    """The code that gives symbol ``name`` where ``symbolic`` is ``size``; "" where the expression
-    is not ``k * name + c``."""
-    found = linear(symbolic)
-    if found is None or (k := found[0].get(name, 0)) <= 0:
-        return ""
+def size_code(size: Sym | int | float, named: Callable[[str], Code]) -> Code:
+    """The code of a size; ``named`` gives that of a symbol."""
+    if not isinstance(size, Sym):
+        return literal(size)
+    if size.name:
+        return named(size.name)
+    args = [size_code(a, named) for a in size.args if not isinstance(a, str)]
+    if size.op in INFIX:
+        return infix(args[0], size.op, args[1])
+    return quote("-_0", args[0]) if size.op == "neg" else call(size.op, args)
+
+
+def _solve(size: Sym, symbol: str, known: Code) -> Code | None:
+    """The code that gives ``symbol`` where ``size`` is ``known``; None where the size is not
+    ``k * symbol + c``."""
+    found = linear(size)
+    if found is None or (k := found[0].get(symbol, 0)) <= 0:
+        return None
     c = found[1]
-    moved = f"({size} - {c})" if c > 0 else f"({size} + {-c})" if c < 0 else size
-    return f"{moved} // {k}" if k != 1 else moved.strip("()") if c else size
+    moved = infix(known, "-", c) if c > 0 else infix(known, "+", -c) if c < 0 else known
+    return infix(moved, "//", k) if k != 1 else moved
 
 
 def _last_uses(graph: Graph) -> dict[int, list[Value]]:

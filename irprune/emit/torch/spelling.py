@@ -11,14 +11,10 @@ from typing import Any
 
 import torch
 
+from irprune.emit.torch.code import Code, attribute, call, infix, literal, quote, subscript
 from irprune.ops.call import overload
 
-__all__ = ["Code", "literal", "spell"]
-
-
-class Code(str):
-    """Text that is code already; ``literal`` leaves it as it is."""
-
+__all__ = ["spell"]
 
 _INFIX = {
     "add.Tensor": "+",
@@ -121,7 +117,7 @@ _PLAIN = frozenset(
 )
 
 
-def spell(target: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int = 0) -> str:
+def spell(target: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int = 0) -> Code:
     """The expression that calls ``target``; operands come as ``Code``, ``rank`` is that of the
     first one (for subscripts)."""
     space, name, variant = target.split(".")
@@ -129,32 +125,28 @@ def spell(target: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int
     short = f"{name}.{variant}"
     if space == "aten":
         made = _special(short, args, kwargs, rank) or _usual(name, short, args, kwargs)
-        if made:
+        if made is not None:
             return made
-    return f"torch.ops.{target}({arguments(args, kwargs)})"
+    return call(f"torch.ops.{target}", args, kwargs)
 
 
-def arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    """What stands between the parentheses."""
-    return ", ".join([literal(a) for a in args] + [f"{k}={literal(v)}" for k, v in kwargs.items()])
-
-
-def _usual(name: str, short: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    if short in _INFIX and len(args) == 2 and not kwargs and isinstance(args[0], Code):
-        return f"{args[0]} {_INFIX[short]} {_operand(args[1])}"
+def _usual(name: str, short: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Code | None:
+    first = args[0] if args and isinstance(args[0], Code) else None
+    if short in _INFIX and len(args) == 2 and not kwargs and first is not None:
+        return infix(first, _INFIX[short], args[1])
     if short == "pow.Scalar" and len(args) == 2 and not kwargs:
-        return f"{_operand(args[0])} ** {args[1]}"
+        return infix(args[0], "**", args[1])
     if short == "rsub.Scalar" and len(args) == 2 and not kwargs:
-        return f"{_operand(args[1])} - {args[0]}"
+        return infix(args[1], "-", args[0])
     if short in _PREFIX:
-        return f"{_PREFIX[short]}{args[0]}"
+        return quote(f"{_PREFIX[short]}_0", args[0])
     if short in _FUNCTIONS and _fits(short, args, kwargs):
-        return f"F.{_FUNCTIONS[short][0]}({arguments(args, kwargs)})"
-    if name in _METHODS and args and isinstance(args[0], Code):
-        return f"{args[0]}.{name}({arguments(args[1:], kwargs)})"
-    if name in _PLAIN and hasattr(torch, name):
-        return f"torch.{name}({arguments(args, kwargs)})"
-    return ""
+        return call(f"F.{_FUNCTIONS[short][0]}", args, kwargs)
+    if name in _METHODS and first is not None:
+        return call(attribute(first, name), args[1:], kwargs)
+    if name in _PLAIN and name in vars(torch):
+        return call(f"torch.{name}", args, kwargs)
+    return None
 
 
 def _fits(short: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
@@ -165,25 +157,22 @@ def _fits(short: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return len(args) <= count and set(kwargs) <= known
 
 
-def _operand(x: Any) -> str:
-    text = literal(x)
-    return f"({text})" if text.startswith("-") else text
-
-
-def _special(short: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> str:
+def _special(short: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> Code | None:
     """Spellings whose arguments stand in another order or form."""
+    overloaded = f"torch.ops.aten.{short}"
     if short == "slice.Tensor":
         return _slice(args, kwargs, rank)
     if short == "index.Tensor" and len(args) == 2 and not kwargs:
-        inside = [":" if i is None else literal(i) for i in args[1]]
-        return f"{args[0]}[{', '.join(inside)}]"
+        return subscript(args[0], [slice(None) if i is None else literal(i) for i in args[1]])
     if short == "embedding.default":
         pad = args[2] if len(args) > 2 else kwargs.get("padding_idx", -1)
         if len(args) <= 3 and set(kwargs) <= {"padding_idx"}:
-            return f"F.embedding({args[1]}, {args[0]}{'' if pad == -1 else f', padding_idx={literal(pad)}'})"
+            return call(
+                "F.embedding", (args[1], args[0]), {} if pad == -1 else {"padding_idx": pad}
+            )
     if short == "batch_norm.default" and len(args) >= 8:
         x, w, b, mean, var, training, momentum, eps = args[:8]
-        return f"F.batch_norm({arguments((x, mean, var, w, b, training, momentum, eps), {})})"
+        return call("F.batch_norm", (x, mean, var, w, b, training, momentum, eps))
     if short in _INTERPOLATE:
         return _interpolate(_INTERPOLATE[short], args, kwargs)
     if short in ("to.device", "to.dtype", "to.dtype_layout"):
@@ -197,24 +186,24 @@ def _special(short: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: i
             "copy",
             "non_blocking",
         }:
-            return f"{args[0]}.to({arguments((), given)})"
-        return f"torch.ops.aten.{short}({arguments(args, kwargs)})"
+            return call(attribute(args[0], "to"), (), given)
+        return call(overloaded, args, kwargs)
     if short in ("mT.default", "numpy_T.default"):
-        return f"{args[0]}.{short.split('.')[0].removeprefix('numpy_')}"
+        return attribute(args[0], short.split(".")[0].removeprefix("numpy_"))
     if short == "_unsafe_view.default":
-        return f"{args[0]}.reshape({literal(args[1])})"
+        return call(attribute(args[0], "reshape"), (args[1],))
     if short == "constant_pad_nd.default":
-        return f"F.pad({args[0]}, {literal(args[1])}{f', value={literal(args[2])}' if len(args) > 2 else ''})"
+        return call("F.pad", args[:2], {"value": args[2]} if len(args) > 2 else {})
     if short in ("_softmax.default", "_log_softmax.default") and args[2:] == [False]:
-        return f"{args[0]}.{short.split('.')[0][1:]}({literal(args[1])})"
+        return call(attribute(args[0], short.split(".")[0][1:]), (args[1],))
     if (short == "einsum.default" and (len(args) != 2 or kwargs)) or (
         short == "index_put.default" and None in args[1]
     ):
-        return f"torch.ops.aten.{short}({arguments(args, kwargs)})"
-    return ""
+        return call(overloaded, args, kwargs)
+    return None
 
 
-def _slice(args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> str:
+def _slice(args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> Code | None:
     """``x[:, 2:5]``."""
     given = dict(zip(("dim", "start", "end", "step"), args[1:], strict=False)) | dict(kwargs)
     dim, start, end, step = (
@@ -224,16 +213,14 @@ def _slice(args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> str:
         given.get("step", 1),
     )
     if not isinstance(dim, int) or (dim < 0 and not rank):
-        return ""
-    begin = "" if start in (None, 0) else literal(start)
-    stop = "" if end is None or (isinstance(end, int) and end >= 2**62) else literal(end)
-    inside = [":"] * (dim % rank if rank else dim) + [
-        f"{begin}:{stop}" + (f":{literal(step)}" if step != 1 else "")
-    ]
-    return f"{args[0]}[{', '.join(inside)}]"
+        return None
+    begin = None if start in (None, 0) else start
+    stop = None if isinstance(end, int) and end >= 2**62 else end
+    whole = [slice(None)] * (dim % rank if rank else dim)
+    return subscript(args[0], [*whole, slice(begin, stop, None if step == 1 else step)])
 
 
-def _interpolate(mode: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def _interpolate(mode: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Code:
     """``F.interpolate``; overloads of nearest neighbours have no ``align_corners``."""
     names = (
         ("size", "scale_factor") if mode == "nearest" else ("size", "align_corners", "scale_factor")
@@ -243,15 +230,4 @@ def _interpolate(mode: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> s
         renamed.get(k, k): v for k, v in kwargs.items()
     }
     given = {k: v for k, v in given.items() if v is not None}
-    return f"F.interpolate({args[0]}, {arguments((), given)}, mode={mode!r})"
-
-
-def literal(x: Any) -> str:
-    """``x`` as code: numbers, strings, lists, torch's dtypes, and ``Code`` as it is."""
-    if isinstance(x, Code):
-        return str(x)
-    if isinstance(x, (list, tuple)):
-        return "[" + ", ".join(map(literal, x)) + "]"
-    if isinstance(x, float) and (x != x or x in (float("inf"), float("-inf"))):
-        return f'float("{x}")'
-    return repr(x)
+    return call("F.interpolate", (args[0],), {**given, "mode": mode})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import onnx
@@ -34,9 +36,15 @@ def dtype_of(elem_type: int) -> str:
 
 
 def identifier(name: str) -> str:
-    """``name`` as a Python identifier."""
-    text = "".join(c if c.isalnum() else "_" for c in name) or "n"
-    return "d_" + text if text[0].isdigit() else text
+    """``name`` as a Python identifier in ASCII; what is changed on the way carries a number that
+    tells it from others, so that two names never become one."""
+    if name.isascii() and name.isidentifier() and name not in _TAKEN:
+        return name
+    text = "".join(c if c.isascii() and c.isalnum() else "_" for c in name)
+    return f"d_{text[:40]}_{crc32(name.encode('utf-8', 'surrogatepass')):08x}"
+
+
+_TAKEN = frozenset(keyword.kwlist) | {"max", "min", "int", "math"}  # what sizes are written with
 
 
 def value_type(proto: onnx.TypeProto, fresh: Callable[[], Size]) -> TensorType:

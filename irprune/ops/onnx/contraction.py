@@ -15,6 +15,7 @@ from irprune.ops.onnx.importer import (
     spell,
     use,
 )
+from irprune.ops.onnx.steps import activated
 from irprune.ops.onnx.types import broadcast
 from irprune.ops.registry import (
     Arg,
@@ -37,12 +38,15 @@ spell("matmul", "MatMul", read=lambda node: Step("matmul", None, {}, [product_ty
 
 
 def _gemm(node: Node) -> Letters:
-    a, b = (
-        (["k", "m"] if node.attrs["trans_a"] else ["m", "k"]),
-        (["n", "k"] if node.attrs["trans_b"] else ["k", "n"]),
-    )
-    rank = node.operand(2).rank if node.has(2) else 0
-    return a, b, ["m", "n"][2 - rank :] if rank else [], ["m", "n"]
+    """``alpha * a @ b + beta * c``, the last two dimensions of ``a`` or ``b`` swapped."""
+    many = max(node.operand(0).rank, node.operand(1).rank) - 2
+    lead = [f"b{k}" for k in range(many)]
+    a = [*lead[many - node.operand(0).rank + 2 :], "m", "k"]
+    b = [*lead[many - node.operand(1).rank + 2 :], "k", "n"]
+    a[-2:] = ["k", "m"] if node.attrs["trans_a"] else ["m", "k"]
+    b[-2:] = ["n", "k"] if node.attrs["trans_b"] else ["k", "n"]
+    out = [*lead, "m", "n"]
+    return a, b, out[len(out) - node.operand(2).rank :] if node.has(2) else [], out
 
 
 def _read_gemm(node: OnnxNode) -> Step:
@@ -83,42 +87,31 @@ contraction(
             {"trans_a": 1, "trans_b": 1, "alpha": 1.0, "beta": 1.0},
             free=3,
         ),
+        Sample(
+            (Arg((2, 3, 6, 4)), Arg((3, 6, 5))),
+            {"trans_a": 1, "trans_b": 0, "alpha": 0.5, "beta": 1.0},
+            free=5,
+        ),
     ),
     operands=("data", "weight", "bias"),
 )
 spell(("gemm", "linear"), "Gemm", read=_read_gemm)
 
 
-def _read_gemm_fused(node: OnnxNode) -> Step:
+def _read_activated(node: OnnxNode) -> list[Step]:
     """A product, then an activation."""
-    a = node.attrs
-    attrs = {
-        "trans_a": a.get("transA", 0),
-        "trans_b": a.get("transB", 0),
-        "alpha": a.get("alpha", 1.0),
-        "beta": a.get("beta", 1.0),
-    }
-    x, w = node.shape(0), node.shape(1)
-    kind = TensorType(
-        node.type(0).dtype, (x[1] if attrs["trans_a"] else x[0], w[0] if attrs["trans_b"] else w[1])
-    )
-    parameters = [a[k] for k in ("activation_alpha", "activation_beta") if k in a]
-    return Step(
-        "gemm_fused",
-        None,
-        {**attrs, "activation": a.get("activation", ""), "parameters": parameters},
-        [kind],
-    )
+    product = _read_gemm(node)
+    assert product.types is not None
+    names = ("activation_alpha", "activation_beta")
+    parameters = [node.attrs[k] for k in names if k in node.attrs]
+    return [product, *activated(node.attrs.get("activation", ""), parameters, product.types[0])]
 
 
-contraction(
-    "gemm_fused",
-    _gemm,
-    run=runs("gemm_fused"),
-    operands=("data", "weight", "bias"),
-    linear=lambda node: not node.attrs["activation"],
+spell(
+    ("gemm", "linear", "relu", "leaky_relu", "tanh"),
+    "com.microsoft::FusedGemm",
+    read=_read_activated,
 )
-spell("gemm_fused", "com.microsoft::FusedGemm", read=_read_gemm_fused)
 
 
 def _read_einsum(node: OnnxNode) -> Step:
@@ -140,17 +133,6 @@ def _read_einsum(node: OnnxNode) -> Step:
 spell("einsum", "Einsum", read=_read_einsum)
 
 
-def _fused(node: Node) -> Letters:
-    """``com.microsoft::FusedMatMul``: a product with the last two dimensions of an operand swapped,
-    or its batch moved inside."""
-    a, b = node.operand(0).rank, node.operand(1).rank
-    many = max(a, b) - 2
-    lead = [f"b{k}" for k in range(many)]
-    left = [*lead[many - (a - 2) :], *(["k", "m"] if node.attrs["trans_a"] else ["m", "k"])]
-    right = [*lead[many - (b - 2) :], *(["n", "k"] if node.attrs["trans_b"] else ["k", "n"])]
-    return left, right, [*lead, "m", "n"]
-
-
 def _read_fused(node: OnnxNode) -> Step:
     if (
         node.attrs.get("transBatchA", 0)
@@ -163,28 +145,19 @@ def _read_fused(node: OnnxNode) -> Step:
         "trans_a": node.attrs.get("transA", 0),
         "trans_b": node.attrs.get("transB", 0),
         "alpha": node.attrs.get("alpha", 1.0),
+        "beta": 1.0,
     }
     a, b = node.shape(0), node.shape(1)
     rows, columns = a[-1] if attrs["trans_a"] else a[-2], b[-2] if attrs["trans_b"] else b[-1]
     return Step(
-        "fused_matmul",
+        "gemm",
         None,
         attrs,
         [TensorType(node.type(0).dtype, (*broadcast((a[:-2], b[:-2])), rows, columns))],
     )
 
 
-contraction(
-    "fused_matmul",
-    _fused,
-    run=runs("fused_matmul"),
-    samples=(
-        Sample(
-            (Arg((2, 3, 6, 4)), Arg((3, 6, 5))), {"trans_a": 1, "trans_b": 0, "alpha": 0.5}, free=5
-        ),
-    ),
-)
-spell("fused_matmul", "com.microsoft::FusedMatMul", read=_read_fused)
+spell("gemm", "com.microsoft::FusedMatMul", read=_read_fused)
 
 
 def nothing(edit: Edit, *nodes: Node) -> None:

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
 from irprune.ops.onnx.importer import (
+    PREVIOUS,
     Edit,
     Misfit,
     OnnxNode,
     Step,
     Unread,
+    extended,
     sampled,
     spell,
     use,
-    variant,
 )
+from irprune.ops.onnx.steps import activated
 from irprune.ops.onnx.types import like, padded, window
-from irprune.ops.registry import TABLE, Arg
-from irprune.ops.traits import Convolution, kernel_of, many
+from irprune.ops.registry import Arg
 
 __all__ = ["conv_places"]
 
@@ -65,10 +65,13 @@ def conv_places(
     )
 
 
-def _conv(node: OnnxNode) -> Step:
+def _conv(node: OnnxNode) -> list[Step]:
+    """Padding that differs before and after is a step of its own."""
     x, w = node.shape(0), node.shape(1)
     _fitting(x, w, w[1] * node.attrs.get("group", 1))
     kernel = _kernel(node, w)
+    if len(kernel) > 3:
+        raise Unread(f"a convolution in {len(kernel)} dimensions")
     strides, dilations, begins, ends = padded(node, kernel)
     places = [
         window(s, k, t, d, b, e)
@@ -81,9 +84,19 @@ def _conv(node: OnnxNode) -> Step:
         "groups": node.attrs.get("group", 1),
     }
     kind = [like(node, shape=(x[0], w[0], *places))]
-    if begins == ends and len(kernel) <= 3:
-        return Step("conv", None, attrs, kind)
-    return Step("conv_padded", None, {**attrs, "padding": _flat(begins, ends)}, kind)
+    if begins == ends:
+        return [Step("conv", (0, 1, 2), attrs, kind)]
+    attrs["padding"] = [0] * len(kernel)
+    return [_pad(node, 0, x, begins, ends), Step("conv", (PREVIOUS, 1, 2), attrs, kind)]
+
+
+def _pad(
+    node: OnnxNode, operand: int, x: Sequence[Size], begins: Sequence[int], ends: Sequence[int]
+) -> Step:
+    """Zeros before and after the spatial dimensions of an image ``x``; negative where it is cut."""
+    spread = [s + (b + e) for s, b, e in zip(x[2:], begins, ends, strict=True)]
+    attrs = {"pad": _flat(begins, ends), "mode": "constant", "value": 0.0}
+    return Step("pad", (operand,), attrs, [like(node, shape=(*x[:2], *spread))])
 
 
 def _flat(begins: Sequence[int], ends: Sequence[int]) -> list[int]:
@@ -91,35 +104,16 @@ def _flat(begins: Sequence[int], ends: Sequence[int]) -> list[int]:
     return [p for b, e in zip(reversed(begins), reversed(ends), strict=True) for p in (b, e)]
 
 
-def _geometry(node: Node) -> Convolution:
-    """The node as a convolution: its padding lies as torch's ``pad`` takes it."""
-    a, flat = node.attrs, node.attrs["padding"]
-    n = len(kernel_of(node.operand(1)))
-    pairs = [(int(b), int(e)) for b, e in zip(flat[::2], flat[1::2], strict=True)]
-    return Convolution(
-        0,
-        1,
-        2,
-        many(a["stride"], n),
-        tuple(reversed(pairs)),
-        many(a["dilation"], n),
-        many(a.get("output_padding", 0), n),
-        int(a["groups"]),
-        TABLE[node.op] is TABLE["conv_transpose_padded"],
-        not a.get("activation") and not node.has(3),
-    )
+def _write_groups(edit: Edit, *nodes: Node) -> None:
+    groups = next(n.attrs["groups"] for n in nodes if "groups" in n.attrs)
+    if groups != edit.attrs.get("group", 1):
+        edit.attr("group", groups)
 
 
-def _write_groups(edit: Edit, node: Node) -> None:
-    if node.attrs["groups"] != edit.attrs.get("group", 1):
-        edit.attr("group", node.attrs["groups"])
+spell(("conv", "pad"), "Conv", read=_conv, write=_write_groups)
 
 
-variant("conv", "conv_padded", "conv_padded", convolution=_geometry)
-spell(("conv", "conv_padded"), "Conv", read=_conv, write=_write_groups)
-
-
-def _conv_transpose(node: OnnxNode) -> Step:
+def _conv_transpose(node: OnnxNode) -> list[Step]:
     kernel = _kernel(node, node.shape(1))
     n = len(kernel)
     strides = list(node.attrs.get("strides") or [1] * n)
@@ -143,6 +137,8 @@ def _conv_transpose(node: OnnxNode) -> Step:
             total = f - s
             if not isinstance(total, int):
                 raise Unread("the padding of a ConvTranspose depends on a dynamic size")
+            if total < 0 and not wanted:  # the standard fills up, onnxruntime does not
+                raise Unread("a ConvTranspose of a stride longer than its kernel, as long as SAME")
             if total < 0:  # more than the windows reach: filled up at the end
                 begins.append(0)
                 ends.append(total)
@@ -159,47 +155,50 @@ def _conv_transpose(node: OnnxNode) -> Step:
         "dilation": dilations,
     }
     kind = [TensorType(node.type(0).dtype, (x[0], w[1] * groups, *places))]
-    if (
-        begins == ends
-        and n <= 3
-        and all(b >= 0 for b in begins)
-        and all(e < max(t, d) for e, t, d in zip(extra, strides, dilations, strict=True))
+    if n > 3:
+        raise Unread(f"a transposed convolution in {n} dimensions")
+    # what is filled up at the end is output padding, what remains of unequal padding is cut away
+    attrs["output_padding"] = [e + max(-end, 0) for e, end in zip(extra, ends, strict=True)]
+    both = [min(b, max(e, 0)) for b, e in zip(begins, ends, strict=True)]
+    attrs["padding"] = both
+    limits = [max(t, d) for t, d in zip(strides, dilations, strict=True)]
+    if any(b < 0 for b in begins) or any(
+        e >= most for e, most in zip(attrs["output_padding"], limits, strict=True)
     ):
-        return Step("conv_transpose", None, attrs, kind)
-    return Step("conv_transpose_padded", None, {**attrs, "padding": _flat(begins, ends)}, kind)
+        raise Unread("a ConvTranspose that is filled up by more than a stride")
+    cut_begins = [b - p for b, p in zip(begins, both, strict=True)]
+    cut_ends = [max(e, 0) - p for e, p in zip(ends, both, strict=True)]
+    if not any(cut_begins) and not any(cut_ends):
+        return [Step("conv_transpose", (0, 1, 2), attrs, kind)]
+    whole = [s + (b + e) for s, b, e in zip(places, cut_begins, cut_ends, strict=True)]
+    image = like(node, shape=(x[0], w[1] * groups, *whole))
+    pad = {"pad": [-p for p in _flat(cut_begins, cut_ends)], "mode": "constant", "value": 0.0}
+    return [
+        Step("conv_transpose", (0, 1, 2), attrs, [image]),
+        Step("pad", (PREVIOUS,), pad, kind),
+    ]
 
 
-variant("conv_transpose", "conv_transpose_padded", "conv_transpose_padded", convolution=_geometry)
+spell(("conv_transpose", "pad"), "ConvTranspose", read=_conv_transpose, write=_write_groups)
+
+
+def _fused(node: OnnxNode) -> list[Step]:
+    """A convolution, then a sum (input 3), then an activation."""
+    steps = _conv(node)
+    kind = list(steps[-1].types or ())
+    if node.has(3):
+        steps.append(Step("add", (PREVIOUS, 3), {}, kind))
+    parameters = node.attrs.get("activation_params") or []
+    return steps + activated(node.attrs.get("activation", ""), parameters, kind[0])
+
+
+_ACTIVATIONS = ("relu", "leaky_relu", "clamp", "sigmoid", "tanh", "mul", "add")
 spell(
-    ("conv_transpose", "conv_transpose_padded"),
-    "ConvTranspose",
-    read=_conv_transpose,
+    ("conv", "pad", *_ACTIVATIONS),
+    "com.microsoft::FusedConv",
+    read=_fused,
     write=_write_groups,
 )
-
-
-def _fused(node: OnnxNode) -> Step:
-    """A convolution, then a sum (input 3), then an activation."""
-    made = _conv(node)
-    attrs = dict(made.attrs)
-    if made.op == "conv":
-        attrs["padding"] = _flat(attrs["padding"], attrs["padding"])
-    attrs["activation"] = node.attrs.get("activation", "")
-    attrs["parameters"] = node.attrs.get("activation_params") or []
-    return Step("conv_fused", (0, 1, 2, 3), attrs, made.types)
-
-
-def _summed(axes: Axes, node: Node) -> None:
-    """What is added before the activation has the axes of the result."""
-    TABLE["conv"].rule(axes, node)
-    if node.has(3):
-        for a, b in zip(node.out.axes or (), axes.of(node.operand(3)), strict=True):
-            if a.size != 1 and b.size != 1:
-                axes.unify(a, b)
-
-
-variant("conv", "conv_fused", "conv_fused", rule=_summed, convolution=_geometry)
-spell("conv_fused", "com.microsoft::FusedConv", read=_fused, write=_write_groups)
 
 
 def _deformed(node: OnnxNode) -> Step:
@@ -214,12 +213,12 @@ def _deformed(node: OnnxNode) -> Step:
     }
     attrs |= {"begins": begins, "dilation": dilations}
     return Step(
-        "deform_conv", (0, 1, 2, 4, 3), attrs, [like(node, shape=(x[0], w[0], *offset[2:]))]
+        "deform_conv2d", (0, 1, 2, 4, 3), attrs, [like(node, shape=(x[0], w[0], *offset[2:]))]
     )
 
 
-variant("deform_conv2d", "deform_conv", "deform_conv")
-spell("deform_conv", "DeformConv", read=_deformed, write=_write_groups)
+extended("deform_conv2d", "deform_conv")
+spell("deform_conv2d", "DeformConv", read=_deformed, write=_write_groups)
 
 # -- samples ---------------------------------------------------------------------------------------
 
@@ -261,6 +260,8 @@ sampled(
     use(_X, _UP, _B, free=4, group=2, pads=[0, 1, 1, 0], strides=[2, 2]),
     use(_X, _UP, _B, free=4, group=2, strides=[2, 2], output_shape=[12, 11]),
     use(_X, _UP, free=4, group=2, strides=[2, 2], auto_pad="SAME_UPPER"),
+    use(_X, _UP, free=4, group=2, strides=[3, 3], auto_pad="SAME_LOWER"),
+    use(_X, Arg((6, 2, 2, 2)), _B, free=4, group=2, strides=[4, 4], output_shape=[20, 19]),
     use(Arg((2, 6, 5)), Arg((6, 2, 3)), free=4, group=2),
 )
 _OFFSET = Arg((2, 36, 3, 3), low=-0.4, high=0.4)

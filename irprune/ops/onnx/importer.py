@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from irprune.ir.body import Body
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
-from irprune.ops.registry import TABLE, Arg, Op, Sample, load_table, register_onnx, spelling
+from irprune.ops.registry import TABLE, Arg, Op, Sample, amend, load_table, register_onnx, spelling
 
 __all__ = [
     "PREVIOUS",
@@ -29,6 +29,7 @@ __all__ = [
     "Step",
     "Unread",
     "called",
+    "extended",
     "multiplies",
     "refused",
     "runs",
@@ -314,6 +315,12 @@ def variant(base: str, name: str, run: str, results: int = 1, **changes: Any) ->
         raise ValueError(f"operator {name!r} is declared twice")
     TABLE[name] = made
     return made
+
+
+def extended(name: str, run: str, results: int = 1) -> None:
+    """Let nodes of entry ``name`` that came from ONNX be run by
+    ``irprune.ops.onnx.functions.<run>``, unless ``Op.call`` gives an overload."""
+    amend(name, run=runs(run, results))
 
 
 def same_attrs(*names: str) -> Writer:

@@ -29,8 +29,6 @@ HELPERS: dict[str, tuple[str, ...]] = {
     "projected_attention": ("keys_that_count",),
     "multi_head_attention": ("keys_that_count",),
     "group_query_attention": ("onnx_attention", "rotary"),
-    "conv_fused": ("conv_padded", "activated"),
-    "gemm_fused": ("gemm", "activated"),
     "max_pool_padded": ("pool_windows",),
     "lp_pool": ("pool_windows",),
     "avg_pool_padded": ("pool_windows",),

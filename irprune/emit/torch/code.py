@@ -1,0 +1,366 @@
+"""Python code as trees: what a model's file says enters generated source only as an identifier that
+was checked or as a literal.
+
+No text of a name is ever pasted into code. An expression is a ``Code``, made of other expressions
+by the functions here; ``quote`` fills the holes of a template that irprune itself wrote. The text
+comes from the tree at the end, and ``parsed_as_meant`` compares what Python reads in it with the
+tree."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import functools
+import keyword
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from irprune.errors import IrpruneError, printable
+
+__all__ = [
+    "INFIX",
+    "Code",
+    "Function",
+    "Line",
+    "Parameters",
+    "assign",
+    "attribute",
+    "call",
+    "delete",
+    "identifier",
+    "infix",
+    "is_identifier",
+    "literal",
+    "parsed_as_meant",
+    "quote",
+    "statement",
+    "subscript",
+    "tuple_of",
+    "variable",
+]
+
+
+class Code:
+    """An expression. Two are equal where their trees are."""
+
+    __slots__ = ("tree",)
+
+    def __init__(self, tree: ast.expr) -> None:
+        self.tree = tree
+
+    def __str__(self) -> str:
+        return ast.unparse(self.tree)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Code) and _same(self.tree, other.tree)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def is_identifier(text: str) -> bool:
+    """Whether Python reads ``text`` as one name, and as this one: it reads some letters as others
+    (``ª`` as ``a``)."""
+    return (
+        text.isidentifier()
+        and not keyword.iskeyword(text)
+        and unicodedata.normalize("NFKC", text) == text
+    )
+
+
+def identifier(text: str) -> str:
+    """``text`` where it is an identifier, and one like it in ASCII letters where it is not."""
+    if is_identifier(text):
+        return text
+    plain = "".join(c if c.isascii() and c.isalnum() else "_" for c in text)
+    return plain + "_" if keyword.iskeyword(plain) else f"v_{plain}"
+
+
+def variable(text: str) -> Code:
+    """The variable ``text``. Raises ValueError for what is no identifier."""
+    if not is_identifier(text):
+        raise ValueError(f"{text!r} is no identifier")
+    return Code(ast.Name(text))
+
+
+def attribute(of: Code, text: str) -> Code:
+    """``of.text``. Raises ValueError for what is no identifier."""
+    if not is_identifier(text):
+        raise ValueError(f"{text!r} is no identifier")
+    return Code(ast.Attribute(of.tree, text))
+
+
+# -- expressions -----------------------------------------------------------------------------------
+
+
+def literal(x: Any) -> Code:
+    """``x`` as code: numbers, strings, lists, torch's dtypes, and ``Code`` as it is. Raises
+    IrpruneError for what has no literal."""
+    if isinstance(x, Code):
+        return x
+    if isinstance(x, (list, tuple)):
+        return Code(ast.List([literal(v).tree for v in x]))
+    if isinstance(x, str):
+        return Code(ast.Constant(str(x)))
+    if x is None or isinstance(x, bool):
+        return Code(ast.Constant(x))
+    if isinstance(x, int):
+        return _signed(int(x), x < 0)
+    if isinstance(x, float):
+        if not math.isfinite(x):
+            return call("float", [repr(float(x))])
+        return _signed(float(x), math.copysign(1.0, x) < 0)
+    if isinstance(x, complex):
+        return call("complex", [x.real, x.imag])
+    if isinstance(x, (torch.dtype, torch.layout, torch.memory_format)):
+        return _dotted(str(x))
+    if isinstance(x, torch.device):
+        return call("torch.device", [str(x)])
+    raise IrpruneError(
+        f"a {type(x).__name__} cannot be written as source",
+        "",
+        "numbers, texts and lists of them can",
+    )
+
+
+def _signed(x: float, negative: bool) -> Code:
+    """Python has no negative literals: a minus stands before the number."""
+    return Code(ast.UnaryOp(ast.USub(), ast.Constant(-x)) if negative else ast.Constant(x))
+
+
+def call(
+    function: Code | str, args: Iterable[Any] = (), kwargs: Mapping[str, Any] | None = None
+) -> Code:
+    """``function(...)``; ``function`` as text is a dotted name, arguments that are no code are
+    literals."""
+    for key in kwargs or {}:
+        if not is_identifier(key):
+            raise ValueError(f"{key!r} is no identifier")
+    return Code(
+        ast.Call(
+            (_dotted(function) if isinstance(function, str) else function).tree,
+            [literal(a).tree for a in args],
+            [ast.keyword(k, literal(v).tree) for k, v in (kwargs or {}).items()],
+        )
+    )
+
+
+def _dotted(path: str) -> Code:
+    first, *rest = path.split(".")
+    return functools.reduce(attribute, rest, variable(first))
+
+
+def subscript(of: Code, items: Sequence[Code | slice]) -> Code:
+    """``of[a, b:c]``; the bounds of a slice are literals or code, None where there is none."""
+
+    def bound(x: Any) -> ast.expr | None:
+        return None if x is None else literal(x).tree
+
+    parts: list[ast.expr] = [
+        ast.Slice(bound(i.start), bound(i.stop), bound(i.step)) if isinstance(i, slice) else i.tree
+        for i in items
+    ]
+    return Code(ast.Subscript(of.tree, parts[0] if len(parts) == 1 else ast.Tuple(parts)))
+
+
+def tuple_of(items: Iterable[Code]) -> Code:
+    """``(a, b)``."""
+    return Code(ast.Tuple([i.tree for i in items]))
+
+
+INFIX: dict[str, type[ast.operator] | type[ast.cmpop]] = {
+    "+": ast.Add,
+    "-": ast.Sub,
+    "*": ast.Mult,
+    "/": ast.Div,
+    "//": ast.FloorDiv,
+    "%": ast.Mod,
+    "@": ast.MatMult,
+    "**": ast.Pow,
+    "&": ast.BitAnd,
+    "|": ast.BitOr,
+    "^": ast.BitXor,
+    "==": ast.Eq,
+    "!=": ast.NotEq,
+    "<": ast.Lt,
+    "<=": ast.LtE,
+    ">": ast.Gt,
+    ">=": ast.GtE,
+}
+
+
+def infix(left: Any, operator: str, right: Any) -> Code:
+    """``left operator right``."""
+    made = INFIX[operator]()
+    a, b = literal(left).tree, literal(right).tree
+    return Code(
+        ast.Compare(a, [made], [b]) if isinstance(made, ast.cmpop) else ast.BinOp(a, made, b)
+    )
+
+
+@functools.lru_cache(maxsize=512)
+def _template(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
+
+
+def quote(template: str, *holes: Any) -> Code:
+    """``template``, an expression that irprune wrote, with ``_0``, ``_1``, ... replaced by
+    ``holes``: code, or values that become literals."""
+    return Code(_Fill(holes).visit(copy.deepcopy(_template(template))))
+
+
+class _Fill(ast.NodeTransformer):
+    def __init__(self, holes: Sequence[Any]) -> None:
+        self.holes = holes
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id.startswith("_") and node.id[1:].isdigit():
+            return literal(self.holes[int(node.id[1:])]).tree
+        return node
+
+
+# -- statements ------------------------------------------------------------------------------------
+
+
+def statement(expression: Code) -> ast.stmt:
+    """An expression as a statement of its own."""
+    return ast.Expr(expression.tree)
+
+
+def assign(target: Code, value: Code) -> ast.stmt:
+    """``target = value``."""
+    return ast.Assign([_stored(target.tree)], value.tree)
+
+
+def _stored(tree: ast.expr) -> ast.expr:
+    tree = copy.deepcopy(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Name, ast.Tuple)):
+            node.ctx = ast.Store()
+    return tree
+
+
+def delete(names: Sequence[str]) -> ast.stmt:
+    """``del a, b``."""
+    for text in names:
+        variable(text)
+    return ast.Delete([ast.Name(text, ast.Del()) for text in names])
+
+
+@dataclass(frozen=True)
+class Line:
+    """Statements that stand on one line, or a comment; a comment may be any text."""
+
+    statements: tuple[ast.stmt, ...] = ()
+    comment: str = ""
+
+    def __str__(self) -> str:
+        if self.comment:
+            return f"# {printable(self.comment)}"
+        return "; ".join(ast.unparse(ast.fix_missing_locations(s)) for s in self.statements)
+
+
+class Parameters:
+    """The parameters of a function, given one after the other."""
+
+    def __init__(self) -> None:
+        self.plain: list[str] = []
+        self.defaults: list[Code] = []
+        self.rest: str | None = None
+        self.named: list[tuple[str, Code | None]] = []
+        self.starred = False
+
+    def add(self, own: str, default: Code | None = None) -> None:
+        """A parameter; behind a star it is given by keyword alone."""
+        variable(own)
+        if self.starred:
+            self.named.append((own, default))
+            return
+        if default is None and self.defaults:
+            raise ValueError(f"{own!r} without a default stands behind one that has one")
+        self.plain.append(own)
+        self.defaults += [] if default is None else [default]
+
+    def star(self, own: str | None = None) -> None:
+        """``*``, or ``*own`` for what is given beyond the others."""
+        if own is not None:
+            variable(own)
+        self.starred, self.rest = True, own
+
+    @property
+    def tree(self) -> ast.arguments:
+        """What stands between the parentheses."""
+        return ast.arguments(
+            [],
+            [ast.arg(p) for p in self.plain],
+            None if self.rest is None else ast.arg(self.rest),
+            [ast.arg(p) for p, _ in self.named],
+            [None if d is None else d.tree for _, d in self.named],
+            None,
+            [d.tree for d in self.defaults],
+        )
+
+
+@dataclass
+class Function:
+    """A function whose text keeps its comments."""
+
+    own: str
+    parameters: Parameters
+    lines: list[Line]
+
+    @property
+    def tree(self) -> ast.stmt:
+        """The tree that the text must parse to."""
+        variable(self.own)
+        body = [s for line in self.lines for s in line.statements]
+        return ast.FunctionDef(self.own, self.parameters.tree, body, [])
+
+    def text(self, indent: str = "") -> str:
+        """The source, each line behind ``indent``."""
+        head = f"{indent}def {self.own}({ast.unparse(self.parameters.tree)}):\n"
+        return head + "".join(f"{indent}    {line}\n" for line in self.lines)
+
+
+# -- the comparison --------------------------------------------------------------------------------
+
+
+def parsed_as_meant(text: str, meant: Sequence[ast.stmt], where: str) -> None:
+    """Raises IrpruneError where Python reads something else in ``text`` than the statements
+    ``meant``."""
+    try:
+        found: list[ast.stmt] = ast.parse(text).body
+    except (SyntaxError, ValueError):
+        found = []
+    if not _same(found, list(meant)):
+        raise IrpruneError(
+            "the source of the module does not say what it was meant to; it was not run",
+            where,
+            "report this as a bug",
+        )
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two trees are equal; places in the text, and whether a name is read or set, do not
+    count."""
+    if isinstance(a, ast.AST):
+        return type(a) is type(b) and all(
+            _same(getattr(a, f, None), getattr(b, f, None))
+            for f in a._fields
+            if f not in ("ctx", "kind", "type_comment", "type_params")
+        )
+    if isinstance(a, list):
+        return (
+            isinstance(b, list)
+            and len(a) == len(b)
+            and all(_same(x, y) for x, y in zip(a, b, strict=True))
+        )
+    return type(a) is type(b) and bool(a == b)
