@@ -303,7 +303,9 @@ def _products(node: Node) -> tuple[tuple[Axis, ...], ...]:
 
 
 def example_symbols(graph: Graph) -> dict[str, int]:
-    """The symbols' values in the example inputs that the capture kept; empty where it kept none."""
+    """The symbols' values in the example call that the capture kept; empty where it kept none."""
+    if graph.sizes:
+        return graph.sizes
     structure = graph.structure
     given = list(_tensors((getattr(structure, "args", ()), getattr(structure, "kwargs", {}))))
     out: dict[str, int] = {}

@@ -233,6 +233,7 @@ class Graph:
         self.fixed: list[Fixed] = []  # sizes of inputs that the graph is right for alone
         self.guards: list[Guard] = []  # what must hold between the sizes that are open
         self.sizes: dict[str, int] = {}  # the open sizes in the example call
+        self.places: dict[str, tuple[int, int]] = {}  # of symbols in guards: input, dimension
         self.notes: list[str] = []  # what the capture wants the user told
 
     def add_input(self, name: str, type: TensorType) -> Value:
@@ -313,7 +314,7 @@ class Graph:
         twin.outputs = [new[v] for v in self.outputs]
         twin.structure, twin.notes = self.structure, list(self.notes)
         twin.fixed, twin.guards = list(self.fixed), list(self.guards)
-        twin.sizes = dict(self.sizes)
+        twin.sizes, twin.places = dict(self.sizes), dict(self.places)
         twin.axes, twin.scores, twin.kept, twin.skipped = (
             self.axes,
             self.scores,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import eq, ge, gt, le, lt, ne
 
-from irprune.ir.size import Size, number, symbols
+from irprune.ir.size import Size, Sym, number, symbols
 
 __all__ = ["NEGATED", "RELATIONS", "Fixed", "Guard"]
 
@@ -49,7 +49,9 @@ class Guard:
     @property
     def symbols(self) -> tuple[str, ...]:
         """The names of the sizes in it, each once."""
-        found = (n for side in (self.left, self.right) for n in symbols(side))
+        found = (
+            n for side in (self.left, self.right) if isinstance(side, Sym) for n in symbols(side)
+        )
         return tuple(dict.fromkeys(found))
 
     def holds(self, bindings: Mapping[str, int]) -> bool:
@@ -58,4 +60,11 @@ class Guard:
         return RELATIONS[self.relation](left, right)
 
     def __str__(self) -> str:
-        return f"{str(self.left).strip('()')} {self.relation} {str(self.right).strip('()')}"
+        return f"{_bare(self.left)} {self.relation} {_bare(self.right)}"
+
+
+def _bare(side: Size | float) -> str:
+    """A side without the parentheses around it."""
+    text = str(side)
+    infix = isinstance(side, Sym) and text.startswith("(")
+    return text[1:-1] if infix else text

@@ -12,13 +12,15 @@ What the program decides by a size (a branch, a loop, a number made of it) is a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
+from operator import eq
 from typing import Any
 from zlib import crc32
 
 from irprune.ir.guards import NEGATED, RELATIONS, Fixed, Guard
-from irprune.ir.size import Size, Sym, linear, number, operation, symbol, symbols
+from irprune.ir.size import Size, Sym, number, operation, same, symbol, symbols
 
 __all__ = ["OpenSizes", "Settled", "rewrite"]
 
@@ -31,9 +33,11 @@ Real = Size | float
 @dataclass
 class Settled:
     """What is known of the open sizes at the end of a capture: symbols that turned out to be
-    another size, the dimensions of inputs that are fixed, and the guards that remain."""
+    another size, where in the inputs each stands (position, dimension), the dimensions that are
+    fixed, and the guards that remain."""
 
     replaced: dict[str, Size] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
     fixed: list[Fixed] = field(default_factory=list)
     guards: list[Guard] = field(default_factory=list)
 
@@ -41,10 +45,15 @@ class Settled:
 class OpenSizes:
     """The symbols of one capture.
 
-    ``where`` says which line of the user's program runs now; it is asked when a guard is made."""
+    ``where`` says which line of the user's program runs now; it is asked when a guard is made.
+    ``unique`` makes a name that nothing else has."""
 
-    def __init__(self, where: Callable[[], str] = lambda: "") -> None:
-        self.where = where
+    def __init__(
+        self,
+        where: Callable[[], str] = lambda: "",
+        unique: Callable[[str], str] = lambda name: name,
+    ) -> None:
+        self.where, self._unique = where, unique
         self.example: dict[str, int] = {}
         self.guards: dict[Guard, None] = {}  # what the program decides
         self.ties: dict[Guard, None] = {}  # what operators take to be equal
@@ -73,6 +82,7 @@ class OpenSizes:
         return made
 
     def _new(self, name: str, size: int) -> Sym:
+        name = self._unique(name)
         while name in self.example:
             name += "_"
         made = symbol(name)
@@ -83,7 +93,7 @@ class OpenSizes:
             while value in taken:
                 value += 1
             point[name] = value
-        self._first[self._at_points(made) or ()] = made
+        self._first[(*(p[made.name] for p in self._points), int)] = made
         return made
 
     def inputs_behind(self, sizes: Any) -> frozenset[str]:
@@ -112,7 +122,7 @@ class OpenSizes:
         self._values[key] = found
         return found
 
-    def of(self, op: str, *args: Real) -> Real:
+    def of(self, op: str, *args: Real) -> Any:
         """``op`` over ``args``: a number where it is the same for all sizes, and the first
         expression with these values where there was one."""
         key = (op, *args, *map(type, args))
@@ -132,7 +142,7 @@ class OpenSizes:
 
     def sum(self, sizes: Iterable[Size]) -> Size:
         """The sum of ``sizes``; 0 for none."""
-        total: Any = 0
+        total: Size = 0
         for s in sizes:
             if not isinstance(s, Sym) and s < 0 and total != 0:
                 total = self.of("-", total, -s)
@@ -142,7 +152,7 @@ class OpenSizes:
 
     def product(self, sizes: Iterable[Size]) -> Size:
         """The product of ``sizes``; 1 for none."""
-        total: Any = 1
+        total: Size = 1
         for s in sizes:
             total = s if total == 1 else total if s == 1 else self.of("*", total, s)
         return total
@@ -161,11 +171,10 @@ class OpenSizes:
         """Whether the relation holds in the example; from here on the capture depends on it."""
         truth = self.value_of(left, relation, right)
         if not self.quiet and (isinstance(left, Sym) or isinstance(right, Sym)):
+            left, right = _plain(left), _plain(right)
             kept = Guard(left, relation if truth else NEGATED[relation], right)
             if not _always(kept):
-                self.guards.setdefault(
-                    Guard(left, kept.relation, right, self.where()), None
-                )
+                self.guards.setdefault(Guard(left, kept.relation, right, self.where()), None)
         return truth
 
     def fixed(self, x: Real) -> Any:
@@ -233,6 +242,7 @@ class OpenSizes:
         for guard in self.guards:
             if is_told(guard):
                 close(guard.symbols, guard.where)
+        solved: list[Guard] = []
         pending = [g for g in (*self.guards, *self.ties) if g.relation == "=="]
         changed = True
         while changed:
@@ -246,6 +256,10 @@ class OpenSizes:
                     changed = True
                 elif self._solve(now, out):
                     changed = True
+                    solved.append(guard)
+                elif guard in self.ties and not self._possible(now):
+                    close(self._needed(now), now.where)
+                    changed = True
                 else:
                     rest.append(guard)
             pending = rest
@@ -256,72 +270,161 @@ class OpenSizes:
                 out.replaced[name] = self.example[name]
         out.replaced = {n: _whole(rewrite(symbol(n), out.replaced)) for n in out.replaced}
         numbers = {n: s for n, s in out.replaced.items() if isinstance(s, int)}
-        for guard in (*self.guards, *(t for t in self.ties if not is_told(t))):
-            now = _rewritten(guard, numbers)
-            if now.symbols and not _always(now):
-                out.guards.append(now)
+        # what operators take to be equal they check themselves, but where one symbol became another
+        checked = dict.fromkeys((*self.guards, *(g for g in solved if not is_told(g))))
+        out.guards = _simplest([_rewritten(g, numbers) for g in checked])
         for name, (position, dim) in self._inputs.items():
-            if name in numbers:
+            if name not in numbers:
+                out.places[name] = position, dim
+            else:
                 out.fixed.append(Fixed(position, dim, self.example[name], why.get(name, "")))
         return out
 
     def _solve(self, guard: Guard, out: Settled) -> bool:
-        """Let a symbol that stands alone on one side become the other side."""
+        """Let a symbol that stands alone on one side become the other side, or become another
+        symbol where the sides are the same then."""
         for one, other in ((guard.right, guard.left), (guard.left, guard.right)):
-            if not (isinstance(one, Sym) and isinstance(other, Sym) and other.is_whole):
-                continue
             if (
-                one.name in self._inputs
+                isinstance(one, Sym)
+                and isinstance(other, Sym)
+                and other.is_whole
+                and one.name in self._inputs
                 and one.name not in symbols(other)
                 and all(n in self._inputs for n in symbols(other))
             ):
                 out.replaced[one.name] = other
                 return True
+        if self._possible(guard):
+            return False  # no symbol is another for that
+        own = [n for n in guard.symbols if n in self._inputs]
+        for a, b in combinations(own, 2):
+            if self.example[a] == self.example[b] and self._identity(guard, {b: symbol(a)}):
+                out.replaced[b] = symbol(a)
+                return True
         return False
+
+    def _possible(self, guard: Guard) -> bool:
+        """Whether the sides are equal for a kind of sizes, not for the example's alone: where all
+        divide, or for small or large ones."""
+        if same(_whole(guard.left), _whole(guard.right)):
+            return True
+        a, b = self._at_points(guard.left), self._at_points(guard.right)
+        return a is not None and b is not None and any(map(eq, a, b))
+
+    def _identity(self, guard: Guard, replaced: Mapping[str, Size]) -> bool:
+        """Whether the two sides are the same for all sizes once symbols are ``replaced``."""
+        now = _rewritten(guard, replaced)
+        values = self._at_points(now.left)
+        return values is not None and values == self._at_points(now.right)
+
+    def _needed(self, guard: Guard) -> Sequence[str]:
+        """The fewest symbols that must have their value in the example for the sides to be the
+        same; the batch last."""
+        names = sorted(guard.symbols, key=lambda n: n in self._inputs and self._inputs[n][1] == 0)
+        for count in range(1, min(len(names), 4)):
+            for some in combinations(names, count):
+                if self._identity(guard, {n: self.example[n] for n in some}):
+                    return some
+        return names
+
+
+def _plain(x: Real) -> Real:
+    """One side of a comparison as a whole number where it is one."""
+    if isinstance(x, Sym):
+        inner = x.args[0]
+        return inner if x.op == "float" and isinstance(inner, Sym) else x
+    return int(x) if float(x).is_integer() else x
 
 
 def _whole(x: Real) -> Size:
     return x if isinstance(x, Sym) else int(x)
 
 
-def _always(guard: Guard) -> bool:
-    """Whether the relation holds for all sizes from 0 on: the difference of its sides is a sum of
-    symbols with factors of one sign, and on the right side of zero for empty inputs already."""
-    if not all(isinstance(s, (int, Sym)) for s in (guard.left, guard.right)):
-        return False
-    a, b = linear(guard.left), linear(guard.right)  # type: ignore[arg-type]
-    if a is None or b is None:
-        return False
-    factors = [a[0].get(n, 0) - b[0].get(n, 0) for n in dict.fromkeys((*a[0], *b[0]))]
-    rest = a[1] - b[1]
-    least = rest if all(f >= 0 for f in factors) else None
-    most = rest if all(f <= 0 for f in factors) else None
+_INFINITE = float("inf")
+
+
+def _range(x: Real, least: int) -> tuple[float, float]:
+    """Bounds of ``x`` where every symbol is at least ``least``, which is not negative."""
+    if not isinstance(x, Sym):
+        return x, x
+    if x.op == "symbol":
+        return least, _INFINITE
+    bounds = [_range(a, least) for a in x.args if not isinstance(a, str)]
+    (low, high), *others = bounds
+    if x.op == "neg":
+        return -high, -low
+    if x.op in ("float", "math.trunc", "math.floor") and low >= 0:
+        return low // 1, high
+    if not others:
+        return -_INFINITE, _INFINITE
+    (below, above), *_ = others
+    if x.op == "+":
+        return low + below, high + above
+    if x.op == "-":
+        return low - above, high - below
+    if x.op == "*" and low >= 0 and below >= 0:
+        return low * below, high * above if high and above else 0
+    if x.op in ("min", "max"):
+        pick = min if x.op == "min" else max
+        return pick(low, below), pick(high, above)
+    if x.op == "//" and low >= 0 and below == above and above > 0:
+        return low // below, high if high == _INFINITE else high // above
+    if x.op == "%" and below > 0:
+        return 0, above
+    return -_INFINITE, _INFINITE
+
+
+def _always(guard: Guard, least: int = 0) -> bool:
+    """Whether the relation holds wherever every symbol is at least ``least``."""
+    if guard.left == guard.right:
+        return guard.relation in ("==", "<=", ">=")
+    (low, high), (below, above) = _range(guard.left, least), _range(guard.right, least)
     match guard.relation:
         case ">":
-            return least is not None and least > 0
+            return low > above
         case ">=":
-            return least is not None and least >= 0
+            return low >= above
         case "<":
-            return most is not None and most < 0
+            return high < below
         case "<=":
-            return most is not None and most <= 0
+            return high <= below
         case "!=":
-            return (least is not None and least > 0) or (most is not None and most < 0)
-    return not any(factors) and rest == 0
+            return low > above or high < below
+    return False
 
 
-def rewrite(x: Real, replaced: Mapping[str, Size]) -> Real:
-    """``x`` with symbols replaced, until none of them is left."""
+def _simplest(guards: Iterable[Guard]) -> list[Guard]:
+    """The guards that can fail; those that only an empty input fails as one for each size."""
+    out: dict[Guard, None] = {}
+    seen: dict[tuple[Real, str, Real], None] = {}
+    for guard in guards:
+        if not guard.symbols or _always(guard):
+            continue
+        each = [guard]
+        if _always(guard, 1):
+            each = [Guard(symbol(n), ">", 0, guard.where) for n in guard.symbols]
+        for one in each:
+            key = (one.left, one.relation, one.right)
+            if key not in seen:
+                seen[key] = None
+                out[one] = None
+    return list(out)
+
+
+def rewrite(x: Real, replaced: Mapping[str, Size], of: Callable[..., Real] | None = None) -> Real:
+    """``x`` with symbols replaced, until none of them is left; ``of`` makes the expressions."""
     if not isinstance(x, Sym) or not any(n in replaced for n in symbols(x)):
         return x
     if x.op == "symbol":
-        return rewrite(replaced[x.name], {n: s for n, s in replaced.items() if n != x.name})
-    made = operation(x.op, *(rewrite(a, replaced) if isinstance(a, Sym) else a for a in x.args))  # type: ignore[arg-type]
-    return _simple(made)
+        rest = {n: s for n, s in replaced.items() if n != x.name}
+        return rewrite(replaced[x.name], rest, of)
+    args = [rewrite(a, replaced, of) if isinstance(a, Sym) else a for a in x.args]
+    return (of or _simply)(x.op, *args)
 
 
-def _simple(x: Real) -> Real:
-    """``x`` without additions of 0 and products with 1."""
+def _simply(op: str, *args: Any) -> Real:
+    """``op`` over ``args`` without additions of 0 and products with 1."""
+    x = operation(op, *args)
     if isinstance(x, Sym) and len(x.args) == 2:
         a, b = x.args
         if x.op in ("+", "-", "*", "//") and b == (0 if x.op in "+-" else 1):

@@ -24,6 +24,7 @@ __all__ = [
     "Sym",
     "UnboundSymbol",
     "evaluate",
+    "identical",
     "is_static",
     "linear",
     "number",
@@ -37,9 +38,9 @@ __all__ = [
 ]
 
 _LEAST = 1009  # the smallest probe, in grains
-# divisible by 1..12: `n // 7 * 7` of a probe is the probe again, as it is for the sizes that a
-# model accepts
-_GRAIN = 27720
+# divisible by 1..12, and by 2 ten times: `n // 7 * 7` of a probe is the probe again, after five
+# halvings too, as it is for the sizes that a model accepts
+_GRAIN = 2**10 * 3**2 * 5**2 * 7 * 11
 
 _INFIX: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
@@ -343,6 +344,16 @@ def same(a: Size, b: Size) -> bool:
     """Whether two sizes are equal for every value of the symbols (up to a coincidence of
     probes)."""
     return a == b or probe_of(a) == probe_of(b)
+
+
+def identical(a: Size, b: Size) -> bool:
+    """As ``same``, but no for a size that is held below or above another: at the probe point one of
+    the two decides, at others the other may."""
+    return a == b or (probe_of(a) == probe_of(b) and not (_held(a) or _held(b)))
+
+
+def _held(size: Sym | int | float | str) -> bool:
+    return isinstance(size, Sym) and (size.op in ("min", "max") or any(map(_held, size.args)))
 
 
 def is_static(shape: Iterable[Size]) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
-from irprune.ir.size import Size, same
+from irprune.ir.size import Size, identical
 from irprune.ops.rule.signature import Signature, Unsupported
 from irprune.ops.traits import Convolution, Kind, NnLayer, Quantised, Role
 
@@ -420,5 +420,5 @@ def same_type(node: Node) -> bool:
         a.dtype == b.dtype
         and a.static == b.static
         and a.rank == b.rank
-        and all(map(same, a.known, b.known))
+        and all(map(identical, a.known, b.known))
     )

@@ -13,7 +13,6 @@ from irprune.ir.body import Body
 from irprune.ir.dtype import FROM_NUMPY, is_borrowed, is_real
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym, UnboundSymbol, number
-
 from irprune.ir.symbols import needed, told
 from irprune.ops.call import bind, overload, substitute
 from irprune.ops.dtypes import FROM_TORCH, TO_TORCH

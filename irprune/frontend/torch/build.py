@@ -20,7 +20,6 @@ from torch.utils import _pytree as pytree
 
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.open_results import open_results
-from irprune.frontend.torch.size_nodes import SizeNode, expression_of
 from irprune.frontend.torch.sizes import size_of
 from irprune.ir.graph import Graph, Origin, TensorType, Value, Weight
 from irprune.ir.open_sizes import OpenSizes
@@ -205,9 +204,9 @@ _HINTS = {
 class Builder:
     """A graph under construction from ATen calls."""
 
-    def __init__(self, name: str, sizes: OpenSizes | None = None) -> None:
+    def __init__(self, name: str) -> None:
         self.graph = Graph(name)
-        self.sizes = sizes  # None where no size is open
+        self.sizes: OpenSizes | None = None  # where sizes are open
         self._names: dict[str, int] = {}
 
     def unique(self, name: str) -> str:
@@ -244,7 +243,8 @@ class Builder:
         returned, as tensors or their types."""
         spelled = canonical_target(target)
         if spelled == "aten.copy.default" and isinstance(args[1], Value):
-            return self._copied(args[1], type_of(made), place)
+            written = args[0].type if isinstance(args[0], Value) else type_of(made)
+            return self._copied(args[1], written, place)
         inputs: list[Value | None] = []
         attrs: dict[str, Any] = {}
         layout: list[tuple[str, int | tuple[int | None, ...] | None]] = []

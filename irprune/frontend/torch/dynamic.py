@@ -12,7 +12,7 @@ from irprune.ir.guards import Fixed
 from irprune.ir.open_sizes import OpenSizes, Settled, rewrite
 from irprune.ir.size import Size, Sym
 
-__all__ = ["Dynamic"]
+__all__ = ["NOTHING_OPEN", "Dynamic"]
 
 HELP = "write none, batch, all, or the dimensions of inputs: 'x:0,2'"
 
@@ -95,15 +95,15 @@ class Dynamic:
                 f"its inputs are {', '.join(v.name for v in graph.inputs)}",
             )
         settled = sizes.settle() if sizes is not None else Settled()
-        if settled.replaced:
-            _replace(graph, settled)
+        if sizes is not None and settled.replaced:
+            _replace(graph, settled, sizes)
         known = {(f.input, f.dim): f for f in settled.fixed}
         reason = f"forward fails on open sizes: {gist(failed)}" if failed is not None else ""
         for i, value in enumerate(graph.inputs):
             for d, size in enumerate(value.shape):
                 if isinstance(size, int):
                     graph.fixed.append(known.get((i, d), Fixed(i, d, size, reason)))
-        graph.guards = settled.guards
+        graph.guards, graph.places = settled.guards, settled.places
         if sizes is not None:
             graph.sizes = {
                 n: s
@@ -112,13 +112,16 @@ class Dynamic:
             }
 
 
-def _replace(graph: Graph, settled: Settled) -> None:
+NOTHING_OPEN = Dynamic()
+
+
+def _replace(graph: Graph, settled: Settled, sizes: OpenSizes) -> None:
     memo: dict[Sym, Any] = {}
 
     def now(x: Any) -> Any:
         if isinstance(x, Sym):
             if x not in memo:
-                made = rewrite(x, settled.replaced)
+                made = rewrite(x, settled.replaced, sizes.of)
                 memo[x] = int(made) if x.is_whole and not isinstance(made, Sym) else made
             return memo[x]
         if isinstance(x, (list, tuple)):

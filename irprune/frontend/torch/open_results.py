@@ -1,8 +1,8 @@
 """The sizes of a recorded call's results where sizes are open.
 
-What the operator's entry says is taken (``irprune.ops.extents``). A size that it does not say is one
-that the node tells when it runs, unless it stays as it is when the operands' sizes change; that is
-tried with torch's meta kernels. Torch refusing every other value of a size means that the operator
+What the operator's entry says is taken (``irprune.ops.extents``). A size that it does not say is
+one that the node tells when it runs, unless it stays as it is when the operands' sizes change; that
+is tried with torch's meta kernels. Torch refusing every other value of a size means that the operator
 fixes it."""
 
 from __future__ import annotations

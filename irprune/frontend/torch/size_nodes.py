@@ -19,6 +19,7 @@ from irprune.ir.size import Size, Sym
 __all__ = ["SizeNode", "StrideRead", "as_torch", "expression_of", "stride"]
 
 Real = Size | float
+Text = str  # the node has a method of that name
 
 
 class StrideRead(Exception):
@@ -109,7 +110,7 @@ class SizeNode(_Node):
         return str(self.expression)
 
     def is_int(self) -> bool:
-        return self.whole
+        return bool(self.whole)
 
     def is_float(self) -> bool:
         return not self.whole
@@ -132,7 +133,7 @@ class SizeNode(_Node):
     def guard_float(self, file: Any, line: Any) -> float:
         return float(self.sizes.fixed(self.expression))
 
-    def _with(self, op: str, *others: SizeNode) -> SizeNode:
+    def _with(self, op: Text, *others: SizeNode) -> SizeNode:
         args = [self.expression, *(o.expression for o in others)]
         if any(isinstance(o, StrideNode) for o in others):
             if not self.sizes.quiet:
@@ -140,7 +141,7 @@ class SizeNode(_Node):
             return StrideNode(self.sizes, 1)
         return SizeNode(self.sizes, self.sizes.of(op, *args))
 
-    def _compared(self, relation: str, other: SizeNode) -> _Truth:
+    def _compared(self, relation: Text, other: SizeNode) -> _Truth:
         return _Truth(self.sizes, [(self.expression, relation, other.expression)])
 
     def sym_ite(self, then: SizeNode, otherwise: SizeNode) -> Any:
@@ -229,12 +230,12 @@ class StrideNode(SizeNode):
 
     __slots__ = ()
 
-    def _with(self, op: str, *others: SizeNode) -> SizeNode:
+    def _with(self, op: Text, *others: SizeNode) -> SizeNode:
         if not self.sizes.quiet:
             raise StrideRead
         return StrideNode(self.sizes, 1)
 
-    def _compared(self, relation: str, other: SizeNode) -> _Truth:
+    def _compared(self, relation: Text, other: SizeNode) -> _Truth:
         return _Truth(self.sizes, [], True)
 
     def int_(self) -> int:
@@ -333,12 +334,14 @@ class _Truth(_Node):
 
 def as_torch(size: Real, sizes: OpenSizes) -> Any:
     """``size`` as forward sees it."""
-    return torch.SymInt(SizeNode(sizes, size)) if isinstance(size, Sym) else size
+    made: Any = torch.SymInt
+    return made(SizeNode(sizes, size)) if isinstance(size, Sym) else size
 
 
-def stride(sizes: OpenSizes) -> torch.SymInt:
+def stride(sizes: OpenSizes) -> Any:
     """What stands for a stride that depends on open sizes."""
-    return torch.SymInt(StrideNode(sizes, 1))
+    made: Any = torch.SymInt
+    return made(StrideNode(sizes, 1))
 
 
 def expression_of(x: Any) -> Real:

@@ -47,7 +47,7 @@ from irprune.frontend.torch.build import (
     open_dataclasses,
     type_of,
 )
-from irprune.frontend.torch.dynamic import Dynamic
+from irprune.frontend.torch.dynamic import NOTHING_OPEN, Dynamic
 from irprune.frontend.torch.known import from_constants
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.size_nodes import SizeNode, as_torch, expression_of, stride
@@ -89,17 +89,18 @@ def trace(
     ``forward`` raises."""
     if why := _composites_are_split():
         raise Declined(why)
-    wish, first = Dynamic.read(dynamic), None
+    wish = Dynamic.read(dynamic)
+    first: Exception | None = None
     try:
         for fewer in wish.narrower():
             try:
                 return _trace(model, tuple(args), dict(kwargs or {}), plain, fewer, first)
             except Declined:
                 raise
-            except Exception as why:  # by an open size, or whatever sizes there are
+            except Exception as failed:  # by an open size, or whatever sizes there are
                 if fewer.is_none:
                     raise
-                first = first or why
+                first = first or failed
         raise AssertionError("the last one has no open size")
     except NoWayBack as unknown:
         raise Declined(str(unknown)) from unknown
@@ -131,16 +132,25 @@ def _trace(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     plain: bool = False,
-    dynamic: Dynamic = Dynamic(),
+    dynamic: Dynamic = NOTHING_OPEN,
     failed: Exception | None = None,
 ) -> Graph:
     """``failed`` is why more sizes could not be left open."""
-    sizes = None if dynamic.is_none else OpenSizes(_source)
-    build = Builder(type(model).__name__, sizes)
+    build = Builder(type(model).__name__)
     graph = build.graph
     open_dataclasses((args, kwargs))
     flat, in_spec = pytree.tree_flatten((args, kwargs))
     fake = FakeTensorMode(allow_non_fake_inputs=False)
+    leaf_names = _leaf_names(model, args, kwargs)
+    arguments = {*leaf_names, *inspect.signature(model.forward).parameters}
+
+    def unique(name: str) -> str:
+        while name in arguments:
+            name += "_"
+        return build.unique(name)
+
+    sizes = None if dynamic.is_none else OpenSizes(_source, unique)
+    build.sizes = sizes
     recorder = _Recorder(build, fake, model)
     inputs: list[int | tuple[Any]] = []
     with contextlib.ExitStack() as around:
@@ -152,7 +162,7 @@ def _trace(
         around.enter_context(torch.inference_mode())
         around.enter_context(fake)
         leaves: list[Any] = []
-        for leaf, name in zip(flat, _leaf_names(model, args, kwargs), strict=True):
+        for leaf, name in zip(flat, leaf_names, strict=True):
             if isinstance(leaf, torch.Tensor):
                 twin = recorder.twin(leaf)
                 value = graph.add_input(build.unique(name), type_of(twin))

@@ -1,7 +1,7 @@
 """Sizes of results as expressions of the sizes of operands: what lets sizes of a call stay open.
 
-One function per kind of operator, by the name of its entry in the operator table: ``f(node, sizes)``
-gives a shape for each result. The types of the node's results are those of the example call; those
+One function per kind of operator, by the name of its entry in the operator table: ``f(node,
+sizes)`` gives a shape for each result. The types of the node's results are those of the example call; those
 of its operands, and its attributes, hold expressions. ``sizes`` does the arithmetic, and is told
 what an operator takes to be equal. A size of None is one that the function does not know."""
 
@@ -27,7 +27,7 @@ _EXTENTS: dict[str, Extents] = {}
 
 
 def extents(*names: str) -> Callable[[Extents], Extents]:
-    """Declare the function for the entries ``names``. Raises ValueError where one has a function."""
+    """Declare the function for the entries ``names``. Raises ValueError where one has its own."""
 
     def declare(function: Extents) -> Extents:
         for name in names:

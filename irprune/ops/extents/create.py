@@ -49,7 +49,7 @@ def arange(node: Node, sizes: OpenSizes) -> list[tuple[Size | None, ...]]:
     length = end if start == 0 else sizes.of("-", end, start)
     if step == 1:
         return [(length,)]
-    return [(sizes.of("neg", sizes.of("//", length, sizes.of("neg", step))),)]  # type: ignore[list-item]
+    return [(sizes.of("neg", sizes.of("//", length, sizes.of("neg", step))),)]
 
 
 @extents("linspace", "logspace")

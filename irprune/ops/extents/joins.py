@@ -30,14 +30,14 @@ def _joined(node: Node, dim: int, sizes: OpenSizes) -> tuple[Size, ...]:
 
 
 @extents("hstack", "vstack", "dstack", "column_stack")
-def stack_along(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
+def stack_along(node: Node, sizes: OpenSizes) -> list[tuple[Size | None, ...]]:
     """As ``cat`` along a dimension that the name says, where the rank suffices."""
     rank = node.operand(0).rank
     dim = {"hstack": 1, "vstack": 0, "dstack": 2, "column_stack": 1}[node.op]
     if node.op == "hstack" and rank == 1:
         dim = 0
     if rank <= dim or (rank < 2 and node.op != "hstack"):
-        return [tuple(None for _ in node.out.shape)]  # type: ignore[misc]
+        return [tuple(None for _ in node.out.shape)]
     return [_joined(node, dim, sizes)]
 
 

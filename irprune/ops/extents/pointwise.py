@@ -61,20 +61,24 @@ def like_first(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
     return same_for_all(node, node.operand(0).shape)
 
 
-@extents("batch_norm", "instance_norm")
-def channelwise(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
-    """The first operand's shape; parameters fix its channels."""
+def _channelwise(node: Node, sizes: OpenSizes) -> tuple[Size, ...]:
     shape = list(node.operand(0).shape)
     for v in node.inputs[1:]:
         if v is not None and len(shape) > 1:
             shape[1] = sizes.meet(shape[1], v.shape[0])
-    return same_for_all(node, tuple(shape))
+    return tuple(shape)
+
+
+@extents("batch_norm", "instance_norm")
+def channelwise(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
+    """The first operand's shape; parameters fix its channels."""
+    return same_for_all(node, _channelwise(node, sizes))
 
 
 @extents("native_batch_norm")
 def native_batch_norm(node: Node, sizes: OpenSizes) -> list[tuple[Size | None, ...]]:
     """As ``channelwise``; the statistics that come with it have the sizes of the example."""
-    first = channelwise(node, sizes)[0]
+    first = _channelwise(node, sizes)
     return [first, *((*v.shape,) for v in node.outputs[1:])]
 
 
@@ -94,6 +98,6 @@ def trailing(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
 def group_norm(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
     """As ``channelwise``: the second dimension is what the parameters scale, and is a multiple of
     the number of groups."""
-    shape = channelwise(node, sizes)[0]
+    shape = _channelwise(node, sizes)
     sizes.fixed(shape[1])
     return [shape]

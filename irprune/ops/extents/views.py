@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from irprune.ir.graph import Node
@@ -24,7 +25,7 @@ def _filled(shape: Sequence[Size], wanted: Sequence[Size], sizes: OpenSizes) -> 
         sizes.meet(left, right)
         return tuple(wanted)
     missing = left if right == 1 else sizes.of("//", left, right)
-    return tuple(missing if not isinstance(s, Sym) and s == -1 else s for s in wanted)  # type: ignore[misc]
+    return tuple(missing if not isinstance(s, Sym) and s == -1 else s for s in wanted)
 
 
 def _uncommon(a: list[Size], b: list[Size]) -> tuple[list[Size], list[Size]]:
@@ -182,7 +183,7 @@ def repeat_interleave(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
 # -- taking out ------------------------------------------------------------------------------------
 
 
-def _place(x: Any, size: Size, sizes: OpenSizes) -> Size:
+def _place(x: Any, size: Size, sizes: OpenSizes) -> Any:
     """A bound of a slice as a position between 0 and ``size``."""
     if not isinstance(x, Sym) and not isinstance(size, Sym):
         return min(max(x + size if x < 0 else x, 0), size)
@@ -192,13 +193,13 @@ def _place(x: Any, size: Size, sizes: OpenSizes) -> Size:
         if x >= 2**62:
             return size
         if x > 0:
-            return sizes.of("min", x, size)  # type: ignore[return-value]
-        return sizes.of("max", sizes.of("+", size, x), 0)  # type: ignore[return-value]
+            return sizes.of("min", x, size)
+        return sizes.of("max", sizes.of("+", size, x), 0)
     if sizes.value(x) < 0:
         sizes.decided(x, "<", 0)
-        return sizes.of("max", sizes.of("+", size, x), 0)  # type: ignore[return-value]
+        return sizes.of("max", sizes.of("+", size, x), 0)
     sizes.decided(x, ">=", 0)
-    return sizes.of("min", x, size)  # type: ignore[return-value]
+    return sizes.of("min", x, size)
 
 
 @extents("slice")
@@ -253,7 +254,7 @@ def split(node: Node, sizes: OpenSizes) -> list[tuple[Size | None, ...]]:
         sizes.meet(size, sizes.sum(pieces))
     elif "indices" in attrs:
         bounds = [0, *(_place(i, size, sizes) for i in attrs["indices"]), size]
-        pieces = [_difference(b, a, sizes) for a, b in zip(bounds, bounds[1:], strict=False)]
+        pieces = [_difference(b, a, sizes) for a, b in pairwise(bounds)]
     elif "sections" in attrs:
         base, rest = sizes.of("//", size, count), sizes.of("%", size, count)
         pieces = [
@@ -290,7 +291,7 @@ def glu(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
     """Half of a dimension."""
     shape = node.operand(0).shape
     d = index_of(node.attrs.get("dim", -1), len(shape))
-    return [(*shape[:d], sizes.of("//", shape[d], 2), *shape[d + 1 :])]  # type: ignore[list-item]
+    return [(*shape[:d], sizes.of("//", shape[d], 2), *shape[d + 1 :])]
 
 
 @extents("unfold")
@@ -299,7 +300,7 @@ def unfold(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
     shape, attrs = node.operand(0).shape, node.attrs
     d, window = index_of(attrs["dimension"], len(shape)), attrs["size"]
     left = sizes.of("//", sizes.of("-", shape[d], window), attrs["step"])
-    return [(*shape[:d], sizes.of("+", left, 1), *shape[d + 1 :], window)]  # type: ignore[list-item]
+    return [(*shape[:d], sizes.of("+", left, 1), *shape[d + 1 :], window)]
 
 
 @extents("rot90")
@@ -327,7 +328,7 @@ def pixels(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
     r = node.attrs["upscale_factor" if up else "downscale_factor"]
     inner = sizes.of("//" if up else "*", c, r * r)
     outer = [sizes.of("*" if up else "//", s, r) for s in (h, w)]
-    return [(*lead, inner, *outer)]  # type: ignore[list-item]
+    return [(*lead, inner, *outer)]
 
 
 @extents("diagonal")
@@ -353,4 +354,4 @@ def at_least(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
         if rank == 3 and len(shape) in (1, 2):
             shape = (1, *shape, 1) if len(shape) == 1 else (*shape, 1)
         out.append((*[1] * (rank - len(shape)), *shape))
-    return out  # type: ignore[return-value]
+    return out

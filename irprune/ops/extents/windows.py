@@ -157,7 +157,7 @@ def resample(node: Node, sizes: OpenSizes) -> list[tuple[Size | None, ...]]:
         else sizes.of("math.trunc", sizes.of("*", sizes.of("float", s), f))
         for s, f in zip(space, factors, strict=True)
     ]
-    return [(*lead, *out)]  # type: ignore[list-item]
+    return [(*lead, *out)]
 
 
 @extents("im2col")
