@@ -107,7 +107,7 @@ class Pruned:
             return path
         from irprune.emit.bridge.torch_onnx import export_onnx
 
-        export_onnx(self.module, self.graph.structure, path)
+        export_onnx(self.module, self.graph.structure, path, graph=self.graph)
         if parity:
             self._compare(path)
         return path
@@ -146,7 +146,9 @@ class Pruned:
 
         save_module(self.module, folder)
         if not self.from_onnx:  # a file gives no example call to export with
-            save_program(self.module, self.graph.structure, folder / "model.pt2")
+            save_program(
+                self.module, self.graph.structure, folder / "model.pt2", self.graph
+            )
         try:
             self.onnx(folder / "model.onnx")
         except (CheckFailed, NotWritten):

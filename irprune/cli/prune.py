@@ -139,7 +139,7 @@ def _write(pruned: Any, output: Path | None) -> None:
         from irprune.emit.torch.saved import save_program
 
         with aside(output) as draft:
-            save_program(pruned.module, pruned.graph.structure, draft / output.name)
+            save_program(pruned.module, pruned.graph.structure, draft / output.name, pruned.graph)
     elif output.suffix == ".json":
         pruned.plan.save(output)
     else:

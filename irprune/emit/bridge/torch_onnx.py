@@ -18,9 +18,11 @@ from irprune.base.atomic_write import aside
 from irprune.base.quiet import quiet
 from irprune.emit.bridge.torch_onnx_gaps import exportable, translations
 from irprune.emit.torch.signature import paths
+from irprune.emit.torch.open_program import open_program
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_borrowed, numpy_dtype
 from irprune.ops.dtypes import FROM_TORCH
+from irprune.ir.graph import Graph
 
 __all__ = ["array_of", "export_onnx", "feed_of", "input_names", "output_names"]
 
@@ -29,24 +31,21 @@ LIMIT = 1_800_000_000
 
 
 def export_onnx(
-    module: torch.nn.Module, structure: Any, path: str | Path, opset: int | None = None
+    module: torch.nn.Module,
+    structure: Any,
+    path: str | Path,
+    opset: int | None = None,
+    graph: Graph | None = None,
 ) -> Path:
-    """Write ``module``, called as ``structure`` records, to ``path``. Raises IrpruneError where
-    torch's exporter refuses."""
+    """Write ``module``, called as ``structure`` records, to ``path``, with the sizes open that
+    ``graph`` leaves open. Raises IrpruneError where torch's exporter refuses."""
     path = Path(path)
     size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     with aside(path) as draft, quiet():
         target = draft / path.name
         try:
-            program = exportable(
-                torch.export.export(
-                    module,
-                    tuple(structure.args),
-                    dict(structure.kwargs),
-                    dynamic_shapes=structure.dynamic_shapes,
-                    strict=False,
-                )
-            )
+            given, names = open_program(module, structure, graph)
+            program = exportable(given)
             torch.onnx.export(
                 program,
                 f=str(target),
@@ -56,7 +55,7 @@ def export_onnx(
                 custom_translation_table=translations(program),
                 input_names=input_names(structure),
                 output_names=output_names(structure),
-                dynamic_shapes=structure.dynamic_shapes,
+                dynamic_shapes=names,
                 external_data=size > LIMIT,
                 artifacts_dir=str(draft),
             )

@@ -1,9 +1,9 @@
 """The sizes of a recorded call's results where sizes are open.
 
 What the operator's entry says is taken (``irprune.ops.extents``). A size that it does not say is
-one that the node tells when it runs, unless it stays as it is when the operands' sizes change; that
-is tried with torch's meta kernels. Torch refusing every other value of a size means that the operator
-fixes it."""
+one that the node tells when it runs, unless it stays as it is when the operands' sizes change,
+which torch's meta kernels tell. Where torch refuses every other value of a size, the operator fixes
+it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from irprune.ir.graph import Node, TensorType, Value
 from irprune.ir.open_sizes import OpenSizes
-from irprune.ir.size import Size, Sym, evaluate, symbols
+from irprune.ir.size import Size, Sym, evaluate, symbol, symbols
 from irprune.ops.dtypes import TO_TORCH
 from irprune.ops.extents import extents_of
 from irprune.run.interpret import run_node
@@ -43,7 +43,7 @@ def open_results(node: Node, sizes: OpenSizes) -> None:
                 if varying is None:
                     varying = _varying(node, sizes)
                 behind = varying.get((i, d))
-                new = sizes.told(size, [_named(n, sizes) for n in behind]) if behind else size  # type: ignore[arg-type]
+                new = sizes.told(size, [symbol(n) for n in behind]) if behind else size
             shape.append(new)
         value.type = TensorType(value.dtype, tuple(shape))
 
@@ -53,13 +53,6 @@ def _open_in(node: Node) -> Iterator[Sym]:
         if v is not None:
             yield from (s for s in v.type.shape or () if isinstance(s, Sym))
     yield from (s for s in pytree.tree_leaves(list(node.attrs.values())) if isinstance(s, Sym))
-
-
-def _named(name: str, sizes: OpenSizes) -> Sym:
-    from irprune.ir.size import symbol
-
-    assert name in sizes.example
-    return symbol(name)
 
 
 def _varying(node: Node, sizes: OpenSizes) -> dict[tuple[int, int], set[str]]:
@@ -74,15 +67,15 @@ def _varying(node: Node, sizes: OpenSizes) -> dict[tuple[int, int], set[str]]:
             ran = True
             for i, (value, shape) in enumerate(zip(node.outputs, made, strict=False)):
                 if len(shape) != len(value.shape):
-                    sizes.fixed(_named(name, sizes))
+                    sizes.fixed(symbol(name))
                     continue
                 for d, (now, then) in enumerate(zip(shape, value.shape, strict=True)):
                     if now != then:
                         out.setdefault((i, d), set()).add(name)
             if len(made) != len(node.outputs):
-                sizes.fixed(_named(name, sizes))
+                sizes.fixed(symbol(name))
         if not ran:
-            sizes.fixed(_named(name, sizes))
+            sizes.fixed(symbol(name))
     return out
 
 

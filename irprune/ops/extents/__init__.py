@@ -1,9 +1,10 @@
 """Sizes of results as expressions of the sizes of operands: what lets sizes of a call stay open.
 
 One function per kind of operator, by the name of its entry in the operator table: ``f(node,
-sizes)`` gives a shape for each result. The types of the node's results are those of the example call; those
-of its operands, and its attributes, hold expressions. ``sizes`` does the arithmetic, and is told
-what an operator takes to be equal. A size of None is one that the function does not know."""
+sizes)`` gives a shape for each result. The types of the node's results are those of the example
+call; those of its operands, and its attributes, hold expressions. ``sizes`` does the arithmetic,
+and is told what an operator takes to be equal. A size of None is one that the function does not
+know."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from irprune.ir.graph import Node
 from irprune.ir.open_sizes import OpenSizes
 from irprune.ir.size import Size
 from irprune.ops.extents import extents
-from irprune.ops.extents.helpers import dims_of, index_of, same_for_all
+from irprune.ops.extents.helpers import broadcast, dims_of, index_of, same_for_all
 
 __all__: list[str] = []
 
@@ -82,8 +82,6 @@ def diff(node: Node, sizes: OpenSizes) -> list[tuple[Size | None, ...]]:
 @extents("cosine_similarity", "pairwise_distance")
 def compare(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
     """Both shapes, stretched to each other, without the dimension that is compared along."""
-    from irprune.ops.extents.helpers import broadcast
-
     shape = list(broadcast((node.operand(0).shape, node.operand(1).shape), sizes))
     d = index_of(node.attrs.get("dim", 1) if node.op == "cosine_similarity" else -1, len(shape))
     if node.attrs.get("keepdim"):
