@@ -53,6 +53,21 @@ SMALL = (
 )
 
 
+PUBLISHED_SMALL = (
+    Row(3, 16, 16, True, False, 2),
+    Row(3, 72, 24, False, False, 2),
+    Row(3, 88, 24, False, False, 1),
+    Row(5, 96, 40, True, True, 2),
+    Row(5, 240, 40, True, True, 1),
+    Row(5, 240, 40, True, True, 1),
+    Row(5, 120, 48, True, True, 1),
+    Row(5, 144, 48, True, True, 1),
+    Row(5, 288, 96, True, True, 2),
+    Row(5, 576, 96, True, True, 1),
+    Row(5, 576, 96, True, True, 1),
+)  # MobileNetV3-Small, with a hidden width of 1024
+
+
 def round_to_8(value: float) -> int:
     """The multiple of 8 nearest to ``value``, at most 10 % below it."""
     rounded = max(8, int(value + 4) // 8 * 8)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
+from irprune.ops.arrays import as_numpy, like
 from irprune.ops.registry import (
     convolution_of,
     is_fixed_norm,
@@ -75,12 +76,12 @@ def _fold(graph: Graph, norm: Node) -> bool:
 
     def new_weight() -> Any:
         old = old_weight()
-        return _like(_scaled(_numbers(old), factor(), *at), old)
+        return like(old, _scaled(_numbers(old), factor(), *at))
 
     def new_bias() -> Any:
         begin = 0.0 if old_bias is None else _numbers(old_bias())
         made = (begin - _numbers(mean())) * factor()
-        return _like(made if shift is None else made + _numbers(shift()), old_weight())
+        return like(old_weight(), made if shift is None else made + _numbers(shift()))
 
     held = _place(graph, weight, weight.name, weight.type, new_weight)
     own = (
@@ -179,14 +180,5 @@ def _place(
 
 
 def _numbers(array: Any) -> NDArray[np.float64]:
-    """A torch or numpy array in double precision."""
-    return np.asarray(
-        array.detach().double().cpu() if hasattr(array, "detach") else array, dtype=np.float64
-    )
-
-
-def _like(numbers: NDArray[np.float64], array: Any) -> Any:
-    """``numbers`` as the kind and type of array that ``array`` is."""
-    return (
-        array.new_tensor(numbers) if hasattr(array, "new_tensor") else numbers.astype(array.dtype)
-    )
+    """An array of a weight in double precision."""
+    return as_numpy(array).astype(np.float64)

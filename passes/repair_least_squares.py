@@ -85,13 +85,14 @@ class RepairLeastSquares:
         old = layer.held()
         fit = Fit(old, layer.bias is not None)
         other, through = _beside(layer, walk) if self.residual else (None, None)
-        limit = max(4 * old.shape[1], min(self.rows, (1 << 23) // old.shape[1]))
+        b, k, o = old.shape
+        limit = max(4 * k, min(self.rows, max(1024, (1 << 22) // (b * k))))
         total = self.calibration.count()
         for i, (operands, target, short) in enumerate(walk.to(layer.node, other)):
             if short is not None:
                 target = target + (short if through is None else through(short))
             share = max(2, -(-limit * walk.size(i) // total))
-            at = sampled_rows(target.numel() // (old.shape[0] * old.shape[2]), share, i)
+            at = sampled_rows(target.numel() // (b * o), share, i)
             given = layer.gave(target, operands, at)
             fit.add(layer.read(operands, at), given, layer.offset(operands))
         weight, bias = fit.solve(self.ridge)

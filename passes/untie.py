@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from irprune.frontend.onnx.source import OnnxSource
 from irprune.ir.axis import leaves
 from irprune.ir.graph import Graph, Weight
 from irprune.passes.infer_axes import InferAxes
@@ -40,9 +41,10 @@ class Untie:
     axis by it."""
 
     def run(self, graph: Graph) -> PassResult:
-        stored = getattr(graph.structure, "stored", None)
-        if not stored or graph.axes is None:
+        source = graph.source
+        if not isinstance(source, OnnxSource) or graph.axes is None:
             return PassResult(False)
+        stored = source.stored
         shared = [
             w
             for w in graph.weights.values()

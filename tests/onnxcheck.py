@@ -34,10 +34,11 @@ from irprune.ops.onnx.importer import SPELLINGS, Spelling
 from irprune.ops.registry import Arg, Sample, load_table
 from irprune.passes.infer_axes import infer
 from irprune.passes.slice import Slice
+from irprune.run.error import relative_error
 from irprune.run.interpret import evaluate
 from irprune.run.oracle import silencer
 from irprune.validate.onnx_oracle import silenced_onnx
-from irprune.validate.onnx_run import difference, run_model, session
+from irprune.validate.onnx_run import run_model, session
 
 OPSET = 17  # where a sample names none
 SINGLE = 2e-5  # relative: sums of some ten products in float32, in another order
@@ -172,7 +173,7 @@ def compare(ours: list[Array], theirs: list[Array], what: str) -> None:
             raise Refused(
                 f"{what} gives {a.dtype}{list(a.shape)} as result {k}, not {b.dtype}{list(b.shape)}"
             )
-    if (gap := difference(ours, theirs)) > SINGLE:
+    if (gap := relative_error(ours, theirs)) > SINGLE:
         raise Refused(f"{what} is off by {gap:.3g}")
 
 

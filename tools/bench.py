@@ -7,6 +7,7 @@
     python tools/bench.py --files                  time and memory of ONNX files, one over 2 GB
     python tools/bench.py --stages                 time by stage, the proof in forward passes,
                                                    memory; a 7B model on the meta device
+    python tools/bench.py --calibrated             calibrated pruning in forward passes
 
 Each case runs in a process of its own with a time limit. Rows are kept in a JSON file as they come,
 so that a run that was stopped goes on where it was; ``--again`` starts over. What must hold: the
@@ -199,6 +200,9 @@ def stages(names: Sequence[str], rounds: int) -> list[Row]:
     help="time by stage, the proof in forward passes, memory; and a 7B model",
 )
 @click.option(
+    "--calibrated", is_flag=True, help="calibrated pruning in forward passes over its data"
+)
+@click.option(
     "--files",
     "files_only",
     is_flag=True,
@@ -222,6 +226,7 @@ def main(
     to: Path | None,
     against: str | None,
     by_stage: bool,
+    calibrated: bool,
     files_only: bool,
     speed_models: tuple[str, ...],
     rounds: int,
@@ -236,6 +241,12 @@ def main(
         rows = stages(speed_models or bench_stages.MODELS, rounds)
         head, lines = bench_stages.HEAD, [bench_stages.line(r) for r in rows]
         show("irprune.prune at ratio 0.5, by stage", head, lines)
+    elif calibrated:
+        import bench_calibrated
+
+        rows = [bench_calibrated.measured(name) for name in speed_models or bench_calibrated.MODELS]
+        head, lines = bench_calibrated.HEAD, [bench_calibrated.line(r) for r in rows]
+        show("calibrated pruning to half of the MACs", head, lines)
     elif files_only:
         import bench_files
 
@@ -288,6 +299,8 @@ def main(
     checked = holds
     if files_only:
         from bench_files import holds as checked
+    elif calibrated:
+        from bench_calibrated import holds as checked
     elif against == "onnxsim":
         from bench_onnx import holds as checked
     if not by_stage and against in (None, "onnxsim") and not all(map(checked, rows)):

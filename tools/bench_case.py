@@ -107,12 +107,11 @@ def in_float64(pruned: Any) -> float:
     from irprune.run.error import relative_error
     from irprune.run.interpret import evaluate
     from irprune.run.oracle import silenced
-    from irprune.validate.proof import graph_inputs
 
     graph, cut = pruned.graph, pruned.cut
     inputs = [
         t.double() if t.is_floating_point() else t
-        for t in graph_inputs(graph, graph.structure.args, graph.structure.kwargs)
+        for t in graph.source.tensors(graph.source.args, graph.source.kwargs)
     ]
     return relative_error(
         evaluate(cut, inputs, dtype=torch.float64),

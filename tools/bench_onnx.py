@@ -116,7 +116,8 @@ def counted(source: Path, out: Path) -> dict[str, Any]:
     from irprune.analysis.cost import cost
     from irprune.api.calls import capture
     from irprune.driver.pipelines import analyse
-    from irprune.validate.onnx_run import random_inputs, run_model
+    from irprune.run.inputs import random_inputs
+    from irprune.validate.onnx_run import run_model
 
     del out
     graph = analyse(capture(str(source)))

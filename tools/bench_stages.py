@@ -50,11 +50,11 @@ def llama_7b() -> Row:
     return apart(["llama"])
 
 
-def apart(task: Sequence[str]) -> Row:
-    """What this file prints for ``task`` in a process on one processor. Raises RuntimeError with
-    its last line where it fails."""
+def apart(task: Sequence[str], script: str = "bench_stages.py") -> Row:
+    """What ``script`` of this folder prints for ``task`` in a process on one processor. Raises
+    RuntimeError with its last line where it fails."""
     limits = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    command = [sys.executable, str(HERE / "bench_stages.py"), *task]
+    command = [sys.executable, str(HERE / script), *task]
     running = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

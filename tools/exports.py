@@ -254,7 +254,7 @@ def numbers(graph: Graph) -> Any:
     """The values in the graph's matrices and kernels, each once, sorted."""
     import numpy as np
 
-    from irprune.run.interpret import as_tensor
+    from irprune.ops.arrays import as_tensor
 
     found = [
         as_tensor(w.load()).detach().double().numpy().reshape(-1)

@@ -127,7 +127,7 @@ def _file(path: Path, pruned: Any, args: Any, kwargs: Any, device: str) -> Calla
     from irprune.emit.bridge.torch_onnx import feed_of, file_inputs
     from irprune.run.session import run_session, session
 
-    feed = feed_of(args, kwargs, pruned.graph.structure, file_inputs(path))
+    feed = feed_of(args, kwargs, pruned.graph.source, file_inputs(path))
     running = session(path, device.split(":")[0])
     return lambda: run_session(running, feed)
 

@@ -93,15 +93,13 @@ def row(
     """One model: everything is made first, then everything is timed in turns. The cells of its
     line, and its bars."""
     model, x = built(name), torch.randn(1, 3, size, size)
-    structure = api.capture(model, (x,)).structure
+    structure = api.capture(model, (x,)).source
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         files = {"original": export_onnx(model, structure, place / "original.onnx")}
         rival = torch_pruning(model, x)
         whole, left = macs(model, x), macs(rival, x)
-        files["rival"] = export_onnx(
-            rival, api.capture(rival, (x,)).structure, place / "rival.onnx"
-        )
+        files["rival"] = export_onnx(rival, api.capture(rival, (x,)).source, place / "rival.onnx")
         budgets: dict[str, dict[str, Any]] = {
             "equal": {"budget": {"macs": left}},
             "steps": {"budget": {"macs": left}, "round_to": "auto"},

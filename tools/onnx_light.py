@@ -87,7 +87,9 @@ def measured(name: str) -> list[dict[str, Any]]:
     from bench_onnx import held
 
     import irprune
-    from irprune.validate.onnx_run import difference, random_inputs, run_model
+    from irprune.run.error import relative_error
+    from irprune.run.inputs import random_inputs
+    from irprune.validate.onnx_run import run_model
 
     model, rows = lively(name), []
     for ratio in RATIOS:
@@ -97,7 +99,7 @@ def measured(name: str) -> list[dict[str, Any]]:
             made = run_model(pruned.onnx(Path(folder) / "m.onnx"), x)
         with torch.no_grad():
             ours = pruned.module(*(torch.from_numpy(x[v.name]) for v in pruned.graph.inputs))
-        parity = difference(
+        parity = relative_error(
             [t.numpy() for t in (ours if isinstance(ours, tuple) else (ours,))], made
         )
         fixed = held(pruned.graph)

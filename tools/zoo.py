@@ -312,8 +312,8 @@ def _onnx(pruned: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         except IrpruneError as refused:
             why = str(refused)
         try:
-            path = export_onnx(model, pruned.graph.structure, Path(folder) / "whole.onnx")
-            error = compare(model, pruned.graph.structure, path).max_error
+            path = export_onnx(model, pruned.graph.source, Path(folder) / "whole.onnx")
+            error = compare(model, pruned.graph.source, path).max_error
             own = f"the unpruned model's file: error {error:.1e}"
         except Exception as refused:  # what the exporter and the runtime raise is of every kind
             own = "the unpruned model fails as well" + (

@@ -6,7 +6,7 @@ So the cost of any choice is known exactly without running or cutting anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, Protocol
@@ -306,30 +306,13 @@ def example_symbols(graph: Graph) -> dict[str, int]:
     """The symbols' values in the example call that the capture kept; empty where it kept none."""
     if graph.sizes:
         return graph.sizes
-    structure = graph.structure
-    given = list(_tensors((getattr(structure, "args", ()), getattr(structure, "kwargs", {}))))
+    shapes = graph.source.example_shapes() if graph.source is not None else None
     out: dict[str, int] = {}
-    if len(given) == len(graph.inputs):
-        for value, tensor in zip(graph.inputs, given, strict=True):
-            for s, n in zip(value.type.shape or (), tensor.shape, strict=False):
-                if isinstance(s, Sym) and s.name:
-                    out.setdefault(s.name, int(n))
+    for value, shape in zip(graph.inputs, shapes or (), strict=bool(shapes)):
+        for s, n in zip(value.type.shape or (), shape, strict=False):
+            if isinstance(s, Sym) and s.name:
+                out.setdefault(s.name, n)
     return out
-
-
-def _tensors(tree: Any) -> Iterator[Any]:
-    """What has a shape in nested tuples, lists, dictionaries and objects with fields, in order."""
-    if hasattr(tree, "shape"):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for x in tree.values():
-            yield from _tensors(x)
-    elif isinstance(tree, (tuple, list)):
-        for x in tree:
-            yield from _tensors(x)
-    elif hasattr(tree, "__dataclass_fields__"):
-        for name in tree.__dataclass_fields__:
-            yield from _tensors(getattr(tree, name))
 
 
 class _Liveness:

@@ -27,10 +27,9 @@ from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.kept import Kept
+from irprune.validate.prove import prove_cut
 
 if TYPE_CHECKING:
-    import torch
-
     from irprune.api.latency_search import Latency
 
 __all__ = ["apply_plan", "groups", "prune"]
@@ -96,7 +95,15 @@ def _pruned(
 
     def made(method: str) -> Pruned:
         with clock("capture"):
-            graph = capture(model, args, kwargs, options.values["dynamic_shapes"], method)
+            graph = capture(
+                model,
+                args,
+                kwargs,
+                options.values["dynamic_shapes"],
+                method,
+                dynamic=options.values["dynamic"],
+                trust=options.values["trust"],
+            )
         with clock("analyse"):
             analyse(graph)
         latency = choose(graph, clock)
@@ -253,31 +260,15 @@ def _report(graph: Graph) -> Report:
 def _prove(pruned: Pruned) -> None:
     """Put the proof into the report. Raises CheckFailed where it fails."""
     report = pruned.report
-    if pruned.from_onnx:
-        from irprune.validate.onnx_proof import prove_onnx
-        from irprune.validate.onnx_shaken import same_choice
-
-        def again(model: Any) -> tuple[Graph, Graph] | None:
-            twin = analyse(capture(model))
-            twin.kept = same_choice(pruned.graph, twin)
-            return None if twin.kept is None else (twin, cut_graph(twin))
-
-        report.proof = prove_onnx(pruned.graph, pruned.cut, again)
-    else:
-        from irprune.emit.torch.module import emit_module
-        from irprune.validate.proof import prove
-
-        if any(t.is_meta for t in pruned.module.state_dict().values()):
-            report.notes.append("no proof: the weights are on the meta device")
-            return
-
-        def remake(graph: Graph) -> tuple[Graph, torch.nn.Module]:
-            cut = cut_graph(graph)
-            return cut, emit_module(cut)
-
-        report.proof = prove(
-            pruned.graph, pruned.module, remake, device_of(pruned.options.values["device"])
-        )
+    report.proof = prove_cut(
+        pruned.graph,
+        pruned.cut,
+        lambda: pruned.module,
+        lambda: device_of(pruned.options.values["device"]),
+    )
+    if report.proof is None:
+        report.notes.append("no proof: the weights are on the meta device")
+        return
     if not report.proof.passed:
         failed = CheckFailed if report.proof.captured else _Miscaptured
         advice = (

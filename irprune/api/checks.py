@@ -12,6 +12,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
+from irprune.ops.arrays import is_meta, is_tensor
 
 __all__ = ["check_weights", "ranked"]
 
@@ -43,9 +44,9 @@ def ranked(graph: Graph) -> list[str]:
 
 def _has_nan(array: Any) -> bool:
     """Whether ``array`` (torch or numpy) holds a NaN; the sum is NaN then, and seldom otherwise."""
-    if getattr(array, "is_meta", False):
+    if is_meta(array):
         return False
-    array = array.detach() if hasattr(array, "detach") else array
+    array = array.detach() if is_tensor(array) else array
     with np.errstate(
         over="ignore", invalid="ignore"
     ):  # a mask of the largest negative numbers is no news

@@ -17,16 +17,16 @@ from irprune.analysis.cost import example_symbols
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.driver.pipelines import analyse
-from irprune.emit.onnx.emitter import write_onnx
+from irprune.emit.backends.base import backend_of
 from irprune.errors import IrpruneError
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.latency.kernels import kernel_times
 from irprune.latency.predict import Parts
 from irprune.ops.onnx.importer import multiplies
+from irprune.run.inputs import random_inputs
 from irprune.run.session import providers_for, session
 from irprune.run.timing import Timing, interleaved
-from irprune.validate.onnx_run import random_inputs
 
 __all__ = ["Whole"]
 
@@ -129,7 +129,7 @@ class Whole:
 def _captured(graph: Graph, file: Path) -> Graph | None:
     """The file that a model of torch was exported to, ready to be cut; None for a model that is a
     file, or where it cannot be read."""
-    if not hasattr(graph.structure, "in_spec"):
+    if not backend_of(graph).exports:
         return None
     try:
         return analyse(capture(file))
@@ -140,19 +140,15 @@ def _captured(graph: Graph, file: Path) -> Graph | None:
 def write(graph: Graph, path: Path) -> Path:
     """A graph as an ONNX file, whichever way it came in."""
     path.parent.mkdir(exist_ok=True)
-    if not hasattr(graph.structure, "in_spec"):
-        return write_onnx(graph, path)
-    from irprune.emit.bridge.torch_onnx import export_onnx
-    from irprune.emit.torch.module import emit_module
-
-    return export_onnx(emit_module(graph), graph.structure, path)
+    return backend_of(graph).write_onnx(graph, None, path)
 
 
 def _feed(graph: Graph, file: Path) -> Mapping[str, Any]:
     """Inputs for the file: the example's shapes, and 1 where a size is open."""
-    structure = graph.structure
-    if not hasattr(structure, "in_spec"):
+    if not backend_of(graph).exports:
         return random_inputs(graph, example_symbols(graph), default=1)
     from irprune.emit.bridge.torch_onnx import feed_of, file_inputs
+    from irprune.frontend.torch.source import torch_source
 
-    return feed_of(structure.args, structure.kwargs, structure, file_inputs(file))
+    source = torch_source(graph)
+    return feed_of(source.args, source.kwargs, source, file_inputs(file))

@@ -11,6 +11,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import warnings
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from irprune.errors import IrpruneError, gist, users_line
-from irprune.frontend.capture import capture, load_program
+from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ class Loaded:
     kwargs: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     dynamic_shapes: Any = None
+    trust: bool = False
+
+    def capture(self) -> Graph:
+        """The graph of the model."""
+        return capture(self.model, self.args, self.kwargs, self.dynamic_shapes, trust=self.trust)
 
     @property
     def kind(self) -> str:
@@ -92,18 +98,30 @@ def parse_input(text: str) -> InputSpec:
     )
 
 
-def load_graph(spec: str, inputs: Sequence[str] = ()) -> Graph:
+def load_graph(spec: str, inputs: Sequence[str] = (), trust: bool = False) -> Graph:
     """The captured graph of the model that ``spec`` names. Raises IrpruneError for what is no
     model."""
-    loaded = load_model(spec, inputs)
-    graph = capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes)
+    loaded = load_model(spec, inputs, trust=trust)
+    graph = loaded.capture()
     graph.name = loaded.name or graph.name
     return graph
 
 
-def load_model(spec: str, inputs: Sequence[str] = (), pretrained: bool = False) -> Loaded:
-    """The model that ``spec`` names, with an example call. Raises IrpruneError for what is no
-    model."""
+def load_model(
+    spec: str, inputs: Sequence[str] = (), pretrained: bool = False, trust: bool = False
+) -> Loaded:
+    """The model that ``spec`` names, with an example call.
+
+    Args:
+        spec: As the command line takes it.
+        inputs: Texts of ``--input``.
+        pretrained: Trained weights for the models of timm and torchvision.
+        trust: Run code that lies in the file or the folder: of a ``.pt2`` program, of a
+            ``model.py`` that irprune did not write, of a transformers folder.
+
+    Raises:
+        IrpruneError: For what is no model, and for what runs code of its own without ``trust``.
+    """
     given = [parse_input(text) for text in inputs]
     path = Path(spec)
     if path.suffix in (".onnx", ".pt2"):
@@ -113,11 +131,12 @@ def load_model(spec: str, inputs: Sequence[str] = (), pretrained: bool = False) 
             tuple(_draw(given)) if path.suffix == ".onnx" and given else (),
             {},
             path.stem,
+            trust=trust,
         )
     if path.is_dir():
         from irprune.emit.torch.saved import from_folder
 
-        return _called(from_folder(path), given, lambda: _saved_call(path), path.name)
+        return _called(from_folder(path, trust), given, lambda: _saved_call(path, trust), path.name)
     head, colon, tail = spec.rpartition(":")
     if not colon or not head or not tail:
         if path.suffix == ".py":
@@ -131,13 +150,13 @@ def load_model(spec: str, inputs: Sequence[str] = (), pretrained: bool = False) 
     makers: dict[str, _Maker] = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}
     if head in makers:
         with _seeded():
-            model, example = makers[head](tail, pretrained)
+            model, example = makers[head](tail, pretrained, trust)
             return _called(model, given, example, tail.rstrip("/").rsplit("/", 1)[-1])
     with _seeded():
         return _from_code(head, tail, given)
 
 
-_Maker = Callable[[str, bool], tuple[Any, Callable[[], Any]]]
+_Maker = Callable[[str, bool, bool], tuple[Any, Callable[[], Any]]]
 
 
 def _must_be_file(path: Path) -> None:
@@ -220,9 +239,11 @@ def _draw(given: Iterable[InputSpec]) -> list[torch.Tensor]:
     return out
 
 
-def _saved_call(folder: Path) -> Any:
+def _saved_call(folder: Path, trust: bool) -> Any:
     """The example call that a saved folder's program holds."""
-    program = load_program(folder / "model.pt2")
+    from irprune.frontend.torch.program_file import load_program
+
+    program = load_program(folder / "model.pt2", trust)
     if program.example_inputs is None:
         raise IrpruneError("the folder holds no example input", str(folder), "give --input")
     return program.example_inputs
@@ -374,7 +395,7 @@ def _library(name: str) -> Any:
         ) from broken
 
 
-def _timm(name: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
+def _timm(name: str, pretrained: bool, trust: bool) -> tuple[Any, Callable[[], Any]]:
     import torch
 
     timm = _library("timm")
@@ -386,7 +407,7 @@ def _timm(name: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
     return model, lambda: torch.randn(1, *model.pretrained_cfg["input_size"])
 
 
-def _torchvision(name: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
+def _torchvision(name: str, pretrained: bool, trust: bool) -> tuple[Any, Callable[[], Any]]:
     import torch
 
     _library("torchvision")
@@ -431,15 +452,18 @@ def _no_init_warnings() -> Iterator[None]:
         yield
 
 
-def _hugging_face(folder: str, pretrained: bool) -> tuple[Any, Callable[[], Any]]:
+def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Callable[[], Any]]:
     """A model from a folder with config.json and, where there are any, its weights."""
     transformers = _library("transformers")
     if not (Path(folder) / "config.json").exists():
         raise IrpruneError(
             "no config.json here", folder, "give a folder that save_pretrained wrote"
         )
+    _check_hugging_face(Path(folder), trust)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust
+        )
         kind = (
             getattr(transformers, (config.architectures or [""])[0], None) or transformers.AutoModel
         )
@@ -457,13 +481,47 @@ def _hugging_face(folder: str, pretrained: bool) -> tuple[Any, Callable[[], Any]
             f"transformers cannot read the config: {why}", folder, "check config.json"
         ) from broken
     if any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin")):
-        model = kind.from_pretrained(folder, local_files_only=True)
+        model = kind.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust, weights_only=not trust
+        )
+    elif kind is transformers.AutoModel:
+        model = kind.from_config(config, trust_remote_code=trust)
     else:
-        model = kind(config) if kind is not transformers.AutoModel else kind.from_config(config)
+        model = kind(config)
     for part in model.modules():  # a decoder may hold a copy of the config
         if hasattr(getattr(part, "config", None), "use_cache"):
             part.config.use_cache = False
     return model, lambda: _hugging_face_call(model)
+
+
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
+
+
+def _check_hugging_face(folder: Path, trust: bool) -> None:
+    """Raises IrpruneError for a folder that brings code or pickled weights, without ``trust``."""
+    if trust:
+        return
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as broken:
+        raise IrpruneError(
+            f"config.json cannot be read: {gist(broken)}", str(folder), "save the model again"
+        ) from broken
+    if not isinstance(config, dict):
+        raise IrpruneError("config.json is no object", str(folder), "save the model again")
+    if "auto_map" in config:
+        raise IrpruneError(
+            "the model brings code of its own (auto_map in config.json)",
+            str(folder),
+            "read it, then say --trust (trust=True)",
+        )
+    pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
+    if pickled and not any(folder.glob("*.safetensors")):
+        raise IrpruneError(
+            f"the weights are pickled and may run code: {pickled[0]}",
+            str(folder),
+            "save them as safetensors, or say --trust (trust=True)",
+        )
 
 
 def _hugging_face_call(model: Any) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import numpy as np
 from irprune.api.report import Report
 from irprune.base.atomic_write import NotWritten, replace_folder
 from irprune.choice.plan import Plan
+from irprune.emit.backends.base import backend_of
+from irprune.emit.bridge.onnx_module import trained
 from irprune.errors import CheckFailed, IrpruneError, printable
 from irprune.ir.graph import Graph
 from irprune.ir.kept import Indices
@@ -41,20 +43,14 @@ class Pruned:
     @property
     def from_onnx(self) -> bool:
         """Whether the model came in as an ONNX file."""
-        return not hasattr(self.graph.structure, "in_spec")
+        return not backend_of(self.graph).exports
 
     @property
     def module(self) -> torch.nn.Module:
         """The pruned ``nn.Module``, in eval mode, called as the original is; its tensors are its
         own."""
-        if self._module is None and self.from_onnx:
-            from irprune.emit.bridge.onnx_module import module_from_onnx
-
-            self._module = module_from_onnx(self.cut).eval()
-        elif self._module is None:
-            from irprune.emit.torch.module import emit_module
-
-            self._module = emit_module(self.cut)
+        if self._module is None:
+            self._module = backend_of(self.graph).module(self.cut)
         return self._module
 
     @property
@@ -100,15 +96,9 @@ class Pruned:
         where that was trained. The comparison is in ``report.parity``. Raises CheckFailed where an
         output differs; the file stays for inspection."""
         path = Path(path)
-        if self.from_onnx:
-            from irprune.emit.onnx.emitter import write_onnx
-
-            write_onnx(self._current(), path)
-            return path
-        from irprune.emit.bridge.torch_onnx import export_onnx
-
-        export_onnx(self.module, self.graph.structure, path, graph=self.graph)
-        if parity:
+        backend = backend_of(self.graph)
+        backend.write_onnx(self.cut, self.module if backend.exports else self._module, path)
+        if parity and backend.exports:
             self._compare(path)
         return path
 
@@ -116,15 +106,14 @@ class Pruned:
         """The cut graph of an ONNX file, with the weights of the module where there is one."""
         if self._module is None:
             return self.cut
-        from irprune.emit.bridge.onnx_module import trained
-
         return trained(self.cut, self._module)
 
     def _compare(self, path: Path) -> None:
+        from irprune.frontend.torch.source import torch_source
         from irprune.validate.module_parity import compare
 
         self.report.parity = compare(
-            self.module, self.graph.structure, path, self.options.values["device"].split(":")[0]
+            self.module, torch_source(self.graph), path, self.options.values["device"].split(":")[0]
         )
         if not self.report.parity.passed:
             raise CheckFailed(
@@ -141,14 +130,10 @@ class Pruned:
         return Path(folder)
 
     def _fill(self, folder: Path) -> None:
-        from irprune.emit.torch.hugging_face import is_pretrained, save_pretrained
-        from irprune.emit.torch.saved import save_module, save_program
+        from irprune.emit.torch.saved import save_module
 
         save_module(self.module, folder)
-        if not self.from_onnx:  # a file gives no example call to export with
-            save_program(
-                self.module, self.graph.structure, folder / "model.pt2", self.graph
-            )
+        notes = backend_of(self.graph).save(self.graph, self.cut, self.module, folder)
         try:
             self.onnx(folder / "model.onnx")
         except (CheckFailed, NotWritten):
@@ -157,13 +142,7 @@ class Pruned:
             IrpruneError
         ) as refused:  # the exporter lacks an operator; the rest of the folder is sound
             self.report.notes.append(f"no model.onnx: {refused.what}")
-        if not self.from_onnx and is_pretrained(self.graph.structure.module):
-            why = save_pretrained(self.graph, self.cut, self.module, folder / "huggingface")
-            self.report.notes.append(
-                f"no huggingface/: {why}"
-                if why
-                else "huggingface/ loads with from_pretrained of the same class"
-            )
+        self.report.notes.extend(notes)
         self.plan.save(folder / "plan.json")
         (folder / "report.json").write_text(self.report.to_json(), encoding="utf-8")
         (folder / "report.html").write_text(self.report.to_html(), encoding="utf-8")
@@ -174,17 +153,8 @@ class Pruned:
 
         Raises IrpruneError, with the model as it was, where it would then not compute what
         ``module`` computes."""
-        from torch import nn
-
-        from irprune.emit.torch.instance import apply_to
-
-        if self.from_onnx or not isinstance(model, nn.Module):
-            raise IrpruneError(
-                "there is no instance to cut",
-                self.report.name if self.from_onnx else type(model).__name__,
-                "apply_to takes the nn.Module that was pruned; pruned.module gives a new one",
-            )
-        return apply_to(model, self.graph, self.cut, self.report.repair is not None)
+        repaired = self.report.repair is not None
+        return backend_of(self.graph).apply_to(model, self.graph, self.cut, repaired)
 
 
 def _rows(index: Indices, dim: int) -> Indices:

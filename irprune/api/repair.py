@@ -8,7 +8,7 @@ original on the calibration data, before and after. One that does not lower it i
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -25,6 +25,7 @@ from irprune.run.statistics import kept_part
 
 __all__ = ["Repaired", "output_error", "repair"]
 
+JUDGED = 64  # samples that the outputs are compared on, before and after
 MEMORY = 1 << 28  # bytes of the original's outputs that are kept between two comparisons
 
 
@@ -37,7 +38,7 @@ class Repaired:
     methods: tuple[str, ...]
     before: float
     after: float
-    samples: int
+    samples: int  # that were compared
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -87,7 +88,7 @@ def repair(
             original,
             samples=calibration.samples if isinstance(calibration, Calibration) else None,
         )
-    judge = _Judge(original, data)
+    judge = _Judge(original, data.joined(JUDGED))
     before = error = judge.error(cut)
     done = []
     for name in names:
@@ -105,7 +106,7 @@ def repair(
         elif result.changed:
             error = now
             done.append(name)
-    return Repaired(tuple(done), before, error, data.count(), notes)
+    return Repaired(tuple(done), before, error, judge.samples, notes)
 
 
 def _noise(original: Graph, limits: tuple[float, float] | None, notes: list[str]) -> Calibration:
@@ -140,14 +141,15 @@ def output_error(original: Graph, cut: Graph, calibration: Calibration) -> float
 
 
 class _Judge:
-    """What the original says to the calibration data: kept for as many batches as ``MEMORY`` bytes
-    hold, worked out again for the others."""
+    """What the original says to some data: kept for as many batches as ``MEMORY`` bytes hold,
+    worked out again for the others."""
 
-    def __init__(self, original: Graph, data: Calibration) -> None:
+    def __init__(self, original: Graph, data: Iterable[Batch]) -> None:
         self.original, self.data = original, data
         self.half = torch.float32 if any(is_half(v.dtype) for v in original.values()) else None
         self._said: dict[int, list[torch.Tensor]] = {}
         self._left = MEMORY
+        self.samples = 0  # of the last comparison
 
     def _answers(self, number: int, batch: Batch) -> list[torch.Tensor]:
         if number not in self._said:
@@ -164,7 +166,9 @@ class _Judge:
         kept = self.original.kept
         difference: dict[int, float] = {}
         power: dict[int, float] = {}
+        self.samples = 0
         for number, batch in enumerate(self.data):
+            self.samples += batch.size
             theirs = self._answers(number, batch)
             ours = evaluate(cut, batch.inputs, dtype=self.half)
             for i, (a, b, v) in enumerate(zip(ours, theirs, self.original.outputs, strict=True)):

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from irprune.api.options import device_of
 from irprune.errors import IrpruneError, gist, users_line
-from irprune.frontend.capture import load_program
 from irprune.ir.dtype import element_type
+from irprune.ops.arrays import as_numpy
+from irprune.run.inputs import drawn, redraw
 from irprune.run.session import run_session, run_type, session
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class Input:
 
     name: str
     shape: tuple[int | None, ...]
-    dtype: Any
+    dtype: str
 
 
 class Runner:
@@ -101,7 +102,7 @@ class _OnnxRunner(Runner):
                 Input(
                     v.name,
                     tuple(s if isinstance(s, int) else None for s in v.shape),
-                    kind.numpy(),
+                    kind.name,
                 )
             )
         super().__init__(Path(loaded.model).name, inputs)
@@ -112,18 +113,12 @@ class _OnnxRunner(Runner):
             self.check(self.given)
             return self.given
         generator = np.random.default_rng(seed)
-        return [_drawn(generator, [s or 1 for s in v.shape], v.dtype) for v in self.inputs]
+        return [drawn(generator, [s or 1 for s in v.shape], v.dtype) for v in self.inputs]
 
     def run(self, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return run_session(
             self.session, {v.name: a for v, a in zip(self.inputs, arrays, strict=True)}
         )
-
-
-def _drawn(generator: np.random.Generator, shape: Sequence[int], dtype: Any) -> NDArray[Any]:
-    if np.issubdtype(dtype, np.floating):
-        return generator.standard_normal(shape).astype(dtype)
-    return generator.integers(0, 2, shape).astype(dtype)
 
 
 class _TorchRunner(Runner):
@@ -138,7 +133,9 @@ class _TorchRunner(Runner):
         if loaded.kind == "pt2":
             from torch.export.passes import move_to_device_pass
 
-            program = load_program(Path(model))
+            from irprune.frontend.torch.program_file import load_program
+
+            program = load_program(Path(model), loaded.trust)
             call = call if any(call) else program.example_inputs or call
             model = move_to_device_pass(
                 program, self.device
@@ -152,7 +149,8 @@ class _TorchRunner(Runner):
         tensors = [x for x in leaves if isinstance(x, torch.Tensor)]
         self.example = tensors
         super().__init__(
-            loaded.name, [Input(f"input {i}", tuple(t.shape), None) for i, t in enumerate(tensors)]
+            loaded.name,
+            [Input(f"input {i}", tuple(t.shape), str(t.dtype)) for i, t in enumerate(tensors)],
         )
 
     def check(self, arrays: Sequence[NDArray[Any]]) -> None:
@@ -161,17 +159,13 @@ class _TorchRunner(Runner):
             super().check(arrays)
 
     def draw(self, seed: int) -> Arrays:
-        from irprune.emit.bridge.torch_onnx import array_of
-        from irprune.run.inputs import redraw
-
         args, _ = redraw(tuple(self.example), {}, seed)
-        return [array_of(t) for t in args]
+        return [as_numpy(t) for t in args]
 
     def run(self, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
         import torch
         from torch.utils import _pytree as pytree
 
-        from irprune.emit.bridge.torch_onnx import array_of
         from irprune.emit.torch.signature import paths
         from irprune.run.precision import full_float32
 
@@ -190,5 +184,5 @@ class _TorchRunner(Runner):
         out, spec = pytree.tree_flatten(result)
         names = [n or "output" for n in paths(spec)]
         return {
-            n: array_of(t) for n, t in zip(names, out, strict=True) if isinstance(t, torch.Tensor)
+            n: as_numpy(t) for n, t in zip(names, out, strict=True) if isinstance(t, torch.Tensor)
         }

@@ -1,16 +1,29 @@
-"""Writing aside and renaming: a file or a folder appears whole or not at all."""
+"""Writing aside and renaming: a file or a folder appears whole or not at all, also where the
+process is killed.
+
+A draft lies beside the output, in a folder that its writer holds a lock on. The system drops the
+lock of a process that dies, so the next writer of the same output knows what is left over and
+removes it. What consists of several files is put in place under a lock on the folder around it."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import hashlib
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from irprune.errors import IrpruneError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "NotWritten",
@@ -18,25 +31,53 @@ __all__ = [
     "cannot_write",
     "check_folder",
     "check_place",
+    "content_name",
     "no_room",
     "replace_folder",
     "write_text",
 ]
 
+_MARK = ".irprune-"
+
 
 @contextlib.contextmanager
-def aside(path: str | Path) -> Iterator[Path]:
-    """A draft folder next to ``path``; what lies in it afterwards moves there, ``path`` itself
-    last.
+def aside(
+    path: str | Path, replaced: Callable[[Path], set[str]] = lambda path: set()
+) -> Iterator[Path]:
+    """A draft folder for the file ``path``; what lies in it afterwards moves beside the file, the
+    file itself last.
 
-    On an error nothing has changed. Raises IrpruneError where the place cannot be written or the
-    disk is full."""
-    path = Path(path)
+    Files beside it must have names that no earlier version of the file reads, such as those of
+    ``content_name``; so the old file and its data stay whole until the new one takes the name.
+    ``replaced(path)`` then names the files beside it that belonged to earlier versions, and may
+    name new ones: those stay. Through a link the file that it leads to is written.
+
+    Raises:
+        IrpruneError: Where the place cannot be written or the disk is full; nothing has changed.
+    """
+    name, path = Path(path).name, _target(Path(path))
     with _draft(path) as draft:
         yield draft
-        beside = sorted((p for p in draft.iterdir() if p.name != path.name), key=lambda p: p.name)
-        for part in (*beside, draft / path.name):
-            part.replace(path.parent / part.name)
+        beside = sorted(p for p in draft.iterdir() if p.name != name)
+        with _locked(path.parent):
+            old = replaced(path)
+            for part in beside:
+                part.replace(path.parent / part.name)
+            (draft / name).replace(path)
+            for gone in old - {part.name for part in beside}:
+                (path.parent / gone).unlink(missing_ok=True)
+
+
+def content_name(file: Path, name: str, end: str) -> str:
+    """Rename ``file`` to ``name``, a part that follows from its content, and ``end``, and return
+    that; another content never has the same name."""
+    digest = hashlib.blake2b(digest_size=8)
+    with file.open("rb") as content:
+        while block := content.read(1 << 22):
+            digest.update(block)
+    made = f"{name}.{digest.hexdigest()}{end}"
+    file.replace(file.with_name(made))
+    return made
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -48,25 +89,32 @@ def write_text(path: Path, text: str) -> Path:
 
 @contextlib.contextmanager
 def replace_folder(path: str | Path) -> Iterator[Path]:
-    """A draft folder that takes the place of the folder ``path`` afterwards; on an error nothing
-    has changed.
+    """A draft folder that takes the place of the folder ``path`` afterwards, in one step where the
+    system can exchange two folders (Linux, macOS).
 
-    Raises IrpruneError where the place cannot be written, the disk is full, or ``path`` is
-    something irprune did not write."""
-    path = Path(path)
+    Where it cannot, the old folder lies in the draft for a moment, and the next writer puts it back
+    if this one is killed there.
+
+    Raises:
+        IrpruneError: Where the place cannot be written, the disk is full, or ``path`` is something
+            irprune did not write; nothing has changed.
+    """
+    path = _target(Path(path))
     check_folder(path)
     with _draft(path) as draft:
         made, old = draft / "new", draft / "old"
         made.mkdir()
         yield made
-        if path.exists():
-            path.replace(old)
-        try:
-            made.replace(path)
-        except OSError:
-            if old.exists():
-                old.replace(path)
-            raise
+        with _locked(path.parent):
+            if not path.exists():
+                made.replace(path)
+            elif not _exchange(made, path):
+                path.replace(old)
+                try:
+                    made.replace(path)
+                except OSError:
+                    old.replace(path)
+                    raise
 
 
 def check_folder(path: Path) -> None:
@@ -84,11 +132,19 @@ def check_folder(path: Path) -> None:
 
 def check_place(path: Path) -> None:
     """Raises IrpruneError where nothing can be written at ``path``; leaves nothing there."""
-    there = next((p for p in path.absolute().parents if p.exists()), Path("/"))
+    there = next((p for p in _target(path).absolute().parents if p.exists()), Path("/"))
     try:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as refused:
         raise cannot_write(refused, path) from refused
+
+
+def _target(path: Path) -> Path:
+    """Where ``path`` leads to: a link is written through."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+# -- drafts ----------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -96,9 +152,11 @@ def _draft(path: Path) -> Iterator[Path]:
     """A folder beside ``path`` that is gone afterwards; failures to write become one line for the
     user."""
     draft: Path | None = None
+    lock = -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        _remove_left_over(path)
+        draft, lock = _new_draft(path)
         yield draft
     except IrpruneError:
         raise
@@ -112,7 +170,94 @@ def _draft(path: Path) -> Iterator[Path]:
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
+        if lock >= 0:
+            os.close(lock)
 
+
+def _new_draft(path: Path) -> tuple[Path, int]:
+    """A draft folder and the open lock on it."""
+    while True:
+        draft = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
+        lock = _lock(draft)
+        if draft.exists():  # another writer may have taken it for left over before it was locked
+            return draft, -1 if lock is None else lock
+        if lock is not None:
+            os.close(lock)
+
+
+def _lock(folder: Path, wait: bool = False) -> int | None:
+    """An open file that holds the lock on ``folder``; None where another process holds it, or where
+    there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        file = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        os.close(file)
+        return None
+    return file
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One writer at a time puts files into ``folder``."""
+    lock = _lock(folder, wait=True)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove drafts of ``path`` whose writers have died. One that held the old folder gives it
+    back."""
+    for draft in path.parent.glob(f".{_literal(path.name)}{_MARK}*"):
+        lock = _lock(draft)
+        if lock is None:
+            continue
+        try:
+            old = draft / "old"
+            if old.is_dir() and not path.exists():
+                old.replace(path)
+            shutil.rmtree(draft, ignore_errors=True)
+        finally:
+            os.close(lock)
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+# -- exchanging two folders ------------------------------------------------------------------------
+
+_AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two folders change places in one step; False where the system or its file system cannot.
+
+    renameat2(2) on Linux, renamex_np(2) on macOS."""
+    first, second = os.fsencode(a), os.fsencode(b)
+    try:
+        library = ctypes.CDLL(None, use_errno=True)
+        if sys.platform == "darwin":
+            failed = library.renamex_np(first, second, _RENAME_SWAP)
+        else:
+            failed = library.renameat2(_AT_FDCWD, first, _AT_FDCWD, second, _RENAME_EXCHANGE)
+    except (OSError, AttributeError, TypeError):  # no such library, no such function
+        return False
+    if failed and ctypes.get_errno() not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return not failed
+
+
+# -- what the user is told -------------------------------------------------------------------------
 
 _ROOM = 1 << 20  # a disk with less than this left is full
 
@@ -128,7 +273,7 @@ class NotWritten(IrpruneError):
 
 def cannot_write(failed: OSError, path: Path) -> NotWritten:
     """What the user is told when a file cannot be written."""
-    if failed.errno == errno.ENOSPC:
+    if failed.errno in (errno.ENOSPC, errno.EDQUOT):
         return NotWritten(
             "the disk is full",
             str(path),

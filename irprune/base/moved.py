@@ -48,9 +48,7 @@ _BY_PACKAGE = {  # package now -> modules: under their names before, and now
     "irprune.driver": {"irprune.ir.verify": "verify"},
     "irprune.emit.bridge": {
         "irprune.emit.onnx_module": "onnx_module",
-        "irprune.emit.onnx_recurrent": "onnx_recurrent",
         "irprune.emit.torch_onnx": "torch_onnx",
-        "irprune.emit.torch_onnx_gaps": "torch_onnx_gaps",
     },
     "irprune.emit.onnx": {
         "irprune.emit.onnx_edit": "edit",
@@ -66,9 +64,10 @@ _BY_PACKAGE = {  # package now -> modules: under their names before, and now
         "irprune.emit.source": "source",
         "irprune.emit.spell": "spelling",
     },
-    "irprune.ops": {"irprune.ops.families": "aten"},
+    "irprune.ops": {"irprune.emit.onnx_recurrent": "layered", "irprune.ops.families": "aten"},
     "irprune.ops.onnx": {"irprune.ops.onnx.spell": "importer"},
     "irprune.ops.rule": {"irprune.ops.signature": "signature"},
+    "irprune.ops.torch": {"irprune.emit.torch_onnx_gaps": "onnx_gaps"},
     "irprune.run": {
         "irprune.calibration": "calibration",
         "irprune.gradients": "gradients",

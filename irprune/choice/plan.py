@@ -6,6 +6,7 @@ name, or, where an exporter renamed them, by shape and a few of their elements."
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from irprune.base.atomic_write import cannot_write
+from irprune.base.atomic_write import cannot_write, write_text
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.dtype import is_real
@@ -24,6 +25,7 @@ from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, Member, groups_of
 from irprune.ir.kept import Kept
 from irprune.ir.size import probe_of
+from irprune.ops.arrays import is_meta, is_tensor
 
 __all__ = ["VERSION", "Choice", "Plan", "Recorded", "Spot", "fingerprint", "probe"]
 
@@ -141,14 +143,10 @@ class Plan:
         """Write the plan as JSON, whole or not at all; returns the path. Raises IrpruneError where
         the file cannot be written."""
         path = Path(path)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            draft.write_text(_text(self.as_json()), encoding="utf-8")
-            draft.replace(path)
-        except OSError as refused:
-            draft.unlink(missing_ok=True)
-            raise cannot_write(refused, path) from refused
-        return path
+        if not path.parent.is_dir():
+            missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise cannot_write(missing, path)
+        return write_text(path, _text(self.as_json()))
 
     @staticmethod
     def load(path: str | Path) -> Plan:
@@ -192,10 +190,10 @@ def probe(weight: Weight) -> tuple[float, ...] | None:
     if sum(s != 1 for s in shape) < 2 or not is_real(weight.dtype):
         return None
     array = weight.load()
-    if getattr(array, "is_meta", False):
+    if is_meta(array):
         return None
     n = min(int(probe_of(s)) for s in shape if s != 1)
-    if hasattr(array, "detach"):
+    if is_tensor(array):
         array = array.detach()
     array = array.reshape([s for s in array.shape if s != 1])
     diagonal = [float(array[(i,) * array.ndim]) for i in range(min(n, 64))]

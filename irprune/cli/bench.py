@@ -46,6 +46,7 @@ def bench(
     against: str | None,
     inputs: tuple[str, ...],
     pretrained: bool,
+    trust: bool,
     seconds: float,
     threads: int,
     device: str,
@@ -54,7 +55,7 @@ def bench(
     """Measure MODEL: median latency, size on disk, MACs, parameters, peak activation memory; beside
     B where one is given."""
     specs = [model] if against is None else [model, against]
-    loaded = [load(spec, inputs, pretrained) for spec in specs]
+    loaded = [load(spec, inputs, pretrained, trust) for spec in specs]
     _threads(threads, loaded)
     running = [runner(one, device, threads) for one in loaded]
     calls = {}
@@ -85,10 +86,22 @@ def _counts(loaded: Loaded) -> dict[str, int]:
     return cost(
         api.analyse(
             api.capture(
-                loaded.model, loaded.args if loaded.kind == "module" else (), loaded.kwargs, None
+                loaded.model,
+                loaded.args if loaded.kind == "module" else (),
+                loaded.kwargs,
+                trust=loaded.trust,
             )
         )
     ).as_dict()
+
+
+def _data(path: Path) -> list[Path]:
+    """The files beside an ONNX file that hold data of it."""
+    if path.suffix != ".onnx":
+        return []
+    from irprune.frontend.onnx.file import locations
+
+    return [path.parent / place for place in sorted(locations(path))]
 
 
 def _on_disk(spec: str) -> int | None:
@@ -96,10 +109,7 @@ def _on_disk(spec: str) -> int | None:
     path = Path(spec)
     if path.is_dir():
         return sum(p.stat().st_size for p in (path / "weights.safetensors",) if p.exists()) or None
-    return (
-        sum(p.stat().st_size for p in (path, path.with_name(f"{path.name}.data")) if p.is_file())
-        or None
-    )
+    return sum(p.stat().st_size for p in (path, *_data(path)) if p.is_file()) or None
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

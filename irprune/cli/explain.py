@@ -16,15 +16,15 @@ __all__ = ["explain"]
 @click.argument("name")
 @inputs
 @as_json
-def explain(model: str, name: str, inputs: tuple[str, ...], pretrained: bool, json_: bool) -> None:
+def explain(
+    model: str, name: str, inputs: tuple[str, ...], pretrained: bool, trust: bool, json_: bool
+) -> None:
     """Show what couples NAME to its group, or froze it, with the lines of the model's code.
 
     NAME is a weight (layer1.0.conv1.weight), one of its dimensions (layer1.0.conv1.weight:0), or a
     value of the graph."""
-    loaded = load(model, inputs, pretrained)
-    graph = api.analyse(
-        api.capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes)
-    )
+    loaded = load(model, inputs, pretrained, trust)
+    graph = api.analyse(loaded.capture())
     found = explanations(graph, name)
     if json_:
         show_json({"name": name, "dimensions": [x.as_dict() for x in found]})

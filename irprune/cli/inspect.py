@@ -19,14 +19,12 @@ __all__ = ["inspect"]
 )
 @as_json
 def inspect(
-    model: str, inputs: tuple[str, ...], pretrained: bool, every: bool, json_: bool
+    model: str, inputs: tuple[str, ...], pretrained: bool, trust: bool, every: bool, json_: bool
 ) -> None:
     """Show the groups of MODEL: size, kind, cost of one channel, members; and what is frozen and
     why."""
-    loaded = load(model, inputs, pretrained)
-    graph = api.analyse(
-        api.capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes)
-    )
+    loaded = load(model, inputs, pretrained, trust)
+    graph = api.analyse(loaded.capture())
     found = outline(graph, fold=not every)
     if json_:
         show_json({"name": loaded.name, **found.as_dict()})

@@ -13,7 +13,6 @@ from irprune.driver.instruments import Dump, PrintAfterAll, PrintDiff, Time, Ver
 from irprune.driver.registry import standard
 from irprune.driver.run import run
 from irprune.errors import IrpruneError
-from irprune.frontend.capture import capture
 from irprune.ir.parse import from_text
 
 if TYPE_CHECKING:
@@ -71,6 +70,7 @@ def opt(
     pipeline: str,
     inputs: tuple[str, ...],
     pretrained: bool,
+    trust: bool,
     files: tuple[str, ...],
     output: Path | None,
     print_after_all: bool,
@@ -91,7 +91,7 @@ def opt(
     irprune opt net.onnx -p "infer-axes,my-pass{k=3}" --load my_pass.py --time
     """
     passes = standard(files).parse(pipeline) if pipeline.strip() else []
-    graph = read_graph(model, inputs, pretrained)
+    graph = read_graph(model, inputs, pretrained, trust)
     clock = Time()
     instruments: list[Instrument] = [
         *([Verify(say, deep)] if verify or deep else []),
@@ -124,13 +124,15 @@ def opt(
         shown(text.rstrip())
 
 
-def read_graph(spec: str, given: tuple[str, ...] = (), pretrained: bool = False) -> Graph:
+def read_graph(
+    spec: str, given: tuple[str, ...] = (), pretrained: bool = False, trust: bool = False
+) -> Graph:
     """The graph of MODEL, or the one that a text file describes. Raises IrpruneError for what is
     neither."""
     path = Path(spec)
     if path.suffix != ".irp":
-        loaded = load(spec, given, pretrained)
-        graph = capture(loaded.model, loaded.args, loaded.kwargs, loaded.dynamic_shapes)
+        loaded = load(spec, given, pretrained, trust)
+        graph = loaded.capture()
         graph.name = loaded.name or graph.name
         return graph
     try:

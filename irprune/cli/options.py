@@ -27,13 +27,18 @@ def model(name: str = "model") -> Callable[[F], F]:
 
 
 def inputs(command: F) -> F:
-    """``--input``, once for each input of the model, and ``--pretrained``."""
+    """``--input``, once for each input of the model, ``--pretrained`` and ``--trust``."""
     command = click.option(
         "--input",
         "inputs",
         multiple=True,
         metavar="[NAME=]SHAPE[:TYPE]|[NAME=]FILE.npy",
         help="An example input: 1x3x224x224, ids=1x16:i64, or a .npy file; once for each input.",
+    )(command)
+    command = click.option(
+        "--trust",
+        is_flag=True,
+        help="Load MODEL even where that runs code which lies in it: pickles, model.py, remote code.",
     )(command)
     return click.option(
         "--pretrained",
@@ -80,6 +85,6 @@ def show_json(data: Any) -> None:
     click.echo(json.dumps(finite(data), indent=1))
 
 
-def load(spec: str, given: tuple[str, ...], pretrained: bool) -> Loaded:
+def load(spec: str, given: tuple[str, ...], pretrained: bool, trust: bool) -> Loaded:
     """The model that MODEL names."""
-    return load_model(spec, given, pretrained)
+    return load_model(spec, given, pretrained, trust)

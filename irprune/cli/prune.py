@@ -91,9 +91,9 @@ def prune(**given: Any) -> None:
     _check_output(output)
     settings = {**_settings(given), "progress": say}
     api.Options(**settings)  # refused before a model is loaded
-    loaded = load(given["model"], given["inputs"], given["pretrained"])
+    loaded = load(given["model"], given["inputs"], given["pretrained"], given["trust"])
     say(f"pruning {loaded.name or given['model']} ...")
-    settings["dynamic_shapes"] = loaded.dynamic_shapes
+    settings["dynamic_shapes"], settings["trust"] = loaded.dynamic_shapes, loaded.trust
     if given["plan"] is not None:
         replayed = {name: value for name, value in settings.items() if name in REPLAY}
         pruned = api.apply_plan(loaded.model, given["plan"], loaded.args, loaded.kwargs, **replayed)
@@ -137,9 +137,12 @@ def _write(pruned: Any, output: Path | None) -> None:
             raise
     elif output.suffix == ".pt2":
         from irprune.emit.torch.saved import save_program
+        from irprune.frontend.torch.source import torch_source
 
         with aside(output) as draft:
-            save_program(pruned.module, pruned.graph.structure, draft / output.name, pruned.graph)
+            save_program(
+                pruned.module, torch_source(pruned.graph), draft / output.name, pruned.graph
+            )
     elif output.suffix == ".json":
         pruned.plan.save(output)
     else:

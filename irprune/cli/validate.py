@@ -37,6 +37,7 @@ def validate(
     b: str,
     inputs: tuple[str, ...],
     pretrained: bool,
+    trust: bool,
     samples: int,
     tolerance: float | None,
     device: str,
@@ -47,7 +48,9 @@ def validate(
     Each of A and B is a MODEL: two ONNX files, a PyTorch model and its export, a folder that
     irprune wrote and its ONNX file."""
     bound = PARITY if tolerance is None else tolerance
-    first, second = (runner(load(spec, inputs, pretrained), device, exact=True) for spec in (a, b))
+    first, second = (
+        runner(load(spec, inputs, pretrained, trust), device, exact=True) for spec in (a, b)
+    )
     worst: dict[str, float] = {}
     for seed in range(samples):
         arrays = first.draw(seed)

@@ -14,7 +14,7 @@ import numpy as np
 
 from irprune.criteria import Scores, criterion
 from irprune.criteria.places import Place, place_of, places, reduce, reduction
-from irprune.criteria.profile import as_numpy
+from irprune.criteria.profile import float_array
 from irprune.criteria.quantised import numbers
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
@@ -50,7 +50,7 @@ class Fpgm:
 
 def _distances(place: Place) -> Scores:
     """For each index of the leaf (in each block) the sum of its distances to the others."""
-    array, at = as_numpy(numbers(place.weight), f"weight {place.weight.name!r}"), place.at
+    array, at = float_array(numbers(place.weight), f"weight {place.weight.name!r}"), place.at
     lines = np.moveaxis(array, place.dims, range(len(place.dims)))
     lines = lines.reshape(prod(lines.shape[: len(place.dims)]), -1)
     rows = lines[at.reshape(-1)].reshape(-1, at.shape[-2], at.shape[-1] * lines.shape[1])

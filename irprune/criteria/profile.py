@@ -12,33 +12,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irprune.errors import IrpruneError
+from irprune.ops.arrays import as_numpy, is_meta, is_tensor
 
-__all__ = ["as_numpy", "profile"]
+__all__ = ["float_array", "profile"]
 
 _CHUNK = 1 << 17  # elements worked on at once: half a megabyte stays in cache
 _INF = float("inf")
 _HUGE = 1e18  # its square still fits 32 bits
 
 
-def as_numpy(array: Any, where: str = "") -> NDArray[Any]:
+def float_array(array: Any, where: str = "") -> NDArray[Any]:
     """A torch tensor or numpy array as a floating-point numpy array, without a copy where it can
     be.
 
     Raises IrpruneError for a tensor without values (``meta`` device).
     """
-    if not hasattr(array, "detach"):
+    if not is_tensor(array):
         plain: NDArray[Any] = np.asarray(array)
         return plain if plain.dtype in (np.float32, np.float64) else plain.astype(np.float32)
-    if array.is_meta:
+    if is_meta(array):
         raise IrpruneError(
             "a weight has no values: it is on the meta device",
             where,
             "load it, or use importance='random' or 'uniform'",
         )
-    array = array.detach().cpu()
     if str(array.dtype) not in ("torch.float32", "torch.float64"):
         array = array.float()
-    return np.asarray(array.numpy())
+    return as_numpy(array)
 
 
 def _space(chunk: NDArray[Any]) -> NDArray[Any]:
@@ -83,7 +83,7 @@ def profile(
     where a value is NaN or infinite, naming ``where``."""
     shape = tuple(array.shape)
     if str(array.dtype).removeprefix("torch.") in ("float32", "float64"):
-        array = as_numpy(array, where)  # as it lies; half precisions are widened chunk by chunk
+        array = float_array(array, where)  # as it lies; half precisions are widened chunk by chunk
     wanted = list(dims)
     rows = np.zeros(shape[0], dtype=np.float64)
     width = int(np.prod(shape[1:], dtype=np.int64))
@@ -100,7 +100,7 @@ def profile(
         for at in range(
             0, shape[0] if width else 0, step
         ):  # an empty weight (no register tokens) weighs nothing
-            chunk = as_numpy(array[at : at + step], where).reshape(-1, width)
+            chunk = float_array(array[at : at + step], where).reshape(-1, width)
             powers = _space(chunk)
             np.square(chunk, out=powers) if p == 2.0 else np.abs(chunk, out=powers)
             if p == _INF:
@@ -118,7 +118,7 @@ def profile(
             for d, pair in pairs.items():
                 pair[at : at + step] = _between(powers, shape, max(d), p)
     if not np.isfinite(rows).all():
-        plain = _without_mask(as_numpy(array))
+        plain = _without_mask(float_array(array))
         if plain is not None:
             return profile(plain, wanted, p, where)
         raise IrpruneError(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from irprune.criteria.profile import as_numpy
+from irprune.criteria.profile import float_array
 from irprune.ir.graph import Node, Weight
 from irprune.ir.size import probe_of
 from irprune.ops.registry import quantised_in, readers_of
@@ -46,7 +46,7 @@ def numbers(weight: Weight) -> Any:
     node, i = found
     how = quantised_in(node)[i]
     shape = [probe_of(s) for s in weight.shape]
-    out = as_numpy(weight.load(), weight.name)
+    out = float_array(weight.load(), weight.name)
     zero, scale = (_given(node, at) for at in (how.zero, how.scale))
     out = out if zero is None else out - how.spread(zero, shape)
     return out / np.float32(127) if scale is None else out * how.spread(scale, shape)
@@ -55,4 +55,4 @@ def numbers(weight: Weight) -> Any:
 def _given(node: Node, at: int | None) -> NDArray[Any] | None:
     """The stored operand ``at`` of ``node``, None where there is none."""
     value = node.inputs[at] if at is not None and node.has(at) else None
-    return as_numpy(value.load(), value.name) if isinstance(value, Weight) else None
+    return float_array(value.load(), value.name) if isinstance(value, Weight) else None

@@ -33,10 +33,10 @@ Source = tuple[Any, ...]
 K = TypeVar("K")
 
 
-def rows_for(width: int) -> int:
-    """How many rows a Gram matrix of ``width`` inputs is made of: three times the width, and more
-    where they cost little."""
-    return max(3 * width, min(8192, (1 << 22) // width))
+def rows_for(blocks: int, width: int) -> int:
+    """How many rows the Gram matrices of ``blocks`` times ``width`` inputs are made of: three times
+    the width, and more where they cost little."""
+    return max(3 * width, 1024, min(8192, (1 << 21) // (blocks * width)))
 
 
 def key_of(layer: Layer) -> str:
@@ -171,7 +171,7 @@ def _gathered(
     stops: dict[Node, list[tuple[Layer, Gram, int, int]]] = {}
     for key, layer in firsts.items():
         b, k, o = layer.blocks
-        limit = rows_for(k) if key[1] else ROWS
+        limit = rows_for(b, k) if key[1] else ROWS
         stops.setdefault(layer.node, []).append((layer, out[key].gram, b * o, limit))
     total = data.count()
     half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None

@@ -24,7 +24,7 @@ from irprune.ir.group import Group
 __all__ = ["Reconstruction", "surgeons"]
 
 
-SAMPLES = 64  # of the calibration data that gradients are taken of
+SAMPLES = (32, 64)  # of the calibration data that gradients are taken of: a fourth, within these
 
 
 @criterion("reconstruction")
@@ -92,10 +92,10 @@ def prices(
 
     layers = {r.layer.node: key_of(r.layer) for many in found.values() for r in many}
     data = calibrated(criterion.calibration, graph, "reconstruction", 16)
+    least, most = SAMPLES
+    some = data.spread(max(least, min(most, data.count() // 4)))
     try:
-        squares = sensitivities(
-            graph, list(layers), data.spread(SAMPLES), criterion.loss, criterion.seed
-        )
+        squares = sensitivities(graph, list(layers), some, criterion.loss, criterion.seed)
     except (
         IrpruneError,
         RuntimeError,

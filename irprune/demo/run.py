@@ -21,6 +21,7 @@ from irprune.api.report import Report
 from irprune.base.format import human
 from irprune.demo.digits import Data, DigitNet, accuracy, load_data, train
 from irprune.emit.bridge.torch_onnx import export_onnx
+from irprune.frontend.torch.source import torch_source
 from irprune.run.session import run_session, session
 from irprune.run.timing import interleaved
 from irprune.validate.module_parity import compare
@@ -217,11 +218,11 @@ def _exported(
     tell("exporting and comparing", 0, 3, "")
     pruned.save(folder)
     tell("exporting and comparing", 1, 3, str(pruned.report.parity))
-    structure = pruned.graph.structure
-    whole = export_onnx(model.eval(), structure, folder / "original.onnx")
-    compare(model, structure, whole, "cpu")
+    source = torch_source(pruned.graph)
+    whole = export_onnx(model.eval(), source, folder / "original.onnx")
+    compare(model, source, whole, "cpu")
     tell("exporting and comparing", 2, 3, "timing")
-    feed = {"x": structure.args[0].numpy()}
+    feed = {"x": source.args[0].numpy()}
     running = {path: session(path, "cpu", threads=1) for path in (whole, folder / "model.onnx")}
     times = list(
         interleaved(

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.capture import capture as capture_module
 from irprune.ir.graph import Graph
 
-__all__ = ["capture", "load_program"]
+__all__ = ["capture"]
 
 
 def capture(
@@ -21,6 +20,7 @@ def capture(
     dynamic_shapes: Any = None,
     method: str = "auto",
     dynamic: str = "all",
+    trust: bool = False,
 ) -> Graph:
     """The graph of an ``nn.Module`` called with ``args`` and ``kwargs``, of an ``ExportedProgram``,
     of an ``.onnx`` or ``.pt2`` file, or of a graph of onnx-graphsurgeon.
@@ -28,8 +28,8 @@ def capture(
     The model is left as it was. ``method`` is how an ``nn.Module`` is captured, as
     ``irprune.frontend.torch.capture`` (the package's own) names it: "trace", "run", "export" or
     "auto". ``dynamic`` says which sizes of its inputs stay open: "all" (unless forward fixes them),
-    "batch", "none", or dimensions by the name of the input, "x:0,2". Raises IrpruneError for what
-    cannot be captured."""
+    "batch", "none", or dimensions by the name of the input, "x:0,2". ``trust`` loads a ``.pt2``
+    file even where it may run code of its own. Raises IrpruneError for what cannot be captured."""
     kind = _kind(model)
     if kind == "surgeon":
         from irprune.frontend.onnx.surgeon import from_surgeon
@@ -43,7 +43,9 @@ def capture(
         _check_inputs(graph, args)
         return graph
     if kind == "pt2":
-        model = load_program(Path(model))
+        from irprune.frontend.torch.program_file import load_program
+
+        model = load_program(Path(model), trust)
         kind = "program"
     if kind == "program":
         from irprune.frontend.torch.export import from_exported
@@ -53,7 +55,9 @@ def capture(
     if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
         args = (args,)  # a single tensor
     graph = capture_module(model, tuple(args), kwargs, dynamic_shapes, method, dynamic)
-    graph.structure.dynamic_shapes = dynamic_shapes
+    from irprune.frontend.torch.source import torch_source
+
+    torch_source(graph).dynamic_shapes = dynamic_shapes
     return graph
 
 
@@ -106,26 +110,6 @@ def _kind(model: Any) -> str:
         "",
         "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file",
     )
-
-
-def load_program(path: Path) -> Any:
-    """The program in a ``.pt2`` file."""
-    import torch
-
-    if not path.exists():
-        raise IrpruneError("no such file", str(path), "check the path")
-    if path.stat().st_size == 0:
-        raise IrpruneError("the file is empty", str(path), "write it again with torch.export.save")
-    try:
-        with quiet():
-            return torch.export.load(str(path))
-    except Exception as refused:  # zip, pickle and schema errors of many kinds
-        text = str(refused).strip().splitlines()
-        raise IrpruneError(
-            f"not a program of torch.export: {text[0][:200] if text else type(refused).__name__}",
-            str(path),
-            "write it with torch.export.save",
-        ) from refused
 
 
 def _check_call(model: Any, kwargs: Any) -> None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from irprune.ir.axis import Axes, Axis
     from irprune.ir.kept import Kept
+    from irprune.ir.source import Source
 
 __all__ = ["Graph", "GraphError", "Node", "Origin", "TensorType", "Value", "Weight"]
 
@@ -210,8 +211,8 @@ class Graph:
     """``inputs`` and ``outputs`` are values, ``nodes`` are in topological order, ``weights`` go by
     name.
 
-    ``structure`` is the capture's own record of how arguments map to inputs and outputs to results;
-    only the emitter of the same dialect reads it."""
+    ``source`` is what the graph keeps of the model that it was read from; None for a graph that was
+    made by hand or read from its text form."""
 
     printer: ClassVar[
         Callable[[Graph], str]
@@ -229,7 +230,7 @@ class Graph:
         ] = {}  # importance of each index of a free leaf, set by score
         self.kept: Kept | None = None  # set by choose
         self.skipped: dict[Axis, str] = {}  # free leaves that choose left whole, and why
-        self.structure: Any = None
+        self.source: Source | None = None  # what the front end keeps of the model
         self.fixed: list[Fixed] = []  # sizes of inputs that the graph is right for alone
         self.guards: list[Guard] = []  # what must hold between the sizes that are open
         self.sizes: dict[str, int] = {}  # the open sizes in the example call
@@ -312,7 +313,7 @@ class Graph:
         for old, fresh in new.items():
             fresh.axes = old.axes
         twin.outputs = [new[v] for v in self.outputs]
-        twin.structure, twin.notes = self.structure, list(self.notes)
+        twin.source, twin.notes = self.source, list(self.notes)
         twin.fixed, twin.guards = list(self.fixed), list(self.guards)
         twin.sizes, twin.places = dict(self.sizes), dict(self.places)
         twin.axes, twin.scores, twin.kept, twin.skipped = (

@@ -283,7 +283,7 @@ def literal(x: Any) -> str:
 
 def describe(x: Any) -> str:
     """What kind of thing an attribute without a literal is; the same for equal arrays."""
-    if hasattr(x, "dtype") and hasattr(x, "shape"):
+    if isinstance(x, np.ndarray):
         array = np.ascontiguousarray(x)
         return f"{array.dtype}{list(array.shape)} {crc32(array.tobytes()):08x}"
     return f"{type(x).__name__} {getattr(x, 'name', '')}".strip()

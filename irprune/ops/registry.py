@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from irprune.ir.axis import Axes, Axis
-from irprune.ir.graph import Node, Value
+from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.size import Size, identical
 from irprune.ops.rule.signature import Signature, Unsupported
 from irprune.ops.traits import Convolution, Kind, NnLayer, Quantised, Role
@@ -48,6 +48,7 @@ __all__ = [
 ]
 
 Rule = Callable[[Axes, Node], None]
+Owner = Callable[[Node, list[tuple[str, Value]]], str]
 
 
 class Cut(Protocol):
@@ -153,6 +154,10 @@ class Op:
         indexes: Operands that hold positions, each with the size of what it points into.
         kinds: What axes of the node are in the field's words.
         nn_layer: The ``torch.nn`` layer that it is a call of.
+        trains: The attributes that a call of it takes, of which the last switches training on.
+        layered: Puts a call of a ``torch.nn`` layer in the place of a node of a file, where it can:
+            ``layered(graph, node, owner)``, with ``owner(node, held)`` the module that is to hold
+            the parameters.
     """
 
     name: str
@@ -189,6 +194,8 @@ class Op:
     indexes: Callable[[Node], Iterable[tuple[int, Size]]] | None = None
     kinds: Callable[[Node], Iterable[Kind]] | None = None
     nn_layer: NnLayer | None = None
+    trains: tuple[str, ...] = ()
+    layered: Callable[[Graph, Node, Owner], None] | None = None
     doc: str = ""
 
 

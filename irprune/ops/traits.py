@@ -21,6 +21,8 @@ __all__ = [
     "Convolution",
     "Kind",
     "NnLayer",
+    "NnMade",
+    "Options",
     "Quantised",
     "Role",
     "attention_kinds",
@@ -109,25 +111,43 @@ class Quantised:
         return given.reshape([-1 if d == self.dim else 1 for d in range(len(shape))])
 
 
+Options = tuple[tuple[str, Any], ...]
+"""Keyword arguments of a layer's class, where they differ from its defaults."""
+
+
+@dataclass(frozen=True, slots=True)
+class NnMade:
+    """An instance of ``torch.nn.kind`` made with ``args`` and ``options``."""
+
+    kind: str
+    args: tuple[Any, ...]
+    options: Options
+
+
 @dataclass(frozen=True, slots=True)
 class NnLayer:
     """The ``torch.nn`` layer that an entry is a call of.
 
-    ``state`` names the layer's parameter in each operand, "" for what it is called with.
-    ``code(node, held)`` is the constructor's call for the stored ``held`` parameters by name, None
-    where no such layer computes the node."""
+    ``state`` names the layer's parameter in each operand, "" for what it is called with, or is a
+    function of the node that does, and gives none where the node is no call of it. ``needs`` is the
+    parameter that no such layer is without. ``made(node, held)`` is what it is made with, for
+    the stored ``held`` parameters by name, None where no such layer computes the node."""
 
-    state: tuple[str, ...]
-    code: Callable[[Node, dict[str, Weight]], str | None]
+    state: tuple[str, ...] | Callable[[Node], tuple[str, ...]]
+    made: Callable[[Node, dict[str, Weight]], NnMade | None]
+    needs: str = "weight"
 
-    @property
-    def data(self) -> int:
+    def names(self, node: Node) -> tuple[str, ...]:
+        """The layer's parameter in each operand of ``node``; none where it is no call of it."""
+        return self.state(node) if callable(self.state) else self.state
+
+    def data(self, node: Node) -> int:
         """The position of the operand that the layer is called with."""
-        return self.state.index("")
+        return self.names(node).index("")
 
     def held(self, node: Node) -> list[tuple[str, Value]]:
         """The operands that are parameters of the layer, by their names there."""
-        pairs = zip(self.state, node.inputs, strict=False)
+        pairs = zip(self.names(node), node.inputs, strict=False)
         return [(name, value) for name, value in pairs if name and value is not None]
 
 

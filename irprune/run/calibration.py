@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils import _pytree as pytree
 
 from irprune.errors import IrpruneError
-from irprune.ir.dtype import is_float, is_integer
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Sym, probe_of, same
+from irprune.ops.arrays import as_tensor
 from irprune.ops.dtypes import TO_TORCH
-from irprune.ops.registry import lookup
+from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
 
 __all__ = ["Batch", "Calibration", "noise"]
@@ -180,34 +179,33 @@ def noise(
     Integer inputs that index a table are drawn below its size; other integers are 0 or 1 (masks).
     Dynamic sizes other than the first dimension are as large as the capture's example. The same
     seed gives the same inputs."""
-    limits = [_index_limit(v) for v in graph.inputs]
+    below = index_limits(graph)
+    limits = [probe_of(below[v]) if v in below else None for v in graph.inputs]
+    within = None if low is None or high is None else (low, high)
     example = [
         tuple(_example_size(graph, i, d) for d in range(v.rank)) for i, v in enumerate(graph.inputs)
     ]
     own = _batch_size(graph)
 
     def items() -> Iterator[Any]:
-        draw = torch.Generator().manual_seed(seed)
+        generator = np.random.default_rng(seed)
         step = 1 if own is None else batch
         for at in range(0, samples, step):
             n = min(step, samples - at)
             if own is not None and not isinstance(own, Sym):
                 n = -(-n // own) * own
-            made = []
-            for v, shape, limit in zip(graph.inputs, example, limits, strict=True):
-                shape = (n, *shape[1:]) if own is not None and shape else shape
-                kind = TO_TORCH[v.dtype]
-                if kind.is_floating_point:
-                    known = low is not None and high is not None
-                    x = (
-                        torch.rand(shape, generator=draw)
-                        if known
-                        else torch.randn(shape, generator=draw)
+            made = [
+                as_tensor(
+                    drawn(
+                        generator,
+                        (n, *shape[1:]) if own is not None and shape else shape,
+                        v.dtype,
+                        limit,
+                        within,
                     )
-                    x = x * (high - low) + low if known else x  # type: ignore[operator]
-                else:
-                    x = torch.randint(0, limit or 2, shape, generator=draw)
-                made.append(x.to(kind))
+                )
+                for v, shape, limit in zip(graph.inputs, example, limits, strict=True)
+            ]
             yield tuple(made)
 
     return Calibration(_Stream(items), graph, batch=batch)
@@ -375,29 +373,20 @@ def _matched(
             where,
             "give tensors, tuples of arguments or dicts of keyword arguments",
         )
-    places = graph.structure.inputs if _is_torch(graph) else list(range(len(names)))
     args = tuple(item)
     if len(args) == len(names) or (
         all(isinstance(a, (torch.Tensor, np.ndarray)) for a in args[: len(names)])
         and len(args) > len(names)
     ):
         return list(args[: len(names)]), args[len(names) :]
-    if _is_torch(graph):
-        own = len(graph.structure.args)
-        leaves = pytree.arg_tree_leaves(*args[:own]) if own else []
-        if len(leaves) == len(places):
-            return [
-                leaf for leaf, place in zip(leaves, places, strict=True) if isinstance(place, int)
-            ], args[own:]
+    bound = graph.source.bind_args(args) if graph.source is not None else None
+    if bound is not None:
+        return bound
     raise IrpruneError(
         f"{len(args)} arguments for a model that takes {len(names)} tensors ({', '.join(names)})",
         where,
         "give the arguments of forward in their order, or a dict by their names",
     )
-
-
-def _is_torch(graph: Graph) -> bool:
-    return hasattr(graph.structure, "in_spec")
 
 
 def _left(given: Mapping[str, Any], used: Iterable[str]) -> tuple[Any, ...]:
@@ -410,47 +399,15 @@ def _called(
     given: Mapping[str, Any], graph: Graph, where: str
 ) -> tuple[list[Any], tuple[Any, ...]]:
     """Keyword arguments put into the places of the recorded call, however that one passed them."""
-    if not _is_torch(graph):
+    bound = graph.source.bind_names(given, where) if graph.source is not None else None
+    if bound is None:
         missing = [v.name for v in graph.inputs if v.name not in given]
         raise IrpruneError(
             f"no value for input {missing[0]!r}; given: {', '.join(given)}",
             where,
             f"the inputs are {', '.join(v.name for v in graph.inputs)}",
         )
-    structure = graph.structure
-    own = (
-        list(structure.signature.parameters)
-        if structure.signature is not None
-        else list(structure.names)
-    )
-    positional = own[: len(structure.args)]
-    wanted = [*positional, *structure.kwargs]
-    missing = [n for n in wanted if n not in given]
-    recorded = {**dict(zip(positional, structure.args, strict=False)), **structure.kwargs}
-    tensorial = [
-        n
-        for n in missing
-        if any(isinstance(x, torch.Tensor) for x in pytree.tree_leaves(recorded.get(n)))
-    ]
-    if tensorial:
-        raise IrpruneError(
-            f"no value for argument {tensorial[0]!r}; given: {', '.join(given)}",
-            where,
-            f"forward was captured with {', '.join(wanted)}",
-        )
-    filled = {n: given.get(n, recorded.get(n)) for n in wanted}
-    leaves = pytree.arg_tree_leaves(
-        *(filled[n] for n in positional), **{n: filled[n] for n in structure.kwargs}
-    )
-    if len(leaves) != len(structure.inputs):
-        raise IrpruneError(
-            "arguments of another structure than the captured call's",
-            where,
-            f"forward was captured with {', '.join(wanted)}",
-        )
-    return [
-        leaf for leaf, place in zip(leaves, structure.inputs, strict=True) if isinstance(place, int)
-    ], _left(given, wanted)
+    return bound[0], _left(given, bound[1])
 
 
 def _checked(x: Any, value: Value, where: str) -> torch.Tensor:
@@ -545,30 +502,5 @@ def _example_size(graph: Graph, i: int, d: int) -> int:
     size = graph.inputs[i].shape[d]
     if not isinstance(size, Sym):
         return int(size)
-    if _is_torch(graph):
-        leaves = pytree.arg_tree_leaves(*graph.structure.args, **graph.structure.kwargs)
-        for leaf, place in zip(leaves, graph.structure.inputs, strict=False):
-            if place == i and isinstance(leaf, torch.Tensor):
-                return int(leaf.shape[d])
-    return 8
-
-
-def _index_limit(value: Value) -> int | None:
-    """The size of the table that an integer input indexes, if it does."""
-    frontier, seen = [value], {id(value)}
-    while frontier:
-        v = frontier.pop()
-        for node in v.users:
-            entry = lookup(node)
-            if entry is not None and entry.indexes is not None:
-                for i, size in entry.indexes(node):
-                    if node.inputs[i] is v:
-                        return int(probe_of(size))
-            if len(node.inputs) == 1 or not any(
-                x is not None and is_float(x.dtype) for x in node.inputs
-            ):
-                for out in node.outputs:
-                    if id(out) not in seen and is_integer(out.dtype):
-                        seen.add(id(out))
-                        frontier.append(out)
-    return None
+    shapes = graph.source.example_shapes() if graph.source is not None else None
+    return 8 if shapes is None else shapes[i][d]

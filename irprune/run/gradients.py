@@ -19,9 +19,10 @@ from torch.nn import functional as F
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half, is_real
 from irprune.ir.graph import Graph, Node, Weight
+from irprune.ops.arrays import as_tensor
 from irprune.ops.registry import readers_of, role_of
 from irprune.run.calibration import Batch, Calibration
-from irprune.run.interpret import as_tensor, evaluate
+from irprune.run.interpret import evaluate
 
 __all__ = ["Loss", "drawn_loss", "gradients", "sensitivities"]
 

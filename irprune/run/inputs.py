@@ -1,20 +1,112 @@
-"""Inputs for proofs and comparisons: random where numbers are continuous, the example's own where
-they have a meaning."""
+"""The one source of random inputs, for proofs, comparisons, latency and calibration without data:
+random where numbers are continuous, within what they index or the example's own where they have a
+meaning. The same seed gives the same numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.utils import _pytree as pytree
+import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["draw", "flat_tensors", "redraw"]
+from irprune.ir.dtype import element_type
+from irprune.ir.graph import Graph, Value
+from irprune.ir.size import Size, evaluate, probe_of
+from irprune.ops.registry import lookup
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "draw",
+    "drawn",
+    "flat_tensors",
+    "index_limits",
+    "over_tensors",
+    "random_inputs",
+    "redraw",
+]
+
+
+# -- from types ------------------------------------------------------------------------------------
+
+
+def drawn(
+    generator: np.random.Generator,
+    shape: Sequence[int],
+    dtype: str,
+    limit: int | None = None,
+    within: tuple[float, float] | None = None,
+) -> NDArray[Any]:
+    """An array of random numbers.
+
+    Args:
+        generator: where the numbers come from.
+        shape: the shape of the array.
+        dtype: its element type, by its short name.
+        limit: integers are below it; 0 and 1 where it is None.
+        within: real numbers are uniform between these two; normal where it is None.
+    """
+    kind = element_type(dtype)
+    if kind.is_float or kind.is_complex:
+        numbers = (
+            generator.standard_normal(shape)
+            if within is None
+            else generator.uniform(*within, shape)
+        )
+        return np.asarray(numbers).astype(kind.numpy())
+    high = 2 if limit is None or kind.kind == "bool" else max(1, limit)
+    return np.asarray(generator.integers(0, high, shape)).astype(kind.numpy())
+
+
+def random_inputs(
+    graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0, default: int = 2
+) -> dict[str, NDArray[Any]]:
+    """Inputs for ``graph`` by name; symbols take ``sizes`` or ``default``. Integers fit what they
+    index, booleans are fair."""
+    generator, below, known = np.random.default_rng(seed), index_limits(graph), sizes or {}
+    return {
+        v.name: drawn(
+            generator,
+            [evaluate(s, known, default) for s in v.shape],
+            v.dtype,
+            evaluate(below[v], known, default) if v in below else None,
+        )
+        for v in graph.inputs
+    }
+
+
+def index_limits(graph: Graph) -> dict[Value, Size]:
+    """For integer values that are used as indices, the size of the smallest dimension that they
+    index."""
+    below: dict[Value, Size] = {}
+
+    def note(value: Value | None, size: Size) -> None:
+        if value is not None and (value not in below or probe_of(size) < probe_of(below[value])):
+            below[value] = size
+
+    for node in reversed(graph.nodes):
+        entry = lookup(node)
+        if entry is not None and entry.indexes is not None:
+            for i, size in entry.indexes(node):
+                note(node.operand(i), size)
+        elif entry is not None and entry.rearranges:
+            for v in node.outputs:
+                if v in below:
+                    for x in node.inputs:
+                        note(x, below[v])
+    return below
+
+
+# -- from an example -------------------------------------------------------------------------------
 
 
 def draw(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Random numbers with the mean and spread of ``example``; integers and booleans are the
     example's own, a constant stays."""
+    import torch
+
     if not example.is_floating_point() or example.numel() == 0 or example.is_meta:
         return example
     flat = example.detach().double().cpu()
@@ -30,6 +122,8 @@ def redraw(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """``args`` and ``kwargs`` with every floating-point tensor drawn anew; the same seed gives the
     same numbers."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     made = over_tensors((tuple(args), dict(kwargs)), lambda t: draw(t, generator))
     return made[0], made[1]
@@ -37,9 +131,15 @@ def redraw(
 
 def over_tensors(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """``tree`` with ``change`` applied to each tensor in it."""
+    import torch
+    from torch.utils import _pytree as pytree
+
     return pytree.tree_map(lambda x: change(x) if isinstance(x, torch.Tensor) else x, tree)
 
 
 def flat_tensors(result: Any) -> list[torch.Tensor]:
     """The tensors of a nested result, in order."""
+    import torch
+    from torch.utils import _pytree as pytree
+
     return [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]

@@ -3,36 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from irprune.errors import IrpruneError
 from irprune.ir.body import Body
-from irprune.ir.dtype import FROM_NUMPY, is_borrowed, is_real
+from irprune.ir.dtype import is_float, is_half, is_real
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym, UnboundSymbol, number
 from irprune.ir.symbols import needed, told
+from irprune.ops.arrays import as_tensor
 from irprune.ops.call import bind, overload, substitute
-from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
+from irprune.ops.dtypes import FROM_TORCH
 from irprune.ops.registry import aten_target, lookup
 
-__all__ = ["evaluate", "home", "run_node", "symbols_of"]
+__all__ = ["Arithmetic", "evaluate", "home", "run_node", "symbols_of"]
 
 Hook = Callable[[Node, list[Any], Callable[..., Any]], Any]
-
-
-def as_tensor(array: Any) -> torch.Tensor:
-    """A weight's array as a tensor, without a copy where it can be."""
-    if isinstance(array, torch.Tensor):
-        return array.detach()
-    array = np.asarray(array)
-    if is_borrowed(array.dtype):
-        bits = array.view("i2" if array.dtype.itemsize == 2 else "u1").copy()
-        return torch.as_tensor(bits).view(TO_TORCH[FROM_NUMPY[array.dtype.name]])
-    # torch has no read-only tensors
-    return torch.as_tensor(array if array.flags.writeable else array.copy())
 
 
 def home(graph: Graph) -> torch.device:
@@ -105,6 +94,56 @@ def _running(body: Body, operands: Sequence[Any]) -> Callable[..., Any]:
     return run
 
 
+@dataclass(frozen=True)
+class Arithmetic:
+    """Where a graph is computed, and in which floating-point type.
+
+    Args:
+        device: where values and weights are brought.
+        dtype: the type of all floating-point values; None leaves each in its own.
+        halves_only: convert to ``dtype`` only what is of 16 bits.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+    halves_only: bool = False
+
+    def converted(self, x: Any) -> Any:
+        """``x`` on the device and in the type; what is no tensor (a sequence, or what is optional
+        and left out) as it is."""
+        if not isinstance(x, torch.Tensor):
+            return x
+        x = x.to(self.device)
+        return (
+            x
+            if self.dtype is None or not self._covers(FROM_TORCH.get(x.dtype, ""))
+            else x.to(self.dtype)
+        )
+
+    def _covers(self, name: str) -> bool:
+        return is_half(name) if self.halves_only else is_float(name)
+
+    def results(
+        self, node: Node, operands: list[Any], symbols: dict[str, int], hook: Hook | None = None
+    ) -> list[Any]:
+        """The results of ``node``, one for each of its outputs; ``hook(node, operands, run)`` may
+        compute it its own way."""
+        as_run, named = node, node.attrs.get("dtype") or ""
+        if self.dtype is not None and is_real(named) and self._covers(named):
+            attrs = {**node.attrs, "dtype": FROM_TORCH[self.dtype]}
+            as_run = Node(node.op, [], attrs, node.outputs, node.origin)
+            as_run.inputs = node.inputs
+
+        def run(*xs: Any) -> Any:
+            return run_node(as_run, list(xs), symbols, self.device)
+
+        made = run(*operands) if hook is None else hook(node, operands, run)
+        sequence = len(node.outputs) == 1 and node.out.dtype == "sequence_type"
+        many = list(made) if isinstance(made, (list, tuple)) and not sequence else [made]
+        # zeros and their like come in the default type
+        return many if self.dtype is None else list(map(self.converted, many))
+
+
 def evaluate(
     graph: Graph,
     inputs: Iterable[torch.Tensor],
@@ -127,12 +166,8 @@ def evaluate(
     nodes, last = _schedule(graph, targets)
     symbols = symbols_of(graph, tensors) if tensors or not graph.inputs else {}
 
-    def converted(t: Any) -> Any:
-        if not isinstance(t, torch.Tensor):  # a sequence, or what is optional and left out
-            return t
-        t = t.to(device)
-        return t.to(dtype) if dtype is not None and t.is_floating_point() else t
-
+    arithmetic = Arithmetic(device, dtype)
+    converted = arithmetic.converted
     env: dict[Value, Any] = {
         v: converted(t) for v, t in zip(graph.inputs, tensors, strict=bool(tensors))
     }
@@ -149,31 +184,12 @@ def evaluate(
     with torch.set_grad_enabled(weights is not None):
         for i, node in enumerate(nodes):
             operands = [read(v) for v in node.inputs]
-            if dtype is not None and is_real(node.attrs.get("dtype", "")):
-                call_node = _with_dtype(node, dtype)
-            else:
-                call_node = node
-
-            def run(*xs: Any, _node: Node = call_node) -> Any:
-                return run_node(_node, list(xs), symbols, device)
-
-            made = hook(node, operands, run) if hook is not None else run(*operands)
-            sequence = len(node.outputs) == 1 and node.out.dtype == "sequence_type"
-            many = list(made) if isinstance(made, (list, tuple)) and not sequence else [made]
-            if dtype is not None:  # zeros and their like come in the default type
-                many = [converted(t) if isinstance(t, torch.Tensor) else t for t in many]
+            many = arithmetic.results(node, operands, symbols, hook)
             env.update(zip(node.outputs, many, strict=False))
             for v in {id(v): v for v in node.inputs if v is not None}.values():
                 if last.get(v) == i and id(v) not in keep:
                     env.pop(v, None)
         return [read(v) for v in targets]
-
-
-def _with_dtype(node: Node, dtype: torch.dtype) -> Node:
-    """``node`` computing in ``dtype`` where it says a floating-point type of its own."""
-    twin = Node(node.op, [], {**node.attrs, "dtype": FROM_TORCH[dtype]}, node.outputs, node.origin)
-    twin.inputs = node.inputs
-    return twin
 
 
 def _schedule(graph: Graph, targets: list[Value]) -> tuple[list[Node], dict[Value, int]]:

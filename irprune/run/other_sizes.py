@@ -69,16 +69,16 @@ def _others(size: int) -> tuple[int, ...]:
 def at_least(graph: Graph, least: int) -> dict[str, int] | None:
     """Sizes of which none is below ``least``, the example's where they are not; None where the
     guards forbid that."""
-    sizes = {name: max(graph.sizes[name], least) for name in _symbols(graph)}
+    sizes = {name: max(graph.sizes.get(name, 0), least) for name in _symbols(graph)}
     return sizes if _fits(graph, sizes) else None
 
 
-def resized(graph: Graph, args: Sequence[Any], kwargs: dict[str, Any], sizes: Mapping[str, int]) -> Call:
-    """The call with inputs of these sizes: elements repeat, or are left out, at the end of each
-    dimension."""
-    leaves, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+def resized(graph: Graph, places: Sequence[Any], call: Call, sizes: Mapping[str, int]) -> Call:
+    """``call`` with inputs of these sizes: elements repeat, or are left out, at the end of each
+    dimension. ``places`` says for each leaf which input of ``graph`` it is, if any."""
+    leaves, spec = pytree.tree_flatten(call)
     made = []
-    for leaf, place in zip(leaves, graph.structure.inputs, strict=True):
+    for leaf, place in zip(leaves, places, strict=True):
         if isinstance(leaf, torch.Tensor) and isinstance(place, int):
             shape = graph.inputs[place].type.shape or ()
             for d, size in enumerate(shape):
@@ -86,5 +86,5 @@ def resized(graph: Graph, args: Sequence[Any], kwargs: dict[str, Any], sizes: Ma
                     index = torch.arange(evaluate(size, sizes), device=leaf.device)
                     leaf = leaf.index_select(d, index % leaf.shape[d])
         made.append(leaf)
-    call: Call = pytree.tree_unflatten(made, spec)
-    return call
+    out: Call = pytree.tree_unflatten(made, spec)
+    return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,24 +48,47 @@ def providers_for(device: str) -> list[str]:
 
 
 def session(
-    path: str | Path, device: str = "auto", profile: str = "", threads: int = 0, exact: bool = False
+    model: str | Path | bytes,
+    device: str = "auto",
+    profile: str = "",
+    threads: int = 0,
+    exact: bool = False,
+    optimise: bool = True,
+    precise: bool = False,
 ) -> Any:
-    """An onnxruntime session; ``exact`` keeps CUDA from rounding products to TF32, and a CPU from
-    saturating products of u8 with s8.
+    """An onnxruntime session.
 
-    Raises IrpruneError for a file that it refuses.
+    Args:
+        model: the path of a file, or a model's message itself.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        profile: where onnxruntime writes its profile; none where it is empty.
+        threads: how many compute one operator; 0 for onnxruntime's own choice.
+        exact: keep CUDA from rounding products to TF32 and, where onnxruntime can, a CPU from
+            saturating products of u8 with s8.
+        optimise: whether onnxruntime may change the model before it runs.
+        precise: insist on products that do not saturate, which only the optimiser can give.
+
+    Raises:
+        IrpruneError: for a model that onnxruntime refuses, with its own words.
     """
-    if exact:
+    made = partial(_session, model, device, profile, threads, exact, optimise)
+    if exact and not precise:
         try:
-            return _session(path, device, profile, threads, exact, precise=True)
+            return made(True)
         except IrpruneError:
             # onnxruntime 1.31 makes u8 of weights beside s8 too, for which QGemm has no kernel
             pass
-    return _session(path, device, profile, threads, exact, precise=False)
+    return made(precise)
 
 
 def _session(
-    path: str | Path, device: str, profile: str, threads: int, exact: bool, precise: bool
+    model: str | Path | bytes,
+    device: str,
+    profile: str,
+    threads: int,
+    exact: bool,
+    optimise: bool,
+    precise: bool,
 ) -> Any:
     import onnxruntime
 
@@ -72,6 +96,8 @@ def _session(
     options.log_severity_level = 3
     if precise:
         options.add_session_config_entry(*PRECISE)
+    if not optimise:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads:
         options.intra_op_num_threads = threads
     if profile:
@@ -83,17 +109,16 @@ def _session(
     settings = [
         {"use_tf32": "0"} if exact and p == "CUDAExecutionProvider" else {} for p in providers
     ]
+    given = model if isinstance(model, bytes) else str(model)
     try:
         return onnxruntime.InferenceSession(
-            str(path), options, providers=providers, provider_options=settings
+            given, options, providers=providers, provider_options=settings
         )
-    except IrpruneError:
-        raise
     except Exception as refused:  # onnxruntime has exceptions of its own for every kind of refusal
         raise IrpruneError(
-            f"onnxruntime refuses the model: {gist(refused)}",
-            str(path),
-            "check the file with onnx.checker.check_model(path, full_check=True)",
+            "onnxruntime refuses the model",
+            "" if isinstance(model, bytes) else str(model),
+            gist(refused),
         ) from refused
 
 

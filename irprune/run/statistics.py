@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from irprune.errors import IrpruneError
-from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.kept import Kept
+from irprune.ops.arrays import as_tensor
 from irprune.run.calibration import Calibration
-from irprune.run.interpret import Hook, as_tensor, run_node, symbols_of
+from irprune.run.interpret import Arithmetic, Hook, symbols_of
 from irprune.run.take import kept_indices, take
 
 __all__ = ["Moments", "Pair", "Tape", "counterparts", "kept_part", "load_as"]
@@ -90,16 +90,14 @@ class Tape:
         for i, node in enumerate(graph.nodes):
             self.last.update((v, i) for v in node.inputs if v is not None)
         self._weights: dict[Weight, torch.Tensor] = {}
-        half = any(is_half(v.dtype) for v in graph.values())
-        self._half = half
+        self._arithmetic = Arithmetic(self.device, torch.float32, halves_only=True)
 
     def start(self, inputs: Iterable[torch.Tensor]) -> dict[str, Any]:
         """The environment before the first node."""
-        return {v.name: self._converted(t) for v, t in zip(self.graph.inputs, inputs, strict=True)}
-
-    def _converted(self, t: torch.Tensor) -> torch.Tensor:
-        t = t.to(self.device)
-        return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+        return {
+            v.name: self._arithmetic.converted(t)
+            for v, t in zip(self.graph.inputs, inputs, strict=True)
+        }
 
     def forget(self) -> None:
         """Read weights afresh: one of them was replaced."""
@@ -111,7 +109,7 @@ class Tape:
             return None
         if isinstance(v, Weight):
             if v not in self._weights:
-                self._weights[v] = self._converted(as_tensor(v.load()))
+                self._weights[v] = self._arithmetic.converted(as_tensor(v.load()))
             return self._weights[v]
         return env[v.name]
 
@@ -130,14 +128,7 @@ class Tape:
             for i in range(start, stop):
                 node = self.graph.nodes[i]
                 operands = [self.read(env, v) for v in node.inputs]
-                as_run = _float32(node) if self._half else node
-
-                def run(*xs: Any, node: Node = as_run) -> Any:
-                    return run_node(node, list(xs), symbols, self.device)
-
-                made = run(*operands) if hook is None else hook(node, operands, run)
-                sequence = len(node.outputs) == 1 and node.out.dtype == "sequence_type"
-                many = list(made) if isinstance(made, (list, tuple)) and not sequence else [made]
+                many = self._arithmetic.results(node, operands, symbols, hook)
                 for v, t in zip(node.outputs, many, strict=False):
                     if v in self.last or v.name in outputs:
                         env[v.name] = t
@@ -147,14 +138,6 @@ class Tape:
 
     def symbols(self, inputs: Iterable[torch.Tensor]) -> dict[str, int]:
         return symbols_of(self.graph, list(inputs))
-
-
-def _float32(node: Node) -> Node:
-    if not is_half(node.attrs.get("dtype", "")):
-        return node
-    twin = Node(node.op, [], {**node.attrs, "dtype": "f32"}, node.outputs, node.origin)
-    twin.inputs = node.inputs
-    return twin
 
 
 class _Shelf:
@@ -206,6 +189,13 @@ def kept_part(tensor: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
     """What of the original's ``value`` the pruned model still has."""
     part: torch.Tensor = take(tensor, kept_indices(value, kept))
     return part
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    """Whether no element is NaN or infinite: NaN is the least and the greatest of any numbers."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
 class Pair:
@@ -300,7 +290,7 @@ class Pair:
                 )
             if twin is not None:
                 target = kept_part(old[twin.outputs[0].name], twin.outputs[0], self.kept)
-                if not bool(torch.isfinite(target).all()):
+                if not _finite(target):
                     raise IrpruneError(
                         "activations are NaN or infinite on the calibration data",
                         twin.where,

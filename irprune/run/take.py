@@ -9,6 +9,7 @@ import numpy as np
 
 from irprune.ir.graph import Value
 from irprune.ir.kept import Indices, Kept
+from irprune.ops.arrays import is_tensor
 
 __all__ = ["kept_indices", "take"]
 
@@ -72,7 +73,7 @@ def take(array: Any, indices: Sequence[Indices | None]) -> Any:
         tied := [d for d, index in enumerate(indices) if index is not None and index.ndim > 1]
     ):
         return _take_tied(array, indices, tied)
-    if not hasattr(array, "detach"):
+    if not is_tensor(array):
         return _take(array, indices)
     import torch
 

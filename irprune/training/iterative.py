@@ -10,7 +10,6 @@ NeurIPS 2015; the cubic pace is that of Zhu and Gupta, "To prune, or not to prun
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -23,6 +22,7 @@ from irprune.api.calls import apply_plan, prune
 from irprune.api.declarations import STEP, StepOptions
 from irprune.api.option import documented
 from irprune.api.pruned import Pruned
+from irprune.base.atomic_write import aside, content_name
 from irprune.choice.plan import Plan
 from irprune.driver.pipelines import analyse
 from irprune.errors import IrpruneError
@@ -190,16 +190,17 @@ class _Checkpoint:
         return plans, state
 
     def write(self, plans: list[Plan], state: Mapping[str, torch.Tensor]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        name = f"state-{len(plans)}.pt"
-        torch.save(dict(state), self.folder / f".{name}")
-        (self.folder / f".{name}").replace(self.folder / name)
-        draft = self.folder / f".plans.json.{os.getpid()}"
-        draft.write_text(
-            json.dumps(
-                {"settings": self.settings, "state": name, "plans": [p.as_json() for p in plans]}
-            ),
-            encoding="utf-8",
-        )
-        draft.replace(self.folder / "plans.json")
-        (self.folder / f"state-{len(plans) - 1}.pt").unlink(missing_ok=True)
+        with aside(self.folder / "plans.json", _states) as draft:
+            torch.save(dict(state), draft / "state.pt")
+            name = content_name(draft / "state.pt", f"state-{len(plans)}", ".pt")
+            held = {
+                "settings": self.settings,
+                "state": name,
+                "plans": [p.as_json() for p in plans],
+            }
+            (draft / "plans.json").write_text(json.dumps(held), encoding="utf-8")
+
+
+def _states(plans: Path) -> set[str]:
+    """The files of states beside ``plans.json``."""
+    return {p.name for p in plans.parent.glob("state-*.pt")}

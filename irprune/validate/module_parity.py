@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from irprune.emit.bridge.torch_onnx import array_of, feed_of, file_inputs
+from irprune.emit.bridge.torch_onnx import feed_of, file_inputs
+from irprune.frontend.torch.source import TorchSource
+from irprune.ops.arrays import as_numpy
 from irprune.run.inputs import flat_tensors, over_tensors, redraw
 from irprune.run.precision import full_float32
 from irprune.validate.parity import Parity, measure
@@ -16,15 +17,19 @@ __all__ = ["compare"]
 
 
 def compare(
-    module: torch.nn.Module, structure: Any, path: str | Path, device: str = "auto", seed: int = 1
+    module: torch.nn.Module,
+    source: TorchSource,
+    path: str | Path,
+    device: str = "auto",
+    seed: int = 1,
 ) -> Parity:
     """Every output of the file against the module's, on random inputs."""
-    args, kwargs = redraw(structure.args, structure.kwargs, seed)
+    args, kwargs = redraw(source.args, source.kwargs, seed)
     here = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
     placed = over_tensors((args, kwargs), lambda t: t.to(here))
     with torch.no_grad(), full_float32():
         expected = flat_tensors(module(*placed[0], **placed[1]))
     names = file_inputs(path)
     return measure(
-        path, feed_of(args, kwargs, structure, names), [array_of(t) for t in expected], device
+        path, feed_of(args, kwargs, source, names), [as_numpy(t) for t in expected], device
     )

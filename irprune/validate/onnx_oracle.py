@@ -18,14 +18,14 @@ from irprune.emit.onnx.file import blank
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.reader import nodes_of
-from irprune.frontend.onnx.source import OnnxSource, Place
+from irprune.frontend.onnx.source import OnnxSource, Place, onnx_source
 from irprune.ir.axis import find
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.kept import Kept
 from irprune.ir.size import Size, Sym, UnboundSymbol, evaluate
+from irprune.ops.onnx.recorder import Recorder, Tensor, Untraced
 from irprune.ops.registry import lookup
 from irprune.validate.onnx_run import run_model
-from irprune.validate.onnx_trace import Recorder, Tensor, Untraced
 
 __all__ = ["silenced_model", "silenced_onnx"]
 
@@ -47,9 +47,7 @@ def silenced_model(
 ) -> tuple[onnx.ModelProto, dict[str, Loader]]:
     """The model that ``silenced_onnx`` runs, the original with silencing nodes for inputs of these
     shapes, and the tensors that lie apart from it."""
-    source = graph.structure
-    if not isinstance(source, OnnxSource):
-        raise IrpruneError("this graph did not come from ONNX", graph.name)
+    source = onnx_source(graph)
     symbols = {
         s.name: int(n)
         for v in graph.inputs

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -18,13 +17,15 @@ from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.kept import Kept
+from irprune.run.error import relative_error
+from irprune.run.inputs import random_inputs
 from irprune.run.session import PRECISE
 from irprune.validate.onnx_oracle import silenced_model
-from irprune.validate.onnx_run import difference, random_inputs, run_model, session
+from irprune.validate.onnx_run import run_model, session
 from irprune.validate.onnx_shaken import shaken_model
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
-from irprune.validate.proof_result import Proof
+from irprune.validate.proof_result import Proof, is_constant
 from irprune.validate.saturation import changed_by_saturation, products_saturate
 
 __all__ = ["prove_onnx"]
@@ -90,24 +91,21 @@ def _compared(graph: Graph, cut: Graph, seed: int) -> Proof:
             *_saturation(graph, model, inputs, data),
         ]
         proof.passes += 2
-    proof.max_error = difference(ours, theirs)
+    proof.max_error = relative_error(ours, theirs)
     if proof.max_error > FLOAT32 and small is None:
         # onnxruntime's optimiser folds a Pad with zeros into a MaxPool, which pads with the least
         # number: where it changes the file
         # that came in as well, what counts is the file as it is written
         optimised, written = (
             proof.max_error,
-            difference(run_model(model, inputs, optimise=False, data=data), theirs),
+            relative_error(run_model(model, inputs, optimise=False, data=data), theirs),
         )
         if written <= FLOAT32 and _changed_by_optimiser(graph, inputs) > FLOAT32:
             proof.max_error = written
             proof.notes.append(
                 f"as written: onnxruntime's optimiser changes the outputs by {optimised:.1e}, before the cut too"
             )
-    floats = [
-        np.asarray(x) for x in theirs if np.asarray(x).dtype.kind == "f" and np.asarray(x).size > 1
-    ]
-    proof.vacuous = bool(floats) and all((x == x.flat[0]).all() for x in floats)
+    proof.vacuous = is_constant(theirs, integers=False)  # the inputs are drawn
     return proof
 
 
@@ -144,7 +142,7 @@ def _changed_by_optimiser(graph: Graph, inputs: Mapping[str, Array]) -> float:
     model, data = silenced_model(graph, Kept({}), inputs)
     if any(is_half(v.dtype) for v in graph.values()):
         data = widen(model, data)
-    return difference(
+    return relative_error(
         run_model(model, inputs, data=data), run_model(model, inputs, optimise=False, data=data)
     )
 

@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from irprune.frontend.onnx.order import captured, target_of
+from irprune.ops.onnx.fold import is_cast, is_constant, is_copy
 from irprune.ops.onnx.unrounded import BOUNDS, INT32, RULES, Result, Uncovered
 
 __all__ = ["unrounded"]
@@ -155,14 +156,14 @@ class _Walk:
     def pass_on(self, node: onnx.NodeProto) -> None:
         """Write ``node`` over floats where it takes them in the place of integers; else round what
         it takes."""
-        if target_of(node) == "Identity" and node.input[0] in self.sizes:
+        if is_copy(target_of(node)) and node.input[0] in self.sizes:
             self.sizes[node.output[0]] = self.sizes[node.input[0]]
         for name in captured(node):
             self.round(name)
         given = [name for name in node.input if name in self.soft]
         schema = self._schema(node)
         kinds = {} if schema is None else _variables(schema, node)
-        if given and schema is not None and target_of(node) == "Cast" and self._cast(node):
+        if given and schema is not None and is_cast(target_of(node)) and self._cast(node):
             return
         free = (
             schema is not None
@@ -206,7 +207,7 @@ class _Walk:
 
     def _note(self, node: onnx.NodeProto, schema: Any, kinds: Mapping[int, str]) -> None:
         """Which integers a node makes, as far as it is known."""
-        if target_of(node) == "Constant":
+        if is_constant(target_of(node)):
             stored = next((a.t for a in node.attribute if a.name == "value"), None)
             if stored is not None:
                 self._store(node.output[0], stored)

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from irprune.base.tolerance import PARITY
 from irprune.errors import IrpruneError
+from irprune.run.error import array_error
 from irprune.run.session import run_session, session
 
 __all__ = ["Parity", "compare_arrays", "measure"]
@@ -51,26 +51,7 @@ def compare_arrays(
     ours: Sequence[NDArray[Any]], theirs: Mapping[str, NDArray[Any]]
 ) -> dict[str, float]:
     """The relative error of each output; infinite where shapes or NaNs differ."""
-    return {
-        name: _error(np.asarray(a), np.asarray(b))
-        for (name, b), a in zip(theirs.items(), ours, strict=True)
-    }
-
-
-def _error(a: NDArray[Any], b: NDArray[Any]) -> float:
-    if a.shape != b.shape:
-        return float("inf")
-    if a.size == 0:
-        return 0.0
-    wide = np.complex128 if np.iscomplexobj(a) or np.iscomplexobj(b) else np.float64
-    x, y = a.astype(wide), b.astype(wide)
-    if not np.array_equal(np.isnan(x), np.isnan(y)):
-        return float("inf")
-    with np.errstate(invalid="ignore"):
-        gap = np.where((x == y) | np.isnan(x), 0.0, np.abs(x - y))
-    finite = np.abs(x[np.isfinite(x)])
-    scale = float(finite.max()) if finite.size else 1.0
-    return float(gap.max() / max(scale, 1e-12))
+    return {name: array_error(b, a) for (name, b), a in zip(theirs.items(), ours, strict=True)}
 
 
 def measure(

@@ -15,18 +15,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from irprune.base.tolerance import FLOAT32, FLOAT64
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
+from irprune.frontend.torch.source import torch_source
 from irprune.ir.dtype import is_float, is_real
 from irprune.ir.graph import Graph, Weight
+from irprune.ops.arrays import as_numpy, as_tensor
 from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors, over_tensors, redraw
-from irprune.run.interpret import as_tensor, evaluate
+from irprune.run.interpret import evaluate
 from irprune.run.oracle import silenced
 from irprune.run.precision import full_float32
-from irprune.validate.proof_result import Proof
+from irprune.validate.proof_result import Proof, is_constant
+from irprune.validate.random_weights import seeds, with_random_numbers
 
 __all__ = ["Proof", "prove"]
 
@@ -56,23 +58,23 @@ def prove(
 def _proven(
     graph: Graph, module: torch.nn.Module, remake: Remake, device: torch.device, seed: int
 ) -> Proof:
-    structure = graph.structure
+    source = torch_source(graph)
     example, drawn = (
-        (structure.args, structure.kwargs),
-        redraw(structure.args, structure.kwargs, seed),
+        (source.args, source.kwargs),
+        redraw(source.args, source.kwargs, seed),
     )
     ours, theirs = _run(graph, module, remake, drawn, device, torch.float32, seed)
     proof = Proof(relative_error(ours, theirs), FLOAT32)
-    constant = _constant(theirs)
-    if structure.module is not None:
+    constant = is_constant(theirs)
+    if source.module is not None:
         outputs, proof.capture_error = _captured(graph, example, seed)
         proof.passes += 2
-        constant = constant or _constant(outputs)
+        constant = constant or is_constant(outputs)
     strange = any(bool(t.isnan().any()) for t in theirs)  # random numbers left the model's domain
     doubtful = not strange and proof.max_error > FLOAT32
     if doubtful or strange or constant:
         call, shake = (example if strange else drawn), constant and not doubtful
-        before = (outputs if structure.module is not None else []) if strange else theirs
+        before = (outputs if source.module is not None else []) if strange else theirs
         subject = _shaken(graph, seed) if shake else graph
         again = remake(subject)[1] if shake else module
         try:
@@ -87,7 +89,7 @@ def _proven(
             proof.tolerance, proof.dtype = FLOAT64, "float64"
         proof.max_error, proof.random_weights = relative_error(ours, theirs), shake
         same = not before or relative_error(theirs, before) <= FLOAT32  # whatever the weights
-        proof.vacuous = same and _constant(theirs) and not doubtful
+        proof.vacuous = same and is_constant(theirs) and not doubtful
         proof.passes += 2
     return proof
 
@@ -98,7 +100,9 @@ def _captured(graph: Graph, call: Call, seed: int) -> tuple[list[torch.Tensor], 
 
     The model stays as it is.
     """
-    model: torch.nn.Module = graph.structure.module
+    source = torch_source(graph)
+    model = source.module
+    assert model is not None
     buffers = {
         name: b.clone() for name, b in model.named_buffers()
     }  # forward may write to them, and to its arguments
@@ -107,7 +111,7 @@ def _captured(graph: Graph, call: Call, seed: int) -> tuple[list[torch.Tensor], 
         args, kwargs = over_tensors((tuple(call[0]), call[1]), torch.clone)
         expected = flat_tensors(torch.func.functional_call(model, buffers, args, kwargs))
         torch.manual_seed(seed)
-        found = _in_order(graph, evaluate(graph, graph_inputs(graph, *call)))
+        found = torch_source(graph).results(evaluate(graph, torch_source(graph).tensors(*call)))
     return expected, relative_error(found, expected)
 
 
@@ -127,9 +131,9 @@ def _run(
         (tuple(call[0]), call[1]),
         lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device),
     )
-    inputs = graph_inputs(graph, args, kwargs)
+    inputs = torch_source(graph).tensors(args, kwargs)
     torch.manual_seed(seed)
-    theirs = _in_order(graph, silenced(graph, graph.kept, inputs, dtype))
+    theirs = torch_source(graph).results(silenced(graph, graph.kept, inputs, dtype))
     torch.manual_seed(seed)
     if dtype == torch.float64 and any(
         is_real(n.attrs.get("dtype", "")) and n.attrs["dtype"] != "f64" for n in graph.nodes
@@ -155,54 +159,27 @@ def _run(
 def _wide(graph: Graph, remake: Remake, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
     """Outputs of the cut graph in float64, for a forward that names a type itself (casts,
     autocast): its casts are made wide."""
-    return _in_order(graph, evaluate(remake(graph)[0], inputs, dtype=torch.float64))
-
-
-def graph_inputs(graph: Graph, args: Sequence[Any], kwargs: dict[str, Any]) -> list[torch.Tensor]:
-    """The tensors that a call hands to the graph's inputs, in the graph's order."""
-    leaves = pytree.arg_tree_leaves(*args, **kwargs)
-    placed = [
-        (p, leaf)
-        for p, leaf in zip(graph.structure.inputs, leaves, strict=True)
-        if isinstance(p, int)
-    ]
-    return [leaf for _, leaf in sorted(placed, key=lambda pair: pair[0])]
-
-
-def _in_order(graph: Graph, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The graph's outputs as the call returns them."""
-    return [outputs[p] for p in graph.structure.outputs if isinstance(p, int)]
-
-
-def _constant(outputs: list[torch.Tensor]) -> bool:
-    """Whether no output varies: such outputs agree whatever was cut. Of single numbers only zero is
-    taken for a constant."""
-    floats = [t for t in outputs if t.is_floating_point()]
-    if floats and all(t.numel() <= 1 for t in floats):
-        return all(bool((t == 0).all()) for t in floats)
-    varied = [t for t in floats if t.numel() > 1] or outputs
-    return all(t.numel() == 0 or bool((t == t.flatten()[0]).all()) for t in varied)
+    return torch_source(graph).results(evaluate(remake(graph)[0], inputs, dtype=torch.float64))
 
 
 def _shaken(graph: Graph, seed: int) -> Graph:
     """A copy of the graph with random numbers added to its parameters, so that zero-initialised
     layers pass something on."""
     twin = graph.copy()
-    for k, weight in enumerate(twin.weights.values()):
+    own = seeds(twin, seed)
+    for weight in twin.weights.values():
         if weight.kind == "parameter" and is_float(weight.dtype):
-            weight.load = _Shaken(weight, seed + k)
+            weight.load = _Shaken(weight, own[weight.name])
     return twin
 
 
 class _Shaken:
-    """A weight's loader with noise on top; the same every time."""
+    """A weight's loader with random numbers on top; the same every time."""
 
     def __init__(self, weight: Weight, seed: int) -> None:
-        self.load, self.seed = weight.load, seed
+        self.weight, self.load, self.seed = weight, weight.load, seed
 
     def __call__(self) -> torch.Tensor:
         array = as_tensor(self.load())
-        fan_in = max(1, array.numel() // array.shape[0]) if array.dim() > 1 else 100
-        noise = torch.randn(array.shape, generator=torch.Generator().manual_seed(self.seed))
-        shaken: torch.Tensor = array + (noise * fan_in**-0.5).to(array.dtype).to(array.device)
-        return shaken
+        made = with_random_numbers(self.weight, as_numpy(array), self.seed)
+        return as_tensor(made).to(array.device)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from irprune.base.tolerance import CAPTURE
+from numpy.typing import NDArray
 
-__all__ = ["Proof"]
+from irprune.base.tolerance import CAPTURE
+from irprune.ops.arrays import as_numpy
+
+__all__ = ["Proof", "is_constant"]
 
 
 @dataclass
@@ -51,3 +55,26 @@ class Proof:
             return f"FAILED: the captured graph differs from forward by {self.capture_error:.1e}, tolerance {CAPTURE:.0e}"
         how = " with random weights" if self.random_weights else ""
         return f"{'exact' if self.passed else 'FAILED'}: error {self.max_error:.1e} in {self.dtype}{how}, tolerance {self.tolerance:.0e}"
+
+
+def is_constant(outputs: Iterable[Any], integers: bool = True) -> bool:
+    """Whether no output varies: such outputs agree whatever was cut.
+
+    Args:
+        outputs: arrays of numpy or tensors of torch.
+        integers: whether outputs that are no real numbers count where no other varies: classes and
+            places may well be the same for inputs that are drawn. Of single numbers only zero is
+            taken for a constant, and none where they do not count.
+    """
+    arrays = [as_numpy(x) for x in outputs]
+    floats = [x for x in arrays if x.dtype.kind in "fV"]
+    if not integers:
+        varied = [x for x in floats if x.size > 1]
+        return bool(varied) and all(map(_is_one_number, varied))
+    if floats and all(x.size <= 1 for x in floats):
+        return all(bool((x == 0).all()) for x in floats)
+    return all(map(_is_one_number, [x for x in floats if x.size > 1] or arrays))
+
+
+def _is_one_number(array: NDArray[Any]) -> bool:
+    return array.size == 0 or bool((array == array.flat[0]).all())

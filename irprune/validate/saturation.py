@@ -19,7 +19,8 @@ from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.order import target_of
 from irprune.ops.onnx.unrounded import PRODUCTS
-from irprune.validate.onnx_run import difference, run_model
+from irprune.run.error import relative_error
+from irprune.validate.onnx_run import run_model
 
 __all__ = ["changed_by_saturation", "mixes_signs", "products_saturate"]
 
@@ -70,7 +71,7 @@ def changed_by_saturation(
         return 0.0
     as_it_is = run_model(model, inputs, data=data)
     try:
-        return difference(as_it_is, run_model(model, inputs, data=data, precise=True))
+        return relative_error(as_it_is, run_model(model, inputs, data=data, precise=True))
     except (
         IrpruneError
     ):  # onnxruntime 1.31 makes u8 of weights beside s8 too, for which QGemm has no kernel

@@ -37,6 +37,7 @@ def test_folder_holds_everything_and_loads_back(saved: tuple[irprune.Pruned, Pat
         "model.onnx",
         "model.pt2",
         "model.py",
+        "model.py.sha256",
         "plan.json",
         "report.html",
         "report.json",
@@ -116,7 +117,7 @@ def test_a_failure_leaves_nothing_half_written(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for place in ("irprune.emit.torch.saved.save_program", "pathlib.Path.write_text"):
+    for place in ("irprune.emit.backends.from_torch.save_program", "pathlib.Path.write_text"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
             with pytest.raises(IrpruneError, match="the disk is full"):

@@ -430,7 +430,7 @@ def test_unprintable_results_are_refused_by_name() -> None:
             return Opaque(x + 1)
 
     graph = captured(nn.Identity(), torch.randn(2))
-    graph.structure.out_spec = torch.utils._pytree.tree_structure(Opaque(torch.ones(1)))
+    graph.source.out_spec = torch.utils._pytree.tree_structure(Opaque(torch.ones(1)))
     with pytest.raises(IrpruneError, match="Opaque"):
         write(graph)
 

@@ -26,8 +26,10 @@ from irprune.passes.dead_code import DeadCode
 from irprune.passes.infer_axes import InferAxes
 from irprune.passes.score import Score
 from irprune.passes.slice import Slice
+from irprune.run.error import relative_error
+from irprune.run.inputs import random_inputs
 from irprune.validate.onnx_oracle import silenced_onnx
-from irprune.validate.onnx_run import difference, random_inputs, run_model
+from irprune.validate.onnx_run import run_model
 
 LEFT = {  # the largest share of parameters that may be left at 0.5
     "bert": 0.8,
@@ -111,8 +113,8 @@ def prune_and_prove(path: Path, ratios: tuple[float, ...] = (0.3, 0.5, 0.7)) -> 
         emitted = emit_onnx(small)
         onnx.checker.check_model(emitted, full_check=True)
         silent = silenced_onnx(graph, graph.kept, x)
-        assert difference(run_model(emitted, x), silent) < 1e-4
-        assert difference(run_model(model, x), silent) > 1e-3
+        assert relative_error(run_model(emitted, x), silent) < 1e-4
+        assert relative_error(run_model(model, x), silent) > 1e-3
         left[ratio] = learned(small) / learned(graph)
     return left
 
@@ -125,7 +127,7 @@ def check_module(path: Path) -> None:
     module = module_from_onnx(graph)
     made = module(*(torch.from_numpy(x[v.name]) for v in graph.inputs))
     results = list(made) if isinstance(made, (tuple, list)) else [made]
-    assert difference([r.detach().numpy() for r in results], run_model(path, x)) < 1e-5
+    assert relative_error([r.detach().numpy() for r in results], run_model(path, x)) < 1e-5
     sum((r.float() ** 2).sum() for r in results if r.is_floating_point()).backward()  # type: ignore[union-attr]
     assert [n for n, p in module.named_parameters() if p.grad is None] == []
 
@@ -190,7 +192,7 @@ def test_layers_are_torchs_own_and_export_again(tmp_path: Path) -> None:
     x = random_inputs(graph)
     again = torch.export.export(module, tuple(torch.from_numpy(v) for v in x.values()))
     assert (
-        difference(
+        relative_error(
             [again.module()(*map(torch.from_numpy, x.values())).detach().numpy()],
             run_model(path, x),
         )

@@ -278,17 +278,17 @@ def test_the_whole_state_is_recorded_in_its_order() -> None:
         from_exported(export(model, (x,), {"gain": 2.0}), model),
         irprune.capture(model, (x,), {"gain": 2.0}),
     ):
-        state = graph.structure.state
+        state = graph.source.state
         assert [n for n, e in state.items() if e.persistent] == list(model.state_dict())
         assert (
             not state["mask"].persistent
             and state["mask"].kind == "buffer"
             and state["spare.weight"].kind == "parameter"
         )
-        assert list(graph.structure.signature.parameters) == [
+        assert list(graph.source.signature.parameters) == [
             "x",
             "gain",
-        ] and graph.structure.names == ("x", "gain")
+        ] and graph.source.names == ("x", "gain")
 
 
 def test_fx_takes_over_where_torch_export_refuses(monkeypatch: pytest.MonkeyPatch) -> None:

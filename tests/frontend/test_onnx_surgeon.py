@@ -9,7 +9,9 @@ import pytest
 
 import irprune
 from irprune.errors import IrpruneError
-from irprune.validate.onnx_run import difference, random_inputs, run_model
+from irprune.run.error import relative_error
+from irprune.run.inputs import random_inputs
+from irprune.validate.onnx_run import run_model
 
 
 def net() -> gs.Graph:
@@ -79,7 +81,7 @@ def test_the_graph_given_back_computes_what_the_file_does(tmp_path) -> None:  # 
     file = pruned.onnx(tmp_path / "m.onnx")
     small = pruned.surgeon
     small.outputs[0].name = "renamed"  # it is an ordinary graph, to be edited on
-    assert difference(run_model(gs.export_onnx(small.cleanup()), x), run_model(file, x)) == 0
+    assert relative_error(run_model(gs.export_onnx(small.cleanup()), x), run_model(file, x)) == 0
 
 
 def test_what_cannot_be_exported_is_said_in_one_line() -> None:

@@ -72,7 +72,7 @@ def test_random_numbers_in_forward_are_the_same_for_both() -> None:
     pruned = irprune.prune(Noisy(), (torch.randn(3, 8),), proof=False)
     from irprune.validate.proof import _captured
 
-    _, error = _captured(pruned.graph, (pruned.graph.structure.args, {}), 0)
+    _, error = _captured(pruned.graph, (pruned.graph.source.args, {}), 0)
     assert error <= 1e-6
 
 

@@ -51,7 +51,7 @@ def described(graph: Graph) -> list[str]:
         for w in graph.weights.values()
         if w.kind != "constant"
     ]
-    kept = graph.structure
+    kept = graph.source
     state = {k: (e.kind, e.persistent) for k, e in sorted(kept.state.items())}
     rows += [
         str([name(v) for v in graph.outputs]),
@@ -319,7 +319,7 @@ def test_names_of_inputs_follow_the_arguments() -> None:
             "rest_1",
             "extra_bias",
         ], method
-        assert graph.structure.inputs == [0, 1, 2, 3, 4, (2.0,), 5], method
+        assert graph.source.inputs == [0, 1, 2, 3, 4, (2.0,), 5], method
 
 
 @dataclasses.dataclass
@@ -331,8 +331,8 @@ class Result:
 def test_dataclasses_come_out() -> None:
     model = Layer(lambda m, x: Result(m.linear(x), "y"))
     graph = capture(model, (torch.ones(2, 8),), method="trace")
-    assert graph.structure.outputs == [0, ("y",)]
-    made = torch.utils._pytree.tree_unflatten([1, "y"], graph.structure.out_spec)
+    assert graph.source.outputs == [0, ("y",)]
+    made = torch.utils._pytree.tree_unflatten([1, "y"], graph.source.out_spec)
     assert isinstance(made, Result)
 
 

@@ -98,7 +98,7 @@ def test_attributes_as_torch_takes_them():
 
 
 def test_arrays_of_a_type_that_numpy_lacks():
-    from irprune.run.interpret import as_tensor
+    from irprune.ops.arrays import as_tensor
 
     for name in ("bf16", "f8e4m3fn", "f8e5m2"):
         array = np.array([0.5, -2.0, 1.0], np.float32).astype(numpy_dtype(name))

@@ -18,8 +18,9 @@ from irprune.emit.onnx.emitter import emit_onnx
 from irprune.frontend.onnx.reader import capture_onnx
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
+from irprune.run.error import relative_error
 from irprune.validate.onnx_oracle import silenced_onnx
-from irprune.validate.onnx_run import difference, run_model
+from irprune.validate.onnx_run import run_model
 
 FLOAT, BOOL, INT = TensorProto.FLOAT, TensorProto.BOOL, TensorProto.INT64
 node = helper.make_node
@@ -170,8 +171,8 @@ def test_a_model_is_pruned_around_a_body(kind: str) -> None:
     )
     for flag in FLAGS[kind]:
         x = inputs(kind, flag)
-        assert difference(run_model(emitted, x), silenced_onnx(graph, graph.kept, x)) < 1e-5
-        assert difference(run_model(model, x), silenced_onnx(graph, graph.kept, x)) > 1e-3
+        assert relative_error(run_model(emitted, x), silenced_onnx(graph, graph.kept, x)) < 1e-5
+        assert relative_error(run_model(model, x), silenced_onnx(graph, graph.kept, x)) > 1e-3
 
 
 @pytest.mark.parametrize("kind", INSIDE)
@@ -194,10 +195,10 @@ def test_torch_runs_the_body(kind: str, tmp_path: Path) -> None:
         module = module_from_onnx(g)
         for flag in FLAGS[kind]:
             x = inputs(kind, flag)
-            assert difference(in_torch(module, g, x), run_model(m, x)) < 1e-5
+            assert relative_error(in_torch(module, g, x), run_model(m, x)) < 1e-5
     torch.save(module, tmp_path / "m.pt")
     again = torch.load(tmp_path / "m.pt", weights_only=False)
-    assert difference(in_torch(again, small, x), in_torch(module, small, x)) == 0.0
+    assert relative_error(in_torch(again, small, x), in_torch(module, small, x)) == 0.0
 
 
 @pytest.mark.parametrize("kind", INSIDE)
@@ -266,7 +267,7 @@ def test_results_of_a_body_that_nobody_reads(kept: tuple[str, ...]) -> None:
         *(torch.from_numpy(np.asarray(v)) for v in x.values())
     )
     ours = [ours] if len(kept) == 1 else ours
-    assert difference([y.numpy() for y in ours], run_model(model, x)) == 0.0
+    assert relative_error([y.numpy() for y in ours], run_model(model, x)) == 0.0
 
 
 @pytest.mark.parametrize("place", [0, 1])
@@ -314,7 +315,8 @@ def test_a_wrong_body_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     x = inputs("If", np.array(True))
     monkeypatch.setattr(functions, "branch", branch)
     assert (
-        difference(in_torch(module_from_onnx(graph), graph, x), run_model(model_of("If"), x)) > 1e-2
+        relative_error(in_torch(module_from_onnx(graph), graph, x), run_model(model_of("If"), x))
+        > 1e-2
     )
 
 
@@ -351,4 +353,6 @@ def test_a_size_that_a_body_reads_stays_what_it_was() -> None:
     assert {t.name: tuple(t.dims) for t in emitted.graph.initializer}["w1"] == (6, 8)
     for flag in FLAGS["If"]:
         x = inputs("If", flag)
-        assert difference(run_model(emitted, x), silenced_onnx(analysis, analysis.kept, x)) < 1e-5
+        assert (
+            relative_error(run_model(emitted, x), silenced_onnx(analysis, analysis.kept, x)) < 1e-5
+        )

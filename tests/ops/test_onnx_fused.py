@@ -22,9 +22,11 @@ from irprune.emit.onnx.emitter import emit_onnx
 from irprune.frontend.onnx.reader import capture_onnx
 from irprune.ir.axis import leaves
 from irprune.ir.graph import Graph
+from irprune.run.error import relative_error
+from irprune.run.inputs import random_inputs
 from irprune.validate.onnx_oracle import silenced_onnx
 from irprune.validate.onnx_proof import prove_onnx
-from irprune.validate.onnx_run import difference, random_inputs, run_model
+from irprune.validate.onnx_run import run_model
 from irprune.validate.onnx_unrounded import unrounded
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
@@ -200,12 +202,14 @@ def test_fused_operators_are_proven(name: str) -> None:
         silenced_onnx(graph, graph.kept, x),
         run_model(emitted, x),
     )
-    assert difference(ours, silent) < 1e-4
-    assert difference(whole, silent) > 1e-3, "the cut changes nothing, so the proof says nothing"
+    assert relative_error(ours, silent) < 1e-4
+    assert relative_error(whole, silent) > 1e-3, (
+        "the cut changes nothing, so the proof says nothing"
+    )
     left = {t.name: t.dims[0] for t in emitted.graph.initializer}["out"]
     assert left <= (32 if name in HELD else 16)
-    assert difference(in_torch(graph, x), whole) < 1e-5
-    assert difference(in_torch(small, x), ours) < 1e-5
+    assert relative_error(in_torch(graph, x), whole) < 1e-5
+    assert relative_error(in_torch(small, x), ours) < 1e-5
 
 
 def test_heads_go_whole() -> None:
@@ -267,7 +271,7 @@ def test_what_the_optimiser_fuses(name: str, kind: str, least: float, tmp_path: 
     proof = prove_onnx(graph, small)
     assert proof.max_error < 1e-4 and not proof.vacuous
     x = random_inputs(graph)
-    assert difference(in_torch(small, x), run_model(emit_onnx(small), x)) < 1e-4
+    assert relative_error(in_torch(small, x), run_model(emit_onnx(small), x)) < 1e-4
 
 
 def quantised(path: Path, how: str, made: Path, per_channel: bool = True) -> Path:
@@ -335,9 +339,9 @@ def test_quantised_files_are_proven(name: str, how: str, fused: bool, tmp_path: 
     assert proof.max_error < 1e-4 and not proof.vacuous
     assert learned(small, True) < 0.4 * learned(graph, True)
     emitted, x = emit_onnx(small), random_inputs(graph)
-    assert difference(in_torch(small, x), run_model(unrounded(emitted), x, optimise=False)) < 0.1, (
-        "a few steps of rounding"
-    )
+    assert (
+        relative_error(in_torch(small, x), run_model(unrounded(emitted), x, optimise=False)) < 0.1
+    ), "a few steps of rounding"
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -411,7 +415,7 @@ def test_what_onnxruntime_fuses_is_proven(name: str, tmp_path: Path) -> None:
     assert proof.max_error < 1e-4 and not proof.vacuous
     assert learned(small, False) < 0.35 * learned(graph, False)
     x = random_inputs(graph)
-    assert difference(in_torch(small, x), run_model(emit_onnx(small), x)) < 1e-4
+    assert relative_error(in_torch(small, x), run_model(emit_onnx(small), x)) < 1e-4
 
 
 def packed(name: str, rows: int, inputs: int, zeros: bool) -> list[onnx.TensorProto]:
@@ -483,5 +487,5 @@ def test_matrices_of_four_bits(zeros: bool) -> None:
         "bits": 4,
         "block_size": 16,
     }
-    assert difference(in_torch(small, x), run_model(emitted, x)) < 1e-5
-    assert difference(in_torch(graph, x), run_model(model, x)) < 1e-5
+    assert relative_error(in_torch(small, x), run_model(emitted, x)) < 1e-5
+    assert relative_error(in_torch(graph, x), run_model(model, x)) < 1e-5

@@ -20,8 +20,10 @@ from irprune.emit.bridge.onnx_module import module_from_onnx
 from irprune.emit.onnx.emitter import emit_onnx
 from irprune.frontend.onnx.reader import capture_onnx
 from irprune.ir.graph import Graph
+from irprune.run.error import relative_error
+from irprune.run.inputs import random_inputs
 from irprune.validate.onnx_proof import prove_onnx
-from irprune.validate.onnx_run import difference, random_inputs, run_model
+from irprune.validate.onnx_run import run_model
 
 FLOAT = TensorProto.FLOAT
 node = helper.make_node
@@ -243,11 +245,11 @@ def test_small_models_are_proven(name: str) -> None:
     proof = prove_onnx(graph, small)
     assert proof.max_error < 1e-4 and not proof.vacuous
     x = random_inputs(graph)
-    assert difference(run_model(model, x), run_model(emitted, x)) > 1e-3, (
+    assert relative_error(run_model(model, x), run_model(emitted, x)) > 1e-3, (
         "the cut changes nothing, so the proof says nothing"
     )
     assert parameters(small) <= LEFT.get(name, 0.52) * parameters(graph)
-    assert difference(in_torch(module_from_onnx(small), small, x), run_model(emitted, x)) < 1e-5
+    assert relative_error(in_torch(module_from_onnx(small), small, x), run_model(emitted, x)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -260,7 +262,7 @@ def test_recurrent_nodes_are_torchs_layers(name: str, kind: str) -> None:
     assert len(layers) == 1 and layers[0].bidirectional == ("both" in name)
     assert not {"W", "R", "B"} & set(module.state_dict())
     x = random_inputs(graph)
-    assert difference(in_torch(module, graph, x), run_model(MODELS[name], x)) < 1e-5
+    assert relative_error(in_torch(module, graph, x), run_model(MODELS[name], x)) < 1e-5
     before = layers[0].weight_hh_l0.detach().clone()
     module.train()
     module(torch.from_numpy(x["x"])).square().mean().backward()
@@ -277,7 +279,7 @@ def test_what_torch_has_no_layer_for_is_computed_all_the_same(attrs: dict[str, o
     module = module_from_onnx(graph)
     assert not any(isinstance(m, torch.nn.LSTM) for m in module.modules())
     x = random_inputs(graph)
-    assert difference(in_torch(module, graph, x), run_model(model, x)) < 1e-5
+    assert relative_error(in_torch(module, graph, x), run_model(model, x)) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -295,7 +297,7 @@ def test_a_recurrent_layer_exports_again(tmp_path: Path) -> None:
         )
     again = onnx.load(tmp_path / "again.onnx")
     assert (
-        difference(
+        relative_error(
             run_model(again, {again.graph.input[0].name: x["x"]}),
             run_model(MODELS["LSTM both ways"], x),
         )
@@ -314,7 +316,7 @@ def test_the_file_holds_what_was_trained(name: str, tmp_path: Path) -> None:
     torch.optim.SGD(module.parameters(), 0.1).step()
     module.eval()
     path = pruned.onnx(tmp_path / "after.onnx")
-    assert difference(in_torch(module, pruned.graph, x), run_model(path, x)) < 1e-5
+    assert relative_error(in_torch(module, pruned.graph, x), run_model(path, x)) < 1e-5
     assert path.read_bytes() != untrained
     assert shapes_of(path) == shapes_of(tmp_path / "before.onnx")
 

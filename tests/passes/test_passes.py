@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -15,6 +15,8 @@ from irprune.driver.registry import standard
 from irprune.driver.run import run
 from irprune.emit.torch.module import emit_module
 from irprune.errors import IrpruneError
+from irprune.frontend.onnx.file import Files
+from irprune.frontend.onnx.source import OnnxSource
 from irprune.frontend.torch.export import export, from_exported
 from irprune.ir.axis import leaves
 from irprune.ir.graph import Graph, Value
@@ -479,7 +481,7 @@ graph g {
 """
     for stored, after in (({"w": "one array"}, UNTIED), ({}, None)):
         graph = filled(text)
-        graph.structure = SimpleNamespace(stored=stored)
+        graph.source = OnnxSource(onnx.ModelProto(), Files(), stored=stored)
         pipeline(graph, "infer-axes")
         tied = str(graph)
         assert pipeline(graph, "untie") == (after is not None)

@@ -9,36 +9,27 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from irprune.emit.bridge.onnx_recurrent import recurrent_layer
 from irprune.emit.bridge.state_names import StateNames
-from irprune.emit.onnx.emitter import as_numpy
 from irprune.errors import IrpruneError
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
+from irprune.ops.arrays import as_numpy
+from irprune.ops.registry import lookup, operand_as
+from irprune.ops.traits import Role
 
 if TYPE_CHECKING:
     from torch import nn
 
 __all__ = ["layered", "module_from_onnx", "trained"]
 
-_STATE = {
-    "linear": ("", "weight", "bias"),
-    "conv": ("", "weight", "bias"),
-    "conv_transpose": ("", "weight", "bias"),
-    "batch_norm": ("", "weight", "bias", "running_mean", "running_var"),
-    "layer_norm": ("", "weight", "bias"),
-    "group_norm": ("", "weight", "bias"),
-    "rms_norm": ("", "weight"),
-    "embedding": ("weight",),
-}
 _NUMBERED = re.compile(r"val_(\d+)")
 _BUFFERS = ("running_mean", "running_var")
+_STATISTICS: tuple[Role, ...] = ("mean", "variance")
 
 
 def module_from_onnx(graph: Graph) -> nn.Module:
@@ -56,26 +47,20 @@ def layered(graph: Graph) -> Graph:
     """A copy of ``graph`` in which stored matrices, tables and parameters stand as torch's layers
     have them. Axes are not kept."""
     twin = graph.copy()
-    twin.structure = None
-    users = {id(v) for v in twin.outputs}
+    twin.source = None
     for node in list(twin.nodes):
-        if node.op == "matmul" or (node.op == "gemm" and _plain(node)):
-            _linear(twin, node, users)
-        elif node.op in ("onnx_lstm", "onnx_gru", "onnx_rnn"):
-            recurrent_layer(
+        entry = lookup(node)
+        if entry is not None and entry.layered is not None:
+            entry.layered(
                 twin,
                 node,
                 lambda n, held: _beside(twin, held).free(_owner(n, held)),
             )
-        elif node.op == "gather_rows" and isinstance(node.operand(0), Weight):
-            _embedding(node)
         _place(node)
-        if node.op == "batch_norm":
-            for i, own in ((3, "running_mean"), (4, "running_var")):
-                if node.has(i) and isinstance(node.operand(i), Weight):
-                    weight = node.operand(i)
-                    assert isinstance(weight, Weight) and own
-                    weight.kind, weight.trainable = "buffer", False
+        for role in _STATISTICS:
+            weight = operand_as(node, role)
+            if isinstance(weight, Weight):
+                weight.kind, weight.trainable = "buffer", False
     _name_layers(twin)
     return twin
 
@@ -106,9 +91,7 @@ def trained(graph: Graph, module: nn.Module) -> Graph:
         ):
             continue  # a counter that the file does not have
         k = bisect_right(starts, int(where[0])) - 1
-        now = as_numpy(
-            held[name], "bf16" if "bfloat16" in str(held[name].dtype) else w.dtype
-        ).reshape(-1)
+        now = as_numpy(held[name]).reshape(-1)
         if len(now) != len(where):
             raise IrpruneError(
                 f"'{name}' has another shape than the pruned model",
@@ -117,12 +100,12 @@ def trained(graph: Graph, module: nn.Module) -> Graph:
             )
         own = out.weights[names[k]]
         if names[k] not in stored:
-            stored[names[k]] = np.array(as_numpy(own.load(), own.dtype))
+            stored[names[k]] = np.array(as_numpy(own.load()))
         flat = stored[names[k]].reshape(-1)
         flat[where - starts[k]] = now.astype(flat.dtype)
     for name, array in stored.items():
         own = out.weights[name]
-        if not np.array_equal(array, as_numpy(own.load(), own.dtype)):
+        if not np.array_equal(array, as_numpy(own.load())):
             own.load = partial(_itself, array)
     return out
 
@@ -137,7 +120,8 @@ def _itself(array: Any) -> Any:
 
 def _place(node: Node) -> None:
     """What is made from sizes alone is made where the model runs, in bodies too."""
-    if node.op in ("full", "arange_from", "sizes"):
+    entry = lookup(node)
+    if entry is not None and entry.free and not node.inputs:
         node.attrs.setdefault("device", "cpu")
     for key, body in node.attrs.items():
         if isinstance(body, Body):
@@ -145,74 +129,6 @@ def _place(node: Node) -> None:
             for inner in inside.nodes:
                 _place(inner)
             node.attrs[key] = Body(inside, body.outer)
-
-
-def _plain(node: Node) -> bool:
-    """Whether a Gemm is a matrix product with a vector added."""
-    a = node.attrs
-    return (
-        not a["trans_a"]
-        and not a["trans_b"]
-        and a["alpha"] == 1
-        and (not node.has(2) or (a["beta"] == 1 and node.operand(2).rank == 1))
-    )
-
-
-def _linear(graph: Graph, node: Node, outputs: set[int]) -> None:
-    """``x @ W`` with a stored matrix that nobody else reads, and the bias that is added next."""
-    if not (
-        node.has(1)
-        and isinstance(node.operand(1), Weight)
-        and node.operand(1).rank == 2
-        and node.operand(0).rank > 1
-    ):
-        return
-    w = node.operand(1)
-    if len(w.users) > 1 or id(w) in outputs:
-        return
-    assert isinstance(w, Weight)
-    rows, columns = w.shape
-    weight = Weight(
-        w.name,
-        TensorType(w.dtype, (columns, rows)),
-        _transposed(w.load),
-        w.kind,
-        w.aliases,
-        w.trainable,
-    )
-    graph.weights[w.name] = weight
-    node.op, node.attrs = "linear", {}
-    node.set_inputs([node.operand(0), weight, *node.inputs[2:]])
-    if node.has(2):
-        return
-    added = (
-        next(iter(node.out.users))
-        if len(node.out.users) == 1 and id(node.out) not in outputs
-        else None
-    )
-    if added is None or added.op != "add" or len(added.inputs) != 2:
-        return
-    bias = added.operand(1) if added.operand(0) is node.out else added.operand(0)
-    if isinstance(bias, Weight) and bias.shape == (columns,) and added.out.shape == node.out.shape:
-        node.set_inputs([node.operand(0), weight, bias])
-        added.set_inputs([])
-        for value in (node.out,):
-            added.out.replace_all_uses(value)
-            graph.outputs = [value if v is added.out else v for v in graph.outputs]
-        node.out.name = added.out.name
-        graph.remove(added)
-
-
-def _transposed(load: Callable[[], Any]) -> Callable[[], Any]:
-    return lambda: load().T
-
-
-def _embedding(node: Node) -> None:
-    """Indices of a stored table count from the front: exporters write lookups so."""
-    node.op, node.attrs = (
-        "embedding",
-        {"padding_idx": -1, "scale_grad_by_freq": False, "sparse": False},
-    )
 
 
 # -- names -----------------------------------------------------------------------------------------
@@ -223,12 +139,10 @@ def _name_layers(graph: Graph) -> None:
     taken = StateNames(graph.weights)
     renamed: dict[str, str] = {}
     for node in graph.nodes:
-        names = _STATE.get(node.op)
-        if names is None:
+        entry = lookup(node)
+        if entry is None or entry.nn_layer is None:
             continue
-        held = [
-            (own, v) for own, v in zip(names, node.inputs, strict=False) if own and v is not None
-        ]
+        held = entry.nn_layer.held(node)
         if not all(isinstance(v, Weight) and len(v.users) == 1 for _, v in held) or not held:
             continue
         named = len({v.name.rpartition(".")[0] for _, v in held}) == 1 and all(
@@ -238,7 +152,7 @@ def _name_layers(graph: Graph) -> None:
         for _, v in held:
             taken.remove(v.name)
         owner = taken.free(owner)  # a bias that another operator adds is none of the layer's
-        if node.op == "batch_norm":
+        if operand_as(node, "mean") is not None:
             counter = f"{owner}.num_batches_tracked"
             graph.add_weight(
                 Weight(counter, TensorType("i64", ()), lambda: np.zeros((), np.int64), "buffer")

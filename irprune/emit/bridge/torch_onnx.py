@@ -10,21 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
-from irprune.base.atomic_write import aside
+from irprune.base.atomic_write import aside, content_name
 from irprune.base.quiet import quiet
-from irprune.emit.bridge.torch_onnx_gaps import exportable, translations
-from irprune.emit.torch.signature import paths
 from irprune.emit.torch.open_program import open_program
+from irprune.emit.torch.signature import paths
 from irprune.errors import IrpruneError
-from irprune.ir.dtype import is_borrowed, numpy_dtype
-from irprune.ops.dtypes import FROM_TORCH
+from irprune.frontend.onnx.file import data_beside
+from irprune.frontend.torch.source import TorchSource
 from irprune.ir.graph import Graph
+from irprune.ops.arrays import as_numpy
+from irprune.ops.torch.onnx_gaps import exportable, translations
 
-__all__ = ["array_of", "export_onnx", "feed_of", "input_names", "output_names"]
+__all__ = ["export_onnx", "feed_of", "input_names", "output_names"]
 
 # bytes of weights up to which one protobuf file is written; the format's own limit is 2 GiB
 LIMIT = 1_800_000_000
@@ -32,19 +34,19 @@ LIMIT = 1_800_000_000
 
 def export_onnx(
     module: torch.nn.Module,
-    structure: Any,
+    source: TorchSource,
     path: str | Path,
     opset: int | None = None,
     graph: Graph | None = None,
 ) -> Path:
-    """Write ``module``, called as ``structure`` records, to ``path``, with the sizes open that
+    """Write ``module``, called as ``source`` records, to ``path``, with the sizes open that
     ``graph`` leaves open. Raises IrpruneError where torch's exporter refuses."""
     path = Path(path)
     size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-    with aside(path) as draft, quiet():
+    with aside(path, data_beside) as draft, quiet():
         target = draft / path.name
         try:
-            given, names = open_program(module, structure, graph)
+            given, names = open_program(module, source, graph)
             program = exportable(given)
             torch.onnx.export(
                 program,
@@ -53,8 +55,8 @@ def export_onnx(
                 verbose=False,
                 opset_version=opset,
                 custom_translation_table=translations(program),
-                input_names=input_names(structure),
-                output_names=output_names(structure),
+                input_names=input_names(source),
+                output_names=output_names(source),
                 dynamic_shapes=names,
                 external_data=size > LIMIT,
                 artifacts_dir=str(draft),
@@ -68,7 +70,22 @@ def export_onnx(
                 "the module itself is sound: use it, or the .pt2 file",
             ) from refused
         _without_traces(target)
+        _name_data(target)
     return path
+
+
+def _name_data(path: Path) -> None:
+    """Let the file of external data that the exporter wrote be called by its content."""
+    data = path.with_name(f"{path.name}.data")
+    if not data.exists():
+        return
+    place = content_name(data, path.name, ".data")
+    model = onnx.load(str(path), load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = place
+    path.write_bytes(model.SerializeToString())
 
 
 def _gist(refused: BaseException) -> str:
@@ -79,39 +96,39 @@ def _gist(refused: BaseException) -> str:
     return f"{type(refused).__name__}: {lines[0][:300] if lines else 'no message'}"
 
 
-def input_names(structure: Any) -> list[str]:
+def input_names(source: TorchSource) -> list[str]:
     """A name for each tensor that a call takes, in order."""
-    args, kwargs = (s.children() for s in structure.in_spec.children())
-    names = list(structure.names)[: len(args)]
+    args, kwargs = (s.children() for s in source.in_spec.children())
+    names = list(source.names)[: len(args)]
     names += [f"input_{i}" for i in range(len(names), len(args))]
-    keys = list(structure.in_spec.children()[1].context or ())
+    keys = list(source.in_spec.children()[1].context or ())
     leaves = [
         x
         for name, spec in zip((*names, *keys), (*args, *kwargs), strict=True)
         for x in paths(spec, name)
     ]
-    return [x for x, place in zip(leaves, structure.inputs, strict=True) if isinstance(place, int)]
+    return [x for x, place in zip(leaves, source.inputs, strict=True) if isinstance(place, int)]
 
 
-def output_names(structure: Any) -> list[str]:
+def output_names(source: TorchSource) -> list[str]:
     """A name for each tensor that a call returns, in order: the fields of the result, ``output``
     for one that has none."""
     out = []
-    for name, place in zip(paths(structure.out_spec), structure.outputs, strict=True):
+    for name, place in zip(paths(source.out_spec), source.outputs, strict=True):
         if isinstance(place, int):
             out.append(
                 name if name and not name[0].isdigit() else f"output_{name}" if name else "output"
             )
-    taken = set(input_names(structure))
+    taken = set(input_names(source))
     return [f"{name}_out" if name in taken else name for name in out]
 
 
 def feed_of(
-    args: Sequence[Any], kwargs: dict[str, Any], structure: Any, names: Sequence[str]
+    args: Sequence[Any], kwargs: dict[str, Any], source: TorchSource, names: Sequence[str]
 ) -> dict[str, NDArray[Any]]:
     """What onnxruntime is fed for a call: numpy arrays by the file's input ``names``."""
     leaves = pytree.arg_tree_leaves(*args, **kwargs)
-    tensors = dict(zip(input_names(structure), _tensors(leaves, structure), strict=True))
+    tensors = dict(zip(input_names(source), _tensors(leaves, source), strict=True))
     missing = [n for n in names if n not in tensors]
     if missing:
         raise IrpruneError(
@@ -119,38 +136,23 @@ def feed_of(
             "",
             "export the model again",
         )
-    return {n: array_of(tensors[n]) for n in names}
+    return {n: as_numpy(tensors[n]) for n in names}
 
 
-def _tensors(leaves: Sequence[Any], structure: Any) -> list[torch.Tensor]:
-    return [x for x, place in zip(leaves, structure.inputs, strict=True) if isinstance(place, int)]
+def _tensors(leaves: Sequence[Any], source: TorchSource) -> list[torch.Tensor]:
+    return [x for x, place in zip(leaves, source.inputs, strict=True) if isinstance(place, int)]
 
 
 def file_inputs(path: str | Path) -> list[str]:
     """The names of the inputs of an ONNX file."""
-    import onnx
-
     model = onnx.load(str(path), load_external_data=False)
     weights = {w.name for w in model.graph.initializer}
     return [v.name for v in model.graph.input if v.name not in weights]
 
 
-def array_of(tensor: torch.Tensor) -> NDArray[Any]:
-    """A tensor for onnxruntime; types that numpy lacks as those of ml_dtypes."""
-    tensor = tensor.detach().cpu().contiguous()
-    kind = numpy_dtype(FROM_TORCH[tensor.dtype])
-    if is_borrowed(kind):
-        bits: NDArray[Any] = tensor.view(torch.int16 if kind.itemsize == 2 else torch.uint8).numpy()
-        return bits.view(kind)
-    made: NDArray[Any] = tensor.numpy()
-    return made
-
-
 def _without_traces(path: Path) -> None:
     """Drop the stack traces that the exporter writes beside every node: larger than the nodes, and
     of a machine's own paths."""
-    import onnx
-
     model = onnx.load(str(path), load_external_data=False)
     graph = model.graph
     nodes = [node for body in (graph, *model.functions) for node in body.node]

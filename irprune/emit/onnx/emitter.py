@@ -26,10 +26,11 @@ from irprune.frontend.onnx.functions import Call, closed, still_called
 from irprune.frontend.onnx.order import captured, reads, target_of
 from irprune.frontend.onnx.proto import attributes
 from irprune.frontend.onnx.reader import nodes_of
-from irprune.frontend.onnx.source import OnnxSource, Place
-from irprune.ir.dtype import TO_ONNX, is_integer, numpy_dtype
+from irprune.frontend.onnx.source import Place, onnx_source
+from irprune.ir.dtype import TO_ONNX, is_integer
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ir.size import Sym, same
+from irprune.ops.arrays import as_numpy
 from irprune.ops.onnx.fold import fold, is_constant, reads_sizes
 from irprune.ops.onnx.importer import spelling_of
 from irprune.ops.registry import is_unread
@@ -64,15 +65,11 @@ class _Uses:
 
 
 class Emitter:
-    """Edits a copy of the model in ``graph.structure``."""
+    """Edits a copy of the model behind ``graph``."""
 
     def __init__(self, graph: Graph) -> None:
-        if not isinstance(graph.structure, OnnxSource):
-            raise IrpruneError(
-                "this graph did not come from ONNX", graph.name, "export its module instead"
-            )
         self.graph = graph
-        self.source: OnnxSource = graph.structure
+        self.source = onnx_source(graph)
         self.original = self.source.model
         self.nodes = [
             onnx.NodeProto.FromString(n.SerializeToString()) for n in self.original.graph.node
@@ -181,7 +178,7 @@ class Emitter:
             return True
         if stored.kind != "folded":
             return weight.load is not stored.load
-        wanted, now = as_numpy(weight.load(), weight.dtype), self.now(stored.name)
+        wanted, now = as_numpy(weight.load()), self.now(stored.name)
         return (
             now is None
             or now.dtype == object
@@ -558,25 +555,12 @@ def _shape(weight: Weight) -> tuple[int, ...]:
 
 
 def _numpy_loader(weight: Weight) -> Loader:
-    return lambda: as_numpy(weight.load(), weight.dtype)
+    return lambda: as_numpy(weight.load())
 
 
 def _alike(a: Weight, b: Weight) -> bool:
     """Whether two weights hold the same numbers; they are loaded only where their types agree."""
     if a is b or a.type != b.type:
         return a is b
-    x, y = as_numpy(a.load(), a.dtype), as_numpy(b.load(), b.dtype)
+    x, y = as_numpy(a.load()), as_numpy(b.load())
     return x.dtype == y.dtype and np.array_equal(x, y, equal_nan=x.dtype.kind == "f")
-
-
-def as_numpy(array: Any, dtype: str) -> Array:
-    """A weight's array, from torch where a pass made it there."""
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        if dtype == "bf16":
-            import torch
-
-            bits: Array = array.contiguous().view(torch.int16).numpy().view(numpy_dtype("bf16"))
-            return bits
-        return np.asarray(array.numpy())
-    return np.asarray(array)

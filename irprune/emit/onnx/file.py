@@ -12,9 +12,18 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from irprune.base.atomic_write import aside
+from irprune.base.atomic_write import aside, content_name
 from irprune.errors import IrpruneError
-from irprune.frontend.onnx.file import GRAPH, INITIALIZER, LARGE, RAW_DATA, Loader, fields, varint
+from irprune.frontend.onnx.file import (
+    GRAPH,
+    INITIALIZER,
+    LARGE,
+    RAW_DATA,
+    Loader,
+    data_beside,
+    fields,
+    varint,
+)
 from irprune.ir.dtype import ELEMENT_TYPES
 
 __all__ = ["blank", "filled", "size_of", "write_model"]
@@ -83,16 +92,14 @@ def write_model(
 
     ``outside`` (None: nothing does) names tensors that lie beside the model whatever their size.
     Where there is such a list, or the file would pass 2 GB, all but small tensors go to
-    ``<name>.data``. Written aside and renamed: whole or not at all."""
+    ``<name>.<digest>.data``: the name follows from the content, so that a model never reads the
+    numbers of another version. Written aside and renamed: whole or not at all."""
     if outside is None and _total(model, data) > LIMIT:
         outside = ()
-    with aside(path) as draft:
+    with aside(path, data_beside) as draft:
         inside = dict(data)
         if outside is not None:
-            with (draft / f"{path.name}.data").open("wb") as file:
-                for tensor in model.graph.initializer:
-                    if tensor.name in data and (size_of(tensor) >= LARGE or tensor.name in outside):
-                        _put_outside(tensor, inside.pop(tensor.name), file, f"{path.name}.data")
+            _write_outside(model, inside, draft, path.name, outside)
         with (draft / path.name).open("wb") as file:
             for piece in _pieces(model, inside):
                 file.write(piece)
@@ -121,16 +128,37 @@ def _content(tensor: TensorProto, load: Loader) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
-def _put_outside(tensor: TensorProto, load: Loader, file: BinaryIO, name: str) -> None:
+def _write_outside(
+    model: onnx.ModelProto,
+    data: dict[str, Loader],
+    folder: Path,
+    name: str,
+    outside: Container[str],
+) -> None:
+    """Write a file of tensors into ``folder`` and take them out of ``data``."""
+    draft = folder / f"{name}.data"
+    put = [
+        t
+        for t in model.graph.initializer
+        if t.name in data and (size_of(t) >= LARGE or t.name in outside)
+    ]
+    if not put:
+        return
+    with draft.open("wb") as file:
+        for tensor in put:
+            _put_outside(tensor, data.pop(tensor.name), file)
+    place = content_name(draft, name, ".data")
+    for tensor in put:
+        tensor.external_data.add(key="location", value=place)
+
+
+def _put_outside(tensor: TensorProto, load: Loader, file: BinaryIO) -> None:
     file.write(b"\0" * (-file.tell() % 64))
     start = file.tell()
     file.write(_content(tensor, load).data)
     tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (
-        ("location", name),
-        ("offset", str(start)),
-        ("length", str(file.tell() - start)),
-    ):
+    del tensor.external_data[:]
+    for key, value in (("offset", str(start)), ("length", str(file.tell() - start))):
         tensor.external_data.add(key=key, value=value)
 
 

@@ -25,6 +25,7 @@ from torch import nn
 from irprune.analysis.kinds import by_use
 from irprune.base.quiet import quiet
 from irprune.emit.torch.instance import SameOutputs
+from irprune.frontend.torch.source import torch_source
 from irprune.ir.axis import factors, parts
 from irprune.ir.graph import Graph
 from irprune.ir.size import Sym, probe_of
@@ -64,7 +65,9 @@ def is_pretrained(model: Any) -> bool:
 def save_pretrained(graph: Graph, cut: Graph, module: nn.Module, folder: Path) -> str:
     """Write ``folder`` for ``from_pretrained`` and return "", or write nothing and return why: the
     sizes that the config cannot say."""
-    model: nn.Module = graph.structure.module
+    source = torch_source(graph)
+    model = source.module
+    assert model is not None
     wanted = _tensors(model, cut)
     with quiet():
         found = _search(graph, module, model, wanted)
@@ -73,7 +76,7 @@ def save_pretrained(graph: Graph, cut: Graph, module: nn.Module, folder: Path) -
         found.save_pretrained(str(folder))
         loaded = type(model).from_pretrained(str(folder), local_files_only=True)  # type: ignore[attr-defined]
         loaded = _as(loaded, model)
-        check = SameOutputs(graph.structure, module, loaded)
+        check = SameOutputs(source, module, loaded)
         if not check():
             for file in folder.iterdir():
                 file.unlink()
@@ -204,7 +207,7 @@ def _search(
         if some and _misfit(model, fields, trial, target):
             continue
         made = _filled(model, _config(model, fields, trial), wanted)
-        check = SameOutputs(graph.structure, module, made)
+        check = SameOutputs(torch_source(graph), module, made)
         if check():
             return made
         failure = failure or check.failure

@@ -26,12 +26,13 @@ from irprune.choice.replay import choose_by_plan
 from irprune.emit.torch.module import emit_module
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.torch.capture import capture
+from irprune.frontend.torch.source import TorchSource, torch_source
 from irprune.ir.graph import Graph, Node, Weight
+from irprune.ops.arrays import as_tensor
 from irprune.passes.infer_axes import InferAxes
 from irprune.passes.slice import Slice
 from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors, over_tensors, redraw
-from irprune.run.interpret import as_tensor
 from irprune.run.take import kept_indices, take
 
 __all__ = ["SameOutputs", "apply_to"]
@@ -53,7 +54,7 @@ def apply_to(model: nn.Module, graph: Graph, cut: Graph, repaired: bool = False)
         if repaired:
             _repair_tensors(edit, cut)
         _set_layers(edit, narrow)
-        check = SameOutputs(graph.structure, emit_module(cut), model)
+        check = SameOutputs(torch_source(graph), emit_module(cut), model)
         _search(edit, list(_candidates(model, whole, narrow)), check)
         done = True
     finally:
@@ -101,14 +102,14 @@ def _with_unused(graph: Graph, narrow: Graph, model: nn.Module) -> tuple[Graph, 
 
     The pruned module has no such branches; the instance runs them still, so that they must take the
     narrower tensors."""
-    structure = graph.structure
+    source = torch_source(graph)
     for weight in graph.weights.values():
         if weight.kind != "constant":
             _find(model, weight.name, weight)
     used = {name for w in graph.weights.values() for name in (w.name, *w.aliases)}
-    if all(name in used for name, entry in structure.state.items() if entry.kind == "parameter"):
+    if all(name in used for name, entry in source.state.items() if entry.kind == "parameter"):
         return graph, narrow
-    again = capture(model, structure.args, structure.kwargs, structure.dynamic_shapes)
+    again = capture(model, source.args, source.kwargs, source.dynamic_shapes)
     InferAxes().run(again)
     try:
         choose_by_plan(Plan.from_graph(graph), again)
@@ -344,14 +345,14 @@ class SameOutputs:
     """Whether the instance computes what the emitted module computes; remembers the failure that
     came farthest in ``forward``."""
 
-    def __init__(self, structure: Any, emitted: nn.Module, model: nn.Module) -> None:
+    def __init__(self, source: TorchSource, emitted: nn.Module, model: nn.Module) -> None:
         self.model = model
         here = next(
             (t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu")
         )
         calls = [
-            (tuple(structure.args), dict(structure.kwargs)),
-            redraw(structure.args, structure.kwargs, seed=2),
+            (tuple(source.args), dict(source.kwargs)),
+            redraw(source.args, source.kwargs, seed=2),
         ]
         self.calls = over_tensors(calls, lambda t: t.to(here))
         there = next(

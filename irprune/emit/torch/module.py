@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from irprune.base.concurrent import concurrently
 from irprune.emit.torch.source import Source, Tensor, write
+from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.graph import Graph
-from irprune.run.interpret import as_tensor
+from irprune.ops.arrays import as_tensor
 
 __all__ = ["build", "emit_module", "revived", "source_of"]
 
@@ -127,8 +128,7 @@ def emit_module(graph: Graph) -> nn.Module:
 
     Its tensors share no memory with the captured model. Raises IrpruneError for an operator that
     has no spelling in torch."""
-    borrowed = (
-        [e.tensor for e in graph.structure.state.values()] if graph.structure is not None else []
-    )
+    source = find_torch_source(graph)
+    borrowed = [e.tensor for e in source.state.values()] if source is not None else []
     constants = [w.load() for w in graph.weights.values() if w.kind == "constant"]
     return build(write(graph), [*borrowed, *(c for c in constants if isinstance(c, torch.Tensor))])

@@ -6,10 +6,10 @@ transformers model there is ``huggingface/`` as well."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,6 +18,7 @@ from irprune.base.quiet import quiet
 from irprune.emit.torch.module import revived, source_of
 from irprune.emit.torch.open_program import open_program
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.source import TorchSource
 from irprune.ir.dtype import ELEMENT_TYPES
 from irprune.ir.graph import Graph
 
@@ -63,7 +64,9 @@ def save_module(module: torch.nn.Module, folder: Path) -> None:
     """``model.py`` and ``weights.safetensors`` of an emitted module."""
     from safetensors.torch import save_file
 
-    (folder / "model.py").write_text(source_of(module) + _LOADER, encoding="utf-8")
+    text = source_of(module) + _LOADER
+    (folder / "model.py").write_text(text, encoding="utf-8", newline="\n")
+    (folder / _DIGEST).write_text(f"{_digest(text)}  model.py\n", encoding="utf-8")
     tensors: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in (
@@ -84,12 +87,12 @@ _BESIDE = 1 << 22  # bytes that a program takes beside its weights, at most
 
 
 def save_program(
-    module: torch.nn.Module, structure: Any, path: Path, graph: Graph | None = None
+    module: torch.nn.Module, source: TorchSource, path: Path, graph: Graph | None = None
 ) -> None:
     """``module`` as a program of ``torch.export``, with the sizes open that ``graph`` leaves
     open."""
     with quiet(), torch.no_grad():
-        program, _ = open_program(module, structure, graph)
+        program, _ = open_program(module, source, graph)
         _reserve(
             path,
             sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
@@ -108,8 +111,24 @@ def _reserve(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
 
 
-def from_folder(folder: str | Path) -> torch.nn.Module:
-    """The module in a folder that ``save`` wrote. Raises IrpruneError where there is none."""
+_DIGEST = "model.py.sha256"  # as `sha256sum --check` reads it
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def from_folder(folder: str | Path, trust: bool = False) -> torch.nn.Module:
+    """The module in a folder that ``save`` wrote.
+
+    Args:
+        folder: The folder.
+        trust: Run its ``model.py`` even where irprune did not write it.
+
+    Raises:
+        IrpruneError: Where there is no module, and, without ``trust``, where ``model.py`` is not
+            what irprune wrote.
+    """
     from safetensors.torch import load_file
 
     folder = Path(folder)
@@ -120,5 +139,15 @@ def from_folder(folder: str | Path) -> torch.nn.Module:
                 str(folder),
                 "give a folder that pruned.save or `irprune prune -o` wrote",
             )
-    text = (folder / "model.py").read_text(encoding="utf-8").removesuffix(_LOADER)
-    return revived(text, load_file(str(folder / "weights.safetensors")))
+    text = (folder / "model.py").read_text(encoding="utf-8")
+    beside = folder / _DIGEST
+    known = beside.read_text(encoding="utf-8").split() if beside.is_file() else []
+    if not trust and (known[:1] != [_digest(text)] or not text.endswith(_LOADER)):
+        raise IrpruneError(
+            "model.py is not what irprune wrote"
+            if known
+            else f"there is no {_DIGEST} to say that irprune wrote model.py",
+            str(folder),
+            "read it, then say --trust (trust=True), or import it yourself",
+        )
+    return revived(text.removesuffix(_LOADER), load_file(str(folder / "weights.safetensors")))

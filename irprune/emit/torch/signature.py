@@ -32,6 +32,7 @@ from irprune.emit.torch.code import (
     variable,
 )
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.source import TorchSource
 
 __all__ = ["Classes", "Signature", "pack", "paths"]
 
@@ -78,13 +79,13 @@ class Signature:
     ``parameters`` begin with ``self``, ``statements`` open them, ``names`` maps a graph input (by
     index) to its name. ``fresh(name)`` reserves a name in the function."""
 
-    def __init__(self, structure: Any, fresh: Callable[[str], str]) -> None:
-        self.structure = structure
+    def __init__(self, source: TorchSource, fresh: Callable[[str], str]) -> None:
+        self.source = source
         self.fresh = fresh
         self.parameters = Parameters()
         self.statements: list[ast.stmt] = []
         self.names: dict[int, str] = {}
-        args, kwargs = pytree_children(structure.in_spec)
+        args, kwargs = pytree_children(source.in_spec)
         at = 0
         self.args: list[tuple[Any, int]] = []  # spec and where its leaves begin
         self.kwargs: dict[str, tuple[Any, int]] = {}
@@ -100,9 +101,9 @@ class Signature:
     def _add_parameters(self) -> None:
         """The user's parameters as far as the recorded call used them, the others with their
         defaults."""
-        sig = self.structure.signature
+        sig = self.source.signature
         if sig is None:
-            self._add_recorded(self.structure.names)
+            self._add_recorded(self.source.names)
             return
         positional, keyword = list(self.args), dict(self.kwargs)
         optional = False
@@ -158,7 +159,7 @@ class Signature:
         """Statements that give every tensor below ``expression`` a name; constants are checked.
         Returns where the next leaf stands."""
         if spec.is_leaf():
-            place = self.structure.inputs[at]
+            place = self.source.inputs[at]
             if isinstance(place, int):
                 own = name if expression == variable(name) else self.fresh(name)
                 if variable(own) != expression:

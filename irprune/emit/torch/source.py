@@ -40,6 +40,7 @@ from irprune.emit.torch.layers import Layer, layer_for
 from irprune.emit.torch.signature import Classes, Signature, pack
 from irprune.emit.torch.spelling import spell
 from irprune.errors import IrpruneError, printable
+from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.guards import Fixed
@@ -48,7 +49,7 @@ from irprune.ir.symbols import names_in
 from irprune.ops.call import bind, overload, substitute
 from irprune.ops.dtypes import TO_TORCH, torch_attribute
 from irprune.ops.onnx import functions
-from irprune.ops.registry import lookup
+from irprune.ops.registry import aten_target, lookup
 
 __all__ = ["Source", "Tensor", "write"]
 
@@ -205,7 +206,7 @@ def write(graph: Graph) -> Source:
 
 class _Writer:
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+        self.graph, self.source = graph, find_torch_source(graph)
         self.names: dict[Value, str] = {}
         self.taken = {*_RESERVED, *_functions_of(graph)}
         self.symbols: dict[str, str] = {}  # of the graph -> the variable that holds it
@@ -265,7 +266,7 @@ class _Writer:
     def _tree(self) -> Iterator[ast.stmt]:
         """Statements that build the tree, in the order of the user's own state."""
         graph = self.graph
-        state = graph.structure.state if graph.structure is not None else {}
+        state = self.source.state if self.source is not None else {}
         by_name = {alias: w for w in graph.weights.values() for alias in (w.name, *w.aliases)}
         layer_at = {
             f"{owner}.{own}": layer
@@ -336,10 +337,10 @@ class _Writer:
         return substitute(x, lambda k: self._name(node.operand(k)), self._size, _DEVICE)
 
     def _forward(self) -> Function:
-        graph, structure = self.graph, self.graph.structure
+        graph = self.graph
         lines: list[Line] = []
-        if structure is not None:
-            signature = Signature(structure, self._fresh)
+        if self.source is not None:
+            signature = Signature(self.source, self._fresh)
             self.names.update((graph.inputs[i], own) for i, own in signature.names.items())
             parameters = signature.parameters
             lines += [Line((s,)) for s in signature.statements]
@@ -426,15 +427,15 @@ class _Writer:
         return quote("next(self.parameters()).device" if trained else "torch.device('cpu')")
 
     def _result(self) -> Code:
-        graph, structure = self.graph, self.graph.structure
-        if structure is None:
+        graph, source = self.graph, self.source
+        if source is None:
             made = [self._name(v) for v in graph.outputs]
             return made[0] if len(made) == 1 else tuple_of(made)
         leaves = (
             self._name(graph.outputs[p]) if isinstance(p, int) else literal(p[0])
-            for p in structure.outputs
+            for p in source.outputs
         )
-        return pack(structure.out_spec, leaves, self.classes)
+        return pack(source.out_spec, leaves, self.classes)
 
     def _bind_sizes(
         self, values: list[Value], wanted: set[str], bound: set[str]
@@ -527,7 +528,7 @@ class _Writer:
             if isinstance(v, Body)
             else self._show(node, torch_attribute(k, v))
             for k, v in node.attrs.items()
-            if k != "own"
+            if k not in ("own", "function")
         }
         made, named = getattr(entry.run, "results", 1), len(node.outputs)
         result = call(own, given, attrs)
@@ -537,8 +538,10 @@ class _Writer:
 
     def _expression(self, node: Node) -> Code:
         if node in self.layer_of:
-            x = self._name(node.operand(1 if node.op == "embedding" else 0))
-            return call(path_of(self.layer_of[node]), [x])
+            entry = lookup(node)
+            layer = entry.nn_layer if entry is not None else None
+            data = layer.data(node) if layer is not None else 0
+            return call(path_of(self.layer_of[node]), [self._name(node.operand(data))])
         try:
             bound = bind(node)
         except LookupError:
@@ -549,16 +552,9 @@ class _Writer:
                 node.where,
                 "give the operator an ATen spelling in its family file",
             ) from None
-        if node.op in (
-            "dropout",
-            "rrelu",
-        ):  # captured in eval mode: what was off there is off for that reason
-            *options, on = [
-                node.attrs[k]
-                for k in (
-                    ("p", "train") if node.op == "dropout" else ("lower", "upper", "training")
-                )
-            ]
+        entry = lookup(node)
+        if entry is not None and entry.trains:  # what was off was off for being captured in eval
+            *options, on = [node.attrs[k] for k in entry.trains]
             training = literal(True) if on else quote("self.training")
             given = [self._name(node.operand(0)), *options, training]
             return call(f"torch.{bound.target.split('.')[1]}", given)
@@ -583,7 +579,10 @@ def _reads_device(line: Line) -> bool:
 def _function_of(node: Node) -> str | None:
     """The function that the operator table has for ``node``, where it has one."""
     entry = lookup(node)
-    return None if entry is None else getattr(entry.run, "function", None)
+    if entry is None or aten_target(node):
+        return None
+    own: str | None = getattr(entry.run, "function", None)
+    return node.attrs["function"] if own == "" else own
 
 
 def _functions_of(graph: Graph) -> set[str]:

@@ -76,7 +76,7 @@ def read_body(outer: BodyReader, body: onnx.GraphProto, formals: Sequence[Tensor
             inner.source.computed[name] = None
         inner.values[name] = inner.graph.add_input(name, outer.types[name])
     graph = inner.read_nodes()
-    graph.structure = None
+    graph.source = None
     outer.count = inner.count
     return Body(graph, names)
 

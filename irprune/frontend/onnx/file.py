@@ -8,8 +8,10 @@ its largest tensor. The layout is that of protobuf
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +32,9 @@ __all__ = [
     "RAW_DATA",
     "Files",
     "Loader",
+    "data_beside",
     "fields",
+    "locations",
     "read_model",
     "varint",
 ]
@@ -69,6 +73,26 @@ def read_model(path: Path) -> onnx.ModelProto:
     if not model.HasField("graph") or not model.graph.output:
         raise IrpruneError("not an ONNX model: it has no graph with outputs", str(path))
     return model
+
+
+def locations(path: Path) -> set[str]:
+    """The files beside the model ``path`` that hold data of it, as it names them. Raises
+    IrpruneError where it is no model."""
+    tensors = [t for t in read_model(path).graph.initializer if t.external_data]
+    return {_place(t)[0] for t in tensors} - {path.name, ""}
+
+
+def data_beside(path: Path) -> set[str]:
+    """The files beside the model ``path`` that irprune wrote for it: those that are named by their
+    content, whether the model reads them or an interrupted run left them, and ``<name>.data`` where
+    the model reads it."""
+    named = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
+    found = {p.name for p in path.parent.iterdir() if named.fullmatch(p.name)}
+    plain = f"{path.name}.data"
+    if path.is_file() and (path.parent / plain).is_file():
+        with contextlib.suppress(IrpruneError):  # it was no model
+            found |= locations(path) & {plain}
+    return found
 
 
 # -- the layout ------------------------------------------------------------------------------------
@@ -166,16 +190,22 @@ class Files:
     """The files that hold the data of the tensors of the model ``path`` (None: a model given as an
     object, which has no files).
 
-    The model's own file stays open, so that another may take its name meanwhile; files beside it
-    must stay as they are."""
+    The model's own file stays open, as do files beside it (up to a number), so that others may take
+    their names meanwhile; none may be written into."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.sizes: dict[Path, tuple[int, int]] = {}
         self.own = -1
+        self.opened: dict[Path, int] = {}
         if path is not None:
-            self.own = os.open(path, os.O_RDONLY)
-            weakref.finalize(self, os.close, self.own)
+            self.own = self._open(path)
+
+    def _open(self, path: Path) -> int:
+        """``path`` opened, until nobody needs these files any more."""
+        file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, file)
+        return file
 
     def inside(self, tensor: TensorProto) -> bool:
         """Whether the data of ``tensor`` belongs into the message of the model."""
@@ -229,14 +259,20 @@ class Files:
                     "copy the file next to the model",
                 )
             self.sizes[path] = _state(path)
+            if len(self.opened) < _OPENED:
+                self.opened[path] = self._open(path)
         state = self.sizes[path]
         if offset < 0 or state[0] < offset + length:
             raise IrpruneError(
                 f"the external data of '{tensor.name}' ends early", str(path), "copy the file again"
             )
 
+        opened, keeper = self.opened.get(path), self
+
         def read() -> Array:
-            if not path.is_file() or _state(path) != state:
+            if opened is not None and keeper and _stamp(os.fstat(opened)) == state:
+                return _read(opened, offset, length)
+            if opened is not None or not path.is_file() or _state(path) != state:
                 raise IrpruneError(
                     f"the external data of '{tensor.name}' changed since the model was read",
                     str(path),
@@ -278,8 +314,14 @@ def _place(tensor: TensorProto) -> tuple[str, int, int]:
         ) from error
 
 
+_OPENED = 64  # files beside a model that stay open
+
+
 def _state(path: Path) -> tuple[int, int]:
-    found = path.stat()
+    return _stamp(path.stat())
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 

@@ -1,7 +1,7 @@
 """Capture of ONNX models: every node is read into an entry of the operator table, weights become
 handles, shape arithmetic attributes.
 
-The file's own message is kept whole in ``graph.structure``: emitting edits a copy of it and leaves
+The file's own message is kept whole in ``graph.source``: emitting edits a copy of it and leaves
 what pruning did not touch as it was. Neither torch nor the weights are loaded."""
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ from irprune.ops.onnx.importer import (
     refused,
     spelling_of,
 )
+from irprune.ops.onnx.types import result_type
 from irprune.ops.registry import load_table, lookup, quantised_in, readers_of, role_of
 
 __all__ = ["capture_onnx", "nodes_of"]
@@ -93,7 +94,7 @@ class _Reader:
         self.source, self.where = source, where
         self.proto = source.model.graph
         self.graph = Graph(self.proto.name or "graph")
-        self.graph.structure = source
+        self.graph.source = source
         self.values: dict[str, Value] = {}
         self.types, self.known = source.types, source.known
         self.stored: dict[str, Stored] = {}  # by the name of the tensor
@@ -366,6 +367,7 @@ class _Reader:
                     at_run_time(view, "a shape known at run time")
                     or Step(target, tuple(range(len(names))), attrs)
                 ]
+            steps = self._typed(steps, view)
             final = self._types_of(steps[-1], view, node)
         except Unread as why:
             if isinstance(why, Misfit) and not self.inside:
@@ -387,6 +389,27 @@ class _Reader:
                     *steps[k + 1 :],
                 ]
         self._add(index, node, names, steps, final)
+
+    @staticmethod
+    def _typed(steps: Sequence[Step], view: OnnxNode) -> list[Step]:
+        """The steps, with the types that their axis rules give where they say none."""
+        previous: TensorType | None = None
+        out = []
+        for step in steps:
+            positions = range(len(view.types)) if step.operands is None else step.operands
+            operands = [
+                previous
+                if j == PREVIOUS
+                else view.types[j]
+                if j is not None and j < len(view.types)
+                else None
+                for j in positions
+            ]
+            if step.types is None and (found := result_type(step, operands)) is not None:
+                step = replace(step, types=[found])
+            previous = step.types[0] if step.types else None
+            out.append(step)
+        return out
 
     def _types_of(self, step: Step, view: OnnxNode, node: onnx.NodeProto) -> list[TensorType]:
         count = len(view.outputs)

@@ -3,18 +3,22 @@ weights stand in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import onnx
 from numpy.typing import NDArray
 
-from irprune.frontend.onnx.file import Files
-from irprune.frontend.onnx.functions import Opened
-from irprune.ir.graph import TensorType
+from irprune.errors import IrpruneError
+from irprune.ir.graph import Graph, TensorType
 
-__all__ = ["OnnxSource", "Place", "Stored"]
+if TYPE_CHECKING:
+    import onnx
+
+    from irprune.frontend.onnx.file import Files
+    from irprune.frontend.onnx.functions import Opened
+
+__all__ = ["OnnxSource", "Place", "Stored", "onnx_source"]
 
 Array = NDArray[Any]
 
@@ -50,6 +54,8 @@ class OnnxSource:
     """The file behind a graph, and what reading it found. ``model`` is never changed; calls of
     local functions are opened in it."""
 
+    dialect: ClassVar[str] = "onnx"
+
     model: onnx.ModelProto
     files: Files
     calls: Opened | None = None
@@ -61,6 +67,20 @@ class OnnxSource:
     )  # known values that derive from the shape of a tensor
     module_types: dict[str, type] = field(default_factory=dict)
 
+    def example_shapes(self) -> list[tuple[int, ...]] | None:
+        """None: a file holds no example call."""
+        return None
+
+    def bind_args(self, args: tuple[Any, ...]) -> tuple[list[Any], tuple[Any, ...]] | None:
+        """None: a file takes its inputs one by one, in their order."""
+        return None
+
+    def bind_names(
+        self, given: Mapping[str, Any], where: str
+    ) -> tuple[list[Any], Sequence[str]] | None:
+        """None: a file knows no names beside those of its inputs."""
+        return None
+
     def opset(self, domain: str) -> int:
         return next(
             (
@@ -70,3 +90,12 @@ class OnnxSource:
             ),
             1,
         )
+
+
+def onnx_source(graph: Graph) -> OnnxSource:
+    """The source of a graph that was read from a file. Raises IrpruneError for any other."""
+    if not isinstance(graph.source, OnnxSource):
+        raise IrpruneError(
+            "this graph did not come from ONNX", graph.name, "export its module instead"
+        )
+    return graph.source

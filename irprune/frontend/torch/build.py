@@ -8,9 +8,8 @@ miss the change."""
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,7 @@ from irprune.ops.registry import spelling
 __all__ = [
     "Aliases",
     "Builder",
-    "Entry",
     "Place",
-    "Structure",
     "canonical_target",
     "decompositions",
     "functional",
@@ -44,40 +41,6 @@ __all__ = [
 
 TORCH = str(Path(torch.__file__).parent) + "/"
 LAYERS = TORCH + "nn/modules/"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor of the model's state: ``persistent`` is False for a buffer that the state dict
-    leaves out."""
-
-    tensor: torch.Tensor
-    kind: str
-    persistent: bool = True
-
-
-@dataclass
-class Structure:
-    """How a call of the torch model maps to the graph: the pytrees of arguments and results and
-    what stands in each leaf.
-
-    ``inputs`` and ``outputs`` hold an index into the graph's inputs and outputs, or a constant leaf
-    wrapped in a tuple. ``names`` are the argument names of the recorded call, ``signature`` that of
-    the user's ``forward``, ``state`` every parameter and buffer of the model by name, used or not.
-    """
-
-    in_spec: Any
-    out_spec: Any
-    inputs: list[int | tuple[Any]]
-    outputs: list[int | tuple[Any]]
-    module_types: dict[str, type] = field(default_factory=dict)
-    module: torch.nn.Module | None = None
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    dynamic_shapes: Any = None
-    names: tuple[str, ...] = ()
-    signature: inspect.Signature | None = None
-    state: dict[str, Entry] = field(default_factory=dict)
 
 
 def open_dataclasses(tree: Any) -> bool:

@@ -24,9 +24,7 @@ from irprune.errors import IrpruneError, gist, users_line
 from irprune.frontend.torch.build import (
     Aliases,
     Builder,
-    Entry,
     Place,
-    Structure,
     canonical_target,
     decompositions,
     innermost,
@@ -36,12 +34,13 @@ from irprune.frontend.torch.build import (
 )
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.sizes import size_of
+from irprune.frontend.torch.source import Entry, TorchSource
 from irprune.frontend.torch.tracing_flags import unchecked
 from irprune.ir.graph import Graph, TensorType, Value, Weight
 from irprune.ops.call import overload
 from irprune.ops.registry import spelling
 
-__all__ = ["Entry", "Structure", "export", "from_exported"]
+__all__ = ["export", "from_exported"]
 
 
 def export(
@@ -267,7 +266,7 @@ class _Reader:
         }  # in the model's order
         modules = dict(self.module.named_modules()) if self.module is not None else {}
         call = program.module_call_graph[0].signature
-        graph.structure = Structure(
+        graph.source = TorchSource(
             spec.in_spec,
             spec.out_spec,
             inputs,

@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.open_sizes import OpenSizes
 from irprune.ir.size import Sym, UnboundSymbol, evaluate
+from irprune.ops.arrays import as_tensor
 from irprune.ops.dtypes import TO_TORCH
 from irprune.ops.registry import lookup
-from irprune.run.interpret import as_tensor, run_node
+from irprune.run.interpret import run_node
 
 __all__ = ["from_constants"]
 

@@ -39,12 +39,12 @@ def open_results(node: Node, sizes: OpenSizes) -> None:
         shape: list[Size] = []
         for d, size in enumerate(value.shape):
             new = said[d] if len(said) == value.rank else None
-            if new is None or (isinstance(size, int) and sizes.value(new) != size):
+            if isinstance(size, int) and (new is None or sizes.value(new) != size):
                 if varying is None:
                     varying = _varying(node, sizes)
                 behind = varying.get((i, d))
                 new = sizes.told(size, [symbol(n) for n in behind]) if behind else size
-            shape.append(new)
+            shape.append(size if new is None else new)
         value.type = TensorType(value.dtype, tuple(shape))
 
 

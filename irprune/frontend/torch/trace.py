@@ -38,9 +38,7 @@ from irprune.frontend.torch.build import (
     TORCH,
     Aliases,
     Builder,
-    Entry,
     Place,
-    Structure,
     decompositions,
     functional,
     may_alias,
@@ -52,6 +50,7 @@ from irprune.frontend.torch.known import from_constants
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.size_nodes import SizeNode, as_torch, expression_of, stride
 from irprune.frontend.torch.sizes import size_of
+from irprune.frontend.torch.source import Entry, TorchSource
 from irprune.frontend.torch.tracing_flags import as_exported, as_run, unchecked
 from irprune.frontend.torch.views import NoWayBack, Step, Views, shares
 from irprune.ir.graph import Graph, TensorType, Value, Weight
@@ -193,7 +192,7 @@ def _trace(
     if known := decompositions(missing):
         raise Declined("torch decomposes " + ", ".join(sorted(map(str, known))))
     dynamic.settle(graph, sizes, failed)
-    graph.structure = Structure(
+    graph.source = TorchSource(
         in_spec,
         out_spec,
         inputs,

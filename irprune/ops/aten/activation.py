@@ -65,6 +65,7 @@ op(
     broadcast,
     aten=("rrelu.default",),
     samples=(Sample((_X,), {"training": False}, free=3),),
+    trains=("lower", "upper", "training"),
 )
 
 
@@ -106,6 +107,7 @@ op(
     ),
     samples=(Sample((_X,), _KEPT, free=3),),
     drops=True,
+    trains=("p", "train"),
 )
 op(
     "native_dropout",

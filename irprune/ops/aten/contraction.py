@@ -12,9 +12,11 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Weight
+from irprune.ops import layered
 from irprune.ops.aten.elementwise import broadcast
 from irprune.ops.registry import Arg, Op, Sample, Unsupported
 from irprune.ops.registry import op as declare
+from irprune.ops.rule import nn_layers
 from irprune.ops.traits import Kind, free_factors
 
 __all__ = ["Letters", "concrete", "contraction", "product_letters", "quick_product", "zeroed"]
@@ -243,6 +245,7 @@ contraction(
         Sample((Arg((6,)), Arg((6,))), free=1, target="aten.dot.default"),
         Sample((Arg((6,)), Arg((6,))), free=1, target="aten.vdot.default"),
     ),
+    layered=layered.as_linear,
 )
 
 
@@ -270,6 +273,7 @@ contraction(
         Sample((Arg((5, 1)), Arg((4, 1)), Arg((4,))), free=2),
     ),
     operands=("data", "weight", "bias"),
+    nn_layer=nn_layers.LINEAR,
 )
 contraction(
     "outer",

@@ -11,6 +11,7 @@ from irprune.ir.size import Size
 from irprune.ops.aten.contraction import quick_product, zeroed
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
+from irprune.ops.rule import nn_layers
 from irprune.ops.rule.signature import Signature
 from irprune.ops.traits import Convolution, kernel_of, many, padding_pairs
 
@@ -112,6 +113,14 @@ def _call(node: Node) -> str:
 _B = Arg((4,))
 _C, _CP, _OLD = "aten.conv2d.default", "aten.conv2d.padding", "aten._convolution.default"
 _SPELLED = {"padding": "same", "dilation": [2], "groups": 2}
+_ALL = {
+    "stride": [1, 1],
+    "padding": [1, 1],
+    "dilation": [1, 1],
+    "output_padding": [0, 0],
+    "groups": 2,
+}
+_FLAGS = {"benchmark": False, "deterministic": False, "cudnn_enabled": False, "allow_tf32": False}
 op(
     "conv",
     _rule,
@@ -126,8 +135,28 @@ op(
         "conv2d.padding",
         "conv1d.padding",
         "conv3d.padding",
+        "convolution.default",
+        "_convolution.default",
     ),
     samples=(
+        Sample(
+            (Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), _B),
+            {**_ALL, "transposed": False},
+            free=4,
+            target="aten.convolution.default",
+        ),
+        Sample(
+            (Arg((2, 6, 5, 5)), Arg((6, 2, 3, 3)), _B),
+            {**_ALL, "transposed": True},
+            free=4,
+            target="aten.convolution.default",
+        ),
+        Sample(
+            (Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), None),
+            {**_ALL, **_FLAGS, "transposed": False},
+            free=4,
+            target=_OLD,
+        ),
         Sample((Arg((2, 6, 5, 5)), Arg((4, 6, 3, 3)), _B), {"groups": 1}, free=3, target=_C),
         Sample(
             (Arg((2, 6, 5, 5)), Arg((4, 3, 3, 1)), _B),
@@ -171,6 +200,7 @@ op(
     ),
     operands=("data", "weight", "bias"),
     convolution=_geometry,
+    nn_layer=nn_layers.CONV,
 )
 
 _T = "aten.conv_transpose2d.input"
@@ -209,46 +239,9 @@ op(
     ),
     operands=("data", "weight", "bias"),
     convolution=_geometry,
+    nn_layer=nn_layers.CONV_TRANSPOSE,
 )
 
-_ALL = {
-    "stride": [1, 1],
-    "padding": [1, 1],
-    "dilation": [1, 1],
-    "output_padding": [0, 0],
-    "groups": 2,
-}
-_FLAGS = {"benchmark": False, "deterministic": False, "cudnn_enabled": False, "allow_tf32": False}
-op(
-    "convolution",
-    _rule,
-    resize=_resize,
-    silence=_silence,
-    macs=_macs,
-    aten=("convolution.default", "_convolution.default"),
-    samples=(
-        Sample(
-            (Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), _B),
-            {**_ALL, "transposed": False},
-            free=4,
-            target="aten.convolution.default",
-        ),
-        Sample(
-            (Arg((2, 6, 5, 5)), Arg((6, 2, 3, 3)), _B),
-            {**_ALL, "transposed": True},
-            free=4,
-            target="aten.convolution.default",
-        ),
-        Sample(
-            (Arg((2, 6, 5, 5)), Arg((4, 3, 3, 3)), None),
-            {**_ALL, **_FLAGS, "transposed": False},
-            free=4,
-            target=_OLD,
-        ),
-    ),
-    operands=("data", "weight", "bias"),
-    convolution=_geometry,
-)
 
 # -- patches ---------------------------------------------------------------------------------------
 

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym
+from irprune.ops.arrays import as_numpy, is_meta
 from irprune.ops.aten.shape import position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
+from irprune.ops.rule import nn_layers
 
 __all__ = ["constant_list", "indexed", "recounted", "taken"]
 
@@ -45,9 +47,7 @@ def constant_list(value: Value) -> NDArray[np.int64] | None:
     if isinstance(value.shape[0], Sym) or not 0 < value.shape[0] <= _LONG:
         return None
     array = value.load()
-    if getattr(array, "is_meta", False):
-        return None
-    return np.asarray(array.cpu() if hasattr(array, "cpu") else array, dtype=np.int64)
+    return None if is_meta(array) else as_numpy(array).astype(np.int64)
 
 
 def _pick(axes: Axes, a: Axis, value: Value) -> Axis | None:
@@ -174,6 +174,7 @@ op(
     ),
     operands=("table", "index"),
     indexes=lambda node: ((1, node.operand(0).shape[0]),),
+    nn_layer=nn_layers.EMBEDDING,
 )
 _BAG = {"scale_grad_by_freq": False, "sparse": False, "include_last_offset": False}
 _BAGS = (_ROWS, Arg((7,), "i64", 0, 9), Arg((3,), "i64", values=(0, 2, 5)))

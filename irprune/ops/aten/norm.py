@@ -13,6 +13,7 @@ from irprune.ir.size import product
 from irprune.ops.aten.contraction import concrete, zeroed
 from irprune.ops.registry import Arg, Cut, Sample
 from irprune.ops.registry import op as declare
+from irprune.ops.rule import nn_layers
 from irprune.ops.traits import Kind, free_factors
 
 __all__ = ["masked_mean"]
@@ -136,6 +137,7 @@ op(
     ),
     operands=("data", "scale", "bias", "mean", "variance"),
     joins=True,
+    nn_layer=nn_layers.BATCH_NORM,
 )
 _LEGIT = "aten._native_batch_norm_legit"
 op(
@@ -160,6 +162,7 @@ op(
         Sample((_X, _P, _P, _P, _P), _TRAIN, free=3, target=f"{_LEGIT}_functional.default"),
     ),
     operands=("data", "scale", "bias", "mean", "variance"),
+    nn_layer=nn_layers.BATCH_NORM,
 )
 op(
     "instance_norm",
@@ -289,6 +292,7 @@ op(
         Sample((_ROWS, _P, _P), _LAST, free=3, target="aten.native_layer_norm.default"),
     ),
     operands=("data", "scale", "bias"),
+    nn_layer=nn_layers.LAYER_NORM,
 )
 op(
     "rms_norm",
@@ -307,6 +311,7 @@ op(
         Sample((_ROWS, _P), _LAST, free=3, target="aten._fused_rms_norm.default"),
     ),
     operands=("data", "scale"),
+    nn_layer=nn_layers.RMS_NORM,
 )
 
 # -- over groups of channels -----------------------------------------------------------------------
@@ -362,6 +367,7 @@ op(
     ),
     operands=("data", "scale", "bias"),
     kinds=_kinds,
+    nn_layer=nn_layers.GROUP_NORM,
 )
 op(
     "native_group_norm",

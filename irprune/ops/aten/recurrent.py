@@ -14,10 +14,17 @@ from irprune.ir.graph import Node
 from irprune.ops.aten.contraction import zeroed
 from irprune.ops.registry import Arg, Sample, Unsupported
 from irprune.ops.registry import op as declare
+from irprune.ops.rule import nn_layers
 from irprune.ops.traits import Kind, Role
 
 op = partial(declare, family="recurrent")
 
+_NN = {
+    "lstm": nn_layers.recurrent("LSTM", 4, 2),
+    "gru": nn_layers.recurrent("GRU", 3, 1),
+    "rnn_tanh": nn_layers.recurrent("RNN", 1, 1),
+    "rnn_relu": nn_layers.recurrent("RNN", 1, 1, (("nonlinearity", "relu"),)),
+}
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 
 
@@ -188,6 +195,7 @@ for _name in _GATES:
         ),
         operands=_roles,
         kinds=_kinds,
+        nn_layer=_NN[_name],
     )
 
 # -- cells -----------------------------------------------------------------------------------------

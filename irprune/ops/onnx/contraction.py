@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
-from irprune.ops.aten.contraction import Letters, contraction, parse_equation
+from irprune.ops import layered
+from irprune.ops.aten.contraction import Letters, contraction
 from irprune.ops.onnx.importer import (
     Edit,
     OnnxNode,
@@ -34,7 +35,7 @@ def product_type(node: OnnxNode, i: int = 0, j: int = 1, dtype: str | None = Non
     return TensorType(dtype or node.type(i).dtype, (*lead, *rows, *columns))
 
 
-spell("matmul", "MatMul", read=lambda node: Step("matmul", None, {}, [product_type(node)]))
+spell("matmul", "MatMul", read=lambda node: Step("matmul"))
 
 
 def _gemm(node: Node) -> Letters:
@@ -57,10 +58,6 @@ def _read_gemm(node: OnnxNode) -> Step:
         "alpha": node.attrs.get("alpha", 1.0),
         "beta": node.attrs.get("beta", 1.0),
     }
-    a, b = node.shape(0), node.shape(1)
-    kind = TensorType(
-        node.type(0).dtype, (a[1] if attrs["trans_a"] else a[0], b[0] if attrs["trans_b"] else b[1])
-    )
     if (
         not attrs["trans_a"]
         and attrs["trans_b"]
@@ -68,8 +65,8 @@ def _read_gemm(node: OnnxNode) -> Step:
         and (attrs["beta"] == 1 or not node.has(2))
         and (not node.has(2) or node.rank(2) == 1)
     ):
-        return Step("linear", None, {}, [kind])
-    return Step("gemm", None, attrs, [kind])
+        return Step("linear")
+    return Step("gemm", None, attrs)
 
 
 contraction(
@@ -94,17 +91,16 @@ contraction(
         ),
     ),
     operands=("data", "weight", "bias"),
+    layered=layered.as_linear,
 )
 spell(("gemm", "linear"), "Gemm", read=_read_gemm)
 
 
 def _read_activated(node: OnnxNode) -> list[Step]:
     """A product, then an activation."""
-    product = _read_gemm(node)
-    assert product.types is not None
     names = ("activation_alpha", "activation_beta")
     parameters = [node.attrs[k] for k in names if k in node.attrs]
-    return [product, *activated(node.attrs.get("activation", ""), parameters, product.types[0])]
+    return [_read_gemm(node), *activated(node.attrs.get("activation", ""), parameters)]
 
 
 spell(
@@ -114,23 +110,11 @@ spell(
 )
 
 
-def _read_einsum(node: OnnxNode) -> Step:
-    ranks = [node.rank(i) for i in range(len(node.types))]
-    *terms, out = parse_equation(node.attrs["equation"], ranks)
-    sizes: dict[str, Size] = {}
-    for i, term in enumerate(terms):
-        for x, s in zip(term, node.shape(i), strict=True):
-            if sizes.get(x, 1) == 1:
-                sizes[x] = s
-    return Step(
-        "einsum",
-        None,
-        {"equation": node.attrs["equation"]},
-        [TensorType(node.type(0).dtype, tuple(sizes[x] for x in out))],
-    )
-
-
-spell("einsum", "Einsum", read=_read_einsum)
+spell(
+    "einsum",
+    "Einsum",
+    read=lambda node: Step("einsum", None, {"equation": node.attrs["equation"]}),
+)
 
 
 def _read_fused(node: OnnxNode) -> Step:
@@ -147,14 +131,7 @@ def _read_fused(node: OnnxNode) -> Step:
         "alpha": node.attrs.get("alpha", 1.0),
         "beta": 1.0,
     }
-    a, b = node.shape(0), node.shape(1)
-    rows, columns = a[-1] if attrs["trans_a"] else a[-2], b[-2] if attrs["trans_b"] else b[-1]
-    return Step(
-        "gemm",
-        None,
-        attrs,
-        [TensorType(node.type(0).dtype, (*broadcast((a[:-2], b[:-2])), rows, columns))],
-    )
+    return Step("gemm", None, attrs)
 
 
 spell("gemm", "com.microsoft::FusedMatMul", read=_read_fused)

@@ -185,11 +185,10 @@ spell(("conv_transpose", "pad"), "ConvTranspose", read=_conv_transpose, write=_w
 def _fused(node: OnnxNode) -> list[Step]:
     """A convolution, then a sum (input 3), then an activation."""
     steps = _conv(node)
-    kind = list(steps[-1].types or ())
     if node.has(3):
-        steps.append(Step("add", (PREVIOUS, 3), {}, kind))
+        steps.append(Step("add", (PREVIOUS, 3)))
     parameters = node.attrs.get("activation_params") or []
-    return steps + activated(node.attrs.get("activation", ""), parameters, kind[0])
+    return steps + activated(node.attrs.get("activation", ""), parameters)
 
 
 _ACTIVATIONS = ("relu", "leaky_relu", "clamp", "sigmoid", "tanh", "mul", "add")

@@ -9,7 +9,7 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType
-from irprune.ops.onnx.importer import OnnxNode, Step, runs
+from irprune.ops.onnx.importer import OnnxNode, Step, runs_named
 from irprune.ops.registry import Unsupported
 from irprune.ops.registry import op as declare
 
@@ -46,8 +46,7 @@ _FUNCTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "Shape": ("dynamic_shape", {"start": 0, "end": None}),
     "Identity": ("passed_on", {}),
 }
-for _name, _ in _FUNCTIONS.values():
-    op(_name, _refuse, run=runs(_name))
+op("at_run_time", _refuse, run=runs_named)
 
 
 def at_run_time(node: OnnxNode, why: str) -> Step | None:
@@ -86,4 +85,4 @@ def at_run_time(node: OnnxNode, why: str) -> Step | None:
     kinds = node.inferred()
     if node.target == "Identity":
         kinds = [node.types[0] or TensorType("f32", None)]
-    return Step(name, None, {"why": why, **attrs}, kinds)
+    return Step("at_run_time", None, {"function": name, "why": why, **attrs}, kinds)

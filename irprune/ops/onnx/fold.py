@@ -23,7 +23,9 @@ __all__ = [
     "SIZES",
     "cast_to",
     "fold",
+    "is_cast",
     "is_constant",
+    "is_copy",
     "is_filled",
     "reads_sizes",
     "symbolic",
@@ -468,7 +470,17 @@ def reads_sizes(target: str) -> bool:
     return target in ("Shape", "Size")
 
 
+def is_copy(target: str) -> bool:
+    """Whether an ONNX operator gives back its input as it is."""
+    return target == "Identity"
+
+
+def is_cast(target: str) -> bool:
+    """Whether an ONNX operator changes the element type alone."""
+    return target == "Cast"
+
+
 def cast_to(target: str, attrs: dict[str, Any]) -> int | None:
     """The ONNX number of the element type that an operator casts to, None for one that casts
     nothing."""
-    return int(attrs["to"]) if target == "Cast" else None
+    return int(attrs["to"]) if is_cast(target) else None

@@ -33,6 +33,7 @@ __all__ = [
     "multiplies",
     "refused",
     "runs",
+    "runs_named",
     "same_attrs",
     "sampled",
     "spell",
@@ -133,8 +134,8 @@ class Step:
     """A node to be made: entry ``op`` over the ONNX inputs ``operands`` (positions, None, or
     ``PREVIOUS``).
 
-    ``types`` are those of the results; None asks ONNX's inference. ``operands`` None means all
-    inputs."""
+    ``types`` are those of the results; None asks the axis rule of the entry, and ONNX's inference
+    where that does not say. ``operands`` None means all inputs."""
 
     op: str
     operands: tuple[int | None, ...] | None = None
@@ -294,6 +295,17 @@ def runs(name: str, results: int = 1) -> Callable[..., Any]:
 
     run.function, run.results = name, results  # type: ignore[attr-defined]
     return run
+
+
+def runs_named(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
+    """An ``Op.run`` that calls the function which attribute ``function`` of the node names."""
+    from irprune.ops.onnx import functions
+
+    attrs = {k: v for k, v in node.attrs.items() if k != "function"}
+    return getattr(functions, node.attrs["function"])(*operands, **attrs)
+
+
+runs_named.function, runs_named.results = "", 1  # type: ignore[attr-defined]
 
 
 def variant(base: str, name: str, run: str, results: int = 1, **changes: Any) -> Op:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, probe_of
+from irprune.ops import layered
 from irprune.ops.aten.index import recounted, taken
 from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.onnx.types import like, position
@@ -112,27 +113,21 @@ def _gather(node: OnnxNode) -> Step:
                     {"dim": dim, "start": int(flat[0]), "end": int(flat[-1]) + 1, "step": 1},
                     kind,
                 )
-    if dim == 0 and len(x) == 2:
-        return Step("gather_rows", (0, 1), {"dim": 0}, kind)
     return Step("gather_at", (0, 1), {"dim": dim}, kind)
 
 
-for _name in ("gather_rows", "gather_at"):
-    op(
-        _name,
-        _gather_rule,
-        run=runs("gather_at"),
-        samples=(
-            Sample((Arg((9, 6)), Arg((2, 5), "i64", 0, 9)), {"dim": 0}, free=3),
-            *(
-                (Sample((Arg((4, 9, 6)), Arg((3,), "i64", -9, 9)), {"dim": 1}, free=3),)
-                if _name == "gather_at"
-                else ()
-            ),
-        ),
-        operands=_gathered_roles,
-        indexes=_along_dim,
-    )
+op(
+    "gather_at",
+    _gather_rule,
+    run=runs("gather_at"),
+    samples=(
+        Sample((Arg((9, 6)), Arg((2, 5), "i64", 0, 9)), {"dim": 0}, free=3),
+        Sample((Arg((4, 9, 6)), Arg((3,), "i64", -9, 9)), {"dim": 1}, free=3),
+    ),
+    operands=_gathered_roles,
+    layered=layered.as_embedding,
+    indexes=_along_dim,
+)
 
 
 def _write_gather(edit: Any, node: Node) -> None:
@@ -145,7 +140,7 @@ def _write_gather(edit: Any, node: Node) -> None:
             edit.input(1, made, edit.dtype(1))
 
 
-spell(("gather_at", "gather_rows", "select", "slice"), "Gather", read=_gather, write=_write_gather)
+spell(("gather_at", "select", "slice"), "Gather", read=_gather, write=_write_gather)
 
 
 def _elements_rule(axes: Axes, node: Node) -> None:

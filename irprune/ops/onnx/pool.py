@@ -9,9 +9,20 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, Sym, probe_of
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
+from irprune.ops.onnx.importer import (
+    PREVIOUS,
+    Edit,
+    OnnxNode,
+    Step,
+    Unread,
+    runs,
+    sampled,
+    spell,
+    use,
+)
+from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import like, padded, window
-from irprune.ops.registry import Arg, Unsupported
+from irprune.ops.registry import Arg
 from irprune.ops.registry import op as declare
 
 op = partial(declare, family="pool")
@@ -269,59 +280,44 @@ spell("resize", "Resize", read=_resize, write=_write_resize)
 spell("resize", "Upsample", read=_resize)
 
 
-def _depth_to_space(node: OnnxNode) -> Step:
+def _depth_to_space(node: OnnxNode) -> list[Step]:
+    """Blocks of pixels lie in the channels, after them (CRD) or before them (DCR)."""
     n, c, h, w = node.shape()
     b = node.attrs["blocksize"]
-    kind = [like(node, shape=(n, c // (b * b), h * b, w * b))]
-    if node.attrs.get("mode", "DCR") == "CRD":
-        return Step("pixel_shuffle", (0,), {"upscale_factor": b}, kind)
-    return Step("depth_to_space", (0,), {"block": b}, kind)
+    kind = like(node, shape=(n, c // (b * b), h * b, w * b))
+    steps = []
+    if node.attrs.get("mode", "DCR") == "DCR":
+        steps = _turned(node, (n, c, h, w), b * b, c // (b * b), 0)
+    last = PREVIOUS if steps else 0
+    return [*steps, Step("pixel_shuffle", (last,), {"upscale_factor": b}, [kind])]
 
 
-def _depth_rule(axes: Axes, node: Node) -> None:
-    """Channels are block × block × c: the block's rows and columns move into the positions."""
-    n, c, h, w = axes.of(node.operand(0))
-    b = node.attrs["block"]
-    block, rest = axes.split(c, b * b)
-    if block is None or rest is None:
-        raise Unsupported("depth_to_space of channels that are grouped otherwise")
-    axes.freeze(block, "a block of pixels")
-    axes.freeze(h, "positions")
-    axes.freeze(w, "positions")
-    node.out.axes = (n, rest, *(axes.frozen(s, "positions") for s in node.out.shape[2:]))
-
-
-def _space_rule(axes: Axes, node: Node) -> None:
-    n, c, h, w = axes.of(node.operand(0))
-    b = node.attrs["block"]
-    axes.freeze(h, "positions")
-    axes.freeze(w, "positions")
-    node.out.axes = (
-        n,
-        axes.product((axes.frozen(b * b, "a block of pixels"), c)),
-        *(axes.frozen(s, "positions") for s in node.out.shape[2:]),
-    )
-
-
-def _space_to_depth(node: OnnxNode) -> Step:
+def _space_to_depth(node: OnnxNode) -> list[Step]:
     n, c, h, w = node.shape()
     b = node.attrs["blocksize"]
-    if node.attrs.get("mode", "DCR") == "CRD":
-        return Step(
-            "pixel_unshuffle",
-            (0,),
-            {"downscale_factor": b},
-            [like(node, shape=(n, c * (b * b), h // b, w // b))],
-        )
-    return Step(
-        "space_to_depth", (0,), {"block": b}, [like(node, shape=(n, c * (b * b), h // b, w // b))]
-    )
+    shape = (n, c * (b * b), h // b, w // b)
+    steps = [Step("pixel_unshuffle", (0,), {"downscale_factor": b}, [like(node, shape=shape)])]
+    if node.attrs.get("mode", "DCR") == "DCR":
+        steps += _turned(node, shape, c, b * b, PREVIOUS)
+    return steps
 
 
-op("depth_to_space", _depth_rule, run=runs("depth_to_space"))
-op("space_to_depth", _space_rule, run=runs("space_to_depth"))
-spell(("depth_to_space", "pixel_shuffle"), "DepthToSpace", read=_depth_to_space)
-spell(("space_to_depth", "pixel_unshuffle"), "SpaceToDepth", read=_space_to_depth)
+def _turned(
+    node: OnnxNode, shape: tuple[Size, ...], outer: Size, inner: Size, operand: int
+) -> list[Step]:
+    """Channels outer × inner of an image as inner × outer."""
+    n, _, h, w = shape
+    apart, turned = (n, outer, inner, h, w), (n, inner, outer, h, w)
+    return [
+        Step("reshape", (operand,), {"shape": list(apart)}, [like(node, shape=apart)]),
+        Step("permute", (PREVIOUS,), {"dims": [0, 2, 1, 3, 4]}, [like(node, shape=turned)]),
+        Step("reshape", (PREVIOUS,), {"shape": list(shape)}, [like(node, shape=shape)]),
+    ]
+
+
+_VIEWS = ("reshape", "permute")
+spell(("pixel_shuffle", *_VIEWS), "DepthToSpace", read=_depth_to_space, write=nothing)
+spell(("pixel_unshuffle", *_VIEWS), "SpaceToDepth", read=_space_to_depth, write=nothing)
 
 
 def _grid(node: OnnxNode) -> Step:
@@ -368,9 +364,9 @@ sampled(
     use(_X, None, None, Arg((1,), "i64", values=(7,)), free=3, opset=18, axes=[2], mode="cubic"),
 )
 _DEEP = Arg((2, 12, 3, 3))
-sampled("DepthToSpace", use(_DEEP, free=2, blocksize=2))
+sampled("DepthToSpace", use(_DEEP, free=4, blocksize=2))
 sampled("DepthToSpace", use(_DEEP, free=4, blocksize=2, mode="CRD"))
-sampled("SpaceToDepth", use(Arg((2, 3, 4, 6)), free=2, blocksize=2))
+sampled("SpaceToDepth", use(Arg((2, 3, 4, 6)), free=4, blocksize=2))
 sampled("SpaceToDepth", use(Arg((2, 3, 4, 6)), free=4, blocksize=2, mode="CRD", opset=28))
 _GRID = Arg((2, 3, 4, 2), low=-0.9, high=0.9)
 sampled("GridSample", use(_X, _GRID, free=4), use(_X, _GRID, free=4, padding_mode="border"))

@@ -8,6 +8,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType
+from irprune.ops import layered
 from irprune.ops.aten.contraction import zeroed
 from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
@@ -167,6 +168,7 @@ for _name, _onnx in (("onnx_lstm", "LSTM"), ("onnx_gru", "GRU"), ("onnx_rnn", "R
         ),
         operands=_ROLES,
         kinds=_kinds,
+        layered=layered.as_recurrent,
     )
     spell(_name, _onnx, read=_read(_name), write=_write)
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from irprune.ir.dtype import is_integer
 from irprune.ir.graph import TensorType
 from irprune.ops.aten.reduce import filled, like_operand, reduction
-from irprune.ops.onnx.importer import OnnxNode, Step, runs, sampled, spell, use, variant
+from irprune.ops.onnx.importer import (
+    PREVIOUS,
+    OnnxNode,
+    Step,
+    runs,
+    sampled,
+    spell,
+    use,
+    variant,
+)
 from irprune.ops.onnx.types import like, position, reduced_type
 from irprune.ops.registry import Arg, Sample
 from irprune.ops.registry import op as declare
@@ -42,29 +53,23 @@ def _reduce(
         if dims is None:
             return Step(alone, (0,), {}, [like(node)])
         keep = bool(node.attrs.get("keepdims", 1))
+        own = node.type(0).dtype
+        more = {**attrs, "dtype": own} if name == "sum" and is_integer(own) else attrs
         if node.rank() == 0:
-            return Step(name, (0,), {"dim": [], "keepdim": keep, **attrs}, [like(node)])
+            return Step(name, (0,), {"dim": [], "keepdim": keep, **more}, [like(node)])
         return Step(
-            name, (0,), {"dim": dims, "keepdim": keep, **attrs}, [reduced_type(node, dims, keep)]
+            name, (0,), {"dim": dims, "keepdim": keep, **more}, [reduced_type(node, dims, keep)]
         )
 
     return read
 
 
 _X = Arg((2, 6, 5), low=0.1)
-for _name in ("reduce_log_sum", "reduce_prod"):
-    op(
-        _name,
-        reduction,
-        run=runs(_name),
-        silence=filled(0.0 if _name == "reduce_log_sum" else 1.0),
-        samples=(Sample((_X,), {"dim": [1, 2], "keepdim": True}, free=3),),
-    )
 op(
-    "reduce_sum_square",
+    "reduce_prod",
     reduction,
-    run=runs("reduce_sum_square"),
-    silence=filled(0.0),
+    run=runs("reduce_prod"),
+    silence=filled(1.0),
     samples=(Sample((_X,), {"dim": [1, 2], "keepdim": True}, free=3),),
 )
 for _onnx, _entry, _alone, _more in (
@@ -74,12 +79,27 @@ for _onnx, _entry, _alone, _more in (
     ("ReduceLogSumExp", "logsumexp", "identity", {}),
     ("ReduceL1", "vector_norm", "abs", {"ord": 1}),
     ("ReduceL2", "vector_norm", "abs", {"ord": 2}),
-    ("ReduceLogSum", "reduce_log_sum", "log", {}),
     ("ReduceProd", "reduce_prod", "identity", {}),
-    ("ReduceSumSquare", "reduce_sum_square", "square", {}),
 ):
     spell((_entry, _alone), _onnx, read=_reduce(_entry, _alone, **_more))
 spell(("sum", "identity"), "ReduceSum", read=_reduce("sum", since=13))
+
+
+def _log_sum(node: OnnxNode) -> list[Step]:
+    total = _reduce("sum", "log")(node)
+    kind = list(total.types or ())
+    return [total] if total.op == "log" else [total, Step("log", (PREVIOUS,), {}, kind)]
+
+
+def _sum_square(node: OnnxNode) -> list[Step]:
+    total = _reduce("sum", "square")(node)
+    if total.op == "square":
+        return [total]
+    return [Step("square", (0,), {}, [like(node)]), replace(total, operands=(PREVIOUS,))]
+
+
+spell(("sum", "log"), "ReduceLogSum", read=_log_sum)
+spell(("sum", "square"), "ReduceSumSquare", read=_sum_square)
 
 
 def _arg(name: str) -> Callable[[OnnxNode], Step]:
@@ -184,6 +204,8 @@ for _onnx in "Mean Max Min LogSumExp L1 L2 LogSum Prod SumSquare".split():
     sampled(f"Reduce{_onnx}", use(_X, _AXES, free=3, opset=18))
     _any = _X if _onnx == "LogSum" else _BELOW
     sampled(f"Reduce{_onnx}", use(_any, free=3, opset=18, noop_with_empty_axes=1))
+sampled("ReduceSum ReduceProd", use(Arg((2, 2, 5), "i32", 1, 3), free=3))
+sampled("ReduceSumSquare", use(Arg((2, 6, 5), "i32", 1, 9), free=3))
 sampled("ReduceSum", use(_X, _AXES, free=3, keepdims=0), use(_X, free=3, noop_with_empty_axes=1))
 sampled("ArgMax ArgMin", use(_X, free=2, axis=1), use(_X, free=2, axis=1, keepdims=0))
 sampled("ArgMax ArgMin", use(_X, free=2, axis=1, select_last_index=1))

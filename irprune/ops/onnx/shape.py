@@ -6,10 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, Sym, is_static, probe_of, product, same
-from irprune.ops.aten.pad import _reflected
 from irprune.ops.onnx.importer import (
     PREVIOUS,
     Edit,
@@ -17,15 +15,14 @@ from irprune.ops.onnx.importer import (
     OnnxNode,
     Step,
     Unread,
-    runs,
+    extended,
     sampled,
     spell,
     use,
-    variant,
 )
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import agree, broadcast, like, position
-from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import Arg, amend
 from irprune.ops.registry import op as declare
 
 __all__ = ["resolved"]
@@ -347,25 +344,22 @@ def _slice(node: OnnxNode) -> list[Step]:
         shape[d] = length
         if step < 0 and not (isinstance(first, int) and isinstance(stop, int)):
             raise Unread("a slice backwards over a dynamic size")
-        name = "slice_back" if step < 0 else "slice"
+        kind = [like(node, shape=tuple(shape))]
+        if step < 0:  # the same elements forwards, then turned around
+            last = int(first) + (int(probe_of(length)) - 1) * step  # type: ignore[arg-type]
+            first, stop, step = (last, int(first) + 1, -step) if probe_of(length) else (0, 0, 1)  # type: ignore[arg-type]
+            back = [Step("flip", (PREVIOUS,), {"dims": [d]}, kind)]
+        else:
+            back = []
         attrs = {"dim": d, "start": first, "end": stop, "step": step}
-        steps.append(
-            Step(name, (PREVIOUS if steps else 0,), attrs, [like(node, shape=tuple(shape))])
-        )
+        steps += [Step("slice", (PREVIOUS if steps else 0,), attrs, kind), *back]
     return steps or [Step("identity", (0,), {}, [like(node)])]
-
-
-def _back(axes: Axes, node: Node) -> None:
-    own = list(axes.of(node.operand(0)))
-    d = node.attrs["dim"]
-    axes.freeze(own[d], "turned around by a slice")
-    own[d] = axes.frozen(node.out.shape[d], "turned around by a slice")
-    node.out.axes = tuple(own)
 
 
 def _write_slice(edit: Edit, *nodes: Node) -> None:
     """Only bounds of dimensions that shrink are written anew."""
-    if all(n.op == "identity" for n in nodes):
+    nodes = tuple(n for n in nodes if n.op == "slice")  # a flip turns around what stays
+    if not nodes:
         return
     changed = [
         n.operand(0).shape[n.attrs["dim"]] != was
@@ -380,13 +374,7 @@ def _write_slice(edit: Edit, *nodes: Node) -> None:
             edit.moved(name, i, 10, made)
 
 
-op(
-    "slice_back",
-    _back,
-    run=runs("slice_back"),
-    samples=(Sample((Arg((2, 6, 5)),), {"dim": 1, "start": 5, "end": -1, "step": -1}, free=2),),
-)
-spell(("slice", "slice_back", "identity"), "Slice", read=_slice, write=_write_slice)
+spell(("slice", "flip", "identity"), "Slice", read=_slice, write=_write_slice)
 
 
 def _pad(node: OnnxNode) -> Step:
@@ -413,14 +401,18 @@ def _pad(node: OnnxNode) -> Step:
     flat = [p for d in range(rank - 1, -1, -1) for p in (before[d], after[d])]
     shape = tuple(s + b + a for s, b, a in zip(node.shape(), before, after, strict=True))
     if mode != "constant":
-        return Step("pad_by", (0,), {"pad": flat, "mode": mode}, [like(node, shape=shape)])
+        return Step("pad", (0,), {"pad": flat, "mode": mode}, [like(node, shape=shape)])
     if filled:
-        return Step(
-            "pad_filled", (0, 2), {"pad": flat, "mode": "constant"}, [like(node, shape=shape)]
-        )
+        return Step("pad", (0, 2), {"pad": flat, "mode": "constant"}, [like(node, shape=shape)])
     return Step(
         "pad", (0,), {"pad": flat, "mode": "constant", "value": value}, [like(node, shape=shape)]
     )
+
+
+def _plain_pad(node: Node) -> str:
+    """torch reflects and repeats only at the last dimensions, and pads with a number alone."""
+    plain = node.attrs.get("mode", "constant") == "constant" and not node.has(1)
+    return "aten.pad.default" if plain else ""
 
 
 def _write_pad(edit: Edit, node: Node) -> None:
@@ -437,44 +429,19 @@ def _write_pad(edit: Edit, node: Node) -> None:
         edit.moved("pads", 1, 11, made)
 
 
-def _pad_by(axes: Axes, node: Node) -> None:
-    _reflected(axes, node)
-
-
-op(
-    "pad_by",
-    _pad_by,
-    run=runs("pad_by"),
-    samples=(Sample((Arg((2, 6, 5)),), {"pad": [1, 2, 0, 0, 0, 0], "mode": "edge"}, free=2),),
-)
-variant("pad", "pad_filled", "pad_filled")
-spell(("pad", "pad_by", "pad_filled"), "Pad", read=_pad, write=_write_pad)
+extended("pad", "pad_by")
+amend("pad", call=_plain_pad)
+spell("pad", "Pad", read=_pad, write=_write_pad)
 
 
 def _trilu(node: OnnxNode) -> Step:
     k = node.given(1)
-    return Step(
-        "triangle_of",
-        (0,),
-        {"upper": bool(node.attrs.get("upper", 1)), "diagonal": int(k) if k is not None else 0},
-        [like(node)],
-    )
+    attrs = {"upper": bool(node.attrs.get("upper", 1)), "diagonal": 0 if k is None else int(k)}
+    return Step("triangle", (0,), attrs, [like(node)])
 
 
-def _square(axes: Axes, node: Node) -> None:
-    own = axes.of(node.operand(0))
-    for a in own[-2:]:
-        axes.freeze(a, "sides of a triangle")
-    node.out.axes = own
-
-
-op(
-    "triangle_of",
-    _square,
-    run=runs("triangle_of"),
-    samples=(Sample((Arg((3, 4, 5)),), {"upper": True, "diagonal": 1}, free=1),),
-)
-spell("triangle_of", "Trilu", read=_trilu)
+amend("triangle", call=lambda node: f"aten.tri{'u' if node.attrs['upper'] else 'l'}.default")
+spell("triangle", "Trilu", read=_trilu)
 
 # -- samples ---------------------------------------------------------------------------------------
 

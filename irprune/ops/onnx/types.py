@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from irprune.ir.graph import TensorType
+from irprune.ir.graph import Node, Origin, TensorType, Value
 from irprune.ir.size import Size, Sym, probe_of, same
-from irprune.ops.onnx.importer import OnnxNode, Unread
+from irprune.ops.aten.elementwise import broadcast as broadcast_rule
+from irprune.ops.onnx.importer import OnnxNode, Step, Unread
+from irprune.ops.registry import TABLE
 
-__all__ = ["broadcast", "like", "padded", "position", "reduced_type", "window"]
+__all__ = ["broadcast", "like", "padded", "position", "reduced_type", "result_type", "window"]
 
 
 def position(dim: int, rank: int) -> int:
@@ -46,6 +48,43 @@ def broadcast(shapes: Iterable[Sequence[Size]]) -> tuple[Size, ...]:
                 raise Unread(f"shapes {[list(map(str, r)) for r in rows]} do not broadcast")
         out.append(best)
     return tuple(out)
+
+
+def result_type(step: Step, operands: Sequence[TensorType | None]) -> TensorType | None:
+    """The type of the result of ``step`` as the axis rule of its entry has it.
+
+    Args:
+        step: the step; its entry multiplies its operands (``Op.letters``) or is element-wise.
+        operands: the types of its operands, None for those that are left out.
+
+    Returns:
+        The type, of unknown rank where an operand's is; None for entries of other kinds.
+
+    Raises:
+        Unread: where the operands do not fit.
+    """
+    entry = TABLE.get(step.op)
+    given = [t for t in operands if t is not None]
+    if entry is None or not given or (entry.letters is None and entry.rule is not broadcast_rule):
+        return None
+    if any(t.shape is None for t in given):
+        return TensorType(given[0].dtype, None)
+    if entry.letters is None:
+        return TensorType(given[0].dtype, broadcast(t.known for t in given))
+    values = [None if t is None else Value("", t) for t in operands]
+    while values and values[-1] is None:
+        values.pop()
+    *terms, out = entry.letters(Node(step.op, values, dict(step.attrs), [], Origin()))
+    sizes: dict[str, Size] = {}
+    for value, term in zip(values, terms, strict=False):
+        if value is None:
+            continue
+        if len(term) != value.rank:
+            raise Unread(f"{step.op} over an operand of shape {value.type}")
+        for x, size in zip(term, value.shape, strict=True):
+            was = sizes.get(x, 1)
+            sizes[x] = size if was == 1 or (isinstance(was, Sym) and isinstance(size, int)) else was
+    return TensorType(given[0].dtype, tuple(sizes[x] for x in out))
 
 
 def reduced_type(

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 
 
-def slice_back(x, *, dim, start, end, step):
-    return x.index_select(dim, torch.arange(start, end, step, device=x.device))
-
-
-def pad_by(x, *, pad, mode):
-    """Reflecting, repeating and wrapping in any dimensions, by indices."""
+def pad_by(x, value=None, *, pad, mode):
+    """Reflecting, repeating and wrapping in any dimensions, by indices. A ``value`` that is known
+    only at run time stands where a padded mask is false."""
+    if mode == "constant":
+        inside = F.pad(torch.ones_like(x, dtype=torch.bool), pad)
+        return torch.where(inside, F.pad(x, pad), value.to(x.dtype).reshape([]))
     for i in range(0, len(pad), 2):
         before, after, d = pad[i], pad[i + 1], x.dim() - 1 - i // 2
         if before == 0 and after == 0:
@@ -31,17 +31,6 @@ def pad_by(x, *, pad, mode):
             at = torch.where(at >= size, span - at, at) if size > 1 else torch.zeros_like(at)
         x = x.index_select(d, at)
     return x
-
-
-def pad_filled(x, value, *, pad, mode):
-    """What is padded is known only at run time: zeros there, then the value where a padded mask is
-    false."""
-    inside = F.pad(torch.ones_like(x, dtype=torch.bool), pad)
-    return torch.where(inside, F.pad(x, pad), value.to(x.dtype).reshape([]))
-
-
-def triangle_of(x, *, upper, diagonal):
-    return torch.triu(x, diagonal) if upper else torch.tril(x, diagonal)
 
 
 def gather_at(x, index, *, dim):

@@ -29,18 +29,10 @@ def mean_variance_norm(x, *, dim):
     return (x - mean) / (((x * x).mean(dim, keepdim=True) - mean * mean).clamp(min=0).sqrt() + 1e-9)
 
 
-def reduce_log_sum(x, *, dim, keepdim):
-    return torch.log(x.sum(dim, keepdim=keepdim))
-
-
 def reduce_prod(x, *, dim, keepdim):
     for d in sorted(dim, reverse=True):
-        x = x.prod(d, keepdim=keepdim)
+        x = x.prod(d, keepdim=keepdim, dtype=x.dtype)
     return x
-
-
-def reduce_sum_square(x, *, dim, keepdim):
-    return (x * x).sum(dim, keepdim=keepdim)
 
 
 def softmax_joint(x, *, dim):

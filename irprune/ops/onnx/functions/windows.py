@@ -82,24 +82,6 @@ def lp_pool(x, *, kernel, stride, dilation, begins, ends, ceil, p):
     ) ** (1.0 / p)
 
 
-def depth_to_space(x, *, block):
-    n, c, h, w = x.shape
-    return (
-        x.reshape(n, block, block, c // (block * block), h, w)
-        .permute(0, 3, 4, 1, 5, 2)
-        .reshape(n, c // (block * block), h * block, w * block)
-    )
-
-
-def space_to_depth(x, *, block):
-    n, c, h, w = x.shape
-    return (
-        x.reshape(n, c, h // block, block, w // block, block)
-        .permute(0, 3, 5, 1, 2, 4)
-        .reshape(n, c * block * block, h // block, w // block)
-    )
-
-
 def resize(
     x,
     *,

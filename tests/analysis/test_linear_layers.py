@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from irprune.analysis.layers import Layer, layers
 from irprune.ir.graph import Graph
+from irprune.run.inputs import random_inputs
 from irprune.run.interpret import evaluate
-from irprune.validate.onnx_run import random_inputs
 
 
 def integers(name: str, *shape: int, kind: type = np.int8, low: int = -99, high: int = 99) -> Any:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
-from onnx import helper
 
 from irprune.ir.dtype import TO_ONNX, is_float, numpy_dtype
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["DType", "Recorder", "Tensor", "Untraced"]
 
@@ -178,6 +179,8 @@ class Recorder:
     def node(
         self, kind: str, inputs: Sequence[str], shape: Sequence[int], dtype: str, **attrs: Any
     ) -> Tensor:
+        from onnx import helper
+
         out = Tensor(self, shape, dtype, self.fresh())
         self.nodes.append(helper.make_node(kind, list(inputs), [out.name], **attrs))
         return out

@@ -1,7 +1,8 @@
-"""LSTM, GRU and RNN nodes of ONNX as torch's own layers, where torch has what they compute.
+"""Nodes of files as calls of ``torch.nn`` layers, where torch has what they compute.
 
-ONNX keeps both directions in one tensor, orders the gates otherwise (i o f c and z r h, where torch
-has i f g o and r z n) and gives the directions a dimension of their own."""
+ONNX multiplies by matrices that lie as the formula has them, reads tables by a general gather, and
+keeps both directions of a recurrent network in one tensor, with its gates in another order (i o f c
+and z r h, where torch has i f g o and r z n) and a dimension of their own for the directions."""
 
 from __future__ import annotations
 
@@ -11,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
+from irprune.ops.registry import is_sum, role_of
 
-__all__ = ["recurrent_layer"]
+__all__ = ["as_embedding", "as_linear", "as_recurrent"]
+
+Owner = Callable[[Node, list[tuple[str, Value]]], str]
 
 _ORDER = {"onnx_lstm": (0, 2, 3, 1), "onnx_gru": (1, 0, 2), "onnx_rnn": (0,)}
 _DEFAULT = {
@@ -22,14 +26,12 @@ _DEFAULT = {
 }
 
 
-def recurrent_layer(
-    graph: Graph, node: Node, owner: Callable[[Node, list[tuple[str, Value]]], str]
-) -> bool:
-    """Put an ATen layer in the place of ``node``, its weights under ``owner``; False where torch
-    has no such layer."""
+def as_recurrent(graph: Graph, node: Node, owner: Owner) -> None:
+    """An LSTM, GRU or RNN as a layer of ATen with its weights under ``owner``, where torch has such
+    a layer."""
     target = _target(node)
     if not target:
-        return False
+        return
     ways, width = (
         (2 if node.attrs["direction"] == "bidirectional" else 1),
         node.attrs["hidden_size"],
@@ -110,7 +112,6 @@ def recurrent_layer(
     for old in stored:
         if not old.users and not any(v is old for v in graph.outputs):
             del graph.weights[old.name]
-    return True
 
 
 def _target(node: Node) -> str:
@@ -197,3 +198,78 @@ def _gates(
         return np.concatenate([array[start + g * width : start + (g + 1) * width] for g in order])
 
     return load
+
+
+# -- products and tables ---------------------------------------------------------------------------
+
+
+def _plain(node: Node) -> bool:
+    """Whether the node is a matrix product, perhaps with a vector added."""
+    a = node.attrs
+    return (
+        not a.get("trans_a")
+        and not a.get("trans_b")
+        and a.get("alpha", 1) == 1
+        and (not node.has(2) or (a["beta"] == 1 and node.operand(2).rank == 1))
+    )
+
+
+def as_linear(graph: Graph, node: Node, owner: Owner) -> None:
+    """``x @ W`` with a stored matrix that nobody else reads, and the bias that is added next."""
+    outputs = {id(v) for v in graph.outputs}
+    if not (
+        _plain(node)
+        and node.has(1)
+        and isinstance(node.operand(1), Weight)
+        and node.operand(1).rank == 2
+        and node.operand(0).rank > 1
+    ):
+        return
+    w = node.operand(1)
+    if len(w.users) > 1 or id(w) in outputs:
+        return
+    assert isinstance(w, Weight)
+    rows, columns = w.shape
+    weight = Weight(
+        w.name,
+        TensorType(w.dtype, (columns, rows)),
+        _transposed(w.load),
+        w.kind,
+        w.aliases,
+        w.trainable,
+    )
+    graph.weights[w.name] = weight
+    node.op, node.attrs = "linear", {}
+    node.set_inputs([node.operand(0), weight, *node.inputs[2:]])
+    if node.has(2):
+        return
+    added = (
+        next(iter(node.out.users))
+        if len(node.out.users) == 1 and id(node.out) not in outputs
+        else None
+    )
+    if added is None or not is_sum(added):
+        return
+    bias = added.operand(1) if added.operand(0) is node.out else added.operand(0)
+    if isinstance(bias, Weight) and bias.shape == (columns,) and added.out.shape == node.out.shape:
+        node.set_inputs([node.operand(0), weight, bias])
+        added.set_inputs([])
+        for value in (node.out,):
+            added.out.replace_all_uses(value)
+            graph.outputs = [value if v is added.out else v for v in graph.outputs]
+        node.out.name = added.out.name
+        graph.remove(added)
+
+
+def _transposed(load: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: load().T
+
+
+def as_embedding(graph: Graph, node: Node, owner: Owner) -> None:
+    """Indices of a stored table count from the front: exporters write lookups so."""
+    if role_of(node, 0) != "table":
+        return
+    node.op, node.attrs = (
+        "embedding",
+        {"padding_idx": -1, "scale_grad_by_freq": False, "sparse": False},
+    )

@@ -1,0 +1,1 @@
+"""The ways out for graphs, by the kind of model that they came from."""

@@ -1,0 +1,57 @@
+"""How graphs that were captured from torch leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from irprune.emit.bridge.torch_onnx import export_onnx
+from irprune.emit.torch.hugging_face import is_pretrained, save_pretrained
+from irprune.emit.torch.instance import apply_to
+from irprune.emit.torch.module import emit_module
+from irprune.emit.torch.saved import save_program
+from irprune.errors import IrpruneError
+from irprune.frontend.torch.source import torch_source
+from irprune.ir.graph import Graph
+
+__all__ = ["TorchBackend"]
+
+
+class TorchBackend:
+    """The module is emitted source; the ONNX file is exported from it."""
+
+    exports = True
+
+    def module(self, cut: Graph) -> nn.Module:
+        """The emitted module, called as the captured model is."""
+        return emit_module(cut)
+
+    def write_onnx(self, cut: Graph, module: nn.Module | None, path: Path) -> Path:
+        """``module``, or the one emitted from ``cut``, exported by torch."""
+        made = emit_module(cut) if module is None else module
+        return export_onnx(made, torch_source(cut), path, graph=cut)
+
+    def save(self, graph: Graph, cut: Graph, module: nn.Module, folder: Path) -> list[str]:
+        """``model.pt2``, and ``huggingface/`` for a model of transformers."""
+        source = torch_source(graph)
+        save_program(module, source, folder / "model.pt2", cut)
+        if not is_pretrained(source.module):
+            return []
+        why = save_pretrained(graph, cut, module, folder / "huggingface")
+        return [
+            f"no huggingface/: {why}"
+            if why
+            else "huggingface/ loads with from_pretrained of the same class"
+        ]
+
+    def apply_to(self, model: Any, graph: Graph, cut: Graph, repaired: bool) -> nn.Module:
+        """The same cut in the instance ``model``."""
+        if not isinstance(model, nn.Module):
+            raise IrpruneError(
+                "there is no instance to cut",
+                type(model).__name__,
+                "apply_to takes the nn.Module that was pruned; pruned.module gives a new one",
+            )
+        return apply_to(model, graph, cut, repaired)

@@ -1,0 +1,1 @@
+"""What is known of ATen's operators that takes torch to say."""

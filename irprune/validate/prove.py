@@ -1,0 +1,74 @@
+"""The proof of a cut, whatever the model came from: the original with its dropped channels
+silenced, against the model that goes out, on random inputs.
+
+Both kinds of model share what a proof says (``Proof``), the error, the inputs, the random weights
+and the question whether outputs vary; what runs the two sides goes by the graph's source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from irprune.driver.pipelines import analyse, cut_graph
+from irprune.errors import IrpruneError
+from irprune.frontend.capture import capture
+from irprune.ir.graph import Graph
+from irprune.ops.arrays import is_meta
+from irprune.validate.proof_result import Proof
+
+if TYPE_CHECKING:
+    import onnx
+    import torch
+
+__all__ = ["prove_cut"]
+
+
+def prove_cut(
+    graph: Graph,
+    cut: Graph,
+    module: Callable[[], torch.nn.Module],
+    device: Callable[[], torch.device],
+) -> Proof | None:
+    """Prove that ``cut`` computes what ``graph`` computes with the dropped channels silenced.
+
+    Args:
+        graph: the analysed original with its choice.
+        cut: what slicing made of it.
+        module: gives the module that goes out, where the model came in as one.
+        device: gives the device that a module is proven on.
+
+    Returns:
+        What was measured; None where the weights have no values (``meta`` device).
+
+    Raises:
+        IrpruneError: where the graph came from no model, or no proof is possible.
+    """
+    dialect = graph.source.dialect if graph.source is not None else ""
+    if dialect == "onnx":
+        from irprune.validate.onnx_proof import prove_onnx
+
+        return prove_onnx(graph, cut, lambda model: _cut_again(graph, model))
+    if dialect != "torch":
+        raise IrpruneError("no proof is possible: this graph came from no model", graph.name)
+    from irprune.emit.torch.module import emit_module
+    from irprune.validate.proof import prove
+
+    made = module()
+    if any(is_meta(t) for t in made.state_dict().values()):
+        return None
+
+    def remake(subject: Graph) -> tuple[Graph, torch.nn.Module]:
+        again = cut_graph(subject)
+        return again, emit_module(again)
+
+    return prove(graph, made, remake, device())
+
+
+def _cut_again(graph: Graph, model: onnx.ModelProto) -> tuple[Graph, Graph] | None:
+    """``model``, which has other weights than the file behind ``graph``, analysed and cut as that
+    was; None where its groups are others."""
+    from irprune.validate.onnx_shaken import same_choice
+
+    twin = analyse(capture(model))
+    twin.kept = same_choice(graph, twin)
+    return None if twin.kept is None else (twin, cut_graph(twin))
