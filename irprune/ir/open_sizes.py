@@ -24,8 +24,8 @@ from irprune.ir.size import Size, Sym, number, operation, same, symbol, symbols
 
 __all__ = ["OpenSizes", "Settled", "rewrite"]
 
-# spans of values that a symbol takes at the points of comparison
-_SPANS = ((2, 40), (41, 400), (401, 3000), (10**5, 10**6), (10**9, 10**10))
+# spans of values that a symbol takes at the points of comparison; at the first all are 1
+_SPANS = ((1, 2), (2, 40), (41, 400), (401, 3000), (10**5, 10**6), (10**9, 10**10))
 
 Real = Size | float
 
@@ -90,7 +90,7 @@ class OpenSizes:
         for k, ((low, high), point) in enumerate(zip(_SPANS, self._points, strict=True)):
             taken = set(point.values())
             value = low + crc32(f"{name}/{k}".encode()) % (high - low)
-            while value in taken:
+            while k and value in taken:
                 value += 1
             point[name] = value
         self._first[(*(p[made.name] for p in self._points), int)] = made

@@ -347,13 +347,18 @@ def same(a: Size, b: Size) -> bool:
 
 
 def identical(a: Size, b: Size) -> bool:
-    """As ``same``, but no for a size that is held below or above another: at the probe point one of
-    the two decides, at others the other may."""
-    return a == b or (probe_of(a) == probe_of(b) and not (_held(a) or _held(b)))
+    """As ``same``, but only where the probe decides it: for sums and products. A size that is
+    rounded or held below another is the same as one that is not at the probe point, and not at
+    others."""
+    return a == b or (probe_of(a) == probe_of(b) and _polynomial(a) and _polynomial(b))
 
 
-def _held(size: Sym | int | float | str) -> bool:
-    return isinstance(size, Sym) and (size.op in ("min", "max") or any(map(_held, size.args)))
+def _polynomial(size: Sym | int | float | str) -> bool:
+    if not isinstance(size, Sym):
+        return isinstance(size, int)
+    return size.op == "symbol" or (
+        size.op in ("+", "-", "*", _NEGATION) and all(map(_polynomial, size.args))
+    )
 
 
 def is_static(shape: Iterable[Size]) -> bool:

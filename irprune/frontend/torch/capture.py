@@ -45,12 +45,15 @@ def capture(
         )
     declined: list[Exception] = []
     if method != "export" and dynamic_shapes is None:
+        from irprune.frontend.torch.dynamic import WrongSizes
         from irprune.frontend.torch.trace import Declined, trace
 
         for plain in {"trace": (False,), "run": (True,), "auto": (False, True)}[method]:
             try:
                 with quiet():
                     graph = trace(model, args, kwargs, plain, dynamic)
+            except WrongSizes:
+                raise
             # torch.export decides whether the model or the trace is at fault, and says so
             except Exception as why:
                 if method != "auto":

@@ -12,7 +12,12 @@ from irprune.ir.guards import Fixed
 from irprune.ir.open_sizes import OpenSizes, Settled, rewrite
 from irprune.ir.size import Size, Sym
 
-__all__ = ["NOTHING_OPEN", "Dynamic"]
+__all__ = ["NOTHING_OPEN", "Dynamic", "WrongSizes", "replace_fixed"]
+
+
+class WrongSizes(IrpruneError):
+    """What the user says of sizes fits no input of the model."""
+
 
 HELP = "write none, batch, all, or the dimensions of inputs: 'x:0,2'"
 
@@ -34,7 +39,7 @@ class Dynamic:
     @staticmethod
     def read(text: str) -> Dynamic:
         """What ``none``, ``batch``, ``all`` or ``x:0,2`` says; several inputs are separated by
-        spaces or semicolons. Raises IrpruneError for anything else."""
+        spaces or semicolons. Raises WrongSizes for anything else."""
         if text in ("none", "batch", "all"):
             return Dynamic(text == "all", text == "batch")
         named = []
@@ -46,7 +51,7 @@ class Dynamic:
                 named.clear()
                 break
         if not named:
-            raise IrpruneError(f"no sizes are named by dynamic={text!r}", "", HELP)
+            raise WrongSizes(f"no sizes are named by dynamic={text!r}", "", HELP)
         return Dynamic(of=tuple(named))
 
     @property
@@ -79,7 +84,7 @@ class Dynamic:
             return [0][: value.rank]
         dims = dict(self.of).get(value.name, ())
         if any(not -value.rank <= d < value.rank for d in dims):
-            raise IrpruneError(
+            raise WrongSizes(
                 f"input '{value.name}' has {value.rank} dimensions, dynamic names {dims}", "", HELP
             )
         return sorted({d % value.rank for d in dims})
@@ -89,14 +94,14 @@ class Dynamic:
         numbers, guards and fixed sizes are recorded."""
         unknown = dict(self.of).keys() - {v.name for v in graph.inputs}
         if unknown:
-            raise IrpruneError(
+            raise WrongSizes(
                 f"the model has no input {min(unknown)!r}",
                 "",
                 f"its inputs are {', '.join(v.name for v in graph.inputs)}",
             )
         settled = sizes.settle() if sizes is not None else Settled()
         if sizes is not None and settled.replaced:
-            _replace(graph, settled, sizes)
+            replace_fixed(graph, settled, sizes)
         known = {(f.input, f.dim): f for f in settled.fixed}
         reason = f"forward fails on open sizes: {gist(failed)}" if failed is not None else ""
         for i, value in enumerate(graph.inputs):
@@ -115,7 +120,8 @@ class Dynamic:
 NOTHING_OPEN = Dynamic()
 
 
-def _replace(graph: Graph, settled: Settled, sizes: OpenSizes) -> None:
+def replace_fixed(graph: Graph, settled: Settled, sizes: OpenSizes) -> None:
+    """Put into the types and attributes of ``graph`` what ``settled`` found out about sizes."""
     memo: dict[Sym, Any] = {}
 
     def now(x: Any) -> Any:

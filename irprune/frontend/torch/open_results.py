@@ -21,7 +21,7 @@ from irprune.ops.dtypes import TO_TORCH
 from irprune.ops.extents import extents_of
 from irprune.run.interpret import run_node
 
-__all__ = ["open_results"]
+__all__ = ["open_results", "sizes_at"]
 
 
 def open_results(node: Node, sizes: OpenSizes) -> None:
@@ -61,7 +61,7 @@ def _varying(node: Node, sizes: OpenSizes) -> dict[tuple[int, int], set[str]]:
     for name in dict.fromkeys(n for s in _open_in(node) for n in symbols(s)):
         ran = False
         for other in _others(sizes.example[name]):
-            made = _sizes_at(node, {**sizes.example, name: other})
+            made = sizes_at(node, {**sizes.example, name: other})
             if made is None:
                 continue
             ran = True
@@ -83,7 +83,7 @@ def _others(size: int) -> tuple[int, ...]:
     return tuple(n for n in (2 * size, size + 1, size - 1, 3 * size + 5) if n > 0 and n != size)
 
 
-def _sizes_at(node: Node, bindings: Mapping[str, int]) -> list[tuple[int, ...]] | None:
+def sizes_at(node: Node, bindings: Mapping[str, int]) -> list[tuple[int, ...]] | None:
     """The sizes of the results for these sizes; None where torch refuses them."""
     device = torch.device("meta")
 

@@ -45,7 +45,7 @@ from irprune.frontend.torch.build import (
     open_dataclasses,
     type_of,
 )
-from irprune.frontend.torch.dynamic import NOTHING_OPEN, Dynamic
+from irprune.frontend.torch.dynamic import NOTHING_OPEN, Dynamic, WrongSizes
 from irprune.frontend.torch.known import from_constants
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.size_nodes import SizeNode, as_torch, expression_of, stride
@@ -94,7 +94,7 @@ def trace(
         for fewer in wish.narrower():
             try:
                 return _trace(model, tuple(args), dict(kwargs or {}), plain, fewer, first)
-            except Declined:
+            except (Declined, WrongSizes):
                 raise
             except Exception as failed:  # by an open size, or whatever sizes there are
                 if fewer.is_none:

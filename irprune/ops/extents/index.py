@@ -58,7 +58,7 @@ def index(node: Node, sizes: OpenSizes) -> list[tuple[Size | None, ...]]:
     places = dict(node.origin.layout).get("indices")
     if not isinstance(places, tuple):
         return [tuple(None for _ in node.out.shape)]
-    at = {d: node.operand(k) for d, k in enumerate(places) if k is not None}
+    at = {d: node.operand(k) for d, k in enumerate(places) if k is not None and node.has(k)}
     if any(v.dtype in ("bool", "u8") for v in at.values()):
         return [tuple(None for _ in node.out.shape)]
     common = broadcast((v.shape for v in at.values()), sizes)

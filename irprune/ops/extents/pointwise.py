@@ -75,13 +75,6 @@ def channelwise(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
     return same_for_all(node, _channelwise(node, sizes))
 
 
-@extents("native_batch_norm")
-def native_batch_norm(node: Node, sizes: OpenSizes) -> list[tuple[Size | None, ...]]:
-    """As ``channelwise``; the statistics that come with it have the sizes of the example."""
-    first = _channelwise(node, sizes)
-    return [first, *((*v.shape,) for v in node.outputs[1:])]
-
-
 @extents("layer_norm", "rms_norm")
 def trailing(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
     """The first operand's shape, whose last dimensions are those that are normalised."""
