@@ -6,19 +6,23 @@ size, larger is more important; for a leaf that may be chosen per block
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from irprune.analysis.blocks import blocks_of
+from irprune.analysis.widths import carriers_of
+from irprune.choice.patterns import NamePatterns
 from irprune.criteria import Importance, criteria, named
 from irprune.criteria.measured import measured
 from irprune.criteria.normalise import NORMALISERS, normalised
 from irprune.criteria.readings import Readings, readings_of
 from irprune.errors import IrpruneError
+from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
-from irprune.ir.group import groups_of
+from irprune.ir.group import Group, groups_of
 from irprune.passes.result import PassResult
 
 __all__ = ["Score"]
@@ -32,8 +36,9 @@ class Score:
     ``p``, ``reduce`` (sum, mean, max, prod) and ``seed`` go to criteria that have them,
     ``calibration`` (inputs, or a ``Calibration``) and ``loss`` to those that read data.
     ``normalise`` (none, mean, max, standardisation, lamp, or ``measured`` on the calibration data)
-    makes the groups comparable, which all but a local choice read. Raises IrpruneError for unknown
-    names and for scores that are not finite."""
+    makes the groups comparable, which all but a local choice read. ``keep``, ``ratios`` and
+    ``prefer`` are those of the choice that follows, where it is known: what it will leave whole is
+    not measured. Raises IrpruneError for unknown names and for scores that are not finite."""
 
     importance: str | Importance = "magnitude"
     p: float | None = None
@@ -42,6 +47,9 @@ class Score:
     normalise: str = "mean"
     calibration: Any = None
     loss: Any = None
+    keep: tuple[str, ...] = ()
+    ratios: Mapping[str, float] = field(default_factory=dict)
+    prefer: str | None = None
 
     def __post_init__(self) -> None:
         self._criterion()  # its own checks
@@ -78,7 +86,9 @@ class Score:
                     "check the weights and the calibration data",
                 )
         if self.normalise == "measured":
-            graph.scores = measured(made, graph, groups, blocks, shared)
+            graph.scores = measured(
+                made, graph, groups, blocks, shared, self._spared(graph, groups)
+            )
         else:
             graph.scores = {
                 leaf: normalised(scores, self.normalise) for leaf, scores in made.items()
@@ -87,6 +97,18 @@ class Score:
             np.array_equal(before[x], s) for x, s in graph.scores.items()
         )
         return PassResult(not same)
+
+    def _spared(self, graph: Graph, groups: list[Group]) -> dict[Axis, None]:
+        """Groups that a choice by ``keep``, ``ratios`` and ``prefer`` will leave whole: they match
+        a pattern, or another factor carries the ratio of their product."""
+        if self.prefer is None:
+            return {}
+        names = NamePatterns(graph, groups)
+        kept = {leaf for pattern in self.keep for leaf in names.match(pattern, "keep")}
+        asked = {x for p in self.ratios for x in names.match(p, "ratios") if p in names.exact}
+        able = {g.axis: None for g in groups if g.axis not in kept}
+        held = carriers_of(graph, able, self.prefer, asked).held
+        return {g.axis: None for g in groups if g.axis in kept or g.axis in held}
 
     def _criterion(self, shared: Readings | None = None) -> Importance:
         """The criterion with its options; data that it does not read are no mistake, since a repair

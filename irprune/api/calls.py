@@ -14,6 +14,7 @@ from irprune.analysis.cost import Costs, repeated
 from irprune.analysis.describe import describe
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
+from irprune.api.forecast import forecast
 from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
@@ -26,7 +27,7 @@ from irprune.errors import CheckFailed, IrpruneError
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.validate.prove import prove_cut
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def prune(
             check_weights(graph, ranked(graph) if read else ())
             _check_rules(graph, chosen)
         with clock("score"):
+            _say_cost(graph, chosen)
             chosen.score().run(graph)
         with clock("choose"):
             return _choose(graph, chosen)
@@ -122,6 +124,14 @@ def _pruned(
             "captured as it runs, because forward computes otherwise when it is captured for export"
         )
         return pruned
+
+
+def _say_cost(graph: Graph, options: Options) -> None:
+    """Tell who listens how long calibration data will take, where scores are measured on them."""
+    say, calibration = options.values["progress"], options.values["calibration"]
+    if say is None or calibration is None or options.values["normalise"] != "measured":
+        return
+    say(forecast(graph, calibration))
 
 
 class _Miscaptured(CheckFailed):
@@ -233,8 +243,10 @@ def _repair(pruned: Pruned) -> None:
     more, on purpose."""
     from irprune.api.repair import repair
 
-    names = pruned.options.values["repair"]
+    names, say = pruned.options.values["repair"], pruned.options.values["progress"]
     assert isinstance(names, tuple)
+    if say is not None:
+        say(f"repairing by {' and '.join(names)}")
     pruned.report.repair = repair(
         pruned.graph, pruned.cut, pruned.options.values["calibration"], names
     )
@@ -244,9 +256,9 @@ def _repair(pruned: Pruned) -> None:
 
 
 def _report(graph: Graph) -> Report:
-    costs, kept = Costs(graph), graph.kept if graph.kept is not None else Kept({})
+    costs, kept = Costs(graph), graph.kept if graph.kept is not None else Selection({})
     before, after = costs.at({}), costs.at(kept)
-    once, now = repeated(graph, Kept({})), repeated(graph, kept)
+    once, now = repeated(graph, Selection({})), repeated(graph, kept)
     free, frozen, unruled = describe(graph)
     macs, activation = (Change(before[k], after[k]) for k in ("macs", "activation"))
     params, size = (

@@ -11,7 +11,7 @@ Alistarh, ICML 2022) search in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from irprune.ir.axis import Axis, leaves
 from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.group import Group
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 
 if TYPE_CHECKING:
     import torch
@@ -52,16 +52,20 @@ def measured(
     groups: Sequence[Group],
     blocks: Mapping[Axis, Axis],
     calibration: Any,
+    spared: Container[Axis] = (),
 ) -> dict[Axis, Scores]:
     """``scores`` scaled so that the sum of the lowest is the error of the outputs without them: the
     mean over floating-point outputs of the squared difference relative to the square of the output;
     of a model without any the share of elements that differ.
 
+    Groups that are ``spared`` keep their scores, at the mean level of the others.
+
     Costs one run over the data for the Gram matrices, where ``calibration`` is not readings that
     have them, and for each group and level a run of a few samples from the first node on that reads
     the group. Raises IrpruneError where there are no data, and for activations that are NaN."""
     readings = readings_of(calibration, graph, "measured")
-    found = readers(graph, [g for g in groups if g.axis in scores], blocks)
+    wanted = [g for g in groups if g.axis in scores and g.axis not in spared]
+    found = readers(graph, wanted, blocks)
     first = _first_reads(graph)
     order = sorted(found, key=lambda leaf: first.get(leaf, len(graph.nodes)))
     probe = _Probe(graph, readings.data, len(order))
@@ -72,7 +76,10 @@ def measured(
             probe.go_to(first.get(leaf, len(graph.nodes)))
             errors = _errors(leaf, scores[leaf], blocks, found[leaf], read, probe)
             out[leaf] = scaled(scores[leaf], errors)
-    return {leaf: out[leaf] for leaf in scores}
+    level = sum(float(out[x].sum()) for x in out) / max(
+        sum(float(scores[x].sum()) for x in out), 1e-300
+    )
+    return {leaf: out[leaf] if leaf in out else s * level for leaf, s in scores.items()}
 
 
 def _first_reads(graph: Graph) -> dict[Axis, int]:
@@ -142,7 +149,7 @@ def _errors(
         for reader, surgeon in refitted:
             surgeon.drop(gone.reshape(-1))
             _refit(reader, surgeon, read[key_of(reader.layer)], refits)
-        kept = Kept(
+        kept = Selection(
             {leaf: np.sort(order[..., count:], axis=-1)},
             {leaf: blocks[leaf]} if scores.ndim > 1 else None,
         )
@@ -205,7 +212,7 @@ class _Probe:
             out.append([self.tape.read(env, self.graph.outputs[i]) for i in self.judged])
         return out
 
-    def error(self, kept: Kept, refits: Refits) -> float:
+    def error(self, kept: Selection, refits: Refits) -> float:
         """How far the outputs under ``kept`` with some operands replaced are off, averaged over
         outputs."""
         from irprune.run.oracle import silencer

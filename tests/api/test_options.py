@@ -24,6 +24,7 @@ from irprune.passes.choose import Choose
 from irprune.passes.score import Score
 
 UNSAID = {"loss", "progress", "dynamic_shapes"}  # a command line has no function or structure
+UNSAID |= {"trust"}  # what reads a model declares it, for every command
 SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what prune is told
     "--ratio": (["0.3"], {"ratio": 0.3}),
     "--macs": (["0.5"], {"budget": {"macs": 0.5}}),
@@ -140,7 +141,8 @@ def test_a_name_that_is_no_option_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("to", "cls", "own"), [("choose", Choose, {"times"}), ("score", Score, {"p"})]
+    ("to", "cls", "own"),
+    [("choose", Choose, {"times"}), ("score", Score, {"p", "keep", "ratios", "prefer"})],
 )
 def test_the_fields_of_a_pass_are_the_options_that_go_to_it(
     to: str, cls: type, own: set[str]
@@ -176,7 +178,9 @@ def test_what_is_told_arrives_at_the_passes() -> None:
     assert options.choose() == Choose(
         0.3, {"a*": 0.1}, "global", ("head",), 8, 2, 0.9, "both", per_block=False
     )
-    assert options.score() == Score("random", seed=3, normalise="max")
+    assert options.score() == Score(
+        "random", seed=3, normalise="max", keep=("head",), ratios={"a*": 0.1}, prefer="both"
+    )  # what the choice leaves whole need not be measured
 
 
 # -- the command line ------------------------------------------------------------------------------
@@ -203,7 +207,7 @@ def test_every_option_that_a_command_line_can_say_has_a_flag() -> None:
     assert {name for name, option in OPTIONS.items() if not option.flags} == UNSAID
     assert {flag.name for option in OPTIONS.values() for flag in option.flags} == set(SAID)
     assert [flag.key for flag in OPTIONS["budget"].flags] == [*MEASURES, "latency"]
-    given = {p.opts[0] for p in command.prune.params if isinstance(p, click.Option)}
+    given = {p.opts[0] for p in command.prune.params if isinstance(p, click.Option)} - {"--trust"}
     assert given == {*SAID, "--output", "-o", "--input", "--pretrained", "--plan", "--json"} - {
         "--output"
     }

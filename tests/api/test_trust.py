@@ -24,7 +24,7 @@ def test_a_changed_model_py_is_run_on_trust_alone(tmp_path: Path) -> None:
     folder, mark = folder_of(tmp_path / "out"), tmp_path / "owned"
     assert load_model(str(folder)).model is not None
     source = folder / "model.py"
-    source.write_text(f"open({str(mark)!r}, 'w')\n{source.read_text()}")
+    source.write_text(f"open({str(mark)!r}, 'w').close()\n{source.read_text()}")
     with pytest.raises(IrpruneError, match=r"model.py is not what irprune wrote .*--trust"):
         load_model(str(folder))
     (folder / "model.py.sha256").unlink()

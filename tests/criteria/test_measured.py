@@ -165,6 +165,40 @@ def test_own_indices_in_each_head_are_measured_together() -> None:
     assert len({tuple(row) for row in kept.tolist()}) > 1
 
 
+def test_what_the_choice_will_leave_whole_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from irprune.criteria import measured
+
+    asked: list[str] = []
+    names: dict[Any, str] = {}
+    errors = measured._errors
+
+    def told(leaf: Any, *rest: Any) -> Any:
+        asked.append(names.get(leaf, str(leaf)))
+        return errors(leaf, *rest)
+
+    monkeypatch.setattr(measured, "_errors", told)
+    x = torch.randn(64, 6, 32)
+    model = Heads().eval()
+    graph = api.analyse(api.capture(model, (x[:2],)))
+    names |= {g.axis: g.name for g in api.groups(graph)}
+    Score("osscar", normalise="measured", calibration=x).run(graph)
+    assert {"up.weight:0", "qkv.weight:0/1", "qkv.weight:0/2"} <= set(asked)
+    every = len(asked)
+    for options, left in (
+        ({"prefer": "heads"}, {"up.weight:0", "qkv.weight:0/1"}),
+        ({"prefer": "heads", "keep": ("up*",)}, {"qkv.weight:0/1"}),
+        ({"prefer": "head_dim", "keep": ("up*",)}, {"qkv.weight:0/2"}),
+    ):
+        asked.clear()
+        Score("osscar", normalise="measured", calibration=x, **options).run(graph)
+        assert left <= set(asked) and len(asked) < every
+        assert "up.weight:0" not in asked or "keep" not in options
+        assert all(np.isfinite(s).all() for s in graph.scores.values())
+    asked.clear()
+    irprune.prune(model, (x[:2],), budget={"macs": 0.7}, calibration=x, keep=["up*"], proof=False)
+    assert len(asked) == 1  # the heads alone
+
+
 def test_without_data_there_is_nothing_to_measure() -> None:
     with pytest.raises(IrpruneError, match="needs calibration data"):
         Score(normalise="measured")

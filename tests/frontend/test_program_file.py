@@ -220,7 +220,7 @@ def test_ordinary_programs_are_not_refused(tmp_path: Path) -> None:
     class Many(nn.Module):
         def forward(self, x: Tensor, held: dict[str, list[Tensor]]) -> Any:
             n, m = x.shape
-            y = x.reshape(-1, 2)[: (n * m) // 2 - 1]
+            y = x.reshape(-1)[: (n * m) // 2 - 1]
             z = torch.nn.functional.pad(x, (0, n)) if n < m else x
             y = torch.cond(y.sum() > 0, lambda v: v + 1, lambda v: v - 1, (y,))
             return defaultdict(list, {"y": y, "z": [z, held["a"][0] * max(n, m)]}), (x.sqrt(), n)

@@ -38,7 +38,7 @@ from irprune.frontend.torch.build import (
     TORCH,
     Aliases,
     Builder,
-    Place,
+    CallSite,
     decompositions,
     functional,
     may_alias,
@@ -52,7 +52,7 @@ from irprune.frontend.torch.size_nodes import SizeNode, as_torch, expression_of,
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.source import Entry, TorchSource
 from irprune.frontend.torch.tracing_flags import as_exported, as_run, unchecked
-from irprune.frontend.torch.views import NoWayBack, Step, Views, shares
+from irprune.frontend.torch.views import NotInvertible, Views, ViewStep, shares
 from irprune.ir.graph import Graph, TensorType, Value, Weight
 from irprune.ir.open_sizes import OpenSizes
 from irprune.ops.dtypes import TO_TORCH
@@ -101,7 +101,7 @@ def trace(
                     raise
                 first = first or failed
         raise AssertionError("the last one has no open size")
-    except NoWayBack as unknown:
+    except NotInvertible as unknown:
         raise Declined(str(unknown)) from unknown
     except GuardOnDataDependentSymNode as branch:
         raise Declined(
@@ -480,7 +480,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # torch's own, around the result of a factory: not the user's detach
             made = self.shown(made, values[0])
             self.aliases.made(id(made), id(first))
-            self._views.made(id(made), Step(id(first), func, (), {}, values[0].type))
+            self._views.made(id(made), ViewStep(id(first), func, (), {}, values[0].type))
             return made
         recorded = self._call(func, values, named, made)
         if mutable:
@@ -511,7 +511,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if seen[i]:
                     self._views.made(
                         id(tensor),
-                        Step(
+                        ViewStep(
                             id(first),
                             func,
                             tuple(values[1:]),
@@ -587,7 +587,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Any) -> Any:
         """Record a call that the user's code is at."""
         return self.build.call(
-            func, args, kwargs, made, _base(func), Place(*self.scopes[-1], _source())
+            func, args, kwargs, made, _base(func), CallSite(*self.scopes[-1], _source())
         )
 
 

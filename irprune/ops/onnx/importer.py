@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.base.moved import renamed
 from irprune.ir.body import Body
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
@@ -23,11 +24,11 @@ from irprune.ops.registry import TABLE, Arg, Op, Sample, amend, load_table, regi
 __all__ = [
     "PREVIOUS",
     "Edit",
-    "Misfit",
+    "InvalidOperands",
     "OnnxNode",
     "Spelling",
     "Step",
-    "Unread",
+    "UnsupportedUse",
     "called",
     "extended",
     "multiplies",
@@ -42,15 +43,17 @@ __all__ = [
     "variant",
 ]
 
+__getattr__ = renamed(__name__, {"Unread": "UnsupportedUse", "Misfit": "InvalidOperands"})
+
 PREVIOUS = -1  # stands for the result of the step before, where one ONNX node is read as several
 
 
-class Unread(Exception):
+class UnsupportedUse(Exception):
     """Raised by a reader that meets a use it does not cover; the node is kept as it is and its axes
     freeze with this text."""
 
 
-class Misfit(Unread):
+class InvalidOperands(UnsupportedUse):
     """Raised by a reader for operands that the operator cannot take, whatever their values: the
     model is wrong. Within a body, which may never run, it is a use that is not covered."""
 
@@ -81,10 +84,11 @@ class OnnxNode:
         return i < len(self.types) and self.types[i] is not None
 
     def type(self, i: int) -> TensorType:
-        """The type of input ``i``. Raises Unread where it is left out or its rank is unknown."""
+        """The type of input ``i``. Raises UnsupportedUse where it is left out or its rank is
+        unknown."""
         kind = self.types[i] if i < len(self.types) else None
         if kind is None or kind.shape is None:
-            raise Unread(
+            raise UnsupportedUse(
                 f"input {i} of {self.target} has no known rank"
                 if kind is not None
                 else f"{self.target} lacks input {i}"
@@ -98,13 +102,13 @@ class OnnxNode:
         return self.type(i).known
 
     def given(self, i: int) -> NDArray[Any] | None:
-        """The known value of input ``i``; None where the input is left out. Raises Unread where it
-        is computed at run time."""
+        """The known value of input ``i``; None where the input is left out. Raises UnsupportedUse
+        where it is computed at run time."""
         if not self.has(i):
             return None
         value = self.constant(i)
         if value is None:
-            raise Unread(f"input {i} of {self.target} is computed at run time")
+            raise UnsupportedUse(f"input {i} of {self.target} is computed at run time")
         return value
 
     def sizes(self, i: int) -> list[Size] | None:

@@ -7,16 +7,16 @@ from collections.abc import Iterable, Sequence
 from irprune.ir.graph import Node, Origin, TensorType, Value
 from irprune.ir.size import Size, Sym, probe_of, same
 from irprune.ops.aten.elementwise import broadcast as broadcast_rule
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread
+from irprune.ops.onnx.importer import OnnxNode, Step, UnsupportedUse
 from irprune.ops.registry import TABLE
 
 __all__ = ["broadcast", "like", "padded", "position", "reduced_type", "result_type", "window"]
 
 
 def position(dim: int, rank: int) -> int:
-    """``dim`` counted from the front. Raises Unread where it is out of range."""
+    """``dim`` counted from the front. Raises UnsupportedUse where it is out of range."""
     if not -rank <= dim < max(rank, 1):
-        raise Unread(f"axis {dim} of a tensor of rank {rank}")
+        raise UnsupportedUse(f"axis {dim} of a tensor of rank {rank}")
     return dim + rank if dim < 0 else dim
 
 
@@ -29,7 +29,8 @@ def like(
 
 
 def broadcast(shapes: Iterable[Sequence[Size]]) -> tuple[Size, ...]:
-    """The shape that all ``shapes`` broadcast to. Raises Unread where two known sizes disagree."""
+    """The shape that all ``shapes`` broadcast to. Raises UnsupportedUse where two known sizes
+    disagree."""
     rows = [tuple(s) for s in shapes]
     rank = max((len(r) for r in rows), default=0)
     out: list[Size] = []
@@ -45,7 +46,7 @@ def broadcast(shapes: Iterable[Sequence[Size]]) -> tuple[Size, ...]:
             elif isinstance(best, Sym) and isinstance(size, int):
                 best = size  # the symbol must be this or 1
             elif isinstance(best, int) and isinstance(size, int) and best != size:
-                raise Unread(f"shapes {[list(map(str, r)) for r in rows]} do not broadcast")
+                raise UnsupportedUse(f"shapes {[list(map(str, r)) for r in rows]} do not broadcast")
         out.append(best)
     return tuple(out)
 
@@ -61,7 +62,7 @@ def result_type(step: Step, operands: Sequence[TensorType | None]) -> TensorType
         The type, of unknown rank where an operand's is; None for entries of other kinds.
 
     Raises:
-        Unread: where the operands do not fit.
+        UnsupportedUse: where the operands do not fit.
     """
     entry = TABLE.get(step.op)
     given = [t for t in operands if t is not None]
@@ -80,7 +81,7 @@ def result_type(step: Step, operands: Sequence[TensorType | None]) -> TensorType
         if value is None:
             continue
         if len(term) != value.rank:
-            raise Unread(f"{step.op} over an operand of shape {value.type}")
+            raise UnsupportedUse(f"{step.op} over an operand of shape {value.type}")
         for x, size in zip(term, value.shape, strict=True):
             was = sizes.get(x, 1)
             sizes[x] = size if was == 1 or (isinstance(was, Sym) and isinstance(size, int)) else was
@@ -115,8 +116,8 @@ def window(
 def padded(
     node: OnnxNode, kernel: Sequence[int], x: Sequence[Size] | None = None
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """``strides, dilations, begins, ends`` of a window operator. Raises Unread where ``auto_pad``
-    depends on a dynamic size."""
+    """``strides, dilations, begins, ends`` of a window operator. Raises UnsupportedUse where
+    ``auto_pad`` depends on a dynamic size."""
     n = len(kernel)
     strides = list(node.attrs.get("strides") or [1] * n)
     dilations = list(node.attrs.get("dilations") or [1] * n)
@@ -136,7 +137,7 @@ def padded(
     ):
         if isinstance(size, Sym):
             if s != 1:
-                raise Unread(f"auto_pad={auto} over a dynamic size")
+                raise UnsupportedUse(f"auto_pad={auto} over a dynamic size")
             total = d * (k - 1)
         else:
             total = max(0, (-(-size // s) - 1) * s + d * (k - 1) + 1 - size)
