@@ -305,11 +305,11 @@ class OpenSizes:
 
     def _possible(self, guard: Guard) -> bool:
         """Whether the sides are equal for a kind of sizes, not for the example's alone: where all
-        divide, or for small or large ones."""
+        divide, or for small or large ones (that it is for sizes of 1 says little)."""
         if same(_whole(guard.left), _whole(guard.right)):
             return True
         a, b = self._at_points(guard.left), self._at_points(guard.right)
-        return a is not None and b is not None and any(map(eq, a, b))
+        return a is not None and b is not None and any(map(eq, a[1:], b[1:]))
 
     def _identity(self, guard: Guard, replaced: Mapping[str, Size]) -> bool:
         """Whether the two sides are the same for all sizes once symbols are ``replaced``."""

@@ -40,8 +40,8 @@ def other_sizes(graph: Graph) -> Iterator[dict[str, int]]:
     """Sizes other than the example's to try, best first: another batch with other lengths and image
     sizes, then another batch alone. None where no size is open."""
     kinds = _symbols(graph)
-    if not kinds:
-        return
+    if not kinds or not kinds.keys() <= graph.sizes.keys():
+        return  # of sizes that torch.export left open the guards are not known
     example = {name: graph.sizes[name] for name in kinds}
     seen = [example]
     for k in range(5):

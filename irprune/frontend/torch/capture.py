@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, users_line
+from irprune.frontend.torch.dynamic import WrongSizes
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,6 @@ def capture(
         )
     declined: list[Exception] = []
     if method != "export" and dynamic_shapes is None:
-        from irprune.frontend.torch.dynamic import WrongSizes
         from irprune.frontend.torch.trace import Declined, trace
 
         for plain in {"trace": (False,), "run": (True,), "auto": (False, True)}[method]:
