@@ -22,7 +22,7 @@ from irprune.ir.graph import Graph, Node
 from irprune.ops.registry import lookup
 from irprune.passes.result import PassResult
 
-__all__ = ["Canonicalize", "loosened"]
+__all__ = ["Canonicalize", "without_stride_dependence"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Canonicalize:
             graph.replace(node.out, source)
             dead.append(node)
         graph.remove_all(dead)
-        changed = loosened(graph) if self.views and dead else False
+        changed = without_stride_dependence(graph) if self.views and dead else False
         return PassResult(bool(dead) or changed)
 
     def _pinned(self, graph: Graph) -> set[int]:
@@ -81,7 +81,7 @@ class Canonicalize:
         return target in entry.strides and not (self.views and entry.strides[target])
 
 
-def loosened(graph: Graph) -> bool:
+def without_stride_dependence(graph: Graph) -> bool:
     """Respell views as reshapes: how a tensor lies in memory is not what it was at capture."""
     changed = False
     for node in graph.nodes:

@@ -16,9 +16,9 @@ from irprune.analysis.blocks import blocks_of
 from irprune.analysis.copies import costly_copies
 from irprune.analysis.cost import Timed
 from irprune.analysis.widths import PREFER, Carriers, carriers_of, widths_of
-from irprune.choice.budget import checked, met
+from irprune.choice.budget import check_budget, solve_budget
 from irprune.choice.counts import Limits, Rounder
-from irprune.choice.patterns import Names
+from irprune.choice.patterns import NamePatterns
 from irprune.choice.ranking import Loss, Ranking, classes, structure_of
 from irprune.choice.scopes import SCOPES
 from irprune.criteria import Scores
@@ -26,7 +26,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, groups_of
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.latency.predict import Predictor, step_of
 from irprune.latency.table import Table
 from irprune.passes.result import PassResult
@@ -124,7 +124,7 @@ class Choose:
                 f"keep is the text {self.keep!r}", "choose", f"a list of patterns: [{self.keep!r}]"
             )
         if self.budget is not None:
-            checked(self.budget)
+            check_budget(self.budget)
 
     def run(self, graph: Graph) -> PassResult:
         if graph.axes is None:
@@ -148,7 +148,7 @@ class Choose:
         if self.budget is None:
             return setting.counts(self.ratio)
         packing = "latency" in self.budget or self.scope == "knapsack"
-        return met(
+        return solve_budget(
             graph,
             self.budget,
             setting.counts,
@@ -207,7 +207,7 @@ class _Setting:
         then carry it."""
         if not self.options.keep and not self.options.ratios:
             return {}
-        names = Names(graph, free)
+        names = NamePatterns(graph, free)
         for pattern in self.options.keep:
             for leaf in names.match(pattern, "keep"):
                 self.reasons.setdefault(leaf, f"kept: it matches {pattern!r}")
@@ -268,7 +268,7 @@ class _Setting:
 
     # -- results -----------------------------------------------------------------------------------
 
-    def kept(self, counts: Mapping[Axis, int]) -> Kept:
+    def kept(self, counts: Mapping[Axis, int]) -> Selection:
         """The most important indices of each leaf, per block where that is legal."""
         choice: dict[Axis, np.ndarray] = {}
         within: dict[Axis, Axis] = {}
@@ -281,7 +281,7 @@ class _Setting:
             else:
                 scores = self.flat[x]
             choice[x] = np.sort(np.argsort(-scores, axis=-1, kind="stable")[..., :n], axis=-1)
-        return Kept(choice, within)
+        return Selection(choice, within)
 
     def skipped(self, counts: Mapping[Axis, int]) -> dict[Axis, str]:
         """Every free leaf that stays whole, in graph order, and why."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from irprune.ir.graph import Graph
-from irprune.ir.symbols import needed
+from irprune.ir.symbols import backward_slice
 from irprune.passes.result import PassResult
 
 __all__ = ["DeadCode"]
@@ -34,7 +34,7 @@ class DeadCode:
     stay, they are the model's signature."""
 
     def run(self, graph: Graph) -> PassResult:
-        alive = dict.fromkeys(needed(graph, graph.outputs))
+        alive = dict.fromkeys(backward_slice(graph, graph.outputs))
         dead = [node for node in graph.nodes if node not in alive]
         graph.remove_all(dead)
         returned = {id(v) for v in graph.outputs}

@@ -92,10 +92,10 @@ def fold(graph: Graph, values: Sequence[Value]) -> None:
     from constants alone."""
     if not values:
         return
-    from irprune.run.interpret import evaluate, home
+    from irprune.run.interpret import device_of_weights, evaluate
 
     for value, tensor in zip(
-        values, evaluate(graph, (), wanted=values, device=home(graph)), strict=True
+        values, evaluate(graph, (), wanted=values, device=device_of_weights(graph)), strict=True
     ):
         held = tensor.contiguous()
         constant = Weight(f"folded.{value.name}", value.type, held.clone, "constant")

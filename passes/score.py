@@ -14,7 +14,7 @@ import numpy as np
 
 from irprune.analysis.blocks import blocks_of
 from irprune.analysis.widths import carriers_of
-from irprune.choice.patterns import Names
+from irprune.choice.patterns import NamePatterns
 from irprune.criteria import Importance, criteria, named
 from irprune.criteria.measured import measured
 from irprune.criteria.normalise import NORMALISERS, normalised
@@ -103,7 +103,7 @@ class Score:
         a pattern, or another factor carries the ratio of their product."""
         if self.prefer is None:
             return {}
-        names = Names(graph, groups)
+        names = NamePatterns(graph, groups)
         kept = {leaf for pattern in self.keep for leaf in names.match(pattern, "keep")}
         asked = {x for p in self.ratios for x in names.match(p, "ratios") if p in names.exact}
         able = {g.axis: None for g in groups if g.axis not in kept}

@@ -24,9 +24,9 @@ from typing import Any
 
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, TensorType, Value
-from irprune.ir.kept import Indices, Kept
+from irprune.ir.selection import Indices, Selection
 from irprune.ops.registry import lookup
-from irprune.passes.canonicalize import loosened
+from irprune.passes.canonicalize import without_stride_dependence
 from irprune.passes.fold_constants import fold
 from irprune.passes.result import PassResult
 from irprune.run.take import kept_indices, take
@@ -70,16 +70,18 @@ class Slice:
                 )
         for value in graph.values():
             value.axes = None
-        loosened(graph)  # an attention of narrower values may lay out its result in another way
+        without_stride_dependence(
+            graph
+        )  # an attention of narrower values may lay out its result in another way
         graph.axes, graph.kept, graph.scores = None, None, {}
         return PassResult(True)
 
 
-def _touched(node: Node, kept: Kept) -> bool:
+def _touched(node: Node, kept: Selection) -> bool:
     return any(_shrinks(v, kept) for v in (*node.inputs, *node.outputs) if v is not None)
 
 
-def _shrinks(value: Value, kept: Kept) -> bool:
+def _shrinks(value: Value, kept: Selection) -> bool:
     return any(kept.changes(a) for a in value.axes or ())
 
 

@@ -28,7 +28,7 @@ from irprune.frontend.onnx.reader import capture_onnx
 from irprune.ir.axis import Axes, Axis, leaves
 from irprune.ir.dtype import TO_ONNX
 from irprune.ir.graph import Graph
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.ir.size import same
 from irprune.ops.onnx.importer import SPELLINGS, Spelling
 from irprune.ops.registry import Arg, Sample, load_table
@@ -201,7 +201,7 @@ def check_onnx(case: OnnxCase) -> Read:
             f"{list(reasons)}\n{graph}"
         )
     for choice in choices(free, zlib.crc32(str(case).encode())):
-        _check_cut(case, read, Kept(choice))
+        _check_cut(case, read, Selection(choice))
     return read
 
 
@@ -214,7 +214,7 @@ def free_leaves(graph: Graph) -> list[Axis]:
     return list(found)
 
 
-def _check_cut(case: OnnxCase, read: Read, kept: Kept) -> None:
+def _check_cut(case: OnnxCase, read: Read, kept: Selection) -> None:
     graph = read.graph
     given = {v.name: torch.from_numpy(np.array(read.feed[v.name])) for v in graph.inputs}
     full = evaluate(

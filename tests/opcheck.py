@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from irprune.frontend.torch.build import plain, type_of
 from irprune.ir.axis import Axes, Axis, factors, leaves
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.ir.size import Sym, same
 from irprune.ops.call import overload
 from irprune.ops.dtypes import TO_TORCH
@@ -362,7 +362,7 @@ def _check_silence_of_nothing(built: Built) -> None:
 
 
 def _check_cut(built: Built, choice: Mapping[Axis, np.ndarray], entry: Op) -> None:
-    graph, kept = built.graph, Kept(choice)
+    graph, kept = built.graph, Selection(choice)
     torch.manual_seed(0)
     full = evaluate(graph, built.feed, hook=silencer(kept, CPU), device=CPU)
     expected = [cut(y, v, kept) for y, v in zip(full, graph.outputs, strict=True)]
@@ -395,7 +395,7 @@ def _check_cut(built: Built, choice: Mapping[Axis, np.ndarray], entry: Op) -> No
     _compare(found, expected, f"keeping {_said(choice)} ({_picture(built)}), the cut operator")
 
 
-def cut(array: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
+def cut(array: torch.Tensor, value: Value, kept: Selection) -> torch.Tensor:
     """What is kept of ``array``, which stands for ``value``; factors of dynamic size are whole."""
     for d, a in enumerate(value.axes or ()):
         if not isinstance(a.size, Sym):

@@ -13,8 +13,8 @@ from itertools import chain
 
 from irprune.ir.axis import Axis, factors, find, leaves
 from irprune.ir.graph import Graph, Node, Value
-from irprune.ir.group import slots_of
-from irprune.ir.kept import Indices, Kept
+from irprune.ir.group import leaf_positions
+from irprune.ir.selection import Indices, Selection
 from irprune.ir.size import Sym, probe_of
 from irprune.ops.registry import lookup
 
@@ -80,11 +80,11 @@ def _places(a: Axis) -> list[tuple[Axis, list[Axis]]]:
                 if f.kind == "leaf" and stride > slot.stride
             ],
         )
-        for slot in slots_of(a)
+        for slot in leaf_positions(a)
     ]
 
 
-class _Asked(Kept):
+class _Asked(Selection):
     """Answers as if every leaf were halved, and notes which are asked for their indices away from
     their outer axis."""
 
@@ -97,7 +97,7 @@ class _Asked(Kept):
         self.asked.update(
             dict.fromkeys(
                 s.leaf
-                for s in slots_of(axis)
+                for s in leaf_positions(axis)
                 if s.leaf in self.able and self.able[s.leaf] not in s.around
             )
         )

@@ -6,12 +6,12 @@ from __future__ import annotations
 from irprune.analysis.cost import Costs, repeated
 from irprune.ir.axis import Axis, leaves
 from irprune.ir.graph import Graph, Weight
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 
 __all__ = ["costly_copies"]
 
 
-def costly_copies(graph: Graph, kept: Kept) -> dict[Axis, str]:
+def costly_copies(graph: Graph, kept: Selection) -> dict[Axis, str]:
     """The leaves of ``kept`` whose cut adds more bytes to the file than it takes away, and why.
 
     An array that several layers read is stored once. Where some of them lose indices that others
@@ -47,15 +47,15 @@ def costly_copies(graph: Graph, kept: Kept) -> dict[Axis, str]:
     return out
 
 
-def _without(kept: Kept, whole: dict[Axis, str]) -> Kept:
+def _without(kept: Selection, whole: dict[Axis, str]) -> Selection:
     """``kept`` with the leaves in ``whole`` left whole."""
-    return Kept(
+    return Selection(
         {x: k for x, k in kept.choice.items() if x not in whole},
         {x: h for x, h in kept.within.items() if x not in whole},
     )
 
 
-def _bytes(graph: Graph, costs: Costs, kept: Kept) -> int:
+def _bytes(graph: Graph, costs: Costs, kept: Selection) -> int:
     """The bytes of what the file stores under ``kept``."""
     counts = {a: int(k.shape[-1]) for a, k in kept.choice.items()}
     return costs.bytes.at(counts) - repeated(graph, kept)[1]

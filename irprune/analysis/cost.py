@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from irprune.ir.axis import Axis, factors, find, leaves, parts
 from irprune.ir.dtype import item_bytes
 from irprune.ir.graph import Graph, Node, Value, Weight
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.ir.size import Size, Sym, evaluate
 from irprune.ops.registry import lookup
 
@@ -188,12 +188,12 @@ class Costs:
                 self.params.add(axes, 1, weight.name)
         self._live = _Liveness(graph, self.symbols)
 
-    def at(self, choice: Kept | Counts) -> Cost:
+    def at(self, choice: Selection | Counts) -> Cost:
         """The cost under ``choice``. Raises ValueError where it changes a frozen axis: that is no
         cut of this graph."""
         counts = (
             {a: int(k.shape[-1]) for a, k in choice.choice.items()}
-            if isinstance(choice, Kept)
+            if isinstance(choice, Selection)
             else choice
         )
         for a, n in counts.items():
@@ -263,14 +263,16 @@ class Costs:
         ]
 
 
-def cost(graph: Graph, kept: Kept | None = None, symbols: Mapping[str, int] | None = None) -> Cost:
+def cost(
+    graph: Graph, kept: Selection | None = None, symbols: Mapping[str, int] | None = None
+) -> Cost:
     """What ``graph`` costs under ``kept`` (its own choice by default, whole where it has none).
     Needs the axes."""
     chosen = kept if kept is not None else graph.kept
     return Costs(graph, symbols).at(chosen if chosen is not None else {})
 
 
-def repeated(graph: Graph, kept: Kept) -> tuple[int, int]:
+def repeated(graph: Graph, kept: Selection) -> tuple[int, int]:
     """Parameters and bytes of weights under ``kept`` that are stored once and stand in the graph
     several times (uses of an array of a file that have a weight of their own each), beyond the
     first of those that are cut alike."""

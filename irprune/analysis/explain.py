@@ -17,11 +17,11 @@ from irprune.ir.axis import Axis, Reason, leaves
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.group import Group, groups_of
 
-__all__ = ["Explanation", "Step", "explain"]
+__all__ = ["Explanation", "ExplanationStep", "explain"]
 
 
 @dataclass(frozen=True)
-class Step:
+class ExplanationStep:
     """One operator on the way: what it is, where the user wrote it, and in which module."""
 
     op: str
@@ -49,7 +49,7 @@ class Explanation:
     size: int
     group: str
     frozen: str
-    chains: tuple[tuple[str, tuple[Step, ...]], ...]
+    chains: tuple[tuple[str, tuple[ExplanationStep, ...]], ...]
     kind: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -69,10 +69,10 @@ class Explanation:
         head = f"{self.name}: {self.size} channels of group {self.group}{self.kind and f' ({self.kind})'}"
         places = f"{len(self.chains)} other place{'s' * (len(self.chains) != 1)}"
         head += f", frozen: {placed(self.frozen)}" if self.frozen else f", coupled with {places}"
-        alike: dict[str, list[tuple[str, tuple[Step, ...]]]] = {}
+        alike: dict[str, list[tuple[str, tuple[ExplanationStep, ...]]]] = {}
         for chain in self.chains:
             alike.setdefault(blank(chain[0]), []).append(chain)
-        ways: dict[tuple[Step, ...], list[str]] = {}
+        ways: dict[tuple[ExplanationStep, ...], list[str]] = {}
         for many in alike.values():
             nearest, steps = min(many, key=lambda chain: len(chain[1]))
             name = fold_names([to for to, _ in many])
@@ -80,7 +80,7 @@ class Explanation:
                 name if len(many) == 1 else f"{name} (nearest: {nearest})"
             )
         lines = [head]
-        told: dict[tuple[Step, ...], None] = {}
+        told: dict[tuple[ExplanationStep, ...], None] = {}
         for steps, names in ways.items():
             lines.append(f"  {'because of' if self.frozen else 'with'} {', '.join(names)}")
             known = max((k for k in range(len(steps) + 1) if steps[:k] in told), default=0)
@@ -91,7 +91,7 @@ class Explanation:
         return "\n".join(lines)
 
 
-def _told(steps: Sequence[Step]) -> list[str]:
+def _told(steps: Sequence[ExplanationStep]) -> list[str]:
     """A line for each step; the same step in repeated blocks is told once."""
     lines = []
     for _, alike in groupby(steps, key=lambda s: (s.op, blank(s.scope))):
@@ -100,7 +100,7 @@ def _told(steps: Sequence[Step]) -> list[str]:
         lines.append(
             str(many[0])
             if len(many) == 1
-            else f"{Step(many[0].op, many[0].source, scopes)}  ({len(many)} of them)"
+            else f"{ExplanationStep(many[0].op, many[0].source, scopes)}  ({len(many)} of them)"
         )
     return lines
 
@@ -193,9 +193,9 @@ def _spread(start: Value, leaf: Axis) -> Came:
     return came
 
 
-def _back(to: Value, came: Came) -> tuple[Step, ...]:
+def _back(to: Value, came: Came) -> tuple[ExplanationStep, ...]:
     """The operators from the start to ``to``."""
-    out: list[Step] = []
+    out: list[ExplanationStep] = []
     at = came.get(to)
     while at is not None:
         out.append(_step(at[1]))
@@ -203,7 +203,7 @@ def _back(to: Value, came: Came) -> tuple[Step, ...]:
     return tuple(out[::-1])
 
 
-def _to_freeze(reason: Reason, came: Came, graph: Graph) -> tuple[Step, ...]:
+def _to_freeze(reason: Reason, came: Came, graph: Graph) -> tuple[ExplanationStep, ...]:
     """The operators from the start to the one that froze the leaf, or to the graph's own input or
     output that did."""
     node = reason.node if isinstance(reason.node, Node) else None
@@ -217,5 +217,5 @@ def _to_freeze(reason: Reason, came: Came, graph: Graph) -> tuple[Step, ...]:
     return steps if steps and steps[-1] == _step(node) else (*steps, _step(node))
 
 
-def _step(node: Node) -> Step:
-    return Step(node.op, node.origin.source, node.origin.scope)
+def _step(node: Node) -> ExplanationStep:
+    return ExplanationStep(node.op, node.origin.source, node.origin.scope)

@@ -14,7 +14,7 @@ from math import lcm
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis, factors, find, leaves, parts
 from irprune.ir.graph import Graph, Weight
-from irprune.ir.group import slots_of
+from irprune.ir.group import leaf_positions
 from irprune.ir.size import Sym, probe_of
 from irprune.ops.registry import lookup
 
@@ -192,7 +192,7 @@ def _alone(graph: Graph) -> Iterable[Axis]:
     """Leaves that somewhere in what was learned are no factor of a product."""
     for weight in graph.weights.values():
         for a in (weight.axes or ()) if weight.kind != "constant" else ():
-            for slot in slots_of(a):
+            for slot in leaf_positions(a):
                 if not slot.around:
                     yield slot.leaf
 

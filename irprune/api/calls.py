@@ -27,7 +27,7 @@ from irprune.errors import CheckFailed, IrpruneError
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.validate.prove import prove_cut
 
 if TYPE_CHECKING:
@@ -255,9 +255,9 @@ def _repair(pruned: Pruned) -> None:
 
 
 def _report(graph: Graph) -> Report:
-    costs, kept = Costs(graph), graph.kept if graph.kept is not None else Kept({})
+    costs, kept = Costs(graph), graph.kept if graph.kept is not None else Selection({})
     before, after = costs.at({}), costs.at(kept)
-    once, now = repeated(graph, Kept({})), repeated(graph, kept)
+    once, now = repeated(graph, Selection({})), repeated(graph, kept)
     free, frozen, unruled = describe(graph)
     macs, activation = (Change(before[k], after[k]) for k in ("macs", "activation"))
     params, size = (

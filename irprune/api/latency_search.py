@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from irprune.api.latency_whole import Whole
-from irprune.choice.budget import wanted
+from irprune.api.latency_whole import WholeModel
+from irprune.choice.budget import read_latency_budget
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.latency.predict import Predictor
@@ -87,7 +87,7 @@ def choose_in_time(
     say: Callable[[str], None] = lambda text: None,
     seconds: float = 1.0,
 ) -> Latency:
-    """Set ``graph.kept`` so that the cut's measured latency is ``amount`` (``wanted``); the other
+    """Set ``graph.kept`` so that the cut's measured latency is ``amount`` (``read_latency_budget``); the other
     budgets of ``choose`` hold as well.
 
     ``choose.times`` may bring the table of times; ``cut`` slices a copy of the graph; ``say`` hears
@@ -97,8 +97,8 @@ def choose_in_time(
     cannot be met."""
     import onnxruntime
 
-    number, absolute = wanted(amount)
-    with Whole(graph, device, threads, seconds) as whole:
+    number, absolute = read_latency_budget(amount)
+    with WholeModel(graph, device, threads, seconds) as whole:
         table = choose.times if choose.times is not None else Table.here(device, threads)
 
         def tell(done: int, total: int) -> None:

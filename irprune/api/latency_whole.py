@@ -28,10 +28,10 @@ from irprune.run.inputs import random_inputs
 from irprune.run.session import providers_for, session
 from irprune.run.timing import Timing, interleaved
 
-__all__ = ["Whole"]
+__all__ = ["WholeModel"]
 
 
-class Whole:
+class WholeModel:
     """The original as an ONNX file, ready to be timed beside its cuts; a context, for it keeps
     files while it is open.
 
@@ -53,7 +53,7 @@ class Whole:
         self.clock = time.thread_time if alone else time.perf_counter
         self.exported: Graph | None = None  # the file of a model of torch, analysed
 
-    def __enter__(self) -> Whole:
+    def __enter__(self) -> WholeModel:
         self.folder = tempfile.TemporaryDirectory(prefix="irprune-")
         try:
             self.file = write(self.graph.copy(), Path(self.folder.name) / "original" / "model.onnx")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions
 from irprune.api.option_kinds import one_of
-from irprune.choice.budget import wanted
+from irprune.choice.budget import read_latency_budget
 from irprune.errors import IrpruneError
 from irprune.latency.table import Table
 from irprune.passes.choose import Choose
@@ -85,7 +85,7 @@ class Options:
         budget: Any = self.values["budget"]
         times = None
         if budget is not None and "latency" in budget:
-            share, seconds = wanted(budget["latency"])
+            share, seconds = read_latency_budget(budget["latency"])
             budget = {**budget, "latency": 1.0 if seconds else share}
         if self.values["round_to"] == "auto" or "latency" in (budget or {}):
             times = Table.here(self.values["device"].split(":")[0], self.values["threads"])

@@ -11,10 +11,10 @@ from irprune.api.report import Report
 from irprune.base.atomic_write import NotWritten, replace_folder
 from irprune.choice.plan import Plan
 from irprune.emit.backends.base import backend_of
-from irprune.emit.bridge.onnx_module import trained
+from irprune.emit.bridge.onnx_module import with_trained_weights
 from irprune.errors import CheckFailed, IrpruneError, printable
 from irprune.ir.graph import Graph
-from irprune.ir.kept import Indices
+from irprune.ir.selection import Indices
 from irprune.run.take import kept_indices
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Pruned:
         """The cut graph of an ONNX file, with the weights of the module where there is one."""
         if self._module is None:
             return self.cut
-        return trained(self.cut, self._module)
+        return with_trained_weights(self.cut, self._module)
 
     def _compare(self, path: Path) -> None:
         from irprune.frontend.torch.source import torch_source

@@ -27,7 +27,7 @@ except ImportError:  # not a POSIX system
 
 __all__ = [
     "NotWritten",
-    "aside",
+    "atomic_write",
     "cannot_write",
     "check_folder",
     "check_place",
@@ -41,7 +41,7 @@ _MARK = ".irprune-"
 
 
 @contextlib.contextmanager
-def aside(
+def atomic_write(
     path: str | Path, replaced: Callable[[Path], set[str]] = lambda path: set()
 ) -> Iterator[Path]:
     """A draft folder for the file ``path``; what lies in it afterwards moves beside the file, the
@@ -81,8 +81,8 @@ def content_name(file: Path, name: str, end: str) -> str:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write ``text`` to ``path`` as ``aside`` does; returns the path."""
-    with aside(path) as draft:
+    """Write ``text`` to ``path`` as ``atomic_write`` does; returns the path."""
+    with atomic_write(path) as draft:
         (draft / path.name).write_text(text, encoding="utf-8")
     return path
 

@@ -11,18 +11,18 @@ from typing import Any
 
 from irprune.analysis.cost import MEASURES, Costs, Timed
 from irprune.choice.counts import Rounder
-from irprune.choice.knapsack import Loss, packed
+from irprune.choice.knapsack import Loss, solve_knapsack
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 
-__all__ = ["checked", "met", "wanted"]
+__all__ = ["check_budget", "solve_budget", "read_latency_budget"]
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _STEPS = 40  # halvings of the ratio: far below one index of any leaf
 
 
-def checked(budget: Mapping[str, float]) -> None:
+def check_budget(budget: Mapping[str, float]) -> None:
     """Raises IrpruneError for unknown measures and amounts that make no sense."""
     if not budget:
         raise IrpruneError("the budget is empty", "choose", "for example {'macs': 0.5}")
@@ -43,7 +43,7 @@ def checked(budget: Mapping[str, float]) -> None:
             )
 
 
-def wanted(amount: Any) -> tuple[float, bool]:
+def read_latency_budget(amount: Any) -> tuple[float, bool]:
     """What a budget on latency says: (share of the original, False) or (seconds, True). Raises
     IrpruneError for what is neither."""
     hint = "a share up to 1 of the original's, or a time with its unit: '3ms', '0.5s', '800us'"
@@ -62,7 +62,7 @@ def wanted(amount: Any) -> tuple[float, bool]:
     return float(amount), False
 
 
-def met(
+def solve_budget(
     graph: Graph,
     budget: Mapping[str, float],
     counts_at: Callable[[float], dict[Axis, int]],
@@ -79,7 +79,7 @@ def met(
     which steps are given back, ``grown`` which may be. A bound on latency needs ``latency``. With a
     ``loss`` of counts it is a knapsack. Raises IrpruneError with the smallest reachable cost where
     a bound cannot be met."""
-    checked(budget)
+    check_budget(budget)
     costs = Costs(graph, latency=latency)
     whole = {name: costs.measure(name, {}) for name in budget}
     bounds = {
@@ -106,7 +106,7 @@ def met(
     if loss is not None:
         begun = counts_at(0.0)
         levels = {x: rounder.levels(x) for x in begun if grown(x)}
-        found = packed(costs, bounds, begun, levels, loss)
+        found = solve_knapsack(costs, bounds, begun, levels, loss)
         return _filled(
             costs,
             bounds,

@@ -15,7 +15,7 @@ from math import inf
 from irprune.analysis.cost import Costs
 from irprune.ir.axis import Axis
 
-__all__ = ["packed"]
+__all__ = ["solve_knapsack"]
 
 _LEVELS = 48  # counts of one leaf that are looked at
 _EXCHANGES = 40
@@ -24,7 +24,7 @@ _LEAVES = 24  # partners that an exchange tries
 Loss = Callable[[Axis, int], float]
 
 
-def packed(
+def solve_knapsack(
     costs: Costs,
     bounds: Mapping[str, float],
     whole: Mapping[Axis, int],

@@ -12,10 +12,10 @@ from irprune.ir.axis import Axis, leaves
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, groups_of
 
-__all__ = ["Names"]
+__all__ = ["NamePatterns"]
 
 
-class Names:
+class NamePatterns:
     """Every name that a pattern may mean, and the leaves it stands for.
 
     A weight's name (or alias) stands for all leaves in its dimensions, a module path for those of

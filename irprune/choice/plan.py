@@ -23,7 +23,7 @@ from irprune.ir.axis import Axis
 from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, Member, groups_of
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.ir.size import probe_of
 from irprune.ops.arrays import is_meta, is_tensor
 
@@ -209,7 +209,7 @@ def probe(weight: Weight) -> tuple[float, ...] | None:
     )
 
 
-def _recorded(graph: Graph, kept: Kept) -> Plan:
+def _recorded(graph: Graph, kept: Selection) -> Plan:
     groups = {g.axis: g for g in groups_of(graph)}
     choices = tuple(
         Choice(
@@ -232,7 +232,7 @@ def _recorded(graph: Graph, kept: Kept) -> Plan:
     return Plan(fingerprint(graph), graph.name, choices, weights)
 
 
-def _spots(group: Group, kept: Kept) -> list[Spot]:
+def _spots(group: Group, kept: Selection) -> list[Spot]:
     outer = kept.within.get(group.axis) if kept.choice[group.axis].ndim == 2 else None
     return [_spot(m, outer) for m in group.members]
 
@@ -255,7 +255,7 @@ def _tuples(indices: Any) -> Any:
     return tuple(indices.tolist()) if indices.ndim == 1 else tuple(map(tuple, indices.tolist()))
 
 
-def _outer(groups: Mapping[Axis, Group], kept: Kept, leaf: Axis) -> str:
+def _outer(groups: Mapping[Axis, Group], kept: Selection, leaf: Axis) -> str:
     return groups[kept.within[leaf]].name if kept.choice[leaf].ndim == 2 else ""
 
 

@@ -21,7 +21,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, Member, groups_of
-from irprune.ir.kept import Indices, Kept, Mask
+from irprune.ir.selection import Indices, Mask, Selection
 from irprune.ir.size import probe_of
 
 __all__ = ["choose_by_plan", "replay"]
@@ -43,7 +43,7 @@ def choose_by_plan(plan: Plan, graph: Graph) -> None:
     }
 
 
-def replay(plan: Plan, graph: Graph) -> Kept:
+def replay(plan: Plan, graph: Graph) -> Selection:
     """The choice of ``plan`` on an analysed ``graph``. Raises IrpruneError, naming the weight,
     where the plan does not fit it."""
     return (
@@ -51,7 +51,7 @@ def replay(plan: Plan, graph: Graph) -> Kept:
     )
 
 
-def _same(plan: Plan, graph: Graph) -> Kept:
+def _same(plan: Plan, graph: Graph) -> Selection:
     groups = {g.name: g for g in groups_of(graph)}
     choice: dict[Axis, Indices] = {}
     within: dict[Axis, Axis] = {}
@@ -70,7 +70,7 @@ def _same(plan: Plan, graph: Graph) -> Kept:
                 raise _misfit(f"group {c.name!r}", f"blocks of {c.within!r}", "no such group")
             within[group.axis] = groups[c.within].axis
     try:
-        return Kept(choice, within)
+        return Selection(choice, within)
     except ValueError as broken:
         raise IrpruneError(
             f"the plan is damaged: {broken}", plan.model, "make it again"
@@ -146,7 +146,7 @@ class _Elsewhere:
                 rest.remove(alike[0])
         return out
 
-    def kept(self) -> Kept:
+    def kept(self) -> Selection:
         """The choice. Raises IrpruneError where the graph's coupling cannot express what the plan
         drops."""
         members: dict[Weight, list[tuple[Group, Member]]] = {w: [] for w in self.source}
@@ -172,7 +172,7 @@ class _Elsewhere:
                     [np.flatnonzero(r) if r.any() else np.arange(n) for r in rows]
                 )
                 within[group.axis] = self.blocks[group.axis]
-        made = Kept({a: k for a, k in choice.items() if k.shape[-1]}, within)
+        made = Selection({a: k for a, k in choice.items() if k.shape[-1]}, within)
         for w, fit in self.chosen.items():
             laid = self._laid_out(w, fit)
             for dim, mask in enumerate(laid):
@@ -272,7 +272,7 @@ class _Elsewhere:
             out.append(mask.reshape([prod(full.get(d, 1) for d in dims) for dims in fit]))
         return out
 
-    def _misses(self, made: Kept, w: Weight, dim: int, laid: list[Mask]) -> bool:
+    def _misses(self, made: Selection, w: Weight, dim: int, laid: list[Mask]) -> bool:
         """Whether ``made`` keeps others along a dimension of ``w`` than the plan, in what the plan
         keeps of the other dimensions."""
         axes = w.axes or ()

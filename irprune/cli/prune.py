@@ -12,7 +12,7 @@ import click
 from irprune import api
 from irprune.api.declarations import OPTIONS, REPLAY
 from irprune.api.option import Flag, Option
-from irprune.base.atomic_write import aside, check_folder, check_place
+from irprune.base.atomic_write import atomic_write, check_folder, check_place
 from irprune.cli.options import F, as_json, inputs, load, model, say, show_json, shown
 from irprune.errors import CheckFailed, IrpruneError
 
@@ -141,7 +141,7 @@ def _write(pruned: Any, output: Path | None) -> None:
         from irprune.emit.torch.saved import save_program
         from irprune.frontend.torch.source import torch_source
 
-        with aside(output) as draft:
+        with atomic_write(output) as draft:
             save_program(pruned.module, torch_source(pruned.graph), draft / output.name)
     elif output.suffix == ".json":
         pruned.plan.save(output)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from irprune.criteria import Scores
 from irprune.criteria.magnitude import Magnitude
-from irprune.criteria.places import Place, place_of
+from irprune.criteria.places import WeightPlace, place_of
 from irprune.criteria.readings import Reading, Readings, key_of
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
@@ -69,7 +69,7 @@ def readers(
     return out
 
 
-def _reader(layer: Layer, place: Place) -> Reader:
+def _reader(layer: Layer, place: WeightPlace) -> Reader:
     import torch
 
     shape = [int(probe_of(s)) for s in layer.weight.shape]

@@ -13,7 +13,7 @@ from math import prod
 import numpy as np
 
 from irprune.criteria import Scores, criterion
-from irprune.criteria.places import Place, place_of, places, reduce, reduction
+from irprune.criteria.places import WeightPlace, place_of, places, reduce, reduction
 from irprune.criteria.profile import float_array
 from irprune.criteria.quantised import numbers
 from irprune.ir.axis import Axis
@@ -49,7 +49,7 @@ class Fpgm:
         return out
 
 
-def _distances(place: Place) -> Scores:
+def _distances(place: WeightPlace) -> Scores:
     """For each index of the leaf (in each block) the sum of its distances to the others."""
     array, at = float_array(numbers(place.weight), f"weight {place.weight.name!r}"), place.at
     if may_mask(place.weight):  # what is masked is no distance

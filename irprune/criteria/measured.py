@@ -24,7 +24,7 @@ from irprune.ir.axis import Axis, leaves
 from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.group import Group
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +149,7 @@ def _errors(
         for reader, surgeon in refitted:
             surgeon.drop(gone.reshape(-1))
             _refit(reader, surgeon, read[key_of(reader.layer)], refits)
-        kept = Kept(
+        kept = Selection(
             {leaf: np.sort(order[..., count:], axis=-1)},
             {leaf: blocks[leaf]} if scores.ndim > 1 else None,
         )
@@ -212,7 +212,7 @@ class _Probe:
             out.append([self.tape.read(env, self.graph.outputs[i]) for i in self.judged])
         return out
 
-    def error(self, kept: Kept, refits: Refits) -> float:
+    def error(self, kept: Selection, refits: Refits) -> float:
         """How far the outputs under ``kept`` with some operands replaced are off, averaged over
         outputs."""
         from irprune.run.oracle import silencer

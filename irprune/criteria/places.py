@@ -15,14 +15,14 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Weight
-from irprune.ir.group import Group, Member, Slot
+from irprune.ir.group import Group, LeafPosition, Member
 from irprune.ir.size import probe_of
 from irprune.ops.registry import readers_of, role_of
 from irprune.ops.traits import ADDED
 
 __all__ = [
     "REDUCTIONS",
-    "Place",
+    "WeightPlace",
     "elements",
     "is_bias",
     "is_scale",
@@ -93,7 +93,7 @@ def places(
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightPlace:
     """Where the indices of a leaf lie in ``weight``: ``at``, of shape ([size of the outer axis,]
     size, elements), numbers the elements of the dimensions ``dims`` in row-major order. There are
     two where the outer axis stands in another dimension, which then comes first."""
@@ -110,16 +110,16 @@ class Place:
         return np.asarray(how(values.reshape(-1)[self.at], axis=-1), dtype=np.float64)
 
 
-def place_of(member: Member, within: Axis | None = None) -> Place:
+def place_of(member: Member, within: Axis | None = None) -> WeightPlace:
     """Where the indices of a group lie in one of its members, apart for each index of
     ``within``."""
     beside = None if within is None else member.beside(within)
     if beside is None:
-        return Place(member.weight, (member.dim,), elements(member.slot, within))
+        return WeightPlace(member.weight, (member.dim,), elements(member.slot, within))
     dim, slot = beside
     rows, own = elements(slot), elements(member.slot)
     at = probe_of(member.weight.shape[member.dim]) * rows[:, None, :, None] + own[None, :, None, :]
-    return Place(member.weight, (dim, member.dim), at.reshape(len(rows), len(own), -1))
+    return WeightPlace(member.weight, (dim, member.dim), at.reshape(len(rows), len(own), -1))
 
 
 def summed(tensor: Any, dims: tuple[int, ...]) -> NDArray[Any]:
@@ -129,7 +129,7 @@ def summed(tensor: Any, dims: tuple[int, ...]) -> NDArray[Any]:
     return total
 
 
-def elements(slot: Slot, within: Axis | None = None) -> NDArray[np.int64]:
+def elements(slot: LeafPosition, within: Axis | None = None) -> NDArray[np.int64]:
     """Which elements of the dimension belong to each index of the leaf: of shape ([size of
     ``within``,] size, elements)."""
     at = slot.offset + slot.stride * np.arange(probe_of(slot.leaf.size))

@@ -14,7 +14,7 @@ from zlib import crc32
 import numpy as np
 
 from irprune.base.atomic_write import write_text
-from irprune.driver.verify import Broken, verify
+from irprune.driver.verify import InvalidGraph, verify
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.text import to_text
@@ -106,7 +106,7 @@ class Verify(Instrument):
     def _check(self, graph: Graph, when: str, hint: str) -> None:
         try:
             verify(graph, self.deep)
-        except Broken as broken:
+        except InvalidGraph as broken:
             if self.say is not None and broken.excerpt:
                 self.say(broken.excerpt)
             raise CheckFailed(f"the graph is broken {when}: {broken.first}", "", hint) from broken

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from irprune.errors import IrpruneError
 
-__all__ = ["Call", "read_pipeline"]
+__all__ = ["PassCall", "read_pipeline"]
 
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?![\w.*?/-])")
@@ -29,14 +29,14 @@ _CONSTANTS = {
 
 
 @dataclass(frozen=True)
-class Call:
+class PassCall:
     """A pass by name, with the options given to it."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def read_pipeline(text: str) -> list[Call]:
+def read_pipeline(text: str) -> list[PassCall]:
     """The calls that ``text`` consists of. Raises IrpruneError with the place that cannot be
     read."""
     return _Reader(text).pipeline()
@@ -73,13 +73,13 @@ class _Reader:
             self.at = found.end()
         return found
 
-    def pipeline(self) -> list[Call]:
+    def pipeline(self) -> list[PassCall]:
         calls = []
         while True:
             found = self.match(_NAME)
             if found is None:
                 self.fail("the name of a pass")
-            calls.append(Call(found[0], self.mapping() if self.sign("{") else {}))
+            calls.append(PassCall(found[0], self.mapping() if self.sign("{") else {}))
             if not self.sign(","):
                 break
         self._skip()

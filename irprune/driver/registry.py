@@ -17,7 +17,7 @@ from typing import Any
 
 from irprune import passes
 from irprune.driver.passes import Pass, fitted, is_pass, name_of, options_of, type_name, written
-from irprune.driver.read import Call, read_pipeline
+from irprune.driver.read import PassCall, read_pipeline
 from irprune.errors import IrpruneError, gist, users_line
 
 __all__ = ["ENTRY_POINTS", "Registry", "own", "standard"]
@@ -91,7 +91,7 @@ class Registry:
             raise IrpruneError(f"no pass {name!r}", "", f"{hint}`irprune passes` lists them all")
         return self.passes[name]
 
-    def make(self, call: Call) -> Pass:
+    def make(self, call: PassCall) -> Pass:
         """The pass that ``call`` names, with its options. Raises IrpruneError for what does not
         fit."""
         cls = self.get(call.name)
@@ -139,7 +139,7 @@ class Registry:
         IrpruneError for what is no pipeline."""
         return list(self._expanded(read_pipeline(text)))
 
-    def _expanded(self, calls: Iterable[Call]) -> Iterator[Pass]:
+    def _expanded(self, calls: Iterable[PassCall]) -> Iterator[Pass]:
         for call in calls:
             if call.name in self.pipelines and call.name not in self.passes:
                 names = ",".join(self.pipelines[call.name])

@@ -14,13 +14,13 @@ from irprune.ir.size import same
 from irprune.ir.text import excerpt
 from irprune.passes.infer_axes import InferAxes
 
-__all__ = ["Broken", "Fault", "faults", "verify"]
+__all__ = ["InvalidGraph", "Fault", "faults", "verify"]
 
 Fault = tuple[Node | Value | None, str]
 _SHOWN = 5  # faults that an error shows in place
 
 
-class Broken(GraphError):
+class InvalidGraph(GraphError):
     """A graph that is not sound. ``faults`` says what is wrong with which node or value; the text
     shows the lines about them."""
 
@@ -64,7 +64,7 @@ def verify(graph: Graph, deep: bool = False) -> None:
 
         found = list(type_faults(graph))
     if found:
-        raise Broken(graph, found)
+        raise InvalidGraph(graph, found)
 
 
 def faults(graph: Graph) -> list[Fault]:

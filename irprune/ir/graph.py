@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from irprune.ir.axis import Axes, Axis
-    from irprune.ir.kept import Kept
+    from irprune.ir.selection import Selection
     from irprune.ir.source import Source
 
 __all__ = ["Graph", "GraphError", "Node", "Origin", "TensorType", "Value", "Weight"]
@@ -227,7 +227,7 @@ class Graph:
         self.scores: dict[
             Axis, NDArray[np.float64]
         ] = {}  # importance of each index of a free leaf, set by score
-        self.kept: Kept | None = None  # set by choose
+        self.kept: Selection | None = None  # set by choose
         self.skipped: dict[Axis, str] = {}  # free leaves that choose left whole, and why
         self.source: Source | None = None  # what the front end keeps of the model
         self.notes: list[str] = []  # what the capture wants the user told

@@ -9,11 +9,11 @@ from irprune.ir.axis import Axis, factors, find, parts
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.size import Sym, probe_of
 
-__all__ = ["Group", "Member", "Slot", "groups_of", "slots_of"]
+__all__ = ["Group", "Member", "LeafPosition", "groups_of", "leaf_positions"]
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
+class LeafPosition:
     """Where a leaf stands in a dimension: ``offset`` of the first element, ``stride`` between its
     indices, and ``blocks``, the (count, stride) of each axis of ``around``, which it repeats over.
     """
@@ -33,12 +33,12 @@ class Member:
     weight: Weight
     dim: int
     index: int
-    slot: Slot
+    slot: LeafPosition
 
     def __str__(self) -> str:
         return f"{self.weight.name}:{self.dim}" + (f"/{self.index}" if self.index else "")
 
-    def beside(self, outer: Axis) -> tuple[int, Slot] | None:
+    def beside(self, outer: Axis) -> tuple[int, LeafPosition] | None:
         """The other dimension of the weight in which ``outer`` stands, and where; None where it
         stands around this place."""
         if outer in self.slot.around:
@@ -48,7 +48,7 @@ class Member:
             (d, s)
             for d, a in enumerate(axes)
             if d != self.dim
-            for s in slots_of(a)
+            for s in leaf_positions(a)
             if s.leaf is outer
         )
 
@@ -79,25 +79,25 @@ class Group:
         return self.axis.role
 
 
-def slots_of(
+def leaf_positions(
     axis: Axis,
     stride: int = 1,
     offset: int = 0,
     blocks: tuple[tuple[int, int], ...] = (),
     around: tuple[Axis, ...] = (),
-) -> list[Slot]:
+) -> list[LeafPosition]:
     """The leaves of a dimension in order, each with where its indices lie."""
     axis = find(axis)
     many = parts(axis)
     if len(many) > 1:
         out = []
         for p in many:
-            out += slots_of(p, stride, offset, blocks, around)
+            out += leaf_positions(p, stride, offset, blocks, around)
             offset += stride * probe_of(p.size)
         return out
     many = factors(axis)
     if len(many) == 1:
-        return [Slot(axis, offset, stride, blocks, around)]
+        return [LeafPosition(axis, offset, stride, blocks, around)]
     out = []
     inner = stride
     strides = []
@@ -107,7 +107,7 @@ def slots_of(
     strides.reverse()
     for i, f in enumerate(many):
         others = [j for j in range(len(many)) if j != i]
-        out += slots_of(
+        out += leaf_positions(
             f,
             strides[i],
             offset,
@@ -121,11 +121,11 @@ def groups_of(graph: Graph) -> list[Group]:
     """The groups of an analysed graph, in order of first appearance; leaves of size 1 are no
     groups."""
     found: dict[Axis, Group] = {}
-    slots: dict[Axis, list[Slot]] = {}
+    slots: dict[Axis, list[LeafPosition]] = {}
     for weight in graph.weights.values():
         for dim, axis in enumerate(map(find, weight.axes or ())):
             if axis not in slots:
-                slots[axis] = slots_of(axis)
+                slots[axis] = leaf_positions(axis)
             for index, slot in enumerate(slots[axis]):
                 if slot.leaf.size == 1 or isinstance(slot.leaf.size, Sym):
                     continue

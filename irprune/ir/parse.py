@@ -12,7 +12,7 @@ import numpy as np
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Graph, GraphError, Origin, TensorType, Value, Weight
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.ir.size import parse_size
 from irprune.ir.text import NAME, Opaque
 
@@ -156,7 +156,7 @@ class _Parser:
         if self.axes is not None:
             self.graph.axes = self.axes
             if self.choice:
-                self.graph.kept = Kept(
+                self.graph.kept = Selection(
                     self.choice, {a: self._leaf(name) for a, name in self.within.items()}
                 )
         return self.graph

@@ -12,7 +12,7 @@ from typing import Any
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.size import Sym, symbols
 
-__all__ = ["names_in", "needed", "told"]
+__all__ = ["names_in", "backward_slice", "defined_symbols"]
 
 
 def names_in(x: Any) -> Iterator[str]:
@@ -25,7 +25,7 @@ def names_in(x: Any) -> Iterator[str]:
             yield from names_in(v)
 
 
-def told(node: Node) -> Iterator[tuple[str, int, int | None]]:
+def defined_symbols(node: Node) -> Iterator[tuple[str, int, int | None]]:
     """Symbol, position of the result and its dimension (None: the result is the number) for the
     symbols that ``node`` tells."""
     own = node.attrs.get("symbol")
@@ -37,13 +37,13 @@ def told(node: Node) -> Iterator[tuple[str, int, int | None]]:
                 yield s.name, i, d
 
 
-def needed(graph: Graph, targets: Iterable[Value]) -> list[Node]:
+def backward_slice(graph: Graph, targets: Iterable[Value]) -> list[Node]:
     """The nodes that ``targets`` need, in order: those that they are computed from, and those that
     tell the sizes among attributes."""
     given = {name for v in graph.inputs for name in names_in(v.type.shape)}
     teller: dict[str, Node] = {}
     for node in graph.nodes:
-        for name, _, _ in told(node):
+        for name, _, _ in defined_symbols(node):
             if name not in given:
                 teller.setdefault(name, node)
     wanted = {id(v) for v in targets}

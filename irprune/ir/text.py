@@ -37,7 +37,7 @@ import numpy as np
 
 from irprune.ir.axis import LEAF, PRODUCT, Axis, factors, find, leaves, parts
 from irprune.ir.graph import Graph, Node, Value, Weight
-from irprune.ir.kept import Indices, Kept
+from irprune.ir.selection import Indices, Selection
 from irprune.ir.size import Size, Sym, symbols
 
 __all__ = ["Opaque", "to_text"]
@@ -228,7 +228,7 @@ def _is_grouped(text: str) -> bool:
     return False
 
 
-def _choice(kept: Kept, leaf: Axis) -> str:
+def _choice(kept: Selection, leaf: Axis) -> str:
     rows = kept.choice[leaf]
     return " ".join(f"[{_ranges(row)}]" for row in (rows if rows.ndim == 2 else [rows]))
 

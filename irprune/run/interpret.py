@@ -14,18 +14,18 @@ from irprune.ir.dtype import is_float, is_half, is_real
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym, UnboundSymbol
 from irprune.ir.size import evaluate as evaluate_size
-from irprune.ir.symbols import needed, told
+from irprune.ir.symbols import backward_slice, defined_symbols
 from irprune.ops.arrays import as_tensor
 from irprune.ops.call import bind, overload, substitute
 from irprune.ops.dtypes import FROM_TORCH
 from irprune.ops.registry import aten_target, lookup
 
-__all__ = ["Arithmetic", "evaluate", "home", "run_node", "symbols_of"]
+__all__ = ["Arithmetic", "evaluate", "device_of_weights", "run_node", "symbols_of"]
 
 Hook = Callable[[Node, list[Any], Callable[..., Any]], Any]
 
 
-def home(graph: Graph) -> torch.device:
+def device_of_weights(graph: Graph) -> torch.device:
     """The CUDA device that a weight of ``graph`` lies on, else the CPU."""
     for weight in graph.weights.values():
         if isinstance(held := weight.load(), torch.Tensor):
@@ -77,7 +77,7 @@ def run_node(node: Node, operands: list[Any], symbols: dict[str, int], device: t
             *map(fill, call.args), **{k: fill(v) for k, v in call.kwargs.items()}
         )
     results = made if isinstance(made, (list, tuple)) else [made]
-    for name, i, d in told(node):
+    for name, i, d in defined_symbols(node):
         if i < len(results) and (d is None or isinstance(results[i], torch.Tensor)):
             symbols.setdefault(name, int(results[i] if d is None else results[i].shape[d]))
     return made
@@ -195,7 +195,7 @@ def evaluate(
 
 def _schedule(graph: Graph, targets: list[Value]) -> tuple[list[Node], dict[Value, int]]:
     """The nodes that ``targets`` need, in order, and the last place where each value is read."""
-    nodes = needed(graph, targets)
+    nodes = backward_slice(graph, targets)
     last: dict[Value, int] = {}
     for i, node in enumerate(nodes):
         for v in node.inputs:

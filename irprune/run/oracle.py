@@ -13,7 +13,7 @@ import torch
 
 from irprune.ir.axis import Axis, find
 from irprune.ir.graph import Graph, Node, Value
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.ops.registry import lookup
 from irprune.run.interpret import evaluate
 
@@ -23,7 +23,7 @@ __all__ = ["silenced", "silencer"]
 class _Presence:
     """Masks of what is kept, for dimensions of values."""
 
-    def __init__(self, kept: Kept, device: torch.device) -> None:
+    def __init__(self, kept: Selection, device: torch.device) -> None:
         self.kept, self.device = kept, device
         self._masks: dict[Axis, torch.Tensor] = {}
 
@@ -51,7 +51,7 @@ class _Presence:
 
 
 def silencer(
-    kept: Kept, device: torch.device
+    kept: Selection, device: torch.device
 ) -> Callable[[Node, list[Any], Callable[..., Any]], Any]:
     """The hook that runs each node on what is present."""
     present = _Presence(kept, device)
@@ -78,7 +78,7 @@ def silencer(
 
 
 def silenced(
-    graph: Graph, kept: Kept, inputs: Iterable[torch.Tensor], dtype: torch.dtype | None = None
+    graph: Graph, kept: Selection, inputs: Iterable[torch.Tensor], dtype: torch.dtype | None = None
 ) -> list[torch.Tensor]:
     """The outputs of the analysed ``graph`` with everything that ``kept`` drops silenced."""
     tensors = list(inputs)

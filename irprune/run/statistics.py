@@ -19,7 +19,7 @@ import torch
 
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Value, Weight
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.ops.arrays import as_tensor
 from irprune.run.calibration import Calibration
 from irprune.run.interpret import Arithmetic, Hook, symbols_of
@@ -185,7 +185,7 @@ def counterparts(original: Graph) -> dict[str, Node]:
     return {node.outputs[0].name: node for node in original.nodes if node.outputs}
 
 
-def kept_part(tensor: torch.Tensor, value: Value, kept: Kept) -> torch.Tensor:
+def kept_part(tensor: torch.Tensor, value: Value, kept: Selection) -> torch.Tensor:
     """What of the original's ``value`` the pruned model still has."""
     part: torch.Tensor = take(tensor, kept_indices(value, kept))
     return part
@@ -212,7 +212,7 @@ class Pair:
         cut: Graph,
         calibration: Calibration,
         *,
-        kept: Kept | None = None,
+        kept: Selection | None = None,
         memory: int = 1 << 30,
         device: torch.device | None = None,
     ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from irprune.ir.graph import Value
-from irprune.ir.kept import Indices, Kept
+from irprune.ir.selection import Indices, Selection
 from irprune.ops.arrays import is_tensor
 
 __all__ = ["kept_indices", "take"]
@@ -18,7 +18,7 @@ _INTEGERS = {1: "int8", 2: "int16", 4: "int32", 8: "int64"}
 _BLOCK = 1 << 16  # elements
 
 
-def kept_indices(value: Value, kept: Kept) -> list[Indices | None]:
+def kept_indices(value: Value, kept: Selection) -> list[Indices | None]:
     """For each dimension of ``value`` the kept indices in terms of the original, None where all
     are.
 

@@ -20,7 +20,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from irprune.base.atomic_write import replace_folder
-from irprune.emit.onnx.file import blank, write_model
+from irprune.emit.onnx.file import without_arrays, write_model
 
 __all__ = ["KINDS", "Kind", "runs"]
 
@@ -42,7 +42,7 @@ def network(version: int) -> onnx.ModelProto:
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [ROWS])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [ROWS])],
     )
-    graph.initializer.extend(blank(n, TensorProto.FLOAT, (ROWS,)) for n in names)
+    graph.initializer.extend(without_arrays(n, TensorProto.FLOAT, (ROWS,)) for n in names)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 

@@ -22,7 +22,7 @@ from irprune.api.calls import apply_plan, prune
 from irprune.api.declarations import STEP, StepOptions
 from irprune.api.option import documented
 from irprune.api.pruned import Pruned
-from irprune.base.atomic_write import aside, content_name
+from irprune.base.atomic_write import atomic_write, content_name
 from irprune.choice.plan import Plan
 from irprune.driver.pipelines import analyse
 from irprune.errors import IrpruneError
@@ -190,7 +190,7 @@ class _Checkpoint:
         return plans, state
 
     def write(self, plans: list[Plan], state: Mapping[str, torch.Tensor]) -> None:
-        with aside(self.folder / "plans.json", _states) as draft:
+        with atomic_write(self.folder / "plans.json", _states) as draft:
             torch.save(dict(state), draft / "state.pt")
             name = content_name(draft / "state.pt", f"state-{len(plans)}", ".pt")
             held = {

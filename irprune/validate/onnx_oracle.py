@@ -14,14 +14,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from irprune.emit.onnx.file import blank
+from irprune.emit.onnx.file import without_arrays
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.reader import nodes_of
-from irprune.frontend.onnx.source import OnnxSource, Place, onnx_source
+from irprune.frontend.onnx.source import NodePlace, OnnxSource, onnx_source
 from irprune.ir.axis import find
 from irprune.ir.graph import Graph, Node, Value
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.ir.size import Size, Sym, UnboundSymbol, evaluate
 from irprune.ops.onnx.recorder import Recorder, Tensor, Untraced
 from irprune.ops.registry import lookup
@@ -32,7 +32,7 @@ __all__ = ["silenced_model", "silenced_onnx"]
 Array = NDArray[Any]
 
 
-def silenced_onnx(graph: Graph, kept: Kept, inputs: Mapping[str, Array]) -> list[Array]:
+def silenced_onnx(graph: Graph, kept: Selection, inputs: Mapping[str, Array]) -> list[Array]:
     """The outputs of the original model of the analysed ``graph`` with everything that ``kept``
     drops silenced.
 
@@ -43,7 +43,7 @@ def silenced_onnx(graph: Graph, kept: Kept, inputs: Mapping[str, Array]) -> list
 
 
 def silenced_model(
-    graph: Graph, kept: Kept, inputs: Mapping[str, Array]
+    graph: Graph, kept: Selection, inputs: Mapping[str, Array]
 ) -> tuple[onnx.ModelProto, dict[str, Loader]]:
     """The model that ``silenced_onnx`` runs, the original with silencing nodes for inputs of these
     shapes, and the tensors that lie apart from it."""
@@ -58,7 +58,7 @@ def silenced_model(
 
 
 class _Oracle:
-    def __init__(self, source: OnnxSource, kept: Kept, symbols: Mapping[str, int]) -> None:
+    def __init__(self, source: OnnxSource, kept: Selection, symbols: Mapping[str, int]) -> None:
         self.source, self.kept, self.symbols = source, kept, symbols
 
     def build(self, graph: Graph) -> tuple[onnx.ModelProto, dict[str, Loader]]:
@@ -69,9 +69,9 @@ class _Oracle:
         for t in model.graph.initializer:
             if t.data_location == onnx.TensorProto.EXTERNAL:
                 data[t.name] = self.source.files.loader(t)
-                t.CopyFrom(blank(t.name, t.data_type, tuple(t.dims)))
+                t.CopyFrom(without_arrays(t.name, t.data_type, tuple(t.dims)))
         del model.graph.node[:]
-        steps: dict[int, list[tuple[Node, Place]]] = {}
+        steps: dict[int, list[tuple[Node, NodePlace]]] = {}
         for node, place in nodes_of(graph):
             steps.setdefault(place.index, []).append((node, place))
         for index, proto in enumerate(original.graph.node):
@@ -102,9 +102,9 @@ class _Oracle:
         self,
         index: int,
         proto: onnx.NodeProto,
-        steps: Sequence[tuple[Node, Place]],
+        steps: Sequence[tuple[Node, NodePlace]],
         node: Node,
-        place: Place,
+        place: NodePlace,
     ) -> Recorder:
         """``proto`` with what its step ``node`` would read of dropped indices taken out.
 

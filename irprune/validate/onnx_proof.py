@@ -16,7 +16,7 @@ from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.run.error import relative_error
 from irprune.run.inputs import random_inputs
 from irprune.run.session import PRECISE
@@ -116,7 +116,7 @@ def _saturation(
     goes out."""
     if not products_saturate():
         return []
-    whole, apart = silenced_model(graph, Kept({}), inputs)
+    whole, apart = silenced_model(graph, Selection({}), inputs)
     if any(v.dtype in ("f16", "bf16") for v in graph.values()):
         apart = widen(whole, apart)
     before, after = (
@@ -139,7 +139,7 @@ def _saturation(
 def _changed_by_optimiser(graph: Graph, inputs: Mapping[str, Array]) -> float:
     """By how much onnxruntime's optimiser changes the outputs of the model that came in; halves are
     computed in float32."""
-    model, data = silenced_model(graph, Kept({}), inputs)
+    model, data = silenced_model(graph, Selection({}), inputs)
     if any(is_half(v.dtype) for v in graph.values()):
         data = widen(model, data)
     return relative_error(

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from irprune.frontend.onnx.source import onnx_source
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.ops.onnx.fold import is_constant, is_filled
 from irprune.validate.random_weights import seeds, with_random_numbers
 
@@ -51,7 +51,7 @@ def shaken_model(graph: Graph, seed: int = 0) -> onnx.ModelProto:
     return model
 
 
-def same_choice(graph: Graph, twin: Graph) -> Kept | None:
+def same_choice(graph: Graph, twin: Graph) -> Selection | None:
     """What is kept of ``graph`` as a choice of ``twin``, which has the same structure; None where
     the groups are others."""
     assert graph.kept is not None
@@ -60,6 +60,6 @@ def same_choice(graph: Graph, twin: Graph) -> Kept | None:
         return None
     at = {g.axis: other.axis for g, other in zip(ours, theirs, strict=True)}
     kept = graph.kept
-    return Kept(
+    return Selection(
         {at[a]: k for a, k in kept.choice.items()}, {at[a]: at[h] for a, h in kept.within.items()}
     )

@@ -29,7 +29,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Graph, TensorType, Weight
 from irprune.ir.group import groups_of
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.ir.size import probe_of
 from irprune.passes.score import Score
 from irprune.run.calibration import Calibration
@@ -271,7 +271,7 @@ def test_groups_and_what_is_within_them_may_both_be_cut() -> None:
             x: np.sort(np.stack([rng.permutation(probe_of(x.size))[:2] for _ in range(GROUPS)]))
             for x in blocks
         }
-        graph.kept = Kept({**rows, **{h: [0, 2] for h in blocks.values()}}, blocks)
+        graph.kept = Selection({**rows, **{h: [0, 2] for h in blocks.values()}}, blocks)
         with torch.no_grad():
             small = emit_module(api.cut_graph(graph))(IMAGE.double())
         assert relative_error([small], silenced(graph, graph.kept, [IMAGE.double()])) < 1e-12
@@ -473,7 +473,7 @@ def test_a_weight_is_cut_block_by_block(data: st.DataObject) -> None:
     def some(rows: int, size: int, count: int) -> np.ndarray[Any, Any]:
         return np.sort(np.stack([rng.permutation(size)[:count] for _ in range(rows)]))
 
-    kept = Kept(
+    kept = Selection(
         {g: some(1, 3, 2)[0], o: some(3, 2, 1), i: some(3, 4, 2), j: some(4, 5, 3)},
         {o: g, i: g, j: i},
     )
@@ -595,7 +595,7 @@ def test_repairs_know_who_is_left_in_each_group(method: str) -> None:
                     p[INNER * g + gone] = p[INNER * g + kept] * 2
     graph = api.analyse(api.capture(model, (IMAGE,)))
     inputs = named(graph, "grouped.weight:1")
-    graph.kept = Kept({inputs: rows}, blocks_of(graph))
+    graph.kept = Selection({inputs: rows}, blocks_of(graph))
     cut = api.cut_graph(graph)
     fresh = Calibration(torch.randn(16, 3, 8, 8), graph)
     assert output_error(graph, cut, fresh) > 0.1

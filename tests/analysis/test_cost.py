@@ -22,7 +22,7 @@ from irprune.emit.torch.module import emit_module
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.passes.choose import Choose
 from irprune.passes.infer_axes import InferAxes
 from irprune.passes.score import Score
@@ -93,7 +93,7 @@ def test_predicted_is_what_the_cut_graph_costs(name: str, options: dict[str, Any
     graph = scored(name)[3]
     Choose(**options).run(graph)
     predicted = cost(graph)
-    assert predicted != cost(graph, Kept({}))
+    assert predicted != cost(graph, Selection({}))
     cut = api.cut_graph(graph)
     InferAxes().run(cut)
     assert cost(cut) == predicted
@@ -303,7 +303,7 @@ def test_steps_and_caps_hold_under_a_budget() -> None:
     assert graph.kept is not None
     sizes = [int(graph.kept.size(g.axis)) for g in groups_of(graph) if not g.frozen]  # type: ignore[arg-type]
     assert all(n % 8 == 0 and n >= 26 for n in sizes)
-    assert 0.3 < cost(graph).macs / cost(graph, Kept({})).macs <= 0.4
+    assert 0.3 < cost(graph).macs / cost(graph, Selection({})).macs <= 0.4
 
 
 def test_groups_with_a_ratio_of_their_own_are_left_to_it() -> None:
@@ -313,7 +313,7 @@ def test_groups_with_a_ratio_of_their_own_are_left_to_it() -> None:
     Choose(budget={"macs": 0.6}, ratios={"0.weight:0": 0.25}).run(graph)
     assert graph.kept is not None
     assert next(graph.kept.size(g.axis) for g in groups_of(graph) if not g.frozen) == 48
-    assert 0.6 * cost(graph, Kept({})).macs - cost(graph).macs > 2 + 8
+    assert 0.6 * cost(graph, Selection({})).macs - cost(graph).macs > 2 + 8
 
 
 def test_a_budget_out_of_reach_says_what_holds_it_up() -> None:
@@ -321,7 +321,7 @@ def test_a_budget_out_of_reach_says_what_holds_it_up() -> None:
     with pytest.raises(IrpruneError) as refused:
         Choose(budget={"params": 0.01}, keep=("2",)).run(graph)
     text = str(refused.value)
-    smallest = cost(graph, Kept({})).params
+    smallest = cost(graph, Selection({})).params
     assert (
         f"the smallest reachable is {smallest:,}" in text
         and "what holds it up: 2.weight 4,096" in text

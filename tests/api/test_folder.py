@@ -16,7 +16,7 @@ from torch import nn
 
 import irprune
 import models
-from irprune.base.atomic_write import aside, replace_folder
+from irprune.base.atomic_write import atomic_write, replace_folder
 from irprune.emit.torch.saved import from_folder
 from irprune.errors import IrpruneError
 from irprune.run.error import relative_error
@@ -142,5 +142,8 @@ def test_a_foreign_folder_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(IrpruneError, match="cannot write"), aside(tmp_path / "file" / "x.onnx"):
+    with (
+        pytest.raises(IrpruneError, match="cannot write"),
+        atomic_write(tmp_path / "file" / "x.onnx"),
+    ):
         pass

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import irprune
 from irprune.base import atomic_write
-from irprune.base.atomic_write import aside, replace_folder, write_text
+from irprune.base.atomic_write import atomic_write, replace_folder, write_text
 from irprune.emit.onnx import file as onnx_file
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import locations
@@ -65,8 +65,8 @@ def test_without_an_exchange_a_killed_writer_is_made_good(
 
 def test_a_draft_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "out.txt"
-    with aside(path) as first:
-        with aside(path) as second:
+    with atomic_write(path) as first:
+        with atomic_write(path) as second:
             assert first.exists()
             (second / path.name).write_text("second")
         (first / path.name).write_text("first")

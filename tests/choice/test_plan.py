@@ -23,7 +23,7 @@ from irprune.choice.replay import _fits, choose_by_plan, replay
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, TensorType, Weight
 from irprune.ir.group import groups_of
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
 from irprune.run.take import kept_indices
@@ -62,11 +62,11 @@ def planned(**options: Any) -> Plan:
     return Plan.from_graph(chosen(analysed(Net(), IMAGE), **options))
 
 
-def by_name(graph: Graph, kept: Kept) -> dict[str, list[int]]:
+def by_name(graph: Graph, kept: Selection) -> dict[str, list[int]]:
     return {g.name: kept.choice[g.axis].tolist() for g in groups_of(graph) if g.axis in kept.choice}
 
 
-def cuts(graph: Graph, kept: Kept) -> dict[str, list[list[int] | None]]:
+def cuts(graph: Graph, kept: Selection) -> dict[str, list[list[int] | None]]:
     """Kept indices of every weight that is cut."""
     made = {
         w.name: [None if i is None else i.tolist() for i in kept_indices(w, kept)]
@@ -312,7 +312,7 @@ def test_a_model_that_couples_otherwise() -> None:
 
     graph = chosen(analysed(Net(), IMAGE))
     hidden = next(g.axis for g in groups_of(graph) if g.name == "fc1.weight:0")
-    graph.kept = Kept({hidden: [0, 1, 2, 3, 8]})
+    graph.kept = Selection({hidden: [0, 1, 2, 3, 8]})
     text = refusal(Plan.from_graph(graph), Tied(), IMAGE)
     assert "does not fit" in text and "coupled" in text
 
@@ -332,13 +332,13 @@ def test_channels_that_a_norm_would_split_unevenly() -> None:
 
     graph = chosen(analysed(Normed(False), IMAGE))
     channels = next(g.axis for g in groups_of(graph) if g.name == "conv1.weight:0")
-    graph.kept = Kept({channels: [0, 1, 2, 4, 8, 9]})
+    graph.kept = Selection({channels: [0, 1, 2, 4, 8, 9]})
     text = refusal(Plan.from_graph(graph), Normed(True), IMAGE)
     assert (
         "weight 'conv1.weight': expected 6 of 12 kept in dimension 0, found channels coupled in another way"
         in text
     )
-    graph.kept = Kept({channels: [0, 1, 5, 6, 8, 11]})
+    graph.kept = Selection({channels: [0, 1, 5, 6, 8, 11]})
     even = analysed(Normed(True), IMAGE)
     assert cuts(even, replay(Plan.from_graph(graph), even)) == cuts(graph, graph.kept)
 

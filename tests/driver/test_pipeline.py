@@ -28,7 +28,7 @@ from irprune.driver.passes import (
     type_name,
     written,
 )
-from irprune.driver.read import Call, read_pipeline
+from irprune.driver.read import PassCall, read_pipeline
 from irprune.driver.registry import Registry, standard
 from irprune.driver.run import run
 from irprune.errors import CheckFailed, IrpruneError
@@ -71,27 +71,30 @@ def net(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("text", "calls"),
     [
-        ("infer-axes", [Call("infer-axes")]),
-        (" a , b{} ,c ", [Call("a"), Call("b"), Call("c")]),
-        ("choose{ratio=0.3, scope=global}", [Call("choose", {"ratio": 0.3, "scope": "global"})]),
-        ("p{a=1 b=-2 c=1e-3,d=.5}", [Call("p", {"a": 1, "b": -2, "c": 0.001, "d": 0.5})]),
+        ("infer-axes", [PassCall("infer-axes")]),
+        (" a , b{} ,c ", [PassCall("a"), PassCall("b"), PassCall("c")]),
+        (
+            "choose{ratio=0.3, scope=global}",
+            [PassCall("choose", {"ratio": 0.3, "scope": "global"})],
+        ),
+        ("p{a=1 b=-2 c=1e-3,d=.5}", [PassCall("p", {"a": 1, "b": -2, "c": 0.001, "d": 0.5})]),
         (
             "p{deep, on=true off=False nil=none}",
-            [Call("p", {"deep": True, "on": True, "off": False, "nil": None})],
+            [PassCall("p", {"deep": True, "on": True, "off": False, "nil": None})],
         ),
         (
             "p{keep=[\"head*\", layers.0.*, 'a b'], names=[]}",
-            [Call("p", {"keep": ["head*", "layers.0.*", "a b"], "names": []})],
+            [PassCall("p", {"keep": ["head*", "layers.0.*", "a b"], "names": []})],
         ),
         (
             "p{budget={macs=0.5, params=9}, ratios={'a.*'=0.3}}",
-            [Call("p", {"budget": {"macs": 0.5, "params": 9}, "ratios": {"a.*": 0.3}})],
+            [PassCall("p", {"budget": {"macs": 0.5, "params": 9}, "ratios": {"a.*": 0.3}})],
         ),
-        (r'p{s="say \"no\""}', [Call("p", {"s": 'say "no"'})]),
-        ("p{size=3x3}", [Call("p", {"size": "3x3"})]),
+        (r'p{s="say \"no\""}', [PassCall("p", {"s": 'say "no"'})]),
+        ("p{size=3x3}", [PassCall("p", {"size": "3x3"})]),
     ],
 )
-def test_pipelines_are_read(text: str, calls: list[Call]) -> None:
+def test_pipelines_are_read(text: str, calls: list[PassCall]) -> None:
     assert read_pipeline(text) == calls
 
 

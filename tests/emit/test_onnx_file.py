@@ -20,7 +20,7 @@ from irprune.emit.onnx.emitter import emit_onnx, write_onnx
 from irprune.frontend.onnx.file import locations
 from irprune.frontend.onnx.reader import capture_onnx
 from irprune.ir.group import groups_of
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.passes.slice import Slice
 from irprune.run.error import relative_error
 from irprune.run.inputs import random_inputs
@@ -489,7 +489,7 @@ def test_own_choice_is_kept_as_it_is() -> None:
     model = decorated()
     graph = analysed_file(model)
     group = next(g for g in groups_of(graph) if not g.frozen)
-    graph.kept = Kept({group.axis: [1, 4, 6]})
+    graph.kept = Selection({group.axis: [1, 4, 6]})
     small = graph.copy()
     Slice().run(small)
     emitted = emit_onnx(small)

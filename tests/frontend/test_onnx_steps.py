@@ -10,7 +10,7 @@ from onnx_models import info, model_of, node, proven, shapes, tensor
 from irprune.analysis.layers import layers
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.reader import capture_onnx
-from irprune.frontend.onnx.source import Place
+from irprune.frontend.onnx.source import NodePlace
 
 SAME = {"pads": [0, 0, 1, 1], "strides": [2, 2], "kernel_shape": [3, 3]}
 
@@ -58,7 +58,7 @@ def test_steps_know_their_place() -> None:
     steps = [n for n in capture_onnx(MODELS["unequal pads"]).nodes if n.origin.scope == "first"]
     places = [n.origin.raw for n in steps]
     assert [n.op for n in steps] == ["pad", "conv"]
-    assert all(isinstance(p, Place) and p.index == 0 and p.steps == 2 for p in places)
+    assert all(isinstance(p, NodePlace) and p.index == 0 and p.steps == 2 for p in places)
     assert [p.operands for p in places] == [(0,), (None, 1, 2)]
 
 

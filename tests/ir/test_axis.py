@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from irprune.ir.axis import Axes, Axis, factors, find, leaves, parts
-from irprune.ir.group import slots_of
-from irprune.ir.kept import Kept
+from irprune.ir.group import leaf_positions
+from irprune.ir.selection import Selection
 from irprune.ir.size import Sym, probe_of, symbol
 
 Array = NDArray[np.int64]
 Compute = Callable[[list[Array]], list[Array]]
-Again = Callable[[list[Array], Kept], list[Array]]
+Again = Callable[[list[Array], Selection], list[Array]]
 FAST = settings(max_examples=300, deadline=None, derandomize=True)
 
 
@@ -233,7 +233,7 @@ class Program:
             )
         )
 
-    def check(self, kept: Kept) -> None:
+    def check(self, kept: Selection) -> None:
         pool: list[Array] = []
         for step in self.steps:
             pool += step.again([pool[k] for k in step.reads], kept)
@@ -244,7 +244,7 @@ class Program:
             )
 
 
-def cut_to(array: Array, dims: tuple[Axis, ...], kept: Kept) -> Array:
+def cut_to(array: Array, dims: tuple[Axis, ...], kept: Selection) -> Array:
     for d, a in enumerate(dims):
         array = array.take(kept.kept(a), axis=d)
     return array
@@ -277,7 +277,7 @@ def test_slicing_commutes_with_every_program(data: st.DataObject) -> None:
         kept = sorted(data.draw(st.sets(st.integers(0, probe_of(x.size) - 1), min_size=1)))
         choice[x] = kept
     event("free leaves", "some" if choice else "none")
-    made.check(Kept(choice))
+    made.check(Selection(choice))
 
 
 # -- nothing is tied that need not be --------------------------------------------------------------
@@ -342,7 +342,9 @@ def test_one_dimensional_coupling_is_exactly_that_of_single_indices(data: st.Dat
     ours: dict[tuple[Axis, int], int] = {}
     theirs: dict[int, tuple[Axis, int] | None] = {}
     for a, own in pool:
-        places = [(slot.leaf, i) for slot in slots_of(a) for i in range(probe_of(slot.leaf.size))]
+        places = [
+            (slot.leaf, i) for slot in leaf_positions(a) for i in range(probe_of(slot.leaf.size))
+        ]
         for place, index in zip(places, own, strict=True):
             orbit = orbits.root(index)
             whole = place[0].size == 1 or str(place[0].reason) == "cut down to single indices"
@@ -418,7 +420,7 @@ def test_a_gate_and_a_value_in_one_projection_share_a_leaf() -> None:
     gate, value = axes.cut(fused, [32, 32])
     axes.unify(gate, value)
     assert parts(fused) == [find(gate)] * 2
-    assert Kept({gate: [1, 30]}).kept(fused).tolist() == [1, 30, 33, 62]
+    assert Selection({gate: [1, 30]}).kept(fused).tolist() == [1, 30, 33, 62]
 
 
 def test_fused_qkv_in_both_groupings() -> None:
@@ -441,7 +443,7 @@ def test_a_product_joined_to_a_sum_is_cut_along_its_outermost_factor() -> None:
     assert axes.unify(total, axes.product([heads, dim]))
     assert [p.size for p in parts(heads)] == [2, 4]
     assert free_sizes(total) == [2, 4, 3]
-    kept = Kept({parts(heads)[1]: [0, 3], dim: [1]})
+    kept = Selection({parts(heads)[1]: [0, 3], dim: [1]})
     assert kept.kept(total).tolist() == [1, 4, 7, 16]
 
 

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from irprune.driver.verify import Broken, faults, verify
+from irprune.driver.verify import InvalidGraph, faults, verify
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Graph, GraphError, TensorType, Value, Weight
-from irprune.ir.kept import Kept
 from irprune.ir.parse import from_text
+from irprune.ir.selection import Selection
 from irprune.passes.infer_axes import InferAxes
 
 NET = """\
@@ -201,7 +201,7 @@ def test_a_planted_fault_is_found_where_it_is(
     assert text == says
     name = place if place is None else place.name if isinstance(place, Value) else place.out.name
     assert name == about
-    with pytest.raises(Broken):
+    with pytest.raises(InvalidGraph):
         verify(graph)
 
 
@@ -209,7 +209,7 @@ def test_the_error_shows_the_lines_with_the_message_in_place() -> None:
     graph = net()
     past_the_back(graph)
     graph.nodes[0].origin.source = "/home/me/net.py:7"
-    with pytest.raises(Broken) as caught:
+    with pytest.raises(InvalidGraph) as caught:
         verify(graph)
     assert caught.value.first == "%h: 1 uses are recorded, 2 found"
     assert (
@@ -233,11 +233,11 @@ def test_the_error_shows_the_lines_with_the_message_in_place() -> None:
 
 def test_axes_and_choice_are_held_against_types() -> None:
     graph = net()
-    graph.kept = Kept({})
+    graph.kept = Selection({})
     assert faults(graph)[0][1] == "there is a choice or a score, but no axes"
     InferAxes().run(graph)
     width = graph.weights["up"].axes[0]  # type: ignore[index]
-    graph.kept = Kept({width: [0, 1]})
+    graph.kept = Selection({width: [0, 1]})
     assert faults(graph) == []
     graph.weights["up"].axes = (width,)
     assert faults(graph)[0][1] == "1 axes for 2 dimensions"
@@ -250,12 +250,12 @@ def test_a_choice_on_what_may_not_change_is_a_fault() -> None:
     graph = net()
     InferAxes().run(graph)
     classes = graph.weights["down"].axes[0]  # type: ignore[index]
-    graph.kept = Kept({classes: [0, 1]})
+    graph.kept = Selection({classes: [0, 1]})
     assert (
         faults(graph)[0][1]
         == "something is dropped of an axis that may not change: graph output 'y'"
     )
-    graph.kept = Kept({Axes().leaf(4): [0]})
+    graph.kept = Selection({Axes().leaf(4): [0]})
     assert "which is no axis of this graph" in faults(graph)[0][1]
 
 
@@ -263,12 +263,12 @@ def test_the_deep_check_asks_torch() -> None:
     graph = net()
     graph.nodes[1].out.type = TensorType("f16", (2, 8))
     verify(graph)
-    with pytest.raises(Broken, match=r"%r: the type is f16\[2, 8\], torch gives f32\[2, 8\]"):
+    with pytest.raises(InvalidGraph, match=r"%r: the type is f16\[2, 8\], torch gives f32\[2, 8\]"):
         verify(graph, deep=True)
     graph = from_text(
         "graph g {\n  %x: f32[n, 6] = input\n\n  %y: f32[n, 7] = relu(%x)\n  return %y\n}"
     )
-    with pytest.raises(Broken, match=r"the type is f32\[n, 7\], torch gives f32\[\d+, 6\]"):
+    with pytest.raises(InvalidGraph, match=r"the type is f32\[n, 7\], torch gives f32\[\d+, 6\]"):
         verify(graph, deep=True)
     graph = from_text(
         "graph g {\n  %x: f32[2, 3] = input\n\n  %y: f32[4, 2] = conv(%x, %x) {groups=1}\n  return %y\n}"
@@ -277,5 +277,5 @@ def test_the_deep_check_asks_torch() -> None:
     graph.nodes[0].origin.target = "aten.mm.default"
     graph.nodes[0].origin.layout = (("self", 0), ("mat2", 1))
     graph.nodes[0].op = "matmul_like"
-    with pytest.raises(Broken, match="torch refuses it"):
+    with pytest.raises(InvalidGraph, match="torch refuses it"):
         verify(graph, deep=True)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from irprune.ir.axis import Axes, Axis, factors, find, leaves, parts
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.ir.size import symbol
 
 FAST = settings(max_examples=200, deadline=None, derandomize=True)
@@ -57,7 +57,7 @@ def test_indices_and_size_of_nested_axes(data: st.DataObject) -> None:
         if data.draw(st.booleans()):
             some = data.draw(st.sets(st.integers(0, int(leaf.size) - 1), min_size=1))  # type: ignore[arg-type]
             choice[leaf] = sorted(some)
-    kept = Kept(choice)
+    kept = Selection(choice)
     expected = [
         i
         for i, r in enumerate(readings(a))
@@ -105,7 +105,7 @@ def test_choice_per_block(data: st.DataObject) -> None:
         sorted(data.draw(st.permutations(range(int(d.size))))[:count]) for _ in range(int(h.size))
     ]  # type: ignore[arg-type]
     heads = sorted(data.draw(st.sets(st.integers(0, int(h.size) - 1), min_size=1)))  # type: ignore[arg-type]
-    kept = Kept({d: np.asarray(rows), h: heads}, {d: h})
+    kept = Selection({d: np.asarray(rows), h: heads}, {d: h})
     expected = [
         i for i, x in enumerate(readings(a)) if x[h] in heads and (d not in x or x[d] in rows[x[h]])
     ]
@@ -116,7 +116,7 @@ def test_choice_per_block(data: st.DataObject) -> None:
 def test_who_is_present_depends_on_the_outer_axis() -> None:
     axes = Axes()
     h, d, e = axes.leaf(2), axes.leaf(3), axes.leaf(2)
-    kept = Kept({d: np.asarray([[0, 2], [1, 2]])}, {d: h})
+    kept = Selection({d: np.asarray([[0, 2], [1, 2]])}, {d: h})
     table = kept.table(axes.sum((e, d)))
     assert table.outer == (h,)
     assert table.mask.tolist() == [[True, True, True, False, True], [True, True, False, True, True]]
@@ -127,13 +127,13 @@ def test_who_is_present_depends_on_the_outer_axis() -> None:
 def test_an_axis_that_multiplies_itself() -> None:
     axes = Axes()
     a = axes.leaf(3)
-    assert Kept({a: [0, 2]}).kept(axes.product((a, a))).tolist() == [0, 2, 6, 8]
+    assert Selection({a: [0, 2]}).kept(axes.product((a, a))).tolist() == [0, 2, 6, 8]
 
 
 def test_unchanged_and_dynamic_axes() -> None:
     axes = Axes()
     a, s = axes.leaf(4), axes.leaf(symbol("n"))
-    kept = Kept({a: [0, 1]})
+    kept = Selection({a: [0, 1]})
     assert kept.size(axes.product((s, a))) == symbol("n") * 2
     assert not kept.changes(s)
     assert kept.kept(axes.leaf(3)).tolist() == [0, 1, 2]
@@ -146,11 +146,11 @@ def test_refuses_what_is_no_choice(indices: Any) -> None:
     axes = Axes()
     a = axes.leaf(4)
     with pytest.raises(ValueError, match=r"a\d+:4"):
-        Kept({a: indices})
+        Selection({a: indices})
 
 
 def test_rows_must_match_the_outer_axis() -> None:
     axes = Axes()
     h, d = axes.leaf(3), axes.leaf(4)
     with pytest.raises(ValueError, match="one row for each index"):
-        Kept({d: np.asarray([[0], [1]])}, {d: h})
+        Selection({d: np.asarray([[0], [1]])}, {d: h})

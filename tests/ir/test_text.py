@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axes, factors, find
 from irprune.ir.graph import Graph, Origin, TensorType, Weight
-from irprune.ir.kept import Kept
 from irprune.ir.parse import from_text
+from irprune.ir.selection import Selection
 from irprune.ir.size import symbol
 from irprune.ir.text import Opaque, to_text
 from irprune.passes.infer_axes import InferAxes
@@ -144,7 +144,7 @@ graph Block {
     graph = from_text(text)
     InferAxes().run(graph)
     inner = factors(graph.weights["up"].axes[0])[1]  # type: ignore[index]
-    graph.kept = Kept({inner: [0, 2]})
+    graph.kept = Selection({inner: [0, 2]})
     again = from_text(to_text(graph))
     for one in (graph, again):
         Slice().run(one)

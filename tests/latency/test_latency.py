@@ -20,7 +20,7 @@ import irprune
 import models
 from irprune import api
 from irprune.api import latency_search as search
-from irprune.choice.budget import wanted
+from irprune.choice.budget import read_latency_budget
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
@@ -350,12 +350,12 @@ def test_no_single_exchange_would_be_better_for_the_best_of_all() -> None:
 
 def test_several_budgets_hold_together() -> None:
     from irprune.analysis.cost import cost
-    from irprune.ir.kept import Kept
+    from irprune.ir.selection import Selection
 
     graph = scored(Net())
     Choose(budget={"latency": 0.6, "params": 0.35}, times=table(steps=STAIRS)).run(graph)
     assert left(graph, table(steps=STAIRS)) <= 0.6
-    assert 0.25 < cost(graph).params / cost(graph, Kept({})).params <= 0.35
+    assert 0.25 < cost(graph).params / cost(graph, Selection({})).params <= 0.35
 
 
 def test_caps_and_kept_groups_hold_in_the_knapsack() -> None:
@@ -415,7 +415,7 @@ def test_the_same_budget_gives_the_same_choice() -> None:
     ],
 )
 def test_shares_and_times(given: Any, means: tuple[float, bool]) -> None:
-    assert wanted(given) == pytest.approx(means)
+    assert read_latency_budget(given) == pytest.approx(means)
 
 
 @pytest.mark.parametrize(
@@ -605,7 +605,7 @@ def test_cuts_are_made_in_the_file_that_was_exported_once(
     monkeypatch.setattr(
         from_torch, "export_onnx", lambda *a, **k: exports.append(a) or export(*a, **k)
     )
-    with whole.Whole(graph, "cpu", 1, 0.01) as both:
+    with whole.WholeModel(graph, "cpu", 1, 0.01) as both:
         before, after = both.beside(graph, api.cut_graph)
         found = onnx.load(Path(both.folder.name) / "cut" / "model.onnx")
     assert len(exports) == 1 and before.runs == after.runs

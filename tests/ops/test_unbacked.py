@@ -20,7 +20,7 @@ from irprune.ir.axis import find
 from irprune.ir.graph import Graph, TensorType
 from irprune.ir.parse import from_text
 from irprune.ir.size import symbol
-from irprune.ir.symbols import names_in, needed, told
+from irprune.ir.symbols import backward_slice, defined_symbols, names_in
 from irprune.ir.text import to_text
 from irprune.passes.dead_code import DeadCode
 from irprune.run.interpret import evaluate
@@ -179,9 +179,9 @@ def counting() -> Graph:
 
 def test_what_tells_a_size_is_alive_while_the_size_is_needed() -> None:
     graph = counting()
-    assert [n.op for n in needed(graph, graph.outputs)] == ["item", "full", "sum"]
-    assert list(told(graph.nodes[0])) == [("u0", 0, None)]
-    assert list(told(graph.nodes[1])) == [("u0", 0, 0)]
+    assert [n.op for n in backward_slice(graph, graph.outputs)] == ["item", "full", "sum"]
+    assert list(defined_symbols(graph.nodes[0])) == [("u0", 0, None)]
+    assert list(defined_symbols(graph.nodes[1])) == [("u0", 0, 0)]
     assert not DeadCode().run(graph)
     assert evaluate(graph, [torch.tensor(5)])[0] == 5
     graph.outputs = [graph.inputs[0]]

@@ -21,7 +21,7 @@ from irprune.analysis.layers import layers
 from irprune.api.repair import output_error, repair
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.passes import repairs as repairs_module
 from irprune.passes.repair_batch_norm import RepairBatchNorm
 from irprune.passes.repair_bias import RepairAffine, RepairBias
@@ -50,12 +50,12 @@ def dropped(graph: Graph, groups: dict[str, Sequence[int]]) -> Graph:
     for name, kept in groups.items():
         axis = next(g.axis for g in api.groups(graph) if name in map(str, g.members))
         chosen[axis] = np.asarray(kept)
-    graph.kept = Kept(chosen)
+    graph.kept = Selection(chosen)
     return api.cut_graph(graph)
 
 
 def halved(graph: Graph) -> Graph:
-    graph.kept = Kept({g.axis: range(0, g.size, 2) for g in api.groups(graph) if not g.frozen})
+    graph.kept = Selection({g.axis: range(0, g.size, 2) for g in api.groups(graph) if not g.frozen})
     return api.cut_graph(graph)
 
 
@@ -312,7 +312,7 @@ def test_a_weight_used_twice_is_left_with_a_note() -> None:
     x = torch.randn(32, 6)
     graph = captured(Twice().eval(), x[:2])
     cut = graph.copy()
-    graph.kept = Kept({})
+    graph.kept = Selection({})
     before = load_as(cut.weights["shared.weight"])
     result = RepairLeastSquares(graph, Calibration(x, graph)).run(cut)
     assert any("shared.weight: used more than once" in n for n in result.notes)
@@ -408,7 +408,7 @@ def test_a_repair_that_does_not_help_is_taken_back() -> None:
     """Statistics of nothing but one constant input are worse than those that were there."""
     graph = captured(trained_statistics(), inputs(2))
     cut = graph.copy()
-    graph.kept = Kept({})
+    graph.kept = Selection({})
     before = weights_of(cut)
     done = repair(graph, cut, torch.ones(4, 2, 6, 6) * 5, "batch_norm")
     assert done.methods == () and any("taken back" in n for n in done.notes)

@@ -19,7 +19,7 @@ import irprune
 from irprune.emit.onnx.emitter import Emitter
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.run.error import relative_error
 from irprune.run.inputs import random_inputs
 from irprune.validate import onnx_proof, saturation
@@ -211,10 +211,12 @@ def test_a_cut_is_proven_here(how: str, tmp_path: Path) -> None:
 
 
 def other_channels(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(graph: Graph, kept: Kept, inputs: Mapping[str, Array]) -> object:
+    def wrong(graph: Graph, kept: Selection, inputs: Mapping[str, Array]) -> object:
         return silenced_model(
             graph,
-            Kept({a: np.setdiff1d(np.arange(a.size), index) for a, index in kept.choice.items()}),
+            Selection(
+                {a: np.setdiff1d(np.arange(a.size), index) for a, index in kept.choice.items()}
+            ),
             inputs,
         )
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import irprune
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
-from irprune.ir.kept import Kept
+from irprune.ir.selection import Selection
 from irprune.validate import onnx_proof
 
 HALVES = {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -92,10 +92,12 @@ def test_a_wrong_cut_of_halves_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other channels than those that were chosen."""
     silenced = onnx_proof.silenced_model
 
-    def other(graph: Graph, kept: Kept, inputs: dict[str, np.ndarray]) -> object:
+    def other(graph: Graph, kept: Selection, inputs: dict[str, np.ndarray]) -> object:
         return silenced(
             graph,
-            Kept({a: np.setdiff1d(np.arange(a.size), index) for a, index in kept.choice.items()}),
+            Selection(
+                {a: np.setdiff1d(np.arange(a.size), index) for a, index in kept.choice.items()}
+            ),
             inputs,
         )
 
@@ -160,10 +162,12 @@ def test_a_wrong_cut_of_constant_weights_is_seen(monkeypatch: pytest.MonkeyPatch
     """The weights alone do not show it: the random ones do."""
     silenced = onnx_proof.silenced_model
 
-    def other(graph: Graph, kept: Kept, inputs: dict[str, np.ndarray]) -> object:
+    def other(graph: Graph, kept: Selection, inputs: dict[str, np.ndarray]) -> object:
         return silenced(
             graph,
-            Kept({a: np.setdiff1d(np.arange(a.size), index) for a, index in kept.choice.items()}),
+            Selection(
+                {a: np.setdiff1d(np.arange(a.size), index) for a, index in kept.choice.items()}
+            ),
             inputs,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from irprune.emit.bridge.onnx_module import module_from_onnx, trained
+from irprune.emit.bridge.onnx_module import module_from_onnx, with_trained_weights
 from irprune.emit.onnx.emitter import write_onnx
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
@@ -29,7 +29,7 @@ class OnnxBackend:
         """The file that came in, cut, with what ``module`` holds where that was trained."""
         if module is None:
             return write_onnx(cut, path)
-        return write_onnx(trained(cut, module), path)
+        return write_onnx(with_trained_weights(cut, module), path)
 
     def save(self, graph: Graph, cut: Graph, module: nn.Module, folder: Path) -> list[str]:
         """Nothing: a file gives no example call to export a program with."""

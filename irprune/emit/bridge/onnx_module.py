@@ -25,7 +25,7 @@ from irprune.ops.traits import Role
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["layered", "module_from_onnx", "trained"]
+__all__ = ["with_layers", "module_from_onnx", "with_trained_weights"]
 
 _NUMBERED = re.compile(r"val_(\d+)")
 _BUFFERS = ("running_mean", "running_var")
@@ -40,10 +40,10 @@ def module_from_onnx(graph: Graph) -> nn.Module:
     """
     from irprune.emit.torch.module import emit_module
 
-    return emit_module(layered(graph))
+    return emit_module(with_layers(graph))
 
 
-def layered(graph: Graph) -> Graph:
+def with_layers(graph: Graph) -> Graph:
     """A copy of ``graph`` in which stored matrices, tables and parameters stand as torch's layers
     have them. Axes are not kept."""
     twin = graph.copy()
@@ -65,7 +65,7 @@ def layered(graph: Graph) -> Graph:
     return twin
 
 
-def trained(graph: Graph, module: nn.Module) -> Graph:
+def with_trained_weights(graph: Graph, module: nn.Module) -> Graph:
     """A copy of ``graph`` with what ``module``, made of it by ``module_from_onnx``, holds now, as
     the file stores it.
 
@@ -83,7 +83,7 @@ def trained(graph: Graph, module: nn.Module) -> Graph:
         **dict(module.named_buffers(remove_duplicate=False)),
     }
     stored: dict[str, Any] = {}
-    for name, w in layered(places).weights.items():
+    for name, w in with_layers(places).weights.items():
         if (
             name not in held
             or not held[name].numel()

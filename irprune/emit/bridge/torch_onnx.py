@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils import _pytree as pytree
 
-from irprune.base.atomic_write import aside, content_name
+from irprune.base.atomic_write import atomic_write, content_name
 from irprune.base.quiet import quiet
 from irprune.emit.torch.signature import paths
 from irprune.errors import IrpruneError
@@ -37,7 +37,7 @@ def export_onnx(
     torch's exporter refuses."""
     path = Path(path)
     size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-    with aside(path, data_beside) as draft, quiet():
+    with atomic_write(path, data_beside) as draft, quiet():
         target = draft / path.name
         try:
             program = exportable(

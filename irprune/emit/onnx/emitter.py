@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from irprune.emit.onnx.edit import NodeEdit, SizeNodes, tensor_of
-from irprune.emit.onnx.file import blank, filled, write_model
+from irprune.emit.onnx.file import with_arrays, without_arrays, write_model
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
-from irprune.frontend.onnx.functions import Call, closed, still_called
+from irprune.frontend.onnx.functions import FunctionCall, restore_calls, still_called
 from irprune.frontend.onnx.order import captured, reads, target_of
 from irprune.frontend.onnx.proto import attributes
 from irprune.frontend.onnx.reader import nodes_of
-from irprune.frontend.onnx.source import Place, onnx_source
+from irprune.frontend.onnx.source import NodePlace, onnx_source
 from irprune.ir.dtype import TO_ONNX, is_integer
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ir.size import Sym, same
@@ -44,7 +44,7 @@ def emit_onnx(graph: Graph) -> onnx.ModelProto:
     """The model of a graph that was captured from ONNX, after passes changed it. Raises
     IrpruneError for what the file cannot say."""
     emitter = Emitter(graph)
-    return filled(emitter.emit(), emitter.data)
+    return with_arrays(emitter.emit(), emitter.data)
 
 
 def write_onnx(graph: Graph, path: str | Path) -> Path:
@@ -120,7 +120,7 @@ class Emitter:
 
     def emit(self) -> onnx.ModelProto:
         uses: dict[str, _Uses] = {}
-        placed: dict[int, list[tuple[Node, Place]]] = {}
+        placed: dict[int, list[tuple[Node, NodePlace]]] = {}
         for node, place in nodes_of(self.graph):
             placed.setdefault(place.index, []).append((node, place))
         for index, steps in placed.items():
@@ -132,7 +132,7 @@ class Emitter:
         self._shapes_of_lost(placed)
         return self._assemble(placed)
 
-    def _rewire(self, index: int, node: Node, place: Place, uses: dict[str, _Uses]) -> None:
+    def _rewire(self, index: int, node: Node, place: NodePlace, uses: dict[str, _Uses]) -> None:
         """Let each input of the file's node read what the graph's node reads; weights are noted for
         later."""
         for value, slot in zip(node.inputs, place.operands, strict=False):
@@ -191,7 +191,7 @@ class Emitter:
         if name in self.source.types:
             self.types[name] = TensorType(self.source.types[name].dtype, shape)
         if name in self.tensors:
-            self.replaced[name] = blank(
+            self.replaced[name] = without_arrays(
                 name, self.tensors[name].data_type, shape, self.tensors[name]
             )
             self.data[name] = load
@@ -235,7 +235,7 @@ class Emitter:
     def _add(self, hint: str, weight: Weight) -> str:
         """A new initializer that holds what ``weight`` holds."""
         name = self.fresh(hint)
-        self.added[name] = blank(name, TO_ONNX[weight.dtype], _shape(weight))
+        self.added[name] = without_arrays(name, TO_ONNX[weight.dtype], _shape(weight))
         self.data[name] = _numpy_loader(weight)
         return name
 
@@ -291,7 +291,7 @@ class Emitter:
 
     # -- nodes -------------------------------------------------------------------------------------
 
-    def _write(self, index: int, steps: list[tuple[Node, Place]]) -> None:
+    def _write(self, index: int, steps: list[tuple[Node, NodePlace]]) -> None:
         """Put changed attributes and shape constants back into the file's node."""
         node = self.nodes[index]
         covered = {slot for _, place in steps for slot in place.operands}
@@ -385,7 +385,7 @@ class Emitter:
 
     # -- putting it together -----------------------------------------------------------------------
 
-    def _assemble(self, placed: dict[int, list[tuple[Node, Place]]]) -> onnx.ModelProto:
+    def _assemble(self, placed: dict[int, list[tuple[Node, NodePlace]]]) -> onnx.ModelProto:
         calls = self.source.calls
         old = calls.given if calls is not None else self.original
         out = onnx.ModelProto()
@@ -394,7 +394,9 @@ class Emitter:
         self._keep_output_names()
         alive = self._alive(placed)
         untouched = partial(self._untouched, alive)
-        for part in closed(calls.parts, untouched) if calls is not None else range(len(self.nodes)):
+        for part in (
+            restore_calls(calls.parts, untouched) if calls is not None else range(len(self.nodes))
+        ):
             if isinstance(part, onnx.NodeProto):
                 out.graph.node.append(part)
                 continue
@@ -433,7 +435,7 @@ class Emitter:
         out.graph.quantization_annotation.extend(a for a in old.graph.quantization_annotation)
         return out
 
-    def _untouched(self, alive: set[int], call: Call) -> bool:
+    def _untouched(self, alive: set[int], call: FunctionCall) -> bool:
         """Whether nothing in the body of a local function's call changed, so that the call can
         stay."""
         return all(
@@ -450,7 +452,7 @@ class Emitter:
         if tensor.data_location != TensorProto.EXTERNAL:
             return tensor
         self.data[tensor.name] = self.source.files.loader(tensor)
-        return blank(tensor.name, tensor.data_type, tuple(tensor.dims), tensor)
+        return without_arrays(tensor.name, tensor.data_type, tuple(tensor.dims), tensor)
 
     def _keep_output_names(self) -> None:
         """A result that became a constant or another value is handed out under its own name."""
@@ -469,7 +471,7 @@ class Emitter:
                 helper.make_node("Identity", [name], [info.name], name=self.fresh(info.name))
             )
 
-    def _alive(self, placed: dict[int, list[tuple[Node, Place]]]) -> set[int]:
+    def _alive(self, placed: dict[int, list[tuple[Node, NodePlace]]]) -> set[int]:
         """Nodes that the outputs need, and those that nobody needed before either, as long as what
         they read is as it was."""
         before, wanted = (

@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from irprune.base.atomic_write import aside, content_name
+from irprune.base.atomic_write import atomic_write, content_name
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import (
     GRAPH,
@@ -26,7 +26,7 @@ from irprune.frontend.onnx.file import (
 )
 from irprune.ir.dtype import ELEMENT_TYPES
 
-__all__ = ["blank", "filled", "size_of", "write_model"]
+__all__ = ["without_arrays", "with_arrays", "size_of", "write_model"]
 
 LIMIT = 2**31 - 2**20  # bytes that one protobuf message can hold, with room for the rest
 _HALF_BYTES = tuple(t.onnx for t in ELEMENT_TYPES.values() if t.bits == 4)
@@ -42,7 +42,7 @@ _CONTENT = (
 )
 
 
-def blank(
+def without_arrays(
     name: str, elem_type: int, shape: tuple[int, ...], like: TensorProto | None = None
 ) -> TensorProto:
     """A tensor whose data lies apart; doc string and metadata are those of ``like``."""
@@ -69,7 +69,7 @@ def size_of(tensor: TensorProto) -> int:
     )
 
 
-def filled(model: onnx.ModelProto, data: Mapping[str, Loader]) -> onnx.ModelProto:
+def with_arrays(model: onnx.ModelProto, data: Mapping[str, Loader]) -> onnx.ModelProto:
     """``model`` itself, with the arrays of ``data`` put into its initializers. Raises IrpruneError
     where one message cannot hold them."""
     if _total(model, data) > LIMIT:
@@ -96,7 +96,7 @@ def write_model(
     numbers of another version. Written aside and renamed: whole or not at all."""
     if outside is None and _total(model, data) > LIMIT:
         outside = ()
-    with aside(path, data_beside) as draft:
+    with atomic_write(path, data_beside) as draft:
         inside = dict(data)
         if outside is not None:
             _write_outside(model, inside, draft, path.name, outside)

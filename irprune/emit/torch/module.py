@@ -19,7 +19,7 @@ from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import as_tensor
 
-__all__ = ["build", "emit_module", "revived", "source_of"]
+__all__ = ["build", "emit_module", "module_from_source", "source_of"]
 
 
 @lru_cache(maxsize=64)
@@ -106,10 +106,10 @@ def build(source: Source, borrowed: Iterable[torch.Tensor] = ()) -> nn.Module:
         return array.contiguous() if own else array.clone(memory_format=torch.contiguous_format)
 
     held = dict(zip(source.tensors, concurrently(owned, source.tensors.values()), strict=True))
-    return revived(source.text, held, source.classes)
+    return module_from_source(source.text, held, source.classes)
 
 
-def revived(
+def module_from_source(
     text: str, tensors: Mapping[str, torch.Tensor], classes: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """The module of an emitted source, holding ``tensors`` themselves; ``classes`` are the user's

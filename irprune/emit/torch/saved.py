@@ -15,7 +15,7 @@ import torch
 
 from irprune.base.atomic_write import no_room
 from irprune.base.quiet import quiet
-from irprune.emit.torch.module import revived, source_of
+from irprune.emit.torch.module import module_from_source, source_of
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.source import TorchSource
 from irprune.ir.dtype import ELEMENT_TYPES
@@ -151,4 +151,6 @@ def from_folder(folder: str | Path, trust: bool = False) -> torch.nn.Module:
             str(folder),
             "read it, then say --trust (trust=True), or import it yourself",
         )
-    return revived(text.removesuffix(_LOADER), load_file(str(folder / "weights.safetensors")))
+    return module_from_source(
+        text.removesuffix(_LOADER), load_file(str(folder / "weights.safetensors"))
+    )

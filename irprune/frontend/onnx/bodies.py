@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from irprune.errors import first_line
 from irprune.frontend.onnx.order import outer_names
 from irprune.frontend.onnx.proto import type_proto, value_type
-from irprune.frontend.onnx.source import OnnxSource, Stored
+from irprune.frontend.onnx.source import OnnxSource, StoredTensor
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, TensorType, Value
 from irprune.ir.size import Sym
-from irprune.ops.onnx.importer import Unread
+from irprune.ops.onnx.importer import UnsupportedUse
 
 __all__ = ["BodyReader", "function_of", "lifted", "read_body"]
 
@@ -36,7 +36,7 @@ class BodyReader(Protocol):
     count: int
     types: dict[str, TensorType]
     known: dict[str, NDArray[Any]]
-    stored: dict[str, Stored]
+    stored: dict[str, StoredTensor]
     values: dict[str, Value]
 
     def nested(self, model: onnx.ModelProto) -> BodyReader:
@@ -90,7 +90,7 @@ def lifted(outer: BodyReader, body: Body, names: list[str]) -> Body:
         while own in outer.types:
             own += "."
         outer.stored[own], outer.types[own] = (
-            Stored("initializer", weight.name, weight.load),
+            StoredTensor("initializer", weight.name, weight.load),
             weight.type,
         )
         value = graph.add_input(weight.name, weight.type)
@@ -125,7 +125,7 @@ def function_of(
         if kind is not None and not found.WhichOneof(
             "value"
         ):  # the builders of functions do not survive it
-            raise Unread(f"the function of {node.op_type} over a value of unknown type")
+            raise UnsupportedUse(f"the function of {node.op_type} over a value of unknown type")
         return found
 
     protos = [told(n, t) for n, t in zip(node.input, types, strict=False)]
@@ -159,7 +159,7 @@ def function_of(
     try:
         done = onnx.inliner.inline_local_functions(model)
     except Exception as error:  # the inliner raises what C++ throws
-        raise Unread(
+        raise UnsupportedUse(
             f"the function of {node.op_type} does not apply: {first_line(error)}"
         ) from error
     return Body(read_body(outer, done.graph, [t for _, t in given.values()]).graph, tuple(given))

@@ -15,7 +15,7 @@ import onnx.inliner
 
 from irprune.errors import IrpruneError, first_line
 
-__all__ = ["Call", "Leaf", "Opened", "closed", "opened", "still_called"]
+__all__ = ["FunctionCall", "Leaf", "ExpandedCalls", "restore_calls", "expand_calls", "still_called"]
 
 Key = tuple[str, str, str]
 
@@ -28,27 +28,27 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Call:
+class FunctionCall:
     """A node of the file and what stands in its place in the opened model: nodes ``first`` to
     ``last`` (not included)."""
 
     node: onnx.NodeProto
-    parts: tuple[Call | Leaf, ...]
+    parts: tuple[FunctionCall | Leaf, ...]
     first: int
     last: int
     typed: bool  # the function says types of its values
 
 
 @dataclass(frozen=True)
-class Opened:
+class ExpandedCalls:
     """``model`` without calls of local functions, and the ``given`` one as a list of parts."""
 
     model: onnx.ModelProto
     given: onnx.ModelProto
-    parts: tuple[Call | Leaf, ...]
+    parts: tuple[FunctionCall | Leaf, ...]
 
 
-def opened(model: onnx.ModelProto, where: str) -> Opened | None:
+def expand_calls(model: onnx.ModelProto, where: str) -> ExpandedCalls | None:
     """``model`` with calls of its local functions replaced by their bodies; None where there are
     none to replace.
 
@@ -75,7 +75,7 @@ def opened(model: onnx.ModelProto, where: str) -> Opened | None:
     if not done:
         return None
     count = iter(range(len(current.graph.node)))
-    return Opened(current, model, tuple(_numbered(item, count) for item in items))
+    return ExpandedCalls(current, model, tuple(_numbered(item, count) for item in items))
 
 
 def _roots(model: onnx.ModelProto) -> dict[Key, onnx.FunctionProto]:
@@ -113,18 +113,18 @@ def _expanded(
     return now if now == item else (item, [now], False)  # a body inside it called a function
 
 
-def _numbered(item: Any, count: Iterator[int]) -> Call | Leaf:
+def _numbered(item: Any, count: Iterator[int]) -> FunctionCall | Leaf:
     if not isinstance(item, tuple):
         return Leaf(next(count))
     node, items, typed = item
     parts = tuple(_numbered(i, count) for i in items)
     numbers = [(p.index, p.index + 1) if isinstance(p, Leaf) else (p.first, p.last) for p in parts]
     first, last = (numbers[0][0], numbers[-1][1]) if numbers else (0, 0)
-    return Call(node, parts, first, last, typed)
+    return FunctionCall(node, parts, first, last, typed)
 
 
-def closed(
-    parts: tuple[Call | Leaf, ...], untouched: Callable[[Call], bool]
+def restore_calls(
+    parts: tuple[FunctionCall | Leaf, ...], untouched: Callable[[FunctionCall], bool]
 ) -> Iterator[onnx.NodeProto | int]:
     """The parts in order: a call that is ``untouched`` as its node, everything else as indices of
     the opened model."""
@@ -134,7 +134,7 @@ def closed(
         elif part.parts and untouched(part):
             yield part.node
         else:
-            yield from closed(part.parts, untouched)
+            yield from restore_calls(part.parts, untouched)
 
 
 def still_called(model: onnx.ModelProto, given: onnx.ModelProto) -> list[onnx.FunctionProto]:

@@ -7,7 +7,7 @@ import onnx
 
 from irprune.errors import IrpruneError
 
-__all__ = ["captured", "check_opset", "ordered", "outer_names", "reads", "target_of"]
+__all__ = ["captured", "check_opset", "sort_nodes", "outer_names", "reads", "target_of"]
 
 OLDEST = 6
 
@@ -38,7 +38,7 @@ def check_opset(model: onnx.ModelProto, where: str) -> None:
             )
 
 
-def ordered(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
+def sort_nodes(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     """``model`` with its nodes in an order that can run. Raises IrpruneError for a cycle or an
     unknown name."""
     graph = model.graph

@@ -21,8 +21,8 @@ from onnx import numpy_helper
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.bodies import function_of, lifted, read_body
 from irprune.frontend.onnx.file import Files, read_model
-from irprune.frontend.onnx.functions import opened
-from irprune.frontend.onnx.order import check_opset, ordered, reads, target_of
+from irprune.frontend.onnx.functions import expand_calls
+from irprune.frontend.onnx.order import check_opset, reads, sort_nodes, target_of
 from irprune.frontend.onnx.proto import (
     attributes,
     constant_array,
@@ -33,7 +33,7 @@ from irprune.frontend.onnx.proto import (
     type_proto,
     value_type,
 )
-from irprune.frontend.onnx.source import OnnxSource, Place, Stored
+from irprune.frontend.onnx.source import NodePlace, OnnxSource, StoredTensor
 from irprune.frontend.onnx.types import check_types, without_data
 from irprune.ir.body import Body
 from irprune.ir.dtype import is_float, is_integer
@@ -52,10 +52,10 @@ from irprune.ops.onnx.fold import (
 )
 from irprune.ops.onnx.importer import (
     PREVIOUS,
-    Misfit,
+    InvalidOperands,
     OnnxNode,
     Step,
-    Unread,
+    UnsupportedUse,
     called,
     refused,
     spelling_of,
@@ -80,9 +80,9 @@ def capture_onnx(source: str | Path | onnx.ModelProto) -> Graph:
         path = Path(source)
         model, files, where = read_model(path), Files(path), str(path)
     check_opset(model, where)
-    model = ordered(model, where)
+    model = sort_nodes(model, where)
     check_types(model, where)
-    calls = opened(model, where) if model.functions else None
+    calls = expand_calls(model, where) if model.functions else None
     return _Reader(OnnxSource(model if calls is None else calls.model, files, calls), where).read()
 
 
@@ -97,7 +97,7 @@ class _Reader:
         self.graph.source = source
         self.values: dict[str, Value] = {}
         self.types, self.known = source.types, source.known
-        self.stored: dict[str, Stored] = {}  # by the name of the tensor
+        self.stored: dict[str, StoredTensor] = {}  # by the name of the tensor
         self.deferred: dict[str, int] = {}
         self.uses: dict[str, int] = {}
         self.declared = {v.name: v.type for v in (*self.proto.value_info, *self.proto.output)}
@@ -197,16 +197,16 @@ class _Reader:
     def initializers(self) -> None:
         for t in self.proto.initializer:
             self._store(
-                Stored("initializer", t.name, self.source.files.loader(t)),
+                StoredTensor("initializer", t.name, self.source.files.loader(t)),
                 TensorType(dtype_of(t.data_type), tuple(t.dims)),
             )
         for s in self.proto.sparse_initializer:
             self._store(
-                Stored("initializer", s.values.name, partial(dense, s)),
+                StoredTensor("initializer", s.values.name, partial(dense, s)),
                 TensorType(dtype_of(s.values.data_type), tuple(s.dims)),
             )
 
-    def _store(self, stored: Stored, kind: TensorType) -> None:
+    def _store(self, stored: StoredTensor, kind: TensorType) -> None:
         self.stored[stored.name] = stored
         self.types[stored.name] = kind
 
@@ -217,7 +217,7 @@ class _Reader:
         if is_constant(target):
             array = constant_array(node)
             if array is not None:
-                self._store(Stored("constant", node.output[0], array), constant_type(node))
+                self._store(StoredTensor("constant", node.output[0], array), constant_type(node))
                 return
         types = [self.types.get(name) if name else None for name in node.input]
         attrs = attributes(node)
@@ -323,7 +323,7 @@ class _Reader:
         if int(np.prod(sizes, dtype=np.int64)) <= LIMIT and is_integer(kind.dtype):
             return False
         self._store(
-            Stored(
+            StoredTensor(
                 "filled", node.output[0], lambda: np.full(sizes, value.reshape(-1)[0], value.dtype)
             ),
             kind,
@@ -369,8 +369,8 @@ class _Reader:
                 ]
             steps = self._typed(steps, view)
             final = self._types_of(steps[-1], view, node)
-        except Unread as why:
-            if isinstance(why, Misfit) and not self.inside:
+        except UnsupportedUse as why:
+            if isinstance(why, InvalidOperands) and not self.inside:
                 raise IrpruneError(
                     f"node '{node.name or node.output[0]}' ({target}) cannot run: {why}", self.where
                 ) from why
@@ -457,7 +457,7 @@ class _Reader:
                 ]
             else:
                 results = [(f"{node.output[0]}.{k}", t) for t in step.types or ()]
-            place = Place(
+            place = NodePlace(
                 index,
                 tuple(None if j == PREVIOUS else j for j in positions[: len(operands)]),
                 dict(step.attrs),
@@ -543,7 +543,7 @@ class _Reader:
             return made.out
         weight = Weight(name, kind, lambda: array, "constant")
         self.graph.add_weight(weight)
-        self.source.stored[name] = Stored("folded", name, weight.load)
+        self.source.stored[name] = StoredTensor("folded", name, weight.load)
         return weight
 
     # -- types -------------------------------------------------------------------------------------
@@ -663,8 +663,8 @@ def _source_line(node: onnx.NodeProto) -> str:
     return ""
 
 
-def nodes_of(graph: Graph) -> Iterable[tuple[Node, Place]]:
+def nodes_of(graph: Graph) -> Iterable[tuple[Node, NodePlace]]:
     """The nodes that stand in the file, with their places."""
     for node in graph.nodes:
-        if isinstance(node.origin.raw, Place):
+        if isinstance(node.origin.raw, NodePlace):
             yield node, node.origin.raw

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     import onnx
 
     from irprune.frontend.onnx.file import Files
-    from irprune.frontend.onnx.functions import Opened
+    from irprune.frontend.onnx.functions import ExpandedCalls
 
-__all__ = ["OnnxSource", "Place", "Stored", "onnx_source"]
+__all__ = ["OnnxSource", "NodePlace", "StoredTensor", "onnx_source"]
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Place:
+class NodePlace:
     """Where a node of the graph stands in the file: node ``index``, step ``step`` of ``steps``, the
     ONNX input of each operand (None where it is another step's result), and the attributes as they
     were read."""
@@ -37,7 +37,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """Where a weight's array stands in the file.
 
     ``kind`` is ``initializer``, ``constant`` (a Constant node), ``filled`` (a ConstantOfShape node)
@@ -58,8 +58,8 @@ class OnnxSource:
 
     model: onnx.ModelProto
     files: Files
-    calls: Opened | None = None
-    stored: dict[str, Stored] = field(default_factory=dict)
+    calls: ExpandedCalls | None = None
+    stored: dict[str, StoredTensor] = field(default_factory=dict)
     types: dict[str, TensorType] = field(default_factory=dict)
     known: dict[str, Array] = field(default_factory=dict)
     computed: dict[str, None] = field(

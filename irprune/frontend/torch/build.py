@@ -27,7 +27,7 @@ from irprune.ops.registry import spelling
 __all__ = [
     "Aliases",
     "Builder",
-    "Place",
+    "CallSite",
     "canonical_target",
     "decompositions",
     "functional",
@@ -147,7 +147,7 @@ def decompositions(targets: Iterable[Any]) -> dict[Any, Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CallSite:
     """Where a call stands in the user's program: module path, that module's class, and
     ``file:line``."""
 
@@ -194,7 +194,7 @@ class Builder:
         kwargs: Mapping[str, Any],
         made: Any,
         name: str,
-        place: Place,
+        place: CallSite,
     ) -> Any:
         """Append the call of the overload ``target``; returns its value, or a list of values where
         it makes several.
@@ -248,7 +248,7 @@ class Builder:
         )
         return node.outputs if several else node.out
 
-    def _copied(self, source: Value, written: TensorType, place: Place) -> Value:
+    def _copied(self, source: Value, written: TensorType, place: CallSite) -> Value:
         """``x.copy_(source)`` as a value of its own: ``source`` in the shape and element type of
         ``x``. ``aten.copy`` has no derivative."""
         if source.shape != written.shape:

@@ -24,7 +24,7 @@ from irprune.errors import IrpruneError, gist, users_line
 from irprune.frontend.torch.build import (
     Aliases,
     Builder,
-    Place,
+    CallSite,
     canonical_target,
     decompositions,
     innermost,
@@ -377,7 +377,7 @@ class _Reader:
         scope, kind = next(reversed(stack.values()), ("", None)) if stack else ("", None)
         if scope not in self.types and kind:
             self.types[scope] = _class_named(str(kind))
-        place = Place(scope, kind, _source(node.meta.get("stack_trace")))
+        place = CallSite(scope, kind, _source(node.meta.get("stack_trace")))
         if (
             target is torch.ops.aten._native_batch_norm_legit_no_training.default
         ):  # functionalised; a layer again, that can train

@@ -36,7 +36,7 @@ from irprune.frontend.torch.build import (
     TORCH,
     Aliases,
     Builder,
-    Place,
+    CallSite,
     decompositions,
     functional,
     may_alias,
@@ -48,7 +48,7 @@ from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.source import Entry, TorchSource
 from irprune.frontend.torch.tracing_flags import as_exported, as_run, unchecked
-from irprune.frontend.torch.views import NoWayBack, Step, Views, shares
+from irprune.frontend.torch.views import NotInvertible, Views, ViewStep, shares
 from irprune.ir.graph import Graph, TensorType, Value, Weight
 
 __all__ = ["Declined", "trace"]
@@ -75,7 +75,7 @@ def trace(
         raise Declined(why)
     try:
         return _trace(model, tuple(args), dict(kwargs or {}), plain)
-    except NoWayBack as unknown:
+    except NotInvertible as unknown:
         raise Declined(str(unknown)) from unknown
     except GuardOnDataDependentSymNode as branch:
         raise Declined(
@@ -393,7 +393,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 made, values[0]
             )  # torch's own, around the result of a factory: not the user's detach
             self.aliases.made(id(made), id(first))
-            self._views.made(id(made), Step(id(first), func, (), {}, values[0].type))
+            self._views.made(id(made), ViewStep(id(first), func, (), {}, values[0].type))
             return made
         recorded = self._call(func, values, named, made)
         if mutable:
@@ -423,7 +423,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                     several = isinstance(made, (list, tuple))
                     self._views.made(
                         id(tensor),
-                        Step(
+                        ViewStep(
                             id(first),
                             func,
                             tuple(values[1:]),
@@ -490,7 +490,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Any) -> Any:
         """Record a call that the user's code is at."""
         return self.build.call(
-            func, args, kwargs, made, _base(func), Place(*self.scopes[-1], _source())
+            func, args, kwargs, made, _base(func), CallSite(*self.scopes[-1], _source())
         )
 
 

@@ -15,17 +15,17 @@ import torch
 
 from irprune.ir.graph import TensorType, Value
 
-__all__ = ["NoWayBack", "Step", "Views", "shares"]
+__all__ = ["NotInvertible", "ViewStep", "Views", "shares"]
 
 Call = Callable[[Any, Sequence[Any], dict[str, Any], Any], Any]
 
 
-class NoWayBack(Exception):
+class NotInvertible(Exception):
     """A write through a view whose place in the whole is not known; the text says which."""
 
 
 @dataclass(frozen=True)
-class Step:
+class ViewStep:
     """How a view was made: result ``index`` of ``func(parent, *rest, **named)``; ``types`` are
     those of the results, a list if several."""
 
@@ -43,13 +43,13 @@ class Views:
 
     def __init__(self, values: dict[int, Value], call: Call) -> None:
         self._values, self._call = values, call
-        self._steps: dict[int, Step] = {}
+        self._steps: dict[int, ViewStep] = {}
         self._fresh: dict[
             int, set[int]
         ] = {}  # root -> the tensors that saw every write; none where nothing was written
         self._latest: dict[int, int] = {}  # root -> the tensor written last
 
-    def made(self, key: int, step: Step) -> None:
+    def made(self, key: int, step: ViewStep) -> None:
         """``key`` is a view, just taken."""
         self._steps[key] = step
         fresh = self._fresh.get(self._path(key)[-1])
@@ -92,7 +92,7 @@ class Views:
             out.append(self._steps[out[-1]].parent)
         return out
 
-    def _back(self, step: Step, whole: Value, piece: Value) -> Value:
+    def _back(self, step: ViewStep, whole: Value, piece: Value) -> Value:
         """``whole`` with ``piece``, a view of it as ``step`` says, written into it."""
         aten, name = torch.ops.aten, step.func._schema.name.split("::")[1]
         given = (
@@ -133,7 +133,7 @@ class Views:
                 (whole, piece, dim, start, start + piece.shape[dim], 1),
                 whole.type,
             )
-        raise NoWayBack(
+        raise NotInvertible(
             f"what {step.func} shows of a tensor is changed in place, and the tensor is read afterwards"
         )
 

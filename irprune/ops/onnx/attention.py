@@ -11,7 +11,16 @@ from irprune.ir.axis import Axes, Axis, factors
 from irprune.ir.graph import Node
 from irprune.ir.size import Size, probe_of
 from irprune.ops.aten.contraction import zeroed
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
+from irprune.ops.onnx.importer import (
+    Edit,
+    OnnxNode,
+    Step,
+    UnsupportedUse,
+    runs,
+    sampled,
+    spell,
+    use,
+)
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
@@ -216,7 +225,7 @@ def _read(node: OnnxNode) -> Step:
     if a.get("scale") == 0:
         attrs["scale"] = None
     if set(a) - _KNOWN:
-        raise Unread(f"an Attention with {', '.join(sorted(set(a) - _KNOWN))}")
+        raise UnsupportedUse(f"an Attention with {', '.join(sorted(set(a) - _KNOWN))}")
     if any(node.outputs[1:]):
         return Step("onnx_attention", None, attrs, [like(node, shape=out), *node.inferred()[1:]])
     return Step(
@@ -307,7 +316,7 @@ def _read_rotary(positions: int) -> Any:
         a, x = node.attrs, node.shape(0)
         heads = x[1] if len(x) == 4 else a.get("num_heads", 0)
         if not heads or a.get("is_packed_batching", 0) or a.get("scale", 1.0) != 1.0:
-            raise Unread("a RotaryEmbedding without a number of heads")
+            raise UnsupportedUse("a RotaryEmbedding without a number of heads")
         attrs = {
             "num_heads": heads,
             "interleaved": a.get("interleaved", 0),

@@ -10,7 +10,7 @@ from irprune.ops.onnx.importer import (
     Edit,
     OnnxNode,
     Step,
-    Unread,
+    UnsupportedUse,
     runs,
     sampled,
     spell,
@@ -124,7 +124,7 @@ def _read_fused(node: OnnxNode) -> Step:
         or node.rank(0) < 2
         or node.rank(1) < 2
     ):
-        raise Unread("a FusedMatMul with a transposed batch")
+        raise UnsupportedUse("a FusedMatMul with a transposed batch")
     attrs = {
         "trans_a": node.attrs.get("transA", 0),
         "trans_b": node.attrs.get("transB", 0),

@@ -14,7 +14,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.body import Body
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import same
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, spell
+from irprune.ops.onnx.importer import OnnxNode, Step, UnsupportedUse, runs, spell
 from irprune.ops.registry import Unsupported
 from irprune.ops.registry import op as declare
 
@@ -87,7 +87,7 @@ def _settled(
 def _loop(node: OnnxNode) -> Step:
     states = [node.types[i] for i in range(2, len(node.types))]
     if any(t is None for t in states):
-        raise Unread("a Loop whose state is left out")
+        raise UnsupportedUse("a Loop whose state is left out")
     body = _settled(node, [TensorType("i64", ()), TensorType("bool", ())], states, (), 1)  # type: ignore[arg-type]
     made = [v.type for v in body.graph.outputs[1:]]
     scans = [TensorType(t.dtype, None) for t in made[len(states) :]]
@@ -125,7 +125,7 @@ def _scan(node: OnnxNode) -> Step:
     """One dimension of some inputs runs through the body; before opset 9 there was a batch around
     it."""
     if node.opset < 9:
-        raise Unread("a Scan over batches of sequences of several lengths")
+        raise UnsupportedUse("a Scan over batches of sequences of several lengths")
     a, count = node.attrs, node.attrs["num_scan_inputs"]
     held = len(node.types) - count
     axes = [d % node.rank(held + k) for k, d in enumerate(a.get("scan_input_axes") or [0] * count)]

@@ -10,10 +10,10 @@ from irprune.ir.size import Size
 from irprune.ops.onnx.importer import (
     PREVIOUS,
     Edit,
-    Misfit,
+    InvalidOperands,
     OnnxNode,
     Step,
-    Unread,
+    UnsupportedUse,
     extended,
     sampled,
     spell,
@@ -29,14 +29,14 @@ __all__ = ["conv_places"]
 def _kernel(node: OnnxNode, w: Sequence[Size]) -> list[int]:
     sizes = node.attrs.get("kernel_shape") or list(w[2:])
     if any(not isinstance(s, int) for s in sizes):
-        raise Unread("a convolution with a dynamic kernel")
+        raise UnsupportedUse("a convolution with a dynamic kernel")
     return list(sizes)
 
 
 def _fitting(x: Sequence[Size], w: Sequence[Size], channels: Size) -> None:
     """Raises Misfit where the image ``x`` has not the ``channels`` that kernels ``w`` are for."""
     if isinstance(x[1], int) and isinstance(channels, int) and x[1] != channels:
-        raise Misfit(
+        raise InvalidOperands(
             f"kernels of shape {list(w)} are for {channels} channels, the image has {x[1]}"
         )
 
@@ -71,7 +71,7 @@ def _conv(node: OnnxNode) -> list[Step]:
     _fitting(x, w, w[1] * node.attrs.get("group", 1))
     kernel = _kernel(node, w)
     if len(kernel) > 3:
-        raise Unread(f"a convolution in {len(kernel)} dimensions")
+        raise UnsupportedUse(f"a convolution in {len(kernel)} dimensions")
     strides, dilations, begins, ends = padded(node, kernel)
     places = [
         window(s, k, t, d, b, e)
@@ -136,9 +136,11 @@ def _conv_transpose(node: OnnxNode) -> list[Step]:
         for f, s in zip(full, target, strict=True):
             total = f - s
             if not isinstance(total, int):
-                raise Unread("the padding of a ConvTranspose depends on a dynamic size")
+                raise UnsupportedUse("the padding of a ConvTranspose depends on a dynamic size")
             if total < 0 and not wanted:  # the standard fills up, onnxruntime does not
-                raise Unread("a ConvTranspose of a stride longer than its kernel, as long as SAME")
+                raise UnsupportedUse(
+                    "a ConvTranspose of a stride longer than its kernel, as long as SAME"
+                )
             if total < 0:  # more than the windows reach: filled up at the end
                 begins.append(0)
                 ends.append(total)
@@ -156,7 +158,7 @@ def _conv_transpose(node: OnnxNode) -> list[Step]:
     }
     kind = [TensorType(node.type(0).dtype, (x[0], w[1] * groups, *places))]
     if n > 3:
-        raise Unread(f"a transposed convolution in {n} dimensions")
+        raise UnsupportedUse(f"a transposed convolution in {n} dimensions")
     # what is filled up at the end is output padding, what remains of unequal padding is cut away
     attrs["output_padding"] = [e + max(-end, 0) for e, end in zip(extra, ends, strict=True)]
     both = [min(b, max(e, 0)) for b, e in zip(begins, ends, strict=True)]
@@ -165,7 +167,7 @@ def _conv_transpose(node: OnnxNode) -> list[Step]:
     if any(b < 0 for b in begins) or any(
         e >= most for e, most in zip(attrs["output_padding"], limits, strict=True)
     ):
-        raise Unread("a ConvTranspose that is filled up by more than a stride")
+        raise UnsupportedUse("a ConvTranspose that is filled up by more than a stride")
     cut_begins = [b - p for b, p in zip(begins, both, strict=True)]
     cut_ends = [max(e, 0) - p for e, p in zip(ends, both, strict=True)]
     if not any(cut_begins) and not any(cut_ends):
@@ -203,7 +205,7 @@ spell(
 def _deformed(node: OnnxNode) -> Step:
     x, w, offset = node.shape(0), node.shape(1), node.shape(2)
     if len(x) != 4:
-        raise Unread("a DeformConv in other than two dimensions")
+        raise UnsupportedUse("a DeformConv in other than two dimensions")
     strides, dilations, begins, _ = padded(node, _kernel(node, w))
     attrs = {
         "groups": node.attrs.get("group", 1),

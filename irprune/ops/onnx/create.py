@@ -12,7 +12,16 @@ from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, Sym
 from irprune.ops.onnx.fold import SIZES
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
+from irprune.ops.onnx.importer import (
+    Edit,
+    OnnxNode,
+    Step,
+    UnsupportedUse,
+    runs,
+    sampled,
+    spell,
+    use,
+)
 from irprune.ops.onnx.types import agree, like
 from irprune.ops.registry import Arg
 from irprune.ops.registry import op as declare
@@ -40,7 +49,7 @@ def _filled(node: OnnxNode) -> Step:
         array = numpy_helper.to_array(node.attrs["value"])
         dtype, value = computed_type(node.attrs["value"].data_type), array.reshape(-1)[0].item()
         if not dtype:
-            raise Unread("a ConstantOfShape of an unusual type")
+            raise UnsupportedUse("a ConstantOfShape of an unusual type")
     assert shape is not None
     return Step(
         "full",
@@ -66,7 +75,7 @@ def _range(node: OnnxNode) -> Step:
     count: Size
     if any(isinstance(v, Sym) for v in (a, b, s)):
         if s != 1:
-            raise Unread("a Range of a dynamic length with a step")
+            raise UnsupportedUse("a Range of a dynamic length with a step")
         count = b - a
     else:
         count = max(0, int(np.ceil((b - a) / s)))  # type: ignore[operator]
@@ -91,7 +100,7 @@ spell("arange_from", "Range", read=_range)
 def _eye_like(node: OnnxNode) -> Step:
     dtype = computed_type(node.attrs["dtype"]) if "dtype" in node.attrs else node.type(0).dtype
     if not dtype:
-        raise Unread("an EyeLike of an unusual type")
+        raise UnsupportedUse("an EyeLike of an unusual type")
     return Step(
         "eye_like",
         (0,),
@@ -111,7 +120,7 @@ spell("eye_like", "EyeLike", read=_eye_like)
 
 
 def _random(node: OnnxNode) -> Any:
-    raise Unread("random numbers")
+    raise UnsupportedUse("random numbers")
 
 
 for _name in (

@@ -12,7 +12,7 @@ from irprune.ops.onnx.importer import (
     PREVIOUS,
     OnnxNode,
     Step,
-    Unread,
+    UnsupportedUse,
     runs,
     sampled,
     spell,
@@ -33,7 +33,7 @@ def plain(name: str, dtype: str | None = None, **attrs: Any) -> Any:
 
     def read(node: OnnxNode) -> Step:
         if node.opset < 7 and node.attrs.get("broadcast"):
-            raise Unread("the old way of broadcasting")
+            raise UnsupportedUse("the old way of broadcasting")
         if dtype is None:
             return Step(name, None, attrs)
         if any(t is not None and t.shape is None for t in node.types):
@@ -317,7 +317,7 @@ spell(("clamp", "identity"), "Clip", read=_clip)
 def _cast(node: OnnxNode) -> Step:
     dtype = computed_type(node.attrs["to"])
     if not dtype or node.type(0).dtype == "str":
-        raise Unread("a cast to or from strings or an unusual type")
+        raise UnsupportedUse("a cast to or from strings or an unusual type")
     return Step("cast", (0,), {"dtype": dtype}, [like(node, dtype=dtype)])
 
 
@@ -336,7 +336,7 @@ def _dropout(node: OnnxNode) -> Step:
         given, training = node.given(1), node.given(2)
         ratio = 0.5 if given is None else float(given)
         if training is not None and bool(training):
-            raise Unread("a Dropout in training mode")
+            raise UnsupportedUse("a Dropout in training mode")
     if any(node.outputs[1:]):
         kinds = [like(node), like(node, dtype="bool" if node.opset >= 10 else None)]
         return Step("native_dropout", (0,), {"p": ratio, "train": False}, kinds)

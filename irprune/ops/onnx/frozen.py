@@ -9,7 +9,7 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
+from irprune.ops.onnx.importer import OnnxNode, Step, UnsupportedUse, runs, sampled, spell, use
 from irprune.ops.onnx.types import like, position
 from irprune.ops.registry import TABLE, Arg, Unsupported
 from irprune.ops.registry import op as declare
@@ -57,7 +57,7 @@ op("fourier", _frozen(_WHOLE), run=runs("fourier"))
 def _mel_weights(node: OnnxNode) -> Step:
     dtype = computed_type(node.attrs.get("output_datatype", 1))
     if not dtype:
-        raise Unread("a MelWeightMatrix of an unusual type")
+        raise UnsupportedUse("a MelWeightMatrix of an unusual type")
     return Step("mel_weights", None, {"dtype": dtype}, None)
 
 
@@ -104,7 +104,7 @@ spell("short_time_fourier", "STFT", read=_short_time_fourier)
 def _bit_cast(node: OnnxNode) -> Step:
     dtype = computed_type(node.attrs["to"])
     if not dtype:
-        raise Unread("a BitCast to an unusual type")
+        raise UnsupportedUse("a BitCast to an unusual type")
     return Step("bit_cast", None, {"dtype": dtype}, [like(node, dtype=dtype)])
 
 
@@ -239,7 +239,7 @@ def _col2im(node: OnnxNode) -> Step:
     image, block, a = node.sizes(1) or [], node.sizes(2) or [], node.attrs
     n = len(image)
     if any(not isinstance(s, int) for s in (*image, *block)):
-        raise Unread("a Col2Im of dynamic size")
+        raise UnsupportedUse("a Col2Im of dynamic size")
     count = 1
     for k in block:
         count *= int(k)  # type: ignore[arg-type]

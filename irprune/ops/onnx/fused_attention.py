@@ -22,7 +22,16 @@ from irprune.ops.onnx.attention import (
     shared,
     silenced,
 )
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
+from irprune.ops.onnx.importer import (
+    Edit,
+    OnnxNode,
+    Step,
+    UnsupportedUse,
+    runs,
+    sampled,
+    spell,
+    use,
+)
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
@@ -70,7 +79,7 @@ def _read_multi_head(node: OnnxNode) -> Step:
     a = node.attrs
     more = any(node.has(i) for i in range(8, len(node.types))) or any(node.outputs[3:])
     if not (node.has(1) and node.has(2)) or node.rank(0) != 3 or more:
-        raise Unread("a MultiHeadAttention with packed operands, shared buffers or beams")
+        raise UnsupportedUse("a MultiHeadAttention with packed operands, shared buffers or beams")
     q, k, v, heads = node.shape(0), node.shape(1), node.shape(2), a["num_heads"]
     width = v[2] if len(v) == 3 else v[1] * v[3]
     total = k[1] if len(k) == 3 else k[2]
@@ -160,13 +169,13 @@ def _read_group_query(node: OnnxNode) -> Step:
         or a.get("smooth_softmax", 0)
         or a.get("qk_output", 0)
     ):
-        raise Unread("a GroupQueryAttention with packed operands, given positions or sinks")
+        raise UnsupportedUse("a GroupQueryAttention with packed operands, given positions or sinks")
     if (
         a.get("local_window_size", -1) not in (-1, 0)
         or any(node.has(i) for i in range(11, len(node.types)))
         or any(node.outputs[3:])
     ):
-        raise Unread("a GroupQueryAttention within a window")
+        raise UnsupportedUse("a GroupQueryAttention within a window")
     q, k, heads, groups = node.shape(0), node.shape(1), a["num_heads"], a["kv_num_heads"]
     attrs = {
         "q_num_heads": heads,
@@ -316,12 +325,12 @@ def _read_projected(node: OnnxNode) -> Step:
         or (node.has(3) and node.rank(3) > 3)
         or (lengths and not same(node.shape(3)[0], x[0]))
     ):
-        raise Unread(
+        raise UnsupportedUse(
             "a com.microsoft::Attention with a shared buffer, a rotation or an unusual mask"
         )
     sizes = list(a.get("qkv_hidden_sizes") or [width // 3] * 3)
     if not isinstance(width, int):
-        raise Unread("a com.microsoft::Attention of dynamic width")
+        raise UnsupportedUse("a com.microsoft::Attention of dynamic width")
     heads = a["num_heads"]
     attrs = {
         "num_heads": heads,

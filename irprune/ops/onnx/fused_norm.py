@@ -11,7 +11,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.aten.norm import masked_mean
 from irprune.ops.onnx.attention import shared
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
+from irprune.ops.onnx.importer import OnnxNode, Step, UnsupportedUse, runs, sampled, spell, use
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Sample
@@ -72,7 +72,7 @@ def _residual_roles(node: Node) -> tuple[Role, ...]:
 def _read_residual(rms: bool) -> Any:
     def read(node: OnnxNode) -> Step:
         if any(node.outputs[1:3]):
-            raise Unread("the statistics of a SkipLayerNormalization are read")
+            raise UnsupportedUse("the statistics of a SkipLayerNormalization are read")
         x = node.shape(0)
         state = TensorType("f32", (*x[:-1], 1))
         attrs = {"eps": node.attrs.get("epsilon", 1e-12), "rms": rms, "results": len(node.outputs)}

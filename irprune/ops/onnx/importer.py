@@ -23,11 +23,11 @@ from irprune.ops.registry import TABLE, Arg, Op, Sample, amend, load_table, regi
 __all__ = [
     "PREVIOUS",
     "Edit",
-    "Misfit",
+    "InvalidOperands",
     "OnnxNode",
     "Spelling",
     "Step",
-    "Unread",
+    "UnsupportedUse",
     "called",
     "extended",
     "multiplies",
@@ -45,12 +45,12 @@ __all__ = [
 PREVIOUS = -1  # stands for the result of the step before, where one ONNX node is read as several
 
 
-class Unread(Exception):
+class UnsupportedUse(Exception):
     """Raised by a reader that meets a use it does not cover; the node is kept as it is and its axes
     freeze with this text."""
 
 
-class Misfit(Unread):
+class InvalidOperands(UnsupportedUse):
     """Raised by a reader for operands that the operator cannot take, whatever their values: the
     model is wrong. Within a body, which may never run, it is a use that is not covered."""
 
@@ -84,7 +84,7 @@ class OnnxNode:
         """The type of input ``i``. Raises Unread where it is left out or its rank is unknown."""
         kind = self.types[i] if i < len(self.types) else None
         if kind is None or kind.shape is None:
-            raise Unread(
+            raise UnsupportedUse(
                 f"input {i} of {self.target} has no known rank"
                 if kind is not None
                 else f"{self.target} lacks input {i}"
@@ -104,7 +104,7 @@ class OnnxNode:
             return None
         value = self.constant(i)
         if value is None:
-            raise Unread(f"input {i} of {self.target} is computed at run time")
+            raise UnsupportedUse(f"input {i} of {self.target} is computed at run time")
         return value
 
     def sizes(self, i: int) -> list[Size] | None:

@@ -13,7 +13,7 @@ from irprune.ir.graph import Node, TensorType, Value, Weight
 from irprune.ir.size import Size, Sym, probe_of
 from irprune.ops import layered
 from irprune.ops.aten.index import recounted, taken
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
+from irprune.ops.onnx.importer import OnnxNode, Step, UnsupportedUse, runs, sampled, spell, use
 from irprune.ops.onnx.types import like, position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
@@ -300,7 +300,7 @@ def _grid_resize(node: Node, cut: Cut) -> None:
 def _gather_nd(node: OnnxNode) -> Step:
     batch, index = node.attrs.get("batch_dims", 0), node.shape(1)
     if not isinstance(index[-1], int):
-        raise Unread("a GatherND of unknown depth")
+        raise UnsupportedUse("a GatherND of unknown depth")
     return Step(
         "gather_nd",
         None,
@@ -359,7 +359,7 @@ def _one_hot(node: OnnxNode) -> Step:
     index = node.shape(0)
     values = node.given(2)
     if depth is None or values is None:
-        raise Unread("a OneHot whose values are computed at run time")
+        raise UnsupportedUse("a OneHot whose values are computed at run time")
     axis = node.attrs.get("axis", -1)
     at = axis + len(index) + 1 if axis < 0 else axis
     off, on = values.reshape(-1).tolist()

@@ -13,7 +13,16 @@ from typing import Any
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
 from irprune.ops.aten.contraction import zeroed
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
+from irprune.ops.onnx.importer import (
+    Edit,
+    OnnxNode,
+    Step,
+    UnsupportedUse,
+    runs,
+    sampled,
+    spell,
+    use,
+)
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
@@ -65,9 +74,9 @@ def _per_block(axes: Axes, value: Value, rows: Axis, blocks: Axis) -> None:
 def _read(node: OnnxNode) -> Step:
     a = node.attrs
     if node.has(4):
-        raise Unread("a MatMulNBits whose inputs are reordered")
+        raise UnsupportedUse("a MatMulNBits whose inputs are reordered")
     if a.get("bits", 4) not in (2, 4, 8) or node.rank(1) != 3:
-        raise Unread("a MatMulNBits of an unusual layout")
+        raise UnsupportedUse("a MatMulNBits of an unusual layout")
     attrs = {"n": a["N"], "k": a["K"], "bits": a.get("bits", 4), "block_size": a["block_size"]}
     return Step("matmul_nbits", None, attrs, [like(node, shape=(*node.shape()[:-1], a["N"]))])
 

@@ -8,7 +8,16 @@ from typing import Any
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.aten.norm import masked_mean
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
+from irprune.ops.onnx.importer import (
+    Edit,
+    OnnxNode,
+    Step,
+    UnsupportedUse,
+    runs,
+    sampled,
+    spell,
+    use,
+)
 from irprune.ops.onnx.types import agree, like, position
 from irprune.ops.registry import TABLE, Arg, Cut, Sample
 from irprune.ops.registry import op as declare
@@ -24,9 +33,9 @@ def nothing(edit: Edit, *nodes: Node) -> None:
 
 def _batch_norm(node: OnnxNode) -> Step:
     if len([o for o in node.outputs if o]) > 1 or node.attrs.get("training_mode", 0):
-        raise Unread("a BatchNormalization in training mode")
+        raise UnsupportedUse("a BatchNormalization in training mode")
     if node.opset < 9 and not node.attrs.get("spatial", 1):
-        raise Unread("a BatchNormalization with statistics per position")
+        raise UnsupportedUse("a BatchNormalization with statistics per position")
     attrs = {
         "training": False,
         "momentum": 1 - node.attrs.get("momentum", 0.9),
@@ -58,7 +67,7 @@ def _layer_norm(node: OnnxNode) -> Step:
     lead = TensorType("f32", (*x[:axis], *[1] * (len(x) - axis)))
     plain = all(not node.has(i) or agree(node.shape(i), x[axis:]) for i in (1, 2))
     if not plain:
-        raise Unread("a LayerNormalization whose scale broadcasts")
+        raise UnsupportedUse("a LayerNormalization whose scale broadcasts")
     kinds = [like(node), lead, lead][: len(node.outputs)]
     return Step("layer_norm", None, {**attrs, "cudnn_enable": False}, kinds)
 
@@ -70,7 +79,7 @@ def _rms_norm(node: OnnxNode) -> Step:
     x = node.shape()
     axis = position(node.attrs.get("axis", -1), len(x))
     if not agree(node.shape(1), x[axis:]) or len([o for o in node.outputs if o]) > 1:
-        raise Unread("an RMSNormalization whose scale broadcasts")
+        raise UnsupportedUse("an RMSNormalization whose scale broadcasts")
     return Step(
         "rms_norm",
         (0, 1),

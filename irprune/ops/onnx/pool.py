@@ -14,7 +14,7 @@ from irprune.ops.onnx.importer import (
     Edit,
     OnnxNode,
     Step,
-    Unread,
+    UnsupportedUse,
     runs,
     sampled,
     spell,
@@ -210,7 +210,7 @@ def _resize(node: OnnxNode) -> Step:
                 if isinstance(s, int) and isinstance(x[d], int)
             ]
             if len(known) != len(axes):
-                raise Unread("a Resize that keeps the aspect ratio of a dynamic size")
+                raise UnsupportedUse("a Resize that keeps the aspect ratio of a dynamic size")
             f = min(known) if policy == "not_larger" else max(known)
             for d in axes:
                 out[d] = int(probe_of(x[d]) * f + 0.5)
@@ -219,7 +219,7 @@ def _resize(node: OnnxNode) -> Step:
             for d, s in zip(axes, sizes, strict=True):
                 out[d] = s
     else:
-        raise Unread("a Resize without scales or sizes")
+        raise UnsupportedUse("a Resize without scales or sizes")
     moved = [
         d
         for d, o in zip(axes, [out[d] for d in axes], strict=True)
@@ -264,7 +264,7 @@ def _scaled(size: Size, f: float) -> Size:
     inverse = round(1 / f)
     if inverse * f == 1:
         return size // inverse
-    raise Unread(f"a dynamic size scaled by {f}")
+    raise UnsupportedUse(f"a dynamic size scaled by {f}")
 
 
 def _write_resize(edit: Edit, node: Node) -> None:
@@ -330,7 +330,7 @@ def _grid(node: OnnxNode) -> Step:
         "align_corners": bool(node.attrs.get("align_corners", 0)),
     }
     if (attrs["interpolation_mode"] == 2 and len(x) != 4) or len(x) not in (4, 5):
-        raise Unread("a GridSample that torch lacks")
+        raise UnsupportedUse("a GridSample that torch lacks")
     return Step("grid_sampler", None, attrs, [like(node, shape=(*x[:2], *grid[1:-1]))])
 
 

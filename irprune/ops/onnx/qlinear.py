@@ -10,7 +10,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Node, TensorType
 from irprune.ops.aten.contraction import Letters, product_letters
 from irprune.ops.aten.elementwise import broadcast as broadcast_rule
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread, runs, sampled, spell, use
+from irprune.ops.onnx.importer import OnnxNode, Step, UnsupportedUse, runs, sampled, spell, use
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.quant import _along, _quiet
 from irprune.ops.onnx.types import broadcast, like, position
@@ -29,7 +29,7 @@ def _single(node: OnnxNode, *places: int) -> None:
     """Raises Unread where a scale or zero point is no single number."""
     for i in places:
         if node.has(i) and any(s != 1 for s in node.shape(i)):
-            raise Unread(f"a {node.target} with several scales")
+            raise UnsupportedUse(f"a {node.target} with several scales")
 
 
 # -- each element for itself -----------------------------------------------------------------------
@@ -107,7 +107,7 @@ def _softmax(node: OnnxNode) -> Step:
 def _pool(node: OnnxNode) -> Step:
     _single(node, 1, 2, 3, 4)
     if node.attrs.get("channels_last", 0):
-        raise Unread("a QLinearGlobalAveragePool with channels last")
+        raise UnsupportedUse("a QLinearGlobalAveragePool with channels last")
     dims = list(range(2, node.rank()))
     shape = (*node.shape()[:2], *[1] * len(dims))
     return Step(
@@ -296,7 +296,7 @@ def _read_float(dynamic: bool) -> Any:
 
     def read(node: OnnxNode) -> Step:
         if node.rank(1) != 2:
-            raise Unread(f"a {node.target} of several matrices")
+            raise UnsupportedUse(f"a {node.target} of several matrices")
         if not dynamic:
             _single(node, 2, 4)
         return Step(

@@ -12,7 +12,16 @@ from irprune.ir.graph import Node, TensorType, Value
 from irprune.ops.aten.contraction import Letters, product_letters, zeroed
 from irprune.ops.onnx.contraction import product_type
 from irprune.ops.onnx.conv import conv_places
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
+from irprune.ops.onnx.importer import (
+    Edit,
+    OnnxNode,
+    Step,
+    UnsupportedUse,
+    runs,
+    sampled,
+    spell,
+    use,
+)
 from irprune.ops.onnx.norm import nothing
 from irprune.ops.onnx.types import like, position
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
@@ -61,7 +70,7 @@ def _quantize(node: OnnxNode) -> Step:
         node.type(2).dtype if node.has(2) else computed_type(node.attrs.get("output_dtype", 0) or 2)
     )
     if dtype not in ("i8", "u8", "i16", "u16", "i32"):
-        raise Unread("quantisation to an unusual type")
+        raise UnsupportedUse("quantisation to an unusual type")
     attrs = {"dim": _axis(node), "block": node.attrs.get("block_size", 0), "dtype": dtype}
     return Step("quantize_linear", None, attrs, [like(node, dtype=dtype)])
 
@@ -69,7 +78,7 @@ def _quantize(node: OnnxNode) -> Step:
 def _dequantize(node: OnnxNode) -> Step:
     dtype = computed_type(node.attrs.get("output_dtype", 0)) or node.type(1).dtype
     if node.type(0).dtype not in ("i8", "u8", "i16", "u16", "i32"):
-        raise Unread("dequantisation of an unusual type")
+        raise UnsupportedUse("dequantisation of an unusual type")
     attrs = {"dim": _axis(node), "block": node.attrs.get("block_size", 0), "dtype": dtype}
     return Step("dequantize_linear", None, attrs, [like(node, dtype=dtype)])
 

@@ -10,7 +10,16 @@ from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType
 from irprune.ops import layered
 from irprune.ops.aten.contraction import zeroed
-from irprune.ops.onnx.importer import Edit, OnnxNode, Step, Unread, runs, sampled, spell, use
+from irprune.ops.onnx.importer import (
+    Edit,
+    OnnxNode,
+    Step,
+    UnsupportedUse,
+    runs,
+    sampled,
+    spell,
+    use,
+)
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
 from irprune.ops.traits import Kind, Quantised, Role
@@ -103,7 +112,7 @@ def _read(name: str) -> Any:
         layout, direction = node.attrs.get("layout", 0), node.attrs.get("direction", "forward")
         hidden, count = r[2], 2 if direction == "bidirectional" else 1
         if not isinstance(hidden, int):
-            raise Unread("a recurrent network of dynamic width")
+            raise UnsupportedUse("a recurrent network of dynamic width")
         time, batch = (x[1], x[0]) if layout else (x[0], x[1])
         dtype = node.type(0).dtype
         whole = TensorType(
@@ -223,13 +232,13 @@ def _quantised_resize(node: Node, cut: Cut) -> None:
 def _read_quantised(node: OnnxNode) -> Step:
     x, hidden, direction = node.shape(0), node.shape(2)[1], node.attrs.get("direction", "forward")
     if not isinstance(hidden, int):
-        raise Unread("a recurrent network of dynamic width")
+        raise UnsupportedUse("a recurrent network of dynamic width")
     if (
         node.attrs.get("activations", _USUAL) not in (_USUAL, 2 * _USUAL)
         or not node.has(9)
         or not node.has(11)
     ):
-        raise Unread("a quantised LSTM of other activations, or without zero points")
+        raise UnsupportedUse("a quantised LSTM of other activations, or without zero points")
     count = 2 if direction == "bidirectional" else 1
     state = TensorType("f32", (count, x[1], hidden))
     attrs = {

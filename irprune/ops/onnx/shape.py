@@ -11,10 +11,10 @@ from irprune.ir.size import Size, Sym, is_static, probe_of, product, same
 from irprune.ops.onnx.importer import (
     PREVIOUS,
     Edit,
-    Misfit,
+    InvalidOperands,
     OnnxNode,
     Step,
-    Unread,
+    UnsupportedUse,
     extended,
     sampled,
     spell,
@@ -33,7 +33,7 @@ op = partial(declare, family="shape")
 def whole(value: Size) -> int:
     """``value``, which must be known. Raises Unread where it is not."""
     if isinstance(value, Sym):
-        raise Unread("an axis or a step that is known only at run time")
+        raise UnsupportedUse("an axis or a step that is known only at run time")
     return value
 
 
@@ -44,7 +44,7 @@ def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = Fa
     for k, s in enumerate(target):
         if isinstance(s, int) and s == 0 and not allowzero:
             if k >= len(shape):
-                raise Unread("a Reshape that copies a size which is not there")
+                raise UnsupportedUse("a Reshape that copies a size which is not there")
             out.append(shape[k])
         else:
             out.append(s)
@@ -66,9 +66,9 @@ def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = Fa
             rest.remove(s)
     over, under = product(parts), product(rest)
     if probe_of(under) == 0:
-        raise Unread("a Reshape of an empty tensor with a size to be found")
+        raise UnsupportedUse("a Reshape of an empty tensor with a size to be found")
     if probe_of(over) % probe_of(under):
-        raise (Misfit if is_static((over, under)) else Unread)(
+        raise (InvalidOperands if is_static((over, under)) else UnsupportedUse)(
             f"a Reshape of {[str(s) for s in shape]} to {[str(s) for s in target]}"
         )
     out[at] = over // under
@@ -79,7 +79,7 @@ def _reshape(node: OnnxNode) -> Step:
     target = node.moved("shape", 1, 5)
     shape = resolved(target or [], node.shape(), bool(node.attrs.get("allowzero", 0)))
     if is_static((*node.shape(), *shape)) and product(shape) != product(node.shape()):
-        raise Misfit(f"{list(node.shape())} cannot be reshaped to {shape}")
+        raise InvalidOperands(f"{list(node.shape())} cannot be reshaped to {shape}")
     return Step("reshape", (0,), {"shape": shape}, [like(node, shape=shape)])
 
 
@@ -96,7 +96,7 @@ def _write_reshape(edit: Edit, node: Node) -> None:
         try:
             if agree(resolved(now, shape, zero), wanted):
                 return
-        except Unread:
+        except UnsupportedUse:
             pass
     edit.input(1, shortest(wanted, shape, zero, now))
 
@@ -204,7 +204,7 @@ def _write_expand(edit: Edit, node: Node) -> None:
         try:
             if agree(broadcast((shape, now)), wanted):
                 return
-        except Unread:
+        except UnsupportedUse:
             pass
     shift = len(wanted) - len(shape)
     edit.input(
@@ -265,7 +265,7 @@ def _split(node: OnnxNode) -> Step:
     count = node.results
     if sizes is None:
         if isinstance(x[dim], Sym):
-            raise Unread("a Split of a dynamic size into equal parts")
+            raise UnsupportedUse("a Split of a dynamic size into equal parts")
         each = -(-probe_of(x[dim]) // count)
         sizes = [*[each] * (count - 1), probe_of(x[dim]) - each * (count - 1)]
     types = [like(node, shape=(*x[:dim], s, *x[dim + 1 :])) for s in sizes]
@@ -310,10 +310,10 @@ def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, 
     if step != 1:
         if step > 0 and first == 0 and same(stop, size):
             return first, stop, (size + (step - 1)) // step
-        raise Unread("a strided slice of a dynamic size")
+        raise UnsupportedUse("a strided slice of a dynamic size")
     if isinstance(size, Sym) and isinstance(stop, int) and isinstance(first, int):
         if not 0 <= first <= stop <= size.probe:
-            raise Unread(f"a slice {first}:{stop} of a dynamic size")
+            raise UnsupportedUse(f"a slice {first}:{stop} of a dynamic size")
         return (
             first,
             stop,
@@ -321,7 +321,7 @@ def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, 
         )  # as long as it says, unless the tensor is shorter
     length = stop - first
     if probe_of(length) < 0:
-        raise Unread("a slice whose bounds cross")
+        raise UnsupportedUse("a slice whose bounds cross")
     return first, stop, length
 
 
@@ -343,7 +343,7 @@ def _slice(node: OnnxNode) -> list[Step]:
         first, stop, length = _bounds(x[d], start, end, step)
         shape[d] = length
         if step < 0 and not (isinstance(first, int) and isinstance(stop, int)):
-            raise Unread("a slice backwards over a dynamic size")
+            raise UnsupportedUse("a slice backwards over a dynamic size")
         kind = [like(node, shape=tuple(shape))]
         if step < 0:  # the same elements forwards, then turned around
             last = int(first) + (int(probe_of(length)) - 1) * step  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from irprune.ops.onnx.importer import PREVIOUS, Step, Unread
+from irprune.ops.onnx.importer import PREVIOUS, Step, UnsupportedUse
 
 __all__ = ["activated", "hard_sigmoid", "swish"]
 
@@ -34,7 +34,7 @@ def activated(name: str, parameters: Sequence[float]) -> list[Step]:
     entries = {"Relu": "relu", "LeakyRelu": "leaky_relu", "Clip": "clamp"}
     entries |= {"Sigmoid": "sigmoid", "Tanh": "tanh"}
     if name not in entries:
-        raise Unread(f"the activation {name}")
+        raise UnsupportedUse(f"the activation {name}")
     return [Step(entries[name], (PREVIOUS,), attrs)]
 
 

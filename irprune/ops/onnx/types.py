@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from irprune.ir.graph import Node, Origin, TensorType, Value
 from irprune.ir.size import Size, Sym, probe_of, same
 from irprune.ops.aten.elementwise import broadcast as broadcast_rule
-from irprune.ops.onnx.importer import OnnxNode, Step, Unread
+from irprune.ops.onnx.importer import OnnxNode, Step, UnsupportedUse
 from irprune.ops.registry import TABLE
 
 __all__ = ["broadcast", "like", "padded", "position", "reduced_type", "result_type", "window"]
@@ -16,7 +16,7 @@ __all__ = ["broadcast", "like", "padded", "position", "reduced_type", "result_ty
 def position(dim: int, rank: int) -> int:
     """``dim`` counted from the front. Raises Unread where it is out of range."""
     if not -rank <= dim < max(rank, 1):
-        raise Unread(f"axis {dim} of a tensor of rank {rank}")
+        raise UnsupportedUse(f"axis {dim} of a tensor of rank {rank}")
     return dim + rank if dim < 0 else dim
 
 
@@ -45,7 +45,7 @@ def broadcast(shapes: Iterable[Sequence[Size]]) -> tuple[Size, ...]:
             elif isinstance(best, Sym) and isinstance(size, int):
                 best = size  # the symbol must be this or 1
             elif isinstance(best, int) and isinstance(size, int) and best != size:
-                raise Unread(f"shapes {[list(map(str, r)) for r in rows]} do not broadcast")
+                raise UnsupportedUse(f"shapes {[list(map(str, r)) for r in rows]} do not broadcast")
         out.append(best)
     return tuple(out)
 
@@ -80,7 +80,7 @@ def result_type(step: Step, operands: Sequence[TensorType | None]) -> TensorType
         if value is None:
             continue
         if len(term) != value.rank:
-            raise Unread(f"{step.op} over an operand of shape {value.type}")
+            raise UnsupportedUse(f"{step.op} over an operand of shape {value.type}")
         for x, size in zip(term, value.shape, strict=True):
             was = sizes.get(x, 1)
             sizes[x] = size if was == 1 or (isinstance(was, Sym) and isinstance(size, int)) else was
@@ -136,7 +136,7 @@ def padded(
     ):
         if isinstance(size, Sym):
             if s != 1:
-                raise Unread(f"auto_pad={auto} over a dynamic size")
+                raise UnsupportedUse(f"auto_pad={auto} over a dynamic size")
             total = d * (k - 1)
         else:
             total = max(0, (-(-size // s) - 1) * s + d * (k - 1) + 1 - size)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from irprune.ir.axis import Axis, factors, find, leaves, parts
 from irprune.ir.size import Size, Sym, is_static, probe_of
 
-__all__ = ["Indices", "Kept", "Mask", "Table"]
+__all__ = ["Indices", "Selection", "Mask", "Table"]
 
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -27,7 +27,7 @@ class Table:
     mask: Mask
 
 
-class Kept:
+class Selection:
     """A choice: for some leaves, the kept indices, ascending. The other leaves are whole.
 
     An index array of two dimensions is a choice per block: row ``h`` holds what is kept within
@@ -70,7 +70,7 @@ class Kept:
                 f"{leaf!r}: a choice per block has one row for each index of the axis it is within"
             )
 
-    def same_as(self, other: Kept | None) -> bool:
+    def same_as(self, other: Selection | None) -> bool:
         """Whether both drop the same indices; None drops nothing."""
         theirs, within = (other.choice, other.within) if other is not None else ({}, {})
         if list(self.choice) != list(theirs):
