@@ -87,8 +87,8 @@ def choose_in_time(
     say: Callable[[str], None] = lambda text: None,
     seconds: float = 1.0,
 ) -> Latency:
-    """Set ``graph.kept`` so that the cut's measured latency is ``amount`` (``read_latency_budget``); the other
-    budgets of ``choose`` hold as well.
+    """Set ``graph.kept`` so that the cut's measured latency is ``amount`` (see
+    ``read_latency_budget``); the other budgets of ``choose`` hold as well.
 
     ``choose.times`` may bring the table of times; ``cut`` slices a copy of the graph; ``say`` hears
     how it goes. The prediction decides what is cut; each cut is then measured, in turns with the

@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from irprune.base.moved import renamed
 from irprune.errors import IrpruneError
 
 try:
@@ -36,6 +37,8 @@ __all__ = [
     "replace_folder",
     "write_text",
 ]
+
+__getattr__ = renamed(__name__, {"aside": "atomic_write"})
 
 _MARK = ".irprune-"
 
@@ -178,16 +181,23 @@ def _new_draft(path: Path) -> tuple[Path, int]:
     """A draft folder and the open lock on it."""
     while True:
         draft = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
-        lock = _lock(draft)
-        if draft.exists():  # another writer may have taken it for left over before it was locked
+        try:
+            lock = _lock(draft, refuse=True)
+        except BlockingIOError:  # another writer takes it for left over and is removing it
+            continue
+        if draft.exists():  # else that writer has removed it before it was locked
             return draft, -1 if lock is None else lock
         if lock is not None:
             os.close(lock)
 
 
-def _lock(folder: Path, wait: bool = False) -> int | None:
-    """An open file that holds the lock on ``folder``; None where another process holds it, or where
-    there are no locks."""
+def _lock(folder: Path, wait: bool = False, refuse: bool = False) -> int | None:
+    """An open file that holds the lock on ``folder``; None where there are no locks, and where
+    another process holds it.
+
+    Raises:
+        BlockingIOError: Where another process holds it and ``refuse`` asks for the difference.
+    """
     if fcntl is None:
         return None
     try:
@@ -196,8 +206,10 @@ def _lock(folder: Path, wait: bool = False) -> int | None:
         return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+    except OSError as held:
         os.close(file)
+        if refuse and isinstance(held, BlockingIOError):
+            raise
         return None
     return file
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["MOVED", "Moved", "install", "names_of"]
+__all__ = ["MOVED", "Moved", "install", "names_of", "renamed"]
 
 _BY_PACKAGE = {  # package now -> modules: under their names before, and now
     "irprune.analysis": {
@@ -46,6 +46,7 @@ _BY_PACKAGE = {  # package now -> modules: under their names before, and now
     "irprune.choice": {"irprune.plan": "plan"},
     "irprune.demo": {"irprune.digits": "digits"},
     "irprune.driver": {"irprune.ir.verify": "verify"},
+    "irprune.ir": {"irprune.ir.kept": "selection"},
     "irprune.emit.bridge": {
         "irprune.emit.onnx_module": "onnx_module",
         "irprune.emit.torch_onnx": "torch_onnx",
@@ -146,5 +147,18 @@ def names_of(package: str, now: str, names: Sequence[str]) -> Callable[[str], An
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         warnings.warn(f"{package}.{name} is in {now} now", DeprecationWarning, stacklevel=2)
         return getattr(importlib.import_module(now), name)
+
+    return get
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a module in which public names changed: ``names`` before -> now."""
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        text = f"{module}.{name} is called {names[name]} now"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return getattr(sys.modules[module], names[name])
 
     return get

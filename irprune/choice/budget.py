@@ -16,7 +16,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 
-__all__ = ["check_budget", "solve_budget", "read_latency_budget"]
+__all__ = ["check_budget", "read_latency_budget", "solve_budget"]
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _STEPS = 40  # halvings of the ratio: far below one index of any leaf

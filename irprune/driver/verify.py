@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from irprune.base.moved import renamed
 from irprune.ir.axis import Axis, find, leaves
 from irprune.ir.graph import Graph, GraphError, Node, Value, Weight
 from irprune.ir.size import same
 from irprune.ir.text import excerpt
 from irprune.passes.infer_axes import InferAxes
 
-__all__ = ["InvalidGraph", "Fault", "faults", "verify"]
+__all__ = ["Fault", "InvalidGraph", "faults", "verify"]
+
+__getattr__ = renamed(__name__, {"Broken": "InvalidGraph"})
 
 Fault = tuple[Node | Value | None, str]
 _SHOWN = 5  # faults that an error shows in place

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from irprune.base.moved import renamed
 from irprune.ir.axis import Axis, factors, find, parts
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.size import Sym, probe_of
 
-__all__ = ["Group", "Member", "LeafPosition", "groups_of", "leaf_positions"]
+__all__ = ["Group", "LeafPosition", "Member", "groups_of", "leaf_positions"]
+
+__getattr__ = renamed(__name__, {"Slot": "LeafPosition", "slots_of": "leaf_positions"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,13 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.base.moved import renamed
 from irprune.ir.axis import Axis, factors, find, leaves, parts
 from irprune.ir.size import Size, Sym, is_static, probe_of
 
-__all__ = ["Indices", "Selection", "Mask", "Table"]
+__all__ = ["Indices", "Mask", "Selection", "Table"]
+
+__getattr__ = renamed(__name__, {"Kept": "Selection"})
 
 Indices = NDArray[np.int64]
 Mask = NDArray[np.bool_]

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from irprune.base.moved import renamed
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.size import Sym, symbols
 
-__all__ = ["names_in", "backward_slice", "defined_symbols"]
+__all__ = ["backward_slice", "defined_symbols", "names_in"]
+
+__getattr__ = renamed(__name__, {"needed": "backward_slice", "told": "defined_symbols"})
 
 
 def names_in(x: Any) -> Iterator[str]:

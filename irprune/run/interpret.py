@@ -20,7 +20,7 @@ from irprune.ops.call import bind, overload, substitute
 from irprune.ops.dtypes import FROM_TORCH
 from irprune.ops.registry import aten_target, lookup
 
-__all__ = ["Arithmetic", "evaluate", "device_of_weights", "run_node", "symbols_of"]
+__all__ = ["Arithmetic", "device_of_weights", "evaluate", "run_node", "symbols_of"]
 
 Hook = Callable[[Node, list[Any], Callable[..., Any]], Any]
 

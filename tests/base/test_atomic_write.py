@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import irprune
-from irprune.base import atomic_write
+from irprune.base import atomic_write as writing
 from irprune.base.atomic_write import atomic_write, replace_folder, write_text
 from irprune.emit.onnx import file as onnx_file
 from irprune.errors import IrpruneError
@@ -49,7 +51,7 @@ def folder_of(path: Path, text: str) -> None:
 def test_without_an_exchange_a_killed_writer_is_made_good(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(atomic_write, "_exchange", lambda a, b: False)
+    monkeypatch.setattr(writing, "_exchange", lambda a, b: False)
     path = tmp_path / "out"
     folder_of(path, "one")
     folder_of(path, "two")
@@ -72,6 +74,31 @@ def test_a_draft_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
         (first / path.name).write_text("first")
     assert path.read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["out.txt"]
+
+
+def test_a_draft_that_another_writer_is_removing_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other writer holds the lock between the making of a draft and its locking, takes it for
+    left over and removes it a moment later."""
+    path, seen = tmp_path / "out.txt", list[str]()
+    make = tempfile.mkdtemp
+
+    def made_and_locked(prefix: str, dir: Path) -> str:
+        draft = make(prefix=prefix, dir=dir)
+        if not seen:
+            held.append(os.open(draft, os.O_RDONLY))
+            fcntl.flock(held[0], fcntl.LOCK_EX)
+        seen.append(draft)
+        return draft
+
+    held = list[int]()
+    monkeypatch.setattr(tempfile, "mkdtemp", made_and_locked)
+    with atomic_write(path) as draft:
+        shutil.rmtree(seen[0])
+        os.close(held[0])
+        (draft / path.name).write_text("whole")
+    assert path.read_text() == "whole" and len(seen) == 2
 
 
 def write_many(kind: Kind, path: Path, first: int) -> None:
@@ -169,9 +196,9 @@ def test_folders_are_exchanged_in_one_step_here(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "is").write_text(name)
-    if not atomic_write._exchange(tmp_path / "a", tmp_path / "b"):
+    if not writing._exchange(tmp_path / "a", tmp_path / "b"):
         pytest.skip("this file system has no exchange")
     assert (tmp_path / "a" / "is").read_text() == "b"
     shutil.rmtree(tmp_path / "b")
     with pytest.raises(OSError):
-        atomic_write._exchange(tmp_path / "a", tmp_path / "b")
+        writing._exchange(tmp_path / "a", tmp_path / "b")

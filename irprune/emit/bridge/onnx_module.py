@@ -25,7 +25,7 @@ from irprune.ops.traits import Role
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["with_layers", "module_from_onnx", "with_trained_weights"]
+__all__ = ["module_from_onnx", "with_layers", "with_trained_weights"]
 
 _NUMBERED = re.compile(r"val_(\d+)")
 _BUFFERS = ("running_mean", "running_var")

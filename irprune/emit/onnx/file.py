@@ -26,7 +26,7 @@ from irprune.frontend.onnx.file import (
 )
 from irprune.ir.dtype import ELEMENT_TYPES
 
-__all__ = ["without_arrays", "with_arrays", "size_of", "write_model"]
+__all__ = ["size_of", "with_arrays", "without_arrays", "write_model"]
 
 LIMIT = 2**31 - 2**20  # bytes that one protobuf message can hold, with room for the rest
 _HALF_BYTES = tuple(t.onnx for t in ELEMENT_TYPES.values() if t.bits == 4)

@@ -15,7 +15,7 @@ import onnx.inliner
 
 from irprune.errors import IrpruneError, first_line
 
-__all__ = ["FunctionCall", "Leaf", "ExpandedCalls", "restore_calls", "expand_calls", "still_called"]
+__all__ = ["ExpandedCalls", "FunctionCall", "Leaf", "expand_calls", "restore_calls", "still_called"]
 
 Key = tuple[str, str, str]
 

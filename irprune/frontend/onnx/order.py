@@ -7,7 +7,7 @@ import onnx
 
 from irprune.errors import IrpruneError
 
-__all__ = ["captured", "check_opset", "sort_nodes", "outer_names", "reads", "target_of"]
+__all__ = ["captured", "check_opset", "outer_names", "reads", "sort_nodes", "target_of"]
 
 OLDEST = 6
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from irprune.frontend.onnx.file import Files
     from irprune.frontend.onnx.functions import ExpandedCalls
 
-__all__ = ["OnnxSource", "NodePlace", "StoredTensor", "onnx_source"]
+__all__ = ["NodePlace", "OnnxSource", "StoredTensor", "onnx_source"]
 
 Array = NDArray[Any]
 

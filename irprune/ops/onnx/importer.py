@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.base.moved import renamed
 from irprune.ir.body import Body
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
@@ -41,6 +42,8 @@ __all__ = [
     "use",
     "variant",
 ]
+
+__getattr__ = renamed(__name__, {"Unread": "UnsupportedUse", "Misfit": "InvalidOperands"})
 
 PREVIOUS = -1  # stands for the result of the step before, where one ONNX node is read as several
 
@@ -81,7 +84,8 @@ class OnnxNode:
         return i < len(self.types) and self.types[i] is not None
 
     def type(self, i: int) -> TensorType:
-        """The type of input ``i``. Raises Unread where it is left out or its rank is unknown."""
+        """The type of input ``i``. Raises UnsupportedUse where it is left out or its rank is
+        unknown."""
         kind = self.types[i] if i < len(self.types) else None
         if kind is None or kind.shape is None:
             raise UnsupportedUse(
@@ -98,8 +102,8 @@ class OnnxNode:
         return self.type(i).known
 
     def given(self, i: int) -> NDArray[Any] | None:
-        """The known value of input ``i``; None where the input is left out. Raises Unread where it
-        is computed at run time."""
+        """The known value of input ``i``; None where the input is left out. Raises UnsupportedUse
+        where it is computed at run time."""
         if not self.has(i):
             return None
         value = self.constant(i)

@@ -26,7 +26,7 @@ _SCALE, _ZERO = Arg((), low=0.05, high=0.1), Arg((), "u8", 120, 130)
 
 
 def _single(node: OnnxNode, *places: int) -> None:
-    """Raises Unread where a scale or zero point is no single number."""
+    """Raises UnsupportedUse where a scale or zero point is no single number."""
     for i in places:
         if node.has(i) and any(s != 1 for s in node.shape(i)):
             raise UnsupportedUse(f"a {node.target} with several scales")

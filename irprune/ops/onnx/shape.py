@@ -31,7 +31,7 @@ op = partial(declare, family="shape")
 
 
 def whole(value: Size) -> int:
-    """``value``, which must be known. Raises Unread where it is not."""
+    """``value``, which must be known. Raises UnsupportedUse where it is not."""
     if isinstance(value, Sym):
         raise UnsupportedUse("an axis or a step that is known only at run time")
     return value
@@ -39,7 +39,7 @@ def whole(value: Size) -> int:
 
 def resolved(target: Sequence[Size], shape: Sequence[Size], allowzero: bool = False) -> list[Size]:
     """What a Reshape of ``shape`` to ``target`` gives: 0 copies a size, -1 is what is left. Raises
-    Unread where it does not fit."""
+    UnsupportedUse where it does not fit."""
     out: list[Size] = []
     for k, s in enumerate(target):
         if isinstance(s, int) and s == 0 and not allowzero:
@@ -294,7 +294,7 @@ spell("split", "Split", read=_split, write=_write_split)
 
 def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, Size]:
     """Start, end and length of a slice as ONNX clamps them, symbols where a bound is one. Raises
-    Unread where no expression says it."""
+    UnsupportedUse where no expression says it."""
     if all(isinstance(v, int) for v in (size, start, end)):
         last = None if step < 0 and int(end) < -int(size) else int(end)  # type: ignore[arg-type]
         clamped = slice(int(start), last, step).indices(int(size))  # type: ignore[arg-type]

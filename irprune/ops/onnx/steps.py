@@ -19,7 +19,7 @@ def activated(name: str, parameters: Sequence[float]) -> list[Step]:
         parameters: its attributes in the order of their names; ONNX's defaults where empty.
 
     Raises:
-        Unread: for an activation that no step says.
+        UnsupportedUse: for an activation that no step says.
     """
     if not name:
         return []

@@ -14,7 +14,7 @@ __all__ = ["broadcast", "like", "padded", "position", "reduced_type", "result_ty
 
 
 def position(dim: int, rank: int) -> int:
-    """``dim`` counted from the front. Raises Unread where it is out of range."""
+    """``dim`` counted from the front. Raises UnsupportedUse where it is out of range."""
     if not -rank <= dim < max(rank, 1):
         raise UnsupportedUse(f"axis {dim} of a tensor of rank {rank}")
     return dim + rank if dim < 0 else dim
@@ -29,7 +29,8 @@ def like(
 
 
 def broadcast(shapes: Iterable[Sequence[Size]]) -> tuple[Size, ...]:
-    """The shape that all ``shapes`` broadcast to. Raises Unread where two known sizes disagree."""
+    """The shape that all ``shapes`` broadcast to. Raises UnsupportedUse where two known sizes
+    disagree."""
     rows = [tuple(s) for s in shapes]
     rank = max((len(r) for r in rows), default=0)
     out: list[Size] = []
@@ -61,7 +62,7 @@ def result_type(step: Step, operands: Sequence[TensorType | None]) -> TensorType
         The type, of unknown rank where an operand's is; None for entries of other kinds.
 
     Raises:
-        Unread: where the operands do not fit.
+        UnsupportedUse: where the operands do not fit.
     """
     entry = TABLE.get(step.op)
     given = [t for t in operands if t is not None]
@@ -115,8 +116,8 @@ def window(
 def padded(
     node: OnnxNode, kernel: Sequence[int], x: Sequence[Size] | None = None
 ) -> tuple[list[int], list[int], list[int], list[int]]:
-    """``strides, dilations, begins, ends`` of a window operator. Raises Unread where ``auto_pad``
-    depends on a dynamic size."""
+    """``strides, dilations, begins, ends`` of a window operator. Raises UnsupportedUse where
+    ``auto_pad`` depends on a dynamic size."""
     n = len(kernel)
     strides = list(node.attrs.get("strides") or [1] * n)
     dilations = list(node.attrs.get("dilations") or [1] * n)
