@@ -159,7 +159,7 @@ def _leaves(graph: Graph, half: bool) -> dict[Weight, torch.Tensor]:
 
 
 def _finite(weight: Weight, values: torch.Tensor) -> torch.Tensor:
-    """``values`` of ``weight`` with 0 for -inf where that masks: times a gradient of 0 it is NaN."""
+    """``values`` of ``weight``, 0 for -inf where that masks: times a gradient of 0 it is NaN."""
     return values.masked_fill(torch.isneginf(values), 0.0) if may_mask(weight) else values
 
 
