@@ -46,7 +46,7 @@ _BY_PACKAGE = {  # package now -> modules: under their names before, and now
     "irprune.choice": {"irprune.plan": "plan"},
     "irprune.demo": {"irprune.digits": "digits"},
     "irprune.driver": {"irprune.ir.verify": "verify"},
-    "irprune.ir": {"irprune.ir.selection": "selection"},
+    "irprune.ir": {"irprune.ir.kept": "selection"},
     "irprune.emit.bridge": {
         "irprune.emit.onnx_module": "onnx_module",
         "irprune.emit.torch_onnx": "torch_onnx",
