@@ -27,6 +27,7 @@ __all__ = [
     "Arg",
     "Cut",
     "Op",
+    "Rule",
     "Sample",
     "Unsupported",
     "amend",
