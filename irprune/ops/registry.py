@@ -27,6 +27,7 @@ __all__ = [
     "Arg",
     "Cut",
     "Op",
+    "Rule",
     "Sample",
     "Unsupported",
     "amend",
@@ -37,6 +38,7 @@ __all__ = [
     "is_sum",
     "is_unread",
     "lookup",
+    "may_mask",
     "op",
     "operand_as",
     "place_of",
@@ -362,6 +364,12 @@ def readers_of(value: Value) -> Iterator[tuple[Node, int]]:
         for i, v in enumerate(node.inputs):
             if v is value:
                 yield node, i
+
+
+def may_mask(weight: Value) -> bool:
+    """Whether -inf has a meaning in ``weight``: it is looked up or added, so that it takes out what
+    it stands at, and no product sums over it, which would make all of the result infinite."""
+    return all(role_of(node, i) != "weight" for node, i in readers_of(weight))
 
 
 def is_fixed_norm(node: Node) -> bool:

@@ -178,6 +178,7 @@ def test_prune_writes_a_folder_and_prints_the_report(
     assert "pruning Net" in err and f"wrote {tmp_path / 'out'}" in err and "wrote" not in out
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "model.py",
+        "model.py.sha256",
         "weights.safetensors",
         "model.pt2",
         "model.onnx",
