@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from irprune.analysis.blocks import blocks_of
+from irprune.analysis.copies import costly_copies
 from irprune.analysis.cost import Timed
 from irprune.analysis.widths import PREFER, Carriers, carriers_of, widths_of
 from irprune.choice.budget import check_budget, solve_budget
@@ -129,35 +130,45 @@ class Choose:
         if graph.axes is None:
             raise IrpruneError("nothing is analysed", "choose", "run infer-axes first")
         before, skipped = graph.kept, graph.skipped
-        setting = _Setting(self, graph)
-        if self.budget is None:
-            counts = setting.counts(self.ratio)
-        else:
-            packing = "latency" in self.budget or self.scope == "knapsack"
-            counts = solve_budget(
-                graph,
-                self.budget,
-                setting.counts,
-                setting.rounder,
-                setting.order,
-                lambda x: x not in setting.own,
-                setting.latency,
-                Loss(self.scope, setting.flat, setting.groups) if packing else None,
-            )
-        graph.kept = setting.kept(counts)
+        whole: dict[Axis, str] = {}
+        while True:
+            setting = _Setting(self, graph, whole)
+            counts = self._counts(graph, setting)
+            kept = setting.kept(counts)
+            costly = costly_copies(graph, kept)
+            if not costly:
+                break
+            whole.update(costly)  # what is left may be cut otherwise: a budget is met by others
+        graph.kept = kept
         graph.skipped = setting.skipped(counts)
         return PassResult(not graph.kept.same_as(before) or graph.skipped != skipped)
+
+    def _counts(self, graph: Graph, setting: _Setting) -> dict[Axis, int]:
+        """How many indices of each leaf stay: by the ratio, or by the search for the budget."""
+        if self.budget is None:
+            return setting.counts(self.ratio)
+        packing = "latency" in self.budget or self.scope == "knapsack"
+        return solve_budget(
+            graph,
+            self.budget,
+            setting.counts,
+            setting.rounder,
+            setting.order,
+            lambda x: x not in setting.own,
+            setting.latency,
+            Loss(self.scope, setting.flat, setting.groups) if packing else None,
+        )
 
 
 class _Setting:
     """What does not depend on the ratio, worked out once: who carries, who is kept, the widths and
-    the ranks."""
+    the ranks. ``whole`` are leaves that take no part, and why."""
 
-    def __init__(self, options: Choose, graph: Graph) -> None:
+    def __init__(self, options: Choose, graph: Graph, whole: Mapping[Axis, str]) -> None:
         self.options, self.graph = options, graph
         free = [g for g in groups_of(graph) if not g.frozen]
         self.groups = {g.axis: g for g in free}
-        self.reasons: dict[Axis, str] = {}  # why a leaf takes no part
+        self.reasons = dict(whole)  # why a leaf takes no part
         self.own: dict[Axis, float] = {}  # ratios of their own
         asked = self._named(graph, free)
         for leaf in self.groups:

@@ -305,7 +305,9 @@ def _products(node: Node) -> tuple[tuple[Axis, ...], ...]:
 
 
 def example_symbols(graph: Graph) -> dict[str, int]:
-    """The symbols' values in the example inputs that the capture kept; empty where it kept none."""
+    """The symbols' values in the example call that the capture kept; empty where it kept none."""
+    if graph.sizes:
+        return graph.sizes
     shapes = graph.source.example_shapes() if graph.source is not None else None
     out: dict[str, int] = {}
     for value, shape in zip(graph.inputs, shapes or (), strict=bool(shapes)):

@@ -19,6 +19,7 @@ from irprune.criteria.quantised import numbers
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
+from irprune.ops.registry import may_mask
 
 __all__ = ["Fpgm"]
 
@@ -51,6 +52,8 @@ class Fpgm:
 def _distances(place: WeightPlace) -> Scores:
     """For each index of the leaf (in each block) the sum of its distances to the others."""
     array, at = float_array(numbers(place.weight), f"weight {place.weight.name!r}"), place.at
+    if may_mask(place.weight):  # what is masked is no distance
+        array = np.where(np.isneginf(array), array.dtype.type(0), array)
     lines = np.moveaxis(array, place.dims, range(len(place.dims)))
     lines = lines.reshape(prod(lines.shape[: len(place.dims)]), -1)
     rows = lines[at.reshape(-1)].reshape(-1, at.shape[-2], at.shape[-1] * lines.shape[1])

@@ -19,6 +19,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
+from irprune.ops.registry import may_mask
 
 __all__ = ["Magnitude"]
 
@@ -64,6 +65,7 @@ class Magnitude:
                 sorted(wanted[name]),
                 float(self.p),
                 f"weight {name!r}",
+                may_mask(graph.weights[name]),
             )
 
         along = dict(zip(wanted, concurrently(read, wanted), strict=True))

@@ -56,9 +56,12 @@ def _space(chunk: NDArray[Any]) -> NDArray[Any]:
 _own = threading.local()
 
 
-def _without_mask(array: Any) -> NDArray[Any] | None:
+def _without_mask(array: NDArray[Any], masks: bool) -> NDArray[Any] | None:
     """``array`` with zeros for the one huge negative number that masks many positions and weighs
-    nothing; None where it is no mask."""
+    nothing, and with ``masks`` for -inf; None where it is no mask."""
+    if masks and np.isneginf(array).any():
+        finite = np.where(np.isneginf(array), array.dtype.type(0), array)
+        return finite if np.isfinite(finite).all() else None
     huge = np.abs(array) > _HUGE
     values = array[huge]
     if (
@@ -73,14 +76,19 @@ def _without_mask(array: Any) -> NDArray[Any] | None:
 
 
 def profile(
-    array: Any, dims: Iterable[tuple[int, ...]], p: float = 2.0, where: str = ""
+    array: Any,
+    dims: Iterable[tuple[int, ...]],
+    p: float = 2.0,
+    where: str = "",
+    masks: bool = False,
 ) -> dict[tuple[int, ...], NDArray[np.float64]]:
     """For each of ``dims`` the sum of ``|w|**p`` over all other dimensions (``p`` is 1 or 2; the
     maximum for ``inf``).
 
     Each is one dimension or two. ``array`` (torch or numpy, any shape with at least one dimension)
-    is read once, in chunks, in its own precision (half precisions as float32). Raises IrpruneError
-    where a value is NaN or infinite, naming ``where``."""
+    is read once, in chunks, in its own precision (half precisions as float32). With ``masks``, -inf
+    weighs nothing: an array that is added or looked up is known by its finite part. Raises
+    IrpruneError where a value is NaN or infinite otherwise, naming ``where``."""
     shape = tuple(array.shape)
     if str(array.dtype).removeprefix("torch.") in ("float32", "float64"):
         array = float_array(array, where)  # as it lies; half precisions are widened chunk by chunk
@@ -118,9 +126,9 @@ def profile(
             for d, pair in pairs.items():
                 pair[at : at + step] = _between(powers, shape, max(d), p)
     if not np.isfinite(rows).all():
-        plain = _without_mask(float_array(array))
+        plain = _without_mask(float_array(array), masks)
         if plain is not None:
-            return profile(plain, wanted, p, where)
+            return profile(plain, wanted, p, where, masks)
         raise IrpruneError(
             "a weight holds NaN or infinity", where, "repair the model before it is pruned"
         )

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Graph, Node, Value
-from irprune.ir.size import Size, same
+from irprune.ir.size import Size, identical
 from irprune.ops.rule.signature import Signature, Unsupported
 from irprune.ops.traits import Convolution, Kind, NnLayer, Quantised, Role
 
@@ -27,6 +27,7 @@ __all__ = [
     "Arg",
     "Cut",
     "Op",
+    "Rule",
     "Sample",
     "Unsupported",
     "amend",
@@ -37,6 +38,7 @@ __all__ = [
     "is_sum",
     "is_unread",
     "lookup",
+    "may_mask",
     "op",
     "operand_as",
     "place_of",
@@ -361,6 +363,12 @@ def readers_of(value: Value) -> Iterator[tuple[Node, int]]:
                 yield node, i
 
 
+def may_mask(weight: Value) -> bool:
+    """Whether -inf has a meaning in ``weight``: it is looked up or added, so that it takes out what
+    it stands at, and no product sums over it, which would make all of the result infinite."""
+    return all(role_of(node, i) != "weight" for node, i in readers_of(weight))
+
+
 def is_fixed_norm(node: Node) -> bool:
     """Whether ``node`` normalises by stored statistics: a batch norm outside of training, of which
     one result is read."""
@@ -424,5 +432,5 @@ def same_type(node: Node) -> bool:
         a.dtype == b.dtype
         and a.static == b.static
         and a.rank == b.rank
-        and all(map(same, a.known, b.known))
+        and all(map(identical, a.known, b.known))
     )

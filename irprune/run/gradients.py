@@ -20,7 +20,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half, is_real
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.arrays import as_tensor
-from irprune.ops.registry import readers_of, role_of
+from irprune.ops.registry import may_mask, readers_of, role_of
 from irprune.run.calibration import Batch, Calibration
 from irprune.run.interpret import evaluate
 
@@ -96,7 +96,7 @@ def gradients(
         yield (
             batch.size,
             {
-                w: (t.detach(), g)
+                w: (_finite(w, t.detach()), g)
                 for (w, t), g in zip(held.items(), made, strict=True)
                 if g is not None
             },
@@ -156,6 +156,11 @@ def _leaves(graph: Graph, half: bool) -> dict[Weight, torch.Tensor]:
             "choose a criterion without gradients",
         )
     return held
+
+
+def _finite(weight: Weight, values: torch.Tensor) -> torch.Tensor:
+    """``values`` of ``weight``, 0 for -inf where that masks: times a gradient of 0 it is NaN."""
+    return values.masked_fill(torch.isneginf(values), 0.0) if may_mask(weight) else values
 
 
 def _running(weight: Weight) -> bool:

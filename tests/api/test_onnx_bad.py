@@ -93,6 +93,36 @@ def test_damaged_files(
     refused(damaged(tmp_path, how), says, capsys)
 
 
+@pytest.mark.parametrize("place", ["cache", "third", "name"])
+def test_data_behind_links_of_a_cache(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    """A model and its data that are links into one folder of blobs are read, as onnxruntime reads
+    them; data that lies in a third folder, or is named outside the model's, is refused."""
+    blobs, named, third = (tmp_path / name for name in ("blobs", "named", "third"))
+    for folder in (blobs, named, third):
+        folder.mkdir()
+    location = "../blobs/data" if place == "name" else "m.data"
+    model = decorated()
+    onnx.save(
+        model, blobs / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0
+    )
+    model = onnx.load(blobs / "m.onnx", load_external_data=False)
+    for t in model.graph.initializer:
+        next(e for e in t.external_data if e.key == "location").value = location
+    (blobs / "aaa").write_bytes(model.SerializeToString())
+    (blobs / "m.data").rename((third if place == "third" else blobs) / "data")
+    (named / "m.onnx").symlink_to("../blobs/aaa")
+    (named / "m.data").symlink_to(f"../{'third' if place == 'third' else 'blobs'}/data")
+    if place != "cache":
+        refused(named / "m.onnx", "leaves the model's folder", capsys)
+        return
+    out = tmp_path / "out.onnx"
+    assert irprune.cli.run(["prune", str(named / "m.onnx"), "-o", str(out)]) == 0
+    assert onnx.load(out).graph.initializer[0].dims[0] == 4
+    assert sorted(p.name for p in blobs.iterdir()) == ["aaa", "data", "m.onnx"]
+
+
 def product(shape: tuple[int, ...]) -> onnx.ModelProto:
     return model_of(
         [node("MatMul", "x w", "y")], [info("x", 2, 6)], [info("y", 2, 4)], [tensor("w", *shape)]

@@ -115,6 +115,39 @@ def test_bad_values_are_named(bad: float, p: float) -> None:
         scores(model, IMAGE, p=p)
 
 
+class Masked(nn.Module):
+    """A table with a row that masks, added to what is cut."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.up, self.table, self.down = nn.Linear(6, 8), nn.Embedding(5, 8), nn.Linear(8, 4)
+        with torch.no_grad():
+            self.table.weight[0] = value
+
+    def forward(self, x: Tensor, i: Tensor) -> Tensor:
+        return self.down(F.relu(self.up(x) + self.table(i)))
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "lamp", "fpgm", "taylor", "fisher"])
+def test_minus_infinity_in_a_table_weighs_nothing(importance: str) -> None:
+    """A row of -inf takes out what it is added to; the scores are those of its finite part."""
+    data = [(torch.randn(3, 6), torch.tensor([1, 0, 3])) for _ in range(2)]
+    options: dict[str, Any] = {"importance": importance}
+    if importance in ("taylor", "fisher"):
+        options |= {"calibration": data, "loss": lambda outputs, batch: outputs[0].square().mean()}
+    masked = scores(Masked(float("-inf")), *data[0], **options)
+    plain = scores(Masked(-1e9 if "loss" in options else 0.0), *data[0], **options)
+    assert masked.keys() == plain.keys() and masked
+    for name, found in masked.items():
+        np.testing.assert_allclose(found, plain[name], rtol=1e-6)
+
+
+def test_plus_infinity_in_a_table_is_refused() -> None:
+    with pytest.raises(IrpruneError, match=r"NaN or infinity.*'table.weight'"):
+        scores(Masked(float("inf")), torch.randn(3, 6), torch.tensor([1, 2, 3]))
+
+
 # -- magnitude -------------------------------------------------------------------------------------
 
 

@@ -285,6 +285,34 @@ def test_a_slice_and_a_split_move_with_what_is_dropped() -> None:
     assert shapes(emitted)["w"][1] < 16
 
 
+@pytest.mark.parametrize("length", [8, "n"], ids=["static", "dynamic"])
+def test_bounds_of_a_slice_keep_their_element_type(length: int | str) -> None:
+    """Bounds in int32, as tf2onnx writes them: over a cut dimension they are written anew, and all
+    four inputs of Slice must have one type."""
+    nodes = [
+        node("Conv", "x w1", "h", kernel_shape=[1]),
+        node("Shape", "h", "s"),
+        node("Cast", "s", "end", to=TensorProto.INT32),
+        node("Slice", "h from end dims unit", "a"),
+        node("Slice", "a from last dims unit", "b"),
+        node("Conv", "b w2", "y", kernel_shape=[1]),
+    ]
+    tensors = [tensor("w1", 16, 3, 1), tensor("w2", 5, 16, 1)]
+    for name, values in (
+        ("from", [0, 0, 0]),
+        ("last", [10**9, 16, 10**9]),
+        ("dims", [0, 1, 2]),
+        ("unit", [1, 1, 1]),
+    ):
+        tensors.append(numpy_helper.from_array(np.array(values, np.int32), name))
+    model = model_of(nodes, [info("x", 2, 3, length)], [info("y", 2, 5, length)], tensors)
+    _, emitted = proven(model)
+    assert shapes(emitted)["w2"][1] == 8
+    types = {t.name: t.data_type for t in emitted.graph.initializer}
+    second = next(n for n in emitted.graph.node if n.output[0] == "b")
+    assert {types[name] for name in second.input[1:]} == {TensorProto.INT32}
+
+
 # -- files -----------------------------------------------------------------------------------------
 
 

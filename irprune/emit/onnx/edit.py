@@ -15,7 +15,7 @@ from irprune.errors import IrpruneError
 from irprune.frontend.onnx.order import target_of
 from irprune.frontend.onnx.proto import attributes
 from irprune.frontend.onnx.source import OnnxSource
-from irprune.ir.dtype import numpy_dtype
+from irprune.ir.dtype import TO_ONNX, numpy_dtype
 from irprune.ir.size import Size, Sym, same
 
 __all__ = ["NodeEdit", "SizeNodes", "tensor_of"]
@@ -72,7 +72,10 @@ class NodeEdit:
         return None if array is None else array.reshape(-1).tolist()
 
     def dtype(self, i: int) -> str:
-        return self.emitter.source.types[self.node.input[i]].dtype
+        """The element type of input ``i``."""
+        return self.emitter.source.types[
+            self.emitter.original.graph.node[self.index].input[i]
+        ].dtype
 
     def sizes(self, i: int, dims: Sequence[int]) -> list[Size]:
         """Sizes of input ``i`` before pruning."""
@@ -109,8 +112,9 @@ class NodeEdit:
         else:
             self.attr(name, [int(v) for v in value])  # type: ignore[arg-type]
 
-    def input(self, i: int, value: Sequence[Size], dtype: str = "i64") -> None:
-        """Let input ``i`` hold ``value``; left alone where it does."""
+    def input(self, i: int, value: Sequence[Size]) -> None:
+        """Let input ``i`` hold ``value``, in the element type that it has (int64 where it is not
+        given); left alone where it does."""
         now = self.value(i)
         if (
             now is not None
@@ -118,11 +122,15 @@ class NodeEdit:
             and all(_equal(a, b) for a, b in zip(now, value, strict=True))
         ):
             return
+        dtype = self.dtype(i) if self.given(i) else "i64"
         while len(self.node.input) <= i:
             self.node.input.append("")
         if any(isinstance(v, Sym) for v in value):
             self.node.input[i] = self.emitter.size_nodes.vector(
-                list(value), self.index, self.node.input[i] or f"{self.node.output[0]}_sizes"
+                list(value),
+                self.index,
+                self.node.input[i] or f"{self.node.output[0]}_sizes",
+                dtype,
             )
             return
         array = np.array(value, numpy_dtype(dtype))
@@ -145,8 +153,12 @@ class SizeNodes:
     ) -> None:
         self.fresh, self.add, self.constant, self.symbols = fresh, add, constant, symbols
 
-    def vector(self, values: Sequence[Size], before: int, hint: str) -> str:
-        """The name of an int64 vector of ``values``, computed before node ``before``."""
+    def vector(self, values: Sequence[Size], before: int, hint: str, dtype: str = "i64") -> str:
+        """The name of a vector of ``values`` with elements ``dtype``, computed before node
+        ``before``."""
+        if dtype != "i64":
+            whole = self.vector(values, before, hint)
+            return self._node("Cast", [whole], before, hint, to=TO_ONNX[dtype])
         pieces: list[str] = []
         run: list[int] = []
         for v in [*values, None]:

@@ -300,7 +300,9 @@ class Emitter:
                 was = self.source.known[name]
                 dynamic = was.dtype == object
                 held = (
-                    self.size_nodes.vector(was.reshape(-1).tolist(), index, name)
+                    self.size_nodes.vector(
+                        was.reshape(-1).tolist(), index, name, self.source.types[name].dtype
+                    )
                     if dynamic
                     else self.add_constant(name, was)
                 )
@@ -324,8 +326,9 @@ class Emitter:
         for j in moved:  # what was read from a shape that changed stays what it was
             was = self.source.known[node.input[j]]
             if was.dtype == object:
+                dtype = self.source.types[node.input[j]].dtype
                 node.input[j] = self.size_nodes.vector(
-                    was.reshape(-1).tolist(), index, node.input[j]
+                    was.reshape(-1).tolist(), index, node.input[j], dtype
                 )
             else:
                 node.input[j] = self.add_constant(node.input[j], was)
@@ -346,7 +349,11 @@ class Emitter:
                 was = self.source.known[node.output[0]].reshape(-1).tolist()
                 made = helper.make_node(
                     "Identity",
-                    [self.size_nodes.vector(was, i, node.output[0])],
+                    [
+                        self.size_nodes.vector(
+                            was, i, node.output[0], self.source.types[node.output[0]].dtype
+                        )
+                    ],
                     [node.output[0]],
                     name=node.name,
                 )

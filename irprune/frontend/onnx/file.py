@@ -250,7 +250,7 @@ class Files:
         if place == self.path.name:
             own, keeper = self.own, self
             return lambda: _read(own, offset, length) if keeper else np.zeros(0, np.uint8)
-        path = beside(self.path.parent, place, tensor.name)
+        path = beside(self.path, place, tensor.name)
         if path not in self.sizes:
             if not path.is_file():
                 raise IrpruneError(
@@ -284,14 +284,21 @@ class Files:
         return read
 
 
-def beside(folder: Path, place: str, name: str) -> Path:
-    """The external file ``place`` of tensor ``name``. Raises IrpruneError where it leaves
-    ``folder``, by name or through a link."""
+def beside(model: Path, place: str, name: str) -> Path:
+    """The external file ``place`` of tensor ``name`` of the file ``model``.
+
+    Its name stays in the model's folder; through links it stays there too, or, where ``model`` is
+    a link itself, in the folder of the file that it leads to (caches of downloads keep their files
+    under the digests of their contents, and links by name). onnxruntime reads no others either.
+    Raises IrpruneError where it leaves those."""
+    folder = model.parent
     path = Path(os.path.normpath(folder / place))
+    allowed = (folder.resolve(), model.resolve().parent)
     if (
         not place
         or Path(place).is_absolute()
-        or not path.resolve().is_relative_to(folder.resolve())
+        or ".." in Path(os.path.normpath(place)).parts
+        or not any(path.resolve().is_relative_to(f) for f in allowed)
     ):
         raise IrpruneError(
             f"the external data of '{name}' leaves the model's folder",

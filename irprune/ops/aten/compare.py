@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from irprune.ir.axis import Axes
-from irprune.ir.graph import Node
+from irprune.ir.dtype import is_integer
+from irprune.ir.graph import Node, Value, Weight
 from irprune.ops.aten.elementwise import binary, broadcast
 from irprune.ops.registry import Arg, Sample
 from irprune.ops.registry import op as declare
@@ -16,9 +17,40 @@ _X = Arg((2, 6, 5), "i64", 0, 3)
 _F = Arg((2, 6, 5))
 _BOOL = Arg((2, 6, 5), "bool")
 
+
+def _equal(axes: Axes, node: Node) -> None:
+    """Element-wise; where integers of one operand meet each of a list in the other (ids and the
+    numbers of a vocabulary, which makes rows that are one-hot), the list is no channel."""
+    broadcast(axes, node)
+    shape = node.out.shape
+    for value in node.inputs:
+        if value is None or not is_integer(value.dtype) or _is_number(value):
+            continue
+        lead = len(shape) - value.rank
+        for k, a in enumerate(node.out.axes or ()):
+            spread = k < lead or value.shape[k - lead] == 1
+            if spread and shape[k] != 1:
+                axes.freeze(a, "a vocabulary: ids are compared with each of its numbers")
+
+
+def _is_number(value: Value) -> bool:
+    """Whether ``value`` is a single number that is known, no id."""
+    return value.rank == 0 or (isinstance(value, Weight) and all(s == 1 for s in value.shape))
+
+
+# integers that are compared with a column meet one of it each: its two other axes are vocabularies
+for _name, _alias, _onnx in (("eq", "", "Equal"), ("ne", "not_equal", "")):
+    binary(
+        _name,
+        " ".join(f"{n}.{v}" for n in (_name, _alias) if n for v in ("Tensor", "Scalar")),
+        onnx=_onnx,
+        a=_X,
+        number=1,
+        rule=_equal,
+        free=1,
+        learned=False,
+    )
 for _name, _alias, _onnx in (
-    ("eq", "", "Equal"),
-    ("ne", "not_equal", ""),
     ("lt", "less", "Less"),
     ("le", "less_equal", "LessOrEqual"),
     ("gt", "greater", "Greater"),

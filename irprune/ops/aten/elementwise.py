@@ -12,7 +12,7 @@ from typing import Any
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ir.size import probe_of
-from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import Arg, Rule, Sample
 from irprune.ops.registry import op as declare
 
 __all__ = ["broadcast"]
@@ -160,10 +160,12 @@ def binary(
     a: Arg = _X,
     b: Arg | None = None,
     number: float = 2.0,
+    rule: Rule = broadcast,
+    free: int = 3,
     **traits: Any,
 ) -> None:
     """Declare an operator of two operands; the overloads' names say which of the two is a
-    number."""
+    number, and ``free`` how many axes two tensors leave free."""
     b = b or Arg((6, 1), a.dtype, a.low, a.high)
     aten = [s if "." in s else f"{s}.default" for s in (spelled or name).split()]
     samples = []
@@ -174,12 +176,12 @@ def binary(
         elif variant in ("Scalar_Tensor", "Scalar_Self", "self_scalar"):
             some = [Sample((b,), {"self": number}, free=1)]
         else:
-            some = [Sample((a, b), free=3)]
+            some = [Sample((a, b), free=free)]
             if name in ("add", "sub", "mul", "div"):  # torch takes a number for the tensor
                 some.append(Sample((a,), {"other": number}, free=3))
         samples += [replace(s, target=f"aten.{target}") for s in some]
     shown = (onnx,) if onnx else ()
-    op(name, broadcast, aten=aten, onnx=shown, samples=tuple(samples), **traits)
+    op(name, rule, aten=aten, onnx=shown, samples=tuple(samples), **traits)
 
 
 binary(

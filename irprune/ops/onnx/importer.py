@@ -169,9 +169,10 @@ class Edit(Protocol):
     def attr(self, name: str, value: Any) -> None:
         """Set an attribute; None takes it away."""
 
-    def input(self, i: int, value: Sequence[Size], dtype: str = "i64") -> None:
-        """Let input ``i`` hold ``value``: left alone where it would anyway, else an initializer,
-        computed where a size is dynamic."""
+    def input(self, i: int, value: Sequence[Size]) -> None:
+        """Let input ``i`` hold ``value`` in the element type that it has (int64 where it is not
+        given): left alone where it would anyway, else an initializer, computed where a size is
+        dynamic."""
 
     def become(self, target: str) -> None:
         """Make it operator ``target``, which takes its first input alone and no attributes."""

@@ -137,7 +137,7 @@ def _write_gather(edit: Any, node: Node) -> None:
         now = edit.value(1)
         size = node.operand(0).shape[node.attrs["dim"]]
         if now is None or [int(v) % size for v in now] != made:
-            edit.input(1, made, edit.dtype(1))
+            edit.input(1, made)
 
 
 spell(("gather_at", "select", "slice"), "Gather", read=_gather, write=_write_gather)
