@@ -460,7 +460,7 @@ class Machine:
 def test_the_loop_aims_again_by_what_was_missed(
     monkeypatch: pytest.MonkeyPatch, amount: Any, asked: float
 ) -> None:
-    monkeypatch.setattr(search, "Whole", Machine)
+    monkeypatch.setattr(search, "WholeModel", Machine)
     graph = scored(Net(128))
     said: list[str] = []
     found = search.choose_in_time(
@@ -494,7 +494,7 @@ def test_the_loop_comes_from_both_sides(monkeypatch: pytest.MonkeyPatch, curve: 
             took = 0.01 * curve(left(self.graph, self.times))
             return self.before, Timing(took, took, took, 9)
 
-    monkeypatch.setattr(search, "Whole", Bent)
+    monkeypatch.setattr(search, "WholeModel", Bent)
     found = search.choose_in_time(
         scored(Net(256)),
         Choose(budget={"latency": 1.0}, times=table(steps=STAIRS)),
@@ -510,7 +510,7 @@ def test_the_loop_says_why_nothing_is_near(monkeypatch: pytest.MonkeyPatch) -> N
             took = 0.008 if left(self.graph, self.times) > 0.5 else 0.003
             return self.before, Timing(took, took, took, 9)
 
-    monkeypatch.setattr(search, "Whole", Cliff)
+    monkeypatch.setattr(search, "WholeModel", Cliff)
     found = search.choose_in_time(
         scored(Net(256)),
         Choose(budget={"latency": 1.0}, times=table(steps=STAIRS)),
