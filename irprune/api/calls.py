@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from irprune.analysis.cost import Costs, repeated
 from irprune.analysis.describe import describe
+from irprune.analysis.sizes import shown_sizes
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
 from irprune.api.forecast import forecast
@@ -264,7 +265,16 @@ def _report(graph: Graph) -> Report:
         Change(before[k] - once[i], after[k] - now[i]) for i, k in enumerate(("params", "bytes"))
     )
     return Report(
-        graph.name, params, macs, size, activation, free, frozen, unruled, list(graph.notes)
+        graph.name,
+        params,
+        macs,
+        size,
+        activation,
+        free,
+        frozen,
+        unruled,
+        list(graph.notes),
+        sizes=shown_sizes(graph),
     )
 
 

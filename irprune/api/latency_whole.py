@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from irprune.analysis.cost import example_symbols
+from irprune.analysis.sizes import example_symbols
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.driver.pipelines import analyse

@@ -230,6 +230,7 @@ class Graph:
         self.kept: Selection | None = None  # set by choose
         self.skipped: dict[Axis, str] = {}  # free leaves that choose left whole, and why
         self.source: Source | None = None  # what the front end keeps of the model
+        self.sizes: dict[str, int] = {}  # what the user said that symbols are, without an example
         self.notes: list[str] = []  # what the capture wants the user told
 
     def add_input(self, name: str, type: TensorType) -> Value:
@@ -308,7 +309,7 @@ class Graph:
         for old, fresh in new.items():
             fresh.axes = old.axes
         twin.outputs = [new[v] for v in self.outputs]
-        twin.source, twin.notes = self.source, list(self.notes)
+        twin.source, twin.sizes, twin.notes = self.source, dict(self.sizes), list(self.notes)
         twin.axes, twin.scores, twin.kept, twin.skipped = (
             self.axes,
             self.scores,
