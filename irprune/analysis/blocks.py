@@ -15,7 +15,7 @@ from irprune.ir.axis import Axis, factors, find, leaves
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.group import leaf_positions
 from irprune.ir.selection import Indices, Selection
-from irprune.ir.size import Sym, probe_of
+from irprune.ir.size import probe_of, symbol, symbols
 from irprune.ops.registry import lookup
 
 __all__ = ["blocks_of"]
@@ -27,6 +27,7 @@ def blocks_of(graph: Graph) -> dict[Axis, Axis]:
 
     The outer axis stands outside the leaf in the same dimension or is a factor of another one, of
     static size. Of two that always stand together the first is the outer one."""
+    told = {n for n, (i, d) in graph.places.items() if graph.inputs[i].shape[d] == symbol(n)}
     common: dict[Axis, dict[Axis, None]] = {}  # leaf -> the outer axes in all places so far
     slots: dict[Axis, list[tuple[Axis, list[Axis]]]] = {}
     order: dict[Axis, int] = {}
@@ -42,7 +43,7 @@ def blocks_of(graph: Graph) -> dict[Axis, Axis]:
         for x in chain.from_iterable(inside):
             order.setdefault(x, len(order))
         outside = [
-            [f for f in factors(a) if f.kind == "leaf" and not isinstance(a.size, Sym)]
+            [f for f in factors(a) if f.kind == "leaf" and set(symbols(a.size)) <= told]
             for a in axes
         ]
         for dim, a in enumerate(axes):

@@ -20,11 +20,13 @@ _TRIED = (64, 256, 512, 32, 1024, 16, 4096, 16384, 8, 4, 2, 1)
 
 
 def example_symbols(graph: Graph) -> dict[str, int]:
-    """The value of each symbol in the inputs' shapes: the example call's, else those in
+    """The value of each symbol in the inputs' shapes: the example call's; without one those in
     ``graph.sizes``, and the first plausible ones (``candidates``) for the others."""
     shapes = graph.source.example_shapes() if graph.source is not None else None
     if shapes is None:
         return next(candidates(graph))
+    if graph.sizes:
+        return graph.sizes
     out: dict[str, int] = {}
     for value, shape in zip(graph.inputs, shapes or (), strict=bool(shapes)):
         for s, n in zip(value.type.shape or (), shape, strict=False):
@@ -94,7 +96,10 @@ def input_shapes(graph: Graph, sizes: Mapping[str, int]) -> list[tuple[Value, tu
 
 def shown_sizes(graph: Graph, sizes: Mapping[str, int] | None = None) -> str:
     """The shapes of the inputs that have symbols, as ``--input`` takes them: "x: 1x3x48x320"; ""
-    where there are none. ``sizes`` are those of ``example_symbols`` where they are not given."""
+    where there are none, or the user's own example call says them. ``sizes`` are those of
+    ``example_symbols`` where they are not given."""
+    if graph.source is not None and graph.source.example_shapes() is not None:
+        return ""
     open_ = [v for v in graph.inputs if any(isinstance(s, Sym) for s in v.type.shape or ())]
     if not open_:
         return ""

@@ -104,7 +104,8 @@ def _pruned(
                 kwargs,
                 options.values["dynamic_shapes"],
                 method,
-                options.values["trust"],
+                dynamic=options.values["dynamic"],
+                trust=options.values["trust"],
             )
         with clock("analyse"):
             analyse(graph)

@@ -78,7 +78,21 @@ class ReplayOptions(TypedDict, total=False):
             flags=(Flag("--device", DEVICES),),
         ),
     ]
-    dynamic_shapes: Annotated[Any, Option(None, "As in ``torch.export.export``.")]
+    dynamic: Annotated[
+        str,
+        Option(
+            "all",
+            "Which sizes of the inputs of a torch model stay open in what comes out.",
+            'All of them, unless forward fixes them; "batch", "none", or dimensions by the name of '
+            'the input, "x:0,2".',
+            fits=is_text,
+            takes="none, batch, all, or dimensions of inputs as 'x:0,2'",
+            flags=(Flag("--dynamic", metavar="SIZES"),),
+        ),
+    ]
+    dynamic_shapes: Annotated[
+        Any, Option(None, "As in ``torch.export.export``, in place of ``dynamic``.")
+    ]
     trust: Annotated[
         bool,
         Option(

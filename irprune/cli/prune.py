@@ -142,7 +142,9 @@ def _write(pruned: Any, output: Path | None) -> None:
         from irprune.frontend.torch.source import torch_source
 
         with atomic_write(output) as draft:
-            save_program(pruned.module, torch_source(pruned.graph), draft / output.name)
+            save_program(
+                pruned.module, torch_source(pruned.graph), draft / output.name, pruned.graph
+            )
     elif output.suffix == ".json":
         pruned.plan.save(output)
     else:

@@ -20,6 +20,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     method: str = "auto",
+    dynamic: str = "all",
     trust: bool = False,
 ) -> Graph:
     """The graph of an ``nn.Module`` called with ``args`` and ``kwargs``, of an ``ExportedProgram``,
@@ -27,8 +28,9 @@ def capture(
 
     The model is left as it was. ``method`` is how an ``nn.Module`` is captured, as
     ``irprune.frontend.torch.capture`` (the package's own) names it: "trace", "run", "export" or
-    "auto"; ``trust`` loads a ``.pt2`` file even where it may run code of its own. Raises
-    IrpruneError for what cannot be captured."""
+    "auto". ``dynamic`` says which sizes of its inputs stay open: "all" (unless forward fixes them),
+    "batch", "none", or dimensions by the name of the input, "x:0,2". ``trust`` loads a ``.pt2``
+    file even where it may run code of its own. Raises IrpruneError for what cannot be captured."""
     kind = _kind(model)
     if kind == "surgeon":
         from irprune.frontend.onnx.surgeon import from_surgeon
@@ -53,7 +55,7 @@ def capture(
     _check_call(model, kwargs)
     if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
         args = (args,)  # a single tensor
-    graph = capture_module(model, tuple(args), kwargs, dynamic_shapes, method)
+    graph = capture_module(model, tuple(args), kwargs, dynamic_shapes, method, dynamic)
     from irprune.frontend.torch.source import torch_source
 
     torch_source(graph).dynamic_shapes = dynamic_shapes

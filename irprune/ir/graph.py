@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from irprune.ir.guards import Fixed, Guard
 from irprune.ir.size import Size, is_static
 
 if TYPE_CHECKING:
@@ -230,7 +231,10 @@ class Graph:
         self.kept: Selection | None = None  # set by choose
         self.skipped: dict[Axis, str] = {}  # free leaves that choose left whole, and why
         self.source: Source | None = None  # what the front end keeps of the model
-        self.sizes: dict[str, int] = {}  # what the user said that symbols are, without an example
+        self.fixed: list[Fixed] = []  # sizes of inputs that the graph is right for alone
+        self.guards: list[Guard] = []  # what must hold between the sizes that are open
+        self.sizes: dict[str, int] = {}  # open sizes that the user gave: the example call's
+        self.places: dict[str, tuple[int, int]] = {}  # of symbols in guards: input, dimension
         self.notes: list[str] = []  # what the capture wants the user told
 
     def add_input(self, name: str, type: TensorType) -> Value:
@@ -309,7 +313,9 @@ class Graph:
         for old, fresh in new.items():
             fresh.axes = old.axes
         twin.outputs = [new[v] for v in self.outputs]
-        twin.source, twin.sizes, twin.notes = self.source, dict(self.sizes), list(self.notes)
+        twin.source, twin.notes = self.source, list(self.notes)
+        twin.fixed, twin.guards = list(self.fixed), list(self.guards)
+        twin.sizes, twin.places = dict(self.sizes), dict(self.places)
         twin.axes, twin.scores, twin.kept, twin.skipped = (
             self.axes,
             self.scores,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from irprune.base.moved import renamed
 from irprune.ir.axis import Axis, factors, find, leaves, parts
-from irprune.ir.size import Size, Sym, is_static, probe_of
+from irprune.ir.size import Size, Sym, UnboundSymbol, evaluate, probe_of
 
 __all__ = ["Indices", "Mask", "Selection", "Table"]
 
@@ -137,10 +137,12 @@ class Selection:
                 self._tables[a] = self._leaf(a)
         return self._tables[a]
 
-    def present(self, axes: Sequence[Axis], dim: int) -> Mask:
+    def present(
+        self, axes: Sequence[Axis], dim: int, sizes: Mapping[str, int] | None = None
+    ) -> Mask:
         """Who is present along dimension ``dim`` of a value with ``axes``, to broadcast against the
         value: it varies along ``dim``, and along the dimensions of those that ``dim`` is chosen
-        within.
+        within. ``sizes`` are the values of symbols.
 
         Raises ValueError for a symbolic size, and for an axis chosen per block that stands without
         its outer axis."""
@@ -151,7 +153,7 @@ class Selection:
             beside = next((k for k, a in enumerate(axes) if k != dim and outer in factors(a)), None)
             if beside is None:
                 raise ValueError(f"{axes[dim]!r}, chosen per block, stands without its outer axis")
-            at.append(_along(_positions(factors(axes[beside]), outer), beside, rank))
+            at.append(_along(_positions(factors(axes[beside]), outer, sizes or {}), beside, rank))
         mask: Mask = table.mask[(*at, _along(np.arange(table.mask.shape[-1]), dim, rank))]
         return mask
 
@@ -166,11 +168,14 @@ class Selection:
         return Table((self.within[a],) if own.ndim == 2 else (), mask)
 
 
-def _positions(fs: list[Axis], outer: Axis) -> Indices:
+def _positions(fs: list[Axis], outer: Axis, symbols: Mapping[str, int]) -> Indices:
     """Along a product of ``fs``, the index of its factor ``outer``."""
-    sizes = [probe_of(f.size) for f in fs]
-    if not is_static(f.size for f in fs):
-        raise ValueError(f"a choice within {outer!r}, which stands in a product of a dynamic size")
+    try:
+        sizes = [evaluate(f.size, symbols) for f in fs]
+    except UnboundSymbol:
+        raise ValueError(
+            f"a choice within {outer!r}, which stands in a product of a dynamic size"
+        ) from None
     inner = prod(sizes[fs.index(outer) + 1 :])
     return np.arange(prod(sizes)) // inner % probe_of(outer.size)
 

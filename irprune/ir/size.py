@@ -24,8 +24,10 @@ __all__ = [
     "Sym",
     "UnboundSymbol",
     "evaluate",
+    "identical",
     "is_static",
     "linear",
+    "number",
     "operation",
     "parse_size",
     "probe_of",
@@ -36,9 +38,9 @@ __all__ = [
 ]
 
 _LEAST = 1009  # the smallest probe, in grains
-# divisible by 1..12: `n // 7 * 7` of a probe is the probe again, as it is for the sizes that a
-# model accepts
-_GRAIN = 27720
+# divisible by 1..12, and by 2 ten times: `n // 7 * 7` of a probe is the probe again, after five
+# halvings too, as it is for the sizes that a model accepts
+_GRAIN = 2**10 * 3**2 * 5**2 * 7 * 11
 
 _INFIX: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add,
@@ -108,6 +110,9 @@ class Sym:
         if self.op in _ARITHMETIC:
             return all(isinstance(a, int) or (isinstance(a, Sym) and a.is_whole) for a in self.args)
         return self.op not in _REAL
+
+    def __hash__(self) -> int:
+        return hash((self.op, self.probe))
 
     def __str__(self) -> str:
         if self.op == "symbol":
@@ -223,6 +228,14 @@ def evaluate(size: Size, bindings: Mapping[str, int], default: int | None = None
     return int(_value(size, bindings, default)) if isinstance(size, Sym) else size
 
 
+def number(
+    x: Sym | int | float, bindings: Mapping[str, int], default: int | None = None
+) -> int | float:
+    """The value of ``x``, which need not be whole; otherwise as ``evaluate``."""
+    found: int | float = _value(x, bindings, default)
+    return found
+
+
 def _value(x: Sym | int | float | str, bindings: Mapping[str, int], default: int | None) -> Any:
     if not isinstance(x, Sym):
         return x
@@ -331,6 +344,21 @@ def same(a: Size, b: Size) -> bool:
     """Whether two sizes are equal for every value of the symbols (up to a coincidence of
     probes)."""
     return a == b or probe_of(a) == probe_of(b)
+
+
+def identical(a: Size, b: Size) -> bool:
+    """As ``same``, but only where the probe decides it: for sums and products. A size that is
+    rounded or held below another is the same as one that is not at the probe point, and not at
+    others."""
+    return a == b or (probe_of(a) == probe_of(b) and _polynomial(a) and _polynomial(b))
+
+
+def _polynomial(size: Sym | int | float | str) -> bool:
+    if not isinstance(size, Sym):
+        return isinstance(size, int)
+    return size.op == "symbol" or (
+        size.op in ("+", "-", "*", _NEGATION) and all(map(_polynomial, size.args))
+    )
 
 
 def is_static(shape: Iterable[Size]) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Graph, Node, Value
-from irprune.ir.size import Size, same
+from irprune.ir.size import Size, identical
 from irprune.ops.rule.signature import Signature, Unsupported
 from irprune.ops.traits import Convolution, Kind, NnLayer, Quantised, Role
 
@@ -255,11 +255,8 @@ def op(
 
 
 _LOADED: list[str] = []
-_BROKEN: list[
-    Exception
-    # what stopped the table from loading: half a table would freeze in silence what the other half
-    # rules
-] = []
+# What stopped the table from loading: half a table would freeze in silence what the rest rules.
+_BROKEN: list[Exception] = []
 
 
 def load_table() -> dict[str, Op]:
@@ -435,5 +432,5 @@ def same_type(node: Node) -> bool:
         a.dtype == b.dtype
         and a.static == b.static
         and a.rank == b.rank
-        and all(map(same, a.known, b.known))
+        and all(map(identical, a.known, b.known))
     )

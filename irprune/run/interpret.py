@@ -12,8 +12,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.body import Body
 from irprune.ir.dtype import is_float, is_half, is_real
 from irprune.ir.graph import Graph, Node, Value, Weight
-from irprune.ir.size import Sym, UnboundSymbol
-from irprune.ir.size import evaluate as evaluate_size
+from irprune.ir.size import Sym, UnboundSymbol, number
 from irprune.ir.symbols import backward_slice, defined_symbols
 from irprune.ops.arrays import as_tensor
 from irprune.ops.call import bind, overload, substitute
@@ -50,9 +49,9 @@ def run_node(node: Node, operands: list[Any], symbols: dict[str, int], device: t
     ``symbols`` learns the sizes that it tells."""
     entry = lookup(node)
 
-    def size(s: Sym) -> int:
+    def size(s: Sym) -> int | float:
         try:
-            return evaluate_size(s, symbols)
+            return number(s, symbols)
         except UnboundSymbol as unknown:
             raise IrpruneError(
                 f"{node.op} takes a size {s} that depends on the values of tensors",

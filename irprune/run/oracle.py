@@ -6,7 +6,7 @@ cut model computes the same."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from irprune.ir.axis import Axis, find
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.selection import Selection
 from irprune.ops.registry import lookup
-from irprune.run.interpret import evaluate
+from irprune.run.interpret import evaluate, symbols_of
 
 __all__ = ["silenced", "silencer"]
 
@@ -23,8 +23,8 @@ __all__ = ["silenced", "silencer"]
 class _Presence:
     """Masks of what is kept, for dimensions of values."""
 
-    def __init__(self, kept: Selection, device: torch.device) -> None:
-        self.kept, self.device = kept, device
+    def __init__(self, kept: Selection, device: torch.device, sizes: Mapping[str, int]) -> None:
+        self.kept, self.device, self.sizes = kept, device, sizes
         self._masks: dict[Axis, torch.Tensor] = {}
 
     def __call__(self, value: Value, dims: Sequence[int]) -> torch.Tensor | None:
@@ -44,17 +44,17 @@ class _Presence:
         if self.kept.table(
             a
         ).outer:  # chosen per block: the mask varies along other dimensions of this value too
-            return torch.from_numpy(self.kept.present(axes, d)).to(self.device)
+            return torch.from_numpy(self.kept.present(axes, d, self.sizes)).to(self.device)
         if a not in self._masks:
             self._masks[a] = torch.from_numpy(self.kept.table(a).mask).to(self.device)
         return self._masks[a].reshape([-1 if k == d else 1 for k in range(len(axes))])
 
 
 def silencer(
-    kept: Selection, device: torch.device
+    kept: Selection, device: torch.device, sizes: Mapping[str, int] | None = None
 ) -> Callable[[Node, list[Any], Callable[..., Any]], Any]:
-    """The hook that runs each node on what is present."""
-    present = _Presence(kept, device)
+    """The hook that runs each node on what is present; ``sizes`` are the values of symbols."""
+    present = _Presence(kept, device, sizes or {})
 
     def hook(node: Node, operands: list[Any], run: Callable[..., Any]) -> Any:
         entry = lookup(node)
@@ -83,4 +83,10 @@ def silenced(
     """The outputs of the analysed ``graph`` with everything that ``kept`` drops silenced."""
     tensors = list(inputs)
     device = tensors[0].device if tensors else torch.device("cpu")
-    return evaluate(graph, tensors, dtype=dtype, hook=silencer(kept, device), device=device)
+    return evaluate(
+        graph,
+        tensors,
+        dtype=dtype,
+        hook=silencer(kept, device, symbols_of(graph, tensors)),
+        device=device,
+    )

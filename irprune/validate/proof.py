@@ -26,6 +26,7 @@ from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors, over_tensors, redraw
 from irprune.run.interpret import evaluate
 from irprune.run.oracle import silenced
+from irprune.run.other_sizes import other_sizes, resized
 from irprune.run.precision import full_float32
 from irprune.validate.proof_result import Proof, is_constant
 from irprune.validate.random_weights import seeds, with_random_numbers
@@ -50,7 +51,10 @@ def prove(
     only where float64 decides."""
     began = time.perf_counter()
     with full_float32(), torch.random.fork_rng():
-        proof = _proven(graph, module, remake, device or torch.device("cpu"), seed)
+        where = device or torch.device("cpu")
+        proof = _proven(graph, module, remake, where, seed)
+        if proof.passed and torch_source(graph).module is not None:
+            _prove_elsewhere(proof, graph, module, remake, where, seed)
     proof.seconds = time.perf_counter() - began
     return proof
 
@@ -94,14 +98,56 @@ def _proven(
     return proof
 
 
+def _prove_elsewhere(
+    proof: Proof,
+    graph: Graph,
+    module: torch.nn.Module,
+    remake: Remake,
+    device: torch.device,
+    seed: int,
+) -> None:
+    """Prove once more at the first other sizes that the user's ``forward`` takes, where sizes are
+    open; ``proof`` gets the larger errors."""
+    source = torch_source(graph)
+    tried: list[str] = []
+    for sizes in other_sizes(graph):
+        call = resized(graph, source.inputs, (tuple(source.args), dict(source.kwargs)), sizes)
+        shown = ", ".join(
+            f"{v.name} {'x'.join(map(str, x.shape))}"
+            for v, x in zip(graph.inputs, source.tensors(*call), strict=True)
+        )
+        try:
+            expected = _expected(graph, call, seed)
+        except Exception:  # whatever forward raises: these are not sizes that it takes
+            tried.append(shown)
+            continue
+        drawn = redraw(*call, seed)
+        ours, theirs = _run(graph, module, remake, drawn, device, torch.float32, seed)
+        error = relative_error(ours, theirs)
+        if not error <= proof.tolerance:
+            ours, theirs = _run(graph, module, remake, call, device, torch.float64, seed)
+            error = relative_error(ours, theirs)
+        proof.max_error = max(proof.max_error, error)
+        proof.capture_error = max(
+            proof.capture_error or 0.0, relative_error(_found(graph, call, seed), expected)
+        )
+        proof.other_sizes = shown
+        proof.passes += 4
+        return
+    if tried:
+        proof.notes.append(f"proven at one size: forward refuses {'; '.join(tried[:3])}")
+
+
 def _captured(graph: Graph, call: Call, seed: int) -> tuple[list[torch.Tensor], float]:
     """What the user's ``forward`` gives, in the model's own types and on its device, and the error
-    of the uncut graph against it.
+    of the uncut graph against it."""
+    expected = _expected(graph, call, seed)
+    return expected, relative_error(_found(graph, call, seed), expected)
 
-    The model stays as it is.
-    """
-    source = torch_source(graph)
-    model = source.module
+
+def _expected(graph: Graph, call: Call, seed: int) -> list[torch.Tensor]:
+    """What the user's ``forward`` gives. The model stays as it is."""
+    model = torch_source(graph).module
     assert model is not None
     buffers = {
         name: b.clone() for name, b in model.named_buffers()
@@ -109,10 +155,15 @@ def _captured(graph: Graph, call: Call, seed: int) -> tuple[list[torch.Tensor], 
     with torch.random.fork_rng(), evaluating(model), attributes_kept(model):
         torch.manual_seed(seed)
         args, kwargs = over_tensors((tuple(call[0]), call[1]), torch.clone)
-        expected = flat_tensors(torch.func.functional_call(model, buffers, args, kwargs))
+        return flat_tensors(torch.func.functional_call(model, buffers, args, kwargs))
+
+
+def _found(graph: Graph, call: Call, seed: int) -> list[torch.Tensor]:
+    """What the uncut graph gives."""
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        found = torch_source(graph).results(evaluate(graph, torch_source(graph).tensors(*call)))
-    return expected, relative_error(found, expected)
+        source = torch_source(graph)
+        return source.results(evaluate(graph, source.tensors(*call)))
 
 
 def _run(

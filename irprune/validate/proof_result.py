@@ -22,8 +22,10 @@ class Proof:
     ``float32_error`` is the first measurement where float64 decided; ``capture_error`` is that of
     the uncut graph against the user's ``forward``, None where there is none to call. ``vacuous``
     says that the outputs are constant even with random weights, so that nothing was proven.
-    ``passes`` counts forward passes, those of the cut model among them: four, or six where float64
-    had to decide."""
+    ``other_sizes`` are those at which it was proven again, where sizes are open; the errors are the
+    larger ones of both. ``passes`` counts forward passes, those of the cut model among them: four,
+    or six where float64
+    had to decide; four more at other sizes."""
 
     max_error: float
     tolerance: float
@@ -33,6 +35,7 @@ class Proof:
     passes: int = 2
     random_weights: bool = False
     vacuous: bool = False
+    other_sizes: str = ""
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 

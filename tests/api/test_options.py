@@ -48,6 +48,7 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--no-proof": ([], {"proof": False}),
     "--strict": ([], {"strict": True}),
     "--device": (["cpu"], {"device": "cpu"}),
+    "--dynamic": (["batch"], {"dynamic": "batch"}),
     "--calibration": (["data"], {"calibration": "data"}),
     "--repair": (["bias"], {"repair": ("bias",)}),
 }

@@ -84,7 +84,7 @@ def test_trace_and_export_make_the_same_graph(name: str) -> None:
     torch.manual_seed(0)
     model = case.build(small=True)
     args, kwargs = case.example_inputs(small=True)
-    traced = capture(model, args, kwargs, method="trace")
+    traced = capture(model, args, kwargs, method="trace", dynamic="none")
     exported = capture(model, args, kwargs, method="export")
     assert described(traced) == described(exported)
     assert not traced.notes

@@ -52,7 +52,9 @@ def test_the_proof_passes_on_a_right_cut(mlp: tuple[nn.Module, Tensor]) -> None:
     assert (
         proof is not None and proof.passed and proof.max_error <= 1e-6 and proof.dtype == "float32"
     )
-    assert proof.passes == 4  # the user's forward, the uncut graph and the oracle; the module
+    assert (
+        proof.passes == 8
+    )  # at two sizes each: the user's forward, the uncut graph and the oracle; the module
     assert "exact" in str(proof)
 
 
@@ -118,7 +120,7 @@ def test_rounding_is_decided_in_float64() -> None:
     assert proof is not None and proof.passed
     assert proof.float32_error is not None and proof.float32_error > FLOAT32
     assert proof.dtype == "float64" and proof.max_error <= FLOAT64
-    assert proof.passes == 6
+    assert proof.passes == 10
 
 
 def test_float64_goes_through_the_graph_where_forward_names_float32() -> None:
@@ -142,7 +144,7 @@ def test_constant_outputs_are_proven_with_random_weights(mlp: tuple[nn.Module, T
         proof.dtype == "float64"
         and proof.max_error <= FLOAT64
         and proof.float32_error == 0
-        and proof.passes == 6
+        and proof.passes == 10
     )
     assert (
         torch.count_nonzero(pruned.module.get_parameter("3.weight")) == 0
@@ -236,7 +238,7 @@ def test_inputs_outside_the_domain_give_way_to_the_examples(zero: bool) -> None:
         and proof.dtype == "float64"
         and proof.max_error <= FLOAT64
     )
-    assert (proof.passes, proof.random_weights) == (6, zero)
+    assert (proof.passes, proof.random_weights) == (10, zero)
 
     def wrong(graph: Graph) -> tuple[Graph, nn.Module]:
         cut, module = remake(graph)

@@ -30,12 +30,13 @@ class TorchBackend:
 
     def write_onnx(self, cut: Graph, module: nn.Module | None, path: Path) -> Path:
         """``module``, or the one emitted from ``cut``, exported by torch."""
-        return export_onnx(emit_module(cut) if module is None else module, torch_source(cut), path)
+        made = emit_module(cut) if module is None else module
+        return export_onnx(made, torch_source(cut), path, graph=cut)
 
     def save(self, graph: Graph, cut: Graph, module: nn.Module, folder: Path) -> list[str]:
         """``model.pt2``, and ``huggingface/`` for a model of transformers."""
         source = torch_source(graph)
-        save_program(module, source, folder / "model.pt2")
+        save_program(module, source, folder / "model.pt2", cut)
         if not is_pretrained(source.module):
             return []
         why = save_pretrained(graph, cut, module, folder / "huggingface")

@@ -17,10 +17,12 @@ from torch.utils import _pytree as pytree
 
 from irprune.base.atomic_write import atomic_write, content_name
 from irprune.base.quiet import quiet
+from irprune.emit.torch.open_program import open_program
 from irprune.emit.torch.signature import paths
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import data_beside
 from irprune.frontend.torch.source import TorchSource
+from irprune.ir.graph import Graph
 from irprune.ops.arrays import as_numpy
 from irprune.ops.torch.onnx_gaps import exportable, translations
 
@@ -31,24 +33,21 @@ LIMIT = 1_800_000_000
 
 
 def export_onnx(
-    module: torch.nn.Module, source: TorchSource, path: str | Path, opset: int | None = None
+    module: torch.nn.Module,
+    source: TorchSource,
+    path: str | Path,
+    opset: int | None = None,
+    graph: Graph | None = None,
 ) -> Path:
-    """Write ``module``, called as ``source`` records, to ``path``. Raises IrpruneError where
-    torch's exporter refuses."""
+    """Write ``module``, called as ``source`` records, to ``path``, with the sizes open that
+    ``graph`` leaves open. Raises IrpruneError where torch's exporter refuses."""
     path = Path(path)
     size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
     with atomic_write(path, data_beside) as draft, quiet():
         target = draft / path.name
         try:
-            program = exportable(
-                torch.export.export(
-                    module,
-                    tuple(source.args),
-                    dict(source.kwargs),
-                    dynamic_shapes=source.dynamic_shapes,
-                    strict=False,
-                )
-            )
+            given, names = open_program(module, source, graph)
+            program = exportable(given)
             torch.onnx.export(
                 program,
                 f=str(target),
@@ -58,7 +57,7 @@ def export_onnx(
                 custom_translation_table=translations(program),
                 input_names=input_names(source),
                 output_names=output_names(source),
-                dynamic_shapes=source.dynamic_shapes,
+                dynamic_shapes=names,
                 external_data=size > LIMIT,
                 artifacts_dir=str(draft),
             )

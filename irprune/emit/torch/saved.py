@@ -16,9 +16,11 @@ import torch
 from irprune.base.atomic_write import no_room
 from irprune.base.quiet import quiet
 from irprune.emit.torch.module import module_from_source, source_of
+from irprune.emit.torch.open_program import open_program
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.source import TorchSource
 from irprune.ir.dtype import ELEMENT_TYPES
+from irprune.ir.graph import Graph
 
 __all__ = ["from_folder", "save_module", "save_program"]
 
@@ -84,16 +86,13 @@ def save_module(module: torch.nn.Module, folder: Path) -> None:
 _BESIDE = 1 << 22  # bytes that a program takes beside its weights, at most
 
 
-def save_program(module: torch.nn.Module, source: TorchSource, path: Path) -> None:
-    """``module`` as a program of ``torch.export``, with the dynamic shapes of the capture."""
+def save_program(
+    module: torch.nn.Module, source: TorchSource, path: Path, graph: Graph | None = None
+) -> None:
+    """``module`` as a program of ``torch.export``, with the sizes open that ``graph`` leaves
+    open."""
     with quiet(), torch.no_grad():
-        program = torch.export.export(
-            module,
-            tuple(source.args),
-            dict(source.kwargs),
-            dynamic_shapes=source.dynamic_shapes,
-            strict=False,
-        )
+        program, _ = open_program(module, source, graph)
         _reserve(
             path,
             sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))

@@ -43,6 +43,7 @@ from irprune.errors import IrpruneError, printable
 from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.guards import Fixed
 from irprune.ir.size import Sym, linear
 from irprune.ir.symbols import names_in
 from irprune.ops.call import bind, overload, substitute
@@ -111,6 +112,27 @@ def require(name, value):
         raise TypeError(f"missing argument {name!r}: the model was captured with it")
 
 
+def sized(name, tensor, rank, *fixed):
+    """Refuse an input of another size than the one that the model is right for."""
+    if tensor.dim() != rank:
+        raise ValueError(f"{name} has {tensor.dim()} dimensions, the model was captured with {rank}")
+    for dim, size, why in fixed:
+        if tensor.shape[dim] != size:
+            raise ValueError(
+                f"{name}: dimension {dim} is {tensor.shape[dim]}, the model was captured with {size}{why}"
+            )
+
+
+def holds(truth, why, *sizes):
+    """Refuse sizes that forward treats in another way than those that it was captured with."""
+    if not truth:
+        found = ", ".join(
+            f"{name}: dimension {dim} is {size}, the model was captured with {was}"
+            for name, dim, size, was in sizes
+        )
+        raise ValueError(f"{found} ({why})")
+
+
 def record(name, fields):
     """A class of dictionaries with attributes, in place of one that is not installed here."""
     def init(self, **values):
@@ -133,6 +155,8 @@ _RESERVED = (
     "expect",
     "require",
     "record",
+    "sized",
+    "holds",
     "collections",
     "math",
     "Part",
@@ -328,6 +352,12 @@ class _Writer:
         body: list[Line] = []
         last = _last_uses(graph)
         wanted = {name for node in graph.nodes for name in names_in(list(node.attrs.values()))}
+        wanted.update(
+            s.name
+            for v in graph.inputs
+            for s in v.type.shape or ()
+            if isinstance(s, Sym) and any(s.name in guard.symbols for guard in graph.guards)
+        )
         bound: set[str] = set()
         prologue = [Line((s,)) for s in self._bind_sizes(graph.inputs, wanted, bound)]
         scope = ""
@@ -350,11 +380,45 @@ class _Writer:
                 "",
                 "give dynamic_shapes that name every dynamic size",
             )
+        lines += [Line((s,)) for s in self._fixed_sizes()]
+        prologue += [Line((s,)) for s in self._guards()]
         result = self._result()
         if any(map(_reads_device, body)):
             lines.append(Line((assign(_DEVICE, self._device()),)))
         lines += [*prologue, *body, Line((ast.Return(result.tree),))]
         return Function("forward", parameters, lines)
+
+    def _fixed_sizes(self) -> Iterator[ast.stmt]:
+        """Statements that refuse sizes of inputs which the graph is not right for."""
+        of: dict[int, list[Fixed]] = {}
+        for one in self.graph.fixed:
+            of.setdefault(one.input, []).append(one)
+        for i, fixed in of.items():
+            value = self.graph.inputs[i]
+            said = [[f.dim, f.size, _why(f.where)] for f in fixed]
+            given = [value.name, self._name(value), value.rank, *said]
+            yield statement(call("sized", given))
+
+    def _guards(self) -> Iterator[ast.stmt]:
+        """Statements that refuse sizes by which forward would go another way."""
+        graph = self.graph
+
+        def size(symbol: str) -> Code:
+            position, dim = graph.places[symbol]
+            shape = attribute(self._name(graph.inputs[position]), "shape")
+            bare = graph.inputs[position].shape[dim]
+            own = isinstance(bare, Sym) and bare.name == symbol
+            return variable(self._symbol(symbol)) if own else subscript(shape, [literal(dim)])
+
+        for guard in graph.guards:
+            sides = [size_code(side, size) for side in (guard.left, guard.right)]
+            about = []
+            for symbol in guard.symbols:
+                position, dim = graph.places[symbol]
+                name = graph.inputs[position].name
+                about.append([name, dim, size(symbol), graph.sizes[symbol]])
+            why = f"{_line_of(guard.where) or 'forward'} goes by {guard}"
+            yield statement(call("holds", [quote(f"_0 {guard.relation} _1", *sides), why, *about]))
 
     def _device(self) -> Code:
         if self.graph.inputs:
@@ -622,6 +686,16 @@ def _solve(size: Sym, symbol: str, known: Code) -> Code | None:
     c = found[1]
     moved = infix(known, "-", c) if c > 0 else infix(known, "+", -c) if c < 0 else known
     return infix(moved, "//", k) if k != 1 else moved
+
+
+def _line_of(where: str) -> str:
+    """``file:line`` without the folders."""
+    return where.replace("\\", "/").rpartition("/")[2] if ":" in where else where
+
+
+def _why(where: str) -> str:
+    """What the message says of what fixed a size."""
+    return f" ({_line_of(where)})" if where else ""
 
 
 def _last_uses(graph: Graph) -> dict[int, list[Value]]:

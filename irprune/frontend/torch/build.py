@@ -18,8 +18,10 @@ import torch
 from torch.utils import _pytree as pytree
 
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.open_results import open_results
 from irprune.frontend.torch.sizes import size_of
 from irprune.ir.graph import Graph, Origin, TensorType, Value, Weight
+from irprune.ir.open_sizes import OpenSizes
 from irprune.ir.size import Sym
 from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
 from irprune.ops.registry import spelling
@@ -167,6 +169,7 @@ class Builder:
 
     def __init__(self, name: str) -> None:
         self.graph = Graph(name)
+        self.sizes: OpenSizes | None = None  # where sizes are open
         self._names: dict[str, int] = {}
 
     def unique(self, name: str) -> str:
@@ -203,7 +206,8 @@ class Builder:
         returned, as tensors or their types."""
         spelled = canonical_target(target)
         if spelled == "aten.copy.default" and isinstance(args[1], Value):
-            return self._copied(args[1], type_of(made), place)
+            written = args[0].type if isinstance(args[0], Value) else type_of(made)
+            return self._copied(args[1], written, place)
         inputs: list[Value | None] = []
         attrs: dict[str, Any] = {}
         layout: list[tuple[str, int | tuple[int | None, ...] | None]] = []
@@ -246,6 +250,8 @@ class Builder:
         node = self.graph.add(
             entry.name if entry is not None else spelled, inputs, attrs, named, origin
         )
+        if self.sizes is not None:
+            open_results(node, self.sizes)
         return node.outputs if several else node.out
 
     def _copied(self, source: Value, written: TensorType, place: CallSite) -> Value:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, users_line
+from irprune.frontend.torch.dynamic import WrongSizes
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +26,16 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     method: str = "auto",
+    dynamic: str = "all",
 ) -> Graph:
     """The graph of ``model`` called with ``args`` and ``kwargs``, in eval mode; the model is as
     before afterwards.
 
-    ``dynamic_shapes`` is as in ``torch.export.export``. ``method`` is ``trace`` (one recorded call
-    on fake tensors: quick, static shapes), ``run`` (the same, but code that asks whether it is
-    being captured hears no), ``export`` (``torch.export``) or ``auto``: a trace, a run where
+    ``dynamic`` says which sizes of the inputs stay open (``irprune.frontend.torch.dynamic``): all
+    of them, unless forward fixes them. ``dynamic_shapes`` says it as in ``torch.export.export``
+    instead. ``method`` is ``trace`` (one recorded call on fake tensors: quick), ``run`` (the same,
+    but code that asks whether it is being captured hears no), ``export`` (``torch.export``) or
+    ``auto``: a trace, a run where
     ``forward`` fails under it, and ``torch.export`` for dynamic shapes and where neither serves;
     the graph's notes say why. Raises IrpruneError for a model that cannot be captured."""
     if method not in METHODS:
@@ -47,7 +51,9 @@ def capture(
         for plain in {"trace": (False,), "run": (True,), "auto": (False, True)}[method]:
             try:
                 with quiet():
-                    graph = trace(model, args, kwargs, plain)
+                    graph = trace(model, args, kwargs, plain, dynamic)
+            except WrongSizes:
+                raise
             # torch.export decides whether the model or the trace is at fault, and says so
             except Exception as why:
                 if method != "auto":

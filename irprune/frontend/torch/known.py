@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils import _pytree as pytree
 
 from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.open_sizes import OpenSizes
+from irprune.ir.size import Sym, UnboundSymbol, evaluate
 from irprune.ops.arrays import as_tensor
 from irprune.ops.dtypes import TO_TORCH
 from irprune.ops.registry import lookup
@@ -23,24 +25,30 @@ __all__ = ["from_constants"]
 
 
 def from_constants(
-    func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], graph: Graph
+    func: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    graph: Graph,
+    sizes: OpenSizes | None = None,
 ) -> Any:
-    """``func`` on what the values among its arguments hold.
+    """``func`` on what the values among its arguments hold. Sizes that are open have their value in
+    the example, and are fixed at it.
 
     Raises LookupError, with the reason, where one of them depends on an input, on a parameter or on
     chance."""
     wanted = [v for v in pytree.tree_leaves((args, dict(kwargs))) if isinstance(v, Value)]
     nodes, stored = _constant(wanted)
+    symbols: dict[str, int] = dict(sizes.example) if sizes is not None else {}
     with unset_fake_temporarily(), torch.no_grad():
         held: dict[Value, Any] = {v: as_tensor(v.load()) for v in stored}
         device = next((t.device for t in held.values()), torch.device("cpu"))
         for node in graph.nodes:
             if node in nodes:
                 operands = [
-                    None if v is None else held[v] if v in held else _blank(v, device)
+                    None if v is None else held[v] if v in held else _blank(v, device, symbols)
                     for v in node.inputs
                 ]
-                made = run_node(node, operands, {}, device)
+                made = run_node(node, operands, symbols, device)
                 held.update(
                     zip(
                         node.outputs,
@@ -48,6 +56,12 @@ def from_constants(
                         strict=False,
                     )
                 )
+        if sizes is not None:
+            for node in nodes:
+                read = [v.shape for v in (*node.inputs, *node.outputs) if v is not None]
+                for size in pytree.tree_leaves([read, list(node.attrs.values())]):
+                    if isinstance(size, Sym):
+                        sizes.fixed(size)
         real_args, real_kwargs = pytree.tree_map(
             lambda x: held[x] if isinstance(x, Value) else x, (list(args), dict(kwargs))
         )
@@ -84,9 +98,13 @@ def _of_sizes(node: Node) -> bool:
         entry is not None
         and entry.creates
         and len(node.inputs) == 1
-        and node.operand(0).type.static
+        and node.operand(0).type.shape is not None
     )
 
 
-def _blank(value: Value, device: torch.device) -> torch.Tensor:
-    return torch.zeros(value.shape, dtype=TO_TORCH[value.dtype], device=device)  # type: ignore[arg-type]
+def _blank(value: Value, device: torch.device, symbols: Mapping[str, int]) -> torch.Tensor:
+    try:
+        shape = [evaluate(s, symbols) for s in value.shape]
+    except UnboundSymbol as unknown:
+        raise LookupError(f"depends on the size {unknown}") from unknown
+    return torch.zeros(shape, dtype=TO_TORCH[value.dtype], device=device)

@@ -24,7 +24,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
+    unset_fake_temporarily,
 )
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -43,17 +45,27 @@ from irprune.frontend.torch.build import (
     open_dataclasses,
     type_of,
 )
+from irprune.frontend.torch.dynamic import NOTHING_OPEN, Dynamic, WrongSizes
 from irprune.frontend.torch.known import from_constants
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
+from irprune.frontend.torch.size_nodes import SizeNode, as_torch, expression_of, stride
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.source import Entry, TorchSource
 from irprune.frontend.torch.tracing_flags import as_exported, as_run, unchecked
 from irprune.frontend.torch.views import NotInvertible, Views, ViewStep, shares
 from irprune.ir.graph import Graph, TensorType, Value, Weight
+from irprune.ir.open_sizes import OpenSizes
+from irprune.ops.dtypes import TO_TORCH
 
 __all__ = ["Declined", "trace"]
 
-HERE = str(Path(__file__).parent)
+_PACKAGE = Path(__file__).parents[2]
+# what runs between the user's line and the recording of what it calls
+HERE = tuple(str(_PACKAGE / part) for part in ("frontend", "ir", "ops", "run"))
+
+
+class SizesOfValues(Exception):
+    """A size depends on values, and others are open."""
 
 
 class Declined(Exception):
@@ -65,16 +77,30 @@ def trace(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None = None,
     plain: bool = False,
+    dynamic: str = "none",
 ) -> Graph:
-    """The graph of one call of ``model`` in eval mode, with static shapes.
+    """The graph of one call of ``model`` in eval mode.
 
     Code that asks whether it is being captured hears what ``torch.export`` would answer; ``plain``:
-    what a plain call would. The model, its modes and its attributes are as before afterwards.
-    Raises Declined, or whatever ``forward`` raises."""
+    what a plain call would. ``dynamic`` says which sizes of the inputs are left open
+    (``irprune.frontend.torch.dynamic``); where forward cannot run on such sizes, fewer are. The
+    model, its modes and its attributes are as before afterwards. Raises Declined, or whatever
+    ``forward`` raises."""
     if why := _composites_are_split():
         raise Declined(why)
+    wish = Dynamic.read(dynamic)
+    first: Exception | None = None
     try:
-        return _trace(model, tuple(args), dict(kwargs or {}), plain)
+        for fewer in wish.narrower():
+            try:
+                return _trace(model, tuple(args), dict(kwargs or {}), plain, fewer, first)
+            except (Declined, WrongSizes):
+                raise
+            except Exception as failed:  # by an open size, or whatever sizes there are
+                if fewer.is_none:
+                    raise
+                first = first or failed
+        raise AssertionError("the last one has no open size")
     except NotInvertible as unknown:
         raise Declined(str(unknown)) from unknown
     except GuardOnDataDependentSymNode as branch:
@@ -101,13 +127,29 @@ def _composites_are_split() -> str:
 
 
 def _trace(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], plain: bool = False
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    plain: bool = False,
+    dynamic: Dynamic = NOTHING_OPEN,
+    failed: Exception | None = None,
 ) -> Graph:
+    """``failed`` is why more sizes could not be left open."""
     build = Builder(type(model).__name__)
     graph = build.graph
     open_dataclasses((args, kwargs))
     flat, in_spec = pytree.tree_flatten((args, kwargs))
     fake = FakeTensorMode(allow_non_fake_inputs=False)
+    leaf_names = _leaf_names(model, args, kwargs)
+    arguments = {*leaf_names, *inspect.signature(model.forward).parameters}
+
+    def unique(name: str) -> str:
+        while name in arguments:
+            name += "_"
+        return build.unique(name)
+
+    sizes = None if dynamic.is_none else OpenSizes(_source, unique)
+    build.sizes = sizes
     recorder = _Recorder(build, fake, model)
     inputs: list[int | tuple[Any]] = []
     with contextlib.ExitStack() as around:
@@ -119,14 +161,16 @@ def _trace(
         around.enter_context(torch.inference_mode())
         around.enter_context(fake)
         leaves: list[Any] = []
-        for leaf, name in zip(flat, _leaf_names(model, args, kwargs), strict=True):
+        for leaf, name in zip(flat, leaf_names, strict=True):
             if isinstance(leaf, torch.Tensor):
                 twin = recorder.twin(leaf)
                 value = graph.add_input(build.unique(name), type_of(twin))
                 inputs.append(len(graph.inputs) - 1)
-                recorder.hold(twin, value)
-                recorder.aliases.given(id(twin))
-                leaves.append(twin)
+                if sizes is not None:
+                    dynamic.open(value, len(graph.inputs) - 1, sizes)
+                shown = recorder.shown(twin, value)
+                recorder.aliases.given(id(shown))
+                leaves.append(shown)
             else:
                 inputs.append((leaf,))
                 leaves.append(leaf)
@@ -147,6 +191,7 @@ def _trace(
     )
     if known := decompositions(missing):
         raise Declined("torch decomposes " + ", ".join(sorted(map(str, known))))
+    dynamic.settle(graph, sizes, failed)
     graph.source = TorchSource(
         in_spec,
         out_spec,
@@ -224,6 +269,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._last: Value | None = None
         self._storages: dict[tuple[Any, ...], Weight] | None = None
         self._weights: dict[int, tuple[torch.Tensor, Weight]] = {}
+        if build.sizes is not None:
+            self._stride = stride(build.sizes)
+        self._blanks: dict[TensorType, torch.Tensor] = {}
         self._declare()
 
     def _declare(self) -> None:
@@ -260,6 +308,37 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def hold(self, tensor: torch.Tensor, value: Value) -> None:
         self._values[id(tensor)] = value
         self._held.append(tensor)
+
+    def shown(self, tensor: torch.Tensor, value: Value) -> torch.Tensor:
+        """What forward sees of ``tensor``, which stands for ``value``: itself, or a tensor of open
+        sizes where ``value`` has them. Operators run on ``tensor``."""
+        sizes = self.build.sizes
+        if sizes is None or value.type.static:
+            self.hold(tensor, value)
+            return tensor
+        sizes.quiet = True
+        try:
+            with unset_fake_temporarily(), torch.inference_mode(tensor.is_inference()):
+                face = FakeTensor(self.fake, self._blank(value.type), tensor.device)
+        finally:
+            sizes.quiet = False
+        self.hold(face, value)
+        self._twins[id(face)] = tensor
+        self._held.append(tensor)
+        return face
+
+    def _blank(self, kind: TensorType) -> torch.Tensor:
+        """A tensor on the meta device of open sizes; one serves all of a type."""
+        if kind not in self._blanks:
+            sizes = self.build.sizes
+            assert sizes is not None
+            self._blanks[kind] = torch.empty_strided(
+                [as_torch(s, sizes) for s in kind.known],
+                [self._stride] * kind.rank,
+                dtype=TO_TORCH[kind.dtype],
+                device="meta",
+            )
+        return self._blanks[kind]
 
     def twin(self, tensor: torch.Tensor) -> torch.Tensor:
         """A fake tensor of the same type, shape, strides and device."""
@@ -316,6 +395,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._views.refresh(id(leaf))
             self.build.graph.outputs.append(self._values[id(leaf)])
             return len(self.build.graph.outputs) - 1
+        if isinstance(leaf, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+            leaf = leaf.node.guard_float("", 0) if isinstance(leaf, torch.SymFloat) else int(leaf)
         if leaf is None or isinstance(
             leaf, (bool, int, float, complex, str, torch.dtype, torch.device)
         ):
@@ -332,7 +413,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if type(x) in (list, tuple):
             pairs = [self._read(v) for v in x]
             return [a for a, _ in pairs], [b for _, b in pairs]
-        return (x, size_of(x)) if isinstance(x, torch.SymInt) else (x, x)
+        if isinstance(x, (torch.SymInt, torch.SymFloat)):
+            if not isinstance(x.node, SizeNode):
+                return x, size_of(x)
+            expression = expression_of(x)
+            return x.node.hint, expression
+        if isinstance(x, torch.SymBool):
+            return bool(x), bool(x)
+        return x, x
 
     def __torch_dispatch__(
         self,
@@ -389,9 +477,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             and values[0] is self._last
             and _creates(values[0])
         ):
-            self.hold(
-                made, values[0]
-            )  # torch's own, around the result of a factory: not the user's detach
+            # torch's own, around the result of a factory: not the user's detach
+            made = self.shown(made, values[0])
             self.aliases.made(id(made), id(first))
             self._views.made(id(made), ViewStep(id(first), func, (), {}, values[0].type))
             return made
@@ -405,22 +492,23 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if isinstance(t, torch.Tensor)
             ]
             self.aliases.wrote(func, id(first), id(first), [t.dtype for t in tensors])
-            if recorded.type != self._values[id(first)].type:
+            before = self._values[id(first)].type
+            if recorded.dtype != before.dtype or type_of(made) != self._example(before):
                 raise Declined(f"{func} changes the shape of its tensor")
+            recorded.type = before
             self._values[id(first)] = recorded
             self._views.wrote(id(first))
             return first
         self._last = recorded if isinstance(recorded, Value) else None
         results = [recorded] if isinstance(recorded, Value) else recorded
         types = [v.type for v in results]
-        for i, (tensor, value) in enumerate(
-            zip([made] if isinstance(made, torch.Tensor) else made, results, strict=True)
-        ):
+        several = isinstance(made, (list, tuple))
+        given = list(made) if several else [made]
+        for i, (tensor, value) in enumerate(zip(given, results, strict=True)):
             if isinstance(tensor, torch.Tensor):
-                self.hold(tensor, value)
+                tensor = given[i] = self.shown(tensor, value)
                 self.aliases.made(id(tensor), id(first) if seen[i] else None)
                 if seen[i]:
-                    several = isinstance(made, (list, tuple))
                     self._views.made(
                         id(tensor),
                         ViewStep(
@@ -438,7 +526,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             and results[0].producer.op == results[0].producer.origin.target
         ):
             self.unknown.append((results, func))
-        return made
+        return type(made)(given) if several else given[0]
+
+    def _example(self, kind: TensorType) -> TensorType:
+        """``kind`` at the sizes of the example."""
+        sizes = self.build.sizes
+        if sizes is None or kind.static:
+            return kind
+        return TensorType(kind.dtype, tuple(sizes.value(s) for s in kind.known))
 
     def _known(self, func: Any, values: Any, kwargs: dict[str, Any]) -> Any:
         """What ``func`` returns where fake tensors cannot tell: plain data as it is, tensors as
@@ -448,7 +543,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         if func is torch.ops.aten.item.default and _asserted(values[0]):
             return True  # the other answer raises
-        made = from_constants(func, values, kwargs, self.build.graph)
+        made = from_constants(func, values, kwargs, self.build.graph, self.build.sizes)
         return pytree.tree_map(lambda x: self._leaf(x) if isinstance(x, torch.Tensor) else x, made)
 
     def _sized(self, func: Any, fakes: Any, kwargs: dict[str, Any], why: str) -> Any:
@@ -459,6 +554,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
         if func is torch.ops.aten.is_nonzero.default or (func in _READS and not number):
             raise Declined(f"{func} {why}")
+        if self.build.sizes is not None:
+            raise SizesOfValues("sizes that depend on values")
         if self.fake.shape_env is None:
             self.fake.shape_env = ShapeEnv(
                 allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False

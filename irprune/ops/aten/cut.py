@@ -10,7 +10,7 @@ from functools import partial
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
-from irprune.ir.size import Size, Sym, is_static, probe_of, same
+from irprune.ir.size import Size, Sym, identical, is_static, probe_of, same
 from irprune.ops.aten.shape import position, respell
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported, same_type
 from irprune.ops.registry import op as declare
@@ -255,7 +255,7 @@ def _sliced(axes: Axes, node: Node, d: int, size: Size) -> Axis:
     ``d``."""
     a, step = axes.of(node.operand(0))[d], node.attrs.get("step", 1)
     start, end = node.attrs.get("start"), node.attrs.get("end")
-    if same(a.size, size):
+    if identical(a.size, size):
         return a
     if isinstance(a.size, Sym) or isinstance(size, Sym) or isinstance(start, Sym):
         axes.freeze(a, "sliced at run time")
