@@ -217,7 +217,9 @@ def test_operators_have_the_sizes_of_the_model() -> None:
 
     graph = api.analyse(
         api.capture(
-            Many(), (torch.randn(2, 3, 16, 16), torch.randn(4, 2, 7, 5))[:1] + (torch.randn(7, 5),)
+            Many(),
+            (torch.randn(2, 3, 16, 16), torch.randn(4, 2, 7, 5))[:1] + (torch.randn(7, 5),),
+            dynamic="none",
         )
     )
     found = [(w.operator.kind, w.sizes({}, {}, {}), w.operator.fixed) for w in works_of(graph, {})]
@@ -622,7 +624,7 @@ def test_a_model_is_cut_to_a_latency_that_was_measured(
     predicted and measured."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     whole = irprune.prune(
-        Net(96).eval(), (torch.randn(1, 3, 24, 24),), ratio=0.0, proof=False
+        Net(96).eval(), (torch.randn(1, 3, 24, 24),), ratio=0.0, proof=False, dynamic="batch"
     ).onnx(tmp_path / "net.onnx", parity=False)
     pruned = irprune.prune(str(whole), budget={"latency": 0.5}, device="cpu", threads=1)
     found = pruned.report.latency
@@ -666,7 +668,7 @@ def test_the_command_line_refuses_in_one_line(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 40, 3)).eval()
-    whole = irprune.prune(net, (IMAGE,), ratio=0.0, proof=False).onnx(
+    whole = irprune.prune(net, (IMAGE,), ratio=0.0, proof=False, dynamic="batch").onnx(
         tmp_path / "net.onnx", parity=False
     )
     assert (
