@@ -255,11 +255,8 @@ def op(
 
 
 _LOADED: list[str] = []
-_BROKEN: list[
-    Exception
-    # what stopped the table from loading: half a table would freeze in silence what the other half
-    # rules
-] = []
+# What stopped the table from loading: half a table would freeze in silence what the rest rules.
+_BROKEN: list[Exception] = []
 
 
 def load_table() -> dict[str, Op]:

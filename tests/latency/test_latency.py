@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import irprune
 import models
 from irprune import api
+from irprune.analysis.cost import example_symbols
 from irprune.api import latency_search as search
 from irprune.choice.budget import read_latency_budget
 from irprune.errors import IrpruneError
@@ -217,12 +218,14 @@ def test_operators_have_the_sizes_of_the_model() -> None:
 
     graph = api.analyse(
         api.capture(
-            Many(),
-            (torch.randn(2, 3, 16, 16), torch.randn(4, 2, 7, 5))[:1] + (torch.randn(7, 5),),
-            dynamic="none",
+            Many(), (torch.randn(2, 3, 16, 16), torch.randn(4, 2, 7, 5))[:1] + (torch.randn(7, 5),)
         )
     )
-    found = [(w.operator.kind, w.sizes({}, {}, {}), w.operator.fixed) for w in works_of(graph, {})]
+    symbols = example_symbols(graph)
+    found = [
+        (w.operator.kind, w.sizes({}, symbols, {}), w.operator.fixed)
+        for w in works_of(graph, symbols)
+    ]
     assert [f[:2] for f in found] == [
         ("conv", (3, 24, 1.0)),
         ("depthwise", (24, 1, 1.0)),
@@ -462,7 +465,7 @@ class Machine:
 def test_the_loop_aims_again_by_what_was_missed(
     monkeypatch: pytest.MonkeyPatch, amount: Any, asked: float
 ) -> None:
-    monkeypatch.setattr(search, "Whole", Machine)
+    monkeypatch.setattr(search, "WholeModel", Machine)
     graph = scored(Net(128))
     said: list[str] = []
     found = search.choose_in_time(
@@ -496,7 +499,7 @@ def test_the_loop_comes_from_both_sides(monkeypatch: pytest.MonkeyPatch, curve: 
             took = 0.01 * curve(left(self.graph, self.times))
             return self.before, Timing(took, took, took, 9)
 
-    monkeypatch.setattr(search, "Whole", Bent)
+    monkeypatch.setattr(search, "WholeModel", Bent)
     found = search.choose_in_time(
         scored(Net(256)),
         Choose(budget={"latency": 1.0}, times=table(steps=STAIRS)),
@@ -512,7 +515,7 @@ def test_the_loop_says_why_nothing_is_near(monkeypatch: pytest.MonkeyPatch) -> N
             took = 0.008 if left(self.graph, self.times) > 0.5 else 0.003
             return self.before, Timing(took, took, took, 9)
 
-    monkeypatch.setattr(search, "Whole", Cliff)
+    monkeypatch.setattr(search, "WholeModel", Cliff)
     found = search.choose_in_time(
         scored(Net(256)),
         Choose(budget={"latency": 1.0}, times=table(steps=STAIRS)),
@@ -624,7 +627,7 @@ def test_a_model_is_cut_to_a_latency_that_was_measured(
     predicted and measured."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     whole = irprune.prune(
-        Net(96).eval(), (torch.randn(1, 3, 24, 24),), ratio=0.0, proof=False, dynamic="batch"
+        Net(96).eval(), (torch.randn(1, 3, 24, 24),), ratio=0.0, proof=False, dynamic="none"
     ).onnx(tmp_path / "net.onnx", parity=False)
     pruned = irprune.prune(str(whole), budget={"latency": 0.5}, device="cpu", threads=1)
     found = pruned.report.latency
@@ -668,7 +671,7 @@ def test_the_command_line_refuses_in_one_line(
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 40, 3)).eval()
-    whole = irprune.prune(net, (IMAGE,), ratio=0.0, proof=False, dynamic="batch").onnx(
+    whole = irprune.prune(net, (IMAGE,), ratio=0.0, proof=False, dynamic="none").onnx(
         tmp_path / "net.onnx", parity=False
     )
     assert (
