@@ -225,6 +225,8 @@ def _finish(graph: Graph, options: Options, clock: Clock) -> Pruned:
         cut = cut_graph(graph)
     with clock("report"):
         report = _report(graph)
+        if report.cuts_nothing and options.values["budget"] is None and options.values["ratio"]:
+            report.notes.insert(0, _nothing(report))
     pruned = Pruned(graph, cut, report, options)
     if not pruned.from_onnx:
         with clock("emit"):
@@ -254,6 +256,13 @@ def _repair(pruned: Pruned) -> None:
     if not pruned.from_onnx:
         pruned._module = None
         pruned.module  # noqa: B018 - made again from the new weights
+
+
+def _nothing(report: Report) -> str:
+    """That no group was cut, and what most of them are frozen or left whole for."""
+    reasons = [g.reason for g in (*report.groups, *report.frozen) if g.reason]
+    most = max(dict.fromkeys(reasons), key=reasons.count, default="there are no groups")
+    return f"nothing was cut: {most}"
 
 
 def _report(graph: Graph) -> Report:

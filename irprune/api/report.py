@@ -62,6 +62,11 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     sizes: str = ""
 
+    @property
+    def cuts_nothing(self) -> bool:
+        """Whether every group is whole."""
+        return all(g.kept == g.size for g in self.groups)
+
     def as_dict(self, timings: bool = False) -> dict[str, Any]:
         """Plain data for JSON; the same call gives the same data, unless ``timings`` asks for the
         seconds that it took."""
