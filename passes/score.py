@@ -23,6 +23,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
+from irprune.ir.size import probe_of
 from irprune.passes.result import PassResult
 
 __all__ = ["Score"]
@@ -78,6 +79,7 @@ class Score:
         blocks = blocks_of(graph)
         made = criterion.scores(graph, groups, blocks)
         for leaf, scores in made.items():
+            _check_shape(leaf, scores, groups, blocks)
             if not np.isfinite(scores).all():
                 name = next(g.name for g in groups if g.axis is leaf)
                 raise IrpruneError(
@@ -123,3 +125,24 @@ class Score:
                 if v is not None and k in has
             }
         return named(self.importance, p=self.p, reduce=self.reduce, seed=self.seed, **data)
+
+
+def _check_shape(leaf: Axis, scores: Any, groups: list[Group], blocks: Mapping[Axis, Axis]) -> None:
+    """Raises IrpruneError where a criterion gives other than one score for each index of a free
+    group (in each block, where those may differ)."""
+    group = next((g for g in groups if g.axis is leaf), None)
+    if group is None:
+        raise IrpruneError(
+            "the importance gives scores for what is no free group",
+            "score",
+            "use the axis of each of the groups that scores is called with",
+        )
+    allowed = [(group.size,)]
+    if leaf in blocks:
+        allowed.append((probe_of(blocks[leaf].size), group.size))
+    if np.shape(scores) not in allowed:
+        raise IrpruneError(
+            f"the importance gives scores of shape {list(np.shape(scores))}",
+            f"group {group.name!r}",
+            f"the group has {group.size} indices: one score for each",
+        )

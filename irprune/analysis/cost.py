@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from math import prod
 from typing import Any, Protocol
 
+from irprune.analysis.sizes import example_symbols
 from irprune.ir.axis import Axis, factors, find, leaves, parts
 from irprune.ir.dtype import item_bytes
 from irprune.ir.graph import Graph, Node, Value, Weight
@@ -73,8 +74,9 @@ def size_under(
 
 
 def number(size: Size, symbols: Mapping[str, int]) -> int:
-    """``size`` with the symbols' values put in; a symbol without one counts as 1."""
-    return evaluate(size, symbols, default=1)
+    """``size`` with the symbols' values put in; a symbol without one counts as 1, and so does what
+    these values make smaller: what runs is not empty."""
+    return max(1, evaluate(size, symbols, default=1)) if isinstance(size, Sym) else size
 
 
 class Polynomial:
@@ -169,8 +171,8 @@ class Timed(Protocol):
 class Costs:
     """The cost polynomials of an analysed graph, and its ``latency`` where there are times for it.
 
-    ``symbols`` gives sizes known only at run time; by default they are those of the example inputs,
-    and 1 where there are none."""
+    ``symbols`` gives sizes known only at run time; by default they are those of
+    ``irprune.analysis.sizes.example_symbols``."""
 
     def __init__(
         self, graph: Graph, symbols: Mapping[str, int] | None = None, latency: Timed | None = None
@@ -302,19 +304,6 @@ def _products(node: Node) -> tuple[tuple[Axis, ...], ...]:
         tuple(entry.macs(node)) if entry is not None and entry.macs is not None else ()
     )
     return (found,) if found and isinstance(found[0], Axis) else found  # one product may come bare
-
-
-def example_symbols(graph: Graph) -> dict[str, int]:
-    """The symbols' values in the example call that the capture kept; empty where it kept none."""
-    if graph.sizes:
-        return graph.sizes
-    shapes = graph.source.example_shapes() if graph.source is not None else None
-    out: dict[str, int] = {}
-    for value, shape in zip(graph.inputs, shapes or (), strict=bool(shapes)):
-        for s, n in zip(value.type.shape or (), shape, strict=False):
-            if isinstance(s, Sym) and s.name:
-                out.setdefault(s.name, n)
-    return out
 
 
 class _Liveness:

@@ -12,6 +12,7 @@ from typing import Any
 from irprune.analysis.cost import Costs
 from irprune.analysis.describe import describe
 from irprune.analysis.kinds import kinds
+from irprune.analysis.sizes import shown_sizes
 from irprune.base.format import human
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
@@ -44,20 +45,23 @@ class Outline:
     unruled: dict[str, str] = field(default_factory=dict)
     macs: int = 0
     params: int = 0
+    sizes: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data."""
         return {
             "macs": self.macs,
             "params": self.params,
+            "sizes": self.sizes,
             "groups": [asdict(x) for x in self.free],
             "frozen": [asdict(x) for x in self.frozen],
             "unruled": self.unruled,
         }
 
     def __str__(self) -> str:
+        at = f" at {self.sizes}" if self.sizes else ""
         lines = [
-            f"{human(self.params)} parameters, {human(self.macs)} MACs; one channel less saves:",
+            f"{human(self.params)} parameters, {human(self.macs)} MACs{at}; one channel less saves:",
             "",
         ]
         lines += _table(
@@ -103,7 +107,7 @@ def outline(graph: Graph, fold: bool = True) -> Outline:
         (frozen if group.frozen else free).setdefault(key, []).append((group, saved))
     total = costs.at({})
     lines, still = ([_line(v, kind) for v in found.values()] for found in (free, frozen))
-    return Outline(lines, still, describe(graph)[2], total.macs, total.params)
+    return Outline(lines, still, describe(graph)[2], total.macs, total.params, shown_sizes(graph))
 
 
 def _saved(costs: Costs, leaf: Axis, whole: dict[Axis, int]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from irprune.analysis.cost import Costs, repeated
 from irprune.analysis.describe import describe
+from irprune.analysis.sizes import shown_sizes
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
 from irprune.api.forecast import forecast
@@ -224,6 +225,8 @@ def _finish(graph: Graph, options: Options, clock: Clock) -> Pruned:
         cut = cut_graph(graph)
     with clock("report"):
         report = _report(graph)
+        if report.cuts_nothing and options.values["budget"] is None and options.values["ratio"]:
+            report.notes.insert(0, _nothing(report))
     pruned = Pruned(graph, cut, report, options)
     if not pruned.from_onnx:
         with clock("emit"):
@@ -255,6 +258,13 @@ def _repair(pruned: Pruned) -> None:
         pruned.module  # noqa: B018 - made again from the new weights
 
 
+def _nothing(report: Report) -> str:
+    """That no group was cut, and what most of them are frozen or left whole for."""
+    reasons = [g.reason for g in (*report.groups, *report.frozen) if g.reason]
+    most = max(dict.fromkeys(reasons), key=reasons.count, default="there are no groups")
+    return f"nothing was cut: {most}"
+
+
 def _report(graph: Graph) -> Report:
     costs, kept = Costs(graph), graph.kept if graph.kept is not None else Selection({})
     before, after = costs.at({}), costs.at(kept)
@@ -265,7 +275,16 @@ def _report(graph: Graph) -> Report:
         Change(before[k] - once[i], after[k] - now[i]) for i, k in enumerate(("params", "bytes"))
     )
     return Report(
-        graph.name, params, macs, size, activation, free, frozen, unruled, list(graph.notes)
+        graph.name,
+        params,
+        macs,
+        size,
+        activation,
+        free,
+        frozen,
+        unruled,
+        list(graph.notes),
+        sizes=shown_sizes(graph),
     )
 
 

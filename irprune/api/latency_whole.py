@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from irprune.analysis.cost import example_symbols
+from irprune.analysis.sizes import example_symbols
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.driver.pipelines import analyse
@@ -138,9 +138,12 @@ def _captured(graph: Graph, file: Path) -> Graph | None:
 
 
 def write(graph: Graph, path: Path) -> Path:
-    """A graph as an ONNX file, whichever way it came in."""
+    """A graph as an ONNX file, whichever way it came in; a model of torch with the sizes of the
+    example, which are those that are timed."""
     path.parent.mkdir(exist_ok=True)
-    return backend_of(graph).write_onnx(graph, None, path)
+    still = graph.copy()
+    still.sizes, still.guards = {}, []
+    return backend_of(graph).write_onnx(still, None, path)
 
 
 def _feed(graph: Graph, file: Path) -> Mapping[str, Any]:

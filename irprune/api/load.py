@@ -126,10 +126,12 @@ def load_model(
     path = Path(spec)
     if path.suffix in (".onnx", ".pt2"):
         _must_be_file(path)
+        tensors = _draw(given) if path.suffix == ".onnx" and given else []
+        pairs = list(zip(tensors, given, strict=False))
         return Loaded(
             str(path),
-            tuple(_draw(given)) if path.suffix == ".onnx" and given else (),
-            {},
+            tuple(t for t, spec in pairs if not spec.name),
+            {spec.name: t for t, spec in pairs if spec.name},
             path.stem,
             trust=trust,
         )

@@ -43,7 +43,8 @@ class Report:
 
     ``proof`` is None where none was asked for, ``parity`` until an ONNX file is written,
     ``latency`` without a budget on it. ``unruled`` names operators without a rule, whose axes are
-    frozen."""
+    frozen. ``sizes`` says at which shapes of inputs with open sizes costs were counted, "" where
+    there are none."""
 
     name: str
     params: Change
@@ -59,6 +60,12 @@ class Report:
     repair: Repaired | None = None
     latency: Latency | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+    sizes: str = ""
+
+    @property
+    def cuts_nothing(self) -> bool:
+        """Whether every group is whole."""
+        return all(g.kept == g.size for g in self.groups)
 
     def as_dict(self, timings: bool = False) -> dict[str, Any]:
         """Plain data for JSON; the same call gives the same data, unless ``timings`` asks for the
@@ -76,6 +83,7 @@ class Report:
             "unruled": self.unruled,
             "notes": self.notes,
             "proof": proof,
+            "sizes": self.sizes,
             "parity": self.parity.as_dict() if self.parity is not None else None,
             "repair": asdict(self.repair) if self.repair is not None else None,
             "latency": self.latency.as_dict() if self.latency is not None else None,
@@ -99,8 +107,10 @@ class Report:
         ]
         if self.proof is not None:
             lines += [f"  note        {note}" for note in self.proof.notes]
+        if self.sizes:
+            lines.insert(3, f"  MACs at     {self.sizes}")
         if self.latency is not None:
-            lines.insert(5, f"  latency     {self.latency}")
+            lines.insert(-1, f"  latency     {self.latency}")
         if self.repair is not None:
             lines.append(f"  repair      {self.repair} (the proof is of the model before repair)")
             lines += [f"  note        {note}" for note in self.repair.notes]

@@ -107,13 +107,19 @@ class _OnnxRunner(Runner):
             )
         super().__init__(Path(loaded.model).name, inputs)
         self.given = [t.numpy() for t in loaded.args]
+        self.named = {k: t.numpy() for k, t in loaded.kwargs.items()}
 
     def draw(self, seed: int) -> Arrays:
         if self.given:
             self.check(self.given)
             return self.given
         generator = np.random.default_rng(seed)
-        return [drawn(generator, [s or 1 for s in v.shape], v.dtype) for v in self.inputs]
+        return [
+            self.named[v.name]
+            if v.name in self.named
+            else drawn(generator, [s or 1 for s in v.shape], v.dtype)
+            for v in self.inputs
+        ]
 
     def run(self, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return run_session(

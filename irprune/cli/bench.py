@@ -83,16 +83,9 @@ def _threads(threads: int, loaded: list[Loaded]) -> None:
 
 def _counts(loaded: Loaded) -> dict[str, int]:
     """MACs, parameters, bytes and activation from the cost polynomial."""
-    return cost(
-        api.analyse(
-            api.capture(
-                loaded.model,
-                loaded.args if loaded.kind == "module" else (),
-                loaded.kwargs,
-                trust=loaded.trust,
-            )
-        )
-    ).as_dict()
+    if loaded.kind == "pt2":  # the program brings its example
+        return cost(api.analyse(api.capture(loaded.model, trust=loaded.trust))).as_dict()
+    return cost(api.analyse(loaded.capture())).as_dict()
 
 
 def _data(path: Path) -> list[Path]:

@@ -85,8 +85,9 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     help="Replay the choice in this plan instead of making one.",
 )
 @as_json
-def prune(**given: Any) -> None:
-    """Prune MODEL, prove the result and write it."""
+def prune(**given: Any) -> int:
+    """Prune MODEL, prove the result and write it. Exit code 1 where nothing was cut that should
+    be."""
     output: Path | None = given["output"]
     _check_output(output)
     settings = {**_settings(given), "progress": say}
@@ -115,6 +116,11 @@ def prune(**given: Any) -> None:
         shown(str(pruned.report))
     if output is not None:
         say(f"wrote {output}")
+    asked = given["plan"] is None and "budget" not in settings and settings.get("ratio", 0.5) != 0
+    if pruned.report.cuts_nothing and asked:
+        say(f"irprune: warning: {pruned.report.notes[0]}")
+        return 1
+    return 0
 
 
 def _check_output(output: Path | None) -> None:

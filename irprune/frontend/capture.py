@@ -9,6 +9,7 @@ from typing import Any
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.capture import capture as capture_module
 from irprune.ir.graph import Graph
+from irprune.ir.size import Sym
 
 __all__ = ["capture"]
 
@@ -40,7 +41,7 @@ def capture(
         from irprune.frontend.onnx.reader import capture_onnx
 
         graph = capture_onnx(model)
-        _check_inputs(graph, args)
+        _bind_sizes(graph, args, kwargs or {})
         return graph
     if kind == "pt2":
         from irprune.frontend.torch.program_file import load_program
@@ -61,18 +62,26 @@ def capture(
     return graph
 
 
-def _check_inputs(graph: Graph, args: Any) -> None:
-    """Raises IrpruneError for an example call that the file's own inputs do not take; no call is
-    needed."""
-    given = [x for x in (args if isinstance(args, Sequence) else (args,)) if hasattr(x, "shape")]
-    if len(given) > len(graph.inputs):
+def _bind_sizes(graph: Graph, args: Any, kwargs: Mapping[str, Any]) -> None:
+    """Put the sizes that an example call gives symbols of a file's inputs into ``graph.sizes``; the
+    call may leave inputs out. Raises IrpruneError for one that the inputs do not take."""
+    listed = [x for x in (args if isinstance(args, Sequence) else (args,)) if hasattr(x, "shape")]
+    if len(listed) > len(graph.inputs):
         raise IrpruneError(
-            f"{len(given)} inputs for a model that takes {len(graph.inputs)}",
+            f"{len(listed)} inputs for a model that takes {len(graph.inputs)}",
             graph.name,
             "leave them out",
         )
-    for x, value in zip(given, graph.inputs, strict=False):
-        shape = tuple(x.shape)
+    named = {v.name: v for v in graph.inputs}
+    for name in kwargs:
+        if name not in named:
+            raise IrpruneError(
+                f"no input is called {name!r}", graph.name, f"there are {', '.join(named)}"
+            )
+    bound: dict[str, int] = {}
+    given = [*zip(listed, graph.inputs, strict=False), *((kwargs[k], named[k]) for k in kwargs)]
+    for x, value in given:
+        shape = tuple(int(n) for n in x.shape)
         if len(shape) != len(value.shape) or any(
             isinstance(s, int) and s != n for s, n in zip(value.shape, shape, strict=True)
         ):
@@ -81,6 +90,14 @@ def _check_inputs(graph: Graph, args: Any) -> None:
                 graph.name,
                 "leave it out: the file says it",
             )
+        for s, n in zip(value.shape, shape, strict=True):
+            if isinstance(s, Sym) and s.name and bound.setdefault(s.name, n) != n:
+                raise IrpruneError(
+                    f"input '{value.name}' has shape {list(shape)}, where '{s.name}' is {bound[s.name]} in another place",
+                    graph.name,
+                    "give shapes that fit together",
+                )
+    graph.sizes.update(bound)
 
 
 def _kind(model: Any) -> str:

@@ -233,7 +233,7 @@ class Graph:
         self.source: Source | None = None  # what the front end keeps of the model
         self.fixed: list[Fixed] = []  # sizes of inputs that the graph is right for alone
         self.guards: list[Guard] = []  # what must hold between the sizes that are open
-        self.sizes: dict[str, int] = {}  # the open sizes in the example call
+        self.sizes: dict[str, int] = {}  # open sizes that the user gave: the example call's
         self.places: dict[str, tuple[int, int]] = {}  # of symbols in guards: input, dimension
         self.notes: list[str] = []  # what the capture wants the user told
 

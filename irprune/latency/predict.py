@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from irprune.analysis.cost import Counts, example_symbols
+from irprune.analysis.cost import Counts
+from irprune.analysis.sizes import example_symbols
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph, Weight
 from irprune.latency.operators import Operator, moved, works_of

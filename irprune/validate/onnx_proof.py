@@ -4,12 +4,14 @@ onnxruntime. It needs no torch."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 
+from irprune.analysis.sizes import candidates, fits, shown_sizes
 from irprune.base.tolerance import FLOAT32
 from irprune.emit.onnx.emitter import Emitter
 from irprune.errors import IrpruneError
@@ -17,6 +19,7 @@ from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Selection
+from irprune.ir.symbols import names_in
 from irprune.run.error import relative_error
 from irprune.run.inputs import random_inputs
 from irprune.run.session import PRECISE
@@ -56,23 +59,51 @@ def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int
     return proof
 
 
+_TRIED = 5  # sizes, where the file does not say which
+
+
+def _sizes(graph: Graph) -> Iterator[dict[str, int]]:
+    """Sizes of the inputs' symbols to prove at: those that were given; for others 2, which is
+    quick, where shapes fit at it, then plausible ones with a batch of 2."""
+    names = {name for v in graph.inputs for s in v.type.shape or () for name in names_in(s)}
+    small = {name: graph.sizes.get(name, 2) for name in sorted(names)}
+    if fits(graph, small) or names <= graph.sizes.keys():
+        yield small
+    if not names <= graph.sizes.keys():
+        yield from (sizes for sizes in candidates(graph, batch=2) if sizes != small)
+
+
+def _refused(graph: Graph, error: IrpruneError, sizes: Mapping[str, int]) -> IrpruneError:
+    """What to say where onnxruntime does not run the original, first at ``sizes``."""
+    tried = shown_sizes(graph, sizes)
+    at = f" (tried first at {tried})" if tried else ""
+    advice = f"give --input {tried.split(', ')[0].replace(': ', '=')} with sizes that it takes; "
+    return IrpruneError(
+        f"no proof is possible: {error.what} that came in{at}",
+        graph.name,
+        f"{error.hint}; {advice * bool(tried)}proof=False (--no-proof) gives the pruned model unproven",
+    )
+
+
 def _compared(graph: Graph, cut: Graph, seed: int) -> Proof:
     assert graph.kept is not None
-    inputs = random_inputs(graph, seed=seed)
-    silenced, apart = silenced_model(graph, graph.kept, inputs)
-    emitter = Emitter(cut)
-    model, data = emitter.emit(), emitter.data
-    if halves := any(is_half(v.dtype) for v in graph.values()):
-        loads = _loads(model, data, silenced, apart)
-        apart, data, inputs = widen(silenced, apart), widen(model, data), widened_inputs(inputs)
-    try:
-        theirs = run_model(silenced, inputs, optimise=False, data=apart)
-    except IrpruneError as error:
-        raise IrpruneError(
-            f"no proof is possible: {error.what} that came in",
-            graph.name,
-            f"{error.hint}; proof=False (--no-proof) gives the pruned model unproven",
-        ) from error
+    failed: tuple[IrpruneError, dict[str, int]] | None = None
+    for sizes in islice(_sizes(graph), _TRIED):
+        inputs = random_inputs(graph, sizes, seed=seed)
+        silenced, apart = silenced_model(graph, graph.kept, inputs)
+        emitter = Emitter(cut)
+        model, data = emitter.emit(), emitter.data
+        if halves := any(is_half(v.dtype) for v in graph.values()):
+            loads = _loads(model, data, silenced, apart)
+            apart, data, inputs = widen(silenced, apart), widen(model, data), widened_inputs(inputs)
+        try:
+            theirs = run_model(silenced, inputs, optimise=False, data=apart)
+            break
+        except IrpruneError as error:
+            failed = failed or (error, sizes)
+    else:
+        assert failed is not None
+        raise _refused(graph, *failed)
     ours = run_model(model, inputs, data=data)
     proof = Proof(0.0, FLOAT32)
     if halves:

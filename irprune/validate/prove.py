@@ -70,5 +70,6 @@ def _cut_again(graph: Graph, model: onnx.ModelProto) -> tuple[Graph, Graph] | No
     from irprune.validate.onnx_shaken import same_choice
 
     twin = analyse(capture(model))
+    twin.sizes = dict(graph.sizes)
     twin.kept = same_choice(graph, twin)
     return None if twin.kept is None else (twin, cut_graph(twin))

@@ -124,7 +124,7 @@ def test_a_failure_leaves_nothing_half_written(
                 pruned.save(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     with monkeypatch.context() as patch:
-        patch.setattr("irprune.emit.bridge.torch_onnx._without_traces", full)
+        patch.setattr("irprune.emit.bridge.torch_onnx._tidy", full)
         with pytest.raises(IrpruneError, match="the disk is full"):
             pruned.onnx(tmp_path / "net.onnx")
     assert [p.name for p in tmp_path.iterdir()] == ["net"]

@@ -148,6 +148,16 @@ def test_plus_infinity_in_a_table_is_refused() -> None:
         scores(Masked(float("inf")), torch.randn(3, 6), torch.tensor([1, 2, 3]))
 
 
+@pytest.mark.parametrize("extra", [-3, 5])
+def test_scores_of_another_length_are_refused(extra: int) -> None:
+    class Own:
+        def scores(self, graph: Any, groups: Any, blocks: Any) -> dict[Any, np.ndarray]:
+            return {g.axis: np.arange(g.size + extra, dtype=float) for g in groups}
+
+    with pytest.raises(IrpruneError, match=rf"scores of shape \[{8 + extra}\].*has 8 indices"):
+        scores(Net(), IMAGE, importance=Own())
+
+
 # -- magnitude -------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import irprune
 import models
 from irprune import api
-from irprune.analysis.cost import example_symbols
+from irprune.analysis.sizes import example_symbols
 from irprune.api import latency_search as search
 from irprune.choice.budget import read_latency_budget
 from irprune.errors import IrpruneError

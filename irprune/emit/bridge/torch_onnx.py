@@ -6,7 +6,7 @@ protobuf's 2 GB demand it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from irprune.base.quiet import quiet
 from irprune.emit.torch.open_program import open_program
 from irprune.emit.torch.signature import paths
 from irprune.errors import IrpruneError
+from irprune.frontend.onnx.example_sizes import write_example_sizes
 from irprune.frontend.onnx.file import data_beside
 from irprune.frontend.torch.source import TorchSource
 from irprune.ir.graph import Graph
@@ -69,7 +70,8 @@ def export_onnx(
                 str(path),
                 "the module itself is sound: use it, or the .pt2 file",
             ) from refused
-        _without_traces(target)
+        arrays = feed_of(source.args, source.kwargs, source, file_inputs(target))
+        _tidy(target, {name: array.shape for name, array in arrays.items()})
         _name_data(target)
     return path
 
@@ -150,12 +152,13 @@ def file_inputs(path: str | Path) -> list[str]:
     return [v.name for v in model.graph.input if v.name not in weights]
 
 
-def _without_traces(path: Path) -> None:
-    """Drop the stack traces that the exporter writes beside every node: larger than the nodes, and
-    of a machine's own paths."""
+def _tidy(path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Drop the stack traces that the exporter writes beside every node, which are larger than the
+    nodes and name a machine's own paths; record the ``shapes`` of the example call."""
     model = onnx.load(str(path), load_external_data=False)
     graph = model.graph
     nodes = [node for body in (graph, *model.functions) for node in body.node]
     for held in (graph, *nodes, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
         del held.metadata_props[:]
+    write_example_sizes(model, shapes)
     path.write_bytes(model.SerializeToString())

@@ -20,6 +20,7 @@ from onnx import numpy_helper
 
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.bodies import function_of, lifted, read_body
+from irprune.frontend.onnx.example_sizes import read_example_sizes
 from irprune.frontend.onnx.file import Files, read_model
 from irprune.frontend.onnx.functions import expand_calls
 from irprune.frontend.onnx.order import check_opset, reads, sort_nodes, target_of
@@ -126,6 +127,8 @@ class _Reader:
         load_table()
         self.initializers()
         self._inputs()
+        said = read_example_sizes(self.source.model)
+        self.graph.sizes = {name: n for name, n in said.items() if name in self.symbols}
         return self.read_nodes()
 
     def _inputs(self) -> None:
