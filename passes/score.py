@@ -137,7 +137,7 @@ def _check_shape(leaf: Axis, scores: Any, groups: list[Group], blocks: Mapping[A
             "score",
             "use the axis of each of the groups that scores is called with",
         )
-    allowed = [(group.size,)]
+    allowed: list[tuple[int, ...]] = [(group.size,)]
     if leaf in blocks:
         allowed.append((probe_of(blocks[leaf].size), group.size))
     if np.shape(scores) not in allowed:
