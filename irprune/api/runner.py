@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.analysis.sizes import example_symbols, input_shapes
 from irprune.api.options import device_of
 from irprune.errors import IrpruneError, gist, users_line
+from irprune.frontend.capture import capture
 from irprune.ir.dtype import element_type
 from irprune.ops.arrays import as_numpy
 from irprune.run.inputs import drawn, redraw
@@ -106,6 +108,7 @@ class _OnnxRunner(Runner):
                 )
             )
         super().__init__(Path(loaded.model).name, inputs)
+        self.file, self.shapes = loaded.model, dict[str, tuple[int, ...]]()
         self.given = [t.numpy() for t in loaded.args]
         self.named = {k: t.numpy() for k, t in loaded.kwargs.items()}
 
@@ -117,14 +120,32 @@ class _OnnxRunner(Runner):
         return [
             self.named[v.name]
             if v.name in self.named
-            else drawn(generator, [s or 1 for s in v.shape], v.dtype)
+            else drawn(generator, self._shape(v), v.dtype)
             for v in self.inputs
         ]
+
+    def _shape(self, value: Input) -> list[int]:
+        """The shape of ``value``, with plausible sizes where the file leaves them open."""
+        if None in value.shape and not self.shapes:
+            self.shapes = _plausible_shapes(self.file, self.named)
+        known = self.shapes.get(value.name, ())
+        sizes = known if len(known) == len(value.shape) else (1,) * len(value.shape)
+        return [n if s is None else s for s, n in zip(value.shape, sizes, strict=True)]
 
     def run(self, arrays: Sequence[NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return run_session(
             self.session, {v.name: a for v, a in zip(self.inputs, arrays, strict=True)}
         )
+
+
+def _plausible_shapes(file: str, given: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs of an ONNX file, as costs and proofs take them; none for a file that
+    runs and that irprune cannot read."""
+    try:
+        graph = capture(file, kwargs=given)
+    except IrpruneError:
+        return {}
+    return {v.name: shape for v, shape in input_shapes(graph, example_symbols(graph))}
 
 
 class _TorchRunner(Runner):

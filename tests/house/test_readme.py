@@ -80,7 +80,7 @@ def test_command_lines(
     """Every line of the block under "An ONNX file", on files of the names that it uses."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "resnet.py").write_text(RESNET)
-    made = "prune resnet.py:build --input 1x3x224x224 --dynamic batch --ratio 0 -o model.onnx"
+    made = "prune resnet.py:build --input 1x3x224x224 --ratio 0 -o model.onnx"
     assert run(made.split()) == 0
     block = next(code for _, code in BLOCKS if code.startswith("irprune inspect"))
     lines = [line.split("#")[0].split() for line in block.splitlines()]
