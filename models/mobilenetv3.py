@@ -53,6 +53,7 @@ SMALL = (
 )
 
 
+# MobileNetV3-Small, with a hidden width of 1024
 PUBLISHED_SMALL = (
     Row(3, 16, 16, True, False, 2),
     Row(3, 72, 24, False, False, 2),
@@ -65,7 +66,7 @@ PUBLISHED_SMALL = (
     Row(5, 288, 96, True, True, 2),
     Row(5, 576, 96, True, True, 1),
     Row(5, 576, 96, True, True, 1),
-)  # MobileNetV3-Small, with a hidden width of 1024
+)
 
 
 def round_to_8(value: float) -> int:

@@ -169,9 +169,8 @@ def build(
     model = randomize(T5(vocab, width, heads, d_kv, hidden, layers))
     for module in model.modules():
         if isinstance(module, Attention):
-            nn.init.normal_(
-                module.q.weight, std=(width * d_kv) ** -0.5
-            )  # in place of the missing scale
+            # In place of the missing scale
+            nn.init.normal_(module.q.weight, std=(width * d_kv) ** -0.5)
     return model
 
 

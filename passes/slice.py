@@ -61,18 +61,16 @@ class Slice:
             if any(i is not None for i in indices):
                 weight.load = _sliced(weight.load, indices)
         for value in graph.values():
-            if value.type.shape is not None and _shrinks(
-                value, kept
-            ):  # an unused result may have no type
+            # An unused result may have no type
+            if value.type.shape is not None and _shrinks(value, kept):
                 sizes = zip(value.axes or (), value.shape, strict=True)
                 value.type = TensorType(
                     value.dtype, tuple(kept.size(a) if kept.changes(a) else s for a, s in sizes)
                 )
         for value in graph.values():
             value.axes = None
-        without_stride_dependence(
-            graph
-        )  # an attention of narrower values may lay out its result in another way
+        # An attention of narrower values may lay out its result in another way
+        without_stride_dependence(graph)
         graph.axes, graph.kept, graph.scores = None, None, {}
         return PassResult(True)
 

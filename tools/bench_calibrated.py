@@ -24,13 +24,14 @@ from bench_stages import apart  # noqa: E402
 
 __all__ = ["HEAD", "MODELS", "holds", "line", "measured"]
 
+# Samples of calibration data
 MODELS = {
     "mobilenetv3_small": 256,
     "resnet50": 128,
     "vit_b16": 128,
     "convnext_t": 128,
     "bert": 256,
-}  # samples of calibration data
+}
 FORWARDS = 12  # that a run may cost
 HEAD = (
     "model",

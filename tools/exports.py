@@ -48,11 +48,12 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 VARIANTS = ("TorchScript", "TorchScript, dynamic", "dynamo", "dynamo, dynamic")
 RATIO = 0.5
+# As the table says it
 FOLDED = {
     "": "same",
     "batch norms folded": "same, bn",
     "weights computed ahead": "same, ahead",
-}  # as the table says it
+}
 
 
 # -- one case, in a process of its own -------------------------------------------------------------

@@ -51,9 +51,8 @@ HEAD = (
 
 def built(name: str) -> nn.Module:
     """A model of torchvision with drawn weights."""
-    if (
-        importlib.util.find_spec("tvshim") is not None
-    ):  # declares operators that some CPU builds lack
+    # Declares operators that some CPU builds lack
+    if importlib.util.find_spec("tvshim") is not None:
         importlib.import_module("tvshim")
     torchvision: Any = importlib.import_module("torchvision")
     torch.manual_seed(0)

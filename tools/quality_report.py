@@ -17,9 +17,8 @@ from tables import write_table
 __all__ = ["BUDGETS", "Row", "Setting", "bars", "write"]
 
 BUDGETS = (0.75, 0.5, 0.25)
-ALLOWED = {
-    "residual CNN": 2.0
-}  # points lost by the best setting at half of the MACs, without training; 5 elsewhere
+# Points lost by the best setting at half of the MACs, without training; 5 elsewhere
+ALLOWED = {"residual CNN": 2.0}
 Row = dict[str, Any]
 Found = dict[str, Row]
 

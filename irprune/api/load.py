@@ -448,9 +448,8 @@ def _torchvision(name: str, pretrained: bool, trust: bool) -> tuple[Any, Callabl
 @contextlib.contextmanager
 def _no_init_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", FutureWarning
-        )  # torchvision announces another initialisation of random weights
+        # Torchvision announces another initialisation of random weights
+        warnings.simplefilter("ignore", FutureWarning)
         yield
 
 

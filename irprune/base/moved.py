@@ -17,7 +17,6 @@ from typing import Any
 
 __all__ = ["MOVED", "Moved", "install", "names_of", "renamed"]
 
-_IR = "irprune.ir"
 _BY_PACKAGE = {  # package now -> modules: under their names before, and now
     "irprune.analysis": {
         "irprune.choice.blocks": "blocks",
@@ -47,7 +46,7 @@ _BY_PACKAGE = {  # package now -> modules: under their names before, and now
     "irprune.choice": {"irprune.plan": "plan"},
     "irprune.demo": {"irprune.digits": "digits"},
     "irprune.driver": {"irprune.ir.verify": "verify"},
-    _IR: {f"{_IR}.kept": "selection"},
+    "irprune.ir": {"irprune.ir.kept": "selection"},
     "irprune.emit.bridge": {
         "irprune.emit.onnx_module": "onnx_module",
         "irprune.emit.torch_onnx": "torch_onnx",

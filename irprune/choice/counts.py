@@ -47,13 +47,11 @@ class Rounder:
         self.sizes = dict(sizes)
         self.low = {x: (limits or Limits()).low(n) for x, n in sizes.items()}
         self.round_to = round_to
-        self.widths = sorted(
-            widths, key=lambda w: -len(w.terms)
-        )  # stable: graph order among equals
+        # Stable: graph order among equals
+        self.widths = sorted(widths, key=lambda w: -len(w.terms))
         self.step = self._steps()
-        self.whole = {
-            x for w in widths if len(w.terms) == 1 for x, _ in w.terms
-        }  # leaves that somewhere are a dimension by themselves
+        # Leaves that somewhere are a dimension by themselves
+        self.whole = {x for w in widths if len(w.terms) == 1 for x, _ in w.terms}
         self.pieces = [
             w
             for w in self.widths
@@ -66,12 +64,10 @@ class Rounder:
             for x, _ in w.terms
             if x in sizes and x not in self.whole
         }
-        self.loose = {
-            x: None for x in sizes if x in loose
-        }  # leaves with no step of their own, fitted to the width they are a piece of
-        self.growth = {
-            x: step for x, step in self.step.items() if x not in loose
-        }  # by how much a count may be raised on its own
+        # Leaves with no step of their own, fitted to the width they are a piece of
+        self.loose = {x: None for x in sizes if x in loose}
+        # By how much a count may be raised on its own
+        self.growth = {x: step for x, step in self.step.items() if x not in loose}
 
     def _wanted(self, width: Width) -> int:
         """The multiple that a width should have."""
@@ -222,9 +218,8 @@ class Rounder:
             ]
             if not able:
                 return None
-            x = max(
-                able, key=lambda y: (ideal[y] - out[y]) * sign
-            )  # the first of equals: graph order
+            # The first of equals: graph order
+            x = max(able, key=lambda y: (ideal[y] - out[y]) * sign)
             out[x] += sign
             left -= sign * mine[x]
         return out

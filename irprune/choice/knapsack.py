@@ -62,9 +62,8 @@ class _Search:
         self.saved: dict[
             Axis, dict[int, dict[str, float]]
         ] = {}  # leaf -> count -> what changes; emptied where a neighbour moved
-        self.rates = dict.fromkeys(
-            levels, (-inf, 0)
-        )  # leaf -> its cheapest step, as it was when last looked at
+        # Leaf -> its cheapest step, as it was when last looked at
+        self.rates = dict.fromkeys(levels, (-inf, 0))
         self.near = _neighbours(costs, bounds, levels)
 
     def found(self) -> dict[Axis, int] | None:

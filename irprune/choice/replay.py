@@ -27,9 +27,8 @@ from irprune.ir.size import probe_of
 __all__ = ["choose_by_plan", "replay"]
 
 _HINT = "replay it on the model it was made on, or on an export of it"
-Fit = tuple[
-    tuple[int, ...], ...
-]  # for each dimension of the graph's weight, the plan's dimensions that it consists of
+# For each dimension of the graph's weight, the plan's dimensions that it consists of
+Fit = tuple[tuple[int, ...], ...]
 
 
 def choose_by_plan(plan: Plan, graph: Graph) -> None:
@@ -203,9 +202,8 @@ class _Elsewhere:
                 if len(able) == 1:
                     ready = (w, able[0])
                     break
-            if (
-                ready is None
-            ):  # all lie in more than one way: the plainest of the first is as good as any
+            # All lie in more than one way: the plainest of the first is as good as any
+            if ready is None:
                 first = waiting[0]
                 ready = (
                     first,

@@ -59,9 +59,8 @@ def _distances(place: WeightPlace) -> Scores:
     rows = lines[at.reshape(-1)].reshape(-1, at.shape[-2], at.shape[-1] * lines.shape[1])
     out = np.empty(rows.shape[:2])
     for b, vectors in enumerate(rows):
-        vectors = vectors - vectors.mean(
-            axis=0
-        )  # distances are the same, and less is lost in the differences below
+        # Distances are the same, and less is lost in the differences below
+        vectors = vectors - vectors.mean(axis=0)
         squares = np.square(vectors).sum(axis=1)
         for lo in range(0, len(vectors), _ROWS):
             some = slice(lo, lo + _ROWS)

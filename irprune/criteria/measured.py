@@ -34,11 +34,12 @@ if TYPE_CHECKING:
 
 __all__ = ["LEVELS", "affordable", "measured", "scaled"]
 
+# Shares of a group that are dropped to measure; of all of it, one index stays
 LEVELS = (
     (0.125, 0.25, 0.5, 0.75, 1.0),
     (0.25, 0.5, 0.75, 1.0),
     (0.25, 0.5, 1.0),
-)  # shares of a group that are dropped to measure; of all of it, one index stays
+)
 SAMPLES = (8, 32)  # of the calibration data that the outputs are compared on, at least and at most
 RUNS = 3  # over all data that the comparisons may cost; beyond it, the fewest samples and levels
 RIDGE = 1e-2  # of the refit, relative to the mean diagonal of the Gram matrix

@@ -105,9 +105,8 @@ def profile(
     step = max(1, _CHUNK // max(width, 1))
     across = down = np.ones(0, dtype=np.float32)
     with np.errstate(over="ignore"):  # what overflows is seen below
-        for at in range(
-            0, shape[0] if width else 0, step
-        ):  # an empty weight (no register tokens) weighs nothing
+        # An empty weight (no register tokens) weighs nothing
+        for at in range(0, shape[0] if width else 0, step):
             chunk = float_array(array[at : at + step], where).reshape(-1, width)
             powers = _space(chunk)
             np.square(chunk, out=powers) if p == 2.0 else np.abs(chunk, out=powers)

@@ -148,9 +148,8 @@ def run_demo(
     """Train, prune, prove, repair, fine-tune, export and compare; writes both ONNX files and the
     pruned model to ``folder``."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # on images this small threads wait for each other longer than they work
+    # On images this small threads wait for each other longer than they work
+    torch.set_num_threads(1)
     try:
         return _run(folder, ratio, epochs, seed, progress or (lambda *_: None))
     finally:

@@ -44,9 +44,8 @@ class Snapshot:
 
     def __init__(self, graph: Graph) -> None:
         self.text = to_text(graph)
-        self.loaders = [
-            w.load for w in graph.weights.values()
-        ]  # held, so that an identity is not given out again
+        # Held, so that an identity is not given out again
+        self.loaders = [w.load for w in graph.weights.values()]
         self.spelled = [(n.origin.dialect, n.origin.target, n.origin.layout) for n in graph.nodes]
         self.scores = [
             (a.id, crc32(np.ascontiguousarray(s).tobytes())) for a, s in graph.scores.items()

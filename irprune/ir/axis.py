@@ -566,9 +566,8 @@ class Axes:
         elif wide_old and all(self.is_frozen(a) for a in wide_old):
             made = self._frozen_like(self.product(wide_old), wide_new)
         else:
-            made = [
-                self._new(s) for s in wide_new
-            ]  # a dynamic size may be a dynamic factor times static ones: frozen after aligning
+            # A dynamic size may be a dynamic factor times static ones: frozen after aligning
+            made = [self._new(s) for s in wide_new]
             self.unify(self.product(wide_old), self.product(made))
             for x in (x for m in made for x in leaves(m)):
                 if isinstance(x.size, Sym) and x.reason is None:

@@ -214,9 +214,8 @@ class Graph:
     ``source`` is what the graph keeps of the model that it was read from; None for a graph that was
     made by hand or read from its text form."""
 
-    printer: ClassVar[
-        Callable[[Graph], str]
-    ]  # the text form, which knows all of the graph: set by ``irprune.ir``
+    # The text form, which knows all of the graph: set by ``irprune.ir``
+    printer: ClassVar[Callable[[Graph], str]]
 
     def __init__(self, name: str = "graph") -> None:
         self.name = name

@@ -20,11 +20,12 @@ from irprune.run.session import session
 __all__ = ["kernel_times", "measure", "one_node"]
 
 LAYOUT = ("ReorderInput", "ReorderOutput")  # operators that only change the layout
+# Of each model: so many runs or seconds, whichever is over first, and no fewer than the last
 _RUNS, _SECONDS, _LEAST = (
     12,
     0.03,
     5,
-)  # of each model: so many runs or seconds, whichever is over first, and no fewer than the last
+)
 
 
 def one_node(operator: Operator, a: int, b: int) -> onnx.ModelProto:

@@ -26,6 +26,7 @@ _PROBES = {
     "matrix": (Operator("matrix", (1, 784, 1)), 256),
 }
 _CPUINFO = Path("/proc/cpuinfo")
+# What kernels are chosen by
 _VECTORS = (
     "avx2",
     "avx512f",
@@ -36,7 +37,7 @@ _VECTORS = (
     "asimddp",
     "i8mm",
     "sve",
-)  # what kernels are chosen by
+)
 _LIKES = {"conv": "conv", "depthwise": "conv", "conv_transpose": "matrix", "matrix": "matrix"}
 
 

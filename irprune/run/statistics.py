@@ -165,9 +165,8 @@ class _Shelf:
         if key in self.held:
             return self.held[key]
         assert self.folder is not None
-        return torch.load(
-            Path(self.folder.name) / f"{key}.pt", weights_only=False
-        )  # our own file, written above
+        # Our own file, written above
+        return torch.load(Path(self.folder.name) / f"{key}.pt", weights_only=False)
 
     def close(self) -> None:
         if self.folder is not None:

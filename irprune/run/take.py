@@ -46,9 +46,8 @@ def kept_indices(value: Value, kept: Selection) -> list[Indices | None]:
         for d, n in enumerate(mask.shape):
             index = along(d) if d != dim and n != 1 else np.zeros(1, dtype=np.int64)
             at.append(_spread(np.arange(n) if index is None else index, d, len(axes)))
-        rows = np.moveaxis(mask, dim, -1)[
-            (*at[:dim], *at[dim + 1 :])
-        ]  # of size 1 along dim, and all of dim behind
+        # Of size 1 along dim, and all of dim behind
+        rows = np.moveaxis(mask, dim, -1)[(*at[:dim], *at[dim + 1 :])]
         chosen: Indices = np.nonzero(rows)[-1].reshape(*rows.shape[:-1], -1)
         return chosen.swapaxes(dim, -1)[..., 0]
 

@@ -175,9 +175,8 @@ def _is_function(target: str, model: onnx.ModelProto) -> bool:
     domain, _, name = target.rpartition("::")
     version = next((o.version for o in model.opset_import if o.domain == domain), 1)
     try:
-        schema: Any = onnx.defs.get_schema(
-            name, version, domain
-        )  # functions are not among its declared attributes
+        # Functions are not among its declared attributes
+        schema: Any = onnx.defs.get_schema(name, version, domain)
     except onnx.defs.SchemaError:
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)

@@ -20,13 +20,14 @@ __all__ = ["widen", "widened_inputs"]
 
 Array = NDArray[Any]
 _HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+# Attributes that hold an element type
 _NAMING_TYPES = (
     "to",
     "dtype",
     "output_dtype",
     "stash_type",
     "softmax_precision",
-)  # attributes that hold an element type
+)
 
 
 def widen(model: onnx.ModelProto, data: Mapping[str, Loader]) -> dict[str, Loader]:

@@ -149,9 +149,8 @@ def _expected(graph: Graph, call: Call, seed: int) -> list[torch.Tensor]:
     """What the user's ``forward`` gives. The model stays as it is."""
     model = torch_source(graph).module
     assert model is not None
-    buffers = {
-        name: b.clone() for name, b in model.named_buffers()
-    }  # forward may write to them, and to its arguments
+    # Forward may write to them, and to its arguments
+    buffers = {name: b.clone() for name, b in model.named_buffers()}
     with torch.random.fork_rng(), evaluating(model), attributes_kept(model):
         torch.manual_seed(seed)
         args, kwargs = over_tensors((tuple(call[0]), call[1]), torch.clone)

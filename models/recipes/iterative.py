@@ -32,9 +32,8 @@ def main(epochs: int = 20, steps: int = 5, checkpoint: str | None = None) -> flo
         )
         for pruned in cuts:
             step = pruned.report.notes[-1]
-            torch.manual_seed(
-                crc32(step.encode())
-            )  # a step draws the same, whether the run was stopped before it or not
+            # A step draws the same, whether the run was stopped before it or not
+            torch.manual_seed(crc32(step.encode()))
             epoch(pruned.module, data, torch.optim.AdamW(pruned.module.parameters(), 1e-3))
             share = line(step, pruned.module, data)
     return share

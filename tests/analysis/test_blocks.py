@@ -445,9 +445,8 @@ def test_places_tell_the_blocks_apart(name: str) -> None:
         m for g in groups_of(graph) if g.axis is leaf for m in g.members if str(m) == name
     )
     place = place_of(member, blocks_of(graph)[leaf])
-    whole = np.arange(GROUPS * INNER * INNER).reshape(
-        GROUPS, INNER, INNER
-    )  # [g, o, i] as the weight has them
+    # [g, o, i] as the weight has them
+    whole = np.arange(GROUPS * INNER * INNER).reshape(GROUPS, INNER, INNER)
     expected = (
         whole.transpose(0, 2, 1)
         if name.endswith(":1")

@@ -73,11 +73,12 @@ def test_whole_models(name: str) -> None:
     """MACs are half of torch's flops, parameters are those of the model."""
     model, args, kwargs, graph = scored(name)
     found = cost(graph)
+    # It overlooks the fused kernel
     with (
         FlopCounterMode(display=False) as counter,
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
-    ):  # it overlooks the fused kernel
+    ):
         model(*args, **kwargs)
     assert found.macs == counter.get_total_flops() // 2
     assert found.params == sum(p.numel() for p in model.parameters())
@@ -137,9 +138,8 @@ def test_views_take_no_memory_and_keep_what_they_show_alive() -> None:
             left, right = (x * self.wide).view(2, 3, 4).transpose(1, 2).chunk(2, 1)
             return left.sin().cos() + right
 
-    assert activation(Views(), torch.randn(2, 1)) == 4 * (
-        24 + 12 + 12
-    )  # all of what is halved, one half changed, and the result
+    # All of what is halved, one half changed, and the result
+    assert activation(Views(), torch.randn(2, 1)) == 4 * (24 + 12 + 12)
 
     class Shown(nn.Module):
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,9 +195,8 @@ def test_peak_against_real_storages() -> None:
     with Watch() as watch:
         x = torch.ones(4, 6).add(1)
         Net()(x)
-    assert (
-        activation(Net(), x) == watch.peak - 4 * 24 == 4 * (48 + 48 + 48)
-    )  # the caller's input stays alive in the eager run
+    # The caller's input stays alive in the eager run
+    assert activation(Net(), x) == watch.peak - 4 * 24 == 4 * (48 + 48 + 48)
 
 
 # -- symbols ---------------------------------------------------------------------------------------
@@ -255,9 +254,8 @@ def test_budgets_are_met_to_the_last_channel(
 ) -> None:
     graph = scored(name)[3]
     whole, found = bounds_hold(graph, budget, {"scope": scope})
-    assert (
-        min(budget[k] - found[k] / whole[k] for k in budget) < 0.03
-    )  # small models: a channel is a few percent
+    # Small models: a channel is a few percent
+    assert min(budget[k] - found[k] / whole[k] for k in budget) < 0.03
 
 
 def test_a_knapsack_weighs_what_is_lost_by_what_it_saves() -> None:

@@ -348,9 +348,8 @@ def test_kept_is_in_terms_of_the_original(net: Net) -> None:
         for dim, index in enumerate(indices):
             want = want if index is None else want.take(index, axis=dim)
         assert np.array_equal(want, cut[name].numpy()), name
-    order = (
-        net.conv1.weight.detach().square().sum((1, 2, 3))
-    )  # a check of the criterion that shares no code with it
+    # A check of the criterion that shares no code with it
+    order = net.conv1.weight.detach().square().sum((1, 2, 3))
     assert len(pruned.kept["conv1.weight"][0] or []) == 8 and order.shape == (16,)
 
 
@@ -421,9 +420,8 @@ def test_capture_and_groups(net: Net) -> None:
     assert found["conv1.weight:0"].size == 16 and not found["conv1.weight:0"].frozen
     assert "graph output" in found["head.weight:0"].frozen
     assert [g.name for g in irprune.groups(graph)] == list(found)
-    assert [n.op for n in irprune.capture(net, X).nodes] == [
-        n.op for n in graph.nodes
-    ]  # one tensor needs no tuple
+    # One tensor needs no tuple
+    assert [n.op for n in irprune.capture(net, X).nodes] == [n.op for n in graph.nodes]
 
 
 def test_the_same_call_twice_gives_the_same(net: Net) -> None:

@@ -19,9 +19,8 @@ from irprune.emit.torch.hugging_face import is_pretrained, save_pretrained
 from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors
 
-if (
-    importlib.util.find_spec("tvshim") is not None
-):  # where torchvision needs its operators declared, see tools/zoo.py
+# Where torchvision needs its operators declared, see tools/zoo.py
+if importlib.util.find_spec("tvshim") is not None:
     importlib.import_module("tvshim")
 transformers = pytest.importorskip("transformers")
 
@@ -54,9 +53,8 @@ def _made(name: str):
         return t.LlamaForCausalLM(t.LlamaConfig(**SIZES, num_key_value_heads=2)), {
             "input_ids": _ids()
         }
-    if (
-        name == "square"
-    ):  # as many heads as each is wide: shapes alone do not tell which of the two fell
+    # As many heads as each is wide: shapes alone do not tell which of the two fell
+    if name == "square":
         sizes = {**SIZES, "hidden_size": 64, "num_attention_heads": 8}
         return t.LlamaForCausalLM(t.LlamaConfig(**sizes, num_key_value_heads=4, head_dim=8)), {
             "input_ids": _ids()
@@ -180,9 +178,8 @@ def test_sizes_that_differ_by_layer_are_named_and_nothing_is_written(tmp_path: P
 
 
 def test_one_width_for_encoder_and_decoder_is_named(tmp_path: Path) -> None:
-    model, kwargs = _model(
-        "whisper"
-    )  # it returns encoder_last_hidden_state, which keeps the encoder's width; the decoder's is cut
+    # It returns encoder_last_hidden_state, which keeps the encoder's width; the decoder's is cut
+    model, kwargs = _model("whisper")
     why = save_pretrained(irprune.prune(model, (), kwargs, ratio=0.5, proof=False), tmp_path / "hf")
     assert (
         why.startswith("the config cannot say these sizes")

@@ -179,9 +179,10 @@ def test_what_is_told_arrives_at_the_passes() -> None:
     assert options.choose() == Choose(
         0.3, {"a*": 0.1}, "global", ("head",), 8, 2, 0.9, "both", per_block=False
     )
+    # What the choice leaves whole need not be measured
     assert options.score() == Score(
         "random", seed=3, normalise="max", keep=("head",), ratios={"a*": 0.1}, prefer="both"
-    )  # what the choice leaves whole need not be measured
+    )
 
 
 # -- the command line ------------------------------------------------------------------------------

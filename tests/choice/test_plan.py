@@ -182,9 +182,8 @@ class Turned(nn.Module):
 
     def __init__(self, net: Net) -> None:
         super().__init__()
-        self.fc1 = (
-            nn.Module()
-        )  # the first weight that is met: nothing else is known of its channels yet
+        # The first weight that is met: nothing else is known of its channels yet
+        self.fc1 = nn.Module()
         self.first, self.norm, self.conv2, self.fc2 = net.conv1, net.norm, net.conv2, net.fc2
         self.fc1.weight, self.fc1.bias = (
             nn.Parameter(net.fc1.weight.detach().t().clone()),

@@ -208,9 +208,8 @@ def test_prune_prints_json(call: Callable[..., Result], net: str) -> None:
     assert code == 0 and 0.3 < data["macs"]["after"] / data["macs"]["before"] <= 0.6
     assert data["proof"]["passed"] and data["output"] is None and data["seconds"]["capture"] > 0
     kept = {g["name"]: g["kept"] for g in data["groups"]}
-    assert (
-        all(n % 2 == 0 for n in kept.values()) and kept["stem.weight:0"] == 8
-    )  # the head reads the residual width
+    # The head reads the residual width
+    assert all(n % 2 == 0 for n in kept.values()) and kept["stem.weight:0"] == 8
 
 
 def test_prune_writes_onnx_programs_and_plans(

@@ -80,6 +80,7 @@ def test_what_is_not_read_matters_least(name: str) -> None:
     assert s.shape == (6,) and s.argmin() == 0 and s[0] < 1e-6 * s.max()
 
 
+# Of two doubles each alone is worth nothing, and of a constant beside a bias
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [
@@ -89,7 +90,7 @@ def test_what_is_not_read_matters_least(name: str) -> None:
             "reconstruction",
             (1, 2, 3, 4),
             (5,),
-        ),  # of two doubles each alone is worth nothing, and of a constant beside a bias
+        ),
         ("taylor", (2,), (3, 4, 5)),
         ("taylor_squared", (2,), (3, 4, 5)),
         ("fisher", (2,), (3, 4, 5)),
@@ -134,9 +135,8 @@ def test_reconstruction_is_the_error_that_the_refit_leaves() -> None:
     w = model.second.weight.detach().T
     want = []
     for i in range(6):
-        rest = torch.cat(
-            (h[:, :i], h[:, i + 1 :], torch.ones(400, 1)), 1
-        )  # the bias is refitted too
+        # The bias is refitted too
+        rest = torch.cat((h[:, :i], h[:, i + 1 :], torch.ones(400, 1)), 1)
         best = torch.linalg.pinv(rest, rtol=1e-10) @ (h @ w)
         want.append(float((h @ w - rest @ best).square().sum() / (h @ w).square().sum()))
     assert np.allclose(got, want, atol=1e-6)

@@ -121,9 +121,8 @@ def test_the_sum_of_the_lowest_is_the_error_of_the_repaired_cut(name: str, level
     )
     assert cut.report.repair is not None
     told = np.sort(got)[: round(level * len(got))].sum()
-    assert (
-        0.9 < told / cut.report.repair.after**2 < 1.4
-    )  # the repair refits the other layers as well
+    # The repair refits the other layers as well
+    assert 0.9 < told / cut.report.repair.after**2 < 1.4
 
 
 def test_what_no_layer_reads_is_silenced() -> None:

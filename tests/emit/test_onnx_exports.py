@@ -50,13 +50,14 @@ LEFT = {  # the largest share of parameters that may be left at 0.5
     "wavenet": 0.3,
     "qkv_unbind": 0.3,
 }
+# With dynamic sizes or not
 DYNAMO = {
     "digits": False,
     "inplace": False,
     "llama": True,
     "vit_b16": True,
     "gnn": True,
-}  # with dynamic sizes or not
+}
 
 
 def exported(name: str, path: Path, dynamo: bool, dynamic: bool = False) -> Path:
@@ -174,9 +175,8 @@ def test_a_group_norm_loses_channels_of_each_group(tmp_path: Path) -> None:
     assert list(kept[0]) == list(kept[1]) and [
         sum(k // 6 == g for k in kept[0]) for g in range(4)
     ] == [3, 3, 3, 3]
-    assert any(
-        kept[0][3 * g + j] % 6 != kept[0][j] % 6 for g in range(4) for j in range(3)
-    )  # each group has a choice of its own
+    # Each group has a choice of its own
+    assert any(kept[0][3 * g + j] % 6 != kept[0][j] % 6 for g in range(4) for j in range(3))
     whole = irprune.prune(tmp_path / "m.onnx", ratio=0.5, prefer="groups")
     assert len({k // 6 for k in whole.kept["first.weight"][0]}) == 2
 

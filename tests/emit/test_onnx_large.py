@@ -101,9 +101,8 @@ def test_a_message_that_would_be_too_large_goes_outside(
     assert relative_error(run_model(inside, x), run_model(outside, x)) == 0
     with pytest.raises(IrpruneError, match="passes 2 GB"):
         emit_onnx(pruned.cut)
-    again = irprune.prune(
-        outside, ratio=0.0
-    )  # external data in, external data out, also where it would fit
+    # External data in, external data out, also where it would fit
+    again = irprune.prune(outside, ratio=0.0)
     monkeypatch.undo()
     again.onnx(tmp_path / "again.onnx")
     assert relative_error(run_model(inside, x), run_model(tmp_path / "again.onnx", x)) == 0

@@ -58,9 +58,8 @@ def test_light_models_are_proven(name: str) -> None:
         )
         left.append(parameters(small) / parameters(graph))
     assert left == sorted(left, reverse=True)
-    assert left[len(left) // 2] < (
-        0.4 if name == "shufflenet" else 0.36
-    )  # coprime groups before and after a shuffle cannot be cut
+    # Coprime groups before and after a shuffle cannot be cut
+    assert left[len(left) // 2] < (0.4 if name == "shufflenet" else 0.36)
 
 
 def test_a_heavy_model_is_proven() -> None:

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 import irprune
 
-if (
-    importlib.util.find_spec("tvshim") is not None
-):  # where torchvision needs its operators declared, see tools/zoo.py
+# Where torchvision needs its operators declared, see tools/zoo.py
+if importlib.util.find_spec("tvshim") is not None:
     importlib.import_module("tvshim")
 transformers = pytest.importorskip("transformers")
 
@@ -157,9 +156,8 @@ def test_attention_over_other_than_four_dimensions(
         Windows(leading, mask).eval(), (torch.randn(2, 3, 5, 16),), dynamic_shapes=shapes
     )
     assert pruned.report.params.left < 0.7
-    if (
-        dynamic and leading and mask == "shared"
-    ):  # expanded to a batch of no known size: the exporter says no, in one line
+    # Expanded to a batch of no known size: the exporter says no, in one line
+    if dynamic and leading and mask == "shared":
         with pytest.raises(irprune.IrpruneError, match="refuses the pruned module"):
             pruned.onnx(tmp_path / "m.onnx")
         return

@@ -58,9 +58,8 @@ def test_a_graph_is_pruned_proven_and_given_back() -> None:
     before = gs.export_onnx(net()).SerializeToString(deterministic=True)
     pruned = irprune.prune(graph, ratio=0.5)
     assert pruned.report.proof is not None and pruned.report.proof.passed
-    assert (
-        gs.export_onnx(graph).SerializeToString(deterministic=True) == before
-    )  # the user's graph is as it was
+    # The user's graph is as it was
+    assert gs.export_onnx(graph).SerializeToString(deterministic=True) == before
     small = pruned.surgeon
     assert isinstance(small, gs.Graph) and [n.name for n in small.nodes] == [
         "first",

@@ -50,10 +50,11 @@ def test_a_wrong_capture_fails_the_proof(monkeypatch: pytest.MonkeyPatch) -> Non
     def wrong(*args: Any, **kwargs: Any) -> Graph:
         graph = right(*args, **kwargs)
         node = next(n for n in graph.nodes if n.op == "relu")
+        # What oracle and module then agree on
         node.op, node.origin.target = (
             "tanh",
             "aten.tanh.default",
-        )  # what oracle and module then agree on
+        )
         return graph
 
     monkeypatch.setattr("irprune.api.calls.capture", wrong)

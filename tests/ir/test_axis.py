@@ -328,9 +328,8 @@ def test_one_dimensional_coupling_is_exactly_that_of_single_indices(data: st.Dat
                 pool.append((axes.sum((a, b)), own + other))
         elif name == "split":
             at = data.draw(st.integers(0, len(own)))
-            if (
-                1 < at < len(own) - 1
-            ):  # a piece of one index is no dimension of its own: size 1 broadcasts
+            # A piece of one index is no dimension of its own: size 1 broadcasts
+            if 1 < at < len(own) - 1:
                 first, second = axes.cut(a, [at, len(own) - at])
                 pool += [(first, own[:at]), (second, own[at:])]
         else:
@@ -348,9 +347,8 @@ def test_one_dimensional_coupling_is_exactly_that_of_single_indices(data: st.Dat
         for place, index in zip(places, own, strict=True):
             orbit = orbits.root(index)
             whole = place[0].size == 1 or str(place[0].reason) == "cut down to single indices"
-            where = (
-                None if whole else place
-            )  # which index is which is not recorded where nothing can be dropped
+            # Which index is which is not recorded where nothing can be dropped
+            where = None if whole else place
             assert ours.setdefault(place, orbit) == orbit, (
                 "one leaf index covers two orbits: tied without need"
             )

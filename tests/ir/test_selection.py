@@ -48,9 +48,8 @@ def test_indices_and_size_of_nested_axes(data: st.DataObject) -> None:
     axes, pool = Axes(), []
     a = draw_axis(data.draw, axes, pool, 3)
     repeated = [f for f in [a] if _repeats_in_a_product(f)]
-    if (
-        repeated
-    ):  # a leaf that multiplies itself stands for two indices at once: readings() cannot say both
+    # A leaf that multiplies itself stands for two indices at once: readings() cannot say both
+    if repeated:
         return
     choice = {}
     for leaf in pool:

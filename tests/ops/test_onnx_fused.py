@@ -37,10 +37,11 @@ def tensor(name: str, *shape: int) -> onnx.TensorProto:
     return numpy_helper.from_array((random.standard_normal(shape) * 0.4).astype(np.float32), name)
 
 
+# Which onnxruntime wants named
 RESULTS = {
     ("Attention", True): ["present"],
     ("EmbedLayerNormalization", False): ["counts"],
-}  # which onnxruntime wants named
+}
 
 
 def fused(
@@ -178,10 +179,11 @@ CASES: dict[str, tuple[onnx.ModelProto, dict[str, np.ndarray]]] = {
         },
     ),
 }
+# The inputs of the graph keep heads, or all of them
 HELD = {
     "attention after a past",
     "multi-head attention with an added bias",
-}  # the inputs of the graph keep heads, or all of them
+}
 
 
 def in_torch(graph: Graph, x: dict[str, np.ndarray]) -> list[np.ndarray]:

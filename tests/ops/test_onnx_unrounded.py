@@ -21,10 +21,11 @@ from irprune.validate.onnx_unrounded import unrounded
 FLOAT, U8, I8, I32 = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32
 Array = np.ndarray
 RANDOM = np.random.default_rng(0)
+# Of stored integers nothing is to be changed
 DIRECT = {
     "DequantizeLinear",
     "com.microsoft::DequantizeLinear",
-}  # of stored integers nothing is to be changed
+}
 
 
 def u8(*shape: int) -> Array:
@@ -210,11 +211,12 @@ CASES: dict[str, tuple[Any, dict[str, Array]]] = {
         axis=1,
     ),
 }
+# Below, or as the one of ONNX itself
 ONES = {
     "DynamicQuantizeLinear",
     *DIRECT,
     "com.microsoft::QLinearConv",
-}  # below, or as the one of ONNX itself
+}
 
 
 def target(model: onnx.ModelProto) -> str:
@@ -240,9 +242,8 @@ def test_an_operator_is_what_it_rounds(name: str) -> None:
         if theirs.dtype == np.float32:
             assert relative_error([ours], [theirs]) < 0.02
         else:
-            loose = {"softmax": 1.5}.get(
-                name, 1e-3
-            )  # which onnxruntime adds up from rounded exponentials
+            # Which onnxruntime adds up from rounded exponentials
+            loose = {"softmax": 1.5}.get(name, 1e-3)
             assert np.abs(ours - theirs.astype(np.float32)).max() <= 0.5 + loose
             assert len(np.unique(theirs)) > 5
 

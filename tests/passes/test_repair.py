@@ -507,9 +507,10 @@ def test_prune_repairs_and_says_that_the_proof_came_before() -> None:
 
 def test_calibration_data_choose_the_criterion_and_the_repair_where_nothing_is_said() -> None:
     net, x = trained_statistics(), inputs(128)
+    # Read twice
     pruned = api.prune(
         net, (x[:2],), calibration=(x[i : i + 32] for i in range(0, 128, 32)), proof=False
-    )  # read twice
+    )
     said = api.prune(
         net,
         (x[:2],),
@@ -521,9 +522,8 @@ def test_calibration_data_choose_the_criterion_and_the_repair_where_nothing_is_s
     )
     assert pruned.plan == said.plan
     assert pruned.report.repair is not None and pruned.report.repair.methods == ("least_squares",)
-    assert pruned.report.repair.after == pytest.approx(
-        said.report.repair.after, rel=0.02
-    )  # other chunks
+    # Other chunks
+    assert pruned.report.repair.after == pytest.approx(said.report.repair.after, rel=0.02)
     assert api.prune(net, (x[:2],), calibration=x, repair=False, proof=False).report.repair is None
     plain = api.prune(net, (x[:2],), proof=False)
     assert plain.report.repair is None and plain.options.importance == "magnitude"

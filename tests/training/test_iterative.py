@@ -103,9 +103,8 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
         return out
 
     whole = run(tmp_path / "a", 9)
-    first = run(
-        tmp_path / "b", 2
-    )  # stops while the third model is being trained, before it is kept
+    # Stops while the third model is being trained, before it is kept
+    first = run(tmp_path / "b", 2)
     rest = run(tmp_path / "b", 9)
     assert (
         len(whole) == 3 and len(first) == 2 and len(rest) == 1 and torch.equal(rest[-1], whole[-1])
@@ -183,9 +182,8 @@ def test_growing_presses_on_the_weakest_alone() -> None:
     penalty().backward()
     weak = torch.argsort(before)[:16]
     moved = model.inner.weight.grad.abs().sum((1, 2, 3)) > 0
-    stem = (
-        model.stem.weight.grad.abs().sum((1, 2, 3)) > 0
-    )  # the stem's group presses on inner's inputs, not on its outputs
+    # The stem's group presses on inner's inputs, not on its outputs
+    stem = model.stem.weight.grad.abs().sum((1, 2, 3)) > 0
     assert int(stem.sum()) == 8
     assert set(weak.tolist()) <= set(torch.nonzero(moved).flatten().tolist())
 
@@ -304,9 +302,8 @@ def test_distillation_compares_the_kept_channels() -> None:
     )
     with Distillation(teacher, pruned, layers=["stem"], weight=1.0) as loss:
         loss(X)
-        assert float(loss._inside("stem").detach()) == pytest.approx(
-            0.0, abs=1e-9
-        )  # the stem reads nothing that was cut
+        # The stem reads nothing that was cut
+        assert float(loss._inside("stem").detach()) == pytest.approx(0.0, abs=1e-9)
 
 
 def test_distillation_refuses_unknown_layers() -> None:

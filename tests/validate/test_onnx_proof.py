@@ -80,9 +80,8 @@ def test_what_the_optimiser_misreads_is_proven_as_written() -> None:
         helper.make_node("MaxPool", ["q"], ["b"], kernel_shape=[2, 2], strides=[2, 2]),
     ]
     model = convolutions(TensorProto.FLOAT, between)
-    model.graph.initializer[1].CopyFrom(
-        numpy_helper.from_array(np.full(16, -8, np.float32), "b1")
-    )  # mostly negative: the zeros win
+    # Mostly negative: the zeros win
+    model.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.full(16, -8, np.float32), "b1"))
     proof = irprune.prune(model, ratio=0.5).report.proof
     assert proof is not None and proof.passed
     assert "optimiser" in proof.notes[0]

@@ -52,9 +52,8 @@ def test_the_proof_passes_on_a_right_cut(mlp: tuple[nn.Module, Tensor]) -> None:
     assert (
         proof is not None and proof.passed and proof.max_error <= 1e-6 and proof.dtype == "float32"
     )
-    assert (
-        proof.passes == 8
-    )  # at two sizes each: the user's forward, the uncut graph and the oracle; the module
+    # At two sizes each: the user's forward, the uncut graph and the oracle; the module
+    assert proof.passes == 8
     assert "exact" in str(proof)
 
 
@@ -146,9 +145,8 @@ def test_constant_outputs_are_proven_with_random_weights(mlp: tuple[nn.Module, T
         and proof.float32_error == 0
         and proof.passes == 10
     )
-    assert (
-        torch.count_nonzero(pruned.module.get_parameter("3.weight")) == 0
-    )  # the random weights stay in the proof
+    # The random weights stay in the proof
+    assert torch.count_nonzero(pruned.module.get_parameter("3.weight")) == 0
 
     def wrong(graph: Graph) -> tuple[Graph, nn.Module]:
         cut, module = remake(graph)

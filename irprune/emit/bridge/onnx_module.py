@@ -165,9 +165,8 @@ def _name_layers(graph: Graph) -> None:
                 assert isinstance(v, Weight)
                 v.kind = "buffer"
     for name, w in graph.weights.items():
-        if name not in renamed and (
-            numbered := _NUMBERED.fullmatch(name)
-        ):  # torch's exporter gives these names anew
+        # Torch's exporter gives these names anew
+        if name not in renamed and (numbered := _NUMBERED.fullmatch(name)):
             renamed[name] = w.name = f"constant_{numbered[1]}"
     for name, w in graph.weights.items():
         if name not in renamed:

@@ -78,9 +78,8 @@ def save_module(module: torch.nn.Module, folder: Path) -> None:
             tensors[name] = tensor.detach().cpu().contiguous()
     weights = folder / "weights.safetensors"
     save_file(tensors, str(weights))
-    weights.chmod(
-        (folder / "model.py").stat().st_mode & 0o777
-    )  # readable by whoever may read the source
+    # Readable by whoever may read the source
+    weights.chmod((folder / "model.py").stat().st_mode & 0o777)
 
 
 _BESIDE = 1 << 22  # bytes that a program takes beside its weights, at most

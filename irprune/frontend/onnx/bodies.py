@@ -110,9 +110,8 @@ def function_of(
     where there is none."""
     domain = "" if node.domain == "ai.onnx" else node.domain
     try:
-        schema: Any = onnx.defs.get_schema(
-            node.op_type, opset, domain
-        )  # functions are not among its declared attributes
+        # Functions are not among its declared attributes
+        schema: Any = onnx.defs.get_schema(node.op_type, opset, domain)
     except onnx.defs.SchemaError:
         return None
     if not (schema.has_function or schema.has_context_dependent_function):
@@ -122,9 +121,8 @@ def function_of(
     def told(name: str, kind: TensorType | None) -> onnx.TypeProto:
         found = onnx.TypeProto() if kind is None else type_proto(kind, outer.symbols)
         found = declared.get(name, found) if not found.WhichOneof("value") else found
-        if kind is not None and not found.WhichOneof(
-            "value"
-        ):  # the builders of functions do not survive it
+        # The builders of functions do not survive it
+        if kind is not None and not found.WhichOneof("value"):
             raise UnsupportedUse(f"the function of {node.op_type} over a value of unknown type")
         return found
 

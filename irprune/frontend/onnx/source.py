@@ -62,9 +62,8 @@ class OnnxSource:
     stored: dict[str, StoredTensor] = field(default_factory=dict)
     types: dict[str, TensorType] = field(default_factory=dict)
     known: dict[str, Array] = field(default_factory=dict)
-    computed: dict[str, None] = field(
-        default_factory=dict
-    )  # known values that derive from the shape of a tensor
+    # Known values that derive from the shape of a tensor
+    computed: dict[str, None] = field(default_factory=dict)
     module_types: dict[str, type] = field(default_factory=dict)
 
     def example_shapes(self) -> list[tuple[int, ...]] | None:

@@ -131,9 +131,8 @@ def canonical_target(target: Any) -> str:
 def innermost(frames: Sequence[tuple[str, int]]) -> str:
     """``file:line`` of the innermost frame outside torch, or of the innermost layer where all are
     torch's; ``frames`` run inwards."""
-    user = [
-        f for f in frames if not f[0].startswith((TORCH, "<"))
-    ]  # "<eval_with_key>": code that torch wrote
+    # "<eval_with_key>": code that torch wrote
+    user = [f for f in frames if not f[0].startswith((TORCH, "<"))]
     layers = [f for f in frames if f[0].startswith(LAYERS) and not f[0].endswith("/module.py")]
     best = (user or layers or list(frames))[-1:]
     return f"{best[0][0]}:{best[0][1]}" if best else ""
@@ -158,10 +157,11 @@ class CallSite:
     source: str = ""
 
 
+# Captured as off, because fake tensors have no use for cuDNN; real ones have
 _HINTS = {
     "cudnn_enable",
     "cudnn_enabled",
-}  # captured as off, because fake tensors have no use for cuDNN; real ones have
+}
 
 
 class Builder:

@@ -76,9 +76,8 @@ def capture(
     try:
         graph = from_exported(export(model, tuple(args), kwargs, dynamic_shapes), model)
     except IrpruneError as refused:
-        if len(declined) == 2 and isinstance(
-            declined[1], Declined
-        ):  # forward itself is sound, and what it reads is in the way
+        # Forward itself is sound, and what it reads is in the way
+        if len(declined) == 2 and isinstance(declined[1], Declined):
             own = declined[1]
             raise IrpruneError(
                 f"the model cannot be captured: {_first_line(own)}", users_line(own), refused.hint

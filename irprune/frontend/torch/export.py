@@ -52,12 +52,13 @@ def export(
     """``torch.export`` of ``model`` in eval mode; FX tracing is tried where it is refused. Raises
     IrpruneError with what both said."""
     kwargs = dict(kwargs or {})
+    # Advice about the user's code, graphs beside a refusal
     with (
         evaluating(model),
         attributes_kept(model),
         unchecked(),
         quiet(),
-    ):  # advice about the user's code, graphs beside a refusal
+    ):
         open_dataclasses((args, kwargs))
         try:
             return torch.export.export(
@@ -261,9 +262,10 @@ class _Reader:
                 outputs.append((value,))
         spec = program.call_spec
         args, kwargs = program.example_inputs or ((), {})
+        # In the model's order
         self.state = {
             n: self.state[n] for n in (*program.state_dict, *program.constants) if n in self.state
-        }  # in the model's order
+        }
         modules = dict(self.module.named_modules()) if self.module is not None else {}
         call = program.module_call_graph[0].signature
         graph.source = TorchSource(
@@ -378,9 +380,8 @@ class _Reader:
         if scope not in self.types and kind:
             self.types[scope] = _class_named(str(kind))
         place = CallSite(scope, kind, _source(node.meta.get("stack_trace")))
-        if (
-            target is torch.ops.aten._native_batch_norm_legit_no_training.default
-        ):  # functionalised; a layer again, that can train
+        # Functionalised; a layer again, that can train
+        if target is torch.ops.aten._native_batch_norm_legit_no_training.default:
             *operands, momentum, eps = args
             norm = torch.ops.aten.batch_norm.default
             self.env[node] = [

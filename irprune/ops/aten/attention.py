@@ -34,9 +34,8 @@ def _sdpa(axes: Axes, node: Node) -> None:
             if a.size != 1 and b.size != 1:
                 axes.unify(a, b)
     node.out.axes = (*batch, q[-2], v[-1])
-    for value in node.outputs[
-        1:
-    ]:  # log-sum-exp or weights per head and position; what the backward pass wants besides
+    # Log-sum-exp or weights per head and position; what the backward pass wants besides
+    for value in node.outputs[1:]:
         known = (*batch, q[-2], k[-2])[: value.rank]
         same = value.rank == len(known) > len(batch) and all(
             a.size == s for a, s in zip(known, value.shape, strict=True)

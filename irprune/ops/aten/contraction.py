@@ -37,9 +37,8 @@ def zeroed(torch: Any, x: Any, mask: Any) -> Any:
     if mask is None:
         return x
     along = [d for d, n in enumerate(mask.shape) if n != 1]
-    if (
-        len(along) == 1 and along[0] < x.dim() - 1 and mask.dim() == x.dim() and concrete(x)
-    ):  # whole rows, filled faster
+    # Whole rows, filled faster
+    if len(along) == 1 and along[0] < x.dim() - 1 and mask.dim() == x.dim() and concrete(x):
         return x.index_fill(along[0], (~mask).flatten().nonzero()[:, 0], 0)
     return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
@@ -69,9 +68,8 @@ def quick_product(
     ):
         return None
     mask = present(node.operand(i), summed)
-    if mask is None or any(
-        n != 1 and d not in summed for d, n in enumerate(mask.shape)
-    ):  # nothing, or chosen block by block
+    # Nothing, or chosen block by block
+    if mask is None or any(n != 1 and d not in summed for d, n in enumerate(mask.shape)):
         return None
     if any(x.shape[d] != w.shape[e] for d, e in zip(summed, own, strict=True)):
         return None

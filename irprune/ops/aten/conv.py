@@ -52,9 +52,8 @@ def _channels(node: Node, i: int) -> Axis:
 
 def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
     """What is dropped of the input's channels, of all groups or within them, is not summed."""
-    if _channels(node, 0).size == node.attrs.get(
-        "groups", 1
-    ):  # each channel on its own: nothing is summed
+    # Each channel on its own: nothing is summed
+    if _channels(node, 0).size == node.attrs.get("groups", 1):
         return run(*operands)
     if node.attrs.get("groups", 1) == 1:
         read = (0, [1 if _batched(node) else 0]), (1, [0 if _transposed(node) else 1])
@@ -63,9 +62,8 @@ def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any
             return y
     x, w, *rest = operands
     x = zeroed(torch, x, present(node.operand(0), [1 if _batched(node) else 0]))
-    if not isinstance(node.operand(1), Weight) or isinstance(
-        node.operand(0), Weight
-    ):  # a stored kernel is finite and meets zeros
+    # A stored kernel is finite and meets zeros
+    if not isinstance(node.operand(1), Weight) or isinstance(node.operand(0), Weight):
         w = zeroed(torch, w, present(node.operand(1), [0 if _transposed(node) else 1]))
     return run(x, w, *rest)
 

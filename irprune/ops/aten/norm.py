@@ -222,9 +222,8 @@ def _layer_norm_silence(torch: Any, node: Node, operands: list[Any], present: An
     quick = _by_kernel(torch, node, x, weight, bias, mask)
     if quick is not None:
         return quick
-    y, mean, scale = _standardised(
-        torch, x.contiguous(), dims, mask, node.attrs["eps"]
-    )  # as the kernel lays its result
+    # As the kernel lays its result
+    y, mean, scale = _standardised(torch, x.contiguous(), dims, mask, node.attrs["eps"])
     y = _affine(y, weight, bias, [x.shape[d] for d in dims])
     return y if len(node.outputs) == 1 else (y, mean, scale)
 

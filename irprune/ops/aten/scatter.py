@@ -33,9 +33,8 @@ def _scatter(axes: Axes, node: Node) -> None:
 
 
 _OWN, _INDEX, _SOURCE = Arg((9, 6)), Arg((5, 6), "i64", 0, 9), Arg((5, 6))
-_ONCE = Arg(
-    (4, 6), "i64", values=tuple(k for k in (3, 0, 7, 5) for _ in range(6))
-)  # no place twice: the order of writing is not defined
+# No place twice: the order of writing is not defined
+_ONCE = Arg((4, 6), "i64", values=tuple(k for k in (3, 0, 7, 5) for _ in range(6)))
 op(
     "scatter",
     _scatter,

@@ -196,9 +196,8 @@ def _quantised_rule(axes: Axes, node: Node) -> None:
     axes.unify(r[0], directions)
     for matrix, numbers in ((w, (8, 9)), (r, (10, 11))):
         _gated(axes, matrix[2], 4, hidden)
-        for held in (
-            axes.of(node.operand(i)) for i in numbers if node.has(i)
-        ):  # one for each direction, or for each gate's channel
+        # One for each direction, or for each gate's channel
+        for held in (axes.of(node.operand(i)) for i in numbers if node.has(i)):
             axes.unify(held[0], directions)
             if len(held) == 2:
                 axes.unify(held[1], matrix[2])

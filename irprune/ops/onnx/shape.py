@@ -314,11 +314,12 @@ def _bounds(size: Size, start: Size, end: Size, step: int) -> tuple[Size, Size, 
     if isinstance(size, Sym) and isinstance(stop, int) and isinstance(first, int):
         if not 0 <= first <= stop <= size.probe:
             raise UnsupportedUse(f"a slice {first}:{stop} of a dynamic size")
+        # As long as it says, unless the tensor is shorter
         return (
             first,
             stop,
             Sym.of("-", Sym.of("min", size, stop), first),
-        )  # as long as it says, unless the tensor is shorter
+        )
     length = stop - first
     if probe_of(length) < 0:
         raise UnsupportedUse("a slice whose bounds cross")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 __all__ = ["BOUNDS", "INT32", "PRODUCTS", "RULES", "Result", "Uncovered", "Writer"]
 
+# The numbers of onnx.TensorProto
 UINT8, INT8, UINT16, INT16, INT32, UINT4, INT4 = (
     2,
     3,
@@ -20,7 +21,7 @@ UINT8, INT8, UINT16, INT16, INT32, UINT4, INT4 = (
     6,
     21,
     22,
-)  # the numbers of onnx.TensorProto
+)
 BOUNDS = {
     UINT8: (0, 255),
     INT8: (-128, 127),

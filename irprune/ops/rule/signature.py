@@ -157,9 +157,8 @@ class Signature:
                 for y in d.letters
                 if y != x and letters[y] is not axes.one
             ]
-            if (
-                x in letters and letters[x] is not axes.one and inside
-            ):  # groups of one channel each are channels
+            # Groups of one channel each are channels
+            if x in letters and letters[x] is not axes.one and inside:
                 letters[x].role = letters[x].role or role
         for a, d, _value in pairs:
             if "_" in d.letters:

@@ -74,9 +74,8 @@ def _in_four_dimensions(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
         or (len(lead) > 1 and (unknown or sum(not isinstance(n, int) for n in lead) > 1))
     ):
         return
-    own = (
-        mask is not None and mask.meta["val"].dim() > 3
-    )  # a mask of its own for each leading index
+    # A mask of its own for each leading index
+    own = mask is not None and mask.meta["val"].dim() > 3
     narrow = own and mask.meta["val"].shape[:-3] != lead
     if narrow and not all(isinstance(n, int) for n in lead):
         return

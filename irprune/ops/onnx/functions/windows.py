@@ -68,9 +68,8 @@ def avg_pool_padded(x, *, kernel, stride, dilation, begins, ends, ceil, count_in
         )
         none = [0] * n
         count = pool_windows(ones, 0.0, kernel, stride, dilation, none, none, ceil).sum(-1)
-        count = count[
-            (..., *(slice(s) for s in total.shape[2:]))
-        ]  # a window that begins in the padding is not taken
+        # A window that begins in the padding is not taken
+        count = count[(..., *(slice(s) for s in total.shape[2:]))]
     else:
         count = pool_windows(ones, 0.0, kernel, stride, dilation, begins, ends, ceil).sum(-1)
     return total / count
