@@ -35,17 +35,17 @@ class Config:
         return self.width // self.heads
 
 
-# LLaMA 2
-# Llama 3
 SIZES = {
     "tiny": Config(vocab=100, width=32, hidden=48, layers=2, heads=4, kv_heads=2),
     "135m": Config(
         vocab=49152, width=576, hidden=1536, layers=30, heads=9, kv_heads=3, tied=True
     ),  # SmolLM
-    "7b": Config(),  # LLaMA 2
+    "7b": Config(
+        vocab=32000, width=4096, hidden=11008, layers=32, heads=32, kv_heads=32
+    ),  # LLaMA 2
     "8b": Config(
         vocab=128256, width=4096, hidden=14336, layers=32, heads=32, kv_heads=8, theta=5e5
-    ),
+    ),  # Llama 3
 }
 
 

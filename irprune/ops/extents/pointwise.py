@@ -11,9 +11,10 @@ from irprune.ops.extents.helpers import broadcast, present, same_for_all
 __all__ = ["elementwise"]
 
 
+@extents("eq", "ne")
 def elementwise(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
     """The operands' shapes, stretched to each other. It is what operators do whose axis rule is
-    broadcasting."""
+    broadcasting, and comparisons, whose rule says more."""
     return same_for_all(node, broadcast((v.shape for v in present(node)), sizes))
 
 
