@@ -111,6 +111,13 @@ class _OnnxRunner(Runner):
         self.file, self.shapes = loaded.model, dict[str, tuple[int, ...]]()
         self.given = [t.numpy() for t in loaded.args]
         self.named = {k: t.numpy() for k, t in loaded.kwargs.items()}
+        unknown = [name for name in self.named if name not in {v.name for v in inputs}]
+        if unknown:
+            raise IrpruneError(
+                f"no input is called {unknown[0]!r}",
+                str(loaded.model),
+                f"there are {', '.join(v.name for v in inputs)}",
+            )
 
     def draw(self, seed: int) -> Arrays:
         if self.given:

@@ -13,6 +13,7 @@ from torch import nn
 import irprune
 from irprune.api.load import Loaded
 from irprune.api.runner import runner
+from irprune.errors import IrpruneError
 from irprune.frontend.onnx.example_sizes import KEY, read_example_sizes
 
 
@@ -59,3 +60,9 @@ def test_sizes_of_names_that_no_input_has_are_left_out(path: Path) -> None:
     del model.metadata_props[:]
     model.metadata_props.add(key=KEY, value=json.dumps({"elsewhere": 5, "x": 6}))
     assert irprune.capture(model).sizes == {}
+
+
+def test_an_input_that_the_file_does_not_have_is_refused(path: Path) -> None:
+    given = {"nope": torch.randn(1, 3, 32, 32)}
+    with pytest.raises(IrpruneError, match="no input is called 'nope'"):
+        runner(Loaded(str(path), (), given, "m"), "cpu")
