@@ -9,6 +9,7 @@ from irprune.base.tolerance import PARITY
 from irprune.cli.options import as_json, device, inputs, load, model, show_json, shown
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.validate.parity import compare_arrays
+from irprune.validate.proof_result import is_nan
 
 __all__ = ["validate"]
 
@@ -61,6 +62,12 @@ def validate(
                 f"{len(ours)} outputs against {len(theirs)}",
                 f"{a} and {b}",
                 "compare models with the same outputs",
+            )
+        if is_nan(theirs.values()):
+            raise CheckFailed(
+                "the outputs hold nothing but NaN, which says nothing of either",
+                f"{a} against {b}",
+                "give --input with numbers that the models take",
             )
         for name, error in compare_arrays(
             list(ours.values()), dict(zip(ours, theirs.values(), strict=True))

@@ -28,7 +28,7 @@ from irprune.validate.onnx_run import run_model, session
 from irprune.validate.onnx_shaken import shaken_model
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
-from irprune.validate.proof_result import Proof, is_constant
+from irprune.validate.proof_result import Proof, is_constant, is_nan
 from irprune.validate.saturation import changed_by_saturation, products_saturate
 
 __all__ = ["prove_onnx"]
@@ -136,7 +136,8 @@ def _compared(graph: Graph, cut: Graph, seed: int) -> Proof:
             proof.notes.append(
                 f"as written: onnxruntime's optimiser changes the outputs by {optimised:.1e}, before the cut too"
             )
-    proof.vacuous = is_constant(theirs, integers=False)  # the inputs are drawn
+    # the inputs are drawn
+    proof.vacuous = is_constant(theirs, integers=False) or is_nan(theirs)
     return proof
 
 

@@ -28,7 +28,7 @@ from irprune.run.interpret import evaluate
 from irprune.run.oracle import silenced
 from irprune.run.other_sizes import other_sizes, resized
 from irprune.run.precision import full_float32
-from irprune.validate.proof_result import Proof, is_constant
+from irprune.validate.proof_result import Proof, is_constant, is_nan
 from irprune.validate.random_weights import seeds, with_random_numbers
 
 __all__ = ["Proof", "prove"]
@@ -93,7 +93,8 @@ def _proven(
             proof.tolerance, proof.dtype = FLOAT64, "float64"
         proof.max_error, proof.random_weights = relative_error(ours, theirs), shake
         same = not before or relative_error(theirs, before) <= FLOAT32  # whatever the weights
-        proof.vacuous = same and is_constant(theirs) and not doubtful
+        constant = is_constant(theirs) or is_nan(theirs)
+        proof.vacuous = same and constant and not doubtful
         proof.passes += 2
     return proof
 

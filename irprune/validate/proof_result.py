@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from irprune.base.tolerance import CAPTURE
 from irprune.ops.arrays import as_numpy
 
-__all__ = ["Proof", "is_constant"]
+__all__ = ["Proof", "is_constant", "is_nan"]
 
 
 @dataclass
@@ -24,8 +24,7 @@ class Proof:
     says that the outputs are constant even with random weights, so that nothing was proven.
     ``other_sizes`` are those at which it was proven again, where sizes are open; the errors are the
     larger ones of both. ``passes`` counts forward passes, those of the cut model among them: four,
-    or six where float64
-    had to decide; four more at other sizes."""
+    or six where float64 had to decide; four more at other sizes."""
 
     max_error: float
     tolerance: float
@@ -53,7 +52,7 @@ class Proof:
 
     def __str__(self) -> str:
         if self.vacuous:
-            return f"nothing proven: the outputs are constant{' whatever the weights' * self.random_weights}"
+            return f"nothing proven: the outputs are constant or NaN{' whatever the weights' * self.random_weights}"
         if not self.captured:
             return f"FAILED: the captured graph differs from forward by {self.capture_error:.1e}, tolerance {CAPTURE:.0e}"
         how = " with random weights" if self.random_weights else ""
@@ -81,3 +80,9 @@ def is_constant(outputs: Iterable[Any], integers: bool = True) -> bool:
 
 def _is_one_number(array: NDArray[Any]) -> bool:
     return array.size == 0 or bool((array == array.flat[0]).all())
+
+
+def is_nan(outputs: Iterable[Any]) -> bool:
+    """Whether real outputs hold nothing but NaN, which agrees with itself whatever was cut."""
+    floats = [x for x in map(as_numpy, outputs) if x.dtype.kind in "fV" and x.size]
+    return bool(floats) and all(bool((x != x).all()) for x in floats)

@@ -588,6 +588,22 @@ def test_onnx_that_differs_exits_with_1_and_writes_nothing(
         )
 
 
+def test_models_that_give_nothing_but_nan_are_not_equal(
+    call: Callable[..., Result], net: str, tmp_path: Path, there: set[str]
+) -> None:
+    import numpy as np
+    import torch
+
+    from irprune.api.load import load_model
+
+    (x,) = load_model(net).args
+    np.save(tmp_path / "nan.npy", np.full(tuple(x.shape), np.nan, np.float32))
+    there.add("nan.npy")
+    assert isinstance(x, torch.Tensor)
+    code, _, err = call("validate", net, net, "--input", tmp_path / "nan.npy")
+    assert code == 1 and "nothing but NaN" in err
+
+
 def test_an_interrupt_is_told(
     call: Callable[..., Result], net: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -400,3 +400,10 @@ def test_runners_give_the_same_outputs_for_torch_onnx_and_folders(tmp_path: Path
         running[2].check([arrays[0][:, :1]])
     with pytest.raises(IrpruneError, match="forward fails"):
         running[0].run([arrays[0][:, :1]])
+
+
+def test_outputs_of_nothing_but_nan_are_no_proof() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    net[1].running_mean.fill_(float("nan"))
+    with pytest.raises(CheckFailed, match="nothing proven"):
+        irprune.prune(net.eval(), (torch.randn(1, 3, 12, 12),))
