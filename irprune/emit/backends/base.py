@@ -35,7 +35,9 @@ class Backend(Protocol):
         """Write into ``folder`` what only this kind of model has, and return what the user is to be
         told. ``graph`` is the original with its choice."""
 
-    def apply_to(self, model: Any, graph: Graph, cut: Graph, repaired: bool) -> nn.Module:
+    def apply_to(
+        self, model: Any, graph: Graph, cut: Graph, repaired: bool, notes: list[str]
+    ) -> nn.Module:
         """The same cut in the user's own ``model``. Raises IrpruneError where that cannot be."""
 
 

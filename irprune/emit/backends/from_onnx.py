@@ -35,7 +35,9 @@ class OnnxBackend:
         """Nothing: a file gives no example call to export a program with."""
         return []
 
-    def apply_to(self, model: Any, graph: Graph, cut: Graph, repaired: bool) -> nn.Module:
+    def apply_to(
+        self, model: Any, graph: Graph, cut: Graph, repaired: bool, notes: list[str]
+    ) -> nn.Module:
         """Raises IrpruneError: a file has no instance."""
         raise IrpruneError(
             "there is no instance to cut",

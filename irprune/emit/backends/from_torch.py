@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from irprune.emit.bridge.torch_onnx import export_onnx
+from irprune.emit.bridge.torch_onnx import export_onnx, output_names
 from irprune.emit.torch.hugging_face import is_pretrained, save_pretrained
 from irprune.emit.torch.instance import apply_to
 from irprune.emit.torch.module import emit_module
 from irprune.emit.torch.saved import save_program
 from irprune.errors import IrpruneError
-from irprune.frontend.torch.source import torch_source
+from irprune.frontend.torch.source import TorchSource, torch_source
 from irprune.ir.graph import Graph
 
 __all__ = ["TorchBackend"]
@@ -31,7 +33,10 @@ class TorchBackend:
     def write_onnx(self, cut: Graph, module: nn.Module | None, path: Path) -> Path:
         """``module``, or the one emitted from ``cut``, exported by torch."""
         made = emit_module(cut) if module is None else module
-        return export_onnx(made, torch_source(cut), path, graph=cut)
+        source = torch_source(cut)
+        if not all(isinstance(place, int) for place in source.outputs):
+            made, source = _tensors_alone(cut, made)
+        return export_onnx(made, source, path, graph=cut)
 
     def save(self, graph: Graph, cut: Graph, module: nn.Module, folder: Path) -> list[str]:
         """``model.pt2``, and ``huggingface/`` for a model of transformers."""
@@ -46,7 +51,9 @@ class TorchBackend:
             else "huggingface/ loads with from_pretrained of the same class"
         ]
 
-    def apply_to(self, model: Any, graph: Graph, cut: Graph, repaired: bool) -> nn.Module:
+    def apply_to(
+        self, model: Any, graph: Graph, cut: Graph, repaired: bool, notes: list[str]
+    ) -> nn.Module:
         """The same cut in the instance ``model``."""
         if not isinstance(model, nn.Module):
             raise IrpruneError(
@@ -54,4 +61,17 @@ class TorchBackend:
                 type(model).__name__,
                 "apply_to takes the nn.Module that was pruned; pruned.module gives a new one",
             )
-        return apply_to(model, graph, cut, repaired)
+        return apply_to(model, graph, cut, repaired, notes)
+
+
+def _tensors_alone(cut: Graph, module: nn.Module) -> tuple[nn.Module, TorchSource]:
+    """``module`` without the results that are no tensors, which a file has no place for, and how it
+    is called."""
+    source = torch_source(cut)
+    spec = pytree.tree_structure(dict.fromkeys(output_names(source), 0))
+    places: list[int | tuple[Any]] = [p for p in source.outputs if isinstance(p, int)]
+    twin = cut.copy()
+    twin.source = replace(source, out_spec=spec, outputs=places)
+    made = emit_module(twin)
+    made.load_state_dict(module.state_dict())
+    return made, twin.source

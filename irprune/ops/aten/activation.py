@@ -8,6 +8,7 @@ from functools import partial
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.aten.elementwise import broadcast
+from irprune.ops.onnx.importer import runs
 from irprune.ops.registry import Arg, Sample
 from irprune.ops.registry import op as declare
 
@@ -108,6 +109,15 @@ op(
     samples=(Sample((_X,), _KEPT, free=3),),
     drops=True,
     trains=("p", "train"),
+)
+op(
+    "drop_path",
+    broadcast,
+    run=runs("drop_path"),
+    idle=lambda node: node.attrs.get("p") == 0,
+    samples=(Sample((_X,), {"p": 0.2, "mode": "row", "training": False}, free=3),),
+    trains=("p", "mode", "training"),
+    doc="Stochastic depth: in training, samples (or the whole batch) become 0 at random.",
 )
 op(
     "native_dropout",
