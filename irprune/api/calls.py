@@ -144,7 +144,12 @@ def _choose(graph: Graph, options: Options) -> Latency | None:
     choose, values = options.choose(), options.values
     budget = values["budget"] or {}
     if "latency" not in budget:
-        choose.run(graph)
+        if values["uniform"]:
+            from irprune.api.uniform import choose_uniform
+
+            choose_uniform(graph, choose, lambda trial: trial.run(graph))
+        else:
+            choose.run(graph)
         return None
     from irprune.api.latency_search import choose_in_time
 
