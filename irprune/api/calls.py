@@ -21,6 +21,7 @@ from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
+from irprune.base.garbage import without_collection
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.criteria import refuses_nan
@@ -116,8 +117,10 @@ def _pruned(
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
         return pruned
 
+    short = options.values["calibration"] is None
     try:
-        return made("auto")
+        with without_collection() if short else contextlib.nullcontext():
+            return made("auto")
     except _Miscaptured as failed:
         try:
             pruned = made("run")
