@@ -3,14 +3,12 @@ file, as a message."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ops.arrays import as_numpy, as_tensor
 from irprune.run.session import run_session, session
@@ -18,16 +16,7 @@ from irprune.run.session import run_session, session
 if TYPE_CHECKING:
     from irprune.api.pruned import Pruned
 
-__all__ = ["FORMS", "Candidate", "form_of"]
-
-FORMS = ("module", "session", "path", "message")
-_FORM_OF = {
-    "Module": "module",
-    "InferenceSession": "session",
-    "str": "path",
-    "Path": "path",
-    "ModelProto": "message",
-}
+__all__ = ["Candidate"]
 
 
 class Candidate:
@@ -42,7 +31,7 @@ class Candidate:
         self._made: dict[str, Any] = {}
 
     def as_form(self, form: str) -> Any:
-        """The model in one of ``FORMS``; "" is what the model came in as: a session for an ONNX
+        """The model in one of ``irprune.api.model_form.FORMS``; "" is what the model came in as: a session for an ONNX
         file, else a module."""
         form = form or ("session" if self.pruned.from_onnx else "module")
         if form not in self._made:
@@ -74,33 +63,3 @@ class Candidate:
         given = [as_tensor(inputs[v.name]) for v in cut.inputs]
         half = torch.float32 if any(is_half(v.dtype) for v in cut.values()) else None
         return [as_numpy(t) for t in evaluate(cut, given, dtype=half)]
-
-
-def form_of(function: Callable[..., Any], name: str) -> str:
-    """The form in which ``function`` wants its model, by the annotation of its first parameter; ""
-    where it has none. Raises IrpruneError for a function that does not take one argument, and for
-    an annotation that is no form."""
-    try:
-        signature = inspect.signature(function)
-        signature.bind(None)
-    except TypeError as refused:
-        raise IrpruneError(
-            f"{name} cannot be called with a model: {refused}", "", "it takes the model alone"
-        ) from None
-    except ValueError:  # a callable that says nothing of its parameters
-        return ""
-    hint = next(iter(signature.parameters.values())).annotation
-    if hint is inspect.Parameter.empty or hint is Any:
-        return ""
-    kinds = [c.__name__ for c in hint.__mro__] if isinstance(hint, type) else [str(hint)]
-    for kind in kinds:
-        last = kind.rpartition(".")[2].strip("'\" ")
-        if last in _FORM_OF:
-            return _FORM_OF[last]
-    if "Any" in kinds[0] or "object" in kinds:
-        return ""
-    raise IrpruneError(
-        f"{name} wants a model as {kinds[0]}",
-        "",
-        "annotate it with onnxruntime.InferenceSession, torch.nn.Module, onnx.ModelProto or Path",
-    )

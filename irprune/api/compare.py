@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from irprune.api.candidate import FORMS
 from irprune.api.judges import SAMPLES, Scored, batches_of
 from irprune.api.load import Loaded
+from irprune.api.model_form import FORMS
 from irprune.api.runner import Runner
 from irprune.errors import IrpruneError, option
 from irprune.run.calibration import Calibration

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 from irprune.analysis.cost import MEASURES
-from irprune.api.candidate import form_of
+from irprune.api.model_form import form_of
 from irprune.api.option import Flag, Option, declared
 from irprune.api.option_kinds import is_bool, is_number, is_text, is_whole, one_of, or_none
 from irprune.api.user_code import callable_at

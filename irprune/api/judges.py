@@ -11,7 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from irprune.api.candidate import Candidate, form_of
+from irprune.api.candidate import Candidate
+from irprune.api.model_form import form_of
 from irprune.api.user_code import users_code
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
