@@ -31,8 +31,8 @@ class Candidate:
         self._made: dict[str, Any] = {}
 
     def as_form(self, form: str) -> Any:
-        """The model in one of ``irprune.api.model_form.FORMS``; "" is what the model came in as: a session for an ONNX
-        file, else a module."""
+        """The model in one of ``irprune.api.model_form.FORMS``; "" is what the model came in as: a
+        session for an ONNX file, else a module."""
         form = form or ("session" if self.pruned.from_onnx else "module")
         if form not in self._made:
             self._made[form] = self._make(form)

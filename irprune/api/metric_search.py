@@ -17,17 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 from irprune.api.candidate import Candidate
 from irprune.api.judges import Agreement, Judge, Scored
+from irprune.api.latency_search import Latency
+from irprune.api.latency_whole import WholeModel
 from irprune.api.trials import HEAD, Trial, Trials, TrialsFile, trial_key
 from irprune.choice.plan import Plan
+from irprune.driver.pipelines import cut_graph
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
+from irprune.latency.predict import Predictor
+from irprune.latency.table import Table
 
 if TYPE_CHECKING:
     from irprune.api.declarations import PruneOptions
-    from irprune.api.latency_search import Latency
-    from irprune.api.latency_whole import WholeModel
     from irprune.api.pruned import Pruned
-    from irprune.latency.predict import Predictor
     from irprune.passes.choose import Choose
 
 __all__ = ["search"]
@@ -84,10 +86,6 @@ class _Clocked:
     def __init__(
         self, graph: Graph, choose: Choose, values: PruneOptions, held: contextlib.ExitStack
     ) -> None:
-        from irprune.api.latency_whole import WholeModel
-        from irprune.latency.predict import Predictor
-        from irprune.latency.table import Table
-
         self.threads = values["threads"]
         self.whole: WholeModel = held.enter_context(
             WholeModel(graph, values["device"], self.threads)
@@ -110,9 +108,6 @@ class _Clocked:
     def measured(self, graph: Graph) -> Latency:
         """What the chosen cut takes, measured in turns with the original."""
         import onnxruntime
-
-        from irprune.api.latency_search import Latency
-        from irprune.driver.pipelines import cut_graph
 
         before, after = self.whole.beside(graph, cut_graph)
         predicted = self.share(graph) * before.median
