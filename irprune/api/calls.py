@@ -21,6 +21,7 @@ from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
+from irprune.api.uniform import choose_uniform
 from irprune.base.garbage import without_collection
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
@@ -169,8 +170,6 @@ def _choose(graph: Graph, options: Options) -> Found:
     budget = values["budget"] or {}
     if "latency" not in budget:
         if values["uniform"]:
-            from irprune.api.uniform import choose_uniform
-
             choose_uniform(graph, choose, lambda trial: trial.run(graph))
         else:
             choose.run(graph)

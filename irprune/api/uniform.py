@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from irprune.choice.uniform import kinds_of_groups
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.pretrained import is_pretrained
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.passes.choose import Choose
@@ -80,7 +81,6 @@ def _refusal(graph: Graph) -> Callable[[], str]:
     """What says why no config says the choice of ``graph``; "" of models that have none."""
     if graph.source is None or graph.source.dialect != "torch":
         return lambda: ""
-    from irprune.frontend.torch.pretrained import is_pretrained
     from irprune.frontend.torch.source import torch_source
 
     if not is_pretrained(torch_source(graph).module):

@@ -11,6 +11,7 @@ from irprune.emit.bridge.torch_onnx import export_onnx
 from irprune.emit.torch.hugging_face import save_pretrained, update_config
 from irprune.emit.torch.instance import apply_to
 from irprune.emit.torch.module import emit_module
+from irprune.emit.torch.pretrained_folder import write_pretrained
 from irprune.emit.torch.saved import save_program
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.pretrained import is_pretrained
@@ -57,8 +58,6 @@ class TorchBackend:
                 graph.name,
                 "save the folder of irprune: leave the format out",
             )
-        from irprune.emit.torch.pretrained_folder import write_pretrained
-
         return write_pretrained(graph, cut, module, folder, repaired=repaired, per_layer=own)
 
     def apply_to(self, model: Any, graph: Graph, cut: Graph, repaired: bool) -> nn.Module:
