@@ -53,7 +53,7 @@ def _help(option: Option, flag: Flag) -> str:
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of ``irprune.prune`` that the command line gives, read as they declare. Raises
-    IrpruneError for what does not go together or cannot be read."""
+    IrpruneError for what cannot be read."""
     out: dict[str, Any] = {}
     for option in OPTIONS.values():
         for flag in option.flags:
@@ -64,12 +64,6 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
             if not flag.key:
                 out[option.name] = value
                 continue
-            if option.name == "budget" and "ratio" in out:
-                raise IrpruneError(
-                    f"--ratio and {flag.name} are both given",
-                    "",
-                    "a budget finds the ratio: give one of them",
-                )
             out.setdefault(option.name, {})[flag.key] = value
     return out
 
@@ -77,6 +71,13 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
 @click.command()
 @model()
 @click.option("-o", "--output", "output", type=click.Path(path_type=Path), help=_OUT)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(api.FORMATS),
+    default="irprune",
+    help="Of a folder: irprune, or hf: what from_pretrained of transformers loads.",
+)
 @inputs
 @_flags
 @click.option(
@@ -91,6 +92,10 @@ def prune(**given: Any) -> int:
     output: Path | None = given["output"]
     _check_output(output)
     settings = {**_settings(given), "progress": say}
+    pretrained = given["format_"] == "hf"
+    _check_format(output, pretrained)
+    if pretrained:
+        settings.setdefault("uniform", True)
     api.Options(**settings)  # refused before a model is loaded
     loaded = load(given["model"], given["inputs"], given["pretrained"], given["trust"])
     say(f"pruning {loaded.name or given['model']} ...")
@@ -104,7 +109,7 @@ def prune(**given: Any) -> int:
         pruned = api.prune(loaded.model, loaded.args, loaded.kwargs, **settings)
     if loaded.name:
         pruned.report.name = loaded.name
-    _write(pruned, output)
+    _write(pruned, output, given["format_"], settings.get("uniform") is False)
     if given["json_"]:
         show_json(
             {
@@ -117,7 +122,10 @@ def prune(**given: Any) -> int:
     if output is not None:
         say(f"wrote {output}")
     asked = given["plan"] is None and "budget" not in settings and settings.get("ratio", 0.5) != 0
-    if pruned.report.cuts_nothing and asked:
+    if pruned.trials is not None and pruned.report.cuts_nothing:
+        say("irprune: warning: nothing was cut: no smaller model keeps the metric")
+        return 1
+    if pruned.report.cuts_nothing and asked and pruned.trials is None:
         say(f"irprune: warning: {pruned.report.notes[0]}")
         return 1
     return 0
@@ -134,7 +142,15 @@ def _check_output(output: Path | None) -> None:
     check_place(output)
 
 
-def _write(pruned: Any, output: Path | None) -> None:
+def _check_format(output: Path | None, pretrained: bool) -> None:
+    """Refuse a file where a folder for transformers is asked for."""
+    if pretrained and (output is None or output.suffix in (".onnx", ".pt2", ".json")):
+        raise IrpruneError(
+            "--format hf writes a folder", str(output or ""), "name a folder: -o small/ --format hf"
+        )
+
+
+def _write(pruned: Any, output: Path | None, format: str, per_layer: bool) -> None:
     if output is None:
         return
     if output.suffix == ".onnx":
@@ -154,4 +170,4 @@ def _write(pruned: Any, output: Path | None) -> None:
     elif output.suffix == ".json":
         pruned.plan.save(output)
     else:
-        pruned.save(output)
+        pruned.save(output, format, per_layer=per_layer)

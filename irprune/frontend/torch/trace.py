@@ -10,7 +10,6 @@ checked once per process on a small model. Whatever this way of capture does not
 from __future__ import annotations
 
 import contextlib
-import gc
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,12 +32,14 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from irprune.base.garbage import without_collection
 from irprune.frontend.torch.build import (
     LAYERS,
     TORCH,
     Aliases,
     Builder,
     CallSite,
+    decomposition,
     decompositions,
     functional,
     may_alias,
@@ -166,7 +167,7 @@ def _trace(
     recorder = _Recorder(build, fake, model)
     inputs: list[int | tuple[Any]] = []
     with contextlib.ExitStack() as around:
-        around.enter_context(_no_collection())
+        around.enter_context(without_collection())
         around.enter_context(evaluating(model))
         left = around.enter_context(attributes_kept(model))
         around.enter_context(as_run() if plain else as_exported())
@@ -495,6 +496,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if func._schema.name == "prim::device":
                 return args[0].device
             raise Declined(f"operator {func}")
+        if (parts := decomposition(func)) is not None:
+            with self:
+                return parts(*args, **(kwargs or {}))
         fakes, values = self._read(args)
         pairs = {k: self._read(v) for k, v in (kwargs or {}).items()}
         own, named = {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}
@@ -809,16 +813,3 @@ def _scopes(model: nn.Module, recorder: _Recorder, asked: Asked) -> Iterator[Non
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Nothing of a capture is garbage before its end; looking for it takes a quarter of the
-    time."""
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()
