@@ -213,7 +213,10 @@ def _of_graph(
 
 def _of_module(module: torch.nn.Module, call: Call, dtype: torch.dtype, seed: int) -> Found:
     """Gradients of the module that goes out."""
-    moved = copy.deepcopy(module).to(_device_of(call), dtype)
+    moved = copy.deepcopy(module)
+    for held in (*moved.parameters(), *moved.buffers()):
+        # not .to() of the module, which makes complex numbers real
+        held.data = held.data.to(_device_of(call), dtype if held.is_floating_point() else None)
     leaves: dict[str, torch.Tensor] = {}
     for name, p in moved.named_parameters():
         if p.is_floating_point():

@@ -78,7 +78,7 @@ def carries_gradient(value: Value, of_inputs: bool = True) -> bool:
 
 
 def without_idle_stops(graph: Graph) -> None:
-    """Respell what stops a gradient that there cannot be as the copy that it is."""
+    """Mark what stops a gradient that there cannot be as the copy that it is."""
     carrying: set[Value] = {
         v
         for v in (*graph.inputs, *graph.weights.values())
@@ -89,6 +89,6 @@ def without_idle_stops(graph: Graph) -> None:
         carries = any(v in carrying for v in node.inputs if v is not None)
         if entry is not None and entry.stops:
             if not carries:
-                node.op, node.origin.target = "identity", "aten.alias.default"
+                node.attrs["idle"] = True
         elif carries:
             carrying.update(v for v in node.outputs if _is_continuous(v))

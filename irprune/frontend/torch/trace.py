@@ -239,7 +239,7 @@ def _in_training(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     fake = FakeTensorMode(allow_non_fake_inputs=False)
     recorder = _Recorder(build, fake, model)
     with (
-        _no_collection(),
+        without_collection(),
         evaluating(model),
         attributes_kept(model),
         as_exported(),

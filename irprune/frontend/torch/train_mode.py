@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from irprune.ops.registry import lookup, operand_as
 
 __all__ = ["Asked", "lost_in_training", "modes_watched", "stochastic_depth", "with_rates"]
 
+_HERE = str(Path(__file__).parent)  # what saves modes and puts them back
 Asked = dict[int, tuple[nn.Module, str]]
 """By identity the modules that asked for their mode, each with the line that did."""
 
@@ -28,9 +30,9 @@ def modes_watched() -> Iterator[Asked]:
 
     def get(module: nn.Module) -> bool:
         frame = sys._getframe(1)
-        own = frame.f_code.co_name not in ("train", "eval", "__setattr__", "__getattr__")
-        if own and id(module) not in asked:
-            asked[id(module)] = (module, f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        file = frame.f_code.co_filename
+        if id(module) not in asked and not file.startswith(_HERE):
+            asked[id(module)] = (module, f"{file}:{frame.f_lineno}")
         return bool(module.__dict__["training"])
 
     def put(module: nn.Module, value: bool) -> None:

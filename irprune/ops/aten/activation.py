@@ -3,12 +3,13 @@ channels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.aten.elementwise import broadcast
-from irprune.ops.onnx.importer import runs
 from irprune.ops.registry import Arg, Sample
 from irprune.ops.registry import op as declare
 
@@ -110,10 +111,20 @@ op(
     drops=True,
     trains=("p", "train"),
 )
+
+
+def _drop_path(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
+    from irprune.ops.training import drop_path
+
+    return drop_path(*operands, **node.attrs)  # type: ignore[no-untyped-call]
+
+
+_drop_path.function = "drop_path"  # type: ignore[attr-defined]
+
 op(
     "drop_path",
     broadcast,
-    run=runs("drop_path"),
+    run=_drop_path,
     idle=lambda node: node.attrs.get("p") == 0,
     samples=(Sample((_X,), {"p": 0.2, "mode": "row", "training": False}, free=3),),
     trains=("p", "mode", "training"),

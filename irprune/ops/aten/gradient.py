@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
+from irprune.ir.graph import Node
 from irprune.ops.aten.elementwise import broadcast
-from irprune.ops.onnx.importer import runs
 from irprune.ops.registry import Arg, Sample
 from irprune.ops.registry import op as declare
 
@@ -19,15 +21,24 @@ op(
     aten=("detach.default", "detach_copy.default"),
     samples=(Sample((_X,), free=3),),
     stops=True,
+    idle=lambda node: node.attrs.get("idle", False),
     free=True,
     rearranges=True,
 )
 
 
+def _carried(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
+    from irprune.ops.training import gradient_to
+
+    return gradient_to(*operands)  # type: ignore[no-untyped-call]
+
+
+_carried.function = "gradient_to"  # type: ignore[attr-defined]
+
 op(
     "gradient_to",
     broadcast,
-    run=runs("gradient_to"),
+    run=_carried,
     samples=(Sample((_X, _X), free=3),),
     doc="The first operand; its gradients go to the second.",
 )

@@ -1,4 +1,5 @@
-"""What is only seen in training, in torch: gradients of other values, and stochastic depth."""
+"""What emitted modules carry of what is only seen in training, in torch: gradients of other values
+and stochastic depth."""
 
 # mypy: ignore-errors
 from __future__ import annotations
