@@ -232,9 +232,8 @@ def test_every_option_that_a_command_line_can_say_has_a_flag() -> None:
     assert {flag.name for option in OPTIONS.values() for flag in option.flags} == set(SAID)
     assert [flag.key for flag in OPTIONS["budget"].flags] == [*MEASURES, "latency"]
     given = {p.opts[0] for p in command.prune.params if isinstance(p, click.Option)} - {"--trust"}
-    assert given == {*SAID, "--output", "-o", "--input", "--pretrained", "--plan", "--json"} - {
-        "--output"
-    }
+    own = {"-o", "--input", "--pretrained", "--plan", "--json", "-q", "-v"}
+    assert given == {*SAID, *own, "--force", "--dry-run", "--load"}
 
 
 @pytest.mark.parametrize("flag", SAID)
