@@ -25,16 +25,28 @@ _STANDARD = "-"
 
 
 class Output:
-    """The place that ``text`` names; ``text`` is None where nothing is written."""
+    """The place that ``text`` names, None where nothing is written; ``format`` is that of a
+    folder."""
 
-    def __init__(self, text: str | None) -> None:
-        self.text = text
+    def __init__(self, text: str | None, format: str = "irprune") -> None:
+        self.text, self.format = text, format
         self.path = None if text in (None, _STANDARD) else Path(str(text))
         self.standard = text == _STANDARD
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether a folder for transformers is written."""
+        return self.format == "hf"
 
     def check(self, model: str, force: bool) -> None:
         """Refuse a place that cannot be written, or that holds the model itself, before anything is
         computed."""
+        if self.pretrained and (self.path is None or self.path.suffix in _FORMATS):
+            raise IrpruneError(
+                "--format hf writes a folder",
+                self.text or "",
+                "name a folder: -o small/ --format hf",
+            )
         if self.path is None:
             return
         path, suffix = self.path, self.path.suffix
@@ -63,8 +75,8 @@ class Output:
                 "name .onnx, or a folder, which holds a module as source",
             )
 
-    def write(self, pruned: Any) -> None:
-        """Write what the place means."""
+    def write(self, pruned: Any, per_layer: bool = False) -> None:
+        """Write what the place means; ``per_layer`` as ``pruned.save`` has it."""
         if self.standard:
             with tempfile.TemporaryDirectory(prefix="irprune-") as folder:
                 file = pruned.onnx(Path(folder) / "model.onnx")
@@ -77,10 +89,11 @@ class Output:
                 sys.stdout.buffer.write(file.read_bytes())
                 sys.stdout.buffer.flush()
         elif self.path is not None:
-            self._writer(self.path)(pruned, self.path)
-
-    def _writer(self, path: Path) -> Callable[[Any, Path], None]:
-        return {".onnx": _onnx, ".pt2": _program, ".json": _plan}.get(path.suffix, _folder)
+            writer = _WRITERS.get(self.path.suffix)
+            if writer is None:
+                pruned.save(self.path, self.format, per_layer=per_layer)
+            else:
+                writer(pruned, self.path)
 
 
 def _onnx(pruned: Any, path: Path) -> None:
@@ -103,5 +116,8 @@ def _plan(pruned: Any, path: Path) -> None:
     pruned.plan.save(path)
 
 
-def _folder(pruned: Any, path: Path) -> None:
-    pruned.save(path)
+_WRITERS: dict[str, Callable[[Any, Path], None]] = {
+    ".onnx": _onnx,
+    ".pt2": _program,
+    ".json": _plan,
+}

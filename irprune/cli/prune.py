@@ -106,6 +106,13 @@ def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, Any]:
 @click.command()
 @model()
 @click.option("-o", "--output", "output", metavar="PATH", shell_complete=complete_file, help=HELP)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(api.FORMATS),
+    default="irprune",
+    help="Of a folder: irprune, or hf: what from_pretrained of transformers loads.",
+)
 @inputs
 @_flags
 @click.option(
@@ -126,10 +133,12 @@ def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, Any]:
 def prune(ctx: click.Context, /, **given: Any) -> int:
     """Prune MODEL, prove the result and write it. Exit code 1 where nothing was cut that should
     be."""
-    output = Output(given["output"])
+    output = Output(given["output"], given["format_"])
     output.check(given["model"], given["force"])
     load_extensions(given["files"])
     settings = {**_settings(_chosen(ctx, given)), "progress": say}
+    if output.pretrained:
+        settings.setdefault("uniform", True)
     if given["dry_run"]:
         settings |= {"proof": False, "repair": False}
     api.Options(**settings)  # refused before a model is loaded
@@ -152,7 +161,7 @@ def prune(ctx: click.Context, /, **given: Any) -> int:
     if given["dry_run"]:
         pruned.report.notes.append("dry run: neither proven nor repaired nor written")
     else:
-        output.write(pruned)
+        output.write(pruned, settings.get("uniform") is False)
     written = given["output"] if not given["dry_run"] else None
     if given["json_"]:
         data = {**pruned.report.as_dict(timings=True), "output": written}
