@@ -18,7 +18,6 @@ from irprune.base.tolerance import GRADIENT, GRADIENT32
 from irprune.errors import first_line
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.source import torch_source
-from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Weight
 from irprune.ops.arrays import as_tensor
 from irprune.run.inputs import flat_tensors, over_tensors, redraw
@@ -165,7 +164,9 @@ def _derived(
 
 
 def _leaf(t: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    return t.detach().to(device, dtype, copy=True).requires_grad_()
+    """A copy that gradients flow to, complex and whole numbers in their own type."""
+    own = t.detach().to(device, dtype if t.is_floating_point() else t.dtype, copy=True)
+    return own.requires_grad_(own.is_floating_point() or own.is_complex())
 
 
 def _watched(call: Call, leaves: dict[str, torch.Tensor]) -> Call:
@@ -198,8 +199,10 @@ def _of_graph(
     leaves: dict[str, torch.Tensor] = {}
     held: dict[Weight, torch.Tensor] = {}
     for w in graph.weights.values():
-        if w.kind == "parameter" and is_real(w.dtype):
-            leaves[w.name] = held[w] = _leaf(as_tensor(w.load()), device, dtype)
+        if w.kind == "parameter":
+            held[w] = _leaf(as_tensor(w.load()), device, dtype)
+            if held[w].requires_grad:
+                leaves[w.name] = held[w]
     source = torch_source(graph)
     inputs = source.tensors(*_watched(call, leaves))
     torch.manual_seed(seed)
@@ -219,7 +222,7 @@ def _of_module(module: torch.nn.Module, call: Call, dtype: torch.dtype, seed: in
         held.data = held.data.to(_device_of(call), dtype if held.is_floating_point() else None)
     leaves: dict[str, torch.Tensor] = {}
     for name, p in moved.named_parameters():
-        if p.is_floating_point():
+        if p.is_floating_point() or p.is_complex():
             leaves[name] = p.requires_grad_()
     args, kwargs = _watched(call, leaves)
     torch.manual_seed(seed)
@@ -236,8 +239,8 @@ def _of_forward(graph: Graph, call: Call, dtype: torch.dtype, seed: int) -> Foun
     state: dict[str, torch.Tensor] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         if id(p) not in shared:
-            shared[id(p)] = _leaf(p, device, dtype) if p.is_floating_point() else p.clone()
-            if p.is_floating_point():
+            shared[id(p)] = _leaf(p, device, dtype)
+            if shared[id(p)].requires_grad:
                 leaves[name] = shared[id(p)]
         state[name] = shared[id(p)]
     for name, b in model.named_buffers():
