@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from irprune.base.tolerance import GRADIENT, GRADIENT32
+from irprune.base.tolerance import GRADIENT, GRADIENT32, GRADIENT_FLOOR, GRADIENT_FLOOR32
 from irprune.errors import first_line
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.source import torch_source
@@ -104,7 +104,10 @@ def _proven(
         name: take(g, kept_indices(weights[name], graph.kept)) if name in weights else g
         for name, g in silent.items()
     }
-    error, worst = _largest(_of_module(module, call, dtype, seed), expected)
+    # What is 0 but for rounding, as of a bias before a softmax, has no error relative to itself
+    least = GRADIENT_FLOOR if dtype == torch.float64 else GRADIENT_FLOOR32
+    floor = least * max(float(g.abs().max()) for g in silent.values() if g.numel())
+    error, worst = _largest(_of_module(module, call, dtype, seed), expected, floor)
     differing: list[str] = []
     notes: list[str] = []
     if source.module is not None:
@@ -117,14 +120,15 @@ def _proven(
             differing = [
                 name
                 for name, g in own.items()
-                if not _largest({name: forward.get(name, g)}, {name: g})[0] <= tolerance
+                if not _largest({name: forward.get(name, g)}, {name: g}, floor)[0] <= tolerance
             ]
     name = str(dtype).removeprefix("torch.")
     return Gradients(error, worst, tolerance, name, tuple(differing), tuple(notes))
 
 
-def _largest(ours: Mapping[str, torch.Tensor], theirs: Found) -> tuple[float, str]:
-    """The largest relative error, and the tensor that it is at."""
+def _largest(ours: Mapping[str, torch.Tensor], theirs: Found, floor: float) -> tuple[float, str]:
+    """The largest error relative to the largest magnitude of a tensor, but not below ``floor``, and
+    the tensor that it is at."""
     worst = (0.0, "")
     for name, b in theirs.items():
         a = ours.get(name)
@@ -137,7 +141,7 @@ def _largest(ours: Mapping[str, torch.Tensor], theirs: Found) -> tuple[float, st
         a, b = a.detach().double().cpu(), b.detach().double().cpu()
         if not bool(torch.isfinite(b).all()):
             continue  # the original has no gradient there
-        scale = float(torch.maximum(a.abs().max(), b.abs().max()))
+        scale = max(floor, float(torch.maximum(a.abs().max(), b.abs().max())))
         error = float((a - b).abs().max()) / scale if scale > 0 else 0.0
         if not error <= worst[0]:
             worst = (error, name)
@@ -216,10 +220,11 @@ def _of_graph(
 
 def _of_module(module: torch.nn.Module, call: Call, dtype: torch.dtype, seed: int) -> Found:
     """Gradients of the module that goes out."""
-    moved = copy.deepcopy(module)
-    for held in (*moved.parameters(), *moved.buffers()):
-        # not .to() of the module, which makes complex numbers real
-        held.data = held.data.to(_device_of(call), dtype if held.is_floating_point() else None)
+    device = _device_of(call)
+    # not .to() of the module, which makes complex numbers real
+    moved = copy.deepcopy(module)._apply(  # type: ignore[no-untyped-call]
+        lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype)
+    )
     leaves: dict[str, torch.Tensor] = {}
     for name, p in moved.named_parameters():
         if p.is_floating_point() or p.is_complex():
