@@ -132,8 +132,6 @@ def _ultralytics(name: str, pretrained: bool, trust: bool) -> tuple[Any, Callabl
         )
     model = package.YOLO(name).model
     model.float().eval()
-    for parameter in model.parameters():  # a file of weights has them all frozen
-        parameter.requires_grad_()
     task = str(getattr(model, "task", package.nn.tasks.guess_model_task(model)))
     side = 224 if task == "classify" else 640
     channels = int(model.yaml.get("channels", model.yaml.get("ch", 3)))
