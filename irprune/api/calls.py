@@ -42,8 +42,14 @@ __all__ = ["apply_plan", "groups", "prune"]
 
 
 def groups(graph: Graph) -> list[Group]:
-    """The coupled groups of ``graph``, free and frozen, in order of first appearance; the graph is
-    analysed where it was not."""
+    """The channels of a graph that are cut together or not at all.
+
+    Args:
+        graph: What ``irprune.capture`` gives; it is analysed where it was not.
+
+    Returns:
+        The groups, free and frozen, in order of first appearance.
+    """
     analyse(graph)
     return groups_of(graph)
 
