@@ -338,6 +338,7 @@ def _prove(pruned: Pruned) -> None:
         pruned.cut,
         lambda: pruned.module,
         lambda: device_of(pruned.options.values["device"]),
+        pruned.options.values["proof"] == "gradients",
     )
     if report.proof is None:
         report.notes.append("no proof: the weights are on the meta device")
@@ -355,6 +356,12 @@ def _prove(pruned: Pruned) -> None:
             f"the proof fails: {report.proof}",
             report.name,
             f"{advice}; {option('proof', 'False')} gives the model unproven",
+        )
+    if not report.proof.gradients_passed and pruned.options.values["proof"] == "gradients":
+        raise CheckFailed(
+            f"the proof of gradients fails: {report.proof.notes[-1]}",
+            report.name,
+            "report this as a bug; proof=True proves the outputs alone",
         )
 
 

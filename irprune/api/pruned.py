@@ -15,6 +15,7 @@ from irprune.emit.bridge.onnx_module import with_trained_weights
 from irprune.errors import CheckFailed, IrpruneError, printable
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Indices
+from irprune.ops.registry import draws
 from irprune.run.take import kept_indices
 
 if TYPE_CHECKING:
@@ -122,7 +123,12 @@ class Pruned:
         backend = backend_of(self.graph)
         backend.write_onnx(self.cut, self.module if backend.exports else self._module, path)
         if parity and backend.exports:
-            self._compare(path)
+            if any(map(draws, self.cut.nodes)):
+                self.report.notes.append(
+                    f"{path.name} is not compared with the module: the model draws random numbers"
+                )
+            else:
+                self._compare(path)
         return path
 
     def _current(self) -> Graph:
@@ -203,7 +209,8 @@ class Pruned:
 
     def apply_to(self, model: torch.nn.Module) -> torch.nn.Module:
         """Make the same cut in the user's own instance: parameters, buffers and attributes that
-        hold sizes. An optimizer is to be made afterwards.
+        hold sizes. An optimizer is to be made afterwards. The report's notes name
+        attributes that still hold an old size.
 
         Args:
             model: The module that was pruned, or one of the same class and sizes.
@@ -215,7 +222,10 @@ class Pruned:
             IrpruneError: Where it would then not compute what ``module`` computes; it is as it was.
         """
         repaired = self.report.repair is not None
-        return backend_of(self.graph).apply_to(model, self.graph, self.cut, repaired)
+        notes: list[str] = []
+        made = backend_of(self.graph).apply_to(model, self.graph, self.cut, repaired, notes)
+        self.report.notes += [note for note in notes if note not in self.report.notes]
+        return made
 
 
 def _rows(index: Indices, dim: int) -> Indices:

@@ -146,6 +146,7 @@ def _kind(model: Any) -> str:
 def _check_call(model: Any, kwargs: Any) -> None:
     """Raises IrpruneError for a module that cannot be captured as it stands, or keyword arguments
     that are none."""
+    import torch
     from torch import nn
     from torch.nn.parameter import is_lazy
 
@@ -159,7 +160,19 @@ def _check_call(model: Any, kwargs: Any) -> None:
             "",
             "give the model in it: model.module",
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise IrpruneError(
+            "the model is a torch.jit script, whose code is fixed",
+            "",
+            "give the module that the script was made from",
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.layout is not torch.strided:
+            raise IrpruneError(
+                f"{name!r} is a sparse tensor ({str(tensor.layout).removeprefix('torch.')})",
+                type(model).__name__,
+                "hold it dense: .to_dense()",
+            )
         if is_lazy(tensor):
             raise IrpruneError(
                 "the model has lazy layers without a shape yet",
