@@ -20,6 +20,7 @@ from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
+from irprune.api.without_data import say_unkept, with_data
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.criteria import refuses_nan
@@ -70,7 +71,7 @@ def prune(
     """
     chosen = Options(**options)
 
-    def choose(graph: Graph, clock: Clock) -> Latency | None:
+    def choose(graph: Graph, chosen: Options, clock: Clock) -> Latency | None:
         with clock("analyse"):
             importance = chosen.values["importance"]
             read = importance is not None and refuses_nan(importance)
@@ -82,7 +83,7 @@ def prune(
         with clock("choose"):
             return _choose(graph, chosen)
 
-    return _pruned(model, args, kwargs, chosen, choose)
+    return _pruned(model, args, kwargs, chosen, choose, chooses=True)
 
 
 def _pruned(
@@ -90,7 +91,8 @@ def _pruned(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
     options: Options,
-    choose: Callable[[Graph, Clock], Latency | None],
+    choose: Callable[[Graph, Options, Clock], Latency | None],
+    chooses: bool,
 ) -> Pruned:
     """Capture, choose, cut and prove; where ``forward`` computes otherwise under export, once more
     from a capture of it as it runs."""
@@ -109,9 +111,14 @@ def _pruned(
             )
         with clock("analyse"):
             analyse(graph)
-        latency = choose(graph, clock)
-        pruned = _finish(graph, options, clock)
+        with clock("synthesise"):
+            settled, made_of = with_data(options, graph, chooses)
+        latency = choose(graph, settled, clock)
+        pruned = _finish(graph, settled, clock)
         pruned.report.latency = latency
+        if made_of:
+            pruned.report.notes.append(made_of)
+        say_unkept(pruned.report, settled)
         return pruned
 
     try:
@@ -193,14 +200,14 @@ def apply_plan(
     chosen = Options(**options)
     kept = Plan.read(plan)
 
-    def choose(graph: Graph, clock: Clock) -> None:
+    def choose(graph: Graph, chosen: Options, clock: Clock) -> None:
         with clock("analyse"):
             check_weights(graph)
             _check_rules(graph, chosen)
         with clock("choose"):
             choose_by_plan(kept, graph)
 
-    return _pruned(model, args, kwargs, chosen, choose)
+    return _pruned(model, args, kwargs, chosen, choose, chooses=False)
 
 
 class Clock:

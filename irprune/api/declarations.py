@@ -108,15 +108,22 @@ class ReplayOptions(TypedDict, total=False):
             None,
             "A few hundred inputs for criteria and repairs that read data.",
             "An iterable, a tensor, or a folder of .npy, .npz or image files "
-            "(``irprune.run.calibration``).",
+            '(``irprune.run.calibration``). "synthetic" makes inputs from what the model has '
+            "stored (``irprune.run.synthetic``); False goes without.",
+            otherwise="synthetic for a model with trained batch norms where no criterion is named",
             settle=settle_calibration,
             to="score",
             flags=(
                 Flag(
                     "--calibration",
-                    metavar="FOLDER",
+                    metavar="FOLDER|synthetic",
                     help="Folder of .npy, .npz or image files: data for criteria and repairs that "
-                    "read it.",
+                    "read it; synthetic makes inputs from what the model has stored.",
+                ),
+                Flag(
+                    "--no-calibration",
+                    constant=False,
+                    help="Go without data, also where inputs could be made.",
                 ),
             ),
         ),

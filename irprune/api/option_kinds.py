@@ -92,7 +92,10 @@ def one_of(names: Iterable[str]) -> str:
 
 
 def settle_calibration(data: Any, settled: Mapping[str, Any]) -> Any:
-    """Data that can be read once alone are held: the criterion reads them, and the repair again."""
+    """Data that can be read once alone are held: the criterion reads them, and the repair again;
+    False is none."""
+    if data is False:
+        return None
     return list(data) if isinstance(data, Iterator) else data
 
 

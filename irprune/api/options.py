@@ -38,6 +38,7 @@ class Options:
 
     def __init__(self, **options: Unpack[PruneOptions]) -> None:
         given = cast("dict[str, Any]", options)
+        self._given = dict(given)
         for name in given:
             if name not in OPTIONS:
                 raise IrpruneError(f"no option {name!r}", "", one_of(OPTIONS))
@@ -68,6 +69,16 @@ class Options:
             if value is not OPTIONS[name].default
         )
         return f"Options({told})"
+
+    @property
+    def open_data(self) -> bool:
+        """Whether neither data nor a criterion were chosen: what there is may decide."""
+        told = self._given
+        return all(told.get(name) is None for name in ("calibration", "importance", "loss"))
+
+    def calibrated(self, data: Any) -> Options:
+        """These options with ``data`` to calibrate on, and the defaults that go with it."""
+        return Options(**{**self._given, "calibration": data})
 
     def score(self) -> Score:
         """The pass that scores."""

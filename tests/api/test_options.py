@@ -50,6 +50,7 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--device": (["cpu"], {"device": "cpu"}),
     "--dynamic": (["batch"], {"dynamic": "batch"}),
     "--calibration": (["data"], {"calibration": "data"}),
+    "--no-calibration": ([], {"calibration": False}),
     "--repair": (["bias"], {"repair": ("bias",)}),
 }
 
