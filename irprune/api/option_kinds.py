@@ -7,23 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from irprune.errors import IrpruneError
 from irprune.passes.repairs import repair_of
+from irprune.run.images import Folder, Preprocess, combined, read_preprocess
 
 __all__ = [
+    "SYNTHETIC",
     "is_bool",
     "is_budget",
     "is_number",
+    "is_numbers",
     "is_shares",
     "is_text",
     "is_texts",
     "is_whole",
     "one_of",
     "or_none",
+    "read_numbers",
+    "read_pixels",
     "read_ratios",
     "read_repair",
+    "read_resize",
     "read_round_to",
     "settle_calibration",
     "settle_importance",
@@ -33,6 +40,8 @@ __all__ = [
     "settle_scope",
 ]
 
+
+SYNTHETIC = "synthetic"  # calibration data made from what the model has stored
 
 # -- kinds of values -------------------------------------------------------------------------------
 
@@ -71,6 +80,12 @@ def is_shares(x: Any) -> bool:
     return isinstance(x, Mapping) and all(isinstance(k, str) and is_number(v) for k, v in x.items())
 
 
+def is_numbers(x: Any) -> bool:
+    """One number or several."""
+    several = isinstance(x, Sequence) and not isinstance(x, str)
+    return is_number(x) or (several and len(x) > 0 and all(map(is_number, x)))
+
+
 def is_budget(x: Any) -> bool:
     """Numbers by measure; of latency also a text."""
     return isinstance(x, Mapping) and is_shares(
@@ -91,11 +106,26 @@ def one_of(names: Iterable[str]) -> str:
 # -- defaults that depend on other options ---------------------------------------------------------
 
 
+_PICTURES = ("mean", "std", "resize", "crop", "pixels")
+
+
 def settle_calibration(data: Any, settled: Mapping[str, Any]) -> Any:
     """Data that can be read once alone are held: the criterion reads them, and the repair again;
-    False is none."""
+    False is none. A folder goes with what is said of its pictures."""
     if data is False:
         return None
+    said = [settled[name] for name in _PICTURES]
+    if isinstance(data, (str, Path)) and data != SYNTHETIC:
+        base = settled["preprocess"]
+        if isinstance(base, str):
+            base = read_preprocess(base)
+        elif base is not None:
+            base = Preprocess(function=base)
+        return Folder(data, combined(base, *said))
+    if settled["preprocess"] is not None or any(s is not None for s in said):
+        raise IrpruneError(
+            "a preprocessing of images without a folder of them", "", "give calibration=FOLDER"
+        )
     return list(data) if isinstance(data, Iterator) else data
 
 
@@ -171,3 +201,30 @@ def read_ratios(pairs: Sequence[str]) -> dict[str, float]:
 def read_repair(names: Sequence[str]) -> Sequence[str] | bool:
     """``--repair``: names, or none."""
     return False if tuple(names) == ("none",) else names
+
+
+def read_numbers(text: str) -> tuple[float, ...]:
+    """``--mean`` and ``--std``: numbers with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise IrpruneError(f"{text!r} are no numbers", "", "as in 0.485,0.456,0.406") from None
+
+
+def read_pixels(text: str) -> tuple[float, float]:
+    """``--pixels``: what black and white become."""
+    low, dots, high = text.partition("..")
+    try:
+        if dots:
+            return float(low), float(high)
+    except ValueError:
+        pass
+    raise IrpruneError(f"--pixels {text!r} is no range", "", "as in 0..1, 0..255 or -1..1")
+
+
+def read_resize(text: str) -> int | tuple[int, int]:
+    """``--resize``: the shorter side, or height x width."""
+    parts = text.split("x")
+    if len(parts) in (1, 2) and all(part.isdecimal() and int(part) for part in parts):
+        return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+    raise IrpruneError(f"--resize {text!r} is no size", "", "as in 256, or 256x320")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from irprune.analysis.cost import Costs
 from irprune.analysis.sizes import example_symbols, input_shapes
+from irprune.api.option_kinds import SYNTHETIC
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph
@@ -18,9 +19,8 @@ if TYPE_CHECKING:
     from irprune.api.options import Options
     from irprune.api.report import Report
 
-__all__ = ["SYNTHETIC", "say_unkept", "with_data"]
+__all__ = ["say_unkept", "with_data"]
 
-SYNTHETIC = "synthetic"
 _MUCH = 0.1  # of the parameters or multiply-accumulates: more is not cut without a loss
 
 

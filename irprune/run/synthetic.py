@@ -24,6 +24,7 @@ from irprune.ir.size import probe_of
 from irprune.ops.arrays import as_tensor
 from irprune.ops.dtypes import TO_TORCH
 from irprune.run.calibration import Calibration
+from irprune.run.difference import is_distribution
 from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
 from irprune.run.norm_statistics import Stored
@@ -243,10 +244,8 @@ def _off(x: torch.Tensor, known: Stored) -> torch.Tensor:
 
 def _uncertain(y: torch.Tensor) -> torch.Tensor:
     """The mean entropy of each row of class scores less the entropy of their mean."""
-    from irprune.run.gradients import probabilities
-
     rows = y.float().flatten(0, -2)
-    p = rows if probabilities(y) else rows.softmax(-1)
+    p = rows if is_distribution(y) else rows.softmax(-1)
     mean = p.mean(0)
     each = -(p * p.clamp(min=1e-9).log()).sum(-1).mean()
     return each + (mean * mean.clamp(min=1e-9).log()).sum()
