@@ -106,23 +106,27 @@ def one_of(names: Iterable[str]) -> str:
 # -- defaults that depend on other options ---------------------------------------------------------
 
 
-_PICTURES = ("mean", "std", "resize", "crop", "pixels")
-
-
 def settle_calibration(data: Any, settled: Mapping[str, Any]) -> Any:
     """Data that can be read once alone are held: the criterion reads them, and the repair again;
     False is none. A folder goes with what is said of its pictures."""
     if data is False:
         return None
-    said = [settled[name] for name in _PICTURES]
+    base = settled["preprocess"]
+    if isinstance(base, str):
+        base = read_preprocess(base)
+    elif base is not None:
+        base = Preprocess(function=base)
+    prepared = combined(
+        base,
+        mean=settled["mean"],
+        std=settled["std"],
+        resize=settled["resize"],
+        crop=settled["crop"],
+        pixels=settled["pixels"],
+    )
     if isinstance(data, (str, Path)) and data != SYNTHETIC:
-        base = settled["preprocess"]
-        if isinstance(base, str):
-            base = read_preprocess(base)
-        elif base is not None:
-            base = Preprocess(function=base)
-        return Folder(data, combined(base, *said))
-    if settled["preprocess"] is not None or any(s is not None for s in said):
+        return Folder(data, prepared)
+    if prepared is not None:
         raise IrpruneError(
             "a preprocessing of images without a folder of them", "", "give calibration=FOLDER"
         )

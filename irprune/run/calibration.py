@@ -73,7 +73,7 @@ class Calibration:
         self.batch = batch
         self.notes: list[str] = []
         if isinstance(source, (str, Path)):
-            source = Folder(source, combined(None, mean, std, None, None, None))
+            source = Folder(source, combined(None, mean=mean, std=std))
         self.items: Callable[[], Iterator[Any]] = _opened(source, graph)
         self._free: bool | None = None
         self._count: int | None = None

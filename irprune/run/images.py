@@ -234,33 +234,35 @@ def _function(path: Path, name: str) -> Callable[[Image], Any]:
 
 def combined(
     base: Preprocess | None,
-    mean: float | Sequence[float] | None,
-    std: float | Sequence[float] | None,
-    resize: int | tuple[int, int] | None,
-    crop: float | None,
-    pixels: tuple[float, float] | None,
+    *,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    resize: int | tuple[int, int] | None = None,
+    crop: float | None = None,
+    pixels: tuple[float, float] | None = None,
 ) -> Preprocess | None:
     """``base`` with what is said one by one; None where nothing is said."""
-    said: dict[str, Any] = {
-        "mean": _several(mean),
-        "std": _several(std),
-        "resize": resize,
-        "crop": crop,
-        "pixels": None if pixels is None else tuple(pixels),
-    }
-    given = {k: v for k, v in said.items() if v is not None}
-    if base is None and not given:
-        return None
-    if base is not None and base.function is not None and given:
+    changed = base or Preprocess()
+    if mean is not None:
+        changed = replace(changed, mean=_several(mean))
+    if std is not None:
+        changed = replace(changed, std=_several(std))
+    if resize is not None:
+        changed = replace(changed, resize=resize)
+    if crop is not None:
+        changed = replace(changed, crop=crop)
+    if pixels is not None:
+        changed = replace(changed, pixels=(pixels[0], pixels[1]))
+    if base is not None and base.function is not None and changed is not base:
         raise IrpruneError(
-            f"{next(iter(given))} beside a preprocessing that does all",
+            "a preprocessing that does all, and something beside it",
             "preprocess",
             "leave one of them out",
         )
-    return replace(base or Preprocess(), **given)
-
-
-def _several(numbers: float | Sequence[float] | None) -> tuple[float, ...] | None:
-    if numbers is None:
+    if base is None and changed == Preprocess() and crop is None and pixels is None:
         return None
+    return changed
+
+
+def _several(numbers: float | Sequence[float]) -> tuple[float, ...]:
     return tuple(numbers) if isinstance(numbers, Sequence) else (float(numbers),)
