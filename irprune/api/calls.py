@@ -119,6 +119,7 @@ def _pruned(
             settled, made_of = with_data(options, graph, chooses)
         found = choose(graph, settled, clock)
         pruned = _finish(graph, settled, clock)
+        pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
         if made_of:
             pruned.report.notes.append(made_of)

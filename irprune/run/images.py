@@ -158,8 +158,8 @@ def prepared(file: Path, preprocess: Preprocess, size: tuple[int, int, int]) -> 
 
 
 def read_preprocess(said: str) -> Preprocess:
-    """What ``--preprocess`` says: imagenet, timm:NAME, hf:FOLDER or file.py:function. Raises
-    IrpruneError for what cannot be found."""
+    """What a name says: imagenet, timm:NAME or hf:FOLDER. Raises IrpruneError for what cannot be
+    found."""
     kind, _, name = said.partition(":")
     if said == "imagenet":
         return Preprocess(*_IMAGENET, crop=0.875)
@@ -167,9 +167,6 @@ def read_preprocess(said: str) -> Preprocess:
         return _of_timm(name)
     if kind == "hf" and name:
         return _of_hugging_face(name)
-    path, _, function = said.rpartition(":")
-    if path.endswith(".py") and function:
-        return Preprocess(function=_function(Path(path), function))
     raise IrpruneError(
         f"no preprocessing {said!r}",
         "preprocess",
@@ -216,20 +213,6 @@ def _of_hugging_face(folder: str) -> Preprocess:
             "a folder with preprocessor_config.json",
         ) from failed
     return Preprocess(function=lambda p: processor(p, return_tensors="np")["pixel_values"])
-
-
-def _function(path: Path, name: str) -> Callable[[Image], Any]:
-    if not path.exists():
-        raise IrpruneError("no such file", str(path), "give file.py:function")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found = vars(module).get(name)
-    if not callable(found):
-        raise IrpruneError(f"no function {name!r}", str(path), "a function of a PIL image")
-    made: Callable[[Image], Any] = found
-    return made
 
 
 def combined(

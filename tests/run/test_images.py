@@ -109,14 +109,12 @@ def test_a_function_does_all(tmp_path: Path, pictures: Path) -> None:
         "    return np.full((3, 16, 16), picture.size[0], np.float32)\n"
     )
     plain = nn.Conv2d(3, 4, 3)
-    said = read_preprocess(f"{tmp_path / 'own.py'}:prepare")
-    assert bool((seen(plain, Folder(pictures, said)) == 30).all())
-    for wrong, why in (
-        ("nothing", "no preprocessing"),
-        (f"{tmp_path / 'own.py'}:x", "no function"),
-    ):
-        with pytest.raises(IrpruneError, match=why):
-            read_preprocess(wrong)
+    said = irprune.Options(calibration=pictures, preprocess=f"{tmp_path / 'own.py'}:prepare")
+    assert bool((seen(plain, said.calibration) == 30).all())
+    assert said.plain()["calibration"] == "pictures"
+    for wrong in ("nothing", f"{tmp_path / 'own.py'}:x", "hf:nowhere"):
+        with pytest.raises(IrpruneError, match="no preprocessing|no function|no such folder"):
+            irprune.Options(calibration=pictures, preprocess=wrong)
     small = Preprocess(function=lambda picture: np.zeros((3, 4, 4)))
     with pytest.raises(IrpruneError, match=r"gives \[3, 4, 4\], the model takes \[3, 16, 16\]"):
         seen(plain, Folder(pictures, small))
