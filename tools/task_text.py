@@ -152,7 +152,7 @@ def character_error(read: list[str]) -> float:
 LINES = Task(
     "text recognition",
     lambda: shipped("text recognition"),
-    lambda seed: [{"x": _lines(0, seed, 96)[0]}],
+    lambda seed: [{"x": _lines(0, seed, 192)[0]}],
     lambda: {"x": _lines(0, 0, 1)[0]},
     _read,
     lambda ours, theirs: character_error(ours) - character_error(theirs),

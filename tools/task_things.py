@@ -22,7 +22,10 @@ __all__ = ["FILES", "SEEN"]
 
 Array = NDArray[Any]
 BYTES, BLOCK, PADDING = 1024, 4096, 256
-FOLDERS = ((sysconfig.get_path("purelib"),), ("/usr/share", "/usr/lib", "/etc", "/usr/include"))
+FOLDERS = (
+    (sysconfig.get_path("purelib"), "/usr/lib", "/usr/include", "/usr/local"),
+    ("/usr/share", "/etc"),
+)
 
 
 def features(path: Path) -> Array | None:
@@ -75,7 +78,7 @@ def _kinds(run: Run) -> list[Array]:
 FILES = Task(
     "file types",
     lambda: shipped("file types"),
-    lambda seed: [{"bytes": _sample(0, seed, 256)}],
+    lambda seed: [{"bytes": _sample(0, seed, 1024)}],
     lambda: {"bytes": _sample(0, 0, 1)},
     _kinds,
     agreement,
@@ -168,7 +171,7 @@ def _seen(run: Run) -> list[list[tuple[int, ...]]]:
 SEEN = Task(
     "detection",
     lambda: shipped("detection"),
-    lambda seed: [{"images": _scenes(0, seed, 48)}],
+    lambda seed: [{"images": _scenes(0, seed, 128)}],
     lambda: {"images": _scenes(0, 0, 1)},
     _seen,
     boxes_agree,

@@ -45,16 +45,24 @@ class Batch:
 
 
 class Calibration:
-    """Checked inputs for ``graph`` from ``source``; iterating gives ``Batch`` after ``Batch``, as
-    often as asked.
+    """Checked inputs for a graph; iterating gives ``Batch`` after ``Batch``, as often as asked.
 
-    ``samples`` bounds how many samples are used, ``batch`` how many run at once (where the model
-    takes any number). A source that can be read only once (a generator) is kept; all others are
-    read again, so that memory does not grow with them. ``mean`` and ``std`` (per channel, of pixels
-    in 0..1) apply to image files alone; ``irprune.run.images.Folder`` says more of them.
+    A source that can be read only once (a generator) is kept; all others are read again, so that
+    memory does not grow with them.
 
-    Raises IrpruneError for a source that yields nothing, for shapes and types that the graph does
-    not take, and for NaN."""
+    Args:
+        source: A DataLoader, an iterable of items (tensors, tuples, dictionaries), a file or folder
+            of arrays or images (``irprune.run.images.Folder``).
+        graph: The graph whose inputs they are.
+        samples: How many samples are used at most; None for all.
+        batch: How many run at once, where the model takes any number.
+        mean: Per channel, of pixels in 0..1; for image files alone.
+        std: As ``mean``.
+
+    Raises:
+        IrpruneError: For a source that yields nothing, for shapes and types that the graph does not
+            take, and for NaN.
+    """
 
     def __init__(
         self,
@@ -98,14 +106,24 @@ class Calibration:
             raise _nothing()
 
     def count(self) -> int:
-        """The number of samples; the data are read for it once."""
+        """The number of samples; the data are read for it once.
+
+        Returns:
+            How many there are, at most ``samples``.
+        """
         if self._count is None:
             self._count = sum(b.size for b in self)
         return self._count
 
     def spread(self, samples: int) -> Iterator[Batch]:
-        """About ``samples`` of them, at equal distances; whole items where the graph takes no other
-        number."""
+        """Some of the samples, at equal distances.
+
+        Args:
+            samples: About how many; whole items where the graph takes no other number.
+
+        Returns:
+            Batches of them.
+        """
         stride, at = max(1, self.count() // samples), 0
         for batch in self:
             first = -at % stride
@@ -118,8 +136,14 @@ class Calibration:
                 )
 
     def joined(self, samples: int) -> list[Batch]:
-        """``spread`` in as few batches as the graph takes, without what the items hold beyond
-        inputs."""
+        """``spread`` in as few batches as the graph takes.
+
+        Args:
+            samples: About how many.
+
+        Returns:
+            The batches, without what the items hold beyond inputs.
+        """
         made = [Batch(b.inputs) for b in self.spread(samples)]
         alike = len({tuple(t.shape[1:] for t in b.inputs) for b in made}) == 1
         if len(made) < 2 or not alike or not self.resizable:
