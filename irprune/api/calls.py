@@ -23,6 +23,7 @@ from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
 from irprune.api.uniform import choose_uniform
+from irprune.api.without_data import say_unkept, with_data
 from irprune.base.garbage import without_collection
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
@@ -81,7 +82,7 @@ def prune(
     """
     chosen = Options(**options)
 
-    def choose(graph: Graph, clock: Clock) -> Found:
+    def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
         with clock("analyse"):
             importance = chosen.values["importance"]
             read = importance is not None and refuses_nan(importance)
@@ -93,7 +94,7 @@ def prune(
         with clock("choose"):
             return _searched(graph, chosen) if chosen.searches else _choose(graph, chosen)
 
-    return _pruned(model, args, kwargs, chosen, choose)
+    return _pruned(model, args, kwargs, chosen, choose, chooses=True)
 
 
 def _pruned(
@@ -101,7 +102,8 @@ def _pruned(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
     options: Options,
-    choose: Callable[[Graph, Clock], Found],
+    choose: Callable[[Graph, Options, Clock], Found],
+    chooses: bool,
 ) -> Pruned:
     """Capture, choose, cut and prove; where ``forward`` computes otherwise under export, once more
     from a capture of it as it runs."""
@@ -120,10 +122,15 @@ def _pruned(
             )
         with clock("analyse"):
             analyse(graph)
-        found = choose(graph, clock)
-        pruned = _finish(graph, options, clock)
-        pruned.report.options = options.plain()
+        with clock("synthesise"):
+            settled, made_of = with_data(options, graph, chooses)
+        found = choose(graph, settled, clock)
+        pruned = _finish(graph, settled, clock)
+        pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
+        if made_of:
+            pruned.report.notes.append(made_of)
+        say_unkept(pruned.report, settled)
         return pruned
 
     short = options.values["calibration"] is None
@@ -231,7 +238,7 @@ def apply_plan(
     chosen = Options(**options)
     kept = Plan.read(plan)
 
-    def choose(graph: Graph, clock: Clock) -> Found:
+    def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
         with clock("analyse"):
             check_weights(graph)
             _check_rules(graph, chosen)
@@ -239,7 +246,7 @@ def apply_plan(
             choose_by_plan(kept, graph)
         return Found()
 
-    return _pruned(model, args, kwargs, chosen, choose)
+    return _pruned(model, args, kwargs, chosen, choose, chooses=False)
 
 
 class Clock:
