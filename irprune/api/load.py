@@ -39,12 +39,14 @@ _FORMS = (
 @dataclass(frozen=True)
 class InputSpec:
     """One ``--input``: a shape and an element type, or a file that holds the array; ``name`` is ""
-    for the next positional one."""
+    for the next positional one. ``value`` is the whole number that an input without dimensions
+    holds."""
 
     name: str = ""
     shape: tuple[int, ...] = ()
     dtype: str = ""
     file: str = ""
+    value: int | None = None
 
 
 @dataclass
@@ -125,6 +127,8 @@ def load_model(
     path = Path(spec)
     if path.suffix in (".onnx", ".pt2"):
         must_be_file(path)
+        if path.suffix == ".onnx" and given:
+            given = _with_values(path, given)
         tensors = _draw(given) if path.suffix == ".onnx" and given else []
         pairs = list(zip(tensors, given, strict=False))
         return Loaded(
@@ -224,6 +228,9 @@ def _draw(given: Iterable[InputSpec]) -> list[torch.Tensor]:
                 torch.from_numpy(array if isinstance(array, np.ndarray) else array[array.files[0]])
             )
             continue
+        if spec.value is not None:
+            out.append(torch.tensor(spec.value))
+            continue
         if (spec.dtype or "f32") not in TO_TORCH:
             raise IrpruneError(
                 f"no element type {spec.dtype!r}", "--input", f"one of {', '.join(TO_TORCH)}"
@@ -234,6 +241,24 @@ def _draw(given: Iterable[InputSpec]) -> list[torch.Tensor]:
         else:
             out.append(torch.randint(0, 2, spec.shape, generator=generator).to(dtype))
     return out
+
+
+def _with_values(path: Path, given: Sequence[InputSpec]) -> list[InputSpec]:
+    """``given`` with a number taken for a value, not for a shape, where the file's input of that
+    name has no dimensions."""
+    from irprune.frontend.onnx.file import read_model
+
+    single = {
+        v.name
+        for v in read_model(path).graph.input
+        if v.type.tensor_type.HasField("shape") and not v.type.tensor_type.shape.dim
+    }
+    return [
+        replace(spec, shape=(), value=spec.shape[0])
+        if spec.name in single and len(spec.shape) == 1
+        else spec
+        for spec in given
+    ]
 
 
 def _saved_call(folder: Path, trust: bool) -> Any:

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.capture import capture as capture_module
 from irprune.ir.graph import Graph
@@ -54,7 +57,7 @@ def capture(
     if kind == "onnx":
         from irprune.frontend.onnx.reader import capture_onnx
 
-        graph = capture_onnx(model)
+        graph = capture_onnx(model, _values(kwargs or {}))
         _bind_sizes(graph, args, kwargs or {})
         return graph
     if kind == "pt2":
@@ -74,6 +77,12 @@ def capture(
 
     torch_source(graph).dynamic_shapes = dynamic_shapes
     return graph
+
+
+def _values(kwargs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    """The whole numbers and truths among the inputs of an example call: they select something."""
+    found = {k: np.asarray(v) for k, v in kwargs.items() if not getattr(v, "ndim", 0)}
+    return {k: a for k, a in found.items() if a.ndim == 0 and a.dtype.kind in "iub"}
 
 
 def _bind_sizes(graph: Graph, args: Any, kwargs: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ what pruning did not touch as it was. Neither torch nor the weights are loaded."
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from onnx import numpy_helper
 
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.bodies import function_of, lifted, read_body
+from irprune.frontend.onnx.branches import with_branches_taken
 from irprune.frontend.onnx.example_sizes import read_example_sizes
 from irprune.frontend.onnx.file import Files, read_model
 from irprune.frontend.onnx.functions import expand_calls
@@ -70,8 +71,11 @@ PLAIN = 1 << 16  # elements of a tensor that is looked through for being one num
 Array = NDArray[Any]
 
 
-def capture_onnx(source: str | Path | onnx.ModelProto) -> Graph:
+def capture_onnx(
+    source: str | Path | onnx.ModelProto, values: Mapping[str, NDArray[Any]] | None = None
+) -> Graph:
     """The graph of an ONNX model, given as a file or as a ``ModelProto`` (which is not changed).
+    ``values`` are those that inputs always have, by name: branches that they decide are taken.
 
     Raises IrpruneError for what is no valid model: truncated, cyclic, of an opset that is not
     served, with external data missing or outside the model's folder."""
@@ -82,9 +86,15 @@ def capture_onnx(source: str | Path | onnx.ModelProto) -> Graph:
         model, files, where = read_model(path), Files(path), str(path)
     check_opset(model, where)
     model = sort_nodes(model, where)
+    model, taken = with_branches_taken(model, values or {})
     check_types(model, where)
     calls = expand_calls(model, where) if model.functions else None
-    return _Reader(OnnxSource(model if calls is None else calls.model, files, calls), where).read()
+    origin = OnnxSource(model if calls is None else calls.model, files, calls)
+    graph = _Reader(origin, where).read()
+    if taken:
+        said = ", ".join(f"{name}={value}" for name, value in (values or {}).items())
+        graph.notes.append(f"the file is for {said} alone: each If that goes by it is its branch")
+    return graph
 
 
 class _Reader:
