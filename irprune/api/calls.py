@@ -17,6 +17,7 @@ from irprune.analysis.sizes import shown_sizes
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
 from irprune.api.forecast import forecast
+from irprune.api.language import settle_for_logits
 from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
@@ -81,6 +82,7 @@ def prune(
             check_weights(graph, ranked(graph) if read else ())
             _check_rules(graph, chosen)
         with clock("score"):
+            settle_for_logits(chosen, graph)
             _say_cost(graph, chosen)
             chosen.score().run(graph)
         with clock("choose"):

@@ -22,9 +22,11 @@ from irprune.api.option_kinds import (
     is_whole,
     one_of,
     or_none,
+    read_amount,
     read_ratios,
     read_repair,
     read_round_to,
+    settle_budget,
     settle_calibration,
     settle_importance,
     settle_keep,
@@ -278,6 +280,23 @@ class StepOptions(ReplayOptions, total=False):
             ),
         ),
     ]
+    drop_blocks: Annotated[
+        bool | None,
+        Option(
+            None,
+            "Let whole residual branches (attention or feed-forward parts) go, where that loses the "
+            "least for a budget.",
+            "Depth then competes with widths in one knapsack of measured losses.",
+            otherwise="True for a language model with calibration data and a budget, unless uniform",
+            fits=or_none(is_bool),
+            takes="True or False",
+            to="score",
+            flags=(
+                Flag("--drop-blocks", constant=True),
+                Flag("--no-drop-blocks", constant=False, help="Leave every branch."),
+            ),
+        ),
+    ]
     uniform: Annotated[
         bool | None,
         Option(
@@ -387,11 +406,14 @@ class PruneOptions(StepOptions, MetricOptions, total=False):
             None,
             "What may be left, found in place of ``ratio``: macs, params, bytes, activation (peak "
             "bytes) or latency.",
-            'Shares up to 1 or amounts, as in {"macs": 0.5}; several hold together. {"latency": '
+            'Shares up to 1 or amounts, as in {"macs": 0.5}; several hold together. Parameters and '
+            'bytes also of the weights that a pattern matches: {"params": {"model.layers*": 0.8}}. '
+            '{"latency": '
             '0.5} or {"latency": "3ms"} on onnxruntime is predicted from times of its operators, '
             "which are measured once and kept in the user's cache, then measured on the cut "
             "(``irprune.latency``).",
             fits=or_none(is_budget),
+            settle=settle_budget,
             takes='what to keep, as in {"macs": 0.5}',
             against=("ratio",),
             to="choose",
@@ -405,15 +427,18 @@ class PruneOptions(StepOptions, MetricOptions, total=False):
                 ),
                 Flag(
                     "--params",
-                    float,
+                    metavar="AMOUNT",
                     key="params",
-                    help="Budget: share or number of parameters to keep.",
+                    read=read_amount,
+                    help="Budget: share or number of parameters to keep, or of those of some "
+                    "weights: 'model.layers*=0.8'.",
                 ),
                 Flag(
                     "--bytes",
-                    float,
+                    metavar="AMOUNT",
                     key="bytes",
-                    help="Budget: share or number of stored bytes to keep.",
+                    read=read_amount,
+                    help="Budget: share or number of stored bytes to keep, or of some weights'.",
                 ),
                 Flag(
                     "--activation",

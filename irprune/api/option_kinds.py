@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from numbers import Real
 from typing import Any
 
+from irprune.choice.budget import flat_budget
 from irprune.errors import IrpruneError
 from irprune.passes.repairs import repair_of
 
@@ -22,9 +23,11 @@ __all__ = [
     "is_whole",
     "one_of",
     "or_none",
+    "read_amount",
     "read_ratios",
     "read_repair",
     "read_round_to",
+    "settle_budget",
     "settle_calibration",
     "settle_importance",
     "settle_keep",
@@ -72,9 +75,9 @@ def is_shares(x: Any) -> bool:
 
 
 def is_budget(x: Any) -> bool:
-    """Numbers by measure; of latency also a text."""
+    """Numbers by measure, or by measure and pattern; of latency also a text."""
     return isinstance(x, Mapping) and is_shares(
-        {k: v for k, v in x.items() if k != "latency" or not isinstance(v, str)}
+        {k: v for k, v in flat_budget(x).items() if k != "latency" or not isinstance(v, str)}
     )
 
 
@@ -131,6 +134,11 @@ def settle_normalise(chosen: Any, settled: Mapping[str, Any]) -> Any:
     return chosen
 
 
+def settle_budget(budget: Any, settled: Mapping[str, Any]) -> Any:
+    """Bounds on parts as measures of their own."""
+    return None if budget is None else flat_budget(budget)
+
+
 def settle_keep(chosen: Any, settled: Mapping[str, Any]) -> tuple[str, ...]:
     """The patterns, of which one may be given as it is."""
     return (chosen,) if isinstance(chosen, str) else tuple(chosen)
@@ -148,6 +156,20 @@ def read_round_to(text: str) -> int | str:
     except ValueError:
         raise IrpruneError(
             f"--round-to {text!r} is no number", "", "a whole number from 1 on, or auto"
+        ) from None
+
+
+def read_amount(text: str) -> float | dict[str, float]:
+    """``--params``: an amount, or one for the weights that a pattern matches, as in 'layers*=0.8';
+    several are separated by commas."""
+    try:
+        if "=" not in text:
+            return float(text)
+        pairs = [part.rpartition("=") for part in text.split(",")]
+        return {pattern: float(amount) for pattern, _, amount in pairs}
+    except ValueError:
+        raise IrpruneError(
+            f"a budget of {text!r} is no number", "", "write 0.8, 1000000, or 'model.layers*=0.8'"
         ) from None
 
 

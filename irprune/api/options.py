@@ -37,6 +37,7 @@ class Options:
     """
 
     values: PruneOptions
+    given: tuple[str, ...]  # the names of those that are no defaults
 
     def __init__(self, **options: Unpack[PruneOptions]) -> None:
         given = cast("dict[str, Any]", options)
@@ -50,6 +51,7 @@ class Options:
         for name in _SETTLED:
             values[name] = OPTIONS[name].settle(values[name], values)
         self.values = cast("PruneOptions", values)
+        self.given = tuple(given)
         check_metric(values, {name for name, value in given.items() if value is not None})
         self.choose()  # its own checks
         self.score()

@@ -71,12 +71,14 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was chosen on the model whose structure hashes to ``source``."""
+    """What was chosen on the model whose structure hashes to ``source``. ``dropped`` are sums whose
+    branch goes, as in ``Selection``."""
 
     source: str
     model: str
     choices: tuple[Choice, ...]
     weights: Mapping[str, Recorded] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
     version: int = VERSION
 
     @staticmethod
@@ -133,6 +135,7 @@ class Plan:
                 str(data["model"]),
                 tuple(_choice(c) for c in data["choices"]),
                 weights,
+                {str(k): int(v) for k, v in data.get("dropped", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as broken:
             raise IrpruneError(
@@ -229,7 +232,7 @@ def _recorded(graph: Graph, kept: Selection) -> Plan:
         )
         for name in used
     }
-    return Plan(fingerprint(graph), graph.name, choices, weights)
+    return Plan(fingerprint(graph), graph.name, choices, weights, kept.dropped)
 
 
 def _spots(group: Group, kept: Selection) -> list[Spot]:

@@ -24,7 +24,7 @@ from irprune.ops.dtypes import TO_TORCH
 from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
 
-__all__ = ["Batch", "Calibration", "noise"]
+__all__ = ["Batch", "Calibration", "noise", "split_rows"]
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -162,6 +162,12 @@ class Calibration:
             return
         for at in range(0, made.size, step):
             yield _rows(made, slice(at, min(at + step, made.size)))
+
+
+def split_rows(batch: Batch, count: int) -> list[Batch]:
+    """``batch`` in pieces of at most ``count`` samples."""
+    starts = range(0, max(1, batch.size), count)
+    return [_rows(batch, slice(at, min(at + count, batch.size))) for at in starts]
 
 
 def noise(
