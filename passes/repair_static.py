@@ -12,12 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from irprune.criteria.readings import Reading, key_of, readings_of
+from irprune.criteria.readings import Reading, Readings, key_of, readings_of
 from irprune.criteria.refit import RIDGE, refitted
 from irprune.criteria.sinks import sinks_of
 from irprune.ir.graph import Graph
+from irprune.ir.size import probe_of
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
+from irprune.run.take import kept_indices, take
 
 if TYPE_CHECKING:
     import torch
@@ -32,11 +34,13 @@ __all__ = ["RepairStatic"]
 @dataclass(frozen=True)
 class RepairStatic:
     """Refit the layers of a cut graph to the inputs that they had in the ``original`` on
-    ``calibration``; ``ridge`` is relative to the mean diagonal of their products."""
+    ``calibration``; ``ridge`` is relative to the mean diagonal of their products, ``readings`` are
+    those of the data where there are any already."""
 
     original: Graph
     calibration: Calibration
     ridge: float = RIDGE
+    readings: Readings | None = None
 
     def run(self, graph: Graph) -> PassResult:
         from irprune.analysis.layers import layers
@@ -52,7 +56,7 @@ class RepairStatic:
                 wanted[key_of(layer)] = (layer, ins, outs)
         notes: list[str] = []
         changed = False
-        readings = readings_of(self.calibration, self.original, "static")
+        readings = self.readings or readings_of(self.calibration, self.original, "static")
         for some in readings.portions({key: [layer] for key, (layer, _, _) in wanted.items()}):
             read = readings.of([wanted[key][0] for key in some], products=True)
             for key in some:
@@ -73,9 +77,6 @@ class RepairStatic:
         """Which inputs [b, k] and which outputs [b, o] of ``layer`` stay."""
         import torch
 
-        from irprune.ir.size import probe_of
-        from irprune.run.take import kept_indices, take
-
         assert self.original.kept is not None
         shape = [probe_of(s) for s in layer.weight.shape]
         count = 1
@@ -90,8 +91,9 @@ class RepairStatic:
     def _put(self, reading: Reading, twin: Layer, ins: torch.Tensor, outs: torch.Tensor) -> None:
         matrix, moved = refitted(reading, ~ins, self.ridge)
         b, k, o = twin.blocks
-        rows = matrix[ins].reshape(b, k, -1)
-        keep = outs[:, None].expand(-1, k, -1)
+        alive = ins.any(1) & outs.any(1)  # groups of a convolution go as a whole
+        rows = matrix[alive][ins[alive]].reshape(b, k, -1)
+        keep = outs[alive][:, None].expand(-1, k, -1)
         twin.put(rows[keep].reshape(b, k, o))
         if twin.bias is not None and moved is not None:
-            twin.bias.move(moved[outs].reshape(b, o))
+            twin.bias.move(moved[alive][outs[alive]].reshape(b, o))

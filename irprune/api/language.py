@@ -8,14 +8,22 @@ the next token that their loss costs, and what is left is refitted by the origin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from irprune.analysis.blocks import blocks_of
 from irprune.api.options import Options
-from irprune.ir.axis import find
+from irprune.criteria.readings import readings_of
+from irprune.criteria.remeasured import remeasured
+from irprune.ir.axis import Axis, find
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
+from irprune.ir.selection import Selection
+from irprune.run.logits import logits_of
 
-__all__ = ["settle_for_logits"]
+__all__ = ["refine", "settle_for_logits"]
+
+ROUNDS = 2  # choices made anew, at most
 
 DEFAULTS: dict[str, Any] = {"importance": "contribution", "repair": ("static",)}
 
@@ -26,8 +34,6 @@ def settle_for_logits(options: Options, graph: Graph) -> None:
     values: Any = options.values
     if values["calibration"] is None:
         return
-    from irprune.run.logits import logits_of
-
     logits = logits_of(graph)
     if logits is None:
         return
@@ -36,6 +42,7 @@ def settle_for_logits(options: Options, graph: Graph) -> None:
             values[name] = value
     if "drop_blocks" not in options.given:
         values["drop_blocks"] = values["scope"] == "knapsack" and not values["uniform"]
+    options.readings = readings_of(values["calibration"], graph, "score")
     stream = {find(x) for x in logits.stream}
     named = set(values["ratios"])
     kept = [
@@ -49,3 +56,33 @@ def settle_for_logits(options: Options, graph: Graph) -> None:
             f"a language model: {kept[0]}, the width of the residual stream, stays whole "
             "(a ratio of its own, ratios=, cuts it)"
         )
+
+
+def refine(graph: Graph, options: Options, run: Callable[[], object]) -> None:
+    """Measure the choice of ``graph`` again around itself and let ``run`` choose anew, as long as
+    that loses less; of models that give logits, by options that were settled for them."""
+    values = options.values
+    if values["normalise"] != "measured" or logits_of(graph) is None or graph.kept is None:
+        return
+    groups = [g for g in groups_of(graph) if not g.frozen and g.axis in graph.scores]
+    blocks = blocks_of(graph)
+    best: tuple[float, Selection, dict[Axis, str]] | None = None
+    for number in range(ROUNDS + 1):
+        seen = remeasured(
+            graph.scores,
+            graph,
+            groups,
+            blocks,
+            options.readings or values["calibration"],
+            graph.kept,
+        )
+        if best is not None and seen.error >= best[0]:
+            break
+        best = (seen.error, graph.kept, graph.skipped)
+        if number == ROUNDS:
+            break
+        graph.scores = seen.scores
+        graph.drops = {x: e * seen.factors.get(x, 1.0) for x, e in graph.drops.items()}
+        run()
+    assert best is not None
+    _, graph.kept, graph.skipped = best

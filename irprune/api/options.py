@@ -19,6 +19,8 @@ from irprune.passes.score import Score
 if TYPE_CHECKING:
     import torch
 
+    from irprune.criteria.readings import Readings
+
 __all__ = ["Options", "check_together", "device_of"]
 
 _SETTLED = tuple({**REPLAY, **OPTIONS})  # the order in which defaults are found
@@ -38,6 +40,7 @@ class Options:
 
     values: PruneOptions
     given: tuple[str, ...]  # the names of those that are no defaults
+    readings: Readings | None  # of the calibration data, where several steps share them
 
     def __init__(self, **options: Unpack[PruneOptions]) -> None:
         given = cast("dict[str, Any]", options)
@@ -52,6 +55,7 @@ class Options:
             values[name] = OPTIONS[name].settle(values[name], values)
         self.values = cast("PruneOptions", values)
         self.given = tuple(given)
+        self.readings: Readings | None = None
         check_metric(values, {name for name, value in given.items() if value is not None})
         self.choose()  # its own checks
         self.score()
@@ -84,7 +88,7 @@ class Options:
         """The pass that scores."""
         values = self.values
         return Score(
-            **self._of("score"),
+            **{**self._of("score"), "calibration": self.readings or values["calibration"]},
             keep=tuple(values["keep"]),
             ratios=values["ratios"],
             prefer=values["prefer"],

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from irprune.criteria.readings import Readings
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
@@ -84,7 +85,10 @@ def repair(
             "run choose on it, and slice on a copy",
         )
     notes: list[str] = []
-    if calibration is None:
+    readings = calibration if isinstance(calibration, Readings) else None
+    if readings is not None:
+        data = readings.data
+    elif calibration is None:
         data = _noise(original, noise_range, notes)
     else:
         data = Calibration(
@@ -98,6 +102,8 @@ def repair(
     for name in names:
         held = {w: w.load for w in cut.weights.values()}
         own = {k: v for k, v in options.items() if k in has[name]}
+        if "readings" in has[name] and readings is not None:
+            own["readings"] = readings
         result = passes[name](original, data, **own).run(cut)
         notes += result.notes
         now = judge.error(cut) if result.changed else error

@@ -36,7 +36,17 @@ if TYPE_CHECKING:
     from irprune.run.calibration import Calibration
     from irprune.run.interpret import Hook
 
-__all__ = ["LEVELS", "affordable", "measured", "scaled"]
+__all__ = [
+    "LEVELS",
+    "Probe",
+    "Refits",
+    "affordable",
+    "first_reads",
+    "inputs_of",
+    "measured",
+    "put_refit",
+    "scaled",
+]
 
 # Shares of a group that are dropped to measure; of all of it, one index stays
 LEVELS = (
@@ -76,9 +86,9 @@ def measured(
     readings = readings_of(calibration, graph, "measured")
     wanted = [g for g in groups if g.axis in scores and g.axis not in spared]
     found = readers(graph, wanted, blocks)
-    first = _first_reads(graph)
+    first = first_reads(graph)
     order = sorted(found, key=lambda leaf: first.get(leaf, len(graph.nodes)))
-    probe = _Probe(graph, readings.data, len(order))
+    probe = Probe(graph, readings.data, len(order))
     # The first stays: by it, caches of decoders tell how far they are
     branches = {} if drops is None else {b.leaf: b for b in branches_of(graph)[1:]}
     out = {}
@@ -97,7 +107,7 @@ def measured(
     return {leaf: out[leaf] if leaf in out else s * level for leaf, s in scores.items()}
 
 
-def _first_reads(graph: Graph) -> dict[Axis, int]:
+def first_reads(graph: Graph) -> dict[Axis, int]:
     """For each leaf the place of the first node that reads it: of a value, or of a weight whose
     result has it no more."""
     first: dict[Axis, int] = {}
@@ -142,7 +152,7 @@ def _errors(
     blocks: Mapping[Axis, Axis],
     many: Sequence[Reader],
     read: Mapping[str, Reading],
-    probe: _Probe,
+    probe: Probe,
     branch: Branch | None = None,
 ) -> list[tuple[int, float]]:
     """The error of the outputs with the lowest of ``leaf`` gone, for the count of each level; with
@@ -167,11 +177,11 @@ def _errors(
         refits: Refits = {}
         for reader, surgeon in surgeons:
             surgeon.drop(gone.reshape(-1))
-            _refit(reader, surgeon.weight(), read[key_of(reader.layer)], refits)
+            put_refit(reader, surgeon.weight(), read[key_of(reader.layer)], refits)
         for reader in able if probe.logits is not None else ():
             reading = read[key_of(reader.layer)]
-            _refit(
-                reader, refitted(reading, _inputs(reader, order[..., :count]))[0], reading, refits
+            put_refit(
+                reader, refitted(reading, inputs_of(reader, order[..., :count]))[0], reading, refits
             )
         kept = Selection(
             {leaf: np.sort(order[..., count:], axis=-1)},
@@ -186,7 +196,7 @@ def _errors(
     return out
 
 
-def _inputs(reader: Reader, indices: NDArray[np.int64]) -> torch.Tensor:
+def inputs_of(reader: Reader, indices: NDArray[np.int64]) -> torch.Tensor:
     """Which inputs [b, k] of a layer belong to ``indices`` of a leaf, of each block in a row."""
     import torch
 
@@ -197,7 +207,7 @@ def _inputs(reader: Reader, indices: NDArray[np.int64]) -> torch.Tensor:
     return torch.from_numpy((reader.owner >= 0) & gone[reader.owner])
 
 
-def _refit(reader: Reader, weight: torch.Tensor, reading: Reading, refits: Refits) -> None:
+def put_refit(reader: Reader, weight: torch.Tensor, reading: Reading, refits: Refits) -> None:
     """The layer with ``weight`` [b, k, o], and the bias that keeps its mean."""
     layer = reader.layer
     refits.setdefault(layer.node, {})[layer.by] = layer.stored.operand(layer.array(weight))
@@ -220,11 +230,11 @@ def affordable(groups: int, samples: int) -> tuple[tuple[float, ...], int]:
     return LEVELS[-1], least
 
 
-class _Probe:
+class Probe:
     """A share of the calibration data, what the original says to it, and how far it has run: what
     lies before the first node that reads a group is the same with and without it."""
 
-    def __init__(self, graph: Graph, data: Calibration, groups: int) -> None:
+    def __init__(self, graph: Graph, data: Calibration, groups: int, rows: int = ROWS) -> None:
         from irprune.run.statistics import Tape
 
         self.logits = logits_of(graph)
@@ -233,7 +243,7 @@ class _Probe:
             batches = data.joined(samples)
         else:
             self.levels = LEVELS[-1]
-            batches = [shortened(graph, b) for b in data.joined(ROWS)]
+            batches = [shortened(graph, b) for b in data.joined(rows)]
         self.counted = [self.logits.weights(b.inputs) if self.logits else None for b in batches]
         self.graph, self.tape, self.at = graph, Tape(graph), 0
         floating = [i for i, v in enumerate(graph.outputs) if is_real(v.dtype)]
@@ -244,10 +254,11 @@ class _Probe:
         self.begun = [self.tape.start(b.inputs) for b in batches]
         self.said = self._outputs(None)
 
-    def go_to(self, node: int) -> None:
-        """Run the original up to a place in the graph's order, not before the last one."""
+    def go_to(self, node: int, hook: Hook | None = None) -> None:
+        """Run the original, under ``hook``, up to a place in the graph's order, not before the last
+        one."""
         for env, symbols in zip(self.begun, self.symbols, strict=True):
-            self.tape.advance(env, symbols, self.at, node)
+            self.tape.advance(env, symbols, self.at, node, hook)
         self.at = node
 
     def _outputs(self, hook: Hook | None) -> list[list[torch.Tensor]]:
@@ -259,9 +270,8 @@ class _Probe:
             out.append([self.tape.read(env, self.graph.outputs[i]) for i in self.judged])
         return out
 
-    def error(self, kept: Selection, refits: Refits) -> float:
-        """How far the outputs under ``kept`` with some operands replaced are off, averaged over
-        outputs."""
+    def hook(self, kept: Selection, refits: Refits) -> Hook:
+        """What runs nodes under ``kept`` with some operands replaced."""
         from irprune.run.oracle import silencer
 
         silence = silencer(kept, self.tape.device)
@@ -271,7 +281,12 @@ class _Probe:
                 operands[i] = tensor.to(operands[i])
             return silence(node, operands, run)
 
-        ours = self._outputs(hook)
+        return hook
+
+    def error(self, kept: Selection, refits: Refits) -> float:
+        """How far the outputs under ``kept`` with some operands replaced are off, averaged over
+        outputs."""
+        ours = self._outputs(self.hook(kept, refits))
         if self.logits is not None:
             return self._divergence(ours)
         errors = [

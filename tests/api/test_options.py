@@ -43,6 +43,10 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--max-ratio": (["0.75"], {"max_ratio": 0.75}),
     "--prefer": (["head_dim"], {"prefer": "head_dim"}),
     "--no-per-block": ([], {"per_block": False}),
+    "--uniform": ((), {"uniform": True}),
+    "--per-layer": ((), {"uniform": False}),
+    "--drop-blocks": ((), {"drop_blocks": True}),
+    "--no-drop-blocks": ((), {"drop_blocks": False}),
     "--reduce": (["max"], {"reduce": "max"}),
     "--normalise": (["lamp"], {"normalise": "lamp"}),
     "--seed": (["7", "--importance", "random"], {"seed": 7, "importance": "random"}),
@@ -165,7 +169,7 @@ def test_a_name_that_is_no_option_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("to", "cls", "own"),
-    [("choose", Choose, {"times"}), ("score", Score, {"p", "keep", "ratios", "prefer"})],
+    [("choose", Choose, {"times", "uniform"}), ("score", Score, {"p", "keep", "ratios", "prefer"})],
 )
 def test_the_fields_of_a_pass_are_the_options_that_go_to_it(
     to: str, cls: type, own: set[str]
@@ -232,9 +236,16 @@ def test_every_option_that_a_command_line_can_say_has_a_flag() -> None:
     assert {flag.name for option in OPTIONS.values() for flag in option.flags} == set(SAID)
     assert [flag.key for flag in OPTIONS["budget"].flags] == [*MEASURES, "latency"]
     given = {p.opts[0] for p in command.prune.params if isinstance(p, click.Option)} - {"--trust"}
-    assert given == {*SAID, "--output", "-o", "--input", "--pretrained", "--plan", "--json"} - {
-        "--output"
-    }
+    assert given == {
+        *SAID,
+        "--output",
+        "-o",
+        "--input",
+        "--pretrained",
+        "--plan",
+        "--json",
+        "--format",
+    } - {"--output"}
 
 
 @pytest.mark.parametrize("flag", SAID)
