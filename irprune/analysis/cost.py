@@ -203,11 +203,7 @@ class Costs:
         if isinstance(choice, Selection) and choice.dropped:
             rest = take_out(self.graph.copy(), choice.dropped)
             return Costs(rest, self.symbols).at(Selection(choice.choice, choice.within))
-        counts = (
-            {a: int(k.shape[-1]) for a, k in choice.choice.items()}
-            if isinstance(choice, Selection)
-            else choice
-        )
+        counts = choice.counts if isinstance(choice, Selection) else choice
         for a, n in counts.items():
             if a.reason is not None and n != a.size:
                 raise ValueError(f"{a!r} is frozen: {a.reason}")

@@ -72,9 +72,10 @@ def measured(
     drops: dict[Axis, float] | None = None,
 ) -> dict[Axis, Scores]:
     """``scores`` scaled so that the sum of the lowest is the error of the outputs without them: the
-    mean over floating-point outputs of the squared difference relative to the square of the output;
-    of a model without any the share of elements that differ; of one whose output is logits the
-    divergence of the next token's distributions (``irprune.run.logits``).
+    mean over floating-point outputs of the squared difference relative to the square of the output
+    (of each channel, where their scales are unlike), of probabilities their divergence; of a model
+    without any the share of elements that differ; of one whose output is logits the divergence of
+    the next token's distributions (``irprune.run.logits``).
 
     With ``drops``, the error without a residual branch is put there for the leaf that its last
     layer sums over, in place of the error with one index left. Groups that are ``spared`` keep
@@ -235,6 +236,7 @@ class Probe:
     lies before the first node that reads a group is the same with and without it."""
 
     def __init__(self, graph: Graph, data: Calibration, groups: int, rows: int = ROWS) -> None:
+        from irprune.run.difference import channel_dims
         from irprune.run.statistics import Tape
 
         self.logits = logits_of(graph)
@@ -250,6 +252,8 @@ class Probe:
         self.judged = floating or list(range(len(graph.outputs)))
         if self.logits is not None:
             self.judged = [self.logits.output]
+        dims = channel_dims(graph)
+        self.dims = [dims[i] for i in self.judged]
         self.symbols = [self.tape.symbols(b.inputs) for b in batches]
         self.begun = [self.tape.start(b.inputs) for b in batches]
         self.said = self._outputs(None)
@@ -290,8 +294,10 @@ class Probe:
         if self.logits is not None:
             return self._divergence(ours)
         errors = [
-            _off(list(a), list(b))
-            for a, b in zip(zip(*ours, strict=True), zip(*self.said, strict=True), strict=True)
+            _off(list(a), list(b), dim)
+            for a, b, dim in zip(
+                zip(*ours, strict=True), zip(*self.said, strict=True), self.dims, strict=True
+            )
         ]
         return sum(errors) / len(errors)
 
@@ -303,20 +309,27 @@ class Probe:
         return sum(total for total, _ in found) / max(1, sum(count for _, count in found))
 
 
-def _off(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
-    """The squared difference of one output over all batches, relative to its square; of one that is
-    not floating-point the share of elements that differ."""
+def _off(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], dim: int | None) -> float:
+    """The squared difference of one output over all batches, relative to its square, with its
+    channels along ``dim``; of probabilities how far they diverge; of one that is not floating-point
+    the share of elements that differ."""
     import torch
 
+    from irprune.run.difference import divergence, is_distribution, square_off, units
+
+    alike = all(a.shape == b.shape for a, b in zip(ours, theirs, strict=True))
+    if alike and all(b.is_floating_point() and is_distribution(b) for b in theirs):
+        return divergence(ours, theirs)
+    unit = None
+    if alike and theirs[0].is_floating_point():
+        unit = units(theirs[0], dim)
     off = power = 0.0
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape:  # as many as were found
             off, power = off + max(1, b.numel()), power + max(1, b.numel())
         elif b.is_floating_point():
-            off, power = (
-                off + float((a.double() - b.double()).square().sum()),
-                power + float(b.double().square().sum()),
-            )
+            more, whole = square_off(a, b, unit)
+            off, power = off + more, power + whole
         else:
             off, power = off + float(torch.ne(a, b).sum()), power + b.numel()
     return off / power if power > 0 else float(off > 0)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import irprune
+from irprune import api
 from irprune.analysis.branches import branches_of
 from irprune.analysis.cost import Costs
 from irprune.api.option_kinds import read_amount
@@ -349,7 +350,7 @@ def test_a_budget_over_a_part(model: _Decoder) -> None:
 
 
 def test_the_command_line_spells_it() -> None:
-    assert read_amount("0.8") == 0.8
-    assert read_amount("layers*=0.8,head*=0.5") == {"layers*": 0.8, "head*": 0.5}
-    with pytest.raises(IrpruneError, match="no number"):
-        read_amount("layers*=much")
+    assert read_amount("params", "layers*=0.8,head*=50%") == {"layers*": 0.8, "head*": 0.5}
+    assert api.Options(budget={"params": "layers*=0.8"}).budget == {"params of layers*": 0.8}
+    with pytest.raises(IrpruneError, match="a share"):
+        read_amount("params", "layers*=much")
