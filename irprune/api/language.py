@@ -15,15 +15,12 @@ from irprune.analysis.blocks import blocks_of
 from irprune.api.options import Options
 from irprune.criteria.readings import readings_of
 from irprune.criteria.remeasured import remeasured
-from irprune.ir.axis import Axis, find
+from irprune.ir.axis import find
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
-from irprune.ir.selection import Selection
 from irprune.run.logits import logits_of
 
 __all__ = ["refine", "settle_for_logits"]
-
-ROUNDS = 2  # choices made anew, at most
 
 DEFAULTS: dict[str, Any] = {"importance": "contribution", "repair": ("static",)}
 
@@ -59,30 +56,19 @@ def settle_for_logits(options: Options, graph: Graph) -> None:
 
 
 def refine(graph: Graph, options: Options, run: Callable[[], object]) -> None:
-    """Measure the choice of ``graph`` again around itself and let ``run`` choose anew, as long as
-    that loses less; of models that give logits, by options that were settled for them."""
+    """Measure the choice of ``graph`` again around itself and let ``run`` choose anew; what loses
+    less stays. Of models that give logits, where losses are measured."""
     values = options.values
     if values["normalise"] != "measured" or logits_of(graph) is None or graph.kept is None:
         return
     groups = [g for g in groups_of(graph) if not g.frozen and g.axis in graph.scores]
     blocks = blocks_of(graph)
-    best: tuple[float, Selection, dict[Axis, str]] | None = None
-    for number in range(ROUNDS + 1):
-        seen = remeasured(
-            graph.scores,
-            graph,
-            groups,
-            blocks,
-            options.readings or values["calibration"],
-            graph.kept,
-        )
-        if best is not None and seen.error >= best[0]:
-            break
-        best = (seen.error, graph.kept, graph.skipped)
-        if number == ROUNDS:
-            break
-        graph.scores = seen.scores
-        graph.drops = {x: e * seen.factors.get(x, 1.0) for x, e in graph.drops.items()}
-        run()
-    assert best is not None
-    _, graph.kept, graph.skipped = best
+    data = options.readings or values["calibration"]
+    before, skipped = graph.kept, graph.skipped
+    seen = remeasured(graph.scores, graph, groups, blocks, data, before)
+    graph.scores = seen.scores
+    graph.drops = {x: e * seen.factors.get(x, 1.0) for x, e in graph.drops.items()}
+    run()
+    now = remeasured(graph.scores, graph, groups, blocks, data, graph.kept, around=False)
+    if now.error >= seen.error:
+        graph.kept, graph.skipped = before, skipped

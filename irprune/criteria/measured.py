@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irprune.analysis.branches import Branch, branches_of
+from irprune.base.journal import current
+from irprune.base.progress import tell
 from irprune.criteria import Scores
 from irprune.criteria.consumers import Reader, readers
 from irprune.criteria.obs import Surgeon
@@ -85,23 +87,37 @@ def measured(
     have them, and for each group and level a run of a few samples from the first node on that reads
     the group. Raises IrpruneError where there are no data, and for activations that are NaN."""
     readings = readings_of(calibration, graph, "measured")
+    journal, names = current(), {g.axis: g.name for g in groups}
+    known: dict[Axis, list[tuple[int, float]]] = {}
+    for g in groups if journal is not None else ():
+        if journal is not None and (held := journal.get("measured", g.name)) is not None:
+            known[g.axis] = [(int(n), float(e)) for n, e in held]
     wanted = [g for g in groups if g.axis in scores and g.axis not in spared]
     found = readers(graph, wanted, blocks)
     first = first_reads(graph)
-    order = sorted(found, key=lambda leaf: first.get(leaf, len(graph.nodes)))
-    probe = Probe(graph, readings.data, len(order))
+    order = sorted(
+        (x for x in found if x not in known), key=lambda leaf: first.get(leaf, len(graph.nodes))
+    )
     # The first stays: by it, caches of decoders tell how far they are
     branches = {} if drops is None else {b.leaf: b for b in branches_of(graph)[1:]}
-    out = {}
+    for x in branches:
+        if drops is not None and x in known:
+            drops[x] = known[x].pop()[1]
+    out = {x: scaled(scores[x], known[x]) for x in found if x in known}
+    probe = Probe(graph, readings.data, len(found)) if order else None
     for some in readings.portions({x: [r.layer for r in found[x]] for x in order}):
         read = readings.of([r.layer for x in some for r in found[x]], products=True)
         for leaf in some:
+            assert probe is not None
             probe.go_to(first.get(leaf, len(graph.nodes)))
             branch = branches.get(leaf)
             errors = _errors(leaf, scores[leaf], blocks, found[leaf], read, probe, branch)
+            if journal is not None:
+                journal.put("measured", names[leaf], np.asarray(errors, dtype=np.float64))
             if branch is not None and drops is not None:
                 drops[leaf] = errors.pop()[1]
             out[leaf] = scaled(scores[leaf], errors)
+            tell("measuring groups", len(out), len(found))
     level = sum(float(out[x].sum()) for x in out) / max(
         sum(float(scores[x].sum()) for x in out), 1e-300
     )

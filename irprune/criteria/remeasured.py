@@ -53,10 +53,11 @@ def remeasured(
     blocks: Mapping[Axis, Axis],
     calibration: Any,
     kept: Selection,
+    around: bool = True,
 ) -> Remeasured:
     """Measure around ``kept`` what each group that can be cut costs; ``blocks`` as for criteria.
-    Groups that a branch took with it, and those of which all was kept for other reasons, keep their
-    scores."""
+    Without ``around`` only the error of the choice is measured. Groups that a branch took with it,
+    and those of which all was kept for other reasons, keep their scores."""
     readings = readings_of(calibration, graph, "remeasured")
     found = readers(graph, [g for g in groups if g.axis in scores], blocks)
     first = first_reads(graph)
@@ -76,7 +77,7 @@ def remeasured(
     hook = probe.hook(kept, whole)
     error = probe.error(kept, whole)
     out, factors = dict(scores), {}
-    for leaf in order:
+    for leaf in order if around else ():
         probe.go_to(first.get(leaf, len(graph.nodes)), hook)
         size = scores[leaf].shape[-1]
         step = max(1, size // STEP)
