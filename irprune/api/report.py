@@ -41,15 +41,34 @@ class Change:
 
 @dataclass
 class Report:
-    """``params``, ``macs``, ``bytes`` (of all stored arrays) and ``activation`` (peak bytes) before
-    and after; groups; checks.
+    """What a prune did, and what its checks measured.
 
-    ``proof`` is None where none was asked for, ``parity`` until an ONNX file is written,
-    ``latency`` without a budget on it, ``trials`` where no metric was to be kept. ``unruled`` names
-    operators without a rule, whose axes are frozen. ``sizes`` says at which shapes of inputs with
-    open sizes costs were counted, "" where there are none. ``options`` are those that differ from
-    the defaults, ``command`` is the command line, "" where there was none; ``details`` collects
-    what the page shows beyond this."""
+    Attributes:
+        name: The name of the model.
+        params: The number of parameters, before and after.
+        macs: Multiply-accumulate operations of one call at ``sizes``, before and after.
+        bytes: Bytes of all stored arrays, before and after.
+        activation: Peak bytes of activations in one call, before and after.
+        memory: Bytes by what they are for, before and after: weights, gradients, optimizer,
+            activations, saved, cache (``irprune.analysis.memory.Memory``).
+        communication: Bytes that a rank sends in a training step by how the ranks share it, before
+            and after: ddp, fsdp, tensor (``irprune.analysis.memory.Communication``).
+        groups: The groups that may be cut, each with its width before and after.
+        frozen: The groups that may not, each with the reason.
+        unruled: Operators without a rule, whose axes are frozen, and where each stands.
+        notes: What else the user should know, a sentence each.
+        proof: The comparison with the silenced original; None where none was asked for.
+        parity: The comparison of the ONNX file with the module; None until one is written.
+        repair: What a repair did; None where there was none.
+        latency: Predicted and measured times; None without a budget on them.
+        trials: The models that were tried to keep a metric; None where none was to be kept.
+        seconds: The time of each stage, in seconds.
+        sizes: The shapes of inputs with open sizes at which costs were counted; "" where there are
+            none.
+        options: The options that differ from the defaults.
+        command: The command line; "" where there was none.
+        details: Collects what the page shows beyond this (``irprune.api.page.collect``).
+    """
 
     name: str
     params: Change
@@ -69,6 +88,8 @@ class Report:
     sizes: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+    memory: dict[str, Change] = field(default_factory=dict)
+    communication: dict[str, Change] = field(default_factory=dict)
     details: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
 
     @property
@@ -77,8 +98,15 @@ class Report:
         return all(g.kept == g.size for g in self.groups)
 
     def as_dict(self, timings: bool = False) -> dict[str, Any]:
-        """Plain data for JSON; the same call gives the same data, unless ``timings`` asks for the
-        seconds that it took."""
+        """Plain data for JSON.
+
+        Args:
+            timings: Whether the seconds that it took are among them; without them the same call
+                gives the same data.
+
+        Returns:
+            Dictionaries and lists of text and numbers.
+        """
         proof = self.proof.as_dict() if self.proof is not None else None
         took = {"seconds": {k: round(v, 4) for k, v in self.seconds.items()}} if timings else {}
         if proof is not None and not timings:
@@ -90,6 +118,8 @@ class Report:
             "options": self.options,
             "name": self.name,
             **counts,
+            "memory": {k: asdict(c) for k, c in self.memory.items()},
+            "communication": {k: asdict(c) for k, c in self.communication.items()},
             "groups": [asdict(g) for g in self.groups],
             "frozen": [asdict(g) for g in self.frozen],
             "unruled": self.unruled,
@@ -104,15 +134,29 @@ class Report:
         }
 
     def to_json(self, timings: bool = False, details: bool = False) -> str:
-        """``as_dict`` as JSON; infinite errors are written as strings. ``details`` adds what
-        ``irprune report`` makes the page of."""
+        """``as_dict`` as JSON; infinite errors are written as strings.
+
+        Args:
+            timings: As for ``as_dict``.
+            details: Whether to add what ``irprune report`` makes the page of.
+
+        Returns:
+            The text of report.json.
+        """
         data = self.as_dict(timings)
         if details and self.details is not None:
             data["details"] = {k: v for k, v in self.details().items() if k != "plan"}
         return json.dumps(finite(data), indent=1) + "\n"
 
     def text(self, seconds: bool = False) -> str:
-        """The report as text; ``seconds`` adds those of every stage."""
+        """The report as the command line prints it.
+
+        Args:
+            seconds: Whether the seconds of every stage stand below it.
+
+        Returns:
+            Lines of text.
+        """
         if not seconds or not self.seconds:
             return str(self)
         took = ", ".join(f"{stage} {s:.2f} s" for stage, s in self.seconds.items())
@@ -148,7 +192,11 @@ class Report:
         return "\n".join(printable(line, _LONGEST) for line in lines)
 
     def to_html(self) -> str:
-        """One page that stands alone, for a browser without a network."""
+        """The report as one page that stands alone, for a browser without a network.
+
+        Returns:
+            The text of report.html.
+        """
         return render(finite(self.as_dict()), finite(self.details()) if self.details else None)
 
 

@@ -101,7 +101,13 @@ def _report(place: str) -> tuple[Path, dict[str, Any]]:
         ) from broken
     if not isinstance(data, dict) or not {"params", "macs", "groups"} <= data.keys():
         raise IrpruneError("this is no report", str(file), "give the report.json of a folder")
-    return file, {"version": "", "command": "", "options": {}, "trials": None, **data}
+    return file, {
+        "version": "",
+        "command": "",
+        "options": {},
+        "trials": None,
+        **data,
+    }  # of earlier versions
 
 
 def _is_plan(place: str) -> bool:

@@ -121,6 +121,8 @@ def _steps(
         if state is not None:
             current.load_state_dict(state)
     bounds = _bounds(model, args, kwargs, budget, captured)
+    if options.get("calibration") is None:
+        options = {**options, "calibration": False}  # training makes up for it
     for i in range(len(plans), len(ways)):
         before = ways[i - 1] if i else 0.0
         if ratio is not None:

@@ -213,13 +213,14 @@ def test_the_drawing_is_zoomed_and_moved_by_keys(page: str, tmp_path: Path) -> N
         """const graph = document.querySelector("#graph"), box = () => graph.getAttribute("viewBox").split(" ").map(Number);
         const first = box(); document.querySelector("[data-zoom='1.25']").click(); const near = box();
         graph.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight", cancelable: true})); const moved = box();
-        document.querySelector("[data-zoom='0']").click(); return [first, near, moved, box()];""",
+        document.querySelector("[data-zoom='0']").click();
+        return [first, near, moved, box(), graph.dataset.home.split(" ").map(Number)];""",
         tmp_path,
     )
     assert met == []
-    first, near, moved, again = made
+    first, near, moved, again, home = made
     assert near[2] == pytest.approx(first[2] / 1.25, abs=0.2) and moved[0] > near[0]
-    assert again == first
+    assert again == home
 
 
 @browser

@@ -29,6 +29,8 @@ _COUNTS = {
     "activation": "peak activation bytes",
 }
 
+_AMOUNTS = {"memory": "bytes of memory", "communication": "bytes sent in a step"}
+
 
 def render(report: Mapping[str, Any], details: Mapping[str, Any] | None = None) -> str:
     """The page.
@@ -48,6 +50,16 @@ def render(report: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
         "cards": [
             _card(title, shown[key], _batch(more) if key == "macs" else 1)
             for key, title in _COUNTS.items()
+        ],
+        "amounts": [
+            {
+                "what": f"{title}: {name}",
+                "before": c["before"],
+                "after": c["after"],
+                "left": _left(c),
+            }
+            for key, title in _AMOUNTS.items()
+            for name, c in (shown.get(key) or {}).items()
         ],
         "checks": list(_checks(shown)),
         "notes": [
@@ -317,8 +329,11 @@ def _drawing(boxes: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             lines.append(
                 f"M{fx + 75:.0f} {fy + 26:.0f}c0 {bend:.0f} {x - fx:.0f} {bend:.0f} {x - fx:.0f} {y - fy - 26:.0f}"
             )
+    wide, deep = high - low, max(y for _, y in at) + 66
+    near = min(max(wide, 900.0), 1400.0)  # wide enough to be read: the whole is a button away
     return {
-        "box": f"{low:.0f} -20 {high - low:.0f} {max(y for _, y in at) + 66:.0f}",
+        "box": f"{low:.0f} -20 {wide:.0f} {deep:.0f}",
+        "first": f"{(low + high - near) / 2:.0f} -20 {near:.0f} {min(deep, near * 0.5):.0f}",
         "lines": "".join(lines),
         "boxes": [
             {

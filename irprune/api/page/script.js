@@ -56,6 +56,12 @@
       row.nextElementSibling.hidden = !open;
       row.classList.toggle("lit", open);
       light(open ? button.dataset.g : null);
+      const first = one("#graph .lit");
+      if (first) {
+        const [x, y] = first.getAttribute("transform").match(/-?\d+/g).map(Number);
+        const [, , w, h] = one("#graph").getAttribute("viewBox").split(" ").map(Number);
+        one("#graph").setAttribute("viewBox", `${x + 75 - w / 2} ${y - h / 4} ${w} ${h}`);
+      }
     });
   }
 
