@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from irprune.analysis.cost import Costs, repeated
@@ -18,8 +19,10 @@ from irprune.analysis.sizes import shown_sizes
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
 from irprune.api.forecast import forecast
+from irprune.api.language import refine, settle_for_logits
 from irprune.api.option import documented
 from irprune.api.options import Options, device_of
+from irprune.api.page import collect
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
 from irprune.api.resume import journal_of
@@ -92,6 +95,7 @@ def prune(
             check_weights(graph, ranked(graph) if read else ())
             _check_rules(graph, chosen)
         with clock("score"):
+            settle_for_logits(chosen, graph)
             _say_cost(graph, chosen)
             with kept(journal_of(graph, chosen)):
                 chosen.score().run(graph)
@@ -193,6 +197,8 @@ def _choose(graph: Graph, options: Options) -> Found:
             choose_uniform(graph, choose, lambda trial: trial.run(graph))
         else:
             choose.run(graph)
+            if budget:
+                refine(graph, options, lambda: choose.run(graph))
         return Found()
     from irprune.api.latency_search import choose_in_time
 
@@ -279,6 +285,7 @@ def _finish(
         cut = cut_graph(graph)
     with clock("report"):
         report = _report(graph)
+        report.details = partial(collect, graph)
         asked = options.values["budget"] is None and options.values["ratio"]
         if report.cuts_nothing and asked and not options.searches:
             report.notes.insert(0, _nothing(report))
@@ -305,9 +312,10 @@ def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:
     assert isinstance(names, tuple)
     if say is not None:
         say(f"repairing by {' and '.join(names)}")
-    pruned.report.repair = repair(
-        pruned.graph, pruned.cut, pruned.options.values["calibration"], names
-    )
+    options = pruned.options
+    data = options.readings or options.values["calibration"]
+    pruned.report.repair = repair(pruned.graph, pruned.cut, data, names)
+    options.readings = None  # they are large
     if not pruned.from_onnx:
         pruned._module = None
         pruned.module  # noqa: B018 - made again from the new weights
