@@ -5,6 +5,7 @@ from __future__ import annotations
 
 __all__ = [
     "CAPTURE",
+    "FAINT",
     "FLOAT32",
     "FLOAT64",
     "GRADIENT",
@@ -38,3 +39,7 @@ GRADIENT32 = 1e-2
 # Gradients below this share of the largest one of all are compared with that share of it.
 GRADIENT_FLOOR = 1e-5
 GRADIENT_FLOOR32 = 1e-2
+
+# Outputs below this share of what the original gives are compared with that share of it: kernels
+# round a sigmoid to 1e-7 of its range, however small it is.
+FAINT = 1e-2

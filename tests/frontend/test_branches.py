@@ -98,3 +98,21 @@ def test_the_command_line_takes_a_value(
     assert "for rate=16000 alone" in " ".join(capsys.readouterr().out.split())
     assert run(Path(out), 16000).shape == (1, 4, 64)
     assert irprune.cli.run(["prune", str(file), "-o", out]) == 1
+
+
+def test_what_says_unknown_makes_no_sizes_the_same(tmp_path: Path) -> None:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["?", 3, "?", "?"])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["?", 4, "?", "?"])
+    draw = np.random.default_rng(0).standard_normal
+    weights = [
+        numpy_helper.from_array(draw((16, 3, 3, 3)).astype("f4"), "a"),
+        numpy_helper.from_array(draw((4, 16, 1, 1)).astype("f4"), "b"),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "a"], ["h"]),
+        helper.make_node("Conv", ["h", "b"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "g", [x], [y], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    report = irprune.prune(model, (), {"x": np.zeros((1, 3, 48, 192), "f4")}).report
+    assert report.sizes == "x: 1x3x48x192"

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from irprune.frontend.onnx.order import reads
 
@@ -78,8 +79,6 @@ def _computed(
     node: onnx.NodeProto, known: Mapping[str, Array], model: onnx.ModelProto
 ) -> dict[str, Array]:
     """The results of ``node`` on known operands; none where they are large or nothing says how."""
-    from onnx.reference import ReferenceEvaluator
-
     if node.domain not in ("", "ai.onnx") or any(known[n].size > _SMALL for n in node.input if n):
         return {}
     names = list(dict.fromkeys(n for n in node.input if n))

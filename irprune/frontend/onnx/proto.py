@@ -47,6 +47,12 @@ def identifier(name: str) -> str:
 _TAKEN = frozenset(keyword.kwlist) | {"max", "min", "int", "math"}  # what sizes are written with
 
 
+def is_named(dim: str) -> bool:
+    """Whether ``dim`` names a size: what says "unknown" wherever it stands, as PaddlePaddle writes
+    it, makes no two sizes the same."""
+    return dim not in ("", "?", "-1", "None")
+
+
 def value_type(proto: onnx.TypeProto, fresh: Callable[[], Size]) -> TensorType:
     """The type of a value; ``fresh()`` gives a symbol for each dimension that has no name."""
     if not proto.HasField("tensor_type"):
@@ -58,7 +64,7 @@ def value_type(proto: onnx.TypeProto, fresh: Callable[[], Size]) -> TensorType:
     for d in tensor.shape.dim:
         if d.HasField("dim_value") and d.dim_value >= 0:
             shape.append(d.dim_value)
-        elif d.HasField("dim_param") and d.dim_param:
+        elif d.HasField("dim_param") and is_named(d.dim_param):
             shape.append(symbol(identifier(d.dim_param)))
         else:
             shape.append(fresh())

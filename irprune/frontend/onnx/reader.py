@@ -32,6 +32,7 @@ from irprune.frontend.onnx.proto import (
     dense,
     dtype_of,
     identifier,
+    is_named,
     type_proto,
     value_type,
 )
@@ -625,7 +626,7 @@ class _Reader:
         for d in proto.tensor_type.shape.dim:
             if d.HasField("dim_value"):
                 shape.append(d.dim_value if d.dim_value >= 0 else self.fresh())
-            elif d.dim_param:
+            elif is_named(d.dim_param):
                 key = d.dim_param
                 shape.append(self.symbols.get(key) or symbol(identifier(key)))
             else:
