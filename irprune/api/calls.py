@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from irprune.analysis.cost import Costs, repeated
@@ -18,13 +19,18 @@ from irprune.analysis.sizes import shown_sizes
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
 from irprune.api.forecast import forecast
+from irprune.api.language import refine, settle_for_logits
 from irprune.api.option import documented
 from irprune.api.options import Options, device_of
+from irprune.api.page import collect
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
+from irprune.api.resume import journal_of
 from irprune.api.uniform import choose_uniform
 from irprune.api.without_data import say_unkept, with_data
 from irprune.base.garbage import without_collection
+from irprune.base.journal import kept
+from irprune.base.progress import heard
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.criteria import refuses_nan
@@ -89,8 +95,10 @@ def prune(
             check_weights(graph, ranked(graph) if read else ())
             _check_rules(graph, chosen)
         with clock("score"):
+            settle_for_logits(chosen, graph)
             _say_cost(graph, chosen)
-            chosen.score().run(graph)
+            with kept(journal_of(graph, chosen)):
+                chosen.score().run(graph)
         with clock("choose"):
             return _searched(graph, chosen) if chosen.searches else _choose(graph, chosen)
 
@@ -122,10 +130,11 @@ def _pruned(
             )
         with clock("analyse"):
             analyse(graph)
-        with clock("synthesise"):
-            settled, made_of = with_data(options, graph, chooses)
-        found = choose(graph, settled, clock)
-        pruned = _finish(graph, settled, clock)
+        with heard(options.values["progress"]):
+            with clock("synthesise"):
+                settled, made_of = with_data(options, graph, chooses)
+            found = choose(graph, settled, clock)
+            pruned = _finish(graph, settled, clock)
         pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
         if made_of:
@@ -188,6 +197,8 @@ def _choose(graph: Graph, options: Options) -> Found:
             choose_uniform(graph, choose, lambda trial: trial.run(graph))
         else:
             choose.run(graph)
+            if budget:
+                refine(graph, options, lambda: choose.run(graph))
         return Found()
     from irprune.api.latency_search import choose_in_time
 
@@ -274,6 +285,7 @@ def _finish(
         cut = cut_graph(graph)
     with clock("report"):
         report = _report(graph)
+        report.details = partial(collect, graph)
         asked = options.values["budget"] is None and options.values["ratio"]
         if report.cuts_nothing and asked and not options.searches:
             report.notes.insert(0, _nothing(report))
@@ -300,9 +312,10 @@ def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:
     assert isinstance(names, tuple)
     if say is not None:
         say(f"repairing by {' and '.join(names)}")
-    pruned.report.repair = repair(
-        pruned.graph, pruned.cut, pruned.options.values["calibration"], names
-    )
+    options = pruned.options
+    data = options.readings or options.values["calibration"]
+    pruned.report.repair = repair(pruned.graph, pruned.cut, data, names)
+    options.readings = None  # they are large
     if not pruned.from_onnx:
         pruned._module = None
         pruned.module  # noqa: B018 - made again from the new weights

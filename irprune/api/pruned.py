@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,11 @@ class Pruned:
 
     def __repr__(self) -> str:
         return f"Pruned({printable(self.report.name)}: parameters {self.report.params}, MACs {self.report.macs})"
+
+    def _repr_html_(self) -> str:
+        """The report's page, in a frame, for a notebook."""
+        page = html.escape(self.report.to_html(), quote=True)
+        return f'<iframe title="report" srcdoc="{page}" style="width:100%;height:40rem;border:0"></iframe>'
 
     @property
     def from_onnx(self) -> bool:
@@ -103,7 +109,8 @@ class Pruned:
 
     def onnx(self, path: str | Path, parity: bool = True) -> Path:
         """Write the pruned model as ONNX, and compare it with the module on onnxruntime, every
-        output; the comparison is in ``report.parity``.
+        output; the comparison is in ``report.parity``. With ``bench=True`` the latency before and
+        after is in ``report.speed``.
 
         A model that came in as ONNX goes out as the file that came in, with what ``module`` holds
         where that was trained.
@@ -129,7 +136,19 @@ class Pruned:
                 )
             else:
                 self._compare(path)
+        if self.options.values["bench"]:
+            self._time(path)
         return path
+
+    def _time(self, path: Path) -> None:
+        """Put into the report how fast the file is beside the original."""
+        from irprune.api.speed import measure_speed
+
+        values = self.options.values
+        try:
+            self.report.speed = measure_speed(self.graph, path, values["device"], values["threads"])
+        except IrpruneError as refused:
+            self.report.notes.append(f"not timed: {refused.what}")
 
     def _current(self) -> Graph:
         """The cut graph of an ONNX file, with the weights of the module where there is one."""
@@ -188,7 +207,7 @@ class Pruned:
     def _describe(self, folder: Path) -> None:
         """The plan and the report."""
         self.plan.save(folder / "plan.json")
-        (folder / "report.json").write_text(self.report.to_json(), encoding="utf-8")
+        (folder / "report.json").write_text(self.report.to_json(details=True), encoding="utf-8")
         (folder / "report.html").write_text(self.report.to_html(), encoding="utf-8")
 
     def _fill(self, folder: Path) -> None:

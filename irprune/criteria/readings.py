@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from irprune.base.progress import tell
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node
@@ -76,6 +77,17 @@ class Reading:
     def square(self) -> torch.Tensor:
         """The mean square of each input [b, k]."""
         return self.variance + self.mean.square()
+
+    @property
+    def peak(self) -> torch.Tensor:
+        """The highest square of each input [b, k]; of a product of matrices over all rows."""
+        peak: torch.Tensor = self._rows.gram.peak
+        return peak
+
+    @property
+    def second_moment(self) -> torch.Tensor:
+        """The mean products of the inputs [b, k, k], in the rows' precision."""
+        return self._rows.gram.second_moment()
 
     @property
     def covariance(self) -> torch.Tensor:
@@ -176,6 +188,7 @@ def _gathered(
     total = data.count()
     half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
     for number, batch in enumerate(data):
+        tell("reading what layers see", number, -(-total // max(1, batch.size)))
 
         def hook(
             node: Node, operands: list[Any], run: Any, number: int = number, size: int = batch.size
@@ -185,6 +198,8 @@ def _gathered(
                 share = max(1, -(-limit * size // total))
                 at = sampled_rows(made.numel() // outs, share, number)
                 _add(gram, layer.read(operands, at), node.where)
+                if at is not None and layer.reads[0] == "contraction":  # nothing is unfolded
+                    gram.saw(layer.read(operands).cpu())
             return made
 
         evaluate(graph, batch.inputs, wanted=[n.out for n in stops], dtype=half, hook=hook)
