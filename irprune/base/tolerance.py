@@ -3,7 +3,7 @@ output's largest magnitude."""
 
 from __future__ import annotations
 
-__all__ = ["CAPTURE", "FLOAT32", "FLOAT64", "PARITY"]
+__all__ = ["CAPTURE", "FLOAT32", "FLOAT64", "LEAST_RANGE", "LEAST_RANGE64", "PARITY"]
 
 # A cut model sums fewer terms in another order than the silenced original: float32 differs by 1e-7
 # to 1e-5 on networks of
@@ -18,3 +18,8 @@ PARITY = 1e-4
 
 # The captured graph runs the same kernels as forward, up to fused ones that forward may pick.
 CAPTURE = 1e-4
+
+# A channel whose values vary by less than this share of their size is compared as if it varied by
+# as much: in float32 the rounding of sums is 1e-5 of their size, in float64 1e-13.
+LEAST_RANGE = 0.1
+LEAST_RANGE64 = 1e-3

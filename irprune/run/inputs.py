@@ -102,9 +102,10 @@ def index_limits(graph: Graph) -> dict[Value, Size]:
 # -- from an example -------------------------------------------------------------------------------
 
 
-def draw(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def draw(example: torch.Tensor, generator: torch.Generator, tails: bool = False) -> torch.Tensor:
     """Random numbers with the mean and spread of ``example``; integers and booleans are the
-    example's own, a constant stays."""
+    example's own, a constant stays. With ``tails`` one in four numbers lies three times as far
+    out, so that what happens seldom happens."""
     import torch
 
     if not example.is_floating_point() or example.numel() == 0 or example.is_meta:
@@ -113,19 +114,22 @@ def draw(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     spread, middle = float(flat.std(correction=0)), float(flat.mean())
     if not (0 < spread < float("inf")) or not abs(middle) < float("inf"):
         return example
-    made = torch.randn(example.shape, generator=generator, dtype=torch.float64) * spread + middle
+    made = torch.randn(example.shape, generator=generator, dtype=torch.float64) * spread
+    if tails:
+        made *= 1 + 2 * (torch.rand(example.shape, generator=generator) < 0.25)
+    made += middle
     return made.to(example.dtype).to(example.device)
 
 
 def redraw(
-    args: Sequence[Any], kwargs: dict[str, Any], seed: int = 0
+    args: Sequence[Any], kwargs: dict[str, Any], seed: int = 0, tails: bool = False
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """``args`` and ``kwargs`` with every floating-point tensor drawn anew; the same seed gives the
     same numbers."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    made = over_tensors((tuple(args), dict(kwargs)), lambda t: draw(t, generator))
+    made = over_tensors((tuple(args), dict(kwargs)), lambda t: draw(t, generator, tails))
     return made[0], made[1]
 
 
