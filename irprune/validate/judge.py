@@ -27,7 +27,7 @@ from irprune.run.oracle import Presence
 
 Call = tuple[Sequence[Any], dict[str, Any]]
 
-__all__ = ["Call", "forward_of", "forward_with", "judgeable", "judged_share", "zeroed"]
+__all__ = ["Call", "forward_of", "forward_with", "judgeable", "zeroed"]
 
 
 def judgeable(
@@ -67,24 +67,12 @@ def judgeable(
         asked, silent = _silent(node, operands, again, present, kept)
         if asked and not _same_where_present(node, plain, silent, present):
             spoilt.update(asked)
+            return silent  # else what is spoilt would spoil all that follows
         return plain
 
     evaluate(twin, inputs, dtype=dtype, hook=hook)
     left = {a: k for a, k in kept.choice.items() if a not in spoilt}
     return Selection(left, {a: h for a, h in kept.within.items() if a in left})
-
-
-def judged_share(graph: Graph, kept: Selection, judged: Selection) -> float:
-    """The share of the elements of cut weights whose cut ``judged`` makes whole."""
-    cut = sound = 0
-    for weight in graph.weights.values():
-        axes = {x for a in weight.axes or () for x in leaves(a) if kept.changes(x)}
-        size = 1
-        for s in weight.shape:
-            size *= int(s) if isinstance(s, int) else 1
-        cut += size * bool(axes)
-        sound += size * (bool(axes) and all(judged.changes(x) for x in axes))
-    return sound / cut if cut else 1.0
 
 
 def zeroed(weight: Weight, kept: Selection) -> torch.Tensor:

@@ -4,6 +4,7 @@ vary, and where what they lead to reaches an output."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -15,7 +16,10 @@ from irprune.ir.selection import Selection
 from irprune.ops.registry import lookup, readers_of, role_of
 from irprune.ops.traits import ADDED
 
-__all__ = ["is_redrawn", "redrawn", "seeds", "with_random_numbers"]
+__all__ = ["Draw", "is_redrawn", "redrawn", "seeds", "with_random_numbers"]
+
+Draw = Callable[[Weight, NDArray[Any], int], NDArray[Any]]
+"""Makes random numbers for a weight that holds an array, from a seed."""
 
 _PLAIN = 100  # the fan-in that stands for that of a vector
 _PERIOD = 1_048_573  # a prime, so that no two rows of a matrix hold the same numbers

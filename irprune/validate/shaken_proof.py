@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -25,13 +24,13 @@ from irprune.run.inputs import over_tensors, redraw
 from irprune.run.interpret import evaluate, named_types
 from irprune.run.oracle import silenced
 from irprune.run.other_sizes import other_sizes, resized
-from irprune.validate.judge import Call, forward_of, forward_with, judgeable, judged_share
+from irprune.validate.judge import Call, forward_of, forward_with, judgeable
+from irprune.validate.judge_share import judged_share
 from irprune.validate.proof_result import Proof, Shaken, is_nan, says_nothing
-from irprune.validate.random_weights import is_redrawn, redrawn, seeds, with_random_numbers
+from irprune.validate.random_weights import Draw, is_redrawn, redrawn, seeds, with_random_numbers
 
 __all__ = ["Call", "Cut", "prove_shaken"]
 
-Draw = Callable[[Weight, Any, int], Any]
 Tensors = list[torch.Tensor]
 
 _DRAWN: tuple[tuple[str, Draw | None, bool], ...] = (
@@ -231,9 +230,21 @@ class _Second:
             found.judge_error = channel_error(ours, theirs, LEAST_RANGE64)
             found.judge_tolerance = FLOAT64
         else:
-            found.judge_error, found.judge_tolerance = relative_error(ours, theirs), CAPTURE
+            found.judge_error = relative_error(ours, theirs)
+            found.judge_tolerance = CAPTURE
+            if found.judge_error > CAPTURE:
+                found.judge_tolerance = max(CAPTURE, 10 * self._rounding(twin))
         if not found.agreed:
             self._blame(twin, torch.float64 if wide else torch.float32)
+
+    def _rounding(self, twin: Graph) -> float:
+        """How far float32 is from float64 here: what a judge that names its types cannot tell from
+        a fault."""
+        narrow, wide = (
+            evaluate(twin, self._inputs(dtype), dtype=dtype)
+            for dtype in (torch.float32, torch.float64)
+        )
+        return relative_error(narrow, wide)
 
     def _blame(self, twin: Graph, dtype: torch.dtype) -> None:
         """Where the judge differs: whether that is because the captured graph does."""
