@@ -127,6 +127,9 @@ def forward_with(
     theirs = {e.tensor.data_ptr() for e in source.state.values()}
     # Forward may write to them
     own = {n: t.clone() if t.data_ptr() in theirs else t for n, t in own.items()}
+    learned = {n for n, _ in source.module.named_parameters(remove_duplicate=False)}
+    for name in learned & own.keys():  # forward may ask what is a parameter
+        own[name] = torch.nn.Parameter(own[name], requires_grad=False)
     typed = over_tensors((tuple(call[0]), call[1]), lambda t: _as(t, dtype))
     return _called(source.module, own, typed, seed)
 
