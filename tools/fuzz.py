@@ -18,6 +18,7 @@ import torch  # noqa: F401
 
 import irprune.api
 import irprune.cli.prune  # noqa: F401
+from irprune.cli import run
 from irprune.testing.fuzz import Verdict, fuzzed
 
 
@@ -31,7 +32,7 @@ def main() -> None:
     given = options.parse_args()
     done: list[Verdict] = []
     with tempfile.TemporaryDirectory() as folder:
-        for verdict in fuzzed(given.count, Path(folder), given.seed, given.kind):
+        for verdict in fuzzed(run, given.count, Path(folder), given.seed, given.kind):
             done.append(verdict)
             if verdict.wrong or given.verbose:
                 print(

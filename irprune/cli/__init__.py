@@ -12,10 +12,12 @@ from collections.abc import Sequence
 
 import click
 
-from irprune.errors import CheckFailed, IrpruneError, printable
+from irprune.errors import CheckFailed, IrpruneError, first_line, printable
 
 __all__ = ["cli", "main", "run"]
 
+# How torch says that memory is short
+_NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 _COMMANDS = {  # name -> where it is, and what it does in a line
@@ -87,6 +89,21 @@ def run(argv: Sequence[str] | None = None) -> int:
     except IrpruneError as bad:
         _complain(f"irprune: {bad.spelled(_flag)}")
         return FAILED if isinstance(bad, CheckFailed) else BAD_INPUT
+    except MemoryError as large:
+        _complain(f"irprune: this takes more memory than there is: {first_line(large)}")
+        return BAD_INPUT
+    except RecursionError:
+        _complain("irprune: the model is nested too deeply")
+        return BAD_INPUT
+    except RuntimeError as large:
+        if not any(text in str(large) for text in _NO_MEMORY):
+            raise
+        _complain(f"irprune: this takes more memory than there is: {first_line(large)}")
+        return BAD_INPUT
+    except OSError as refused:
+        where = f" ({refused.filename})" if refused.filename else ""
+        _complain(f"irprune: {refused.strerror or first_line(refused)}{where}")
+        return BAD_INPUT
     except (KeyboardInterrupt, click.Abort):
         _complain("irprune: interrupted")
         return INTERRUPTED

@@ -4,12 +4,15 @@ meaning. The same seed gives the same numbers."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.errors import IrpruneError
 from irprune.ir.dtype import element_type
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Size, evaluate, probe_of
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "check_fits",
     "draw",
     "drawn",
     "flat_tensors",
@@ -60,12 +64,28 @@ def drawn(
     return np.asarray(generator.integers(0, high, shape)).astype(kind.numpy())
 
 
+def check_fits(shape: Sequence[int], where: str) -> None:
+    """Raises IrpruneError where numbers of this shape are more than this machine can hold."""
+    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if min(shape, default=0) < 0:
+        raise IrpruneError(f"an input of shape {list(shape)}", where, "sizes are not negative")
+    if 8 * prod(shape) > held:
+        raise IrpruneError(
+            f"an input of shape {list(shape)} takes {8 * prod(shape) / 1e9:.3g} GB, more than this machine holds",
+            where,
+        )
+
+
 def random_inputs(
     graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0, default: int = 2
 ) -> dict[str, NDArray[Any]]:
     """Inputs for ``graph`` by name; symbols take ``sizes`` or ``default``. Integers fit what they
     index, booleans are fair."""
     generator, below, known = np.random.default_rng(seed), index_limits(graph), sizes or {}
+    for v in graph.inputs:
+        if v.type.shape is None:
+            raise IrpruneError(f"the input '{v.name}' is no tensor: it cannot be drawn", graph.name)
+        check_fits([evaluate(s, known, default) for s in v.shape], f"input '{v.name}'")
     return {
         v.name: drawn(
             generator,

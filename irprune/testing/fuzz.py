@@ -13,11 +13,13 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from irprune.testing.fuzz_inputs import INPUTS, Made
+
+Run = Callable[[Sequence[str]], int]
 
 __all__ = ["SECONDS", "Verdict", "fuzzed", "judged", "run_one"]
 
@@ -38,20 +40,23 @@ class Verdict:
     wrong: str
 
 
-def fuzzed(count: int, folder: Path, seed: int = 0, kinds: Sequence[str] = ()) -> Iterator[Verdict]:
-    """Run ``count`` inputs, taking the kinds in turn, made in ``folder`` and removed again."""
+def fuzzed(
+    run: Run, count: int, folder: Path, seed: int = 0, kinds: Sequence[str] = ()
+) -> Iterator[Verdict]:
+    """Give ``run``, the command line, ``count`` inputs, taking the kinds in turn, made in
+    ``folder`` and removed again."""
     names = list(kinds or INPUTS)
     for i in range(count):
-        yield run_one(names[i % len(names)], seed + i // len(names), folder)
+        yield run_one(run, names[i % len(names)], seed + i // len(names), folder)
 
 
-def run_one(kind: str, seed: int, folder: Path) -> Verdict:
+def run_one(run: Run, kind: str, seed: int, folder: Path) -> Verdict:
     """Make input ``seed`` of ``kind`` in ``folder`` and run the command line on it."""
     place = folder / f"{kind.replace(' ', '_')}_{seed}"
     place.mkdir(parents=True)
     made = INPUTS[kind](random.Random(f"{kind} {seed}"), place)
     began = time.monotonic()
-    code, said = _apart(made, place)
+    code, said = _apart(run, made, place)
     seconds = time.monotonic() - began
     wrong = judged(code, said, made)
     for p in sorted(place.rglob("*"), reverse=True):
@@ -96,12 +101,12 @@ def _unsound(output: Path) -> str:
     return ""
 
 
-def _apart(made: Made, place: Path) -> tuple[int, str]:
+def _apart(run: Run, made: Made, place: Path) -> tuple[int, str]:
     """Run the command line in a process of its own; the negative signal where it was killed."""
     log = place / "stderr.log"
     child = os.fork()
     if child == 0:
-        _child(made.argv, log)
+        _child(run, made.argv, log)
     _, status = os.waitpid(child, 0)
     said = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     if os.WIFSIGNALED(status):
@@ -109,7 +114,7 @@ def _apart(made: Made, place: Path) -> tuple[int, str]:
     return os.WEXITSTATUS(status), said
 
 
-def _child(argv: Sequence[str], log: Path) -> None:
+def _child(run: Run, argv: Sequence[str], log: Path) -> None:
     """The child's part; it never returns."""
     code = 70
     try:
@@ -124,8 +129,6 @@ def _child(argv: Sequence[str], log: Path) -> None:
         signal.alarm(SECONDS)
         held = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
-        from irprune.cli import run
-
         code = run(list(argv))
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
