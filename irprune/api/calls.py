@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from irprune.analysis.cost import Costs, repeated
 from irprune.analysis.describe import describe
+from irprune.analysis.memory import Footprint
 from irprune.analysis.sizes import shown_sizes
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
@@ -22,6 +23,7 @@ from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
 from irprune.api.uniform import choose_uniform
+from irprune.api.without_data import say_unkept, with_data
 from irprune.base.garbage import without_collection
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
@@ -42,8 +44,14 @@ __all__ = ["apply_plan", "groups", "prune"]
 
 
 def groups(graph: Graph) -> list[Group]:
-    """The coupled groups of ``graph``, free and frozen, in order of first appearance; the graph is
-    analysed where it was not."""
+    """The channels of a graph that are cut together or not at all.
+
+    Args:
+        graph: What ``irprune.capture`` gives; it is analysed where it was not.
+
+    Returns:
+        The groups, free and frozen, in order of first appearance.
+    """
     analyse(graph)
     return groups_of(graph)
 
@@ -74,7 +82,7 @@ def prune(
     """
     chosen = Options(**options)
 
-    def choose(graph: Graph, clock: Clock) -> Found:
+    def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
         with clock("analyse"):
             importance = chosen.values["importance"]
             read = importance is not None and refuses_nan(importance)
@@ -86,7 +94,7 @@ def prune(
         with clock("choose"):
             return _searched(graph, chosen) if chosen.searches else _choose(graph, chosen)
 
-    return _pruned(model, args, kwargs, chosen, choose)
+    return _pruned(model, args, kwargs, chosen, choose, chooses=True)
 
 
 def _pruned(
@@ -94,7 +102,8 @@ def _pruned(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
     options: Options,
-    choose: Callable[[Graph, Clock], Found],
+    choose: Callable[[Graph, Options, Clock], Found],
+    chooses: bool,
 ) -> Pruned:
     """Capture, choose, cut and prove; where ``forward`` computes otherwise under export, once more
     from a capture of it as it runs."""
@@ -113,9 +122,15 @@ def _pruned(
             )
         with clock("analyse"):
             analyse(graph)
-        found = choose(graph, clock)
-        pruned = _finish(graph, options, clock)
+        with clock("synthesise"):
+            settled, made_of = with_data(options, graph, chooses)
+        found = choose(graph, settled, clock)
+        pruned = _finish(graph, settled, clock)
+        pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
+        if made_of:
+            pruned.report.notes.append(made_of)
+        say_unkept(pruned.report, settled)
         return pruned
 
     short = options.values["calibration"] is None
@@ -223,7 +238,7 @@ def apply_plan(
     chosen = Options(**options)
     kept = Plan.read(plan)
 
-    def choose(graph: Graph, clock: Clock) -> Found:
+    def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
         with clock("analyse"):
             check_weights(graph)
             _check_rules(graph, chosen)
@@ -231,7 +246,7 @@ def apply_plan(
             choose_by_plan(kept, graph)
         return Found()
 
-    return _pruned(model, args, kwargs, chosen, choose)
+    return _pruned(model, args, kwargs, chosen, choose, chooses=False)
 
 
 class Clock:
@@ -309,6 +324,12 @@ def _report(graph: Graph) -> Report:
     params, size = (
         Change(before[k] - once[i], after[k] - now[i]) for i, k in enumerate(("params", "bytes"))
     )
+    footprint, counts = Footprint(graph), kept.counts
+    memory = (
+        footprint.memory({}, size.before, activation.before),
+        footprint.memory(counts, size.after, activation.after),
+    )
+    sent = footprint.communication({}), footprint.communication(counts)
     return Report(
         graph.name,
         params,
@@ -320,7 +341,14 @@ def _report(graph: Graph) -> Report:
         unruled,
         list(graph.notes),
         sizes=shown_sizes(graph),
+        memory=_changes(*memory),
+        communication=_changes(*sent),
     )
+
+
+def _changes(before: Any, after: Any) -> dict[str, Change]:
+    """The fields of two dataclasses of counts, side by side."""
+    return {k: Change(n, getattr(after, k)) for k, n in asdict(before).items()}
 
 
 def _prove(pruned: Pruned) -> None:
@@ -331,6 +359,7 @@ def _prove(pruned: Pruned) -> None:
         pruned.cut,
         lambda: pruned.module,
         lambda: device_of(pruned.options.values["device"]),
+        pruned.options.values["proof"] == "gradients",
     )
     if report.proof is None:
         report.notes.append("no proof: the weights are on the meta device")
@@ -348,6 +377,12 @@ def _prove(pruned: Pruned) -> None:
             f"the proof fails: {report.proof}",
             report.name,
             f"{advice}; {option('proof', 'False')} gives the model unproven",
+        )
+    if not report.proof.gradients_passed and pruned.options.values["proof"] == "gradients":
+        raise CheckFailed(
+            f"the proof of gradients fails: {report.proof.notes[-1]}",
+            report.name,
+            "report this as a bug; proof=True proves the outputs alone",
         )
 
 

@@ -5,26 +5,39 @@ Whether a value of the right kind is in range, the passes and criteria say that 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
-from irprune.errors import IrpruneError
+from irprune.api.user_code import callable_at, users_code
+from irprune.criteria import Importance
+from irprune.errors import IrpruneError, option
 from irprune.passes.repairs import repair_of
+from irprune.run.images import Folder, Preprocess, combined, read_preprocess
 
 __all__ = [
+    "SYNTHETIC",
     "is_bool",
     "is_budget",
     "is_number",
+    "is_numbers",
     "is_shares",
     "is_text",
     "is_texts",
     "is_whole",
     "one_of",
     "or_none",
+    "read_amount",
+    "read_numbers",
+    "read_pixels",
     "read_ratios",
     "read_repair",
+    "read_resize",
     "read_round_to",
+    "read_share",
+    "settle_budget",
     "settle_calibration",
     "settle_importance",
     "settle_keep",
@@ -33,6 +46,8 @@ __all__ = [
     "settle_scope",
 ]
 
+
+SYNTHETIC = "synthetic"  # calibration data made from what the model has stored
 
 # -- kinds of values -------------------------------------------------------------------------------
 
@@ -71,10 +86,16 @@ def is_shares(x: Any) -> bool:
     return isinstance(x, Mapping) and all(isinstance(k, str) and is_number(v) for k, v in x.items())
 
 
+def is_numbers(x: Any) -> bool:
+    """One number or several."""
+    several = isinstance(x, Sequence) and not isinstance(x, str)
+    return is_number(x) or (several and len(x) > 0 and all(map(is_number, x)))
+
+
 def is_budget(x: Any) -> bool:
-    """Numbers by measure; of latency also a text."""
+    """Numbers or texts by measure."""
     return isinstance(x, Mapping) and is_shares(
-        {k: v for k, v in x.items() if k != "latency" or not isinstance(v, str)}
+        {k: v for k, v in x.items() if not isinstance(v, str)}
     )
 
 
@@ -88,11 +109,84 @@ def one_of(names: Iterable[str]) -> str:
     return "one of " + ", ".join(names)
 
 
+# -- numbers as people write them ------------------------------------------------------------------
+
+_SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_AMOUNT = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?)(?:b|macs)?", re.I)
+
+
+def read_share(text: Any) -> float:
+    """A share as a number, or as a text in percent. Raises IrpruneError for what is neither."""
+    if is_number(text):
+        return float(text)
+    shown = str(text).strip()
+    try:
+        return float(shown[:-1]) / 100 if shown.endswith("%") else float(shown)
+    except ValueError:
+        raise IrpruneError(f"{shown!r} is no share", "", "write 0.01 or 1%") from None
+
+
+def read_amount(measure: str, text: Any) -> Any:
+    """What a budget says: a share (0.5, 50%) or an amount (28M, 1.5 G, 2e6); of latency a text with
+    a unit stays as it is. Raises IrpruneError for what is neither."""
+    if not isinstance(text, str):
+        return text
+    shown = text.strip()
+    if shown.endswith("%"):
+        return read_share(shown)
+    if measure == "latency":
+        return shown
+    found = _AMOUNT.fullmatch(shown)
+    if found is None:
+        raise IrpruneError(
+            f"the budget on {measure} is {text!r}",
+            "",
+            "a share (0.5 or 50%), or an amount (28M, 1.5G, 2e6)",
+        )
+    return float(found[1]) * _SCALES[found[2].lower()]
+
+
 # -- defaults that depend on other options ---------------------------------------------------------
 
 
+def settle_budget(budget: Any, settled: Mapping[str, Any]) -> Any:
+    """Amounts that are given as texts, read."""
+    if budget is None:
+        return None
+    return {measure: read_amount(measure, amount) for measure, amount in budget.items()}
+
+
+def _preprocess(said: Any) -> Preprocess | None:
+    """``preprocess``: a name that libraries know, or a function of the user's own."""
+    if said is None or isinstance(said, Preprocess):
+        return said
+    if isinstance(said, str):
+        own = said.partition(":")[0].endswith(".py")
+        if not own:
+            return read_preprocess(said)
+        said = callable_at(said)
+    return Preprocess(function=said)
+
+
 def settle_calibration(data: Any, settled: Mapping[str, Any]) -> Any:
-    """Data that can be read once alone are held: the criterion reads them, and the repair again."""
+    """Data that can be read once alone are held: the criterion reads them, and the repair again;
+    False is none. A folder goes with what is said of its pictures."""
+    if data is False:
+        return None
+    prepared = combined(
+        _preprocess(settled["preprocess"]),
+        mean=settled["mean"],
+        std=settled["std"],
+        resize=settled["resize"],
+        crop=settled["crop"],
+        pixels=settled["pixels"],
+    )
+    if isinstance(data, (str, Path)) and data != SYNTHETIC:
+        return Folder(data, prepared)
+    if prepared is not None:
+        raise IrpruneError(
+            "a preprocessing of images without a folder of them", "", "give calibration=FOLDER"
+        )
     return list(data) if isinstance(data, Iterator) else data
 
 
@@ -109,10 +203,20 @@ def settle_repair(chosen: Any, settled: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def settle_importance(chosen: Any, settled: Mapping[str, Any]) -> Any:
-    """The criterion: one that reads the data where there are any."""
+    """The criterion: one that reads the data where there are any; the user's own where its place is
+    named, as in "file.py:Class"."""
     if chosen is None:
         return "magnitude" if settled["calibration"] is None else "osscar"
-    return chosen
+    if not isinstance(chosen, str) or ":" not in chosen:
+        return chosen
+    made = callable_at(chosen)
+    with users_code(chosen, f"{made.__name__}()"):
+        criterion = made()
+    if not isinstance(criterion, Importance):
+        raise IrpruneError(
+            f"{made.__name__} is no criterion", chosen, "it has scores(graph, groups, blocks)"
+        )
+    return criterion
 
 
 def settle_scope(chosen: Any, settled: Mapping[str, Any]) -> Any:
@@ -147,7 +251,7 @@ def read_round_to(text: str) -> int | str:
         return int(text)
     except ValueError:
         raise IrpruneError(
-            f"--round-to {text!r} is no number", "", "a whole number from 1 on, or auto"
+            f"{option('round_to')} is {text!r}, no number", "", "a whole number from 1 on, or auto"
         ) from None
 
 
@@ -160,7 +264,9 @@ def read_ratios(pairs: Sequence[str]) -> dict[str, float]:
             out[pattern] = float(ratio)
         except ValueError:
             raise IrpruneError(
-                f"--ratio-of {pair!r} has no number behind the =", "", "write 'layer1*=0.25'"
+                f"{option('ratios')} {pair!r} has no number behind the =",
+                "",
+                "write 'layer1*=0.25'",
             ) from None
     return out
 
@@ -168,3 +274,30 @@ def read_ratios(pairs: Sequence[str]) -> dict[str, float]:
 def read_repair(names: Sequence[str]) -> Sequence[str] | bool:
     """``--repair``: names, or none."""
     return False if tuple(names) == ("none",) else names
+
+
+def read_numbers(text: str) -> tuple[float, ...]:
+    """``--mean`` and ``--std``: numbers with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise IrpruneError(f"{text!r} are no numbers", "", "as in 0.485,0.456,0.406") from None
+
+
+def read_pixels(text: str) -> tuple[float, float]:
+    """``--pixels``: what black and white become."""
+    low, dots, high = text.partition("..")
+    try:
+        if dots:
+            return float(low), float(high)
+    except ValueError:
+        pass
+    raise IrpruneError(f"--pixels {text!r} is no range", "", "as in 0..1, 0..255 or -1..1")
+
+
+def read_resize(text: str) -> int | tuple[int, int]:
+    """``--resize``: the shorter side, or height x width."""
+    parts = text.split("x")
+    if len(parts) in (1, 2) and all(part.isdecimal() and int(part) for part in parts):
+        return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+    raise IrpruneError(f"--resize {text!r} is no size", "", "as in 256, or 256x320")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions
@@ -15,6 +16,7 @@ from irprune.errors import IrpruneError, option
 from irprune.latency.table import Table
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
+from irprune.run.images import Folder
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +42,7 @@ class Options:
 
     def __init__(self, **options: Unpack[PruneOptions]) -> None:
         given = cast("dict[str, Any]", options)
+        self._given = dict(given)
         for name in given:
             if name not in OPTIONS:
                 raise IrpruneError(f"no option {name!r}", "", one_of(OPTIONS))
@@ -78,6 +81,16 @@ class Options:
         )
         return f"Options({told})"
 
+    @property
+    def open_data(self) -> bool:
+        """Whether neither data nor a criterion were chosen: what there is may decide."""
+        told = self._given
+        return all(told.get(name) is None for name in ("calibration", "importance", "loss"))
+
+    def calibrated(self, data: Any) -> Options:
+        """These options with ``data`` to calibrate on, and the defaults that go with it."""
+        return Options(**{**self._given, "calibration": data})
+
     def score(self) -> Score:
         """The pass that scores."""
         values = self.values
@@ -100,6 +113,12 @@ class Options:
             times = Table.here(self.values["device"].split(":")[0], self.values["threads"])
         return Choose(**{**self._of("choose"), "budget": budget, "times": times})
 
+    def plain(self) -> dict[str, Any]:
+        """What differs from the defaults, as plain data: of code and data their names alone."""
+        own = {name: declared.default for name, declared in OPTIONS.items() if name != "progress"}
+        values: dict[str, Any] = dict(self.values)
+        return {k: _plain(values[k]) for k, default in own.items() if values[k] is not default}
+
     def _of(self, to: str) -> dict[str, Any]:
         """The values of the options that the pass ``to`` takes."""
         return {
@@ -120,6 +139,20 @@ def check_together(given: Mapping[str, Any]) -> None:
                     "",
                     "each of them says how much goes: give one",
                 )
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, Folder):
+        return _plain(value.path)
+    if isinstance(value, (str, Path)):
+        return Path(value).name if Path(value).is_absolute() else str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple) and all(isinstance(v, (str, int, float)) for v in value):
+        return list(value)
+    return str(getattr(value, "__name__", type(value).__name__))
 
 
 def _shown(value: Any) -> str:

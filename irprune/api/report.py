@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from irprune.analysis.describe import GroupLine
 from irprune.base.format import finite, human
+from irprune.base.version import __version__
 from irprune.errors import printable
 
 if TYPE_CHECKING:
@@ -39,13 +40,33 @@ class Change:
 
 @dataclass
 class Report:
-    """``params``, ``macs``, ``bytes`` (of all stored arrays) and ``activation`` (peak bytes) before
-    and after; groups; checks.
+    """What a prune did, and what its checks measured.
 
-    ``proof`` is None where none was asked for, ``parity`` until an ONNX file is written,
-    ``latency`` without a budget on it, ``trials`` where no metric was to be kept. ``unruled`` names
-    operators without a rule, whose axes are frozen. ``sizes`` says at which shapes of inputs with
-    open sizes costs were counted, "" where there are none."""
+    Attributes:
+        name: The name of the model.
+        params: The number of parameters, before and after.
+        macs: Multiply-accumulate operations of one call at ``sizes``, before and after.
+        bytes: Bytes of all stored arrays, before and after.
+        activation: Peak bytes of activations in one call, before and after.
+        memory: Bytes by what they are for, before and after: weights, gradients, optimizer,
+            activations, saved, cache (``irprune.analysis.memory.Memory``).
+        communication: Bytes that a rank sends in a training step by how the ranks share it, before
+            and after: ddp, fsdp, tensor (``irprune.analysis.memory.Communication``).
+        groups: The groups that may be cut, each with its width before and after.
+        frozen: The groups that may not, each with the reason.
+        unruled: Operators without a rule, whose axes are frozen, and where each stands.
+        notes: What else the user should know, a sentence each.
+        proof: The comparison with the silenced original; None where none was asked for.
+        parity: The comparison of the ONNX file with the module; None until one is written.
+        repair: What a repair did; None where there was none.
+        latency: Predicted and measured times; None without a budget on them.
+        trials: The models that were tried to keep a metric; None where none was to be kept.
+        seconds: The time of each stage, in seconds.
+        sizes: The shapes of inputs with open sizes at which costs were counted; "" where there are
+            none.
+        options: The options that differ from the defaults.
+        command: The command line; "" where there was none.
+    """
 
     name: str
     params: Change
@@ -63,6 +84,10 @@ class Report:
     trials: Trials | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     sizes: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
+    memory: dict[str, Change] = field(default_factory=dict)
+    communication: dict[str, Change] = field(default_factory=dict)
 
     @property
     def cuts_nothing(self) -> bool:
@@ -70,16 +95,28 @@ class Report:
         return all(g.kept == g.size for g in self.groups)
 
     def as_dict(self, timings: bool = False) -> dict[str, Any]:
-        """Plain data for JSON; the same call gives the same data, unless ``timings`` asks for the
-        seconds that it took."""
+        """Plain data for JSON.
+
+        Args:
+            timings: Whether the seconds that it took are among them; without them the same call
+                gives the same data.
+
+        Returns:
+            Dictionaries and lists of text and numbers.
+        """
         proof = self.proof.as_dict() if self.proof is not None else None
         took = {"seconds": {k: round(v, 4) for k, v in self.seconds.items()}} if timings else {}
         if proof is not None and not timings:
             del proof["seconds"]
         counts = {k: asdict(getattr(self, k)) for k in ("params", "macs", "bytes", "activation")}
         return {
+            "irprune": __version__,
+            "command": self.command,
+            "options": self.options,
             "name": self.name,
             **counts,
+            "memory": {k: asdict(c) for k, c in self.memory.items()},
+            "communication": {k: asdict(c) for k, c in self.communication.items()},
             "groups": [asdict(g) for g in self.groups],
             "frozen": [asdict(g) for g in self.frozen],
             "unruled": self.unruled,
@@ -94,8 +131,29 @@ class Report:
         }
 
     def to_json(self, timings: bool = False) -> str:
-        """``as_dict`` as JSON; infinite errors are written as strings."""
+        """``as_dict`` as JSON; infinite errors are written as strings.
+
+        Args:
+            timings: As for ``as_dict``.
+
+        Returns:
+            The text of report.json.
+        """
         return json.dumps(finite(self.as_dict(timings)), indent=1) + "\n"
+
+    def text(self, seconds: bool = False) -> str:
+        """The report as the command line prints it.
+
+        Args:
+            seconds: Whether the seconds of every stage stand below it.
+
+        Returns:
+            Lines of text.
+        """
+        if not seconds or not self.seconds:
+            return str(self)
+        took = ", ".join(f"{stage} {s:.2f} s" for stage, s in self.seconds.items())
+        return f"{self}\n  seconds     {took}"
 
     def __str__(self) -> str:
         cut = [g for g in self.groups if g.kept < g.size]
@@ -127,7 +185,11 @@ class Report:
         return "\n".join(printable(line, _LONGEST) for line in lines)
 
     def to_html(self) -> str:
-        """One page without scripts or outside resources."""
+        """The report as a page without scripts or outside resources.
+
+        Returns:
+            The text of report.html.
+        """
         counts = {
             "parameters": self.params,
             "multiply-accumulates": self.macs,

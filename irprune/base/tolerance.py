@@ -3,7 +3,16 @@ output's largest magnitude."""
 
 from __future__ import annotations
 
-__all__ = ["CAPTURE", "FLOAT32", "FLOAT64", "LEAST_RANGE", "LEAST_RANGE64", "PARITY"]
+__all__ = [
+    "CAPTURE",
+    "FLOAT32",
+    "FLOAT64",
+    "GRADIENT",
+    "GRADIENT32",
+    "LEAST_RANGE",
+    "LEAST_RANGE64",
+    "PARITY",
+]
 
 # A cut model sums fewer terms in another order than the silenced original: float32 differs by 1e-7
 # to 1e-5 on networks of
@@ -18,6 +27,13 @@ PARITY = 1e-4
 
 # The captured graph runs the same kernels as forward, up to fused ones that forward may pick.
 CAPTURE = 1e-4
+
+# Gradients in float64: more and longer sums than in forward, still no rounding that shows.
+GRADIENT = 1e-7
+
+# Gradients in float32, where forward runs in nothing else: a ReLU that rounds to the other side of
+# 0 moves a sum by one of its terms.
+GRADIENT32 = 1e-2
 
 # A channel whose values vary by less than this share of their size is compared as if it varied by
 # as much: in float32 the rounding of sums is 1e-5 of their size, in float64 1e-13.

@@ -21,12 +21,12 @@ from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Sym, probe_of, same
 from irprune.ops.arrays import as_tensor
 from irprune.ops.dtypes import TO_TORCH
+from irprune.run.images import Folder, Preprocess, combined
 from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
+from irprune.run.pixels import plain_pixels
 
 __all__ = ["Batch", "Calibration", "noise"]
-
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,24 @@ class Batch:
 
 
 class Calibration:
-    """Checked inputs for ``graph`` from ``source``; iterating gives ``Batch`` after ``Batch``, as
-    often as asked.
+    """Checked inputs for a graph; iterating gives ``Batch`` after ``Batch``, as often as asked.
 
-    ``samples`` bounds how many samples are used, ``batch`` how many run at once (where the model
-    takes any number). A source that can be read only once (a generator) is kept; all others are
-    read again, so that memory does not grow with them. ``mean`` and ``std`` (per channel, of pixels
-    in 0..1) apply to image files alone.
+    A source that can be read only once (a generator) is kept; all others are read again, so that
+    memory does not grow with them.
 
-    Raises IrpruneError for a source that yields nothing, for shapes and types that the graph does
-    not take, and for NaN."""
+    Args:
+        source: A DataLoader, an iterable of items (tensors, tuples, dictionaries), a file or folder
+            of arrays or images (``irprune.run.images.Folder``).
+        graph: The graph whose inputs they are.
+        samples: How many samples are used at most; None for all.
+        batch: How many run at once, where the model takes any number.
+        mean: Per channel, of pixels in 0..1; for image files alone.
+        std: As ``mean``.
+
+    Raises:
+        IrpruneError: For a source that yields nothing, for shapes and types that the graph does not
+            take, and for NaN.
+    """
 
     def __init__(
         self,
@@ -72,7 +80,9 @@ class Calibration:
         self.samples = samples
         self.batch = batch
         self.notes: list[str] = []
-        self.items: Callable[[], Iterator[Any]] = _opened(source, graph, self.notes, mean, std)
+        if isinstance(source, (str, Path)):
+            source = Folder(source, combined(None, mean=mean, std=std))
+        self.items: Callable[[], Iterator[Any]] = _opened(source, graph)
         self._free: bool | None = None
         self._count: int | None = None
         if batch < 1 or (samples is not None and samples < 1):
@@ -96,14 +106,24 @@ class Calibration:
             raise _nothing()
 
     def count(self) -> int:
-        """The number of samples; the data are read for it once."""
+        """The number of samples; the data are read for it once.
+
+        Returns:
+            How many there are, at most ``samples``.
+        """
         if self._count is None:
             self._count = sum(b.size for b in self)
         return self._count
 
     def spread(self, samples: int) -> Iterator[Batch]:
-        """About ``samples`` of them, at equal distances; whole items where the graph takes no other
-        number."""
+        """Some of the samples, at equal distances.
+
+        Args:
+            samples: About how many; whole items where the graph takes no other number.
+
+        Returns:
+            Batches of them.
+        """
         stride, at = max(1, self.count() // samples), 0
         for batch in self:
             first = -at % stride
@@ -116,8 +136,14 @@ class Calibration:
                 )
 
     def joined(self, samples: int) -> list[Batch]:
-        """``spread`` in as few batches as the graph takes, without what the items hold beyond
-        inputs."""
+        """``spread`` in as few batches as the graph takes.
+
+        Args:
+            samples: About how many.
+
+        Returns:
+            The batches, without what the items hold beyond inputs.
+        """
         made = [Batch(b.inputs) for b in self.spread(samples)]
         alike = len({tuple(t.shape[1:] for t in b.inputs) for b in made}) == 1
         if len(made) < 2 or not alike or not self.resizable:
@@ -232,18 +258,12 @@ class _Stream:
 # -- sources ---------------------------------------------------------------------------------------
 
 
-def _opened(
-    source: Any,
-    graph: Graph,
-    notes: list[str],
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Callable[[], Iterator[Any]]:
+def _opened(source: Any, graph: Graph) -> Callable[[], Iterator[Any]]:
     """A function that starts reading ``source`` from its beginning."""
     if callable(source) and not isinstance(source, Iterable):
         return source  # type: ignore[no-any-return]
-    if isinstance(source, (str, Path)):
-        return _folder(Path(source), graph, notes, mean, std)
+    if isinstance(source, Folder):
+        return _folder(source, graph)
     if isinstance(source, (torch.Tensor, np.ndarray)):
         return lambda: iter([source])
     if isinstance(source, Mapping):
@@ -260,31 +280,11 @@ def _opened(
     return lambda: iter(source)
 
 
-def _folder(
-    path: Path,
-    graph: Graph,
-    notes: list[str],
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Callable[[], Iterator[Any]]:
-    if not path.exists():
-        raise IrpruneError(
-            "no such calibration folder", str(path), "give a folder of .npy, .npz or image files"
-        )
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(p for p in path.rglob("*") if p.suffix.lower() in (".npy", ".npz", *_IMAGES))
-    )
-    if not files:
-        raise IrpruneError(
-            "a calibration folder without .npy, .npz or image files",
-            str(path),
-            "put inputs there, one or many samples per file",
-        )
+def _folder(folder: Folder, graph: Graph) -> Callable[[], Iterator[Any]]:
+    """The files of a folder, one by one."""
 
     def items() -> Iterator[Any]:
-        for file in files:
+        for file in folder.files:
             suffix = file.suffix.lower()
             try:
                 if suffix == ".npy":
@@ -293,7 +293,9 @@ def _folder(
                     with np.load(file, allow_pickle=False) as held:
                         yield {k: held[k] for k in held.files}
                 else:
-                    yield _image(file, graph, mean, std)
+                    size, last = _picture_size(graph, str(file))
+                    made = folder.picture(file, _preprocess(folder, graph, file), size)
+                    yield made.transpose(0, 2, 3, 1) if last else made
             except (ValueError, OSError, EOFError) as error:
                 raise IrpruneError(
                     f"cannot be read: {error}",
@@ -304,42 +306,52 @@ def _folder(
     return items
 
 
-def _image(
-    file: Path, graph: Graph, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> Any:
-    """A picture as [1, channels, height, width] in 0..1, resized to the graph's only input."""
-    try:
-        from PIL import Image
-    except ImportError:
+def _preprocess(folder: Folder, graph: Graph, file: Path) -> Preprocess:
+    """What was said, else what the model's own first layers make plain. Raises IrpruneError where
+    neither tells."""
+    if folder.preprocess is not None:
+        return folder.preprocess
+    pixels = plain_pixels(graph)
+    if pixels is None:
         raise IrpruneError(
-            "an image file, but Pillow is not installed",
+            "images, and nothing says how this model takes them",
             str(file),
-            "pip install pillow, or save the inputs as .npy",
-        ) from None
+            "say preprocess= (--preprocess imagenet, timm:NAME, hf:FOLDER, file.py:function) or "
+            "mean=, std=, pixels= (--mean, --std, --pixels 0..1)",
+        )
+    folder.preprocess = Preprocess(pixels=pixels)
+    return folder.preprocess
+
+
+def _picture_size(graph: Graph, where: str) -> tuple[tuple[int, int, int], bool]:
+    """Channels, height and width of the only input, and whether channels come last there. Raises
+    IrpruneError for a model that takes no pictures."""
     value = graph.inputs[0]
-    if (
-        len(graph.inputs) != 1
-        or value.rank != 4
-        or any(isinstance(s, Sym) for s in value.shape[1:])
-    ):
+    sizes = [_known_size(graph, d) for d in range(value.rank)]
+    if len(graph.inputs) != 1 or value.rank != 4:
         raise IrpruneError(
             "images fit a model with one input [batch, channels, height, width]",
-            str(file),
+            where,
             "save the inputs as .npz",
         )
-    _, channels, height, width = (int(probe_of(s)) for s in value.shape)
-    with Image.open(file) as picture:
-        array = (
-            np.asarray(
-                picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]).resize((width, height)),
-                dtype=np.float32,
-            )
-            / 255
+    last = sizes[1] not in (1, 3, 4) and sizes[3] in (1, 3, 4)
+    _, channels, height, width = [sizes[d] for d in ((0, 3, 1, 2) if last else (0, 1, 2, 3))]
+    if channels is None or height is None or width is None:
+        raise IrpruneError(
+            f"the size of images for {value.name!r} is open", where, "say --input 1x3x224x224"
         )
-    array = array.reshape(height, width, channels).transpose(2, 0, 1)
-    if mean is not None and std is not None:
-        array = (array - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
-    return np.ascontiguousarray(array[None], dtype=np.float32)
+    return (channels, height, width), last
+
+
+def _known_size(graph: Graph, d: int) -> int | None:
+    """Dimension ``d`` of the first input: its own, the example's, or what the user gave."""
+    size = graph.inputs[0].shape[d]
+    if not isinstance(size, Sym):
+        return int(size)
+    if size.name in graph.sizes:
+        return graph.sizes[size.name]
+    shapes = graph.source.example_shapes() if graph.source is not None else None
+    return None if shapes is None else shapes[0][d]
 
 
 # -- items -----------------------------------------------------------------------------------------

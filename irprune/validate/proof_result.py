@@ -65,7 +65,9 @@ class Proof:
     constant, NaN, empty or whole numbers even then, so that nothing was proven.
     ``random_weights`` says that they say nothing with the weights as they are, so that all of the
     proof is the second pass. ``other_sizes`` are those of the second pass, where sizes are open.
-    ``passes`` counts forward passes, those of the cut model among them."""
+    ``passes`` counts forward passes, those of the cut model among them. ``gradient_error``
+    is that of the gradients of the cut module against those of the silenced original, None where
+    they were not compared, and ``gradients_passed`` whether it is within its tolerance."""
 
     max_error: float
     tolerance: float
@@ -77,6 +79,8 @@ class Proof:
     vacuous: bool = False
     shaken: Shaken | None = None
     other_sizes: str = ""
+    gradient_error: float | None = None
+    gradients_passed: bool = True
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -108,7 +112,12 @@ class Proof:
                 )
             return f"FAILED: error {second.error:.1e} in {second.dtype} with {second.weights} weights, tolerance {second.tolerance:.0e}"
         said = f"{'exact' if self.passed else 'FAILED'}: error {self.max_error:.1e} in {self.dtype}, tolerance {self.tolerance:.0e}"
-        return said if second is None or not self.passed else f"{said}; {second}"
+        if second is not None and self.passed:
+            said += f"; {second}"
+        if self.gradient_error is not None:
+            verdict = "" if self.gradients_passed else ", which is DIFFERENT"
+            said += f"; gradients: error {self.gradient_error:.1e}{verdict}"
+        return said
 
 
 def is_constant(outputs: Iterable[Any], integers: bool = True) -> bool:

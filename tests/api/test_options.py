@@ -27,6 +27,7 @@ from irprune.passes.score import Score
 UNSAID = {"loss", "progress", "dynamic_shapes"}  # a command line has no function or structure
 UNSAID |= {"trust"}  # what reads a model declares it, for every command
 _JUDGED, _FOUND = ["--calibration", "data"], {"calibration": "data"}
+DATA = ["--calibration", "data"]
 SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what prune is told
     "--ratio": (["0.3"], {"ratio": 0.3}),
     "--macs": (["0.5"], {"budget": {"macs": 0.5}}),
@@ -48,11 +49,21 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--seed": (["7", "--importance", "random"], {"seed": 7, "importance": "random"}),
     "--threads": (["2"], {"threads": 2}),
     "--no-proof": ([], {"proof": False}),
+    "--proof-gradients": ([], {"proof": "gradients"}),
     "--strict": ([], {"strict": True}),
     "--device": (["cpu"], {"device": "cpu"}),
     "--dynamic": (["batch"], {"dynamic": "batch"}),
     "--calibration": (["data"], {"calibration": "data"}),
+    "--preprocess": (["imagenet", *DATA], {"preprocess": "imagenet", "calibration": "data"}),
+    "--mean": (["0.5,0.4,0.3", *DATA], {"mean": (0.5, 0.4, 0.3), "calibration": "data"}),
+    "--std": (["0.25", *DATA], {"std": (0.25,), "calibration": "data"}),
+    "--resize": (["256x320", *DATA], {"resize": (256, 320), "calibration": "data"}),
+    "--crop": (["0.875", *DATA], {"crop": 0.875, "calibration": "data"}),
+    "--pixels": (["-1..1", *DATA], {"pixels": (-1.0, 1.0), "calibration": "data"}),
+    "--no-calibration": ([], {"calibration": False}),
     "--repair": (["bias"], {"repair": ("bias",)}),
+    "--uniform": ([], {"uniform": True}),
+    "--per-layer": ([], {"uniform": False}),
     "--max-drop": (["1%", "--calibration", "data"], {"max_drop": "1%", "calibration": "data"}),
     "--target-metric": (["20", *_JUDGED], {"target_metric": 20.0, **_FOUND}),
     "--metric": (
@@ -165,7 +176,7 @@ def test_a_name_that_is_no_option_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("to", "cls", "own"),
-    [("choose", Choose, {"times"}), ("score", Score, {"p", "keep", "ratios", "prefer"})],
+    [("choose", Choose, {"times", "uniform"}), ("score", Score, {"p", "keep", "ratios", "prefer"})],
 )
 def test_the_fields_of_a_pass_are_the_options_that_go_to_it(
     to: str, cls: type, own: set[str]
@@ -232,9 +243,8 @@ def test_every_option_that_a_command_line_can_say_has_a_flag() -> None:
     assert {flag.name for option in OPTIONS.values() for flag in option.flags} == set(SAID)
     assert [flag.key for flag in OPTIONS["budget"].flags] == [*MEASURES, "latency"]
     given = {p.opts[0] for p in command.prune.params if isinstance(p, click.Option)} - {"--trust"}
-    assert given == {*SAID, "--output", "-o", "--input", "--pretrained", "--plan", "--json"} - {
-        "--output"
-    }
+    own = {"-o", "--input", "--pretrained", "--plan", "--json", "-q", "-v"}
+    assert given == {*SAID, *own, "--format", "--force", "--dry-run", "--load"}
 
 
 @pytest.mark.parametrize("flag", SAID)
