@@ -53,6 +53,8 @@ def _check_needed(model: onnx.ModelProto, where: str) -> None:
     needed: dict[tuple[str, str], list[int]] = {}
     for node in _nodes(model.graph):
         key = (node.domain, node.op_type)
+        if not all(isinstance(text, str) for text in (*key, *node.input, *node.output)):
+            raise IrpruneError("not a valid ONNX model: a name is no UTF-8", where)
         if key not in needed:
             needed[key] = _needed(node, opsets.get(node.domain or "ai.onnx", 0))
         for i in needed[key]:
