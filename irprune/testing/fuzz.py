@@ -13,9 +13,12 @@ import resource
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import onnx
 
 from irprune.testing.fuzz_inputs import INPUTS, Made
 
@@ -90,8 +93,6 @@ def judged(code: int, said: str, made: Made) -> str:
 
 
 def _unsound(output: Path) -> str:
-    import onnx
-
     if output.suffix != ".onnx":
         return "" if output.exists() else "no output"
     try:
@@ -133,8 +134,6 @@ def _child(run: Run, argv: Sequence[str], log: Path) -> None:
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         sys.stderr.flush()
