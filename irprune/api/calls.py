@@ -22,9 +22,12 @@ from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
+from irprune.api.resume import journal_of
 from irprune.api.uniform import choose_uniform
 from irprune.api.without_data import say_unkept, with_data
 from irprune.base.garbage import without_collection
+from irprune.base.journal import kept
+from irprune.base.progress import heard
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.criteria import refuses_nan
@@ -90,7 +93,8 @@ def prune(
             _check_rules(graph, chosen)
         with clock("score"):
             _say_cost(graph, chosen)
-            chosen.score().run(graph)
+            with kept(journal_of(graph, chosen)):
+                chosen.score().run(graph)
         with clock("choose"):
             return _searched(graph, chosen) if chosen.searches else _choose(graph, chosen)
 
@@ -122,10 +126,11 @@ def _pruned(
             )
         with clock("analyse"):
             analyse(graph)
-        with clock("synthesise"):
-            settled, made_of = with_data(options, graph, chooses)
-        found = choose(graph, settled, clock)
-        pruned = _finish(graph, settled, clock)
+        with heard(options.values["progress"]):
+            with clock("synthesise"):
+                settled, made_of = with_data(options, graph, chooses)
+            found = choose(graph, settled, clock)
+            pruned = _finish(graph, settled, clock)
         pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
         if made_of:

@@ -14,6 +14,7 @@ from irprune.api.declarations import OPTIONS, REPLAY
 from irprune.api.extensions import load_extensions
 from irprune.api.option import Flag, Option
 from irprune.cli import Call
+from irprune.cli.bar import Bar
 from irprune.cli.completion import complete_criterion, complete_file
 from irprune.cli.options import (
     F,
@@ -136,7 +137,13 @@ def prune(ctx: click.Context, /, **given: Any) -> int:
     output = Output(given["output"], given["format_"])
     output.check(given["model"], given["force"])
     load_extensions(given["files"])
-    settings = {**_settings(_chosen(ctx, given)), "progress": say}
+    with Bar() as bar:
+        return _prune(ctx, given, output, bar)
+
+
+def _prune(ctx: click.Context, given: Mapping[str, Any], output: Output, bar: Bar) -> int:
+    """Prune, write and report."""
+    settings: dict[str, Any] = {"bench": True, **_settings(_chosen(ctx, given)), "progress": bar}
     if output.pretrained:
         settings.setdefault("uniform", True)
     if given["dry_run"]:
@@ -170,6 +177,8 @@ def prune(ctx: click.Context, /, **given: Any) -> int:
         shown(pruned.report.text(seconds=is_verbose()), error=output.standard)
     if written is not None and not output.standard:
         say(f"wrote {written}")
+    if pruned.report.speed is not None and pruned.report.speed.warning:
+        say(f"irprune: warning: {pruned.report.speed.warning}")
     asked = given["plan"] is None and "budget" not in settings and settings.get("ratio", 0.5) != 0
     if pruned.report.cuts_nothing and asked:
         why = "no smaller model keeps the metric" if pruned.trials is not None else ""

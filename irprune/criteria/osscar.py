@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from irprune.base.journal import current
+from irprune.base.progress import tell
 from irprune.criteria import Scores, criterion
 from irprune.criteria.consumers import whole
 from irprune.criteria.obs import Diagonal, Surgeon
@@ -44,10 +46,17 @@ class Osscar:
         self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
     ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
-        out = {
-            leaf: self._order(many, int(np.prod(shape))).reshape(shape)
-            for leaf, shape, many in surgeons(self, "osscar", graph, groups, blocks)
-        }
+        journal, out = current(), dict[Axis, Scores]()
+        names = {g.axis: g.name for g in groups}
+        if journal is not None:
+            known = {g.axis: journal.get("osscar", g.name) for g in groups}
+            out = {leaf: scores for leaf, scores in known.items() if scores is not None}
+        rest = [g for g in groups if g.axis not in out]
+        for leaf, shape, many in surgeons(self, "osscar", graph, rest, blocks):
+            out[leaf] = self._order(many, int(np.prod(shape))).reshape(shape)
+            if journal is not None:
+                journal.put("osscar", names[leaf], out[leaf])
+            tell("ranking groups", len(out), len(groups))
         return whole(out, graph, groups, blocks)
 
     def _order(self, many: Sequence[Surgeon | Diagonal], count: int) -> Scores:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from irprune.base.progress import tell
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node
@@ -176,6 +177,7 @@ def _gathered(
     total = data.count()
     half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
     for number, batch in enumerate(data):
+        tell("reading what layers see", number, -(-total // max(1, batch.size)))
 
         def hook(
             node: Node, operands: list[Any], run: Any, number: int = number, size: int = batch.size
