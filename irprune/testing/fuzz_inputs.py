@@ -118,6 +118,12 @@ def _bytes(draw: random.Random, place: Path) -> Made:
     return _pruned(bytes(data), place)
 
 
+def _other_operators() -> list[str]:
+    """Operators that the nets do not have, of all kinds."""
+    names = {s.name for s in onnx.defs.get_all_schemas() if not s.domain and not s.deprecated}
+    return sorted(names)
+
+
 @_kind("onnx structure")
 def _structure(draw: random.Random, place: Path) -> Made:
     """Nodes without inputs, twice, in circles, of no operator; inputs and outputs that are none."""
@@ -135,7 +141,7 @@ def _structure(draw: random.Random, place: Path) -> Made:
         elif how == 3 and node is not None:
             graph.node.append(node)
         elif how == 4 and node is not None:
-            node.op_type = draw.choice(["", "Nope", "If", "Loop", "LSTM", "Reshape", "Split"])
+            node.op_type = draw.choice([*_other_operators(), "Nope", ""])
         elif how == 5 and graph.node:
             graph.node.remove(draw.choice(list(graph.node)))
         elif how == 6:
@@ -189,7 +195,7 @@ def _sizes(draw: random.Random, place: Path) -> Made:
         _reshaped(graph, 2)
     elif how == 4:
         node = graph.node[0]
-        if node.op_type == "Conv":
+        if len(graph.input[0].type.tensor_type.shape.dim) == 4:
             node.attribute.extend(
                 [helper.make_attribute("strides", [draw.choice(SIZES), draw.choice(SIZES)])]
             )
