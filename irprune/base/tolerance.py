@@ -9,6 +9,8 @@ __all__ = [
     "FLOAT64",
     "GRADIENT",
     "GRADIENT32",
+    "GRADIENT_FLOOR",
+    "GRADIENT_FLOOR32",
     "LEAST_RANGE",
     "LEAST_RANGE64",
     "PARITY",
@@ -34,6 +36,10 @@ GRADIENT = 1e-7
 # Gradients in float32, where forward runs in nothing else: a ReLU that rounds to the other side of
 # 0 moves a sum by one of its terms.
 GRADIENT32 = 1e-2
+
+# Gradients below this share of the largest one of all are compared with that share of it.
+GRADIENT_FLOOR = 1e-5
+GRADIENT_FLOOR32 = 1e-2
 
 # A channel whose values vary by less than this share of their size is compared as if it varied by
 # as much: in float32 the rounding of sums is 1e-5 of their size, in float64 1e-13.
