@@ -39,6 +39,7 @@ from irprune.api.option_kinds import (
     settle_keep,
     settle_normalise,
     settle_repair,
+    settle_round_to,
     settle_scope,
 )
 from irprune.choice.scopes import SCOPES
@@ -325,14 +326,16 @@ class StepOptions(ReplayOptions, total=False):
         int | str | None,
         Option(
             None,
-            "Widths become multiples of this; auto: of what onnxruntime likes here, as measured.",
+            "Widths become multiples of this; auto: of what onnxruntime likes here, as measured; "
+            "aligned: of 8 or 4 for convolutions.",
             "For example 16 for convolutions on AVX-512 and 8 on AVX2; for matrix products the same "
             "or 1.",
-            otherwise="1; auto with a budget on latency",
+            otherwise="aligned with a budget, auto with one on latency, else 1",
+            settle=settle_round_to,
             fits=or_none(lambda x: is_whole(x) or is_text(x)),
-            takes="a whole number from 1 on, or auto",
+            takes="a whole number from 1 on, auto or aligned",
             to="choose",
-            flags=(Flag("--round-to", metavar="N|auto", read=read_round_to),),
+            flags=(Flag("--round-to", metavar="N|auto|aligned", read=read_round_to),),
         ),
     ]
     min_channels: Annotated[
@@ -383,6 +386,23 @@ class StepOptions(ReplayOptions, total=False):
                     constant=False,
                     help="Keep the same inner indices in every head or group.",
                 ),
+            ),
+        ),
+    ]
+    drop_blocks: Annotated[
+        bool | None,
+        Option(
+            None,
+            "Let whole residual branches (attention or feed-forward parts) go, where that loses the "
+            "least for a budget.",
+            "Depth then competes with widths in one knapsack of measured losses.",
+            otherwise="True for a language model with calibration data and a budget, unless uniform",
+            fits=or_none(is_bool),
+            takes="True or False",
+            to="score",
+            flags=(
+                Flag("--drop-blocks", constant=True),
+                Flag("--no-drop-blocks", constant=False, help="Leave every branch."),
             ),
         ),
     ]
@@ -509,7 +529,9 @@ class PruneOptions(StepOptions, MetricOptions, total=False):
             None,
             "What may be left, found in place of ``ratio``: macs, params, bytes, activation (peak "
             "bytes) or latency.",
-            'Shares up to 1 or amounts, as in {"macs": 0.5}; several hold together. {"latency": '
+            'Shares up to 1 or amounts, as in {"macs": 0.5}; several hold together. Parameters and '
+            'bytes also of the weights that a pattern matches: {"params": {"model.layers*": 0.8}}. '
+            '{"latency": '
             '0.5} or {"latency": "3ms"} on onnxruntime is predicted from times of its operators, '
             "which are measured once and kept in the user's cache, then measured on the cut "
             "(``irprune.latency``).",
@@ -532,14 +554,15 @@ class PruneOptions(StepOptions, MetricOptions, total=False):
                     metavar="SHARE|AMOUNT",
                     key="params",
                     read=partial(read_amount, "params"),
-                    help="Budget: share or number of parameters to keep.",
+                    help="Budget: share or number of parameters to keep, or of those of some "
+                    "weights: 'model.layers*=0.8'.",
                 ),
                 Flag(
                     "--bytes",
                     metavar="SHARE|AMOUNT",
                     key="bytes",
                     read=partial(read_amount, "bytes"),
-                    help="Budget: share or number of stored bytes to keep.",
+                    help="Budget: share or number of stored bytes to keep, or of some weights'.",
                 ),
                 Flag(
                     "--activation",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from irprune.api.user_code import callable_at, users_code
+from irprune.choice.budget import flat_budget
 from irprune.criteria import Importance
 from irprune.errors import IrpruneError, option
 from irprune.passes.repairs import repair_of
@@ -43,6 +44,7 @@ __all__ = [
     "settle_keep",
     "settle_normalise",
     "settle_repair",
+    "settle_round_to",
     "settle_scope",
 ]
 
@@ -93,9 +95,9 @@ def is_numbers(x: Any) -> bool:
 
 
 def is_budget(x: Any) -> bool:
-    """Numbers or texts by measure."""
+    """Numbers or texts by measure, or by measure and pattern."""
     return isinstance(x, Mapping) and is_shares(
-        {k: v for k, v in x.items() if not isinstance(v, str)}
+        {k: v for k, v in flat_budget(x).items() if not isinstance(v, str)}
     )
 
 
@@ -128,9 +130,15 @@ def read_share(text: Any) -> float:
 
 def read_amount(measure: str, text: Any) -> Any:
     """What a budget says: a share (0.5, 50%) or an amount (28M, 1.5 G, 2e6); of latency a text with
-    a unit stays as it is. Raises IrpruneError for what is neither."""
+    a unit stays as it is. Of the weights that a pattern matches it is 'layers*=0.8', several with
+    commas. Raises IrpruneError for what is neither."""
+    if isinstance(text, Mapping):
+        return {pattern: read_amount(measure, amount) for pattern, amount in text.items()}
     if not isinstance(text, str):
         return text
+    if "=" in text and measure != "latency":
+        pairs = [part.rpartition("=") for part in text.split(",")]
+        return {pattern.strip(): read_amount(measure, amount) for pattern, _, amount in pairs}
     shown = text.strip()
     if shown.endswith("%"):
         return read_share(shown)
@@ -150,10 +158,12 @@ def read_amount(measure: str, text: Any) -> Any:
 
 
 def settle_budget(budget: Any, settled: Mapping[str, Any]) -> Any:
-    """Amounts that are given as texts, read."""
+    """Amounts that are given as texts, read; bounds on parts as measures of their own."""
     if budget is None:
         return None
-    return {measure: read_amount(measure, amount) for measure, amount in budget.items()}
+    return flat_budget(
+        {measure: read_amount(measure, amount) for measure, amount in budget.items()}
+    )
 
 
 def _preprocess(said: Any) -> Preprocess | None:
@@ -227,6 +237,14 @@ def settle_scope(chosen: Any, settled: Mapping[str, Any]) -> Any:
     return chosen
 
 
+def settle_round_to(chosen: Any, settled: Mapping[str, Any]) -> Any:
+    """Widths that convolutions like where a budget counts operations and not time."""
+    budget = settled["budget"]
+    if chosen is None and budget is not None and "latency" not in budget:
+        return "aligned"
+    return chosen
+
+
 def settle_normalise(chosen: Any, settled: Mapping[str, Any]) -> Any:
     """Measured losses where a knapsack adds them up."""
     if chosen is None:
@@ -244,14 +262,16 @@ def settle_keep(chosen: Any, settled: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def read_round_to(text: str) -> int | str:
-    """``--round-to``: a whole number, or auto."""
-    if text == "auto":
+    """``--round-to``: a whole number, auto or aligned."""
+    if text in ("auto", "aligned"):
         return text
     try:
         return int(text)
     except ValueError:
         raise IrpruneError(
-            f"{option('round_to')} is {text!r}, no number", "", "a whole number from 1 on, or auto"
+            f"{option('round_to')} is {text!r}, no number",
+            "",
+            "a whole number from 1 on, auto or aligned",
         ) from None
 
 
