@@ -119,7 +119,7 @@ class _Second:
         zeroed = zeroed_model(self.graph, part)
         ours = self.ours
         small: Model | None = None
-        if part.choice.keys() != kept.choice.keys():
+        if part.choice.keys() != kept.choice.keys() or kept.dropped:
             smaller = self.graph.copy()
             smaller.kept = part
             small = _emitted(cut_graph(smaller))

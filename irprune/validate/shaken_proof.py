@@ -216,7 +216,8 @@ class _Second:
         if theirs is None:
             self.proof.notes.append(f"not judged by the original: {told}")
             return
-        whole = part.choice.keys() == twin.kept.choice.keys()
+        # A branch that goes as a whole has no weights to zero: it stays for the judge
+        whole = part.choice.keys() == twin.kept.choice.keys() and not twin.kept.dropped
         if not (whole and wide and found.dtype == "float64"):
             smaller = twin.copy()
             smaller.kept = part
