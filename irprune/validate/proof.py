@@ -174,7 +174,9 @@ def _cut(
         p.device != device or (p.is_floating_point() and p.dtype != dtype)
         for p in (*module.parameters(), *module.buffers())
     ):
-        moved = copy.deepcopy(module).to(device, dtype)
+        moved = copy.deepcopy(module).to(device)
+        # What is complex stays so
+        moved = moved.double() if dtype == torch.float64 else moved.float()
     state = torch.get_rng_state()
     try:
         with torch.no_grad():
