@@ -41,6 +41,7 @@ COMMANDS = {  # name -> where it is, and what it does in a line
     "diff": ("irprune.cli.report:diff", "Compare two plans or reports."),
     "ops": ("irprune.cli.tables:ops_command", "List the operators that have a rule."),
     "passes": ("irprune.cli.tables:passes_command", "List the passes and their options."),
+    "new": ("irprune.cli.new:new", "Write a pass, criterion or operator to begin with."),
     "demo": ("irprune.cli.demo:demo", "Train, prune, prove and export a small net on digits."),
     "completion": ("irprune.cli.completion:completion", "Print what makes a shell complete."),
 }
