@@ -26,7 +26,7 @@ from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
 from irprune.run.pixels import plain_pixels
 
-__all__ = ["Batch", "Calibration", "noise"]
+__all__ = ["Batch", "Calibration", "noise", "split_rows"]
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,12 @@ class Calibration:
             return
         for at in range(0, made.size, step):
             yield _rows(made, slice(at, min(at + step, made.size)))
+
+
+def split_rows(batch: Batch, count: int) -> list[Batch]:
+    """``batch`` in pieces of at most ``count`` samples."""
+    starts = range(0, max(1, batch.size), count)
+    return [_rows(batch, slice(at, min(at + count, batch.size))) for at in starts]
 
 
 def noise(
