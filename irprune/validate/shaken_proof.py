@@ -151,7 +151,6 @@ class _Second:
     def _shaken(self) -> tuple[Graph, str, Tensors, torch.dtype]:
         """The graph with random weights, what they are, and what the oracle gives for it, in
         float64 where that is possible."""
-        dtype = torch.float64
         for said, draw, tails in _DRAWN:
             self.call = self._call(tails)
             twin, weights = (
@@ -162,15 +161,29 @@ class _Second:
                 ),
                 said,
             )
-            try:
-                theirs = self._oracle(twin, dtype)
-            except (RuntimeError, NotImplementedError) as refused:
-                self.proof.notes.append(f"float64 is not possible here: {gist(refused)}")
-                dtype = torch.float32
-                theirs = self._oracle(twin, dtype)
+            found = self._tried(twin, last=draw is None)
+            if found is None:
+                continue
+            theirs, dtype = found
             if draw is None or _are_numbers(theirs):
                 break
         return twin, weights, theirs, dtype
+
+    def _tried(self, twin: Graph, last: bool) -> tuple[Tensors, torch.dtype] | None:
+        """What the oracle gives, and in which type; None where it gives nothing with these weights,
+        which may be outside of what an operator takes. The ``last`` ones must give something."""
+        try:
+            return self._oracle(twin, torch.float64), torch.float64
+        except (RuntimeError, NotImplementedError) as refused:
+            told = f"float64 is not possible here: {gist(refused)}"
+        try:
+            theirs = self._oracle(twin, torch.float32)
+        except (RuntimeError, NotImplementedError):
+            if last:
+                raise
+            return None
+        self.proof.notes.append(told)
+        return theirs, torch.float32
 
     def _oracle(self, twin: Graph, dtype: torch.dtype) -> Tensors:
         assert twin.kept is not None
@@ -207,8 +220,13 @@ class _Second:
         if any(map(is_half, named)):
             self.proof.notes.append("not judged by the original: it rounds to 16 bits itself")
             return
-        part = judgeable(twin, twin.kept, self._inputs(torch.float32), torch.float32)
         wide = dtype == torch.float64 and not named - {"f64"}
+        tried = torch.float64 if wide else torch.float32
+        try:
+            part = judgeable(twin, twin.kept, self._inputs(tried), tried)
+        except (RuntimeError, NotImplementedError) as refused:  # a matrix of zeros has no inverse
+            self.proof.notes.append(f"not judged by the original: {gist(refused)}")
+            return
         theirs, told = self._forward(twin, part, torch.float64 if wide else torch.float32)
         if theirs is None and wide:
             wide = False

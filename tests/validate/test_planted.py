@@ -178,3 +178,30 @@ def test_outputs_that_say_nothing_are_no_proof(how: str, why: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(CheckFailed, match=f"not proven: the outputs are {why}"):
         irprune.prune(Classes(how), (torch.randn(5, 6),))
+
+
+class Solved(nn.Module):
+    """Divides by a matrix that zeros make singular."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(6, 6)), nn.Linear(6, 8)
+        self.c = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.c(F.relu(self.b(x @ torch.linalg.inv(self.a))))
+        return made
+
+
+def test_where_zeroed_or_drawn_weights_fail_the_proof_goes_on() -> None:
+    class Quantiles(Solved):
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = torch.quantile(super().forward(x), self.a[0].sigmoid() * 0 + self.q, 1)
+            return made
+
+    torch.manual_seed(0)
+    model = Quantiles()
+    model.q = nn.Parameter(torch.full((6,), 0.5))
+    for net in (Solved(), model):
+        proof = irprune.prune(net, (torch.randn(4, 6),)).report.proof
+        assert proof is not None and proof.passed and proof.shaken is not None
