@@ -12,6 +12,8 @@ __all__ = [
     "GRADIENT32",
     "GRADIENT_FLOOR",
     "GRADIENT_FLOOR32",
+    "LEAST_RANGE",
+    "LEAST_RANGE64",
     "PARITY",
 ]
 
@@ -43,3 +45,8 @@ GRADIENT_FLOOR32 = 1e-2
 # Outputs below this share of what the original gives are compared with that share of it: kernels
 # round a sigmoid to 1e-7 of its range, however small it is.
 FAINT = 1e-2
+
+# A channel whose values vary by less than this share of their size is compared as if it varied by
+# as much: in float32 the rounding of sums is 1e-5 of their size, in float64 1e-13.
+LEAST_RANGE = 0.1
+LEAST_RANGE64 = 1e-3

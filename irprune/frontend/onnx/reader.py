@@ -36,6 +36,7 @@ from irprune.frontend.onnx.proto import (
     type_proto,
     value_type,
 )
+from irprune.frontend.onnx.sound import check_message
 from irprune.frontend.onnx.source import NodePlace, OnnxSource, StoredTensor
 from irprune.frontend.onnx.types import check_types, without_data
 from irprune.ir.body import Body
@@ -87,6 +88,7 @@ def capture_onnx(
         model, files, where = read_model(path), Files(path), str(path)
     check_opset(model, where)
     model = sort_nodes(model, where)
+    check_message(model, where)
     model, taken = with_branches_taken(model, values or {})
     check_types(model, where)
     calls = expand_calls(model, where) if model.functions else None
