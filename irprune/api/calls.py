@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 from irprune.analysis.cost import Costs, repeated
 from irprune.analysis.describe import describe
 from irprune.analysis.sizes import shown_sizes
+from irprune.api.agreement import check_same, choose_together, same_scores, same_weights
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
 from irprune.api.forecast import forecast
@@ -29,6 +30,7 @@ from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.selection import Selection
+from irprune.run.ranks import Ranks, current, together
 from irprune.validate.prove import prove_cut
 
 if TYPE_CHECKING:
@@ -68,19 +70,36 @@ def prune(
         IrpruneError: For bad input.
         CheckFailed: Where the proof fails.
     """
-    chosen = Options(**options)
+    with together(_ranks(options)) as ranks:
+        return _prune(model, args, kwargs, Options(**options), ranks)
 
+
+def _ranks(options: Mapping[str, Any]) -> int | None:
+    """How many ranks are asked for; what is no number of them is refused with the other options."""
+    asked = options.get("ranks")
+    return asked if OPTIONS["ranks"].fits(asked) else None
+
+
+def _prune(
+    model: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    chosen: Options,
+    ranks: Ranks,
+) -> Pruned:
     def choose(graph: Graph, clock: Clock) -> Latency | None:
         with clock("analyse"):
+            check_same(ranks, graph, chosen.values)
             importance = chosen.values["importance"]
             read = importance is not None and refuses_nan(importance)
             check_weights(graph, ranked(graph) if read else ())
             _check_rules(graph, chosen)
         with clock("score"):
-            _say_cost(graph, chosen)
+            _say_cost(graph, chosen, ranks)
             chosen.score().run(graph)
+            same_scores(ranks, graph)
         with clock("choose"):
-            return _choose(graph, chosen)
+            return choose_together(ranks, graph, chosen.timed, lambda: _choose(graph, chosen))
 
     return _pruned(model, args, kwargs, chosen, choose)
 
@@ -127,12 +146,15 @@ def _pruned(
         return pruned
 
 
-def _say_cost(graph: Graph, options: Options) -> None:
+def _say_cost(graph: Graph, options: Options, ranks: Ranks) -> None:
     """Tell who listens how long calibration data will take, where scores are measured on them."""
     say, calibration = options.values["progress"], options.values["calibration"]
-    if say is None or calibration is None or options.values["normalise"] != "measured":
+    if calibration is None or options.values["normalise"] != "measured":
         return
-    say(forecast(graph, calibration))
+    if any(ranks.gather(say is not None)):  # the data are read by all ranks together
+        told = forecast(graph, calibration)
+        if say is not None and ranks.leads:
+            say(told)
 
 
 class _Miscaptured(CheckFailed):
@@ -190,17 +212,19 @@ def apply_plan(
                 "",
                 f"it takes {', '.join(REPLAY)}",
             )
-    chosen = Options(**options)
-    kept = Plan.read(plan)
+    with together(_ranks(options)) as ranks:
+        chosen = Options(**options)
+        kept = Plan.read(plan)
 
-    def choose(graph: Graph, clock: Clock) -> None:
-        with clock("analyse"):
-            check_weights(graph)
-            _check_rules(graph, chosen)
-        with clock("choose"):
-            choose_by_plan(kept, graph)
+        def choose(graph: Graph, clock: Clock) -> None:
+            with clock("analyse"):
+                check_same(ranks, graph, {**chosen.values, "plan": kept.as_json()})
+                check_weights(graph)
+                _check_rules(graph, chosen)
+            with clock("choose"):
+                choose_by_plan(kept, graph)
 
-    return _pruned(model, args, kwargs, chosen, choose)
+        return _pruned(model, args, kwargs, chosen, choose)
 
 
 class Clock:
@@ -248,11 +272,12 @@ def _repair(pruned: Pruned) -> None:
 
     names, say = pruned.options.values["repair"], pruned.options.values["progress"]
     assert isinstance(names, tuple)
-    if say is not None:
+    if say is not None and current().leads:
         say(f"repairing by {' and '.join(names)}")
     pruned.report.repair = repair(
         pruned.graph, pruned.cut, pruned.options.values["calibration"], names
     )
+    same_weights(current(), pruned.cut)
     if not pruned.from_onnx:
         pruned._module = None
         pruned.module  # noqa: B018 - made again from the new weights

@@ -91,6 +91,11 @@ class Options:
             times = Table.here(self.values["device"].split(":")[0], self.values["threads"])
         return Choose(**{**self._of("choose"), "budget": budget, "times": times})
 
+    @property
+    def timed(self) -> bool:
+        """Whether the choice follows from times that are measured here."""
+        return self.values["round_to"] == "auto" or "latency" in (self.values["budget"] or {})
+
     def _of(self, to: str) -> dict[str, Any]:
         """The values of the options that the pass ``to`` takes."""
         return {

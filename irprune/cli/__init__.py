@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import click
 
 from irprune.errors import CheckFailed, IrpruneError, printable
+from irprune.run.ranks import launched_group, speaks
 
 __all__ = ["cli", "main", "run"]
 
@@ -68,7 +69,13 @@ def cli() -> None:
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; errors are one line on stderr."""
+    """Run the command line and return its exit code; errors are one line on stderr, of the first
+    rank where torchrun started several."""
+    with launched_group():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         result = cli.main(
             list(argv) if argv is not None else None, prog_name="irprune", standalone_mode=False
@@ -96,7 +103,8 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(text: str) -> None:
-    print(printable(" ".join(text.split()), 4000), file=sys.stderr)
+    if speaks():
+        print(printable(" ".join(text.split()), 4000), file=sys.stderr, flush=True)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import click
 from irprune.api.load import load_model
 from irprune.base.format import finite
 from irprune.errors import printable
+from irprune.run.ranks import speaks
 
 if TYPE_CHECKING:
     from irprune.api.load import Loaded
@@ -66,13 +67,15 @@ def as_json(command: F) -> F:
 
 
 def say(text: str) -> None:
-    """Talk, for a person who watches: on stderr."""
-    print(_lines(text), file=sys.stderr, flush=True)
+    """Talk, for a person who watches: on stderr, of the first rank alone."""
+    if speaks():
+        print(_lines(text), file=sys.stderr, flush=True)
 
 
 def shown(text: str) -> None:
-    """A result: on stdout."""
-    click.echo(_lines(text))
+    """A result: on stdout, of the first rank alone."""
+    if speaks():
+        click.echo(_lines(text))
 
 
 def _lines(text: str) -> str:
@@ -82,7 +85,8 @@ def _lines(text: str) -> str:
 
 def show_json(data: Any) -> None:
     """A result as JSON; what JSON has no number for is text."""
-    click.echo(json.dumps(finite(data), indent=1))
+    if speaks():
+        click.echo(json.dumps(finite(data), indent=1))
 
 
 def load(spec: str, given: tuple[str, ...], pretrained: bool, trust: bool) -> Loaded:

@@ -15,6 +15,7 @@ from irprune.api.option import Flag, Option
 from irprune.base.atomic_write import atomic_write, check_folder, check_place
 from irprune.cli.options import F, as_json, inputs, load, model, say, show_json, shown
 from irprune.errors import CheckFailed, IrpruneError
+from irprune.run.ranks import Ranks, together
 
 __all__ = ["prune"]
 
@@ -88,9 +89,17 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
 def prune(**given: Any) -> int:
     """Prune MODEL, prove the result and write it. Exit code 1 where nothing was cut that should
     be."""
-    output: Path | None = given["output"]
-    _check_output(output)
     settings = {**_settings(given), "progress": say}
+    asked = settings.get("ranks")
+    with together(asked if isinstance(asked, int) and asked > 0 else None) as ranks:
+        return _prune(given, settings, ranks)
+
+
+def _prune(given: dict[str, Any], settings: dict[str, Any], ranks: Ranks) -> int:
+    """On every rank; the first writes and prints."""
+    output: Path | None = given["output"]
+    if ranks.leads:
+        _check_output(output)
     api.Options(**settings)  # refused before a model is loaded
     loaded = load(given["model"], given["inputs"], given["pretrained"], given["trust"])
     say(f"pruning {loaded.name or given['model']} ...")
@@ -104,7 +113,9 @@ def prune(**given: Any) -> int:
         pruned = api.prune(loaded.model, loaded.args, loaded.kwargs, **settings)
     if loaded.name:
         pruned.report.name = loaded.name
-    _write(pruned, output)
+    if ranks.leads:
+        _write(pruned, output)
+    ranks.end()  # an error of the writer is one of all
     if given["json_"]:
         show_json(
             {

@@ -73,10 +73,13 @@ def measured(
     out = {}
     for some in readings.portions({x: [r.layer for r in found[x]] for x in order}):
         read = readings.of([r.layer for x in some for r in found[x]], products=True)
-        for leaf in some:
+
+        def errors(leaf: Axis, read: Mapping[str, Reading] = read) -> list[tuple[int, float]]:
             probe.go_to(first.get(leaf, len(graph.nodes)))
-            errors = _errors(leaf, scores[leaf], blocks, found[leaf], read, probe)
-            out[leaf] = scaled(scores[leaf], errors)
+            return _errors(leaf, scores[leaf], blocks, found[leaf], read, probe)
+
+        for leaf, many in zip(some, readings.data.ranks.share(some, errors), strict=True):
+            out[leaf] = scaled(scores[leaf], many)
     level = sum(float(out[x].sum()) for x in out) / max(
         sum(float(scores[x].sum()) for x in out), 1e-300
     )

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from irprune.criteria import Scores, criterion
-from irprune.criteria.consumers import whole
 from irprune.criteria.obs import Diagonal, Surgeon
-from irprune.criteria.reconstruction import surgeons
+from irprune.criteria.reconstruction import by_surgeons
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -44,11 +43,7 @@ class Osscar:
         self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
     ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
-        out = {
-            leaf: self._order(many, int(np.prod(shape))).reshape(shape)
-            for leaf, shape, many in surgeons(self, "osscar", graph, groups, blocks)
-        }
-        return whole(out, graph, groups, blocks)
+        return by_surgeons(self, "osscar", graph, groups, blocks, self._order)
 
     def _order(self, many: Sequence[Surgeon | Diagonal], count: int) -> Scores:
         """By how much the error grew when each index went."""
