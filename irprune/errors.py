@@ -3,21 +3,55 @@ do."""
 
 from __future__ import annotations
 
+import re
 import sysconfig
+from collections.abc import Callable
 
-__all__ = ["CheckFailed", "IrpruneError", "first_line", "gist", "printable", "users_line"]
+__all__ = [
+    "CheckFailed",
+    "IrpruneError",
+    "first_line",
+    "gist",
+    "option",
+    "printable",
+    "users_line",
+]
+
+_OPTION = re.compile("\x02(\\w+)(?:=([^\x03]*))?\x03")
+
+
+def option(name: str, value: str = "") -> str:
+    """How the text of an error names an option of the public calls: whoever shows the error spells
+    it, Python as ``name=value``, the command line as the flag."""
+    return f"\x02{name}{value and '='}{value}\x03"
+
+
+def _python(name: str, value: str) -> str:
+    return f"{name}={value}" if value else name
+
+
+def _spelled(text: str, spell: Callable[[str, str], str]) -> str:
+    return _OPTION.sub(lambda found: spell(found[1], found[2] or ""), text)
 
 
 class IrpruneError(Exception):
     """Bad input or a use that cannot be served; the command line exits with 2.
 
-    ``what`` went wrong, ``where`` (file, user's line, weight), ``hint`` what to do about it.
+    ``what`` went wrong, ``where`` (file, user's line, weight), ``hint`` what to do about it. Where
+    they name options by ``option``, ``str`` spells those as Python does.
     """
 
     def __init__(self, what: str, where: str = "", hint: str = "") -> None:
-        self.what, self.where, self.hint = what, where, hint
+        self._parts = (what, where, hint)
+        self.what, self.where, self.hint = (_spelled(part, _python) for part in self._parts)
+        super().__init__(self.spelled(_python))
+
+    def spelled(self, spell: Callable[[str, str], str]) -> str:
+        """The error in one line, with options as ``spell`` writes them by name and value ("" where
+        there is none)."""
+        what, where, hint = (_spelled(part, spell) for part in self._parts)
         text = what + (f" ({where})" if where else "") + (f"; {hint}" if hint else "")
-        super().__init__(printable(" ".join(text.split()), 4000))
+        return printable(" ".join(text.split()), 4000)
 
 
 class CheckFailed(IrpruneError):

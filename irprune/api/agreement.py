@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from irprune.choice.plan import Plan, fingerprint
 from irprune.choice.replay import choose_by_plan
@@ -15,8 +15,9 @@ from irprune.ir.group import groups_of
 from irprune.ops.arrays import checksum, is_meta, is_tensor
 
 if TYPE_CHECKING:
-    from irprune.api.latency_search import Latency
     from irprune.run.ranks import Ranks
+
+A = TypeVar("A")
 
 __all__ = ["check_same", "choose_together", "same_scores", "same_weights"]
 
@@ -76,24 +77,22 @@ def same_scores(ranks: Ranks, graph: Graph) -> None:
     graph.scores = dict(zip(graph.scores, made, strict=True))
 
 
-def choose_together(
-    ranks: Ranks, graph: Graph, timed: bool, choose: Callable[[], Latency | None]
-) -> Latency | None:
+def choose_together(ranks: Ranks, graph: Graph, timed: bool, choose: Callable[[], A]) -> A:
     """Make the same choice on every rank: what is ``timed``, which comes out differently each time,
     on the first alone."""
     if ranks.size == 1 or not timed:
         return choose()
     names = {g.axis: g.name for g in groups_of(graph)}
-    told = None
     if ranks.leads:
-        latency = choose()
+        found = choose()
         skipped = {names[leaf]: why for leaf, why in graph.skipped.items()}
-        told = latency, Plan.from_graph(graph).as_json(), skipped
-    latency, plan, skipped = ranks.first(told) or (None, None, {})
-    if not ranks.leads:
-        choose_by_plan(Plan.read(plan), graph)
-        graph.skipped = {leaf: skipped[n] for leaf, n in names.items() if n in skipped}
-    return latency
+        ranks.first((found, Plan.from_graph(graph).as_json(), skipped))
+        return found
+    told: Any = ranks.first(None)
+    found, plan, skipped = told
+    choose_by_plan(Plan.from_json(plan), graph)
+    graph.skipped = {leaf: skipped[n] for leaf, n in names.items() if n in skipped}
+    return found
 
 
 def same_weights(ranks: Ranks, cut: Graph) -> None:

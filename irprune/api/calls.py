@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from irprune.analysis.cost import Costs, repeated
@@ -21,11 +22,12 @@ from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
+from irprune.base.garbage import without_collection
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.criteria import refuses_nan
 from irprune.driver.pipelines import analyse, cut_graph
-from irprune.errors import CheckFailed, IrpruneError
+from irprune.errors import CheckFailed, IrpruneError, option
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
@@ -35,6 +37,7 @@ from irprune.validate.prove import prove_cut
 
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
+    from irprune.api.trials import Trials
 
 __all__ = ["apply_plan", "groups", "prune"]
 
@@ -87,7 +90,7 @@ def _prune(
     chosen: Options,
     ranks: Ranks,
 ) -> Pruned:
-    def choose(graph: Graph, clock: Clock) -> Latency | None:
+    def choose(graph: Graph, clock: Clock) -> Found:
         with clock("analyse"):
             check_same(ranks, graph, chosen.values)
             importance = chosen.values["importance"]
@@ -99,6 +102,8 @@ def _prune(
             chosen.score().run(graph)
             same_scores(ranks, graph)
         with clock("choose"):
+            if chosen.searches:
+                return _searched(graph, chosen)
             return choose_together(ranks, graph, chosen.timed, lambda: _choose(graph, chosen))
 
     return _pruned(model, args, kwargs, chosen, choose)
@@ -109,7 +114,7 @@ def _pruned(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
     options: Options,
-    choose: Callable[[Graph, Clock], Latency | None],
+    choose: Callable[[Graph, Clock], Found],
 ) -> Pruned:
     """Capture, choose, cut and prove; where ``forward`` computes otherwise under export, once more
     from a capture of it as it runs."""
@@ -128,13 +133,15 @@ def _pruned(
             )
         with clock("analyse"):
             analyse(graph)
-        latency = choose(graph, clock)
+        found = choose(graph, clock)
         pruned = _finish(graph, options, clock)
-        pruned.report.latency = latency
+        pruned.report.latency, pruned.report.trials = found.latency, found.trials
         return pruned
 
+    short = options.values["calibration"] is None
     try:
-        return made("auto")
+        with without_collection() if short else contextlib.nullcontext():
+            return made("auto")
     except _Miscaptured as failed:
         try:
             pruned = made("run")
@@ -161,23 +168,44 @@ class _Miscaptured(CheckFailed):
     """The captured graph does not compute what ``forward`` does."""
 
 
-def _choose(graph: Graph, options: Options) -> Latency | None:
+@dataclass(frozen=True)
+class Found:
+    """What was measured to find a choice: for a budget on latency, and for a metric."""
+
+    latency: Latency | None = None
+    trials: Trials | None = None
+
+
+def _searched(graph: Graph, options: Options) -> Found:
+    """Set ``graph.kept`` to the smallest cut that keeps the metric."""
+    from irprune.api.metric_search import search
+
+    def cut(chosen: Graph, proof: bool) -> Pruned:
+        return _finish(chosen, options, Clock(), proof, quietly=True)
+
+    trials, latency = search(graph, options.choose(), options.values, cut)
+    return Found(latency, trials)
+
+
+def _choose(graph: Graph, options: Options) -> Found:
     """Set ``graph.kept``; with a budget on latency by what was measured."""
     choose, values = options.choose(), options.values
     budget = values["budget"] or {}
     if "latency" not in budget:
         choose.run(graph)
-        return None
+        return Found()
     from irprune.api.latency_search import choose_in_time
 
-    return choose_in_time(
-        graph,
-        choose,
-        budget["latency"],
-        cut_graph,
-        values["device"],
-        values["threads"],
-        values["progress"] or (lambda line: None),
+    return Found(
+        choose_in_time(
+            graph,
+            choose,
+            budget["latency"],
+            cut_graph,
+            values["device"],
+            values["threads"],
+            values["progress"] or (lambda line: None),
+        )
     )
 
 
@@ -216,13 +244,14 @@ def apply_plan(
         chosen = Options(**options)
         kept = Plan.read(plan)
 
-        def choose(graph: Graph, clock: Clock) -> None:
+        def choose(graph: Graph, clock: Clock) -> Found:
             with clock("analyse"):
                 check_same(ranks, graph, {**chosen.values, "plan": kept.as_json()})
                 check_weights(graph)
                 _check_rules(graph, chosen)
             with clock("choose"):
                 choose_by_plan(kept, graph)
+            return Found()
 
         return _pruned(model, args, kwargs, chosen, choose)
 
@@ -243,34 +272,38 @@ class Clock:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now() - began
 
 
-def _finish(graph: Graph, options: Options, clock: Clock) -> Pruned:
-    """Slice, emit, prove and report."""
+def _finish(
+    graph: Graph, options: Options, clock: Clock, proof: bool | None = None, quietly: bool = False
+) -> Pruned:
+    """Slice, emit, prove and report; ``proof`` is the option's where it is None, ``quietly`` tells
+    nobody."""
     with clock("slice"):
         cut = cut_graph(graph)
     with clock("report"):
         report = _report(graph)
-        if report.cuts_nothing and options.values["budget"] is None and options.values["ratio"]:
+        asked = options.values["budget"] is None and options.values["ratio"]
+        if report.cuts_nothing and asked and not options.searches:
             report.notes.insert(0, _nothing(report))
     pruned = Pruned(graph, cut, report, options)
     if not pruned.from_onnx:
         with clock("emit"):
             pruned.module  # noqa: B018 - made here, so that its errors come from prune
-    if options.values["proof"]:
+    if options.values["proof"] if proof is None else proof:
         with clock("proof"):
             _prove(pruned)
-    if options.values["repair"]:
+    if options.values["repair"] and not (options.searches and report.cuts_nothing):
         with clock("repair"):
-            _repair(pruned)
+            _repair(pruned, None if quietly else options.values["progress"])
     report.seconds = clock.seconds
     return pruned
 
 
-def _repair(pruned: Pruned) -> None:
+def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:
     """Refit the cut weights, after the proof: a repaired model is not the silenced original any
     more, on purpose."""
     from irprune.api.repair import repair
 
-    names, say = pruned.options.values["repair"], pruned.options.values["progress"]
+    names = pruned.options.values["repair"]
     assert isinstance(names, tuple)
     if say is not None and current().leads:
         say(f"repairing by {' and '.join(names)}")
@@ -337,7 +370,7 @@ def _prove(pruned: Pruned) -> None:
         raise failed(
             f"the proof fails: {report.proof}",
             report.name,
-            f"{advice}; proof=False (--no-proof) gives the model unproven",
+            f"{advice}; {option('proof', 'False')} gives the model unproven",
         )
 
 

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, TypedDict
 
 from irprune.analysis.widths import PREFER
+from irprune.api.declared_metric import MetricOptions
 from irprune.api.option import Flag, Option, declared
 from irprune.api.option_kinds import (
     is_bool,
@@ -37,7 +38,7 @@ from irprune.criteria.normalise import NORMALISERS
 from irprune.criteria.places import REDUCTIONS
 from irprune.passes.repairs import repairs
 
-__all__ = ["OPTIONS", "REPLAY", "STEP", "PruneOptions", "ReplayOptions", "StepOptions"]
+__all__ = ["METRIC", "OPTIONS", "REPLAY", "STEP", "PruneOptions", "ReplayOptions", "StepOptions"]
 
 DEVICES = ("auto", "cpu", "cuda")
 NORMALISED = (*NORMALISERS, "measured")
@@ -366,7 +367,7 @@ class StepOptions(ReplayOptions, total=False):
     ]
 
 
-class PruneOptions(StepOptions, total=False):
+class PruneOptions(StepOptions, MetricOptions, total=False):
     """All options of ``prune``."""
 
     ratio: Annotated[
@@ -392,6 +393,7 @@ class PruneOptions(StepOptions, total=False):
             "(``irprune.latency``).",
             fits=or_none(is_budget),
             takes='what to keep, as in {"macs": 0.5}',
+            against=("ratio",),
             to="choose",
             flags=(
                 Flag(
@@ -439,4 +441,5 @@ def _own_first(cls: type, base: Mapping[str, Option]) -> dict[str, Option]:
 
 REPLAY = declared(ReplayOptions)
 STEP = _own_first(StepOptions, REPLAY)
-OPTIONS = _own_first(PruneOptions, STEP)
+METRIC = declared(MetricOptions)
+OPTIONS = _own_first(PruneOptions, {**METRIC, **STEP})

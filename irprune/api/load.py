@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
-import importlib.util
 import inspect
 import json
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,19 +20,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from irprune.errors import IrpruneError, gist, users_line
+from irprune.api.user_code import import_place, must_be_file, users_code
+from irprune.errors import IrpruneError, gist
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     import torch
 
 __all__ = ["InputSpec", "Loaded", "load_graph", "load_model", "parse_input"]
 
 SEED = 0
-_FORMS = "file.onnx, file.pt2, file.py:callable, package.module:callable, timm:NAME, torchvision:NAME, hf:FOLDER"
+_FORMS = (
+    "file.onnx, file.pt2, file.py:callable, package.module:callable, timm:NAME, torchvision:NAME, "
+    "hf:FOLDER, a folder that irprune wrote"
+)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def load_model(
     given = [parse_input(text) for text in inputs]
     path = Path(spec)
     if path.suffix in (".onnx", ".pt2"):
-        _must_be_file(path)
+        must_be_file(path)
         tensors = _draw(given) if path.suffix == ".onnx" and given else []
         pairs = list(zip(tensors, given, strict=False))
         return Loaded(
@@ -142,7 +142,7 @@ def load_model(
     head, colon, tail = spec.rpartition(":")
     if not colon or not head or not tail:
         if path.suffix == ".py":
-            _must_be_file(path)
+            must_be_file(path)
             raise IrpruneError(
                 "no callable is named", spec, f"say which function gives the model: {spec}:build"
             )
@@ -159,15 +159,6 @@ def load_model(
 
 
 _Maker = Callable[[str, bool, bool], tuple[Any, Callable[[], Any]]]
-
-
-def _must_be_file(path: Path) -> None:
-    if not path.exists():
-        raise IrpruneError("no such file", str(path), "check the path")
-    if path.is_dir():
-        raise IrpruneError("this is a folder, not a file", str(path), "give the file in it")
-    if path.stat().st_size == 0:
-        raise IrpruneError("the file is empty", str(path), "export the model again")
 
 
 @contextlib.contextmanager
@@ -259,7 +250,7 @@ def _from_code(place: str, name: str, given: Sequence[InputSpec]) -> Loaded:
     ``example_inputs`` gives the call."""
     import torch
 
-    module = _import(place)
+    module = import_place(place, f"give MODEL as one of {_FORMS}")
     made = getattr(module, name, None)
     if made is None:
         own = [
@@ -281,7 +272,7 @@ def _from_code(place: str, name: str, given: Sequence[InputSpec]) -> Loaded:
             raise IrpruneError(f"{name}() cannot be called: {refused}", place, hint) from refused
         except ValueError:  # a callable that says nothing of its parameters
             pass
-        with _users_code(place, f"{name}()"):
+        with users_code(place, f"{name}()"):
             made = made()
     example: Callable[[], Any] = getattr(module, "example_inputs", None) or _no_example(place)
     if isinstance(made, tuple) and made and isinstance(made[0], torch.nn.Module):
@@ -295,7 +286,7 @@ def _from_code(place: str, name: str, given: Sequence[InputSpec]) -> Loaded:
             place,
             "return the model, or (model, args, kwargs)",
         )
-    with _users_code(place, "example_inputs()"):
+    with users_code(place, "example_inputs()"):
         loaded = _called(made, given, example, type(made).__name__)
     dynamic = getattr(getattr(module, "CASE", None), "dynamic", None)
     if not given and dynamic:
@@ -312,69 +303,6 @@ def _no_example(place: str) -> Callable[[], Any]:
         )
 
     return refuse
-
-
-def _import(place: str) -> ModuleType:
-    """The module at a file's path or of a dotted name."""
-    path = Path(place)
-    try:
-        if path.suffix == ".py":
-            _must_be_file(path)
-            return _import_file(path.resolve())
-        if not all(part.isidentifier() for part in place.split(".")):
-            raise IrpruneError("no such model", place, f"MODEL is one of {_FORMS}")
-        if str(Path.cwd()) not in sys.path:
-            sys.path.insert(0, str(Path.cwd()))
-        return importlib.import_module(place)
-    except ModuleNotFoundError as missing:
-        raise IrpruneError(
-            f"no module {missing.name!r}", place, f"install it, or give MODEL as one of {_FORMS}"
-        ) from missing
-    except IrpruneError:
-        raise
-    except Exception as broken:  # whatever the user's code raises
-        raise IrpruneError(
-            f"cannot be imported: {gist(broken)}",
-            users_line(broken) or place,
-            "it must import on its own",
-        ) from broken
-
-
-@contextlib.contextmanager
-def _users_code(place: str, what: str) -> Iterator[None]:
-    """What the user's own code raises becomes one line, with the line that it came from."""
-    try:
-        yield
-    except IrpruneError:
-        raise
-    except Exception as failed:
-        raise IrpruneError(
-            f"{what} fails: {gist(failed)}", users_line(failed) or place, "it must run on its own"
-        ) from failed
-
-
-def _import_file(path: Path) -> ModuleType:
-    """A file as the module it is: inside a package by its dotted name, so that its own imports
-    work."""
-    parts = [path.stem]
-    root = path.parent
-    while (root / "__init__.py").exists():
-        parts.insert(0, root.name)
-        root = root.parent
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    name = ".".join(parts)
-    if len(parts) > 1:
-        return importlib.import_module(name)
-    if name in sys.modules and getattr(sys.modules[name], "__file__", None) == str(path):
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    if name not in sys.modules:
-        sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 # -- model libraries -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_type_hints
 
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, option
 
 __all__ = ["Flag", "Option", "declared", "documented"]
 
@@ -63,6 +63,7 @@ class Option:
         takes: What it takes, in words, for the error.
         settle: Makes the final value of a value that fits and of the options settled before it, in
             the order of ``irprune.api.declarations.OPTIONS``.
+        against: Options that it cannot be given together with.
         to: The pass whose field of the same name it is: ``score``, ``choose`` or none.
         flags: How the command line spells it; none where it cannot.
         name: Set by ``declared``.
@@ -76,6 +77,7 @@ class Option:
     fits: Callable[[Any], bool] = lambda value: True
     takes: str = ""
     settle: Callable[[Any, Mapping[str, Any]], Any] = lambda value, settled: value
+    against: tuple[str, ...] = ()
     to: str = ""
     flags: tuple[Flag, ...] = ()
     name: str = field(default="", kw_only=True)
@@ -84,7 +86,7 @@ class Option:
     def check(self, value: Any) -> None:
         """Raises IrpruneError for a value of another kind than the option takes."""
         if not self.fits(value):
-            raise IrpruneError(f"{self.name} is {value!r}", "", f"it takes {self.takes}")
+            raise IrpruneError(f"{option(self.name)} is {value!r}", "", f"it takes {self.takes}")
 
     @property
     def default_text(self) -> str:

@@ -118,8 +118,8 @@ def settle_importance(chosen: Any, settled: Mapping[str, Any]) -> Any:
 def settle_scope(chosen: Any, settled: Mapping[str, Any]) -> Any:
     """A knapsack where there are a budget, and data to tell losses by."""
     if chosen is None:
-        data, budget = settled["calibration"], settled["budget"]
-        return "local" if data is None or budget is None else "knapsack"
+        bounded = any(settled.get(k) is not None for k in ("budget", "max_drop", "target_metric"))
+        return "knapsack" if bounded and settled["calibration"] is not None else "local"
     return chosen
 
 

@@ -4,12 +4,14 @@ door."""
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions
+from irprune.api.declared_metric import check_metric, searched
 from irprune.api.option_kinds import one_of
 from irprune.choice.budget import read_latency_budget
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, option
 from irprune.latency.table import Table
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
@@ -17,7 +19,7 @@ from irprune.passes.score import Score
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Options", "device_of"]
+__all__ = ["Options", "check_together", "device_of"]
 
 _SETTLED = tuple({**REPLAY, **OPTIONS})  # the order in which defaults are found
 
@@ -41,14 +43,21 @@ class Options:
         for name in given:
             if name not in OPTIONS:
                 raise IrpruneError(f"no option {name!r}", "", one_of(OPTIONS))
-        values = {name: given.get(name, option.default) for name, option in OPTIONS.items()}
-        for name, option in OPTIONS.items():
-            option.check(values[name])
+        values = {name: given.get(name, declared.default) for name, declared in OPTIONS.items()}
+        for name, declared in OPTIONS.items():
+            declared.check(values[name])
+        check_together({name: value for name, value in given.items() if value is not None})
         for name in _SETTLED:
             values[name] = OPTIONS[name].settle(values[name], values)
         self.values = cast("PruneOptions", values)
+        check_metric(values, {name for name, value in given.items() if value is not None})
         self.choose()  # its own checks
         self.score()
+
+    @property
+    def searches(self) -> bool:
+        """Whether the smallest model that keeps a metric is looked for."""
+        return searched(self.values)
 
     @classmethod
     def of(cls, **settings: Any) -> Options:
@@ -82,7 +91,7 @@ class Options:
     def choose(self) -> Choose:
         """The pass that chooses; of a latency in seconds the share comes later, when the original
         was measured."""
-        budget: Any = self.values["budget"]
+        budget: Any = {self.values["minimise"]: 1.0} if self.searches else self.values["budget"]
         times = None
         if budget is not None and "latency" in budget:
             share, seconds = read_latency_budget(budget["latency"])
@@ -100,9 +109,26 @@ class Options:
         """The values of the options that the pass ``to`` takes."""
         return {
             name: self.values[name]  # type: ignore[literal-required]
-            for name, option in OPTIONS.items()
-            if option.to == to
+            for name, declared in OPTIONS.items()
+            if declared.to == to
         }
+
+
+def check_together(given: Mapping[str, Any]) -> None:
+    """Raises IrpruneError where two options are given that cannot be together."""
+    for name in given:
+        for other in OPTIONS[name].against:
+            if other in given:
+                raise IrpruneError(
+                    f"{option(other, _shown(given[other]))} and {option(name, _shown(given[name]))} are "
+                    "both given",
+                    "",
+                    "each of them says how much goes: give one",
+                )
+
+
+def _shown(value: Any) -> str:
+    return repr(dict(value) if isinstance(value, Mapping) else value)
 
 
 def device_of(name: str) -> torch.device:
@@ -113,7 +139,7 @@ def device_of(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise IrpruneError("there is no CUDA device here", "", "say device='cpu' or 'auto'")
+        raise IrpruneError("there is no CUDA device here", "", f"say {option('device', 'cpu')}")
     if name == "cuda":
         return torch.device("cuda", torch.cuda.current_device())  # as tensors name theirs
     return torch.device(name)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from irprune.api.options import Options
+    from irprune.api.trials import Trials
     from irprune.choice.plan import Plan
 
 __all__ = ["Pruned"]
@@ -82,6 +83,11 @@ class Pruned:
                 ]
                 out.update(dict.fromkeys((weight.name, *weight.aliases), listed))
         return out
+
+    @property
+    def trials(self) -> Trials | None:
+        """The models that were tried to keep a metric; None where none was to be kept."""
+        return self.report.trials
 
     @property
     def plan(self) -> Plan:

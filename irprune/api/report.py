@@ -14,6 +14,7 @@ from irprune.errors import printable
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
     from irprune.api.repair import Repaired
+    from irprune.api.trials import Trials
     from irprune.validate.parity import Parity
     from irprune.validate.proof_result import Proof
 
@@ -42,9 +43,9 @@ class Report:
     and after; groups; checks.
 
     ``proof`` is None where none was asked for, ``parity`` until an ONNX file is written,
-    ``latency`` without a budget on it. ``unruled`` names operators without a rule, whose axes are
-    frozen. ``sizes`` says at which shapes of inputs with open sizes costs were counted, "" where
-    there are none."""
+    ``latency`` without a budget on it, ``trials`` where no metric was to be kept. ``unruled`` names
+    operators without a rule, whose axes are frozen. ``sizes`` says at which shapes of inputs with
+    open sizes costs were counted, "" where there are none."""
 
     name: str
     params: Change
@@ -59,6 +60,7 @@ class Report:
     parity: Parity | None = None
     repair: Repaired | None = None
     latency: Latency | None = None
+    trials: Trials | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     sizes: str = ""
 
@@ -87,6 +89,7 @@ class Report:
             "parity": self.parity.as_dict() if self.parity is not None else None,
             "repair": asdict(self.repair) if self.repair is not None else None,
             "latency": self.latency.as_dict() if self.latency is not None else None,
+            "trials": self.trials.as_dict() if self.trials is not None else None,
             **took,
         }
 
@@ -111,6 +114,8 @@ class Report:
             lines.insert(3, f"  MACs at     {self.sizes}")
         if self.latency is not None:
             lines.insert(-1, f"  latency     {self.latency}")
+        if self.trials is not None:
+            lines.append(f"  metric      {self.trials}")
         if self.repair is not None:
             lines.append(f"  repair      {self.repair} (the proof is of the model before repair)")
             lines += [f"  note        {note}" for note in self.repair.notes]

@@ -47,6 +47,11 @@ class Runner:
     def __init__(self, name: str, inputs: list[Input]) -> None:
         self.name, self.inputs = name, inputs
 
+    @property
+    def held(self) -> Any:
+        """The session or the module that runs."""
+        raise NotImplementedError
+
     def draw(self, seed: int) -> Arrays:
         """Random inputs; the same seed gives the same numbers."""
         raise NotImplementedError
@@ -119,6 +124,10 @@ class _OnnxRunner(Runner):
                 f"there are {', '.join(v.name for v in inputs)}",
             )
 
+    @property
+    def held(self) -> Any:
+        return self.session
+
     def draw(self, seed: int) -> Arrays:
         if self.given:
             self.check(self.given)
@@ -186,6 +195,10 @@ class _TorchRunner(Runner):
             loaded.name,
             [Input(f"input {i}", tuple(t.shape), str(t.dtype)) for i, t in enumerate(tensors)],
         )
+
+    @property
+    def held(self) -> Any:
+        return self.model
 
     def check(self, arrays: Sequence[NDArray[Any]]) -> None:
         """Sizes are left to forward itself, which says what it takes."""

@@ -91,15 +91,19 @@ def _run(argv: Sequence[str] | None) -> int:
         )
         _complain(f"{where}: {wrong.format_message()}")
         return BAD_INPUT
-    except CheckFailed as failed:
-        _complain(f"irprune: {failed}")
-        return FAILED
     except IrpruneError as bad:
-        _complain(f"irprune: {bad}")
-        return BAD_INPUT
+        _complain(f"irprune: {bad.spelled(_flag)}")
+        return FAILED if isinstance(bad, CheckFailed) else BAD_INPUT
     except (KeyboardInterrupt, click.Abort):
         _complain("irprune: interrupted")
         return INTERRUPTED
+
+
+def _flag(name: str, value: str) -> str:
+    """How the command line spells an option that an error names."""
+    from irprune.cli.spelling import spell
+
+    return spell(name, value)
 
 
 def _complain(text: str) -> None:

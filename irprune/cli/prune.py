@@ -54,7 +54,7 @@ def _help(option: Option, flag: Flag) -> str:
 
 def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of ``irprune.prune`` that the command line gives, read as they declare. Raises
-    IrpruneError for what does not go together or cannot be read."""
+    IrpruneError for what cannot be read."""
     out: dict[str, Any] = {}
     for option in OPTIONS.values():
         for flag in option.flags:
@@ -65,12 +65,6 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
             if not flag.key:
                 out[option.name] = value
                 continue
-            if option.name == "budget" and "ratio" in out:
-                raise IrpruneError(
-                    f"--ratio and {flag.name} are both given",
-                    "",
-                    "a budget finds the ratio: give one of them",
-                )
             out.setdefault(option.name, {})[flag.key] = value
     return out
 
@@ -128,7 +122,10 @@ def _prune(given: dict[str, Any], settings: dict[str, Any], ranks: Ranks) -> int
     if output is not None:
         say(f"wrote {output}")
     asked = given["plan"] is None and "budget" not in settings and settings.get("ratio", 0.5) != 0
-    if pruned.report.cuts_nothing and asked:
+    if pruned.trials is not None and pruned.report.cuts_nothing:
+        say("irprune: warning: nothing was cut: no smaller model keeps the metric")
+        return 1
+    if pruned.report.cuts_nothing and asked and pruned.trials is None:
         say(f"irprune: warning: {pruned.report.notes[0]}")
         return 1
     return 0

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import click
 
+from irprune.api.compare import Compared, compare_by_metric, compare_by_score
+from irprune.api.declared_metric import read_share
 from irprune.api.runner import runner
+from irprune.api.user_code import callable_at
 from irprune.base.tolerance import PARITY
 from irprune.cli.options import as_json, device, inputs, load, model, show_json, shown
 from irprune.errors import CheckFailed, IrpruneError
+from irprune.validate.metrics import METRICS
 from irprune.validate.parity import compare_arrays
 from irprune.validate.proof_result import is_nan
 
@@ -31,6 +35,36 @@ __all__ = ["validate"]
     default=None,
     help="Largest error, relative to an output's largest magnitude.  [default: 1e-4]",
 )
+@click.option(
+    "--metric",
+    type=click.Choice([*METRICS, "auto"]),
+    default=None,
+    help="Measure how well B agrees with A by this metric, in place of comparing every number; "
+    "auto takes what fits the outputs.",
+)
+@click.option(
+    "--calibration",
+    metavar="FOLDER",
+    help="Folder of .npy, .npz or image files to measure --metric on; without it, --samples random "
+    "calls.",
+)
+@click.option(
+    "--eval",
+    "function",
+    metavar="FILE.py:NAME",
+    help="A function of a model that gives its metric, called for A and for B.",
+)
+@click.option("--lower-is-better", is_flag=True, help="What --eval returns is an error.")
+@click.option(
+    "--max-drop",
+    metavar="SHARE",
+    help="Exit with 1 where the metric of B is worse by more than this share of A's, as 1%.",
+)
+@click.option(
+    "--target-metric",
+    type=float,
+    help="Exit with 1 where the metric of B is worse than this.",
+)
 @device
 @as_json
 def validate(
@@ -41,6 +75,12 @@ def validate(
     trust: bool,
     samples: int,
     tolerance: float | None,
+    metric: str | None,
+    calibration: str | None,
+    function: str | None,
+    lower_is_better: bool,
+    max_drop: str | None,
+    target_metric: float | None,
     device: str,
     json_: bool,
 ) -> None:
@@ -49,9 +89,21 @@ def validate(
     Each of A and B is a MODEL: two ONNX files, a PyTorch model and its export, a folder that
     irprune wrote and its ONNX file."""
     bound = PARITY if tolerance is None else tolerance
-    first, second = (
-        runner(load(spec, inputs, pretrained, trust), device, exact=True) for spec in (a, b)
-    )
+    told = (metric, function, calibration, max_drop, target_metric)
+    judged = next((x for x in told if x is not None), None)
+    allowed = None if max_drop is None else read_share(max_drop)
+    score = None if function is None else callable_at(function)
+    loaded = [load(spec, inputs, pretrained, trust) for spec in (a, b)]
+    first, second = (runner(one, device, exact=judged is None) for one in loaded)
+    if judged is not None:
+        if score is not None:
+            pairs = ((loaded[0], first), (loaded[1], second))
+            found = compare_by_score(score, pairs, device, lower_is_better)
+        else:
+            name = None if metric == "auto" else metric
+            found = compare_by_metric(loaded[0], first, second, name, calibration, samples)
+        _tell(found, a, b, allowed, target_metric, json_)
+        return
     worst: dict[str, float] = {}
     for seed in range(samples):
         arrays = first.draw(seed)
@@ -96,3 +148,25 @@ def validate(
             f"{a} against {b}",
             "both were given the same inputs; a looser --tolerance accepts it",
         )
+
+
+def _tell(
+    found: Compared, a: str, b: str, allowed: float | None, target: float | None, json_: bool
+) -> None:
+    """Show the metric. Raises CheckFailed where it is worse than ``allowed``, a share of A's, or
+    than ``target``."""
+    if allowed is not None and found.drop is None:
+        raise IrpruneError(
+            f"{found.metric} of A is {found.a}", "", "give --target-metric in place of --max-drop"
+        )
+    failed = ""
+    if allowed is not None and found.drop is not None and not found.drop <= allowed:
+        failed = f"{found.metric} is worse by {found.drop:.2%}, {allowed:.2%} is allowed"
+    elif target is not None and not (found.b >= target if found.higher else found.b <= target):
+        failed = f"{found.metric} is {found.b:.5g}, the target is {target:.5g}"
+    if json_:
+        show_json({"models": [a, b], **found.as_dict(), "passed": not failed})
+    else:
+        shown(str(found))
+    if failed:
+        raise CheckFailed(failed, f"{a} against {b}")

@@ -13,6 +13,7 @@ What the program decides by a size (a branch, a loop, a number made of it) is a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from operator import eq
@@ -20,7 +21,7 @@ from typing import Any
 from zlib import crc32
 
 from irprune.ir.guards import NEGATED, RELATIONS, Fixed, Guard
-from irprune.ir.size import Size, Sym, number, operation, same, symbol, symbols
+from irprune.ir.size import Size, Sym, apply, operation, same, symbol, symbols
 
 __all__ = ["OpenSizes", "Settled", "rewrite"]
 
@@ -62,7 +63,8 @@ class OpenSizes:
         self._from: dict[str, frozenset[str]] = {}  # inputs' symbols that a told one depends on
         self._points: list[dict[str, int]] = [{} for _ in _SPANS]
         self._first: dict[tuple[Any, ...], Real] = {}
-        self._values: dict[tuple[Sym, bool], tuple[Any, ...] | None] = {}
+        self._values: dict[Sym, tuple[Any, ...] | None] = {}
+        self._in_example: dict[Sym, Any] = {}
         self._made: dict[tuple[Any, ...], Real] = {}
 
     # -- symbols -----------------------------------------------------------------------------------
@@ -112,14 +114,18 @@ class OpenSizes:
         """The values of ``x`` at the points; None where one of them cannot be computed."""
         if not isinstance(x, Sym):
             return (x,) * len(_SPANS)
-        key = (x, x.is_whole)  # Python takes 2 and 2.0 for equal
-        if key in self._values:
-            return self._values[key]
-        try:
-            found: tuple[Any, ...] | None = tuple(number(x, p) for p in self._points)
-        except (ArithmeticError, ValueError):
-            found = None
-        self._values[key] = found
+        if x in self._values:
+            return self._values[x]
+        found: tuple[Any, ...] | None = None
+        if x.op == "symbol":
+            found = tuple(p[x.name] for p in self._points)
+        else:
+            of = [self._at_points(a) for a in x.args if not isinstance(a, str)]
+            operands = [values for values in of if values is not None]
+            if len(operands) == len(of):
+                with suppress(ArithmeticError, ValueError):
+                    found = tuple(apply(x.op, at) for at in zip(*operands, strict=True))
+        self._values[x] = found
         return found
 
     def of(self, op: str, *args: Real) -> Any:
@@ -159,7 +165,15 @@ class OpenSizes:
 
     def value(self, x: Real) -> Any:
         """What ``x`` is in the example call."""
-        return number(x, self.example) if isinstance(x, Sym) else x
+        if not isinstance(x, Sym):
+            return x
+        if x not in self._in_example:
+            self._in_example[x] = (
+                self.example[x.name]
+                if x.op == "symbol"
+                else apply(x.op, [self.value(a) for a in x.args if not isinstance(a, str)])
+            )
+        return self._in_example[x]
 
     def value_of(self, left: Real, relation: str, right: Real) -> bool:
         """Whether the relation holds in the example call."""

@@ -14,7 +14,7 @@ import ast
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -23,6 +23,7 @@ __all__ = [
     "Size",
     "Sym",
     "UnboundSymbol",
+    "apply",
     "evaluate",
     "identical",
     "is_static",
@@ -83,6 +84,7 @@ class Sym:
             ``max``, ``abs``, ``float``, ``round``, ``math.trunc``, ``math.floor``, ``math.ceil``).
         args: the operands of ``op``, in order; the name, for a symbol.
         probe: the value at the probe point.
+        is_whole: whether the value is a whole number, whatever the symbols are.
 
     ``Sym.of`` makes a node of operands as they are; arithmetic on sizes leaves out what changes
     nothing (``+ 0``, ``* 1``) and gives a number where the symbols cancel.
@@ -91,25 +93,22 @@ class Sym:
     op: str
     args: tuple[Sym | int | float | str, ...]
     probe: int
+    is_whole: bool = True
 
     @staticmethod
     def of(op: str, *args: Sym | int | float) -> Sym:
         """The node ``op`` over ``args``. Raises ValueError for an operation that sizes do not
         have, ZeroDivisionError for a division by zero."""
-        value = _apply(op, [_at_probe(a) for a in args])
-        return Sym(op, args, int(value))
+        value = apply(op, [_at_probe(a) for a in args])
+        whole = op not in _REAL
+        if op in _ARITHMETIC:
+            whole = all(a.is_whole if isinstance(a, Sym) else isinstance(a, int) for a in args)
+        return Sym(op, args, int(value), whole)
 
     @property
     def name(self) -> str:
         """The name of a symbol that stands alone; empty for an expression."""
         return str(self.args[0]) if self.op == "symbol" else ""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the value is a whole number, whatever the symbols are."""
-        if self.op in _ARITHMETIC:
-            return all(isinstance(a, int) or (isinstance(a, Sym) and a.is_whole) for a in self.args)
-        return self.op not in _REAL
 
     def __hash__(self) -> int:
         return hash((self.op, self.probe))
@@ -168,7 +167,7 @@ def operation(op: str, *args: Sym | int | float) -> Sym | int | float:
     ``Sym.of`` does."""
     if any(isinstance(a, Sym) for a in args):
         return Sym.of(op, *args)
-    made: int | float = _apply(op, list(args))
+    made: int | float = apply(op, list(args))
     return made
 
 
@@ -176,7 +175,9 @@ def _is(size: Size, number: int) -> bool:
     return not isinstance(size, Sym) and size == number
 
 
-def _apply(op: str, values: list[Any]) -> Any:
+def apply(op: str, values: Sequence[Any]) -> Any:
+    """The number that ``op`` makes of ``values``. Raises ValueError for an operation that sizes do
+    not have, and what Python raises for such numbers."""
     if op in _INFIX:
         a, b = values
         return _INFIX[op](a, b)
@@ -190,7 +191,7 @@ def _apply(op: str, values: list[Any]) -> Any:
 def _at_probe(x: Sym | int | float | str) -> Any:
     if not isinstance(x, Sym):
         return x
-    return x.probe if x.is_whole else _apply(x.op, [_at_probe(a) for a in x.args])
+    return x.probe if x.is_whole else apply(x.op, [_at_probe(a) for a in x.args])
 
 
 def symbol(name: str) -> Sym:
@@ -240,7 +241,7 @@ def _value(x: Sym | int | float | str, bindings: Mapping[str, int], default: int
     if not isinstance(x, Sym):
         return x
     if x.op != "symbol":
-        return _apply(x.op, [_value(a, bindings, default) for a in x.args])
+        return apply(x.op, [_value(a, bindings, default) for a in x.args])
     try:
         return bindings[x.name]
     except KeyError:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, option
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Sym, probe_of, same
 from irprune.ops.arrays import as_tensor, checksum
@@ -153,7 +153,7 @@ class Calibration:
             if digest != told[0][0]:
                 raise IrpruneError(
                     f"rank {rank} gives other calibration data than rank 0",
-                    "calibration",
+                    option("calibration"),
                     "give the same data on every rank: they are split here",
                 )
         every = {k: v for _, sizes in told for k, v in sizes.items()}

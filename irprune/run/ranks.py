@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from weakref import ref
 from zlib import crc32
 
-from irprune.errors import CheckFailed, IrpruneError, gist
+from irprune.errors import CheckFailed, IrpruneError, gist, option
 
 if TYPE_CHECKING:
     import torch
@@ -256,7 +256,7 @@ def together(count: int | None = None) -> Iterator[Ranks]:
     if count is not None and ranks.size != count:
         raise IrpruneError(
             f"{count} ranks are asked for and there {'is' if ranks.size == 1 else 'are'} {ranks.size}",
-            "ranks",
+            option("ranks"),
             f"start the program with torchrun --nproc-per-node {count}",
         )
     token = _current.set(ranks)

@@ -4,6 +4,7 @@ and the pass."""
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -25,6 +26,7 @@ from irprune.passes.score import Score
 
 UNSAID = {"loss", "progress", "dynamic_shapes"}  # a command line has no function or structure
 UNSAID |= {"trust"}  # what reads a model declares it, for every command
+_JUDGED, _FOUND = ["--calibration", "data"], {"calibration": "data"}
 SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what prune is told
     "--ratio": (["0.3"], {"ratio": 0.3}),
     "--macs": (["0.5"], {"budget": {"macs": 0.5}}),
@@ -51,6 +53,26 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--dynamic": (["batch"], {"dynamic": "batch"}),
     "--calibration": (["data"], {"calibration": "data"}),
     "--repair": (["bias"], {"repair": ("bias",)}),
+    "--max-drop": (["1%", "--calibration", "data"], {"max_drop": "1%", "calibration": "data"}),
+    "--target-metric": (["20", *_JUDGED], {"target_metric": 20.0, **_FOUND}),
+    "--metric": (
+        ["snr", "--target-metric", "2", *_JUDGED],
+        {"metric": "snr", "target_metric": 2.0, **_FOUND},
+    ),
+    "--eval": (["math:exp", "--max-drop", "0.1"], {"evaluate": math.exp, "max_drop": "0.1"}),
+    "--lower-is-better": (
+        ["--max-drop", "0.1", *_JUDGED],
+        {"lower_is_better": True, "max_drop": "0.1", **_FOUND},
+    ),
+    "--minimise": (
+        ["params", "--max-drop", "0.1", *_JUDGED],
+        {"minimise": "params", "max_drop": "0.1", **_FOUND},
+    ),
+    "--points": (["4", "--max-drop", "0.1", *_JUDGED], {"points": 4, "max_drop": "0.1", **_FOUND}),
+    "--trials": (
+        ["t.json", "--max-drop", "0.1", *_JUDGED],
+        {"trials": "t.json", "max_drop": "0.1", **_FOUND},
+    ),
 }
 
 

@@ -294,6 +294,41 @@ def test_validate_compares_every_output(
     assert call("validate", net, tmp_path / "out" / "model.onnx", "--tolerance", "100")[0] == 0
 
 
+def test_prune_finds_the_smallest_model_that_keeps_a_metric(
+    call: Callable[..., Result], net: str, tmp_path: Path
+) -> None:
+    (tmp_path / "score.py").write_text(
+        "from torch import nn\n\ndef size(model: nn.Module) -> float:\n"
+        "    return float(sum(p.numel() for p in model.parameters()))\n"
+        "\ndef fails(model: nn.Module) -> float:\n    raise ValueError('no data')\n"
+    )
+    score = f"{tmp_path / 'score.py'}:size"
+    wanted = ("--max-drop", "30%", "--minimise", "params", "--points", "4")
+    code, out, err = call("prune", net, "--eval", score, *wanted, "-o", tmp_path / "out", "--json")
+    found = json.loads(out)["trials"]
+    assert code == 0 and found["metric"] == "size" and len(found["trials"]) <= 5
+    assert found["original"] * 0.7 <= found["best"] < found["original"] * 0.8
+    assert "trial    left" in err and "passes" in err
+    assert call("validate", net, tmp_path / "out", "--eval", score, "--max-drop", "31%")[0] == 0
+    code, _, err = call("validate", net, tmp_path / "out", "--eval", score, "--max-drop", "1%")
+    assert code == 1 and "size is worse by 2" in err and "1.00% is allowed" in err
+    fails = f"{tmp_path / 'score.py'}:fails"
+    code, _, err = call("prune", net, "--eval", fails, "--max-drop", "1%")
+    assert code == 2 and "fails() fails: ValueError: no data" in err and "score.py:7" in err
+    refused(call("prune", net, "--max-drop", "1%"), 2, "--max-drop needs", "give --eval, or --cal")
+
+
+def test_validate_measures_agreement(call: Callable[..., Result], net: str, tmp_path: Path) -> None:
+    assert call("prune", net, "-o", tmp_path / "out")[0] == 0
+    both = (net, tmp_path / "out" / "model.onnx")
+    code, out, _ = call("validate", *both, "--metric", "cosine", "--samples", "2", "--json")
+    data = json.loads(out)
+    assert code == 0 and data["a"] == pytest.approx(1) and data["b"] < 1 and data["samples"] == 10
+    assert call("validate", *both, "--metric", "snr", "--target-metric", "300")[0] == 1
+    refused(call("validate", *both, "--metric", "snr", "--max-drop", "1%"), 2, "--target-metric")
+    assert call("validate", net, net, "--metric", "auto", "--max-drop", "0")[0] == 0
+
+
 def test_bench_measures_and_compares(call: Callable[..., Result], net: str, tmp_path: Path) -> None:
     assert call("prune", net, "-o", tmp_path / "out")[0] == 0
     code, out, err = call(
@@ -366,7 +401,7 @@ def test_demo_runs_the_whole_pipeline(call: Callable[..., Result], tmp_path: Pat
         (["--ratio-of", "stem*"], ["has no number behind the ="]),
         (["--ratio-of", "stemm*=0.2"], ["'stemm*' matches no", "stem"]),
         (["--round-to", "0"], ["round_to is 0"]),
-        (["--ratio", "0.5", "--macs", "0.5"], ["--ratio and --macs are both given"]),
+        (["--ratio", "0.5", "--macs", "0.5"], ["--ratio 0.5 and --macs 0.5 are both given"]),
         (["--macs", "-2"], ["macs"]),
         (
             ["--input", "5x7"],

@@ -237,7 +237,7 @@ def statement(expression: Code) -> ast.stmt:
 
 def assign(target: Code, value: Code) -> ast.stmt:
     """``target = value``."""
-    return ast.Assign([_stored(target.tree)], value.tree)
+    return ast.Assign([_stored(target.tree)], value.tree, lineno=0)  # ast.unparse asks for a line
 
 
 def _stored(tree: ast.expr) -> ast.expr:
@@ -262,10 +262,18 @@ class Line:
     statements: tuple[ast.stmt, ...] = ()
     comment: str = ""
 
-    def __str__(self) -> str:
+    @functools.cached_property
+    def text(self) -> str:
+        """The source of the line."""
         if self.comment:
             return f"# {printable(self.comment)}"
-        return "; ".join(ast.unparse(ast.fix_missing_locations(s)) for s in self.statements)
+        return "; ".join(map(ast.unparse, self.statements))
+
+    def reads(self, name: str) -> bool:
+        """Whether a statement reads or sets the variable ``name``."""
+        return name in self.text and any(
+            isinstance(n, ast.Name) and n.id == name for s in self.statements for n in ast.walk(s)
+        )
 
 
 class Parameters:
@@ -327,7 +335,7 @@ class Function:
     def text(self, indent: str = "") -> str:
         """The source, each line behind ``indent``."""
         head = f"{indent}def {self.own}({ast.unparse(self.parameters.tree)}):\n"
-        return head + "".join(f"{indent}    {line}\n" for line in self.lines)
+        return head + "".join(f"{indent}    {line.text}\n" for line in self.lines)
 
 
 # -- the comparison --------------------------------------------------------------------------------

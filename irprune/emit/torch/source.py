@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from irprune.base.garbage import without_collection
 from irprune.emit.torch.code import (
     INFIX,
     Code,
@@ -198,6 +199,7 @@ class Source:
     classes: dict[str, Any] = field(default_factory=dict)
 
 
+@without_collection()
 def write(graph: Graph) -> Source:
     """Source of a class ``Model`` that computes ``graph`` and is called as the captured model
     was."""
@@ -383,7 +385,7 @@ class _Writer:
         lines += [Line((s,)) for s in self._fixed_sizes()]
         prologue += [Line((s,)) for s in self._guards()]
         result = self._result()
-        if any(map(_reads_device, body)):
+        if any(line.reads("device") for line in body):
             lines.append(Line((assign(_DEVICE, self._device()),)))
         lines += [*prologue, *body, Line((ast.Return(result.tree),))]
         return Function("forward", parameters, lines)
@@ -446,6 +448,8 @@ class _Writer:
             if v.producer is not None and isinstance(symbol := v.producer.attrs.get("symbol"), Sym):
                 bound.add(symbol.name)
                 yield assign(variable(self._symbol(symbol.name)), self._name(v))
+        if wanted <= bound:
+            return
         for exact in (True, False):
             for v in values:
                 for d, s in enumerate(v.type.shape or ()):
@@ -568,12 +572,6 @@ class _Writer:
 
 
 _DEVICE = variable("device")
-
-
-def _reads_device(line: Line) -> bool:
-    return any(
-        isinstance(n, ast.Name) and n.id == "device" for s in line.statements for n in ast.walk(s)
-    )
 
 
 def _function_of(node: Node) -> str | None:

@@ -10,7 +10,6 @@ checked once per process on a small model. Whatever this way of capture does not
 from __future__ import annotations
 
 import contextlib
-import gc
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from irprune.base.garbage import without_collection
 from irprune.frontend.torch.build import (
     LAYERS,
     TORCH,
@@ -153,7 +153,7 @@ def _trace(
     recorder = _Recorder(build, fake, model)
     inputs: list[int | tuple[Any]] = []
     with contextlib.ExitStack() as around:
-        around.enter_context(_no_collection())
+        around.enter_context(without_collection())
         around.enter_context(evaluating(model))
         left = around.enter_context(attributes_kept(model))
         around.enter_context(as_run() if plain else as_exported())
@@ -662,16 +662,3 @@ def _scopes(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Nothing of a capture is garbage before its end; looking for it takes a quarter of the
-    time."""
-    on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if on:
-            gc.enable()
