@@ -6,7 +6,7 @@ rather than head_dim, channels within the groups of a convolution or norm), the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from irprune.choice.counts import Limits, Rounder
 from irprune.choice.patterns import NamePatterns
 from irprune.choice.ranking import Loss, Ranking, classes, structure_of
 from irprune.choice.scopes import SCOPES
+from irprune.choice.uniform import UNIFORM, kinds_of_groups, levelled
 from irprune.criteria import Scores
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
@@ -63,6 +64,9 @@ class Choose:
             activation; a share (up to 1) or an absolute amount; the largest cost that is not above
             every bound. ``{"latency": 0.5}``, always a share, is a knapsack in every scope:
             ``local`` lets every width give and none be emptied, the others lose the least in sum.
+        uniform: Which groups have one count: ``names`` those that repeat in layer after layer,
+            ``sizes`` also those of the same size in other parts; "" none
+            (``irprune.choice.uniform``).
         times: For latency and ``auto``: a table of times or a predictor of ``irprune.latency``;
             default: measured here.
 
@@ -79,6 +83,7 @@ class Choose:
     prefer: str = "heads"
     per_block: bool = True
     budget: Mapping[str, float] | None = None
+    uniform: str = ""
     times: Any = None
 
     def __post_init__(self) -> None:
@@ -119,6 +124,10 @@ class Choose:
                 "choose",
                 "say what may be left: budget={'macs': 0.5}",
             )
+        if self.uniform not in UNIFORM:
+            raise IrpruneError(
+                f"uniform is {self.uniform!r}", "choose", "one of names, sizes, or empty"
+            )
         if isinstance(self.keep, str):
             raise IrpruneError(
                 f"keep is the text {self.keep!r}", "choose", f"a list of patterns: [{self.keep!r}]"
@@ -157,6 +166,7 @@ class Choose:
             lambda x: x not in setting.own,
             setting.latency,
             Loss(self.scope, setting.flat, setting.groups) if packing else None,
+            setting.first,
         )
 
 
@@ -180,6 +190,7 @@ class _Setting:
             self.reasons[leaf] = (
                 f"held: {self.groups[carrier].name} carries the ratio of their product"
             )
+        self.first = self._tied(graph, {x for x in eligible if x not in self.reasons})
         self.sizes = {x: self.groups[x].size for x in eligible if x not in self.reasons}
         self.scores = {x: graph.scores[x] for x in self.sizes}
         per_block = options.per_block and any(s.ndim == 2 for s in self.scores.values())
@@ -219,6 +230,24 @@ class _Setting:
                 asked.update(found)
         return asked
 
+    def _tied(self, graph: Graph, able: Container[Axis]) -> dict[Axis, Axis]:
+        """For each leaf that shares its count with others the first of them; where one of a kind
+        stays whole, all do."""
+        out: dict[Axis, Axis] = {}
+        if not self.options.uniform:
+            return out
+        for some in kinds_of_groups(groups_of(graph), self.options.uniform):
+            mine = [g for g in some if g.axis in able]
+            whole = next((g for g in some if g.axis not in able), None)
+            for group in mine:
+                if whole is not None:
+                    self.reasons[group.axis] = (
+                        f"uniform: {whole.name} is of the same kind and stays whole"
+                    )
+                elif len(some) > 1:
+                    out[group.axis] = some[0].axis
+        return out
+
     def _flat(self, x: Axis) -> Scores:
         """Scores per index, the mean over blocks: of what stands at one rank in each of them where
         every block has its own choice."""
@@ -257,7 +286,7 @@ class _Setting:
         out, self.unrounded = self.rounder.counts(
             {x: t for x, t in target.items() if x in self.sizes or x in self.singles}
         )
-        return out
+        return levelled(out, self.first, self.rounder.step) if self.first else out
 
     def order(self, counts: Mapping[Axis, int]) -> list[Axis]:
         """The leaves in the order in which a search gives indices back: those furthest below their

@@ -23,6 +23,7 @@ __all__ = [
     "MEASURES",
     "Cost",
     "Costs",
+    "Counts",
     "Polynomial",
     "cost",
     "repeated",

@@ -5,8 +5,18 @@ Nothing here imports torch until a torch model comes in, so that ONNX files are 
 
 from irprune.api.calls import apply_plan, groups, prune
 from irprune.api.options import Options
-from irprune.api.pruned import Pruned
+from irprune.api.pruned import FORMATS, Pruned
 from irprune.driver.pipelines import analyse, cut_graph
 from irprune.frontend.capture import capture
 
-__all__ = ["Options", "Pruned", "analyse", "apply_plan", "capture", "cut_graph", "groups", "prune"]
+__all__ = [
+    "FORMATS",
+    "Options",
+    "Pruned",
+    "analyse",
+    "apply_plan",
+    "capture",
+    "cut_graph",
+    "groups",
+    "prune",
+]

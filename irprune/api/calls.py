@@ -22,6 +22,7 @@ from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
+from irprune.api.uniform import choose_uniform
 from irprune.base.garbage import without_collection
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
@@ -192,7 +193,10 @@ def _choose(graph: Graph, options: Options) -> Found:
     choose, values = options.choose(), options.values
     budget = values["budget"] or {}
     if "latency" not in budget:
-        choose.run(graph)
+        if values["uniform"]:
+            choose_uniform(graph, choose, lambda trial: trial.run(graph))
+        else:
+            choose.run(graph)
         return Found()
     from irprune.api.latency_search import choose_in_time
 

@@ -298,6 +298,26 @@ class StepOptions(ReplayOptions, total=False):
             ),
         ),
     ]
+    uniform: Annotated[
+        bool | None,
+        Option(
+            None,
+            "Give layers that repeat one width for each kind of it, as the config of a transformers "
+            "model can say them.",
+            "What the config refuses is then chosen otherwise (``irprune.api.uniform``).",
+            otherwise="False; on the command line True with --format hf",
+            fits=or_none(is_bool),
+            takes="True or False",
+            flags=(
+                Flag("--uniform", constant=True),
+                Flag(
+                    "--per-layer",
+                    constant=False,
+                    help="With --format hf: widths by layer, and a model file in the folder.",
+                ),
+            ),
+        ),
+    ]
     reduce: Annotated[
         str | None,
         Option(

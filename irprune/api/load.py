@@ -417,9 +417,6 @@ def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Call
         model = kind.from_config(config, trust_remote_code=trust)
     else:
         model = kind(config)
-    for part in model.modules():  # a decoder may hold a copy of the config
-        if hasattr(getattr(part, "config", None), "use_cache"):
-            part.config.use_cache = False
     return model, lambda: _hugging_face_call(model)
 
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from irprune.api.trials import Trials
     from irprune.choice.plan import Plan
 
-__all__ = ["Pruned"]
+__all__ = ["FORMATS", "Pruned"]
+
+FORMATS = ("irprune", "hf")
 
 
 class Pruned:
@@ -128,12 +130,45 @@ class Pruned:
                 "keep the module and report this as a bug",
             )
 
-    def save(self, folder: str | Path) -> Path:
-        """Write ``folder``: model.py with weights.safetensors (loads without irprune), model.pt2,
-        model.onnx, plan.json, report.json, report.html. It appears whole or not at all."""
+    def save(self, folder: str | Path, format: str = "irprune", *, per_layer: bool = False) -> Path:
+        """Write ``folder``. It appears whole or not at all.
+
+        Args:
+            folder: Where to write.
+            format: ``irprune``: model.py with weights.safetensors (loads without irprune),
+                model.pt2, model.onnx, plan.json, report.json, report.html. ``hf``, for a model of
+                transformers: what ``from_pretrained`` loads, with the tokenizer of the folder that
+                the model came from; where no config can say the sizes (prune with ``uniform=True``)
+                with a model file of its own. A fresh process loads it and compares.
+            per_layer: With ``hf`` write that model file in any case.
+
+        Returns:
+            ``folder``.
+
+        Raises:
+            IrpruneError: For another format, and where the model's class cannot hold the sizes.
+            CheckFailed: Where what was written computes something else.
+        """
+        if format not in FORMATS:
+            raise IrpruneError(f"format is {format!r}", "", f"one of {', '.join(FORMATS)}")
         with replace_folder(Path(folder)) as draft:
-            self._fill(draft)
+            if format == "hf":
+                self._fill_pretrained(draft, per_layer)
+            else:
+                self._fill(draft)
         return Path(folder)
+
+    def _fill_pretrained(self, folder: Path, per_layer: bool) -> None:
+        self.report.notes += backend_of(self.graph).save_pretrained(
+            self.graph, self.cut, self.module, folder, self.report.repair is not None, per_layer
+        )
+        self._describe(folder)
+
+    def _describe(self, folder: Path) -> None:
+        """The plan and the report."""
+        self.plan.save(folder / "plan.json")
+        (folder / "report.json").write_text(self.report.to_json(), encoding="utf-8")
+        (folder / "report.html").write_text(self.report.to_html(), encoding="utf-8")
 
     def _fill(self, folder: Path) -> None:
         from irprune.emit.torch.saved import save_module
@@ -149,9 +184,7 @@ class Pruned:
         ) as refused:  # the exporter lacks an operator; the rest of the folder is sound
             self.report.notes.append(f"no model.onnx: {refused.what}")
         self.report.notes.extend(notes)
-        self.plan.save(folder / "plan.json")
-        (folder / "report.json").write_text(self.report.to_json(), encoding="utf-8")
-        (folder / "report.html").write_text(self.report.to_html(), encoding="utf-8")
+        self._describe(folder)
 
     def apply_to(self, model: torch.nn.Module) -> torch.nn.Module:
         """Make the same cut in ``model`` itself, parameters and size attributes; returns it. An

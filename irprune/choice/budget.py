@@ -12,6 +12,7 @@ from typing import Any
 from irprune.analysis.cost import MEASURES, Costs, Timed
 from irprune.choice.counts import Rounder
 from irprune.choice.knapsack import Loss, solve_knapsack
+from irprune.choice.uniform import TiedCosts, tied_loss
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
@@ -71,16 +72,52 @@ def solve_budget(
     grown: Callable[[Axis], bool] = lambda x: True,
     latency: Timed | None = None,
     loss: Loss | None = None,
+    first: Mapping[Axis, Axis] | None = None,
 ) -> dict[Axis, int]:
     """The counts whose cost is above no bound and to which no single step of any leaf could be
     added.
 
     ``counts_at`` gives the counts for a ratio from 0 to 1, ``order`` the leaves in the order in
     which steps are given back, ``grown`` which may be. A bound on latency needs ``latency``. With a
-    ``loss`` of counts it is a knapsack. Raises IrpruneError with the smallest reachable cost where
+    ``loss`` of counts it is a knapsack. Leaves that are tied to a
+    ``first`` have its count. Raises IrpruneError with the smallest reachable cost where
     a bound cannot be met."""
     check_budget(budget)
     costs = Costs(graph, latency=latency)
+    if first:
+        tied = TiedCosts(costs, first)
+        alone = {x: y is x for x, y in first.items()}
+        return tied.spread(
+            _solved(
+                tied,
+                budget,
+                _of_firsts(counts_at, alone),
+                rounder,
+                order,
+                lambda x: grown(x) and alone.get(x, True),
+                None if loss is None else tied_loss(loss, first),
+            )
+        )
+    return _solved(costs, budget, counts_at, rounder, order, grown, loss)
+
+
+def _of_firsts(
+    counts_at: Callable[[float], dict[Axis, int]], alone: Mapping[Axis, bool]
+) -> Callable[[float], dict[Axis, int]]:
+    """Counts of a ratio, without those of leaves that are tied to others."""
+    return lambda ratio: {x: n for x, n in counts_at(ratio).items() if alone.get(x, True)}
+
+
+def _solved(
+    costs: Costs,
+    budget: Mapping[str, float],
+    counts_at: Callable[[float], dict[Axis, int]],
+    rounder: Rounder,
+    order: Callable[[Mapping[Axis, int]], list[Axis]],
+    grown: Callable[[Axis], bool],
+    loss: Loss | None,
+) -> dict[Axis, int]:
+    """The search of ``solve_budget``."""
     whole = {name: costs.measure(name, {}) for name in budget}
     bounds = {
         name: amount * whole[name] if amount <= 1 else amount for name, amount in budget.items()

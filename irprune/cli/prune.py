@@ -72,6 +72,13 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
 @click.command()
 @model()
 @click.option("-o", "--output", "output", type=click.Path(path_type=Path), help=_OUT)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(api.FORMATS),
+    default="irprune",
+    help="Of a folder: irprune, or hf: what from_pretrained of transformers loads.",
+)
 @inputs
 @_flags
 @click.option(
@@ -94,6 +101,10 @@ def _prune(given: dict[str, Any], settings: dict[str, Any], ranks: Ranks) -> int
     output: Path | None = given["output"]
     if ranks.leads:
         _check_output(output)
+    pretrained = given["format_"] == "hf"
+    _check_format(output, pretrained)
+    if pretrained:
+        settings.setdefault("uniform", True)
     api.Options(**settings)  # refused before a model is loaded
     loaded = load(given["model"], given["inputs"], given["pretrained"], given["trust"])
     say(f"pruning {loaded.name or given['model']} ...")
@@ -108,7 +119,7 @@ def _prune(given: dict[str, Any], settings: dict[str, Any], ranks: Ranks) -> int
     if loaded.name:
         pruned.report.name = loaded.name
     if ranks.leads:
-        _write(pruned, output)
+        _write(pruned, output, given["format_"], settings.get("uniform") is False)
     ranks.end()  # an error of the writer is one of all
     if given["json_"]:
         show_json(
@@ -142,7 +153,15 @@ def _check_output(output: Path | None) -> None:
     check_place(output)
 
 
-def _write(pruned: Any, output: Path | None) -> None:
+def _check_format(output: Path | None, pretrained: bool) -> None:
+    """Refuse a file where a folder for transformers is asked for."""
+    if pretrained and (output is None or output.suffix in (".onnx", ".pt2", ".json")):
+        raise IrpruneError(
+            "--format hf writes a folder", str(output or ""), "name a folder: -o small/ --format hf"
+        )
+
+
+def _write(pruned: Any, output: Path | None, format: str, per_layer: bool) -> None:
     if output is None:
         return
     if output.suffix == ".onnx":
@@ -162,4 +181,4 @@ def _write(pruned: Any, output: Path | None) -> None:
     elif output.suffix == ".json":
         pruned.plan.save(output)
     else:
-        pruned.save(output)
+        pruned.save(output, format, per_layer=per_layer)

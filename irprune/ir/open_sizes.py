@@ -21,7 +21,7 @@ from typing import Any
 from zlib import crc32
 
 from irprune.ir.guards import NEGATED, RELATIONS, Fixed, Guard
-from irprune.ir.size import Size, Sym, apply, operation, same, symbol, symbols
+from irprune.ir.size import Size, Sym, apply, number, operation, same, symbol, symbols
 
 __all__ = ["OpenSizes", "Settled", "rewrite"]
 
@@ -319,11 +319,19 @@ class OpenSizes:
 
     def _possible(self, guard: Guard) -> bool:
         """Whether the sides are equal for a kind of sizes, not for the example's alone: where all
-        divide, or for small or large ones (that it is for sizes of 1 says little)."""
+        divide, for small or large ones, or for those a little below the example's (that it is
+        for sizes of 1 says little)."""
         if same(_whole(guard.left), _whole(guard.right)):
             return True
         a, b = self._at_points(guard.left), self._at_points(guard.right)
-        return a is not None and b is not None and any(map(eq, a[1:], b[1:]))
+        if a is not None and b is not None and any(map(eq, a[1:], b[1:])):
+            return True
+        below = {n: size - 1 for n, size in self.example.items()}
+        if any(below[n] < 2 for n in guard.symbols):
+            return False
+        with suppress(ArithmeticError, ValueError):
+            return number(guard.left, below) == number(guard.right, below)
+        return False
 
     def _identity(self, guard: Guard, replaced: Mapping[str, Size]) -> bool:
         """Whether the two sides are the same for all sizes once symbols are ``replaced``."""

@@ -286,3 +286,44 @@ def test_other_sizes_meet_the_guards() -> None:
     assert not list(
         other_sizes(irprune.capture(net(OPEN["plain"]), (torch.randn(2, 5, 6),), dynamic="none"))
     )
+
+
+class Positions(nn.Module):
+    """Tokens and a table of six positions, which is cut to the length and stretched to the
+    batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.table = nn.Embedding(20, WIDTH), nn.Embedding(6, WIDTH)
+        self.head = nn.Linear(WIDTH, 3)
+        self.register_buffer("places", torch.arange(6).expand(1, -1))
+
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        places = self.places[:, : x.shape[1]].expand(x.shape[0], x.shape[1])
+        z = self.head(self.tokens(x) + self.table(places))
+        return z, F.cross_entropy(z.flatten(0, 1), labels.flatten())
+
+
+def test_lengths_up_to_that_of_a_short_table_and_a_loss_that_torch_composes() -> None:
+    """What torch composes of operators that irprune knows is captured as those, with open sizes;
+    ``min(length, 6) == length`` holds for a kind of lengths."""
+    model = Positions().eval()
+    example = torch.randint(0, 20, (2, 5)), torch.randint(0, 3, (2, 5))
+    graph = irprune.capture(model, example)
+    assert not graph.fixed and not graph.notes
+    module = emit_module(graph).eval()
+    for shape in ((3, 2), (1, 6), (4, 3)):
+        x, labels = torch.randint(0, 20, shape), torch.randint(0, 3, shape)
+        for a, b in zip(module(x, labels), model(x, labels), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_a_static_export_refuses_other_sizes() -> None:
+    model = Net(OPEN["view(*shape[:2], -1)"]).eval()
+    x = torch.randn(2, 5, 6)
+    graph = irprune.capture(torch.export.export(model, (x,)))
+    assert [(f.input, f.dim, f.size) for f in graph.fixed] == [(0, 0, 2), (0, 1, 5), (0, 2, 6)]
+    module = emit_module(graph)
+    torch.testing.assert_close(module(x), model(x))
+    with pytest.raises(ValueError, match="x: dimension 0 is 5, the model was captured with 2"):
+        module(torch.randn(5, 2, 6))

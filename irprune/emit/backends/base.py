@@ -35,6 +35,13 @@ class Backend(Protocol):
         """Write into ``folder`` what only this kind of model has, and return what the user is to be
         told. ``graph`` is the original with its choice."""
 
+    def save_pretrained(
+        self, graph: Graph, cut: Graph, module: nn.Module, folder: Path, repaired: bool, own: bool
+    ) -> list[str]:
+        """Write into ``folder`` what ``from_pretrained`` of transformers loads, and return what the
+        user is to be told; ``own`` asks for a model file with sizes by layer. Raises IrpruneError
+        for other models."""
+
     def apply_to(self, model: Any, graph: Graph, cut: Graph, repaired: bool) -> nn.Module:
         """The same cut in the user's own ``model``. Raises IrpruneError where that cannot be."""
 

@@ -35,6 +35,14 @@ class OnnxBackend:
         """Nothing: a file gives no example call to export a program with."""
         return []
 
+    def save_pretrained(
+        self, graph: Graph, cut: Graph, module: nn.Module, folder: Path, repaired: bool, own: bool
+    ) -> list[str]:
+        """Raises IrpruneError: a file has no config."""
+        raise IrpruneError(
+            "format='hf' is for models of transformers", graph.name, "write a file: -o small.onnx"
+        )
+
     def apply_to(self, model: Any, graph: Graph, cut: Graph, repaired: bool) -> nn.Module:
         """Raises IrpruneError: a file has no instance."""
         raise IrpruneError(

@@ -8,11 +8,13 @@ from typing import Any
 from torch import nn
 
 from irprune.emit.bridge.torch_onnx import export_onnx
-from irprune.emit.torch.hugging_face import is_pretrained, save_pretrained
+from irprune.emit.torch.hugging_face import save_pretrained, update_config
 from irprune.emit.torch.instance import apply_to
 from irprune.emit.torch.module import emit_module
+from irprune.emit.torch.pretrained_folder import write_pretrained
 from irprune.emit.torch.saved import save_program
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.pretrained import is_pretrained
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.graph import Graph
 
@@ -46,6 +48,18 @@ class TorchBackend:
             else "huggingface/ loads with from_pretrained of the same class"
         ]
 
+    def save_pretrained(
+        self, graph: Graph, cut: Graph, module: nn.Module, folder: Path, repaired: bool, own: bool
+    ) -> list[str]:
+        """The folder that ``from_pretrained`` loads."""
+        if not is_pretrained(torch_source(graph).module):
+            raise IrpruneError(
+                "format='hf' is for models of transformers",
+                graph.name,
+                "save the folder of irprune: leave the format out",
+            )
+        return write_pretrained(graph, cut, module, folder, repaired=repaired, per_layer=own)
+
     def apply_to(self, model: Any, graph: Graph, cut: Graph, repaired: bool) -> nn.Module:
         """The same cut in the instance ``model``."""
         if not isinstance(model, nn.Module):
@@ -54,4 +68,7 @@ class TorchBackend:
                 type(model).__name__,
                 "apply_to takes the nn.Module that was pruned; pruned.module gives a new one",
             )
-        return apply_to(model, graph, cut, repaired)
+        made = apply_to(model, graph, cut, repaired)
+        if is_pretrained(made):
+            update_config(made, graph, cut, emit_module(cut))
+        return made

@@ -25,12 +25,13 @@ from torch import nn
 from irprune.analysis.kinds import by_use
 from irprune.base.quiet import quiet
 from irprune.emit.torch.instance import SameOutputs
+from irprune.errors import gist
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.axis import factors, parts
 from irprune.ir.graph import Graph
 from irprune.ir.size import Sym, probe_of
 
-__all__ = ["is_pretrained", "save_pretrained"]
+__all__ = ["config_refuses", "pretrained", "save_pretrained", "update_config"]
 
 _TRIALS = 48  # models that are filled and run to decide the fields that no shape shows
 _SHOWN = 6  # sizes named in a refusal
@@ -53,24 +54,14 @@ _MAY_BE_NONE = (
 Shapes = dict[str, tuple[int, ...]]
 
 
-def is_pretrained(model: Any) -> bool:
-    """Whether ``model`` is a ``PreTrainedModel`` of transformers, told without importing that
-    library."""
-    return any(
-        kind.__name__ == "PreTrainedModel" and kind.__module__.startswith("transformers.")
-        for kind in type(model).__mro__
-    )
-
-
 def save_pretrained(graph: Graph, cut: Graph, module: nn.Module, folder: Path) -> str:
     """Write ``folder`` for ``from_pretrained`` and return "", or write nothing and return why: the
     sizes that the config cannot say."""
     source = torch_source(graph)
     model = source.module
     assert model is not None
-    wanted = _tensors(model, cut)
     with quiet():
-        found = _search(graph, module, model, wanted)
+        found = pretrained(graph, cut, module)
         if isinstance(found, str):
             return found
         found.save_pretrained(str(folder))
@@ -83,6 +74,65 @@ def save_pretrained(graph: Graph, cut: Graph, module: nn.Module, folder: Path) -
             folder.rmdir()
             return f"from_pretrained gives another model: {check.failure}"
     return ""
+
+
+def pretrained(graph: Graph, cut: Graph, module: nn.Module) -> Any:
+    """A model of the captured one's class with the sizes and weights of ``cut``, whose config says
+    them; or the text that says which sizes its config cannot say. ``module`` is what the model must
+    compute."""
+    model = torch_source(graph).module
+    assert model is not None
+    found = _search(graph, module, model, _tensors(model, cut))
+    if isinstance(found, str):
+        return found
+    held = getattr(model, "generation_config", None)
+    if held is not None:
+        found.generation_config = copy.deepcopy(held)
+    return found
+
+
+def update_config(model: Any, graph: Graph, cut: Graph, module: nn.Module) -> bool:
+    """Let the config of ``model``, the user's own instance in which the cut was made, say the new
+    sizes; False, with the config as it was, where no config can, or where the instance would then
+    compute something else than ``module``."""
+    with quiet():
+        found = pretrained(graph, cut, module)
+        if isinstance(found, str):
+            return False
+        undo = list(_take_over(model.config, found.config))
+        if SameOutputs(torch_source(graph), module, model)():
+            return True
+        for config, name, old in reversed(undo):
+            setattr(config, name, old)
+        return False
+
+
+def _take_over(config: Any, other: Any) -> Iterator[tuple[Any, str, Any]]:
+    """Set what ``other`` says otherwise than ``config``; gives what was there before."""
+    for name, value in vars(other).items():
+        old = vars(config).get(name)
+        if hasattr(value, "to_dict") and hasattr(value, "model_type"):
+            yield from _take_over(old, value)
+        elif not name.startswith("_") and old != value and isinstance(value, (int, list, tuple)):
+            yield config, name, old
+            setattr(config, name, value)
+
+
+def config_refuses(graph: Graph) -> str:
+    """Which sizes of the choice of ``graph``, before it is cut, no config of the model's class can
+    say; "" where one can."""
+    model, kept = torch_source(graph).module, graph.kept
+    assert model is not None and kept is not None
+    known = model.state_dict(keep_vars=True)
+    target: Shapes = {}
+    for weight in graph.weights.values():
+        shape = tuple(probe_of(kept.size(a)) for a in weight.axes or ())
+        target.update({n: shape for n in (weight.name, *weight.aliases) if n in known})
+    with quiet():
+        fields = list(_fields(model.config, *_changes(graph)))
+        values = [f.new[0] if f.likely else f.old for f in fields]
+        wrong, values = _descend(model, fields, values, target)
+        return _refused(model, fields, values, target) if wrong else ""
 
 
 def _tensors(model: nn.Module, cut: Graph) -> dict[str, torch.Tensor]:
@@ -189,8 +239,7 @@ def _search(
     values = [f.new[0] if f.likely else f.old for f in fields]
     wrong, values = _descend(model, fields, values, target)
     if wrong:
-        built = _shapes(_config(model, fields, values), model)
-        return _refusal(target, built) if built else "the config refuses the new sizes"
+        return _refused(model, fields, values, target)
     free = [
         k
         for k in range(len(fields))
@@ -264,18 +313,19 @@ def _misfit(model: nn.Module, fields: list[_Field], values: list[Any], target: S
     """How many tensors get another shape than ``target`` says; one more than all where the config
     is refused."""
     built = _shapes(_config(model, fields, values), model)
-    if not built:
+    if isinstance(built, str):
         return len(target) + 1
     return sum(built.get(name) != shape for name, shape in target.items())
 
 
-def _shapes(config: Any, model: nn.Module) -> Shapes:
-    """The shapes that a model of this config has; none where the class refuses it."""
+def _shapes(config: Any, model: nn.Module) -> Shapes | str:
+    """The shapes that a model of this config has; where the class or the config refuses it, why."""
     try:
+        type(config).from_dict(config.to_dict())  # a config is checked when it is made
         with torch.device("meta"):
             twin = type(model)(copy.deepcopy(config))
-    except Exception:  # a class refuses sizes that do not fit with errors of every kind
-        return {}
+    except Exception as refused:  # a class refuses sizes that do not fit with errors of every kind
+        return gist(refused)
     return {name: tuple(t.shape) for name, t in twin.state_dict().items()}
 
 
@@ -298,7 +348,11 @@ def _as(made: nn.Module, model: nn.Module) -> nn.Module:
     return made.to(first.device, first.dtype).eval()
 
 
-def _refusal(target: Shapes, built: Shapes) -> str:
+def _refused(model: nn.Module, fields: list[_Field], values: list[Any], target: Shapes) -> str:
+    """What the nearest config says otherwise than ``target``."""
+    built = _shapes(_config(model, fields, values), model)
+    if isinstance(built, str):
+        return f"the config refuses the new sizes: {built}"
     wrong = [
         f"{name} is {_by(shape)}, the config gives {_by(built[name])}"
         if name in built

@@ -106,7 +106,6 @@ class Signature:
             self._add_recorded(self.source.names)
             return
         positional, keyword = list(self.args), dict(self.kwargs)
-        optional = False
         given = self.parameters
         for p in sig.parameters.values():
             if p.kind is p.VAR_POSITIONAL and positional:
@@ -128,9 +127,8 @@ class Signature:
                     positional.pop(0) if positional and p.kind is not p.KEYWORD_ONLY else None
                 )
                 if own is not None:
-                    self._given(p.name, own, needs_default=optional and not given.starred)
+                    self._given(p.name, own)
                 elif p.default is not _EMPTY and _printable(p.default):
-                    optional = True
                     self._unused(p)
 
     def _add_recorded(self, names: Sequence[str]) -> None:
@@ -142,12 +140,23 @@ class Signature:
         for name, place in self.kwargs.items():
             self._given(name, place)
 
-    def _given(self, name: str, place: tuple[Any, int], needs_default: bool = False) -> None:
+    def _given(self, name: str, place: tuple[Any, int]) -> None:
         own = self.fresh(name)
-        if needs_default:
+        needs_default = bool(self.parameters.defaults) and not self.parameters.starred
+        if needs_default and self._constant(place) is None:
             self.statements.append(statement(call("require", [own, variable(own)])))
         self._open(*place, variable(own), own)
-        self.parameters.add(own, literal(None) if needs_default else None)
+        constant = self._constant(place)
+        if constant is not None:  # what the recorded call said may be left out
+            self.parameters.add(own, constant)
+        else:
+            self.parameters.add(own, literal(None) if needs_default else None)
+
+    def _constant(self, place: tuple[Any, int]) -> Code | None:
+        """The value of an argument that is a constant of the recorded call; None for any other."""
+        spec, at = place
+        leaf = self.source.inputs[at] if spec.is_leaf() else 0
+        return None if isinstance(leaf, int) or not _printable(leaf[0]) else literal(leaf[0])
 
     def _unused(self, p: inspect.Parameter) -> None:
         """A parameter that the recorded call left out: only its default is accepted."""

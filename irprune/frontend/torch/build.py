@@ -31,6 +31,7 @@ __all__ = [
     "Builder",
     "CallSite",
     "canonical_target",
+    "decomposition",
     "decompositions",
     "functional",
     "innermost",
@@ -145,6 +146,15 @@ def decompositions(targets: Iterable[Any]) -> dict[Any, Any]:
         return {}
     table = torch.export.default_decompositions()
     return {t: table[t] for t in wanted if t in table}
+
+
+@cache
+def decomposition(target: Any) -> Any:
+    """What torch says that ``target`` consists of, as a function of its arguments; None where the
+    operator table knows it, where torch says nothing, and for what writes to its arguments."""
+    if target._schema.is_mutable or spelling("aten", canonical_target(target)) is not None:
+        return None
+    return decompositions([target]).get(target)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, users_line
 from irprune.frontend.torch.dynamic import WrongSizes
+from irprune.frontend.torch.pretrained import without_cache
 
 if TYPE_CHECKING:
     import torch
@@ -44,6 +45,7 @@ def capture(
         raise IrpruneError(
             "a trace has static shapes", "", "leave dynamic_shapes out, or use method='export'"
         )
+    kwargs = without_cache(model, args, kwargs)
     declined: list[Exception] = []
     if method != "export" and dynamic_shapes is None:
         from irprune.frontend.torch.trace import Declined, trace

@@ -37,6 +37,7 @@ from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.source import Entry, TorchSource
 from irprune.frontend.torch.tracing_flags import unchecked
 from irprune.ir.graph import Graph, TensorType, Value, Weight
+from irprune.ir.guards import Fixed
 from irprune.ops.call import overload
 from irprune.ops.registry import spelling
 
@@ -281,6 +282,12 @@ class _Reader:
             signature=inspect.signature(self.module.forward) if self.module is not None else None,
             state=self.state,
         )
+        graph.fixed += [
+            Fixed(i, d, size, "torch.export captured it at this size")
+            for i, value in enumerate(graph.inputs)
+            for d, size in enumerate(value.type.shape or ())
+            if isinstance(size, int)
+        ]
         return graph
 
     def _shared(self) -> dict[int, list[str]]:

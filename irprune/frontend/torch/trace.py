@@ -39,6 +39,7 @@ from irprune.frontend.torch.build import (
     Aliases,
     Builder,
     CallSite,
+    decomposition,
     decompositions,
     functional,
     may_alias,
@@ -437,6 +438,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if func._schema.name == "prim::device":
                 return args[0].device
             raise Declined(f"operator {func}")
+        if (parts := decomposition(func)) is not None:
+            with self:
+                return parts(*args, **(kwargs or {}))
         fakes, values = self._read(args)
         pairs = {k: self._read(v) for k, v in (kwargs or {}).items()}
         own, named = {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}

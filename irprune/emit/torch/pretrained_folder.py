@@ -1,0 +1,259 @@
+"""A pruned transformers model as the folder that people have of the original: config, weights,
+tokenizer and generation config, to be loaded with ``from_pretrained`` alone.
+
+Where no config of the class can say the new sizes (widths that differ from layer to layer), the
+config keeps the original's, and a short model file in the folder gives the layers their own: it is
+loaded with ``trust_remote_code=True``. Either way a fresh process loads the folder and must compute
+what the pruned module computes, with the cache as well."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from irprune.base.quiet import quiet
+from irprune.emit.torch.hugging_face import pretrained
+from irprune.emit.torch.instance import apply_to
+from irprune.errors import CheckFailed, IrpruneError
+from irprune.frontend.torch.source import TorchSource, torch_source
+from irprune.ir.graph import Graph
+from irprune.run.inputs import flat_tensors, over_tensors
+
+__all__ = ["write_pretrained"]
+
+_FILE = "modeling_irprune.py"
+_BESIDE = (  # files of a tokenizer or processor
+    "token*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "source.spm",
+    "target.spm",
+    "chat_template*",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+_AUTO = (
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForMaskedLM",
+    "AutoModelForSequenceClassification",
+    "AutoModelForTokenClassification",
+    "AutoModelForQuestionAnswering",
+    "AutoModelForImageClassification",
+    "AutoModel",
+)
+_MODEL = '''"""A model whose layers have sizes of their own, as config.json lists them under "irprune"."""
+
+import torch
+from torch import nn
+from transformers import {kind}
+
+
+class Pruned(_BASE_):
+    """The class of the original, with the tensors and size attributes of the pruned model."""
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        for path, changes in config.irprune.items():
+            module = self.get_submodule(path)
+            for name, shape in changes.get("parameters", {{}}).items():
+                old = getattr(module, name)
+                new = torch.zeros(shape, dtype=old.dtype, device=old.device)
+                setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
+            for name, shape in changes.get("buffers", {{}}).items():
+                old = getattr(module, name)
+                new = torch.zeros(shape, dtype=old.dtype, device=old.device)
+                module.register_buffer(name, new, persistent=True)
+            for name, value in changes.get("attributes", {{}}).items():
+                old = getattr(module, name)
+                setattr(module, name, tuple(value) if isinstance(old, tuple) else value)
+        self.tie_weights()
+'''.replace("_BASE_", "{kind}")
+
+
+def write_pretrained(
+    graph: Graph,
+    cut: Graph,
+    module: nn.Module,
+    folder: Path,
+    *,
+    repaired: bool = False,
+    per_layer: bool = False,
+) -> list[str]:
+    """Write ``folder``, which exists and is empty, and return what the user is to be told.
+
+    Args:
+        graph: The original with its choice.
+        cut: What is left of it.
+        module: What the folder's model must compute.
+        folder: Where to write.
+        repaired: Whether ``cut`` holds refitted weights.
+        per_layer: Write the model file even where a plain config would do.
+
+    Raises:
+        IrpruneError: Where the class cannot hold the sizes either way.
+        CheckFailed: Where a fresh process computes something else from the folder.
+    """
+    source = torch_source(graph)
+    model = source.module
+    assert model is not None
+    notes: list[str] = []
+    with quiet():
+        made: Any = (
+            "sizes of each layer were asked for" if per_layer else pretrained(graph, cut, module)
+        )
+        plain = not isinstance(made, str)
+        if plain:
+            made.save_pretrained(str(folder))
+        else:
+            kind = _with_file(graph, cut, model, folder, repaired)
+            notes.append(
+                f"the folder has a model file of its own and loads with trust_remote_code=True: {made}"
+            )
+        if plain:
+            kind = type(model).__name__ if _in_library(type(model)) else _auto(model)
+        _copy_tokenizer(model, folder)
+    _check(source, module, folder, kind, not plain)
+    return notes
+
+
+def _in_library(kind: type) -> bool:
+    import transformers
+
+    return getattr(transformers, kind.__name__, None) is kind
+
+
+def _auto(model: Any) -> str:
+    """The class of transformers that makes ``model`` of its config. Raises IrpruneError where none
+    does."""
+    import transformers
+
+    for name in _AUTO:
+        mapping = getattr(transformers, name)._model_mapping
+        found = mapping.get(type(model.config), None)
+        if found is type(model) or (isinstance(found, tuple) and type(model) in found):
+            return name
+    raise IrpruneError(
+        "no class of transformers loads this model by its config",
+        type(model).__name__,
+        "save the folder of irprune instead, without format='hf'",
+    )
+
+
+# -- sizes by layer --------------------------------------------------------------------------------
+
+
+def _with_file(graph: Graph, cut: Graph, model: Any, folder: Path, repaired: bool) -> str:
+    """Write the folder with a model file; returns the class of transformers that loads it."""
+    if not _in_library(type(model)):
+        raise IrpruneError(
+            "the model's class is not one of transformers, so that no model file can build on it",
+            type(model).__name__,
+            "prune with uniform=True, or save the folder of irprune instead",
+        )
+    auto = _auto(model)
+    instance: Any = apply_to(copy.deepcopy(model), graph, cut, repaired)
+    instance.config.irprune = _changes(model, instance)
+    instance.config.auto_map = {auto: f"{_FILE.removesuffix('.py')}.Pruned"}
+    instance.save_pretrained(str(folder))
+    text = _MODEL.format(kind=type(model).__name__)
+    (folder / _FILE).write_text(text, encoding="utf-8", newline="\n")
+    return auto
+
+
+def _changes(model: nn.Module, instance: nn.Module) -> dict[str, dict[str, dict[str, Any]]]:
+    """By the path of a module: new shapes of its parameters and buffers, new values of its
+    attributes. Buffers that change become part of the state."""
+    out: dict[str, dict[str, dict[str, Any]]] = {}
+    twins = dict(model.named_modules())
+    for path, module in instance.named_modules():
+        twin = twins[path]
+        parameters = _shapes(module._parameters, twin._parameters)
+        buffers = _shapes(module._buffers, twin._buffers)
+        module._non_persistent_buffers_set.difference_update(buffers)
+        attributes = {
+            name: value
+            for name, value in vars(module).items()
+            if not name.startswith("_")
+            and isinstance(value, (int, tuple, list))
+            and name in vars(twin)
+            and vars(twin)[name] != value
+        }
+        changes: dict[str, dict[str, Any]] = {
+            "parameters": parameters,
+            "buffers": buffers,
+            "attributes": attributes,
+        }
+        if any(changes.values()):
+            out[path] = {k: v for k, v in changes.items() if v}
+    return out
+
+
+def _shapes(new: Any, old: Any) -> dict[str, list[int]]:
+    return {
+        name: list(t.shape)
+        for name, t in new.items()
+        if t is not None and old.get(name) is not None and t.shape != old[name].shape
+    }
+
+
+# -- what lies beside ------------------------------------------------------------------------------
+
+
+def _copy_tokenizer(model: Any, folder: Path) -> None:
+    """The files of the tokenizer, where the model came from a folder that has them."""
+    origin = Path(str(getattr(model, "name_or_path", "") or ""))
+    if not str(origin) or origin == Path() or not origin.is_dir():
+        return
+    for pattern in _BESIDE:
+        for file in sorted(origin.glob(pattern)):
+            if file.is_file() and not (folder / file.name).exists():
+                shutil.copyfile(file, folder / file.name)
+
+
+# -- the check -------------------------------------------------------------------------------------
+
+
+def _check(source: TorchSource, module: nn.Module, folder: Path, kind: str, trust: bool) -> None:
+    """Load ``folder`` in a fresh process and compare. Raises CheckFailed where it fails."""
+    here = next((p.device for p in module.parameters()), torch.device("cpu"))
+    args, kwargs = over_tensors((tuple(source.args), dict(source.kwargs)), lambda t: t.to(here))
+    with torch.no_grad():
+        expected = [t.cpu() for t in flat_tensors(module(*args, **kwargs))]
+    call = over_tensors((list(args), kwargs), lambda t: t.cpu())
+    with tempfile.TemporaryDirectory(prefix="irprune-") as aside:
+        data = Path(aside) / "call.pt"
+        torch.save({"args": call[0], "kwargs": call[1], "expected": expected}, data)
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "irprune.emit.torch.loaded_afresh",
+                str(folder),
+                str(data),
+                kind,
+                *(["trust"] if trust else []),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode:
+        lines = (done.stdout.strip() or done.stderr.strip()).splitlines()
+        raise CheckFailed(
+            f"the folder that was written does not load as the pruned model: {lines[-1] if lines else ''}",
+            str(folder),
+            "save the folder of irprune instead, without format='hf', and report this as a bug",
+        )

@@ -1,0 +1,56 @@
+"""What captures of transformers models need: calls without a cache.
+
+``use_cache`` is True in most configs, and the call then returns a cache of keys and values, which
+is no tensor. A graph is one call over whole sequences, so it is captured without; the instance and
+the folder for ``from_pretrained`` keep their cache."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from irprune.errors import IrpruneError
+
+__all__ = ["is_pretrained", "without_cache"]
+
+
+def is_pretrained(model: Any) -> bool:
+    """Whether ``model`` is a ``PreTrainedModel`` of transformers, told without importing that
+    library."""
+    return any(
+        kind.__name__ == "PreTrainedModel" and kind.__module__.startswith("transformers.")
+        for kind in type(model).__mro__
+    )
+
+
+def without_cache(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """``kwargs`` with ``use_cache=False`` where ``model`` is of transformers and would return a
+    cache.
+
+    Raises IrpruneError for a call that wants a cache by name or hands one over."""
+    given = dict(kwargs or {})
+    if not is_pretrained(model):
+        return given
+    parameters = inspect.signature(model.forward).parameters
+    if "use_cache" not in parameters:
+        return given
+    bound = {*list(parameters)[: len(args)], *given}
+    if given.get("use_cache") or given.get("past_key_values") is not None:
+        raise IrpruneError(
+            "a cache of keys and values cannot be captured",
+            type(model).__name__,
+            "leave use_cache and past_key_values out: what is written for from_pretrained, and the "
+            "instance after apply_to, keep their cache",
+        )
+    if "use_cache" not in bound and _caches(model.config):
+        given["use_cache"] = False
+    return given
+
+
+def _caches(config: Any) -> bool:
+    """Whether a config, or that of the text model in it, asks for a cache."""
+    inner = config.get_text_config(decoder=True)
+    return bool(getattr(config, "use_cache", False) or getattr(inner, "use_cache", False))
