@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from irprune.ir.graph import Graph
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
+from irprune.run.ranks import Several
 
 if TYPE_CHECKING:
     from irprune.analysis.layers import Layer
@@ -105,7 +106,6 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> Pass
 def _moments(layer: Layer, walk: Pair) -> tuple[Moments, Moments]:
     """Those of each output [b, o] as the layer gives it now (with its own bias), and as the
     original gave it."""
-    from irprune.run.ranks import Several
     from irprune.run.statistics import Moments
 
     weight = layer.held()

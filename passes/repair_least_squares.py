@@ -22,6 +22,7 @@ from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ops.registry import does_nothing, is_sum, operand_as
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
+from irprune.run.ranks import Several
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from irprune.analysis.layers import Layer
     from irprune.run.calibration import Calibration
     from irprune.run.gram import Gram
-    from irprune.run.ranks import Several
     from irprune.run.statistics import Pair, Stop
 
 __all__ = ["RepairLeastSquares"]
@@ -84,7 +84,6 @@ class RepairLeastSquares:
 
     def _refit(self, layer: Layer, walk: Pair) -> bool:
         from irprune.run.gram import Gram, sampled_rows
-        from irprune.run.ranks import Several
 
         old = layer.held()
         other, through = _beside(layer, walk) if self.residual else (None, None)

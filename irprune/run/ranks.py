@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 from weakref import ref
 from zlib import crc32
 
+import numpy as np
+
 from irprune.errors import CheckFailed, IrpruneError, gist, option
 
 if TYPE_CHECKING:
@@ -363,7 +365,6 @@ class _Pickler(pickle.Pickler):
 
 def _packed(value: Any) -> list[torch.Tensor]:
     """``value`` as bytes: what it is made of, then the numbers of its arrays."""
-    import numpy as np
     import torch
 
     buffers: list[pickle.PickleBuffer] = []
