@@ -13,6 +13,7 @@ from irprune.base import moved
 
 if TYPE_CHECKING:
     from irprune.api import Options, Pruned, apply_plan, capture, groups, prune
+    from irprune.api.folder import load
     from irprune.errors import CheckFailed, IrpruneError
     from irprune.training.iterative import schedule
 
@@ -24,6 +25,7 @@ __all__ = [
     "apply_plan",
     "capture",
     "groups",
+    "load",
     "prune",
     "schedule",
 ]
@@ -31,6 +33,7 @@ __all__ = [
 _AT = {
     "CheckFailed": "irprune.errors",
     "IrpruneError": "irprune.errors",
+    "load": "irprune.api.folder",
     "schedule": "irprune.training.iterative",
 }
 

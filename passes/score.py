@@ -6,7 +6,8 @@ size, larger is more important; for a leaf that may be chosen per block
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -19,7 +20,7 @@ from irprune.criteria import Importance, criteria, named
 from irprune.criteria.measured import measured
 from irprune.criteria.normalise import NORMALISERS, normalised
 from irprune.criteria.readings import Readings, readings_of
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, gist, users_line
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
@@ -77,7 +78,8 @@ class Score:
         criterion = self._criterion(shared)
         groups = [g for g in groups_of(graph) if not g.frozen]
         blocks = blocks_of(graph)
-        made = criterion.scores(graph, groups, blocks)
+        with self._named(criterion):
+            made = criterion.scores(graph, groups, blocks)
         for leaf, scores in made.items():
             _check_shape(leaf, scores, groups, blocks)
             if not np.isfinite(scores).all():
@@ -99,6 +101,23 @@ class Score:
             np.array_equal(before[x], s) for x, s in graph.scores.items()
         )
         return PassResult(not same)
+
+    @contextlib.contextmanager
+    def _named(self, criterion: Importance) -> Iterator[None]:
+        """What the user's own criterion or loss raises becomes one line with its place."""
+        own = not type(criterion).__module__.startswith("irprune.")
+        try:
+            yield
+        except IrpruneError:
+            raise
+        except Exception as failed:
+            place = users_line(failed)
+            if not place or not (own or self.loss is not None):
+                raise  # a fault of irprune
+            name = type(criterion).__name__ if own else "loss"
+            raise IrpruneError(
+                f"{name} fails: {gist(failed)}", place, "it must run on what it is given"
+            ) from failed
 
     def _spared(self, graph: Graph, groups: list[Group]) -> dict[Axis, None]:
         """Groups that a choice by ``keep``, ``ratios`` and ``prefer`` will leave whole: they match

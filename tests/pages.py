@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import subprocess
@@ -107,4 +108,5 @@ def _expect(lines: list[str], output: str, at: str) -> None:
 
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), "."]
+    os.environ["COLUMNS"] = "140"  # as wide as a page shows it
     print(run_page(Path(sys.argv[1])))

@@ -136,6 +136,7 @@ def _pruned(
             analyse(graph)
         found = choose(graph, clock)
         pruned = _finish(graph, options, clock)
+        pruned.report.options = options.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
         return pruned
 

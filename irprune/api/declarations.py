@@ -6,6 +6,7 @@ The three classes say which call takes which options."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Annotated, Any, TypedDict
 
@@ -22,9 +23,12 @@ from irprune.api.option_kinds import (
     is_whole,
     one_of,
     or_none,
+    read_amount,
     read_ratios,
     read_repair,
     read_round_to,
+    read_share,
+    settle_budget,
     settle_calibration,
     settle_importance,
     settle_keep,
@@ -266,7 +270,7 @@ class StepOptions(ReplayOptions, total=False):
             fits=is_number,
             takes="a share from 0 to 1",
             to="choose",
-            flags=(Flag("--max-ratio", float),),
+            flags=(Flag("--max-ratio", metavar="SHARE", read=read_share),),
         ),
     ]
     prefer: Annotated[
@@ -398,7 +402,7 @@ class PruneOptions(StepOptions, MetricOptions, total=False):
             fits=is_number,
             takes="a number from 0 to 1: the share of every width that is dropped",
             to="choose",
-            flags=(Flag("--ratio", float),),
+            flags=(Flag("--ratio", metavar="SHARE", read=read_share),),
         ),
     ]
     budget: Annotated[
@@ -414,31 +418,36 @@ class PruneOptions(StepOptions, MetricOptions, total=False):
             fits=or_none(is_budget),
             takes='what to keep, as in {"macs": 0.5}',
             against=("ratio",),
+            settle=settle_budget,
             to="choose",
             flags=(
                 Flag(
                     "--macs",
-                    float,
+                    metavar="SHARE|AMOUNT",
                     key="macs",
-                    help="Budget instead of a ratio: share (up to 1) or number of "
+                    read=partial(read_amount, "macs"),
+                    help="Budget instead of a ratio: share (0.5, 50%) or number (28M) of "
                     "multiply-accumulates to keep.",
                 ),
                 Flag(
                     "--params",
-                    float,
+                    metavar="SHARE|AMOUNT",
                     key="params",
+                    read=partial(read_amount, "params"),
                     help="Budget: share or number of parameters to keep.",
                 ),
                 Flag(
                     "--bytes",
-                    float,
+                    metavar="SHARE|AMOUNT",
                     key="bytes",
+                    read=partial(read_amount, "bytes"),
                     help="Budget: share or number of stored bytes to keep.",
                 ),
                 Flag(
                     "--activation",
-                    float,
+                    metavar="SHARE|AMOUNT",
                     key="activation",
+                    read=partial(read_amount, "activation"),
                     help="Budget: share or number of peak activation bytes to keep.",
                 ),
                 Flag(

@@ -9,25 +9,22 @@ from typing import Annotated, Any, TypedDict
 from irprune.analysis.cost import MEASURES
 from irprune.api.model_form import form_of
 from irprune.api.option import Flag, Option, declared
-from irprune.api.option_kinds import is_bool, is_number, is_text, is_whole, one_of, or_none
+from irprune.api.option_kinds import (
+    is_bool,
+    is_number,
+    is_text,
+    is_whole,
+    one_of,
+    or_none,
+    read_share,
+)
 from irprune.api.user_code import callable_at
 from irprune.errors import IrpruneError, option
 from irprune.validate.metrics import METRICS, metric_of
 
-__all__ = ["MEASURED", "MetricOptions", "check_metric", "read_share", "searched"]
+__all__ = ["MEASURED", "MetricOptions", "check_metric", "searched"]
 
 MEASURED = (*MEASURES, "latency")
-
-
-def read_share(text: Any) -> float:
-    """A share as a number, or as a text in percent. Raises IrpruneError for what is neither."""
-    if is_number(text):
-        return float(text)
-    shown = str(text).strip()
-    try:
-        return float(shown[:-1]) / 100 if shown.endswith("%") else float(shown)
-    except ValueError:
-        raise IrpruneError(f"{shown!r} is no share", "", "write 0.01 or 1%") from None
 
 
 def _settle_drop(drop: Any, settled: Any) -> float | None:

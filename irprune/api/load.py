@@ -14,7 +14,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +135,14 @@ def load_model(
             path.stem,
             trust=trust,
         )
+    if (
+        path.is_dir()
+        and not given
+        and not (path / "model.pt2").exists()
+        and (path / "model.onnx").exists()
+    ):
+        # What came in as ONNX goes on as ONNX: the file knows its own inputs
+        return replace(load_model(str(path / "model.onnx"), (), pretrained, trust), name=path.name)
     if path.is_dir():
         from irprune.emit.torch.saved import from_folder
 

@@ -5,11 +5,14 @@ Whether a value of the right kind is in range, the passes and criteria say that 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from irprune.errors import IrpruneError
+from irprune.api.user_code import callable_at, users_code
+from irprune.criteria import Importance
+from irprune.errors import IrpruneError, option
 from irprune.passes.repairs import repair_of
 
 __all__ = [
@@ -22,9 +25,12 @@ __all__ = [
     "is_whole",
     "one_of",
     "or_none",
+    "read_amount",
     "read_ratios",
     "read_repair",
     "read_round_to",
+    "read_share",
+    "settle_budget",
     "settle_calibration",
     "settle_importance",
     "settle_keep",
@@ -72,9 +78,9 @@ def is_shares(x: Any) -> bool:
 
 
 def is_budget(x: Any) -> bool:
-    """Numbers by measure; of latency also a text."""
+    """Numbers or texts by measure."""
     return isinstance(x, Mapping) and is_shares(
-        {k: v for k, v in x.items() if k != "latency" or not isinstance(v, str)}
+        {k: v for k, v in x.items() if not isinstance(v, str)}
     )
 
 
@@ -88,7 +94,51 @@ def one_of(names: Iterable[str]) -> str:
     return "one of " + ", ".join(names)
 
 
+# -- numbers as people write them ------------------------------------------------------------------
+
+_SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12}
+_AMOUNT = re.compile(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([kmgt]?)(?:b|macs)?", re.I)
+
+
+def read_share(text: Any) -> float:
+    """A share as a number, or as a text in percent. Raises IrpruneError for what is neither."""
+    if is_number(text):
+        return float(text)
+    shown = str(text).strip()
+    try:
+        return float(shown[:-1]) / 100 if shown.endswith("%") else float(shown)
+    except ValueError:
+        raise IrpruneError(f"{shown!r} is no share", "", "write 0.01 or 1%") from None
+
+
+def read_amount(measure: str, text: Any) -> Any:
+    """What a budget says: a share (0.5, 50%) or an amount (28M, 1.5 G, 2e6); of latency a text with
+    a unit stays as it is. Raises IrpruneError for what is neither."""
+    if not isinstance(text, str):
+        return text
+    shown = text.strip()
+    if shown.endswith("%"):
+        return read_share(shown)
+    if measure == "latency":
+        return shown
+    found = _AMOUNT.fullmatch(shown)
+    if found is None:
+        raise IrpruneError(
+            f"the budget on {measure} is {text!r}",
+            "",
+            "a share (0.5 or 50%), or an amount (28M, 1.5G, 2e6)",
+        )
+    return float(found[1]) * _SCALES[found[2].lower()]
+
+
 # -- defaults that depend on other options ---------------------------------------------------------
+
+
+def settle_budget(budget: Any, settled: Mapping[str, Any]) -> Any:
+    """Amounts that are given as texts, read."""
+    if budget is None:
+        return None
+    return {measure: read_amount(measure, amount) for measure, amount in budget.items()}
 
 
 def settle_calibration(data: Any, settled: Mapping[str, Any]) -> Any:
@@ -109,10 +159,20 @@ def settle_repair(chosen: Any, settled: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def settle_importance(chosen: Any, settled: Mapping[str, Any]) -> Any:
-    """The criterion: one that reads the data where there are any."""
+    """The criterion: one that reads the data where there are any; the user's own where its place is
+    named, as in "file.py:Class"."""
     if chosen is None:
         return "magnitude" if settled["calibration"] is None else "osscar"
-    return chosen
+    if not isinstance(chosen, str) or ":" not in chosen:
+        return chosen
+    made = callable_at(chosen)
+    with users_code(chosen, f"{made.__name__}()"):
+        criterion = made()
+    if not isinstance(criterion, Importance):
+        raise IrpruneError(
+            f"{made.__name__} is no criterion", chosen, "it has scores(graph, groups, blocks)"
+        )
+    return criterion
 
 
 def settle_scope(chosen: Any, settled: Mapping[str, Any]) -> Any:
@@ -147,7 +207,7 @@ def read_round_to(text: str) -> int | str:
         return int(text)
     except ValueError:
         raise IrpruneError(
-            f"--round-to {text!r} is no number", "", "a whole number from 1 on, or auto"
+            f"{option('round_to')} is {text!r}, no number", "", "a whole number from 1 on, or auto"
         ) from None
 
 
@@ -160,7 +220,9 @@ def read_ratios(pairs: Sequence[str]) -> dict[str, float]:
             out[pattern] = float(ratio)
         except ValueError:
             raise IrpruneError(
-                f"--ratio-of {pair!r} has no number behind the =", "", "write 'layer1*=0.25'"
+                f"{option('ratios')} {pair!r} has no number behind the =",
+                "",
+                "write 'layer1*=0.25'",
             ) from None
     return out
 

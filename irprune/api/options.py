@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions
@@ -105,6 +106,12 @@ class Options:
         """Whether the choice follows from times that are measured here."""
         return self.values["round_to"] == "auto" or "latency" in (self.values["budget"] or {})
 
+    def plain(self) -> dict[str, Any]:
+        """What differs from the defaults, as plain data: of code and data their names alone."""
+        own = {name: declared.default for name, declared in OPTIONS.items() if name != "progress"}
+        values: dict[str, Any] = dict(self.values)
+        return {k: _plain(values[k]) for k, default in own.items() if values[k] is not default}
+
     def _of(self, to: str) -> dict[str, Any]:
         """The values of the options that the pass ``to`` takes."""
         return {
@@ -125,6 +132,18 @@ def check_together(given: Mapping[str, Any]) -> None:
                     "",
                     "each of them says how much goes: give one",
                 )
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, (str, Path)):
+        return Path(value).name if Path(value).is_absolute() else str(value)
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple) and all(isinstance(v, (str, int, float)) for v in value):
+        return list(value)
+    return str(getattr(value, "__name__", type(value).__name__))
 
 
 def _shown(value: Any) -> str:

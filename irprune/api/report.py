@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from irprune.analysis.describe import GroupLine
 from irprune.base.format import finite, human
+from irprune.base.version import __version__
 from irprune.errors import printable
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class Report:
     ``proof`` is None where none was asked for, ``parity`` until an ONNX file is written,
     ``latency`` without a budget on it, ``trials`` where no metric was to be kept. ``unruled`` names
     operators without a rule, whose axes are frozen. ``sizes`` says at which shapes of inputs with
-    open sizes costs were counted, "" where there are none."""
+    open sizes costs were counted, "" where there are none. ``options`` are those that differ from
+    the defaults, ``command`` is the command line, "" where there was none."""
 
     name: str
     params: Change
@@ -63,6 +65,8 @@ class Report:
     trials: Trials | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     sizes: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    command: str = ""
 
     @property
     def cuts_nothing(self) -> bool:
@@ -78,6 +82,9 @@ class Report:
             del proof["seconds"]
         counts = {k: asdict(getattr(self, k)) for k in ("params", "macs", "bytes", "activation")}
         return {
+            "irprune": __version__,
+            "command": self.command,
+            "options": self.options,
             "name": self.name,
             **counts,
             "groups": [asdict(g) for g in self.groups],
@@ -96,6 +103,13 @@ class Report:
     def to_json(self, timings: bool = False) -> str:
         """``as_dict`` as JSON; infinite errors are written as strings."""
         return json.dumps(finite(self.as_dict(timings)), indent=1) + "\n"
+
+    def text(self, seconds: bool = False) -> str:
+        """The report as text; ``seconds`` adds those of every stage."""
+        if not seconds or not self.seconds:
+            return str(self)
+        took = ", ".join(f"{stage} {s:.2f} s" for stage, s in self.seconds.items())
+        return f"{self}\n  seconds     {took}"
 
     def __str__(self) -> str:
         cut = [g for g in self.groups if g.kept < g.size]

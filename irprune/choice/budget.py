@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from irprune.analysis.cost import MEASURES, Costs, Timed
+from irprune.analysis.outline import placed
 from irprune.choice.counts import Rounder
 from irprune.choice.knapsack import Loss, solve_knapsack
 from irprune.choice.uniform import TiedCosts, tied_loss
@@ -138,7 +139,7 @@ def _solved(
                 f"the budget of {_shown(name, bound)} {name} cannot be met: the smallest reachable is "
                 f"{_shown(name, smallest)} ({smallest / (whole[name] or 1):.3f} of {_shown(name, whole[name])})",
                 "choose",
-                _holding(costs, name, best),
+                _meant(name, budget[name]) + _holding(costs, name, best),
             )
     if loss is not None:
         begun = counts_at(0.0)
@@ -186,10 +187,17 @@ def _filled(
     return counts
 
 
+def _meant(name: str, amount: float) -> str:
+    """What a small amount was perhaps meant to be."""
+    if not 1 < amount <= 100 or name == "latency":
+        return ""
+    return f"{amount:g} is an amount, a share is written {amount / 100:g} or {amount:g}%; "
+
+
 def _holding(costs: Costs, name: str, counts: Mapping[Axis, int]) -> str:
     """What is left of a measure at its smallest, for the message."""
     found = [
-        f"{source} {_shown(name, amount)}" + (f" ({why})" if why else "")
+        f"{placed(source)} {_shown(name, amount)}" + (f" ({why})" if why else "")
         for source, amount, why in costs.largest(name, counts)[:3]
     ]
     return "what holds it up: " + "; ".join(found)

@@ -6,20 +6,28 @@ A command's module is imported when it is called, so that starting costs little.
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import importlib
+import json
+import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
+from irprune.cli.config import defaults
 from irprune.errors import CheckFailed, IrpruneError, printable
 from irprune.run.ranks import launched_group, speaks
 
-__all__ = ["cli", "main", "run"]
+__all__ = ["COMMANDS", "SCHEMA", "Call", "cli", "main", "run"]
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+SCHEMA = 1  # of what --json prints; it rises when a key changes its meaning or goes
 
-_COMMANDS = {  # name -> where it is, and what it does in a line
+COMMANDS = {  # name -> where it is, and what it does in a line
     "prune": ("irprune.cli.prune:prune", "Prune MODEL, prove the result and write it."),
     "inspect": (
         "irprune.cli.inspect:inspect",
@@ -35,68 +43,116 @@ _COMMANDS = {  # name -> where it is, and what it does in a line
     "ops": ("irprune.cli.tables:ops_command", "List the operators that have a rule."),
     "passes": ("irprune.cli.tables:passes_command", "List the passes and their options."),
     "demo": ("irprune.cli.demo:demo", "Train, prune, prove and export a small net on digits."),
+    "completion": ("irprune.cli.completion:completion", "Print what makes a shell complete."),
 }
+
+
+@dataclass
+class Call:
+    """One call of the command line: its words, and whether its JSON was printed."""
+
+    words: Sequence[str]
+    answered: bool = False
 
 
 class _Lazy(click.Group):
     """Commands by name, imported when they are asked for."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
+        return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in _COMMANDS:
+        if name not in COMMANDS:
             return None
-        place, _, own = _COMMANDS[name][0].partition(":")
+        place, _, own = COMMANDS[name][0].partition(":")
         command = getattr(importlib.import_module(place), own)
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else "`irprune` lists the commands"
+            raise click.UsageError(f"No such command {name!r}; {hint}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
 
 
 @click.group(
-    cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120}
+    cls=_Lazy,
+    no_args_is_help=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(package_name="irprune", message="%(version)s")
-def cli() -> None:
+@click.option(
+    "--config",
+    "config",
+    metavar="FILE.toml",
+    help="Options of the commands from a TOML file, in place of [tool.irprune] in pyproject.toml.",
+)
+@click.pass_context
+def cli(ctx: click.Context, config: str | None) -> None:
     """Make neural networks smaller: structured pruning of PyTorch and ONNX models, with a proof.
 
     MODEL is file.onnx, file.pt2, file.py:callable, package.module:callable, timm:NAME,
-    torchvision:NAME, hf:FOLDER, or a folder that irprune wrote."""
+    torchvision:NAME, hf:FOLDER, a folder that irprune wrote, or - for an ONNX file on standard
+    input.
+
+    \b
+    irprune inspect net.onnx
+    irprune prune net.onnx -o small.onnx --macs 50% --calibration images/
+    irprune prune net.onnx -o small.onnx --eval score.py:accuracy --max-drop 1%"""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+        return
+    if ctx.invoked_subcommand in COMMANDS:
+        assert isinstance(ctx.command, click.Group)
+        ctx.default_map = defaults(ctx.command, ctx.invoked_subcommand, config)
 
 
 def run(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; errors are one line on stderr, of the first
-    rank where torchrun started several."""
-    with launched_group():
-        return _run(argv)
+    """Run the command line and return its exit code; errors are one line on stderr, and an object
+    on stdout as well where ``--json`` is given. Of processes that torchrun started the first alone
+    speaks."""
+    call = Call(list(argv) if argv is not None else sys.argv[1:])
+    with contextlib.ExitStack() as held:
+        held.enter_context(launched_group())
+        if not speaks():
+            nowhere = held.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            held.enter_context(contextlib.redirect_stdout(nowhere))
+            held.enter_context(contextlib.redirect_stderr(nowhere))
+        return _run(call)
 
 
-def _run(argv: Sequence[str] | None) -> int:
+def _run(call: Call) -> int:
     try:
-        result = cli.main(
-            list(argv) if argv is not None else None, prog_name="irprune", standalone_mode=False
-        )
+        result = cli.main(list(call.words), prog_name="irprune", standalone_mode=False, obj=call)
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as wrong:
-        where = (
-            f"irprune {wrong.ctx.info_name}"
-            if isinstance(wrong, click.UsageError) and wrong.ctx is not None
-            else "irprune"
+        named = isinstance(wrong, click.UsageError) and wrong.ctx is not None and wrong.ctx.parent
+        assert not named or isinstance(wrong, click.UsageError)
+        where = f"irprune {wrong.ctx.info_name}" if named and wrong.ctx else "irprune"  # type: ignore[attr-defined]
+        return _failed(
+            f"{where}: {wrong.format_message()}", wrong.format_message(), call, BAD_INPUT
         )
-        _complain(f"{where}: {wrong.format_message()}")
-        return BAD_INPUT
     except IrpruneError as bad:
-        _complain(f"irprune: {bad.spelled(_flag)}")
-        return FAILED if isinstance(bad, CheckFailed) else BAD_INPUT
+        text = bad.spelled(_flag)
+        code = FAILED if isinstance(bad, CheckFailed) else BAD_INPUT
+        return _failed(f"irprune: {text}", text, call, code)
     except (KeyboardInterrupt, click.Abort):
-        _complain("irprune: interrupted")
-        return INTERRUPTED
+        return _failed("irprune: interrupted", "interrupted", call, INTERRUPTED)
+    except BrokenPipeError:  # whoever read the output has enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
 
 
 def _flag(name: str, value: str) -> str:
@@ -106,9 +162,12 @@ def _flag(name: str, value: str) -> str:
     return spell(name, value)
 
 
-def _complain(text: str) -> None:
-    if speaks():
-        print(printable(" ".join(text.split()), 4000), file=sys.stderr, flush=True)
+def _failed(line: str, text: str, call: Call, code: int) -> int:
+    print(printable(" ".join(line.split()), 4000), file=sys.stderr, flush=True)
+    if "--json" in call.words and not call.answered:
+        told = {"message": printable(" ".join(text.split()), 4000), "exit_code": code}
+        print(json.dumps({"schema": SCHEMA, "error": told}, indent=1))
+    return code
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from irprune import api
 from irprune.analysis.cost import cost
 from irprune.api.runner import runner
 from irprune.base.format import human
-from irprune.cli.options import as_json, device, inputs, load, model, say, show_json, shown
+from irprune.cli.options import common, device, inputs, load, model, say, show_json, shown
 from irprune.run.timing import interleaved
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ __all__ = ["bench"]
     help="Threads of each runtime; 0 leaves its default.",
 )
 @device
-@as_json
+@common
 def bench(
     model: str,
     against: str | None,

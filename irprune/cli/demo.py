@@ -9,7 +9,7 @@ import click
 
 from irprune.api.options import Options
 from irprune.base.atomic_write import check_folder, check_place
-from irprune.cli.options import as_json, say, show_json
+from irprune.cli.options import common, say, show_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -43,7 +43,7 @@ __all__ = ["demo"]
     help="Epochs of training.",
 )
 @click.option("--seed", type=int, default=0, show_default=True)
-@as_json
+@common
 def demo(output: Path, ratio: float, epochs: int, seed: int, json_: bool) -> None:
     """Train a small residual CNN on real digits, prune it, prove it, repair it, export it and
     compare it on onnxruntime."""

@@ -6,7 +6,7 @@ import click
 
 from irprune import api
 from irprune.analysis.explain import explain as explanations
-from irprune.cli.options import as_json, inputs, load, model, show_json, shown
+from irprune.cli.options import common, extensions, inputs, load, model, show_json, shown
 
 __all__ = ["explain"]
 
@@ -15,15 +15,22 @@ __all__ = ["explain"]
 @model()
 @click.argument("name")
 @inputs
-@as_json
+@extensions
+@common
 def explain(
-    model: str, name: str, inputs: tuple[str, ...], pretrained: bool, trust: bool, json_: bool
+    model: str,
+    name: str,
+    inputs: tuple[str, ...],
+    pretrained: bool,
+    trust: bool,
+    files: tuple[str, ...],
+    json_: bool,
 ) -> None:
     """Show what couples NAME to its group, or froze it, with the lines of the model's code.
 
     NAME is a weight (layer1.0.conv1.weight), one of its dimensions (layer1.0.conv1.weight:0), or a
     value of the graph."""
-    loaded = load(model, inputs, pretrained, trust)
+    loaded = load(model, inputs, pretrained, trust, files)
     graph = api.analyse(loaded.capture())
     found = explanations(graph, name)
     if json_:

@@ -6,7 +6,7 @@ import click
 
 from irprune import api
 from irprune.analysis.outline import outline
-from irprune.cli.options import as_json, inputs, load, model, show_json, shown
+from irprune.cli.options import common, extensions, inputs, load, model, show_json, shown
 
 __all__ = ["inspect"]
 
@@ -17,13 +17,20 @@ __all__ = ["inspect"]
 @click.option(
     "--all", "every", is_flag=True, help="One line for each group, not for each repeated block."
 )
-@as_json
+@extensions
+@common
 def inspect(
-    model: str, inputs: tuple[str, ...], pretrained: bool, trust: bool, every: bool, json_: bool
+    model: str,
+    inputs: tuple[str, ...],
+    pretrained: bool,
+    trust: bool,
+    every: bool,
+    files: tuple[str, ...],
+    json_: bool,
 ) -> None:
     """Show the groups of MODEL: size, kind, cost of one channel, members; and what is frozen and
     why."""
-    loaded = load(model, inputs, pretrained, trust)
+    loaded = load(model, inputs, pretrained, trust, files)
     graph = api.analyse(loaded.capture())
     found = outline(graph, fold=not every)
     if json_:

@@ -121,7 +121,7 @@ def opt(
             }
         )
     elif not quiet and output is None:
-        shown(text.rstrip())
+        shown(text.rstrip(), whole=True)
 
 
 def read_graph(

@@ -3,39 +3,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from irprune import api
 from irprune.api.declarations import OPTIONS, REPLAY
+from irprune.api.extensions import load_extensions
 from irprune.api.option import Flag, Option
-from irprune.base.atomic_write import atomic_write, check_folder, check_place
-from irprune.cli.options import F, as_json, inputs, load, model, say, show_json, shown
-from irprune.errors import CheckFailed, IrpruneError
+from irprune.cli import Call
+from irprune.cli.completion import complete_criterion, complete_file
+from irprune.cli.options import (
+    F,
+    command_line,
+    common,
+    extensions,
+    inputs,
+    is_verbose,
+    load,
+    model,
+    say,
+    show_json,
+    shown,
+)
+from irprune.cli.output import HELP, Output
+from irprune.errors import IrpruneError, option
 from irprune.run.ranks import Ranks, together
 
 __all__ = ["prune"]
 
-_OUT = """Where to write: a path that ends in .onnx gives the ONNX file, in .pt2 the exported program, in .json the plan, anything else a
-folder with all of them and readable source."""
+_COMPLETED = {
+    "--importance": complete_criterion,
+    "--calibration": complete_file,
+    "--eval": complete_file,
+    "--trials": complete_file,
+}
 
 
 def _flags(command: F) -> F:
     """Every flag that an option of ``irprune.prune`` declares."""
-    every = [(option, flag) for option in OPTIONS.values() for flag in option.flags]
-    for option, flag in reversed(every):
+    every = [(own, flag) for own in OPTIONS.values() for flag in own.flags]
+    for own, flag in reversed(every):
         switch = flag.constant is not None
         kind = click.Choice(flag.type) if isinstance(flag.type, tuple) else flag.type
         command = click.option(
             flag.name,
             _place(flag),
-            help=_help(option, flag),
+            help=_help(own, flag),
             default=None if not switch else False,
             **({"is_flag": True} if switch else {"type": kind, "metavar": flag.metavar}),
             multiple=flag.multiple,
+            shell_complete=_COMPLETED.get(flag.name),
         )(command)
     return command
 
@@ -45,9 +65,9 @@ def _place(flag: Flag) -> str:
     return f"flag_{flag.name.strip('-').replace('-', '_')}"
 
 
-def _help(option: Option, flag: Flag) -> str:
-    text = (flag.help or option.help).replace("``", "")
-    default = option.default_text.strip('"')
+def _help(own: Option, flag: Flag) -> str:
+    text = (flag.help or own.help).replace("``", "")
+    default = own.default_text.strip('"')
     whole = not flag.key and flag.constant is None
     return f"{text}  [default: {default}]" if whole and default else text
 
@@ -56,22 +76,37 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of ``irprune.prune`` that the command line gives, read as they declare. Raises
     IrpruneError for what cannot be read."""
     out: dict[str, Any] = {}
-    for option in OPTIONS.values():
-        for flag in option.flags:
+    for own in OPTIONS.values():
+        for flag in own.flags:
             value = given[_place(flag)]
             if value is None or value is False or value == ():
                 continue
             value = flag.read(value) if flag.constant is None else flag.constant
             if not flag.key:
-                out[option.name] = value
+                out[own.name] = value
                 continue
-            out.setdefault(option.name, {})[flag.key] = value
+            out.setdefault(own.name, {})[flag.key] = value
+    return out
+
+
+def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` without what a file of options says against the command line."""
+    source = {place: ctx.get_parameter_source(place) for place in given}
+    filed = {p for p, s in source.items() if s is ParameterSource.DEFAULT_MAP}
+    typed = {p for p, s in source.items() if s is ParameterSource.COMMANDLINE}
+    places = {name: {_place(f) for f in own.flags} for name, own in OPTIONS.items()}
+    out = dict(given)
+    for name, own in OPTIONS.items():
+        for other in own.against:
+            for mine, theirs in ((name, other), (other, name)):
+                if places[theirs] & typed:
+                    out |= dict.fromkeys(places[mine] & filed)
     return out
 
 
 @click.command()
 @model()
-@click.option("-o", "--output", "output", type=click.Path(path_type=Path), help=_OUT)
+@click.option("-o", "--output", "output", metavar="PATH", shell_complete=complete_file, help=HELP)
 @click.option(
     "--format",
     "format_",
@@ -83,30 +118,44 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
 @_flags
 @click.option(
     "--plan",
-    type=click.Path(path_type=Path),
+    metavar="FILE.json",
+    shell_complete=complete_file,
     help="Replay the choice in this plan instead of making one.",
 )
-@as_json
-def prune(**given: Any) -> int:
+@click.option("--force", is_flag=True, help="Write over MODEL itself where -o names it.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Choose and report, without proof, repair and writing.",
+)
+@extensions
+@common
+@click.pass_context
+def prune(ctx: click.Context, /, **given: Any) -> int:
     """Prune MODEL, prove the result and write it. Exit code 1 where nothing was cut that should
     be."""
-    settings = {**_settings(given), "progress": say}
+    load_extensions(given["files"])
+    settings = {**_settings(_chosen(ctx, given)), "progress": say}
     asked = settings.get("ranks")
     with together(asked if isinstance(asked, int) and asked > 0 else None) as ranks:
-        return _prune(given, settings, ranks)
+        return _prune(ctx, given, settings, ranks)
 
 
-def _prune(given: dict[str, Any], settings: dict[str, Any], ranks: Ranks) -> int:
-    """On every rank; the first writes and prints."""
-    output: Path | None = given["output"]
-    if ranks.leads:
-        _check_output(output)
-    pretrained = given["format_"] == "hf"
-    _check_format(output, pretrained)
-    if pretrained:
+def _prune(
+    ctx: click.Context, given: dict[str, Any], settings: dict[str, Any], ranks: Ranks
+) -> int:
+    """On every rank; the first writes."""
+    output = Output(given["output"], given["format_"])
+    output.check(given["model"], given["force"])
+    if output.pretrained:
         settings.setdefault("uniform", True)
+    if given["dry_run"]:
+        settings |= {"proof": False, "repair": False}
     api.Options(**settings)  # refused before a model is loaded
+    if given["plan"] is not None:
+        _check_replay(settings)
     loaded = load(given["model"], given["inputs"], given["pretrained"], given["trust"])
+    output.check_kind(loaded)
     say(f"pruning {loaded.name or given['model']} ...")
     settings["dynamic_shapes"] = loaded.dynamic_shapes
     if loaded.trust:
@@ -118,67 +167,39 @@ def _prune(given: dict[str, Any], settings: dict[str, Any], ranks: Ranks) -> int
         pruned = api.prune(loaded.model, loaded.args, loaded.kwargs, **settings)
     if loaded.name:
         pruned.report.name = loaded.name
-    if ranks.leads:
-        _write(pruned, output, given["format_"], settings.get("uniform") is False)
+    pruned.report.command = command_line(_words(ctx))
+    if given["dry_run"]:
+        pruned.report.notes.append("dry run: neither proven nor repaired nor written")
+    elif ranks.leads:
+        output.write(pruned, settings.get("uniform") is False)
     ranks.end()  # an error of the writer is one of all
+    written = given["output"] if not given["dry_run"] else None
     if given["json_"]:
-        show_json(
-            {
-                **pruned.report.as_dict(timings=True),
-                "output": str(output) if output is not None else None,
-            }
-        )
+        data = {**pruned.report.as_dict(timings=True), "output": written}
+        show_json(data, error=output.standard)
     else:
-        shown(str(pruned.report))
-    if output is not None:
-        say(f"wrote {output}")
+        shown(pruned.report.text(seconds=is_verbose()), error=output.standard)
+    if written is not None and not output.standard:
+        say(f"wrote {written}")
     asked = given["plan"] is None and "budget" not in settings and settings.get("ratio", 0.5) != 0
-    if pruned.trials is not None and pruned.report.cuts_nothing:
-        say("irprune: warning: nothing was cut: no smaller model keeps the metric")
-        return 1
-    if pruned.report.cuts_nothing and asked and pruned.trials is None:
-        say(f"irprune: warning: {pruned.report.notes[0]}")
+    if pruned.report.cuts_nothing and asked:
+        why = "no smaller model keeps the metric" if pruned.trials is not None else ""
+        say(f"irprune: warning: {pruned.report.notes[0] if not why else f'nothing was cut: {why}'}")
         return 1
     return 0
 
 
-def _check_output(output: Path | None) -> None:
-    """Refuse a place that cannot be written before anything is computed."""
-    if output is None:
-        return
-    if output.suffix in (".onnx", ".pt2", ".json") and output.is_dir():
-        raise IrpruneError("the output is a folder", str(output), "name a file in it")
-    if output.suffix not in (".onnx", ".pt2", ".json"):
-        check_folder(output)
-    check_place(output)
+def _words(ctx: click.Context) -> Sequence[str]:
+    call = ctx.find_root().obj
+    return call.words if isinstance(call, Call) else ()
 
 
-def _check_format(output: Path | None, pretrained: bool) -> None:
-    """Refuse a file where a folder for transformers is asked for."""
-    if pretrained and (output is None or output.suffix in (".onnx", ".pt2", ".json")):
-        raise IrpruneError(
-            "--format hf writes a folder", str(output or ""), "name a folder: -o small/ --format hf"
-        )
-
-
-def _write(pruned: Any, output: Path | None, format: str, per_layer: bool) -> None:
-    if output is None:
-        return
-    if output.suffix == ".onnx":
-        try:
-            pruned.onnx(output)
-        except CheckFailed:
-            output.unlink(missing_ok=True)
-            raise
-    elif output.suffix == ".pt2":
-        from irprune.emit.torch.saved import save_program
-        from irprune.frontend.torch.source import torch_source
-
-        with atomic_write(output) as draft:
-            save_program(
-                pruned.module, torch_source(pruned.graph), draft / output.name, pruned.graph
+def _check_replay(settings: Mapping[str, Any]) -> None:
+    """Refuse options that choose beside a plan, which has chosen."""
+    for name, value in settings.items():
+        if name not in REPLAY and name != "progress":
+            raise IrpruneError(
+                f"{option('plan')} and {option(name, repr(value))} are both given",
+                "",
+                "a plan says what is cut: leave the other out",
             )
-    elif output.suffix == ".json":
-        pruned.plan.save(output)
-    else:
-        pruned.save(output, format, per_layer=per_layer)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from irprune.cli.options import as_json, show_json, shown
+from irprune.cli.options import common, show_json, shown
 from irprune.driver.passes import help_of, options_of, written
 from irprune.driver.registry import standard
 from irprune.errors import IrpruneError
@@ -18,7 +18,7 @@ __all__ = ["ops_command", "passes_command"]
 
 @click.command("ops")
 @click.argument("pattern", default="*")
-@as_json
+@common
 def ops_command(pattern: str, json_: bool) -> None:
     """List the operators whose name or spelling matches PATTERN (all by default), by family.
 
@@ -43,7 +43,7 @@ def ops_command(pattern: str, json_: bool) -> None:
             "`irprune ops` lists them all; a pattern is written as '*conv*'",
         )
     if json_:
-        show_json(rows)
+        show_json({"operators": rows})
         return
     for family in dict.fromkeys(r["family"] for r in rows):
         shown(f"{family}")
@@ -74,7 +74,7 @@ def _joined(kind: str, names: list[str]) -> str:
     metavar="FILE.py",
     help="Take in the passes of a Python file; may be given again.",
 )
-@as_json
+@common
 def passes_command(files: tuple[str, ...], json_: bool) -> None:
     """List the passes with their options, and the pipelines made of them."""
     registry = standard(files)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import click
 
 from irprune.api.compare import Compared, compare_by_metric, compare_by_score
-from irprune.api.declared_metric import read_share
+from irprune.api.option_kinds import read_share
 from irprune.api.runner import runner
 from irprune.api.user_code import callable_at
 from irprune.base.tolerance import PARITY
-from irprune.cli.options import as_json, device, inputs, load, model, show_json, shown
+from irprune.cli.options import common, device, inputs, load, model, show_json, shown
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.validate.metrics import METRICS
 from irprune.validate.parity import compare_arrays
@@ -66,7 +66,7 @@ __all__ = ["validate"]
     help="Exit with 1 where the metric of B is worse than this.",
 )
 @device
-@as_json
+@common
 def validate(
     a: str,
     b: str,

@@ -93,7 +93,7 @@ def _session(
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it refuses is raised, and told by irprune
     if precise:
         options.add_session_config_entry(*PRECISE)
     if not optimise:

@@ -227,6 +227,10 @@ class Stop:
     target: Any
     short: Any
 
+    def __iter__(self) -> Iterator[Any]:
+        """Operands, target and what falls short."""
+        return iter((self.operands, self.target, self.short))
+
 
 class Pair:
     """The original and the cut graph walked together over ``calibration``; a context manager.

@@ -21,6 +21,7 @@ from irprune.analysis.cost import Costs
 from irprune.api.calls import apply_plan, prune
 from irprune.api.declarations import STEP, StepOptions
 from irprune.api.option import documented
+from irprune.api.option_kinds import settle_budget
 from irprune.api.pruned import Pruned
 from irprune.base.atomic_write import atomic_write, content_name
 from irprune.choice.plan import Plan
@@ -85,6 +86,7 @@ def schedule(
         raise IrpruneError(
             f"pace is {pace!r}", "schedule", "one of " + ", ".join(PACES) + ", or a function"
         )
+    budget = settle_budget(budget, {})
     way = PACES[pace] if isinstance(pace, str) else pace
     settings = {"ratio": ratio, "budget": dict(budget or {}), "steps": steps}
     return _steps(
@@ -165,6 +167,10 @@ class _Checkpoint:
     they belong to."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        if folder.exists() and not folder.is_dir():
+            raise IrpruneError(
+                "the checkpoint is a file", str(folder), "name a folder, which may not exist yet"
+            )
         self.folder, self.settings = folder, settings
 
     def read(self) -> tuple[list[Plan], dict[str, torch.Tensor] | None]:

@@ -82,7 +82,7 @@ def test_import_is_light() -> None:
         ({"device": "abacus"}, "device is 'abacus'"),
         ({"colour": "blue"}, "no option 'colour'"),
         ({"budget": 0.5}, "budget is 0.5"),
-        ({"budget": {"macs": "half"}}, "budget is"),
+        ({"budget": {"macs": "half"}}, "budget on macs is"),
         ({"keep": 3}, "keep is 3"),
         ({"keep": [3]}, "keep is"),
         ({"ratios": [("a", 0.5)]}, "ratios is"),

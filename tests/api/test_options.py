@@ -53,6 +53,8 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--dynamic": (["batch"], {"dynamic": "batch"}),
     "--calibration": (["data"], {"calibration": "data"}),
     "--repair": (["bias"], {"repair": ("bias",)}),
+    "--uniform": ([], {"uniform": True}),
+    "--per-layer": ([], {"uniform": False}),
     "--max-drop": (["1%", "--calibration", "data"], {"max_drop": "1%", "calibration": "data"}),
     "--target-metric": (["20", *_JUDGED], {"target_metric": 20.0, **_FOUND}),
     "--metric": (
@@ -165,7 +167,7 @@ def test_a_name_that_is_no_option_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("to", "cls", "own"),
-    [("choose", Choose, {"times"}), ("score", Score, {"p", "keep", "ratios", "prefer"})],
+    [("choose", Choose, {"times", "uniform"}), ("score", Score, {"p", "keep", "ratios", "prefer"})],
 )
 def test_the_fields_of_a_pass_are_the_options_that_go_to_it(
     to: str, cls: type, own: set[str]
@@ -232,9 +234,8 @@ def test_every_option_that_a_command_line_can_say_has_a_flag() -> None:
     assert {flag.name for option in OPTIONS.values() for flag in option.flags} == set(SAID)
     assert [flag.key for flag in OPTIONS["budget"].flags] == [*MEASURES, "latency"]
     given = {p.opts[0] for p in command.prune.params if isinstance(p, click.Option)} - {"--trust"}
-    assert given == {*SAID, "--output", "-o", "--input", "--pretrained", "--plan", "--json"} - {
-        "--output"
-    }
+    own = {"-o", "--input", "--pretrained", "--plan", "--json", "-q", "-v"}
+    assert given == {*SAID, *own, "--format", "--force", "--dry-run", "--load"}
 
 
 @pytest.mark.parametrize("flag", SAID)

@@ -94,8 +94,11 @@ Result = tuple[int, str, str]
 
 
 @pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run a command and give its exit code, stdout and stderr."""
+def call(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Run a command in a wide terminal and give its exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
 
     def run_it(*argv: object) -> Result:
         capfd.readouterr()
@@ -394,7 +397,7 @@ def test_demo_runs_the_whole_pipeline(call: Callable[..., Result], tmp_path: Pat
     [
         (["--ratio", "1.5"], ["ratio is 1.5", "from 0 to 1"]),
         (["--ratio", "-1"], ["ratio is -1.0"]),
-        (["--ratio", "half"], ["'half' is not a valid float"]),
+        (["--ratio", "half"], ["'half' is no share"]),
         (["--scope", "everywhere"], ["'everywhere' is not one of", "isomorphic"]),
         (["--importance", "beauty"], ["beauty", "magnitude"]),
         (["--keep", "nothing*"], ["'nothing*' matches no weight", "near matches"]),

@@ -705,7 +705,7 @@ def test_ops_lists_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = command(capsys, "ops")
     assert code == 0 and out.splitlines()[-1].split()[1] == "operators,"
     code, out, _ = command(capsys, "ops", "aten.conv2d.default", "--json")
-    (row,) = json.loads(out)
+    (row,) = json.loads(out)["operators"]
     assert row["name"] == "conv" and "Conv" in row["onnx"] and row["family"] == "conv"
 
 

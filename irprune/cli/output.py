@@ -1,0 +1,123 @@
+"""Where ``irprune prune`` writes: what the path means, what is refused before any work, and the
+writing."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from irprune.base.atomic_write import atomic_write, check_folder, check_place
+from irprune.errors import CheckFailed, IrpruneError
+
+if TYPE_CHECKING:
+    from irprune.api.load import Loaded
+
+__all__ = ["HELP", "Output"]
+
+HELP = """Where to write: a path that ends in .onnx gives the ONNX file, in .pt2 the exported program, in .json the plan, anything
+else a folder with all of them and readable source; - gives the ONNX file on standard output."""
+
+_FORMATS = (".onnx", ".pt2", ".json")
+_STANDARD = "-"
+
+
+class Output:
+    """The place that ``text`` names, None where nothing is written; ``format`` is that of a
+    folder."""
+
+    def __init__(self, text: str | None, format: str = "irprune") -> None:
+        self.text, self.format = text, format
+        self.path = None if text in (None, _STANDARD) else Path(str(text))
+        self.standard = text == _STANDARD
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether a folder for transformers is written."""
+        return self.format == "hf"
+
+    def check(self, model: str, force: bool) -> None:
+        """Refuse a place that cannot be written, or that holds the model itself, before anything is
+        computed."""
+        if self.pretrained and (self.path is None or self.path.suffix in _FORMATS):
+            raise IrpruneError(
+                "--format hf writes a folder",
+                self.text or "",
+                "name a folder: -o small/ --format hf",
+            )
+        if self.path is None:
+            return
+        path, suffix = self.path, self.path.suffix
+        if not force and path.exists() and Path(model).exists() and path.samefile(model):
+            raise IrpruneError(
+                "the output is the model itself", str(path), "say --force to write over it"
+            )
+        if suffix in _FORMATS and path.is_dir():
+            raise IrpruneError("the output is a folder", str(path), "name a file in it")
+        if suffix not in _FORMATS:
+            if suffix and not path.exists() and not str(self.text).endswith("/"):
+                raise IrpruneError(
+                    f"no output format ends in {suffix!r}",
+                    str(path),
+                    f"{', '.join(_FORMATS)}, or a folder: {path}/",
+                )
+            check_folder(path)
+        check_place(path)
+
+    def check_kind(self, loaded: Loaded) -> None:
+        """Refuse a format that there is not for this kind of model."""
+        if self.path is not None and self.path.suffix == ".pt2" and loaded.kind == "onnx":
+            raise IrpruneError(
+                "a .pt2 program is made of a PyTorch model, and MODEL is an ONNX file",
+                str(self.path),
+                "name .onnx, or a folder, which holds a module as source",
+            )
+
+    def write(self, pruned: Any, per_layer: bool = False) -> None:
+        """Write what the place means; ``per_layer`` as ``pruned.save`` has it."""
+        if self.standard:
+            with tempfile.TemporaryDirectory(prefix="irprune-") as folder:
+                file = pruned.onnx(Path(folder) / "model.onnx")
+                if len(list(Path(folder).iterdir())) > 1:
+                    raise IrpruneError(
+                        "the model is larger than one ONNX file holds",
+                        "standard output",
+                        "name a file, beside which its weights lie",
+                    )
+                sys.stdout.buffer.write(file.read_bytes())
+                sys.stdout.buffer.flush()
+        elif self.path is not None:
+            writer = _WRITERS.get(self.path.suffix)
+            if writer is None:
+                pruned.save(self.path, self.format, per_layer=per_layer)
+            else:
+                writer(pruned, self.path)
+
+
+def _onnx(pruned: Any, path: Path) -> None:
+    try:
+        pruned.onnx(path)
+    except CheckFailed:
+        path.unlink(missing_ok=True)
+        raise
+
+
+def _program(pruned: Any, path: Path) -> None:
+    from irprune.emit.torch.saved import save_program
+    from irprune.frontend.torch.source import torch_source
+
+    with atomic_write(path) as draft:
+        save_program(pruned.module, torch_source(pruned.graph), draft / path.name, pruned.graph)
+
+
+def _plan(pruned: Any, path: Path) -> None:
+    pruned.plan.save(path)
+
+
+_WRITERS: dict[str, Callable[[Any, Path], None]] = {
+    ".onnx": _onnx,
+    ".pt2": _program,
+    ".json": _plan,
+}

@@ -1,0 +1,256 @@
+"""How the command line behaves as a tool among others: help, suggestions, pipes, amounts, files of
+options, quiet and verbose, JSON, extensions, what is refused before the work."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import irprune
+from irprune.cli import COMMANDS, cli, run
+
+Result = tuple[int, str, str]
+
+
+@pytest.fixture
+def call(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Run a command in a folder of its own and give its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_it(*argv: object) -> Result:
+        capfd.readouterr()
+        code = run([str(a) for a in argv])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run_it
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 4)).eval()
+    irprune.prune(net, (torch.randn(2, 8),), ratio=0.0).onnx(tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def kept(out: str) -> int:
+    return int(json.loads(out)["groups"][0]["kept"])
+
+
+def test_without_a_word_it_prints_its_help(call: Callable[..., Result]) -> None:
+    code, out, err = call()
+    assert code == 0 and err == "" and out == call("--help")[1] and len(out.splitlines()) > 20
+    for name in COMMANDS:
+        assert max(map(len, call(name, "--help")[1].splitlines())) <= 80
+
+
+def test_a_mistyped_command_is_told_the_near_ones(call: Callable[..., Result]) -> None:
+    assert call("prun", "m.onnx")[::2] == (
+        2,
+        "irprune: No such command 'prun'; did you mean prune?\n",
+    )
+    assert "`irprune` lists" in call("zzz")[2]
+    assert "Did you mean" in call("prune", "m.onnx", "--macz", "1")[2]
+
+
+def test_a_pipe_takes_and_gives_files(
+    call: Callable[..., Result], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = subprocess.run(
+        [sys.executable, "-m", "irprune", "prune", "-", "-o", "-", "--macs", "50%"],
+        input=file.read_bytes(),
+        capture_output=True,
+        check=True,
+    )
+    model = onnx.load_model_from_string(made.stdout)
+    onnx.checker.check_model(model)
+    assert b"stdin: 1 groups cut" in made.stderr
+    assert len(made.stdout) < 0.6 * file.stat().st_size and not Path("-").exists()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"no model")))
+    assert call("inspect", "-")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "left"),
+    [
+        (("--macs", "50%"), 32),
+        (("--macs", "0.5"), 32),
+        (("--macs", "0.384k"), 32),
+        (("--macs", "384"), 32),
+        (("--params", "0.1 K"), 7),
+        (("--bytes", "620B"), 11),
+        (("--ratio", "25%"), 48),
+    ],
+)
+def test_amounts_are_read_as_people_write_them(
+    call: Callable[..., Result], file: Path, argv: tuple[str, str], left: int
+) -> None:
+    code, out, _ = call("prune", file, "--json", "--input", "1x8", *argv)
+    data = json.loads(out)
+    assert code == 0 and kept(out) == pytest.approx(left, abs=1)
+    for key in ("macs", "params", "bytes"):
+        assert data[key]["after"] < data[key]["before"]
+
+
+def test_amounts_that_are_none_are_refused(call: Callable[..., Result], file: Path) -> None:
+    assert "the budget on macs is 'half'" in call("prune", file, "--macs", "half")[2]
+    assert "a share is written 0.02 or 2%" in call("prune", file, "--macs", "2")[2]
+    assert irprune.prune(str(file), budget={"params": "50%"}).report.params.left <= 0.5
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(
+    call: Callable[..., Result], file: Path
+) -> None:
+    for argv, text in (
+        (("-o", file), "the output is the model itself (" + str(file) + "); say --force"),
+        (("-o", "x.xyz"), "no output format ends in '.xyz'"),
+        (("-o", "x.pt2"), "MODEL is an ONNX file"),
+        (("--plan", "p.json", "--ratio", "0.3"), "--plan and --ratio 0.3 are both given"),
+    ):
+        code, out, err = call("prune", file, *argv)
+        assert (code, out) == (2, "") and text in err and "pruning" not in err, err
+    before = file.read_bytes()
+    assert call("prune", file, "-o", file, "--force")[0] == 0 and file.read_bytes() != before
+    assert call("prune", file, "-o", "run.v2/")[0] == 0 and Path("run.v2/report.json").exists()
+
+
+def test_a_dry_run_chooses_and_writes_nothing(call: Callable[..., Result], file: Path) -> None:
+    code, out, err = call("prune", file, "-o", "out", "--dry-run")
+    assert code == 0 and "dry run" in out and "wrote" not in err and not Path("out").exists()
+    assert "proof       not asked for" in out
+
+
+def test_quiet_and_verbose(call: Callable[..., Result], file: Path) -> None:
+    assert call("prune", file, "-q")[2] == ""
+    assert call("prune", file, "-q", "--ratio", "7")[2] != ""
+    assert "seconds     capture" in call("prune", file, "-v")[1]
+
+
+def test_json_has_a_schema_and_errors_are_objects(call: Callable[..., Result], file: Path) -> None:
+    data = json.loads(call("prune", file, "--ratio", "30%", "--json")[1])
+    assert data["schema"] == 1 and data["irprune"] == "0.1.0"
+    assert data["options"]["ratio"] == 0.3 and data["options"]["importance"] == "magnitude"
+    assert "progress" not in data["options"]
+    assert data["command"] == "irprune prune m.onnx --ratio 30% --json"
+    code, out, err = call("prune", file, "--ratio", "3", "--json")
+    assert code == 2 and json.loads(out)["error"]["exit_code"] == 2
+    assert json.loads(out)["error"]["message"] in err
+    for argv in (("ops",), ("passes",), ("inspect", file), ("explain", file, "0.weight:0")):
+        assert json.loads(call(*argv, "--json")[1])["schema"] == 1
+
+
+def test_options_come_from_a_file(call: Callable[..., Result], file: Path) -> None:
+    Path("pyproject.toml").write_text('[tool.irprune.prune]\nmacs = "30%"\nkeep = ["nothing*"]\n')
+    assert "'nothing*' matches no weight" in call("prune", file)[2]
+    Path("pyproject.toml").write_text(
+        '[tool.irprune]\ndevice = "cpu"\n[tool.irprune.prune]\nmacs = "30%"\n'
+    )
+    assert kept(call("prune", file, "--json")[1]) == 19
+    assert kept(call("prune", file, "--json", "--macs", "50%")[1]) == 32
+    assert kept(call("prune", file, "--json", "--ratio", "0.5")[1]) == 32
+    Path("own.toml").write_text("[prune]\nratio = 0.25\n")
+    assert kept(call("--config", "own.toml", "prune", file, "--json")[1]) == 48
+    for text, said in (
+        (
+            '[tool.irprune.prune]\nmacz = "1"',
+            "no option 'macz' (pyproject.toml); did you mean macs?",
+        ),
+        ('[tool.irprune]\nratioo = "1"', "no command has an option 'ratioo'"),
+        ("[tool.irprune]\ntrust = true", "trust may run code"),
+        ('[tool.irprune.prune]\neval = "a.py:b"', "eval may run code"),
+        ("[tool]\nirprune = 3", "tool.irprune is no table"),
+    ):
+        Path("pyproject.toml").write_text(text)
+        code, _, err = call("prune", file)
+        assert code == 2 and said in err, err
+    assert "no such file (gone.toml)" in call("--config", "gone.toml", "prune", file)[2]
+    Path("pyproject.toml").write_text("[tool")  # somebody else's trouble
+    assert call("prune", file)[0] == 0
+
+
+def test_lines_fit_eighty_columns(
+    call: Callable[..., Result], file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for argv in (
+        ("inspect", file),
+        ("prune", file, "-v"),
+        ("passes",),
+        ("ops", "*conv*"),
+        ("bench", file, "--seconds", "0.01"),
+    ):
+        out = call(*argv)[1]
+        assert out and max(map(len, out.splitlines())) <= 80, argv
+    monkeypatch.setenv("COLUMNS", "60")
+    assert max(map(len, call("inspect", file)[1].splitlines())) <= 60
+
+
+def test_a_folder_is_pruned_again_and_loaded(call: Callable[..., Result], file: Path) -> None:
+    assert call("prune", file, "-o", "once")[0] == 0
+    assert call("prune", "once", "-o", "twice")[0] == 0
+    assert irprune.load("twice")(torch.randn(2, 8)).shape == (2, 4)
+    widths = [
+        json.loads(Path(f, "report.json").read_text())["groups"][0]["kept"]
+        for f in ("once", "twice")
+    ]
+    assert widths == [32, 16]
+    with pytest.raises(irprune.IrpruneError, match=r"no model\.py here"):
+        irprune.load(".")
+
+
+def test_completion(call: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert "_IRPRUNE_COMPLETE" in call("completion", shell)[1]
+    for words, found in (
+        ("irprune pr", "prune"),
+        ("irprune prune m.onnx --importance taylor_", "taylor_squared"),
+    ):
+        made = subprocess.run(
+            [sys.executable, "-c", "from irprune.cli import main; main()"],
+            env={
+                **os.environ,
+                "_IRPRUNE_COMPLETE": "bash_complete",
+                "COMP_WORDS": words,
+                "COMP_CWORD": str(len(words.split()) - 1),
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert made.stdout.split() == [f"plain,{found}"], made
+    assert cli.name == "cli"
+
+
+def test_extensions_are_taken_in(call: Callable[..., Result], file: Path) -> None:
+    Path("my_first.py").write_text(
+        "import numpy as np\nfrom irprune.criteria import criterion\n\n\nclass Late:\n"
+        "    def scores(self, graph, groups, blocks):\n"
+        "        return {g.axis: np.arange(float(g.size)) for g in groups}\n\n\n"
+        "class Fails:\n    def scores(self, graph, groups, blocks):\n        raise KeyError('x')\n\n\n"
+        "try:\n    from dataclasses import dataclass\n\n    @criterion('first_ones')\n    @dataclass(frozen=True)\n"
+        "    class First:\n        def scores(self, graph, groups, blocks):\n"
+        "            return {g.axis: -np.arange(float(g.size)) for g in groups}\nexcept ValueError:\n    pass\n"
+    )
+    code, _, err = call(
+        "prune", file, "--load", "my_first.py", "--importance", "first_ones", "-o", "p.json"
+    )
+    assert code == 0, err
+    assert json.loads(Path("p.json").read_text())["choices"][0]["kept"] == list(range(32))
+    assert call("prune", file, "--importance", "my_first.py:Late", "-o", "p.json")[0] == 0
+    assert json.loads(Path("p.json").read_text())["choices"][0]["kept"] == list(range(32, 64))
+    code, _, err = call("prune", file, "--importance", "my_first.py:Fails")
+    assert code == 2 and "Fails fails: KeyError" in err and "my_first.py:12" in err
+    assert call("inspect", file, "--load", "my_first.py")[0] == 0
+    code, _, err = call("explain", file, "0.weight", "--load", "gone.py")
+    assert code == 2 and "no such file (gone.py)" in err
