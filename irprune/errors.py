@@ -37,8 +37,12 @@ def _spelled(text: str, spell: Callable[[str, str], str]) -> str:
 class IrpruneError(Exception):
     """Bad input or a use that cannot be served; the command line exits with 2.
 
-    ``what`` went wrong, ``where`` (file, user's line, weight), ``hint`` what to do about it. Where
-    they name options by ``option``, ``str`` spells those as Python does.
+    Where the parts name options by ``option``, ``str`` spells those as Python does.
+
+    Args:
+        what: What went wrong.
+        where: The file, the line of the user's program or the weight that it is about; "" for none.
+        hint: What to do about it; "" for nothing.
     """
 
     def __init__(self, what: str, where: str = "", hint: str = "") -> None:
@@ -47,8 +51,14 @@ class IrpruneError(Exception):
         super().__init__(self.spelled(_python))
 
     def spelled(self, spell: Callable[[str, str], str]) -> str:
-        """The error in one line, with options as ``spell`` writes them by name and value ("" where
-        there is none)."""
+        """The error in one line.
+
+        Args:
+            spell: How an option is written, of its name and its value ("" where there is none).
+
+        Returns:
+            The parts, one after the other.
+        """
         what, where, hint = (_spelled(part, spell) for part in self._parts)
         text = what + (f" ({where})" if where else "") + (f"; {hint}" if hint else "")
         return printable(" ".join(text.split()), 4000)

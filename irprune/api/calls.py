@@ -44,8 +44,14 @@ __all__ = ["apply_plan", "groups", "prune"]
 
 
 def groups(graph: Graph) -> list[Group]:
-    """The coupled groups of ``graph``, free and frozen, in order of first appearance; the graph is
-    analysed where it was not."""
+    """The channels of a graph that are cut together or not at all.
+
+    Args:
+        graph: What ``irprune.capture`` gives; it is analysed where it was not.
+
+    Returns:
+        The groups, free and frozen, in order of first appearance.
+    """
     analyse(graph)
     return groups_of(graph)
 
@@ -359,6 +365,7 @@ def _prove(pruned: Pruned) -> None:
         pruned.cut,
         lambda: pruned.module,
         lambda: device_of(pruned.options.values["device"]),
+        pruned.options.values["proof"] == "gradients",
     )
     if report.proof is None:
         report.notes.append("no proof: the weights are on the meta device")
@@ -376,6 +383,12 @@ def _prove(pruned: Pruned) -> None:
             f"the proof fails: {report.proof}",
             report.name,
             f"{advice}; {option('proof', 'False')} gives the model unproven",
+        )
+    if not report.proof.gradients_passed and pruned.options.values["proof"] == "gradients":
+        raise CheckFailed(
+            f"the proof of gradients fails: {report.proof.notes[-1]}",
+            report.name,
+            "report this as a bug; proof=True proves the outputs alone",
         )
 
 

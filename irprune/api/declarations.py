@@ -52,13 +52,21 @@ class ReplayOptions(TypedDict, total=False):
     """The options that choose nothing: all that ``apply_plan`` takes."""
 
     proof: Annotated[
-        bool,
+        bool | str,
         Option(
             True,
-            "False leaves the proof out.",
-            fits=is_bool,
-            takes="True or False",
-            flags=(Flag("--no-proof", constant=False, help="Leave the proof out."),),
+            'False leaves the proof out, "gradients" proves the gradients of a module as well.',
+            "Those are part of the proof where they take no more than about a second.",
+            fits=lambda x: is_bool(x) or x == "gradients",
+            takes='True, False or "gradients"',
+            flags=(
+                Flag("--no-proof", constant=False, help="Leave the proof out."),
+                Flag(
+                    "--proof-gradients",
+                    constant="gradients",
+                    help="Prove the gradients of a module as well, however long that takes.",
+                ),
+            ),
         ),
     ]
     strict: Annotated[

@@ -224,7 +224,7 @@ class _Bench:
         if known is not None:
             return replace(known, again=True, passed=passes is None or passes(known.metric))
         first = len(self._trials or ()) == 1  # a fault of the cut shows before the long work
-        pruned = self.cut(self.graph, first and self.values["proof"])
+        pruned = self.cut(self.graph, first and bool(self.values["proof"]))
         with contextlib.ExitStack() as kept:
             # The original is run again beside each cut
             place = self.held if passes is None else kept

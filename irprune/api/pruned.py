@@ -15,6 +15,7 @@ from irprune.emit.bridge.onnx_module import with_trained_weights
 from irprune.errors import CheckFailed, IrpruneError, printable
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Indices
+from irprune.ops.registry import draws
 from irprune.run.take import kept_indices
 
 if TYPE_CHECKING:
@@ -30,10 +31,14 @@ FORMATS = ("irprune", "hf")
 
 
 class Pruned:
-    """A pruned model: ``module``, ``report``, ``kept``, ``plan``, and the ways out: ``onnx``,
-    ``save``, ``apply_to``.
+    """A pruned model, with its report and the ways out: ``module``, ``onnx``, ``save`` and
+    ``apply_to``. ``irprune.prune`` makes it.
 
-    ``graph`` is the analysed original with its choice, ``cut`` the graph after slicing.
+    Args:
+        graph: The analysed original with its choice.
+        cut: The graph after slicing.
+        report: What was done, and what the checks measured.
+        options: Those of the call.
     """
 
     def __init__(self, graph: Graph, cut: Graph, report: Report, options: Options) -> None:
@@ -97,17 +102,33 @@ class Pruned:
         return Plan.from_graph(self.graph)
 
     def onnx(self, path: str | Path, parity: bool = True) -> Path:
-        """Write the pruned model to ``path`` and compare it with the module on onnxruntime, every
-        output; returns the path.
+        """Write the pruned model as ONNX, and compare it with the module on onnxruntime, every
+        output; the comparison is in ``report.parity``.
 
         A model that came in as ONNX goes out as the file that came in, with what ``module`` holds
-        where that was trained. The comparison is in ``report.parity``. Raises CheckFailed where an
-        output differs; the file stays for inspection."""
+        where that was trained.
+
+        Args:
+            path: The file to write; data of over 2 GB lie beside it.
+            parity: False leaves the comparison out.
+
+        Returns:
+            ``path``.
+
+        Raises:
+            CheckFailed: Where an output differs; the file stays for inspection.
+            IrpruneError: Where the exporter lacks an operator.
+        """
         path = Path(path)
         backend = backend_of(self.graph)
         backend.write_onnx(self.cut, self.module if backend.exports else self._module, path)
         if parity and backend.exports:
-            self._compare(path)
+            if any(map(draws, self.cut.nodes)):
+                self.report.notes.append(
+                    f"{path.name} is not compared with the module: the model draws random numbers"
+                )
+            else:
+                self._compare(path)
         return path
 
     def _current(self) -> Graph:
@@ -187,13 +208,24 @@ class Pruned:
         self._describe(folder)
 
     def apply_to(self, model: torch.nn.Module) -> torch.nn.Module:
-        """Make the same cut in ``model`` itself, parameters and size attributes; returns it. An
-        optimizer is to be made afterwards.
+        """Make the same cut in the user's own instance: parameters, buffers and attributes that
+        hold sizes. An optimizer is to be made afterwards. The report's notes name
+        attributes that still hold an old size.
 
-        Raises IrpruneError, with the model as it was, where it would then not compute what
-        ``module`` computes."""
+        Args:
+            model: The module that was pruned, or one of the same class and sizes.
+
+        Returns:
+            ``model``.
+
+        Raises:
+            IrpruneError: Where it would then not compute what ``module`` computes; it is as it was.
+        """
         repaired = self.report.repair is not None
-        return backend_of(self.graph).apply_to(model, self.graph, self.cut, repaired)
+        notes: list[str] = []
+        made = backend_of(self.graph).apply_to(model, self.graph, self.cut, repaired, notes)
+        self.report.notes += [note for note in notes if note not in self.report.notes]
+        return made
 
 
 def _rows(index: Indices, dim: int) -> Indices:

@@ -40,14 +40,29 @@ class Change:
 
 @dataclass
 class Report:
-    """``params``, ``macs``, ``bytes`` (of all stored arrays) and ``activation`` (peak bytes) before
-    and after; groups; checks.
+    """What a prune did, and what its checks measured.
 
-    ``proof`` is None where none was asked for, ``parity`` until an ONNX file is written,
-    ``latency`` without a budget on it, ``trials`` where no metric was to be kept. ``unruled`` names
-    operators without a rule, whose axes are frozen. ``sizes`` says at which shapes of inputs with
-    open sizes costs were counted, "" where there are none. ``options`` are those that differ from
-    the defaults, ``command`` is the command line, "" where there was none."""
+    Attributes:
+        name: The name of the model.
+        params: The number of parameters, before and after.
+        macs: Multiply-accumulate operations of one call at ``sizes``, before and after.
+        bytes: Bytes of all stored arrays, before and after.
+        activation: Peak bytes of activations in one call, before and after.
+        groups: The groups that may be cut, each with its width before and after.
+        frozen: The groups that may not, each with the reason.
+        unruled: Operators without a rule, whose axes are frozen, and where each stands.
+        notes: What else the user should know, a sentence each.
+        proof: The comparison with the silenced original; None where none was asked for.
+        parity: The comparison of the ONNX file with the module; None until one is written.
+        repair: What a repair did; None where there was none.
+        latency: Predicted and measured times; None without a budget on them.
+        trials: The models that were tried to keep a metric; None where none was to be kept.
+        seconds: The time of each stage, in seconds.
+        sizes: The shapes of inputs with open sizes at which costs were counted; "" where there are
+            none.
+        options: The options that differ from the defaults.
+        command: The command line; "" where there was none.
+    """
 
     name: str
     params: Change
@@ -74,8 +89,15 @@ class Report:
         return all(g.kept == g.size for g in self.groups)
 
     def as_dict(self, timings: bool = False) -> dict[str, Any]:
-        """Plain data for JSON; the same call gives the same data, unless ``timings`` asks for the
-        seconds that it took."""
+        """Plain data for JSON.
+
+        Args:
+            timings: Whether the seconds that it took are among them; without them the same call
+                gives the same data.
+
+        Returns:
+            Dictionaries and lists of text and numbers.
+        """
         proof = self.proof.as_dict() if self.proof is not None else None
         took = {"seconds": {k: round(v, 4) for k, v in self.seconds.items()}} if timings else {}
         if proof is not None and not timings:
@@ -101,11 +123,25 @@ class Report:
         }
 
     def to_json(self, timings: bool = False) -> str:
-        """``as_dict`` as JSON; infinite errors are written as strings."""
+        """``as_dict`` as JSON; infinite errors are written as strings.
+
+        Args:
+            timings: As for ``as_dict``.
+
+        Returns:
+            The text of report.json.
+        """
         return json.dumps(finite(self.as_dict(timings)), indent=1) + "\n"
 
     def text(self, seconds: bool = False) -> str:
-        """The report as text; ``seconds`` adds those of every stage."""
+        """The report as the command line prints it.
+
+        Args:
+            seconds: Whether the seconds of every stage stand below it.
+
+        Returns:
+            Lines of text.
+        """
         if not seconds or not self.seconds:
             return str(self)
         took = ", ".join(f"{stage} {s:.2f} s" for stage, s in self.seconds.items())
@@ -141,7 +177,11 @@ class Report:
         return "\n".join(printable(line, _LONGEST) for line in lines)
 
     def to_html(self) -> str:
-        """One page without scripts or outside resources."""
+        """The report as a page without scripts or outside resources.
+
+        Returns:
+            The text of report.html.
+        """
         counts = {
             "parameters": self.params,
             "multiply-accumulates": self.macs,

@@ -3,7 +3,7 @@ output's largest magnitude."""
 
 from __future__ import annotations
 
-__all__ = ["CAPTURE", "FLOAT32", "FLOAT64", "PARITY"]
+__all__ = ["CAPTURE", "FLOAT32", "FLOAT64", "GRADIENT", "GRADIENT32", "PARITY"]
 
 # A cut model sums fewer terms in another order than the silenced original: float32 differs by 1e-7
 # to 1e-5 on networks of
@@ -18,3 +18,10 @@ PARITY = 1e-4
 
 # The captured graph runs the same kernels as forward, up to fused ones that forward may pick.
 CAPTURE = 1e-4
+
+# Gradients in float64: more and longer sums than in forward, still no rounding that shows.
+GRADIENT = 1e-7
+
+# Gradients in float32, where forward runs in nothing else: a ReLU that rounds to the other side of
+# 0 moves a sum by one of its terms.
+GRADIENT32 = 1e-2

@@ -71,7 +71,16 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was chosen on the model whose structure hashes to ``source``."""
+    """What was chosen on one model; ``irprune.apply_plan`` replays it on that model or on another
+    form of it.
+
+    Attributes:
+        source: A hash of the structure of the model that it was made on.
+        model: The name of that model.
+        choices: The kept indices of each group that was cut.
+        weights: The shape of each weight, and a few numbers by which it is known again.
+        version: The version of the format.
+    """
 
     source: str
     model: str
@@ -81,16 +90,34 @@ class Plan:
 
     @staticmethod
     def from_graph(graph: Graph) -> Plan:
-        """The plan of an analysed graph with a choice, before it is sliced. Raises ValueError where
-        there is none."""
+        """The plan of a graph.
+
+        Args:
+            graph: An analysed graph with a choice, before it is sliced.
+
+        Returns:
+            What was chosen in it.
+
+        Raises:
+            ValueError: Where there is no choice.
+        """
         if graph.kept is None or graph.axes is None:
             raise ValueError("a plan is made after choose and before slice")
         return _recorded(graph, graph.kept)
 
     @staticmethod
     def read(plan: Any) -> Plan:
-        """A plan from a ``Plan``, plain data, JSON text or the path of a file. Raises IrpruneError
-        where it is none."""
+        """A plan in whatever form it comes.
+
+        Args:
+            plan: A ``Plan``, plain data, JSON text or the path of a file.
+
+        Returns:
+            The plan.
+
+        Raises:
+            IrpruneError: Where it is none.
+        """
         if isinstance(plan, Plan):
             return plan
         if isinstance(plan, str) and plan.lstrip().startswith("{"):
@@ -103,13 +130,27 @@ class Plan:
         return Plan.load(plan) if isinstance(plan, (str, Path)) else Plan.from_json(plan)
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as plain data."""
+        """The plan as plain data.
+
+        Returns:
+            Dictionaries and lists of text and numbers, as the file holds them.
+        """
         return {"irprune": "plan", **asdict(self)}
 
     @staticmethod
     def from_json(data: Any, where: str = "") -> Plan:
-        """A plan from plain data. Raises IrpruneError where it is none, or one of another
-        version."""
+        """A plan from plain data.
+
+        Args:
+            data: What ``as_json`` gives.
+            where: The file that it was read from, for the message of an error.
+
+        Returns:
+            The plan.
+
+        Raises:
+            IrpruneError: Where it is none, or one of another version.
+        """
         if not isinstance(data, Mapping) or data.get("irprune") != "plan":
             raise IrpruneError(
                 "this is not a plan", where, "a plan is the JSON that an earlier run wrote"
@@ -140,8 +181,17 @@ class Plan:
             ) from broken
 
     def save(self, path: str | Path) -> Path:
-        """Write the plan as JSON, whole or not at all; returns the path. Raises IrpruneError where
-        the file cannot be written."""
+        """Write the plan as JSON, whole or not at all.
+
+        Args:
+            path: The file to write.
+
+        Returns:
+            ``path``.
+
+        Raises:
+            IrpruneError: Where the file cannot be written.
+        """
         path = Path(path)
         if not path.parent.is_dir():
             missing = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -150,7 +200,17 @@ class Plan:
 
     @staticmethod
     def load(path: str | Path) -> Plan:
-        """The plan in a file. Raises IrpruneError where there is none to read."""
+        """The plan in a file.
+
+        Args:
+            path: A file that ``save`` wrote.
+
+        Returns:
+            The plan.
+
+        Raises:
+            IrpruneError: Where there is none to read.
+        """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as refused:

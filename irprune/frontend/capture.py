@@ -23,14 +23,28 @@ def capture(
     dynamic: str = "all",
     trust: bool = False,
 ) -> Graph:
-    """The graph of an ``nn.Module`` called with ``args`` and ``kwargs``, of an ``ExportedProgram``,
-    of an ``.onnx`` or ``.pt2`` file, or of a graph of onnx-graphsurgeon.
+    """The graph of a model, which is left as it was.
 
-    The model is left as it was. ``method`` is how an ``nn.Module`` is captured, as
-    ``irprune.frontend.torch.capture`` (the package's own) names it: "trace", "run", "export" or
-    "auto". ``dynamic`` says which sizes of its inputs stay open: "all" (unless forward fixes them),
-    "batch", "none", or dimensions by the name of the input, "x:0,2". ``trust`` loads a ``.pt2``
-    file even where it may run code of its own. Raises IrpruneError for what cannot be captured."""
+    Args:
+        model: nn.Module, ExportedProgram, "m.pt2", "m.onnx", onnx.ModelProto or
+            onnx_graphsurgeon.Graph.
+        args: The positional arguments of an example call, for a module.
+        kwargs: Its keyword arguments; for a file with open sizes, example inputs by name.
+        dynamic_shapes: The open sizes as ``torch.export.export`` takes them, in place of
+            ``dynamic``.
+        method: How a module is captured: "trace" (one recorded call on tensors without data),
+            "run" (the same, but code that asks whether it is captured hears no), "export"
+            (``torch.export``), or "auto": the first of these that serves.
+        dynamic: Which sizes of the inputs of a module stay open: "all" (unless forward fixes them),
+            "batch", "none", or dimensions by the name of the input, "x:0,2".
+        trust: Whether a ``.pt2`` file is loaded that may run code of its own.
+
+    Returns:
+        The graph, not analysed yet.
+
+    Raises:
+        IrpruneError: For what cannot be captured.
+    """
     kind = _kind(model)
     if kind == "surgeon":
         from irprune.frontend.onnx.surgeon import from_surgeon
@@ -132,6 +146,7 @@ def _kind(model: Any) -> str:
 def _check_call(model: Any, kwargs: Any) -> None:
     """Raises IrpruneError for a module that cannot be captured as it stands, or keyword arguments
     that are none."""
+    import torch
     from torch import nn
     from torch.nn.parameter import is_lazy
 
@@ -145,7 +160,19 @@ def _check_call(model: Any, kwargs: Any) -> None:
             "",
             "give the model in it: model.module",
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise IrpruneError(
+            "the model is a torch.jit script, whose code is fixed",
+            "",
+            "give the module that the script was made from",
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.layout is not torch.strided:
+            raise IrpruneError(
+                f"{name!r} is a sparse tensor ({str(tensor.layout).removeprefix('torch.')})",
+                type(model).__name__,
+                "hold it dense: .to_dense()",
+            )
         if is_lazy(tensor):
             raise IrpruneError(
                 "the model has lazy layers without a shape yet",

@@ -34,6 +34,7 @@ __all__ = [
     "aten_target",
     "convolution_of",
     "does_nothing",
+    "draws",
     "is_fixed_norm",
     "is_sum",
     "is_unread",
@@ -142,6 +143,7 @@ class Op:
         free: Takes no time worth counting: views, casts and what is made from sizes alone.
         joins: A runtime makes it part of the convolution before it.
         drops: Leaves elements out at random while training, and does nothing else.
+        stops: Passes no gradient on, and does nothing else.
         rearranges: Every element of the results is one of the operands', moved, repeated or cast,
             so that what elements are carries over.
         learned: Whether a stored operand may be learned; False for comparisons, selections and
@@ -157,6 +159,8 @@ class Op:
         kinds: What axes of the node are in the field's words.
         nn_layer: The ``torch.nn`` layer that it is a call of.
         trains: The attributes that a call of it takes, of which the last switches training on.
+        rate: The attribute that says which share is left out at random, 0 outside of training;
+            ``training_`` before it is what it is in training.
         layered: Puts a call of a ``torch.nn`` layer in the place of a node of a file, where it can:
             ``layered(graph, node, owner)``, with ``owner(node, held)`` the module that is to hold
             the parameters.
@@ -185,6 +189,7 @@ class Op:
     free: bool = False
     joins: bool = False
     drops: bool = False
+    stops: bool = False
     rearranges: bool = False
     learned: bool = True
     unread: bool = False
@@ -197,6 +202,7 @@ class Op:
     kinds: Callable[[Node], Iterable[Kind]] | None = None
     nn_layer: NnLayer | None = None
     trains: tuple[str, ...] = ()
+    rate: str = ""
     layered: Callable[[Graph, Node, Owner], None] | None = None
     doc: str = ""
 
@@ -389,10 +395,18 @@ def is_unread(node: Node) -> bool:
     return entry is None or entry.unread
 
 
+def draws(node: Node) -> bool:
+    """Whether the results of ``node`` are drawn at random."""
+    entry = lookup(node)
+    return entry is not None and entry.random
+
+
 def does_nothing(node: Node) -> bool:
     """Whether ``node`` gives back its first operand as it is, outside of training."""
     entry = lookup(node)
-    return entry is not None and (entry.drops or (entry.idle is not None and entry.idle(node)))
+    return entry is not None and (
+        entry.drops or entry.stops or (entry.idle is not None and entry.idle(node))
+    )
 
 
 def is_sum(node: Node) -> bool:

@@ -48,16 +48,24 @@ class Batch:
 
 
 class Calibration:
-    """Checked inputs for ``graph`` from ``source``; iterating gives ``Batch`` after ``Batch``, as
-    often as asked.
+    """Checked inputs for a graph; iterating gives ``Batch`` after ``Batch``, as often as asked.
 
-    ``samples`` bounds how many samples are used, ``batch`` how many run at once (where the model
-    takes any number). A source that can be read only once (a generator) is kept; all others are
-    read again, so that memory does not grow with them. ``mean`` and ``std`` (per channel, of pixels
-    in 0..1) apply to image files alone.
+    A source that can be read only once (a generator) is kept; all others are read again, so that
+    memory does not grow with them.
 
-    Raises IrpruneError for a source that yields nothing, for shapes and types that the graph does
-    not take, and for NaN."""
+    Args:
+        source: A DataLoader, an iterable of items (tensors, tuples, dictionaries), a file or folder
+            of arrays or images.
+        graph: The graph whose inputs they are.
+        samples: How many samples are used at most; None for all.
+        batch: How many run at once, where the model takes any number.
+        mean: Per channel, of pixels in 0..1; for image files alone.
+        std: As ``mean``.
+
+    Raises:
+        IrpruneError: For a source that yields nothing, for shapes and types that the graph does not
+            take, and for NaN.
+    """
 
     def __init__(
         self,
@@ -88,7 +96,14 @@ class Calibration:
         return self.chunks()
 
     def chunks(self, wanted: Callable[[int], bool] | None = None) -> Iterator[Batch]:
-        """The chunks whose numbers are ``wanted``, or all of them; files of others are not read."""
+        """The data in chunks; files of those that are not wanted are not read.
+
+        Args:
+            wanted: Says of the number of a chunk whether it is wanted; None for all.
+
+        Returns:
+            The chunks, in their order.
+        """
         table = None if wanted is None else self._pieces()
         pieces = _Pieces(self)
         some = False
@@ -160,20 +175,39 @@ class Calibration:
         return [every[k] for k in range(len(every))]
 
     def sizes(self) -> list[int]:
-        """The number of samples of each chunk."""
+        """How the samples fall into chunks.
+
+        Returns:
+            The number of samples of each chunk.
+        """
         return [p.size for many in self._pieces() for p in many]
 
     def chunk_count(self) -> int:
-        """The number of chunks."""
+        """How many chunks there are.
+
+        Returns:
+            Their number.
+        """
         return sum(len(many) for many in self._pieces())
 
     def count(self) -> int:
-        """The number of samples; the data are read for it once."""
+        """The number of samples; the data are read for it once.
+
+        Returns:
+            How many there are, at most ``samples``.
+        """
         return sum(self.sizes())
 
     def spread(self, samples: int, wanted: Callable[[int], bool] | None = None) -> Iterator[Batch]:
-        """About ``samples`` of them, at equal distances; whole items where the graph takes no other
-        number. Of chunks whose numbers are ``wanted``, or of all."""
+        """Some of the samples, at equal distances.
+
+        Args:
+            samples: About how many; whole items where the graph takes no other number.
+            wanted: Says of the number of a chunk whether it is wanted; None for all.
+
+        Returns:
+            Batches of them.
+        """
         sizes = self.sizes()
         stride = max(1, sum(sizes) // samples)
         starts = [0]
@@ -191,8 +225,14 @@ class Calibration:
             )
 
     def joined(self, samples: int) -> list[Batch]:
-        """``spread`` in as few batches as the graph takes, without what the items hold beyond
-        inputs."""
+        """``spread`` in as few batches as the graph takes.
+
+        Args:
+            samples: About how many.
+
+        Returns:
+            The batches, without what the items hold beyond inputs.
+        """
         made = [Batch(b.inputs) for b in self.spread(samples)]
         alike = len({tuple(t.shape[1:] for t in b.inputs) for b in made}) == 1
         if len(made) < 2 or not alike or not self.resizable:

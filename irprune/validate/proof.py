@@ -19,7 +19,7 @@ import torch
 from irprune.base.tolerance import FLOAT32, FLOAT64
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.source import torch_source
-from irprune.ir.dtype import is_float, is_real
+from irprune.ir.dtype import is_float, is_half, is_real
 from irprune.ir.graph import Graph, Weight
 from irprune.ops.arrays import as_numpy, as_tensor
 from irprune.run.error import relative_error
@@ -200,17 +200,25 @@ def _run(
         with torch.no_grad():
             ours = flat_tensors(moved(*args, **kwargs))
     except RuntimeError:
-        if dtype != torch.float64:
+        if dtype != torch.float64 and not _casts_to_half(graph):
             raise
         torch.manual_seed(seed)
-        ours = _wide(graph, remake, inputs)
+        ours = _wide(graph, remake, inputs, dtype)
     return ours, theirs
 
 
-def _wide(graph: Graph, remake: Remake, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Outputs of the cut graph in float64, for a forward that names a type itself (casts,
+def _casts_to_half(graph: Graph) -> bool:
+    """Whether forward casts to 16 bits, as one does that brings its inputs to the type of its
+    weights."""
+    return any(is_half(n.attrs.get("dtype") or "") for n in graph.nodes)
+
+
+def _wide(
+    graph: Graph, remake: Remake, inputs: list[torch.Tensor], dtype: torch.dtype = torch.float64
+) -> list[torch.Tensor]:
+    """Outputs of the cut graph in ``dtype``, for a forward that names a type itself (casts,
     autocast): its casts are made wide."""
-    return torch_source(graph).results(evaluate(remake(graph)[0], inputs, dtype=torch.float64))
+    return torch_source(graph).results(evaluate(remake(graph)[0], inputs, dtype=dtype))
 
 
 def _shaken(graph: Graph, seed: int) -> Graph:

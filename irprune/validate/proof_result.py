@@ -24,7 +24,9 @@ class Proof:
     says that the outputs are constant even with random weights, so that nothing was proven.
     ``other_sizes`` are those at which it was proven again, where sizes are open; the errors are the
     larger ones of both. ``passes`` counts forward passes, those of the cut model among them: four,
-    or six where float64 had to decide; four more at other sizes."""
+    or six where float64 had to decide; four more at other sizes. ``gradient_error`` is that of the
+    gradients of the cut module against those of the silenced original, None where they were not
+    compared, and ``gradients_passed`` whether it is within its tolerance."""
 
     max_error: float
     tolerance: float
@@ -35,6 +37,8 @@ class Proof:
     random_weights: bool = False
     vacuous: bool = False
     other_sizes: str = ""
+    gradient_error: float | None = None
+    gradients_passed: bool = True
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -56,7 +60,11 @@ class Proof:
         if not self.captured:
             return f"FAILED: the captured graph differs from forward by {self.capture_error:.1e}, tolerance {CAPTURE:.0e}"
         how = " with random weights" if self.random_weights else ""
-        return f"{'exact' if self.passed else 'FAILED'}: error {self.max_error:.1e} in {self.dtype}{how}, tolerance {self.tolerance:.0e}"
+        text = f"{'exact' if self.passed else 'FAILED'}: error {self.max_error:.1e} in {self.dtype}{how}, tolerance {self.tolerance:.0e}"
+        if self.gradient_error is not None:
+            verdict = "" if self.gradients_passed else ", which is DIFFERENT"
+            text += f"; gradients: error {self.gradient_error:.1e}{verdict}"
+        return text
 
 
 def is_constant(outputs: Iterable[Any], integers: bool = True) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from irprune.analysis.cost import Costs
 from irprune.driver.pipelines import analyse, cut_graph
 from irprune.errors import IrpruneError
 from irprune.frontend.capture import capture
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
+    from irprune.validate.gradient_proof import Gradients
+
 __all__ = ["prove_cut"]
 
 
@@ -28,6 +31,7 @@ def prove_cut(
     cut: Graph,
     module: Callable[[], torch.nn.Module],
     device: Callable[[], torch.device],
+    gradients: bool = False,
 ) -> Proof | None:
     """Prove that ``cut`` computes what ``graph`` computes with the dropped channels silenced.
 
@@ -36,6 +40,7 @@ def prove_cut(
         cut: what slicing made of it.
         module: gives the module that goes out, where the model came in as one.
         device: gives the device that a module is proven on.
+        gradients: prove those of a module too, even where that takes more than about a second.
 
     Returns:
         What was measured; None where the weights have no values (``meta`` device).
@@ -51,6 +56,7 @@ def prove_cut(
     if dialect != "torch":
         raise IrpruneError("no proof is possible: this graph came from no model", graph.name)
     from irprune.emit.torch.module import emit_module
+    from irprune.validate.gradient_proof import is_cheap, prove_gradients
     from irprune.validate.proof import prove
 
     made = module()
@@ -61,7 +67,24 @@ def prove_cut(
         again = cut_graph(subject)
         return again, emit_module(again)
 
-    return prove(graph, made, remake, device())
+    proof = prove(graph, made, remake, device())
+    if proof.passed and (gradients or is_cheap(graph, Costs(graph).at({})["macs"])):
+        _add_gradients(proof, prove_gradients(graph, made, device()))
+    return proof
+
+
+def _add_gradients(proof: Proof, found: Gradients | str) -> None:
+    if isinstance(found, str):
+        proof.notes.append(found)
+        return
+    proof.gradient_error, proof.gradients_passed = found.error, found.passed
+    proof.notes += found.notes
+    if not found.passed:
+        proof.notes.append(f"the gradient of {found.worst} differs by {found.error:.1e}")
+    if found.differing:
+        shown = ", ".join(found.differing[:4])
+        more = f" and {len(found.differing) - 4} more" if len(found.differing) > 4 else ""
+        proof.notes.append(f"gradients are not those of forward at {shown}{more}")
 
 
 def _cut_again(graph: Graph, model: onnx.ModelProto) -> tuple[Graph, Graph] | None:

@@ -48,6 +48,7 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--seed": (["7", "--importance", "random"], {"seed": 7, "importance": "random"}),
     "--threads": (["2"], {"threads": 2}),
     "--no-proof": ([], {"proof": False}),
+    "--proof-gradients": ([], {"proof": "gradients"}),
     "--strict": ([], {"strict": True}),
     "--device": (["cpu"], {"device": "cpu"}),
     "--dynamic": (["batch"], {"dynamic": "batch"}),

@@ -187,6 +187,10 @@ IDLE_USES = [
     ("squeeze", "f32[2, 1]", "f32[2]", "dim=1", False),
     ("dropout", "f32[2, 6]", "f32[2, 6]", "p=0.0, train=True", True),
     ("dropout", "f32[2, 6]", "f32[2, 6]", "p=0.5, train=False", False),
+    ("drop_path", "f32[2, 6]", "f32[2, 6]", 'p=0.0, mode="row", training=True', True),
+    ("drop_path", "f32[2, 6]", "f32[2, 6]", 'p=0.5, mode="row", training=False', False),
+    ("stop_gradient", "f32[2, 6]", "f32[2, 6]", "idle=True", True),
+    ("stop_gradient", "f32[2, 6]", "f32[2, 6]", "", False),
 ]
 
 

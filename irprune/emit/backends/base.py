@@ -42,7 +42,9 @@ class Backend(Protocol):
         user is to be told; ``own`` asks for a model file with sizes by layer. Raises IrpruneError
         for other models."""
 
-    def apply_to(self, model: Any, graph: Graph, cut: Graph, repaired: bool) -> nn.Module:
+    def apply_to(
+        self, model: Any, graph: Graph, cut: Graph, repaired: bool, notes: list[str]
+    ) -> nn.Module:
         """The same cut in the user's own ``model``. Raises IrpruneError where that cannot be."""
 
 

@@ -43,7 +43,9 @@ class OnnxBackend:
             "format='hf' is for models of transformers", graph.name, "write a file: -o small.onnx"
         )
 
-    def apply_to(self, model: Any, graph: Graph, cut: Graph, repaired: bool) -> nn.Module:
+    def apply_to(
+        self, model: Any, graph: Graph, cut: Graph, repaired: bool, notes: list[str]
+    ) -> nn.Module:
         """Raises IrpruneError: a file has no instance."""
         raise IrpruneError(
             "there is no instance to cut",

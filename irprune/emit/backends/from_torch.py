@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.utils import _pytree as pytree
 
-from irprune.emit.bridge.torch_onnx import export_onnx
+from irprune.emit.bridge.torch_onnx import export_onnx, output_names
 from irprune.emit.torch.hugging_face import save_pretrained, update_config
 from irprune.emit.torch.instance import apply_to
 from irprune.emit.torch.module import emit_module
@@ -15,7 +17,7 @@ from irprune.emit.torch.pretrained_folder import write_pretrained
 from irprune.emit.torch.saved import save_program
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.pretrained import is_pretrained
-from irprune.frontend.torch.source import torch_source
+from irprune.frontend.torch.source import TorchSource, torch_source
 from irprune.ir.graph import Graph
 
 __all__ = ["TorchBackend"]
@@ -33,7 +35,10 @@ class TorchBackend:
     def write_onnx(self, cut: Graph, module: nn.Module | None, path: Path) -> Path:
         """``module``, or the one emitted from ``cut``, exported by torch."""
         made = emit_module(cut) if module is None else module
-        return export_onnx(made, torch_source(cut), path, graph=cut)
+        source = torch_source(cut)
+        if not all(isinstance(place, int) for place in source.outputs):
+            made, source = _tensors_alone(cut, made)
+        return export_onnx(made, source, path, graph=cut)
 
     def save(self, graph: Graph, cut: Graph, module: nn.Module, folder: Path) -> list[str]:
         """``model.pt2``, and ``huggingface/`` for a model of transformers."""
@@ -60,7 +65,9 @@ class TorchBackend:
             )
         return write_pretrained(graph, cut, module, folder, repaired=repaired, per_layer=own)
 
-    def apply_to(self, model: Any, graph: Graph, cut: Graph, repaired: bool) -> nn.Module:
+    def apply_to(
+        self, model: Any, graph: Graph, cut: Graph, repaired: bool, notes: list[str]
+    ) -> nn.Module:
         """The same cut in the instance ``model``."""
         if not isinstance(model, nn.Module):
             raise IrpruneError(
@@ -68,7 +75,20 @@ class TorchBackend:
                 type(model).__name__,
                 "apply_to takes the nn.Module that was pruned; pruned.module gives a new one",
             )
-        made = apply_to(model, graph, cut, repaired)
+        made = apply_to(model, graph, cut, repaired, notes)
         if is_pretrained(made):
             update_config(made, graph, cut, emit_module(cut))
         return made
+
+
+def _tensors_alone(cut: Graph, module: nn.Module) -> tuple[nn.Module, TorchSource]:
+    """``module`` without the results that are no tensors, which a file has no place for, and how it
+    is called."""
+    source = torch_source(cut)
+    spec = pytree.tree_structure(dict.fromkeys(output_names(source), 0))
+    places: list[int | tuple[Any]] = [p for p in source.outputs if isinstance(p, int)]
+    twin = cut.copy()
+    twin.source = replace(source, out_spec=spec, outputs=places)
+    made = emit_module(twin)
+    made.load_state_dict(module.state_dict())
+    return made, twin.source

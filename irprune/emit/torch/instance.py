@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import itertools
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,9 +22,12 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from irprune.base.tolerance import FLOAT32
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
+from irprune.emit.torch.layer_sizes import layer_sizes
 from irprune.emit.torch.module import emit_module
+from irprune.emit.torch.size_attributes import Candidate, candidates, stale
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.torch.capture import capture
+from irprune.frontend.torch.restore_state import attributes_kept, buffers_kept, evaluating
 from irprune.frontend.torch.source import TorchSource, torch_source
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.arrays import as_tensor
@@ -37,15 +39,30 @@ from irprune.run.take import kept_indices, take
 
 __all__ = ["SameOutputs", "apply_to"]
 
+_SEED = 0
 _TRIALS = 64  # calls of the model that a search for size attributes may cost
 
 
-def apply_to(model: nn.Module, graph: Graph, cut: Graph, repaired: bool = False) -> nn.Module:
+def apply_to(
+    model: nn.Module,
+    graph: Graph,
+    cut: Graph,
+    repaired: bool = False,
+    notes: list[str] | None = None,
+) -> nn.Module:
     """Cut ``model`` as ``graph`` was cut and return it; ``repaired`` says that ``cut`` holds
-    refitted weights.
+    refitted weights. ``notes`` is told which attributes still hold an old size.
 
     Its parameters are new ones: an optimizer made before does not know them. Raises IrpruneError,
     with ``model`` as it was, where that cannot be."""
+    for path, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule) and _changes_in(path, graph):
+            raise IrpruneError(
+                f"the cut cannot be made in this instance: {path!r} is a torch.jit script, whose "
+                "code is fixed",
+                type(model).__name__,
+                "use pruned.module, or give the module that the script was made from",
+            )
     edit = _Edit(model)
     done = False
     try:
@@ -55,12 +72,27 @@ def apply_to(model: nn.Module, graph: Graph, cut: Graph, repaired: bool = False)
             _repair_tensors(edit, cut)
         _set_layers(edit, narrow)
         check = SameOutputs(torch_source(graph), emit_module(cut), model)
-        _search(edit, list(_candidates(model, whole, narrow)), check)
+        _search(edit, list(candidates(model, whole, narrow)), check)
+        left = _renew(edit, list(stale(model, whole, narrow)), check)
+        if left and notes is not None:
+            notes.append(f"apply_to leaves the sizes in {', '.join(left)} as they were")
         done = True
     finally:
         if not done:
             edit.undo()
     return model
+
+
+def _changes_in(path: str, graph: Graph) -> bool:
+    """Whether the cut changes a weight of the module at ``path``."""
+    assert graph.kept is not None
+    inside = f"{path}." if path else ""
+    return any(
+        name.startswith(inside)
+        for weight in graph.weights.values()
+        if any(i is not None for i in kept_indices(weight, graph.kept))
+        for name in (weight.name, *weight.aliases)
+    )
 
 
 class _Edit:
@@ -189,153 +221,9 @@ def _set_layers(edit: _Edit, cut: Graph) -> None:
                 for name in (value.name, *value.aliases):
                     ran.setdefault(name.rpartition(".")[0], node)
     for path, module in edit.model.named_modules():
-        for name, value in _layer_sizes(module, ran.get(path)):
+        for name, value in layer_sizes(module, ran.get(path)):
             if getattr(module, name) != value:
                 edit.attribute(module, name, value)
-
-
-def _layer_sizes(module: nn.Module, node: Node | None) -> Iterator[tuple[str, Any]]:
-    w = module._parameters.get("weight")
-    if isinstance(module, nn.Linear) and w is not None:
-        yield from (("in_features", w.shape[1]), ("out_features", w.shape[0]))
-    elif isinstance(module, nn.modules.conv._ConvNd) and w is not None:
-        groups = node.attrs.get("groups", 1) if node is not None else module.groups
-        across, along = w.shape[0], w.shape[1] * groups
-        swap = isinstance(module, nn.modules.conv._ConvTransposeNd)
-        yield from (
-            ("groups", groups),
-            ("in_channels", across if swap else along),
-            ("out_channels", along if swap else across),
-        )
-    elif isinstance(module, nn.modules.batchnorm._NormBase):
-        sized = next((t for t in (w, module.running_mean) if t is not None), None)
-        if sized is not None:
-            yield "num_features", sized.shape[0]
-    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and w is not None:
-        yield "normalized_shape", tuple(w.shape)
-    elif isinstance(module, nn.GroupNorm):
-        if node is not None and "num_groups" in node.attrs:
-            yield "num_groups", node.attrs["num_groups"]
-        if w is not None:
-            yield "num_channels", w.shape[0]
-    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and w is not None:
-        yield from (("num_embeddings", w.shape[0]), ("embedding_dim", w.shape[1]))
-    elif isinstance(module, nn.RNNBase):
-        gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-        first: Any = module._parameters["weight_ih_l0"]
-        yield from (("input_size", first.shape[1]), ("hidden_size", first.shape[0] // gates))
-        if module.proj_size:
-            yield "proj_size", module._parameters["weight_hr_l0"].shape[0]  # type: ignore[union-attr]
-    elif isinstance(module, nn.PReLU) and w is not None:
-        yield "num_parameters", w.shape[0]
-    elif isinstance(module, nn.Bilinear) and w is not None:
-        yield from (
-            ("out_features", w.shape[0]),
-            ("in1_features", w.shape[1]),
-            ("in2_features", w.shape[2]),
-        )
-
-
-# -- the user's own attributes ---------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """An attribute that may hold a size: ``key`` is the same for all instances of a class, which
-    are decided together."""
-
-    module: Any
-    path: str
-    name: str
-    old: Any
-    new: Any
-    sure: bool
-
-    @property
-    def key(self) -> tuple[type, str]:
-        return type(self.module), self.name
-
-
-def _candidates(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[_Candidate]:
-    """Integers (alone or in tuples and lists) of the user's modules that equal a size which the cut
-    changed in that module."""
-    changes = _changes(whole, cut)
-    for path, module in model.named_modules():
-        if type(module).__module__.startswith("torch.nn.") and not isinstance(
-            module, nn.MultiheadAttention
-        ):
-            continue
-        told, seen = _below(changes, path)
-        for name, value in list(vars(module).items()):
-            if name.startswith("_") or name == "training":
-                continue
-            for change, sure in ((told, True), (seen, False)):
-                new = _renewed(value, change)
-                if new is not None and new != value:
-                    yield _Candidate(module, path, name, value, new, sure)
-                    break
-
-
-def _below(
-    changes: dict[str, tuple[dict[int, set[int]], dict[int, set[int]]]], path: str
-) -> tuple[dict[int, int], dict[int, int]]:
-    """Old size -> new size in the module at ``path`` and below, from attributes of nodes and from
-    shapes. Ambiguous ones are left out."""
-    merged: tuple[dict[int, set[int]], dict[int, set[int]]] = ({}, {})
-    for scope, maps in changes.items():
-        if scope == path or path == "" or scope.startswith(f"{path}."):
-            for into, one in zip(merged, maps, strict=True):
-                for old, new in one.items():
-                    into.setdefault(old, set()).update(new)
-    return tuple({old: min(new) for old, new in m.items() if len(new - {old}) == 1} for m in merged)  # type: ignore[return-value]
-
-
-def _changes(
-    whole: Graph, cut: Graph
-) -> dict[str, tuple[dict[int, set[int]], dict[int, set[int]]]]:
-    """For each module path the sizes before and after, in the attributes of its nodes and in the
-    shapes of their values."""
-    after = {node.outputs[0].name: node for node in cut.nodes if node.outputs}
-    out: dict[str, tuple[dict[int, set[int]], dict[int, set[int]]]] = {}
-    for node in whole.nodes:
-        twin = after.get(node.outputs[0].name) if node.outputs else None
-        if twin is None:
-            continue
-        told, seen = out.setdefault(node.origin.scope, ({}, {}))
-        for name, value in node.attrs.items():
-            for a, b in _pairs(value, twin.attrs.get(name)):
-                told.setdefault(a, set()).add(b)
-        for v, w in (
-            *zip(node.inputs, twin.inputs, strict=False),
-            *zip(node.outputs, twin.outputs, strict=False),
-        ):
-            if v is not None and w is not None:
-                for a, b in _pairs(list(v.type.shape or ()), list(w.type.shape or ())):
-                    seen.setdefault(a, set()).add(b)
-    return out
-
-
-def _pairs(a: Any, b: Any) -> Iterator[tuple[int, int]]:
-    if isinstance(a, int) and isinstance(b, int) and not isinstance(a, bool):
-        yield a, b
-    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-        for x, y in zip(a, b, strict=True):
-            yield from _pairs(x, y)
-
-
-def _renewed(value: Any, change: dict[int, int]) -> Any:
-    """``value`` with its sizes replaced; None where it is nothing that holds sizes."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return change.get(value, value)
-    if (
-        type(value) in (list, tuple)
-        and value
-        and all(isinstance(x, int) and not isinstance(x, bool) for x in value)
-    ):
-        return type(value)(change.get(x, x) for x in value)
-    return None
 
 
 # -- the search ------------------------------------------------------------------------------------
@@ -358,22 +246,29 @@ class SameOutputs:
         there = next(
             (t.device for t in (*emitted.parameters(), *emitted.buffers())), torch.device("cpu")
         )
-        with torch.no_grad():
-            self.expected = [
-                flat_tensors(emitted(*a, **k))
-                for a, k in over_tensors(calls, lambda t: t.to(there))
-            ]
+        self.expected = []
+        with torch.no_grad(), torch.random.fork_rng():
+            for a, k in over_tensors(calls, lambda t: t.to(there)):
+                torch.manual_seed(_SEED)  # what is drawn in both is the same
+                self.expected.append(flat_tensors(emitted(*a, **k)))
         self.failure, self.where, self._reached = "", "", -1
 
     def __call__(self) -> bool:
-        modes = [(m, m.training) for m in self.model.modules()]
-        self.model.eval()
         ran: list[nn.Module] = []
         hook = register_module_forward_pre_hook(lambda module, _: ran.append(module))
         try:
-            with torch.no_grad():
+            with (
+                evaluating(self.model),
+                attributes_kept(self.model),
+                buffers_kept(self.model),
+                torch.random.fork_rng(),
+            ):
                 for (args, kwargs), expected in zip(self.calls, self.expected, strict=True):
-                    error = _difference(flat_tensors(self.model(*args, **kwargs)), expected)
+                    torch.manual_seed(_SEED)
+                    made = self.model(
+                        *over_tensors(args, torch.clone), **over_tensors(kwargs, torch.clone)
+                    )
+                    error = _difference(flat_tensors(made), expected)
                     if not error <= FLOAT32:
                         self._failed(
                             f"it then computes something else (error {error:.1e})", "", len(ran)
@@ -384,8 +279,6 @@ class SameOutputs:
             return False
         finally:
             hook.remove()
-            for m, mode in modes:
-                m.training = mode
         return True
 
     def _failed(self, failure: str, where: str, reached: int) -> None:
@@ -411,7 +304,7 @@ def _line_of(error: BaseException) -> str:
     return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
 
 
-def _search(edit: _Edit, candidates: list[_Candidate], check: SameOutputs) -> None:
+def _search(edit: _Edit, candidates: list[Candidate], check: SameOutputs) -> None:
     """Find the attributes to change: those that nodes name, then all, then sets of classes one by
     one. Raises where none does."""
     if check():
@@ -443,3 +336,23 @@ def _search(edit: _Edit, candidates: list[_Candidate], check: SameOutputs) -> No
         (f"tried {held}; " if held else "")
         + "take the size in that line from the tensor, or use pruned.module; the model is as it was",
     )
+
+
+def _renew(edit: _Edit, found: Sequence[Candidate | str], check: SameOutputs) -> list[str]:
+    """Bring attributes that forward does not read up to the new sizes, together or, where the
+    instance then computes something else, one by one; the names of those that stay."""
+    fresh = [c for c in found if isinstance(c, Candidate)]
+    left = [c for c in found if isinstance(c, str)]
+    mark = edit.mark()
+    for c in fresh:
+        edit.attribute(c.module, c.name, c.new)
+    if not fresh or check():
+        return left
+    edit.undo(mark)
+    for c in fresh:
+        mark = edit.mark()
+        edit.attribute(c.module, c.name, c.new)
+        if not check():
+            edit.undo(mark)
+            left.append(f"{c.path}.{c.name}" if c.path else c.name)
+    return left

@@ -534,6 +534,8 @@ class _Writer:
             for k, v in node.attrs.items()
             if k not in ("own", "function")
         }
+        if entry.trains and not node.attrs[entry.trains[-1]]:
+            attrs[entry.trains[-1]] = _TRAINING
         made, named = getattr(entry.run, "results", 1), len(node.outputs)
         result = call(own, given, attrs)
         if made <= named:
@@ -559,19 +561,19 @@ class _Writer:
         entry = lookup(node)
         if entry is not None and entry.trains:  # what was off was off for being captured in eval
             *options, on = [node.attrs[k] for k in entry.trains]
-            training = literal(True) if on else quote("self.training")
+            training = literal(True) if on else _TRAINING
             given = [self._name(node.operand(0)), *options, training]
             return call(f"torch.{bound.target.split('.')[1]}", given)
         rank = node.operand(0).rank if node.has(0) and node.operand(0).type.shape is not None else 0
-        return spell(
-            bound.target,
-            [self._show(node, a) for a in bound.args],
-            {k: self._show(node, v) for k, v in bound.kwargs.items()},
-            rank,
-        )
+        named = {k: self._show(node, v) for k, v in bound.kwargs.items()}
+        rate = node.attrs.get(f"training_{entry.rate}") if entry is not None else None
+        if entry is not None and rate is not None:
+            named[entry.rate] = quote("_0 if self.training else 0.0", rate)
+        return spell(bound.target, [self._show(node, a) for a in bound.args], named, rank)
 
 
 _DEVICE = variable("device")
+_TRAINING = quote("self.training")
 
 
 def _function_of(node: Node) -> str | None:

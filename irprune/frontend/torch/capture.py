@@ -74,10 +74,23 @@ def capture(
         if any("HigherOrderOperator" in str(why) for why in declined):
             _forget_compiled()
     from irprune.frontend.torch.export import export, from_exported
+    from irprune.frontend.torch.own_backward import functions_named, hooks_of_model
+    from irprune.frontend.torch.train_mode import lost_in_training, modes_watched
 
+    functions: dict[str, None] = {}
     try:
-        graph = from_exported(export(model, tuple(args), kwargs, dynamic_shapes), model)
+        with functions_named(functions), modes_watched() as asked:
+            program = export(model, tuple(args), kwargs, dynamic_shapes)
+        graph = from_exported(program, model)
     except IrpruneError as refused:
+        causes = [*declined, *(e for e in (refused.__cause__, refused.__context__) if e)]
+        if any(map(_packs, causes)):
+            raise IrpruneError(
+                "the model cannot be captured: packed sequences have sizes that depend on the "
+                "values of lengths",
+                users_line(causes[-1]),
+                "give an example without packing; the plan then fits the model with it",
+            ) from refused
         # Forward itself is sound, and what it reads is in the way
         if len(declined) == 2 and isinstance(declined[1], Declined):
             own = declined[1]
@@ -85,6 +98,12 @@ def capture(
                 f"the model cannot be captured: {_first_line(own)}", users_line(own), refused.hint
             ) from refused
         raise
+    graph.notes += [
+        f"the backward of {name} is not kept, gradients are those of its forward: torch.export does not keep it"
+        for name in functions
+    ]
+    graph.notes += hooks_of_model(model)
+    graph.notes += lost_in_training(model, asked, graph)
     if declined:
         graph.notes.append(
             f"captured by torch.export, because the quick trace declined: {_first_line(declined[0])}"
@@ -98,6 +117,16 @@ def _forget_compiled() -> None:
     import torch
 
     torch._dynamo.reset()
+
+
+def _packs(error: BaseException) -> bool:
+    """Whether the error came up where torch packs sequences of several lengths."""
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename.endswith("torch/nn/utils/rnn.py"):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _first_line(error: BaseException) -> str:

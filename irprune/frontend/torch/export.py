@@ -6,6 +6,7 @@ where one is), higher-order wrappers are inlined, and sizes become ``int`` or ``
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import operator
 import re
@@ -32,6 +33,7 @@ from irprune.frontend.torch.build import (
     open_dataclasses,
     type_of,
 )
+from irprune.frontend.torch.gradient_stops import without_idle_stops
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.source import Entry, TorchSource
@@ -61,6 +63,11 @@ def export(
         quiet(),
     ):
         open_dataclasses((args, kwargs))
+        # Where forward switches gradients off is seen while they are on, where torch can do that
+        with contextlib.suppress(Exception), torch.enable_grad():
+            return torch.export.export(
+                model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
+            )
         try:
             return torch.export.export(
                 model, args, kwargs, dynamic_shapes=dynamic_shapes, strict=False
@@ -249,6 +256,7 @@ class _Reader:
                     "remove custom objects from forward",
                 )
         result = self._body(program.graph, program.graph_module)
+        without_idle_stops(graph)
         outputs: list[int | tuple[Any]] = []
         for value, spec in zip(result, signature.output_specs, strict=True):
             if spec.kind != OutputKind.USER_OUTPUT:
@@ -442,7 +450,17 @@ class _Reader:
             ):
                 continue
             self.env[place] = self._resolve(arg)
-        self.env[node] = self._body(body.graph, body)
+        made = self._body(body.graph, body)
+        if "set_grad_enabled" in name and node.args[0] is False:
+            place = CallSite("", None, _source(node.meta.get("stack_trace")))
+            stop = torch.ops.aten.detach.default
+            made = [
+                self.build.call(stop, (v,), {}, v.type, "detach", place)
+                if isinstance(v, Value)
+                else v
+                for v in made
+            ]
+        self.env[node] = made
 
 
 _READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)

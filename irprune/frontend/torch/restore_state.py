@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["attributes_kept", "evaluating"]
+__all__ = ["attributes_kept", "buffers_kept", "evaluating"]
 
 
 @contextlib.contextmanager
@@ -72,3 +72,16 @@ def _identical(a: Any, b: Any) -> bool:
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(b[k] is v for k, v in a.items())
     return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+@contextlib.contextmanager
+def buffers_kept(model: torch.nn.Module) -> Iterator[None]:
+    """What ``forward`` writes into buffers is undone."""
+    held = [(b, b._version, b.detach().clone()) for b in model.buffers() if not b.is_meta]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, version, before in held:
+                if buffer._version != version:
+                    buffer.copy_(before)

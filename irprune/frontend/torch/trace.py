@@ -47,14 +47,27 @@ from irprune.frontend.torch.build import (
     type_of,
 )
 from irprune.frontend.torch.dynamic import NOTHING_OPEN, Dynamic, WrongSizes
+from irprune.frontend.torch.gradient_stops import (
+    GradientStops,
+    carries_gradient,
+    without_idle_stops,
+)
 from irprune.frontend.torch.known import from_constants
+from irprune.frontend.torch.own_backward import hooks_of_model, own_gradients
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.size_nodes import SizeNode, as_torch, expression_of, stride
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.source import Entry, TorchSource
 from irprune.frontend.torch.tracing_flags import as_exported, as_run, unchecked
+from irprune.frontend.torch.train_mode import (
+    Asked,
+    lost_in_training,
+    modes_watched,
+    stochastic_depth,
+    with_rates,
+)
 from irprune.frontend.torch.views import NotInvertible, Views, ViewStep, shares
-from irprune.ir.graph import Graph, TensorType, Value, Weight
+from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.open_sizes import OpenSizes
 from irprune.ops.dtypes import TO_TORCH
 
@@ -161,6 +174,8 @@ def _trace(
         around.enter_context(unchecked())
         around.enter_context(torch.inference_mode())
         around.enter_context(fake)
+        # Where forward switches gradients off is seen while they are on; none are recorded
+        around.enter_context(torch.enable_grad())
         leaves: list[Any] = []
         for leaf, name in zip(flat, leaf_names, strict=True):
             if isinstance(leaf, torch.Tensor):
@@ -176,13 +191,16 @@ def _trace(
                 inputs.append((leaf,))
                 leaves.append(leaf)
         twins, twin_kwargs = pytree.tree_unflatten(leaves, in_spec)
-        with recorder, _scopes(model, recorder):
+        asked = around.enter_context(modes_watched())
+        with recorder, _scopes(model, recorder, asked), own_gradients(recorder):
             result = _forward(model, twins, twin_kwargs)
         open_dataclasses(result)
         results, out_spec = pytree.tree_flatten(result)
         outputs = [recorder.output(leaf) for leaf in results]
     if any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(left)):
-        raise Declined("forward keeps a tensor in an attribute")
+        graph.notes.append(
+            "forward keeps a tensor in an attribute; the pruned module computes it in every call"
+        )
     if why := recorder.aliases.refused():
         raise Declined(why)
     missing = dict.fromkeys(
@@ -192,6 +210,11 @@ def _trace(
     )
     if known := decompositions(missing):
         raise Declined("torch decomposes " + ", ".join(sorted(map(str, known))))
+    without_idle_stops(graph)
+    graph.notes += hooks_of_model(model)
+    if any(True for _ in lost_in_training(model, asked, graph)):
+        same = with_rates(graph, _in_training(model, args, kwargs))
+        graph.notes += lost_in_training(model, asked, graph, same)
     dynamic.settle(graph, sizes, failed)
     graph.source = TorchSource(
         in_spec,
@@ -207,6 +230,40 @@ def _trace(
         state=recorder.state,
     )
     return graph
+
+
+def _in_training(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Node]:
+    """The operators of one call in training, at the sizes of the example; none where forward fails
+    there."""
+    build = Builder(type(model).__name__)
+    fake = FakeTensorMode(allow_non_fake_inputs=False)
+    recorder = _Recorder(build, fake, model)
+    with (
+        without_collection(),
+        evaluating(model),
+        attributes_kept(model),
+        as_exported(),
+        unchecked(),
+        torch.inference_mode(),
+        fake,
+    ):
+
+        def shown(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            twin = recorder.twin(leaf)
+            value = build.graph.add_input(build.unique("x"), type_of(twin))
+            recorder.aliases.given(id(twin))
+            return recorder.shown(twin, value)
+
+        try:
+            twins, twin_kwargs = pytree.tree_map(shown, (args, kwargs))
+            model.train()
+            with recorder, _scopes(model, recorder, {}):
+                _forward(model, twins, twin_kwargs)
+        except Exception:  # forward may want labels, or more than one sample
+            return []
+    return build.graph.nodes
 
 
 def _forward(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -265,6 +322,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.state: dict[str, Entry] = {}
         self._values: dict[int, Value] = {}
         self._views = Views(self._values, self._call)
+        self._stops = GradientStops(self._stopped)
         self._twins: dict[int, torch.Tensor] = {}
         self._held: list[torch.Tensor] = []  # keeps ids from being taken again
         self._last: Value | None = None
@@ -394,7 +452,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if id(leaf) not in self._values:
                 self._leaf(leaf)
             self._views.refresh(id(leaf))
-            self.build.graph.outputs.append(self._values[id(leaf)])
+            self.build.graph.outputs.append(self._stops.crossed(self._values[id(leaf)]))
             return len(self.build.graph.outputs) - 1
         if isinstance(leaf, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             leaf = leaf.node.guard_float("", 0) if isinstance(leaf, torch.SymFloat) else int(leaf)
@@ -500,8 +558,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if recorded.dtype != before.dtype or type_of(made) != self._example(before):
                 raise Declined(f"{func} changes the shape of its tensor")
             recorded.type = before
-            self._values[id(first)] = recorded
-            self._views.wrote(id(first))
+            self._wrote(id(first), recorded)
             return first
         self._last = recorded if isinstance(recorded, Value) else None
         results = [recorded] if isinstance(recorded, Value) else recorded
@@ -531,6 +588,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         ):
             self.unknown.append((results, func))
         return type(made)(given) if several else given[0]
+
+    def _wrote(self, key: int, value: Value) -> None:
+        """A write in place has made ``value`` of the tensor ``key``."""
+        root = self._views.root(key)
+        if not torch.is_grad_enabled():
+            self._views.refresh(root)
+        before = self._values[root]
+        self._values[key] = value
+        self._views.wrote(key)
+        if not torch.is_grad_enabled() and carries_gradient(before):
+            # What is written where no gradients are recorded leaves those that there are
+            self._views.refresh(root)
+            self._values[root] = self._carried(self._values[root], before)
+            self._views.wrote(root)
 
     def _example(self, kind: TensorType) -> TensorType:
         """``kind`` at the sizes of the example."""
@@ -590,9 +661,79 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Any) -> Any:
         """Record a call that the user's code is at."""
-        return self.build.call(
-            func, args, kwargs, made, _base(func), CallSite(*self.scopes[-1], _source())
-        )
+        place = CallSite(*self.scopes[-1], _source())
+        args, kwargs = self._stops.read(args), self._stops.read(kwargs)
+        recorded = self.build.call(func, args, kwargs, made, _base(func), place)
+        self._stops.made(recorded)
+        return recorded
+
+    def _stopped(self, value: Value) -> Value:
+        place = CallSite(*self.scopes[-1], _source())
+        target = torch.ops.aten.detach.default
+        made: Value = self.build.call(target, (value,), {}, value.type, "detach", place)
+        return made
+
+    # -- gradients of forward's own ----------------------------------------------------------------
+
+    def value_of(self, tensor: torch.Tensor) -> Value | None:
+        """What ``tensor`` stands for, if anything."""
+        value = self._values.get(id(tensor))
+        if value is not None:
+            self._views.refresh(id(tensor))
+            value = self._stops.crossed(self._values[id(tensor)])
+        return value
+
+    def blank(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor like it, at the sizes of the example call."""
+        return self._twins.get(id(tensor), tensor)
+
+    def carried(self, tensor: torch.Tensor, carrier: torch.Tensor) -> torch.Tensor:
+        """``tensor``, whose gradient goes to ``carrier``."""
+        value, to = self.value_of(tensor), self.value_of(carrier)
+        assert value is not None
+        assert to is not None
+        return self._face(tensor, self._carried(value, to))
+
+    def _face(self, like: torch.Tensor, value: Value) -> torch.Tensor:
+        """A new tensor for ``value``, which is of the type and shape of ``like``."""
+        blank = self.blank(like)
+        with self.fake:
+            twin = torch.empty_strided(
+                blank.shape, blank.stride(), dtype=blank.dtype, device=blank.device
+            )
+        face = self.shown(twin, value)
+        self.aliases.made(id(face))
+        return face
+
+    def _carried(self, value: Value, carrier: Value) -> Value:
+        return self._own_operator("gradient_to", [value, carrier], {})
+
+    def _own_operator(self, name: str, operands: list[Value], attrs: dict[str, Any]) -> Value:
+        """Record an operator of the table's own, whose result is like its first operand."""
+        scope, kind = self.scopes[-1]
+        origin = Origin("irprune", name, (), scope, _source(), kind)
+        made = [(self.build.unique(name), operands[0].type)]
+        return self.build.graph.add(name, [*operands], attrs, made, origin).out
+
+    def dropped(self, module: nn.Module, result: Any) -> torch.Tensor | None:
+        """What ``module``, which gave back its input as ``result``, gives where it is stochastic
+        depth in training; else None."""
+        value = self.value_of(result) if isinstance(result, torch.Tensor) else None
+        found = stochastic_depth(module, value.rank) if value is not None else None
+        if value is None or found is None:
+            return None
+        attrs = {"p": found[0], "mode": found[1], "training": False}
+        return self._face(result, self._own_operator("drop_path", [value], attrs))
+
+    def replace(self, tensor: torch.Tensor, other: torch.Tensor) -> None:
+        """From now on ``tensor`` stands for what ``other`` does."""
+        self._values[id(tensor)] = self._values[id(other)]
+
+    def note(self, text: str) -> None:
+        """Tell the user, with the line that forward is at."""
+        line = f"{text} ({_source()})"
+        if line not in self.build.graph.notes:
+            self.build.graph.notes.append(line)
 
 
 _READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
@@ -645,8 +786,9 @@ def _source() -> str:
 
 
 @contextlib.contextmanager
-def _scopes(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
-    """The recorder knows which of the model's modules is running."""
+def _scopes(model: nn.Module, recorder: _Recorder, asked: Asked) -> Iterator[None]:
+    """The recorder knows which of the model's modules is running; ``asked`` are those that asked
+    for their mode."""
     names = {
         id(m): (n, f"{type(m).__module__}.{type(m).__qualname__}")
         for n, m in reversed(list(model.named_modules()))
@@ -656,9 +798,14 @@ def _scopes(model: nn.Module, recorder: _Recorder) -> Iterator[None]:
         if id(module) in names:
             recorder.scopes.append(names[id(module)])
 
-    def leave(module: nn.Module, args: Any, result: Any) -> None:
-        if id(module) in names:
-            recorder.scopes.pop()
+    def leave(module: nn.Module, args: Any, result: Any) -> Any:
+        if id(module) not in names:
+            return None
+        dropped = None
+        if id(module) in asked and len(args) == 1 and result is args[0]:
+            dropped = recorder.dropped(module, result)
+        recorder.scopes.pop()
+        return dropped
 
     hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave)
     try:

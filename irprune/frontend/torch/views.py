@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
+from irprune.ir.dtype import element_type
 from irprune.ir.graph import TensorType, Value
 
 __all__ = ["NotInvertible", "ViewStep", "Views", "shares"]
 
+TO_REAL = {"c32": "f16", "c64": "f32", "c128": "f64"}  # the type of real and imaginary parts
 Call = Callable[[Any, Sequence[Any], dict[str, Any], Any], Any]
 
 
@@ -58,8 +60,12 @@ class Views:
 
     def wrote(self, key: int) -> None:
         """``key`` has just been given another value."""
-        root = self._path(key)[-1]
+        root = self.root(key)
         self._fresh[root], self._latest[root] = {key}, key
+
+    def root(self, key: int) -> int:
+        """What ``key`` is a view of, and is no view itself; ``key`` where that is none."""
+        return self._path(key)[-1]
 
     def refresh(self, key: int) -> None:
         """Bring the value of ``key`` up to what was written into its storage. Raises NoWayBack
@@ -117,25 +123,37 @@ class Views:
                 whole.type,
             )
         if name in ("select", "unbind"):
-            return self._made(
-                aten.select_scatter.default,
-                (whole, piece, dim, given.get("index", step.index)),
-                whole.type,
-            )
+            at = (dim, given.get("index", step.index))
+            return self._put(aten.select_scatter.default, whole, piece, at)
         if name == "slice":
-            bounds = (given.get("start"), given.get("end"), given.get("step", 1))
-            return self._made(aten.slice_scatter.default, (whole, piece, dim, *bounds), whole.type)
+            bounds = (dim, given.get("start"), given.get("end"), given.get("step", 1))
+            return self._put(aten.slice_scatter.default, whole, piece, bounds)
         if name in ("narrow", "split", "split_with_sizes", "chunk"):
             sizes = [t.known[dim] for t in step.types] if isinstance(step.types, list) else []
             start = given["start"] if name == "narrow" else [0, *accumulate(sizes)][step.index]
-            return self._made(
-                aten.slice_scatter.default,
-                (whole, piece, dim, start, start + piece.shape[dim], 1),
-                whole.type,
-            )
+            bounds = (dim, start, start + piece.shape[dim], 1)
+            return self._put(aten.slice_scatter.default, whole, piece, bounds)
         raise NotInvertible(
             f"what {step.func} shows of a tensor is changed in place, and the tensor is read afterwards"
         )
+
+    def _put(self, func: Any, whole: Value, piece: Value, at: tuple[Any, ...]) -> Value:
+        """``piece`` written into ``whole`` by ``func``, which has no derivative for complex
+        numbers: those are written as pairs of real ones."""
+        if not element_type(whole.dtype).is_complex:
+            return self._made(func, (whole, piece, *at), whole.type)
+        real = TO_REAL[whole.dtype]
+        parts = [
+            self._made(
+                torch.ops.aten.view_as_real.default,
+                (v,),
+                TensorType(real, (*v.shape, 2)),
+            )
+            for v in (whole, piece)
+        ]
+        dim = at[0] if at[0] >= 0 else at[0] + whole.rank
+        made = self._made(func, (*parts, dim, *at[1:]), parts[0].type)
+        return self._made(torch.ops.aten.view_as_complex.default, (made,), whole.type)
 
     def _made(self, func: Any, args: Sequence[Any], kind: TensorType) -> Value:
         made: Value = self._call(func, args, {}, kind)

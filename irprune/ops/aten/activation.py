@@ -3,7 +3,9 @@ channels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
@@ -108,6 +110,25 @@ op(
     samples=(Sample((_X,), _KEPT, free=3),),
     drops=True,
     trains=("p", "train"),
+)
+
+
+def _drop_path(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
+    from irprune.ops.training import drop_path
+
+    return drop_path(*operands, **node.attrs)  # type: ignore[no-untyped-call]
+
+
+_drop_path.function = "drop_path"  # type: ignore[attr-defined]
+
+op(
+    "drop_path",
+    broadcast,
+    run=_drop_path,
+    idle=lambda node: node.attrs.get("p") == 0,
+    samples=(Sample((_X,), {"p": 0.2, "mode": "row", "training": False}, free=3),),
+    trains=("p", "mode", "training"),
+    doc="Stochastic depth: in training, samples (or the whole batch) become 0 at random.",
 )
 op(
     "native_dropout",

@@ -116,6 +116,7 @@ op(
     silence=_sdpa_silence,
     macs=_sdpa_macs,
     aten=("scaled_dot_product_attention.default",),
+    rate="dropout_p",
     samples=(
         Sample((_Q, _K, _V), _PLAIN, free=5),
         Sample((_Q, _K, _V), {**_PLAIN, "is_causal": True, "scale": 0.3}, free=4),

@@ -18,8 +18,10 @@ from irprune.ops.onnx.functions.recurrence import *  # noqa: F403
 from irprune.ops.onnx.functions.reductions import *  # noqa: F403
 from irprune.ops.onnx.functions.sequences import *  # noqa: F403
 from irprune.ops.onnx.functions.windows import *  # noqa: F403
+from irprune.ops.training import *  # noqa: F403
 
 HELPERS: dict[str, tuple[str, ...]] = {
+    "gradient_to": ("GradientTo",),
     "loop": ("stacked",),
     "scan": ("stacked",),
     "dynamic_pad": ("pad_by",),
