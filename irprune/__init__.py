@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from irprune.api.folder import load
     from irprune.errors import CheckFailed, IrpruneError
     from irprune.training.iterative import schedule
+    from irprune.training.optimizer import carry_optimizer
 
 __all__ = [
     "CheckFailed",
@@ -24,6 +25,7 @@ __all__ = [
     "Pruned",
     "apply_plan",
     "capture",
+    "carry_optimizer",
     "groups",
     "load",
     "prune",
@@ -33,6 +35,7 @@ __all__ = [
 _AT = {
     "CheckFailed": "irprune.errors",
     "IrpruneError": "irprune.errors",
+    "carry_optimizer": "irprune.training.optimizer",
     "load": "irprune.api.folder",
     "schedule": "irprune.training.iterative",
 }

@@ -23,6 +23,7 @@ from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
 from irprune.api.uniform import choose_uniform
+from irprune.api.without_data import say_unkept, with_data
 from irprune.base.garbage import without_collection
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
@@ -97,9 +98,8 @@ def _prune(
     chosen: Options,
     ranks: Ranks,
 ) -> Pruned:
-    def choose(graph: Graph, clock: Clock) -> Found:
+    def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
         with clock("analyse"):
-            check_same(ranks, graph, chosen.values)
             importance = chosen.values["importance"]
             read = importance is not None and refuses_nan(importance)
             check_weights(graph, ranked(graph) if read else ())
@@ -121,7 +121,8 @@ def _pruned(
     args: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
     options: Options,
-    choose: Callable[[Graph, Clock], Found],
+    choose: Callable[[Graph, Options, Clock], Found],
+    plan: Plan | None = None,
 ) -> Pruned:
     """Capture, choose, cut and prove; where ``forward`` computes otherwise under export, once more
     from a capture of it as it runs."""
@@ -140,10 +141,17 @@ def _pruned(
             )
         with clock("analyse"):
             analyse(graph)
-        found = choose(graph, clock)
-        pruned = _finish(graph, options, clock)
-        pruned.report.options = options.plain()
+            told = {**options.values, "plan": None if plan is None else plan.as_json()}
+            check_same(current(), graph, told)
+        with clock("synthesise"):
+            settled, made_of = with_data(options, graph, chooses=plan is None)
+        found = choose(graph, settled, clock)
+        pruned = _finish(graph, settled, clock)
+        pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
+        if made_of:
+            pruned.report.notes.append(made_of)
+        say_unkept(pruned.report, settled)
         return pruned
 
     short = options.values["calibration"] is None
@@ -251,20 +259,19 @@ def apply_plan(
                 "",
                 f"it takes {', '.join(REPLAY)}",
             )
-    with together(_ranks(options)) as ranks:
+    with together(_ranks(options)):
         chosen = Options(**options)
         kept = Plan.read(plan)
 
-        def choose(graph: Graph, clock: Clock) -> Found:
+        def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
             with clock("analyse"):
-                check_same(ranks, graph, {**chosen.values, "plan": kept.as_json()})
                 check_weights(graph)
                 _check_rules(graph, chosen)
             with clock("choose"):
                 choose_by_plan(kept, graph)
             return Found()
 
-        return _pruned(model, args, kwargs, chosen, choose)
+        return _pruned(model, args, kwargs, chosen, choose, plan=kept)
 
 
 class Clock:

@@ -17,6 +17,7 @@ from irprune.api.option_kinds import (
     is_bool,
     is_budget,
     is_number,
+    is_numbers,
     is_shares,
     is_text,
     is_texts,
@@ -24,8 +25,11 @@ from irprune.api.option_kinds import (
     one_of,
     or_none,
     read_amount,
+    read_numbers,
+    read_pixels,
     read_ratios,
     read_repair,
+    read_resize,
     read_round_to,
     read_share,
     settle_budget,
@@ -135,21 +139,94 @@ class ReplayOptions(TypedDict, total=False):
             ),
         ),
     ]
+    preprocess: Annotated[
+        str | Callable[[Any], Any] | None,
+        Option(
+            None,
+            "What becomes of the images of a calibration folder: imagenet, timm:NAME, hf:FOLDER or "
+            "file.py:function.",
+            "Or a function from a PIL image to a tensor. Without it, and without mean, std, resize, "
+            "crop or pixels, images are refused unless the model's first layers say what they take.",
+            fits=or_none(lambda x: is_text(x) or callable(x)),
+            takes="a text such as imagenet, or a function of a PIL image",
+            flags=(Flag("--preprocess", metavar="NAME"),),
+        ),
+    ]
+    mean: Annotated[
+        float | Sequence[float] | None,
+        Option(
+            None,
+            "Subtracted from the pixels of images, one number or one for each channel.",
+            fits=or_none(is_numbers),
+            takes="numbers, one for each channel",
+            flags=(Flag("--mean", metavar="NUMBERS", read=read_numbers),),
+        ),
+    ]
+    std: Annotated[
+        float | Sequence[float] | None,
+        Option(
+            None,
+            "What the pixels of images are divided by after that.",
+            fits=or_none(is_numbers),
+            takes="numbers, one for each channel",
+            flags=(Flag("--std", metavar="NUMBERS", read=read_numbers),),
+        ),
+    ]
+    resize: Annotated[
+        int | tuple[int, int] | None,
+        Option(
+            None,
+            "Shorter side, or height and width, that images get before what the model sees is cut "
+            "out of their middle.",
+            otherwise="the size that the model takes",
+            fits=or_none(lambda x: is_whole(x) or is_numbers(x)),
+            takes="a whole number, or two",
+            flags=(Flag("--resize", metavar="SIZE", read=read_resize),),
+        ),
+    ]
+    crop: Annotated[
+        float | None,
+        Option(
+            None,
+            "Instead of resize: the share of the resized image that the model sees, as in 0.875.",
+            fits=or_none(lambda x: is_number(x) and 0 < x <= 1),
+            takes="a number above 0 and up to 1",
+            flags=(Flag("--crop", float),),
+        ),
+    ]
+    pixels: Annotated[
+        tuple[float, float] | None,
+        Option(
+            None,
+            "What black and white become before mean and std, as in (0, 1) or (-1, 1).",
+            otherwise="0 and 1",
+            fits=or_none(lambda x: is_numbers(x) and not is_number(x) and len(x) == 2),
+            takes="two numbers",
+            flags=(Flag("--pixels", metavar="LOW..HIGH", read=read_pixels),),
+        ),
+    ]
     calibration: Annotated[
         Any,
         Option(
             None,
             "A few hundred inputs for criteria and repairs that read data.",
             "An iterable, a tensor, or a folder of .npy, .npz or image files "
-            "(``irprune.run.calibration``).",
+            '(``irprune.run.calibration``). "synthetic" makes inputs from what the model has '
+            "stored (``irprune.run.synthetic``); False goes without.",
+            otherwise="synthetic for a model with trained batch norms where no criterion is named",
             settle=settle_calibration,
             to="score",
             flags=(
                 Flag(
                     "--calibration",
-                    metavar="FOLDER",
+                    metavar="FOLDER|synthetic",
                     help="Folder of .npy, .npz or image files: data for criteria and repairs that "
-                    "read it.",
+                    "read it; synthetic makes inputs from what the model has stored.",
+                ),
+                Flag(
+                    "--no-calibration",
+                    constant=False,
+                    help="Go without data, also where inputs could be made.",
                 ),
             ),
         ),

@@ -8,17 +8,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 from irprune.api.user_code import callable_at, users_code
 from irprune.criteria import Importance
 from irprune.errors import IrpruneError, option
 from irprune.passes.repairs import repair_of
+from irprune.run.images import Folder, Preprocess, combined, read_preprocess
 
 __all__ = [
+    "SYNTHETIC",
     "is_bool",
     "is_budget",
     "is_number",
+    "is_numbers",
     "is_shares",
     "is_text",
     "is_texts",
@@ -26,8 +30,11 @@ __all__ = [
     "one_of",
     "or_none",
     "read_amount",
+    "read_numbers",
+    "read_pixels",
     "read_ratios",
     "read_repair",
+    "read_resize",
     "read_round_to",
     "read_share",
     "settle_budget",
@@ -39,6 +46,8 @@ __all__ = [
     "settle_scope",
 ]
 
+
+SYNTHETIC = "synthetic"  # calibration data made from what the model has stored
 
 # -- kinds of values -------------------------------------------------------------------------------
 
@@ -75,6 +84,12 @@ def is_texts(x: Any) -> bool:
 def is_shares(x: Any) -> bool:
     """Numbers by text."""
     return isinstance(x, Mapping) and all(isinstance(k, str) and is_number(v) for k, v in x.items())
+
+
+def is_numbers(x: Any) -> bool:
+    """One number or several."""
+    several = isinstance(x, Sequence) and not isinstance(x, str)
+    return is_number(x) or (several and len(x) > 0 and all(map(is_number, x)))
 
 
 def is_budget(x: Any) -> bool:
@@ -141,8 +156,37 @@ def settle_budget(budget: Any, settled: Mapping[str, Any]) -> Any:
     return {measure: read_amount(measure, amount) for measure, amount in budget.items()}
 
 
+def _preprocess(said: Any) -> Preprocess | None:
+    """``preprocess``: a name that libraries know, or a function of the user's own."""
+    if said is None or isinstance(said, Preprocess):
+        return said
+    if isinstance(said, str):
+        own = said.partition(":")[0].endswith(".py")
+        if not own:
+            return read_preprocess(said)
+        said = callable_at(said)
+    return Preprocess(function=said)
+
+
 def settle_calibration(data: Any, settled: Mapping[str, Any]) -> Any:
-    """Data that can be read once alone are held: the criterion reads them, and the repair again."""
+    """Data that can be read once alone are held: the criterion reads them, and the repair again;
+    False is none. A folder goes with what is said of its pictures."""
+    if data is False:
+        return None
+    prepared = combined(
+        _preprocess(settled["preprocess"]),
+        mean=settled["mean"],
+        std=settled["std"],
+        resize=settled["resize"],
+        crop=settled["crop"],
+        pixels=settled["pixels"],
+    )
+    if isinstance(data, (str, Path)) and data != SYNTHETIC:
+        return Folder(data, prepared)
+    if prepared is not None:
+        raise IrpruneError(
+            "a preprocessing of images without a folder of them", "", "give calibration=FOLDER"
+        )
     return list(data) if isinstance(data, Iterator) else data
 
 
@@ -230,3 +274,30 @@ def read_ratios(pairs: Sequence[str]) -> dict[str, float]:
 def read_repair(names: Sequence[str]) -> Sequence[str] | bool:
     """``--repair``: names, or none."""
     return False if tuple(names) == ("none",) else names
+
+
+def read_numbers(text: str) -> tuple[float, ...]:
+    """``--mean`` and ``--std``: numbers with commas between them."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise IrpruneError(f"{text!r} are no numbers", "", "as in 0.485,0.456,0.406") from None
+
+
+def read_pixels(text: str) -> tuple[float, float]:
+    """``--pixels``: what black and white become."""
+    low, dots, high = text.partition("..")
+    try:
+        if dots:
+            return float(low), float(high)
+    except ValueError:
+        pass
+    raise IrpruneError(f"--pixels {text!r} is no range", "", "as in 0..1, 0..255 or -1..1")
+
+
+def read_resize(text: str) -> int | tuple[int, int]:
+    """``--resize``: the shorter side, or height x width."""
+    parts = text.split("x")
+    if len(parts) in (1, 2) and all(part.isdecimal() and int(part) for part in parts):
+        return int(parts[0]) if len(parts) == 1 else (int(parts[0]), int(parts[1]))
+    raise IrpruneError(f"--resize {text!r} is no size", "", "as in 256, or 256x320")

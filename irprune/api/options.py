@@ -16,6 +16,7 @@ from irprune.errors import IrpruneError, option
 from irprune.latency.table import Table
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
+from irprune.run.images import Folder
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,7 @@ class Options:
 
     def __init__(self, **options: Unpack[PruneOptions]) -> None:
         given = cast("dict[str, Any]", options)
+        self._given = dict(given)
         for name in given:
             if name not in OPTIONS:
                 raise IrpruneError(f"no option {name!r}", "", one_of(OPTIONS))
@@ -78,6 +80,16 @@ class Options:
             if value is not OPTIONS[name].default
         )
         return f"Options({told})"
+
+    @property
+    def open_data(self) -> bool:
+        """Whether neither data nor a criterion were chosen: what there is may decide."""
+        told = self._given
+        return all(told.get(name) is None for name in ("calibration", "importance", "loss"))
+
+    def calibrated(self, data: Any) -> Options:
+        """These options with ``data`` to calibrate on, and the defaults that go with it."""
+        return Options(**{**self._given, "calibration": data})
 
     def score(self) -> Score:
         """The pass that scores."""
@@ -137,6 +149,8 @@ def check_together(given: Mapping[str, Any]) -> None:
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float)):
         return value
+    if isinstance(value, Folder):
+        return _plain(value.path)
     if isinstance(value, (str, Path)):
         return Path(value).name if Path(value).is_absolute() else str(value)
     if isinstance(value, Mapping):

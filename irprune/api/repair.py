@@ -20,6 +20,7 @@ from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
 from irprune.passes.repairs import repair_of, repairs
 from irprune.run.calibration import Batch, Calibration, noise
+from irprune.run.difference import channel_dims, square_off, units
 from irprune.run.interpret import evaluate
 from irprune.run.statistics import kept_part
 
@@ -136,7 +137,7 @@ def __getattr__(name: str) -> Any:
 
 def output_error(original: Graph, cut: Graph, calibration: Calibration) -> float:
     """The root mean squared difference of all floating-point outputs, each relative to its own root
-    mean square, averaged over outputs."""
+    mean square (of each channel, where their scales are unlike), averaged over outputs."""
     return _Judge(original, calibration).error(cut)
 
 
@@ -149,6 +150,8 @@ class _Judge:
         self.half = torch.float32 if any(is_half(v.dtype) for v in original.values()) else None
         self._said: dict[int, list[torch.Tensor]] = {}
         self._left = MEMORY
+        self._dims = channel_dims(original)
+        self._units: dict[int, torch.Tensor | None] = {}
         self.samples = 0  # of the last comparison
 
     def _answers(self, number: int, batch: Batch) -> list[torch.Tensor]:
@@ -174,9 +177,12 @@ class _Judge:
             for i, (a, b, v) in enumerate(zip(ours, theirs, self.original.outputs, strict=True)):
                 if not b.is_floating_point() or kept is None:
                     continue
-                b = kept_part(b, v, kept).double()
-                difference[i] = difference.get(i, 0.0) + float((a.double() - b).square().sum())
-                power[i] = power.get(i, 0.0) + float(b.square().sum())
+                b = kept_part(b, v, kept)
+                if i not in self._units:
+                    self._units[i] = units(b, self._dims[i])
+                more, whole = square_off(a, b, self._units[i])
+                difference[i] = difference.get(i, 0.0) + more
+                power[i] = power.get(i, 0.0) + whole
         shares = [
             (difference[i] / power[i]) ** 0.5 if power[i] > 0 else float(difference[i] > 0)
             for i in difference

@@ -56,8 +56,9 @@ def measured(
     spared: Container[Axis] = (),
 ) -> dict[Axis, Scores]:
     """``scores`` scaled so that the sum of the lowest is the error of the outputs without them: the
-    mean over floating-point outputs of the squared difference relative to the square of the output;
-    of a model without any the share of elements that differ.
+    mean over floating-point outputs of the squared difference relative to the square of the output
+    (of each channel, where their scales are unlike), of probabilities their divergence; of a model
+    without any the share of elements that differ.
 
     Groups that are ``spared`` keep their scores, at the mean level of the others.
 
@@ -190,6 +191,7 @@ class _Probe:
     lies before the first node that reads a group is the same with and without it."""
 
     def __init__(self, graph: Graph, data: Calibration, groups: int) -> None:
+        from irprune.run.difference import channel_dims
         from irprune.run.statistics import Tape
 
         self.levels, samples = affordable(groups, data.count())
@@ -197,6 +199,8 @@ class _Probe:
         self.graph, self.tape, self.at = graph, Tape(graph), 0
         floating = [i for i, v in enumerate(graph.outputs) if is_real(v.dtype)]
         self.judged = floating or list(range(len(graph.outputs)))
+        dims = channel_dims(graph)
+        self.dims = [dims[i] for i in self.judged]
         self.symbols = [self.tape.symbols(b.inputs) for b in batches]
         self.begun = [self.tape.start(b.inputs) for b in batches]
         self.said = self._outputs(None)
@@ -230,26 +234,35 @@ class _Probe:
 
         ours = self._outputs(hook)
         errors = [
-            _off(list(a), list(b))
-            for a, b in zip(zip(*ours, strict=True), zip(*self.said, strict=True), strict=True)
+            _off(list(a), list(b), dim)
+            for a, b, dim in zip(
+                zip(*ours, strict=True), zip(*self.said, strict=True), self.dims, strict=True
+            )
         ]
         return sum(errors) / len(errors)
 
 
-def _off(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
-    """The squared difference of one output over all batches, relative to its square; of one that is
-    not floating-point the share of elements that differ."""
+def _off(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], dim: int | None) -> float:
+    """The squared difference of one output over all batches, relative to its square, with its
+    channels along ``dim``; of probabilities how far they diverge; of one that is not floating-point
+    the share of elements that differ."""
     import torch
 
+    from irprune.run.difference import divergence, is_distribution, square_off, units
+
+    alike = all(a.shape == b.shape for a, b in zip(ours, theirs, strict=True))
+    if alike and all(b.is_floating_point() and is_distribution(b) for b in theirs):
+        return divergence(ours, theirs)
+    unit = None
+    if alike and theirs[0].is_floating_point():
+        unit = units(theirs[0], dim)
     off = power = 0.0
     for a, b in zip(ours, theirs, strict=True):
         if a.shape != b.shape:  # as many as were found
             off, power = off + max(1, b.numel()), power + max(1, b.numel())
         elif b.is_floating_point():
-            off, power = (
-                off + float((a.double() - b.double()).square().sum()),
-                power + float(b.double().square().sum()),
-            )
+            more, whole = square_off(a, b, unit)
+            off, power = off + more, power + whole
         else:
             off, power = off + float(torch.ne(a, b).sum()), power + b.numel()
     return off / power if power > 0 else float(off > 0)

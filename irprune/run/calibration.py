@@ -22,13 +22,13 @@ from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Sym, probe_of, same
 from irprune.ops.arrays import as_tensor, checksum
 from irprune.ops.dtypes import TO_TORCH
+from irprune.run.images import Folder, Preprocess, combined
 from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
+from irprune.run.pixels import plain_pixels
 from irprune.run.ranks import current
 
 __all__ = ["Batch", "Calibration", "noise"]
-
-_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Calibration:
 
     Args:
         source: A DataLoader, an iterable of items (tensors, tuples, dictionaries), a file or folder
-            of arrays or images.
+            of arrays or images (``irprune.run.images.Folder``).
         graph: The graph whose inputs they are.
         samples: How many samples are used at most; None for all.
         batch: How many run at once, where the model takes any number.
@@ -81,10 +81,10 @@ class Calibration:
         self.samples = samples
         self.batch = batch
         self.notes: list[str] = []
+        if isinstance(source, (str, Path)):
+            source = Folder(source, combined(None, mean=mean, std=std))
         self.source: _Source = (
-            source.source
-            if isinstance(source, Calibration)
-            else _Source(_opened(source, graph, mean, std))
+            source.source if isinstance(source, Calibration) else _Source(_opened(source, graph))
         )
         self.ranks = current()
         self._free: bool | None = None
@@ -390,17 +390,12 @@ class _Stream:
 # -- sources ---------------------------------------------------------------------------------------
 
 
-def _opened(
-    source: Any,
-    graph: Graph,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Callable[[], Iterator[Any]]:
+def _opened(source: Any, graph: Graph) -> Callable[[], Iterator[Any]]:
     """A function that starts reading ``source`` from its beginning."""
     if callable(source) and not isinstance(source, Iterable):
         return source  # type: ignore[no-any-return]
-    if isinstance(source, (str, Path)):
-        return _folder(Path(source), graph, mean, std)
+    if isinstance(source, Folder):
+        return _folder(source, graph)
     if isinstance(source, (torch.Tensor, np.ndarray)):
         return lambda: iter([source])
     if isinstance(source, Mapping):
@@ -422,11 +417,11 @@ class _File:
     """An item that is read when it is wanted."""
 
     path: Path
+    folder: Folder
     graph: Graph
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
 
     def read(self) -> Any:
+        """Its arrays, or its pixels as the model takes them."""
         suffix = self.path.suffix.lower()
         try:
             if suffix == ".npy":
@@ -434,7 +429,10 @@ class _File:
             if suffix == ".npz":
                 with np.load(self.path, allow_pickle=False) as held:
                     return {k: held[k] for k in held.files}
-            return _image(self.path, self.graph, self.mean, self.std)
+            size, last = _picture_size(self.graph, str(self.path))
+            how = _preprocess(self.folder, self.graph, self.path)
+            made = self.folder.picture(self.path, how, size)
+            return made.transpose(0, 2, 3, 1) if last else made
         except (ValueError, OSError, EOFError) as error:
             raise IrpruneError(
                 f"cannot be read: {error}",
@@ -443,66 +441,57 @@ class _File:
             ) from error
 
 
-def _folder(
-    path: Path,
-    graph: Graph,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-) -> Callable[[], Iterator[Any]]:
-    if not path.exists():
-        raise IrpruneError(
-            "no such calibration folder", str(path), "give a folder of .npy, .npz or image files"
-        )
-    files = (
-        [path]
-        if path.is_file()
-        else sorted(p for p in path.rglob("*") if p.suffix.lower() in (".npy", ".npz", *_IMAGES))
-    )
-    if not files:
-        raise IrpruneError(
-            "a calibration folder without .npy, .npz or image files",
-            str(path),
-            "put inputs there, one or many samples per file",
-        )
-    return lambda: iter([_File(file, graph, mean, std) for file in files])
+def _folder(folder: Folder, graph: Graph) -> Callable[[], Iterator[Any]]:
+    """The files of a folder, one by one."""
+    return lambda: iter([_File(file, folder, graph) for file in folder.files])
 
 
-def _image(
-    file: Path, graph: Graph, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> Any:
-    """A picture as [1, channels, height, width] in 0..1, resized to the graph's only input."""
-    try:
-        from PIL import Image
-    except ImportError:
+def _preprocess(folder: Folder, graph: Graph, file: Path) -> Preprocess:
+    """What was said, else what the model's own first layers make plain. Raises IrpruneError where
+    neither tells."""
+    if folder.preprocess is not None:
+        return folder.preprocess
+    pixels = plain_pixels(graph)
+    if pixels is None:
         raise IrpruneError(
-            "an image file, but Pillow is not installed",
+            "images, and nothing says how this model takes them",
             str(file),
-            "pip install pillow, or save the inputs as .npy",
-        ) from None
+            "say preprocess= (--preprocess imagenet, timm:NAME, hf:FOLDER, file.py:function) or "
+            "mean=, std=, pixels= (--mean, --std, --pixels 0..1)",
+        )
+    folder.preprocess = Preprocess(pixels=pixels)
+    return folder.preprocess
+
+
+def _picture_size(graph: Graph, where: str) -> tuple[tuple[int, int, int], bool]:
+    """Channels, height and width of the only input, and whether channels come last there. Raises
+    IrpruneError for a model that takes no pictures."""
     value = graph.inputs[0]
-    if (
-        len(graph.inputs) != 1
-        or value.rank != 4
-        or any(isinstance(s, Sym) for s in value.shape[1:])
-    ):
+    sizes = [_known_size(graph, d) for d in range(value.rank)]
+    if len(graph.inputs) != 1 or value.rank != 4:
         raise IrpruneError(
             "images fit a model with one input [batch, channels, height, width]",
-            str(file),
+            where,
             "save the inputs as .npz",
         )
-    _, channels, height, width = (int(probe_of(s)) for s in value.shape)
-    with Image.open(file) as picture:
-        array = (
-            np.asarray(
-                picture.convert({1: "L", 3: "RGB", 4: "RGBA"}[channels]).resize((width, height)),
-                dtype=np.float32,
-            )
-            / 255
+    last = sizes[1] not in (1, 3, 4) and sizes[3] in (1, 3, 4)
+    _, channels, height, width = [sizes[d] for d in ((0, 3, 1, 2) if last else (0, 1, 2, 3))]
+    if channels is None or height is None or width is None:
+        raise IrpruneError(
+            f"the size of images for {value.name!r} is open", where, "say --input 1x3x224x224"
         )
-    array = array.reshape(height, width, channels).transpose(2, 0, 1)
-    if mean is not None and std is not None:
-        array = (array - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))
-    return np.ascontiguousarray(array[None], dtype=np.float32)
+    return (channels, height, width), last
+
+
+def _known_size(graph: Graph, d: int) -> int | None:
+    """Dimension ``d`` of the first input: its own, the example's, or what the user gave."""
+    size = graph.inputs[0].shape[d]
+    if not isinstance(size, Sym):
+        return int(size)
+    if size.name in graph.sizes:
+        return graph.sizes[size.name]
+    shapes = graph.source.example_shapes() if graph.source is not None else None
+    return None if shapes is None else shapes[0][d]
 
 
 # -- items -----------------------------------------------------------------------------------------

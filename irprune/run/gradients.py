@@ -22,6 +22,7 @@ from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.arrays import as_tensor
 from irprune.ops.registry import may_mask, readers_of, role_of
 from irprune.run.calibration import Batch, Calibration
+from irprune.run.difference import channel_dims, is_distribution, units
 from irprune.run.interpret import evaluate
 from irprune.run.ranks import Sums
 from irprune.run.total import total
@@ -33,37 +34,30 @@ Loss = Callable[[list[torch.Tensor], Batch], torch.Tensor]
 have them) to a scalar."""
 
 
-def drawn_loss(outputs: list[torch.Tensor], draw: torch.Generator) -> torch.Tensor:
+def drawn_loss(
+    outputs: Sequence[torch.Tensor],
+    draw: torch.Generator,
+    dims: Sequence[int | None] | None = None,
+) -> torch.Tensor:
     """The negative log-likelihood of outcomes drawn from the outputs, summed over samples and
     outputs.
 
     Floating outputs of rank 2 or 3 are logits over their last dimension, or probabilities where
-    they add up to 1 there; all others are means of a normal distribution of the output's own
-    deviation. Raises IrpruneError where no output is
-    floating-point."""
+    they add up to 1 there; where ``dims`` say which dimension of each are channels (None: it has
+    none), only if that is the last. Of all others channels within 0..1 are likelihoods of yes and
+    no, and what is left are means of a normal distribution, of the channel's own deviation where
+    the scales of channels are unlike. Raises IrpruneError where no output is floating-point."""
     summed = None
-    for y in outputs:
+    for i, y in enumerate(outputs):
         if not y.is_floating_point() or y.numel() == 0:
             continue
         y = y.float()
-        if y.dim() in (2, 3) and y.shape[-1] > 1:
-            logits = (y.clamp(min=1e-12).log() if probabilities(y) else y).reshape(-1, y.shape[-1])
-            labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=draw)[
-                :, 0
-            ].to(y.device)
-            term = F.cross_entropy(logits, labels, reduction="sum") / (
-                y.shape[1] if y.dim() == 3 else 1
-            )
+        dim = None if dims is None else dims[i]
+        last = dims is None or dim == y.dim() - 1 or probabilities(y)
+        if y.dim() in (2, 3) and y.shape[-1] > 1 and last:
+            term = _classes(y, draw)
         else:
-            deviation = (
-                y.detach().std().clamp(min=1e-6)
-                if y.numel() > 1
-                else torch.ones((), device=y.device)
-            )
-            drawn = torch.randn(y.shape, generator=draw).to(y.device)
-            term = (y / deviation * drawn).sum() / max(
-                1.0, (y.numel() / max(1, y.shape[0] if y.dim() else 1)) ** 0.5
-            )
+            term = _quantities(y, dim, draw)
         summed = term if summed is None else summed + term
     if summed is None:
         raise IrpruneError(
@@ -74,10 +68,42 @@ def drawn_loss(outputs: list[torch.Tensor], draw: torch.Generator) -> torch.Tens
     return summed
 
 
+def _classes(y: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
+    """The cross-entropy to classes drawn along the last dimension."""
+    logits = (y.clamp(min=1e-12).log() if probabilities(y) else y).reshape(-1, y.shape[-1])
+    labels = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=draw)[:, 0]
+    loss = F.cross_entropy(logits, labels.to(y.device), reduction="sum")
+    mean: torch.Tensor = loss / (y.shape[1] if y.dim() == 3 else 1)
+    return mean
+
+
+def _quantities(y: torch.Tensor, dim: int | None, draw: torch.Generator) -> torch.Tensor:
+    """The negative log-likelihood of answers drawn element by element: yes or no for channels
+    within 0..1, else normal ones."""
+    fixed, unit = y.detach(), units(y, dim)
+    if unit is None:
+        deviation = fixed.std() if y.numel() > 1 else torch.ones((), device=y.device)
+        yes = torch.full_like(y, float(fixed.min() >= 0 and fixed.max() <= 1), dtype=torch.bool)
+        deviation = deviation.clamp(min=1e-6).expand_as(y)
+    else:
+        others = [d for d in range(y.dim()) if d != dim]
+        deviation = fixed.std(others, keepdim=True).clamp(min=1e-6 * float(unit.max()))
+        deviation = deviation.expand_as(y)
+        inside = (fixed.amin(others, keepdim=True) >= 0) & (fixed.amax(others, keepdim=True) <= 1)
+        yes = inside.expand_as(y)
+    normal = torch.randn(y.shape, generator=draw).to(y.device)
+    means = y / deviation * normal
+    p = y.clamp(1e-6, 1 - 1e-6)
+    answer = torch.bernoulli(p.detach().cpu(), generator=draw).to(y.device)
+    likelihood = -(answer * p.log() + (1 - answer) * (1 - p).log())
+    each = max(1.0, (y.numel() / max(1, y.shape[0] if y.dim() else 1)) ** 0.5)
+    total: torch.Tensor = torch.where(yes, likelihood, means).sum() / each
+    return total
+
+
 def probabilities(y: torch.Tensor) -> bool:
     """Whether a floating-point output is a distribution over its last dimension already."""
-    y = y.detach()
-    return bool(y.min() >= 0) and bool(((y.sum(-1) - 1).abs() < 1e-3).all())
+    return is_distribution(y)
 
 
 class Gradients:
@@ -210,7 +236,9 @@ def _loss(
     outputs = evaluate(
         graph, inputs, dtype=torch.float32 if half else None, weights=held, hook=hook, device=device
     )
-    value = loss(outputs, batch) if loss is not None else drawn_loss(outputs, draw)
+    value = (
+        loss(outputs, batch) if loss is not None else drawn_loss(outputs, draw, channel_dims(graph))
+    )
     if not isinstance(value, torch.Tensor) or value.dim() or not bool(torch.isfinite(value)):
         raise IrpruneError(
             "the loss is not a finite number",

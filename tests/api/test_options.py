@@ -27,6 +27,7 @@ from irprune.passes.score import Score
 UNSAID = {"loss", "progress", "dynamic_shapes"}  # a command line has no function or structure
 UNSAID |= {"trust"}  # what reads a model declares it, for every command
 _JUDGED, _FOUND = ["--calibration", "data"], {"calibration": "data"}
+DATA = ["--calibration", "data"]
 SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what prune is told
     "--ratio": (["0.3"], {"ratio": 0.3}),
     "--macs": (["0.5"], {"budget": {"macs": 0.5}}),
@@ -53,6 +54,13 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--device": (["cpu"], {"device": "cpu"}),
     "--dynamic": (["batch"], {"dynamic": "batch"}),
     "--calibration": (["data"], {"calibration": "data"}),
+    "--preprocess": (["imagenet", *DATA], {"preprocess": "imagenet", "calibration": "data"}),
+    "--mean": (["0.5,0.4,0.3", *DATA], {"mean": (0.5, 0.4, 0.3), "calibration": "data"}),
+    "--std": (["0.25", *DATA], {"std": (0.25,), "calibration": "data"}),
+    "--resize": (["256x320", *DATA], {"resize": (256, 320), "calibration": "data"}),
+    "--crop": (["0.875", *DATA], {"crop": 0.875, "calibration": "data"}),
+    "--pixels": (["-1..1", *DATA], {"pixels": (-1.0, 1.0), "calibration": "data"}),
+    "--no-calibration": ([], {"calibration": False}),
     "--repair": (["bias"], {"repair": ("bias",)}),
     "--uniform": ([], {"uniform": True}),
     "--per-layer": ([], {"uniform": False}),

@@ -1,0 +1,96 @@
+"""What a prune without calibration data goes by: inputs made from what the model itself has stored
+(``irprune.run.synthetic``), where it has something, and a plain word where it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from irprune.analysis.cost import Costs
+from irprune.analysis.sizes import example_symbols, input_shapes
+from irprune.api.option_kinds import SYNTHETIC
+from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_real
+from irprune.ir.graph import Graph
+from irprune.ops.arrays import is_meta
+from irprune.run.norm_statistics import stored
+from irprune.run.ranks import current
+
+if TYPE_CHECKING:
+    from irprune.api.options import Options
+    from irprune.api.report import Report
+
+__all__ = ["say_unkept", "with_data"]
+
+_MUCH = 0.1  # of the parameters or multiply-accumulates: more is not cut without a loss
+
+
+def with_data(options: Options, graph: Graph, chooses: bool) -> tuple[Options, str]:
+    """``options`` with inputs made for ``graph``, and a note about them: where that is asked for
+    and, for a call that ``chooses``, where nothing is said and batch norms tell enough. Otherwise
+    as they are.
+
+    Raises:
+        IrpruneError: Where it is asked for and cannot be.
+    """
+    asked = options.values["calibration"] == SYNTHETIC
+    if not asked and not (chooses and _left_open(options)):
+        return options, ""
+    if any(is_meta(w.load()) for w in graph.weights.values() if w.kind == "parameter"):
+        if asked:
+            raise IrpruneError(
+                "inputs cannot be made: the weights are on the meta device",
+                graph.name,
+                "load them, or give calibration=",
+            )
+        return options, ""
+    statistics = stored(graph)
+    norms = len(statistics)
+    if not norms and not asked:
+        return options, ""
+    from irprune.run.synthetic import planned, synthetic
+
+    if not any(is_real(v.dtype) or v.rank > 1 for v in graph.inputs):
+        raise IrpruneError(
+            "inputs cannot be made: none is a tensor of numbers", graph.name, "give calibration="
+        )
+    symbols = example_symbols(graph)
+    shapes = [shape for _, shape in input_shapes(graph, symbols)]
+    own = max(1, shapes[0][0]) if shapes and shapes[0] else 1
+    plan = planned(Costs(graph, symbols).at({})["macs"] / own, shapes)
+    source = (
+        f"the statistics of {norms} batch norm{'s' * (norms > 1)}"
+        if norms
+        else "a natural spectrum and the model's own outputs"
+    )
+    say: Callable[[str], None] | None = options.values["progress"]
+    if say is not None and current().leads:
+        say(f"no calibration data: {plan.samples} inputs are made from {source}")
+    seed = options.values["seed"] or 0
+    made = synthetic(graph, shapes, plan, statistics, seed=seed)
+    note = (
+        f"calibrated on {plan.samples} inputs made from {source}: real ones "
+        "(calibration=, --calibration) keep more"
+    )
+    return options.calibrated(made), note
+
+
+def _left_open(options: Options) -> bool:
+    """Whether nothing was said about data, criterion or training, and something is to be cut."""
+    values = options.values
+    return (
+        options.open_data
+        and values["calibration"] is None
+        and not (values["budget"] is None and values["ratio"] == 0)
+    )
+
+
+def say_unkept(report: Report, options: Options) -> None:
+    """Note, last, that a model that lost much without any data does not keep its accuracy."""
+    lost = 1 - min(report.params.left, report.macs.left)
+    if options.values["calibration"] is not None or lost <= _MUCH:
+        return
+    report.notes.append(
+        "accuracy is not kept: give a few hundred inputs as calibration= (--calibration FOLDER), "
+        "or train what comes out"
+    )

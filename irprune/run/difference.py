@@ -1,0 +1,90 @@
+"""How far outputs are off, whatever their units: what measured losses, gradients and repairs
+compare models by.
+
+Some outputs hold quantities of unlike scale side by side, as a detector's hold places in pixels and
+likelihoods. A sum of squares over all of them sees the largest alone, so each channel then counts
+in units of its own. Channels are the dimension of an output that weights have too; positions are
+not told apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from irprune.ir.axis import find, leaves
+from irprune.ir.graph import Graph, Value
+from irprune.ops.registry import readers_of, role_of
+
+__all__ = ["channel_dims", "divergence", "is_distribution", "square_off", "units"]
+
+UNLIKE = 30.0  # between the scales of channels: beyond it each counts in its own units
+LEAST = 0.1  # of the middle scale: channels that hardly vary do not count in less
+_MADE = ("weight", "bias", "scale")
+
+
+def channel_dims(graph: Graph) -> list[int | None]:
+    """For each output of an analysed graph the last dimension that a weight or a bias makes; None
+    where there is none, or nothing is known."""
+    made = {
+        find(leaf).id
+        for weight in graph.weights.values()
+        if any(role_of(node, i) in _MADE for node, i in readers_of(weight))
+        for axis in weight.axes or ()
+        for leaf in leaves(axis)
+        if leaf.size != 1
+    }
+    return [_last(value, made) for value in graph.outputs]
+
+
+def _last(value: Value, made: set[int]) -> int | None:
+    axes = value.axes or ()
+    found = [
+        d
+        for d, axis in enumerate(axes)
+        if d and any(find(leaf).id in made for leaf in leaves(axis))
+    ]
+    return found[-1] if found else None
+
+
+def is_distribution(y: torch.Tensor) -> bool:
+    """Whether a floating-point tensor is probabilities over its last dimension."""
+    y = y.detach()
+    if y.dim() < 2 or y.shape[-1] < 2 or y.numel() == 0:
+        return False
+    return bool(y.min() >= 0) and bool(((y.sum(-1) - 1).abs() < 1e-3).all())
+
+
+def units(y: torch.Tensor, dim: int | None) -> torch.Tensor | None:
+    """The root mean square of each channel of ``y``, to divide by, in a shape that broadcasts; None
+    where channels are alike, or there are none."""
+    if dim is None or y.dim() <= dim or y.shape[dim] < 2 or y.numel() == 0:
+        return None
+    others = [d for d in range(y.dim()) if d != dim]
+    size = y.detach().double().square().mean(others, keepdim=True).sqrt()
+    ranked = size.flatten().sort().values
+    n = len(ranked)
+    low, middle, high = (ranked[k] for k in (n // 10, n // 2, n - 1 - n // 10))
+    if high <= UNLIKE * low.clamp(min=1e-30) or is_distribution(y):
+        return None
+    return size + LEAST * middle.clamp(min=1e-30)
+
+
+def square_off(
+    ours: torch.Tensor, theirs: torch.Tensor, unit: torch.Tensor | None
+) -> tuple[float, float]:
+    """The sum of squared differences, and of squares of ``theirs``, in ``unit``."""
+    a, b = ours.double(), theirs.double()
+    if unit is not None:
+        a, b = a / unit, b / unit
+    return float((a - b).square().sum()), float(b.square().sum())
+
+
+def divergence(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
+    """The mean Kullback-Leibler divergence of the distributions ``ours`` from ``theirs``."""
+    total, rows = 0.0, 0
+    for a, b in zip(ours, theirs, strict=True):
+        p, q = b.double().clamp(min=1e-9), a.double().clamp(min=1e-9)
+        total += float((p * (p.log() - q.log())).sum())
+        rows += p[..., 0].numel()
+    return max(total, 0.0) / max(rows, 1)
