@@ -57,5 +57,5 @@ def _without(kept: Selection, whole: dict[Axis, str]) -> Selection:
 
 def _bytes(graph: Graph, costs: Costs, kept: Selection) -> int:
     """The bytes of what the file stores under ``kept``."""
-    counts = {a: int(k.shape[-1]) for a, k in kept.choice.items()}
+    counts = kept.counts
     return costs.bytes.at(counts) - repeated(graph, kept)[1]

@@ -194,11 +194,7 @@ class Costs:
     def at(self, choice: Selection | Counts) -> Cost:
         """The cost under ``choice``. Raises ValueError where it changes a frozen axis: that is no
         cut of this graph."""
-        counts = (
-            {a: int(k.shape[-1]) for a, k in choice.choice.items()}
-            if isinstance(choice, Selection)
-            else choice
-        )
+        counts = choice.counts if isinstance(choice, Selection) else choice
         for a, n in counts.items():
             if a.reason is not None and n != a.size:
                 raise ValueError(f"{a!r} is frozen: {a.reason}")

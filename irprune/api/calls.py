@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from irprune.analysis.cost import Costs, repeated
 from irprune.analysis.describe import describe
+from irprune.analysis.memory import Footprint
 from irprune.analysis.sizes import shown_sizes
 from irprune.api.agreement import check_same, choose_together, same_scores, same_weights
 from irprune.api.checks import check_weights, ranked
@@ -350,6 +351,12 @@ def _report(graph: Graph) -> Report:
     params, size = (
         Change(before[k] - once[i], after[k] - now[i]) for i, k in enumerate(("params", "bytes"))
     )
+    footprint, counts = Footprint(graph), kept.counts
+    memory = (
+        footprint.memory({}, size.before, activation.before),
+        footprint.memory(counts, size.after, activation.after),
+    )
+    sent = footprint.communication({}), footprint.communication(counts)
     return Report(
         graph.name,
         params,
@@ -361,7 +368,14 @@ def _report(graph: Graph) -> Report:
         unruled,
         list(graph.notes),
         sizes=shown_sizes(graph),
+        memory=_changes(*memory),
+        communication=_changes(*sent),
     )
+
+
+def _changes(before: Any, after: Any) -> dict[str, Change]:
+    """The fields of two dataclasses of counts, side by side."""
+    return {k: Change(n, getattr(after, k)) for k, n in asdict(before).items()}
 
 
 def _prove(pruned: Pruned) -> None:

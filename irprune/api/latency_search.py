@@ -120,11 +120,7 @@ def choose_in_time(
                     raise
                 why = refused.what  # what was measured nearest stands
                 break
-            counts = (
-                {a: int(k.shape[-1]) for a, k in graph.kept.choice.items()}
-                if graph.kept is not None
-                else {}
-            )
+            counts = graph.kept.counts if graph.kept is not None else {}
             predicted = round(predictor.at(counts), 12)
             found = tried.get(predicted)
             if found is None:

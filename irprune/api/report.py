@@ -48,6 +48,10 @@ class Report:
         macs: Multiply-accumulate operations of one call at ``sizes``, before and after.
         bytes: Bytes of all stored arrays, before and after.
         activation: Peak bytes of activations in one call, before and after.
+        memory: Bytes by what they are for, before and after: weights, gradients, optimizer,
+            activations, saved, cache (``irprune.analysis.memory.Memory``).
+        communication: Bytes that a rank sends in a training step by how the ranks share it, before
+            and after: ddp, fsdp, tensor (``irprune.analysis.memory.Communication``).
         groups: The groups that may be cut, each with its width before and after.
         frozen: The groups that may not, each with the reason.
         unruled: Operators without a rule, whose axes are frozen, and where each stands.
@@ -82,6 +86,8 @@ class Report:
     sizes: str = ""
     options: dict[str, Any] = field(default_factory=dict)
     command: str = ""
+    memory: dict[str, Change] = field(default_factory=dict)
+    communication: dict[str, Change] = field(default_factory=dict)
 
     @property
     def cuts_nothing(self) -> bool:
@@ -109,6 +115,8 @@ class Report:
             "options": self.options,
             "name": self.name,
             **counts,
+            "memory": {k: asdict(c) for k, c in self.memory.items()},
+            "communication": {k: asdict(c) for k, c in self.communication.items()},
             "groups": [asdict(g) for g in self.groups],
             "frozen": [asdict(g) for g in self.frozen],
             "unruled": self.unruled,

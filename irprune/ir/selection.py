@@ -83,6 +83,11 @@ class Selection:
             for x, k in self.choice.items()
         )
 
+    @property
+    def counts(self) -> dict[Axis, int]:
+        """How many indices of each chosen leaf are kept."""
+        return {a: int(k.shape[-1]) for a, k in self.choice.items()}
+
     def changes(self, axis: Axis) -> bool:
         """Whether any index of ``axis`` is dropped."""
         if axis not in self._changes:
