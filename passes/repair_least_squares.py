@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from irprune.base.progress import tell
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ops.registry import does_nothing, is_sum, operand_as
 from irprune.passes.repairs import repair
@@ -62,7 +63,8 @@ class RepairLeastSquares:
         changed = False
         notes: list[str] = []
         with Pair(self.original, graph, self.calibration, memory=self.memory) as walk:
-            for node in list(graph.nodes):
+            for at, node in enumerate(list(graph.nodes)):
+                tell("refitting layers", at, len(graph.nodes))
                 layer = layer_of(node)
                 if layer is None:
                     continue

@@ -23,15 +23,18 @@ from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
+from irprune.api.resume import journal_of
 from irprune.api.uniform import choose_uniform
 from irprune.api.without_data import say_unkept, with_data
 from irprune.base.garbage import without_collection
+from irprune.base.journal import kept
+from irprune.base.progress import heard
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.criteria import refuses_nan
 from irprune.driver.pipelines import analyse, cut_graph
 from irprune.errors import CheckFailed, IrpruneError, option
-from irprune.frontend.capture import capture
+from irprune.frontend.capture import capture, whole_call
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.selection import Selection
@@ -107,7 +110,8 @@ def _prune(
             _check_rules(graph, chosen)
         with clock("score"):
             _say_cost(graph, chosen, ranks)
-            chosen.score().run(graph)
+            with kept(journal_of(graph, chosen)):
+                chosen.score().run(graph)
             same_scores(ranks, graph)
         with clock("choose"):
             if chosen.searches:
@@ -128,6 +132,8 @@ def _pruned(
     """Capture, choose, cut and prove; where ``forward`` computes otherwise under export, once more
     from a capture of it as it runs."""
     clock = Clock()
+    with clock("capture"):
+        model, args, kwargs = whole_call(model, args, kwargs)
 
     def made(method: str) -> Pruned:
         with clock("capture"):
@@ -144,10 +150,11 @@ def _pruned(
             analyse(graph)
             told = {**options.values, "plan": None if plan is None else plan.as_json()}
             check_same(current(), graph, told)
-        with clock("synthesise"):
-            settled, made_of = with_data(options, graph, chooses=plan is None)
-        found = choose(graph, settled, clock)
-        pruned = _finish(graph, settled, clock)
+        with heard(options.values["progress"] if current().leads else None):
+            with clock("synthesise"):
+                settled, made_of = with_data(options, graph, chooses=plan is None)
+            found = choose(graph, settled, clock)
+            pruned = _finish(graph, settled, clock)
         pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
         if made_of:

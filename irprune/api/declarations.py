@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, TypedDict
 
@@ -135,6 +136,24 @@ class ReplayOptions(TypedDict, total=False):
                     int,
                     metavar="N",
                     help="Refuse another number of ranks than N (torchrun starts them).",
+                ),
+            ),
+        ),
+    ]
+    bench: Annotated[
+        bool,
+        Option(
+            False,
+            "Time each ONNX file that is written beside the original on onnxruntime, for a second.",
+            "A warning says where it is not faster, or where the machine is too noisy to tell. The "
+            "command line does so by default.",
+            fits=is_bool,
+            takes="True or False",
+            flags=(
+                Flag(
+                    "--no-bench",
+                    constant=False,
+                    help="Do not time an ONNX file that is written beside the original.",
                 ),
             ),
         ),
@@ -465,11 +484,25 @@ class StepOptions(ReplayOptions, total=False):
             flags=(Flag("--threads", int),),
         ),
     ]
+    resume: Annotated[
+        str | Path | None,
+        Option(
+            None,
+            "File in which what is measured on calibration data is kept as it goes: the same call, "
+            "also with another budget, goes on from there.",
+            "It belongs to one model, its data and the criterion; with others it is started over.",
+            fits=or_none(lambda x: isinstance(x, (str, Path))),
+            takes="the path of a file",
+            flags=(Flag("--resume", metavar="FILE"),),
+        ),
+    ]
     progress: Annotated[
         Callable[[str], None] | None,
         Option(
             None,
-            "Called with a line of text where measuring takes its time.",
+            "Called with a line of text where something takes its time.",
+            "How far a stage is comes as a ``irprune.base.progress.Step``, a text with its share "
+            "and the seconds left; a few a second at most.",
             fits=or_none(callable),
             takes="a function of a line of text",
         ),

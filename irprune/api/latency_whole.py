@@ -28,7 +28,7 @@ from irprune.run.inputs import random_inputs
 from irprune.run.session import providers_for, session
 from irprune.run.timing import Timing, interleaved
 
-__all__ = ["WholeModel"]
+__all__ = ["WholeModel", "feed", "write"]
 
 
 class WholeModel:
@@ -57,7 +57,7 @@ class WholeModel:
         self.folder = tempfile.TemporaryDirectory(prefix="irprune-")
         try:
             self.file = write(self.graph.copy(), Path(self.folder.name) / "original" / "model.onnx")
-            self.feed = _feed(self.graph, self.file)
+            self.feed = feed(self.graph, self.file)
             self.original = session(self.file, self.device, "", self.threads)
             self.exported = _captured(self.graph, self.file)
             self.before = interleaved(
@@ -146,7 +146,7 @@ def write(graph: Graph, path: Path) -> Path:
     return backend_of(graph).write_onnx(still, None, path)
 
 
-def _feed(graph: Graph, file: Path) -> Mapping[str, Any]:
+def feed(graph: Graph, file: Path) -> Mapping[str, Any]:
     """Inputs for the file: the example's shapes, and 1 where a size is open."""
     if not backend_of(graph).exports:
         return random_inputs(graph, example_symbols(graph), default=1)

@@ -1,18 +1,16 @@
 """Models by name, as the command line takes them: files, callables, and the model libraries.
 
 ``file.onnx``, ``file.pt2``, ``file.py:callable``, ``package.module:callable``, ``timm:NAME``,
-``torchvision:NAME``, ``hf:FOLDER``, and a folder that irprune saved. Random weights and random
-inputs are drawn from a fixed seed."""
+``torchvision:NAME``, ``ultralytics:NAME.yaml``, ``diffusers:CLASS``, ``smp:NAME``,
+``hf:FOLDER``, and a folder that irprune saved. Random weights and random inputs are drawn from a
+fixed seed."""
 
 from __future__ import annotations
 
 import contextlib
-import difflib
-import importlib
 import inspect
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from irprune.api.libraries import LIBRARIES, Maker, library
 from irprune.api.user_code import import_place, must_be_file, users_code
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.capture import capture
@@ -33,7 +32,7 @@ __all__ = ["InputSpec", "Loaded", "load_graph", "load_model", "parse_input"]
 SEED = 0
 _FORMS = (
     "file.onnx, file.pt2, file.py:callable, package.module:callable, timm:NAME, torchvision:NAME, "
-    "hf:FOLDER, a folder that irprune wrote"
+    "ultralytics:NAME.yaml, diffusers:CLASS or FOLDER, smp:NAME, hf:FOLDER, a folder that irprune wrote"
 )
 
 
@@ -157,16 +156,13 @@ def load_model(
         raise IrpruneError(
             "not a model" if path.exists() else "no such model", spec, f"MODEL is one of {_FORMS}"
         )
-    makers: dict[str, _Maker] = {"timm": _timm, "torchvision": _torchvision, "hf": _hugging_face}
+    makers: dict[str, Maker] = {**LIBRARIES, "hf": _hugging_face}
     if head in makers:
         with _seeded():
             model, example = makers[head](tail, pretrained, trust)
             return _called(model, given, example, tail.rstrip("/").rsplit("/", 1)[-1])
     with _seeded():
         return _from_code(head, tail, given)
-
-
-_Maker = Callable[[str, bool, bool], tuple[Any, Callable[[], Any]]]
 
 
 @contextlib.contextmanager
@@ -316,82 +312,9 @@ def _no_example(place: str) -> Callable[[], Any]:
 # -- model libraries -------------------------------------------------------------------------------
 
 
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as missing:
-        raise IrpruneError(
-            f"{name} is not installed", "", f"pip install {name}, or pip install 'irprune[zoo]'"
-        ) from missing
-    except (
-        RuntimeError,
-        OSError,
-    ) as broken:  # compiled parts that do not fit the torch that is installed
-        why = str(broken).splitlines()[0]
-        raise IrpruneError(
-            f"{name} is not installed for this torch: {why}", "", f"install the {name} that fits"
-        ) from broken
-
-
-def _timm(name: str, pretrained: bool, trust: bool) -> tuple[Any, Callable[[], Any]]:
-    import torch
-
-    timm = _library("timm")
-    if name not in timm.list_models():
-        raise IrpruneError(
-            f"timm has no model {name!r}", "", f"near matches: {_near(name, timm.list_models())}"
-        )
-    model = timm.create_model(name, pretrained=pretrained)
-    return model, lambda: torch.randn(1, *model.pretrained_cfg["input_size"])
-
-
-def _torchvision(name: str, pretrained: bool, trust: bool) -> tuple[Any, Callable[[], Any]]:
-    import torch
-
-    _library("torchvision")
-    models = _library("torchvision.models")
-    if name not in models.list_models():
-        raise IrpruneError(
-            f"torchvision has no model {name!r}",
-            "",
-            f"near matches: {_near(name, models.list_models())}",
-        )
-    builder = models.get_model_builder(name)
-    extra = (
-        {} if ".detection" in builder.__module__ else {"weights": "DEFAULT" if pretrained else None}
-    )
-    if ".segmentation" in builder.__module__ or ".detection" in builder.__module__:
-        extra["weights_backbone"] = None
-    with _no_init_warnings():
-        model = models.get_model(name, **extra)
-
-    def example() -> Any:
-        if ".video" in builder.__module__:
-            return (
-                torch.randn(1, 3, 16, 224, 224)
-                if "vit" in name or "swin" in name
-                else torch.randn(1, 3, 16, 112, 112)
-            )
-        if ".optical_flow" in builder.__module__:
-            return torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128)
-        return (
-            torch.randn(1, 3, 299, 299) if name == "inception_v3" else torch.randn(1, 3, 224, 224)
-        )
-
-    return model, example
-
-
-@contextlib.contextmanager
-def _no_init_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # Torchvision announces another initialisation of random weights
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
 def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Callable[[], Any]]:
     """A model from a folder with config.json and, where there are any, its weights."""
-    transformers = _library("transformers")
+    transformers = library("transformers")
     if not (Path(folder) / "config.json").exists():
         raise IrpruneError(
             "no config.json here", folder, "give a folder that save_pretrained wrote"
@@ -488,7 +411,3 @@ def _hugging_face_call(model: Any) -> dict[str, Any]:
     if getattr(model.config, "is_encoder_decoder", False):
         call["decoder_input_ids"] = ids
     return call
-
-
-def _near(name: str, known: Iterable[str]) -> str:
-    return ", ".join(difflib.get_close_matches(name, list(known), n=3, cutoff=0.3)) or "none"

@@ -103,7 +103,8 @@ class Pruned:
 
     def onnx(self, path: str | Path, parity: bool = True) -> Path:
         """Write the pruned model as ONNX, and compare it with the module on onnxruntime, every
-        output; the comparison is in ``report.parity``.
+        output; the comparison is in ``report.parity``. With ``bench=True`` the latency before and
+        after is in ``report.speed``.
 
         A model that came in as ONNX goes out as the file that came in, with what ``module`` holds
         where that was trained.
@@ -129,7 +130,19 @@ class Pruned:
                 )
             else:
                 self._compare(path)
+        if self.options.values["bench"]:
+            self._time(path)
         return path
+
+    def _time(self, path: Path) -> None:
+        """Put into the report how fast the file is beside the original."""
+        from irprune.api.speed import measure_speed
+
+        values = self.options.values
+        try:
+            self.report.speed = measure_speed(self.graph, path, values["device"], values["threads"])
+        except IrpruneError as refused:
+            self.report.notes.append(f"not timed: {refused.what}")
 
     def _current(self) -> Graph:
         """The cut graph of an ONNX file, with the weights of the module where there is one."""
@@ -206,6 +219,24 @@ class Pruned:
             self.report.notes.append(f"no model.onnx: {refused.what}")
         self.report.notes.extend(notes)
         self._describe(folder)
+
+    def fill(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Copy the pruned values into a module of the same names and shapes, such as one that was
+        made on the meta device, sharded by ``fully_shard`` and given memory by ``to_empty``: each
+        rank fills its part.
+
+        Args:
+            module: The module to fill.
+
+        Returns:
+            ``module``.
+
+        Raises:
+            IrpruneError: Where names or shapes differ; nothing is copied.
+        """
+        from irprune.emit.torch.fill import fill
+
+        return fill(module, self.module)
 
     def apply_to(self, model: torch.nn.Module) -> torch.nn.Module:
         """Make the same cut in the user's own instance: parameters, buffers and attributes that

@@ -15,6 +15,7 @@ from irprune.errors import printable
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
     from irprune.api.repair import Repaired
+    from irprune.api.speed import Speed
     from irprune.api.trials import Trials
     from irprune.validate.parity import Parity
     from irprune.validate.proof_result import Proof
@@ -60,6 +61,7 @@ class Report:
         parity: The comparison of the ONNX file with the module; None until one is written.
         repair: What a repair did; None where there was none.
         latency: Predicted and measured times; None without a budget on them.
+        speed: Latency of the file that was written beside the original; None where none was timed.
         trials: The models that were tried to keep a metric; None where none was to be kept.
         seconds: The time of each stage, in seconds.
         sizes: The shapes of inputs with open sizes at which costs were counted; "" where there are
@@ -81,6 +83,7 @@ class Report:
     parity: Parity | None = None
     repair: Repaired | None = None
     latency: Latency | None = None
+    speed: Speed | None = None
     trials: Trials | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     sizes: str = ""
@@ -105,7 +108,10 @@ class Report:
             Dictionaries and lists of text and numbers.
         """
         proof = self.proof.as_dict() if self.proof is not None else None
-        took = {"seconds": {k: round(v, 4) for k, v in self.seconds.items()}} if timings else {}
+        took: dict[str, Any] = {}
+        if timings:
+            took["seconds"] = {k: round(v, 4) for k, v in self.seconds.items()}
+            took["speed"] = self.speed.as_dict() if self.speed is not None else None
         if proof is not None and not timings:
             del proof["seconds"]
         counts = {k: asdict(getattr(self, k)) for k in ("params", "macs", "bytes", "activation")}
@@ -172,6 +178,8 @@ class Report:
             lines.insert(3, f"  MACs at     {self.sizes}")
         if self.latency is not None:
             lines.insert(-1, f"  latency     {self.latency}")
+        elif self.speed is not None:
+            lines.append(f"  latency     {self.speed}")
         if self.trials is not None:
             lines.append(f"  metric      {self.trials}")
         if self.repair is not None:

@@ -3,7 +3,16 @@ output's largest magnitude."""
 
 from __future__ import annotations
 
-__all__ = ["CAPTURE", "FLOAT32", "FLOAT64", "GRADIENT", "GRADIENT32", "PARITY"]
+__all__ = [
+    "CAPTURE",
+    "FLOAT32",
+    "FLOAT64",
+    "GRADIENT",
+    "GRADIENT32",
+    "GRADIENT_FLOOR",
+    "GRADIENT_FLOOR32",
+    "PARITY",
+]
 
 # A cut model sums fewer terms in another order than the silenced original: float32 differs by 1e-7
 # to 1e-5 on networks of
@@ -25,3 +34,7 @@ GRADIENT = 1e-7
 # Gradients in float32, where forward runs in nothing else: a ReLU that rounds to the other side of
 # 0 moves a sum by one of its terms.
 GRADIENT32 = 1e-2
+
+# Gradients below this share of the largest one of all are compared with that share of it.
+GRADIENT_FLOOR = 1e-5
+GRADIENT_FLOOR32 = 1e-2

@@ -127,6 +127,11 @@ def _told(key: str) -> bool:
     return bool(ctx is not None and ctx.meta.get(key))
 
 
+def is_quiet() -> bool:
+    """Whether ``-q`` was given."""
+    return _told(QUIET)
+
+
 def is_verbose() -> bool:
     """Whether ``-v`` was given."""
     return _told(VERBOSE)

@@ -14,6 +14,7 @@ from irprune.api.declarations import OPTIONS, REPLAY
 from irprune.api.extensions import load_extensions
 from irprune.api.option import Flag, Option
 from irprune.cli import Call
+from irprune.cli.bar import Bar
 from irprune.cli.completion import complete_criterion, complete_file
 from irprune.cli.options import (
     F,
@@ -135,18 +136,25 @@ def prune(ctx: click.Context, /, **given: Any) -> int:
     """Prune MODEL, prove the result and write it. Exit code 1 where nothing was cut that should
     be."""
     load_extensions(given["files"])
-    settings = {**_settings(_chosen(ctx, given)), "progress": say}
+    output = Output(given["output"], given["format_"])
+    output.check(given["model"], given["force"])
+    settings: dict[str, Any] = {"bench": True, **_settings(_chosen(ctx, given))}
     asked = settings.get("ranks")
-    with together(asked if isinstance(asked, int) and asked > 0 else None) as ranks:
-        return _prune(ctx, given, settings, ranks)
+    with (
+        together(asked if isinstance(asked, int) and asked > 0 else None) as ranks,
+        Bar() as bar,
+    ):
+        return _prune(ctx, given, {**settings, "progress": bar}, output, ranks)
 
 
 def _prune(
-    ctx: click.Context, given: dict[str, Any], settings: dict[str, Any], ranks: Ranks
+    ctx: click.Context,
+    given: Mapping[str, Any],
+    settings: dict[str, Any],
+    output: Output,
+    ranks: Ranks,
 ) -> int:
-    """On every rank; the first writes."""
-    output = Output(given["output"], given["format_"])
-    output.check(given["model"], given["force"])
+    """On every rank; the first writes and reports."""
     if output.pretrained:
         settings.setdefault("uniform", True)
     if given["dry_run"]:
@@ -181,6 +189,8 @@ def _prune(
         shown(pruned.report.text(seconds=is_verbose()), error=output.standard)
     if written is not None and not output.standard:
         say(f"wrote {written}")
+    if pruned.report.speed is not None and pruned.report.speed.warning:
+        say(f"irprune: warning: {pruned.report.speed.warning}")
     asked = given["plan"] is None and "budget" not in settings and settings.get("ratio", 0.5) != 0
     if pruned.report.cuts_nothing and asked:
         why = "no smaller model keeps the metric" if pruned.trials is not None else ""

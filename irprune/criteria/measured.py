@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from irprune.base.journal import current
+from irprune.base.progress import tell
 from irprune.criteria import Scores
 from irprune.criteria.consumers import Reader, readers
 from irprune.criteria.obs import Surgeon
@@ -66,21 +68,34 @@ def measured(
     have them, and for each group and level a run of a few samples from the first node on that reads
     the group. Raises IrpruneError where there are no data, and for activations that are NaN."""
     readings = readings_of(calibration, graph, "measured")
+    journal, names = current(), {g.axis: g.name for g in groups}
+    known: dict[Axis, list[tuple[int, float]]] = {}
+    for g in groups if journal is not None else ():
+        if journal is not None and (held := journal.get("measured", g.name)) is not None:
+            known[g.axis] = [(int(n), float(e)) for n, e in held]
     wanted = [g for g in groups if g.axis in scores and g.axis not in spared]
     found = readers(graph, wanted, blocks)
     first = _first_reads(graph)
-    order = sorted(found, key=lambda leaf: first.get(leaf, len(graph.nodes)))
-    probe = _Probe(graph, readings.data, len(order))
-    out = {}
+    order = sorted(
+        (x for x in found if x not in known), key=lambda leaf: first.get(leaf, len(graph.nodes))
+    )
+    out = {x: scaled(scores[x], known[x]) for x in found if x in known}
+    probe = _Probe(graph, readings.data, len(found)) if order else None
     for some in readings.portions({x: [r.layer for r in found[x]] for x in order}):
         read = readings.of([r.layer for x in some for r in found[x]], products=True)
 
         def errors(leaf: Axis, read: Mapping[str, Reading] = read) -> list[tuple[int, float]]:
+            assert probe is not None
             probe.go_to(first.get(leaf, len(graph.nodes)))
             return _errors(leaf, scores[leaf], blocks, found[leaf], read, probe)
 
-        for leaf, many in zip(some, readings.data.ranks.share(some, errors), strict=True):
-            out[leaf] = scaled(scores[leaf], many)
+        def done(leaf: Axis, made: list[tuple[int, float]]) -> None:
+            out[leaf] = scaled(scores[leaf], made)
+            if journal is not None:
+                journal.put("measured", names[leaf], np.asarray(made, dtype=np.float64))
+            tell("measuring groups", len(out), len(found))
+
+        readings.data.ranks.share(some, errors, done)
     level = sum(float(out[x].sum()) for x in out) / max(
         sum(float(scores[x].sum()) for x in out), 1e-300
     )

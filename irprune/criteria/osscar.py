@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from irprune.base.journal import current
+from irprune.base.progress import tell
 from irprune.criteria import Scores, criterion
+from irprune.criteria.consumers import whole
 from irprune.criteria.obs import Diagonal, Surgeon
 from irprune.criteria.reconstruction import by_surgeons
 from irprune.ir.axis import Axis
@@ -43,7 +46,21 @@ class Osscar:
         self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
     ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
-        return by_surgeons(self, "osscar", graph, groups, blocks, self._order)
+        journal, out = current(), dict[Axis, Scores]()
+        names = {g.axis: g.name for g in groups}
+        if journal is not None:
+            known = {g.axis: journal.get("osscar", g.name) for g in groups}
+            out = {leaf: scores for leaf, scores in known.items() if scores is not None}
+        rest = [g for g in groups if g.axis not in out]
+
+        def done(leaf: Axis, scores: Scores) -> None:
+            out[leaf] = scores
+            if journal is not None:
+                journal.put("osscar", names[leaf], scores)
+            tell("ranking groups", len(out), len(groups))
+
+        by_surgeons(self, "osscar", graph, rest, blocks, self._order, done)
+        return whole(out, graph, groups, blocks)
 
     def _order(self, many: Sequence[Surgeon | Diagonal], count: int) -> Scores:
         """By how much the error grew when each index went."""

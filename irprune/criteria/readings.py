@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from irprune.base.progress import tell
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node
@@ -174,10 +175,12 @@ def _gathered(
         b, k, o = layer.blocks
         limit = rows_for(b, k) if key[1] else ROWS
         stops.setdefault(layer.node, []).append((layer, i, b * o, limit))
-    samples = data.count()
+    samples, chunks = data.count(), data.chunk_count()
     half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
 
     def add(grams: Several[Gram], batch: Batch) -> None:
+        tell("reading what layers see", batch.number, chunks)
+
         def hook(node: Node, operands: list[Any], run: Any) -> Any:
             made = run(*operands)
             for layer, i, outs, limit in stops.get(node, ()):

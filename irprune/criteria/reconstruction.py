@@ -48,14 +48,17 @@ class Reconstruction:
         self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
     ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
-        return by_surgeons(
+        out: dict[Axis, Scores] = {}
+        by_surgeons(
             self,
             "reconstruction",
             graph,
             groups,
             blocks,
             lambda many, count: np.sum([s.losses() for s in many], axis=0),
+            out.__setitem__,
         )
+        return whole(out, graph, groups, blocks)
 
 
 def by_surgeons(
@@ -65,16 +68,16 @@ def by_surgeons(
     groups: Sequence[Group],
     blocks: Mapping[Axis, Axis],
     rank: Callable[[list[Surgeon | Diagonal], int], Scores],
-) -> dict[Axis, Scores]:
-    """Scores of the groups: of a leaf what ``rank`` says to a surgeon for each layer that reads it
-    and the number of its indices.
+    done: Callable[[Axis, Scores], object],
+) -> None:
+    """Hand ``done`` the scores of each leaf that layers read: what ``rank`` says to a surgeon for
+    each of the layers and the number of the leaf's indices.
 
     Gram matrices are collected for as many leaves at a time as memory allows. Ranks that share the
     data share the leaves too.
     """
     readings = readings_of(criterion.calibration, graph, name)
     found = {leaf: many for leaf, many in readers(graph, groups, blocks).items() if many}
-    out: dict[Axis, Scores] = {}
     price: dict[str, float] | None = None
     for some in readings.portions({x: [r.layer for r in many] for x, many in found.items()}):
         read = readings.of([r.layer for x in some for r in found[x]], products=True)
@@ -95,8 +98,7 @@ def by_surgeons(
             shape = found[leaf][0].shape
             return rank(made, prod(shape)).reshape(shape)
 
-        out.update(zip(some, readings.data.ranks.share(some, scored), strict=True))
-    return whole(out, graph, groups, blocks)
+        readings.data.ranks.share(some, scored, done)
 
 
 def prices(

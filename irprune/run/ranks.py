@@ -119,12 +119,25 @@ class Ranks:
             made: A = self._message(message, self._broadcast)
         return value if self.leads else made
 
-    def share(self, items: Sequence[A], work: Callable[[A], B]) -> list[B]:
-        """``work`` of each item, in their order; every rank does its part of them and gets all."""
+    def share(
+        self,
+        items: Sequence[A],
+        work: Callable[[A], B],
+        done: Callable[[A, B], object] = lambda item, result: None,
+    ) -> list[B]:
+        """``work`` of each item, in their order; every rank does its part of them and gets all.
+        ``done`` is told each result as soon as it is here, in order."""
         if self._group is None:
-            return [work(item) for item in items]
-        done = self.gather([work(item) for item in items[self.rank :: self.size]])
-        return [done[i % self.size][i // self.size] for i in range(len(items))]
+            results = []
+            for item in items:
+                results.append(work(item))
+                done(item, results[-1])
+            return results
+        each = self.gather([work(item) for item in items[self.rank :: self.size]])
+        results = [each[i % self.size][i // self.size] for i in range(len(items))]
+        for item, result in zip(items, results, strict=True):
+            done(item, result)
+        return results
 
     def fold(self, total: S | None, part: S | None, count: int) -> S | None:
         """``total`` with the ``part`` of each of the first ``count`` ranks, added in the order of

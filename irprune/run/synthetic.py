@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from irprune.base.progress import tell
 from irprune.ir.dtype import element_type, is_half, is_integer, is_real
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.size import probe_of
@@ -73,7 +74,6 @@ def synthetic(
     *,
     within: tuple[float, float] | None = None,
     seed: int = 0,
-    progress: Callable[[float], None] = lambda share: None,
 ) -> Calibration:
     """Inputs for ``graph``, made once; ranks that work together make some each.
 
@@ -83,7 +83,6 @@ def synthetic(
         statistics: what activations are to look like, from ``irprune.run.norm_statistics``.
         within: the least and the largest value of floating-point inputs, where they are known.
         seed: the same gives the same inputs.
-        progress: called with the share that is done.
     """
     draw = np.random.default_rng(seed)
     own = [s[0] if s else 1 for s in shapes]
@@ -94,7 +93,7 @@ def synthetic(
 
     def descended(k: int) -> Any:
         def done(share: float) -> None:
-            progress((k + share) / calls)
+            tell("making inputs", k + share, calls)
 
         return _descended(graph, begun[k], statistics, plan.steps, within, done)
 

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 
-from irprune.base.tolerance import GRADIENT, GRADIENT32
+from irprune.base.tolerance import GRADIENT, GRADIENT32, GRADIENT_FLOOR, GRADIENT_FLOOR32
 from irprune.errors import first_line
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.source import torch_source
-from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Weight
 from irprune.ops.arrays import as_tensor
 from irprune.run.inputs import flat_tensors, over_tensors, redraw
@@ -105,7 +104,10 @@ def _proven(
         name: take(g, kept_indices(weights[name], graph.kept)) if name in weights else g
         for name, g in silent.items()
     }
-    error, worst = _largest(_of_module(module, call, dtype, seed), expected)
+    # What is 0 but for rounding, as of a bias before a softmax, has no error relative to itself
+    least = GRADIENT_FLOOR if dtype == torch.float64 else GRADIENT_FLOOR32
+    floor = least * max(float(g.abs().max()) for g in silent.values() if g.numel())
+    error, worst = _largest(_of_module(module, call, dtype, seed), expected, floor)
     differing: list[str] = []
     notes: list[str] = []
     if source.module is not None:
@@ -118,14 +120,15 @@ def _proven(
             differing = [
                 name
                 for name, g in own.items()
-                if not _largest({name: forward.get(name, g)}, {name: g})[0] <= tolerance
+                if not _largest({name: forward.get(name, g)}, {name: g}, floor)[0] <= tolerance
             ]
     name = str(dtype).removeprefix("torch.")
     return Gradients(error, worst, tolerance, name, tuple(differing), tuple(notes))
 
 
-def _largest(ours: Mapping[str, torch.Tensor], theirs: Found) -> tuple[float, str]:
-    """The largest relative error, and the tensor that it is at."""
+def _largest(ours: Mapping[str, torch.Tensor], theirs: Found, floor: float) -> tuple[float, str]:
+    """The largest error relative to the largest magnitude of a tensor, but not below ``floor``, and
+    the tensor that it is at."""
     worst = (0.0, "")
     for name, b in theirs.items():
         a = ours.get(name)
@@ -138,7 +141,7 @@ def _largest(ours: Mapping[str, torch.Tensor], theirs: Found) -> tuple[float, st
         a, b = a.detach().double().cpu(), b.detach().double().cpu()
         if not bool(torch.isfinite(b).all()):
             continue  # the original has no gradient there
-        scale = float(torch.maximum(a.abs().max(), b.abs().max()))
+        scale = max(floor, float(torch.maximum(a.abs().max(), b.abs().max())))
         error = float((a - b).abs().max()) / scale if scale > 0 else 0.0
         if not error <= worst[0]:
             worst = (error, name)
@@ -165,7 +168,9 @@ def _derived(
 
 
 def _leaf(t: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    return t.detach().to(device, dtype, copy=True).requires_grad_()
+    """A copy that gradients flow to, complex and whole numbers in their own type."""
+    own = t.detach().to(device, dtype if t.is_floating_point() else t.dtype, copy=True)
+    return own.requires_grad_(own.is_floating_point() or own.is_complex())
 
 
 def _watched(call: Call, leaves: dict[str, torch.Tensor]) -> Call:
@@ -198,8 +203,10 @@ def _of_graph(
     leaves: dict[str, torch.Tensor] = {}
     held: dict[Weight, torch.Tensor] = {}
     for w in graph.weights.values():
-        if w.kind == "parameter" and is_real(w.dtype):
-            leaves[w.name] = held[w] = _leaf(as_tensor(w.load()), device, dtype)
+        if w.kind == "parameter":
+            held[w] = _leaf(as_tensor(w.load()), device, dtype)
+            if held[w].requires_grad:
+                leaves[w.name] = held[w]
     source = torch_source(graph)
     inputs = source.tensors(*_watched(call, leaves))
     torch.manual_seed(seed)
@@ -213,13 +220,14 @@ def _of_graph(
 
 def _of_module(module: torch.nn.Module, call: Call, dtype: torch.dtype, seed: int) -> Found:
     """Gradients of the module that goes out."""
-    moved = copy.deepcopy(module)
-    for held in (*moved.parameters(), *moved.buffers()):
-        # not .to() of the module, which makes complex numbers real
-        held.data = held.data.to(_device_of(call), dtype if held.is_floating_point() else None)
+    device = _device_of(call)
+    # not .to() of the module, which makes complex numbers real
+    moved = copy.deepcopy(module)._apply(  # type: ignore[no-untyped-call]
+        lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype)
+    )
     leaves: dict[str, torch.Tensor] = {}
     for name, p in moved.named_parameters():
-        if p.is_floating_point():
+        if p.is_floating_point() or p.is_complex():
             leaves[name] = p.requires_grad_()
     args, kwargs = _watched(call, leaves)
     torch.manual_seed(seed)
@@ -236,8 +244,8 @@ def _of_forward(graph: Graph, call: Call, dtype: torch.dtype, seed: int) -> Foun
     state: dict[str, torch.Tensor] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         if id(p) not in shared:
-            shared[id(p)] = _leaf(p, device, dtype) if p.is_floating_point() else p.clone()
-            if p.is_floating_point():
+            shared[id(p)] = _leaf(p, device, dtype)
+            if shared[id(p)].requires_grad:
                 leaves[name] = shared[id(p)]
         state[name] = shared[id(p)]
     for name, b in model.named_buffers():

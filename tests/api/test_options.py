@@ -60,6 +60,8 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--resize": (["256x320", *DATA], {"resize": (256, 320), "calibration": "data"}),
     "--crop": (["0.875", *DATA], {"crop": 0.875, "calibration": "data"}),
     "--pixels": (["-1..1", *DATA], {"pixels": (-1.0, 1.0), "calibration": "data"}),
+    "--no-bench": ([], {"bench": False}),
+    "--resume": (["kept.jsonl"], {"resume": "kept.jsonl"}),
     "--no-calibration": ([], {"calibration": False}),
     "--repair": (["bias"], {"repair": ("bias",)}),
     "--uniform": ([], {"uniform": True}),
@@ -235,6 +237,8 @@ def told(monkeypatch: pytest.MonkeyPatch, *argv: str) -> dict[str, Any]:
     assert isinstance(result.exception, _Told), (result.exception, result.output)
     options: dict[str, Any] = result.exception.args[0]
     assert options.pop("dynamic_shapes") is None and callable(options.pop("progress"))
+    if options["bench"]:  # what a command line does by default
+        del options["bench"]
     return options
 
 

@@ -106,7 +106,8 @@ def _by_scope(nodes: Sequence[Node]) -> dict[str, list[Node]]:
     for node in nodes:
         entry = lookup(node)
         # a view that the recorder took again, or a copy, makes no difference
-        if entry is None or not (entry.stops or entry.is_view):
+        idle = entry is not None and entry.idle is not None and entry.idle(node)
+        if entry is None or not (entry.stops or entry.is_view or idle):
             found.setdefault(node.origin.scope, []).append(node)
     return found
 

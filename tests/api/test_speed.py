@@ -1,0 +1,45 @@
+"""A file that is written is timed beside the original, and a doubt is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+import irprune
+from irprune.api.speed import Speed
+from irprune.run.timing import Timing
+
+
+def speed(low: float, median: float, high: float) -> Speed:
+    one = Timing(1.0, 0.9, 1.1, 9)
+    return Speed(one, one, Timing(median, low, high, 9), "CPUExecutionProvider", 1)
+
+
+def test_what_is_said_of_a_file() -> None:
+    assert speed(0.5, 0.6, 0.7).faster is True and not speed(0.5, 0.6, 0.7).warning
+    assert speed(1.05, 1.1, 1.2).faster is False
+    assert "is not faster (1.10 of the original's time)" in speed(1.05, 1.1, 1.2).warning
+    assert speed(0.98, 1.0, 1.02).faster is False
+    assert speed(0.7, 0.95, 1.4).faster is None
+    assert "noisy (0.70 to 1.40" in speed(0.7, 0.95, 1.4).warning
+
+
+def test_a_file_of_a_module_and_of_a_file_are_timed(tmp_path: Path) -> None:
+    wide = nn.Sequential(nn.Linear(64, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU())
+    model = nn.Sequential(wide, nn.Linear(2048, 8))
+    call = (torch.randn(64, 64),)
+    first = irprune.prune(model, call, ratio=0.9, bench=True, proof=False, dynamic="none")
+    first.onnx(tmp_path / "a.onnx")
+    found = first.report.speed
+    assert found is not None and found.ratio.median < 0.6
+    assert f"latency     {found.before}" in str(first.report)
+    assert "speed" not in first.report.as_dict() and first.report.as_dict(timings=True)["speed"]
+    second = irprune.prune(onnx.load(tmp_path / "a.onnx"), ratio=0.5, bench=True, proof=False)
+    second.onnx(tmp_path / "b.onnx")
+    assert second.report.speed is not None
+    plain = irprune.prune(model, call, ratio=0.5, proof=False)
+    plain.onnx(tmp_path / "c.onnx")
+    assert plain.report.speed is None
