@@ -9,6 +9,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 from irprune.analysis.cost import Costs, repeated
@@ -21,6 +22,7 @@ from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOption
 from irprune.api.forecast import forecast
 from irprune.api.option import documented
 from irprune.api.options import Options, device_of
+from irprune.api.page import collect
 from irprune.api.pruned import Pruned
 from irprune.api.report import Change, Report
 from irprune.api.resume import journal_of
@@ -307,6 +309,7 @@ def _finish(
         cut = cut_graph(graph)
     with clock("report"):
         report = _report(graph)
+        report.details = partial(collect, graph)
         asked = options.values["budget"] is None and options.values["ratio"]
         if report.cuts_nothing and asked and not options.searches:
             report.notes.insert(0, _nothing(report))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,11 @@ class Pruned:
 
     def __repr__(self) -> str:
         return f"Pruned({printable(self.report.name)}: parameters {self.report.params}, MACs {self.report.macs})"
+
+    def _repr_html_(self) -> str:
+        """The report's page, in a frame, for a notebook."""
+        page = html.escape(self.report.to_html(), quote=True)
+        return f'<iframe title="report" srcdoc="{page}" style="width:100%;height:40rem;border:0"></iframe>'
 
     @property
     def from_onnx(self) -> bool:
@@ -201,7 +207,7 @@ class Pruned:
     def _describe(self, folder: Path) -> None:
         """The plan and the report."""
         self.plan.save(folder / "plan.json")
-        (folder / "report.json").write_text(self.report.to_json(), encoding="utf-8")
+        (folder / "report.json").write_text(self.report.to_json(details=True), encoding="utf-8")
         (folder / "report.html").write_text(self.report.to_html(), encoding="utf-8")
 
     def _fill(self, folder: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import html
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from irprune.analysis.describe import GroupLine
+from irprune.api.page import render
 from irprune.base.format import finite, human
 from irprune.base.version import __version__
 from irprune.errors import printable
@@ -68,6 +69,7 @@ class Report:
             none.
         options: The options that differ from the defaults.
         command: The command line; "" where there was none.
+        details: Collects what the page shows beyond this (``irprune.api.page.collect``).
     """
 
     name: str
@@ -91,6 +93,7 @@ class Report:
     command: str = ""
     memory: dict[str, Change] = field(default_factory=dict)
     communication: dict[str, Change] = field(default_factory=dict)
+    details: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
 
     @property
     def cuts_nothing(self) -> bool:
@@ -116,7 +119,7 @@ class Report:
             del proof["seconds"]
         counts = {k: asdict(getattr(self, k)) for k in ("params", "macs", "bytes", "activation")}
         return {
-            "irprune": __version__,
+            "version": __version__,
             "command": self.command,
             "options": self.options,
             "name": self.name,
@@ -136,16 +139,20 @@ class Report:
             **took,
         }
 
-    def to_json(self, timings: bool = False) -> str:
+    def to_json(self, timings: bool = False, details: bool = False) -> str:
         """``as_dict`` as JSON; infinite errors are written as strings.
 
         Args:
             timings: As for ``as_dict``.
+            details: Whether to add what ``irprune report`` makes the page of.
 
         Returns:
             The text of report.json.
         """
-        return json.dumps(finite(self.as_dict(timings)), indent=1) + "\n"
+        data = self.as_dict(timings)
+        if details and self.details is not None:
+            data["details"] = {k: v for k, v in self.details().items() if k != "plan"}
+        return json.dumps(finite(data), indent=1) + "\n"
 
     def text(self, seconds: bool = False) -> str:
         """The report as the command line prints it.
@@ -193,59 +200,12 @@ class Report:
         return "\n".join(printable(line, _LONGEST) for line in lines)
 
     def to_html(self) -> str:
-        """The report as a page without scripts or outside resources.
+        """The report as one page that stands alone, for a browser without a network.
 
         Returns:
             The text of report.html.
         """
-        counts = {
-            "parameters": self.params,
-            "multiply-accumulates": self.macs,
-            "bytes": self.bytes,
-            "peak activation bytes": self.activation,
-        }
-        rows = "".join(
-            _row(f"<td>{k}</td>", human(c.before), human(c.after), f"{c.left:.1%}")
-            for k, c in counts.items()
-        )
-        checks = f"<p>Proof: {_escaped(str(self.proof) if self.proof is not None else 'not asked for')}</p>"
-        checks += f"<p>ONNX parity: {_escaped(str(self.parity) if self.parity is not None else 'no ONNX file was written')}</p>"
-        checks += (
-            f"<p>Latency: {_escaped(str(self.latency))}</p>" if self.latency is not None else ""
-        )
-        checks += (
-            f"<p>Repair, after the proof: {_escaped(str(self.repair))}</p>"
-            if self.repair is not None
-            else ""
-        )
-        cut = "".join(
-            _row(_cell(g.name), g.size, g.kept, _escaped(g.reason or ", ".join(g.members)))
-            for g in self.groups
-        )
-        frozen = "".join(
-            _row(_cell(g.name), g.size, g.size, _escaped(g.reason)) for g in self.frozen
-        )
-        told = [*self.notes, *(f"no rule for {op}: {at}" for op, at in self.unruled.items())]
-        notes = "".join(f"<li>{_escaped(n)}</li>" for n in told)
-        return _PAGE.format(
-            name=_escaped(self.name),
-            rows=rows,
-            checks=checks,
-            cut=cut,
-            frozen=frozen,
-            notes=notes,
-        )
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><title>{name} pruned</title>
-<style>body{{font:15px sans-serif;margin:2em;max-width:70em}}table{{border-collapse:collapse}}td,th{{padding:.2em .8em;text-align:right;
-border-bottom:1px solid #ddd}}td:first-child,th:first-child,td:last-child{{text-align:left}}</style>
-<h1>{name}</h1>{checks}
-<table><tr><th></th><th>before</th><th>after</th><th>left</th></tr>{rows}</table>
-<h2>Groups</h2><table><tr><th>group</th><th>size</th><th>kept</th><th>members, or why it stayed whole</th></tr>{cut}</table>
-<h2>Frozen</h2><table><tr><th>group</th><th>size</th><th>kept</th><th>why</th></tr>{frozen}</table><ul>{notes}</ul></html>
-"""
+        return render(finite(self.as_dict()), finite(self.details()) if self.details else None)
 
 
 _LONGEST = 4000  # characters of one line: names in a file have no end
@@ -265,15 +225,3 @@ def _by_reason(whole: list[GroupLine]) -> list[str]:
     return lines[:_REASONS] + (
         [f"{len(lines) - _REASONS} more reasons, in report.json"] if len(lines) > _REASONS else []
     )
-
-
-def _escaped(text: str) -> str:
-    return html.escape(printable(text, _LONGEST))
-
-
-def _cell(text: str) -> str:
-    return f"<td>{_escaped(text)}</td>"
-
-
-def _row(first: str, *rest: object) -> str:
-    return f"<tr>{first}{''.join(f'<td>{x}</td>' for x in rest)}</tr>"

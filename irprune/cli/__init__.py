@@ -40,6 +40,8 @@ COMMANDS = {  # name -> where it is, and what it does in a line
         "Run the same inputs through A and B and compare every output.",
     ),
     "bench": ("irprune.cli.bench:bench", "Measure latency, size, MACs, parameters and memory."),
+    "report": ("irprune.cli.report:report", "Make the page of what was pruned again."),
+    "diff": ("irprune.cli.report:diff", "Compare two plans or reports."),
     "ops": ("irprune.cli.tables:ops_command", "List the operators that have a rule."),
     "passes": ("irprune.cli.tables:passes_command", "List the passes and their options."),
     "demo": ("irprune.cli.demo:demo", "Train, prune, prove and export a small net on digits."),

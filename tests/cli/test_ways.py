@@ -141,7 +141,7 @@ def test_quiet_and_verbose(call: Callable[..., Result], file: Path) -> None:
 
 def test_json_has_a_schema_and_errors_are_objects(call: Callable[..., Result], file: Path) -> None:
     data = json.loads(call("prune", file, "--ratio", "30%", "--json")[1])
-    assert data["schema"] == 1 and data["irprune"] == "0.1.0"
+    assert data["schema"] == 1 and data["version"] == "0.1.0"
     assert data["options"]["ratio"] == 0.3 and data["options"]["importance"] == "magnitude"
     assert "progress" not in data["options"]
     assert data["command"] == "irprune prune m.onnx --ratio 30% --json"
