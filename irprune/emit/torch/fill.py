@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from irprune.emit.torch.wrapped import is_sharded
 from irprune.errors import IrpruneError
 
 __all__ = ["fill"]
@@ -40,12 +40,9 @@ def fill(module: nn.Module, source: nn.Module) -> nn.Module:
 
 
 def _copy(into: torch.Tensor, value: torch.Tensor) -> None:
-    if not is_sharded(into):
+    if not isinstance(into, DTensor):
         into.copy_(value)
         return
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(into, DTensor)
     # Every rank has all of the value: nothing is sent
     part = distribute_tensor(
         value.to(into.device), into.device_mesh, into.placements, src_data_rank=None
