@@ -39,6 +39,7 @@ from irprune.api.option_kinds import (
     settle_keep,
     settle_normalise,
     settle_repair,
+    settle_round_to,
     settle_scope,
 )
 from irprune.choice.scopes import SCOPES
@@ -345,14 +346,16 @@ class StepOptions(ReplayOptions, total=False):
         int | str | None,
         Option(
             None,
-            "Widths become multiples of this; auto: of what onnxruntime likes here, as measured.",
+            "Widths become multiples of this; auto: of what onnxruntime likes here, as measured; "
+            "aligned: of 8 or 4 for convolutions.",
             "For example 16 for convolutions on AVX-512 and 8 on AVX2; for matrix products the same "
             "or 1.",
-            otherwise="1; auto with a budget on latency",
+            otherwise="aligned with a budget, auto with one on latency, else 1",
+            settle=settle_round_to,
             fits=or_none(lambda x: is_whole(x) or is_text(x)),
-            takes="a whole number from 1 on, or auto",
+            takes="a whole number from 1 on, auto or aligned",
             to="choose",
-            flags=(Flag("--round-to", metavar="N|auto", read=read_round_to),),
+            flags=(Flag("--round-to", metavar="N|auto|aligned", read=read_round_to),),
         ),
     ]
     min_channels: Annotated[

@@ -43,6 +43,7 @@ __all__ = [
     "settle_keep",
     "settle_normalise",
     "settle_repair",
+    "settle_round_to",
     "settle_scope",
 ]
 
@@ -227,6 +228,14 @@ def settle_scope(chosen: Any, settled: Mapping[str, Any]) -> Any:
     return chosen
 
 
+def settle_round_to(chosen: Any, settled: Mapping[str, Any]) -> Any:
+    """Widths that convolutions like where a budget counts operations and not time."""
+    budget = settled["budget"]
+    if chosen is None and budget is not None and "latency" not in budget:
+        return "aligned"
+    return chosen
+
+
 def settle_normalise(chosen: Any, settled: Mapping[str, Any]) -> Any:
     """Measured losses where a knapsack adds them up."""
     if chosen is None:
@@ -244,14 +253,16 @@ def settle_keep(chosen: Any, settled: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def read_round_to(text: str) -> int | str:
-    """``--round-to``: a whole number, or auto."""
-    if text == "auto":
+    """``--round-to``: a whole number, auto or aligned."""
+    if text in ("auto", "aligned"):
         return text
     try:
         return int(text)
     except ValueError:
         raise IrpruneError(
-            f"{option('round_to')} is {text!r}, no number", "", "a whole number from 1 on, or auto"
+            f"{option('round_to')} is {text!r}, no number",
+            "",
+            "a whole number from 1 on, auto or aligned",
         ) from None
 
 

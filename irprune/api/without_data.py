@@ -28,12 +28,15 @@ _MUCH = 0.1  # of the parameters or multiply-accumulates: more is not cut withou
 def with_data(options: Options, graph: Graph, chooses: bool) -> tuple[Options, str]:
     """``options`` with inputs made for ``graph``, and a note about them: where that is asked for
     and, for a call that ``chooses``, where nothing is said and batch norms tell enough. Otherwise
-    as they are.
+    as they are, with a note where the data that are given contradict the batch norms.
 
     Raises:
         IrpruneError: Where it is asked for and cannot be.
     """
-    asked = options.values["calibration"] == SYNTHETIC
+    given = options.values["calibration"]
+    asked = isinstance(given, str) and given == SYNTHETIC
+    if given is not None and not asked:
+        return options, _doubt(options, graph)
     if not asked and not (chooses and _left_open(options)):
         return options, ""
     if any(is_meta(w.load()) for w in graph.weights.values() if w.kind == "parameter"):
@@ -73,6 +76,20 @@ def with_data(options: Options, graph: Graph, chooses: bool) -> tuple[Options, s
         "(calibration=, --calibration) keep more"
     )
     return options.calibrated(made), note
+
+
+def _doubt(options: Options, graph: Graph) -> str:
+    """That the data are not what the batch norms have seen, where that is so."""
+    statistics = stored(graph)
+    if not statistics:
+        return ""
+    from irprune.run.calibration import Calibration
+    from irprune.run.contradiction import contradiction
+
+    text = contradiction(graph, Calibration(options.values["calibration"], graph), statistics)
+    if text and (say := options.values["progress"]) is not None:
+        say(f"warning: {text}")
+    return text
 
 
 def _left_open(options: Options) -> bool:

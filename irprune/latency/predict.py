@@ -9,11 +9,12 @@ from irprune.analysis.cost import Counts
 from irprune.analysis.sizes import example_symbols
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph, Weight
+from irprune.ir.size import probe_of
 from irprune.latency.operators import Operator, moved, works_of
 from irprune.latency.table import Table
 from irprune.ops.registry import convolution_of
 
-__all__ = ["Parts", "Predictor", "step_of"]
+__all__ = ["Parts", "Predictor", "aligned_step", "step_of"]
 
 _PER_BYTE = (
     2e-10  # seconds for a byte written by all the rest, where no whole model was measured: 5 GB/s
@@ -106,6 +107,17 @@ class Predictor:
                 (work.where, self._work(k, counts, memo), f"{work.operator.kind} {a} to {b}")
             )
         return sorted(found, key=lambda item: -item[1])
+
+
+def aligned_step(weight: Weight) -> int:
+    """The multiple that the channels of a convolution should be on most machines, whose kernels
+    work on blocks of 8 or 16: 8, 4 where there are fewer than 32 of them, 1 below 16. 1 for other
+    weights."""
+    if weight.rank < 3 or not any(convolution_of(node) is not None for node in weight.users):
+        return 1
+    channels = [n for n in map(probe_of, weight.shape[:2]) if n >= 8]
+    least = min(channels, default=1)
+    return 8 if least >= 32 else 4 if least >= 16 else 1
 
 
 def step_of(weight: Weight, table: Table) -> int:

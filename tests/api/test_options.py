@@ -39,7 +39,7 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--scope": (["global"], {"scope": "global"}),
     "--keep": (["head*"], {"keep": ("head*",)}),
     "--ratio-of": (["a*=0.25"], {"ratios": {"a*": 0.25}}),
-    "--round-to": (["8"], {"round_to": 8}),
+    "--round-to": (["aligned"], {"round_to": "aligned"}),
     "--min-channels": (["4"], {"min_channels": 4}),
     "--max-ratio": (["0.75"], {"max_ratio": 0.75}),
     "--prefer": (["head_dim"], {"prefer": "head_dim"}),

@@ -693,3 +693,19 @@ def test_the_command_line_refuses_in_one_line(
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in last and not (tmp_path / "out.onnx").exists()
     assert "--macs" not in options or "what holds it up" in last
+
+
+def test_channels_of_convolutions_are_aligned_with_a_budget() -> None:
+    wide = nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 24, 3), nn.ReLU(), nn.Conv2d(24, 10, 3), nn.ReLU(),
+        nn.Conv2d(10, 40, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(40, 30), nn.ReLU(),
+        nn.Linear(30, 5),
+    )  # fmt: skip
+    call = (torch.randn(1, 3, 20, 20),)
+    pruned = irprune.prune(wide, call, budget={"macs": 0.6}, proof=False)
+    assert pruned.options.round_to == "aligned" and pruned.report.macs.left <= 0.6
+    assert pruned.module.get_submodule("0").out_channels % 8 == 0
+    assert pruned.module.get_submodule("2").out_channels % 4 == 0
+    free = irprune.prune(wide, call, budget={"macs": 0.6}, round_to=1, proof=False)
+    assert any(free.module.get_submodule(k).out_channels % 4 for k in ("0", "2"))
+    assert irprune.prune(wide, call, ratio=0.3, proof=False).options.round_to is None

@@ -7,8 +7,10 @@ import torch
 from shared import analysed
 from torch import nn
 
+import irprune
 from irprune.ir.graph import Graph
 from irprune.run.calibration import Calibration, noise
+from irprune.run.contradiction import contradiction
 from irprune.run.interpret import evaluate
 from irprune.run.norm_statistics import stored
 from irprune.run.synthetic import WORK, Plan, planned, synthetic
@@ -97,3 +99,28 @@ def test_work_is_bounded() -> None:
     assert small.samples == 256 and small.steps == 100
     assert large.samples < 32 and 3 * large.samples * large.steps * 4e9 <= WORK
     assert planned(1e12, [(1, 3, 224, 224)]).steps == 0
+
+
+def test_data_that_batch_norms_have_not_seen_are_told() -> None:
+    model = learned()
+    graph = analysed(model, torch.randn(2, 3, 12, 12))
+    torch.manual_seed(0)
+    coarse = torch.randn(64, 3, 3, 3)
+    mix = torch.randn(3, 3, generator=torch.Generator().manual_seed(5))
+    fine = nn.functional.interpolate(coarse, size=12, mode="bilinear")
+    seen = torch.einsum("nchw,cd->ndhw", fine, mix) + 2
+    known = stored(graph)
+    assert contradiction(graph, Calibration(seen, graph), known) == ""
+    for wrong in (seen * 50, seen / 100 - 3, seen + 30):
+        assert "check the preprocessing" in contradiction(graph, Calibration(wrong, graph), known)
+    assert contradiction(graph, Calibration(seen * 50, graph), []) == ""
+
+
+def test_a_prune_with_wrong_data_says_so() -> None:
+    said: list[str] = []
+    wrong = 255 * torch.rand(32, 3, 12, 12)
+    pruned = irprune.prune(
+        learned(), (wrong[:1],), ratio=0.5, calibration=wrong, progress=said.append, proof=False
+    )
+    assert "check the preprocessing" in pruned.report.notes[-1]
+    assert any(line.startswith("warning: the calibration data") for line in said)
