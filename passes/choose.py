@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from irprune.analysis.blocks import blocks_of
+from irprune.analysis.branches import branches_of
 from irprune.analysis.copies import costly_copies
 from irprune.analysis.cost import Timed
 from irprune.analysis.widths import PREFER, Carriers, carriers_of, widths_of
@@ -166,8 +167,9 @@ class Choose:
             setting.order,
             lambda x: x not in setting.own,
             setting.latency,
-            Loss(self.scope, setting.flat, setting.groups) if packing else None,
+            Loss(self.scope, setting.flat, setting.groups, graph.drops) if packing else None,
             setting.first,
+            setting.closing,
         )
 
 
@@ -199,6 +201,11 @@ class _Setting:
             {x: h for x, h in blocks_of(graph).items() if x in self.sizes} if per_block else {}
         )
         self.flat = {x: self._flat(x) for x in self.sizes}
+        self.closing = {
+            b.leaf: b
+            for b in (branches_of(graph) if graph.drops else ())
+            if b.leaf in graph.drops and b.leaf in self.sizes and b.leaf not in self.first
+        }
         self.latency, step = _timed(options, graph)
         self.rounder = Rounder(
             self.sizes,
@@ -303,7 +310,7 @@ class _Setting:
         choice: dict[Axis, np.ndarray] = {}
         within: dict[Axis, Axis] = {}
         for x, n in counts.items():
-            if n >= self.sizes[x]:
+            if n >= self.sizes[x] or n == 0:
                 continue
             scores = self.scores[x]
             if scores.ndim == 2 and x in self.blocks:
@@ -311,7 +318,8 @@ class _Setting:
             else:
                 scores = self.flat[x]
             choice[x] = np.sort(np.argsort(-scores, axis=-1, kind="stable")[..., :n], axis=-1)
-        return Selection(choice, within)
+        dropped = {b.join.out.name: b.stream for x, b in self.closing.items() if counts[x] == 0}
+        return Selection(choice, within, dropped)
 
     def skipped(self, counts: Mapping[Axis, int]) -> dict[Axis, str]:
         """Every free leaf that stays whole, in graph order, and why."""

@@ -40,7 +40,9 @@ class Score:
     ``normalise`` (none, mean, max, standardisation, lamp, or ``measured`` on the calibration data)
     makes the groups comparable, which all but a local choice read. ``keep``, ``ratios`` and
     ``prefer`` are those of the choice that follows, where it is known: what it will leave whole is
-    not measured. Raises IrpruneError for unknown names and for scores that are not finite."""
+    not measured. With ``drop_blocks`` the loss of whole residual branches is measured too
+    (``graph.drops``), so that a knapsack may leave them out. Raises IrpruneError for unknown names
+    and for scores that are not finite."""
 
     importance: str | Importance = "magnitude"
     p: float | None = None
@@ -52,6 +54,7 @@ class Score:
     keep: tuple[str, ...] = ()
     ratios: Mapping[str, float] = field(default_factory=dict)
     prefer: str | None = None
+    drop_blocks: bool | None = None
 
     def __post_init__(self) -> None:
         self._criterion()  # its own checks
@@ -76,7 +79,10 @@ class Score:
         if self.calibration is not None:  # read once for the criterion and for measuring
             shared = readings_of(self.calibration, graph, "score")
         criterion = self._criterion(shared)
-        groups = [g for g in groups_of(graph) if not g.frozen]
+        free = [g for g in groups_of(graph) if not g.frozen]
+        spared = self._spared(graph, free)
+        # What stays whole whatever its scores is not worth reading data for
+        groups = [g for g in free if g.axis not in spared or self.calibration is None]
         blocks = blocks_of(graph)
         with self._named(criterion):
             made = criterion.scores(graph, groups, blocks)
@@ -90,8 +96,15 @@ class Score:
                     "check the weights and the calibration data",
                 )
         if self.normalise == "measured":
+            graph.drops = {}
             graph.scores = measured(
-                made, graph, groups, blocks, shared, self._spared(graph, groups)
+                made,
+                graph,
+                groups,
+                blocks,
+                shared,
+                spared,
+                graph.drops if self.drop_blocks else None,
             )
         else:
             graph.scores = {

@@ -13,6 +13,7 @@ After::
     %h: f32[1, 32] = linear(%x, %w)
     %y: f32[1, 32, 1] = reshape(%h) {shape=[1, 32, 1]}
 
+Branches that go as a whole (``kept.dropped``) are taken out first: their sum is its other operand.
 Weights are sliced when they are loaded; attributes that hold sizes are rewritten by the operator
 table; tensors made from constants alone are folded where an axis of them shrinks."""
 
@@ -22,6 +23,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from irprune.analysis.branches import take_out
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, TensorType, Value
 from irprune.ir.selection import Indices, Selection
@@ -42,8 +44,9 @@ class Slice:
         kept = graph.kept
         if kept is None:
             raise IrpruneError("nothing is chosen", "slice", "run choose first, or set graph.kept")
-        if not kept.choice:
+        if not kept.choice and not kept.dropped:
             return PassResult(False)
+        take_out(graph, kept.dropped)
         opened = graph.axes.opened if graph.axes is not None else {}
         folded = [
             n

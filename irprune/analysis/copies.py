@@ -52,6 +52,7 @@ def _without(kept: Selection, whole: dict[Axis, str]) -> Selection:
     return Selection(
         {x: k for x, k in kept.choice.items() if x not in whole},
         {x: h for x, h in kept.within.items() if x not in whole},
+        kept.dropped,
     )
 
 

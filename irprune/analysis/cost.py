@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from math import prod
 from typing import Any, Protocol
 
+from irprune.analysis.branches import take_out
 from irprune.analysis.sizes import example_symbols
+from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis, factors, find, leaves, parts
 from irprune.ir.dtype import item_bytes
 from irprune.ir.graph import Graph, Node, Value, Weight
@@ -21,6 +24,7 @@ from irprune.ops.registry import lookup
 
 __all__ = [
     "MEASURES",
+    "PART",
     "Cost",
     "Costs",
     "Counts",
@@ -31,6 +35,7 @@ __all__ = [
 ]
 
 MEASURES = ("macs", "params", "bytes", "activation")
+PART = " of "  # in the name of a measure: "params of layers*", of the weights that match alone
 
 Counts = Mapping[Axis, int]
 
@@ -190,10 +195,14 @@ class Costs:
             if weight.kind == "parameter":
                 self.params.add(axes, 1, weight.name)
         self._live = _Liveness(graph, self.symbols)
+        self._parts: dict[str, Polynomial] = {}
 
     def at(self, choice: Selection | Counts) -> Cost:
         """The cost under ``choice``. Raises ValueError where it changes a frozen axis: that is no
         cut of this graph."""
+        if isinstance(choice, Selection) and choice.dropped:
+            rest = take_out(self.graph.copy(), choice.dropped)
+            return Costs(rest, self.symbols).at(Selection(choice.choice, choice.within))
         counts = choice.counts if isinstance(choice, Selection) else choice
         for a, n in counts.items():
             if a.reason is not None and n != a.size:
@@ -207,7 +216,8 @@ class Costs:
         )
 
     def measure(self, name: str, counts: Counts) -> float:
-        """One of the measures: a whole number, but for latency, which is in seconds."""
+        """One of the measures: a whole number, but for latency, which is in seconds; ``params of
+        PATTERN`` and ``bytes of PATTERN`` are those of the weights that match."""
         return (
             self._live.peak(counts, {})[0]
             if name == "activation"
@@ -221,8 +231,30 @@ class Costs:
         return self._polynomial(name).change(leaf, before, after)
 
     def _polynomial(self, name: str) -> Polynomial | Timed:
+        if PART in name:
+            if name not in self._parts:
+                self._parts[name] = self._part(*name.split(PART, 1))
+            return self._parts[name]
         found: Polynomial | Timed = getattr(self, name)
         return found
+
+    def _part(self, measure: str, pattern: str) -> Polynomial:
+        """The parameters or bytes of the weights whose name matches ``pattern``. Raises
+        IrpruneError where none does."""
+        out, some = Polynomial(self.symbols), False
+        for weight in self.graph.weights.values():
+            if any(fnmatchcase(n, pattern) for n in (weight.name, *weight.aliases)):
+                some = True
+                if measure == "bytes" or weight.kind == "parameter":
+                    scale = item_bytes(weight.dtype) if measure == "bytes" else 1
+                    out.add(weight.axes or (), scale, weight.name)
+        if not some:
+            raise IrpruneError(
+                f"the budget's pattern {pattern!r} matches no weight",
+                "choose",
+                "name weights as model.layers*",
+            )
+        return out
 
     def together(self, leaf: Axis, names: Iterable[str]) -> dict[Axis, None]:
         """The leaves, ``leaf`` among them, on whose counts it depends what a change of ``leaf``
@@ -275,6 +307,8 @@ def repeated(graph: Graph, kept: Selection) -> tuple[int, int]:
     """Parameters and bytes of weights under ``kept`` that are stored once and stand in the graph
     several times (uses of an array of a file that have a weight of their own each), beyond the
     first of those that are cut alike."""
+    if kept.dropped:
+        graph = take_out(graph.copy(), kept.dropped)
     params = size = 0
     stored: dict[int, list[Weight]] = {}
     for weight in graph.weights.values():

@@ -73,8 +73,9 @@ def _weights(graph: Graph) -> str:
 
 def same_scores(ranks: Ranks, graph: Graph) -> None:
     """The scores of the first rank, on all: processors of other kinds round otherwise."""
-    made = ranks.first(list(graph.scores.values()))
-    graph.scores = dict(zip(graph.scores, made, strict=True))
+    scores, drops = ranks.first((list(graph.scores.values()), list(graph.drops.values())))
+    graph.scores = dict(zip(graph.scores, scores, strict=True))
+    graph.drops = dict(zip(graph.drops, drops, strict=True))
 
 
 def choose_together(ranks: Ranks, graph: Graph, timed: bool, choose: Callable[[], A]) -> A:

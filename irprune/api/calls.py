@@ -20,6 +20,7 @@ from irprune.api.agreement import check_same, choose_together, same_scores, same
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
 from irprune.api.forecast import forecast
+from irprune.api.language import refine, settle_for_logits
 from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.page import collect
@@ -111,6 +112,7 @@ def _prune(
             check_weights(graph, ranked(graph) if read else ())
             _check_rules(graph, chosen)
         with clock("score"):
+            settle_for_logits(chosen, graph)
             _say_cost(graph, chosen, ranks)
             with kept(journal_of(graph, chosen)):
                 chosen.score().run(graph)
@@ -222,6 +224,8 @@ def _choose(graph: Graph, options: Options) -> Found:
             choose_uniform(graph, choose, lambda trial: trial.run(graph))
         else:
             choose.run(graph)
+            if budget:
+                refine(graph, options, lambda: choose.run(graph))
         return Found()
     from irprune.api.latency_search import choose_in_time
 
@@ -336,9 +340,10 @@ def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:
     assert isinstance(names, tuple)
     if say is not None and current().leads:
         say(f"repairing by {' and '.join(names)}")
-    pruned.report.repair = repair(
-        pruned.graph, pruned.cut, pruned.options.values["calibration"], names
-    )
+    options = pruned.options
+    data = options.readings or options.values["calibration"]
+    pruned.report.repair = repair(pruned.graph, pruned.cut, data, names)
+    options.readings = None  # they are large
     same_weights(current(), pruned.cut)
     if not pruned.from_onnx:
         pruned._module = None

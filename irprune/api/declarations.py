@@ -409,6 +409,23 @@ class StepOptions(ReplayOptions, total=False):
             ),
         ),
     ]
+    drop_blocks: Annotated[
+        bool | None,
+        Option(
+            None,
+            "Let whole residual branches (attention or feed-forward parts) go, where that loses the "
+            "least for a budget.",
+            "Depth then competes with widths in one knapsack of measured losses.",
+            otherwise="True for a language model with calibration data and a budget, unless uniform",
+            fits=or_none(is_bool),
+            takes="True or False",
+            to="score",
+            flags=(
+                Flag("--drop-blocks", constant=True),
+                Flag("--no-drop-blocks", constant=False, help="Leave every branch."),
+            ),
+        ),
+    ]
     uniform: Annotated[
         bool | None,
         Option(
@@ -532,7 +549,9 @@ class PruneOptions(StepOptions, MetricOptions, total=False):
             None,
             "What may be left, found in place of ``ratio``: macs, params, bytes, activation (peak "
             "bytes) or latency.",
-            'Shares up to 1 or amounts, as in {"macs": 0.5}; several hold together. {"latency": '
+            'Shares up to 1 or amounts, as in {"macs": 0.5}; several hold together. Parameters and '
+            'bytes also of the weights that a pattern matches: {"params": {"model.layers*": 0.8}}. '
+            '{"latency": '
             '0.5} or {"latency": "3ms"} on onnxruntime is predicted from times of its operators, '
             "which are measured once and kept in the user's cache, then measured on the cut "
             "(``irprune.latency``).",
@@ -555,14 +574,15 @@ class PruneOptions(StepOptions, MetricOptions, total=False):
                     metavar="SHARE|AMOUNT",
                     key="params",
                     read=partial(read_amount, "params"),
-                    help="Budget: share or number of parameters to keep.",
+                    help="Budget: share or number of parameters to keep, or of those of some "
+                    "weights: 'model.layers*=0.8'.",
                 ),
                 Flag(
                     "--bytes",
                     metavar="SHARE|AMOUNT",
                     key="bytes",
                     read=partial(read_amount, "bytes"),
-                    help="Budget: share or number of stored bytes to keep.",
+                    help="Budget: share or number of stored bytes to keep, or of some weights'.",
                 ),
                 Flag(
                     "--activation",

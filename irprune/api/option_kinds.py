@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from irprune.api.user_code import callable_at, users_code
+from irprune.choice.budget import flat_budget
 from irprune.criteria import Importance
 from irprune.errors import IrpruneError, option
 from irprune.passes.repairs import repair_of
@@ -94,9 +95,9 @@ def is_numbers(x: Any) -> bool:
 
 
 def is_budget(x: Any) -> bool:
-    """Numbers or texts by measure."""
+    """Numbers or texts by measure, or by measure and pattern."""
     return isinstance(x, Mapping) and is_shares(
-        {k: v for k, v in x.items() if not isinstance(v, str)}
+        {k: v for k, v in flat_budget(x).items() if not isinstance(v, str)}
     )
 
 
@@ -129,9 +130,15 @@ def read_share(text: Any) -> float:
 
 def read_amount(measure: str, text: Any) -> Any:
     """What a budget says: a share (0.5, 50%) or an amount (28M, 1.5 G, 2e6); of latency a text with
-    a unit stays as it is. Raises IrpruneError for what is neither."""
+    a unit stays as it is. Of the weights that a pattern matches it is 'layers*=0.8', several with
+    commas. Raises IrpruneError for what is neither."""
+    if isinstance(text, Mapping):
+        return {pattern: read_amount(measure, amount) for pattern, amount in text.items()}
     if not isinstance(text, str):
         return text
+    if "=" in text and measure != "latency":
+        pairs = [part.rpartition("=") for part in text.split(",")]
+        return {pattern.strip(): read_amount(measure, amount) for pattern, _, amount in pairs}
     shown = text.strip()
     if shown.endswith("%"):
         return read_share(shown)
@@ -151,10 +158,12 @@ def read_amount(measure: str, text: Any) -> Any:
 
 
 def settle_budget(budget: Any, settled: Mapping[str, Any]) -> Any:
-    """Amounts that are given as texts, read."""
+    """Amounts that are given as texts, read; bounds on parts as measures of their own."""
     if budget is None:
         return None
-    return {measure: read_amount(measure, amount) for measure, amount in budget.items()}
+    return flat_budget(
+        {measure: read_amount(measure, amount) for measure, amount in budget.items()}
+    )
 
 
 def _preprocess(said: Any) -> Preprocess | None:

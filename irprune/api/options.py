@@ -21,6 +21,8 @@ from irprune.run.images import Folder
 if TYPE_CHECKING:
     import torch
 
+    from irprune.criteria.readings import Readings
+
 __all__ = ["Options", "check_together", "device_of"]
 
 _SETTLED = tuple({**REPLAY, **OPTIONS})  # the order in which defaults are found
@@ -39,6 +41,8 @@ class Options:
     """
 
     values: PruneOptions
+    given: tuple[str, ...]  # the names of those that are no defaults
+    readings: Readings | None  # of the calibration data, where several steps share them
 
     def __init__(self, **options: Unpack[PruneOptions]) -> None:
         given = cast("dict[str, Any]", options)
@@ -53,6 +57,8 @@ class Options:
         for name in _SETTLED:
             values[name] = OPTIONS[name].settle(values[name], values)
         self.values = cast("PruneOptions", values)
+        self.given = tuple(given)
+        self.readings: Readings | None = None
         check_metric(values, {name for name, value in given.items() if value is not None})
         self.choose()  # its own checks
         self.score()
@@ -95,7 +101,7 @@ class Options:
         """The pass that scores."""
         values = self.values
         return Score(
-            **self._of("score"),
+            **{**self._of("score"), "calibration": self.readings or values["calibration"]},
             keep=tuple(values["keep"]),
             ratios=values["ratios"],
             prefer=values["prefer"],

@@ -14,38 +14,43 @@ from typing import Any
 
 import torch
 
+from irprune.criteria.readings import Readings
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
 from irprune.passes.repairs import repair_of, repairs
-from irprune.run.calibration import Batch, Calibration, noise
+from irprune.run.calibration import Batch, Calibration, noise, split_rows
 from irprune.run.difference import channel_dims, square_off, units
 from irprune.run.interpret import evaluate
+from irprune.run.logits import Logits, divergence, logits_of, shortened
 from irprune.run.statistics import kept_part
 
 __all__ = ["Repaired", "output_error", "repair"]
 
 JUDGED = 64  # samples that the outputs are compared on, before and after
+ROWS = 4  # that give logits at a time
 MEMORY = 1 << 28  # bytes of the original's outputs that are kept between two comparisons
 
 
 @dataclass
 class Repaired:
     """``methods`` that were kept, in order; ``before`` and ``after`` are relative errors of the
-    outputs (the root of the mean squared difference over that of the output); ``notes`` say what
-    was left alone and why."""
+    outputs (the root of the mean squared difference over that of the output), or, where the output
+    is logits, divergences from the original's next token in nats (``measure`` says which);
+    ``notes`` say what was left alone and why."""
 
     methods: tuple[str, ...]
     before: float
     after: float
     samples: int  # that were compared
     notes: list[str] = field(default_factory=list)
+    measure: str = "output error"
 
     def __str__(self) -> str:
         if not self.methods:
-            return f"no repair: output error {self.before:.3g} on {self.samples} samples"
-        return f"{' + '.join(self.methods)}: output error {self.before:.3g} -> {self.after:.3g} on {self.samples} samples"
+            return f"no repair: {self.measure} {self.before:.3g} on {self.samples} samples"
+        return f"{' + '.join(self.methods)}: {self.measure} {self.before:.3g} -> {self.after:.3g} on {self.samples} samples"
 
 
 def repair(
@@ -81,7 +86,10 @@ def repair(
             "run choose on it, and slice on a copy",
         )
     notes: list[str] = []
-    if calibration is None:
+    readings = calibration if isinstance(calibration, Readings) else None
+    if readings is not None:
+        data = readings.data
+    elif calibration is None:
         data = _noise(original, noise_range, notes)
     else:
         data = Calibration(
@@ -89,12 +97,14 @@ def repair(
             original,
             samples=calibration.samples if isinstance(calibration, Calibration) else None,
         )
-    judge = _Judge(original, data.joined(JUDGED))
+    judge = _judge(original, data)
     before = error = judge.error(cut)
     done = []
     for name in names:
         held = {w: w.load for w in cut.weights.values()}
         own = {k: v for k, v in options.items() if k in has[name]}
+        if "readings" in has[name] and readings is not None:
+            own["readings"] = readings
         result = passes[name](original, data, **own).run(cut)
         notes += result.notes
         now = judge.error(cut) if result.changed else error
@@ -107,7 +117,7 @@ def repair(
         elif result.changed:
             error = now
             done.append(name)
-    return Repaired(tuple(done), before, error, judge.samples, notes)
+    return Repaired(tuple(done), before, error, judge.samples, notes, judge.measure)
 
 
 def _noise(original: Graph, limits: tuple[float, float] | None, notes: list[str]) -> Calibration:
@@ -141,6 +151,17 @@ def output_error(original: Graph, cut: Graph, calibration: Calibration) -> float
     return _Judge(original, calibration).error(cut)
 
 
+def _judge(original: Graph, data: Calibration) -> _Judge:
+    """What compares outputs: of a model that gives logits on fewer rows, a few at a time, since a
+    vocabulary is large."""
+    if logits_of(original) is None:
+        return _Judge(original, data.joined(JUDGED))
+    few = [shortened(original, b) for b in data.joined(JUDGED // 4)]
+    return _Judge(
+        original, [p for b in few for p in (split_rows(b, ROWS) if data.resizable else [b])]
+    )
+
+
 class _Judge:
     """What the original says to some data: kept for as many batches as ``MEMORY`` bytes hold,
     worked out again for the others."""
@@ -153,6 +174,8 @@ class _Judge:
         self._dims = channel_dims(original)
         self._units: dict[int, torch.Tensor | None] = {}
         self.samples = 0  # of the last comparison
+        self.logits = logits_of(original)
+        self.measure = "output error" if self.logits is None else "divergence in nats"
 
     def _answers(self, number: int, batch: Batch) -> list[torch.Tensor]:
         if number not in self._said:
@@ -165,7 +188,9 @@ class _Judge:
         return self._said[number]
 
     def error(self, cut: Graph) -> float:
-        """See ``output_error``."""
+        """See ``output_error``; of logits the divergence."""
+        if self.logits is not None:
+            return self._divergence(cut, self.logits)
         kept = self.original.kept
         difference: dict[int, float] = {}
         power: dict[int, float] = {}
@@ -188,3 +213,14 @@ class _Judge:
             for i in difference
         ]
         return sum(shares) / len(shares) if shares else 0.0
+
+    def _divergence(self, cut: Graph, logits: Logits) -> float:
+        total, count = 0.0, 0
+        self.samples = 0
+        for number, batch in enumerate(self.data):
+            self.samples += batch.size
+            theirs = self._answers(number, batch)[logits.output]
+            ours = evaluate(cut, batch.inputs, dtype=self.half)[logits.output]
+            lost, tokens = divergence(ours, theirs, logits.weights(batch.inputs))
+            total, count = total + lost, count + tokens
+        return total / max(1, count)

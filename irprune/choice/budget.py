@@ -6,10 +6,10 @@ With a bound on latency, or where scores are losses that add up, it is a knapsac
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
-from irprune.analysis.cost import MEASURES, Costs, Timed
+from irprune.analysis.cost import MEASURES, PART, Costs, Timed
 from irprune.analysis.outline import placed
 from irprune.choice.counts import Rounder
 from irprune.choice.knapsack import Loss, solve_knapsack
@@ -18,7 +18,9 @@ from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 
-__all__ = ["check_budget", "read_latency_budget", "solve_budget"]
+__all__ = ["check_budget", "flat_budget", "read_latency_budget", "solve_budget"]
+
+OF_PARTS = ("params", "bytes")  # measures that a budget may bound for a part of the weights
 
 _UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6}
 _STEPS = 40  # halvings of the ratio: far below one index of any leaf
@@ -29,7 +31,8 @@ def check_budget(budget: Mapping[str, float]) -> None:
     if not budget:
         raise IrpruneError("the budget is empty", "choose", "for example {'macs': 0.5}")
     for name, amount in budget.items():
-        if name not in (*MEASURES, "latency"):
+        measure, of_part, _ = name.partition(PART)
+        if name not in (*MEASURES, "latency") and not (of_part and measure in OF_PARTS):
             raise IrpruneError(
                 f"no budget on {name!r}", "choose", "one of " + ", ".join((*MEASURES, "latency"))
             )
@@ -43,6 +46,18 @@ def check_budget(budget: Mapping[str, float]) -> None:
                 "choose",
                 "a share up to 1, or an amount above 1",
             )
+
+
+def flat_budget(budget: Mapping[str, Any]) -> dict[str, Any]:
+    """``budget`` with bounds on parts, ``{"params": {"layers*": 0.8}}``, as measures of their own:
+    ``{"params of layers*": 0.8}``."""
+    out: dict[str, Any] = {}
+    for name, amount in budget.items():
+        if isinstance(amount, Mapping):
+            out.update({f"{name}{PART}{pattern}": share for pattern, share in amount.items()})
+        else:
+            out[name] = amount
+    return out
 
 
 def read_latency_budget(amount: Any) -> tuple[float, bool]:
@@ -74,15 +89,16 @@ def solve_budget(
     latency: Timed | None = None,
     loss: Loss | None = None,
     first: Mapping[Axis, Axis] | None = None,
+    emptied: Container[Axis] = (),
 ) -> dict[Axis, int]:
     """The counts whose cost is above no bound and to which no single step of any leaf could be
     added.
 
     ``counts_at`` gives the counts for a ratio from 0 to 1, ``order`` the leaves in the order in
     which steps are given back, ``grown`` which may be. A bound on latency needs ``latency``. With a
-    ``loss`` of counts it is a knapsack. Leaves that are tied to a
-    ``first`` have its count. Raises IrpruneError with the smallest reachable cost where
-    a bound cannot be met."""
+    ``loss`` of counts it is a knapsack. Leaves that are tied to a ``first`` have its count; of
+    those that may be ``emptied`` a knapsack may keep nothing. Raises IrpruneError with the smallest
+    reachable cost where a bound cannot be met."""
     check_budget(budget)
     costs = Costs(graph, latency=latency)
     if first:
@@ -99,7 +115,7 @@ def solve_budget(
                 None if loss is None else tied_loss(loss, first),
             )
         )
-    return _solved(costs, budget, counts_at, rounder, order, grown, loss)
+    return _solved(costs, budget, counts_at, rounder, order, grown, loss, emptied)
 
 
 def _of_firsts(
@@ -117,6 +133,7 @@ def _solved(
     order: Callable[[Mapping[Axis, int]], list[Axis]],
     grown: Callable[[Axis], bool],
     loss: Loss | None,
+    emptied: Container[Axis] = (),
 ) -> dict[Axis, int]:
     """The search of ``solve_budget``."""
     whole = {name: costs.measure(name, {}) for name in budget}
@@ -143,14 +160,16 @@ def _solved(
             )
     if loss is not None:
         begun = counts_at(0.0)
-        levels = {x: rounder.levels(x) for x in begun if grown(x)}
+        levels = {
+            x: [*([0] if x in emptied else []), *rounder.levels(x)] for x in begun if grown(x)
+        }
         found = solve_knapsack(costs, bounds, begun, levels, loss)
         return _filled(
             costs,
             bounds,
             best if found is None else found,
             rounder,
-            [x for x in order(best) if grown(x)],
+            [x for x in order(best) if grown(x) and (found is None or found[x])],
         )
     for _ in range(_STEPS):
         middle = (low + high) / 2

@@ -79,6 +79,7 @@ class Plan:
         model: The name of that model.
         choices: The kept indices of each group that was cut.
         weights: The shape of each weight, and a few numbers by which it is known again.
+        dropped: Sums whose branch goes as a whole, as in ``Selection``.
         version: The version of the format.
     """
 
@@ -86,6 +87,7 @@ class Plan:
     model: str
     choices: tuple[Choice, ...]
     weights: Mapping[str, Recorded] = field(default_factory=dict)
+    dropped: Mapping[str, int] = field(default_factory=dict)
     version: int = VERSION
 
     @staticmethod
@@ -174,6 +176,7 @@ class Plan:
                 str(data["model"]),
                 tuple(_choice(c) for c in data["choices"]),
                 weights,
+                {str(k): int(v) for k, v in data.get("dropped", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as broken:
             raise IrpruneError(
@@ -289,7 +292,7 @@ def _recorded(graph: Graph, kept: Selection) -> Plan:
         )
         for name in used
     }
-    return Plan(fingerprint(graph), graph.name, choices, weights)
+    return Plan(fingerprint(graph), graph.name, choices, weights, kept.dropped)
 
 
 def _spots(group: Group, kept: Selection) -> list[Spot]:

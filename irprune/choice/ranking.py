@@ -51,11 +51,17 @@ class Loss:
 
     ``local``: the inverse of the share of its importance that is left, so that every width gives
     and none is emptied. ``global`` and ``knapsack``: the importance of what is dropped;
-    ``isomorphic``: the same, in units of the mean over equal structures."""
+    ``isomorphic``: the same, in units of the mean over equal structures. ``drops`` are the losses
+    of leaves of which nothing is kept, where that may be."""
 
     def __init__(
-        self, scope: str, scores: Mapping[Axis, Scores], groups: Mapping[Axis, Group]
+        self,
+        scope: str,
+        scores: Mapping[Axis, Scores],
+        groups: Mapping[Axis, Group],
+        drops: Mapping[Axis, float] | None = None,
     ) -> None:
+        self.drops = drops or {}
         kept = {x: np.sort(s)[::-1] for x, s in scores.items()}
         # one importance may be below zero: only what lies above the least counts, and a little that
         # all have
@@ -71,6 +77,8 @@ class Loss:
 
     def __call__(self, x: Axis, count: int) -> float:
         held = self.held[x]
+        if count == 0:  # the whole branch
+            return max(self.drops[x], self(x, 1))
         if not self.local:
             return float(held[-1] - held[count - 1]) / self.unit[x]
         # half by importance and half by number: equal or vanishing importance must not make a width

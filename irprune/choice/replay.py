@@ -45,6 +45,12 @@ def choose_by_plan(plan: Plan, graph: Graph) -> None:
 def replay(plan: Plan, graph: Graph) -> Selection:
     """The choice of ``plan`` on an analysed ``graph``. Raises IrpruneError, naming the weight,
     where the plan does not fit it."""
+    if plan.dropped and plan.source != fingerprint(graph):
+        raise IrpruneError(
+            "the plan leaves whole branches out, which are not found in another form of the model",
+            plan.model,
+            "replay it on the model it was made on, and export that",
+        )
     return (
         _same(plan, graph) if plan.source == fingerprint(graph) else _Elsewhere(plan, graph).kept()
     )
@@ -69,7 +75,7 @@ def _same(plan: Plan, graph: Graph) -> Selection:
                 raise _misfit(f"group {c.name!r}", f"blocks of {c.within!r}", "no such group")
             within[group.axis] = groups[c.within].axis
     try:
-        return Selection(choice, within)
+        return Selection(choice, within, plan.dropped)
     except ValueError as broken:
         raise IrpruneError(
             f"the plan is damaged: {broken}", plan.model, "make it again"

@@ -15,18 +15,22 @@ from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from irprune.analysis.branches import Branch, branches_of
 from irprune.base.journal import current
 from irprune.base.progress import tell
 from irprune.criteria import Scores
 from irprune.criteria.consumers import Reader, readers
 from irprune.criteria.obs import Surgeon
 from irprune.criteria.readings import Reading, key_of, readings_of
+from irprune.criteria.refit import refitted
 from irprune.ir.axis import Axis, leaves
 from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.group import Group
 from irprune.ir.selection import Selection
+from irprune.run.logits import divergence, logits_of, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +38,17 @@ if TYPE_CHECKING:
     from irprune.run.calibration import Calibration
     from irprune.run.interpret import Hook
 
-__all__ = ["LEVELS", "affordable", "measured", "scaled"]
+__all__ = [
+    "LEVELS",
+    "Probe",
+    "Refits",
+    "affordable",
+    "first_reads",
+    "inputs_of",
+    "measured",
+    "put_refit",
+    "scaled",
+]
 
 # Shares of a group that are dropped to measure; of all of it, one index stays
 LEVELS = (
@@ -43,6 +57,7 @@ LEVELS = (
     (0.25, 0.5, 1.0),
 )
 SAMPLES = (8, 32)  # of the calibration data that the outputs are compared on, at least and at most
+ROWS = 4  # of a model that gives logits: their tokens are many
 RUNS = 3  # over all data that the comparisons may cost; beyond it, the fewest samples and levels
 RIDGE = 1e-2  # of the refit, relative to the mean diagonal of the Gram matrix
 
@@ -56,13 +71,17 @@ def measured(
     blocks: Mapping[Axis, Axis],
     calibration: Any,
     spared: Container[Axis] = (),
+    drops: dict[Axis, float] | None = None,
 ) -> dict[Axis, Scores]:
     """``scores`` scaled so that the sum of the lowest is the error of the outputs without them: the
     mean over floating-point outputs of the squared difference relative to the square of the output
     (of each channel, where their scales are unlike), of probabilities their divergence; of a model
-    without any the share of elements that differ.
+    without any the share of elements that differ; of one whose output is logits the divergence of
+    the next token's distributions (``irprune.run.logits``).
 
-    Groups that are ``spared`` keep their scores, at the mean level of the others.
+    With ``drops``, the error without a residual branch is put there for the leaf that its last
+    layer sums over, in place of the error with one index left. Groups that are ``spared`` keep
+    their scores, at the mean level of the others.
 
     Costs one run over the data for the Gram matrices, where ``calibration`` is not readings that
     have them, and for each group and level a run of a few samples from the first node on that reads
@@ -75,24 +94,32 @@ def measured(
             known[g.axis] = [(int(n), float(e)) for n, e in held]
     wanted = [g for g in groups if g.axis in scores and g.axis not in spared]
     found = readers(graph, wanted, blocks)
-    first = _first_reads(graph)
+    first = first_reads(graph)
     order = sorted(
         (x for x in found if x not in known), key=lambda leaf: first.get(leaf, len(graph.nodes))
     )
+    # The first stays: by it, caches of decoders tell how far they are
+    branches = {} if drops is None else {b.leaf: b for b in branches_of(graph)[1:]}
+    for x in branches:
+        if drops is not None and x in known:
+            drops[x] = known[x].pop()[1]
     out = {x: scaled(scores[x], known[x]) for x in found if x in known}
-    probe = _Probe(graph, readings.data, len(found)) if order else None
+    probe = Probe(graph, readings.data, len(found)) if order else None
     for some in readings.portions({x: [r.layer for r in found[x]] for x in order}):
         read = readings.of([r.layer for x in some for r in found[x]], products=True)
 
         def errors(leaf: Axis, read: Mapping[str, Reading] = read) -> list[tuple[int, float]]:
             assert probe is not None
             probe.go_to(first.get(leaf, len(graph.nodes)))
-            return _errors(leaf, scores[leaf], blocks, found[leaf], read, probe)
+            branch = branches.get(leaf)
+            return _errors(leaf, scores[leaf], blocks, found[leaf], read, probe, branch)
 
         def done(leaf: Axis, made: list[tuple[int, float]]) -> None:
-            out[leaf] = scaled(scores[leaf], made)
             if journal is not None:
                 journal.put("measured", names[leaf], np.asarray(made, dtype=np.float64))
+            if leaf in branches and drops is not None:
+                drops[leaf] = made.pop()[1]
+            out[leaf] = scaled(scores[leaf], made)
             tell("measuring groups", len(out), len(found))
 
         readings.data.ranks.share(some, errors, done)
@@ -102,7 +129,7 @@ def measured(
     return {leaf: out[leaf] if leaf in out else s * level for leaf, s in scores.items()}
 
 
-def _first_reads(graph: Graph) -> dict[Axis, int]:
+def first_reads(graph: Graph) -> dict[Axis, int]:
     """For each leaf the place of the first node that reads it: of a value, or of a weight whose
     result has it no more."""
     first: dict[Axis, int] = {}
@@ -147,18 +174,22 @@ def _errors(
     blocks: Mapping[Axis, Axis],
     many: Sequence[Reader],
     read: Mapping[str, Reading],
-    probe: _Probe,
+    probe: Probe,
+    branch: Branch | None = None,
 ) -> list[tuple[int, float]]:
-    """The error of the outputs with the lowest of ``leaf`` gone, for the count of each level."""
+    """The error of the outputs with the lowest of ``leaf`` gone, for the count of each level; with
+    a ``branch`` that it closes the last one is that of the branch gone, twice: of all indices but
+    one, and of all."""
     size = scores.shape[-1]
     order = np.argsort(scores, axis=-1, kind="stable")
-    refitted = [
-        (r, Surgeon(r, read[key_of(r.layer)], RIDGE))
-        for r in many
-        if read[key_of(r.layer)].products and not r.layer.shared()
-    ]
+    able = [r for r in many if read[key_of(r.layer)].products and not r.layer.shared()]
+    surgeons = (
+        [(r, Surgeon(r, read[key_of(r.layer)], RIDGE)) for r in able]
+        if probe.logits is None
+        else []
+    )
     out: list[tuple[int, float]] = []
-    for level in probe.levels:
+    for level in probe.levels if branch is None else probe.levels[:-1]:
         start, count = out[-1][0] if out else 0, min(round(level * size), size - 1)
         if count <= start:
             continue
@@ -166,21 +197,41 @@ def _errors(
             -1, *[1] * (scores.ndim > 1)
         )
         refits: Refits = {}
-        for reader, surgeon in refitted:
+        for reader, surgeon in surgeons:
             surgeon.drop(gone.reshape(-1))
-            _refit(reader, surgeon, read[key_of(reader.layer)], refits)
+            put_refit(reader, surgeon.weight(), read[key_of(reader.layer)], refits)
+        for reader in able if probe.logits is not None else ():
+            reading = read[key_of(reader.layer)]
+            put_refit(
+                reader, refitted(reading, inputs_of(reader, order[..., :count]))[0], reading, refits
+            )
         kept = Selection(
             {leaf: np.sort(order[..., count:], axis=-1)},
             {leaf: blocks[leaf]} if scores.ndim > 1 else None,
         )
         out.append((count, probe.error(kept, refits)))
+    if branch is not None:
+        lost = probe.error(Selection({}, dropped={branch.join.out.name: branch.stream}), {})
+        if not out or out[-1][0] < size - 1:
+            out.append((size - 1, lost))
+        out.append((size, lost))
     return out
 
 
-def _refit(reader: Reader, surgeon: Surgeon, reading: Reading, refits: Refits) -> None:
-    """The layer's weights without what the surgeon has taken out, and the bias that keeps its
-    mean."""
-    layer, weight = reader.layer, surgeon.weight()
+def inputs_of(reader: Reader, indices: NDArray[np.int64]) -> torch.Tensor:
+    """Which inputs [b, k] of a layer belong to ``indices`` of a leaf, of each block in a row."""
+    import torch
+
+    size = reader.shape[-1]
+    rows = size * np.arange(indices[..., 0].size).reshape(-1, *[1] * (indices.ndim > 1))
+    gone = np.zeros(int(np.prod(reader.shape)), dtype=bool)
+    gone[(indices + rows).reshape(-1)] = True
+    return torch.from_numpy((reader.owner >= 0) & gone[reader.owner])
+
+
+def put_refit(reader: Reader, weight: torch.Tensor, reading: Reading, refits: Refits) -> None:
+    """The layer with ``weight`` [b, k, o], and the bias that keeps its mean."""
+    layer = reader.layer
     refits.setdefault(layer.node, {})[layer.by] = layer.stored.operand(layer.array(weight))
     if layer.bias is not None:
         moved = (reading.mean[:, None] @ (reading.weight - weight))[:, 0]
@@ -201,29 +252,38 @@ def affordable(groups: int, samples: int) -> tuple[tuple[float, ...], int]:
     return LEVELS[-1], least
 
 
-class _Probe:
+class Probe:
     """A share of the calibration data, what the original says to it, and how far it has run: what
     lies before the first node that reads a group is the same with and without it."""
 
-    def __init__(self, graph: Graph, data: Calibration, groups: int) -> None:
+    def __init__(self, graph: Graph, data: Calibration, groups: int, rows: int = ROWS) -> None:
         from irprune.run.difference import channel_dims
         from irprune.run.statistics import Tape
 
-        self.levels, samples = affordable(groups, data.count())
-        batches = data.joined(samples)
+        self.logits = logits_of(graph)
+        if self.logits is None:
+            self.levels, samples = affordable(groups, data.count())
+            batches = data.joined(samples)
+        else:
+            self.levels = LEVELS[-1]
+            batches = [shortened(graph, b) for b in data.joined(rows)]
+        self.counted = [self.logits.weights(b.inputs) if self.logits else None for b in batches]
         self.graph, self.tape, self.at = graph, Tape(graph), 0
         floating = [i for i, v in enumerate(graph.outputs) if is_real(v.dtype)]
         self.judged = floating or list(range(len(graph.outputs)))
+        if self.logits is not None:
+            self.judged = [self.logits.output]
         dims = channel_dims(graph)
         self.dims = [dims[i] for i in self.judged]
         self.symbols = [self.tape.symbols(b.inputs) for b in batches]
         self.begun = [self.tape.start(b.inputs) for b in batches]
         self.said = self._outputs(None)
 
-    def go_to(self, node: int) -> None:
-        """Run the original up to a place in the graph's order, not before the last one."""
+    def go_to(self, node: int, hook: Hook | None = None) -> None:
+        """Run the original, under ``hook``, up to a place in the graph's order, not before the last
+        one."""
         for env, symbols in zip(self.begun, self.symbols, strict=True):
-            self.tape.advance(env, symbols, self.at, node)
+            self.tape.advance(env, symbols, self.at, node, hook)
         self.at = node
 
     def _outputs(self, hook: Hook | None) -> list[list[torch.Tensor]]:
@@ -235,9 +295,8 @@ class _Probe:
             out.append([self.tape.read(env, self.graph.outputs[i]) for i in self.judged])
         return out
 
-    def error(self, kept: Selection, refits: Refits) -> float:
-        """How far the outputs under ``kept`` with some operands replaced are off, averaged over
-        outputs."""
+    def hook(self, kept: Selection, refits: Refits) -> Hook:
+        """What runs nodes under ``kept`` with some operands replaced."""
         from irprune.run.oracle import silencer
 
         silence = silencer(kept, self.tape.device)
@@ -247,7 +306,14 @@ class _Probe:
                 operands[i] = tensor.to(operands[i])
             return silence(node, operands, run)
 
-        ours = self._outputs(hook)
+        return hook
+
+    def error(self, kept: Selection, refits: Refits) -> float:
+        """How far the outputs under ``kept`` with some operands replaced are off, averaged over
+        outputs."""
+        ours = self._outputs(self.hook(kept, refits))
+        if self.logits is not None:
+            return self._divergence(ours)
         errors = [
             _off(list(a), list(b), dim)
             for a, b, dim in zip(
@@ -255,6 +321,13 @@ class _Probe:
             )
         ]
         return sum(errors) / len(errors)
+
+    def _divergence(self, ours: list[list[torch.Tensor]]) -> float:
+        """The mean divergence of the next token's distributions, in nats."""
+        found = [
+            divergence(a[0], b[0], w) for a, b, w in zip(ours, self.said, self.counted, strict=True)
+        ]
+        return sum(total for total, _ in found) / max(1, sum(count for _, count in found))
 
 
 def _off(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], dim: int | None) -> float:

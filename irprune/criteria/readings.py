@@ -80,6 +80,17 @@ class Reading:
         return self.variance + self.mean.square()
 
     @property
+    def peak(self) -> torch.Tensor:
+        """The highest square of each input [b, k]; of a product of matrices over all rows."""
+        peak: torch.Tensor = self._rows.gram.peak
+        return peak
+
+    @property
+    def second_moment(self) -> torch.Tensor:
+        """The mean products of the inputs [b, k, k], in the rows' precision."""
+        return self._rows.gram.second_moment()
+
+    @property
     def covariance(self) -> torch.Tensor:
         """Of the inputs [b, k, k], in the rows' precision."""
         return self._rows.gram.covariance()
@@ -187,6 +198,8 @@ def _gathered(
                 share = max(1, -(-limit * batch.size // samples))
                 at = sampled_rows(made.numel() // outs, share, batch.number)
                 _add(grams[i], layer.read(operands, at), node.where)
+                if at is not None and layer.reads[0] == "contraction":  # nothing is unfolded
+                    grams[i].saw(layer.read(operands).cpu())
             return made
 
         evaluate(graph, batch.inputs, wanted=[n.out for n in stops], dtype=half, hook=hook)

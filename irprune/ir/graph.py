@@ -227,7 +227,9 @@ class Graph:
         self.scores: dict[
             Axis, NDArray[np.float64]
         ] = {}  # importance of each index of a free leaf, set by score
+        self.drops: dict[Axis, float] = {}  # loss of a branch whose last layer sums over the leaf
         self.kept: Selection | None = None  # set by choose
+        self.removed: dict[str, None] = {}  # names of weights that went with a whole branch
         self.skipped: dict[Axis, str] = {}  # free leaves that choose left whole, and why
         self.source: Source | None = None  # what the front end keeps of the model
         self.fixed: list[Fixed] = []  # sizes of inputs that the graph is right for alone
@@ -312,6 +314,7 @@ class Graph:
         for old, fresh in new.items():
             fresh.axes = old.axes
         twin.outputs = [new[v] for v in self.outputs]
+        twin.drops, twin.removed = self.drops, dict(self.removed)
         twin.source, twin.notes = self.source, list(self.notes)
         twin.fixed, twin.guards = list(self.fixed), list(self.guards)
         twin.sizes, twin.places = dict(self.sizes), dict(self.places)

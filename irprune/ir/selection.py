@@ -35,13 +35,17 @@ class Selection:
 
     An index array of two dimensions is a choice per block: row ``h`` holds what is kept within
     index ``h`` of the leaf ``within[leaf]``, which stands in the same value wherever the leaf
-    stands. Raises ValueError for indices that are out of range, not ascending or none."""
+    stands. ``dropped`` are sums whose branch goes as a whole (``irprune.analysis.branches``): by
+    the name of the sum's result, its operand that stays. Raises ValueError for indices that are out
+    of range, not ascending or none."""
 
     def __init__(
         self,
         choice: Mapping[Axis, Sequence[int] | Indices],
         within: Mapping[Axis, Axis] | None = None,
+        dropped: Mapping[str, int] | None = None,
     ) -> None:
+        self.dropped = dict(dropped or {})
         self.choice: dict[Axis, Indices] = {
             find(a): np.asarray(k, dtype=np.int64) for a, k in choice.items()
         }
@@ -76,7 +80,8 @@ class Selection:
     def same_as(self, other: Selection | None) -> bool:
         """Whether both drop the same indices; None drops nothing."""
         theirs, within = (other.choice, other.within) if other is not None else ({}, {})
-        if list(self.choice) != list(theirs):
+        gone = other.dropped if other is not None else {}
+        if list(self.choice) != list(theirs) or self.dropped != gone:
             return False
         return all(
             np.array_equal(k, theirs[x]) and self.within.get(x) is within.get(x)

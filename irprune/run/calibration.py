@@ -28,7 +28,7 @@ from irprune.run.interpret import evaluate
 from irprune.run.pixels import plain_pixels
 from irprune.run.ranks import current
 
-__all__ = ["Batch", "Calibration", "noise"]
+__all__ = ["Batch", "Calibration", "noise", "split_rows"]
 
 
 @dataclass(frozen=True)
@@ -320,6 +320,12 @@ class _Pieces:
             return
         for at in range(0, size, step):
             yield slice(at, min(at + step, size))
+
+
+def split_rows(batch: Batch, count: int) -> list[Batch]:
+    """``batch`` in pieces of at most ``count`` samples."""
+    starts = range(0, max(1, batch.size), count)
+    return [_rows(batch, slice(at, min(at + count, batch.size))) for at in starts]
 
 
 def noise(

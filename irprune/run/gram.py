@@ -33,6 +33,7 @@ class Gram:
     def __init__(self, products: bool = True) -> None:
         self.products = products
         self.count = 0
+        self.peak: Any = None  # the highest square of each input [b, k]
         self._shift: Any = None
         self._sum: Any = 0.0
         self._xx: Any = None  # [b, k, k], or [b, k] without products
@@ -45,6 +46,7 @@ class Gram:
         if n == 0:
             return
         x = x if x.dtype == torch.float64 else x.float()
+        self.saw(x.transpose(0, 1))
         if self._shift is None:
             self._shift = x.mean(1, keepdim=True)
             self._xx = x.new_zeros((b, k, k) if self.products else (b, k))
@@ -62,12 +64,18 @@ class Gram:
             self._xr.baddbmm_(x.transpose(1, 2), r)
             self._r = self._r + r.sum(1, dtype=torch.float64)
 
+    def saw(self, x: torch.Tensor) -> None:
+        """Count rows x [n, b, k] for ``peak`` alone."""
+        highest = x.abs().amax(0).double().square()
+        self.peak = highest if self.peak is None else torch.maximum(self.peak, highest)
+
     def merged(self, other: Gram) -> Gram:
         """The sums over the rows of both; one of the two is used up for it."""
         if other._shift is None or self._shift is None:
             return self if other._shift is None else other
         move = other._shift - self._shift  # what their rows are further from our shift
         theirs, count = other._sum.to(move.dtype), other.count
+        self.peak = torch.maximum(self.peak, other.peak)
         self._xx += other._xx
         if self.products:  # theirs move' + move theirs' + count move move', in one product
             own, across = move.transpose(1, 2), theirs[:, :, None]

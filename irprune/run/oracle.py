@@ -57,6 +57,10 @@ def silencer(
     present = _Presence(kept, device, sizes or {})
 
     def hook(node: Node, operands: list[Any], run: Callable[..., Any]) -> Any:
+        stays = kept.dropped.get(node.outputs[0].name) if node.outputs else None
+        if stays is not None:  # the branch is silenced: the sum is still made
+            operands = list(operands)
+            operands[1 - stays] = torch.zeros_like(operands[1 - stays])
         entry = lookup(node)
         if entry is None:
             return run(*operands)

@@ -61,5 +61,7 @@ def same_choice(graph: Graph, twin: Graph) -> Selection | None:
     at = {g.axis: other.axis for g, other in zip(ours, theirs, strict=True)}
     kept = graph.kept
     return Selection(
-        {at[a]: k for a, k in kept.choice.items()}, {at[a]: at[h] for a, h in kept.within.items()}
+        {at[a]: k for a, k in kept.choice.items()},
+        {at[a]: at[h] for a, h in kept.within.items()},
+        kept.dropped,
     )

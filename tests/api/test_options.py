@@ -44,6 +44,8 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--max-ratio": (["0.75"], {"max_ratio": 0.75}),
     "--prefer": (["head_dim"], {"prefer": "head_dim"}),
     "--no-per-block": ([], {"per_block": False}),
+    "--drop-blocks": ([], {"drop_blocks": True}),
+    "--no-drop-blocks": ([], {"drop_blocks": False}),
     "--reduce": (["max"], {"reduce": "max"}),
     "--normalise": (["lamp"], {"normalise": "lamp"}),
     "--seed": (["7", "--importance", "random"], {"seed": 7, "importance": "random"}),

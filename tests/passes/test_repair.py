@@ -240,7 +240,14 @@ def test_every_repair_brings_the_output_nearer_on_fresh_data(method: str) -> Non
     assert done.methods == (method,) and done.after < done.before and done.samples == 64
     assert (
         after
-        < {"least_squares": 0.7, "batch_norm": 1.0, "bias": 1.0, "affine": 1.0, "fold": 1.0}[method]
+        < {
+            "least_squares": 0.7,
+            "static": 0.95,
+            "batch_norm": 1.0,
+            "bias": 1.0,
+            "affine": 1.0,
+            "fold": 1.0,
+        }[method]
         * before
     )
 

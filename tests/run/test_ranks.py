@@ -65,6 +65,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"importance": "fisher", "repair": "fold"},
     {"importance": "wanda", "repair": ["bias", "least_squares"]},
     {"importance": "flap", "repair": False},
+    {"importance": "contribution", "repair": "static"},
     {"importance": "magnitude", "repair": "least_squares"},
     {"budget": {"macs": 0.5}},
 ]

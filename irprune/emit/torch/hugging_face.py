@@ -82,6 +82,8 @@ def pretrained(graph: Graph, cut: Graph, module: nn.Module) -> Any:
     compute."""
     model = torch_source(graph).module
     assert model is not None
+    if graph.kept is not None and graph.kept.dropped:
+        return "whole branches were left out, which no config says"
     found = _search(graph, module, model, _tensors(model, cut))
     if isinstance(found, str):
         return found

@@ -19,12 +19,14 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from irprune.analysis.branches import branches_of
 from irprune.base.tolerance import FLOAT32
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.emit.torch.layer_sizes import layer_sizes
 from irprune.emit.torch.module import emit_module
 from irprune.emit.torch.size_attributes import Candidate, candidates, stale
+from irprune.emit.torch.skipped import Skipped, several_results
 from irprune.emit.torch.wrapped import check_unwrapped
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.torch.capture import capture
@@ -69,9 +71,13 @@ def apply_to(
     done = False
     try:
         whole, narrow = _with_unused(graph, cut, model)
+        skipped = _skipped(model, whole)
         _cut_tensors(edit, whole)
         if repaired:
             _repair_tensors(edit, cut)
+        for path, module in skipped.items():
+            above, _, own = path.rpartition(".")
+            edit.attribute(model.get_submodule(above), own, module)
         _set_layers(edit, narrow)
         check = SameOutputs(torch_source(graph), emit_module(cut), model)
         _search(edit, list(candidates(model, whole, narrow)), check)
@@ -208,6 +214,30 @@ def _find(model: nn.Module, name: str, weight: Weight) -> tuple[nn.Module, str, 
             "apply the cut to the model that was pruned, once",
         )
     return module, own, held
+
+
+def _skipped(model: nn.Module, graph: Graph) -> dict[str, Skipped]:
+    """What is to stand in the place of the modules of branches that go as a whole, by their paths.
+    Raises IrpruneError where a branch is no module of its own."""
+    assert graph.kept is not None
+    dropped = graph.kept.dropped
+    gone = [b for b in branches_of(graph) if b.join.out.name in dropped] if dropped else []
+    known = dict(model.named_modules())
+    for branch in gone:
+        if branch.name not in known:
+            raise IrpruneError(
+                f"the branch at {branch.join.where} is no module of its own",
+                type(model).__name__,
+                "use pruned.module, or prune with drop_blocks=False",
+            )
+    if not gone:
+        return {}
+    source = torch_source(graph)
+    here = next((t.device for t in model.parameters()), torch.device("cpu"))
+    args, kwargs = over_tensors((source.args, dict(source.kwargs)), lambda t: t.to(here))
+    with evaluating(model):
+        several = several_results(model, [b.name for b in gone], args, kwargs)
+    return {path: Skipped(count) for path, count in several.items()}
 
 
 # -- layers of torch.nn ----------------------------------------------------------------------------

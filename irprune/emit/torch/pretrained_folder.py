@@ -22,6 +22,7 @@ from torch import nn
 from irprune.base.quiet import quiet
 from irprune.emit.torch.hugging_face import pretrained
 from irprune.emit.torch.instance import apply_to
+from irprune.emit.torch.skipped import Skipped
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.frontend.torch.source import TorchSource, torch_source
 from irprune.ir.graph import Graph
@@ -61,12 +62,29 @@ from torch import nn
 from transformers import {kind}
 
 
+class Skipped(nn.Module):
+    """Gives zeros in the place of a branch that was left out."""
+
+    def __init__(self, several):
+        super().__init__()
+        self.several = several
+
+    def forward(self, *args, **kwargs):
+        x = next(v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor))
+        zeros = torch.zeros_like(x)
+        return (zeros, *[None] * (self.several - 1)) if self.several else zeros
+
+
 class Pruned(_BASE_):
     """The class of the original, with the tensors and size attributes of the pruned model."""
 
     def __init__(self, config, *args, **kwargs):
         super().__init__(config, *args, **kwargs)
         for path, changes in config.irprune.items():
+            if "skipped" in changes:
+                parent, _, own = path.rpartition(".")
+                setattr(self.get_submodule(parent), own, Skipped(changes["skipped"]))
+                continue
             module = self.get_submodule(path)
             for name, shape in changes.get("parameters", {{}}).items():
                 old = getattr(module, name)
@@ -173,13 +191,16 @@ def _with_file(graph: Graph, cut: Graph, model: Any, folder: Path, repaired: boo
     return auto
 
 
-def _changes(model: nn.Module, instance: nn.Module) -> dict[str, dict[str, dict[str, Any]]]:
+def _changes(model: nn.Module, instance: nn.Module) -> dict[str, dict[str, Any]]:
     """By the path of a module: new shapes of its parameters and buffers, new values of its
-    attributes. Buffers that change become part of the state."""
-    out: dict[str, dict[str, dict[str, Any]]] = {}
+    attributes; or that it is skipped. Buffers that change become part of the state."""
+    out: dict[str, dict[str, Any]] = {}
     twins = dict(model.named_modules())
     for path, module in instance.named_modules():
         twin = twins[path]
+        if isinstance(module, Skipped):
+            out[path] = {"skipped": module.several}
+            continue
         parameters = _shapes(module._parameters, twin._parameters)
         buffers = _shapes(module._buffers, twin._buffers)
         module._non_persistent_buffers_set.difference_update(buffers)

@@ -279,6 +279,8 @@ class _Writer:
         first: dict[int, str] = {}  # identity of what is held -> the name that holds it
         fixed: list[str] = []
         for name in dict.fromkeys((*state, *by_name)):
+            if name in graph.removed:
+                continue
             weight, entry = by_name.get(name), state.get(name)
             held = _held(weight, entry)
             layer = layer_at.get(name)

@@ -1,0 +1,74 @@
+"""The defaults for models whose outputs are logits, where there are calibration data: what was best
+for decoders without training.
+
+The width of the residual stream stays, since every layer reads it and no choice of its channels is
+good. Channels are ranked by what they contribute, widths compete for a budget by the divergence of
+the next token that their loss costs, and what is left is refitted by the original's statistics.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from irprune.analysis.blocks import blocks_of
+from irprune.api.options import Options
+from irprune.criteria.readings import readings_of
+from irprune.criteria.remeasured import remeasured
+from irprune.ir.axis import find
+from irprune.ir.graph import Graph
+from irprune.ir.group import groups_of
+from irprune.run.logits import logits_of
+
+__all__ = ["refine", "settle_for_logits"]
+
+DEFAULTS: dict[str, Any] = {"importance": "contribution", "repair": ("static",)}
+
+
+def settle_for_logits(options: Options, graph: Graph) -> None:
+    """Set the options that were not given, and that have another default where ``graph`` gives
+    logits and there are calibration data; a note of the graph says so."""
+    values: Any = options.values
+    if values["calibration"] is None:
+        return
+    logits = logits_of(graph)
+    if logits is None:
+        return
+    for name, value in DEFAULTS.items():
+        if name not in options.given:
+            values[name] = value
+    if "drop_blocks" not in options.given:
+        values["drop_blocks"] = values["scope"] == "knapsack" and not values["uniform"]
+    options.readings = readings_of(values["calibration"], graph, "score")
+    stream = {find(x) for x in logits.stream}
+    named = set(values["ratios"])
+    kept = [
+        g.name
+        for g in groups_of(graph)
+        if not g.frozen and g.axis in stream and g.name not in named
+    ]
+    if kept and values["prefer"] == "heads":
+        values["keep"] = (*values["keep"], *kept)
+        graph.notes.append(
+            f"a language model: {kept[0]}, the width of the residual stream, stays whole "
+            "(a ratio of its own, ratios=, cuts it)"
+        )
+
+
+def refine(graph: Graph, options: Options, run: Callable[[], object]) -> None:
+    """Measure the choice of ``graph`` again around itself and let ``run`` choose anew; what loses
+    less stays. Of models that give logits, where losses are measured."""
+    values = options.values
+    if values["normalise"] != "measured" or logits_of(graph) is None or graph.kept is None:
+        return
+    groups = [g for g in groups_of(graph) if not g.frozen and g.axis in graph.scores]
+    blocks = blocks_of(graph)
+    data = options.readings or values["calibration"]
+    before, skipped = graph.kept, graph.skipped
+    seen = remeasured(graph.scores, graph, groups, blocks, data, before)
+    graph.scores = seen.scores
+    graph.drops = {x: e * seen.factors.get(x, 1.0) for x, e in graph.drops.items()}
+    run()
+    now = remeasured(graph.scores, graph, groups, blocks, data, graph.kept, around=False)
+    if now.error >= seen.error:
+        graph.kept, graph.skipped = before, skipped

@@ -1,0 +1,99 @@
+"""repair-static: new weights for the layers that lost inputs, by the statistics of the original
+alone.
+
+Before: ``%y = linear(%x: [n, 16], %w)`` where %x lost half of its channels and %w is what slicing
+left. After: the %w (and bias) by which the channels that stay predict best what all gave together.
+Nothing is fitted to the cut model's own activations, so that layers are independent, one run over
+the data serves all of them, and errors of fits on few tokens do not pile up: for decoders that was
+better than refits in sequence. Layers whose results alone were cut need none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from irprune.criteria.readings import Reading, Readings, key_of, readings_of
+from irprune.criteria.refit import RIDGE, refitted
+from irprune.criteria.sinks import sinks_of
+from irprune.ir.graph import Graph
+from irprune.ir.size import probe_of
+from irprune.passes.repairs import repair
+from irprune.passes.result import PassResult
+from irprune.run.take import kept_indices, take
+
+if TYPE_CHECKING:
+    import torch
+
+    from irprune.analysis.layers import Layer
+    from irprune.run.calibration import Calibration
+
+__all__ = ["RepairStatic"]
+
+
+@repair("static")
+@dataclass(frozen=True)
+class RepairStatic:
+    """Refit the layers of a cut graph to the inputs that they had in the ``original`` on
+    ``calibration``; ``ridge`` is relative to the mean diagonal of their products, ``readings`` are
+    those of the data where there are any already."""
+
+    original: Graph
+    calibration: Calibration
+    ridge: float = RIDGE
+    readings: Readings | None = None
+
+    def run(self, graph: Graph) -> PassResult:
+        from irprune.analysis.layers import layers
+
+        twins = {x.node.outputs[0].name: x for x in layers(graph)}
+        wanted: dict[str, tuple[Layer, torch.Tensor, torch.Tensor]] = {}
+        for layer in layers(self.original):
+            twin = twins.get(layer.node.outputs[0].name)
+            if twin is None or layer.shared() or twin.shared():
+                continue
+            ins, outs = self._kept(layer)
+            if not bool(ins.all()):
+                wanted[key_of(layer)] = (layer, ins, outs)
+        notes: list[str] = []
+        changed = False
+        readings = self.readings or readings_of(self.calibration, self.original, "static")
+        for some in readings.portions({key: [layer] for key, (layer, _, _) in wanted.items()}):
+            read = readings.of([wanted[key][0] for key in some], products=True)
+            for key in some:
+                layer, ins, outs = wanted[key]
+                if not read[key].products:
+                    notes.append(f"{layer.weight.name}: too wide, left as it was sliced")
+                    continue
+                self._put(read[key], twins[layer.node.outputs[0].name], ins, outs)
+                changed = True
+                count = int(sinks_of(read[key]).sum())
+                if count:
+                    notes.append(
+                        f"{layer.weight.name}: {count} input{'s' * (count > 1)} of massive activations kept as they were"
+                    )
+        return PassResult(changed, tuple(notes))
+
+    def _kept(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which inputs [b, k] and which outputs [b, o] of ``layer`` stay."""
+        import torch
+
+        assert self.original.kept is not None
+        shape = [probe_of(s) for s in layer.weight.shape]
+        count = 1
+        for n in shape:
+            count *= n
+        numbers = torch.arange(count).reshape(shape)
+        mask = torch.zeros(count, dtype=torch.bool)
+        mask[take(numbers, kept_indices(layer.weight, self.original.kept)).reshape(-1)] = True
+        matrix = layer.matrix(mask.reshape(shape))
+        return matrix.any(2), matrix.any(1)
+
+    def _put(self, reading: Reading, twin: Layer, ins: torch.Tensor, outs: torch.Tensor) -> None:
+        matrix, moved = refitted(reading, ~ins, self.ridge)
+        b, k, o = twin.blocks
+        alive = ins.any(1) & outs.any(1)  # groups of a convolution go as a whole
+        rows = matrix[alive][ins[alive]].reshape(b, k, -1)
+        keep = outs[alive][:, None].expand(-1, k, -1)
+        twin.put(rows[keep].reshape(b, k, o))
+        if twin.bias is not None and moved is not None:
+            twin.bias.move(moved[alive][outs[alive]].reshape(b, o))
