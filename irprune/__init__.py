@@ -14,6 +14,7 @@ from irprune.base import moved
 if TYPE_CHECKING:
     from irprune.api import Options, Pruned, apply_plan, capture, groups, prune
     from irprune.api.folder import load
+    from irprune.api.sweep import sweep
     from irprune.errors import CheckFailed, IrpruneError
     from irprune.training.iterative import schedule
     from irprune.training.optimizer import carry_optimizer
@@ -30,6 +31,7 @@ __all__ = [
     "load",
     "prune",
     "schedule",
+    "sweep",
 ]
 
 _AT = {
@@ -38,6 +40,7 @@ _AT = {
     "carry_optimizer": "irprune.training.optimizer",
     "load": "irprune.api.folder",
     "schedule": "irprune.training.iterative",
+    "sweep": "irprune.api.sweep",
 }
 
 moved.install()

@@ -20,7 +20,7 @@ import numpy as np
 
 from irprune.api.libraries import LIBRARIES, Maker, library
 from irprune.api.user_code import import_place, must_be_file, users_code
-from irprune.errors import IrpruneError, gist
+from irprune.errors import IrpruneError, gist, option
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 
@@ -370,14 +370,14 @@ def _check_hugging_face(folder: Path, trust: bool) -> None:
         raise IrpruneError(
             "the model brings code of its own (auto_map in config.json)",
             str(folder),
-            "read it, then say --trust (trust=True)",
+            f"read it, then say {option('trust', 'True')}",
         )
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
     if pickled and not any(folder.glob("*.safetensors")):
         raise IrpruneError(
             f"the weights are pickled and may run code: {pickled[0]}",
             str(folder),
-            "save them as safetensors, or say --trust (trust=True)",
+            f"save them as safetensors, or say {option('trust', 'True')}",
         )
 
 

@@ -40,10 +40,12 @@ COMMANDS = {  # name -> where it is, and what it does in a line
         "Run the same inputs through A and B and compare every output.",
     ),
     "bench": ("irprune.cli.bench:bench", "Measure latency, size, MACs, parameters and memory."),
+    "sweep": ("irprune.cli.sweep:sweep", "Prune by several strategies at once and judge each."),
     "report": ("irprune.cli.report:report", "Make the page of what was pruned again."),
     "diff": ("irprune.cli.report:diff", "Compare two plans or reports."),
     "ops": ("irprune.cli.tables:ops_command", "List the operators that have a rule."),
     "passes": ("irprune.cli.tables:passes_command", "List the passes and their options."),
+    "new": ("irprune.cli.new:new", "Write a pass, criterion or operator to begin with."),
     "demo": ("irprune.cli.demo:demo", "Train, prune, prove and export a small net on digits."),
     "completion": ("irprune.cli.completion:completion", "Print what makes a shell complete."),
 }

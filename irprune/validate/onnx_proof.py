@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from irprune.analysis.sizes import candidates, fits, shown_sizes
 from irprune.base.tolerance import FLOAT32
 from irprune.emit.onnx.emitter import Emitter
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, option
 from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
@@ -77,11 +77,13 @@ def _refused(graph: Graph, error: IrpruneError, sizes: Mapping[str, int]) -> Irp
     """What to say where onnxruntime does not run the original, first at ``sizes``."""
     tried = shown_sizes(graph, sizes)
     at = f" (tried first at {tried})" if tried else ""
-    advice = f"give --input {tried.split(', ')[0].replace(': ', '=')} with sizes that it takes; "
+    advice = (
+        f"give {option('args', tried.split(', ')[0].replace(': ', '='))} with sizes that it takes; "
+    )
     return IrpruneError(
         f"no proof is possible: {error.what} that came in{at}",
         graph.name,
-        f"{error.hint}; {advice * bool(tried)}proof=False (--no-proof) gives the pruned model unproven",
+        f"{error.hint}; {advice * bool(tried)}{option('proof', 'False')} gives the pruned model unproven",
     )
 
 

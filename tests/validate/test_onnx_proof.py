@@ -189,6 +189,6 @@ def test_what_onnxruntime_cannot_run_is_told_apart() -> None:
     model.opset_import.append(helper.make_opsetid("my.own", 1))
     with pytest.raises(
         IrpruneError,
-        match=r"no proof is possible: onnxruntime refuses the model that came in.*--no-proof",
+        match=r"no proof is possible: onnxruntime refuses the model that came in.*proof=False",
     ):
         irprune.prune(model, ratio=0.5)
