@@ -19,11 +19,13 @@ from pathlib import Path
 import click
 
 from irprune.cli.config import defaults
-from irprune.errors import CheckFailed, IrpruneError, printable
+from irprune.errors import CheckFailed, IrpruneError, first_line, printable
 from irprune.run.ranks import launched_group, speaks
 
 __all__ = ["COMMANDS", "SCHEMA", "Call", "cli", "main", "run"]
 
+# How torch says that memory is short
+_NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 SCHEMA = 1  # of what --json prints; it rises when a key changes its meaning or goes
 
@@ -152,11 +154,31 @@ def _run(call: Call) -> int:
         text = bad.spelled(_flag)
         code = FAILED if isinstance(bad, CheckFailed) else BAD_INPUT
         return _failed(f"irprune: {text}", text, call, code)
+    except MemoryError as large:
+        text = f"this takes more memory than there is: {first_line(large)}"
+        return _failed(f"irprune: {text}", text, call, BAD_INPUT)
+    except RecursionError:
+        text = "the model is nested too deeply"
+        return _failed(f"irprune: {text}", text, call, BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
         return _failed("irprune: interrupted", "interrupted", call, INTERRUPTED)
     except BrokenPipeError:  # whoever read the output has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except (OSError, RuntimeError) as refused:
+        # click.Abort and what torch raises of its own are RuntimeErrors too
+        if isinstance(refused, RuntimeError) and not any(t in str(refused) for t in _NO_MEMORY):
+            raise
+        text = _refusal(refused)
+        return _failed(f"irprune: {text}", text, call, BAD_INPUT)
+
+
+def _refusal(error: OSError | RuntimeError) -> str:
+    """What to say of an error of the system, or of one of torch that says that memory is short."""
+    if isinstance(error, RuntimeError):
+        return f"this takes more memory than there is: {first_line(error)}"
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or first_line(error)}{where}"
 
 
 def _flag(name: str, value: str) -> str:
