@@ -14,6 +14,7 @@ from irprune.base import moved
 if TYPE_CHECKING:
     from irprune.api import Options, Pruned, apply_plan, capture, groups, prune
     from irprune.api.folder import load
+    from irprune.api.sweep import sweep
     from irprune.errors import CheckFailed, IrpruneError
     from irprune.training.iterative import schedule
 
@@ -28,6 +29,7 @@ __all__ = [
     "load",
     "prune",
     "schedule",
+    "sweep",
 ]
 
 _AT = {
@@ -35,6 +37,7 @@ _AT = {
     "IrpruneError": "irprune.errors",
     "load": "irprune.api.folder",
     "schedule": "irprune.training.iterative",
+    "sweep": "irprune.api.sweep",
 }
 
 moved.install()

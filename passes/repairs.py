@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from irprune import passes
+from irprune.base.entry_points import load_entry_points
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.passes.result import PassResult
@@ -53,6 +54,7 @@ def repairs() -> dict[str, type[Repair]]:
         for info in sorted(pkgutil.iter_modules(passes.__path__), key=lambda m: m.name):
             if info.name.startswith("repair_"):
                 importlib.import_module(f"{passes.__name__}.{info.name}")
+        load_entry_points("irprune.repairs")
     return dict(sorted(_REPAIRS.items()))
 
 

@@ -35,11 +35,13 @@ from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.criteria import refuses_nan
 from irprune.driver.pipelines import analyse, cut_graph
+from irprune.emit.backends.base import backend_of
 from irprune.errors import CheckFailed, IrpruneError, option
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.selection import Selection
+from irprune.run.session import providers_for
 from irprune.validate.prove import prove_cut
 
 if TYPE_CHECKING:
@@ -128,6 +130,7 @@ def _pruned(
                 dynamic=options.values["dynamic"],
                 trust=options.values["trust"],
             )
+        _check_device(graph, options.values["device"])
         with clock("analyse"):
             analyse(graph)
         with heard(options.values["progress"]):
@@ -163,6 +166,16 @@ def _say_cost(graph: Graph, options: Options) -> None:
     if say is None or calibration is None or options.values["normalise"] != "measured":
         return
     say(forecast(graph, calibration))
+
+
+def _check_device(graph: Graph, device: str) -> None:
+    """Raises IrpruneError where a GPU is asked for that what proves and times the model lacks."""
+    if not device.startswith("cuda"):
+        return
+    if backend_of(graph).exports:
+        device_of(device)
+    else:
+        providers_for("cuda")
 
 
 class _Miscaptured(CheckFailed):

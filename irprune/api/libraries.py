@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from irprune.errors import IrpruneError, gist
+from irprune.errors import IrpruneError, gist, option
 
 __all__ = ["LIBRARIES", "Maker", "library"]
 
@@ -118,7 +118,7 @@ def _ultralytics(name: str, pretrained: bool, trust: bool) -> tuple[Any, Callabl
     if name.endswith(".pt"):
         if not trust:
             raise IrpruneError(
-                "the file is pickled and may run code", name, "say --trust (trust=True)"
+                "the file is pickled and may run code", name, f"say {option('trust', 'True')}"
             )
         if not Path(name).exists():
             raise IrpruneError("no such file", name, "Ultralytics fetches its weights by itself")

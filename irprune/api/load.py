@@ -20,9 +20,10 @@ import numpy as np
 
 from irprune.api.libraries import LIBRARIES, Maker, library
 from irprune.api.user_code import import_place, must_be_file, users_code
-from irprune.errors import IrpruneError, gist
+from irprune.errors import IrpruneError, gist, option
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
+from irprune.run.inputs import check_fits
 
 if TYPE_CHECKING:
     import torch
@@ -229,6 +230,7 @@ def _draw(given: Iterable[InputSpec]) -> list[torch.Tensor]:
                 f"no element type {spec.dtype!r}", "--input", f"one of {', '.join(TO_TORCH)}"
             )
         dtype = TO_TORCH[spec.dtype or "f32"]
+        check_fits(spec.shape, "--input")
         if dtype.is_floating_point or dtype.is_complex:
             out.append(torch.randn(spec.shape, generator=generator).to(dtype))
         else:
@@ -340,14 +342,31 @@ def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Call
         raise IrpruneError(
             f"transformers cannot read the config: {why}", folder, "check config.json"
         ) from broken
-    if any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin")):
-        model = kind.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust, weights_only=not trust
-        )
-    elif kind is transformers.AutoModel:
-        model = kind.from_config(config, trust_remote_code=trust)
-    else:
-        model = kind(config)
+    except (RecursionError, MemoryError):
+        raise
+    except Exception as broken:  # each class of transformers has checks of its own
+        raise IrpruneError(
+            f"transformers cannot read the config: {gist(broken)}", folder, "check config.json"
+        ) from broken
+    try:
+        if any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin")):
+            model = kind.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=trust, weights_only=not trust
+            )
+        elif kind is transformers.AutoModel:
+            model = kind.from_config(config, trust_remote_code=trust)
+        else:
+            model = kind(config)
+    except (RecursionError, MemoryError):
+        raise
+    except (
+        Exception
+    ) as broken:  # sizes that do not fit, files that are cut off: errors of all kinds
+        raise IrpruneError(
+            f"transformers cannot load the model: {gist(broken)}",
+            folder,
+            "check config.json and the weights beside it",
+        ) from broken
     return model, lambda: _hugging_face_call(model)
 
 
@@ -370,14 +389,14 @@ def _check_hugging_face(folder: Path, trust: bool) -> None:
         raise IrpruneError(
             "the model brings code of its own (auto_map in config.json)",
             str(folder),
-            "read it, then say --trust (trust=True)",
+            f"read it, then say {option('trust', 'True')}",
         )
     pickled = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
     if pickled and not any(folder.glob("*.safetensors")):
         raise IrpruneError(
             f"the weights are pickled and may run code: {pickled[0]}",
             str(folder),
-            "save them as safetensors, or say --trust (trust=True)",
+            f"save them as safetensors, or say {option('trust', 'True')}",
         )
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from irprune.analysis.sizes import example_symbols, input_shapes
 from irprune.api.options import device_of
-from irprune.errors import IrpruneError, gist, users_line
+from irprune.errors import IrpruneError, gist, option, users_line
 from irprune.frontend.capture import capture
 from irprune.ir.dtype import element_type
 from irprune.ops.arrays import as_numpy
@@ -75,7 +75,7 @@ class Runner:
                 raise IrpruneError(
                     f"input {own.name!r} takes {_shown(own.shape)}, is given {list(a.shape)}",
                     self.name,
-                    "give --input of that shape",
+                    f"give {option('args')} of that shape",
                 )
 
 
@@ -226,7 +226,7 @@ class _TorchRunner(Runner):
             raise IrpruneError(
                 f"forward fails: {gist(failed)}",
                 users_line(failed) or self.name,
-                "give --input of the shapes and types that the model takes",
+                f"give {option('args')} of the shapes and types that the model takes",
             ) from failed
         out, spec = pytree.tree_flatten(result)
         names = [n or "output" for n in paths(spec)]

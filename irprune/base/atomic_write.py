@@ -129,7 +129,7 @@ def check_folder(path: Path) -> None:
         raise IrpruneError(
             "the output exists and is not a folder that irprune wrote",
             str(path),
-            "name another one with -o, or remove it",
+            "name another one, or remove it",
         )
 
 

@@ -11,6 +11,8 @@ __all__ = [
     "GRADIENT32",
     "GRADIENT_FLOOR",
     "GRADIENT_FLOOR32",
+    "LEAST_RANGE",
+    "LEAST_RANGE64",
     "PARITY",
 ]
 
@@ -38,3 +40,8 @@ GRADIENT32 = 1e-2
 # Gradients below this share of the largest one of all are compared with that share of it.
 GRADIENT_FLOOR = 1e-5
 GRADIENT_FLOOR32 = 1e-2
+
+# A channel whose values vary by less than this share of their size is compared as if it varied by
+# as much: in float32 the rounding of sums is 1e-5 of their size, in float64 1e-13.
+LEAST_RANGE = 0.1
+LEAST_RANGE64 = 1e-3

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 import click
 
 from irprune.cli.config import defaults
-from irprune.errors import CheckFailed, IrpruneError, printable
+from irprune.errors import CheckFailed, IrpruneError, first_line, printable
 
 __all__ = ["COMMANDS", "SCHEMA", "Call", "cli", "main", "run"]
 
+# How torch says that memory is short
+_NO_MEMORY = ("can't allocate memory", "out of memory", "Storage size calculation overflowed")
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 SCHEMA = 1  # of what --json prints; it rises when a key changes its meaning or goes
 
@@ -37,10 +39,12 @@ COMMANDS = {  # name -> where it is, and what it does in a line
         "Run the same inputs through A and B and compare every output.",
     ),
     "bench": ("irprune.cli.bench:bench", "Measure latency, size, MACs, parameters and memory."),
+    "sweep": ("irprune.cli.sweep:sweep", "Prune by several strategies at once and judge each."),
     "report": ("irprune.cli.report:report", "Make the page of what was pruned again."),
     "diff": ("irprune.cli.report:diff", "Compare two plans or reports."),
     "ops": ("irprune.cli.tables:ops_command", "List the operators that have a rule."),
     "passes": ("irprune.cli.tables:passes_command", "List the passes and their options."),
+    "new": ("irprune.cli.new:new", "Write a pass, criterion or operator to begin with."),
     "demo": ("irprune.cli.demo:demo", "Train, prune, prove and export a small net on digits."),
     "completion": ("irprune.cli.completion:completion", "Print what makes a shell complete."),
 }
@@ -136,11 +140,31 @@ def run(argv: Sequence[str] | None = None) -> int:
         text = bad.spelled(_flag)
         code = FAILED if isinstance(bad, CheckFailed) else BAD_INPUT
         return _failed(f"irprune: {text}", text, call, code)
+    except MemoryError as large:
+        text = f"this takes more memory than there is: {first_line(large)}"
+        return _failed(f"irprune: {text}", text, call, BAD_INPUT)
+    except RecursionError:
+        text = "the model is nested too deeply"
+        return _failed(f"irprune: {text}", text, call, BAD_INPUT)
     except (KeyboardInterrupt, click.Abort):
         return _failed("irprune: interrupted", "interrupted", call, INTERRUPTED)
     except BrokenPipeError:  # whoever read the output has enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
+    except (OSError, RuntimeError) as refused:
+        # click.Abort and what torch raises of its own are RuntimeErrors too
+        if isinstance(refused, RuntimeError) and not any(t in str(refused) for t in _NO_MEMORY):
+            raise
+        text = _refusal(refused)
+        return _failed(f"irprune: {text}", text, call, BAD_INPUT)
+
+
+def _refusal(error: OSError | RuntimeError) -> str:
+    """What to say of an error of the system, or of one of torch that says that memory is short."""
+    if isinstance(error, RuntimeError):
+        return f"this takes more memory than there is: {first_line(error)}"
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or first_line(error)}{where}"
 
 
 def _flag(name: str, value: str) -> str:

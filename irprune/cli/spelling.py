@@ -17,7 +17,8 @@ def spell(name: str, value: str = "") -> str:
     flags: ``spell("proof", "False")`` is ``--no-proof``."""
     flags = OPTIONS[name].flags if name in OPTIONS else ()
     if not flags:
-        return _OTHERS.get(name, name.replace("_", "-"))
+        flag = _OTHERS.get(name, name.replace("_", "-"))
+        return f"{flag} {value}" if value and name in ("args", "kwargs") else flag
     told = [_told(flag, value) for flag in flags]
     fitting = [text for text in told if text]
     return " ".join(fitting) if fitting else flags[0].name

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.base.entry_points import load_entry_points
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
@@ -73,6 +74,7 @@ def criteria() -> dict[str, Callable[..., Importance]]:
         _LOADED.append("done")
         for info in sorted(pkgutil.iter_modules(__path__), key=lambda m: m.name):
             importlib.import_module(f"{__name__}.{info.name}")
+        load_entry_points("irprune.criteria")
     return CRITERIA
 
 

@@ -185,7 +185,7 @@ class Dump(Instrument):
             raise IrpruneError(
                 f"no folder can be made: {refused.strerror}",
                 str(self.folder),
-                "give another one to --dump",
+                "name another folder",
             ) from refused
         self._write(graph, "00-input")
 

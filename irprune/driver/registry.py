@@ -56,9 +56,7 @@ class Registry:
         are none."""
         path = Path(file)
         if not path.is_file():
-            raise IrpruneError(
-                "no such file", str(path), "give the path of a Python file to --load"
-            )
+            raise IrpruneError("no such file", str(path), "name a Python file")
         name = f"irprune_loaded_{path.stem}_{len(self.passes)}"
         spec = importlib.util.spec_from_file_location(name, path)
         if spec is None or spec.loader is None:

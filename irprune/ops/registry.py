@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from irprune.base.entry_points import load_entry_points
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.size import Size, identical
@@ -274,6 +275,7 @@ def load_table() -> dict[str, Op]:
         _LOADED.append("done")
         try:
             _import_families()
+            load_entry_points("irprune.operators")
         except Exception as broken:
             _BROKEN.append(broken)
             raise

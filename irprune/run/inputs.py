@@ -4,12 +4,15 @@ meaning. The same seed gives the same numbers."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.errors import IrpruneError
 from irprune.ir.dtype import element_type
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Size, evaluate, probe_of
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "check_fits",
     "draw",
     "drawn",
     "flat_tensors",
@@ -60,12 +64,28 @@ def drawn(
     return np.asarray(generator.integers(0, high, shape)).astype(kind.numpy())
 
 
+def check_fits(shape: Sequence[int], where: str) -> None:
+    """Raises IrpruneError where numbers of this shape are more than this machine can hold."""
+    held = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if min(shape, default=0) < 0:
+        raise IrpruneError(f"an input of shape {list(shape)}", where, "sizes are not negative")
+    if 8 * prod(shape) > held:
+        raise IrpruneError(
+            f"an input of shape {list(shape)} takes {8 * prod(shape) / 1e9:.3g} GB, more than this machine holds",
+            where,
+        )
+
+
 def random_inputs(
     graph: Graph, sizes: Mapping[str, int] | None = None, seed: int = 0, default: int = 2
 ) -> dict[str, NDArray[Any]]:
     """Inputs for ``graph`` by name; symbols take ``sizes`` or ``default``. Integers fit what they
     index, booleans are fair."""
     generator, below, known = np.random.default_rng(seed), index_limits(graph), sizes or {}
+    for v in graph.inputs:
+        if v.type.shape is None:
+            raise IrpruneError(f"the input '{v.name}' is no tensor: it cannot be drawn", graph.name)
+        check_fits([evaluate(s, known, default) for s in v.shape], f"input '{v.name}'")
     return {
         v.name: drawn(
             generator,
@@ -102,9 +122,10 @@ def index_limits(graph: Graph) -> dict[Value, Size]:
 # -- from an example -------------------------------------------------------------------------------
 
 
-def draw(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def draw(example: torch.Tensor, generator: torch.Generator, tails: bool = False) -> torch.Tensor:
     """Random numbers with the mean and spread of ``example``; integers and booleans are the
-    example's own, a constant stays."""
+    example's own, a constant stays. With ``tails`` one in four numbers lies three times as far
+    out, so that what happens seldom happens."""
     import torch
 
     if not example.is_floating_point() or example.numel() == 0 or example.is_meta:
@@ -113,19 +134,22 @@ def draw(example: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     spread, middle = float(flat.std(correction=0)), float(flat.mean())
     if not (0 < spread < float("inf")) or not abs(middle) < float("inf"):
         return example
-    made = torch.randn(example.shape, generator=generator, dtype=torch.float64) * spread + middle
+    made = torch.randn(example.shape, generator=generator, dtype=torch.float64) * spread
+    if tails:
+        made *= 1 + 2 * (torch.rand(example.shape, generator=generator) < 0.25)
+    made += middle
     return made.to(example.dtype).to(example.device)
 
 
 def redraw(
-    args: Sequence[Any], kwargs: dict[str, Any], seed: int = 0
+    args: Sequence[Any], kwargs: dict[str, Any], seed: int = 0, tails: bool = False
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """``args`` and ``kwargs`` with every floating-point tensor drawn anew; the same seed gives the
     same numbers."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    made = over_tensors((tuple(args), dict(kwargs)), lambda t: draw(t, generator))
+    made = over_tensors((tuple(args), dict(kwargs)), lambda t: draw(t, generator, tails))
     return made[0], made[1]
 
 

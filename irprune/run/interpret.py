@@ -19,7 +19,7 @@ from irprune.ops.call import bind, overload, substitute
 from irprune.ops.dtypes import FROM_TORCH
 from irprune.ops.registry import aten_target, lookup
 
-__all__ = ["Arithmetic", "device_of_weights", "evaluate", "run_node", "symbols_of"]
+__all__ = ["Arithmetic", "device_of_weights", "evaluate", "named_types", "run_node", "symbols_of"]
 
 Hook = Callable[[Node, list[Any], Callable[..., Any]], Any]
 
@@ -190,6 +190,12 @@ def evaluate(
                 if last.get(v) == i and id(v) not in keep:
                     env.pop(v, None)
         return [read(v) for v in targets]
+
+
+def named_types(graph: Graph) -> set[str]:
+    """The real element types that nodes of ``graph`` name themselves: casts, and what is made in a
+    type."""
+    return {t for n in graph.nodes if is_real(t := n.attrs.get("dtype") or "")}
 
 
 def _schedule(graph: Graph, targets: list[Value]) -> tuple[list[Node], dict[Value, int]]:

@@ -17,14 +17,16 @@ from irprune.ir.selection import Selection
 from irprune.ops.registry import lookup
 from irprune.run.interpret import evaluate, symbols_of
 
-__all__ = ["silenced", "silencer"]
+__all__ = ["Presence", "silenced", "silencer"]
 
 
-class _Presence:
+class Presence:
     """Masks of what is kept, for dimensions of values."""
 
-    def __init__(self, kept: Selection, device: torch.device, sizes: Mapping[str, int]) -> None:
-        self.kept, self.device, self.sizes = kept, device, sizes
+    def __init__(
+        self, kept: Selection, device: torch.device, sizes: Mapping[str, int] | None = None
+    ) -> None:
+        self.kept, self.device, self.sizes = kept, device, sizes or {}
         self._masks: dict[Axis, torch.Tensor] = {}
 
     def __call__(self, value: Value, dims: Sequence[int]) -> torch.Tensor | None:
@@ -54,7 +56,7 @@ def silencer(
     kept: Selection, device: torch.device, sizes: Mapping[str, int] | None = None
 ) -> Callable[[Node, list[Any], Callable[..., Any]], Any]:
     """The hook that runs each node on what is present; ``sizes`` are the values of symbols."""
-    present = _Presence(kept, device, sizes or {})
+    present = Presence(kept, device, sizes)
 
     def hook(node: Node, operands: list[Any], run: Callable[..., Any]) -> Any:
         stays = kept.dropped.get(node.outputs[0].name) if node.outputs else None

@@ -61,6 +61,8 @@ def other_sizes(graph: Graph) -> Iterator[dict[str, int]]:
 
 
 def _others(size: int) -> tuple[int, ...]:
+    if size >= 4 * _LARGE:
+        return size // 4, size // 2, 2 * size, size - 1, size + 1
     if size >= _LARGE:
         return size // 2, 2 * size, size - 1, size + 1, size + size // 2
     return size + 1, 2 * size, max(size - 1, 1), size + 2, 3 * size

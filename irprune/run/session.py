@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from irprune.errors import IrpruneError, gist
+from irprune.errors import IrpruneError, gist, option
 from irprune.ir.dtype import ELEMENT_TYPES
 
 __all__ = ["PRECISE", "providers_for", "run_session", "run_type", "session"]
@@ -42,7 +42,7 @@ def providers_for(device: str) -> list[str]:
         raise IrpruneError(
             "onnxruntime has no CUDAExecutionProvider here",
             "",
-            "install onnxruntime-gpu, or say --device cpu",
+            f"install onnxruntime-gpu, or say {option('device', 'cpu')}",
         )
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
@@ -131,5 +131,5 @@ def run_session(running: Any, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDA
         raise IrpruneError(
             f"onnxruntime fails on the input: {gist(refused)}",
             "",
-            "give --input of the names, shapes and types that the model takes",
+            f"give {option('args')} of the names, shapes and types that the model takes",
         ) from refused

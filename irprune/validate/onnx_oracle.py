@@ -19,7 +19,7 @@ from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.reader import nodes_of
 from irprune.frontend.onnx.source import NodePlace, OnnxSource, onnx_source
-from irprune.ir.axis import find
+from irprune.ir.axis import Axis, find, leaves
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.selection import Selection
 from irprune.ir.size import Size, Sym, UnboundSymbol, evaluate
@@ -43,10 +43,14 @@ def silenced_onnx(graph: Graph, kept: Selection, inputs: Mapping[str, Array]) ->
 
 
 def silenced_model(
-    graph: Graph, kept: Selection, inputs: Mapping[str, Array]
+    graph: Graph,
+    kept: Selection,
+    inputs: Mapping[str, Array],
+    asked: dict[Node, set[Axis]] | None = None,
 ) -> tuple[onnx.ModelProto, dict[str, Loader]]:
     """The model that ``silenced_onnx`` runs, the original with silencing nodes for inputs of these
-    shapes, and the tensors that lie apart from it."""
+    shapes, and the tensors that lie apart from it. ``asked`` gets, for each node that is silenced,
+    the dropped axes that it sums over or mixes."""
     source = onnx_source(graph)
     symbols = {
         s.name: int(n)
@@ -54,12 +58,18 @@ def silenced_model(
         for s, n in zip(v.shape, inputs[v.name].shape, strict=True)
         if isinstance(s, Sym) and s.name
     }
-    return _Oracle(source, kept, symbols).build(graph)
+    return _Oracle(source, kept, symbols, {} if asked is None else asked).build(graph)
 
 
 class _Oracle:
-    def __init__(self, source: OnnxSource, kept: Selection, symbols: Mapping[str, int]) -> None:
-        self.source, self.kept, self.symbols = source, kept, symbols
+    def __init__(
+        self,
+        source: OnnxSource,
+        kept: Selection,
+        symbols: Mapping[str, int],
+        asked: dict[Node, set[Axis]],
+    ) -> None:
+        self.source, self.kept, self.symbols, self.asked = source, kept, symbols, asked
 
     def build(self, graph: Graph) -> tuple[onnx.ModelProto, dict[str, Loader]]:
         original = self.source.model
@@ -152,6 +162,9 @@ class _Oracle:
 
         def present(value: Value, dims: Sequence[int]) -> Tensor | None:
             mask = self._mask(value, dims)
+            axes = [leaf for d in dims for leaf in leaves((value.axes or ())[d])]
+            met = self.asked.setdefault(node, set())
+            met.update(find(leaf) for leaf in axes if self.kept.changes(leaf))
             if mask is not None and lead and any(v is value for v in lead[-1].outputs):
                 assert before is not None
                 if any(self.kept.changes((value.axes or ())[d]) for d in dims) and not _passes(

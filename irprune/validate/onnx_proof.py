@@ -4,7 +4,7 @@ onnxruntime. It needs no torch."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from irprune.analysis.sizes import candidates, fits, shown_sizes
 from irprune.base.tolerance import FLOAT32
 from irprune.emit.onnx.emitter import Emitter
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, option
 from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
@@ -25,7 +25,7 @@ from irprune.run.inputs import random_inputs
 from irprune.run.session import PRECISE
 from irprune.validate.onnx_oracle import silenced_model
 from irprune.validate.onnx_run import run_model, session
-from irprune.validate.onnx_shaken import shaken_model
+from irprune.validate.onnx_shaken_proof import Remake, prove_shaken
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
 from irprune.validate.proof_result import Proof, is_constant, is_nan
@@ -34,7 +34,6 @@ from irprune.validate.saturation import changed_by_saturation, products_saturate
 __all__ = ["prove_onnx"]
 
 Array = NDArray[Any]
-Remake = Callable[[onnx.ModelProto], "tuple[Graph, Graph] | None"]
 
 
 def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int = 0) -> Proof:
@@ -42,19 +41,18 @@ def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int
     by.
 
     Halves are computed in float32, and quantised models without rounding to integers, so that
-    neither this machine's kernels nor a number that falls to the next integer decides. Where the
-    outputs are constant and would agree whatever was cut, both are made once more from weights with
-    random numbers on top: ``remake(model)`` analyses a model and makes the same cut, or gives None.
-    Raises IrpruneError where an operator that mixes what was dropped has no ONNX form of its
-    silencing, and where onnxruntime does not run the model."""
+    neither this machine's kernels nor a number that falls to the next integer decides. A second
+    pass has random numbers for weights: ``remake(model)`` analyses a model and makes the same cut,
+    or gives None. Raises IrpruneError where an operator that mixes what was dropped has no ONNX
+    form of its silencing, and where onnxruntime does not run the model."""
     began = time.perf_counter()
-    proof = _compared(graph, cut, seed)
-    if proof.vacuous and proof.max_error <= proof.tolerance and remake is not None:
-        again = remake(shaken_model(graph, seed))
-        if again is not None:
-            passes = proof.passes
-            proof = _compared(*again, seed)
-            proof.random_weights, proof.passes = True, passes + proof.passes
+    proof, sizes, theirs = _compared(graph, cut, seed)
+    constant = is_constant(theirs, integers=False) or is_nan(theirs)
+    proof.vacuous = constant
+    if proof.max_error <= proof.tolerance and remake is not None:
+        prove_shaken(proof, graph, remake, sizes, seed)
+        if proof.shaken is not None:
+            proof.vacuous, proof.random_weights = bool(proof.shaken.nothing), constant
     proof.seconds = time.perf_counter() - began
     return proof
 
@@ -77,15 +75,18 @@ def _refused(graph: Graph, error: IrpruneError, sizes: Mapping[str, int]) -> Irp
     """What to say where onnxruntime does not run the original, first at ``sizes``."""
     tried = shown_sizes(graph, sizes)
     at = f" (tried first at {tried})" if tried else ""
-    advice = f"give --input {tried.split(', ')[0].replace(': ', '=')} with sizes that it takes; "
+    advice = (
+        f"give {option('args', tried.split(', ')[0].replace(': ', '='))} with sizes that it takes; "
+    )
     return IrpruneError(
         f"no proof is possible: {error.what} that came in{at}",
         graph.name,
-        f"{error.hint}; {advice * bool(tried)}proof=False (--no-proof) gives the pruned model unproven",
+        f"{error.hint}; {advice * bool(tried)}{option('proof', 'False')} gives the pruned model unproven",
     )
 
 
-def _compared(graph: Graph, cut: Graph, seed: int) -> Proof:
+def _compared(graph: Graph, cut: Graph, seed: int) -> tuple[Proof, dict[str, int], list[Array]]:
+    """The first pass, the sizes that it was made at, and what the original gives."""
     assert graph.kept is not None
     failed: tuple[IrpruneError, dict[str, int]] | None = None
     for sizes in islice(_sizes(graph), _TRIED):
@@ -136,9 +137,7 @@ def _compared(graph: Graph, cut: Graph, seed: int) -> Proof:
             proof.notes.append(
                 f"as written: onnxruntime's optimiser changes the outputs by {optimised:.1e}, before the cut too"
             )
-    # the inputs are drawn
-    proof.vacuous = is_constant(theirs, integers=False) or is_nan(theirs)
-    return proof
+    return proof, sizes, theirs
 
 
 def _saturation(

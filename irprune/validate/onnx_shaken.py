@@ -1,5 +1,4 @@
-"""An ONNX model with random numbers for weights that say nothing: placeholders, zero-initialised
-layers."""
+"""An ONNX model with random numbers for its weights."""
 
 from __future__ import annotations
 
@@ -8,19 +7,19 @@ import onnx
 from onnx import numpy_helper
 
 from irprune.frontend.onnx.source import onnx_source
+from irprune.ir.dtype import is_float
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 from irprune.ir.selection import Selection
 from irprune.ops.onnx.fold import is_constant, is_filled
-from irprune.validate.random_weights import seeds, with_random_numbers
+from irprune.validate.random_weights import Draw, is_redrawn, seeds
 
 __all__ = ["same_choice", "shaken_model"]
 
 
-def shaken_model(graph: Graph, seed: int = 0) -> onnx.ModelProto:
-    """A copy of the model behind ``graph`` with random numbers added to its floating-point
-    parameters and, where one is constant, in its place: of a size that lets signals last, scales
-    and variances about one."""
+def shaken_model(graph: Graph, draw: Draw | None, seed: int = 0) -> onnx.ModelProto:
+    """A copy of the model behind ``graph`` that holds all of its weights, with what ``draw`` makes
+    of the floating-point parameters in their places (None: they stay)."""
     source = onnx_source(graph)
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
@@ -29,22 +28,22 @@ def shaken_model(graph: Graph, seed: int = 0) -> onnx.ModelProto:
     moved: dict[str, onnx.TensorProto] = {}
     for weight in graph.weights.values():
         stored = source.stored.get(weight.name)
-        if (
-            weight.kind != "parameter"
-            or stored is None
-            or stored.kind == "folded"
-            or stored.name in moved
-        ):
+        if stored is None or stored.kind == "folded" or stored.name in moved:
             continue
-        array = np.asarray(stored.load())
-        made = with_random_numbers(weight, array, own[weight.name])
-        moved[stored.name] = numpy_helper.from_array(made, stored.name)
+        drawn = draw is not None and is_float(weight.dtype) and is_redrawn(weight, graph.kept)
+        if drawn:
+            assert draw is not None
+            made = draw(weight, np.asarray(stored.load()), own[weight.name])
+            moved[stored.name] = numpy_helper.from_array(made, stored.name)
     nodes = [
         n
         for n in model.graph.node
         if not ((is_constant(n.op_type) or is_filled(n.op_type)) and n.output[0] in moved)
     ]
     initializers = [moved.pop(t.name, t) for t in model.graph.initializer]
+    for k, t in enumerate(initializers):
+        if t.data_location == onnx.TensorProto.EXTERNAL:
+            initializers[k] = numpy_helper.from_array(source.files.loader(t)(), t.name)
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend([*initializers, *moved.values()])

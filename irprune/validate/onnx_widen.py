@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from irprune.frontend.onnx.file import Loader
 
@@ -30,46 +30,47 @@ _NAMING_TYPES = (
 )
 
 
-def widen(model: onnx.ModelProto, data: Mapping[str, Loader]) -> dict[str, Loader]:
-    """Make float32 of every half in ``model``, in place; returns ``data``, the tensors that lie
-    apart, likewise."""
+def widen(
+    model: onnx.ModelProto, data: Mapping[str, Loader], to: int = TensorProto.FLOAT
+) -> dict[str, Loader]:
+    """Make float32 of every half in ``model``, in place, or float64 of every half and float32,
+    where ``to`` says so; returns ``data``, the tensors that lie apart, likewise."""
     out = dict(data)
+    narrow = _HALVES if to == TensorProto.FLOAT else (*_HALVES, TensorProto.FLOAT)
+    dtype = helper.tensor_dtype_to_np_dtype(to)
     for tensor in _tensors(model):
-        if tensor.data_type not in _HALVES:
+        if tensor.data_type not in narrow:
             continue
         if tensor.name in data:
-            out[tensor.name] = _wide(data[tensor.name])
-            tensor.data_type = TensorProto.FLOAT
+            out[tensor.name] = _wide(data[tensor.name], dtype)
+            tensor.data_type = to
         else:
             tensor.CopyFrom(
-                numpy_helper.from_array(
-                    numpy_helper.to_array(tensor).astype(np.float32), tensor.name
-                )
+                numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name)
             )
     for holder in _types(model):
-        if holder.elem_type in _HALVES:
-            holder.elem_type = TensorProto.FLOAT
+        if holder.elem_type in narrow:
+            holder.elem_type = to
     for node in _nodes(model):
         for attribute in node.attribute:
             if (
                 attribute.name in _NAMING_TYPES
                 and attribute.type == onnx.AttributeProto.INT
-                and attribute.i in _HALVES
+                and attribute.i in narrow
             ):
-                attribute.i = TensorProto.FLOAT
+                attribute.i = to
     return out
 
 
-def widened_inputs(inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """``inputs`` for the widened model."""
-    return {
-        k: x.astype(np.float32) if x.dtype.name in ("float16", "bfloat16") else x
-        for k, x in inputs.items()
-    }
+def widened_inputs(inputs: Mapping[str, Array], to: int = TensorProto.FLOAT) -> dict[str, Array]:
+    """``inputs`` for the model that was widened so."""
+    narrow = ("float16", "bfloat16", *(("float32",) if to == TensorProto.DOUBLE else ()))
+    dtype = helper.tensor_dtype_to_np_dtype(to)
+    return {k: x.astype(dtype) if x.dtype.name in narrow else x for k, x in inputs.items()}
 
 
-def _wide(load: Loader) -> Loader:
-    return lambda: load().astype(np.float32)
+def _wide(load: Loader, dtype: np.dtype[Any]) -> Loader:
+    return lambda: load().astype(dtype)
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:

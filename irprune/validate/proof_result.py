@@ -6,27 +6,68 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from irprune.base.tolerance import CAPTURE
 from irprune.ops.arrays import as_numpy
 
-__all__ = ["Proof", "is_constant", "is_nan"]
+__all__ = ["Proof", "Shaken", "is_constant", "is_nan", "says_nothing"]
+
+
+@dataclass
+class Shaken:
+    """The second pass of a proof, with random numbers for the weights.
+
+    ``error`` is relative to how much each channel of an output varies, in ``dtype``, against
+    ``tolerance``. ``judged`` is the share of the cut weights whose cut was compared with the model
+    as it came in, those weights zeroed, and ``judge_error`` what that comparison gave, against
+    ``judge_tolerance``; None where there was none. ``nothing`` says why the outputs prove nothing;
+    "" where they vary. ``weights`` says what the random numbers are."""
+
+    error: float
+    tolerance: float
+    dtype: str
+    judged: float = 0.0
+    judge_error: float | None = None
+    judge_tolerance: float = CAPTURE
+    nothing: str = ""
+    weights: str = "random"
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance and self.agreed
+
+    @property
+    def agreed(self) -> bool:
+        """Whether the independent judge, where there is one, agrees."""
+        return self.judge_error is None or self.judge_error <= self.judge_tolerance
+
+    def __str__(self) -> str:
+        said = f"{self.error:.1e} in {self.dtype} with {self.weights} weights"
+        if self.judge_error is not None:
+            said += f", {_percent(self.judged)} of the cut weights judged by the original itself"
+        return said
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}" if share in (0.0, 1.0) or 0.005 <= share < 0.995 else f"{share:.1%}"
 
 
 @dataclass
 class Proof:
     """What was measured: ``max_error`` relative to the largest magnitude of an output, in
-    ``dtype``, against ``tolerance``.
+    ``dtype``, against ``tolerance``, with the weights as they are.
 
     ``float32_error`` is the first measurement where float64 decided; ``capture_error`` is that of
-    the uncut graph against the user's ``forward``, None where there is none to call. ``vacuous``
-    says that the outputs are constant even with random weights, so that nothing was proven.
-    ``other_sizes`` are those at which it was proven again, where sizes are open; the errors are the
-    larger ones of both. ``passes`` counts forward passes, those of the cut model among them: four,
-    or six where float64 had to decide; four more at other sizes. ``gradient_error`` is that of the
-    gradients of the cut module against those of the silenced original, None where they were not
-    compared, and ``gradients_passed`` whether it is within its tolerance."""
+    the uncut graph against the user's ``forward``, None where there is none to call. ``shaken`` is
+    the second pass, with random numbers for the weights. ``vacuous`` says that the outputs are
+    constant, NaN, empty or whole numbers even then, so that nothing was proven.
+    ``random_weights`` says that they say nothing with the weights as they are, so that all of the
+    proof is the second pass. ``other_sizes`` are those of the second pass, where sizes are open.
+    ``passes`` counts forward passes, those of the cut model among them. ``gradient_error``
+    is that of the gradients of the cut module against those of the silenced original, None where
+    they were not compared, and ``gradients_passed`` whether it is within its tolerance."""
 
     max_error: float
     tolerance: float
@@ -36,6 +77,7 @@ class Proof:
     passes: int = 2
     random_weights: bool = False
     vacuous: bool = False
+    shaken: Shaken | None = None
     other_sizes: str = ""
     gradient_error: float | None = None
     gradients_passed: bool = True
@@ -44,7 +86,8 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        return self.max_error <= self.tolerance and not self.vacuous and self.captured
+        second = self.shaken is None or self.shaken.passed
+        return self.max_error <= self.tolerance and second and not self.vacuous and self.captured
 
     @property
     def captured(self) -> bool:
@@ -55,16 +98,26 @@ class Proof:
         return {**asdict(self), "passed": self.passed}
 
     def __str__(self) -> str:
+        second = self.shaken
         if self.vacuous:
-            return f"nothing proven: the outputs are constant or NaN{' whatever the weights' * self.random_weights}"
+            why = second.nothing if second is not None and second.nothing else "constant or NaN"
+            return f"not proven: the outputs are {why}{' whatever the weights' * self.random_weights}, which is nothing proven"
         if not self.captured:
             return f"FAILED: the captured graph differs from forward by {self.capture_error:.1e}, tolerance {CAPTURE:.0e}"
-        how = " with random weights" if self.random_weights else ""
-        text = f"{'exact' if self.passed else 'FAILED'}: error {self.max_error:.1e} in {self.dtype}{how}, tolerance {self.tolerance:.0e}"
+        if self.max_error <= self.tolerance and second is not None and not second.passed:
+            if not second.agreed:
+                return (
+                    f"FAILED: differs from the original with its dropped weights zeroed by {second.judge_error:.1e}, "
+                    f"tolerance {second.judge_tolerance:.0e}"
+                )
+            return f"FAILED: error {second.error:.1e} in {second.dtype} with {second.weights} weights, tolerance {second.tolerance:.0e}"
+        said = f"{'exact' if self.passed else 'FAILED'}: error {self.max_error:.1e} in {self.dtype}, tolerance {self.tolerance:.0e}"
+        if second is not None and self.passed:
+            said += f"; {second}"
         if self.gradient_error is not None:
             verdict = "" if self.gradients_passed else ", which is DIFFERENT"
-            text += f"; gradients: error {self.gradient_error:.1e}{verdict}"
-        return text
+            said += f"; gradients: error {self.gradient_error:.1e}{verdict}"
+        return said
 
 
 def is_constant(outputs: Iterable[Any], integers: bool = True) -> bool:
@@ -94,3 +147,28 @@ def is_nan(outputs: Iterable[Any]) -> bool:
     """Whether real outputs hold nothing but NaN, which agrees with itself whatever was cut."""
     floats = [x for x in map(as_numpy, outputs) if x.dtype.kind in "fV" and x.size]
     return bool(floats) and all(bool((x != x).all()) for x in floats)
+
+
+def says_nothing(outputs: Iterable[Any]) -> str:
+    """Why ``outputs`` agree whatever was cut, or may well do so: they are empty, NaN, constant or
+    whole numbers; "" where one of them holds real numbers that vary."""
+    arrays = [as_numpy(x) for x in outputs]
+    held = [x for x in arrays if x.size]
+    if not held:
+        return "empty"
+    if is_nan(held):
+        return "NaN"
+    if is_constant(held):
+        return "constant"
+    if all(map(_is_whole, held)):
+        return "whole numbers"
+    return ""
+
+
+def _is_whole(array: NDArray[Any]) -> bool:
+    """Whether all that is finite in ``array`` is a whole number."""
+    if array.dtype.kind not in "fcV":
+        return True
+    wide = array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)
+    finite = wide[np.isfinite(wide)]
+    return bool((finite.imag == 0).all() and (finite.real == np.round(finite.real)).all())

@@ -1,19 +1,28 @@
-"""Random numbers for weights, where those of a model say nothing: placeholders, zero-initialised
-layers. A cut shows in the outputs only where weights vary."""
+"""Random numbers for weights, where those of a model say little: placeholders, zero-initialised
+layers, layer scales of 1e-6, softmaxes that saturate. A cut shows in the outputs only where weights
+vary, and where what they lead to reaches an output."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from irprune.ir.graph import Graph, Weight
-from irprune.ops.registry import readers_of, role_of
+from irprune.ir.selection import Selection
+from irprune.ops.registry import lookup, readers_of, role_of
+from irprune.ops.traits import ADDED
 
-__all__ = ["seeds", "with_random_numbers"]
+__all__ = ["Draw", "is_redrawn", "redrawn", "seeds", "with_random_numbers"]
+
+Draw = Callable[[Weight, NDArray[Any], int], NDArray[Any]]
+"""Makes random numbers for a weight that holds an array, from a seed."""
 
 _PLAIN = 100  # the fan-in that stands for that of a vector
+_PERIOD = 1_048_573  # a prime, so that no two rows of a matrix hold the same numbers
 
 
 def with_random_numbers(weight: Weight, array: NDArray[Any], seed: int) -> NDArray[Any]:
@@ -21,18 +30,93 @@ def with_random_numbers(weight: Weight, array: NDArray[Any], seed: int) -> NDArr
     place: of a size that lets signals last, scales and variances about one. The same seed gives
     the same numbers; the element type stays."""
     fan_in = max(1, array.size // array.shape[0]) if array.ndim > 1 else _PLAIN
-    noise = np.random.default_rng(seed).standard_normal(array.shape)
-    noise *= (1.5 / fan_in) ** 0.5  # with ReLU 2 keeps a signal's size, without it 1
+    # With ReLU 2 keeps a signal's size, without it 1
+    noise = _normal(array.shape, seed) * (1.5 / fan_in) ** 0.5
     around_one = _multiplies(weight)
     if array.size and (array == array.flat[0]).all():
         array = np.full_like(array, around_one)
     wide = array + noise if array.dtype.kind == "f" else array.astype(np.float64) + noise
-    return (np.abs(wide) if around_one else wide).astype(array.dtype)
+    made: NDArray[Any] = (np.abs(wide) if around_one else wide).astype(array.dtype)
+    return made
+
+
+def redrawn(weight: Weight, array: NDArray[Any], seed: int) -> NDArray[Any]:
+    """Random numbers in the place of ``array``, what ``weight`` holds.
+
+    Kernels and matrices keep a signal's size and have rows that are up to four times as large as
+    others, so that what has a threshold falls on both sides of it. Vectors that are added lie about
+    zero, those that multiply, and variances, about one. What holds infinities (a mask) stays.
+
+    Args:
+        weight: whose readers say what the numbers are for.
+        array: what it holds; it stays as it is.
+        seed: the same seed gives the same numbers.
+
+    Returns:
+        An array of the same shape and element type.
+    """
+    if not array.size or not np.isfinite(array.astype(np.float32, copy=False)).all():
+        return array
+    roles = {role_of(node, i) for node, i in readers_of(weight)}
+    made = _normal(array.shape, seed)
+    if max(array.shape, default=1) == array.size:
+        if _multiplies(weight) or not roles & set(ADDED):
+            made = np.float32(1) + np.tanh(made) * np.float32(0.5)
+        else:
+            made *= np.float32(0.4)
+    elif "table" not in roles:
+        rows = 2 ** np.tanh(_normal((array.shape[0],), seed + 1))
+        rows *= np.float32((1.7 / _fan_in(weight, array)) ** 0.5)
+        made *= rows.reshape(-1, *[1] * (array.ndim - 1))
+    return made.astype(array.dtype, copy=False)
+
+
+def is_redrawn(weight: Weight, kept: Selection | None) -> bool:
+    """Whether ``redrawn`` may take the place of ``weight``: parameters and, of buffers, the
+    statistics of norms and what the cut itself goes through."""
+    if weight.kind == "parameter":
+        return True
+    if any(role_of(node, i) in ("mean", "variance") for node, i in readers_of(weight)):
+        return True
+    return (
+        weight.kind == "buffer"
+        and kept is not None
+        and any(kept.changes(a) for a in weight.axes or ())
+    )
 
 
 def seeds(graph: Graph, seed: int) -> dict[str, int]:
     """A seed for each weight of ``graph``, by name."""
-    return {name: seed + k for k, name in enumerate(graph.weights)}
+    return {name: seed + 7919 * k for k, name in enumerate(graph.weights)}
+
+
+@lru_cache(maxsize=1)
+def _pool() -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(_PERIOD, dtype=np.float32)
+
+
+def _normal(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+    """Normal numbers, out of one pool: drawing them is what costs most in large weights."""
+    pool, start = _pool(), int(np.random.default_rng(seed).integers(_PERIOD))
+    out = np.empty(shape, np.float32)
+    flat = out.reshape(-1)
+    at = 0
+    while at < flat.size:
+        some = pool[start : start + flat.size - at]
+        flat[at : at + some.size] = some
+        at, start = at + some.size, 0
+    return out
+
+
+def _fan_in(weight: Weight, array: NDArray[Any]) -> int:
+    """How many products are summed up for an element of what ``weight`` is multiplied into."""
+    for node, i in readers_of(weight):
+        entry = lookup(node)
+        if array.ndim == 2 and entry is not None and entry.signature is not None:
+            summed = [d for d, _ in entry.signature.contracted(node).get(i, ())]
+            if summed == [0]:
+                return max(1, int(array.shape[0]))
+    return max(1, int(array.size) // max(1, int(array.shape[0])))
 
 
 def _multiplies(weight: Weight) -> bool:

@@ -25,10 +25,10 @@ def test_a_changed_model_py_is_run_on_trust_alone(tmp_path: Path) -> None:
     assert load_model(str(folder)).model is not None
     source = folder / "model.py"
     source.write_text(f"open({str(mark)!r}, 'w').close()\n{source.read_text()}")
-    with pytest.raises(IrpruneError, match=r"model.py is not what irprune wrote .*--trust"):
+    with pytest.raises(IrpruneError, match=r"model.py is not what irprune wrote .*trust=True"):
         load_model(str(folder))
     (folder / "model.py.sha256").unlink()
-    with pytest.raises(IrpruneError, match=r"no model.py.sha256 .*--trust"):
+    with pytest.raises(IrpruneError, match=r"no model.py.sha256 .*trust=True"):
         load_model(str(folder))
     assert not mark.exists()
     load_model(str(folder), trust=True)

@@ -408,7 +408,7 @@ def test_demo_runs_the_whole_pipeline(call: Callable[..., Result], tmp_path: Pat
         (["--macs", "-2"], ["macs"]),
         (
             ["--input", "5x7"],
-            ["forward fails on the example input", "net.py:", "give args and kwargs (--input)"],
+            ["forward fails on the example input", "net.py:", "give --input of the shapes"],
         ),
         (["--input", "5,6"], ["is no shape", "1x3x224x224"]),
         (["--plan", "gone.json"], ["the plan cannot be read", "gone.json"]),

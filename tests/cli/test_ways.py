@@ -254,3 +254,68 @@ def test_extensions_are_taken_in(call: Callable[..., Result], file: Path) -> Non
     assert call("inspect", file, "--load", "my_first.py")[0] == 0
     code, _, err = call("explain", file, "0.weight", "--load", "gone.py")
     assert code == 2 and "no such file (gone.py)" in err
+
+
+@pytest.mark.parametrize("kind", ["pass", "criterion", "operator"])
+def test_a_new_file_comes_with_a_test_that_passes(
+    call: Callable[..., Result], kind: str, tmp_path: Path
+) -> None:
+    assert call("new", kind, f"my-{kind}")[0] == 0
+    made = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"test_my_{kind}.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0 and "1 passed" in made.stdout, made.stdout[-3000:]
+    assert "the file exists" in call("new", kind, f"my_{kind}")[2]
+    assert "'My Pass' is no name" in call("new", kind, "My Pass")[2]
+
+
+def test_errors_speak_the_language_of_the_caller(
+    call: Callable[..., Result], file: Path, tmp_path: Path
+) -> None:
+    for options, argv, python, typed in (
+        ({"device": "cuda"}, ("--device", "cuda"), "say device=cpu", "say --device cpu"),
+        (
+            {"max_drop": 0.1},
+            ("--max-drop", "10%"),
+            "give evaluate, or calibration",
+            "give --eval, or --calibration",
+        ),
+    ):
+        with pytest.raises(irprune.IrpruneError, match=python) as error:
+            irprune.prune(str(file), **options)
+        assert "--" not in str(error.value)
+        code, _, err = call("prune", file, *argv)
+        assert code == 2 and typed in err, err
+
+
+def test_a_loss_that_fails_is_one_line_with_its_place() -> None:
+    def loss(outputs: object, batch: object) -> torch.Tensor:
+        raise ValueError("no labels")
+
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    with pytest.raises(irprune.IrpruneError, match=r"loss fails: ValueError: no labels.*test_ways"):
+        irprune.prune(
+            net, (torch.randn(2, 8),), importance="taylor", calibration=torch.randn(8, 8), loss=loss
+        )
+
+
+def test_a_checkpoint_that_is_a_file_is_refused(file: Path) -> None:
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
+    with pytest.raises(irprune.IrpruneError, match="the checkpoint is a file"):
+        next(irprune.schedule(net, (torch.randn(2, 8),), ratio=0.5, checkpoint=file))
+
+
+def test_installed_packages_add_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    from irprune.base import entry_points
+
+    points = [EntryPoint("good", "json:loads", "g"), EntryPoint("bad", "no_such_module:X", "g")]
+    monkeypatch.setattr(entry_points, "entry_points", lambda group: points)
+    with pytest.raises(irprune.IrpruneError, match=r"'no_such_module:X' cannot be loaded.*g: bad"):
+        entry_points.load_entry_points("g")
+    monkeypatch.setattr(entry_points, "entry_points", lambda group: points[:1])
+    entry_points.load_entry_points("g")

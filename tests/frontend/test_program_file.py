@@ -149,7 +149,7 @@ def test_code_in_the_model_is_refused(
     mark = tmp_path / "owned"
     code = f"__import__('pathlib').Path({str(mark)!r}).touch()"
     evil = changed(plain, tmp_path / "evil.pt2", lambda model: edit(model, code))
-    with pytest.raises(IrpruneError, match=r"may run code of its own: .*; say --trust"):
+    with pytest.raises(IrpruneError, match=r"may run code of its own: .*; say trust=True"):
         irprune.prune(evil)
     assert not mark.exists()
 
@@ -181,7 +181,7 @@ def test_a_pickle_is_refused_and_loaded_on_trust(plain: Path, tmp_path: Path) ->
     with zipfile.ZipFile(plain) as old, zipfile.ZipFile(evil, "w") as new:
         for name in old.namelist():
             new.writestr(name, data.getvalue() if "sample_inputs" in name else old.read(name))
-    with pytest.raises(IrpruneError, match=r"sample_inputs/model.pt needs unpickling .*--trust"):
+    with pytest.raises(IrpruneError, match=r"sample_inputs/model.pt needs unpickling .*trust=True"):
         load_program(evil)
     assert not mark.exists()
     load_program(evil, trust=True)

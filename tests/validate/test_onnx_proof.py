@@ -14,7 +14,7 @@ import irprune
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Selection
-from irprune.validate import onnx_proof
+from irprune.validate import onnx_proof, onnx_shaken_proof
 
 HALVES = {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
@@ -159,18 +159,21 @@ def test_constant_weights_are_proven_with_random_ones(tmp_path: Path) -> None:
 
 def test_a_wrong_cut_of_constant_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights alone do not show it: the random ones do."""
-    silenced = onnx_proof.silenced_model
+    silenced = onnx_shaken_proof.silenced_model
 
-    def other(graph: Graph, kept: Selection, inputs: dict[str, np.ndarray]) -> object:
+    def other(
+        graph: Graph, kept: Selection, inputs: dict[str, np.ndarray], asked: object
+    ) -> object:
         return silenced(
             graph,
             Selection(
                 {a: np.setdiff1d(np.arange(a.size), index) for a, index in kept.choice.items()}
             ),
             inputs,
+            asked,
         )
 
-    monkeypatch.setattr(onnx_proof, "silenced_model", other)
+    monkeypatch.setattr(onnx_shaken_proof, "silenced_model", other)
     with pytest.raises(
         IrpruneError, match=r"the proof fails: FAILED: error .* with random weights"
     ):
@@ -189,6 +192,6 @@ def test_what_onnxruntime_cannot_run_is_told_apart() -> None:
     model.opset_import.append(helper.make_opsetid("my.own", 1))
     with pytest.raises(
         IrpruneError,
-        match=r"no proof is possible: onnxruntime refuses the model that came in.*--no-proof",
+        match=r"no proof is possible: onnxruntime refuses the model that came in.*proof=False",
     ):
         irprune.prune(model, ratio=0.5)

@@ -52,8 +52,14 @@ def test_the_proof_passes_on_a_right_cut(mlp: tuple[nn.Module, Tensor]) -> None:
     assert (
         proof is not None and proof.passed and proof.max_error <= 1e-6 and proof.dtype == "float32"
     )
-    # At two sizes each: the user's forward, the uncut graph and the oracle; the module
-    assert proof.passes == 8
+    # The user's forward twice at the example's sizes and at others, the uncut graph, the oracle and
+    # the module; with random weights the oracle, the module, and the judge's three
+    assert proof.passes == 10
+    second = proof.shaken
+    assert second is not None and second.dtype == "float64" and second.error <= FLOAT64
+    assert second.judge_error is not None and second.judge_error <= FLOAT64
+    # Behind a layer norm zeros are not what is absent
+    assert second.judged == 0
     assert "exact" in str(proof)
 
 
@@ -119,7 +125,8 @@ def test_rounding_is_decided_in_float64() -> None:
     assert proof is not None and proof.passed
     assert proof.float32_error is not None and proof.float32_error > FLOAT32
     assert proof.dtype == "float64" and proof.max_error <= FLOAT64
-    assert proof.passes == 10
+    assert proof.shaken is not None and proof.shaken.judged == 1
+    assert proof.passes == 11
 
 
 def test_float64_goes_through_the_graph_where_forward_names_float32() -> None:
@@ -139,12 +146,8 @@ def test_constant_outputs_are_proven_with_random_weights(mlp: tuple[nn.Module, T
     pruned = irprune.prune(model, (x,))
     proof = pruned.report.proof
     assert proof is not None and proof.passed and proof.random_weights and not proof.vacuous
-    assert (
-        proof.dtype == "float64"
-        and proof.max_error <= FLOAT64
-        and proof.float32_error == 0
-        and proof.passes == 10
-    )
+    assert proof.max_error == 0 and proof.shaken is not None
+    assert proof.shaken.dtype == "float64" and proof.shaken.error <= FLOAT64
     # The random weights stay in the proof
     assert torch.count_nonzero(pruned.module.get_parameter("3.weight")) == 0
 
@@ -236,7 +239,7 @@ def test_inputs_outside_the_domain_give_way_to_the_examples(zero: bool) -> None:
         and proof.dtype == "float64"
         and proof.max_error <= FLOAT64
     )
-    assert (proof.passes, proof.random_weights) == (10, zero)
+    assert (proof.passes, proof.random_weights) == (11, zero)
 
     def wrong(graph: Graph) -> tuple[Graph, nn.Module]:
         cut, module = remake(graph)

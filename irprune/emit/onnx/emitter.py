@@ -391,6 +391,7 @@ class Emitter:
         out = onnx.ModelProto()
         _copy_fields(old, out, {"graph", "functions"})
         _copy_fields(old.graph, out.graph, {"node", "initializer", "value_info", "input"})
+        out.graph.name = out.graph.name or "graph"  # a valid file names it
         self._keep_output_names()
         alive = self._alive(placed)
         untouched = partial(self._untouched, alive)

@@ -17,7 +17,7 @@ from irprune.base.atomic_write import no_room
 from irprune.base.quiet import quiet
 from irprune.emit.torch.module import module_from_source, source_of
 from irprune.emit.torch.open_program import open_program
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, option
 from irprune.frontend.torch.source import TorchSource
 from irprune.ir.dtype import ELEMENT_TYPES
 from irprune.ir.graph import Graph
@@ -147,7 +147,7 @@ def from_folder(folder: str | Path, trust: bool = False) -> torch.nn.Module:
             if known
             else f"there is no {_DIGEST} to say that irprune wrote model.py",
             str(folder),
-            "read it, then say --trust (trust=True), or import it yourself",
+            f"read it, then say {option('trust', 'True')}, or import it yourself",
         )
     return module_from_source(
         text.removesuffix(_LOADER), load_file(str(folder / "weights.safetensors"))

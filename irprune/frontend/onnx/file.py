@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from irprune.errors import IrpruneError, first_line
+from irprune.errors import IrpruneError, first_line, printable
 
 __all__ = [
     "GRAPH",
@@ -284,6 +284,10 @@ class Files:
         return read
 
 
+# Characters of a path, and of a name in it, on the systems that are served
+_LONGEST, _LONGEST_PART = 4000, 255
+
+
 def beside(model: Path, place: str, name: str) -> Path:
     """The external file ``place`` of tensor ``name`` of the file ``model``.
 
@@ -292,6 +296,10 @@ def beside(model: Path, place: str, name: str) -> Path:
     under the digests of their contents, and links by name). onnxruntime reads no others either.
     Raises IrpruneError where it leaves those."""
     folder = model.parent
+    if "\0" in place or len(place) > _LONGEST or max(map(len, place.split("/"))) > _LONGEST_PART:
+        raise IrpruneError(
+            f"the external data of '{name}' has a location that no file can have", printable(place)
+        )
     path = Path(os.path.normpath(folder / place))
     allowed = (folder.resolve(), model.resolve().parent)
     if (

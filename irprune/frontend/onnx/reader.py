@@ -34,6 +34,7 @@ from irprune.frontend.onnx.proto import (
     type_proto,
     value_type,
 )
+from irprune.frontend.onnx.sound import check_message
 from irprune.frontend.onnx.source import NodePlace, OnnxSource, StoredTensor
 from irprune.frontend.onnx.types import check_types, without_data
 from irprune.ir.body import Body
@@ -82,6 +83,7 @@ def capture_onnx(source: str | Path | onnx.ModelProto) -> Graph:
         model, files, where = read_model(path), Files(path), str(path)
     check_opset(model, where)
     model = sort_nodes(model, where)
+    check_message(model, where)
     check_types(model, where)
     calls = expand_calls(model, where) if model.functions else None
     return _Reader(OnnxSource(model if calls is None else calls.model, files, calls), where).read()

@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 
 from irprune.base.quiet import quiet
-from irprune.errors import IrpruneError, gist, users_line
+from irprune.errors import IrpruneError, gist, option, users_line
 from irprune.frontend.torch.build import (
     Aliases,
     Builder,
@@ -80,7 +80,7 @@ def export(
             raise IrpruneError(
                 f"forward fails on the example input: {gist(failed)}",
                 users_line(failed),
-                "give args and kwargs (--input) of the shapes and types that the model takes",
+                f"give {option('args')} of the shapes and types that the model takes",
             ) from failed
         try:
             if open_dataclasses(result):

@@ -20,11 +20,11 @@ import torch
 from torch.export.pt2_archive._package import PT2ArchiveReader, load_pt2
 
 from irprune.base.quiet import quiet
-from irprune.errors import IrpruneError, first_line, printable
+from irprune.errors import IrpruneError, first_line, option, printable
 
 __all__ = ["load_program"]
 
-_TRUST = "say --trust (trust=True) if you trust whoever made the file"
+_TRUST = f"say {option('trust', 'True')} if you trust whoever made the file"
 
 
 def load_program(path: Path, trust: bool = False) -> Any:

@@ -1,0 +1,102 @@
+"""Whether the message of a model is sound: what no runtime could give a meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import onnx
+from onnx import TensorProto
+
+from irprune.errors import IrpruneError, first_line
+from irprune.frontend.onnx.order import target_of
+
+__all__ = ["check_message"]
+
+# What onnx.checker asks for and a file can do without: shapes of outputs, the name of a graph, and
+# operators that onnxruntime alone has
+_NEEDLESS = ("Field 'shape' of 'type'", "Field 'name' of 'graph'", "No Op registered")
+
+
+def check_message(model: onnx.ModelProto, where: str) -> None:
+    """Raises IrpruneError where ``model`` is no model: by ``onnx.checker``, without looking at the
+    data of its tensors, and where an input that an operator needs is left out or two initializers
+    have one name."""
+    names = [t.name for t in model.graph.initializer]
+    again = (
+        next((n for n in names if names.count(n) > 1), None)
+        if len(names) > len(set(names))
+        else None
+    )
+    if again is not None:
+        raise IrpruneError(f"two initializers are called '{again}'", where)
+    _check_needed(model, where)
+    _check_calls(model, where)
+    light = onnx.ModelProto()
+    light.CopyFrom(model)
+    del light.graph.initializer[:], light.graph.sparse_initializer[:]
+    for t in (*model.graph.initializer, *(s.values for s in model.graph.sparse_initializer)):
+        light.graph.initializer.append(
+            TensorProto(name=t.name, data_type=TensorProto.FLOAT, dims=[0])
+        )
+    try:
+        onnx.checker.check_model(light)
+    except UnicodeDecodeError as refused:  # its own message has a name that is no text
+        raise IrpruneError("not a valid ONNX model: a name is no UTF-8", where) from refused
+    except onnx.checker.ValidationError as refused:
+        said = first_line(refused)
+        if not any(text in said for text in _NEEDLESS):
+            raise IrpruneError(f"not a valid ONNX model: {said}", where) from refused
+
+
+def _check_needed(model: onnx.ModelProto, where: str) -> None:
+    opsets = {o.domain or "ai.onnx": o.version for o in model.opset_import}
+    needed: dict[tuple[str, str], list[int]] = {}
+    for node in _nodes(model.graph):
+        key = (node.domain, node.op_type)
+        if not all(isinstance(text, str) for text in (*key, *node.input, *node.output)):
+            raise IrpruneError("not a valid ONNX model: a name is no UTF-8", where)
+        if key not in needed:
+            needed[key] = _needed(node, opsets.get(node.domain or "ai.onnx", 0))
+        for i in needed[key]:
+            if i < len(node.input) and not node.input[i]:
+                raise IrpruneError(
+                    f"{target_of(node)} needs its input {i}, which is left out",
+                    f"node '{node.name or ', '.join(node.output)}' of {where}",
+                )
+
+
+def _check_calls(model: onnx.ModelProto, where: str) -> None:
+    """Raises IrpruneError where a local function calls itself, if by others."""
+    held = {(f.domain, f.name): f for f in model.functions}
+    calls = {
+        key: {(n.domain, n.op_type) for n in _below(f.node)} & held.keys()
+        for key, f in held.items()
+    }
+    while free := [key for key, called in calls.items() if not called]:
+        calls = {k: called - set(free) for k, called in calls.items() if k not in free}
+    if calls:
+        raise IrpruneError(f"the local function '{min(calls)[1]}' calls itself", where)
+
+
+def _needed(node: onnx.NodeProto, version: int) -> list[int]:
+    """The inputs that the operator of ``node`` does not go without."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+    except onnx.defs.SchemaError:
+        return []
+    single = onnx.defs.OpSchema.FormalParameterOption.Single
+    return [i for i, formal in enumerate(schema.inputs) if formal.option == single]
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of ``graph`` and of the bodies in it."""
+    yield from _below(graph.node)
+
+
+def _below(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for attribute in node.attribute:
+            waiting += [n for g in (attribute.g, *attribute.graphs) for n in g.node]

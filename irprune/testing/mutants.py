@@ -1,0 +1,378 @@
+"""Planted faults: an operator's rule, its silencing or its sizes made wrong, one fault at a time,
+and what sees it.
+
+Each entry of the operator table makes its own small model, out of its samples: the operator stands
+between parameters that depend on the input and weights that sum its results up, so that every axis
+of it can be cut. A fault is planted, the model is pruned, and the proof fails or it does not. A
+fault that changes nothing (the same channels go and the same numbers stay), or whose cut the table
+without the fault proves right, is no fault there."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+import irprune
+from irprune.api.pruned import Pruned
+from irprune.driver.pipelines import analyse
+from irprune.errors import CheckFailed, IrpruneError
+from irprune.ir.axis import Axes, Axis
+from irprune.ir.graph import Node, Value
+from irprune.ops import registry
+from irprune.ops.call import overload
+from irprune.ops.dtypes import TO_TORCH
+from irprune.ops.registry import Arg, Op, Sample
+from irprune.ops.rule.signature import Signature
+
+__all__ = ["Mutant", "Seen", "Subject", "around", "see", "subjects", "systematic"]
+
+Plant = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: ``kind`` groups it in tables, ``plant`` is a context in which it is there, and
+    ``where`` names the operator whose models show it, "" for all."""
+
+    name: str
+    kind: str
+    plant: Plant
+    where: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A small model that a fault may show in, and its example input."""
+
+    name: str
+    operator: str
+    make: Callable[[], tuple[nn.Module, tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What saw a fault: ``proof``; ``refused``, where no model came out for another reason;
+    ``nothing``, where a wrong model came out; ``harmless``, where the fault changes nothing or what
+    it gives is right."""
+
+    by: str
+    subject: str
+    said: str = ""
+
+
+# -- models from samples ---------------------------------------------------------------------------
+
+
+class _Around(nn.Module):
+    """An operator between parameters and sums over its results."""
+
+    def __init__(self, target: str, sample: Sample, rename: dict[str, str]) -> None:
+        super().__init__()
+        self.target, self.fixed = target, dict[str, Any]()
+        self.layout: list[tuple[str, Any]] = []
+        given: list[Any] = list(sample.args)
+        unread = dict(sample.attrs)
+        for a in overload(target)._schema.arguments:
+            name = rename.get(a.name, a.name)
+            if "Tensor" not in str(a.type):
+                if name in unread:
+                    self.fixed[a.name] = _torch_value(a.name, unread.pop(name))
+            elif str(a.type).startswith("List"):
+                own = bool(given) and isinstance(given[0], tuple)
+                many: list[Any] = list(given.pop(0)) if own else given
+                given = given if own else []
+                self.layout.append(
+                    (a.name, [self._hold(f"{a.name}{i}", m) for i, m in enumerate(many)])
+                )
+            elif given:
+                self.layout.append((a.name, self._hold(a.name, given.pop(0))))
+        if given or unread:
+            raise ValueError("the sample has more than the operator takes")
+        with torch.no_grad():
+            for k, result in enumerate(self._results(torch.ones(1))):
+                for d, size in enumerate(result.shape):
+                    weight = torch.randn(size, 2) / size**0.5
+                    self.register_parameter(f"sum{k}_{d}", nn.Parameter(weight))
+
+    def _hold(self, name: str, arg: Arg | None) -> str:
+        if arg is None:
+            return ""
+        dtype = TO_TORCH[arg.dtype]
+        if arg.values is not None:
+            made = torch.tensor(arg.values).to(dtype).reshape(arg.shape)
+        else:
+            uniform = arg.low + (arg.high - arg.low) * torch.rand(arg.shape)
+            made = uniform.floor() if not dtype.is_floating_point else uniform
+            made = made.to(dtype)
+        key = f"operand_{name}"
+        if dtype.is_floating_point and arg.values is None:
+            self.register_parameter(key, nn.Parameter(made.float()))
+        else:
+            self.register_buffer(key, made)
+        return key
+
+    def _operand(self, key: str, x: Tensor) -> Any:
+        if not key:
+            return None
+        held = getattr(self, key)
+        return held * (1 + x / 8) if isinstance(held, nn.Parameter) else held
+
+    def _results(self, x: Tensor) -> list[Tensor]:
+        filled = {
+            name: [self._operand(k, x) for k in key]
+            if isinstance(key, list)
+            else self._operand(key, x)
+            for name, key in self.layout
+        }
+        made = overload(self.target)(**filled, **self.fixed)
+        return [
+            t
+            for t in (made if isinstance(made, (list, tuple)) else [made])
+            if isinstance(t, Tensor)
+        ]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        out = []
+        for k, y in enumerate(self._results(x)):
+            y = y.real if y.is_complex() else y
+            y = y.float() if not y.is_floating_point() else y
+            for d in range(y.dim()):
+                y = torch.tensordot(y, getattr(self, f"sum{k}_{d}"), dims=([0], [0]))
+            out.append(y * x)
+        return out
+
+
+def _torch_value(name: str, value: Any) -> Any:
+    if isinstance(value, str) and value in TO_TORCH and "dtype" in name:
+        return TO_TORCH[value]
+    return value
+
+
+def around(entry: Op, target: str, sample: Sample) -> Subject | None:
+    """A small model of a sample of ``entry`` in the spelling ``target``; None where it gives
+    none."""
+
+    def make() -> tuple[nn.Module, tuple[Any, ...]]:
+        torch.manual_seed(0)
+        return _Around(target, sample, dict(entry.aten[target])).eval(), (torch.randn(1),)
+
+    try:
+        with torch.no_grad():
+            model, args = make()
+            model(*args)
+    except Exception:  # the sample is written for another spelling
+        return None
+    return Subject(f"{entry.name} ({target})", entry.name, make)
+
+
+def subjects(entry: Op) -> Iterator[Subject]:
+    """The small models of ``entry`` that prune as they should when nothing is planted."""
+    for target, sample in itertools.product(entry.aten, entry.samples):
+        if sample.target not in ("", target) or entry.random:
+            continue
+        found = around(entry, target, sample)
+        if found is not None:
+            yield found
+
+
+# -- what sees a fault -----------------------------------------------------------------------------
+
+
+def see(mutant: Mutant, subject: Subject, options: dict[str, Any] | None = None) -> Seen:
+    """Prune ``subject`` with the fault planted, and say what sees it."""
+    given = {"ratio": 0.5, **(options or {})}
+    model, args = subject.make()
+    right = irprune.prune(model, args, **given)
+    model, args = subject.make()
+    with mutant.plant():
+        try:
+            wrong = irprune.prune(model, args, **given)
+        except CheckFailed as failed:
+            return Seen("proof", subject.name, str(failed))
+        except Exception as failed:  # whatever it is, no wrong model came out
+            return Seen("refused", subject.name, f"{type(failed).__name__}: {failed}")
+    if _same(right, wrong):
+        return Seen("harmless", subject.name)
+    try:
+        again = irprune.apply_plan(subject.make()[0], wrong.plan, args)
+    except (IrpruneError, ValueError, RuntimeError, KeyError) as refused:
+        return Seen("nothing", subject.name, f"{type(refused).__name__}: {refused}")
+    return Seen("harmless" if _same(again, wrong) else "nothing", subject.name)
+
+
+def _same(a: Pruned, b: Pruned) -> bool:
+    """Whether two cuts hold the same numbers."""
+    ours, theirs = a.module.state_dict(), b.module.state_dict()
+    if ours.keys() != theirs.keys():
+        return False
+    return all(x.shape == theirs[k].shape and torch.equal(x, theirs[k]) for k, x in ours.items())
+
+
+# -- faults made by operators over the table -------------------------------------------------------
+
+
+def systematic(entry: Op) -> Iterator[Mutant]:
+    """Faults of one entry: a letter swapped, a factor dropped, a freeze forgotten, a relation
+    forgotten, sizes and silencing left out."""
+    if entry.signature is not None:
+        yield from _signatures(entry, entry.signature)
+    else:
+        for method in ("unify", "freeze", "product", "sum", "split", "cut"):
+            for k in range(_calls(entry, method)):
+                yield _changed(
+                    entry,
+                    f"call {k} of {method} forgotten",
+                    method,
+                    rule=_skipping(entry, method, k),
+                )
+    if entry.silence is not None:
+        yield _changed(entry, "silencing forgotten", "silence", silence=None)
+    if entry.resize is not None:
+        yield _changed(entry, "sizes left as they were", "resize", resize=None)
+        yield _changed(entry, "sizes off by one", "resize", resize=_off_by_one(entry))
+
+
+def _changed(entry: Op, what: str, kind: str, **fields: Any) -> Mutant:
+    def plant() -> contextlib.AbstractContextManager[Any]:
+        now = registry.TABLE[entry.name]
+        return mock.patch.dict(registry.TABLE, {entry.name: replace(now, **fields)})
+
+    return Mutant(f"{entry.name}: {what}", kind, plant, entry.name)
+
+
+def _signatures(entry: Op, signature: Signature) -> Iterator[Mutant]:
+    """The rule as a string with one thing changed."""
+    text = signature.text
+    left, right = text.split("->")
+    seen = {text}
+
+    def mutant(what: str, changed: str, **fields: Any) -> Iterator[Mutant]:
+        if changed in seen and not fields:
+            return
+        seen.add(changed)
+        try:
+            made = replace(signature, text=changed, **fields)
+            made.sides  # noqa: B018 - parsed here, where it may be no signature
+        except Exception:
+            return
+        yield _changed(entry, what, "signature", signature=made, rule=made.rule)
+
+    letters = list(dict.fromkeys(c for c in text if c.isalpha()))
+    operands = left.split(",")
+    for k, operand in enumerate(operands):
+        own = [c for c in letters if c in operand]
+        for a, b in itertools.combinations(own, 2):
+            swapped = operand.translate(str.maketrans(a + b, b + a))
+            parts = [swapped if i == k else o for i, o in enumerate(operands)]
+            yield from mutant(f"{a} and {b} swapped in operand {k}", ",".join(parts) + "->" + right)
+        for a in own:
+            parts = [operand.replace(a, "_") if i == k else o for i, o in enumerate(operands)]
+            if operand.count(a) == 1 and "(" not in operand and "*" not in operand:
+                yield from mutant(
+                    f"{a} of operand {k} not tied", ",".join(parts).replace("_", "z") + "->" + right
+                )
+    if "(" in text:
+        for a in letters:
+            for plain in (f"({a} ", f" {a})"):
+                if plain in text:
+                    changed = text.replace(plain, "(" if plain[0] == "(" else ")")
+                    yield from mutant(f"factor {a} dropped", changed)
+    for a in signature.fixed:
+        less = tuple(x for x in signature.fixed if x != a)
+        made = replace(signature, fixed=less)
+        yield _changed(
+            entry, f"freeze of {a} forgotten", "signature", signature=made, rule=made.rule
+        )
+
+
+def _calls(entry: Op, method: str) -> int:
+    """How often the rule calls ``method`` of the axes in a sample, three at most."""
+    count = 0
+    real = getattr(Axes, method)
+
+    def counting(self: Axes, *given: Any, **named: Any) -> Any:
+        nonlocal count
+        count += inside
+        return real(self, *given, **named)
+
+    inside = 0
+
+    def rule(axes: Axes, node: Node) -> None:
+        nonlocal inside
+        inside += 1
+        try:
+            entry.rule(axes, node)
+        finally:
+            inside -= 1
+
+    first = next(subjects(entry), None)
+    if first is None:
+        return 0
+    model, args = first.make()
+    with (
+        mock.patch.object(Axes, method, counting),
+        mock.patch.dict(registry.TABLE, {entry.name: replace(entry, rule=rule)}),
+        contextlib.suppress(IrpruneError),
+    ):
+        analyse(irprune.capture(model, args))
+    return min(count, 3)
+
+
+def _skipping(entry: Op, method: str, k: int) -> Callable[[Axes, Node], None]:
+    """The rule of ``entry`` with call ``k`` of ``method`` left out; what joins axes joins them in
+    the other order instead."""
+    real = getattr(Axes, method)
+
+    def rule(axes: Axes, node: Node) -> None:
+        count = -1
+
+        def maybe(self: Axes, *given: Any, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count != k:
+                return real(self, *given, **named)
+            if method in ("product", "sum"):
+                return real(self, list(reversed(list(given[0]))), *given[1:], **named)
+            return None
+
+        with mock.patch.object(Axes, method, maybe):
+            entry.rule(axes, node)
+
+    return rule
+
+
+class _OffByOne:
+    """A choice whose sizes are one less, where anything was dropped."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+
+    def size(self, axis: Axis) -> Any:
+        return self.real.size(axis) - (1 if self.real.changes(axis) else 0)
+
+    def kept(self, axis: Axis) -> Any:
+        return self.real.kept(axis)
+
+    def changes(self, axis: Axis) -> bool:
+        return bool(self.real.changes(axis))
+
+    def table(self, axis: Axis) -> Any:
+        return self.real.table(axis)
+
+
+def _off_by_one(entry: Op) -> Callable[[Node, Any], None]:
+    resize = entry.resize
+    assert resize is not None
+    return lambda node, cut: resize(node, _OffByOne(cut))
+
+
+def parameter(value: Value) -> str:
+    """The name of a weight, for faults that are planted in one."""
+    return value.name

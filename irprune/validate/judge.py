@@ -1,0 +1,221 @@
+"""An independent judge of a cut: the user's own ``forward``, with the weights that were dropped
+zeroed.
+
+It shares nothing with the rules, the oracle or slicing: no graph is run, only the model as it came
+in. Where zeros stand for what is absent it must give what the cut model gives. They do not where a
+mean, a norm or a softmax counts who is present; which parts of a choice are judged is found out by
+running the graph with zeroed weights, where each operator must give what it gives with what was
+dropped taken out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from irprune.frontend.torch.restore_state import attributes_kept, evaluating
+from irprune.frontend.torch.source import torch_source
+from irprune.ir.axis import Axis, find, leaves
+from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.selection import Selection
+from irprune.ops.arrays import as_tensor
+from irprune.ops.registry import lookup
+from irprune.run.inputs import flat_tensors, over_tensors
+from irprune.run.interpret import evaluate, symbols_of
+from irprune.run.oracle import Presence
+
+Call = tuple[Sequence[Any], dict[str, Any]]
+
+__all__ = ["Call", "forward_of", "forward_with", "judgeable", "zeroed"]
+
+
+def judgeable(
+    graph: Graph, kept: Selection, inputs: list[torch.Tensor], dtype: torch.dtype
+) -> Selection:
+    """The part of ``kept`` for which zeroed weights compute what absent ones do.
+
+    Args:
+        graph: the analysed original.
+        kept: what was chosen.
+        inputs: what the graph is run on, in the order of its inputs.
+        dtype: the type that it is run in.
+
+    Returns:
+        The choice with the axes left out for which some operator gives another result; nothing
+        where a result is drawn at random, as it would be drawn otherwise.
+    """
+    if any((entry := lookup(node)) is not None and entry.random for node in graph.nodes):
+        return Selection({})
+    twin = graph.copy()
+    for weight in twin.weights.values():
+        if _is_state(twin, weight):
+            weight.load = _Zeroed(weight, kept)
+    device = inputs[0].device if inputs else torch.device("cpu")
+    present = Presence(kept, device, symbols_of(twin, inputs) if inputs else {})
+    spoilt: set[Axis] = set()
+
+    def hook(node: Node, operands: list[Any], run: Callable[..., Any]) -> Any:
+        plain = run(*operands)
+
+        def again(*others: Any) -> Any:
+            same = len(others) == len(operands)
+            if same and all(x is y for x, y in zip(others, operands, strict=True)):
+                return plain
+            return run(*others)
+
+        asked, silent = _silent(node, operands, again, present, kept)
+        if asked and not _same_where_present(node, plain, silent, present):
+            spoilt.update(asked)
+            return silent  # else what is spoilt would spoil all that follows
+        return plain
+
+    evaluate(twin, inputs, dtype=dtype, hook=hook)
+    left = {a: k for a, k in kept.choice.items() if a not in spoilt}
+    return Selection(left, {a: h for a, h in kept.within.items() if a in left})
+
+
+def zeroed(weight: Weight, kept: Selection) -> torch.Tensor:
+    """What ``weight`` holds, with zeros at the indices that are dropped."""
+    array = as_tensor(weight.load())
+    axes = weight.axes or ()
+    cut = [d for d in range(array.dim()) if kept.changes(axes[d])]
+    if not cut:
+        return array
+    array = array.clone()
+    for d in cut:
+        gone = torch.from_numpy(~kept.present(axes, d)).to(array.device)
+        if gone.numel() == gone.shape[d]:
+            array.index_fill_(d, gone.flatten().nonzero().flatten(), 0)
+        else:
+            array.masked_fill_(gone, 0)
+    return array
+
+
+def forward_of(graph: Graph, call: Call, seed: int) -> list[torch.Tensor]:
+    """What the user's ``forward`` gives, in the model's own types and on its device. The model
+    stays as it is. Raises whatever ``forward`` raises."""
+    model = torch_source(graph).module
+    assert model is not None
+    # Forward may write to them, and to its arguments
+    return _called(model, {name: b.clone() for name, b in model.named_buffers()}, call, seed)
+
+
+def forward_with(
+    graph: Graph,
+    kept: Selection,
+    call: Call,
+    dtype: torch.dtype,
+    seed: int,
+) -> list[torch.Tensor]:
+    """What the user's ``forward`` gives with the weights of ``graph`` in the place of the model's
+    own, zeros where ``kept`` drops, all in ``dtype``. The model stays as it is.
+
+    Raises whatever ``forward`` raises."""
+    source = torch_source(graph)
+    assert source.module is not None
+    held = {n for n, _ in source.module.named_parameters(remove_duplicate=False)}
+    held |= {n for n, _ in source.module.named_buffers(remove_duplicate=False)}
+    own: dict[str, torch.Tensor] = {}
+    for weight in graph.weights.values():
+        names = held.intersection((weight.name, *weight.aliases))
+        if names:
+            own.update(dict.fromkeys(names, _as(zeroed(weight, kept), dtype)))
+    for name, entry in source.state.items():
+        if name in held and name not in own:
+            own[name] = _as(entry.tensor.detach(), dtype)
+    theirs = {e.tensor.data_ptr() for e in source.state.values()}
+    # Forward may write to them
+    own = {n: t.clone() if t.data_ptr() in theirs else t for n, t in own.items()}
+    learned = {n for n, _ in source.module.named_parameters(remove_duplicate=False)}
+    for name in learned & own.keys():  # forward may ask what is a parameter
+        own[name] = torch.nn.Parameter(own[name], requires_grad=False)
+    typed = over_tensors((tuple(call[0]), call[1]), lambda t: _as(t, dtype))
+    return _called(source.module, own, typed, seed)
+
+
+def _called(
+    model: torch.nn.Module, state: dict[str, torch.Tensor], call: Call, seed: int
+) -> list[torch.Tensor]:
+    with torch.random.fork_rng(), evaluating(model), attributes_kept(model):
+        torch.manual_seed(seed)
+        args, kwargs = over_tensors((tuple(call[0]), call[1]), torch.clone)
+        return flat_tensors(torch.func.functional_call(model, state, args, kwargs))
+
+
+def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+class _Zeroed:
+    """A weight's loader with zeros at what is dropped."""
+
+    def __init__(self, weight: Weight, kept: Selection) -> None:
+        self.whole = Weight(weight.name, weight.type, weight.load)
+        self.whole.axes, self.kept = weight.axes, kept
+
+    def __call__(self) -> torch.Tensor:
+        return zeroed(self.whole, self.kept)
+
+
+def _is_state(graph: Graph, weight: Weight) -> bool:
+    """Whether the judge can zero ``weight``: it is state of the user's model."""
+    return any(name in torch_source(graph).state for name in (weight.name, *weight.aliases))
+
+
+def _silent(
+    node: Node, operands: list[Any], run: Callable[..., Any], present: Presence, kept: Selection
+) -> tuple[list[Axis], Any]:
+    """The dropped axes that the result of ``node`` may depend on, and its result without them."""
+    entry = lookup(node)
+    asked: list[Axis] = []
+    if entry is None:
+        return asked, None
+
+    def asking(value: Value, dims: Iterable[int]) -> torch.Tensor | None:
+        mask: torch.Tensor | None = present(value, list(dims))
+        if mask is not None:
+            axes = value.axes or ()
+            asked.extend(find(x) for d in dims for x in leaves(axes[d]) if kept.changes(x))
+        return mask
+
+    if entry.silence is not None:
+        return asked, entry.silence(torch, node, operands, asking, run)
+    if entry.signature is None:
+        return asked, None
+    without, moved = list(operands), 0
+    masks = {
+        i: asking(node.operand(i), [d for d, _ in dims])
+        for i, dims in entry.signature.contracted(node).items()
+    }
+    for i, mask in masks.items():
+        if mask is not None:
+            absent = torch.zeros((), dtype=operands[i].dtype, device=operands[i].device)
+            without[i] = torch.where(mask, operands[i], absent)
+            moved += not torch.equal(without[i], operands[i])
+    finite = all(bool(x.isfinite().all()) for x in operands if _is_real(x))
+    if finite and moved < sum(m is not None for m in masks.values()):
+        return [], None  # one factor of every product is zero already
+    return asked, run(*without)
+
+
+def _is_real(x: Any) -> bool:
+    return isinstance(x, torch.Tensor) and x.is_floating_point()
+
+
+def _same_where_present(node: Node, plain: Any, silent: Any, present: Presence) -> bool:
+    many, others = (x if isinstance(x, (list, tuple)) else [x] for x in (plain, silent))
+    for value, a, b in zip(node.outputs, many, others, strict=False):
+        if not value.users and (node.graph is None or value not in node.graph.outputs):
+            continue
+        if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
+            return False
+        mask = present(value, list(range(value.rank)))
+        if mask is not None:
+            nothing = torch.zeros((), dtype=a.dtype, device=a.device)
+            a, b = torch.where(mask, a, nothing), torch.where(mask, b, nothing)
+        # What differs by less than a proof sees differs by rounding
+        near = 1e-11 if a.dtype == torch.float64 else 1e-5
+        if not torch.allclose(a, b, rtol=near, atol=near, equal_nan=True):
+            return False
+    return True

@@ -1,0 +1,99 @@
+"""ONNX models in float64, where onnxruntime has kernels for it: what is left of a difference there
+is no rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from irprune.frontend.onnx.file import Loader
+from irprune.frontend.onnx.order import target_of
+from irprune.ops.onnx.doubled import DOUBLED, FLOAT_INPUTS
+from irprune.ops.onnx.unrounded import Uncovered
+from irprune.validate.onnx_widen import widen
+
+__all__ = ["doubled"]
+
+_OLDEST = 12  # the opset that Einsum came with
+
+
+def doubled(
+    model: onnx.ModelProto, data: Mapping[str, Loader]
+) -> tuple[onnx.ModelProto, dict[str, Loader]] | None:
+    """``model`` and its ``data`` in float64; None for models before opset 12, and where an operator
+    is used in a way that is not covered. Whether onnxruntime runs it shows when it is loaded."""
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if opset < _OLDEST:
+        return None
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    wide = widen(made, data, TensorProto.DOUBLE)
+    walk = _Walk(made, opset)
+    try:
+        walk.write()
+    except Uncovered:
+        return None
+    return made, wide
+
+
+class _Walk:
+    def __init__(self, model: onnx.ModelProto, opset: int) -> None:
+        self.model, self.opset = model, opset
+        self.sizes = {t.name: tuple(t.dims) for t in model.graph.initializer}
+        self.nodes: list[onnx.NodeProto] = []
+        self.count = 0
+
+    def write(self) -> None:
+        for node in self.model.graph.node:
+            for a in node.attribute:
+                if a.name == "value" and a.HasField("t"):
+                    self.sizes[node.output[0]] = tuple(a.t.dims)
+            rule = DOUBLED.get(target_of(node))
+            if rule is not None:
+                made = rule(_Node(self, node))
+                self.nodes.append(helper.make_node("Identity", [made], [node.output[0]]))
+                continue
+            twin = onnx.NodeProto()
+            twin.CopyFrom(node)
+            for i in FLOAT_INPUTS.get(target_of(node), ()):
+                if i < len(node.input) and node.input[i]:
+                    twin.input[i] = self.put("Cast", [node.input[i]], {"to": TensorProto.FLOAT})
+            self.nodes.append(twin)
+        del self.model.graph.node[:]
+        self.model.graph.node.extend(self.nodes)
+
+    def put(self, kind: str, inputs: list[str], attrs: Mapping[str, Any]) -> str:
+        self.count += 1
+        name = f"doubled.{self.count}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], **attrs))
+        return name
+
+
+class _Node:
+    """One node for a rule of ``irprune.ops.onnx.doubled``."""
+
+    def __init__(self, walk: _Walk, node: onnx.NodeProto) -> None:
+        self.walk, self.node, self.opset = walk, node, walk.opset
+        self.attrs: Mapping[str, Any] = {
+            a.name: helper.get_attribute_value(a) for a in node.attribute
+        }
+
+    def name(self, i: int) -> str:
+        return str(self.node.input[i]) if i < len(self.node.input) else ""
+
+    def dims(self, i: int) -> tuple[int, ...]:
+        if self.name(i) not in self.walk.sizes:
+            raise Uncovered("a weight that is not stored")
+        return self.walk.sizes[self.name(i)]
+
+    def constant(self, value: Any) -> str:
+        array = np.asarray(value)
+        array = array.astype(np.int64 if array.dtype.kind == "i" else np.float64)
+        return self.walk.put("Constant", [], {"value": numpy_helper.from_array(array)})
+
+    def put(self, kind: str, *inputs: str, **attrs: Any) -> str:
+        return self.walk.put(kind, list(inputs), attrs)

@@ -1,0 +1,331 @@
+"""The second pass of the proof of a module: with random numbers for its weights, in float64,
+against the oracle and against an independent judge.
+
+A fault shows in the outputs only where what it spoils reaches them. A layer scale of 1e-6, a branch
+that starts with zeros or a softmax that saturates hides what is behind it; random numbers that keep
+a signal's size do not, and in float64 what is left of a difference is no rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from irprune.base.tolerance import CAPTURE, FLOAT32, FLOAT64, LEAST_RANGE, LEAST_RANGE64
+from irprune.errors import gist
+from irprune.frontend.torch.source import torch_source
+from irprune.ir.dtype import is_float, is_half
+from irprune.ir.graph import Graph, Weight
+from irprune.ir.selection import Selection
+from irprune.ops.arrays import as_numpy, as_tensor
+from irprune.run.error import channel_error, relative_error
+from irprune.run.inputs import over_tensors, redraw
+from irprune.run.interpret import evaluate, named_types
+from irprune.run.oracle import silenced
+from irprune.run.other_sizes import other_sizes, resized
+from irprune.validate.judge import Call, forward_of, forward_with, judgeable
+from irprune.validate.judge_share import judged_share
+from irprune.validate.proof_result import Proof, Shaken, is_nan, says_nothing
+from irprune.validate.random_weights import Draw, is_redrawn, redrawn, seeds, with_random_numbers
+
+__all__ = ["Call", "Cut", "prove_shaken"]
+
+Tensors = list[torch.Tensor]
+
+_DRAWN: tuple[tuple[str, Draw | None, bool], ...] = (
+    ("random", redrawn, True),
+    ("random", redrawn, False),
+    ("slightly random", with_random_numbers, False),
+    ("its own", None, False),
+)
+"""The weights, and whether inputs have tails, that are tried in turn until the outputs are
+numbers."""
+
+_LARGE = 1 << 29  # elements of all weights, from which on they are not all held at once
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a graph is cut again, and a cut is run.
+
+    ``module(graph)`` gives the module of the cut graph; ``run(graph, module, call, dtype)`` what it
+    computes; ``wide(graph, call)`` what the cut graph computes in float64, weight by weight."""
+
+    module: Callable[[Graph], torch.nn.Module]
+    run: Callable[[Graph, torch.nn.Module, Call, torch.dtype], Tensors]
+    wide: Callable[[Graph, Call], Tensors]
+
+
+def prove_shaken(
+    proof: Proof, graph: Graph, cut: Cut, device: torch.device, own: bool, seed: int
+) -> None:
+    """Put the second pass into ``proof``.
+
+    Where sizes are open it is made at the first others that the user's ``forward`` takes, else at
+    the example's.
+
+    Args:
+        proof: the first pass; gets the second, its notes and its count of passes.
+        graph: the analysed original with its choice.
+        cut: how it is cut again and run.
+        device: where it is run.
+        own: whether the example's own numbers are the inputs; else others are drawn.
+        seed: the same seed gives the same numbers.
+    """
+    assert graph.kept is not None
+    refused: list[str] = []
+    for shown, call in _calls(graph):
+        second = _Second(proof, graph, cut, device, call, own, seed)
+        if second.made(last=not shown):
+            proof.other_sizes = shown
+            if refused and not shown:
+                proof.notes.append(f"proven at one size: forward refuses {'; '.join(refused[:3])}")
+            return
+        refused.append(shown)
+
+
+def _calls(graph: Graph) -> Iterator[tuple[str, Call]]:
+    """Calls to prove with, and their shapes where they are no longer the example's."""
+    source = torch_source(graph)
+    example = (tuple(source.args), dict(source.kwargs))
+    for sizes in other_sizes(graph) if source.module is not None else ():
+        call = resized(graph, source.inputs, example, sizes)
+        yield (
+            ", ".join(
+                f"{v.name} {'x'.join(map(str, x.shape))}"
+                for v, x in zip(graph.inputs, source.tensors(*call), strict=True)
+            ),
+            call,
+        )
+    yield "", example
+
+
+class _Second:
+    """The second pass at one call."""
+
+    def __init__(
+        self,
+        proof: Proof,
+        graph: Graph,
+        cut: Cut,
+        device: torch.device,
+        call: Call,
+        own: bool,
+        seed: int,
+    ) -> None:
+        self.proof, self.graph, self.cut = proof, graph, cut
+        self.device, self.call, self.seed = device, call, seed
+        self.example, self.own = call, own
+        self.large = sum(_elements(w) for w in graph.weights.values()) > _LARGE
+
+    def made(self, last: bool) -> bool:
+        """Make the pass; False where ``forward`` refuses the call and another is to be tried."""
+        if not last and not self._accepted():
+            return False
+        twin, weights, theirs, dtype = self._shaken()
+        ours, module = self._cut(twin, dtype)
+        wide = dtype == torch.float64
+        error = channel_error(ours, theirs, LEAST_RANGE64 if wide else LEAST_RANGE)
+        name = "float64" if wide else "float32"
+        found = Shaken(error, FLOAT64 if wide else FLOAT32, name, weights=weights)
+        found.nothing = says_nothing(theirs)
+        self.proof.passes += 2
+        self.proof.shaken = found
+        if torch_source(self.graph).module is not None and not self.large:
+            self._judge(found, twin, module, ours, dtype)
+        return True
+
+    def _call(self, tails: bool) -> Call:
+        return self.example if self.own else redraw(*self.example, self.seed, tails)
+
+    def _accepted(self) -> bool:
+        """Whether the user's ``forward`` takes the call, with the weights as they are."""
+        try:
+            forward_of(self.graph, self.call, self.seed)
+        except Exception:  # whatever forward raises: these are not sizes that it takes
+            return False
+        self.proof.passes += 1
+        return True
+
+    def _shaken(self) -> tuple[Graph, str, Tensors, torch.dtype]:
+        """The graph with random weights, what they are, and what the oracle gives for it, in
+        float64 where that is possible."""
+        for said, draw, tails in _DRAWN:
+            self.call = self._call(tails)
+            twin, weights = (
+                (
+                    self.graph
+                    if draw is None
+                    else with_weights(self.graph, draw, self.seed, not self.large)
+                ),
+                said,
+            )
+            found = self._tried(twin, last=draw is None)
+            if found is None:
+                continue
+            theirs, dtype = found
+            if draw is None or _are_numbers(theirs):
+                break
+        return twin, weights, theirs, dtype
+
+    def _tried(self, twin: Graph, last: bool) -> tuple[Tensors, torch.dtype] | None:
+        """What the oracle gives, and in which type; None where it gives nothing with these weights,
+        which may be outside of what an operator takes. The ``last`` ones must give something."""
+        try:
+            return self._oracle(twin, torch.float64), torch.float64
+        except (RuntimeError, NotImplementedError) as refused:
+            told = f"float64 is not possible here: {gist(refused)}"
+        try:
+            theirs = self._oracle(twin, torch.float32)
+        except (RuntimeError, NotImplementedError):
+            if last:
+                raise
+            return None
+        self.proof.notes.append(told)
+        return theirs, torch.float32
+
+    def _oracle(self, twin: Graph, dtype: torch.dtype) -> Tensors:
+        assert twin.kept is not None
+        torch.manual_seed(self.seed)
+        source = torch_source(twin)
+        return source.results(silenced(twin, twin.kept, self._inputs(dtype), dtype))
+
+    def _inputs(self, dtype: torch.dtype) -> Tensors:
+        args, kwargs = over_tensors(
+            (tuple(self.call[0]), self.call[1]),
+            lambda t: t.to(self.device, dtype) if t.is_floating_point() else t.to(self.device),
+        )
+        return torch_source(self.graph).tensors(args, kwargs)
+
+    def _cut(self, twin: Graph, dtype: torch.dtype) -> tuple[Tensors, torch.nn.Module | None]:
+        if self.large and dtype == torch.float64:
+            torch.manual_seed(self.seed)
+            return self.cut.wide(twin, self.call), None
+        module = self.cut.module(twin)
+        torch.manual_seed(self.seed)
+        return self.cut.run(twin, module, self.call, dtype), module
+
+    def _judge(
+        self,
+        found: Shaken,
+        twin: Graph,
+        module: torch.nn.Module | None,
+        ours: Tensors,
+        dtype: torch.dtype,
+    ) -> None:
+        """Compare the cut with the original itself, its dropped weights zeroed."""
+        assert twin.kept is not None
+        named = named_types(twin)
+        if any(map(is_half, named)):
+            self.proof.notes.append("not judged by the original: it rounds to 16 bits itself")
+            return
+        wide = dtype == torch.float64 and not named - {"f64"}
+        tried = torch.float64 if wide else torch.float32
+        try:
+            part = judgeable(twin, twin.kept, self._inputs(tried), tried)
+        except (RuntimeError, NotImplementedError) as refused:  # a matrix of zeros has no inverse
+            self.proof.notes.append(f"not judged by the original: {gist(refused)}")
+            return
+        theirs, told = self._forward(twin, part, torch.float64 if wide else torch.float32)
+        if theirs is None and wide:
+            wide = False
+            theirs, told = self._forward(twin, part, torch.float32)
+        if theirs is None:
+            self.proof.notes.append(f"not judged by the original: {told}")
+            return
+        # A branch that goes as a whole has no weights to zero: it stays for the judge
+        whole = part.choice.keys() == twin.kept.choice.keys() and not twin.kept.dropped
+        if not (whole and wide and found.dtype == "float64"):
+            smaller = twin.copy()
+            smaller.kept = part
+            again = module if whole and module is not None else self.cut.module(smaller)
+            torch.manual_seed(self.seed)
+            ours = self.cut.run(smaller, again, self.call, torch.float64 if wide else torch.float32)
+            self.proof.passes += 1
+        self.proof.passes += 2
+        found.judged = judged_share(twin, twin.kept, part)
+        if wide:
+            found.judge_error = channel_error(ours, theirs, LEAST_RANGE64)
+            found.judge_tolerance = FLOAT64
+        else:
+            found.judge_error = relative_error(ours, theirs)
+            found.judge_tolerance = CAPTURE
+            if found.judge_error > CAPTURE:
+                found.judge_tolerance = max(CAPTURE, 10 * self._rounding(twin))
+        if not found.agreed:
+            self._blame(twin, torch.float64 if wide else torch.float32)
+
+    def _rounding(self, twin: Graph) -> float:
+        """How far float32 is from float64 here: what a judge that names its types cannot tell from
+        a fault."""
+        narrow, wide = (
+            evaluate(twin, self._inputs(dtype), dtype=dtype)
+            for dtype in (torch.float32, torch.float64)
+        )
+        return relative_error(narrow, wide)
+
+    def _blame(self, twin: Graph, dtype: torch.dtype) -> None:
+        """Where the judge differs: whether that is because the captured graph does."""
+        expected, _ = self._forward(twin, Selection({}), dtype)
+        if expected is None:
+            return
+        torch.manual_seed(self.seed)
+        inputs = self._inputs(dtype)
+        given = torch_source(twin).results(evaluate(twin, inputs, dtype=dtype))
+        error = relative_error(given, expected)
+        if not error <= CAPTURE:
+            self.proof.capture_error = max(self.proof.capture_error or 0.0, error)
+
+    def _forward(
+        self, twin: Graph, part: Selection, dtype: torch.dtype
+    ) -> tuple[Tensors | None, str]:
+        """What the judge says; None, and why, where ``forward`` does not run in ``dtype``."""
+        try:
+            return forward_with(twin, part, self.call, dtype, self.seed), ""
+        except Exception as refused:  # forward names a type, or makes something of its own
+            return None, gist(refused)
+
+
+def with_weights(graph: Graph, draw: Draw, seed: int, holds: bool) -> Graph:
+    """A copy of ``graph`` with what ``draw`` makes of its weights, which it ``holds`` or draws each
+    time."""
+    twin = graph.copy()
+    own = seeds(twin, seed)
+    for weight in twin.weights.values():
+        if is_float(weight.dtype) and is_redrawn(weight, graph.kept):
+            weight.load = _Drawn(weight, draw, own[weight.name], holds)
+    return twin
+
+
+class _Drawn:
+    """A weight's loader with random numbers; the same every time."""
+
+    def __init__(self, weight: Weight, draw: Draw, seed: int, holds: bool) -> None:
+        self.weight, self.load, self.draw, self.seed = weight, weight.load, draw, seed
+        self.holds, self.held = holds, list[torch.Tensor]()
+
+    def __call__(self) -> torch.Tensor:
+        if self.held:
+            return self.held[0]
+        array = as_tensor(self.load())
+        made = as_tensor(self.draw(self.weight, as_numpy(array), self.seed)).to(array.device)
+        if self.holds:
+            self.held.append(made)
+        return made
+
+
+def _elements(weight: Weight) -> int:
+    total = 1
+    for s in weight.shape:
+        total *= s if isinstance(s, int) else 1
+    return total
+
+
+def _are_numbers(outputs: Tensors) -> bool:
+    """Whether random weights left the model's domain nowhere: no output is NaN, and most are
+    finite."""
+    real = [t for t in outputs if t.is_floating_point() and t.numel()]
+    return not is_nan(real) and all(
+        not bool(t.isnan().any()) and bool(t.isfinite().double().mean() > 0.5) for t in real
+    )
