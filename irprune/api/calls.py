@@ -20,7 +20,7 @@ from irprune.api.agreement import check_same, choose_together, same_scores, same
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
 from irprune.api.forecast import forecast
-from irprune.api.language import refine, settle_for_logits
+from irprune.api.language import settle_for_logits
 from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.page import collect
@@ -237,8 +237,6 @@ def _choose(graph: Graph, options: Options) -> Found:
             choose_uniform(graph, choose, lambda trial: trial.run(graph))
         else:
             choose.run(graph)
-            if budget:
-                refine(graph, options, lambda: choose.run(graph))
         return Found()
     from irprune.api.latency_search import choose_in_time
 
