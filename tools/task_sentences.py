@@ -16,11 +16,17 @@ __all__ = ["SENTENCES"]
 
 
 @functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Gone when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="irprune-minilm-")
+
+
+@functools.cache
 def _file() -> Path:
     """The encoder as an ONNX file, exported once."""
     import torch
 
-    folder = Path(tempfile.mkdtemp(prefix="irprune-minilm-"))
+    folder = Path(_folder().name)
     model, _ = sentences.loaded()
     call = {k: torch.ones(2, 8, dtype=torch.int64) for k in ("input_ids", "attention_mask")}
     dims = {0: torch.export.Dim("n"), 1: torch.export.Dim("t", max=512)}

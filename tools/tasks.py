@@ -146,13 +146,14 @@ def _rival(
 
 
 def _parameters(model: Any) -> int:
-    """Elements of all floating-point weights of a file."""
+    """Elements of all floating-point weights of a file, those in Constant nodes as well."""
     import math
 
     import onnx
 
     real = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
-    held = [t for t in model.graph.initializer if t.data_type in real]
+    constants = [a.t for n in model.graph.node if n.op_type == "Constant" for a in n.attribute]
+    held = [t for t in (*model.graph.initializer, *constants) if t.data_type in real]
     return sum(math.prod(t.dims) for t in held)
 
 
