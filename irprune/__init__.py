@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from irprune.api.sweep import sweep
     from irprune.errors import CheckFailed, IrpruneError
     from irprune.training.iterative import schedule
+    from irprune.training.optimizer import carry_optimizer
 
 __all__ = [
     "CheckFailed",
@@ -25,6 +26,7 @@ __all__ = [
     "Pruned",
     "apply_plan",
     "capture",
+    "carry_optimizer",
     "groups",
     "load",
     "prune",
@@ -35,6 +37,7 @@ __all__ = [
 _AT = {
     "CheckFailed": "irprune.errors",
     "IrpruneError": "irprune.errors",
+    "carry_optimizer": "irprune.training.optimizer",
     "load": "irprune.api.folder",
     "schedule": "irprune.training.iterative",
     "sweep": "irprune.api.sweep",

@@ -54,9 +54,13 @@ class RepairBatchNorm:
                         f"batch norm at {node.where}: its statistics are not its own, left as they were sliced"
                     )
                     continue
-                seen = Moments()
-                for operands, _, _ in walk.to(node):
-                    seen.add(operands[0].movedim(1, -1).flatten(0, -2))
+                seen = walk.total(
+                    node,
+                    Moments,
+                    lambda moments, stop: moments.add(
+                        stop.operands[0].movedim(1, -1).flatten(0, -2)
+                    ),
+                )
                 store(mean, seen.mean)
                 store(variance, seen.variance)
                 changed = True

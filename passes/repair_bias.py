@@ -11,16 +11,17 @@ As in An et al., "Fluctuation-based Adaptive Structured Pruning for Large Langua
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from irprune.ir.graph import Graph
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
+from irprune.run.ranks import Several
 
 if TYPE_CHECKING:
     from irprune.analysis.layers import Layer
     from irprune.run.calibration import Calibration
-    from irprune.run.statistics import Moments
+    from irprune.run.statistics import Moments, Pair, Stop
 
 __all__ = ["RepairAffine", "RepairBias"]
 
@@ -102,16 +103,18 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> Pass
     return PassResult(changed, tuple(notes))
 
 
-def _moments(layer: Layer, walk: Any) -> tuple[Moments, Moments]:
+def _moments(layer: Layer, walk: Pair) -> tuple[Moments, Moments]:
     """Those of each output [b, o] as the layer gives it now (with its own bias), and as the
     original gave it."""
     from irprune.run.statistics import Moments
 
     weight = layer.held()
-    now, then = Moments(), Moments()
-    for operands, target, _ in walk.to(layer.node):
-        y = layer.read(operands).transpose(0, 1).double().cpu() @ weight
-        offset = layer.offset(operands)
-        now.add(y if offset is None else y + offset.double().cpu().reshape(y.shape[0], 1, -1))
-        then.add(layer.gave(target, operands).transpose(0, 1))
+
+    def add(both: Several[Moments], stop: Stop) -> None:
+        y = layer.read(stop.operands).transpose(0, 1).double().cpu() @ weight
+        offset = layer.offset(stop.operands)
+        both[0].add(y if offset is None else y + offset.double().cpu().reshape(y.shape[0], 1, -1))
+        both[1].add(layer.gave(stop.target, stop.operands).transpose(0, 1))
+
+    now, then = walk.total(layer.node, lambda: Several((Moments(), Moments())), add)
     return now, then

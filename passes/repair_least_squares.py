@@ -14,6 +14,7 @@ weight is used more than once are left as they are."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ops.registry import does_nothing, is_sum, operand_as
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
+from irprune.run.ranks import Several
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from irprune.analysis.layers import Layer
     from irprune.run.calibration import Calibration
     from irprune.run.gram import Gram
+    from irprune.run.statistics import Pair, Stop
 
 __all__ = ["RepairLeastSquares"]
 
@@ -72,7 +75,7 @@ class RepairLeastSquares:
                 changed = self._refit(layer, walk) or changed
         return PassResult(changed, tuple(notes))
 
-    def _refused(self, layer: Layer, walk: Any) -> str:
+    def _refused(self, layer: Layer, walk: Pair) -> str:
         if layer.shared():
             return "used more than once: left as it was sliced"
         if walk.twin(layer.node) is None:
@@ -81,22 +84,27 @@ class RepairLeastSquares:
             return f"more than {self.widest} unknowns per output: left as it was sliced"
         return ""
 
-    def _refit(self, layer: Layer, walk: Any) -> bool:
-        from irprune.run.gram import sampled_rows
+    def _refit(self, layer: Layer, walk: Pair) -> bool:
+        from irprune.run.gram import Gram, sampled_rows
 
         old = layer.held()
-        fit = Fit(old, layer.bias is not None)
         other, through = _beside(layer, walk) if self.residual else (None, None)
         b, k, o = old.shape
         limit = max(4 * k, min(self.rows, max(1024, (1 << 22) // (b * k))))
         total = self.calibration.count()
-        for i, (operands, target, short) in enumerate(walk.to(layer.node, other)):
-            if short is not None:
-                target = target + (short if through is None else through(short))
-            share = max(2, -(-limit * walk.size(i) // total))
-            at = sampled_rows(target.numel() // (b * o), share, i)
-            given = layer.gave(target, operands, at)
-            fit.add(layer.read(operands, at), given, layer.offset(operands))
+
+        fit = Fit(old, layer.bias is not None)
+
+        def add(halves: Several[Gram], stop: Stop) -> None:
+            target = stop.target
+            if stop.short is not None:
+                target = target + (stop.short if through is None else through(stop.short))
+            share = max(2, -(-limit * stop.size // total))
+            at = sampled_rows(target.numel() // (b * o), share, stop.number)
+            given = layer.gave(target, stop.operands, at)
+            fit.add(halves, layer.read(stop.operands, at), given, layer.offset(stop.operands))
+
+        fit.halves = walk.total(layer.node, lambda: Several((Gram(), Gram())), add, other)
         weight, bias = fit.solve(self.ridge)
         layer.put(weight)
         if layer.bias is not None and bias is not None:
@@ -104,7 +112,7 @@ class RepairLeastSquares:
         return True
 
 
-def _beside(layer: Layer, walk: Any) -> tuple[Value | None, Any]:
+def _beside(layer: Layer, walk: Pair) -> tuple[Value | None, Any]:
     """The value that the result of ``layer`` is added to, where both graphs have it by then, and
     what turns a shortfall there into one of the layer's own result (a batch norm may stand between
     them); (None, None) where there is no such value."""
@@ -164,33 +172,38 @@ PROJECTED = 64  # directions of the result that a ridge is chosen by
 
 class Fit:
     """What refits one layer: products of its inputs with themselves and with what its result lacks,
-    in two halves of the data.
+    in two ``halves`` of the data.
 
     ``old`` [b, k, o] are the weights to stay near to; with ``bias`` a constant is fitted besides,
     which is free."""
 
     def __init__(self, old: torch.Tensor, bias: bool) -> None:
-        from irprune.run.gram import Gram
-
         self.old, self.bias = old, bias
-        self.halves = (Gram(), Gram())
+        self.halves: Sequence[Gram] = ()
 
-    def add(self, x: torch.Tensor, y: torch.Tensor, offset: torch.Tensor | None) -> None:
-        """Rows ``x`` [n, b, k] with results ``y`` [n, b, o]; ``offset`` is what the layer adds to
-        ``x W``."""
+    def add(
+        self,
+        halves: Sequence[Gram],
+        x: torch.Tensor,
+        y: torch.Tensor,
+        offset: torch.Tensor | None,
+    ) -> None:
+        """To ``halves`` rows ``x`` [n, b, k] with results ``y`` [n, b, o]; ``offset`` is what the
+        layer adds to ``x W``."""
         x, y = x.transpose(0, 1).cpu(), y.transpose(0, 1).cpu()
         r = y - x @ self.old.to(x.dtype)
         if offset is not None:
             r = r - offset.to(r).reshape(r.shape[0], 1, -1)
         half = x.shape[1] // 2
-        for gram, rows in zip(self.halves, (slice(0, half), slice(half, None)), strict=True):
+        for gram, rows in zip(halves, (slice(0, half), slice(half, None)), strict=True):
             gram.add(x[:, rows], r[:, rows])
 
     def solve(self, ridge: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The weight [b, k, o] and what is to be added to the bias [b, o]."""
-        whole = self.halves[0].merged(self.halves[1])
+        """The weight [b, k, o] and what is to be added to the bias [b, o]. The halves are used
+        up."""
         if ridge is None:
             ridge = self._best() / 2  # of twice the rows half as much is the same penalty
+        whole = self.halves[0].merged(self.halves[1])
         step = self._step(whole, whole.explained(self.bias), ridge)
         moved = whole.target - (whole.mean[:, None] @ step)[:, 0] if self.bias else None
         return self.old + step, moved

@@ -19,6 +19,7 @@ import io
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,11 +82,16 @@ def _console(block: Block, at: str) -> None:
 
 
 def _called(command: str) -> tuple[int, str]:
-    """The exit code and the output of a command line of irprune."""
+    """The exit code and the output of a command line of irprune, or of torchrun."""
     from irprune.cli import run
 
     program, *words = shlex.split(command)
-    assert program == "irprune", f"a page runs irprune alone, not {program}"
+    if program == "torchrun":
+        made = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", *words], capture_output=True, text=True
+        )
+        return made.returncode, made.stdout + made.stderr
+    assert program == "irprune", f"a page runs irprune and torchrun alone, not {program}"
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
         code = run(words)
     return code, out.getvalue()

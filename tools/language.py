@@ -1,4 +1,4 @@
-"""How good pruned language models are, beside dropping blocks and FLAP, on texts of your own.
+"""How good pruned language models are, beside dropping blocks, on texts of your own.
 
     python tools/language.py FOLDER --text brown=DIR --text debian=DIR -o docs/results/language.md
 
@@ -7,9 +7,8 @@ Mistral); a text is a folder of documents (.txt, .html, or the tagged files of t
 each text half of the documents are for calibration, the others for the test. Perplexity is on rows
 of ``--length`` tokens; nothing is trained. Shares are of the parameters of the decoder's blocks.
 
-The peers are a few lines of our own from their papers: whole blocks whose output is most like their
-input (Men et al., "ShortGPT", 2024), and FLAP (An et al., AAAI 2024: fluctuation, standardised over
-layers, with biases)."""
+Dropping blocks is a few lines of our own: those whose output is most like their input go, as in Men
+et al., "ShortGPT", 2024."""
 
 from __future__ import annotations
 
@@ -137,59 +136,10 @@ def by_blocks(model: Any, rows: Rows, share: float) -> tuple[nn.Module, float]:
     return made, size(made) / size(model)
 
 
-@torch.no_grad()
-def by_flap(model: Any, rows: Rows, share: float) -> tuple[nn.Module, float]:
-    """FLAP: groups of heads and hidden units by how much they fluctuate, means into biases. What is
-    gone is zero in the module; the share is counted."""
-    made = copy.deepcopy(model)
-    config = model.config
-    wide = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_group = wide * config.num_attention_heads // config.num_key_value_heads
-    places = [
-        (layer, group)
-        for block in made.model.layers
-        for layer, group in ((block.self_attn.o_proj, per_group), (block.mlp.down_proj, 1))
-    ]
-    sums = {layer: [0, 0.0, 0.0] for layer, _ in places}
-
-    def seen(layer: nn.Module, given: Any) -> None:
-        x = given[0].flatten(0, 1).double()
-        held = sums[layer]
-        held[0], held[1], held[2] = held[0] + len(x), held[1] + x.sum(0), held[2] + (x * x).sum(0)
-
-    hooks = [layer.register_forward_pre_hook(seen) for layer, _ in places]
-    for some in rows.split(4):
-        made(some, use_cache=False)
-    for h in hooks:
-        h.remove()
-    units: list[tuple[float, int, Any, slice]] = []
-    for layer, group in places:
-        n, total, squares = sums[layer]
-        score = (squares / n - (total / n) ** 2) * layer.weight.double().square().sum(0)
-        score = score.reshape(-1, group).sum(1)
-        score = (score - score.mean()) / score.std().clamp(min=1e-12)
-        cost = (2 * group + 2 * wide if group > 1 else 3) * config.hidden_size
-        units += [
-            (float(s), cost, layer, slice(i * group, (i + 1) * group)) for i, s in enumerate(score)
-        ]
-    left = whole = size(model)
-    for _, cost, layer, place in sorted(units, key=lambda u: u[0]):
-        if left <= share * whole:
-            break
-        n, total, _ = sums[layer]
-        moved = layer.weight[:, place] @ (total[place] / n).float()
-        bias = moved if layer.bias is None else layer.bias + moved
-        layer.bias = nn.Parameter(bias)
-        layer.weight[:, place] = 0.0
-        left -= cost
-    return made, left / whole
-
-
 METHODS: dict[str, Callable[[Any, Rows, float], tuple[nn.Module, float]]] = {
     "irprune": by_irprune,
     "irprune, uniform": lambda model, rows, share: by_irprune(model, rows, share, uniform=True),
     "blocks dropped": by_blocks,
-    "FLAP": by_flap,
 }
 
 

@@ -16,10 +16,11 @@ from irprune.analysis.cost import Costs, repeated
 from irprune.analysis.describe import describe
 from irprune.analysis.memory import Footprint
 from irprune.analysis.sizes import shown_sizes
+from irprune.api.agreement import check_same, choose_together, same_scores, same_weights
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
 from irprune.api.forecast import forecast
-from irprune.api.language import refine, settle_for_logits
+from irprune.api.language import settle_for_logits
 from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.page import collect
@@ -37,10 +38,11 @@ from irprune.criteria import refuses_nan
 from irprune.driver.pipelines import analyse, cut_graph
 from irprune.emit.backends.base import backend_of
 from irprune.errors import CheckFailed, IrpruneError, option
-from irprune.frontend.capture import capture
+from irprune.frontend.capture import capture, whole_call
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.selection import Selection
+from irprune.run.ranks import Ranks, current, together
 from irprune.run.session import providers_for
 from irprune.validate.prove import prove_cut
 
@@ -88,8 +90,23 @@ def prune(
         IrpruneError: For bad input.
         CheckFailed: Where the proof fails.
     """
-    chosen = Options(**options)
+    with together(_ranks(options)) as ranks:
+        return _prune(model, args, kwargs, Options(**options), ranks)
 
+
+def _ranks(options: Mapping[str, Any]) -> int | None:
+    """How many ranks are asked for; what is no number of them is refused with the other options."""
+    asked = options.get("ranks")
+    return asked if OPTIONS["ranks"].fits(asked) else None
+
+
+def _prune(
+    model: Any,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    chosen: Options,
+    ranks: Ranks,
+) -> Pruned:
     def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
         with clock("analyse"):
             importance = chosen.values["importance"]
@@ -98,13 +115,16 @@ def prune(
             _check_rules(graph, chosen)
         with clock("score"):
             settle_for_logits(chosen, graph)
-            _say_cost(graph, chosen)
+            _say_cost(graph, chosen, ranks)
             with kept(journal_of(graph, chosen)):
                 chosen.score().run(graph)
+            same_scores(ranks, graph)
         with clock("choose"):
-            return _searched(graph, chosen) if chosen.searches else _choose(graph, chosen)
+            if chosen.searches:
+                return _searched(graph, chosen)
+            return choose_together(ranks, graph, chosen.timed, lambda: _choose(graph, chosen))
 
-    return _pruned(model, args, kwargs, chosen, choose, chooses=True)
+    return _pruned(model, args, kwargs, chosen, choose)
 
 
 def _pruned(
@@ -113,11 +133,13 @@ def _pruned(
     kwargs: Mapping[str, Any] | None,
     options: Options,
     choose: Callable[[Graph, Options, Clock], Found],
-    chooses: bool,
+    plan: Plan | None = None,
 ) -> Pruned:
     """Capture, choose, cut and prove; where ``forward`` computes otherwise under export, once more
     from a capture of it as it runs."""
     clock = Clock()
+    with clock("capture"):
+        model, args, kwargs = whole_call(model, args, kwargs)
 
     def made(method: str) -> Pruned:
         with clock("capture"):
@@ -133,9 +155,11 @@ def _pruned(
         _check_device(graph, options.values["device"])
         with clock("analyse"):
             analyse(graph)
-        with heard(options.values["progress"]):
+            told = {**options.values, "plan": None if plan is None else plan.as_json()}
+            check_same(current(), graph, told)
+        with heard(options.values["progress"] if current().leads else None):
             with clock("synthesise"):
-                settled, made_of = with_data(options, graph, chooses)
+                settled, made_of = with_data(options, graph, chooses=plan is None)
             found = choose(graph, settled, clock)
             pruned = _finish(graph, settled, clock)
         pruned.report.options = settled.plain()
@@ -160,12 +184,15 @@ def _pruned(
         return pruned
 
 
-def _say_cost(graph: Graph, options: Options) -> None:
+def _say_cost(graph: Graph, options: Options, ranks: Ranks) -> None:
     """Tell who listens how long calibration data will take, where scores are measured on them."""
     say, calibration = options.values["progress"], options.values["calibration"]
-    if say is None or calibration is None or options.values["normalise"] != "measured":
+    if calibration is None or options.values["normalise"] != "measured":
         return
-    say(forecast(graph, calibration))
+    if any(ranks.gather(say is not None)):  # the data are read by all ranks together
+        told = forecast(graph, calibration)
+        if say is not None and ranks.leads:
+            say(told)
 
 
 def _check_device(graph: Graph, device: str) -> None:
@@ -210,8 +237,6 @@ def _choose(graph: Graph, options: Options) -> Found:
             choose_uniform(graph, choose, lambda trial: trial.run(graph))
         else:
             choose.run(graph)
-            if budget:
-                refine(graph, options, lambda: choose.run(graph))
         return Found()
     from irprune.api.latency_search import choose_in_time
 
@@ -259,18 +284,19 @@ def apply_plan(
                 "",
                 f"it takes {', '.join(REPLAY)}",
             )
-    chosen = Options(**options)
-    kept = Plan.read(plan)
+    with together(_ranks(options)):
+        chosen = Options(**options)
+        kept = Plan.read(plan)
 
-    def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
-        with clock("analyse"):
-            check_weights(graph)
-            _check_rules(graph, chosen)
-        with clock("choose"):
-            choose_by_plan(kept, graph)
-        return Found()
+        def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
+            with clock("analyse"):
+                check_weights(graph)
+                _check_rules(graph, chosen)
+            with clock("choose"):
+                choose_by_plan(kept, graph)
+            return Found()
 
-    return _pruned(model, args, kwargs, chosen, choose, chooses=False)
+        return _pruned(model, args, kwargs, chosen, choose, plan=kept)
 
 
 class Clock:
@@ -323,12 +349,13 @@ def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:
 
     names = pruned.options.values["repair"]
     assert isinstance(names, tuple)
-    if say is not None:
+    if say is not None and current().leads:
         say(f"repairing by {' and '.join(names)}")
     options = pruned.options
     data = options.readings or options.values["calibration"]
     pruned.report.repair = repair(pruned.graph, pruned.cut, data, names)
     options.readings = None  # they are large
+    same_weights(current(), pruned.cut)
     if not pruned.from_onnx:
         pruned._module = None
         pruned.module  # noqa: B018 - made again from the new weights

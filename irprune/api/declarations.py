@@ -121,6 +121,26 @@ class ReplayOptions(TypedDict, total=False):
             takes="True or False",
         ),
     ]
+    ranks: Annotated[
+        int | None,
+        Option(
+            None,
+            "How many ranks of an initialised process group work together, each on its share of the "
+            "calibration data; 1 is this process alone.",
+            "All of them must make the same call; the result is the same on any number.",
+            otherwise="as many as there are",
+            fits=or_none(lambda x: is_whole(x) and x >= 1),
+            takes="a whole number from 1 on",
+            flags=(
+                Flag(
+                    "--ranks",
+                    int,
+                    metavar="N",
+                    help="Refuse another number of ranks than N (torchrun starts them).",
+                ),
+            ),
+        ),
+    ]
     bench: Annotated[
         bool,
         Option(

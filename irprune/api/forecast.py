@@ -32,7 +32,7 @@ def forecast(graph: Graph, calibration: Any) -> str:
         began = time.perf_counter()
         evaluate(graph, batch.inputs, dtype=half)
         seconds.append(time.perf_counter() - began)
-    whole = FORWARDS * min(seconds) * data.count() / batch.size
+    whole = FORWARDS * min(seconds) * data.count() / batch.size / data.ranks.size
     return f"about {duration(whole)}: {groups} groups ranked on {data.count()} samples"
 
 

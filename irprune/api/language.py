@@ -8,19 +8,16 @@ the next token that their loss costs, and what is left is refitted by the origin
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from irprune.analysis.blocks import blocks_of
 from irprune.api.options import Options
 from irprune.criteria.readings import readings_of
-from irprune.criteria.remeasured import remeasured
 from irprune.ir.axis import find
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 from irprune.run.logits import logits_of
 
-__all__ = ["refine", "settle_for_logits"]
+__all__ = ["settle_for_logits"]
 
 DEFAULTS: dict[str, Any] = {"importance": "contribution", "repair": ("static",)}
 
@@ -53,22 +50,3 @@ def settle_for_logits(options: Options, graph: Graph) -> None:
             f"a language model: {kept[0]}, the width of the residual stream, stays whole "
             "(a ratio of its own, ratios=, cuts it)"
         )
-
-
-def refine(graph: Graph, options: Options, run: Callable[[], object]) -> None:
-    """Measure the choice of ``graph`` again around itself and let ``run`` choose anew; what loses
-    less stays. Of models that give logits, where losses are measured."""
-    values = options.values
-    if values["normalise"] != "measured" or logits_of(graph) is None or graph.kept is None:
-        return
-    groups = [g for g in groups_of(graph) if not g.frozen and g.axis in graph.scores]
-    blocks = blocks_of(graph)
-    data = options.readings or values["calibration"]
-    before, skipped = graph.kept, graph.skipped
-    seen = remeasured(graph.scores, graph, groups, blocks, data, before)
-    graph.scores = seen.scores
-    graph.drops = {x: e * seen.factors.get(x, 1.0) for x, e in graph.drops.items()}
-    run()
-    now = remeasured(graph.scores, graph, groups, blocks, data, graph.kept, around=False)
-    if now.error >= seen.error:
-        graph.kept, graph.skipped = before, skipped

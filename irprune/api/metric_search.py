@@ -22,10 +22,11 @@ from irprune.api.latency_whole import WholeModel
 from irprune.api.trials import HEAD, Trial, Trials, TrialsFile, trial_key
 from irprune.choice.plan import Plan
 from irprune.driver.pipelines import cut_graph
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, option
 from irprune.ir.graph import Graph
 from irprune.latency.predict import Predictor
 from irprune.latency.table import Table
+from irprune.run.ranks import current
 
 if TYPE_CHECKING:
     from irprune.api.declarations import PruneOptions
@@ -59,6 +60,13 @@ def search(
     Raises:
         IrpruneError: Where the original's metric is no number, or is not good enough itself.
     """
+    ranks = current()
+    if ranks.size > 1 and values["minimise"] == "latency":
+        raise IrpruneError(
+            "times of several ranks are not the same",
+            option("minimise"),
+            "search by latency on one rank (ranks=1), and replay its plan on all",
+        )
     judge = _judge(graph, values)
     with contextlib.ExitStack() as open_now:
         clocked = None
@@ -140,7 +148,7 @@ class _Bench:
         self.graph, self.choose, self.values = graph, choose, values
         self.cut, self.judge, self.clocked = cut, judge, clocked
         self.file = TrialsFile(values["trials"])
-        self.say = values["progress"] or (lambda line: None)
+        self.say = (values["progress"] if current().leads else None) or (lambda line: None)
         self.measure = values["minimise"]
         self.best: Any = (None, {})
         self._trials: Trials | None = None
@@ -211,7 +219,8 @@ class _Bench:
         if done is not None:
             return done
         began = time.perf_counter()
-        known = self.file.known(key)
+        ranks = current()
+        known = ranks.first(self.file.known(key))
         if known is not None:
             return replace(known, again=True, passed=passes is None or passes(known.metric))
         first = len(self._trials or ()) == 1  # a fault of the cut shows before the long work
@@ -223,7 +232,7 @@ class _Bench:
             candidate = Candidate(
                 pruned, Path(folder), self.values["device"], self.values["threads"]
             )
-            metric = self.judge.value(candidate)
+            metric = ranks.first(self.judge.value(candidate))
         report = pruned.report
         shares = {k: getattr(report, k).left for k in ("macs", "params", "bytes", "activation")}
         latency = self.clocked.share(self.graph) if self.clocked is not None else None
@@ -238,7 +247,8 @@ class _Bench:
             passes is None or passes(metric),
             trial_key(Plan.from_graph(self.graph), self.judge.identity, repairs),
         )
-        self.file.add(made)
+        if ranks.leads:
+            self.file.add(made)
         return made
 
 

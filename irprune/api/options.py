@@ -119,6 +119,11 @@ class Options:
             times = Table.here(self.values["device"].split(":")[0], self.values["threads"])
         return Choose(**{**self._of("choose"), "budget": budget, "times": times})
 
+    @property
+    def timed(self) -> bool:
+        """Whether the choice follows from times that are measured here."""
+        return self.values["round_to"] == "auto" or "latency" in (self.values["budget"] or {})
+
     def plain(self) -> dict[str, Any]:
         """What differs from the defaults, as plain data: of code and data their names alone."""
         own = {name: declared.default for name, declared in OPTIONS.items() if name != "progress"}

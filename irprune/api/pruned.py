@@ -226,6 +226,24 @@ class Pruned:
         self.report.notes.extend(notes)
         self._describe(folder)
 
+    def fill(self, module: torch.nn.Module) -> torch.nn.Module:
+        """Copy the pruned values into a module of the same names and shapes, such as one that was
+        made on the meta device, sharded by ``fully_shard`` and given memory by ``to_empty``: each
+        rank fills its part.
+
+        Args:
+            module: The module to fill.
+
+        Returns:
+            ``module``.
+
+        Raises:
+            IrpruneError: Where names or shapes differ; nothing is copied.
+        """
+        from irprune.emit.torch.fill import fill
+
+        return fill(module, self.module)
+
     def apply_to(self, model: torch.nn.Module) -> torch.nn.Module:
         """Make the same cut in the user's own instance: parameters, buffers and attributes that
         hold sizes. An optimizer is to be made afterwards. The report's notes name

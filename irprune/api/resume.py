@@ -13,6 +13,7 @@ from irprune.base.journal import Journal
 from irprune.ir.graph import Graph
 from irprune.ir.text import to_text
 from irprune.ops.arrays import as_numpy, is_meta, is_tensor
+from irprune.run.ranks import current
 
 if TYPE_CHECKING:
     from irprune.api.options import Options
@@ -30,8 +31,11 @@ def journal_of(graph: Graph, options: Options) -> Journal | None:
     path: Any = options.values["resume"]
     if path is None or options.values["calibration"] is None:
         return None
-    journal = Journal(Path(path), _fingerprint(graph, options))
-    say = options.values["progress"]
+    ranks = current()
+    # One rank keeps it; the others know what it knows
+    journal = Journal(Path(path), _fingerprint(graph, options)) if ranks.leads else Journal(None)
+    journal.learn(ranks.first(journal.known()))
+    say = options.values["progress"] if ranks.leads else None
     if say is not None and journal.found:
         say(f"{journal.found} results are known from an earlier run ({path})")
     return journal

@@ -14,6 +14,7 @@ from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import is_meta
 from irprune.run.norm_statistics import stored
+from irprune.run.ranks import current
 
 if TYPE_CHECKING:
     from irprune.api.options import Options
@@ -66,9 +67,10 @@ def with_data(options: Options, graph: Graph, chooses: bool) -> tuple[Options, s
         else "a natural spectrum and the model's own outputs"
     )
     say: Callable[[str], None] | None = options.values["progress"]
-    if say is not None:
+    if say is not None and current().leads:
         say(f"no calibration data: {plan.samples} inputs are made from {source}")
-    made = synthetic(graph, shapes, plan, statistics, seed=options.values["seed"] or 0)
+    seed = options.values["seed"] or 0
+    made = synthetic(graph, shapes, plan, statistics, seed=seed)
     note = (
         f"calibrated on {plan.samples} inputs made from {source}: real ones "
         "(calibration=, --calibration) keep more"

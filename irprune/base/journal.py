@@ -23,14 +23,17 @@ Numbers = NDArray[np.float64]
 
 
 class Journal:
-    """Numbers by stage and name, in ``path`` from the moment that they are known.
+    """Numbers by stage and name, in ``path`` from the moment that they are known; in memory alone
+    where that is None.
 
     Raises IrpruneError where the file cannot be written."""
 
-    def __init__(self, path: Path, fingerprint: str) -> None:
+    def __init__(self, path: Path | None, fingerprint: str = "") -> None:
         self.path = path
         self.found = 0  # results that an earlier run left
         self._known: dict[tuple[str, str], Numbers] = {}
+        if path is None:
+            return
         lines = self._lines()
         head = {"fingerprint": fingerprint}
         try:
@@ -54,12 +57,21 @@ class Journal:
     def _lines(self) -> list[dict[str, object]]:
         """The sound lines of the file, up to the first that is not."""
         out: list[dict[str, object]] = []
+        assert self.path is not None
         try:
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 out.append(json.loads(line))
         except (OSError, ValueError):
             pass
         return out
+
+    def learn(self, known: dict[tuple[str, str], Numbers]) -> None:
+        """Take over what another journal knows."""
+        self._known.update(known)
+
+    def known(self) -> dict[tuple[str, str], Numbers]:
+        """Everything that is known."""
+        return dict(self._known)
 
     def get(self, stage: str, name: str) -> Numbers | None:
         """What is known; None where that is nothing."""
@@ -68,6 +80,8 @@ class Journal:
     def put(self, stage: str, name: str, numbers: Numbers) -> None:
         """Keep a result."""
         self._known[stage, name] = numbers
+        if self.path is None:
+            return
         line = {"stage": stage, "name": name, "numbers": numbers.tolist()}
         with self.path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(line) + "\n")

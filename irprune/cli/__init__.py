@@ -6,6 +6,7 @@ A command's module is imported when it is called, so that starting costs little.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import json
@@ -13,11 +14,13 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import click
 
 from irprune.cli.config import defaults
 from irprune.errors import CheckFailed, IrpruneError, first_line, printable
+from irprune.run.ranks import launched_group, speaks
 
 __all__ = ["COMMANDS", "SCHEMA", "Call", "cli", "main", "run"]
 
@@ -122,8 +125,19 @@ def cli(ctx: click.Context, config: str | None) -> None:
 
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; errors are one line on stderr, and an object
-    on stdout as well where ``--json`` is given."""
+    on stdout as well where ``--json`` is given. Of processes that torchrun started the first alone
+    speaks."""
     call = Call(list(argv) if argv is not None else sys.argv[1:])
+    with contextlib.ExitStack() as held:
+        held.enter_context(launched_group())
+        if not speaks():
+            nowhere = held.enter_context(Path(os.devnull).open("w", encoding="utf-8"))
+            held.enter_context(contextlib.redirect_stdout(nowhere))
+            held.enter_context(contextlib.redirect_stderr(nowhere))
+        return _run(call)
+
+
+def _run(call: Call) -> int:
     try:
         result = cli.main(list(call.words), prog_name="irprune", standalone_mode=False, obj=call)
         return result if isinstance(result, int) else 0
@@ -175,7 +189,7 @@ def _flag(name: str, value: str) -> str:
 
 
 def _failed(line: str, text: str, call: Call, code: int) -> int:
-    print(printable(" ".join(line.split()), 4000), file=sys.stderr)
+    print(printable(" ".join(line.split()), 4000), file=sys.stderr, flush=True)
     if "--json" in call.words and not call.answered:
         told = {"message": printable(" ".join(text.split()), 4000), "exit_code": code}
         print(json.dumps({"schema": SCHEMA, "error": told}, indent=1))

@@ -31,6 +31,7 @@ from irprune.cli.options import (
 )
 from irprune.cli.output import HELP, Output
 from irprune.errors import IrpruneError, option
+from irprune.run.ranks import Ranks, together
 
 __all__ = ["prune"]
 
@@ -134,16 +135,26 @@ def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, Any]:
 def prune(ctx: click.Context, /, **given: Any) -> int:
     """Prune MODEL, prove the result and write it. Exit code 1 where nothing was cut that should
     be."""
+    load_extensions(given["files"])
     output = Output(given["output"], given["format_"])
     output.check(given["model"], given["force"])
-    load_extensions(given["files"])
-    with Bar() as bar:
-        return _prune(ctx, given, output, bar)
+    settings: dict[str, Any] = {"bench": True, **_settings(_chosen(ctx, given))}
+    asked = settings.get("ranks")
+    with (
+        together(asked if isinstance(asked, int) and asked > 0 else None) as ranks,
+        Bar() as bar,
+    ):
+        return _prune(ctx, given, {**settings, "progress": bar}, output, ranks)
 
 
-def _prune(ctx: click.Context, given: Mapping[str, Any], output: Output, bar: Bar) -> int:
-    """Prune, write and report."""
-    settings: dict[str, Any] = {"bench": True, **_settings(_chosen(ctx, given)), "progress": bar}
+def _prune(
+    ctx: click.Context,
+    given: Mapping[str, Any],
+    settings: dict[str, Any],
+    output: Output,
+    ranks: Ranks,
+) -> int:
+    """On every rank; the first writes and reports."""
     if output.pretrained:
         settings.setdefault("uniform", True)
     if given["dry_run"]:
@@ -167,8 +178,9 @@ def _prune(ctx: click.Context, given: Mapping[str, Any], output: Output, bar: Ba
     pruned.report.command = command_line(_words(ctx))
     if given["dry_run"]:
         pruned.report.notes.append("dry run: neither proven nor repaired nor written")
-    else:
+    elif ranks.leads:
         output.write(pruned, settings.get("uniform") is False)
+    ranks.end()  # an error of the writer is one of all
     written = given["output"] if not given["dry_run"] else None
     if given["json_"]:
         data = {**pruned.report.as_dict(timings=True), "output": written}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from irprune.criteria import Scores, criterion
 from irprune.criteria.consumers import whole
@@ -17,6 +17,10 @@ from irprune.criteria.readings import calibrated
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
+from irprune.run.ranks import Sums
+
+if TYPE_CHECKING:
+    from irprune.run.calibration import Batch
 
 __all__ = ["Fisher"]
 
@@ -39,33 +43,33 @@ class Fisher:
         self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
     ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
-        from irprune.run.gradients import gradients
+        from irprune.run.gradients import Gradients
+        from irprune.run.total import total
 
         found = gate_places(graph, groups)
-        squares: dict[str, Any] = {}
-        weights: dict[str, Any] = {}
-        samples = 0
-        for size, made in gradients(
-            graph, calibrated(self.calibration, graph, "fisher", self.batch), self.loss, self.seed
-        ):
-            samples += size
-            for weight, (w, g) in made.items():
-                step = g.double().square()
-                squares[weight.name] = (
-                    squares[weight.name] + step if weight.name in squares else step
-                )
-                weights[weight.name] = w
-        out: dict[Axis, Scores] = {}
-        along: dict[tuple[str, tuple[int, ...]], Any] = {}
+        wanted: dict[str, dict[tuple[int, ...], None]] = {}
         for leaf, members in found.items():
             for m in members:
-                name, place = m.weight.name, place_of(m, blocks.get(leaf))
-                if name not in squares:
+                wanted.setdefault(m.weight.name, {})[place_of(m, blocks.get(leaf)).dims] = None
+        data = calibrated(self.calibration, graph, "fisher", self.batch)
+        gradients = Gradients(graph, self.loss, self.seed)
+
+        def add(sums: Sums, batch: Batch) -> None:
+            sums.add("samples", batch.size)
+            for weight, (w, g) in gradients.of(batch).items():
+                if weight.name in wanted:
+                    square = (w.double() * g.double()).square()
+                    for dims in wanted[weight.name]:
+                        sums.add((weight.name, dims), summed(square, dims))
+
+        sums = total(data, Sums, add)
+        out: dict[Axis, Scores] = {}
+        for leaf, members in found.items():
+            for m in members:
+                place = place_of(m, blocks.get(leaf))
+                along = sums.get((m.weight.name, place.dims))
+                if along is None:
                     continue
-                if (name, place.dims) not in along:
-                    along[name, place.dims] = summed(
-                        squares[name] * weights[name].double().square() / (2 * samples), place.dims
-                    )
-                part = place.gather(along[name, place.dims])
+                part = place.gather(along / (2 * sums["samples"]))
                 out[leaf] = out[leaf] + part if leaf in out else part
         return whole(out, graph, groups, blocks)

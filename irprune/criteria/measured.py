@@ -38,17 +38,7 @@ if TYPE_CHECKING:
     from irprune.run.calibration import Calibration
     from irprune.run.interpret import Hook
 
-__all__ = [
-    "LEVELS",
-    "Probe",
-    "Refits",
-    "affordable",
-    "first_reads",
-    "inputs_of",
-    "measured",
-    "put_refit",
-    "scaled",
-]
+__all__ = ["LEVELS", "affordable", "measured", "scaled"]
 
 # Shares of a group that are dropped to measure; of all of it, one index stays
 LEVELS = (
@@ -94,7 +84,7 @@ def measured(
             known[g.axis] = [(int(n), float(e)) for n, e in held]
     wanted = [g for g in groups if g.axis in scores and g.axis not in spared]
     found = readers(graph, wanted, blocks)
-    first = first_reads(graph)
+    first = _first_reads(graph)
     order = sorted(
         (x for x in found if x not in known), key=lambda leaf: first.get(leaf, len(graph.nodes))
     )
@@ -104,27 +94,32 @@ def measured(
         if drops is not None and x in known:
             drops[x] = known[x].pop()[1]
     out = {x: scaled(scores[x], known[x]) for x in found if x in known}
-    probe = Probe(graph, readings.data, len(found)) if order else None
+    probe = _Probe(graph, readings.data, len(found)) if order else None
     for some in readings.portions({x: [r.layer for r in found[x]] for x in order}):
         read = readings.of([r.layer for x in some for r in found[x]], products=True)
-        for leaf in some:
+
+        def errors(leaf: Axis, read: Mapping[str, Reading] = read) -> list[tuple[int, float]]:
             assert probe is not None
             probe.go_to(first.get(leaf, len(graph.nodes)))
             branch = branches.get(leaf)
-            errors = _errors(leaf, scores[leaf], blocks, found[leaf], read, probe, branch)
+            return _errors(leaf, scores[leaf], blocks, found[leaf], read, probe, branch)
+
+        def done(leaf: Axis, made: list[tuple[int, float]]) -> None:
             if journal is not None:
-                journal.put("measured", names[leaf], np.asarray(errors, dtype=np.float64))
-            if branch is not None and drops is not None:
-                drops[leaf] = errors.pop()[1]
-            out[leaf] = scaled(scores[leaf], errors)
+                journal.put("measured", names[leaf], np.asarray(made, dtype=np.float64))
+            if leaf in branches and drops is not None:
+                drops[leaf] = made.pop()[1]
+            out[leaf] = scaled(scores[leaf], made)
             tell("measuring groups", len(out), len(found))
+
+        readings.data.ranks.share(some, errors, done)
     level = sum(float(out[x].sum()) for x in out) / max(
         sum(float(scores[x].sum()) for x in out), 1e-300
     )
     return {leaf: out[leaf] if leaf in out else s * level for leaf, s in scores.items()}
 
 
-def first_reads(graph: Graph) -> dict[Axis, int]:
+def _first_reads(graph: Graph) -> dict[Axis, int]:
     """For each leaf the place of the first node that reads it: of a value, or of a weight whose
     result has it no more."""
     first: dict[Axis, int] = {}
@@ -169,7 +164,7 @@ def _errors(
     blocks: Mapping[Axis, Axis],
     many: Sequence[Reader],
     read: Mapping[str, Reading],
-    probe: Probe,
+    probe: _Probe,
     branch: Branch | None = None,
 ) -> list[tuple[int, float]]:
     """The error of the outputs with the lowest of ``leaf`` gone, for the count of each level; with
@@ -194,11 +189,11 @@ def _errors(
         refits: Refits = {}
         for reader, surgeon in surgeons:
             surgeon.drop(gone.reshape(-1))
-            put_refit(reader, surgeon.weight(), read[key_of(reader.layer)], refits)
+            _refit(reader, surgeon.weight(), read[key_of(reader.layer)], refits)
         for reader in able if probe.logits is not None else ():
             reading = read[key_of(reader.layer)]
-            put_refit(
-                reader, refitted(reading, inputs_of(reader, order[..., :count]))[0], reading, refits
+            _refit(
+                reader, refitted(reading, _inputs(reader, order[..., :count]))[0], reading, refits
             )
         kept = Selection(
             {leaf: np.sort(order[..., count:], axis=-1)},
@@ -213,7 +208,7 @@ def _errors(
     return out
 
 
-def inputs_of(reader: Reader, indices: NDArray[np.int64]) -> torch.Tensor:
+def _inputs(reader: Reader, indices: NDArray[np.int64]) -> torch.Tensor:
     """Which inputs [b, k] of a layer belong to ``indices`` of a leaf, of each block in a row."""
     import torch
 
@@ -224,7 +219,7 @@ def inputs_of(reader: Reader, indices: NDArray[np.int64]) -> torch.Tensor:
     return torch.from_numpy((reader.owner >= 0) & gone[reader.owner])
 
 
-def put_refit(reader: Reader, weight: torch.Tensor, reading: Reading, refits: Refits) -> None:
+def _refit(reader: Reader, weight: torch.Tensor, reading: Reading, refits: Refits) -> None:
     """The layer with ``weight`` [b, k, o], and the bias that keeps its mean."""
     layer = reader.layer
     refits.setdefault(layer.node, {})[layer.by] = layer.stored.operand(layer.array(weight))
@@ -247,11 +242,11 @@ def affordable(groups: int, samples: int) -> tuple[tuple[float, ...], int]:
     return LEVELS[-1], least
 
 
-class Probe:
+class _Probe:
     """A share of the calibration data, what the original says to it, and how far it has run: what
     lies before the first node that reads a group is the same with and without it."""
 
-    def __init__(self, graph: Graph, data: Calibration, groups: int, rows: int = ROWS) -> None:
+    def __init__(self, graph: Graph, data: Calibration, groups: int) -> None:
         from irprune.run.difference import channel_dims
         from irprune.run.statistics import Tape
 
@@ -261,7 +256,7 @@ class Probe:
             batches = data.joined(samples)
         else:
             self.levels = LEVELS[-1]
-            batches = [shortened(graph, b) for b in data.joined(rows)]
+            batches = [shortened(graph, b) for b in data.joined(ROWS)]
         self.counted = [self.logits.weights(b.inputs) if self.logits else None for b in batches]
         self.graph, self.tape, self.at = graph, Tape(graph), 0
         floating = [i for i, v in enumerate(graph.outputs) if is_real(v.dtype)]
@@ -274,11 +269,10 @@ class Probe:
         self.begun = [self.tape.start(b.inputs) for b in batches]
         self.said = self._outputs(None)
 
-    def go_to(self, node: int, hook: Hook | None = None) -> None:
-        """Run the original, under ``hook``, up to a place in the graph's order, not before the last
-        one."""
+    def go_to(self, node: int) -> None:
+        """Run the original up to a place in the graph's order, not before the last one."""
         for env, symbols in zip(self.begun, self.symbols, strict=True):
-            self.tape.advance(env, symbols, self.at, node, hook)
+            self.tape.advance(env, symbols, self.at, node)
         self.at = node
 
     def _outputs(self, hook: Hook | None) -> list[list[torch.Tensor]]:
@@ -290,8 +284,9 @@ class Probe:
             out.append([self.tape.read(env, self.graph.outputs[i]) for i in self.judged])
         return out
 
-    def hook(self, kept: Selection, refits: Refits) -> Hook:
-        """What runs nodes under ``kept`` with some operands replaced."""
+    def error(self, kept: Selection, refits: Refits) -> float:
+        """How far the outputs under ``kept`` with some operands replaced are off, averaged over
+        outputs."""
         from irprune.run.oracle import silencer
 
         silence = silencer(kept, self.tape.device)
@@ -301,12 +296,7 @@ class Probe:
                 operands[i] = tensor.to(operands[i])
             return silence(node, operands, run)
 
-        return hook
-
-    def error(self, kept: Selection, refits: Refits) -> float:
-        """How far the outputs under ``kept`` with some operands replaced are off, averaged over
-        outputs."""
-        ours = self._outputs(self.hook(kept, refits))
+        ours = self._outputs(hook)
         if self.logits is not None:
             return self._divergence(ours)
         errors = [

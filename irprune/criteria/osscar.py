@@ -18,7 +18,7 @@ from irprune.base.progress import tell
 from irprune.criteria import Scores, criterion
 from irprune.criteria.consumers import whole
 from irprune.criteria.obs import Diagonal, Surgeon
-from irprune.criteria.reconstruction import surgeons
+from irprune.criteria.reconstruction import by_surgeons
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
@@ -52,11 +52,14 @@ class Osscar:
             known = {g.axis: journal.get("osscar", g.name) for g in groups}
             out = {leaf: scores for leaf, scores in known.items() if scores is not None}
         rest = [g for g in groups if g.axis not in out]
-        for leaf, shape, many in surgeons(self, "osscar", graph, rest, blocks):
-            out[leaf] = self._order(many, int(np.prod(shape))).reshape(shape)
+
+        def done(leaf: Axis, scores: Scores) -> None:
+            out[leaf] = scores
             if journal is not None:
-                journal.put("osscar", names[leaf], out[leaf])
+                journal.put("osscar", names[leaf], scores)
             tell("ranking groups", len(out), len(groups))
+
+        by_surgeons(self, "osscar", graph, rest, blocks, self._order, done)
         return whole(out, graph, groups, blocks)
 
     def _order(self, many: Sequence[Surgeon | Diagonal], count: int) -> Scores:

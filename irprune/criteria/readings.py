@@ -16,12 +16,13 @@ from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node
 from irprune.ops.registry import quantised_in
+from irprune.run.ranks import Several
 
 if TYPE_CHECKING:
     import torch
 
     from irprune.analysis.layers import Layer
-    from irprune.run.calibration import Calibration
+    from irprune.run.calibration import Batch, Calibration
     from irprune.run.gram import Gram
 
 __all__ = ["MEMORY", "WIDEST", "Reading", "Readings", "calibrated", "key_of", "readings_of"]
@@ -173,37 +174,38 @@ def _size(layer: Layer) -> int:
 def _gathered(
     graph: Graph, data: Calibration, firsts: Mapping[tuple[Source, bool], Layer]
 ) -> dict[tuple[Source, bool], _Rows]:
-    """The sums over the rows of each of ``firsts``, from one run over the data."""
+    """The sums over the rows of each of ``firsts``, from one run over the data of all ranks."""
     import torch
 
     from irprune.run.gram import Gram, sampled_rows
     from irprune.run.interpret import evaluate
+    from irprune.run.total import total
 
-    out = {key: _Rows(Gram(products=key[1])) for key in firsts}
-    stops: dict[Node, list[tuple[Layer, Gram, int, int]]] = {}
-    for key, layer in firsts.items():
+    stops: dict[Node, list[tuple[Layer, int, int, int]]] = {}
+    for i, (key, layer) in enumerate(firsts.items()):
         b, k, o = layer.blocks
         limit = rows_for(b, k) if key[1] else ROWS
-        stops.setdefault(layer.node, []).append((layer, out[key].gram, b * o, limit))
-    total = data.count()
+        stops.setdefault(layer.node, []).append((layer, i, b * o, limit))
+    samples, chunks = data.count(), data.chunk_count()
     half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
-    for number, batch in enumerate(data):
-        tell("reading what layers see", number, -(-total // max(1, batch.size)))
 
-        def hook(
-            node: Node, operands: list[Any], run: Any, number: int = number, size: int = batch.size
-        ) -> Any:
+    def add(grams: Several[Gram], batch: Batch) -> None:
+        tell("reading what layers see", batch.number, chunks)
+
+        def hook(node: Node, operands: list[Any], run: Any) -> Any:
             made = run(*operands)
-            for layer, gram, outs, limit in stops.get(node, ()):
-                share = max(1, -(-limit * size // total))
-                at = sampled_rows(made.numel() // outs, share, number)
-                _add(gram, layer.read(operands, at), node.where)
+            for layer, i, outs, limit in stops.get(node, ()):
+                share = max(1, -(-limit * batch.size // samples))
+                at = sampled_rows(made.numel() // outs, share, batch.number)
+                _add(grams[i], layer.read(operands, at), node.where)
                 if at is not None and layer.reads[0] == "contraction":  # nothing is unfolded
-                    gram.saw(layer.read(operands).cpu())
+                    grams[i].saw(layer.read(operands).cpu())
             return made
 
         evaluate(graph, batch.inputs, wanted=[n.out for n in stops], dtype=half, hook=hook)
-    return out
+
+    grams = total(data, lambda: Several(Gram(products=some) for _, some in firsts), add)
+    return {key: _Rows(gram) for key, gram in zip(firsts, grams, strict=True)}
 
 
 def _add(gram: Gram, x: torch.Tensor, where: str) -> None:

@@ -6,8 +6,9 @@ is its greedy form."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,12 @@ import numpy as np
 from irprune.criteria import Scores, criterion
 from irprune.criteria.consumers import Reader, readers, whole
 from irprune.criteria.obs import Diagonal, Surgeon
-from irprune.criteria.readings import calibrated, key_of, readings_of
-from irprune.errors import IrpruneError
+from irprune.criteria.readings import Reading, calibrated, key_of, readings_of
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group
 
-__all__ = ["Reconstruction", "surgeons"]
+__all__ = ["Reconstruction", "by_surgeons"]
 
 
 SAMPLES = (32, 64)  # of the calibration data that gradients are taken of: a fourth, within these
@@ -48,20 +48,33 @@ class Reconstruction:
         self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
     ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
-        out = {
-            leaf: np.sum([s.losses() for s in many], axis=0).reshape(shape)
-            for leaf, shape, many in surgeons(self, "reconstruction", graph, groups, blocks)
-        }
+        out: dict[Axis, Scores] = {}
+        by_surgeons(
+            self,
+            "reconstruction",
+            graph,
+            groups,
+            blocks,
+            lambda many, count: np.sum([s.losses() for s in many], axis=0),
+            out.__setitem__,
+        )
         return whole(out, graph, groups, blocks)
 
 
-def surgeons(
-    criterion: Any, name: str, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
-) -> Iterator[tuple[Axis, tuple[int, ...], list[Surgeon | Diagonal]]]:
-    """For each leaf that layers read: the leaf, the shape of its scores, and a surgeon for each of
-    the layers.
+def by_surgeons(
+    criterion: Any,
+    name: str,
+    graph: Graph,
+    groups: Sequence[Group],
+    blocks: Mapping[Axis, Axis],
+    rank: Callable[[list[Surgeon | Diagonal], int], Scores],
+    done: Callable[[Axis, Scores], object],
+) -> None:
+    """Hand ``done`` the scores of each leaf that layers read: what ``rank`` says to a surgeon for
+    each of the layers and the number of the leaf's indices.
 
-    Gram matrices are collected for as many leaves at a time as memory allows.
+    Gram matrices are collected for as many leaves at a time as memory allows. Ranks that share the
+    data share the leaves too.
     """
     readings = readings_of(criterion.calibration, graph, name)
     found = {leaf: many for leaf, many in readers(graph, groups, blocks).items() if many}
@@ -70,7 +83,11 @@ def surgeons(
         read = readings.of([r.layer for x in some for r in found[x]], products=True)
         if price is None:  # behind the first readings, which name what is NaN
             price = prices(criterion, graph, found)
-        for leaf in some:
+        known = price
+
+        def scored(
+            leaf: Axis, read: dict[str, Reading] = read, price: dict[str, float] = known
+        ) -> Scores:
             made: list[Surgeon | Diagonal] = []
             for r in found[leaf]:
                 key = key_of(r.layer)
@@ -78,7 +95,10 @@ def surgeons(
                     made.append(Surgeon(r, read[key], criterion.ridge, price.get(key)))
                 else:
                     made.append(Diagonal(r, read[key], price.get(key)))
-            yield leaf, found[leaf][0].shape, made
+            shape = found[leaf][0].shape
+            return rank(made, prod(shape)).reshape(shape)
+
+        readings.data.ranks.share(some, scored, done)
 
 
 def prices(
@@ -93,14 +113,6 @@ def prices(
     layers = {r.layer.node: key_of(r.layer) for many in found.values() for r in many}
     data = calibrated(criterion.calibration, graph, "reconstruction", 16)
     least, most = SAMPLES
-    some = data.spread(max(least, min(most, data.count() // 4)))
-    try:
-        squares = sensitivities(graph, list(layers), some, criterion.loss, criterion.seed)
-    except (
-        IrpruneError,
-        RuntimeError,
-    ):  # whole-number outputs, operators that torch has no derivative of
-        if criterion.loss is not None:
-            raise
-        return {}
+    some = max(least, min(most, data.count() // 4))
+    squares = sensitivities(graph, list(layers), data, some, criterion.loss, criterion.seed)
     return {layers[node]: s / 2 for node, s in squares.items()}

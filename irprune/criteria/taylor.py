@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,10 @@ from irprune.criteria.readings import calibrated
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group
+from irprune.run.ranks import Sums
+
+if TYPE_CHECKING:
+    from irprune.run.calibration import Batch
 
 __all__ = ["Taylor", "TaylorSquared"]
 
@@ -33,17 +37,20 @@ def _moments(
     blocks: Mapping[Axis, Axis],
     power: int,
 ) -> dict[Axis, Scores]:
-    from irprune.run.gradients import gradients
+    from irprune.run.gradients import Gradients
+    from irprune.run.total import total
 
     found = gate_places(graph, groups)
-    out: dict[Axis, Scores] = {}
-    samples = 0
+    numbers = {leaf: i for i, leaf in enumerate(found)}
     data = calibrated(criterion.calibration, graph, name, criterion.batch)
-    for size, made in gradients(graph, data, criterion.loss, criterion.seed):
-        samples += size
+    gradients = Gradients(graph, criterion.loss, criterion.seed)
+
+    def add(sums: Sums, batch: Batch) -> None:
+        made = gradients.of(batch)
+        sums.add("samples", batch.size)
         along: dict[tuple[Weight, tuple[int, ...]], Any] = {}
         for leaf, members in found.items():
-            total: Scores | None = None
+            gate: Scores | None = None
             for m in members:
                 if m.weight not in made:
                     continue
@@ -53,11 +60,13 @@ def _moments(
                     w, g = made[m.weight]
                     along[key] = summed(w.double() * g.double(), place.dims)
                 part = place.gather(along[key])
-                total = part if total is None else total + part
-            if total is not None:
-                step = np.abs(total) ** power
-                out[leaf] = out[leaf] + step if leaf in out else step
-    return whole({x: s / samples for x, s in out.items()}, graph, groups, blocks)
+                gate = part if gate is None else gate + part
+            if gate is not None:
+                sums.add(numbers[leaf], np.abs(gate) ** power)
+
+    sums = total(data, Sums, add)
+    out = {x: sums[i] / sums["samples"] for x, i in numbers.items() if i in sums}
+    return whole(out, graph, groups, blocks)
 
 
 @criterion("taylor")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from irprune.errors import IrpruneError
 from irprune.frontend.torch.capture import capture as capture_module
 from irprune.ir.graph import Graph
 from irprune.ir.size import Sym
+from irprune.run.ranks import current
 
-__all__ = ["capture"]
+__all__ = ["capture", "whole_call"]
 
 
 def capture(
@@ -150,6 +152,27 @@ def _kind(model: Any) -> str:
         "",
         "give an nn.Module, an ExportedProgram, an .onnx file or a .pt2 file",
     )
+
+
+def whole_call(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None
+) -> tuple[Any, Sequence[Any], Mapping[str, Any] | None]:
+    """A call of a model that is sharded over ranks as one of a plain twin on the CPU; any other as
+    it is."""
+    made = sys.modules.get("torch.distributed.tensor")  # there is none where nothing is sharded
+    if made is None or not isinstance(model, sys.modules["torch"].nn.Module):
+        return model, args, kwargs
+    if not any(isinstance(p, made.DTensor) for p in model.parameters()):
+        return model, args, kwargs
+    from torch.utils import _pytree as pytree
+
+    from irprune.frontend.torch.sharded import plain_twin
+
+    def on_cpu(x: Any) -> Any:
+        return x.cpu() if isinstance(x, sys.modules["torch"].Tensor) else x
+
+    args, kwargs = pytree.tree_map(on_cpu, (tuple(args), dict(kwargs or {})))
+    return plain_twin(model, current()), args, kwargs
 
 
 def _check_call(model: Any, kwargs: Any) -> None:

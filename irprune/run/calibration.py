@@ -9,22 +9,24 @@ deep in the model."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, option
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Sym, probe_of, same
-from irprune.ops.arrays import as_tensor
+from irprune.ops.arrays import as_tensor, checksum
 from irprune.ops.dtypes import TO_TORCH
 from irprune.run.images import Folder, Preprocess, combined
 from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
 from irprune.run.pixels import plain_pixels
+from irprune.run.ranks import current
 
 __all__ = ["Batch", "Calibration", "noise", "split_rows"]
 
@@ -37,6 +39,7 @@ class Batch:
     inputs: tuple[torch.Tensor, ...]
     extra: tuple[Any, ...] = ()
     rows: slice | None = None  # which rows of the item this is, where it was cut into pieces
+    number: int = 0  # of the chunk, counted over all of the data
 
     @property
     def size(self) -> int:
@@ -74,36 +77,118 @@ class Calibration:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        if isinstance(source, Calibration):
-            source = source.items
         self.graph = graph
         self.samples = samples
         self.batch = batch
         self.notes: list[str] = []
         if isinstance(source, (str, Path)):
             source = Folder(source, combined(None, mean=mean, std=std))
-        self.items: Callable[[], Iterator[Any]] = _opened(source, graph)
+        self.source: _Source = (
+            source.source if isinstance(source, Calibration) else _Source(_opened(source, graph))
+        )
+        self.ranks = current()
         self._free: bool | None = None
-        self._count: int | None = None
+        self._table: list[list[_Piece]] | None = None
         if batch < 1 or (samples is not None and samples < 1):
             raise IrpruneError("calibration of no samples", "", "samples and batch are at least 1")
 
     def __iter__(self) -> Iterator[Batch]:
-        left = self.samples
+        return self.chunks()
+
+    def chunks(self, wanted: Callable[[int], bool] | None = None) -> Iterator[Batch]:
+        """The data in chunks; files of those that are not wanted are not read.
+
+        Args:
+            wanted: Says of the number of a chunk whether it is wanted; None for all.
+
+        Returns:
+            The chunks, in their order.
+        """
+        table = None if wanted is None else self._pieces()
+        pieces = _Pieces(self)
         some = False
-        for number, item in enumerate(self.items()):
-            made = _flat(item, self.graph, f"calibration item {number}", self.notes)
-            for piece in self._pieces(made):
-                if left is not None and piece.size > left:
-                    piece = _rows(piece, slice(0, left)) if self.resizable else piece
+        for number, item in enumerate(self.source.items()):
+            if table is not None and number >= len(table):
+                return
+            if table is not None and wanted is not None:
                 some = True
-                yield piece
-                if left is not None:
-                    left -= piece.size
-                    if left <= 0:
-                        return
+                mine = [p for p in table[number] if wanted(p.number)]
+                if not mine:
+                    continue
+                made = self._flat(number, item)
+            else:
+                made = self._flat(number, item)
+                mine = list(pieces.of(made.size))
+            for piece in mine:
+                some = True
+                yield piece.cut(made)
+            if pieces.done:
+                return
         if not some:
             raise _nothing()
+
+    def _flat(self, number: int, item: Any) -> Batch:
+        read = item.read() if isinstance(item, _File) else item
+        return _flat(read, self.graph, f"calibration item {number}", self.notes)
+
+    def _pieces(self) -> list[list[_Piece]]:
+        """The pieces of every item; the data are read for it once, files by one rank each."""
+        if self._table is not None:
+            return self._table
+        if self.source.sizes is None:
+            self.source.sizes = self._item_sizes()
+        if not self.source.sizes:
+            raise _nothing()
+        pieces = _Pieces(self)
+        self._table = []
+        for size in self.source.sizes:
+            self._table.append(list(pieces.of(size)))
+            if pieces.done:
+                break
+        return self._table
+
+    def _item_sizes(self) -> list[int]:
+        """The number of samples of every item. Raises IrpruneError where ranks have other data."""
+        own: dict[int, int] = {}
+        seen = sha256()
+        for number, item in enumerate(self.source.items()):
+            if isinstance(item, _File):
+                seen.update(f"{item.path.name} {item.path.stat().st_size}".encode())
+                if number % self.ranks.size != self.ranks.rank:
+                    continue
+            made = self._flat(number, item)
+            own[number] = made.size
+            if self.ranks.size > 1 and not isinstance(item, _File):
+                for tensor in made.inputs:
+                    seen.update(checksum(tensor))
+        if self.ranks.size == 1:
+            return list(own.values())
+        told = self.ranks.gather((seen.digest(), own))
+        for rank, (digest, _) in enumerate(told):
+            if digest != told[0][0]:
+                raise IrpruneError(
+                    f"rank {rank} gives other calibration data than rank 0",
+                    option("calibration"),
+                    "give the same data on every rank: they are split here",
+                )
+        every = {k: v for _, sizes in told for k, v in sizes.items()}
+        return [every[k] for k in range(len(every))]
+
+    def sizes(self) -> list[int]:
+        """How the samples fall into chunks.
+
+        Returns:
+            The number of samples of each chunk.
+        """
+        return [p.size for many in self._pieces() for p in many]
+
+    def chunk_count(self) -> int:
+        """How many chunks there are.
+
+        Returns:
+            Their number.
+        """
+        return sum(len(many) for many in self._pieces())
 
     def count(self) -> int:
         """The number of samples; the data are read for it once.
@@ -111,29 +196,33 @@ class Calibration:
         Returns:
             How many there are, at most ``samples``.
         """
-        if self._count is None:
-            self._count = sum(b.size for b in self)
-        return self._count
+        return sum(self.sizes())
 
-    def spread(self, samples: int) -> Iterator[Batch]:
+    def spread(self, samples: int, wanted: Callable[[int], bool] | None = None) -> Iterator[Batch]:
         """Some of the samples, at equal distances.
 
         Args:
             samples: About how many; whole items where the graph takes no other number.
+            wanted: Says of the number of a chunk whether it is wanted; None for all.
 
         Returns:
             Batches of them.
         """
-        stride, at = max(1, self.count() // samples), 0
-        for batch in self:
-            first = -at % stride
-            at += batch.size
-            if first < batch.size:
-                yield (
-                    _rows(batch, slice(first, None, stride))
-                    if stride > 1 and batch.size > 1 and self.resizable
-                    else batch
-                )
+        sizes = self.sizes()
+        stride = max(1, sum(sizes) // samples)
+        starts = [0]
+        for size in sizes:
+            starts.append(starts[-1] + size)
+
+        def reached(number: int) -> bool:
+            return -starts[number] % stride < sizes[number]
+
+        for batch in self.chunks(lambda n: reached(n) and (wanted is None or wanted(n))):
+            yield (
+                _rows(batch, slice(-starts[batch.number] % stride, None, stride))
+                if stride > 1 and batch.size > 1 and self.resizable
+                else batch
+            )
 
     def joined(self, samples: int) -> list[Batch]:
         """``spread`` in as few batches as the graph takes.
@@ -159,35 +248,78 @@ class Calibration:
         return self._free
 
     def _first(self) -> Batch:
-        for number, item in enumerate(self.items()):
-            return _flat(item, self.graph, f"calibration item {number}", self.notes)
+        for number, item in enumerate(self.source.items()):
+            return self._flat(number, item)
         raise _nothing()
 
-    def _pieces(self, made: Batch) -> Iterator[Batch]:
-        """The item in runs of at most ``batch`` samples, or of as many as the graph was captured
-        with where it takes no other number."""
-        own = _batch_size(self.graph)
-        if own is None or not made.inputs:
-            yield made
+
+@dataclass
+class _Source:
+    """What calibration data are read from, and the sizes of its items once they are known."""
+
+    items: Callable[[], Iterator[Any]]
+    sizes: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A chunk: rows of an item, or all of it."""
+
+    number: int
+    size: int
+    rows: slice | None
+
+    def cut(self, item: Batch) -> Batch:
+        made = item if self.rows is None else _rows(item, self.rows)
+        return replace(made, number=self.number)
+
+
+class _Pieces:
+    """How items become chunks: in runs of at most ``batch`` samples, or of as many as the graph was
+    captured with where it takes no other number; ``done`` when there are ``samples``."""
+
+    def __init__(self, data: Calibration) -> None:
+        self.data, self.own = data, _batch_size(data.graph)
+        self.left, self.number = data.samples, 0
+        self.done = False
+
+    def of(self, size: int) -> Iterator[_Piece]:
+        """The pieces of the next item, of so many samples."""
+        for rows in self._runs(size):
+            n = size if rows is None else rows.stop - rows.start
+            if self.left is not None and n > self.left and self.data.resizable:
+                start = 0 if rows is None else rows.start
+                n, rows = self.left, slice(start, start + self.left)
+            yield _Piece(self.number, n, rows)
+            self.number += 1
+            if self.left is not None:
+                self.left -= n
+                if self.left <= 0:
+                    self.done = True
+                    return
+
+    def _runs(self, size: int) -> Iterator[slice | None]:
+        own, step = self.own, self.data.batch
+        if own is None:
+            yield None
             return
-        step = self.batch
         if (
             not isinstance(own, Sym)
-            and not (made.size == own and made.size <= self.batch)
-            and not self.resizable
+            and not (size == own and size <= step)
+            and not self.data.resizable
         ):
-            if made.size % own:
+            if size % own:
                 raise IrpruneError(
-                    f"a calibration item of {made.size} samples for a model that takes {own} at a time",
+                    f"a calibration item of {size} samples for a model that takes {own} at a time",
                     "",
                     f"give multiples of {own}, or capture the model with a dynamic batch dimension",
                 )
             step = own
-        if made.size <= step:
-            yield made
+        if size <= step:
+            yield None
             return
-        for at in range(0, made.size, step):
-            yield _rows(made, slice(at, min(at + step, made.size)))
+        for at in range(0, size, step):
+            yield slice(at, min(at + step, size))
 
 
 def split_rows(batch: Batch, count: int) -> list[Batch]:
@@ -286,30 +418,38 @@ def _opened(source: Any, graph: Graph) -> Callable[[], Iterator[Any]]:
     return lambda: iter(source)
 
 
+@dataclass(frozen=True)
+class _File:
+    """An item that is read when it is wanted."""
+
+    path: Path
+    folder: Folder
+    graph: Graph
+
+    def read(self) -> Any:
+        """Its arrays, or its pixels as the model takes them."""
+        suffix = self.path.suffix.lower()
+        try:
+            if suffix == ".npy":
+                return np.load(self.path, allow_pickle=False)
+            if suffix == ".npz":
+                with np.load(self.path, allow_pickle=False) as held:
+                    return {k: held[k] for k in held.files}
+            size, last = _picture_size(self.graph, str(self.path))
+            how = _preprocess(self.folder, self.graph, self.path)
+            made = self.folder.picture(self.path, how, size)
+            return made.transpose(0, 2, 3, 1) if last else made
+        except (ValueError, OSError, EOFError) as error:
+            raise IrpruneError(
+                f"cannot be read: {error}",
+                str(self.path),
+                "save arrays with numpy.save or numpy.savez",
+            ) from error
+
+
 def _folder(folder: Folder, graph: Graph) -> Callable[[], Iterator[Any]]:
     """The files of a folder, one by one."""
-
-    def items() -> Iterator[Any]:
-        for file in folder.files:
-            suffix = file.suffix.lower()
-            try:
-                if suffix == ".npy":
-                    yield np.load(file, allow_pickle=False)
-                elif suffix == ".npz":
-                    with np.load(file, allow_pickle=False) as held:
-                        yield {k: held[k] for k in held.files}
-                else:
-                    size, last = _picture_size(graph, str(file))
-                    made = folder.picture(file, _preprocess(folder, graph, file), size)
-                    yield made.transpose(0, 2, 3, 1) if last else made
-            except (ValueError, OSError, EOFError) as error:
-                raise IrpruneError(
-                    f"cannot be read: {error}",
-                    str(file),
-                    "save arrays with numpy.save or numpy.savez",
-                ) from error
-
-    return items
+    return lambda: iter([_File(file, folder, graph) for file in folder.files])
 
 
 def _preprocess(folder: Folder, graph: Graph, file: Path) -> Preprocess:
@@ -477,7 +617,9 @@ def _rows(made: Batch, rows: slice) -> Batch:
             return x[rows]
         return {k: cut(v) for k, v in x.items()} if isinstance(x, dict) else x
 
-    return Batch(tuple(cut(x) for x in made.inputs), tuple(cut(x) for x in made.extra), rows)
+    return Batch(
+        tuple(cut(x) for x in made.inputs), tuple(cut(x) for x in made.extra), rows, made.number
+    )
 
 
 # -- the batch dimension ---------------------------------------------------------------------------

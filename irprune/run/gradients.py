@@ -10,7 +10,7 @@ gradients are those of the mean squared change of the output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,8 +24,10 @@ from irprune.ops.registry import may_mask, readers_of, role_of
 from irprune.run.calibration import Batch, Calibration
 from irprune.run.difference import channel_dims, is_distribution, units
 from irprune.run.interpret import evaluate
+from irprune.run.ranks import Sums
+from irprune.run.total import total
 
-__all__ = ["Loss", "drawn_loss", "gradients", "sensitivities"]
+__all__ = ["Gradients", "Loss", "drawn_loss", "sensitivities"]
 
 Loss = Callable[[list[torch.Tensor], Batch], torch.Tensor]
 """From the graph's outputs and the calibration batch (its ``extra`` holds labels, where the data
@@ -45,7 +47,7 @@ def drawn_loss(
     none), only if that is the last. Of all others channels within 0..1 are likelihoods of yes and
     no, and what is left are means of a normal distribution, of the channel's own deviation where
     the scales of channels are unlike. Raises IrpruneError where no output is floating-point."""
-    total = None
+    summed = None
     for i, y in enumerate(outputs):
         if not y.is_floating_point() or y.numel() == 0:
             continue
@@ -56,14 +58,14 @@ def drawn_loss(
             term = _classes(y, draw)
         else:
             term = _quantities(y, dim, draw)
-        total = term if total is None else total + term
-    if total is None:
+        summed = term if summed is None else summed + term
+    if summed is None:
         raise IrpruneError(
             "no output is a floating-point tensor, so there is no loss to derive",
             "",
             "give loss=, a function of outputs and batch",
         )
-    return total
+    return summed
 
 
 def _classes(y: torch.Tensor, draw: torch.Generator) -> torch.Tensor:
@@ -104,68 +106,93 @@ def probabilities(y: torch.Tensor) -> bool:
     return is_distribution(y)
 
 
-def gradients(
-    graph: Graph, calibration: Calibration, loss: Loss | None = None, seed: int = 0
-) -> Iterator[tuple[int, dict[Weight, Any]]]:
-    """For each batch its number of samples and, for every floating-point parameter, (weight,
-    gradient); half precision runs in float32.
+class Gradients:
+    """Gradients of the floating-point parameters of ``graph``, batch by batch; half precision runs
+    in float32. Labels are drawn anew for each chunk of the data, from ``seed`` and its number."""
 
-    Raises IrpruneError where the loss is not a finite number or does not depend on the weights.
-    """
-    draw = torch.Generator().manual_seed(seed)
-    half = any(is_half(v.dtype) for v in graph.values())
-    held = _leaves(graph, half)
-    for batch in calibration:
+    def __init__(self, graph: Graph, loss: Loss | None = None, seed: int = 0) -> None:
+        self.graph, self.loss, self.seed = graph, loss, seed
+        self._half = any(is_half(v.dtype) for v in graph.values())
+        self._held = _leaves(graph, self._half)
+
+    def of(self, batch: Batch) -> dict[Weight, Any]:
+        """For every parameter that the loss depends on (weight, gradient).
+
+        Raises IrpruneError where the loss is not a finite number or does not depend on the
+        weights."""
         with torch.enable_grad():
-            value = _loss(graph, batch, loss, draw, half, held, None)
-            made = torch.autograd.grad(value, list(held.values()), allow_unused=True)
-        yield (
-            batch.size,
-            {
-                w: (_finite(w, t.detach()), g)
-                for (w, t), g in zip(held.items(), made, strict=True)
-                if g is not None
-            },
-        )
+            value = self._value(batch, None)
+            made = torch.autograd.grad(value, list(self._held.values()), allow_unused=True)
+        return {
+            w: (_finite(w, t.detach()), g)
+            for (w, t), g in zip(self._held.items(), made, strict=True)
+            if g is not None
+        }
+
+    def squares(self, batch: Batch, nodes: Mapping[Node, Any]) -> Iterator[tuple[Node, float]]:
+        """For each of ``nodes`` the sum of the squared gradient by its result."""
+        results: dict[Node, torch.Tensor] = {}
+
+        def hook(node: Node, operands: list[Any], run: Any) -> Any:
+            made = run(*operands)
+            if node in nodes:
+                results[node] = made
+            return made
+
+        with torch.enable_grad():
+            value = self._value(batch, hook)
+            made = torch.autograd.grad(value, list(results.values()), allow_unused=True)
+        for node, g in zip(results, made, strict=True):
+            if g is not None:
+                yield node, float(g.double().square().sum())
+
+    def _value(self, batch: Batch, hook: Any) -> torch.Tensor:
+        draw = torch.Generator().manual_seed(self.seed * _APART + batch.number)
+        return _loss(self.graph, batch, self.loss, draw, self._half, self._held, hook)
+
+
+_APART = 1_000_003  # between the seeds of two draws, more than chunks
 
 
 def sensitivities(
     graph: Graph,
     nodes: Sequence[Node],
-    batches: Iterable[Batch],
+    data: Calibration,
+    samples: int,
     loss: Loss | None = None,
     seed: int = 0,
 ) -> dict[Node, float]:
-    """For each node the mean over samples of the squared gradient by its result, summed over all of
-    the result's elements.
+    """For each node the mean over about ``samples`` samples of the squared gradient by its result,
+    summed over all of the result's elements.
 
     With drawn labels, half of it times the mean squared error of an element is what an error there
-    costs, to second order and as if errors had no direction."""
-    draw = torch.Generator().manual_seed(seed)
-    half = any(is_half(v.dtype) for v in graph.values())
-    held = _leaves(graph, half)
-    wanted = dict.fromkeys(nodes)
-    total = dict.fromkeys(nodes, 0.0)
-    samples = 0
-    for batch in batches:
-        results: dict[Node, torch.Tensor] = {}
+    costs, to second order and as if errors had no direction. Nothing where the model has no
+    gradient and no ``loss`` is given."""
+    numbers = {node: i for i, node in enumerate(nodes)}
+    try:
+        gradients = Gradients(graph, loss, seed)
+    except IrpruneError:
+        if loss is not None:
+            raise
+        return {}
 
-        def hook(
-            node: Node, operands: list[Any], run: Any, results: dict[Node, torch.Tensor] = results
-        ) -> Any:
-            made = run(*operands)
-            if node in wanted:
-                results[node] = made
-            return made
+    def add(sums: Sums, batch: Batch) -> None:
+        try:
+            found = list(gradients.squares(batch, numbers))
+        except (IrpruneError, RuntimeError):
+            if loss is not None:
+                raise
+            # Whole-number outputs, operators that torch has no derivative of
+            sums["failed"] = True
+            return
+        sums.add("samples", batch.size)
+        for node, square in found:
+            sums.add(numbers[node], square)
 
-        with torch.enable_grad():
-            value = _loss(graph, batch, loss, draw, half, held, hook)
-            made = torch.autograd.grad(value, list(results.values()), allow_unused=True)
-        samples += batch.size
-        for node, g in zip(results, made, strict=True):
-            if g is not None:
-                total[node] += float(g.double().square().sum())
-    return {node: t / samples for node, t in total.items()}
+    found = total(data, Sums, add, samples)
+    if "failed" in found:
+        return {}
+    return {node: found.get(i, 0.0) / found["samples"] for node, i in numbers.items()}
 
 
 def _leaves(graph: Graph, half: bool) -> dict[Weight, torch.Tensor]:

@@ -70,27 +70,27 @@ class Gram:
         self.peak = highest if self.peak is None else torch.maximum(self.peak, highest)
 
     def merged(self, other: Gram) -> Gram:
-        """The sums over the rows of both, of which at least one has some."""
+        """The sums over the rows of both; one of the two is used up for it."""
         if other._shift is None or self._shift is None:
             return self if other._shift is None else other
-        made = Gram(self.products)
         move = other._shift - self._shift  # what their rows are further from our shift
-        made.count, made._shift = self.count + other.count, self._shift
-        made.peak = torch.maximum(self.peak, other.peak)
-        theirs = other._sum.to(move.dtype)
-        made._sum = self._sum + other._sum + other.count * move[:, 0].double()
-        if self.products:
-            cross = theirs[:, :, None] * move
-            moved = cross + cross.transpose(1, 2) + other.count * move.transpose(1, 2) * move
-        else:
-            moved = 2 * theirs * move[:, 0] + other.count * move[:, 0].square()
-        made._xx = self._xx + other._xx + moved
-        if self._xr is not None:
-            made._xr = (
-                self._xr + other._xr + move.transpose(1, 2) * other._r[:, None].to(move.dtype)
+        theirs, count = other._sum.to(move.dtype), other.count
+        self.peak = torch.maximum(self.peak, other.peak)
+        self._xx += other._xx
+        if self.products:  # theirs move' + move theirs' + count move move', in one product
+            own, across = move.transpose(1, 2), theirs[:, :, None]
+            self._xx.baddbmm_(
+                torch.cat((across + count * own, own), 2), torch.cat((move, theirs[:, None]), 1)
             )
-            made._r = self._r + other._r
-        return made
+        else:
+            self._xx += 2 * theirs * move[:, 0] + count * move[:, 0].square()
+        if self._xr is not None:
+            self._xr += other._xr
+            self._xr.baddbmm_(move.transpose(1, 2), other._r[:, None].to(move.dtype))
+            self._r = self._r + other._r
+        self._sum = self._sum + other._sum + count * move[:, 0].double()
+        self.count += count
+        return self
 
     @property
     def bytes(self) -> int:

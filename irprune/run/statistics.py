@@ -10,10 +10,11 @@ with the number of samples while every node runs once."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,9 +24,13 @@ from irprune.ir.selection import Selection
 from irprune.ops.arrays import as_tensor
 from irprune.run.calibration import Calibration
 from irprune.run.interpret import Arithmetic, Hook, symbols_of
+from irprune.run.ranks import Statistic
 from irprune.run.take import kept_indices, take
+from irprune.run.total import is_mine, summed
 
-__all__ = ["Moments", "Pair", "Tape", "counterparts", "kept_part", "load_as"]
+__all__ = ["Moments", "Pair", "Stop", "Tape", "counterparts", "kept_part", "load_as"]
+
+S = TypeVar("S", bound=Statistic)
 
 
 def load_as(weight: Weight, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -67,6 +72,16 @@ class Moments:
         )
         self.mean = self.mean + shift * share
         self.count += n
+
+    def merged(self, other: Moments) -> Moments:
+        """Of the rows of both."""
+        if not self.count or not other.count:
+            return self if self.count else other
+        shift, share = other.mean - self.mean, other.count / (self.count + other.count)
+        self._scatter = self._scatter + other._scatter + shift.square() * (self.count * share)
+        self.mean = self.mean + shift * share
+        self.count += other.count
+        return self
 
     @property
     def variance(self) -> torch.Tensor:
@@ -197,13 +212,33 @@ def _finite(tensor: torch.Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
+@dataclass(frozen=True)
+class Stop:
+    """Where the walk of a pair of graphs stands with a chunk of data.
+
+    ``number`` is that of the chunk and ``size`` its number of samples. ``operands`` are those of
+    the node in the cut graph, ``target`` the kept part of what the original's node gave (None where
+    it has no counterpart). For a value beside it, ``short`` is by how much that falls short of the
+    kept part of the original's."""
+
+    number: int
+    size: int
+    operands: list[Any]
+    target: Any
+    short: Any
+
+    def __iter__(self) -> Iterator[Any]:
+        """Operands, target and what falls short."""
+        return iter((self.operands, self.target, self.short))
+
+
 class Pair:
     """The original and the cut graph walked together over ``calibration``; a context manager.
 
-    ``to(node)`` runs both up to ``node`` of the cut graph and yields, chunk by chunk, its operands
-    there and the kept part of what the original's node gave (None where the node has no
-    counterpart). Stops must be in the order of the graph. Raises IrpruneError where activations are
-    NaN, or where the original's axes or choice are missing."""
+    ``to(node)`` runs both up to ``node`` of the cut graph and yields what they give there, chunk by
+    chunk of this rank; ``total`` adds that up over all ranks. Nodes must come in the order of the
+    graph. Raises IrpruneError where activations are NaN, or where the original's axes or choice are
+    missing."""
 
     def __init__(
         self,
@@ -228,9 +263,9 @@ class Pair:
         self._known = {v.name: v for v in original.values()}
         self._shelf = _Shelf(memory)
         self._done = (0, 0)
-        self._count: int | None = None
-        self._sizes: list[int] = []
-        self._symbols: list[tuple[dict[str, int], dict[str, int]]] = []  # each graph learns its own
+        # By the number of the chunk; each graph learns its own
+        self._symbols: dict[int, tuple[dict[str, int], dict[str, int]]] = {}
+        self._begun = False
 
     def __enter__(self) -> Pair:
         return self
@@ -248,10 +283,6 @@ class Pair:
         found = self.twins.get(node.outputs[0].name)
         return found if found is not None and found.op == node.op else None
 
-    def size(self, chunk: int) -> int:
-        """The number of samples of a chunk that was handed out."""
-        return self._sizes[chunk]
-
     def alive(self, value: Value, node: Node) -> bool:
         """Whether both graphs have ``value`` and have computed it before ``node``."""
         made = value.producer
@@ -266,18 +297,33 @@ class Pair:
             and twin.op == made.op
         )
 
-    def to(
-        self, node: Node, beside: Value | None = None
-    ) -> Iterator[tuple[list[Any], torch.Tensor | None, torch.Tensor | None]]:
-        """For each chunk the operands of ``node`` in the cut graph, the kept part of its result in
-        the original and, for a value ``beside`` it (of the cut graph, and alive), by how much that
-        falls short of the kept part of the original's."""
+    def total(
+        self,
+        node: Node,
+        new: Callable[[], S],
+        add: Callable[[S, Stop], None],
+        beside: Value | None = None,
+    ) -> S:
+        """What the stops at ``node`` add up to, over the chunks of all ranks; in the order of
+        ``irprune.run.total``."""
+        return summed(
+            self.calibration.ranks,
+            self.calibration.chunk_count(),
+            ((stop.number, stop) for stop in self.to(node, beside)),
+            new,
+            lambda statistic, number, stop: add(statistic, stop),
+        )
+
+    def to(self, node: Node, beside: Value | None = None) -> Iterator[Stop]:
+        """A stop at ``node`` for each chunk of this rank; ``beside`` is a value of the cut graph
+        that is alive."""
         twin = self.twin(node)
         before, after = self.tapes
         goal = (before.at[twin] + 1 if twin is not None else self._done[0], after.at[node])
         if goal[0] < self._done[0] or goal[1] < self._done[1]:
             raise ValueError(f"{node!r} lies behind the walk")
         after.forget()
+        sizes = self.calibration.sizes()
         for key, symbols, old, new in self._chunks():
             before.advance(old, symbols[0], self._done[0], goal[0])
             after.advance(new, symbols[1], self._done[1], goal[1])
@@ -295,7 +341,8 @@ class Pair:
                         twin.where,
                         "check the model and the data",
                     )
-            yield [after.read(new, v) for v in node.inputs], target, short
+            operands = [after.read(new, v) for v in node.inputs]
+            yield Stop(key, sizes[key], operands, target, short)
             self._shelf.put(key, (old, new))
         self._done = goal
         before.forget()
@@ -305,16 +352,15 @@ class Pair:
     ) -> Iterator[
         tuple[int, tuple[dict[str, int], dict[str, int]], dict[str, Any], dict[str, Any]]
     ]:
-        """Key, size symbols and environments of both graphs for each chunk."""
-        if self._count is not None:
-            for key in range(self._count):
-                yield key, self._symbols[key], *self._shelf.get(key)
+        """Number, size symbols and environments of both graphs for each chunk of this rank."""
+        if self._begun:
+            for key, symbols in self._symbols.items():
+                yield key, symbols, *self._shelf.get(key)
             return
+        self._begun = True
         before, after = self.tapes
-        count = 0
-        for batch in self.calibration:
-            self._sizes.append(batch.size)
-            self._symbols.append((before.symbols(batch.inputs), after.symbols(batch.inputs)))
-            yield count, self._symbols[-1], before.start(batch.inputs), after.start(batch.inputs)
-            count += 1
-        self._count = count
+        data = self.calibration
+        for batch in data.chunks(is_mine(data.ranks, data.chunk_count())):
+            symbols = before.symbols(batch.inputs), after.symbols(batch.inputs)
+            self._symbols[batch.number] = symbols
+            yield batch.number, symbols, before.start(batch.inputs), after.start(batch.inputs)

@@ -29,6 +29,7 @@ from irprune.run.difference import is_distribution
 from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
 from irprune.run.norm_statistics import Stored
+from irprune.run.ranks import current
 
 __all__ = ["Plan", "planned", "synthetic"]
 
@@ -74,7 +75,7 @@ def synthetic(
     within: tuple[float, float] | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Inputs for ``graph``, made once.
+    """Inputs for ``graph``, made once; ranks that work together make some each.
 
     Args:
         shapes: of the inputs; the first dimension of each is one call's number of samples.
@@ -88,14 +89,15 @@ def synthetic(
     free = all(n == own[0] for n in own)  # the first dimension counts samples
     calls = max(1, -(-plan.samples // CHUNK)) if free else max(1, plan.samples // 8)
     count = min(CHUNK, plan.samples) if free else own[0]
-    items = []
-    for k in range(calls):
-        begun = _drawn(graph, shapes, count if free else None, within, draw)
+    begun = [_drawn(graph, shapes, count if free else None, within, draw) for _ in range(calls)]
 
-        def done(share: float, k: int = k) -> None:
+    def descended(k: int) -> Any:
+        def done(share: float) -> None:
             tell("making inputs", k + share, calls)
 
-        items.append(_descended(graph, begun, statistics, plan.steps, within, done))
+        return _descended(graph, begun[k], statistics, plan.steps, within, done)
+
+    items = current().share(range(calls), descended)
     return Calibration(items, graph, batch=CHUNK)
 
 

@@ -28,6 +28,8 @@ from irprune.choice.plan import Plan
 from irprune.driver.pipelines import analyse
 from irprune.errors import IrpruneError
 from irprune.frontend.capture import capture
+from irprune.run.ranks import together
+from irprune.training.in_step import bring_in_step, whole_module
 
 __all__ = ["PACES", "schedule"]
 
@@ -50,6 +52,9 @@ def schedule(
 ) -> Iterator[Pruned]:
     """``steps`` pruned models, each cut further than the one before, which the caller trains
     (``pruned.module``) before going on.
+
+    Within a ``torch.distributed`` group all ranks iterate together and get the same module in every
+    step, to be wrapped anew in each; the first rank writes the checkpoint.
 
     Args:
         model: The module to begin with; it is not changed.
@@ -114,8 +119,10 @@ def _steps(
     plans: list[Plan] = []
     current = model
     captured = {"dynamic_shapes": options["dynamic_shapes"]} if "dynamic_shapes" in options else {}
+    count = options.get("ranks")
     if checkpoint is not None:
-        plans, state = checkpoint.read()
+        with together(count) as ranks:
+            plans, state = ranks.first(checkpoint.read() if ranks.leads else ([], None))
         for plan in plans:
             current = apply_plan(current, plan, args, kwargs, proof=False, **captured).module
         if state is not None:
@@ -137,9 +144,11 @@ def _steps(
         pruned.report.notes.append(f"step {i + 1} of {len(ways)}")
         yield pruned
         plans.append(pruned.plan)
-        current = pruned.module
-        if checkpoint is not None:
-            checkpoint.write(plans, current.state_dict())
+        with together(count) as ranks:
+            current = whole_module(pruned)
+            bring_in_step(current, ranks)
+            if checkpoint is not None and ranks.leads:
+                checkpoint.write(plans, current.state_dict())
 
 
 def _bounds(

@@ -25,6 +25,7 @@ from irprune.driver.pipelines import analyse, cut_graph
 from irprune.emit.torch.module import emit_module
 from irprune.errors import IrpruneError
 from irprune.ir.selection import Selection
+from irprune.passes.drop_blocks import DropBlocks
 from irprune.run.logits import divergence, logits_of
 from irprune.run.oracle import silenced
 from irprune.validate.prove import prove_cut
@@ -281,6 +282,17 @@ def test_a_dropped_branch_is_proven_against_the_silenced_original(model: _Decode
         assert torch.allclose(silent, expected(_ids()), atol=1e-5)
     after = Costs(graph).at(graph.kept).params
     assert after == sum(p.numel() for p in module.parameters())
+
+
+def test_the_pass_drops_by_name(model: _Decoder) -> None:
+    graph = analyse(irprune.capture(model, (_ids(),)))
+    result = DropBlocks(("layers.[12].mlp",)).run(graph)
+    assert result.changed and len(result.notes) == 2 and len(graph.kept.dropped) == 2
+    cut = cut_graph(graph)
+    assert not [n for n in cut.weights if ".mlp." in n and not n.startswith("layers.0")]
+    assert not DropBlocks(("layers.1.mlp",)).run(graph).changed
+    with pytest.raises(IrpruneError, match="matches no residual branch"):
+        DropBlocks(("layers.9.*",)).run(graph)
 
 
 def test_a_wrong_drop_fails_the_proof(model: _Decoder) -> None:

@@ -54,6 +54,7 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--proof-gradients": ([], {"proof": "gradients"}),
     "--strict": ([], {"strict": True}),
     "--device": (["cpu"], {"device": "cpu"}),
+    "--ranks": (["1"], {"ranks": 1}),
     "--dynamic": (["batch"], {"dynamic": "batch"}),
     "--calibration": (["data"], {"calibration": "data"}),
     "--preprocess": (["imagenet", *DATA], {"preprocess": "imagenet", "calibration": "data"}),

@@ -20,7 +20,7 @@ from irprune.ir.graph import Graph
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
 from irprune.run.calibration import Batch
-from irprune.run.gradients import drawn_loss, gradients
+from irprune.run.gradients import Gradients, drawn_loss
 
 DATA = ("fisher", "flap", "osscar", "reconstruction", "taylor", "taylor_squared", "wanda")
 
@@ -288,8 +288,9 @@ def test_gradients_are_those_of_the_model_itself() -> None:
     graph = captured(model, x[:2])
     from irprune.run.calibration import Calibration
 
-    ((count, made),) = gradients(graph, Calibration(x, graph), lambda o, b: o[0].square().sum())
-    assert count == 8
+    (batch,) = Calibration(x, graph)
+    made = Gradients(graph, lambda o, b: o[0].square().sum()).of(batch)
+    assert batch.size == 8
     model(x).square().sum().backward()
     got = {w.name: g for w, (_, g) in made.items()}
     for name, p in model.named_parameters():

@@ -285,13 +285,15 @@ def test_activations_beyond_the_limit_wait_in_files() -> None:
 def test_more_samples_do_not_change_what_a_repair_holds() -> None:
     """Gram matrices are what stays, of a size that samples do not enter."""
     from irprune.passes.repair_least_squares import Fit
+    from irprune.run.gram import Gram
 
     sizes = []
     for count in (10, 1000):
         fit = Fit(torch.zeros(1, 4, 3, dtype=torch.float64), True)
+        halves = (Gram(), Gram())
         for _ in range(5):
-            fit.add(torch.randn(count, 1, 4), torch.randn(count, 1, 3), None)
-        sizes.append(sum(gram.bytes for gram in fit.halves))
+            fit.add(halves, torch.randn(count, 1, 4), torch.randn(count, 1, 3), None)
+        sizes.append(sum(gram.bytes for gram in halves))
     assert sizes[0] == sizes[1] == 2 * 4 * (4 * 4 + 4 * 3)
 
 

@@ -27,6 +27,7 @@ from irprune.emit.torch.layer_sizes import layer_sizes
 from irprune.emit.torch.module import emit_module
 from irprune.emit.torch.size_attributes import Candidate, candidates, stale
 from irprune.emit.torch.skipped import Skipped, several_results
+from irprune.emit.torch.wrapped import check_unwrapped
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.torch.capture import capture
 from irprune.frontend.torch.restore_state import attributes_kept, buffers_kept, evaluating
@@ -57,6 +58,7 @@ def apply_to(
 
     Its parameters are new ones: an optimizer made before does not know them. Raises IrpruneError,
     with ``model`` as it was, where that cannot be."""
+    check_unwrapped(model)
     for path, part in model.named_modules():
         if isinstance(part, torch.jit.ScriptModule) and _changes_in(path, graph):
             raise IrpruneError(
