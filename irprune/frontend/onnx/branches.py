@@ -16,6 +16,7 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from irprune.frontend.onnx.order import reads
+from irprune.ops.onnx.fold import is_choice
 
 __all__ = ["with_branches_taken"]
 
@@ -38,7 +39,7 @@ def with_branches_taken(
     todo.reverse()
     while todo:
         node = todo.pop()
-        if node.op_type == "If" and node.input[0] in known:
+        if is_choice(node.op_type) and node.input[0] in known:
             taken += 1
             branch = _branch(node, bool(known[node.input[0]].reshape(-1)[0]))
             fresh += branch.initializer

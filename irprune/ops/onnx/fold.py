@@ -24,6 +24,7 @@ __all__ = [
     "cast_to",
     "fold",
     "is_cast",
+    "is_choice",
     "is_constant",
     "is_copy",
     "is_filled",
@@ -458,6 +459,11 @@ _HANDLERS: dict[str, Any] = {
 def is_constant(target: str) -> bool:
     """Whether an ONNX operator holds its result as an attribute."""
     return target == "Constant"
+
+
+def is_choice(op: str) -> bool:
+    """Whether the operator runs one of two bodies, by its first operand."""
+    return op == "If"
 
 
 def is_filled(target: str) -> bool:
