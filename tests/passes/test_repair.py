@@ -501,7 +501,7 @@ def test_prune_repairs_and_says_that_the_proof_came_before() -> None:
     pruned = api.prune(
         net, (x[:2],), ratio=0.5, importance="magnitude", repair="least_squares", calibration=x
     )
-    plain = api.prune(net, (x[:2],), ratio=0.5)
+    plain = api.prune(net, (x[:2],), ratio=0.5, calibration=False)
     assert pruned.report.proof is not None and pruned.report.proof.passed
     assert pruned.report.repair is not None and "the proof is of the model before repair" in str(
         pruned.report
@@ -534,7 +534,7 @@ def test_calibration_data_choose_the_criterion_and_the_repair_where_nothing_is_s
     # Other chunks
     assert pruned.report.repair.after == pytest.approx(said.report.repair.after, rel=0.02)
     assert api.prune(net, (x[:2],), calibration=x, repair=False, proof=False).report.repair is None
-    plain = api.prune(net, (x[:2],), proof=False)
+    plain = api.prune(net, (x[:2],), calibration=False, proof=False)
     assert plain.report.repair is None and plain.options.importance == "magnitude"
     half: dict[str, Any] = {"budget": {"macs": 0.5}, "proof": False}
     assert (
@@ -553,7 +553,8 @@ def test_calibration_data_choose_the_criterion_and_the_repair_where_nothing_is_s
     usual = api.prune(net, (x[:2],), calibration=x, **half).plan
     for option, other in (("scope", "global"), ("normalise", "mean"), ("importance", "magnitude")):
         assert api.prune(net, (x[:2],), calibration=x, **half, **{option: other}).plan != usual
-    assert api.prune(net, (x[:2],), **half).options.scope == pruned.options.scope == "local"
+    without = api.prune(net, (x[:2],), calibration=False, **half)
+    assert without.options.scope == pruned.options.scope == "local"
 
 
 class Narrow(nn.Module):
