@@ -24,6 +24,7 @@ from irprune.ops.registry import lookup
 from irprune.run.inputs import flat_tensors, over_tensors
 from irprune.run.interpret import evaluate, symbols_of
 from irprune.run.oracle import Presence
+from irprune.validate.judge_share import cut_apart
 
 Call = tuple[Sequence[Any], dict[str, Any]]
 
@@ -47,13 +48,13 @@ def judgeable(
     """
     if any((entry := lookup(node)) is not None and entry.random for node in graph.nodes):
         return Selection({})
+    spoilt = cut_apart(graph, kept)
     twin = graph.copy()
     for weight in twin.weights.values():
         if _is_state(twin, weight):
             weight.load = _Zeroed(weight, kept)
     device = inputs[0].device if inputs else torch.device("cpu")
     present = Presence(kept, device, symbols_of(twin, inputs) if inputs else {})
-    spoilt: set[Axis] = set()
 
     def hook(node: Node, operands: list[Any], run: Callable[..., Any]) -> Any:
         plain = run(*operands)

@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from irprune.ir.axis import leaves
-from irprune.ir.graph import Graph
+from irprune.ir.axis import Axis, find, leaves
+from irprune.ir.graph import Graph, Weight
 from irprune.ir.selection import Selection
 
-__all__ = ["judged_share"]
+__all__ = ["cut_apart", "judged_share"]
+
+
+def cut_apart(graph: Graph, kept: Selection) -> set[Axis]:
+    """The dropped axes of weights that are stored once, stand in the graph several times and are
+    cut each in its own way: no zeros in the one array stand for what is absent."""
+    stored: dict[int, list[Weight]] = {}
+    for weight in graph.weights.values():
+        stored.setdefault(id(weight.load), []).append(weight)
+    out: set[Axis] = set()
+    for same in stored.values():
+        cuts = {
+            tuple(
+                kept.present(w.axes, d).tobytes() if kept.changes(a) else b""
+                for d, a in enumerate(w.axes or ())
+            )
+            for w in same
+            if w.axes
+        }
+        if len(cuts) > 1:
+            dropped = (x for w in same for a in w.axes or () for x in leaves(a) if kept.changes(x))
+            out |= {find(x) for x in dropped}
+    return out
 
 
 def judged_share(graph: Graph, kept: Selection, judged: Selection) -> float:

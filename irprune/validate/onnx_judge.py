@@ -14,6 +14,7 @@ from irprune.ir.axis import Axis, find, leaves
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.selection import Selection
 from irprune.ops.registry import lookup, role_of
+from irprune.validate.judge_share import cut_apart
 
 __all__ = ["judgeable_parts", "zeroed_model"]
 
@@ -32,7 +33,7 @@ def judgeable_parts(
     Returns:
         The choice without the other axes; nothing where a result is drawn at random.
     """
-    spoilt: set[Axis] = set()
+    spoilt = cut_apart(graph, kept)
     for node in graph.nodes:
         entry = lookup(node)
         if entry is not None and entry.random:

@@ -39,7 +39,16 @@ from irprune.run.take import kept_indices, take
 
 GROUPS, INNER = 4, 6
 IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-DATA = ("fisher", "flap", "osscar", "reconstruction", "taylor", "taylor_squared", "wanda")
+DATA = (
+    "contribution",
+    "fisher",
+    "flap",
+    "osscar",
+    "reconstruction",
+    "taylor",
+    "taylor_squared",
+    "wanda",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -503,7 +512,7 @@ def test_a_weight_is_cut_block_by_block(data: st.DataObject) -> None:
 
 def test_kept_has_a_row_for_each_kept_output() -> None:
     model = ResNeXt()
-    pruned = irprune.prune(model, (IMAGE,))
+    pruned = irprune.prune(model, (IMAGE,), calibration=False)
     outputs, inputs, *rest = pruned.kept["conv2.weight"]
     assert outputs is not None and inputs is not None and rest == [None, None]
     assert len(outputs) == len(inputs) == 12 and all(len(row) == 3 for row in inputs)
@@ -526,7 +535,7 @@ def test_kept_has_a_row_for_each_kept_output() -> None:
 @pytest.mark.parametrize("make", [ResNeXt, transposed, Shuffle])
 def test_the_same_cut_in_the_instance_as_onnx_and_by_its_plan(make: Any, tmp_path: Path) -> None:
     model = make().eval()
-    pruned = irprune.prune(model, (IMAGE,))
+    pruned = irprune.prune(model, (IMAGE,), calibration=False)
     assert pruned.graph.kept is not None and pruned.graph.kept.within
     assert pruned.report.proof is not None and pruned.report.proof.passed
     pruned.onnx(tmp_path / "small.onnx")
