@@ -76,9 +76,7 @@ def _refused(graph: Graph, error: IrpruneError, sizes: Mapping[str, int]) -> Irp
     """What to say where onnxruntime does not run the original, first at ``sizes``."""
     tried = shown_sizes(graph, sizes)
     at = f" (tried first at {tried})" if tried else ""
-    advice = (
-        f"give {option('args', tried.split(', ')[0].replace(': ', '='))} with sizes that it takes; "
-    )
+    advice = f"give example inputs ({option('args')}) of sizes that it takes; "
     return IrpruneError(
         f"no proof is possible: {error.what} that came in{at}",
         graph.name,

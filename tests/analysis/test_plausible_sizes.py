@@ -119,7 +119,7 @@ def test_the_right_number_of_products_of_a_long_kernel() -> None:
 
 
 def test_a_proof_at_a_size_that_the_file_does_not_take_says_so() -> None:
-    with pytest.raises(IrpruneError, match=r"at x: 1x1x20.*--input x=1x1x20 with sizes"):
+    with pytest.raises(IrpruneError, match=r"at x: 1x1x20.*give example inputs \(args\) of sizes"):
         irprune.prune(reflected(), kwargs={"x": np.zeros((1, 1, 20), np.float32)})
 
 

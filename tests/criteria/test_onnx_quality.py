@@ -177,7 +177,7 @@ def test_a_file_is_repaired_without_data_and_a_warning_says_when_not_to_trust_it
     model: Path,
 ) -> None:
     with pytest.warns(UserWarning, match="repair on noise is unreliable"):
-        pruned = irprune.prune(model, ratio=0.6, repair=True)
+        pruned = irprune.prune(model, ratio=0.6, repair=True, calibration=False)
     assert (
         pruned.report.repair is not None
         and pruned.report.repair.after < pruned.report.repair.before

@@ -79,7 +79,7 @@ def check(name: str, ratio: float, tmp_path: Path) -> irprune.Pruned:
     model, args, kwargs = built(name)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     modes = [m.training for m in model.modules()]
-    pruned = irprune.prune(model, args, kwargs, ratio=ratio)
+    pruned = irprune.prune(model, args, kwargs, ratio=ratio, calibration=False)
     assert modes == [m.training for m in model.modules()]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     proof = pruned.report.proof
@@ -90,7 +90,7 @@ def check(name: str, ratio: float, tmp_path: Path) -> irprune.Pruned:
     assert in_float64(pruned) <= FLOAT64
     fallen = pruned.report.params.before - pruned.report.params.after
     assert fallen >= 0.8 * implied(pruned.graph, ratio) > 0
-    again = irprune.prune(model, args, kwargs, ratio=ratio)
+    again = irprune.prune(model, args, kwargs, ratio=ratio, calibration=False)
     assert digest(pruned, tmp_path) == digest(again, tmp_path)
     assert trains(pruned.module, args, kwargs)
     return pruned
@@ -112,7 +112,7 @@ def test_case_at_other_ratios(name: str, ratio: float, tmp_path: Path) -> None:
 def test_refused_case_says_where(name: str) -> None:
     model, args, kwargs = built(name)
     with pytest.raises(IrpruneError, match=rf"{name}\.py:\d+") as refused:
-        irprune.prune(model, args, kwargs)
+        irprune.prune(model, args, kwargs, calibration=False)
     assert "\n" not in str(refused.value)
     assert refused.value.hint
 
@@ -124,7 +124,7 @@ def test_a_wrong_slice_does_not_pass() -> None:
     from irprune.validate.proof import prove
 
     model, args, kwargs = built("resnet50")
-    pruned = irprune.prune(model, args, kwargs)
+    pruned = irprune.prune(model, args, kwargs, calibration=False)
     graph = pruned.graph
     cut = graph.copy()
     Slice().run(cut)

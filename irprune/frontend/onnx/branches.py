@@ -30,6 +30,8 @@ def with_branches_taken(
     """A copy of ``model`` in which every ``If`` whose condition follows from ``values`` of inputs
     has the branch that is taken in its place, and how many there were; ``model`` itself where there
     is none. Inputs stay, so that the file is called as before."""
+    if not any(is_choice(node.op_type) for node in model.graph.node):
+        return model, 0
     known = dict(values)
     for tensor in model.graph.initializer:
         if 0 < np.prod(tensor.dims, dtype=np.int64) <= _SMALL and not tensor.external_data:

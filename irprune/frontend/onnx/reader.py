@@ -89,8 +89,8 @@ def capture_onnx(
     check_opset(model, where)
     model = sort_nodes(model, where)
     check_message(model, where)
-    model, taken = with_branches_taken(model, values or {})
     check_types(model, where)
+    model, taken = with_branches_taken(model, values or {})
     calls = expand_calls(model, where) if model.functions else None
     origin = OnnxSource(model if calls is None else calls.model, files, calls)
     graph = _Reader(origin, where).read()
