@@ -193,6 +193,7 @@ def _with_constants(model: onnx.ModelProto, inputs: dict[str, Any]) -> onnx.Mode
             if "computed at run time" in n.attrs.get("why", "")
         ]
         names = {node.input[int(why.split()[1])] for node, why in wanted} & set(inputs)
+        names -= {t.name for t in model.graph.initializer}
         if not names:
             break
         twin = onnx.ModelProto()

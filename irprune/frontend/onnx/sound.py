@@ -12,9 +12,14 @@ from irprune.frontend.onnx.order import target_of
 
 __all__ = ["check_message"]
 
-# What onnx.checker asks for and a file can do without: shapes of outputs, the name of a graph, and
-# operators that onnxruntime alone has
-_NEEDLESS = ("Field 'shape' of 'type'", "Field 'name' of 'graph'", "No Op registered")
+# What onnx.checker asks for and a file can do without: shapes of outputs, the name of a graph;
+# operators that onnxruntime alone has, and those that onnx defines no more and onnxruntime runs
+_NEEDLESS = (
+    "Field 'shape' of 'type'",
+    "Field 'name' of 'graph'",
+    "No Op registered",
+    "is deprecated in domain_version",
+)
 
 
 def check_message(model: onnx.ModelProto, where: str) -> None:
@@ -31,21 +36,33 @@ def check_message(model: onnx.ModelProto, where: str) -> None:
         raise IrpruneError(f"two initializers are called '{again}'", where)
     _check_needed(model, where)
     _check_calls(model, where)
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    del light.graph.initializer[:], light.graph.sparse_initializer[:]
-    for t in (*model.graph.initializer, *(s.values for s in model.graph.sparse_initializer)):
-        light.graph.initializer.append(
-            TensorProto(name=t.name, data_type=TensorProto.FLOAT, dims=[0])
-        )
     try:
-        onnx.checker.check_model(light)
+        onnx.checker.check_model(_light(model))
     except UnicodeDecodeError as refused:  # its own message has a name that is no text
         raise IrpruneError("not a valid ONNX model: a name is no UTF-8", where) from refused
     except onnx.checker.ValidationError as refused:
         said = first_line(refused)
         if not any(text in said for text in _NEEDLESS):
             raise IrpruneError(f"not a valid ONNX model: {said}", where) from refused
+
+
+def _light(model: onnx.ModelProto) -> onnx.ModelProto:
+    """What the checker looks at: ``model`` with empty tensors for those that it stores, and with
+    some type for results that have none, which a file can do without."""
+    light = onnx.ModelProto(ir_version=model.ir_version)
+    light.opset_import.extend(model.opset_import)
+    light.functions.extend(model.functions)
+    graph, whole = light.graph, model.graph
+    graph.name = whole.name
+    for field in ("node", "input", "output", "value_info"):
+        getattr(graph, field).extend(getattr(whole, field))
+    for result in (*graph.output, *graph.value_info):
+        if not result.HasField("type"):
+            result.type.tensor_type.elem_type = TensorProto.FLOAT
+            result.type.tensor_type.shape.SetInParent()
+    for t in (*whole.initializer, *(s.values for s in whole.sparse_initializer)):
+        graph.initializer.append(TensorProto(name=t.name, data_type=TensorProto.FLOAT, dims=[0]))
+    return light
 
 
 def _check_needed(model: onnx.ModelProto, where: str) -> None:
