@@ -656,8 +656,8 @@ def test_a_model_is_cut_to_a_latency_that_was_measured(
         (["--macs", "0.0001"], "the budget of "),
         (["--latency", "1us"], "latency cannot be met: the smallest reachable is"),
         (["--latency", "soon"], "the budget on latency is 'soon'"),
-        (["--round-to", "some"], "--round-to 'some' is no number"),
-        (["--latency", "0.5", "--ratio", "0.5"], "--ratio and --latency are both given"),
+        (["--round-to", "some"], "--round-to is 'some', no number"),
+        (["--latency", "0.5", "--ratio", "0.5"], "--ratio 0.5 and --latency 0.5 are both given"),
     ],
 )
 def test_the_command_line_refuses_in_one_line(

@@ -317,7 +317,12 @@ def test_distillation_refuses_unknown_layers() -> None:
 RECIPES = Path(__file__).resolve().parents[2] / "models" / "recipes"
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in RECIPES.glob("*.py") if p.stem != "common"))
+RANKS = ("ddp", "fsdp")  # run by torchrun in test_many_ranks
+
+
+@pytest.mark.parametrize(
+    "name", sorted({p.stem for p in RECIPES.glob("*.py")} - {"common", *RANKS})
+)
 def test_every_recipe_runs(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,7 +30,7 @@ def with_branches_taken(
     """A copy of ``model`` in which every ``If`` whose condition follows from ``values`` of inputs
     has the branch that is taken in its place, and how many there were; ``model`` itself where there
     is none. Inputs stay, so that the file is called as before."""
-    if not any(is_choice(node.op_type) for node in model.graph.node):
+    if not values or not any(is_choice(node.op_type) for node in model.graph.node):
         return model, 0
     known = dict(values)
     for tensor in model.graph.initializer:
