@@ -147,7 +147,7 @@ def test_what_a_file_lacks_is_said(file: Path, name: str, what: str) -> None:
         ("gone.py:build", "no such file"),
         ("gone", "no such model"),
         ("no.such.package:build", "no module 'no'"),
-        ("a b:c", "no such model"),
+        ("a b:c", "no such file or module"),
         ("hf:/nowhere", "no config.json|not installed"),
         ("timm:no_such_net", "timm has no model|not installed"),
         ("torchvision:no_such_net", "torchvision has no model|not installed"),
