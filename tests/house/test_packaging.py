@@ -152,7 +152,8 @@ def members(folder: Path) -> set[str]:
     """The modules that belong into a wheel, and the file that says that they are typed."""
     own = {
         f"irprune/{p.relative_to(folder / 'irprune').as_posix()}"
-        for p in (folder / "irprune").rglob("*.py")
+        for p in (folder / "irprune").rglob("*")
+        if p.is_file() and p.suffix != ".pyc"
     }
     return (
         own
