@@ -19,6 +19,7 @@ from irprune.analysis.sizes import shown_sizes
 from irprune.api.agreement import check_same, choose_together, same_scores, same_weights
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
+from irprune.api.exact import choose_fixed, with_masks
 from irprune.api.forecast import forecast
 from irprune.api.language import settle_for_logits
 from irprune.api.option import documented
@@ -107,7 +108,16 @@ def _prune(
     chosen: Options,
     ranks: Ranks,
 ) -> Pruned:
+    fixed = chosen.values["keep_indices"]
+    model, masks = with_masks(model, fixed)
+
     def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
+        if fixed is not None:
+            with clock("analyse"):
+                check_weights(graph)
+                _check_rules(graph, chosen)
+            with clock("choose"):
+                return Found(notes=choose_fixed(graph, fixed, masks))
         with clock("analyse"):
             importance = chosen.values["importance"]
             read = importance is not None and refuses_nan(importance)
@@ -159,13 +169,13 @@ def _pruned(
             check_same(current(), graph, told)
         with heard(options.values["progress"] if current().leads else None):
             with clock("synthesise"):
-                settled, made_of = with_data(options, graph, chooses=plan is None)
+                free = plan is None and options.values["keep_indices"] is None
+                settled, made_of = with_data(options, graph, chooses=free)
             found = choose(graph, settled, clock)
             pruned = _finish(graph, settled, clock)
         pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
-        if made_of:
-            pruned.report.notes.append(made_of)
+        pruned.report.notes += [*found.notes, *([made_of] if made_of else [])]
         say_unkept(pruned.report, settled)
         return pruned
 
@@ -211,10 +221,12 @@ class _Miscaptured(CheckFailed):
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured to find a choice: for a budget on latency, and for a metric."""
+    """What was measured to find a choice: for a budget on latency, and for a metric; and what is to
+    be said of it."""
 
     latency: Latency | None = None
     trials: Trials | None = None
+    notes: Sequence[str] = ()
 
 
 def _searched(graph: Graph, options: Options) -> Found:
@@ -325,7 +337,8 @@ def _finish(
     with clock("report"):
         report = _report(graph)
         report.details = partial(collect, graph)
-        asked = options.values["budget"] is None and options.values["ratio"]
+        values = options.values
+        asked = values["budget"] is None and values["ratio"] and values["keep_indices"] is None
         if report.cuts_nothing and asked and not options.searches:
             report.notes.insert(0, _nothing(report))
     pruned = Pruned(graph, cut, report, options)
