@@ -49,9 +49,7 @@ def test_every_transposition_of_two_dimensions_is_found(count: int) -> None:
 
 @pytest.mark.parametrize("order", [SHUFFLED, THREE, HALVES], ids=["two", "three", "halves"])
 @pytest.mark.parametrize("kind", ["i4", "i8"])
-def test_a_file_is_pruned_through_it(
-    order: NDArray[np.int64], kind: str, tmp_path: Path
-) -> None:
+def test_a_file_is_pruned_through_it(order: NDArray[np.int64], kind: str, tmp_path: Path) -> None:
     draw = np.random.default_rng(0).standard_normal
     arrays = {
         "w": draw((24, 3, 3, 3)).astype("f4"),
