@@ -127,6 +127,16 @@ def projected_attention(
     return y if results == 1 else (y, torch.stack([k, v]))
 
 
+def quantised_attention(
+    x, w, b, mask, past, bias, x_scale, w_scale, x_zero=None, w_zero=None, **attrs
+):
+    """As projected attention; numbers are integers less their zero point, times their scale."""
+    kind = x_scale.dtype
+    x = (x.to(kind) - (0 if x_zero is None else x_zero.to(kind))) * x_scale
+    w = (w.to(kind) - (0 if w_zero is None else w_zero.to(kind))) * w_scale
+    return projected_attention(x, w, b, mask, past, bias, **attrs)
+
+
 def multi_head_attention(
     q,
     k,
