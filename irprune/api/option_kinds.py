@@ -298,7 +298,7 @@ def read_ratios(pairs: Sequence[str]) -> dict[str, float]:
 
 def read_repair(names: Sequence[str]) -> Sequence[str] | bool:
     """``--repair``: names, ``file.py:Class`` or ``package.module:Class``, or none."""
-    return False if tuple(names) == ("none",) else [*map(_repair_named, names)]
+    return False if tuple(names) == ("none",) else tuple(map(_repair_named, names))
 
 
 def _repair_named(text: str) -> str:
