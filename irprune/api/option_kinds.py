@@ -16,7 +16,7 @@ from irprune.api.user_code import callable_at, users_code
 from irprune.choice.budget import flat_budget
 from irprune.criteria import Importance
 from irprune.errors import IrpruneError, gist, option
-from irprune.passes.repairs import repair_of
+from irprune.passes.repairs import repair_of, repairs
 from irprune.run.images import Folder, Preprocess, combined, read_preprocess
 
 __all__ = [
@@ -297,8 +297,19 @@ def read_ratios(pairs: Sequence[str]) -> dict[str, float]:
 
 
 def read_repair(names: Sequence[str]) -> Sequence[str] | bool:
-    """``--repair``: names, or none."""
-    return False if tuple(names) == ("none",) else names
+    """``--repair``: names, ``file.py:Class`` or ``package.module:Class``, or none."""
+    return False if tuple(names) == ("none",) else tuple(map(_repair_named, names))
+
+
+def _repair_named(text: str) -> str:
+    """The name of a repair; of a class in the user's own code the name that it joined by."""
+    if ":" not in text:
+        return text
+    made = callable_at(text)
+    name = next((n for n, cls in repairs().items() if cls is made), "")
+    if not name:
+        raise IrpruneError("no repair", text, "decorate the class with @repair(NAME)")
+    return name
 
 
 def read_indices(file: str) -> dict[str, Any]:
