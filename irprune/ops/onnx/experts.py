@@ -59,7 +59,8 @@ def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any
 def _macs(node: Node) -> tuple[Any, ...]:
     x = node.operand(0).axes or ()
     up, down = (node.operand(i).axes or () for i in (_UP, _DOWN))
-    return ((*x[:-1], *up[1:]), (*x[:-1], *down[1:])) * node.attrs["k"]
+    each = ((*x[:-1], *up[1:]), (*x[:-1], *down[1:]))
+    return each * int(node.attrs["k"])
 
 
 _KINDS = ("relu", "gelu", "silu", "identity", "swiglu")

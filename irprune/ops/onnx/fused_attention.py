@@ -159,6 +159,10 @@ def _group_query(axes: Axes, node: Node) -> None:
     for i in (7, 8):
         for a in axes.of(node.operand(i)) if node.has(i) else ():
             axes.freeze(a, "a table of rotations")
+    if node.has(11):  # one number for each query head
+        axes.unify(
+            axes.of(node.operand(11))[0], opened(axes, node, 0, node.attrs["q_num_heads"])[1]
+        )
 
 
 def _read_group_query(node: OnnxNode) -> Step:
@@ -166,17 +170,12 @@ def _read_group_query(node: OnnxNode) -> Step:
     if (
         not (node.has(1) and node.has(2))
         or node.has(9)
-        or node.has(11)
-        or a.get("smooth_softmax", 0)
         or a.get("qk_output", 0)
-    ):
-        raise UnsupportedUse("a GroupQueryAttention with packed operands, given positions or sinks")
-    if (
-        a.get("local_window_size", -1) not in (-1, 0)
-        or any(node.has(i) for i in range(11, len(node.types)))
         or any(node.outputs[3:])
     ):
-        raise UnsupportedUse("a GroupQueryAttention within a window")
+        raise UnsupportedUse("a GroupQueryAttention with packed operands or given positions")
+    if any(node.has(i) for i in range(12, len(node.types))) or not a.get("causal", 1):
+        raise UnsupportedUse("a GroupQueryAttention with norms, an integer cache or no mask")
     q, k, heads, groups = node.shape(0), node.shape(1), a["num_heads"], a["kv_num_heads"]
     attrs = {
         "q_num_heads": heads,
@@ -186,6 +185,8 @@ def _read_group_query(node: OnnxNode) -> Step:
         "softcap": a.get("softcap", 0.0),
         "do_rotary": a.get("do_rotary", 0),
         "rotary_interleaved": a.get("rotary_interleaved", 0),
+        "window": a.get("local_window_size", -1),
+        "smooth": a.get("smooth_softmax", 0),
         "results": len(node.outputs),
     }
     length: Size | None = k[1]
@@ -503,6 +504,37 @@ sampled(
         free=3,
         num_heads=4,
         kv_num_heads=2,
+    ),
+    use(
+        Arg((2, 3, 32)),
+        Arg((2, 3, 16)),
+        Arg((2, 3, 16)),
+        None,
+        None,
+        _LENGTHS,
+        _TOTAL,
+        None,
+        None,
+        None,
+        Arg((1, 4, 3, 3)),
+        Arg((4,)),
+        free=3,
+        num_heads=4,
+        kv_num_heads=2,
+        local_window_size=2,
+    ),
+    use(
+        Arg((2, 3, 32)),
+        Arg((2, 3, 16)),
+        Arg((2, 3, 16)),
+        None,
+        None,
+        _LENGTHS,
+        _TOTAL,
+        free=3,
+        num_heads=4,
+        kv_num_heads=2,
+        smooth_softmax=1,
     ),
 )
 sampled(

@@ -174,7 +174,7 @@ def _table_rule(axes: Axes, node: Node) -> None:
     axes.freeze(in_block, "a block of numbers that share a scale")
     axes.unify(blocks, outer)  # type: ignore[arg-type]
     axes.unify(by_block, outer)
-    node.out.axes = (*x[:-1], rows)  # type: ignore[assignment]
+    node.out.axes = (*x[:-1], rows)  # type: ignore[arg-type]
 
 
 def _read_table(node: OnnxNode) -> Step:
