@@ -42,6 +42,7 @@ from irprune.frontend.capture import capture, whole_call
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.selection import Selection
+from irprune.latency.table import Table
 from irprune.run.ranks import Ranks, current, together
 from irprune.run.session import providers_for
 from irprune.validate.prove import prove_cut
@@ -164,8 +165,7 @@ def _pruned(
             pruned = _finish(graph, settled, clock)
         pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
-        if made_of:
-            pruned.report.notes.append(made_of)
+        pruned.report.notes += [text for text in (found.note, made_of) if text]
         say_unkept(pruned.report, settled)
         return pruned
 
@@ -215,6 +215,7 @@ class Found:
 
     latency: Latency | None = None
     trials: Trials | None = None
+    note: str = ""  # on what else the choice depends
 
 
 def _searched(graph: Graph, options: Options) -> Found:
@@ -237,7 +238,8 @@ def _choose(graph: Graph, options: Options) -> Found:
             choose_uniform(graph, choose, lambda trial: trial.run(graph))
         else:
             choose.run(graph)
-        return Found()
+        times = choose.times
+        return Found(note=times.origin if isinstance(times, Table) else "")
     from irprune.api.latency_search import choose_in_time
 
     return Found(

@@ -24,6 +24,7 @@ from irprune.run.calibration import Batch, Calibration, noise, split_rows
 from irprune.run.difference import channel_dims, square_off, units
 from irprune.run.interpret import evaluate
 from irprune.run.logits import Logits, divergence, logits_of, shortened
+from irprune.run.relevance import relevance
 from irprune.run.statistics import kept_part
 
 __all__ = ["Repaired", "output_error", "repair"]
@@ -105,6 +106,8 @@ def repair(
         own = {k: v for k, v in options.items() if k in has[name]}
         if "readings" in has[name] and readings is not None:
             own["readings"] = readings
+        if "relevance" in has[name] and "relevance" not in own:
+            own["relevance"] = relevance(original, data)
         result = passes[name](original, data, **own).run(cut)
         notes += result.notes
         now = judge.error(cut) if result.changed else error
@@ -205,7 +208,7 @@ class _Judge:
                 b = kept_part(b, v, kept)
                 if i not in self._units:
                     self._units[i] = units(b, self._dims[i])
-                more, whole = square_off(a, b, self._units[i])
+                more, whole = square_off(a, b, self._units[i], self._dims[i])
                 difference[i] = difference.get(i, 0.0) + more
                 power[i] = power.get(i, 0.0) + whole
         shares = [

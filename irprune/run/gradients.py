@@ -11,7 +11,7 @@ gradients are those of the mean squared change of the output."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -22,10 +22,13 @@ from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.arrays import as_tensor
 from irprune.ops.registry import may_mask, readers_of, role_of
 from irprune.run.calibration import Batch, Calibration
-from irprune.run.difference import channel_dims, is_distribution, units
+from irprune.run.difference import channel_dims, is_distribution, presence, units
 from irprune.run.interpret import evaluate
 from irprune.run.ranks import Sums
 from irprune.run.total import total
+
+if TYPE_CHECKING:
+    from irprune.analysis.layers import Layer
 
 __all__ = ["Gradients", "Loss", "drawn_loss", "sensitivities"]
 
@@ -92,7 +95,8 @@ def _quantities(y: torch.Tensor, dim: int | None, draw: torch.Generator) -> torc
         inside = (fixed.amin(others, keepdim=True) >= 0) & (fixed.amax(others, keepdim=True) <= 1)
         yes = inside.expand_as(y)
     normal = torch.randn(y.shape, generator=draw).to(y.device)
-    means = y / deviation * normal
+    counts = None if unit is None or dim is None else presence(fixed, dim)
+    means = y / deviation * (normal if counts is None else normal * counts.sqrt())
     p = y.clamp(1e-6, 1 - 1e-6)
     answer = torch.bernoulli(p.detach().cpu(), generator=draw).to(y.device)
     likelihood = -(answer * p.log() + (1 - answer) * (1 - p).log())
@@ -146,9 +150,36 @@ class Gradients:
             if g is not None:
                 yield node, float(g.double().square().sum())
 
+    def rows(
+        self, batch: Batch, layers: Mapping[Node, Layer]
+    ) -> Iterator[tuple[Node, torch.Tensor]]:
+        """For each node of ``layers`` the squared gradient by each row of its result [n], summed
+        over the row."""
+        results: dict[Node, torch.Tensor] = {}
+        given: dict[Node, list[Any]] = {}
+
+        def hook(node: Node, operands: list[Any], run: Any) -> Any:
+            made = run(*operands)
+            if node in layers:
+                results[node] = made
+                at = layers[node].at  # large, and no scale of the result
+                given[node] = [None if i == at else _detached(x) for i, x in enumerate(operands)]
+            return made
+
+        with torch.enable_grad():
+            value = self._value(batch, hook)
+            made = torch.autograd.grad(value, list(results.values()), allow_unused=True)
+        for node, g in zip(results, made, strict=True):
+            if g is not None:
+                yield node, layers[node].gave(g, given[node]).float().square().sum((1, 2)).cpu()
+
     def _value(self, batch: Batch, hook: Any) -> torch.Tensor:
         draw = torch.Generator().manual_seed(self.seed * _APART + batch.number)
         return _loss(self.graph, batch, self.loss, draw, self._half, self._held, hook)
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, torch.Tensor) else x
 
 
 _APART = 1_000_003  # between the seeds of two draws, more than chunks
