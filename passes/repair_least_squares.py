@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     import torch
 
     from irprune.analysis.layers import Layer
+    from irprune.criteria.relevance import Relevance
     from irprune.run.calibration import Calibration
     from irprune.run.gram import Gram
-    from irprune.run.relevance import Relevance
     from irprune.run.statistics import Pair, Stop
 
 __all__ = ["RepairLeastSquares"]

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from irprune.criteria.readings import Readings
+from irprune.criteria.relevance import relevance
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
@@ -24,7 +25,6 @@ from irprune.run.calibration import Batch, Calibration, noise, split_rows
 from irprune.run.difference import channel_dims, square_off, units
 from irprune.run.interpret import evaluate
 from irprune.run.logits import Logits, divergence, logits_of, shortened
-from irprune.run.relevance import relevance
 from irprune.run.statistics import kept_part
 
 __all__ = ["Repaired", "output_error", "repair"]

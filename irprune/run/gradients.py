@@ -11,7 +11,7 @@ gradients are those of the mean squared change of the output."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -27,14 +27,14 @@ from irprune.run.interpret import evaluate
 from irprune.run.ranks import Sums
 from irprune.run.total import total
 
-if TYPE_CHECKING:
-    from irprune.analysis.layers import Layer
-
-__all__ = ["Gradients", "Loss", "drawn_loss", "sensitivities"]
+__all__ = ["Cut", "Gradients", "Loss", "drawn_loss", "sensitivities"]
 
 Loss = Callable[[list[torch.Tensor], Batch], torch.Tensor]
 """From the graph's outputs and the calibration batch (its ``extra`` holds labels, where the data
 have them) to a scalar."""
+
+Cut = Callable[[torch.Tensor, Sequence[Any]], torch.Tensor]
+"""From a node's result and its operands to rows [n, b, o]."""
 
 
 def drawn_loss(
@@ -150,20 +150,17 @@ class Gradients:
             if g is not None:
                 yield node, float(g.double().square().sum())
 
-    def rows(
-        self, batch: Batch, layers: Mapping[Node, Layer]
-    ) -> Iterator[tuple[Node, torch.Tensor]]:
-        """For each node of ``layers`` the squared gradient by each row of its result [n], summed
-        over the row."""
+    def rows(self, batch: Batch, cut: Mapping[Node, Cut]) -> Iterator[tuple[Node, torch.Tensor]]:
+        """For each node of ``cut`` the squared gradient by each row of its result [n], summed over
+        the row."""
         results: dict[Node, torch.Tensor] = {}
         given: dict[Node, list[Any]] = {}
 
         def hook(node: Node, operands: list[Any], run: Any) -> Any:
             made = run(*operands)
-            if node in layers:
+            if node in cut:
                 results[node] = made
-                at = layers[node].at  # large, and no scale of the result
-                given[node] = [None if i == at else _detached(x) for i, x in enumerate(operands)]
+                given[node] = [_detached(x) for x in operands]
             return made
 
         with torch.enable_grad():
@@ -171,7 +168,7 @@ class Gradients:
             made = torch.autograd.grad(value, list(results.values()), allow_unused=True)
         for node, g in zip(results, made, strict=True):
             if g is not None:
-                yield node, layers[node].gave(g, given[node]).float().square().sum((1, 2)).cpu()
+                yield node, cut[node](g, given[node]).float().square().sum((1, 2)).cpu()
 
     def _value(self, batch: Batch, hook: Any) -> torch.Tensor:
         draw = torch.Generator().manual_seed(self.seed * _APART + batch.number)

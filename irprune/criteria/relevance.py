@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
-
-from irprune.analysis.layers import Layer, layers
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node
-from irprune.run.calibration import ACTIVATIONS, Batch, Calibration, split_rows
-from irprune.run.difference import channel_dims, presence, units
-from irprune.run.gradients import Gradients
-from irprune.run.gram import sampled_rows
-from irprune.run.interpret import evaluate
 from irprune.run.ranks import Sums
-from irprune.run.total import total
+
+if TYPE_CHECKING:
+    import torch
+
+    from irprune.run.calibration import Batch, Calibration
+    from irprune.run.gradients import Cut
 
 __all__ = ["Relevance", "relevance"]
 
@@ -58,6 +56,10 @@ class Relevance:
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """About ``wanted`` of the ``count`` rows of a chunk, or in proportion to what they weigh
         more or fewer: their numbers (None for all), and what each counts for (None for one)."""
+        import torch
+
+        from irprune.run.gram import sampled_rows
+
         weights = self.weights(name, chunk)
         if weights is None or len(weights) != count:
             return sampled_rows(count, wanted, chunk), None
@@ -79,10 +81,17 @@ def relevance(graph: Graph, data: Calibration, seed: int = 0) -> Relevance | Non
     model has no gradient.
 
     Costs a forward and a backward pass over the data. Each rank keeps the rows of its chunks."""
+    import torch
+
+    from irprune.analysis.layers import layers
+    from irprune.run.calibration import ACTIVATIONS, split_rows
+    from irprune.run.gradients import Gradients
+    from irprune.run.total import total
+
     if not _tells_places(graph, data):
         return None
     made = Relevance()
-    nodes: Mapping[Node, Layer] = {layer.node: layer for layer in layers(graph)}
+    nodes: Mapping[Node, Cut] = {layer.node: layer.gave for layer in layers(graph)}
     try:
         gradients = Gradients(graph, None, seed)
     except IrpruneError:
@@ -116,6 +125,11 @@ def relevance(graph: Graph, data: Calibration, seed: int = 0) -> Relevance | Non
 
 def _tells_places(graph: Graph, data: Calibration) -> bool:
     """Whether an output holds quantities beside likelihoods."""
+    import torch
+
+    from irprune.run.difference import channel_dims, presence, units
+    from irprune.run.interpret import evaluate
+
     dims = channel_dims(graph)
     if all(dim is None for dim in dims):
         return False

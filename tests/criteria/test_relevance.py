@@ -9,11 +9,11 @@ from torch import Tensor, nn
 import irprune
 from irprune import api
 from irprune.analysis.layers import layers
+from irprune.criteria.relevance import EVEN, Relevance, relevance
 from irprune.ir.graph import Graph
 from irprune.run.calibration import Calibration
 from irprune.run.difference import presence, square_off
 from irprune.run.gram import Gram
-from irprune.run.relevance import EVEN, Relevance, relevance
 
 
 class Detector(nn.Module):
