@@ -15,7 +15,8 @@ from irprune.api.option_kinds import DEAD, SYNTHETIC
 from irprune.errors import IrpruneError, option
 from irprune.ir.dtype import is_half, is_real
 from irprune.ir.graph import Graph
-from irprune.ops.arrays import is_meta
+from irprune.ops.arrays import as_tensor, is_meta
+from irprune.run.inputs import random_inputs
 from irprune.run.norm_statistics import stored
 from irprune.run.ranks import current
 
@@ -99,9 +100,7 @@ def with_data(options: Options, graph: Graph, chooses: bool) -> tuple[Options, s
 def _running_sizes(graph: Graph) -> tuple[dict[str, int] | None, float]:
     """Sizes of the inputs' symbols at which the graph runs, the example's or the first plausible
     ones, and the seconds that it takes; None where it runs at none of them."""
-    from irprune.ops.arrays import as_tensor
     from irprune.ops.dtypes import TO_TORCH
-    from irprune.run.inputs import random_inputs
     from irprune.run.interpret import evaluate
 
     half = TO_TORCH["f32"] if any(is_half(v.dtype) for v in graph.values()) else None

@@ -239,12 +239,14 @@ class Calibration:
             )
 
     def rest(self, batch: Batch, among: int) -> Batch | None:
-        """What of a chunk ``spread`` among samples at a distance leaves; None where that is
-        nothing.
+        """What of a chunk ``spread`` among samples at a distance leaves.
 
         Args:
             batch: The chunk.
             among: The distance.
+
+        Returns:
+            The rest of the chunk; None where there is none.
         """
         first = -sum(self.sizes()[: batch.number]) % among
         if first >= batch.size:
