@@ -23,6 +23,7 @@ from irprune.api.exact import choose_fixed, with_masks
 from irprune.api.forecast import forecast
 from irprune.api.language import settle_for_logits
 from irprune.api.option import documented
+from irprune.api.option_kinds import INT8
 from irprune.api.options import Options, device_of
 from irprune.api.page import collect
 from irprune.api.pruned import Pruned
@@ -46,6 +47,7 @@ from irprune.frontend.capture import capture, whole_call
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.selection import Selection
+from irprune.latency.table import Table
 from irprune.run.ranks import Ranks, current, together
 from irprune.run.session import providers_for
 from irprune.validate.prove import prove_cut
@@ -174,6 +176,7 @@ def _pruned(
             with clock("synthesise"):
                 free = plan is None and options.values["keep_indices"] is None
                 settled, made_of = with_data(options, graph, chooses=free)
+            _check_quantizes(settled)
             found = choose(graph, settled, clock)
             pruned = _finish(graph, settled, clock)
         pruned.report.options = settled.plain()
@@ -195,6 +198,16 @@ def _pruned(
             "captured as it runs, because forward computes otherwise when it is captured for export"
         )
         return pruned
+
+
+def _check_quantizes(options: Options) -> None:
+    """Raises IrpruneError where there are no data to quantise by."""
+    if options.values["quantize"] == INT8 and options.values["calibration"] is None:
+        raise IrpruneError(
+            f"{option('quantize', repr(INT8))} needs data that show the ranges of activations",
+            "",
+            f"give {option('calibration')}",
+        )
 
 
 def _say_cost(graph: Graph, options: Options, ranks: Ranks) -> None:
@@ -229,7 +242,7 @@ class Found:
 
     latency: Latency | None = None
     trials: Trials | None = None
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # on what else the choice depends
 
 
 def _searched(graph: Graph, options: Options) -> Found:
@@ -252,7 +265,8 @@ def _choose(graph: Graph, options: Options) -> Found:
             choose_uniform(graph, choose, lambda trial: trial.run(graph))
         else:
             choose.run(graph)
-        return Found()
+        origin = choose.times.origin if isinstance(choose.times, Table) else ""
+        return Found(notes=[origin] if origin else [])
     from irprune.api.latency_search import choose_in_time
 
     return Found(
