@@ -18,6 +18,10 @@ from irprune.validate.onnx_widen import widen
 
 __all__ = ["doubled"]
 
+# The attribute that says in which type an operator computes
+_ROUNDS_TO = {"GroupNormalization": "stash_type"}
+# A cut head has its scale written down, as a number in float32
+_SINGLE = ("Attention",)
 _OLDEST = 12  # the opset that Einsum came with
 
 
@@ -49,6 +53,8 @@ class _Walk:
 
     def write(self) -> None:
         for node in self.model.graph.node:
+            if target_of(node) in _SINGLE:
+                raise Uncovered("an attribute in float32 that the cut adds")
             for a in node.attribute:
                 if a.name == "value" and a.HasField("t"):
                     self.sizes[node.output[0]] = tuple(a.t.dims)
@@ -59,6 +65,7 @@ class _Walk:
                 continue
             twin = onnx.NodeProto()
             twin.CopyFrom(node)
+            _widen_inside(twin)
             for i in FLOAT_INPUTS.get(target_of(node), ()):
                 if i < len(node.input) and node.input[i]:
                     twin.input[i] = self.put("Cast", [node.input[i]], {"to": TensorProto.FLOAT})
@@ -71,6 +78,16 @@ class _Walk:
         name = f"doubled.{self.count}"
         self.nodes.append(helper.make_node(kind, inputs, [name], **attrs))
         return name
+
+
+def _widen_inside(node: onnx.NodeProto) -> None:
+    """Let an operator that rounds inside to a type of its own use float64 there."""
+    name = _ROUNDS_TO.get(target_of(node))
+    if name is None:
+        return
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, TensorProto.DOUBLE)])
 
 
 class _Node:

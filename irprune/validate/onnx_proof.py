@@ -4,14 +4,14 @@ onnxruntime. It needs no torch."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 
-from irprune.analysis.sizes import candidates, fits, shown_sizes
+from irprune.analysis.sizes import shown_sizes
 from irprune.base.tolerance import FLOAT32, FLOAT64
 from irprune.emit.onnx.emitter import Emitter
 from irprune.errors import IrpruneError, option
@@ -19,14 +19,15 @@ from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Selection
-from irprune.ir.symbols import names_in
 from irprune.run.error import relative_error
 from irprune.run.inputs import random_inputs
 from irprune.run.session import PRECISE
 from irprune.validate.onnx_faint import faint_error, float64_error
 from irprune.validate.onnx_oracle import silenced_model
+from irprune.validate.onnx_read_back import misread
 from irprune.validate.onnx_run import run_model, session
 from irprune.validate.onnx_shaken_proof import Remake, prove_shaken
+from irprune.validate.onnx_sizes import plausible
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
 from irprune.validate.proof_result import Proof, is_constant, is_nan
@@ -47,7 +48,14 @@ def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int
     or gives None. Raises IrpruneError where an operator that mixes what was dropped has no ONNX
     form of its silencing, and where onnxruntime does not run the model."""
     began = time.perf_counter()
+    if other := misread(graph):
+        proof = Proof(float("inf"), FLOAT32)
+        proof.stops = f"'{other}' of the file is not read as the onnx package reads it"
+        return proof
     proof, sizes, theirs = _compared(graph, cut, seed)
+    if proof.stops:
+        proof.seconds = time.perf_counter() - began
+        return proof
     constant = is_constant(theirs, integers=False) or is_nan(theirs)
     proof.vacuous = constant
     if proof.max_error <= proof.tolerance and remake is not None:
@@ -59,17 +67,6 @@ def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int
 
 
 _TRIED = 5  # sizes, where the file does not say which
-
-
-def _sizes(graph: Graph) -> Iterator[dict[str, int]]:
-    """Sizes of the inputs' symbols to prove at: those that were given; for others 2, which is
-    quick, where shapes fit at it, then plausible ones with a batch of 2."""
-    names = {name for v in graph.inputs for s in v.type.shape or () for name in names_in(s)}
-    small = {name: graph.sizes.get(name, 2) for name in sorted(names)}
-    if fits(graph, small) or names <= graph.sizes.keys():
-        yield small
-    if not names <= graph.sizes.keys():
-        yield from (sizes for sizes in candidates(graph, batch=2) if sizes != small)
 
 
 def _refused(graph: Graph, error: IrpruneError, sizes: Mapping[str, int]) -> IrpruneError:
@@ -88,7 +85,7 @@ def _compared(graph: Graph, cut: Graph, seed: int) -> tuple[Proof, dict[str, int
     """The first pass, the sizes that it was made at, and what the original gives."""
     assert graph.kept is not None
     failed: tuple[IrpruneError, dict[str, int]] | None = None
-    for sizes in islice(_sizes(graph), _TRIED):
+    for sizes in islice(plausible(graph), _TRIED):
         inputs = random_inputs(graph, sizes, seed=seed)
         silenced, apart = silenced_model(graph, graph.kept, inputs)
         emitter = Emitter(cut)
@@ -104,8 +101,12 @@ def _compared(graph: Graph, cut: Graph, seed: int) -> tuple[Proof, dict[str, int
     else:
         assert failed is not None
         raise _refused(graph, *failed)
-    ours = run_model(model, inputs, data=data)
     proof = Proof(0.0, FLOAT32)
+    try:
+        ours = run_model(model, inputs, data=data)
+    except IrpruneError as stopped:
+        proof.max_error, proof.stops = float("inf"), str(stopped)
+        return proof, sizes, theirs
     if halves:
         proof.notes.append(
             "halves are computed in float32"
