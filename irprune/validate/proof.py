@@ -16,18 +16,18 @@ from typing import Any
 import torch
 
 from irprune.base.tolerance import FLOAT32, FLOAT64
-from irprune.errors import gist
+from irprune.errors import IrpruneError, OtherOutcome, gist, option
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.graph import Graph
 from irprune.run.error import relative_error
-from irprune.run.inputs import flat_tensors, over_tensors, redraw
+from irprune.run.inputs import asserts_values, flat_tensors, over_tensors, redraw
 from irprune.run.interpret import evaluate, named_types
 from irprune.run.oracle import silenced
 from irprune.run.precision import full_float32
 from irprune.validate.judge import Call, forward_of
 from irprune.validate.proof_result import Proof, is_constant, is_nan
 from irprune.validate.shaken_proof import Cut, prove_shaken
-from irprune.validate.stopped import Stopped, stopping
+from irprune.validate.stopped import REFUSED, Stopped, stopping
 
 __all__ = ["Proof", "prove"]
 
@@ -54,10 +54,17 @@ def prove(
             proof = first.proof()
             if proof.max_error <= proof.tolerance and proof.captured:
                 _prove_again(proof, graph, remake, where, seed, own=first.own)
-                proof.vacuous = proof.shaken is not None and bool(proof.shaken.nothing)
-                proof.random_weights = first.constant
         except Stopped as stopped:
             proof = Proof(float("inf"), FLOAT32, stops=str(stopped))
+        except OtherOutcome as other:
+            raise IrpruneError(
+                f"what is cut changes which way forward goes: {other.what}",
+                graph.name,
+                f"cut less ({option('ratio')}), or keep what the branch goes by ({option('keep')})",
+            ) from other
+        if proof.shaken is not None:
+            proof.vacuous = bool(proof.shaken.nothing)
+            proof.random_weights = first.constant
     proof.seconds = time.perf_counter() - began
     return proof
 
@@ -90,13 +97,14 @@ class _First:
     ) -> None:
         self.graph, self.module, self.remake = graph, module, remake
         self.device, self.seed = device, seed
-        self.own = False  # whether the example's own numbers are the inputs
+        # whether the example's own numbers are the inputs: with others forward may go another way
+        self.own = asserts_values(graph)
         self.constant = False  # whether the outputs say nothing
 
     def proof(self) -> Proof:
         source = torch_source(self.graph)
         example = (source.args, source.kwargs)
-        drawn = redraw(source.args, source.kwargs, self.seed)
+        drawn = example if self.own else redraw(source.args, source.kwargs, self.seed)
         own = _own_type(self.graph)
         theirs = self._silenced(drawn, own)
         with stopping():
@@ -113,11 +121,11 @@ class _First:
             proof.passes += 2
             self.constant = self.constant or is_constant(outputs)
         # Random numbers left the model's domain
-        self.own = any(bool(t.isnan().any()) for t in theirs)
+        self.own |= any(bool(t.isnan().any()) for t in theirs)
         if self.own or not proof.max_error <= proof.tolerance:
             try:
                 ours, theirs = self._both(example if self.own else drawn, torch.float64)
-            except (RuntimeError, NotImplementedError) as refused:
+            except REFUSED as refused:
                 proof.notes.append(f"float64 is not possible here: {gist(refused)}")
                 if not self.own:
                     return proof
@@ -198,7 +206,7 @@ def _cut(
     try:
         with torch.no_grad():
             return flat_tensors(moved(*args, **kwargs))
-    except RuntimeError:
+    except REFUSED:
         if dtype != torch.float64 and not named_types(graph):
             raise
         torch.set_rng_state(state)

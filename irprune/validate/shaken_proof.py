@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from irprune.base.tolerance import CAPTURE, FLOAT32, FLOAT64, LEAST_RANGE, LEAST_RANGE64
-from irprune.errors import gist
+from irprune.errors import OtherOutcome, gist
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.dtype import is_float, is_half
 from irprune.ir.graph import Graph, Weight
@@ -28,7 +28,7 @@ from irprune.validate.judge import Call, forward_of, forward_with, judgeable
 from irprune.validate.judge_share import judged_share
 from irprune.validate.proof_result import Proof, Shaken, is_nan, says_nothing
 from irprune.validate.random_weights import Draw, is_redrawn, redrawn, seeds, with_random_numbers
-from irprune.validate.stopped import stopping
+from irprune.validate.stopped import REFUSED, stopping
 
 __all__ = ["Call", "Cut", "prove_shaken"]
 
@@ -82,7 +82,13 @@ def prove_shaken(
     refused: list[str] = []
     for shown, call in _calls(graph):
         second = _Second(proof, graph, cut, device, call, own, seed)
-        if second.made(last=not shown):
+        try:
+            made = second.made(last=not shown)
+        except OtherOutcome:
+            if not shown:
+                raise
+            made = False  # by these sizes forward goes another way
+        if made:
             proof.other_sizes = shown
             if refused and not shown:
                 proof.notes.append(f"proven at one size: forward refuses {'; '.join(refused[:3])}")
@@ -160,7 +166,7 @@ class _Second:
         twin = with_weights(self.graph, redrawn, self.seed + _APART * k, holds=True)
         try:
             theirs = self._oracle(twin, dtype)
-        except (RuntimeError, NotImplementedError):  # outside of what an operator takes
+        except REFUSED:  # outside of what an operator takes
             return 0.0
         if not _are_numbers(theirs):
             return 0.0
@@ -205,11 +211,11 @@ class _Second:
         which may be outside of what an operator takes. The ``last`` ones must give something."""
         try:
             return self._oracle(twin, torch.float64), torch.float64
-        except (RuntimeError, NotImplementedError) as refused:
+        except REFUSED as refused:
             told = f"float64 is not possible here: {gist(refused)}"
         try:
             theirs = self._oracle(twin, torch.float32)
-        except (RuntimeError, NotImplementedError):
+        except REFUSED:
             if last:
                 raise
             return None
@@ -255,7 +261,7 @@ class _Second:
         tried = torch.float64 if wide else torch.float32
         try:
             part = judgeable(twin, twin.kept, self._inputs(tried), tried)
-        except (RuntimeError, NotImplementedError) as refused:  # a matrix of zeros has no inverse
+        except REFUSED as refused:  # a matrix of zeros has no inverse
             self.proof.notes.append(f"not judged by the original: {gist(refused)}")
             return
         theirs, told = self._forward(twin, part, torch.float64 if wide else torch.float32)

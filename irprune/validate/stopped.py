@@ -7,9 +7,12 @@ from collections.abc import Iterator
 
 import torch
 
-from irprune.errors import gist
+from irprune.errors import OtherOutcome, gist
 
-__all__ = ["Stopped", "stopping"]
+__all__ = ["REFUSED", "Stopped", "stopping"]
+
+REFUSED = (RuntimeError, ValueError)
+"""What torch raises for a type or a number that an operator does not take."""
 
 
 class Stopped(Exception):
@@ -22,7 +25,7 @@ def stopping() -> Iterator[None]:
     memory left says nothing about it."""
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError, Stopped):
+    except (MemoryError, torch.OutOfMemoryError, OtherOutcome, Stopped):
         raise
     except Exception as failed:
         raise Stopped(gist(failed)) from failed

@@ -6,6 +6,7 @@ it), because emitted modules carry its source."""
 
 from __future__ import annotations
 
+from irprune.ops.assertions import *  # noqa: F403
 from irprune.ops.onnx.functions.attention import *  # noqa: F403
 from irprune.ops.onnx.functions.control import *  # noqa: F403
 from irprune.ops.onnx.functions.dynamic import *  # noqa: F403
