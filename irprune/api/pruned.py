@@ -261,7 +261,11 @@ class Pruned:
 
     def _fill(self, folder: Path) -> None:
         from irprune.emit.torch.saved import save_module
-        from irprune.validate.torch_read_back import read_back_program, read_back_source
+        from irprune.validate.torch_read_back import (
+            beside_file,
+            read_back_program,
+            read_back_source,
+        )
 
         save_module(self.module, folder)
         self._found(read_back_source(folder, self.module, self.cut), folder)
@@ -270,7 +274,9 @@ class Pruned:
         if program.exists():
             self._found(read_back_program(program, self.module, self.cut), folder)
         try:
-            self.onnx(folder / "model.onnx")
+            file = self.onnx(folder / "model.onnx")
+            if self.from_onnx:
+                self._found(beside_file(file, self.module, self.cut), folder)
         except (CheckFailed, NotWritten):
             raise
         except (

@@ -34,7 +34,6 @@ import irprune.frontend.onnx.file as reading
 import irprune.passes.repair_bias as repair_bias
 import irprune.passes.repair_least_squares as least_squares
 import irprune.passes.slice as slicing
-import irprune.run.statistics as statistics
 from irprune.errors import CheckFailed
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Selection
@@ -228,7 +227,7 @@ def _file(outside: bool) -> onnx.ModelProto:
         node("Reshape", ["s0", "shape"], ["f0"]),
         node("Transpose", ["f0"], ["t0"], perm=[0, 2, 1]),
         node("MatMul", ["t0", held("w4", 64, 32)], ["m0"]),
-        node("Softmax", ["m0"], ["p0"], axis=1),
+        node("Softmax", ["m0"], ["p0"], axis=2),
         node("Transpose", ["p0"], ["u0"], perm=[2, 0, 1]),
         node("ReduceMean", ["u0"], ["v0"], axes=[2], keepdims=0),
         node("Gemm", ["v0", held("w5", 32, 10), held("b5", 10)], ["y"], transA=1),
@@ -540,12 +539,9 @@ TRAINED = (
 
 
 def _two_swapped(model: onnx.ModelProto) -> None:
-    """The names of two tensors of one shape swapped."""
-    by: dict[tuple[int, ...], list[TensorProto]] = {}
-    for tensor in model.graph.initializer:
-        by.setdefault(tuple(tensor.dims), []).append(tensor)
-    a, b = next(v for v in by.values() if len(v) > 1)[:2]
-    a.name, b.name = b.name, a.name
+    """A mean and a scale swapped where a norm reads them."""
+    node = next(n for n in model.graph.node if n.op_type == "BatchNormalization")
+    node.input[1], node.input[3] = node.input[3], node.input[1]
 
 
 def _outputs_swapped(model: onnx.ModelProto) -> None:
@@ -573,7 +569,7 @@ FILES = (
     ("epsilon forgotten", attribute("BatchNormalization", "epsilon", None)),
     ("groups forgotten", attribute("Conv", "group", None)),
     ("strides forgotten", attribute("Conv", "strides", None)),
-    ("a softmax along another axis", attribute("Softmax", "axis", 2)),
+    ("a softmax along another axis", attribute("Softmax", "axis", 1)),
     ("another order of dimensions", attribute("Transpose", "perm", [1, 2, 0])),
     ("transA forgotten", attribute("Gemm", "transA", None)),
     ("keepdims forgotten", attribute("ReduceMean", "keepdims", None)),
@@ -762,14 +758,9 @@ REPAIRED = (
         wrapped(repair_bias, "_moments", lambda real, *args: tuple(reversed(real(*args)))),
     ),
     (
-        "deviations in the place of variances",
-        repaired("batch_norm"),
-        wrapped(statistics, "store", lambda real, w, t: real(w, t.sqrt().nan_to_num())),
-    ),
-    (
-        "statistics of another order",
-        repaired("batch_norm"),
-        wrapped(statistics, "store", lambda real, w, t: real(w, t.flip(0))),
+        "moments of the one for the other, scaled",
+        repaired("affine"),
+        wrapped(repair_bias, "_moments", lambda real, *args: tuple(reversed(real(*args)))),
     ),
 )
 

@@ -12,18 +12,20 @@ import torch
 
 from irprune.base.quiet import quiet
 from irprune.emit.torch.saved import WEIGHTS
-from irprune.errors import gist
+from irprune.errors import IrpruneError, gist
 from irprune.frontend.torch.source import find_torch_source
-from irprune.ir.graph import Graph
+from irprune.ir.dtype import is_half
+from irprune.ir.graph import Graph, Node
 from irprune.ops.arrays import as_tensor
-from irprune.ops.registry import draws
+from irprune.ops.registry import draws, lookup
 from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors, over_tensors, random_inputs, redraw
 from irprune.run.precision import full_float32
+from irprune.run.session import run_session, session
 from irprune.validate.onnx_sizes import plausible
 from irprune.validate.read_back import ReadBack, timed
 
-__all__ = ["read_back_program", "read_back_source"]
+__all__ = ["beside_file", "read_back_program", "read_back_source"]
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 _SEED = 2
@@ -70,6 +72,37 @@ def read_back_program(path: Path, module: torch.nn.Module, graph: Graph) -> Read
         return _error(made, module, graph), ""
 
     return timed(path.name, "torch", compared)
+
+
+def beside_file(path: Path, module: torch.nn.Module, graph: Graph) -> ReadBack:
+    """Compare ``module``, made of the cut ``graph`` of an ONNX file, with the file ``path`` that
+    was written of the same graph, run by onnxruntime."""
+
+    def compared() -> tuple[float, str]:
+        if any(map(draws, graph.nodes)) or any(map(_rounds, graph.nodes)):
+            return 0.0, ""
+        try:
+            running = session(path, "cpu", threads=1)
+        except IrpruneError:
+            return 0.0, ""  # it has no kernels for what the model computes
+        for sizes in islice(plausible(graph), _TRIED):
+            feed = random_inputs(graph, sizes)
+            try:
+                expected = run_session(running, feed)
+            except IrpruneError:
+                continue
+            call: Call = tuple(map(as_tensor, feed.values())), {}
+            ours = _run(module, call, torch.device("cpu"))
+            return relative_error(ours, expected.values()), ""
+        return 0.0, ""
+
+    return timed("the module", "onnxruntime", compared)
+
+
+def _rounds(node: Node) -> bool:
+    """Whether ``node`` rounds to a step of its own, which two runtimes may do to two sides."""
+    entry = lookup(node)
+    return (entry is not None and entry.rounds) or any(is_half(v.dtype) for v in node.outputs)
 
 
 def _other(held: Mapping[str, torch.Tensor], module: torch.nn.Module) -> str:
