@@ -18,6 +18,7 @@ from unittest import mock
 
 import numpy as np
 import onnx
+import safetensors.numpy
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import irprune
+import irprune.api.calls as calls
 import irprune.emit.onnx.emitter as emitter
 import irprune.emit.onnx.file as writing
 import irprune.emit.torch.module as emission
@@ -173,12 +175,13 @@ def module() -> Found:
 
 def program() -> Found:
     """A folder that is written, and what torch and safetensors read in it."""
-    from safetensors.numpy import load_file
-
     model, x = _net()
     with tempfile.TemporaryDirectory() as place:
         folder = irprune.prune(model, (x,)).save(Path(place) / "out")
-        out = {f"held {k}": v for k, v in load_file(folder / "weights.safetensors").items()}
+        out = {
+            f"held {k}": v
+            for k, v in safetensors.numpy.load_file(folder / "weights.safetensors").items()
+        }
         made = torch.export.load(str(folder / "model.pt2")).module()
         for k, v in enumerate(_several(made(x))):
             out[f"program {k}"] = v.detach().numpy()
@@ -703,7 +706,6 @@ def _captured(change: Callable[[str, dict[str, Any]], None]) -> Plant:
     @contextlib.contextmanager
     def plant() -> Iterator[None]:
         real = irprune.capture
-        from irprune.api import calls
 
         def wrong(*args: Any, **kwargs: Any) -> Graph:
             graph = real(*args, **kwargs)
