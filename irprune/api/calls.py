@@ -481,6 +481,8 @@ def _prove(pruned: Pruned, cuts: Callable[[Graph], Graph]) -> None:
     if report.proof is None:
         report.notes.append("no proof: the weights are on the meta device")
         return
+    if report.proof.undecided:
+        return
     if not report.proof.passed:
         failed = CheckFailed if report.proof.captured else _Miscaptured
         advice = (

@@ -194,7 +194,9 @@ class Report:
         if self.trials is not None:
             lines.append(f"  metric      {self.trials}")
         if self.repair is not None:
-            lines.append(f"  repair      {self.repair} (the proof is of the model before repair)")
+            lines.append(
+                f"  repair      {self.repair} (checked by that error, which may not rise; the proof is of the model before repair)"
+            )
             lines += [f"  note        {note}" for note in self.repair.notes]
         if self.parity is not None:
             lines.append(f"  parity      {self.parity}")

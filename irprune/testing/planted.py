@@ -8,6 +8,7 @@ a check fails, nothing comes out, the numbers are the same, or they are not and 
 from __future__ import annotations
 
 import contextlib
+import runpy
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -185,8 +186,7 @@ def program() -> Found:
         made = torch.export.load(str(folder / "model.pt2")).module()
         for k, v in enumerate(_several(made(x))):
             out[f"program {k}"] = v.detach().numpy()
-        space: dict[str, Any] = {"__name__": "model", "__file__": str(folder / "model.py")}
-        exec((folder / "model.py").read_text(encoding="utf-8"), space)
+        space = runpy.run_path(str(folder / "model.py"))
         for k, v in enumerate(_several(space["load"]()(x))):
             out[f"source {k}"] = v.detach().numpy()
         feed = {"x": x.numpy()}
@@ -273,8 +273,7 @@ def _written(outside: bool, folder: bool = False) -> Found:
         feed = {"x": np.random.default_rng(1).normal(size=(2, 3, 9, 9)).astype(np.float32)}
         if folder:
             made = pruned.save(Path(place) / "out")
-            space: dict[str, Any] = {"__name__": "model", "__file__": str(made / "model.py")}
-            exec((made / "model.py").read_text(encoding="utf-8"), space)
+            space = runpy.run_path(str(made / "model.py"))
             for k, v in enumerate(_several(space["load"]()(torch.from_numpy(feed["x"])))):
                 out[f"source {k}"] = v.detach().numpy()
             file = made / "model.onnx"
@@ -543,7 +542,7 @@ TRAINED = (
 
 def _two_swapped(model: onnx.ModelProto) -> None:
     """A mean and a scale swapped where a norm reads them."""
-    node = next(n for n in model.graph.node if n.op_type == "BatchNormalization")
+    node = next(n for n in model.graph.node if n.output[0] == "n0")
     node.input[1], node.input[3] = node.input[3], node.input[1]
 
 
@@ -553,7 +552,7 @@ def _outputs_swapped(model: onnx.ModelProto) -> None:
 
 
 def _inputs_swapped(model: onnx.ModelProto) -> None:
-    node = next(n for n in model.graph.node if n.op_type == "Sub")
+    node = next(n for n in model.graph.node if n.output[0] == "z")
     node.input[0], node.input[1] = node.input[1], node.input[0]
 
 

@@ -329,13 +329,13 @@ def _heads(draw: random.Random, how: str) -> Make:
         def attend(b: Any, x: Tensor) -> Tensor:
             n, t, _ = x.shape
             y = b.qkv(x)
-            if how == "unbind":
+            if how == "slices":
                 q, k, v = y.reshape(n, t, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
-            elif how == "chunk":
+            elif how == "thirds":
                 q, k, v = (z.reshape(n, t, 2, 8).transpose(1, 2) for z in y.chunk(3, -1))
             else:
                 q, k, v = (z.reshape(n, t, 2, 8).transpose(1, 2) for z in y.split(16, -1))
-            if how == "split":
+            if how == "parts":
                 mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             else:
                 mixed = torch.softmax(q @ k.transpose(-2, -1) * 8**-0.5, -1) @ v
@@ -346,7 +346,7 @@ def _heads(draw: random.Random, how: str) -> Make:
     return make
 
 
-for _way in ("unbind", "chunk", "split"):
+for _way in ("slices", "thirds", "parts"):
     SEQUENCES[f"attention by {_way}"] = _heads(random.Random(0), _way)
 
 

@@ -12,16 +12,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.order import target_of
-from irprune.ops.onnx.doubled import DOUBLED, FLOAT_INPUTS
+from irprune.ops.onnx.doubled import DOUBLED, FLOAT_INPUTS, ROUNDS_TO, SINGLE
 from irprune.ops.onnx.unrounded import Uncovered
 from irprune.validate.onnx_widen import widen
 
 __all__ = ["doubled"]
 
-# The attribute that says in which type an operator computes
-_ROUNDS_TO = {"GroupNormalization": "stash_type"}
-# A cut head has its scale written down, as a number in float32
-_SINGLE = ("Attention",)
 _OLDEST = 12  # the opset that Einsum came with
 
 
@@ -53,7 +49,7 @@ class _Walk:
 
     def write(self) -> None:
         for node in self.model.graph.node:
-            if target_of(node) in _SINGLE:
+            if target_of(node) in SINGLE:
                 raise Uncovered("an attribute in float32 that the cut adds")
             for a in node.attribute:
                 if a.name == "value" and a.HasField("t"):
@@ -82,7 +78,7 @@ class _Walk:
 
 def _widen_inside(node: onnx.NodeProto) -> None:
     """Let an operator that rounds inside to a type of its own use float64 there."""
-    name = _ROUNDS_TO.get(target_of(node))
+    name = ROUNDS_TO.get(target_of(node))
     if name is None:
         return
     kept = [a for a in node.attribute if a.name != name]

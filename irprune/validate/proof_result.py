@@ -96,6 +96,14 @@ class Proof:
         return self.max_error <= self.tolerance and second and told
 
     @property
+    def undecided(self) -> bool:
+        """Whether nothing differs and nothing can: the outputs are classes, places or other whole
+        numbers, or empty, as of a detector that finds nothing."""
+        why = self.shaken.nothing if self.shaken is not None else ""
+        equal = self.max_error <= self.tolerance and not self.stops
+        return self.vacuous and equal and self.captured and why in ("whole numbers", "empty")
+
+    @property
     def captured(self) -> bool:
         """Whether the graph computes what ``forward`` does."""
         return self.capture_error is None or self.capture_error <= CAPTURE

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -43,10 +44,8 @@ def read_back_source(folder: Path, module: torch.nn.Module, graph: Graph) -> Rea
         differs = _other(held, module)
         if differs:
             return 0.0, differs
-        text = (folder / "model.py").read_text(encoding="utf-8")
-        space: dict[str, Any] = {"__name__": "model", "__file__": str(folder / "model.py")}
         try:
-            exec(compile(text, space["__file__"], "exec"), space)  # what irprune just wrote
+            space = runpy.run_path(str(folder / "model.py"), run_name="model")
             with torch.device("meta"):
                 made = space["Model"]()
             made = space["fill"](made, held).eval()
