@@ -17,6 +17,7 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 from unittest import mock
 
@@ -206,8 +207,7 @@ def see(
     """Prune ``subject`` with the fault planted, and say what sees it; ``samples`` are asked where
     the proof does not."""
     given = {"ratio": 0.5, **(options or {})}
-    model, args = subject.make()
-    right = irprune.prune(model, args, **given)
+    right = _right(subject, tuple(given.items()))
     model, args = subject.make()
     with mutant.plant():
         try:
@@ -234,6 +234,13 @@ def see(
     if _confirmed(wrong):
         return Seen("harmless", subject.name, "confirmed by the original")
     return Seen("nothing", subject.name, said)
+
+
+@lru_cache(maxsize=32)
+def _right(subject: Subject, options: tuple[tuple[str, Any], ...]) -> Pruned:
+    """What comes out of ``subject`` where nothing is planted."""
+    model, args = subject.make()
+    return irprune.prune(model, args, **dict(options))
 
 
 def _confirmed(pruned: Pruned) -> bool:
