@@ -23,6 +23,7 @@ from irprune.api.exact import choose_fixed, with_masks
 from irprune.api.forecast import forecast
 from irprune.api.language import settle_for_logits
 from irprune.api.option import documented
+from irprune.api.option_kinds import INT8
 from irprune.api.options import Options, device_of
 from irprune.api.page import collect
 from irprune.api.pruned import Pruned
@@ -174,6 +175,7 @@ def _pruned(
             with clock("synthesise"):
                 free = plan is None and options.values["keep_indices"] is None
                 settled, made_of = with_data(options, graph, chooses=free)
+            _check_quantizes(settled)
             found = choose(graph, settled, clock)
             pruned = _finish(graph, settled, clock)
         pruned.report.options = settled.plain()
@@ -195,6 +197,16 @@ def _pruned(
             "captured as it runs, because forward computes otherwise when it is captured for export"
         )
         return pruned
+
+
+def _check_quantizes(options: Options) -> None:
+    """Raises IrpruneError where there are no data to quantise by."""
+    if options.values["quantize"] == INT8 and options.values["calibration"] is None:
+        raise IrpruneError(
+            f"{option('quantize', repr(INT8))} needs data that show the ranges of activations",
+            "",
+            f"give {option('calibration')}",
+        )
 
 
 def _say_cost(graph: Graph, options: Options, ranks: Ranks) -> None:

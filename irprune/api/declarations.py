@@ -16,6 +16,8 @@ from irprune.api.declared_metric import MetricOptions
 from irprune.api.option import Flag, Option, declared
 from irprune.api.option_kinds import (
     DEAD,
+    FP16,
+    INT8,
     MASKS,
     is_bool,
     is_budget,
@@ -159,6 +161,26 @@ class ReplayOptions(TypedDict, total=False):
                     constant=False,
                     help="Do not time an ONNX file that is written beside the original.",
                 ),
+            ),
+        ),
+    ]
+    quantize: Annotated[
+        str | None,
+        Option(
+            None,
+            'Numbers of each ONNX file that is written: "int8" by onnxruntime\'s static quantisation '
+            'on the calibration data, or "fp16".',
+            "The proof is of the model before; the report says how well the file agrees with it.",
+            fits=lambda x: x in (None, INT8, FP16),
+            takes='"int8" or "fp16"',
+            flags=(
+                Flag(
+                    "--quantize",
+                    (INT8, FP16),
+                    help="Numbers of the ONNX file that is written: int8 by onnxruntime's static "
+                    "quantisation on the calibration data, or 16-bit floats.",
+                ),
+                Flag("--fp16", constant=FP16, help="The same as --quantize fp16."),
             ),
         ),
     ]

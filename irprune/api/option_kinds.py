@@ -21,6 +21,8 @@ from irprune.run.images import Folder, Preprocess, combined, read_preprocess
 
 __all__ = [
     "DEAD",
+    "FP16",
+    "INT8",
     "MASKS",
     "SYNTHETIC",
     "is_bool",
@@ -54,6 +56,7 @@ __all__ = [
 
 
 SYNTHETIC = "synthetic"  # calibration data made from what the model has stored
+INT8, FP16 = "int8", "fp16"  # the numbers of an ONNX file that is written
 DEAD, MASKS = "dead", "masks"  # what is cut exactly: what nothing needs, what torch has masked
 
 # -- kinds of values -------------------------------------------------------------------------------

@@ -114,6 +114,9 @@ class Pruned:
         the onnx package and run; that is in ``report.read_back``. With ``bench=True`` the latency
         before and after is in ``report.speed``.
 
+        With ``quantize`` the file is then quantised, and how well it agrees is in
+        ``report.narrowed``.
+
         A model that came in as ONNX goes out as the file that came in, with what ``module`` holds
         where that was trained.
 
@@ -143,9 +146,20 @@ class Pruned:
                 )
             else:
                 self._compare(path)
+        if self.options.values["quantize"]:
+            self._narrow(path)
         if self.options.values["bench"]:
             self._time(path)
         return path
+
+    def _narrow(self, path: Path) -> None:
+        """Put narrower numbers into the file, and into the report how well it agrees."""
+        from irprune.api.narrow import narrow
+
+        values = self.options.values
+        kind, metric = values["quantize"], values["metric"]
+        assert kind is not None
+        self.report.narrowed = narrow(path, kind, self.graph, values["calibration"], metric)
 
     def _time(self, path: Path) -> None:
         """Put into the report how fast the file is beside the original."""
@@ -275,7 +289,7 @@ class Pruned:
             self._found(read_back_program(program, self.module, self.cut), folder)
         try:
             file = self.onnx(folder / "model.onnx")
-            if self.from_onnx:
+            if self.from_onnx and not self.options.values["quantize"]:
                 self._found(beside_file(file, self.module, self.cut), folder)
         except (CheckFailed, NotWritten):
             raise

@@ -35,6 +35,8 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     ),
     "--masks": ([], {"keep_indices": "masks"}),
     "--dead": ([], {"keep_indices": "dead"}),
+    "--quantize": (["int8"], {"quantize": "int8"}),
+    "--fp16": ([], {"quantize": "fp16"}),
     "--ratio": (["0.3"], {"ratio": 0.3}),
     "--macs": (["0.5"], {"budget": {"macs": 0.5}}),
     "--params": (["1000"], {"budget": {"params": 1000.0}}),
