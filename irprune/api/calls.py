@@ -47,6 +47,7 @@ from irprune.frontend.capture import capture, whole_call
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.selection import Selection
+from irprune.latency.table import Table
 from irprune.run.ranks import Ranks, current, together
 from irprune.run.session import providers_for
 from irprune.validate.prove import prove_cut
@@ -241,7 +242,7 @@ class Found:
 
     latency: Latency | None = None
     trials: Trials | None = None
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # on what else the choice depends
 
 
 def _searched(graph: Graph, options: Options) -> Found:
@@ -264,7 +265,8 @@ def _choose(graph: Graph, options: Options) -> Found:
             choose_uniform(graph, choose, lambda trial: trial.run(graph))
         else:
             choose.run(graph)
-        return Found()
+        origin = choose.times.origin if isinstance(choose.times, Table) else ""
+        return Found(notes=[origin] if origin else [])
     from irprune.api.latency_search import choose_in_time
 
     return Found(
