@@ -73,9 +73,9 @@ def _pooled(dims: int, largest: bool) -> Callable[..., Any]:
 def _known(made: Any, source: Any, axis: int) -> Any:
     """``made``, which has the rank of ``source`` and its sizes from ``axis`` on."""
     if made.shape is None and made is not source:
-        import onnx_ir
+        import onnxscript
 
-        made.shape = onnx_ir.Shape([*([None] * axis), *source.shape[axis:]])
+        made.shape = onnxscript.ir.Shape([*([None] * axis), *source.shape[axis:]])
     return made
 
 
