@@ -25,6 +25,7 @@ from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.page import collect
 from irprune.api.pruned import Pruned
+from irprune.api.quality import quality
 from irprune.api.report import Change, Report
 from irprune.api.resume import journal_of
 from irprune.api.uniform import choose_uniform
@@ -338,6 +339,11 @@ def _finish(
     if options.values["repair"] and not (options.searches and report.cuts_nothing):
         with clock("repair"):
             _repair(pruned, None if quietly else options.values["progress"])
+    if options.readings is not None:
+        with clock("judge"):
+            report.quality = quality(graph, cut, options.readings.judged)
+        if not options.searches:
+            options.readings = None  # they are large
     report.seconds = clock.seconds
     return pruned
 
@@ -354,7 +360,6 @@ def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:
     options = pruned.options
     data = options.readings or options.values["calibration"]
     pruned.report.repair = repair(pruned.graph, pruned.cut, data, names)
-    options.readings = None  # they are large
     same_weights(current(), pruned.cut)
     if not pruned.from_onnx:
         pruned._module = None

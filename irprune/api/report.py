@@ -15,6 +15,7 @@ from irprune.errors import printable
 
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
+    from irprune.api.quality import Quality
     from irprune.api.repair import Repaired
     from irprune.api.speed import Speed
     from irprune.api.trials import Trials
@@ -61,6 +62,8 @@ class Report:
         proof: The comparison with the silenced original; None where none was asked for.
         parity: The comparison of the ONNX file with the module; None until one is written.
         repair: What a repair did; None where there was none.
+        quality: Perplexity, agreement and divergence of a language model, on calibration data that
+            were held out; None of others and without data.
         latency: Predicted and measured times; None without a budget on them.
         speed: Latency of the file that was written beside the original; None where none was timed.
         trials: The models that were tried to keep a metric; None where none was to be kept.
@@ -84,6 +87,7 @@ class Report:
     proof: Proof | None = None
     parity: Parity | None = None
     repair: Repaired | None = None
+    quality: Quality | None = None
     latency: Latency | None = None
     speed: Speed | None = None
     trials: Trials | None = None
@@ -134,6 +138,7 @@ class Report:
             "sizes": self.sizes,
             "parity": self.parity.as_dict() if self.parity is not None else None,
             "repair": asdict(self.repair) if self.repair is not None else None,
+            "quality": asdict(self.quality) if self.quality is not None else None,
             "latency": self.latency.as_dict() if self.latency is not None else None,
             "trials": self.trials.as_dict() if self.trials is not None else None,
             **took,
@@ -192,6 +197,8 @@ class Report:
         if self.repair is not None:
             lines.append(f"  repair      {self.repair} (the proof is of the model before repair)")
             lines += [f"  note        {note}" for note in self.repair.notes]
+        if self.quality is not None:
+            lines.append(f"  language    {self.quality}")
         if self.parity is not None:
             lines.append(f"  parity      {self.parity}")
         lines += [f"  left whole  {line}" for line in _by_reason(whole)]

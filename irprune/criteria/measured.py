@@ -47,7 +47,7 @@ LEVELS = (
     (0.25, 0.5, 1.0),
 )
 SAMPLES = (8, 32)  # of the calibration data that the outputs are compared on, at least and at most
-ROWS = 4  # of a model that gives logits: their tokens are many
+ROWS = 6  # of a model that gives logits: their tokens are many
 RUNS = 3  # over all data that the comparisons may cost; beyond it, the fewest samples and levels
 RIDGE = 1e-2  # of the refit, relative to the mean diagonal of the Gram matrix
 
@@ -94,7 +94,7 @@ def measured(
         if drops is not None and x in known:
             drops[x] = known[x].pop()[1]
     out = {x: scaled(scores[x], known[x]) for x in found if x in known}
-    probe = _Probe(graph, readings.data, len(found)) if order else None
+    probe = _Probe(graph, readings.judged, len(found)) if order else None
     for some in readings.portions({x: [r.layer for r in found[x]] for x in order}):
         read = readings.of([r.layer for x in some for r in found[x]], products=True)
 
