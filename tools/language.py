@@ -107,7 +107,8 @@ def by_irprune(
         **options,
     )
     print(pruned.report.repair, *pruned.report.repair.notes, sep="\n  ", flush=True)
-    return pruned.module, size(pruned.module) / size(model)
+    made = pruned.apply_to(copy.deepcopy(model))  # which runs in other types too
+    return made, size(pruned.module) / size(model)
 
 
 def method_of(name: str, known: Path | None) -> Callable[[Any, Rows, float], Any]:

@@ -223,4 +223,4 @@ def magnitude(model: Any, rows: Rows, share: float) -> tuple[nn.Module, float]:
         calibration=False,
         proof=False,
     )
-    return pruned.module, size(pruned.module) / size(model)
+    return pruned.apply_to(copy.deepcopy(model)), size(pruned.module) / size(model)

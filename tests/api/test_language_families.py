@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
 import irprune
+from irprune.errors import IrpruneError
+from irprune.validate.decoder_parity import compare_decoder
 
 t = pytest.importorskip("transformers")
 
@@ -190,3 +193,36 @@ def test_a_family_goes_in_and_comes_out(name: str, tmp_path: Path) -> None:
         )
         mine = model.generate(ids, attention_mask=mask, **options)
         assert mine.shape == cached.shape
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_decoder_goes_token_by_token_on_onnxruntime(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = FAMILIES[name]().eval()
+    keep = ["*embed_tokens*"] if name == "llama" else ["*wte*"]
+    pruned = irprune.prune(model, (), _call(name), ratio=0.4, keep=keep, proof=False)
+    path = pruned.onnx(tmp_path / "small.onnx", cache=True)
+    parity = pruned.report.parity
+    assert parity.passed and parity.outputs["token 5"] == 0.0  # padded rows, a batch of three
+    held = onnx.load(path)
+    shapes = {
+        v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*held.graph.input, *held.graph.output)
+    }
+    heads, wide = shapes["past_key_values.1.key"][1::2]
+    assert (heads, wide) == ((1, 8) if name == "llama" else (2, 8))
+    assert all(isinstance(shapes["present.0.value"][d], str) for d in (0, 2))
+    instance = pruned.apply_to(model)
+    with torch.no_grad():
+        next(instance.parameters()).mul_(1.5)
+    assert not compare_decoder(instance, path).passed
+
+
+def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
+    model = FAMILIES["t5"]().eval()
+    pruned = irprune.prune(model, (), _call("t5"), ratio=0.4, proof=False)
+    with pytest.raises(IrpruneError, match="no cache of keys and values"):
+        pruned.onnx(tmp_path / "t5.onnx", cache=True)
+    plain = irprune.prune(torch.nn.Linear(4, 4), (torch.randn(1, 4),), ratio=0.0, proof=False)
+    with pytest.raises(IrpruneError, match="only models of transformers"):
+        plain.onnx(tmp_path / "plain.onnx", cache=True)
