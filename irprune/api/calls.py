@@ -25,7 +25,6 @@ from irprune.api.option import documented
 from irprune.api.options import Options, device_of
 from irprune.api.page import collect
 from irprune.api.pruned import Pruned
-from irprune.api.quality import quality
 from irprune.api.report import Change, Report
 from irprune.api.resume import journal_of
 from irprune.api.uniform import choose_uniform
@@ -340,6 +339,8 @@ def _finish(
         with clock("repair"):
             _repair(pruned, None if quietly else options.values["progress"])
     if options.readings is not None:
+        from irprune.api.quality import quality
+
         with clock("judge"):
             report.quality = quality(graph, cut, options.readings.judged)
         if not options.searches:

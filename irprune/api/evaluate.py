@@ -11,8 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from irprune.api.options import device_of
 from irprune.errors import IrpruneError, gist, option, users_line
 from irprune.frontend.torch.pretrained import is_pretrained
+from irprune.run.inputs import flat_tensors
+from irprune.run.logits import divergence, same_choice, surprise
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +31,7 @@ TOGETHER = 2  # rows at a time: their logits are large
 class TextFigures:
     """What was measured on one text.
 
-    Args:
+    Attributes:
         text: Its file or folder.
         rows: How many rows.
         tokens: How many next tokens were asked for.
@@ -74,7 +77,12 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All figures: of each text, and what is said after each prompt."""
+    """What ``irprune.evaluate`` measures.
+
+    Attributes:
+        texts: The figures of each text.
+        continuations: What is said after each prompt.
+    """
 
     texts: tuple[TextFigures, ...]
     continuations: tuple[Continuation, ...] = ()
@@ -127,7 +135,6 @@ def evaluate(
     """
     import torch
 
-    from irprune.api.options import device_of
     from irprune.frontend.torch.restore_state import evaluating
 
     if length < 2:
@@ -207,8 +214,6 @@ def _measured(
 ) -> TextFigures:
     import torch
 
-    from irprune.run.logits import divergence, same_choice, surprise
-
     lost = before = apart = alike = 0.0
     count = rows[:, 1:].numel()
     for some in torch.split(rows, TOGETHER):
@@ -238,8 +243,6 @@ def _measured(
 def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """What ``model`` says to rows of tokens. Raises IrpruneError where that is no logits."""
     import torch
-
-    from irprune.run.inputs import flat_tensors
 
     names = inspect.signature(model.forward).parameters
     more = {"use_cache": False} if is_pretrained(model) and "use_cache" in names else {}

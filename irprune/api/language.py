@@ -17,10 +17,8 @@ from irprune.criteria.readings import Readings, calibrated
 from irprune.ir.axis import find
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
-from irprune.run.held_out import divided
 from irprune.run.images import Folder
 from irprune.run.logits import logits_of
-from irprune.run.texts import documents, has_texts
 
 __all__ = ["settle_for_logits"]
 
@@ -41,6 +39,8 @@ def settle_for_logits(options: Options, graph: Graph) -> None:
             values[name] = value
     if "drop_blocks" not in options.given:
         values["drop_blocks"] = values["scope"] == "knapsack" and not values["uniform"]
+    from irprune.run.held_out import divided
+
     fit, judged = divided(calibrated(values["calibration"], graph, "score"))
     options.readings = Readings(graph, fit, judged=judged, complete=True)
     stream = {find(x) for x in logits.stream}
@@ -61,6 +61,8 @@ def settle_for_logits(options: Options, graph: Graph) -> None:
 
 def _say_texts(calibration: Any, graph: Graph) -> None:
     """Note where the calibration data are one document: what it lacks counts for nothing then."""
+    from irprune.run.texts import documents, has_texts
+
     if not isinstance(calibration, Folder) or not has_texts(calibration.path):
         return
     if len(documents(calibration.path)) == 1:

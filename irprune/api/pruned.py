@@ -15,6 +15,7 @@ from irprune.choice.plan import Plan
 from irprune.emit.backends.base import backend_of
 from irprune.emit.bridge.onnx_module import with_trained_weights
 from irprune.errors import CheckFailed, IrpruneError, printable
+from irprune.frontend.torch.pretrained import is_pretrained
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Indices
 from irprune.ops.registry import draws
@@ -149,7 +150,6 @@ class Pruned:
 
     def _with_cache(self, path: Path, parity: bool) -> None:
         """Write the user's model with the cut made in a copy of it, and its cache."""
-        from irprune.frontend.torch.pretrained import is_pretrained
         from irprune.frontend.torch.source import find_torch_source
 
         source = find_torch_source(self.graph)

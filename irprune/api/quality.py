@@ -7,14 +7,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.run.interpret import evaluate
 from irprune.run.logits import Logits, divergence, logits_of, same_choice, surprise
 
 if TYPE_CHECKING:
-    import torch
-
     from irprune.run.calibration import Batch, Calibration
 
 __all__ = ["Quality", "quality"]
@@ -81,16 +81,12 @@ def quality(original: Graph, cut: Graph, data: Calibration) -> Quality | None:
 
 
 def _half(graph: Graph) -> torch.dtype | None:
-    import torch
-
     return torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
 
 
 def _is_causal(graph: Graph, batch: Batch, logits: Logits) -> bool:
     """Whether what is said at a token does not change with those behind it, so that it foretells
     them."""
-    import torch
-
     if logits.tokens is None or batch.inputs[logits.tokens].shape[1] < 2:
         return False
     ids = batch.inputs[logits.tokens]
