@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from irprune.analysis.cost import Costs
 from irprune.analysis.sizes import example_symbols, input_shapes
-from irprune.api.option_kinds import SYNTHETIC
+from irprune.api.option_kinds import DEAD, SYNTHETIC
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph
@@ -105,7 +105,8 @@ def _left_open(options: Options) -> bool:
 def say_unkept(report: Report, options: Options) -> None:
     """Note, last, that a model that lost much without any data does not keep its accuracy."""
     lost = 1 - min(report.params.left, report.macs.left)
-    if options.values["calibration"] is not None or lost <= _MUCH:
+    exact = options.values["keep_indices"] == DEAD  # nothing is lost
+    if options.values["calibration"] is not None or lost <= _MUCH or exact:
         return
     report.notes.append(
         "accuracy is not kept: give a few hundred inputs as calibration= (--calibration FOLDER), "
