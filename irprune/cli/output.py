@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from irprune.base.atomic_write import atomic_write, check_folder, check_place
+from irprune.base.atomic_write import check_folder, check_place
 from irprune.errors import CheckFailed, IrpruneError
 
 if TYPE_CHECKING:
@@ -111,11 +111,7 @@ def _onnx(pruned: Any, path: Path, cache: bool = False) -> None:
 
 
 def _program(pruned: Any, path: Path) -> None:
-    from irprune.emit.torch.saved import save_program
-    from irprune.frontend.torch.source import torch_source
-
-    with atomic_write(path) as draft:
-        save_program(pruned.module, torch_source(pruned.graph), draft / path.name, pruned.graph)
+    pruned.program(path)
 
 
 def _plan(pruned: Any, path: Path) -> None:

@@ -195,6 +195,8 @@ def _prune(
         shown(pruned.report.text(seconds=is_verbose()), error=output.standard)
     if written is not None and not output.standard:
         say(f"wrote {written}")
+    if pruned.report.proof is not None and pruned.report.proof.undecided:
+        say(f"irprune: warning: {pruned.report.proof}")
     if pruned.report.speed is not None and pruned.report.speed.warning:
         say(f"irprune: warning: {pruned.report.speed.warning}")
     told = given["plan"] is not None or {"budget", "keep_indices"} & settings.keys()
