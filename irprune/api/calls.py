@@ -47,6 +47,7 @@ from irprune.frontend.capture import capture, whole_call
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.selection import Selection
+from irprune.latency.table import Table
 from irprune.run.ranks import Ranks, current, together
 from irprune.run.session import providers_for
 from irprune.validate.prove import prove_cut
@@ -241,7 +242,7 @@ class Found:
 
     latency: Latency | None = None
     trials: Trials | None = None
-    notes: Sequence[str] = ()
+    notes: Sequence[str] = ()  # on what else the choice depends
 
 
 def _searched(graph: Graph, options: Options) -> Found:
@@ -264,7 +265,8 @@ def _choose(graph: Graph, options: Options) -> Found:
             choose_uniform(graph, choose, lambda trial: trial.run(graph))
         else:
             choose.run(graph)
-        return Found()
+        origin = choose.times.origin if isinstance(choose.times, Table) else ""
+        return Found(notes=[origin] if origin else [])
     from irprune.api.latency_search import choose_in_time
 
     return Found(
@@ -409,6 +411,13 @@ def _finish(
     if options.values["repair"] and not (options.searches and report.cuts_nothing):
         with clock("repair"):
             _repair(pruned, None if quietly else options.values["progress"])
+    if options.readings is not None:
+        from irprune.api.quality import quality
+
+        with clock("judge"):
+            report.quality = quality(graph, cut, options.readings.judged)
+        if not options.searches:
+            options.readings = None  # they are large
     report.seconds = clock.seconds
     return pruned
 
@@ -425,7 +434,6 @@ def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:
     options = pruned.options
     data = options.readings or options.values["calibration"]
     pruned.report.repair = repair(pruned.graph, pruned.cut, data, names)
-    options.readings = None  # they are large
     same_weights(current(), pruned.cut)
     if not pruned.from_onnx:
         pruned._module = None
@@ -493,6 +501,8 @@ def _prove(pruned: Pruned, cuts: Callable[[Graph], Graph]) -> None:
     if report.proof is None:
         report.notes.append("no proof: the weights are on the meta device")
         return
+    if report.proof.undecided:
+        return
     if not report.proof.passed:
         failed = CheckFailed if report.proof.captured else _Miscaptured
         advice = (
@@ -509,7 +519,8 @@ def _prove(pruned: Pruned, cuts: Callable[[Graph], Graph]) -> None:
             report.name,
             f"{advice}; {option('proof', 'False')} gives the model unproven",
         )
-    if not report.proof.gradients_passed and pruned.options.values["proof"] == "gradients":
+    derived = report.proof.gradients_passed and not report.proof.training
+    if not derived and pruned.options.values["proof"] == "gradients":
         raise CheckFailed(
             f"the proof of gradients fails: {report.proof.notes[-1]}",
             report.name,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from irprune.criteria.readings import Readings
+from irprune.criteria.relevance import relevance
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
@@ -68,8 +69,8 @@ def repair(
     ``calibration`` is anything that ``Calibration`` reads; None means noise: normal, or uniform in
     ``noise_range``, with a warning where more than half of a group was dropped. ``method`` names
     one repair of ``irprune.passes.repairs`` or several, run in their order; ``options`` go to the
-    passes that have them (``ridge``, ``rows``, ``memory``, ``alike``). Raises IrpruneError for
-    unknown names and unusable data."""
+    passes that have them (``ridge``, ``rows``, ``memory``, ``alike``). Of ``Readings`` that hold
+    samples out, those judge. Raises IrpruneError for unknown names and unusable data."""
     names = (method,) if isinstance(method, str) else tuple(method)
     passes = {name: repair_of(name) for name in names}
     has = {name: [f.name for f in fields(passes[name])][2:] for name in names}  # type: ignore[arg-type]
@@ -97,7 +98,7 @@ def repair(
             original,
             samples=calibration.samples if isinstance(calibration, Calibration) else None,
         )
-    judge = _judge(original, data)
+    judge = _judge(original, data if readings is None else readings.judged)
     before = error = judge.error(cut)
     done = []
     for name in names:
@@ -105,6 +106,10 @@ def repair(
         own = {k: v for k, v in options.items() if k in has[name]}
         if "readings" in has[name] and readings is not None:
             own["readings"] = readings
+        if "judge" in has[name]:
+            own["judge"] = judge.error
+        if "relevance" in has[name] and "relevance" not in own:
+            own["relevance"] = relevance(original, data)
         result = passes[name](original, data, **own).run(cut)
         notes += result.notes
         now = judge.error(cut) if result.changed else error
@@ -205,7 +210,7 @@ class _Judge:
                 b = kept_part(b, v, kept)
                 if i not in self._units:
                     self._units[i] = units(b, self._dims[i])
-                more, whole = square_off(a, b, self._units[i])
+                more, whole = square_off(a, b, self._units[i], self._dims[i])
                 difference[i] = difference.get(i, 0.0) + more
                 power[i] = power.get(i, 0.0) + whole
         shares = [

@@ -62,7 +62,7 @@ class _Rows:
 
 class Reading:
     """What ``layer`` read: the ``mean`` and ``variance`` of its inputs [b, k] in float64 and, where
-    asked and no more than ``WIDEST`` inputs wide, their products."""
+    asked, their products."""
 
     def __init__(self, layer: Layer, rows: _Rows) -> None:
         self.layer, self._rows = layer, rows
@@ -113,28 +113,83 @@ class Reading:
         held = self._rows.inverses
         if (ridge, centred) not in held:
             gram = self._rows.gram
-            products = (gram.covariance() if centred else gram.second_moment()).double()
-            products.diagonal(dim1=1, dim2=2).add_(ridge * signal(gram, centred)[:, None])
-            made = torch.cholesky_inverse(torch.linalg.cholesky(products))
-            exact = ridge < 1e-4 or gram.covariance().dtype == torch.float64
-            held[ridge, centred] = made if exact else made.float()
+            products = gram.covariance() if centred else gram.second_moment()
+            exact = ridge < 1e-4 or products.dtype == torch.float64
+            level = ridge * signal(gram, centred)[:, None]
+            made = None if exact else _inverted(products, level)
+            if made is None:
+                found = _inverted(products.double(), level)
+                assert found is not None, "positive definite in float64"
+                made = found if exact else found.float()
+            held[ridge, centred] = made
         return held[ridge, centred]
+
+
+def _inverted(products: torch.Tensor, level: torch.Tensor) -> torch.Tensor | None:
+    """The inverse of ``products`` [b, k, k] with ``level`` [b, 1] on their diagonal; None where
+    rounding has made one indefinite."""
+    import torch
+
+    products = products.clone()
+    products.diagonal(dim1=1, dim2=2).add_(level.to(products.dtype))
+    lower, failed = torch.linalg.cholesky_ex(products)
+    if bool(failed.any()):
+        return None
+    made = torch.cholesky_inverse(lower)
+    return made if bool(torch.isfinite(made).all()) else None
 
 
 class Readings:
     """The readings of ``graph``'s layers on ``data``; may stand for ``data`` where criteria take
-    calibration data, so that several share them."""
+    calibration data, so that several share them.
 
-    def __init__(self, graph: Graph, data: Calibration, memory: int | None = None) -> None:
+    Args:
+        graph: The analysed graph.
+        data: What its layers are to read.
+        memory: Bytes of Gram matrices that are held at a time.
+        judged: Samples that are left out of ``data``, to judge by what was fitted to it; ``data``
+            itself where it is None.
+        complete: Read every row of the data, and layers of any width: for refits that rest on no
+            other statistics. Else no more rows than a matrix of its width needs, of layers up to
+            ``WIDEST`` inputs.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        data: Calibration,
+        memory: int | None = None,
+        judged: Calibration | None = None,
+        complete: bool = False,
+    ) -> None:
         self.graph, self.data = graph, data
+        self.judged = data if judged is None else judged
+        self.complete = complete
         self.memory = MEMORY if memory is None else memory
         self._held: dict[tuple[Source, bool], _Rows] = {}
         self._bytes = 0
+        self.among = 0  # the distance of samples that are left out of them
+
+    def hold_out(self, samples: int) -> int:
+        """Leave about ``samples`` of the data, and no more than a fourth, out of what is read from
+        now on, so that what is fitted to the readings can be tried on others.
+
+        Returns:
+            About their number; 0 where there are too few data for it.
+        """
+        count = self.data.count()
+        held = min(samples, count // 4)
+        among = count // held if held else 0
+        if not self.data.resizable:  # whole calls are left out
+            among *= max(self.data.sizes(), default=1)
+        if among != self.among:
+            self.among, self._held, self._bytes = among, {}, 0
+        return held
 
     def of(self, layers: Sequence[Layer], *, products: bool) -> dict[str, Reading]:
         """By ``key_of``. Raises IrpruneError where activations are NaN or infinite."""
         wanted = {layer.node: layer for layer in layers}
-        keys = {n: (source_of(x), products and x.blocks[1] <= WIDEST) for n, x in wanted.items()}
+        keys = {n: (source_of(x), products and self._multiplies(x)) for n, x in wanted.items()}
         firsts: dict[tuple[Source, bool], Layer] = {}
         for node, layer in wanted.items():
             if keys[node] not in self._held:
@@ -144,10 +199,14 @@ class Readings:
             if self._held and self._bytes + size > self.memory:
                 self._held, self._bytes = {}, 0
                 return self.of(layers, products=products)
-            made = _gathered(self.graph, self.data, firsts)
+            made = _gathered(self.graph, self.data, firsts, self.complete, self.among)
             self._held |= made
             self._bytes += size
         return {key_of(x): Reading(x, self._held[keys[n]]) for n, x in wanted.items()}
+
+    def _multiplies(self, layer: Layer) -> bool:
+        """Whether the products of what ``layer`` reads are wanted at all."""
+        return self.complete or layer.blocks[1] <= WIDEST
 
     def portions(self, layers: Mapping[K, Sequence[Layer]]) -> Iterator[list[K]]:
         """The keys of ``layers`` in runs whose Gram matrices and inverses fit ``memory``; one that
@@ -155,7 +214,7 @@ class Readings:
         some: list[K] = []
         held: dict[Source, int] = {}
         for key, many in layers.items():
-            mine = {source_of(x): _size(x) for x in many if x.blocks[1] <= WIDEST}
+            mine = {source_of(x): _size(x) for x in many if self._multiplies(x)}
             if some and sum((held | mine).values()) > self.memory:
                 yield some
                 some, held = [], {}
@@ -172,9 +231,15 @@ def _size(layer: Layer) -> int:
 
 
 def _gathered(
-    graph: Graph, data: Calibration, firsts: Mapping[tuple[Source, bool], Layer]
+    graph: Graph,
+    data: Calibration,
+    firsts: Mapping[tuple[Source, bool], Layer],
+    complete: bool = False,
+    among: int = 0,
 ) -> dict[tuple[Source, bool], _Rows]:
-    """The sums over the rows of each of ``firsts``, from one run over the data of all ranks."""
+    """The sums over the rows of each of ``firsts`` (all of them where ``complete``), from one run
+    over the data of all ranks; without the samples at the distance ``among``, where it is not
+    0."""
     import torch
 
     from irprune.run.gram import Gram, sampled_rows
@@ -191,18 +256,24 @@ def _gathered(
 
     def add(grams: Several[Gram], batch: Batch) -> None:
         tell("reading what layers see", batch.number, chunks)
+        left = data.rest(batch, among) if among else batch
+        if left is None:
+            return
 
         def hook(node: Node, operands: list[Any], run: Any) -> Any:
             made = run(*operands)
             for layer, i, outs, limit in stops.get(node, ()):
-                share = max(1, -(-limit * batch.size // samples))
-                at = sampled_rows(made.numel() // outs, share, batch.number)
+                share = max(1, -(-limit * left.size // samples))
+                at = None
+                if not complete:
+                    at = sampled_rows(made.numel() // outs, share, batch.number)
                 _add(grams[i], layer.read(operands, at), node.where)
                 if at is not None and layer.reads[0] == "contraction":  # nothing is unfolded
                     grams[i].saw(layer.read(operands).cpu())
             return made
 
-        evaluate(graph, batch.inputs, wanted=[n.out for n in stops], dtype=half, hook=hook)
+        wanted = [n.out for n in stops]
+        evaluate(graph, left.inputs, wanted=wanted, dtype=half, hook=hook, keep=False)
 
     grams = total(data, lambda: Several(Gram(products=some) for _, some in firsts), add)
     return {key: _Rows(gram) for key, gram in zip(firsts, grams, strict=True)}
@@ -220,8 +291,12 @@ def _add(gram: Gram, x: torch.Tensor, where: str) -> None:
         )
 
 
-def calibrated(source: Any, graph: Graph, criterion: str, batch: int = 64) -> Calibration:
-    """``source`` as calibration data for ``graph``. Raises IrpruneError where there is none."""
+def calibrated(
+    source: Any, graph: Graph, criterion: str, batch: int = 64, derived: bool = False
+) -> Calibration:
+    """``source`` as calibration data for ``graph``, in chunks of ``batch`` samples, fewer where
+    memory asks for it (``derived``: where derivatives are taken). Raises IrpruneError where there
+    is none."""
     if source is None:
         raise IrpruneError(
             f"criterion {criterion!r} needs calibration data",
@@ -231,13 +306,14 @@ def calibrated(source: Any, graph: Graph, criterion: str, batch: int = 64) -> Ca
     from irprune.run.calibration import Calibration
 
     data = source.data if isinstance(source, Readings) else source
-    if isinstance(source, Readings) and data.batch == batch:
+    if isinstance(source, Readings) and (data.batch, data.derived) == (batch, derived):
         return data
     return Calibration(
         data,
         graph,
         samples=data.samples if isinstance(data, Calibration) else None,
         batch=batch,
+        derived=derived,
     )
 
 
