@@ -38,6 +38,7 @@ def assert_value(*of, left, relation, right, dim, where):
         torch._assert_async(holds, why + known)
     else:
         torch._check(holds, lambda: why + known)
+        torch._assert_async(token, "sizes: " + why)  # says to a later capture that there is a check
     return token
 
 

@@ -83,6 +83,9 @@ def capture(
             program = export(model, tuple(args), kwargs, dynamic_shapes)
         graph = from_exported(program, model)
     except IrpruneError as refused:
+        found = _by_example(model, args, kwargs, dynamic) if declined else None
+        if found is not None:
+            return found
         causes = [*declined, *(e for e in (refused.__cause__, refused.__context__) if e)]
         if any(map(_packs, causes)):
             raise IrpruneError(
@@ -114,6 +117,22 @@ def capture(
             f"captured by torch.export, because the quick trace declined: {_first_line(declined[0])}"
         )
     return graph
+
+
+def _by_example(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, dynamic: str
+) -> Graph | None:
+    """The graph of the way that the example goes, where forward goes by sizes that depend on values
+    and nothing else serves; None where there is none."""
+    from irprune.frontend.torch.trace import trace
+
+    for plain in (False, True):
+        try:
+            with quiet():
+                return trace(model, args, kwargs, plain, dynamic, by_example=True)
+        except Exception:  # what was refused before is said
+            continue
+    return None
 
 
 def _forget_compiled() -> None:

@@ -17,7 +17,7 @@ from irprune.ir.size import Sym
 from irprune.ir.symbols import defined_symbols
 from irprune.ops.registry import lookup
 
-__all__ = ["Decisions", "asserted_at", "short_line"]
+__all__ = ["Decisions", "asserted_at", "asserts_sizes", "short_line"]
 
 
 class Decisions:
@@ -32,7 +32,7 @@ class Decisions:
 
     def __init__(self, graph: Graph, unique: Callable[[str], str], by_example: bool) -> None:
         self.graph, self._unique, self.by_example = graph, unique, by_example
-        self.sized = False  # whether a size depended on values
+        self.asserts_sizes = False  # whether forward is a pruned module's, which checks such sizes
         self._held: dict[Value, Any] = {}
 
     def given(self, value: Value, tensor: torch.Tensor) -> None:
@@ -127,6 +127,11 @@ _SAID = "forward goes by values at "  # what irprune.ops.assertions raises begin
 def asserted_at(message: str) -> str:
     """The line that an assertion of a pruned module names; "" for any other message."""
     return message.removeprefix(_SAID).partition(": ")[0] if message.startswith(_SAID) else ""
+
+
+def asserts_sizes(message: str) -> bool:
+    """Whether an assertion of a pruned module says that it checks sizes that depend on values."""
+    return message.startswith(f"sizes: {_SAID}")
 
 
 def short_line(where: str) -> str:

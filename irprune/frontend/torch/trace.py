@@ -46,7 +46,7 @@ from irprune.frontend.torch.build import (
     open_dataclasses,
     type_of,
 )
-from irprune.frontend.torch.decisions import Decisions, asserted_at
+from irprune.frontend.torch.decisions import Decisions, asserted_at, asserts_sizes
 from irprune.frontend.torch.dynamic import NOTHING_OPEN, Dynamic, WrongSizes
 from irprune.frontend.torch.gradient_stops import (
     GradientStops,
@@ -94,8 +94,11 @@ def trace(
     kwargs: Mapping[str, Any] | None = None,
     plain: bool = False,
     dynamic: str = "none",
+    by_example: bool = False,
 ) -> Graph:
     """The graph of one call of ``model`` in eval mode.
+
+    ``by_example``: where forward goes by sizes that depend on values, it goes as the example does.
 
     Code that asks whether it is being captured hears what ``torch.export`` would answer; ``plain``:
     what a plain call would. ``dynamic`` says which sizes of the inputs are left open
@@ -105,7 +108,7 @@ def trace(
     if why := _composites_are_split():
         raise Declined(why)
     wish = Dynamic.read(dynamic)
-    seen = _Seen()
+    seen = _Seen(by_example=by_example)
     call = tuple(args), dict(kwargs or {})
     try:
         try:
@@ -113,9 +116,9 @@ def trace(
         except WrongSizes:
             raise
         except Exception:
-            if not seen.sized_by_values:
+            if not seen.asserted or by_example:
                 raise
-            # Forward goes by a size that depends on values
+            # A pruned module, which checks sizes that depend on values: the checks must stay
             seen.by_example = True
             return _narrowed(model, call, plain, wish, seen)
     except NotInvertible as unknown:
@@ -131,11 +134,11 @@ class _Seen:
     """What the captures of one call found, and how the next is to be made.
 
     Args:
-        sized_by_values: a size depended on the values of tensors.
+        asserted: forward is a pruned module's, which checks sizes that depend on values.
         by_example: such sizes are those of the example where forward goes by them.
     """
 
-    sized_by_values: bool = False
+    asserted: bool = False
     by_example: bool = False
 
 
@@ -237,14 +240,10 @@ def _trace(
         with recorder, _scopes(model, recorder, asked), own_gradients(recorder):
             try:
                 result = _forward(model, twins, twin_kwargs)
-                if (
-                    not seen.by_example
-                    and fake.shape_env is not None
-                    and fake.shape_env.deferred_runtime_asserts
-                ):
+                if decisions.asserts_sizes and not seen.by_example:
                     raise SizesOfValues("forward asserts what holds of sizes that depend on values")
             finally:
-                seen.sized_by_values |= decisions.sized
+                seen.asserted |= decisions.asserts_sizes
         open_dataclasses(result)
         results, out_spec = pytree.tree_flatten(result)
         outputs = [recorder.output(leaf) for leaf in results]
@@ -551,6 +550,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if func._schema.name == "prim::device":
                 return args[0].device
             raise Declined(f"operator {func}")
+        if func is torch.ops.aten._assert_async.msg and asserts_sizes(str(args[1])):
+            self.decisions.asserts_sizes = True
+            return None
         if func is torch.ops.aten._assert_async.msg and (said := asserted_at(str(args[1]))):
             self.decisions.assert_that(self._read(args[0])[1], "==", True, said)
             return None
@@ -780,7 +782,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _sized(self, func: Any, fakes: Any, kwargs: dict[str, Any]) -> Any:
         """What ``func`` returns where its size, or the whole number that it reads, depends on
         values: a symbol stands for that."""
-        self.decisions.sized = True
         if self.build.sizes is not None and not self.decisions.by_example:
             raise SizesOfValues("sizes that depend on values")
         if self.fake.shape_env is None:
