@@ -31,6 +31,7 @@ from irprune.api.uniform import choose_uniform
 from irprune.api.without_data import say_unkept, with_data
 from irprune.base.garbage import without_collection
 from irprune.base.journal import kept
+from irprune.base.memory import within_memory
 from irprune.base.progress import heard
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
@@ -90,8 +91,9 @@ def prune(
         IrpruneError: For bad input.
         CheckFailed: Where the proof fails.
     """
-    with together(_ranks(options)) as ranks:
-        return _prune(model, args, kwargs, Options(**options), ranks)
+    chosen = Options(**options)
+    with together(_ranks(options)) as ranks, within_memory(chosen.memory):
+        return _prune(model, args, kwargs, chosen, ranks)
 
 
 def _ranks(options: Mapping[str, Any]) -> int | None:
@@ -284,8 +286,8 @@ def apply_plan(
                 "",
                 f"it takes {', '.join(REPLAY)}",
             )
-    with together(_ranks(options)):
-        chosen = Options(**options)
+    chosen = Options(**options)
+    with together(_ranks(options)), within_memory(chosen.memory):
         kept = Plan.read(plan)
 
         def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
@@ -331,7 +333,7 @@ def _finish(
     pruned = Pruned(graph, cut, report, options)
     if not pruned.from_onnx:
         with clock("emit"):
-            pruned.module  # noqa: B018 - made here, so that its errors come from prune
+            pruned.judged  # noqa: B018 - made here, so that its errors come from prune
     if options.values["proof"] if proof is None else proof:
         with clock("proof"):
             _prove(pruned)
@@ -357,8 +359,7 @@ def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:
     options.readings = None  # they are large
     same_weights(current(), pruned.cut)
     if not pruned.from_onnx:
-        pruned._module = None
-        pruned.module  # noqa: B018 - made again from the new weights
+        pruned.renew()
 
 
 def _nothing(report: Report) -> str:
@@ -410,7 +411,7 @@ def _prove(pruned: Pruned) -> None:
     report.proof = prove_cut(
         pruned.graph,
         pruned.cut,
-        lambda: pruned.module,
+        lambda: pruned.judged,
         lambda: device_of(pruned.options.values["device"]),
         pruned.options.values["proof"] == "gradients",
     )

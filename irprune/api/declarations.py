@@ -17,6 +17,7 @@ from irprune.api.option import Flag, Option, declared
 from irprune.api.option_kinds import (
     is_bool,
     is_budget,
+    is_bytes,
     is_number,
     is_numbers,
     is_shares,
@@ -37,6 +38,7 @@ from irprune.api.option_kinds import (
     settle_calibration,
     settle_importance,
     settle_keep,
+    settle_memory,
     settle_normalise,
     settle_repair,
     settle_round_to,
@@ -139,6 +141,20 @@ class ReplayOptions(TypedDict, total=False):
                     help="Refuse another number of ranks than N (torchrun starts them).",
                 ),
             ),
+        ),
+    ]
+    memory: Annotated[
+        int | str | None,
+        Option(
+            None,
+            "Bytes of memory for weights, activations and sums over them, as in 8GB: a folder of "
+            "transformers that takes more is read weight by weight, activations wait on the disk.",
+            "One layer at a time is held in any case, with the matrices that its repair solves.",
+            otherwise="1 GiB",
+            fits=or_none(is_bytes),
+            takes="a number of bytes, or a text such as 8GB or 512MB",
+            settle=settle_memory,
+            flags=(Flag("--memory", metavar="BYTES"),),
         ),
     ]
     bench: Annotated[

@@ -24,6 +24,7 @@ from irprune.run.inputs import flat_tensors, over_tensors, redraw
 from irprune.run.interpret import evaluate, symbols_of
 from irprune.run.oracle import silencer
 from irprune.run.precision import full_float32
+from irprune.run.stored_tensor import read, read_whole
 from irprune.run.take import kept_indices, take
 
 __all__ = ["Gradients", "is_cheap", "prove_gradients"]
@@ -169,7 +170,7 @@ def _derived(
 
 def _leaf(t: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """A copy that gradients flow to, complex and whole numbers in their own type."""
-    own = t.detach().to(device, dtype if t.is_floating_point() else t.dtype, copy=True)
+    own = read(t.detach()).to(device, dtype if t.is_floating_point() else t.dtype, copy=True)
     return own.requires_grad_(own.is_floating_point() or own.is_complex())
 
 
@@ -222,7 +223,7 @@ def _of_module(module: torch.nn.Module, call: Call, dtype: torch.dtype, seed: in
     """Gradients of the module that goes out."""
     device = _device_of(call)
     # not .to() of the module, which makes complex numbers real
-    moved = copy.deepcopy(module)._apply(  # type: ignore[no-untyped-call]
+    moved = read_whole(copy.deepcopy(module))._apply(  # type: ignore[no-untyped-call]
         lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype)
     )
     leaves: dict[str, torch.Tensor] = {}

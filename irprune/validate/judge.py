@@ -19,11 +19,14 @@ from irprune.frontend.torch.source import torch_source
 from irprune.ir.axis import Axis, find, leaves
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.selection import Selection
+from irprune.ir.size import probe_of
 from irprune.ops.arrays import as_tensor
+from irprune.ops.dtypes import TO_TORCH
 from irprune.ops.registry import lookup
 from irprune.run.inputs import flat_tensors, over_tensors
 from irprune.run.interpret import evaluate, symbols_of
 from irprune.run.oracle import Presence
+from irprune.run.stored_tensor import StoredTensor
 from irprune.validate.judge_share import cut_apart
 
 Call = tuple[Sequence[Any], dict[str, Any]]
@@ -120,14 +123,20 @@ def forward_with(
     own: dict[str, torch.Tensor] = {}
     for weight in graph.weights.values():
         names = held.intersection((weight.name, *weight.aliases))
-        if names:
+        if names and isinstance(source.state[weight.name].tensor, StoredTensor):
+            own.update(dict.fromkeys(names, _stored(weight, kept, dtype)))
+        elif names:
             own.update(dict.fromkeys(names, _as(zeroed(weight, kept), dtype)))
     for name, entry in source.state.items():
         if name in held and name not in own:
             own[name] = _as(entry.tensor.detach(), dtype)
-    theirs = {e.tensor.data_ptr() for e in source.state.values()}
+    in_memory = [e.tensor for e in source.state.values() if not isinstance(e.tensor, StoredTensor)]
+    theirs = {t.data_ptr() for t in in_memory}
     # Forward may write to them
-    own = {n: t.clone() if t.data_ptr() in theirs else t for n, t in own.items()}
+    own = {
+        n: t.clone() if not isinstance(t, StoredTensor) and t.data_ptr() in theirs else t
+        for n, t in own.items()
+    }
     learned = {n for n, _ in source.module.named_parameters(remove_duplicate=False)}
     for name in learned & own.keys():  # forward may ask what is a parameter
         own[name] = torch.nn.Parameter(own[name], requires_grad=False)
@@ -142,6 +151,14 @@ def _called(
         torch.manual_seed(seed)
         args, kwargs = over_tensors((tuple(call[0]), call[1]), torch.clone)
         return flat_tensors(torch.func.functional_call(model, state, args, kwargs))
+
+
+def _stored(weight: Weight, kept: Selection, dtype: torch.dtype) -> StoredTensor:
+    """What ``zeroed`` gives, in ``dtype`` where it is floating-point, each time that it is used."""
+    shape = [probe_of(s) for s in weight.shape]
+    own = TO_TORCH[weight.dtype]
+    kind = dtype if own.is_floating_point else own
+    return StoredTensor(lambda: _as(zeroed(weight, kept), dtype), shape, kind)
 
 
 def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -15,6 +15,7 @@ from irprune.errors import IrpruneError
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import is_meta
+from irprune.run.stored_tensor import is_stored
 from irprune.validate.proof_result import Proof
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def prove_cut(
 
     def remake(subject: Graph) -> tuple[Graph, torch.nn.Module]:
         again = cut_graph(subject)
-        return again, emit_module(again)
+        return again, emit_module(again, is_stored(made))
 
     proof = prove(graph, made, remake, device())
     if proof.passed and (gradients or is_cheap(graph, Costs(graph).at({})["macs"])):
