@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import cache
 
-__all__ = ["DEFAULT", "memory_budget", "trim", "within_memory"]
+__all__ = ["DEFAULT", "memory_asked", "memory_budget", "trim", "within_memory"]
 
 DEFAULT = 1 << 30
 
-_BUDGET: ContextVar[int] = ContextVar("irprune_memory", default=DEFAULT)
+_BUDGET: ContextVar[int | None] = ContextVar("irprune_memory", default=None)
 
 
 @contextlib.contextmanager
@@ -29,6 +29,11 @@ def within_memory(budget: int | None) -> Iterator[None]:
 
 def memory_budget() -> int:
     """The bytes that the call which is under way may take."""
+    return _BUDGET.get() or DEFAULT
+
+
+def memory_asked() -> int | None:
+    """Those that the user has said; None where that is nothing."""
     return _BUDGET.get()
 
 

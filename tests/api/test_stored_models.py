@@ -14,6 +14,7 @@ import sys
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -274,3 +275,17 @@ def test_memory_is_a_number_of_bytes() -> None:
         assert memory_budget() == 5
     model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4))
     assert irprune.prune(model, (torch.randn(2, 4),), memory="1GB").report.proof.passed
+
+
+def test_calibrated_bytes_do_not_depend_on_memory(folder: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    draw = np.random.default_rng(0)
+    for number in range(3):
+        ids = draw.integers(0, 128, (2, 12))
+        np.savez(data / f"{number}.npz", input_ids=ids, attention_mask=np.ones_like(ids))
+    options = ("--calibration", str(data))
+    whole = pruned(folder, tmp_path / "whole", *options)
+    lazy = pruned(folder, tmp_path / "lazy", *options, "--memory", "100kB")
+    assert "static" in (whole / "report.json").read_text()
+    same_folders(whole, lazy)
