@@ -27,6 +27,7 @@ from irprune.api.option_kinds import (
     one_of,
     or_none,
     read_amount,
+    read_multiples,
     read_numbers,
     read_pixels,
     read_ratios,
@@ -356,6 +357,20 @@ class StepOptions(ReplayOptions, total=False):
                     help="A ratio of their own for what PATTERN matches.",
                 ),
             ),
+        ),
+    ]
+    divisible_by: Annotated[
+        Mapping[str, int],
+        Option(
+            MappingProxyType({}),
+            "Kinds of widths whose counts stay multiples, as ranks divide them among each other: "
+            '{"heads": 4} for tensor parallelism over four.',
+            "Heads and groups of keys and values both; other kinds are those that ``inspect`` "
+            "names, such as 'MLP width'.",
+            fits=is_shares,
+            takes='whole numbers by kind, as in {"heads": 4}',
+            to="choose",
+            flags=(Flag("--divisible-by", metavar="KIND=N", multiple=True, read=read_multiples),),
         ),
     ]
     round_to: Annotated[

@@ -32,6 +32,7 @@ __all__ = [
     "one_of",
     "or_none",
     "read_amount",
+    "read_multiples",
     "read_numbers",
     "read_pixels",
     "read_ratios",
@@ -311,6 +312,21 @@ def read_ratios(pairs: Sequence[str]) -> dict[str, float]:
                 "",
                 "write 'layer1*=0.25'",
             ) from None
+    return out
+
+
+def read_multiples(pairs: Sequence[str]) -> dict[str, int]:
+    """``--divisible-by``: pairs of a kind of width and a whole number."""
+    out = {}
+    for pair in pairs:
+        kind, _, number = pair.rpartition("=")
+        if not number.strip().isdecimal() or not kind:
+            raise IrpruneError(
+                f"{option('divisible_by')} {pair!r} is no kind with a number",
+                "",
+                "write heads=4",
+            )
+        out[kind.strip()] = int(number)
     return out
 
 
