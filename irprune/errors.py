@@ -10,6 +10,7 @@ from collections.abc import Callable
 __all__ = [
     "CheckFailed",
     "IrpruneError",
+    "OtherOutcome",
     "first_line",
     "gist",
     "option",
@@ -66,6 +67,10 @@ class IrpruneError(Exception):
 
 class CheckFailed(IrpruneError):
     """A proof or a comparison found a difference; the command line exits with 1."""
+
+
+class OtherOutcome(IrpruneError, RuntimeError):
+    """A graph was run on values by which forward would go another way than it was captured."""
 
 
 def printable(text: str, limit: int = 200) -> str:

@@ -1,5 +1,5 @@
-"""A branch on a tensor's value: neither torch.export nor FX can capture it, and it must be refused
-with the line named."""
+"""A branch on a real number that is read from a tensor: no capture covers it, and it must be
+refused with the line named."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class EarlyExit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.fc1(x))
         early = self.exit1(x).softmax(-1)
-        if early.amax(-1).min() > 0.99:
+        if float(early.amax(-1).min()) > 0.99:
             return early
         return early + self.exit2(F.relu(self.fc2(x))).softmax(-1)
 

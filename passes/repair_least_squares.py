@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
 
     from irprune.analysis.layers import Layer
+    from irprune.criteria.relevance import Relevance
     from irprune.run.calibration import Calibration
     from irprune.run.gram import Gram
     from irprune.run.statistics import Pair, Stop
@@ -48,7 +49,8 @@ class RepairLeastSquares:
     not pile up along a residual stream. ``rows`` bounds the rows (samples × positions) that a layer
     is fitted on, but there are at least four for each unknown of an output; a layer with more than
     ``widest`` unknowns is left, unless its matrix fits the memory that was asked for. ``memory``
-    bounds the bytes of activations held between layers; None is what the call may take."""
+    bounds the bytes of activations held between layers; None is what the call may take. Rows count
+    for what the original's outputs depend on them (``relevance``), where that is known."""
 
     original: Graph
     calibration: Calibration
@@ -57,6 +59,7 @@ class RepairLeastSquares:
     rows: int = 16384
     widest: int = 6144
     memory: int | None = None
+    relevance: Relevance | None = None
 
     def run(self, graph: Graph) -> PassResult:
         from irprune.analysis.layers import layer_of
@@ -95,8 +98,7 @@ class RepairLeastSquares:
         other, through = _beside(layer, walk) if self.residual else (None, None)
         b, k, o = old.shape
         limit = max(4 * k, min(self.rows, max(1024, (1 << 22) // (b * k))))
-        total = self.calibration.count()
-
+        total, name = self.calibration.count(), layer.node.outputs[0].name
         fit = Fit(old, layer.bias is not None)
 
         def add(halves: Several[Gram], stop: Stop) -> None:
@@ -104,9 +106,14 @@ class RepairLeastSquares:
             if stop.short is not None:
                 target = target + (stop.short if through is None else through(stop.short))
             share = max(2, -(-limit * stop.size // total))
-            at = sampled_rows(target.numel() // (b * o), share, stop.number)
+            count, weights = target.numel() // (b * o), None
+            if self.relevance is None:
+                at = sampled_rows(count, share, stop.number)
+            else:
+                at, weights = self.relevance.drawn(name, stop.number, count, share)
             given = layer.gave(target, stop.operands, at)
-            fit.add(halves, layer.read(stop.operands, at), given, layer.offset(stop.operands))
+            offset = layer.offset(stop.operands)
+            fit.add(halves, layer.read(stop.operands, at), given, offset, weights)
 
         fit.halves = walk.total(layer.node, lambda: Several((Gram(), Gram())), add, other)
         weight, bias = fit.solve(self.ridge)
@@ -191,16 +198,17 @@ class Fit:
         x: torch.Tensor,
         y: torch.Tensor,
         offset: torch.Tensor | None,
+        weights: torch.Tensor | None = None,
     ) -> None:
         """To ``halves`` rows ``x`` [n, b, k] with results ``y`` [n, b, o]; ``offset`` is what the
-        layer adds to ``x W``."""
+        layer adds to ``x W``, ``weights`` [n] are what rows count for."""
         x, y = x.transpose(0, 1).cpu(), y.transpose(0, 1).cpu()
         r = y - x @ self.old.to(x.dtype)
         if offset is not None:
             r = r - offset.to(r).reshape(r.shape[0], 1, -1)
         half = x.shape[1] // 2
         for gram, rows in zip(halves, (slice(0, half), slice(half, None)), strict=True):
-            gram.add(x[:, rows], r[:, rows])
+            gram.add(x[:, rows], r[:, rows], None if weights is None else weights[rows])
 
     def solve(self, ridge: float | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The weight [b, k, o] and what is to be added to the bias [b, o]. The halves are used
@@ -219,8 +227,9 @@ class Fit:
 
         from irprune.run.gram import signal
 
-        products = _products(gram, self.bias)
-        products.diagonal(dim1=1, dim2=2).add_(ridge * signal(gram, self.bias)[:, None])
+        products = _products(gram, self.bias).to(explained.dtype, copy=True)
+        level = ridge * signal(gram, self.bias)[:, None]
+        products.diagonal(dim1=1, dim2=2).add_(level.to(products.dtype))
         factor, failed = torch.linalg.cholesky_ex(products)
         step = torch.cholesky_solve(explained, factor)
         sound = (failed == 0)[:, None, None] & torch.isfinite(step)
@@ -238,8 +247,12 @@ class Fit:
         if outs > PROJECTED:
             draw = torch.Generator().manual_seed(0)
             seen = torch.randn(outs, PROJECTED, generator=draw, dtype=torch.float64)
-        explained = [gram.explained(self.bias) @ seen for gram in self.halves]
         products = [_products(gram, self.bias) for gram in self.halves]
+        # In the rows' precision, which tells ridges apart; the weights are worked out in float64
+        explained = [
+            (gram.explained(self.bias) @ seen).to(p.dtype)
+            for gram, p in zip(self.halves, products, strict=True)
+        ]
         known: dict[int, float] = {}
 
         def error(i: int) -> float:
@@ -260,5 +273,5 @@ class Fit:
 
 
 def _products(gram: Gram, centred: bool) -> torch.Tensor:
-    """What a step of the weights is weighed by [b, k, k], in float64."""
-    return (gram.covariance() if centred else gram.second_moment()).double()
+    """What a step of the weights is weighed by [b, k, k], in the rows' precision."""
+    return gram.covariance() if centred else gram.second_moment()

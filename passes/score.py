@@ -17,7 +17,7 @@ from irprune.analysis.blocks import blocks_of
 from irprune.analysis.widths import carriers_of
 from irprune.choice.patterns import NamePatterns
 from irprune.criteria import Importance, criteria, named
-from irprune.criteria.measured import measured
+from irprune.criteria.measured import measured, set_apart
 from irprune.criteria.normalise import NORMALISERS, normalised
 from irprune.criteria.readings import Readings, readings_of
 from irprune.errors import IrpruneError, gist, users_line
@@ -78,6 +78,8 @@ class Score:
         shared = None
         if self.calibration is not None:  # read once for the criterion and for measuring
             shared = readings_of(self.calibration, graph, "score")
+            if self.normalise == "measured":
+                set_apart(shared)
         criterion = self._criterion(shared)
         free = [g for g in groups_of(graph) if not g.frozen]
         spared = self._spared(graph, free)

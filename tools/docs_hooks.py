@@ -45,6 +45,35 @@ def _operators() -> str:
     return "\n".join(lines)
 
 
+def _onnxruntime() -> str:
+    """Every operator of onnxruntime's own domain: what it is read into, or why it freezes."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    from irprune.ops.onnx.contrib import FREEZES
+    from irprune.ops.onnx.importer import spelling_of
+
+    schemas = {s.name for s in state.get_all_operator_schema() if s.domain == "com.microsoft"}
+    kernels = {
+        k.op_name
+        for k in state.get_all_opkernel_def()
+        if k.domain == "com.microsoft" and k.provider == "CPUExecutionProvider"
+    }
+    ruled, frozen = [], []
+    for name in sorted(schemas):
+        spelling = spelling_of(f"com.microsoft::{name}")
+        if spelling is not None and name not in FREEZES:
+            ruled.append(f"| `{name}` | {', '.join(f'`{e}`' for e in spelling.entries)} |")
+        else:
+            why = FREEZES[name][0] if name in FREEZES else "no rule"
+            on_cpu = "yes" if name in kernels else "no"
+            frozen.append(f"| `{name}` | {why} | {on_cpu} |")
+    return "\n".join(
+        [f"{len(ruled)} operators are ruled, {len(frozen)} freeze.", "", "## Ruled", ""]
+        + ["| operator | read as |", "| --- | --- |", *ruled, "", "## Kept as they are", ""]
+        + ["| operator | why | kernel for the CPU |", "| --- | --- | --- |", *frozen]
+    )
+
+
 def _passes() -> str:
     """The passes with their options, as ``irprune passes`` has them, and the pipelines."""
     from irprune.driver.passes import options_of
@@ -105,6 +134,7 @@ def _rest(text: str) -> str:
 
 GENERATED: dict[str, Callable[[], str]] = {
     "counts": _counts,
+    "onnxruntime": _onnxruntime,
     "operators": _operators,
     "options": _options,
     "passes": _passes,

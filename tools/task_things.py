@@ -90,10 +90,21 @@ FILES = Task(
 # -- pictures --------------------------------------------------------------------------------------
 
 SIDE = 320
-PHOTOS = (
+# Of each part people first, as many as PEOPLE says; a box is (left, top, right, bottom) in pixels
+GROUP = ("insightface", "data/images/t1.jpg")
+PEOPLE = (9, 2)
+PHOTOS: tuple[tuple[tuple[Any, ...], ...], ...] = (
     (
+        (*GROUP, (0, 200, 280, 560)),
+        (*GROUP, (1010, 210, 1280, 560)),
+        (*GROUP, (830, 30, 1100, 380)),
+        (*GROUP, (650, 290, 930, 650)),
+        (*GROUP, (380, 220, 650, 570)),
+        (*GROUP, (190, 90, 470, 440)),
+        ("insightface", "data/images/Tom_Hanks_54745.png"),
         ("ultralytics", "assets/bus.jpg"),
         ("ultralytics", "assets/zidane.jpg"),
+        GROUP,
         ("skimage", "data/coffee.png"),
         ("skimage", "data/rocket.jpg"),
     ),
@@ -110,7 +121,11 @@ PHOTOS = (
 def _photos(part: int) -> list[Any]:
     from PIL import Image
 
-    return [Image.open(module_folder(m) / place).convert("RGB") for m, place in PHOTOS[part]]
+    made = []
+    for module, place, *box in PHOTOS[part]:
+        photo = Image.open(module_folder(module) / place).convert("RGB")
+        made.append(photo.crop(box[0]) if box else photo)
+    return made
 
 
 def scene(part: int, random: np.random.Generator) -> Array:
@@ -124,7 +139,7 @@ def scene(part: int, random: np.random.Generator) -> Array:
     x, y = (int(random.uniform(0, n - cut + 1)) for n in ground.size)
     out = ground.crop((x, y, x + cut, y + cut)).resize((SIDE, SIDE))
     for _ in range(random.integers(1, 3)):
-        photo = photos[random.integers(2)] if random.random() < 0.7 else photos[-1]
+        photo = photos[random.integers(PEOPLE[part])] if random.random() < 0.7 else photos[-1]
         side = int(random.integers(110, 300))
         wide = max(40, int(side * photo.size[0] / photo.size[1]))
         piece = photo.resize((min(wide, SIDE), side))

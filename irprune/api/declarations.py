@@ -15,6 +15,10 @@ from irprune.analysis.widths import PREFER
 from irprune.api.declared_metric import MetricOptions
 from irprune.api.option import Flag, Option, declared
 from irprune.api.option_kinds import (
+    DEAD,
+    FP16,
+    INT8,
+    MASKS,
     is_bool,
     is_budget,
     is_bytes,
@@ -27,6 +31,7 @@ from irprune.api.option_kinds import (
     one_of,
     or_none,
     read_amount,
+    read_indices,
     read_multiples,
     read_numbers,
     read_pixels,
@@ -173,6 +178,26 @@ class ReplayOptions(TypedDict, total=False):
                     constant=False,
                     help="Do not time an ONNX file that is written beside the original.",
                 ),
+            ),
+        ),
+    ]
+    quantize: Annotated[
+        str | None,
+        Option(
+            None,
+            'Numbers of each ONNX file that is written: "int8" by onnxruntime\'s static quantisation '
+            'on the calibration data, or "fp16".',
+            "The proof is of the model before; the report says how well the file agrees with it.",
+            fits=lambda x: x in (None, INT8, FP16),
+            takes='"int8" or "fp16"',
+            flags=(
+                Flag(
+                    "--quantize",
+                    (INT8, FP16),
+                    help="Numbers of the ONNX file that is written: int8 by onnxruntime's static "
+                    "quantisation on the calibration data, or 16-bit floats.",
+                ),
+                Flag("--fp16", constant=FP16, help="The same as --quantize fp16."),
             ),
         ),
     ]
@@ -628,6 +653,34 @@ class PruneOptions(StepOptions, MetricOptions, total=False):
                     key="latency",
                     help="Budget on onnxruntime: share of the original's time, or a time such as "
                     "3ms.",
+                ),
+            ),
+        ),
+    ]
+    keep_indices: Annotated[
+        Mapping[str, Sequence[int]] | str | None,
+        Option(
+            None,
+            "Cut exactly this: weight:dimension to the indices that are kept; all else stays whole.",
+            'As in {"layer1.0.conv1.weight:0": [0, 2, 5]}. "masks" drops the channels that '
+            '``torch.nn.utils.prune`` has masked as a whole; "dead" only those that are zeros '
+            "whatever comes in, or that nothing reads, so that the outputs are the original's.",
+            fits=or_none(lambda x: isinstance(x, Mapping) or x in (MASKS, DEAD)),
+            takes='indices by weight:dimension, "masks" or "dead"',
+            against=("ratio", "budget", "max_drop", "target_metric"),
+            flags=(
+                Flag(
+                    "--keep-indices",
+                    metavar="FILE.json",
+                    read=read_indices,
+                    help="Cut exactly this: a JSON object from weight:dimension to the indices that "
+                    "are kept.",
+                ),
+                Flag("--masks", constant=MASKS, help="Cut what torch.nn.utils.prune has masked."),
+                Flag(
+                    "--dead",
+                    constant=DEAD,
+                    help="Cut only what is dead: the outputs stay exactly the original's.",
                 ),
             ),
         ),

@@ -101,9 +101,9 @@ class MetricOptions(TypedDict, total=False):
             flags=(
                 Flag(
                     "--metric",
-                    tuple(METRICS),
+                    metavar="NAME",
                     help="Without --eval: how agreement with the original on the calibration data "
-                    "is measured.",
+                    f"is measured: {', '.join(METRICS)}.",
                 ),
             ),
         ),

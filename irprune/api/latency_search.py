@@ -13,7 +13,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.latency.predict import Predictor
 from irprune.latency.table import Table
-from irprune.run.timing import Timing
+from irprune.run.timing import Timing, ratio_of
 
 if TYPE_CHECKING:
     from irprune.passes.choose import Choose
@@ -24,13 +24,15 @@ _TURNS = 10  # cuts that are measured at most
 _NEAR = 0.03  # of what was asked: good enough to stop
 _TOLERANCE = 0.05  # of what was asked: what lies further off is explained
 _STEP = 0.002  # of the whole: aims nearer to each other than this are the same
+_LONGER = 3  # times as long is measured again where the machine is noisy
 
 
 @dataclass(frozen=True)
 class Latency:
     """Latency of the original and of the cut on onnxruntime: ``before`` and ``after`` measured in
     turns, ``asked`` and ``predicted`` for the cut, in seconds; ``cuts`` were measured to get there.
-    ``why`` says what keeps it off, where it is more than 5 % off."""
+    ``why`` says what keeps it off, where it is more than 5 % off, or that the machine is too noisy
+    to tell; ``origin`` where the times of operators come from that predictions are made of."""
 
     before: Timing
     after: Timing
@@ -41,17 +43,23 @@ class Latency:
     threads: int
     cuts: int
     why: str = ""
+    origin: str = ""
+
+    @property
+    def ratio(self) -> Timing:
+        """The time that is left as a share, turn by turn."""
+        return ratio_of(self.after, self.before)
 
     @property
     def left(self) -> float:
         """The share of the time that is left."""
-        return self.after.median / self.before.median
+        return self.ratio.median
 
     @property
     def missed(self) -> float:
         """How far the measured time is from what was asked, as a share of it; below 0 where it is
         quicker."""
-        return self.after.median / self.asked - 1
+        return self.left * self.before.median / self.asked - 1
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -61,6 +69,10 @@ class Latency:
             "asked_s": self.asked,
             "predicted_s": self.predicted,
             "left": self.left,
+            "left_low": self.ratio.low,
+            "left_high": self.ratio.high,
+            "noisy": self.ratio.noisy,
+            "operator_times": self.origin,
             "provider": self.provider,
             "onnxruntime": self.version,
             "threads": self.threads,
@@ -73,7 +85,7 @@ class Latency:
             f"{self.before} -> {self.after} ({self.left:.1%}); asked {self.asked * 1e3:.3g} ms, predicted "
             f"{self.predicted * 1e3:.3g} ms "
             f"({self.provider}, onnxruntime {self.version}, {self.threads or 'all'} threads)"
-            + (f"; {self.why}" if self.why else "")
+            + "".join(f"; {text}" for text in (self.why, self.origin) if text)
         )
 
 
@@ -125,6 +137,8 @@ def choose_in_time(
             found = tried.get(predicted)
             if found is None:
                 before, after = whole.beside(graph, cut)
+                if ratio_of(after, before).noisy:
+                    before, after = whole.beside(graph, cut, _LONGER)
                 asked = number if absolute else share * before.median
                 found = Latency(
                     before,
@@ -155,7 +169,16 @@ def choose_in_time(
             + " and ".join(f"{f.after.median * 1e3:.3g} ms" for f in near)
             + "; round_to=1 allows more, keep and max_ratio fewer"
         )
-    return replace(best, cuts=len(tried), why=why)
+    ratio = best.ratio
+    if ratio.noisy:
+        noise = (
+            f"the machine is noisy: {ratio.low:.2f} to {ratio.high:.2f} of the original's time in "
+            f"{ratio.runs} turns, so what is left is not known for sure; run it where nothing "
+            "else runs"
+        )
+        why = f"{why}; {noise}" if why else noise
+        say(f"warning: {noise}")
+    return replace(best, cuts=len(tried), why=why, origin=table.origin)
 
 
 class _Aim:

@@ -103,14 +103,17 @@ class WholeModel:
         scale = self.before.median / (products + rest + overhead)
         return Parts(products * scale, rest * scale, overhead * scale)
 
-    def beside(self, chosen: Graph, cut: Callable[[Graph], Graph]) -> tuple[Timing, Timing]:
-        """The original and what ``cut`` makes of it by the choice of ``chosen``, timed in turns."""
+    def beside(
+        self, chosen: Graph, cut: Callable[[Graph], Graph], longer: float = 1.0
+    ) -> tuple[Timing, Timing]:
+        """The original and what ``cut`` makes of it by the choice of ``chosen``, timed in turns,
+        ``longer`` times as long as usual."""
         file = self._written(chosen, cut)
         calls = {
             "before": self._call(self.original),
             "after": self._call(session(file, self.device, "", self.threads)),
         }
-        times = interleaved(calls, self.seconds, most=1000, clock=self.clock)
+        times = interleaved(calls, self.seconds * longer, most=1000, clock=self.clock)
         return times["before"], times["after"]
 
     def _written(self, chosen: Graph, cut: Callable[[Graph], Graph]) -> Path:

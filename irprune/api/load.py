@@ -20,6 +20,7 @@ import numpy as np
 
 from irprune.api.libraries import LIBRARIES, Maker, library
 from irprune.api.user_code import import_place, must_be_file, users_code
+from irprune.base.entry_points import entry_point
 from irprune.base.memory import memory_budget
 from irprune.errors import IrpruneError, gist, option
 from irprune.frontend.capture import capture
@@ -163,9 +164,10 @@ def load_model(
             "not a model" if path.exists() else "no such model", spec, f"MODEL is one of {_FORMS}"
         )
     makers: dict[str, Maker] = {**LIBRARIES, "hf": _hugging_face}
-    if head in makers:
+    maker = makers.get(head) or entry_point("irprune.sources", head)
+    if maker is not None:
         with _seeded():
-            model, example = makers[head](tail, pretrained, trust)
+            model, example = maker(tail, pretrained, trust)
             return _called(model, given, example, tail.rstrip("/").rsplit("/", 1)[-1])
     with _seeded():
         return _from_code(head, tail, given)

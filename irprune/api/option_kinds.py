@@ -5,6 +5,7 @@ Whether a value of the right kind is in range, the passes and criteria say that 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Real
@@ -14,11 +15,15 @@ from typing import Any
 from irprune.api.user_code import callable_at, users_code
 from irprune.choice.budget import flat_budget
 from irprune.criteria import Importance
-from irprune.errors import IrpruneError, option
-from irprune.passes.repairs import repair_of
+from irprune.errors import IrpruneError, gist, option
+from irprune.passes.repairs import repair_of, repairs
 from irprune.run.images import Folder, Preprocess, combined, read_preprocess
 
 __all__ = [
+    "DEAD",
+    "FP16",
+    "INT8",
+    "MASKS",
     "SYNTHETIC",
     "is_bool",
     "is_budget",
@@ -32,6 +37,7 @@ __all__ = [
     "one_of",
     "or_none",
     "read_amount",
+    "read_indices",
     "read_multiples",
     "read_numbers",
     "read_pixels",
@@ -53,6 +59,8 @@ __all__ = [
 
 
 SYNTHETIC = "synthetic"  # calibration data made from what the model has stored
+INT8, FP16 = "int8", "fp16"  # the numbers of an ONNX file that is written
+DEAD, MASKS = "dead", "masks"  # what is cut exactly: what nothing needs, what torch has masked
 
 # -- kinds of values -------------------------------------------------------------------------------
 
@@ -331,8 +339,32 @@ def read_multiples(pairs: Sequence[str]) -> dict[str, int]:
 
 
 def read_repair(names: Sequence[str]) -> Sequence[str] | bool:
-    """``--repair``: names, or none."""
-    return False if tuple(names) == ("none",) else names
+    """``--repair``: names, ``file.py:Class`` or ``package.module:Class``, or none."""
+    return False if tuple(names) == ("none",) else tuple(map(_repair_named, names))
+
+
+def _repair_named(text: str) -> str:
+    """The name of a repair; of a class in the user's own code the name that it joined by."""
+    if ":" not in text:
+        return text
+    made = callable_at(text)
+    name = next((n for n, cls in repairs().items() if cls is made), "")
+    if not name:
+        raise IrpruneError("no repair", text, "decorate the class with @repair(NAME)")
+    return name
+
+
+def read_indices(file: str) -> dict[str, Any]:
+    """``--keep-indices``: a JSON object in a file."""
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as broken:
+        raise IrpruneError(
+            f"cannot be read: {gist(broken)}", file, "give a file with a JSON object"
+        ) from broken
+    if not isinstance(found, dict):
+        raise IrpruneError("not a JSON object", file, 'as in {"conv1.weight:0": [0, 2, 5]}')
+    return found
 
 
 def read_numbers(text: str) -> tuple[float, ...]:

@@ -128,6 +128,9 @@ class Pruned:
         output; the comparison is in ``report.parity``. With ``bench=True`` the latency before and
         after is in ``report.speed``.
 
+        With ``quantize`` the file is then quantised, and how well it agrees is in
+        ``report.narrowed``.
+
         A model that came in as ONNX goes out as the file that came in, with what ``module`` holds
         where that was trained.
 
@@ -152,9 +155,20 @@ class Pruned:
                 )
             else:
                 self._compare(path)
+        if self.options.values["quantize"]:
+            self._narrow(path)
         if self.options.values["bench"]:
             self._time(path)
         return path
+
+    def _narrow(self, path: Path) -> None:
+        """Put narrower numbers into the file, and into the report how well it agrees."""
+        from irprune.api.narrow import narrow
+
+        values = self.options.values
+        kind, metric = values["quantize"], values["metric"]
+        assert kind is not None
+        self.report.narrowed = narrow(path, kind, self.graph, values["calibration"], metric)
 
     def _time(self, path: Path) -> None:
         """Put into the report how fast the file is beside the original."""

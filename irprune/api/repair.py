@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from irprune.criteria.readings import Readings
+from irprune.criteria.relevance import relevance
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
@@ -105,6 +106,8 @@ def repair(
         own = {k: v for k, v in options.items() if k in has[name]}
         if "readings" in has[name] and readings is not None:
             own["readings"] = readings
+        if "relevance" in has[name] and "relevance" not in own:
+            own["relevance"] = relevance(original, data)
         result = passes[name](original, data, **own).run(cut)
         notes += result.notes
         now = judge.error(cut) if result.changed else error
@@ -205,7 +208,7 @@ class _Judge:
                 b = kept_part(b, v, kept)
                 if i not in self._units:
                     self._units[i] = units(b, self._dims[i])
-                more, whole = square_off(a, b, self._units[i])
+                more, whole = square_off(a, b, self._units[i], self._dims[i])
                 difference[i] = difference.get(i, 0.0) + more
                 power[i] = power.get(i, 0.0) + whole
         shares = [

@@ -15,6 +15,7 @@ from irprune.errors import printable
 
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
+    from irprune.api.narrow import Narrowed
     from irprune.api.repair import Repaired
     from irprune.api.speed import Speed
     from irprune.api.trials import Trials
@@ -63,6 +64,7 @@ class Report:
         repair: What a repair did; None where there was none.
         latency: Predicted and measured times; None without a budget on them.
         speed: Latency of the file that was written beside the original; None where none was timed.
+        narrowed: The file in narrower numbers; None where none was asked for.
         trials: The models that were tried to keep a metric; None where none was to be kept.
         seconds: The time of each stage, in seconds.
         sizes: The shapes of inputs with open sizes at which costs were counted; "" where there are
@@ -86,6 +88,7 @@ class Report:
     repair: Repaired | None = None
     latency: Latency | None = None
     speed: Speed | None = None
+    narrowed: Narrowed | None = None
     trials: Trials | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     sizes: str = ""
@@ -135,6 +138,7 @@ class Report:
             "parity": self.parity.as_dict() if self.parity is not None else None,
             "repair": asdict(self.repair) if self.repair is not None else None,
             "latency": self.latency.as_dict() if self.latency is not None else None,
+            "narrowed": self.narrowed.as_dict() if self.narrowed is not None else None,
             "trials": self.trials.as_dict() if self.trials is not None else None,
             **took,
         }
@@ -194,6 +198,9 @@ class Report:
             lines += [f"  note        {note}" for note in self.repair.notes]
         if self.parity is not None:
             lines.append(f"  parity      {self.parity}")
+        if self.narrowed is not None:
+            lines.append(f"  quantised   {self.narrowed}")
+            lines += [f"  note        {note}" for note in self.narrowed.notes]
         lines += [f"  left whole  {line}" for line in _by_reason(whole)]
         lines += [f"  no rule for {op}: {where}" for op, where in self.unruled.items()]
         lines += [f"  note        {note}" for note in self.notes]

@@ -17,7 +17,6 @@ from irprune.run.timing import Timing, interleaved
 __all__ = ["Speed", "measure_speed"]
 
 _SECONDS = 0.4  # for each of the two
-NOISY = 1.2  # between the quartiles of what is compared: beyond it nothing is known for sure
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Speed:
         """Whether it is; None where the machine is too noisy to tell."""
         if self.ratio.high < 1 or self.ratio.low > 1:
             return self.ratio.high < 1
-        return None if self.ratio.high > NOISY * self.ratio.low else False
+        return None if self.ratio.noisy else False
 
     @property
     def warning(self) -> str:

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from irprune.analysis.cost import Costs
-from irprune.analysis.sizes import example_symbols, input_shapes
-from irprune.api.option_kinds import SYNTHETIC
-from irprune.errors import IrpruneError
-from irprune.ir.dtype import is_real
+from irprune.analysis.sizes import candidates, example_symbols, input_shapes, shown_sizes
+from irprune.api.forecast import duration
+from irprune.api.option_kinds import DEAD, SYNTHETIC
+from irprune.errors import IrpruneError, option
+from irprune.ir.dtype import is_half, is_real
 from irprune.ir.graph import Graph
-from irprune.ops.arrays import is_meta
+from irprune.ops.arrays import as_tensor, is_meta
+from irprune.run.inputs import random_inputs
 from irprune.run.norm_statistics import stored
 from irprune.run.ranks import current
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["say_unkept", "with_data"]
 
+_TRIED = 5  # sizes, where the model does not say which
 _MUCH = 0.1  # of the parameters or multiply-accumulates: more is not cut without a loss
 
 
@@ -57,7 +62,17 @@ def with_data(options: Options, graph: Graph, chooses: bool) -> tuple[Options, s
         raise IrpruneError(
             "inputs cannot be made: none is a tensor of numbers", graph.name, "give calibration="
         )
-    symbols = example_symbols(graph)
+    symbols, seconds = _running_sizes(graph)
+    if symbols is None:
+        tried = shown_sizes(graph)
+        if not asked:
+            return options, ""
+        raise IrpruneError(
+            "inputs cannot be made: the model does not run at the sizes that were tried, first at "
+            f"{tried or 'those of the example call'}",
+            graph.name,
+            f"give example inputs ({option('args')}) of sizes that it takes",
+        )
     shapes = [shape for _, shape in input_shapes(graph, symbols)]
     own = max(1, shapes[0][0]) if shapes and shapes[0] else 1
     plan = planned(Costs(graph, symbols).at({})["macs"] / own, shapes)
@@ -68,7 +83,11 @@ def with_data(options: Options, graph: Graph, chooses: bool) -> tuple[Options, s
     )
     say: Callable[[str], None] | None = options.values["progress"]
     if say is not None and current().leads:
-        say(f"no calibration data: {plan.samples} inputs are made from {source}")
+        takes = duration(plan.forwards * plan.samples / own * seconds)
+        say(
+            f"no calibration data: {plan.samples} inputs are made from {source}, about {takes}; "
+            "calibration=False (--no-calibration) goes without"
+        )
     seed = options.values["seed"] or 0
     made = synthetic(graph, shapes, plan, statistics, seed=seed)
     note = (
@@ -76,6 +95,27 @@ def with_data(options: Options, graph: Graph, chooses: bool) -> tuple[Options, s
         "(calibration=, --calibration) keep more"
     )
     return options.calibrated(made), note
+
+
+def _running_sizes(graph: Graph) -> tuple[dict[str, int] | None, float]:
+    """Sizes of the inputs' symbols at which the graph runs, the example's or the first plausible
+    ones, and the seconds that it takes; None where it runs at none of them."""
+    from irprune.ops.dtypes import TO_TORCH
+    from irprune.run.interpret import evaluate
+
+    half = TO_TORCH["f32"] if any(is_half(v.dtype) for v in graph.values()) else None
+    said = graph.source is not None and graph.source.example_shapes() is not None
+    for sizes in [example_symbols(graph)] if said else islice(candidates(graph), _TRIED):
+        given = random_inputs(graph, sizes)
+        inputs = [as_tensor(given[v.name]) for v in graph.inputs]
+        try:
+            evaluate(graph, inputs, dtype=half)  # the first loads what is loaded once
+        except (RuntimeError, IndexError, ValueError, IrpruneError):
+            continue  # sizes that shapes do not rule out, but an operator does
+        began = time.perf_counter()
+        evaluate(graph, inputs, dtype=half)
+        return sizes, time.perf_counter() - began
+    return None, 0.0
 
 
 def _doubt(options: Options, graph: Graph) -> str:
@@ -105,7 +145,8 @@ def _left_open(options: Options) -> bool:
 def say_unkept(report: Report, options: Options) -> None:
     """Note, last, that a model that lost much without any data does not keep its accuracy."""
     lost = 1 - min(report.params.left, report.macs.left)
-    if options.values["calibration"] is not None or lost <= _MUCH:
+    exact = options.values["keep_indices"] == DEAD  # nothing is lost
+    if options.values["calibration"] is not None or lost <= _MUCH or exact:
         return
     report.notes.append(
         "accuracy is not kept: give a few hundred inputs as calibration= (--calibration FOLDER), "

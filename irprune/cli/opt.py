@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from irprune.api.calls import made_by
 from irprune.base.atomic_write import write_text
+from irprune.cli.completion import complete_file
 from irprune.cli.options import as_json, inputs, load, model, say, show_json, shown
+from irprune.cli.output import Output
 from irprune.driver.instruments import Dump, PrintAfterAll, PrintDiff, Time, Verify, describe
 from irprune.driver.registry import standard
 from irprune.driver.run import run
@@ -16,10 +19,13 @@ from irprune.errors import IrpruneError
 from irprune.ir.parse import from_text
 
 if TYPE_CHECKING:
+    from irprune.api.pruned import Pruned
     from irprune.driver.instruments import Instrument
     from irprune.ir.graph import Graph
 
 __all__ = ["opt", "read_graph"]
+
+MODELS = (".onnx", ".pt2")  # what is written as a model, not as text
 
 
 @click.command()
@@ -42,9 +48,12 @@ __all__ = ["opt", "read_graph"]
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write the text here instead of printing it.",
+    metavar="FILE",
+    shell_complete=complete_file,
+    help="Write the graph here instead of printing it: a file that ends in .onnx or .pt2 is the "
+    "model, proven; anything else the text.",
 )
+@click.option("--no-proof", is_flag=True, help="Write a model that is not proven.")
 @click.option(
     "--print-after-all", is_flag=True, help="Print the graph after every pass (on stderr)."
 )
@@ -72,7 +81,8 @@ def opt(
     pretrained: bool,
     trust: bool,
     files: tuple[str, ...],
-    output: Path | None,
+    output: str | None,
+    no_proof: bool,
     print_after_all: bool,
     print_diff: bool,
     dump: Path | None,
@@ -82,16 +92,20 @@ def opt(
     quiet: bool,
     json_: bool,
 ) -> None:
-    """Run passes on MODEL and print the graph as text.
+    """Run passes on MODEL, and print the graph as text or write the model that they make.
 
     MODEL may also be such a text, in a file that ends in .irp.
 
     \b
     irprune opt net.py:build -p prune --print-diff --quiet
     irprune opt net.onnx -p "infer-axes,my-pass{k=3}" --load my_pass.py --time
+    irprune opt net.onnx -p prepare,analyse,decide,my-pass,cut -o small.onnx
     """
     passes = standard(files).parse(pipeline) if pipeline.strip() else []
+    place = Output(output if output is not None and Path(output).suffix in MODELS else None)
+    place.check(model, force=False)
     graph = read_graph(model, inputs, pretrained, trust)
+    whole = graph.copy() if place.path is not None else None
     clock = Time()
     instruments: list[Instrument] = [
         *([Verify(say, deep)] if verify or deep else []),
@@ -106,8 +120,13 @@ def opt(
     if timed:
         say(clock.table())
     text = str(graph)
-    if output is not None:
-        write_text(output, text)
+    made: Pruned | None = None
+    if whole is not None:
+        made = made_by(whole, passes, proof=not no_proof)
+        place.write(made)
+        say(f"wrote {output}: {made.report.proof or 'not proven'}")
+    elif output is not None:
+        write_text(Path(output), text)
     if json_:
         show_json(
             {
@@ -117,6 +136,7 @@ def opt(
                 "nodes": len(graph.nodes),
                 "weights": len(graph.weights),
                 "notes": [*graph.notes, *result.notes],
+                "report": None if made is None else made.report.as_dict(),
                 "text": None if quiet or output is not None else text,
             }
         )

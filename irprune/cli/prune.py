@@ -193,7 +193,8 @@ def _prune(
         say(f"wrote {written}")
     if pruned.report.speed is not None and pruned.report.speed.warning:
         say(f"irprune: warning: {pruned.report.speed.warning}")
-    asked = given["plan"] is None and "budget" not in settings and settings.get("ratio", 0.5) != 0
+    told = given["plan"] is not None or {"budget", "keep_indices"} & settings.keys()
+    asked = not told and settings.get("ratio", 0.5) != 0
     if pruned.report.cuts_nothing and asked:
         why = "no smaller model keeps the metric" if pruned.trials is not None else ""
         say(f"irprune: warning: {pruned.report.notes[0] if not why else f'nothing was cut: {why}'}")

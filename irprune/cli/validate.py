@@ -11,7 +11,6 @@ from irprune.api.user_code import callable_at
 from irprune.base.tolerance import PARITY
 from irprune.cli.options import common, device, inputs, load, model, show_json, shown
 from irprune.errors import CheckFailed, IrpruneError
-from irprune.validate.metrics import METRICS
 from irprune.validate.parity import compare_arrays
 from irprune.validate.proof_result import is_nan
 
@@ -37,7 +36,7 @@ __all__ = ["validate"]
 )
 @click.option(
     "--metric",
-    type=click.Choice([*METRICS, "auto"]),
+    metavar="NAME",
     default=None,
     help="Measure how well B agrees with A by this metric, in place of comparing every number; "
     "auto takes what fits the outputs.",

@@ -51,7 +51,7 @@ class Fisher:
         for leaf, members in found.items():
             for m in members:
                 wanted.setdefault(m.weight.name, {})[place_of(m, blocks.get(leaf)).dims] = None
-        data = calibrated(self.calibration, graph, "fisher", self.batch)
+        data = calibrated(self.calibration, graph, "fisher", self.batch, derived=True)
         gradients = Gradients(graph, self.loss, self.seed)
 
         def add(sums: Sums, batch: Batch) -> None:

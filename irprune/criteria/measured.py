@@ -23,7 +23,7 @@ from irprune.base.progress import tell
 from irprune.criteria import Scores
 from irprune.criteria.consumers import Reader, readers
 from irprune.criteria.obs import Surgeon
-from irprune.criteria.readings import Reading, key_of, readings_of
+from irprune.criteria.readings import Reading, Readings, key_of, readings_of
 from irprune.criteria.refit import refitted
 from irprune.ir.axis import Axis, leaves
 from irprune.ir.dtype import is_real
@@ -35,10 +35,9 @@ from irprune.run.logits import divergence, logits_of, shortened
 if TYPE_CHECKING:
     import torch
 
-    from irprune.run.calibration import Calibration
     from irprune.run.interpret import Hook
 
-__all__ = ["LEVELS", "affordable", "measured", "scaled"]
+__all__ = ["LEVELS", "affordable", "measured", "scaled", "set_apart"]
 
 # Shares of a group that are dropped to measure; of all of it, one index stays
 LEVELS = (
@@ -94,7 +93,7 @@ def measured(
         if drops is not None and x in known:
             drops[x] = known[x].pop()[1]
     out = {x: scaled(scores[x], known[x]) for x in found if x in known}
-    probe = _Probe(graph, readings.data, len(found)) if order else None
+    probe = _Probe(graph, readings, len(found)) if order else None
     for some in readings.portions({x: [r.layer for r in found[x]] for x in order}):
         read = readings.of([r.layer for x in some for r in found[x]], products=True)
 
@@ -117,6 +116,12 @@ def measured(
         sum(float(scores[x].sum()) for x in out), 1e-300
     )
     return {leaf: out[leaf] if leaf in out else s * level for leaf, s in scores.items()}
+
+
+def set_apart(readings: Readings) -> None:
+    """Leave out of ``readings`` what ``measured`` compares outputs on: layers that are refitted to
+    the same samples would seem to lose less than they do."""
+    readings.hold_out(SAMPLES[1] if logits_of(readings.graph) is None else ROWS)
 
 
 def _first_reads(graph: Graph) -> dict[Axis, int]:
@@ -246,17 +251,22 @@ class _Probe:
     """A share of the calibration data, what the original says to it, and how far it has run: what
     lies before the first node that reads a group is the same with and without it."""
 
-    def __init__(self, graph: Graph, data: Calibration, groups: int) -> None:
+    def __init__(self, graph: Graph, readings: Readings, groups: int) -> None:
+        from irprune.run.calibration import ACTIVATIONS
         from irprune.run.difference import channel_dims
         from irprune.run.statistics import Tape
 
+        data, among = readings.data, readings.among
+        held = max(1, data.count() // among) if among else 0
         self.logits = logits_of(graph)
         if self.logits is None:
             self.levels, samples = affordable(groups, data.count())
-            batches = data.joined(samples)
+            room = data.activations.fitting(ACTIVATIONS)  # what waits at a place in the graph
+            samples = max(SAMPLES[0], min(samples, room))
+            batches = data.joined(min(samples, held) if held else samples, max(1, among))
         else:
             self.levels = LEVELS[-1]
-            batches = [shortened(graph, b) for b in data.joined(ROWS)]
+            batches = [shortened(graph, b) for b in data.joined(held or ROWS, max(1, among))]
         self.counted = [self.logits.weights(b.inputs) if self.logits else None for b in batches]
         self.graph, self.tape, self.at = graph, Tape(graph), 0
         floating = [i for i, v in enumerate(graph.outputs) if is_real(v.dtype)]
@@ -334,7 +344,7 @@ def _off(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], dim: int 
         if a.shape != b.shape:  # as many as were found
             off, power = off + max(1, b.numel()), power + max(1, b.numel())
         elif b.is_floating_point():
-            more, whole = square_off(a, b, unit)
+            more, whole = square_off(a, b, unit, dim)
             off, power = off + more, power + whole
         else:
             off, power = off + float(torch.ne(a, b).sum()), power + b.numel()

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from irprune.analysis.layers import Layer
-    from irprune.run.calibration import Calibration
+    from irprune.run.calibration import Batch, Calibration
     from irprune.run.gram import Gram
     from irprune.run.walk import Walk
 
@@ -114,12 +114,30 @@ class Reading:
         held = self._rows.inverses
         if (ridge, centred) not in held:
             gram = self._rows.gram
-            products = (gram.covariance() if centred else gram.second_moment()).double()
-            products.diagonal(dim1=1, dim2=2).add_(ridge * signal(gram, centred)[:, None])
-            made = torch.cholesky_inverse(torch.linalg.cholesky(products))
-            exact = ridge < 1e-4 or gram.covariance().dtype == torch.float64
-            held[ridge, centred] = made if exact else made.float()
+            products = gram.covariance() if centred else gram.second_moment()
+            exact = ridge < 1e-4 or products.dtype == torch.float64
+            level = ridge * signal(gram, centred)[:, None]
+            made = None if exact else _inverted(products, level)
+            if made is None:
+                found = _inverted(products.double(), level)
+                assert found is not None, "positive definite in float64"
+                made = found if exact else found.float()
+            held[ridge, centred] = made
         return held[ridge, centred]
+
+
+def _inverted(products: torch.Tensor, level: torch.Tensor) -> torch.Tensor | None:
+    """The inverse of ``products`` [b, k, k] with ``level`` [b, 1] on their diagonal; None where
+    rounding has made one indefinite."""
+    import torch
+
+    products = products.clone()
+    products.diagonal(dim1=1, dim2=2).add_(level.to(products.dtype))
+    lower, failed = torch.linalg.cholesky_ex(products)
+    if bool(failed.any()):
+        return None
+    made = torch.cholesky_inverse(lower)
+    return made if bool(torch.isfinite(made).all()) else None
 
 
 class Readings:
@@ -133,6 +151,24 @@ class Readings:
         self._bytes = 0
         self._walk: Walk | None = None
         self._more = False  # whether layers further on are to be asked for
+        self.among = 0  # the distance of samples that are left out of them
+
+    def hold_out(self, samples: int) -> int:
+        """Leave about ``samples`` of the data, and no more than a fourth, out of what is read from
+        now on, so that what is fitted to the readings can be tried on others.
+
+        Returns:
+            About their number; 0 where there are too few data for it.
+        """
+        count = self.data.count()
+        held = min(samples, count // 4)
+        among = count // held if held else 0
+        if not self.data.resizable:  # whole calls are left out
+            among *= max(self.data.sizes(), default=1)
+        if among != self.among:
+            self.among, self._held, self._bytes = among, {}, 0
+            self._walk = None
+        return held
 
     def of(self, layers: Sequence[Layer], *, products: bool) -> dict[str, Reading]:
         """By ``key_of``. Raises IrpruneError where activations are NaN or infinite."""
@@ -169,14 +205,19 @@ class Readings:
         if some:
             yield some
 
+    def _rest(self, batch: Batch) -> Batch | None:
+        """What of a chunk is read: all but what is held out."""
+        return self.data.rest(batch, self.among) if self.among else batch
+
     def _gathered(
         self, firsts: Mapping[tuple[Source, bool], Layer]
     ) -> dict[tuple[Source, bool], _Rows]:
-        """The sums over the rows of each of ``firsts``, from one run over the data of all ranks."""
+        """The sums over the rows of each of ``firsts``, from one run over the data of all ranks;
+        without the samples that are held out."""
         from irprune.run.walk import Walk
 
         if self._walk is None:
-            self._walk = Walk(self.graph, self.data, self.memory)
+            self._walk = Walk(self.graph, self.data, self.memory, self._rest)
         by_node: dict[Node, dict[tuple[Source, bool], Layer]] = {}
         for key, layer in firsts.items():
             by_node.setdefault(layer.node, {})[key] = layer
@@ -248,8 +289,12 @@ def _add(gram: Gram, x: torch.Tensor, where: str) -> None:
         )
 
 
-def calibrated(source: Any, graph: Graph, criterion: str, batch: int = 64) -> Calibration:
-    """``source`` as calibration data for ``graph``. Raises IrpruneError where there is none."""
+def calibrated(
+    source: Any, graph: Graph, criterion: str, batch: int = 64, derived: bool = False
+) -> Calibration:
+    """``source`` as calibration data for ``graph``, in chunks of ``batch`` samples, fewer where
+    memory asks for it (``derived``: where derivatives are taken). Raises IrpruneError where there
+    is none."""
     if source is None:
         raise IrpruneError(
             f"criterion {criterion!r} needs calibration data",
@@ -259,13 +304,14 @@ def calibrated(source: Any, graph: Graph, criterion: str, batch: int = 64) -> Ca
     from irprune.run.calibration import Calibration
 
     data = source.data if isinstance(source, Readings) else source
-    if isinstance(source, Readings) and data.batch == batch:
+    if isinstance(source, Readings) and (data.batch, data.derived) == (batch, derived):
         return data
     return Calibration(
         data,
         graph,
         samples=data.samples if isinstance(data, Calibration) else None,
         batch=batch,
+        derived=derived,
     )
 
 

@@ -111,7 +111,7 @@ def prices(
     from irprune.run.gradients import sensitivities
 
     layers = {r.layer.node: key_of(r.layer) for many in found.values() for r in many}
-    data = calibrated(criterion.calibration, graph, "reconstruction", 16)
+    data = calibrated(criterion.calibration, graph, "reconstruction", 16, derived=True)
     least, most = SAMPLES
     some = max(least, min(most, data.count() // 4))
     squares = sensitivities(graph, list(layers), data, some, criterion.loss, criterion.seed)

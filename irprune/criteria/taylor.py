@@ -42,7 +42,7 @@ def _moments(
 
     found = gate_places(graph, groups)
     numbers = {leaf: i for i, leaf in enumerate(found)}
-    data = calibrated(criterion.calibration, graph, name, criterion.batch)
+    data = calibrated(criterion.calibration, graph, name, criterion.batch, derived=True)
     gradients = Gradients(graph, criterion.loss, criterion.seed)
 
     def add(sums: Sums, batch: Batch) -> None:

@@ -35,12 +35,14 @@ Real = Size | float
 class Settled:
     """What is known of the open sizes at the end of a capture: symbols that turned out to be
     another size, where in the inputs each stands (position, dimension), the dimensions that are
-    fixed, and the guards that remain."""
+    fixed, and the guards that remain; ``asserted`` are those on sizes that depend on values, to be
+    checked once these are known."""
 
     replaced: dict[str, Size] = field(default_factory=dict)
     places: dict[str, tuple[int, int]] = field(default_factory=dict)
     fixed: list[Fixed] = field(default_factory=list)
     guards: list[Guard] = field(default_factory=list)
+    asserted: list[Guard] = field(default_factory=list)
 
 
 class OpenSizes:
@@ -61,6 +63,7 @@ class OpenSizes:
         self.quiet = False  # True while torch asks for its own sake, and nothing is decided
         self._inputs: dict[str, tuple[int, int]] = {}  # of each symbol: position of input, dim
         self._from: dict[str, frozenset[str]] = {}  # inputs' symbols that a told one depends on
+        self._of_values: dict[str, None] = {}  # symbols of sizes that depend on values
         self._points: list[dict[str, int]] = [{} for _ in _SPANS]
         self._first: dict[tuple[Any, ...], Real] = {}
         self._values: dict[Sym, tuple[Any, ...] | None] = {}
@@ -79,9 +82,24 @@ class OpenSizes:
     def told(self, size: int, sources: Iterable[Any]) -> Sym:
         """A symbol for a size that a node tells when it runs; it depends on the symbols in
         ``sources``, nested lists of sizes."""
+        listed = list(sources)
+        if any(n in self._of_values for s in listed if isinstance(s, Sym) for n in symbols(s)):
+            return self.of_values(size)
         made = self._new(f"n{len(self.example)}", size)
-        self._from[made.name] = self.inputs_behind(sources)
+        self._from[made.name] = self.inputs_behind(listed)
         return made
+
+    def of_values(self, size: int) -> Sym:
+        """A symbol for a size, or a number, that depends on the values of tensors; ``size`` is what
+        the example makes of it."""
+        made = self._new(f"n{len(self.example)}", size)
+        self._of_values[made.name] = None
+        return made
+
+    def is_of_values(self, x: Any) -> bool:
+        """Whether ``x``, a size or a guard, depends on the values of tensors."""
+        names = x.symbols if isinstance(x, Guard) else symbols(x) if isinstance(x, Sym) else ()
+        return any(n in self._of_values for n in names)
 
     def _new(self, name: str, size: int) -> Sym:
         name = self._unique(name)
@@ -254,10 +272,12 @@ class OpenSizes:
             return any(n not in self._inputs for n in guard.symbols)
 
         for guard in self.guards:
-            if is_told(guard):
+            if is_told(guard) and not self.is_of_values(guard):
                 close(guard.symbols, guard.where)
         solved: list[Guard] = []
-        pending = [g for g in (*self.guards, *self.ties) if g.relation == "=="]
+        pending = [
+            g for g in (*self.guards, *self.ties) if g.relation == "==" and not self.is_of_values(g)
+        ]
         changed = True
         while changed:
             changed, rest = False, []
@@ -277,15 +297,20 @@ class OpenSizes:
                 else:
                     rest.append(guard)
             pending = rest
-        for name, sources in self._from.items():
+        for name, sources in self._from.items():  # those of values are not among them
             if name not in self._inputs and all(
                 not isinstance(rewrite(symbol(s), out.replaced), Sym) for s in sources
             ):
                 out.replaced[name] = self.example[name]
+        out.asserted = self._asserted(out.replaced)
         out.replaced = {n: _whole(rewrite(symbol(n), out.replaced)) for n in out.replaced}
         numbers = {n: s for n, s in out.replaced.items() if isinstance(s, int)}
         # what operators take to be equal they check themselves, but where one symbol became another
-        checked = dict.fromkeys((*self.guards, *(g for g in solved if not is_told(g))))
+        checked = dict.fromkeys(
+            g
+            for g in (*self.guards, *(g for g in solved if not is_told(g)))
+            if not self.is_of_values(g)
+        )
         out.guards = _simplest([_rewritten(g, numbers) for g in checked])
         for name, (position, dim) in self._inputs.items():
             if name not in numbers:
@@ -293,6 +318,23 @@ class OpenSizes:
             else:
                 out.fixed.append(Fixed(position, dim, self.example[name], why.get(name, "")))
         return out
+
+    def _asserted(self, replaced: dict[str, Size]) -> list[Guard]:
+        """The guards on sizes that depend on values. A size that must be a number becomes it, in
+        ``replaced``; where two such sizes meet, the operator checks that itself."""
+        ties = (g for g in self.ties if not (isinstance(g.left, Sym) and isinstance(g.right, Sym)))
+        found = [g for g in dict.fromkeys((*self.guards, *ties)) if self.is_of_values(g)]
+        fixed: list[Guard] = []
+        for guard in found:
+            names = guard.symbols
+            if guard.relation != "==" or len(names) != 1 or names[0] in replaced:
+                continue
+            known = {names[0]: self.example[names[0]]}
+            bare = isinstance(guard.left, Sym) and guard.left.name == names[0]
+            if bare and not isinstance(guard.right, Sym):
+                replaced[names[0]] = known[names[0]]
+                fixed.append(guard)
+        return [*fixed, *(g for g in found if _rewritten(g, replaced).symbols)]
 
     def _solve(self, guard: Guard, out: Settled) -> bool:
         """Let a symbol that stands alone on one side become the other side, or become another

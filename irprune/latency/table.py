@@ -83,7 +83,8 @@ class Table:
 
     ``measure`` times one operator; ``file`` is where times are kept (None: nowhere). A
     convolution's time is a staircase, so it is measured at multiples of the ``step`` and is the
-    same up to the next; a matrix product's is smooth. ``measured`` counts."""
+    same up to the next; a matrix product's is smooth. ``measured`` counts those that were measured,
+    ``reused`` has the keys of those that were asked for and came from the file."""
 
     def __init__(
         self, measure: Measure, file: Path | None = None, steps: dict[str, int] | None = None
@@ -92,6 +93,8 @@ class Table:
         self.times: dict[str, float] = _read(file)
         self.steps = dict(steps or {})
         self.measured = 0
+        self.reused: dict[str, None] = {}
+        self._kept = set(self.times)
         self._known: dict[tuple[Operator, int, int], float] = {}
 
     @classmethod
@@ -138,7 +141,20 @@ class Table:
         if key not in self.times:
             self.times[key] = float(self.measure(operator, a, b))
             self.measured += 1
+        elif key in self._kept:
+            self.reused[key] = None
         return self.times[key]
+
+    @property
+    def origin(self) -> str:
+        """Where the times that were asked for come from; "" where none were, or all were measured
+        now."""
+        if not self.reused or self.file is None:
+            return ""
+        return (
+            f"of the times of operators {len(self.reused)} are of earlier runs on this machine "
+            f"({self.file}), {self.measured} were measured now; without that file all are"
+        )
 
     def levels(self, kind: str, size: int) -> list[int]:
         """The sizes at which an operator of a whole size is measured: about a quarter, a half, all

@@ -151,6 +151,7 @@ class Op:
             bounds.
         linear: Of a product of tensors: whether a use of it gives the product itself; None means
             that every one does.
+        asserts: Raises for values that the graph is not right for; its result says nothing.
         unread: Stands for a use of an operator that no rule covers.
         rounds: Results are rounded to the steps of a quantised type.
         dequantises: Results are the numbers that the integers of the first operand stand for.
@@ -193,6 +194,7 @@ class Op:
     stops: bool = False
     rearranges: bool = False
     learned: bool = True
+    asserts: bool = False
     unread: bool = False
     linear: Callable[[Node], bool] | None = None
     rounds: bool = False

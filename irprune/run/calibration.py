@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,16 @@ from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Sym, probe_of, same
 from irprune.ops.arrays import as_tensor, checksum
 from irprune.ops.dtypes import TO_TORCH
+from irprune.run.activations import Activations, activations
 from irprune.run.images import Folder, Preprocess, combined
 from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
 from irprune.run.pixels import plain_pixels
 from irprune.run.ranks import current
 
-__all__ = ["Batch", "Calibration", "noise", "split_rows"]
+__all__ = ["ACTIVATIONS", "Batch", "Calibration", "noise", "split_rows"]
+
+ACTIVATIONS = 1 << 29  # bytes of activations that run at once, of more than one sample
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,9 @@ class Calibration:
             of arrays or images (``irprune.run.images.Folder``).
         graph: The graph whose inputs they are.
         samples: How many samples are used at most; None for all.
-        batch: How many run at once, where the model takes any number.
+        batch: How many run at once at most, where the model takes any number.
+        derived: Derivatives are taken, so that all activations are held and not those that are
+            still needed alone; for ``activations``, which bounds how many run at once.
         mean: Per channel, of pixels in 0..1; for image files alone.
         std: As ``mean``.
 
@@ -74,12 +80,14 @@ class Calibration:
         *,
         samples: int | None = None,
         batch: int = 64,
+        derived: bool = False,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
         self.graph = graph
         self.samples = samples
         self.batch = batch
+        self.derived = derived
         self.notes: list[str] = []
         if isinstance(source, (str, Path)):
             source = Folder(source, combined(None, mean=mean, std=std))
@@ -129,7 +137,12 @@ class Calibration:
 
     def _flat(self, number: int, item: Any) -> Batch:
         read = item.read() if isinstance(item, _File) else item
-        return _flat(read, self.graph, f"calibration item {number}", self.notes)
+        made = _flat(read, self.graph, f"calibration item {number}", self.notes)
+        if self.source.few is None:
+            own = _batch_size(self.graph)
+            few = 1 if isinstance(own, Sym) else own
+            self.source.few = made if few is None or made.size <= few else _rows(made, slice(few))
+        return made
 
     def _pieces(self) -> list[list[_Piece]]:
         """The pieces of every item; the data are read for it once, files by one rank each."""
@@ -198,21 +211,22 @@ class Calibration:
         """
         return sum(self.sizes())
 
-    def spread(self, samples: int, wanted: Callable[[int], bool] | None = None) -> Iterator[Batch]:
+    def spread(
+        self, samples: int, wanted: Callable[[int], bool] | None = None, among: int = 1
+    ) -> Iterator[Batch]:
         """Some of the samples, at equal distances.
 
         Args:
             samples: About how many; whole items where the graph takes no other number.
             wanted: Says of the number of a chunk whether it is wanted; None for all.
+            among: The distance of the samples that they are taken among.
 
         Returns:
             Batches of them.
         """
         sizes = self.sizes()
-        stride = max(1, sum(sizes) // samples)
-        starts = [0]
-        for size in sizes:
-            starts.append(starts[-1] + size)
+        stride = among * max(1, sum(sizes) // (samples * among))
+        starts = [0, *accumulate(sizes)]
 
         def reached(number: int) -> bool:
             return -starts[number] % stride < sizes[number]
@@ -224,33 +238,79 @@ class Calibration:
                 else batch
             )
 
-    def joined(self, samples: int) -> list[Batch]:
+    def rest(self, batch: Batch, among: int) -> Batch | None:
+        """What of a chunk ``spread`` among samples at a distance leaves.
+
+        Args:
+            batch: The chunk.
+            among: The distance.
+
+        Returns:
+            The rest of the chunk; None where there is none.
+        """
+        first = -sum(self.sizes()[: batch.number]) % among
+        if first >= batch.size:
+            return batch
+        if not self.resizable or batch.size == 1:
+            return None
+        mask = torch.ones(batch.size, dtype=torch.bool)
+        mask[first::among] = False
+        if not bool(mask.any()):
+            return None
+        return Batch(tuple(x[mask] for x in batch.inputs), number=batch.number)
+
+    def joined(self, samples: int, among: int = 1) -> list[Batch]:
         """``spread`` in as few batches as the graph takes.
 
         Args:
             samples: About how many.
+            among: As of ``spread``.
 
         Returns:
             The batches, without what the items hold beyond inputs.
         """
-        made = [Batch(b.inputs) for b in self.spread(samples)]
+        made = [Batch(b.inputs) for b in self.spread(samples, among=among)]
         alike = len({tuple(t.shape[1:] for t in b.inputs) for b in made}) == 1
         if len(made) < 2 or not alike or not self.resizable:
             return made  # a size is written down in the graph, or differs from item to item
-        return [Batch(tuple(map(torch.cat, zip(*(b.inputs for b in made), strict=True))))]
+        whole = Batch(tuple(map(torch.cat, zip(*(b.inputs for b in made), strict=True))))
+        return split_rows(whole, max(1, self.activations.fitting(ACTIVATIONS)))
+
+    @property
+    def step(self) -> int:
+        """How many samples run at once: ``batch``, or as many as ``ACTIVATIONS`` bytes hold."""
+        if self.batch == 1:
+            return 1
+        return min(self.batch, self.activations.fitting(ACTIVATIONS, derived=self.derived))
+
+    @property
+    def activations(self) -> Activations:
+        """What those of one sample take, measured once on the first."""
+        known = self.source.activations
+        if known is None:
+            first = self._few()
+            known = activations(self.graph, first.inputs, first.size)
+            self.source.activations = known
+        return known
 
     @property
     def resizable(self) -> bool:
         """Whether the graph runs with another number of samples than it was captured with: tried
         once, and compared."""
         if self._free is None:
-            self._free = _any_batch(self.graph, self._first())
+            self._free = _any_batch(self.graph, self._few())
         return self._free
 
-    def _first(self) -> Batch:
-        for number, item in enumerate(self.source.items()):
-            return self._flat(number, item)
-        raise _nothing()
+    def _few(self) -> Batch:
+        """The first samples, as many as the graph was captured with; one where it takes any
+        number."""
+        if self.source.few is None:
+            for number, item in enumerate(self.source.items()):
+                self._flat(number, item)
+                break
+        if self.source.few is None:
+            raise _nothing()
+        return self.source.few
 
 
 @dataclass
@@ -259,6 +319,8 @@ class _Source:
 
     items: Callable[[], Iterator[Any]]
     sizes: list[int] | None = None
+    activations: Activations | None = None
+    few: Batch | None = None  # the first samples
 
 
 @dataclass(frozen=True)
@@ -299,10 +361,14 @@ class _Pieces:
                     return
 
     def _runs(self, size: int) -> Iterator[slice | None]:
-        own, step = self.own, self.data.batch
+        own = self.own
         if own is None:
             yield None
             return
+        if size == 1 and (isinstance(own, Sym) or own == 1):
+            yield None
+            return
+        step = self.data.step
         if (
             not isinstance(own, Sym)
             and not (size == own and size <= step)

@@ -4,7 +4,8 @@ compare models by.
 Some outputs hold quantities of unlike scale side by side, as a detector's hold places in pixels and
 likelihoods. A sum of squares over all of them sees the largest alone, so each channel then counts
 in units of its own. Channels are the dimension of an output that weights have too; positions are
-not told apart."""
+not told apart, except that quantities beside likelihoods count as much as the place where they
+stand is likely to hold anything."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from irprune.ir.axis import find, leaves
 from irprune.ir.graph import Graph, Value
 from irprune.ops.registry import readers_of, role_of
 
-__all__ = ["channel_dims", "divergence", "is_distribution", "square_off", "units"]
+__all__ = ["channel_dims", "divergence", "is_distribution", "presence", "square_off", "units"]
 
 UNLIKE = 30.0  # between the scales of channels: beyond it each counts in its own units
 LEAST = 0.1  # of the middle scale: channels that hardly vary do not count in less
@@ -70,13 +71,30 @@ def units(y: torch.Tensor, dim: int | None) -> torch.Tensor | None:
     return size + LEAST * middle.clamp(min=1e-30)
 
 
+def presence(y: torch.Tensor, dim: int) -> torch.Tensor | None:
+    """What each element of ``y`` counts for, whose channels along ``dim`` are of unlike scales: a
+    likelihood, a channel within 0..1, for 1; a quantity for what the likeliest at its place is
+    likely. None where there are not both."""
+    y = y.detach()
+    others = [d for d in range(y.dim()) if d != dim]
+    inside = (y.amin(others, keepdim=True) >= 0) & (y.amax(others, keepdim=True) <= 1)
+    if bool(inside.all()) or not bool(inside.any()):
+        return None
+    likely = torch.where(inside, y, torch.zeros((), dtype=y.dtype)).amax(dim, keepdim=True)
+    return torch.where(inside, torch.ones((), dtype=y.dtype), likely)
+
+
 def square_off(
-    ours: torch.Tensor, theirs: torch.Tensor, unit: torch.Tensor | None
+    ours: torch.Tensor, theirs: torch.Tensor, unit: torch.Tensor | None, dim: int | None = None
 ) -> tuple[float, float]:
-    """The sum of squared differences, and of squares of ``theirs``, in ``unit``."""
+    """The sum of squared differences, and of squares of ``theirs``, in ``unit`` (of channels along
+    ``dim``, weighed by their ``presence``)."""
     a, b = ours.double(), theirs.double()
     if unit is not None:
         a, b = a / unit, b / unit
+        counts = None if dim is None else presence(theirs, dim)
+        if counts is not None:
+            a, b = a * counts.double().sqrt(), b * counts.double().sqrt()
     return float((a - b).square().sum()), float(b.square().sum())
 
 

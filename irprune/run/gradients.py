@@ -22,16 +22,19 @@ from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.arrays import as_tensor
 from irprune.ops.registry import may_mask, readers_of, role_of
 from irprune.run.calibration import Batch, Calibration
-from irprune.run.difference import channel_dims, is_distribution, units
+from irprune.run.difference import channel_dims, is_distribution, presence, units
 from irprune.run.interpret import evaluate
 from irprune.run.ranks import Sums
 from irprune.run.total import total
 
-__all__ = ["Gradients", "Loss", "drawn_loss", "sensitivities"]
+__all__ = ["Cut", "Gradients", "Loss", "drawn_loss", "sensitivities"]
 
 Loss = Callable[[list[torch.Tensor], Batch], torch.Tensor]
 """From the graph's outputs and the calibration batch (its ``extra`` holds labels, where the data
 have them) to a scalar."""
+
+Cut = Callable[[torch.Tensor, Sequence[Any]], torch.Tensor]
+"""From a node's result and its operands to rows [n, b, o]."""
 
 
 def drawn_loss(
@@ -92,7 +95,8 @@ def _quantities(y: torch.Tensor, dim: int | None, draw: torch.Generator) -> torc
         inside = (fixed.amin(others, keepdim=True) >= 0) & (fixed.amax(others, keepdim=True) <= 1)
         yes = inside.expand_as(y)
     normal = torch.randn(y.shape, generator=draw).to(y.device)
-    means = y / deviation * normal
+    counts = None if unit is None or dim is None else presence(fixed, dim)
+    means = y / deviation * (normal if counts is None else normal * counts.sqrt())
     p = y.clamp(1e-6, 1 - 1e-6)
     answer = torch.bernoulli(p.detach().cpu(), generator=draw).to(y.device)
     likelihood = -(answer * p.log() + (1 - answer) * (1 - p).log())
@@ -146,9 +150,33 @@ class Gradients:
             if g is not None:
                 yield node, float(g.double().square().sum())
 
+    def rows(self, batch: Batch, cut: Mapping[Node, Cut]) -> Iterator[tuple[Node, torch.Tensor]]:
+        """For each node of ``cut`` the squared gradient by each row of its result [n], summed over
+        the row."""
+        results: dict[Node, torch.Tensor] = {}
+        given: dict[Node, list[Any]] = {}
+
+        def hook(node: Node, operands: list[Any], run: Any) -> Any:
+            made = run(*operands)
+            if node in cut:
+                results[node] = made
+                given[node] = [_detached(x) for x in operands]
+            return made
+
+        with torch.enable_grad():
+            value = self._value(batch, hook)
+            made = torch.autograd.grad(value, list(results.values()), allow_unused=True)
+        for node, g in zip(results, made, strict=True):
+            if g is not None:
+                yield node, cut[node](g, given[node]).float().square().sum((1, 2)).cpu()
+
     def _value(self, batch: Batch, hook: Any) -> torch.Tensor:
         draw = torch.Generator().manual_seed(self.seed * _APART + batch.number)
         return _loss(self.graph, batch, self.loss, draw, self._half, self._held, hook)
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, torch.Tensor) else x
 
 
 _APART = 1_000_003  # between the seeds of two draws, more than chunks

@@ -32,7 +32,7 @@ class Gram:
 
     def __init__(self, products: bool = True) -> None:
         self.products = products
-        self.count = 0
+        self.count = 0.0  # of rows, or what they weigh
         self.peak: Any = None  # the highest square of each input [b, k]
         self._shift: Any = None
         self._sum: Any = 0.0
@@ -40,8 +40,14 @@ class Gram:
         self._xr: Any = None
         self._r: Any = 0.0
 
-    def add(self, x: torch.Tensor, r: torch.Tensor | None = None) -> None:
-        """Rows x [b, n, k], with r [b, n, o]."""
+    def add(
+        self,
+        x: torch.Tensor,
+        r: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> None:
+        """Rows x [b, n, k], with r [b, n, o]; each counts once, or for as much as ``weights`` [n]
+        say."""
         b, n, k = x.shape
         if n == 0:
             return
@@ -51,17 +57,24 @@ class Gram:
             self._shift = x.mean(1, keepdim=True)
             self._xx = x.new_zeros((b, k, k) if self.products else (b, k))
         x = x - self._shift
-        self.count += n
+        once = x
+        if weights is None:
+            self.count += n
+        else:
+            column = weights.to(x.dtype)[:, None]
+            self.count += float(weights.double().sum())
+            x = x * column
         self._sum = self._sum + x.sum(1, dtype=torch.float64)
         if self.products:
-            self._xx.baddbmm_(x.transpose(1, 2), x)
+            self._xx.baddbmm_(x.transpose(1, 2), once)
         else:
-            self._xx += x.square().sum(1)
+            self._xx += (x * once).sum(1)
         if r is not None:
             if self._xr is None:
                 self._xr = x.new_zeros(b, k, r.shape[2])
             r = r.to(x.dtype)
             self._xr.baddbmm_(x.transpose(1, 2), r)
+            r = r if weights is None else r * column
             self._r = self._r + r.sum(1, dtype=torch.float64)
 
     def saw(self, x: torch.Tensor) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "asserts_values",
     "check_fits",
     "draw",
     "drawn",
@@ -117,6 +118,12 @@ def index_limits(graph: Graph) -> dict[Value, Size]:
                     for x in node.inputs:
                         note(x, below[v])
     return below
+
+
+def asserts_values(graph: Graph) -> bool:
+    """Whether ``graph`` is right for values alone by which forward goes as it did in the example;
+    others are not to be drawn for it."""
+    return any((entry := lookup(n)) is not None and entry.asserts for n in graph.nodes)
 
 
 # -- from an example -------------------------------------------------------------------------------

@@ -153,13 +153,15 @@ def evaluate(
     hook: Hook | None = None,
     device: torch.device | None = None,
     weights: Mapping[Weight, torch.Tensor] | None = None,
+    keep: bool = True,
 ) -> list[torch.Tensor]:
     """The values ``wanted`` (the graph's outputs by default) for ``inputs``.
 
     ``dtype`` converts floating-point inputs and weights; ``hook(node, operands, run)`` may compute
     a node its own way. ``weights`` stand in for stored ones, and gradients are recorded where they
     are given. Only what the wanted values need is run, and each value is dropped after its last
-    use."""
+    use; without ``keep`` the wanted ones too, where the hook alone reads them, and nothing is
+    returned."""
     tensors = list(inputs)
     device = device or (tensors[0].device if tensors else torch.device("cpu"))
     targets = list(graph.outputs if wanted is None else wanted)
@@ -180,16 +182,17 @@ def evaluate(
             env[v] = converted(as_tensor(v.load()))
         return env[v]
 
-    keep = set(map(id, targets))
+    kept = set(map(id, targets)) if keep else set()
     with torch.set_grad_enabled(weights is not None):
         for i, node in enumerate(nodes):
             operands = [read(v) for v in node.inputs]
             many = arithmetic.results(node, operands, symbols, hook)
-            env.update(zip(node.outputs, many, strict=False))
+            made = zip(node.outputs, many, strict=False)
+            env.update((v, t) for v, t in made if v in last or id(v) in kept)
             for v in {id(v): v for v in node.inputs if v is not None}.values():
-                if last.get(v) == i and id(v) not in keep:
+                if last.get(v) == i and id(v) not in kept:
                     env.pop(v, None)
-        return [read(v) for v in targets]
+        return [read(v) for v in targets] if keep else []
 
 
 def named_types(graph: Graph) -> set[str]:

@@ -24,7 +24,8 @@ from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.size import probe_of
 from irprune.ops.arrays import as_tensor
 from irprune.ops.dtypes import TO_TORCH
-from irprune.run.calibration import Calibration
+from irprune.run.activations import activations
+from irprune.run.calibration import ACTIVATIONS, Calibration
 from irprune.run.difference import is_distribution
 from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
@@ -33,7 +34,7 @@ from irprune.run.ranks import current
 
 __all__ = ["Plan", "planned", "synthetic"]
 
-WORK = 3e12  # multiply-accumulates that descent may cost: about two minutes of one core
+WORK = 1.5e12  # multiply-accumulates that descent may cost: about a minute of one core
 STEPS = 100  # of descent, at most
 BLIND = 50  # where no statistics hold the inputs near to what the model has seen
 FEWEST = 8  # samples and steps below which it is not worth while
@@ -89,6 +90,11 @@ def synthetic(
     free = all(n == own[0] for n in own)  # the first dimension counts samples
     calls = max(1, -(-plan.samples // CHUNK)) if free else max(1, plan.samples // 8)
     count = min(CHUNK, plan.samples) if free else own[0]
+    if free and plan.steps and count > FEWEST:
+        one = _drawn(graph, shapes, 1, within, np.random.default_rng(seed))
+        room = activations(graph, tuple(one), 1).fitting(2 * ACTIVATIONS, derived=True)
+        count = max(FEWEST, min(count, room))
+        calls = max(1, -(-plan.samples // count))
     begun = [_drawn(graph, shapes, count if free else None, within, draw) for _ in range(calls)]
 
     def descended(k: int) -> Any:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Timing", "interleaved"]
+__all__ = ["NOISY", "Timing", "interleaved", "ratio_of"]
+
+NOISY = 1.2  # between the quartiles of what is compared: beyond it nothing is known for sure
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Timing:
         count."""
         return _summary([a / b for a, b in zip(self.times, other.times, strict=True)])
 
+    @property
+    def noisy(self) -> bool:
+        """Whether the quartiles lie too far apart to tell anything for sure."""
+        return self.high > NOISY * self.low
+
     def as_dict(self) -> dict[str, float]:
         return {"median_s": self.median, "low_s": self.low, "high_s": self.high, "runs": self.runs}
 
@@ -36,6 +43,15 @@ class Timing:
         return (
             f"{self.median * scale:.3g} {unit} ({self.low * scale:.3g} to {self.high * scale:.3g})"
         )
+
+
+def ratio_of(after: Timing, before: Timing) -> Timing:
+    """The time ``after`` as a share of that ``before``: turn by turn where both have the times of
+    as many turns, else of the medians and quartiles."""
+    if after.times and len(after.times) == len(before.times):
+        return after.over(before)
+    middle = before.median
+    return Timing(after.median / middle, after.low / middle, after.high / middle, after.runs)
 
 
 def interleaved(

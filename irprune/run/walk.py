@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from irprune.ir.dtype import item_bytes
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.size import probe_of
-from irprune.run.calibration import Calibration
+from irprune.run.calibration import Batch, Calibration
 from irprune.run.interpret import Hook
 from irprune.run.ranks import Statistic
 from irprune.run.statistics import Shelf, Tape
@@ -32,10 +32,18 @@ class Walk:
         data: The calibration data.
         memory: Bytes of weights that are read at a time, and of what waits between two parts; a
             single operator may take more.
+        take: What of a chunk is run; None leaves it out.
     """
 
-    def __init__(self, graph: Graph, data: Calibration, memory: int) -> None:
-        self.graph, self.data, self.memory = graph, data, memory
+    def __init__(
+        self,
+        graph: Graph,
+        data: Calibration,
+        memory: int,
+        take: Callable[[Batch], Batch | None] = lambda batch: batch,
+    ) -> None:
+        self.graph, self.data, self.memory, self._take = graph, data, memory, take
+        self._sizes: dict[int, int] = {}
         self._tape = Tape(graph)
         self._shelf: Shelf | None = None
         self._symbols: dict[int, dict[str, int]] = {}
@@ -96,10 +104,10 @@ class Walk:
         for end in self._bounds():
             if self._at < end <= min(places):
                 self._go_to(end)
-        goal, sizes = max(places) + 1, self.data.sizes()
+        goal = max(places) + 1
 
         def add(statistic: S, number: int, env: dict[str, Any]) -> None:
-            watch = hook(statistic, number, sizes[number])
+            watch = hook(statistic, number, self._sizes[number])
             self._tape.advance(env, self._symbols[number], self._at, goal, watch)
             if not last:
                 self._put(number, env)
@@ -132,9 +140,12 @@ class Walk:
             return
         self._shelf = Shelf(self.memory)
         mine = is_mine(self.data.ranks, self.data.chunk_count())
-        for batch in self.data.chunks(mine):
-            self._symbols[batch.number] = self._tape.symbols(batch.inputs)
-            yield batch.number, self._tape.start(batch.inputs)
+        for chunk in self.data.chunks(mine):
+            batch = self._take(chunk)
+            if batch is not None:
+                self._symbols[chunk.number] = self._tape.symbols(batch.inputs)
+                self._sizes[chunk.number] = batch.size
+                yield chunk.number, self._tape.start(batch.inputs)
 
     def close(self) -> None:
         """Let go of what waits; the next statistic begins at the first node."""

@@ -14,9 +14,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.base.entry_points import load_entry_points
 from irprune.errors import IrpruneError
 
-__all__ = ["METRICS", "Meter", "Metric", "choose_metric", "metric_of"]
+__all__ = ["METRICS", "Meter", "Metric", "choose_metric", "metric", "metric_of"]
 
 Array = NDArray[Any]
 Arrays = Sequence[Array]
@@ -46,6 +47,7 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {}
+_LOADED: list[str] = []
 M = TypeVar("M", bound=Callable[[], Meter])
 
 
@@ -63,7 +65,11 @@ def metric(name: str, higher: bool = True) -> Callable[[M], M]:
 
 
 def metric_of(name: str) -> Metric:
-    """The metric called ``name``. Raises IrpruneError where there is none."""
+    """The metric called ``name``, of irprune or of an installed package. Raises IrpruneError where
+    there is none."""
+    if name not in METRICS and not _LOADED:
+        _LOADED.append("done")
+        load_entry_points("irprune.metrics")
     if name not in METRICS:
         raise IrpruneError(f"no metric is called {name!r}", "", "one of " + ", ".join(METRICS))
     return METRICS[name]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from irprune.analysis.sizes import candidates, fits, shown_sizes
 from irprune.base.tolerance import FLOAT32, FLOAT64
 from irprune.emit.onnx.emitter import Emitter
-from irprune.errors import IrpruneError, option
+from irprune.errors import CheckFailed, IrpruneError, option
 from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
@@ -23,6 +23,7 @@ from irprune.ir.symbols import names_in
 from irprune.run.error import relative_error
 from irprune.run.inputs import random_inputs
 from irprune.run.session import PRECISE
+from irprune.run.tried_sizes import tried_sizes
 from irprune.validate.onnx_faint import faint_error, float64_error
 from irprune.validate.onnx_oracle import silenced_model
 from irprune.validate.onnx_run import run_model, session
@@ -51,14 +52,60 @@ def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int
     constant = is_constant(theirs, integers=False) or is_nan(theirs)
     proof.vacuous = constant
     if proof.max_error <= proof.tolerance and remake is not None:
-        prove_shaken(proof, graph, remake, sizes, seed)
+        others = _others(graph, sizes, proof, seed)
+        prove_shaken(proof, graph, remake, others or sizes, seed)
         if proof.shaken is not None:
             proof.vacuous, proof.random_weights = bool(proof.shaken.nothing), constant
+        elif others:  # its own weights are all that there is: they must do at both sizes
+            try:
+                again, _ = _compared_at(graph, cut, others, seed)
+            except IrpruneError as error:
+                raise CheckFailed(
+                    f"the pruned file does not run at {proof.other_sizes}, where the file that came in does",
+                    graph.name,
+                    error.hint,
+                ) from error
+            proof.passes += again.passes
+            if not again.max_error <= again.tolerance:
+                proof.max_error, proof.tolerance = again.max_error, again.tolerance
+                proof.dtype = again.dtype
     proof.seconds = time.perf_counter() - began
     return proof
 
 
 _TRIED = 5  # sizes, where the file does not say which
+_TRIED_OTHERS = 6
+
+
+def _others(
+    graph: Graph, sizes: Mapping[str, int], proof: Proof, seed: int
+) -> dict[str, int] | None:
+    """Other sizes at which onnxruntime runs the file that came in; None where no size is open, or
+    where it runs at none that are tried, which ``proof`` then says."""
+    first = ""
+    for tried in tried_sizes(graph, sizes, fits, _TRIED_OTHERS):
+        shown = shown_sizes(graph, tried)
+        try:
+            inputs = random_inputs(graph, tried, seed=seed)
+            model, data = silenced_model(graph, Selection({}), inputs)
+            data = widen(model, data) if _has_halves(graph) else data
+            run_model(model, widened_inputs(inputs), optimise=False, data=data)
+        except IrpruneError:
+            first = first or shown
+            continue
+        proof.passes += 1
+        proof.other_sizes = shown
+        return tried
+    if first:
+        proof.notes.append(
+            f"proven at one size, {shown_sizes(graph, sizes)}: onnxruntime does not run the file "
+            f"that came in at others (tried first at {first})"
+        )
+    return None
+
+
+def _has_halves(graph: Graph) -> bool:
+    return any(is_half(v.dtype) for v in graph.values())
 
 
 def _sizes(graph: Graph) -> Iterator[dict[str, int]]:
@@ -86,24 +133,39 @@ def _refused(graph: Graph, error: IrpruneError, sizes: Mapping[str, int]) -> Irp
 
 def _compared(graph: Graph, cut: Graph, seed: int) -> tuple[Proof, dict[str, int], list[Array]]:
     """The first pass, the sizes that it was made at, and what the original gives."""
-    assert graph.kept is not None
     failed: tuple[IrpruneError, dict[str, int]] | None = None
     for sizes in islice(_sizes(graph), _TRIED):
-        inputs = random_inputs(graph, sizes, seed=seed)
-        silenced, apart = silenced_model(graph, graph.kept, inputs)
-        emitter = Emitter(cut)
-        model, data = emitter.emit(), emitter.data
-        if halves := any(is_half(v.dtype) for v in graph.values()):
-            loads = _loads(model, data, silenced, apart)
-            apart, data, inputs = widen(silenced, apart), widen(model, data), widened_inputs(inputs)
         try:
-            theirs = run_model(silenced, inputs, optimise=False, data=apart)
-            break
-        except IrpruneError as error:
+            proof, theirs = _compared_at(graph, cut, sizes, seed)
+        except _OriginalRefused as error:
             failed = failed or (error, sizes)
-    else:
-        assert failed is not None
-        raise _refused(graph, *failed)
+        else:
+            return proof, sizes, theirs
+    assert failed is not None
+    raise _refused(graph, *failed)
+
+
+class _OriginalRefused(IrpruneError):
+    """onnxruntime does not run the model that came in."""
+
+
+def _compared_at(
+    graph: Graph, cut: Graph, sizes: Mapping[str, int], seed: int
+) -> tuple[Proof, list[Array]]:
+    """The first pass at ``sizes``, and what the original gives. Raises _OriginalRefused where
+    onnxruntime does not run that."""
+    assert graph.kept is not None
+    inputs = random_inputs(graph, sizes, seed=seed)
+    silenced, apart = silenced_model(graph, graph.kept, inputs)
+    emitter = Emitter(cut)
+    model, data = emitter.emit(), emitter.data
+    if halves := _has_halves(graph):
+        loads = _loads(model, data, silenced, apart)
+        apart, data, inputs = widen(silenced, apart), widen(model, data), widened_inputs(inputs)
+    try:
+        theirs = run_model(silenced, inputs, optimise=False, data=apart)
+    except IrpruneError as error:
+        raise _OriginalRefused(error.what, error.where, error.hint) from error
     ours = run_model(model, inputs, data=data)
     proof = Proof(0.0, FLOAT32)
     if halves:
@@ -146,7 +208,7 @@ def _compared(graph: Graph, cut: Graph, seed: int) -> tuple[Proof, dict[str, int
         proof.notes.append(
             f"the outputs all but vanish: onnxruntime's differ by {faint:.1e} of the original's"
         )
-    return proof, sizes, theirs
+    return proof, theirs
 
 
 def _saturation(

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 
 from irprune.base.tolerance import FLOAT32, FLOAT64
-from irprune.errors import gist
+from irprune.errors import IrpruneError, OtherOutcome, gist, option
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.run.error import relative_error
-from irprune.run.inputs import flat_tensors, over_tensors, redraw
+from irprune.run.inputs import asserts_values, flat_tensors, over_tensors, redraw
 from irprune.run.interpret import evaluate, named_types
 from irprune.run.oracle import silenced
 from irprune.run.precision import full_float32
@@ -50,10 +50,18 @@ def prove(
     with full_float32(), torch.random.fork_rng():
         where = device or torch.device("cpu")
         first = _First(graph, module, remake, where, seed)
-        proof = first.proof()
-        if proof.max_error <= proof.tolerance and proof.captured:
-            _prove_again(proof, graph, remake, where, seed, own=first.own)
-            proof.vacuous = proof.shaken is not None and bool(proof.shaken.nothing)
+        try:
+            proof = first.proof()
+            if proof.max_error <= proof.tolerance and proof.captured:
+                _prove_again(proof, graph, remake, where, seed, own=first.own)
+        except OtherOutcome as other:
+            raise IrpruneError(
+                f"what is cut changes which way forward goes: {other.what}",
+                graph.name,
+                f"cut less ({option('ratio')}), or keep what the branch goes by ({option('keep')})",
+            ) from other
+        if proof.shaken is not None:
+            proof.vacuous = bool(proof.shaken.nothing)
             proof.random_weights = first.constant
     proof.seconds = time.perf_counter() - began
     return proof
@@ -87,13 +95,14 @@ class _First:
     ) -> None:
         self.graph, self.module, self.remake = graph, module, remake
         self.device, self.seed = device, seed
-        self.own = False  # whether the example's own numbers are the inputs
+        # whether the example's own numbers are the inputs: with others forward may go another way
+        self.own = asserts_values(graph)
         self.constant = False  # whether the outputs say nothing
 
     def proof(self) -> Proof:
         source = torch_source(self.graph)
         example = (source.args, source.kwargs)
-        drawn = redraw(source.args, source.kwargs, self.seed)
+        drawn = example if self.own else redraw(source.args, source.kwargs, self.seed)
         ours, theirs = self._both(drawn, torch.float32)
         proof = Proof(relative_error(ours, theirs), FLOAT32)
         self.constant = is_constant(theirs)
@@ -102,7 +111,7 @@ class _First:
             proof.passes += 2
             self.constant = self.constant or is_constant(outputs)
         # Random numbers left the model's domain
-        self.own = any(bool(t.isnan().any()) for t in theirs)
+        self.own |= any(bool(t.isnan().any()) for t in theirs)
         if self.own or not proof.max_error <= FLOAT32:
             try:
                 ours, theirs = self._both(example if self.own else drawn, torch.float64)

@@ -33,6 +33,7 @@ def prove_cut(
     module: Callable[[], torch.nn.Module],
     device: Callable[[], torch.device],
     gradients: bool = False,
+    again: Callable[[Graph], Graph] = cut_graph,
 ) -> Proof | None:
     """Prove that ``cut`` computes what ``graph`` computes with the dropped channels silenced.
 
@@ -42,6 +43,7 @@ def prove_cut(
         module: gives the module that goes out, where the model came in as one.
         device: gives the device that a module is proven on.
         gradients: prove those of a module too, even where that takes more than about a second.
+        again: makes ``cut`` of ``graph``, or of one with other weights.
 
     Returns:
         What was measured; None where the weights have no values (``meta`` device).
@@ -53,7 +55,7 @@ def prove_cut(
     if dialect == "onnx":
         from irprune.validate.onnx_proof import prove_onnx
 
-        return prove_onnx(graph, cut, lambda model: _cut_again(graph, model))
+        return prove_onnx(graph, cut, lambda model: _cut_again(graph, model, again))
     if dialect != "torch":
         raise IrpruneError("no proof is possible: this graph came from no model", graph.name)
     from irprune.emit.torch.module import emit_module
@@ -65,8 +67,8 @@ def prove_cut(
         return None
 
     def remake(subject: Graph) -> tuple[Graph, torch.nn.Module]:
-        again = cut_graph(subject)
-        return again, emit_module(again, is_stored(made))
+        smaller = again(subject)
+        return smaller, emit_module(smaller, is_stored(made))
 
     proof = prove(graph, made, remake, device())
     if proof.passed and (gradients or is_cheap(graph, Costs(graph).at({})["macs"])):
@@ -88,7 +90,9 @@ def _add_gradients(proof: Proof, found: Gradients | str) -> None:
         proof.notes.append(f"gradients are not those of forward at {shown}{more}")
 
 
-def _cut_again(graph: Graph, model: onnx.ModelProto) -> tuple[Graph, Graph] | None:
+def _cut_again(
+    graph: Graph, model: onnx.ModelProto, again: Callable[[Graph], Graph]
+) -> tuple[Graph, Graph] | None:
     """``model``, which has other weights than the file behind ``graph``, analysed and cut as that
     was; None where its groups are others."""
     from irprune.validate.onnx_shaken import same_choice
@@ -96,4 +100,4 @@ def _cut_again(graph: Graph, model: onnx.ModelProto) -> tuple[Graph, Graph] | No
     twin = analyse(capture(model))
     twin.sizes = dict(graph.sizes)
     twin.kept = same_choice(graph, twin)
-    return None if twin.kept is None else (twin, cut_graph(twin))
+    return None if twin.kept is None else (twin, again(twin))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from irprune.base.tolerance import CAPTURE, FLOAT32, FLOAT64, LEAST_RANGE, LEAST_RANGE64
-from irprune.errors import gist
+from irprune.errors import OtherOutcome, gist
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.dtype import is_float, is_half
 from irprune.ir.graph import Graph, Weight
@@ -78,7 +78,13 @@ def prove_shaken(
     refused: list[str] = []
     for shown, call in _calls(graph):
         second = _Second(proof, graph, cut, device, call, own, seed)
-        if second.made(last=not shown):
+        try:
+            made = second.made(last=not shown)
+        except OtherOutcome:
+            if not shown:
+                raise
+            made = False  # by these sizes forward goes another way
+        if made:
             proof.other_sizes = shown
             if refused and not shown:
                 proof.notes.append(f"proven at one size: forward refuses {'; '.join(refused[:3])}")

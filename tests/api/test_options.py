@@ -29,6 +29,14 @@ UNSAID |= {"trust"}  # what reads a model declares it, for every command
 _JUDGED, _FOUND = ["--calibration", "data"], {"calibration": "data"}
 DATA = ["--calibration", "data"]
 SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what prune is told
+    "--keep-indices": (
+        [str(Path(__file__).parent / "indices.json")],
+        {"keep_indices": {"w1.weight:0": [0, 2]}},
+    ),
+    "--masks": ([], {"keep_indices": "masks"}),
+    "--dead": ([], {"keep_indices": "dead"}),
+    "--quantize": (["int8"], {"quantize": "int8"}),
+    "--fp16": ([], {"quantize": "fp16"}),
     "--ratio": (["0.3"], {"ratio": 0.3}),
     "--macs": (["0.5"], {"budget": {"macs": 0.5}}),
     "--params": (["1000"], {"budget": {"params": 1000.0}}),
@@ -263,7 +271,7 @@ def test_a_flag_says_its_option(flag: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_flags_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told(monkeypatch) == {}
     assert told(monkeypatch, "--macs", "0.5", "--params", "0.6") == {
-        "budget": {"macs": 0.5, "params": 0.6}
+        "budget": {"macs": 0.5, "params": 0.6},
     }
     assert told(monkeypatch, "--repair", "none") == {"repair": False}
     assert told(monkeypatch, "--ratio", "0", "--threads", "0") == {"ratio": 0.0, "threads": 0}

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import irprune
@@ -319,3 +320,70 @@ def test_installed_packages_add_criteria(monkeypatch: pytest.MonkeyPatch) -> Non
         entry_points.load_entry_points("g")
     monkeypatch.setattr(entry_points, "entry_points", lambda group: points[:1])
     entry_points.load_entry_points("g")
+
+
+def test_installed_packages_add_sources_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    from irprune.api.load import load_model
+    from irprune.base import entry_points
+
+    def maker(name: str, pretrained: bool, trust: bool) -> object:
+        width = int(name)
+        return nn.Linear(width, 4), lambda: (torch.zeros(1, width),)
+
+    monkeypatch.setattr(EntryPoint, "load", lambda point: maker)
+    points = [EntryPoint("mylib", "mylib.models:maker", "irprune.sources")]
+    monkeypatch.setattr(entry_points, "entry_points", lambda group: points)
+    loaded = load_model("mylib:7")
+    assert loaded.model.in_features == 7 and loaded.args[0].shape == (1, 7)
+    with pytest.raises(irprune.IrpruneError):
+        load_model("otherlib:7")
+
+
+def test_installed_packages_add_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib.metadata import EntryPoint
+
+    from irprune.base import entry_points
+    from irprune.validate import metrics
+
+    def join(point: EntryPoint) -> None:
+        metrics.metric("halves")(metrics.Cosine)
+
+    monkeypatch.setattr(metrics, "_LOADED", [])
+    monkeypatch.setattr(metrics, "METRICS", dict(metrics.METRICS))
+    monkeypatch.setattr(EntryPoint, "load", join)
+    points = [EntryPoint("halves", "mylib.metrics:Halves", "irprune.metrics")]
+    monkeypatch.setattr(entry_points, "entry_points", lambda group: points)
+    assert metrics.metric_of("halves").meter is metrics.Cosine
+    with pytest.raises(irprune.IrpruneError, match="no metric is called 'thirds'; one of top1"):
+        metrics.metric_of("thirds")
+
+
+def test_a_repair_of_ones_own_by_its_class(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from irprune.passes import repairs
+
+    monkeypatch.setattr(repairs, "_REPAIRS", dict(repairs.repairs()))
+    (tmp_path / "own_repair.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from pathlib import Path\n"
+        "from typing import Any\n"
+        "from irprune.passes import PassResult\n"
+        "from irprune.passes.repairs import repair\n"
+        "@repair('nothing_at_all')\n"
+        "@dataclass(frozen=True)\n"
+        "class Nothing:\n"
+        '    """Change nothing."""\n'
+        "    original: Any\n"
+        "    calibration: Any\n"
+        "    def run(self, graph):\n"
+        "        Path(__file__).with_name('ran').touch()\n"
+        "        return PassResult(False)\n"
+    )
+    spec = f"{tmp_path / 'own_repair.py'}:Nothing"
+    call = ["prune", str(file), "--repair", spec, "-o", str(tmp_path / "o.onnx"), "--json"]
+    done = CliRunner().invoke(cli, call)
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert (tmp_path / "ran").exists()

@@ -321,7 +321,7 @@ def test_fx_takes_over_where_torch_export_refuses(monkeypatch: pytest.MonkeyPatc
 def test_quiet_captures(capfd: pytest.CaptureFixture[str]) -> None:
     class Branch(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x if x.sum() > 0 else -x
+            return x if float(x.sum()) > 0 else -x
 
     with pytest.raises(IrpruneError, match="cannot be captured"):
         irprune.capture(Branch(), (torch.randn(3),))

@@ -526,6 +526,61 @@ def test_the_loop_says_why_nothing_is_near(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.why.startswith("no cut nearer to 5 ms was found") and found.why in str(found)
 
 
+def test_the_loop_says_that_the_machine_is_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies far apart is measured longer; where that does not help, nobody is told that a
+    latency was met."""
+    turns: list[float] = []
+
+    class Noisy(Machine):
+        spread = 2.0
+
+        def beside(self, chosen: Graph, cut: Any, longer: float = 1.0) -> tuple[Timing, Timing]:
+            turns.append(longer)
+            took = 0.01 * left(self.graph, self.times)
+            high = took * (self.spread if longer == 1 else self.later)
+            return self.before, Timing(took, took, high, 9)
+
+        later = 1.0
+
+    def found() -> tuple[search.Latency, list[str]]:
+        said: list[str] = []
+        options = Choose(budget={"latency": 1.0}, times=table(steps=STAIRS))
+        made = search.choose_in_time(scored(Net(256)), options, 0.5, api.cut_graph, say=said.append)
+        return made, said
+
+    monkeypatch.setattr(search, "WholeModel", Noisy)
+    calm, said = found()
+    assert turns[:2] == [1.0, 3.0] and calm.why == "" and not calm.as_dict()["noisy"]
+    assert not any("noisy" in line for line in said)
+    monkeypatch.setattr(Noisy, "later", 1.5)
+    wild, said = found()
+    assert "the machine is noisy" in wild.why and wild.why in str(wild)
+    assert wild.as_dict()["noisy"] and any("noisy" in line for line in said)
+
+
+def test_what_is_left_is_compared_turn_by_turn() -> None:
+    """A machine that slows down for a while slows both: their ratio stands."""
+    before = Timing(2.0, 1.0, 2.0, 3, (1.0, 2.0, 2.0))
+    after = Timing(0.5, 0.5, 1.0, 3, (0.5, 1.0, 1.0))
+    found = search.Latency(before, after, 1.0, 1.0, "", "", 1, 1)
+    assert found.left == 0.5 and found.missed == 0.0 and not found.ratio.noisy
+
+
+def test_times_of_earlier_runs_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "times.json"
+    operator = Operator("matrix", (1, 8, 1))
+    first = Table(lambda *sizes: 1e-3, file)
+    first.exact(operator, 4, 4)
+    assert first.origin == ""
+    first.save()
+    second = Table(lambda *sizes: 1e-3, file)
+    assert second.origin == "", "nothing was asked for yet"
+    second.exact(operator, 4, 4)
+    second.exact(operator, 4, 8)
+    assert second.origin.startswith("of the times of operators 1 are of earlier runs")
+    assert str(file) in second.origin and "1 were measured now" in second.origin
+
+
 # -- measured --------------------------------------------------------------------------------------
 
 

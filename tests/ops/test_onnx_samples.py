@@ -11,6 +11,7 @@ from onnxcheck import OnnxCase, Refused, check_onnx, file_of, onnx_cases
 from irprune.frontend.onnx.reader import capture_onnx
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
+from irprune.ops.onnx.contrib import FREEZES
 from irprune.ops.onnx.importer import SPELLINGS, OnnxNode, Step, spelling_of
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import TABLE, load_table
@@ -30,6 +31,7 @@ UNSAMPLED = {  # operators that no file of one node can show, and why; nothing i
     **dict.fromkeys(("SequenceErase", "SequenceAt", "SequenceLength"), _LIST),
     **dict.fromkeys(("ConcatFromSequence", "SplitToSequence", "Optional"), _LIST),
     **dict.fromkeys(("OptionalHasElement", "OptionalGetElement"), _LIST),
+    **{f"com.microsoft::{name}": why for name, (why, _) in FREEZES.items()},
     "MelWeightMatrix": "made from sizes alone: tests/ops/test_onnx_backend.py",
 }
 WITHOUT_A_KERNEL = {"SwiGLU", "PRelu", "SpaceToDepth"}  # in onnxruntime, at some opset

@@ -65,7 +65,7 @@ from irprune.ops.onnx.importer import (
     spelling_of,
 )
 from irprune.ops.onnx.types import result_type
-from irprune.ops.registry import load_table, lookup, quantised_in, readers_of, role_of
+from irprune.ops.registry import TABLE, load_table, lookup, quantised_in, readers_of, role_of
 
 __all__ = ["capture_onnx", "nodes_of"]
 
@@ -421,6 +421,11 @@ class _Reader:
                 else None
                 for j in positions
             ]
+            entry = TABLE.get(step.op)
+            if entry is not None and entry.letters is not None:  # its letters are counted by rank
+                unknown = [k for k in operands if k is not None and k.shape is None]
+                if unknown:
+                    raise UnsupportedUse(f"an input of {view.target} has no known rank")
             if step.types is None and (found := result_type(step, operands)) is not None:
                 step = replace(step, types=[found])
             previous = step.types[0] if step.types else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,9 +89,16 @@ class Dynamic:
             )
         return sorted({d % value.rank for d in dims})
 
-    def settle(self, graph: Graph, sizes: OpenSizes | None, failed: Exception | None) -> None:
+    def settle(
+        self,
+        graph: Graph,
+        sizes: OpenSizes | None,
+        failed: Exception | None,
+        asserted: Callable[[Settled], None],
+    ) -> None:
         """Put what is known at the end into ``graph``: sizes that turned out to be fixed become
-        numbers, guards and fixed sizes are recorded."""
+        numbers, guards and fixed sizes are recorded. ``asserted`` records what must hold of sizes
+        that depend on values."""
         unknown = dict(self.of).keys() - {v.name for v in graph.inputs}
         if unknown:
             raise WrongSizes(
@@ -100,6 +107,7 @@ class Dynamic:
                 f"its inputs are {', '.join(v.name for v in graph.inputs)}",
             )
         settled = sizes.settle() if sizes is not None else Settled()
+        asserted(settled)
         if sizes is not None and settled.replaced:
             replace_fixed(graph, settled, sizes)
         known = {(f.input, f.dim): f for f in settled.fixed}

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.open_sizes import OpenSizes
 from irprune.ir.size import Sym, UnboundSymbol, evaluate
-from irprune.ops.arrays import as_tensor
+from irprune.ops.arrays import as_tensor, is_meta
 from irprune.ops.dtypes import TO_TORCH
 from irprune.ops.registry import lookup
 from irprune.run.interpret import run_node
@@ -30,17 +30,24 @@ def from_constants(
     kwargs: Mapping[str, Any],
     graph: Graph,
     sizes: OpenSizes | None = None,
+    example: dict[Value, Any] | None = None,
 ) -> Any:
     """``func`` on what the values among its arguments hold. Sizes that are open have their value in
     the example, and are fixed at it.
 
-    Raises LookupError, with the reason, where one of them depends on an input, on a parameter or on
-    chance."""
+    With ``example``, which holds the inputs of the example call and keeps what is computed of them,
+    the values are those of that call: inputs and parameters are known, and no size is fixed.
+
+    Raises LookupError, with the reason, where one of them depends on chance, or, without
+    ``example``, on an input or on a parameter."""
     wanted = [v for v in pytree.tree_leaves((args, dict(kwargs))) if isinstance(v, Value)]
-    nodes, stored = _constant(wanted)
+    nodes, stored = _constant(wanted, example)
     symbols: dict[str, int] = dict(sizes.example) if sizes is not None else {}
     with unset_fake_temporarily(), torch.no_grad():
-        held: dict[Value, Any] = {v: as_tensor(v.load()) for v in stored}
+        held: dict[Value, Any] = {} if example is None else example
+        held.update((v, as_tensor(v.load())) for v in stored)
+        if any(is_meta(held[v]) for v in stored):
+            raise LookupError("depends on weights that have no values")
         device = next((t.device for t in held.values()), torch.device("cpu"))
         for node in graph.nodes:
             if node in nodes:
@@ -56,27 +63,36 @@ def from_constants(
                         strict=False,
                     )
                 )
-        if sizes is not None:
+        if sizes is not None and example is None:
             for node in nodes:
                 read = [v.shape for v in (*node.inputs, *node.outputs) if v is not None]
                 for size in pytree.tree_leaves([read, list(node.attrs.values())]):
                     if isinstance(size, Sym):
                         sizes.fixed(size)
-        real_args, real_kwargs = pytree.tree_map(
-            lambda x: held[x] if isinstance(x, Value) else x, (list(args), dict(kwargs))
-        )
+
+        def real(x: Any) -> Any:
+            if isinstance(x, Sym) and sizes is not None:
+                return sizes.value(x) if example is not None else sizes.fixed(x)
+            return held[x] if isinstance(x, Value) else x
+
+        real_args, real_kwargs = pytree.tree_map(real, (list(args), dict(kwargs)))
         return func(*real_args, **real_kwargs)
 
 
-def _constant(wanted: Sequence[Value]) -> tuple[dict[Node, None], list[Weight]]:
-    """The nodes that ``wanted`` are computed by, and the buffers and constants that those read."""
+def _constant(
+    wanted: Sequence[Value], example: Mapping[Value, Any] | None = None
+) -> tuple[dict[Node, None], list[Weight]]:
+    """The nodes that ``wanted`` are computed by, and the buffers and constants that those read;
+    what ``example`` holds is known, and parameters are where it is given."""
     nodes: dict[Node, None] = {}
     stored: dict[Weight, None] = {}
     todo = list(wanted)
     while todo:
         value = todo.pop()
         node = value.producer
-        if isinstance(value, Weight) and value.kind != "parameter":
+        if example is not None and value in example:
+            continue
+        if isinstance(value, Weight) and (value.kind != "parameter" or example is not None):
             stored[value] = None
         elif node is None:
             raise LookupError(f"depends on {value.name!r}")

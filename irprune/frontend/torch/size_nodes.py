@@ -25,6 +25,9 @@ Text = str  # the node has a method of that name
 class StrideRead(Exception):
     """Forward computes with strides of a tensor whose sizes are open."""
 
+    def __init__(self) -> None:
+        super().__init__("forward computes with the strides of a tensor")
+
 
 class _Node:
     """What torch asks of the node behind a SymInt, SymFloat or SymBool."""
@@ -107,6 +110,10 @@ class SizeNode(_Node):
         return self.sizes.value(self.expression)
 
     def str(self) -> str:
+        """The expression; of one that depends on values the number, since forward may look
+        something up by it."""
+        if self.sizes.is_of_values(self.expression) and not self.sizes.quiet:
+            return str(self.sizes.fixed(self.expression))
         return str(self.expression)
 
     def is_int(self) -> bool:
@@ -229,6 +236,13 @@ class StrideNode(SizeNode):
     """A stride of a tensor whose sizes are open: torch may look at it, forward may not."""
 
     __slots__ = ()
+
+    def is_constant(self) -> bool:
+        return False
+
+    def maybe_as_int(self) -> None:
+        """None: torch would take it for the number that stands here."""
+        return
 
     def _with(self, op: Text, *others: SizeNode) -> SizeNode:
         if not self.sizes.quiet:

@@ -13,7 +13,7 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from irprune.frontend.torch.build import (
     open_dataclasses,
     type_of,
 )
+from irprune.frontend.torch.decisions import Decisions, asserted_at
 from irprune.frontend.torch.dynamic import NOTHING_OPEN, Dynamic, WrongSizes
 from irprune.frontend.torch.gradient_stops import (
     GradientStops,
@@ -58,7 +59,7 @@ from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.size_nodes import SizeNode, as_torch, expression_of, stride
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.source import Entry, TorchSource
-from irprune.frontend.torch.tracing_flags import as_exported, as_run, unchecked
+from irprune.frontend.torch.tracing_flags import as_exported, as_run, formatted, unchecked
 from irprune.frontend.torch.train_mode import (
     Asked,
     lost_in_training,
@@ -69,7 +70,8 @@ from irprune.frontend.torch.train_mode import (
 from irprune.frontend.torch.views import NotInvertible, Views, ViewStep, shares
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.open_sizes import OpenSizes
-from irprune.ops.dtypes import TO_TORCH
+from irprune.ir.size import Sym, evaluate, number
+from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
 from irprune.run.stored_tensor import StoredTensor, read
 
 __all__ = ["Declined", "trace"]
@@ -104,24 +106,59 @@ def trace(
     if why := _composites_are_split():
         raise Declined(why)
     wish = Dynamic.read(dynamic)
-    first: Exception | None = None
+    seen = _Seen()
+    call = tuple(args), dict(kwargs or {})
     try:
-        for fewer in wish.narrower():
-            try:
-                return _trace(model, tuple(args), dict(kwargs or {}), plain, fewer, first)
-            except (Declined, WrongSizes):
+        try:
+            return _narrowed(model, call, plain, wish, seen)
+        except WrongSizes:
+            raise
+        except Exception:
+            if not seen.sized_by_values:
                 raise
-            except Exception as failed:  # by an open size, or whatever sizes there are
-                if fewer.is_none:
-                    raise
-                first = first or failed
-        raise AssertionError("the last one has no open size")
+            # Forward goes by a size that depends on values
+            seen.by_example = True
+            return _narrowed(model, call, plain, wish, seen)
     except NotInvertible as unknown:
         raise Declined(str(unknown)) from unknown
     except GuardOnDataDependentSymNode as branch:
         raise Declined(
             f"forward branches on a size that depends on values: {str(branch).splitlines()[0]}"
         ) from branch
+
+
+@dataclass
+class _Seen:
+    """What the captures of one call found, and how the next is to be made.
+
+    Args:
+        sized_by_values: a size depended on the values of tensors.
+        by_example: such sizes are those of the example where forward goes by them.
+    """
+
+    sized_by_values: bool = False
+    by_example: bool = False
+
+
+def _narrowed(
+    model: nn.Module,
+    call: tuple[tuple[Any, ...], dict[str, Any]],
+    plain: bool,
+    wish: Dynamic,
+    seen: _Seen,
+) -> Graph:
+    """The graph with the sizes open that ``wish`` says, or as many of them as forward runs on."""
+    first: Exception | None = None
+    for fewer in wish.narrower():
+        try:
+            return _trace(model, *call, plain, fewer, first, seen)
+        except (Declined, WrongSizes):
+            raise
+        except Exception as failed:  # by an open size, or whatever sizes there are
+            if fewer.is_none:
+                raise
+            first = first or failed
+    raise AssertionError("the last one has no open size")
 
 
 @cache
@@ -148,8 +185,10 @@ def _trace(
     plain: bool = False,
     dynamic: Dynamic = NOTHING_OPEN,
     failed: Exception | None = None,
+    seen: _Seen | None = None,
 ) -> Graph:
-    """``failed`` is why more sizes could not be left open."""
+    """``failed`` is why more sizes could not be left open; ``seen`` learns what is found."""
+    seen = seen or _Seen()
     build = Builder(type(model).__name__)
     graph = build.graph
     open_dataclasses((args, kwargs))
@@ -163,9 +202,10 @@ def _trace(
             name += "_"
         return build.unique(name)
 
-    sizes = None if dynamic.is_none else OpenSizes(_source, unique)
+    sizes = OpenSizes(_source, unique) if seen.by_example or not dynamic.is_none else None
     build.sizes = sizes
-    recorder = _Recorder(build, fake, model)
+    decisions = Decisions(graph, build.unique, seen.by_example)
+    recorder = _Recorder(build, fake, model, decisions)
     inputs: list[int | tuple[Any]] = []
     with contextlib.ExitStack() as around:
         around.enter_context(without_collection())
@@ -173,6 +213,7 @@ def _trace(
         left = around.enter_context(attributes_kept(model))
         around.enter_context(as_run() if plain else as_exported())
         around.enter_context(unchecked())
+        around.enter_context(formatted())
         around.enter_context(torch.inference_mode())
         around.enter_context(fake)
         # Where forward switches gradients off is seen while they are on; none are recorded
@@ -182,6 +223,7 @@ def _trace(
             if isinstance(leaf, torch.Tensor):
                 twin = recorder.twin(leaf)
                 value = graph.add_input(build.unique(name), type_of(twin))
+                decisions.given(value, leaf)
                 inputs.append(len(graph.inputs) - 1)
                 if sizes is not None:
                     dynamic.open(value, len(graph.inputs) - 1, sizes)
@@ -194,7 +236,16 @@ def _trace(
         twins, twin_kwargs = pytree.tree_unflatten(leaves, in_spec)
         asked = around.enter_context(modes_watched())
         with recorder, _scopes(model, recorder, asked), own_gradients(recorder):
-            result = _forward(model, twins, twin_kwargs)
+            try:
+                result = _forward(model, twins, twin_kwargs)
+                if (
+                    not seen.by_example
+                    and fake.shape_env is not None
+                    and fake.shape_env.deferred_runtime_asserts
+                ):
+                    raise SizesOfValues("forward asserts what holds of sizes that depend on values")
+            finally:
+                seen.sized_by_values |= decisions.sized
         open_dataclasses(result)
         results, out_spec = pytree.tree_flatten(result)
         outputs = [recorder.output(leaf) for leaf in results]
@@ -216,7 +267,8 @@ def _trace(
     if any(True for _ in lost_in_training(model, asked, graph)):
         same = with_rates(graph, _in_training(model, args, kwargs))
         graph.notes += lost_in_training(model, asked, graph, same)
-    dynamic.settle(graph, sizes, failed)
+    dynamic.settle(graph, sizes, failed, decisions.settle)
+    decisions.finish()
     graph.source = TorchSource(
         in_spec,
         out_spec,
@@ -238,7 +290,7 @@ def _in_training(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     there."""
     build = Builder(type(model).__name__)
     fake = FakeTensorMode(allow_non_fake_inputs=False)
-    recorder = _Recorder(build, fake, model)
+    recorder = _Recorder(build, fake, model, Decisions(build.graph, build.unique, False))
     with (
         without_collection(),
         evaluating(model),
@@ -310,9 +362,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds a node for every ATen call. Weights stay in the model: each gets a fake twin when it is
     first read."""
 
-    def __init__(self, build: Builder, fake: FakeTensorMode, model: nn.Module) -> None:
+    def __init__(
+        self, build: Builder, fake: FakeTensorMode, model: nn.Module, decisions: Decisions
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.build, self.fake, self.model = build, fake, model
+        self.decisions = decisions
         self.aliases = Aliases()
         self.scopes: list[tuple[str, str | None]] = [
             ("", f"{type(model).__module__}.{type(model).__qualname__}")
@@ -493,6 +548,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if func._schema.name == "prim::device":
                 return args[0].device
             raise Declined(f"operator {func}")
+        if func is torch.ops.aten._assert_async.msg and (said := asserted_at(str(args[1]))):
+            self.decisions.assert_that(self._read(args[0])[1], "==", True, said)
+            return None
         if (parts := decomposition(func)) is not None:
             with self:
                 return parts(*args, **(kwargs or {}))
@@ -505,7 +563,11 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             try:
                 return self._known(func, values, named)
             except LookupError as why:
-                made = self._sized(func, fakes, own, str(why))
+                if func in _READS or func is torch.ops.aten.is_nonzero.default:
+                    return self._number(func, fakes, values, named, str(why))
+                if self.decisions.by_example:
+                    return self._by_example(func, fakes, own, values, named)
+                made = self._sized(func, fakes, own)
         mutable = func._schema.is_mutable
         if isinstance(made, torch.SymInt):
             number = self._call(func, values, named, TensorType("i64", ()))
@@ -618,15 +680,105 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         made = from_constants(func, values, kwargs, self.build.graph, self.build.sizes)
         return pytree.tree_map(lambda x: self._leaf(x) if isinstance(x, torch.Tensor) else x, made)
 
-    def _sized(self, func: Any, fakes: Any, kwargs: dict[str, Any], why: str) -> Any:
+    def _number(self, func: Any, fakes: Any, values: Any, named: dict[str, Any], why: str) -> Any:
+        """What reading one value gives: a whole number as a symbol, a truth as it is in the
+        example, which is asserted."""
+        kind = fakes[0]
+        truth = func is torch.ops.aten.is_nonzero.default or kind.dtype == torch.bool
+        if not truth and (kind.is_floating_point() or kind.is_complex()):
+            raise Declined(f"{func} {why}")
+        if not truth and not self.decisions.by_example:
+            made = self._sized(func, fakes, {})
+            number = self._call(func, values, named, TensorType("i64", ()))
+            number.producer.attrs["symbol"] = size_of(made)
+            return made
+        sizes = self.build.sizes
+        try:
+            found = self.decisions.real(func, values, named, sizes)
+        except LookupError as unknown:
+            raise Declined(f"{func} {unknown}") from unknown
+        if truth:
+            self.decisions.assert_that(values[0], "==", bool(found), _source())
+            return bool(found)
+        assert sizes is not None
+        own = sizes.of_values(int(found))
+        number = self._call(func, values, named, TensorType("i64", ()))
+        number.producer.attrs["symbol"] = own
+        return as_torch(own, sizes)
+
+    def _by_example(
+        self, func: Any, fakes: Any, own: dict[str, Any], values: Any, named: dict[str, Any]
+    ) -> Any:
+        """What ``func`` returns where its size depends on values: tensors of the size that they
+        have in the example, which a symbol stands for."""
+        sizes = self.build.sizes
+        assert sizes is not None
+        made = self._sized(func, fakes, own)
+        try:
+            real = self.decisions.real(func, values, named, sizes)
+        except LookupError as unknown:
+            raise Declined(f"{func} {unknown}") from unknown
+        several = isinstance(made, (list, tuple))
+        others = self._at_others(func, values, named)
+        symbols: dict[str, Any] = {}
+        twins, types = [], []
+        pairs = list(zip(*((made, real) if several else ([made], [real])), strict=True))
+        for i, (fake, tensor) in enumerate(pairs):
+            shape: list[Any] = list(tensor.shape)
+            for d, s in enumerate(fake.shape):
+                if isinstance(s, torch.SymInt):
+                    text = str(s.node.expr)
+                    symbols[text] = symbols.get(text) or sizes.of_values(shape[d])
+                    shape[d] = symbols[text]
+                elif any(len(at) <= i or list(at[i])[d : d + 1] != [s] for at in others):
+                    shape[d] = sizes.of_values(shape[d])
+            types.append(TensorType(FROM_TORCH[tensor.dtype], tuple(shape)))
+            with self.fake:
+                twins.append(torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device))
+        self.build.sizes = None
+        try:
+            recorded = self._call(func, values, named, types if several else types[0])
+        finally:
+            self.build.sizes = sizes
+        results = recorded if several else [recorded]
+        shown = [self.shown(t, v) for t, v in zip(twins, results, strict=True)]
+        for tensor in shown:
+            self.aliases.made(id(tensor))
+        return type(made)(shown) if several else shown[0]
+
+    def _at_others(self, func: Any, values: Any, named: dict[str, Any]) -> list[list[Any]]:
+        """The shapes of the results of ``func`` where the sizes that are open have other values;
+        none where no size is."""
+        sizes = self.build.sizes
+        leaves = [v for v in pytree.tree_leaves((values, named)) if isinstance(v, Value)]
+        if sizes is None or all(v.type.static for v in leaves):
+            return []
+        found: list[list[Any]] = []
+        for more in (1, 4):
+            bindings = {n: s + more for n, s in sizes.example.items()}
+
+            def blank(x: Any, bindings: dict[str, int] = bindings) -> Any:
+                if isinstance(x, Value):
+                    shape = [evaluate(s, bindings) for s in x.shape]
+                    with self.fake:
+                        return torch.empty(shape, dtype=TO_TORCH[x.dtype])
+                return number(x, bindings) if isinstance(x, Sym) else x
+
+            args, kwargs = pytree.tree_map(blank, (values, named))
+            try:
+                made = self._sized(func, args, kwargs)
+            except Exception:  # sizes that the operator does not take: nothing is known of them
+                found.append([])
+                continue
+            several = made if isinstance(made, (list, tuple)) else [made]
+            found.append([t.shape for t in several])
+        return found
+
+    def _sized(self, func: Any, fakes: Any, kwargs: dict[str, Any]) -> Any:
         """What ``func`` returns where its size, or the whole number that it reads, depends on
         values: a symbol stands for that."""
-        number = func in _READS and not (
-            fakes[0].is_floating_point() or fakes[0].is_complex() or fakes[0].dtype == torch.bool
-        )
-        if func is torch.ops.aten.is_nonzero.default or (func in _READS and not number):
-            raise Declined(f"{func} {why}")
-        if self.build.sizes is not None:
+        self.decisions.sized = True
+        if self.build.sizes is not None and not self.decisions.by_example:
             raise SizesOfValues("sizes that depend on values")
         if self.fake.shape_env is None:
             self.fake.shape_env = ShapeEnv(

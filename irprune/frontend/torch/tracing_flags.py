@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["as_exported", "as_run", "unchecked"]
+__all__ = ["as_exported", "as_run", "formatted", "unchecked"]
 
 
 @contextlib.contextmanager
@@ -54,6 +54,21 @@ def unchecked() -> Iterator[None]:
         yield
     finally:
         kind.set_default_validate_args(before)
+
+
+@contextlib.contextmanager
+def formatted() -> Iterator[None]:
+    """A tensor of one value in a formatted string is that value, as outside of a capture: forward
+    may look something up by it."""
+
+    def value(tensor: torch.Tensor, spec: str) -> str:
+        return format(tensor.item(), spec) if tensor.dim() == 0 else object.__format__(tensor, spec)
+
+    FakeTensor.__format__ = value  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del FakeTensor.__format__
 
 
 class _ToTorchAlone(type):

@@ -21,7 +21,7 @@ from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
 from irprune.ops.rule import nn_layers
 
-__all__ = ["constant_list", "indexed", "recounted", "taken"]
+__all__ = ["constant_list", "indexed", "recounted", "taken", "transposition"]
 
 op = partial(declare, family="index")
 
@@ -61,11 +61,15 @@ def _pick(axes: Axes, a: Axis, value: Value) -> Axis | None:
 
 
 def taken(axes: Axes, a: Axis, chosen: NDArray[np.int64]) -> Axis | None:
-    """The axis of the indices ``chosen`` of ``a``, a sum of its runs; None where they are too many
-    or ``a`` is frozen."""
+    """The axis of the indices ``chosen`` of ``a``: its factors in another order where they are a
+    transposition (channels that are shuffled), else a sum of its runs; None where those are too
+    many or ``a`` is frozen."""
     if isinstance(a.size, Sym) or axes.is_frozen(a):
         return None
     chosen = np.where(chosen < 0, chosen + a.size, chosen)
+    levels = transposition(chosen, a.size)
+    if levels is not None:
+        return _transposed(axes, a, levels)
     breaks = np.flatnonzero(np.diff(chosen) != 1) + 1
     if len(breaks) >= RUNS or chosen.min() < 0 or chosen.max() >= a.size:
         return None
@@ -73,6 +77,52 @@ def taken(axes: Axes, a: Axis, chosen: NDArray[np.int64]) -> Axis | None:
     edges = sorted({0, a.size, *(e for run in runs for e in run)})
     pieces = dict(zip(edges, axes.cut(a, [hi - lo for lo, hi in pairwise(edges)]), strict=False))
     return axes.sum(pieces[e] for first, last in runs for e in edges if first <= e < last)
+
+
+def transposition(chosen: NDArray[np.int64], size: int) -> list[tuple[int, int]] | None:
+    """Count and stride of each dimension of the result, from outer to inner, where ``chosen`` is
+    ``arange(size)`` with its dimensions in another order. None where it is anything else, or the
+    identity.
+
+    The innermost stride is that of the first two indices, as far as it goes; what is left, one
+    index of each such run, is looked at in the same way."""
+    levels: list[tuple[int, int]] = []
+    if len(chosen) != size:
+        return None
+    while len(chosen) > 1:
+        steps = np.diff(chosen)
+        stride = int(steps[0])
+        other = np.flatnonzero(steps != stride)
+        count = int(other[0]) + 1 if len(other) else len(chosen)
+        if stride <= 0 or len(chosen) % count:
+            return None
+        rows = chosen.reshape(-1, count)
+        if (rows != rows[:, :1] + stride * np.arange(count)).any():
+            return None
+        levels.append((count, stride))
+        chosen = rows[:, 0]
+    if len(levels) < 2 or chosen[0] != 0:
+        return None
+    expected = 1
+    for count, stride in sorted(levels, key=lambda level: level[1]):
+        if stride != expected:
+            return None
+        expected *= count
+    return levels[::-1]
+
+
+def _transposed(axes: Axes, a: Axis, levels: list[tuple[int, int]]) -> Axis | None:
+    """``a`` as the product of its factors in the order of ``levels``; None where it is grouped
+    otherwise."""
+    by_stride: dict[int, Axis] = {}
+    rest = a
+    for count, stride in sorted(levels, key=lambda level: -level[1])[:-1]:
+        outer, inner = axes.split(rest, count)
+        if outer is None or inner is None:
+            return None
+        by_stride[stride], rest = outer, inner
+    by_stride[1] = rest
+    return axes.product([by_stride[stride] for _, stride in levels])
 
 
 def _rewrite(node: Node, i: int, a: Axis, made: Axis, cut: Cut) -> None:
@@ -136,6 +186,11 @@ op(
         Sample((_ROWS, Arg((5,), "i64", 0, 9)), {"dim": 0}, free=2),
         Sample((Arg((2, 9, 3)), Arg((4,), "i64", 0, 9)), {"dim": -2}, free=3),
         Sample((_ROWS, _LIST), {"dim": 0}, free=5),
+        Sample(
+            (Arg((12, 5)), Arg((12,), "i64", values=(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11))),
+            {"dim": 0},
+            free=3,
+        ),
         Sample((_ROWS, Arg((3,), "i32", values=(5, 4, 5))), {"dim": -1}, free=2),
     ),
     indexes=_along_dim,

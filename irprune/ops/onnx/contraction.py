@@ -134,7 +134,7 @@ def _read_fused(node: OnnxNode) -> Step:
     return Step("gemm", None, attrs)
 
 
-spell("gemm", "com.microsoft::FusedMatMul", read=_read_fused)
+spell("gemm", "com.microsoft::FusedMatMul", "com.microsoft::TransposeMatMul", read=_read_fused)
 
 
 def nothing(edit: Edit, *nodes: Node) -> None:
@@ -174,7 +174,7 @@ sampled(
     use(Arg((2, 3, 4, 6)), Arg((6, 5)), free=5, equation="...d,de->...e"),
 )
 sampled(
-    "com.microsoft::FusedMatMul",
+    "com.microsoft::FusedMatMul com.microsoft::TransposeMatMul",
     use(Arg((2, 3, 4, 6)), Arg((2, 3, 6, 5)), free=5),
     use(Arg((2, 3, 6, 4)), Arg((2, 3, 5, 6)), free=5, transA=1, transB=1, alpha=0.5),
 )

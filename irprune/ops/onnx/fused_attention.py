@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from irprune.ir.axis import Axes, factors, parts
-from irprune.ir.graph import Node
+from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, probe_of, same
 from irprune.ops.aten.contraction import zeroed
 from irprune.ops.onnx.attention import (
@@ -32,10 +32,11 @@ from irprune.ops.onnx.importer import (
     spell,
     use,
 )
+from irprune.ops.onnx.quant import quiet
 from irprune.ops.onnx.types import like
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
-from irprune.ops.traits import Kind
+from irprune.ops.traits import Kind, Quantised
 
 op = partial(declare, family="fused_attention")
 
@@ -158,6 +159,10 @@ def _group_query(axes: Axes, node: Node) -> None:
     for i in (7, 8):
         for a in axes.of(node.operand(i)) if node.has(i) else ():
             axes.freeze(a, "a table of rotations")
+    if node.has(11):  # one number for each query head
+        axes.unify(
+            axes.of(node.operand(11))[0], opened(axes, node, 0, node.attrs["q_num_heads"])[1]
+        )
 
 
 def _read_group_query(node: OnnxNode) -> Step:
@@ -165,17 +170,12 @@ def _read_group_query(node: OnnxNode) -> Step:
     if (
         not (node.has(1) and node.has(2))
         or node.has(9)
-        or node.has(11)
-        or a.get("smooth_softmax", 0)
         or a.get("qk_output", 0)
-    ):
-        raise UnsupportedUse("a GroupQueryAttention with packed operands, given positions or sinks")
-    if (
-        a.get("local_window_size", -1) not in (-1, 0)
-        or any(node.has(i) for i in range(11, len(node.types)))
         or any(node.outputs[3:])
     ):
-        raise UnsupportedUse("a GroupQueryAttention within a window")
+        raise UnsupportedUse("a GroupQueryAttention with packed operands or given positions")
+    if any(node.has(i) for i in range(12, len(node.types))) or not a.get("causal", 1):
+        raise UnsupportedUse("a GroupQueryAttention with norms, an integer cache or no mask")
     q, k, heads, groups = node.shape(0), node.shape(1), a["num_heads"], a["kv_num_heads"]
     attrs = {
         "q_num_heads": heads,
@@ -185,6 +185,8 @@ def _read_group_query(node: OnnxNode) -> Step:
         "softcap": a.get("softcap", 0.0),
         "do_rotary": a.get("do_rotary", 0),
         "rotary_interleaved": a.get("rotary_interleaved", 0),
+        "window": a.get("local_window_size", -1),
+        "smooth": a.get("smooth_softmax", 0),
         "results": len(node.outputs),
     }
     length: Size | None = k[1]
@@ -363,6 +365,14 @@ def _write_projected(edit: Edit, node: Node) -> None:
         edit.attr("scale", a["scale"])
 
 
+def _write_quantised(edit: Edit, node: Node) -> None:
+    a = node.attrs
+    if edit.attrs["num_heads"] != a["num_heads"]:
+        edit.attr("num_heads", a["num_heads"])
+    if a["scale"] is not None and edit.attrs.get("scale") != a["scale"]:
+        edit.attr("scale", a["scale"])
+
+
 _PROJECTED = {
     "num_heads": 2,
     "sizes": [8, 8, 8],
@@ -390,6 +400,88 @@ spell(
     "projected_attention", "com.microsoft::Attention", read=_read_projected, write=_write_projected
 )
 
+# -- the same over integers ------------------------------------------------------------------------
+
+
+def _quantised(axes: Axes, node: Node) -> None:
+    """As projected attention; scales and zero points of the matrix are one, or one a column."""
+    _projected(axes, node)
+    columns = axes.of(node.operand(1))[1]
+    for i in (7, 9):
+        for a in axes.of(node.operand(i)) if node.has(i) else ():
+            shared(axes, a, columns)
+
+
+def _quantised_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
+    """What is dropped has its zero point."""
+    made = [*operands, None, None][:10]
+    x, w = node.operand(0), node.operand(1)
+    made[0] = quiet(torch, made[0], made[8], present(x, [2]), 2)
+    for d in (0, 1):
+        made[1] = quiet(torch, made[1], made[9], present(w, [d]), 1)
+    made[2] = zeroed(torch, made[2], present(node.operand(2), [0]))
+    return run(*made[: len(operands)])
+
+
+def _read_quantised(node: OnnxNode) -> Step:
+    a = node.attrs
+    x, width = node.shape(0), node.shape(1)[1]
+    lengths = node.has(5) and node.rank(5) == 1
+    if (
+        a.get("do_rotary", 0)
+        or a.get("past_present_share_buffer", 0)
+        or (node.has(5) and node.rank(5) > 3)
+        or (lengths and not same(node.shape(5)[0], x[0]))
+        or not isinstance(width, int)
+    ):
+        raise UnsupportedUse("a QAttention with a shared buffer, a rotation or an unusual mask")
+    heads, third = a["num_heads"], width // 3
+    attrs = {
+        "num_heads": heads,
+        "sizes": [third] * 3,
+        "is_causal": a.get("unidirectional", 0),
+        "scale": a.get("scale") or None,
+        "filter": a.get("mask_filter_value", FILTER),
+        "results": len(node.outputs),
+    }
+    total = x[1] + node.shape(8)[3] if node.has(8) else x[1]
+    cache = TensorType("f32", (2, x[0], heads, total, third // heads))
+    made = [TensorType("f32", (*x[:2], third)), cache]
+    operands = (0, 1, 2, 5, 8, None, 3, 4, 6, 7)
+    return Step("quantised_attention", operands, attrs, made[: len(node.outputs)])
+
+
+def _equal_thirds(axes: Axes, node: Node) -> None:
+    """QAttention has no sizes of its own: query, key and value are equally wide."""
+    _quantised(axes, node)
+    q, _, v = axes.cut(axes.of(node.operand(1))[1], node.attrs["sizes"])
+    axes.unify(q, v)
+
+
+_SCALED = (Arg((), low=0.02, high=0.03), Arg((), low=0.01, high=0.02))
+_WHOLE = (Arg((2, 3, 5), "u8", 0, 255), Arg((5, 24), "i8", -90, 90), Arg((24,)))
+op(
+    "quantised_attention",
+    _equal_thirds,
+    run=runs("quantised_attention"),
+    resize=_projected_resize,
+    silence=_quantised_silence,
+    macs=_projected_macs,
+    samples=(
+        Sample((*_WHOLE, None, None, None, *_SCALED, Arg((), "u8", 120, 130)), _PROJECTED, free=4),
+    ),
+    kinds=_projected_kinds,
+    operands=("data", "weight", "bias"),
+    quantised_as=lambda node: {0: Quantised(6, 8), 1: Quantised(7, 9, 1)},
+    rounds=True,
+)
+spell(
+    "quantised_attention",
+    "com.microsoft::QAttention",
+    read=_read_quantised,
+    write=_write_quantised,
+)
+
 # -- samples ---------------------------------------------------------------------------------------
 
 _Q, _KV = Arg((2, 3, 24)), Arg((2, 5, 24))
@@ -413,10 +505,62 @@ sampled(
         num_heads=4,
         kv_num_heads=2,
     ),
+    use(
+        Arg((2, 3, 32)),
+        Arg((2, 3, 16)),
+        Arg((2, 3, 16)),
+        None,
+        None,
+        _LENGTHS,
+        _TOTAL,
+        None,
+        None,
+        None,
+        Arg((1, 4, 3, 3)),
+        Arg((4,)),
+        free=3,
+        num_heads=4,
+        kv_num_heads=2,
+        local_window_size=2,
+    ),
+    use(
+        Arg((2, 3, 32)),
+        Arg((2, 3, 16)),
+        Arg((2, 3, 16)),
+        None,
+        None,
+        _LENGTHS,
+        _TOTAL,
+        free=3,
+        num_heads=4,
+        kv_num_heads=2,
+        smooth_softmax=1,
+    ),
 )
 sampled(
     "com.microsoft::Attention",
     use(Arg((2, 3, 5)), Arg((5, 24)), Arg((24,)), free=5, num_heads=2),
     use(Arg((2, 3, 5)), Arg((5, 24)), Arg((24,)), free=5, num_heads=2, unidirectional=1),
     use(Arg((2, 3, 5)), Arg((5, 20)), Arg((20,)), free=5, num_heads=2, qkv_hidden_sizes=[8, 8, 4]),
+)
+_ZEROS = (Arg((), "u8", 120, 130, stored=True), Arg((), "i8", -5, 5, stored=True))
+_STORED = (
+    Arg((5, 24), "i8", -90, 90, stored=True),
+    Arg((24,), stored=True),
+    Arg((), low=0.02, high=0.03, stored=True),
+)
+sampled(
+    "com.microsoft::QAttention",
+    use(_WHOLE[0], *_STORED, Arg((), low=0.01, high=0.02, stored=True), free=4, num_heads=2),
+    use(
+        _WHOLE[0],
+        *_STORED,
+        Arg((24,), low=0.01, high=0.02, stored=True),
+        Arg((2,), "i32", values=(2, 3)),
+        _ZEROS[0],
+        Arg((24,), "i8", values=(0,) * 24),
+        free=4,
+        num_heads=2,
+        unidirectional=1,
+    ),
 )

@@ -113,6 +113,8 @@ def _gather(node: OnnxNode) -> Step:
                     {"dim": dim, "start": int(flat[0]), "end": int(flat[-1]) + 1, "step": 1},
                     kind,
                 )
+            if index.min() >= 0 and index.max() < x[dim]:
+                return Step("index_select", (0, 1), {"dim": dim}, kind)
     return Step("gather_at", (0, 1), {"dim": dim}, kind)
 
 
@@ -140,7 +142,7 @@ def _write_gather(edit: Any, node: Node) -> None:
             edit.input(1, made)
 
 
-spell(("gather_at", "select", "slice"), "Gather", read=_gather, write=_write_gather)
+spell(("gather_at", "select", "slice", "index_select"), "Gather", read=_gather, write=_write_gather)
 
 
 def _elements_rule(axes: Axes, node: Node) -> None:
@@ -404,6 +406,8 @@ sampled(
     use(_X, Arg((), "i64", values=(-2,)), free=3, axis=1),
     use(_X, Arg((3,), "i64", values=(2, 3, 4)), free=5, axis=1),
     use(_X, Arg((3,), "i64", values=(2, 0, 4)), free=3, axis=1),
+    use(Arg((5, 6)), Arg((6,), "i64", values=(0, 2, 4, 1, 3, 5)), free=3, axis=1),
+    use(Arg((5, 6)), Arg((6,), "i32", values=(3, 4, 5, 0, 1, 2)), free=3, axis=1),
 )
 sampled("GatherElements", use(Arg((2, 6)), _INDEX, free=2, axis=1))
 sampled(

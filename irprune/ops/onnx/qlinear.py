@@ -12,7 +12,7 @@ from irprune.ops.aten.contraction import Letters, product_letters
 from irprune.ops.aten.elementwise import broadcast as broadcast_rule
 from irprune.ops.onnx.importer import OnnxNode, Step, UnsupportedUse, runs, sampled, spell, use
 from irprune.ops.onnx.norm import nothing
-from irprune.ops.onnx.quant import _along, _quiet
+from irprune.ops.onnx.quant import _along, quiet
 from irprune.ops.onnx.types import broadcast, like, position
 from irprune.ops.registry import Arg, Sample
 from irprune.ops.registry import op as declare
@@ -184,8 +184,8 @@ def _gemm(axes: Axes, node: Node) -> None:
 def _gemm_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
     made, a = list(operands), node.attrs
     rows, columns = 0 if a["trans_a"] else 1, 1 if a["trans_b"] else 0
-    made[0] = _quiet(torch, made[0], made[2], present(node.operand(0), [rows]), 1 - rows)
-    made[3] = _quiet(torch, made[3], made[5], present(node.operand(3), [columns]), 1 - columns)
+    made[0] = quiet(torch, made[0], made[2], present(node.operand(0), [rows]), 1 - rows)
+    made[3] = quiet(torch, made[3], made[5], present(node.operand(3), [columns]), 1 - columns)
     return run(*made)
 
 
@@ -258,8 +258,8 @@ def _float_silence(torch: Any, node: Node, operands: list[Any], present: Any, ru
     a, b = node.operand(0), node.operand(1)
     dims = list(range(a.rank)) if node.attrs["dynamic"] else [a.rank - 1]
     given = [made[i] if i is not None and i < len(made) else None for i in zeros]
-    made[0] = _quiet(torch, made[0], given[0], present(a, dims), a.rank - 1)
-    made[1] = _quiet(torch, made[1], given[1], present(b, [0]), 1)
+    made[0] = quiet(torch, made[0], given[0], present(a, dims), a.rank - 1)
+    made[1] = quiet(torch, made[1], given[1], present(b, [0]), 1)
     return run(*made)
 
 

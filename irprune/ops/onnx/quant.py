@@ -30,7 +30,7 @@ from irprune.ops.traits import Convolution, Quantised, Role, kernel_of, many
 
 op = partial(declare, family="quant")
 
-__all__: list[str] = []
+__all__ = ["quiet"]
 
 
 def _along(
@@ -158,7 +158,7 @@ spell("dynamic_quantize", "DynamicQuantizeLinear", read=_dynamic)
 # -- products of integers --------------------------------------------------------------------------
 
 
-def _quiet(torch: Any, x: Any, zero: Any, mask: Any, dim: int) -> Any:
+def quiet(torch: Any, x: Any, zero: Any, mask: Any, dim: int) -> Any:
     """``x`` with its zero point where ``mask`` is false: that is what stands for nothing."""
     if mask is None:
         return x
@@ -203,8 +203,8 @@ def _matmul_silence(torch: Any, node: Node, operands: list[Any], present: Any, r
     made = list(operands)
     made.extend([None] * (9 - len(made)))
     a, b = node.operand(a_at), node.operand(b_at)
-    made[a_at] = _quiet(torch, made[a_at], made[zeros[0]], present(a, [a.rank - 1]), a.rank - 2)
-    made[b_at] = _quiet(
+    made[a_at] = quiet(torch, made[a_at], made[zeros[0]], present(a, [a.rank - 1]), a.rank - 2)
+    made[b_at] = quiet(
         torch, made[b_at], made[zeros[1]], present(b, [max(b.rank - 2, 0)]), b.rank - 1
     )
     return run(*made[: len(operands)])
@@ -317,8 +317,8 @@ def _conv_rule(axes: Axes, node: Node) -> None:
 def _conv_silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any) -> Any:
     x_at, w_at, _scales, zeros, _more = node.attrs["places"]
     made = [*operands, *[None] * (9 - len(operands))]
-    made[x_at] = _quiet(torch, made[x_at], made[zeros[0]], present(node.operand(x_at), [1]), 1)
-    made[w_at] = _quiet(torch, made[w_at], made[zeros[1]], present(node.operand(w_at), [1]), 0)
+    made[x_at] = quiet(torch, made[x_at], made[zeros[0]], present(node.operand(x_at), [1]), 1)
+    made[w_at] = quiet(torch, made[w_at], made[zeros[1]], present(node.operand(w_at), [1]), 0)
     return run(*made[: len(operands)])
 
 

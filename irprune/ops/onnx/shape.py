@@ -442,7 +442,7 @@ def _trilu(node: OnnxNode) -> Step:
 
 
 amend("triangle", call=lambda node: f"aten.tri{'u' if node.attrs['upper'] else 'l'}.default")
-spell("triangle", "Trilu", read=_trilu)
+spell("triangle", "Trilu", "com.microsoft::Trilu", read=_trilu)
 
 # -- samples ---------------------------------------------------------------------------------------
 
@@ -491,4 +491,8 @@ sampled(
     use(_X, free=4, opset=10, pads=[0, 1, 0, 0, 2, 0]),
 )
 _K = Arg((), "i64", values=(1,))
-sampled("Trilu", use(Arg((3, 4, 5)), _K, free=1), use(Arg((3, 4, 5)), free=1, upper=0))
+sampled(
+    "Trilu com.microsoft::Trilu",
+    use(Arg((3, 4, 5)), _K, free=1),
+    use(Arg((3, 4, 5)), free=1, upper=0),
+)

@@ -6,9 +6,11 @@ it), because emitted modules carry its source."""
 
 from __future__ import annotations
 
+from irprune.ops.assertions import *  # noqa: F403
 from irprune.ops.onnx.functions.attention import *  # noqa: F403
 from irprune.ops.onnx.functions.control import *  # noqa: F403
 from irprune.ops.onnx.functions.dynamic import *  # noqa: F403
+from irprune.ops.onnx.functions.experts import *  # noqa: F403
 from irprune.ops.onnx.functions.frozen import *  # noqa: F403
 from irprune.ops.onnx.functions.places import *  # noqa: F403
 from irprune.ops.onnx.functions.pointwise import *  # noqa: F403
@@ -29,6 +31,7 @@ HELPERS: dict[str, tuple[str, ...]] = {
     "dynamic_gather": ("gather_at",),
     "dynamic_full": ("dynamic_cast",),
     "projected_attention": ("keys_that_count",),
+    "quantised_attention": ("projected_attention", "keys_that_count"),
     "multi_head_attention": ("keys_that_count",),
     "group_query_attention": ("onnx_attention", "rotary"),
     "max_pool_padded": ("pool_windows",),

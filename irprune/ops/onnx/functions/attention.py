@@ -27,6 +27,7 @@ def onnx_attention(
     results,
     left=-1,
     right=-1,
+    sinks=None,
 ):
     flat = q.dim() == 3
     if flat:
@@ -72,7 +73,11 @@ def onnx_attention(
         raw = softcap * torch.tanh(raw / softcap)
     capped = raw
     raw = raw + m
-    shares = raw.softmax(-1)
+    if sinks is None:
+        shares = raw.softmax(-1)
+    else:  # a further product of each head, with nothing behind it
+        beside = sinks.to(raw.dtype).reshape(1, -1, 1, 1).expand(*raw.shape[:3], 1)
+        shares = torch.cat([raw, beside], -1).softmax(-1)[..., :-1]
     shares = torch.where(
         torch.isneginf(raw).all(-1, keepdim=True), torch.zeros_like(shares), shares
     )
@@ -125,6 +130,16 @@ def projected_attention(
         raw = raw + keys_that_count(mask, x.shape[0], total, filter, raw)
     y = (raw.softmax(-1) @ v).transpose(1, 2).flatten(2)
     return y if results == 1 else (y, torch.stack([k, v]))
+
+
+def quantised_attention(
+    x, w, b, mask, past, bias, x_scale, w_scale, x_zero=None, w_zero=None, **attrs
+):
+    """As projected attention; numbers are integers less their zero point, times their scale."""
+    kind = x_scale.dtype
+    x = (x.to(kind) - (0 if x_zero is None else x_zero.to(kind))) * x_scale
+    w = (w.to(kind) - (0 if w_zero is None else w_zero.to(kind))) * w_scale
+    return projected_attention(x, w, b, mask, past, bias, **attrs)
 
 
 def multi_head_attention(
@@ -181,6 +196,7 @@ def group_query_attention(
     sin=None,
     positions=None,
     bias=None,
+    sinks=None,
     *,
     q_num_heads,
     kv_num_heads,
@@ -189,6 +205,8 @@ def group_query_attention(
     softcap,
     do_rotary,
     rotary_interleaved,
+    window,
+    smooth,
     results,
 ):
     """Sequences of one length, none of them padded: ``lengths`` and ``total`` then say what the
@@ -214,6 +232,8 @@ def group_query_attention(
             interleaved=rotary_interleaved,
             rotated=2 * cos.shape[-1],
         )
+    if smooth and sinks is None:
+        sinks = torch.zeros(q_num_heads, dtype=q.dtype, device=q.device)
     return onnx_attention(
         q,
         k,
@@ -228,6 +248,8 @@ def group_query_attention(
         softcap=softcap,
         mode=0,
         results=results,
+        left=window - 1 if window > 0 else -1,
+        sinks=sinks,
     )
 
 
