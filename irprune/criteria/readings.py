@@ -63,7 +63,7 @@ class _Rows:
 
 class Reading:
     """What ``layer`` read: the ``mean`` and ``variance`` of its inputs [b, k] in float64 and, where
-    asked and not too wide (``has_products``), their products."""
+    asked, their products."""
 
     def __init__(self, layer: Layer, rows: _Rows) -> None:
         self.layer, self._rows = layer, rows
@@ -142,10 +142,30 @@ def _inverted(products: torch.Tensor, level: torch.Tensor) -> torch.Tensor | Non
 
 class Readings:
     """The readings of ``graph``'s layers on ``data``; may stand for ``data`` where criteria take
-    calibration data, so that several share them."""
+    calibration data, so that several share them.
 
-    def __init__(self, graph: Graph, data: Calibration, memory: int | None = None) -> None:
+    Args:
+        graph: The analysed graph.
+        data: What its layers are to read.
+        memory: Bytes of Gram matrices that are held at a time.
+        judged: Samples that are left out of ``data``, to judge by what was fitted to it; ``data``
+            itself where it is None.
+        complete: Read every row of the data, and layers of any width: for refits that rest on no
+            other statistics. Else no more rows than a matrix of its width needs, of layers up to
+            ``WIDEST`` inputs.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        data: Calibration,
+        memory: int | None = None,
+        judged: Calibration | None = None,
+        complete: bool = False,
+    ) -> None:
         self.graph, self.data = graph, data
+        self.judged = data if judged is None else judged
+        self.complete = complete
         self.memory = memory_budget() if memory is None else memory
         self._held: dict[tuple[Source, bool], _Rows] = {}
         self._bytes = 0
@@ -173,7 +193,7 @@ class Readings:
     def of(self, layers: Sequence[Layer], *, products: bool) -> dict[str, Reading]:
         """By ``key_of``. Raises IrpruneError where activations are NaN or infinite."""
         wanted = {layer.node: layer for layer in layers}
-        keys = {n: (source_of(x), products and has_products(x)) for n, x in wanted.items()}
+        keys = {n: (source_of(x), products and self._multiplies(x)) for n, x in wanted.items()}
         firsts: dict[tuple[Source, bool], Layer] = {}
         for node, layer in wanted.items():
             if keys[node] not in self._held:
@@ -188,13 +208,17 @@ class Readings:
             self._bytes += size
         return {key_of(x): Reading(x, self._held[keys[n]]) for n, x in wanted.items()}
 
+    def _multiplies(self, layer: Layer) -> bool:
+        """Whether the products of what ``layer`` reads are wanted at all."""
+        return self.complete or has_products(layer)
+
     def portions(self, layers: Mapping[K, Sequence[Layer]]) -> Iterator[list[K]]:
         """The keys of ``layers`` in runs whose Gram matrices and inverses fit ``memory``; one that
         does not stands by itself."""
         some: list[K] = []
         held: dict[Source, int] = {}
         for key, many in layers.items():
-            mine = {source_of(x): _size(x) for x in many if has_products(x)}
+            mine = {source_of(x): _size(x) for x in many if self._multiplies(x)}
             if some and sum((held | mine).values()) > self.memory:
                 self._more = True
                 yield some
@@ -226,7 +250,7 @@ class Readings:
         for number, nodes in enumerate(parts, 1):
             some = {key: layer for n in nodes for key, layer in by_node[n].items()}
             last = number == len(parts) and not self._more
-            made |= _summed(self._walk, self.data, some, last)
+            made |= _summed(self._walk, self.data, some, last, self.complete)
         return {key: made[key] for key in firsts}
 
 
@@ -244,9 +268,14 @@ def _size(layer: Layer) -> int:
 
 
 def _summed(
-    walk: Walk, data: Calibration, firsts: Mapping[tuple[Source, bool], Layer], last: bool
+    walk: Walk,
+    data: Calibration,
+    firsts: Mapping[tuple[Source, bool], Layer],
+    last: bool,
+    complete: bool,
 ) -> dict[tuple[Source, bool], _Rows]:
-    """The sums over the rows of each of ``firsts``, whose nodes lie in one part of the ``walk``."""
+    """The sums over the rows of each of ``firsts``, whose nodes lie in one part of the ``walk``;
+    of all rows where ``complete``."""
     from irprune.run.gram import Gram, sampled_rows
 
     stops: dict[Node, list[tuple[Layer, int, int, int]]] = {}
@@ -263,7 +292,9 @@ def _summed(
             made = run(*operands)
             for layer, i, outs, limit in stops.get(node, ()):
                 share = max(1, -(-limit * size // samples))
-                at = sampled_rows(made.numel() // outs, share, number)
+                at = None
+                if not complete:
+                    at = sampled_rows(made.numel() // outs, share, number)
                 _add(grams[i], layer.read(operands, at), node.where)
                 if at is not None and layer.reads[0] == "contraction":  # nothing is unfolded
                     grams[i].saw(layer.read(operands).cpu())

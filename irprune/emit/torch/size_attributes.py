@@ -42,7 +42,7 @@ def candidates(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[Candidate
     that module; layers whose sizes are known have none."""
     changes = _changes(whole, cut)
     for path, module in model.named_modules():
-        own = type(module).__module__.startswith("torch.nn.")
+        own = type(module).__module__.startswith(("torch.nn.", "transformers.pytorch_utils"))
         if own and any(True for _ in layer_sizes(module, None)):
             continue
         told, seen = _below(changes, path)

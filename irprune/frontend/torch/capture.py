@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, users_line
 from irprune.frontend.torch.dynamic import WrongSizes
-from irprune.frontend.torch.pretrained import without_cache
+from irprune.frontend.torch.pretrained import any_batch, without_cache
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ def capture(
 
         for plain in {"trace": (False,), "run": (True,), "auto": (False, True)}[method]:
             try:
-                with quiet():
+                with quiet(), any_batch(model):
                     graph = trace(model, args, kwargs, plain, dynamic)
             except WrongSizes:
                 raise
@@ -83,7 +83,7 @@ def capture(
         read_whole(model)
     functions: dict[str, None] = {}
     try:
-        with functions_named(functions), modes_watched() as asked:
+        with functions_named(functions), modes_watched() as asked, any_batch(model):
             program = export(model, tuple(args), kwargs, dynamic_shapes)
         graph = from_exported(program, model)
     except IrpruneError as refused:
