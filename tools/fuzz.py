@@ -1,15 +1,21 @@
 """Run fuzzed inputs through the command line (``irprune.testing.fuzz``).
 
     python tools/fuzz.py [--count 1000] [--seed 0] [--kind "onnx sizes"] [--verbose]
+        [--seconds 420] [--kept tools/fuzz.jsonl]
 
-The table goes to ``docs/results/fuzz.md``. Exit code 1 where an input did not end as it should."""
+A run that is bounded in ``--seconds`` puts what it found into ``--kept``, and the next one goes on
+from there. The table goes to ``docs/results/fuzz.md`` once all inputs ran. Exit code 1 where an
+input did not end as it should."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
+import time
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import onnx  # noqa: F401 - loaded once, before processes are forked
@@ -19,7 +25,7 @@ import torch  # noqa: F401
 import irprune.api
 import irprune.cli.prune  # noqa: F401
 from irprune.cli import run
-from irprune.testing.fuzz import Verdict, fuzzed
+from irprune.testing.fuzz import Verdict, planned, run_one
 
 
 def main() -> None:
@@ -29,11 +35,22 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     options.add_argument("--kind", action="append", default=[])
     options.add_argument("--verbose", action="store_true")
+    options.add_argument("--seconds", type=float, default=float("inf"))
+    options.add_argument("--kept", type=Path)
     given = options.parse_args()
-    done: list[Verdict] = []
+    began = time.monotonic()
+    inputs = planned(given.count, given.seed, given.kind)
+    found = {(v.kind, v.seed): v for v in _kept(given.kept)}
     with tempfile.TemporaryDirectory() as folder:
-        for verdict in fuzzed(run, given.count, Path(folder), given.seed, given.kind):
-            done.append(verdict)
+        for kind, seed in inputs:
+            if (kind, seed) in found:
+                continue
+            if time.monotonic() - began > given.seconds:
+                break
+            verdict = found[kind, seed] = run_one(run, kind, seed, Path(folder))
+            if given.kept is not None:
+                with given.kept.open("a", encoding="utf-8") as kept:
+                    kept.write(json.dumps(asdict(verdict)) + "\n")
             if verdict.wrong or given.verbose:
                 print(
                     f"{verdict.kind} {verdict.seed}: {verdict.code} {verdict.seconds:.1f}s {verdict.wrong}",
@@ -41,12 +58,20 @@ def main() -> None:
                 )
                 if verdict.wrong:
                     print("   " + "\n   ".join(verdict.said.strip().splitlines()[-4:]), flush=True)
-    if not given.kind:
+    done = [found[i] for i in inputs if i in found]
+    whole = len(done) == len(inputs)
+    if whole and not given.kind:
         results = Path(__file__).parent.parent / "docs" / "results"
         (results / "fuzz.md").write_text(table(done, given.count, given.seed), encoding="utf-8")
     wrong = sum(bool(v.wrong) for v in done)
-    print(f"{len(done)} inputs, {wrong} wrong")
+    print(f"{len(done)} of {len(inputs)} inputs, {wrong} wrong")
     sys.exit(1 if wrong else 0)
+
+
+def _kept(path: Path | None) -> list[Verdict]:
+    if path is None or not path.exists():
+        return []
+    return [Verdict(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def table(done: list[Verdict], count: int, seed: int) -> str:

@@ -411,6 +411,13 @@ def _finish(
     if options.values["repair"] and not (options.searches and report.cuts_nothing):
         with clock("repair"):
             _repair(pruned, None if quietly else options.values["progress"])
+    if options.readings is not None:
+        from irprune.api.quality import quality
+
+        with clock("judge"):
+            report.quality = quality(graph, cut, options.readings.judged)
+        if not options.searches:
+            options.readings = None  # they are large
     report.seconds = clock.seconds
     return pruned
 
@@ -427,7 +434,6 @@ def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:
     options = pruned.options
     data = options.readings or options.values["calibration"]
     pruned.report.repair = repair(pruned.graph, pruned.cut, data, names)
-    options.readings = None  # they are large
     same_weights(current(), pruned.cut)
     if not pruned.from_onnx:
         pruned._module = None
@@ -495,6 +501,8 @@ def _prove(pruned: Pruned, cuts: Callable[[Graph], Graph]) -> None:
     if report.proof is None:
         report.notes.append("no proof: the weights are on the meta device")
         return
+    if report.proof.undecided:
+        return
     if not report.proof.passed:
         failed = CheckFailed if report.proof.captured else _Miscaptured
         advice = (
@@ -511,7 +519,8 @@ def _prove(pruned: Pruned, cuts: Callable[[Graph], Graph]) -> None:
             report.name,
             f"{advice}; {option('proof', 'False')} gives the model unproven",
         )
-    if not report.proof.gradients_passed and pruned.options.values["proof"] == "gradients":
+    derived = report.proof.gradients_passed and not report.proof.training
+    if not derived and pruned.options.values["proof"] == "gradients":
         raise CheckFailed(
             f"the proof of gradients fails: {report.proof.notes[-1]}",
             report.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from irprune.api.report import Report
-from irprune.base.atomic_write import NotWritten, replace_folder
+from irprune.base.atomic_write import NotWritten, atomic_write, replace_folder
 from irprune.choice.plan import Plan
 from irprune.emit.backends.base import backend_of
 from irprune.emit.bridge.onnx_module import with_trained_weights
 from irprune.errors import CheckFailed, IrpruneError, printable
+from irprune.frontend.torch.pretrained import is_pretrained
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Indices
 from irprune.ops.registry import draws
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
     from irprune.api.options import Options
     from irprune.api.trials import Trials
-    from irprune.choice.plan import Plan
+    from irprune.validate.parity import Parity
+    from irprune.validate.read_back import ReadBack
 
 __all__ = ["FORMATS", "Pruned"]
 
@@ -107,10 +110,11 @@ class Pruned:
         """What was chosen, as data that ``apply_plan`` replays."""
         return Plan.from_graph(self.graph)
 
-    def onnx(self, path: str | Path, parity: bool = True) -> Path:
+    def onnx(self, path: str | Path, parity: bool = True, cache: bool = False) -> Path:
         """Write the pruned model as ONNX, and compare it with the module on onnxruntime, every
-        output; the comparison is in ``report.parity``. With ``bench=True`` the latency before and
-        after is in ``report.speed``.
+        output; the comparison is in ``report.parity``. What is written of a file is read again by
+        the onnx package and run; that is in ``report.read_back``. With ``bench=True`` the latency
+        before and after is in ``report.speed``.
 
         With ``quantize`` the file is then quantised, and how well it agrees is in
         ``report.narrowed``.
@@ -121,17 +125,28 @@ class Pruned:
         Args:
             path: The file to write; data of over 2 GB lie beside it.
             parity: False leaves the comparison out.
+            cache: Of a decoder of transformers: with its cache of keys and values as inputs and
+                outputs, so that it runs token by token (``irprune.emit.bridge.decoder_onnx``); the
+                comparison is then of what it goes on to say.
 
         Returns:
             ``path``.
 
         Raises:
-            CheckFailed: Where an output differs; the file stays for inspection.
+            CheckFailed: Where an output, or what was written, differs; the file stays for
+                inspection.
             IrpruneError: Where the exporter lacks an operator.
         """
         path = Path(path)
+        if cache:
+            self._with_cache(path, parity)
+            return path
         backend = backend_of(self.graph)
         backend.write_onnx(self.cut, self.module if backend.exports else self._module, path)
+        if parity and not backend.exports:
+            from irprune.validate.onnx_read_back import read_back
+
+            self._found(read_back(path, self._current()), path)
         if parity and backend.exports:
             if any(map(draws, self.cut.nodes)):
                 self.report.notes.append(
@@ -144,6 +159,25 @@ class Pruned:
         if self.options.values["bench"]:
             self._time(path)
         return path
+
+    def _with_cache(self, path: Path, parity: bool) -> None:
+        """Write the user's model with the cut made in a copy of it, and its cache."""
+        from irprune.frontend.torch.source import find_torch_source
+
+        source = find_torch_source(self.graph)
+        if source is None or source.module is None or not is_pretrained(source.module):
+            raise IrpruneError(
+                "only models of transformers are written with their cache",
+                self.report.name,
+                "give one, or write it without",
+            )
+        from irprune.emit.bridge.decoder_onnx import export_decoder
+        from irprune.validate.decoder_parity import compare_decoder
+
+        model = self.apply_to(copy.deepcopy(source.module))
+        export_decoder(model, path)
+        if parity:
+            self._judge(compare_decoder(model, path, self.options.values["device"]), path)
 
     def _narrow(self, path: Path) -> None:
         """Put narrower numbers into the file, and into the report how well it agrees."""
@@ -170,19 +204,64 @@ class Pruned:
             return self.cut
         return with_trained_weights(self.cut, self._module)
 
+    def _found(self, found: ReadBack, path: Path) -> None:
+        """Put what reading a file again said into the report. Raises CheckFailed where it is not
+        what was written."""
+        self.report.read_back = [r for r in self.report.read_back if r.file != found.file] + [found]
+        if not found.passed:
+            raise CheckFailed(
+                f"what was written is not what was proven: {found}",
+                str(path),
+                "report this as a bug",
+            )
+
     def _compare(self, path: Path) -> None:
         from irprune.frontend.torch.source import torch_source
         from irprune.validate.module_parity import compare
 
-        self.report.parity = compare(
-            self.module, torch_source(self.graph), path, self.options.values["device"].split(":")[0]
-        )
+        device = self.options.values["device"].split(":")[0]
+        self._judge(compare(self.module, torch_source(self.graph), path, device), path)
+
+    def _judge(self, parity: Parity, path: Path) -> None:
+        """Put the comparison into the report. Raises CheckFailed where it failed."""
+        self.report.parity = parity
         if not self.report.parity.passed:
             raise CheckFailed(
                 f"the ONNX file differs from the module: {self.report.parity}",
                 str(path),
                 "keep the module and report this as a bug",
             )
+
+    def program(self, path: str | Path) -> Path:
+        """Write the pruned model as a program of ``torch.export``, which torch reads again and
+        runs; that is in ``report.read_back``.
+
+        Args:
+            path: The file to write.
+
+        Returns:
+            ``path``.
+
+        Raises:
+            CheckFailed: Where what torch reads computes something else; nothing is written.
+            IrpruneError: For a model that came in as ONNX, which has no example call.
+        """
+        from irprune.emit.torch.saved import save_program
+        from irprune.frontend.torch.source import torch_source
+        from irprune.validate.torch_read_back import read_back_program
+
+        path = Path(path)
+        if self.from_onnx:
+            raise IrpruneError(
+                "a .pt2 program is made of a PyTorch model, and this one is an ONNX file",
+                str(path),
+                "write a folder, which holds a module as source",
+            )
+        with atomic_write(path) as draft:
+            file = draft / path.name
+            save_program(self.module, torch_source(self.graph), file, self.graph)
+            self._found(read_back_program(file, self.module, self.cut), path)
+        return path
 
     def save(self, folder: str | Path, format: str = "irprune", *, per_layer: bool = False) -> Path:
         """Write ``folder``. It appears whole or not at all.
@@ -226,11 +305,22 @@ class Pruned:
 
     def _fill(self, folder: Path) -> None:
         from irprune.emit.torch.saved import save_module
+        from irprune.validate.torch_read_back import (
+            beside_file,
+            read_back_program,
+            read_back_source,
+        )
 
         save_module(self.module, folder)
+        self._found(read_back_source(folder, self.module, self.cut), folder)
         notes = backend_of(self.graph).save(self.graph, self.cut, self.module, folder)
+        program = folder / "model.pt2"
+        if program.exists():
+            self._found(read_back_program(program, self.module, self.cut), folder)
         try:
-            self.onnx(folder / "model.onnx")
+            file = self.onnx(folder / "model.onnx")
+            if self.from_onnx and not self.options.values["quantize"]:
+                self._found(beside_file(file, self.module, self.cut), folder)
         except (CheckFailed, NotWritten):
             raise
         except (

@@ -16,11 +16,13 @@ from irprune.errors import printable
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
     from irprune.api.narrow import Narrowed
+    from irprune.api.quality import Quality
     from irprune.api.repair import Repaired
     from irprune.api.speed import Speed
     from irprune.api.trials import Trials
     from irprune.validate.parity import Parity
     from irprune.validate.proof_result import Proof
+    from irprune.validate.read_back import ReadBack
 
 __all__ = ["Change", "Report"]
 
@@ -61,7 +63,10 @@ class Report:
         notes: What else the user should know, a sentence each.
         proof: The comparison with the silenced original; None where none was asked for.
         parity: The comparison of the ONNX file with the module; None until one is written.
+        read_back: What was written, read again by loaders that are not irprune's.
         repair: What a repair did; None where there was none.
+        quality: Perplexity, agreement and divergence of a language model, on calibration data that
+            were held out; None of others and without data.
         latency: Predicted and measured times; None without a budget on them.
         speed: Latency of the file that was written beside the original; None where none was timed.
         narrowed: The file in narrower numbers; None where none was asked for.
@@ -86,6 +91,7 @@ class Report:
     proof: Proof | None = None
     parity: Parity | None = None
     repair: Repaired | None = None
+    quality: Quality | None = None
     latency: Latency | None = None
     speed: Speed | None = None
     narrowed: Narrowed | None = None
@@ -96,6 +102,7 @@ class Report:
     command: str = ""
     memory: dict[str, Change] = field(default_factory=dict)
     communication: dict[str, Change] = field(default_factory=dict)
+    read_back: list[ReadBack] = field(default_factory=list)
     details: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
 
     @property
@@ -136,7 +143,9 @@ class Report:
             "proof": proof,
             "sizes": self.sizes,
             "parity": self.parity.as_dict() if self.parity is not None else None,
+            "read_back": [r.as_dict(timings) for r in self.read_back],
             "repair": asdict(self.repair) if self.repair is not None else None,
+            "quality": asdict(self.quality) if self.quality is not None else None,
             "latency": self.latency.as_dict() if self.latency is not None else None,
             "narrowed": self.narrowed.as_dict() if self.narrowed is not None else None,
             "trials": self.trials.as_dict() if self.trials is not None else None,
@@ -194,10 +203,15 @@ class Report:
         if self.trials is not None:
             lines.append(f"  metric      {self.trials}")
         if self.repair is not None:
-            lines.append(f"  repair      {self.repair} (the proof is of the model before repair)")
+            lines.append(
+                f"  repair      {self.repair} (checked by that error, which may not rise; the proof is of the model before repair)"
+            )
             lines += [f"  note        {note}" for note in self.repair.notes]
+        if self.quality is not None:
+            lines.append(f"  language    {self.quality}")
         if self.parity is not None:
             lines.append(f"  parity      {self.parity}")
+        lines += [f"  read back   {found}" for found in self.read_back]
         if self.narrowed is not None:
             lines.append(f"  quantised   {self.narrowed}")
             lines += [f"  note        {note}" for note in self.narrowed.notes]

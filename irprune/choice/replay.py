@@ -74,6 +74,11 @@ def _same(plan: Plan, graph: Graph) -> Selection:
             if c.within not in groups:
                 raise _misfit(f"group {c.name!r}", f"blocks of {c.within!r}", "no such group")
             within[group.axis] = groups[c.within].axis
+    blocks = blocks_of(graph) if within else {}
+    for axis, outer in within.items():
+        if blocks.get(axis) is not outer:
+            name = next(g.name for g in groups.values() if g.axis is axis)
+            raise _misfit(f"group {name!r}", "a choice in each block", "one choice for all blocks")
     try:
         return Selection(choice, within, plan.dropped)
     except ValueError as broken:

@@ -1,10 +1,10 @@
 """Calibration data: whatever the user has, as flat tensors in the order of the graph's inputs.
 
 A source is an iterable of model inputs (a tensor, a tuple of arguments, a dict of keyword arguments
-as Hugging Face tokenizers give, or those with labels behind them), one tensor of many samples, or a
-folder of ``.npy``, ``.npz`` and image files. Everything is checked against the graph's inputs when
-it is read, so that a wrong shape or a NaN is named by the item it came from and not by an operator
-deep in the model."""
+as Hugging Face tokenizers give, or those with labels behind them), one tensor of many samples, a
+folder of ``.npy``, ``.npz`` and image files, or texts (``irprune.run.texts``). Everything is
+checked against the graph's inputs when it is read, so that a wrong shape or a NaN is named by the
+item it came from and not by an operator deep in the model."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
 from irprune.run.pixels import plain_pixels
 from irprune.run.ranks import current
+from irprune.run.texts import has_texts
 
 __all__ = ["ACTIVATIONS", "Batch", "Calibration", "noise", "split_rows"]
 
@@ -514,7 +515,10 @@ class _File:
 
 
 def _folder(folder: Folder, graph: Graph) -> Callable[[], Iterator[Any]]:
-    """The files of a folder, one by one."""
+    """The files of a folder, one by one; texts as rows of token numbers."""
+    if has_texts(folder.path):
+        items = folder.tokens(graph)
+        return lambda: iter(items)
     return lambda: iter([_File(file, folder, graph) for file in folder.files])
 
 

@@ -21,6 +21,8 @@ from irprune.errors import IrpruneError, gist
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from irprune.ir.graph import Graph
+
 __all__ = ["IMAGES", "Folder", "Preprocess", "combined", "prepared", "read_preprocess"]
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -95,7 +97,8 @@ class Preprocess:
 
 
 class Folder:
-    """A folder of ``.npy``, ``.npz`` and image files, or one such file; pictures are prepared once.
+    """A folder of ``.npy``, ``.npz`` and image files or of texts, or one such file; pictures and
+    texts are prepared once.
 
     Args:
         path: where they lie.
@@ -106,6 +109,7 @@ class Folder:
 
     def __init__(self, path: str | Path, preprocess: Preprocess | None = None) -> None:
         self.path, self.preprocess = Path(path), preprocess
+        self._tokens: dict[int, list[dict[str, Any]]] = {}
         self._made: dict[tuple[Path, Preprocess, tuple[int, int, int]], NDArray[np.float32]] = {}
 
     @functools.cached_property
@@ -115,7 +119,7 @@ class Folder:
             raise IrpruneError(
                 "no such calibration folder",
                 str(self.path),
-                "give a folder of .npy, .npz or image files",
+                "give a folder of .npy, .npz or image files, or of texts",
             )
         if self.path.is_file():
             return [self.path]
@@ -123,11 +127,19 @@ class Folder:
         found = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in kinds)
         if not found:
             raise IrpruneError(
-                "a calibration folder without .npy, .npz or image files",
+                "a calibration folder without .npy, .npz or image files, and without texts",
                 str(self.path),
                 "put inputs there, one or many samples per file",
             )
         return found
+
+    def tokens(self, graph: Graph) -> list[dict[str, Any]]:
+        """The texts here as items for a language model: ``irprune.run.texts.items_of``."""
+        from irprune.run.texts import items_of
+
+        if id(graph) not in self._tokens:
+            self._tokens[id(graph)] = items_of(self.path, graph)
+        return self._tokens[id(graph)]
 
     def picture(
         self, file: Path, preprocess: Preprocess, size: tuple[int, int, int]

@@ -24,7 +24,7 @@ from irprune.testing.fuzz_inputs import INPUTS, Made
 
 Run = Callable[[Sequence[str]], int]
 
-__all__ = ["SECONDS", "Verdict", "fuzzed", "judged", "run_one"]
+__all__ = ["SECONDS", "Verdict", "fuzzed", "judged", "planned", "run_one"]
 
 SECONDS = 60
 MEMORY = 2 << 30  # bytes beyond what the process holds when it starts
@@ -46,11 +46,15 @@ class Verdict:
 def fuzzed(
     run: Run, count: int, folder: Path, seed: int = 0, kinds: Sequence[str] = ()
 ) -> Iterator[Verdict]:
-    """Give ``run``, the command line, ``count`` inputs, taking the kinds in turn, made in
-    ``folder`` and removed again."""
+    """Give ``run``, the command line, ``count`` inputs, made in ``folder`` and removed again."""
+    for kind, own in planned(count, seed, kinds):
+        yield run_one(run, kind, own, folder)
+
+
+def planned(count: int, seed: int = 0, kinds: Sequence[str] = ()) -> list[tuple[str, int]]:
+    """The kind and the seed of each of ``count`` inputs, which take the kinds in turn."""
     names = list(kinds or INPUTS)
-    for i in range(count):
-        yield run_one(run, names[i % len(names)], seed + i // len(names), folder)
+    return [(names[i % len(names)], seed + i // len(names)) for i in range(count)]
 
 
 def run_one(run: Run, kind: str, seed: int, folder: Path) -> Verdict:

@@ -1,9 +1,9 @@
 """Writers that are killed at random moments, and what must lie on the disk then.
 
 A process writes one version of an output after the other: an ONNX file, an ONNX file with external
-data, a folder. It is killed (SIGKILL) at a moment drawn at random. Then the output must be whole
-and of one version (no structure may read another's numbers), and after the next run nothing else
-may lie beside it."""
+data, a folder, a checkpoint of a schedule. It is killed (SIGKILL) at a moment drawn at random. Then
+the output must be whole and of one version (no structure may read another's numbers), and after the
+next run nothing else may lie beside it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from irprune.base.atomic_write import replace_folder
+from irprune.choice.plan import Plan
 from irprune.emit.onnx.file import without_arrays, write_model
+from irprune.training.iterative import Checkpoint
 
 __all__ = ["KINDS", "Kind", "runs"]
 
@@ -82,20 +85,40 @@ def folder_version(path: Path) -> int:
     return version
 
 
+def write_checkpoint(path: Path, version: int) -> None:
+    """A checkpoint of one step, whose plan and state are of ``version``."""
+    plan = Plan("0" * 16, f"v{version}", ())
+    Checkpoint(path, {}).write([plan], {"w": torch.full((ROWS,), float(version))})
+
+
+def checkpoint_version(path: Path) -> int:
+    """The version of a checkpoint. Raises AssertionError where plan and state are of several."""
+    (plan,), state = Checkpoint(path, {}).read()
+    version = int(plan.model.removeprefix("v"))
+    assert state is not None
+    assert bool((state["w"] == version).all()), f"numbers of another than {version}"
+    return version
+
+
 @dataclass(frozen=True)
 class Kind:
-    """A kind of output: how a version is written and read, and what may lie around it."""
+    """A kind of output: the name of a path for it, how a version is written there and read, how
+    many files lie ``around`` it, and how many within where it is a folder whose files are replaced
+    one by one."""
 
     name: str
     write: Callable[[Path, int], None]
     version: Callable[[Path], int]
     files: int = 1
+    place: str = "out.onnx"
+    within: int = 0
 
 
 KINDS = (
     Kind("file", write_file, file_version),
     Kind("file with data", lambda p, v: write_file(p, v, outside=True), file_version, 2),
-    Kind("folder", write_folder, folder_version),
+    Kind("folder", write_folder, folder_version, place="out"),
+    Kind("checkpoint", write_checkpoint, checkpoint_version, place="out", within=2),
 )
 
 
@@ -118,20 +141,26 @@ def killed(kind: Kind, path: Path, first: int, seconds: float) -> None:
     os.close(told)
 
 
+def _files(kind: Kind, folder: Path) -> list[str]:
+    """What lies in ``folder``, and within the output where that counts."""
+    inner = sorted((folder / kind.place).iterdir()) if kind.within else []
+    return [p.name for p in (*sorted(folder.iterdir()), *inner)]
+
+
 def runs(kind: Kind, folder: Path, kills: int, seed: int) -> Iterator[dict[str, object]]:
     """Kill ``kills`` writers of ``kind``; yields for each what was found."""
     moments = random.Random(f"{kind.name} {seed}")
-    path = folder / ("out" if kind.name == "folder" else "out.onnx")
+    path = folder / kind.place
     version = 1
     kind.write(path, version)
     for _ in range(kills):
         killed(kind, path, version + 1, moments.uniform(0, LARGEST))
-        left = len(list(folder.iterdir())) > kind.files
+        left = len(_files(kind, folder)) > kind.files + kind.within
         found = kind.version(path)
         assert found >= version, f"version {version} was there, {found} is"
         version = found + 1
         kind.write(path, version)  # the next run
         assert kind.version(path) == version
-        beside = sorted(p.name for p in folder.iterdir())
-        assert len(beside) == kind.files, f"left over: {beside}"
+        beside = _files(kind, folder)
+        assert len(beside) == kind.files + kind.within, f"left over: {beside}"
         yield {"kind": kind.name, "moved on": found > version - 1, "drafts": left}

@@ -101,7 +101,7 @@ def schedule(
         ratio,
         dict(budget or {}),
         [way((i + 1) / steps) for i in range(steps)],
-        None if checkpoint is None else _Checkpoint(Path(checkpoint), settings),
+        None if checkpoint is None else Checkpoint(Path(checkpoint), settings),
         options,
     )
 
@@ -113,7 +113,7 @@ def _steps(
     ratio: float | None,
     budget: dict[str, float],
     ways: list[float],
-    checkpoint: _Checkpoint | None,
+    checkpoint: Checkpoint | None,
     options: StepOptions,
 ) -> Iterator[Pruned]:
     plans: list[Plan] = []
@@ -173,7 +173,7 @@ def _bounds(
     }
 
 
-class _Checkpoint:
+class Checkpoint:
     """``plans.json`` and ``state.pt`` in a folder, replaced together: the plans name the state that
     they belong to."""
 

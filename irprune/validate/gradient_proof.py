@@ -25,6 +25,7 @@ from irprune.run.interpret import evaluate, named_types, symbols_of
 from irprune.run.oracle import silencer
 from irprune.run.precision import full_float32
 from irprune.run.take import kept_indices, take
+from irprune.validate.stopped import REFUSED
 
 __all__ = ["Gradients", "is_cheap", "prove_gradients"]
 
@@ -78,11 +79,11 @@ def prove_gradients(
     with full_float32(), torch.random.fork_rng(), torch.enable_grad():
         try:
             return _proven(graph, module, where, torch.float64, seed)
-        except (RuntimeError, NotImplementedError, TypeError) as refused:
+        except (*REFUSED, TypeError) as refused:
             why = first_line(refused)
         try:
             return _proven(graph, module, where, torch.float32, seed)
-        except (RuntimeError, NotImplementedError, TypeError):
+        except (*REFUSED, TypeError):
             return f"gradients are not compared: {why}"
 
 

@@ -118,19 +118,23 @@ def forward_with(
     held = {n for n, _ in source.module.named_parameters(remove_duplicate=False)}
     held |= {n for n, _ in source.module.named_buffers(remove_duplicate=False)}
     own: dict[str, torch.Tensor] = {}
+    rest: dict[int, torch.Tensor] = {}
     for weight in graph.weights.values():
         names = held.intersection((weight.name, *weight.aliases))
         if names:
             own.update(dict.fromkeys(names, _as(zeroed(weight, kept), dtype)))
     for name, entry in source.state.items():
         if name in held and name not in own:
-            own[name] = _as(entry.tensor.detach(), dtype)
+            own[name] = rest.setdefault(id(entry.tensor), _as(entry.tensor.detach(), dtype))
     theirs = {e.tensor.data_ptr() for e in source.state.values()}
-    # Forward may write to them
-    own = {n: t.clone() if t.data_ptr() in theirs else t for n, t in own.items()}
     learned = {n for n, _ in source.module.named_parameters(remove_duplicate=False)}
-    for name in learned & own.keys():  # forward may ask what is a parameter
-        own[name] = torch.nn.Parameter(own[name], requires_grad=False)
+    made: dict[int, torch.Tensor] = {}  # names that share a tensor go on sharing it
+    for name, t in own.items():
+        if id(t) not in made:
+            new = t.clone() if t.data_ptr() in theirs else t  # forward may write to them
+            # Forward may ask what is a parameter
+            made[id(t)] = torch.nn.Parameter(new, requires_grad=False) if name in learned else new
+    own = {name: made[id(t)] for name, t in own.items()}
     typed = over_tensors((tuple(call[0]), call[1]), lambda t: _as(t, dtype))
     return _called(source.module, own, typed, seed)
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.order import target_of
-from irprune.ops.onnx.doubled import DOUBLED, FLOAT_INPUTS
+from irprune.ops.onnx.doubled import DOUBLED, FLOAT_INPUTS, ROUNDS_TO, SINGLE
 from irprune.ops.onnx.unrounded import Uncovered
 from irprune.validate.onnx_widen import widen
 
@@ -49,6 +49,8 @@ class _Walk:
 
     def write(self) -> None:
         for node in self.model.graph.node:
+            if target_of(node) in SINGLE:
+                raise Uncovered("an attribute in float32 that the cut adds")
             for a in node.attribute:
                 if a.name == "value" and a.HasField("t"):
                     self.sizes[node.output[0]] = tuple(a.t.dims)
@@ -59,6 +61,7 @@ class _Walk:
                 continue
             twin = onnx.NodeProto()
             twin.CopyFrom(node)
+            _widen_inside(twin)
             for i in FLOAT_INPUTS.get(target_of(node), ()):
                 if i < len(node.input) and node.input[i]:
                     twin.input[i] = self.put("Cast", [node.input[i]], {"to": TensorProto.FLOAT})
@@ -71,6 +74,16 @@ class _Walk:
         name = f"doubled.{self.count}"
         self.nodes.append(helper.make_node(kind, inputs, [name], **attrs))
         return name
+
+
+def _widen_inside(node: onnx.NodeProto) -> None:
+    """Let an operator that rounds inside to a type of its own use float64 there."""
+    name = ROUNDS_TO.get(target_of(node))
+    if name is None:
+        return
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, TensorProto.DOUBLE)])
 
 
 class _Node:

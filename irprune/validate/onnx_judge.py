@@ -13,7 +13,7 @@ from irprune.frontend.onnx.source import onnx_source
 from irprune.ir.axis import Axis, find, leaves
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.selection import Selection
-from irprune.ops.registry import lookup, role_of
+from irprune.ops.registry import lookup, quantised_in, readers_of, role_of
 from irprune.validate.judge_share import cut_apart
 
 __all__ = ["judgeable_parts", "zeroed_model"]
@@ -41,12 +41,18 @@ def judgeable_parts(
         held = {
             x
             for i, v in enumerate(node.inputs)
-            if isinstance(v, Weight) and role_of(node, i) == "weight" and _is_stored(graph, v)
+            if isinstance(v, Weight) and _multiplies(node, i) and _is_stored(graph, v)
             for x in _dropped(v, kept)
         }
         spoilt |= set(asked.get(node, ())) - held
     left = {a: k for a, k in kept.choice.items() if a not in spoilt}
     return Selection(left, {a: h for a, h in kept.within.items() if a in left})
+
+
+def _multiplies(node: Node, i: int) -> bool:
+    """Whether operand ``i`` is a factor of every term that ``node`` sums up."""
+    entry = lookup(node)
+    return role_of(node, i) == "weight" or (entry is not None and entry.letters is not None)
 
 
 def _dropped(value: Value, kept: Selection) -> set[Axis]:
@@ -60,7 +66,7 @@ def _is_stored(graph: Graph, weight: Weight) -> bool:
 
 def zeroed_model(graph: Graph, kept: Selection) -> onnx.ModelProto:
     """A copy of the model behind ``graph``, which holds all of its weights, with zeros at the
-    indices that are dropped."""
+    indices that are dropped, or the integers that stand for zeros."""
     source = onnx_source(graph)
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
@@ -68,13 +74,16 @@ def zeroed_model(graph: Graph, kept: Selection) -> onnx.ModelProto:
     for weight in graph.weights.values():
         axes = weight.axes or ()
         cut = [d for d in range(weight.rank) if kept.changes(axes[d])]
-        if not cut or not _is_stored(graph, weight):
+        if not cut or not _is_stored(graph, weight) or _says_integers(weight):
             continue
         array = np.array(weight.load())
+        nothing = np.broadcast_to(_nothing(weight, array), array.shape)
         for d in cut:
-            array[np.broadcast_to(~kept.present(axes, d), array.shape)] = 0
+            gone_here = np.broadcast_to(~kept.present(axes, d), array.shape)
+            array[gone_here] = nothing[gone_here]
         name = source.stored[weight.name].name
-        gone[name] = np.where(array == 0, array, gone[name]) if name in gone else array
+        was = array == nothing
+        gone[name] = np.where(was, array, gone[name]) if name in gone else array
     for tensor in model.graph.initializer:
         if tensor.name in gone:
             made = numpy_helper.from_array(gone[tensor.name], tensor.name)
@@ -85,3 +94,23 @@ def zeroed_model(graph: Graph, kept: Selection) -> onnx.ModelProto:
             if a.name == "value" and node.output[0] in gone:
                 a.t.CopyFrom(numpy_helper.from_array(gone[node.output[0]], a.t.name))
     return model
+
+
+def _says_integers(weight: Weight) -> bool:
+    """Whether ``weight`` says what integers stand for."""
+    return any(
+        at in (how.scale, how.zero, *how.more)
+        for node, at in readers_of(weight)
+        for how in quantised_in(node).values()
+    )
+
+
+def _nothing(weight: Weight, array: np.ndarray) -> np.ndarray:
+    """What stands for zero in ``weight``, in a form that broadcasts against it."""
+    for node, i in readers_of(weight):
+        how = quantised_in(node).get(i)
+        at = None if how is None else how.zero
+        zero = node.inputs[at] if at is not None and node.has(at) else None
+        if how is not None and isinstance(zero, Weight):
+            return how.spread(np.asarray(zero.load()), array.shape).astype(array.dtype)
+    return np.zeros((), array.dtype)

@@ -4,14 +4,14 @@ onnxruntime. It needs no torch."""
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 
-from irprune.analysis.sizes import candidates, fits, shown_sizes
+from irprune.analysis.sizes import fits, shown_sizes
 from irprune.base.tolerance import FLOAT32, FLOAT64
 from irprune.emit.onnx.emitter import Emitter
 from irprune.errors import CheckFailed, IrpruneError, option
@@ -19,15 +19,17 @@ from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Selection
-from irprune.ir.symbols import names_in
 from irprune.run.error import relative_error
 from irprune.run.inputs import random_inputs
 from irprune.run.session import PRECISE
 from irprune.run.tried_sizes import tried_sizes
+from irprune.validate.onnx_double import doubled
 from irprune.validate.onnx_faint import faint_error, float64_error
 from irprune.validate.onnx_oracle import silenced_model
+from irprune.validate.onnx_read_back import misread
 from irprune.validate.onnx_run import run_model, session
 from irprune.validate.onnx_shaken_proof import Remake, prove_shaken
+from irprune.validate.onnx_sizes import plausible
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
 from irprune.validate.proof_result import Proof, is_constant, is_nan
@@ -48,7 +50,14 @@ def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int
     or gives None. Raises IrpruneError where an operator that mixes what was dropped has no ONNX
     form of its silencing, and where onnxruntime does not run the model."""
     began = time.perf_counter()
+    if other := misread(graph):
+        proof = Proof(float("inf"), FLOAT32)
+        proof.stops = f"'{other}' of the file is not read as the onnx package reads it"
+        return proof
     proof, sizes, theirs = _compared(graph, cut, seed)
+    if proof.stops:
+        proof.seconds = time.perf_counter() - began
+        return proof
     constant = is_constant(theirs, integers=False) or is_nan(theirs)
     proof.vacuous = constant
     if proof.max_error <= proof.tolerance and remake is not None:
@@ -66,6 +75,8 @@ def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int
                     error.hint,
                 ) from error
             proof.passes += again.passes
+            if again.stops:
+                proof.stops = again.stops
             if not again.max_error <= again.tolerance:
                 proof.max_error, proof.tolerance = again.max_error, again.tolerance
                 proof.dtype = again.dtype
@@ -108,17 +119,6 @@ def _has_halves(graph: Graph) -> bool:
     return any(is_half(v.dtype) for v in graph.values())
 
 
-def _sizes(graph: Graph) -> Iterator[dict[str, int]]:
-    """Sizes of the inputs' symbols to prove at: those that were given; for others 2, which is
-    quick, where shapes fit at it, then plausible ones with a batch of 2."""
-    names = {name for v in graph.inputs for s in v.type.shape or () for name in names_in(s)}
-    small = {name: graph.sizes.get(name, 2) for name in sorted(names)}
-    if fits(graph, small) or names <= graph.sizes.keys():
-        yield small
-    if not names <= graph.sizes.keys():
-        yield from (sizes for sizes in candidates(graph, batch=2) if sizes != small)
-
-
 def _refused(graph: Graph, error: IrpruneError, sizes: Mapping[str, int]) -> IrpruneError:
     """What to say where onnxruntime does not run the original, first at ``sizes``."""
     tried = shown_sizes(graph, sizes)
@@ -134,7 +134,7 @@ def _refused(graph: Graph, error: IrpruneError, sizes: Mapping[str, int]) -> Irp
 def _compared(graph: Graph, cut: Graph, seed: int) -> tuple[Proof, dict[str, int], list[Array]]:
     """The first pass, the sizes that it was made at, and what the original gives."""
     failed: tuple[IrpruneError, dict[str, int]] | None = None
-    for sizes in islice(_sizes(graph), _TRIED):
+    for sizes in islice(plausible(graph), _TRIED):
         try:
             proof, theirs = _compared_at(graph, cut, sizes, seed)
         except _OriginalRefused as error:
@@ -166,8 +166,12 @@ def _compared_at(
         theirs = run_model(silenced, inputs, optimise=False, data=apart)
     except IrpruneError as error:
         raise _OriginalRefused(error.what, error.where, error.hint) from error
-    ours = run_model(model, inputs, data=data)
     proof = Proof(0.0, FLOAT32)
+    try:
+        ours = run_model(model, inputs, data=data)
+    except IrpruneError as stopped:
+        proof.max_error, proof.stops = float("inf"), str(stopped)
+        return proof, theirs
     if halves:
         proof.notes.append(
             "halves are computed in float32"
@@ -208,7 +212,40 @@ def _compared_at(
         proof.notes.append(
             f"the outputs all but vanish: onnxruntime's differ by {faint:.1e} of the original's"
         )
+    elif doubt:
+        _float64_decides(proof, theirs, (silenced, apart), (model, data), inputs)
     return proof, theirs
+
+
+Model = tuple[onnx.ModelProto, Mapping[str, Loader]]
+_ROUNDS = 100.0  # how much less float32 may round in one of two models than they differ by
+
+
+def _float64_decides(
+    proof: Proof, theirs: list[Array], whole: Model, small: Model, inputs: Mapping[str, Array]
+) -> None:
+    """Let ``proof`` be made in float64 on onnxruntime, where it has kernels for that, and where
+    float32 rounds the silenced original ``whole``, which gave ``theirs``, by about as much as it
+    differs from ``small``: then the model is badly conditioned, and no fault need be the reason."""
+    wide = widened_inputs(inputs, onnx.TensorProto.DOUBLE)
+    found = []
+    for message, held in (whole, small):
+        made = doubled(message, held)
+        if made is None:
+            return
+        try:
+            found.append(run_model(made[0], wide, optimise=False, data=made[1]))
+        except IrpruneError:
+            return
+    rounding = relative_error(theirs, found[0])
+    if not rounding * _ROUNDS >= proof.max_error:
+        return
+    proof.float32_error, proof.max_error = proof.max_error, relative_error(found[1], found[0])
+    proof.tolerance, proof.dtype = FLOAT64, "float64"
+    proof.passes += 2
+    proof.notes.append(
+        f"badly conditioned: float32 rounds the outputs of the silenced original by {rounding:.1e}"
+    )
 
 
 def _saturation(

@@ -1,10 +1,10 @@
 """The proof: the original with its dropped channels silenced, against the emitted module, on random
 inputs.
 
-The first pass takes the weights as they are, in float32, and compares the captured graph, uncut,
-with the user's own ``forward``. Where float32 rounding leaves a doubt, or random numbers are no
-inputs of the model, oracle and module run once more in float64. The second pass has random numbers
-for weights (``shaken_proof``)."""
+The first pass takes the weights as they are, in float32, or in float64 where the model is, and
+compares the captured graph, uncut, with the user's own ``forward``. Where float32 rounding leaves a
+doubt, or random numbers are no inputs of the model, oracle and module run once more in float64. The
+second pass has random numbers for weights (``shaken_proof``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ import torch
 from irprune.base.tolerance import FLOAT32, FLOAT64
 from irprune.errors import IrpruneError, OtherOutcome, gist, option
 from irprune.frontend.torch.source import torch_source
-from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.run.error import relative_error
 from irprune.run.inputs import asserts_values, flat_tensors, over_tensors, redraw
@@ -28,6 +27,7 @@ from irprune.run.precision import full_float32
 from irprune.validate.judge import Call, forward_of
 from irprune.validate.proof_result import Proof, is_constant, is_nan
 from irprune.validate.shaken_proof import Cut, prove_shaken
+from irprune.validate.stopped import REFUSED, Stopped, stopping
 
 __all__ = ["Proof", "prove"]
 
@@ -54,6 +54,8 @@ def prove(
             proof = first.proof()
             if proof.max_error <= proof.tolerance and proof.captured:
                 _prove_again(proof, graph, remake, where, seed, own=first.own)
+        except Stopped as stopped:
+            proof = Proof(float("inf"), FLOAT32, stops=str(stopped))
         except OtherOutcome as other:
             raise IrpruneError(
                 f"what is cut changes which way forward goes: {other.what}",
@@ -103,8 +105,16 @@ class _First:
         source = torch_source(self.graph)
         example = (source.args, source.kwargs)
         drawn = example if self.own else redraw(source.args, source.kwargs, self.seed)
-        ours, theirs = self._both(drawn, torch.float32)
-        proof = Proof(relative_error(ours, theirs), FLOAT32)
+        own = _own_type(self.graph)
+        theirs = self._silenced(drawn, own)
+        with stopping():
+            ours = self._module(drawn, own)
+        double = own == torch.float64
+        proof = Proof(
+            relative_error(ours, theirs),
+            FLOAT64 if double else FLOAT32,
+            "float64" if double else "float32",
+        )
         self.constant = is_constant(theirs)
         if source.module is not None:
             outputs, proof.capture_error = _captured(self.graph, example, self.seed)
@@ -112,16 +122,16 @@ class _First:
             self.constant = self.constant or is_constant(outputs)
         # Random numbers left the model's domain
         self.own |= any(bool(t.isnan().any()) for t in theirs)
-        if self.own or not proof.max_error <= FLOAT32:
+        if self.own or not proof.max_error <= proof.tolerance:
             try:
                 ours, theirs = self._both(example if self.own else drawn, torch.float64)
-            except (RuntimeError, NotImplementedError) as refused:
+            except REFUSED as refused:
                 proof.notes.append(f"float64 is not possible here: {gist(refused)}")
                 if not self.own:
                     return proof
                 ours, theirs = self._both(example, torch.float32)
             else:
-                proof.float32_error = None if self.own else proof.max_error
+                proof.float32_error = None if self.own or double else proof.max_error
                 proof.tolerance, proof.dtype = FLOAT64, "float64"
             proof.max_error = relative_error(ours, theirs)
             self.constant = is_constant(theirs) or is_nan(theirs)
@@ -131,13 +141,19 @@ class _First:
     def _both(self, call: Call, dtype: torch.dtype) -> tuple[list[torch.Tensor], ...]:
         """Outputs of the module and of the silenced original, both in ``dtype`` and with the same
         random numbers."""
+        theirs = self._silenced(call, dtype)
+        return self._module(call, dtype), theirs
+
+    def _silenced(self, call: Call, dtype: torch.dtype) -> list[torch.Tensor]:
         graph = self.graph
         assert graph.kept is not None
         _, _, inputs = _inputs(graph, call, self.device, dtype)
         torch.manual_seed(self.seed)
-        theirs = torch_source(graph).results(silenced(graph, graph.kept, inputs, dtype))
+        return torch_source(graph).results(silenced(graph, graph.kept, inputs, dtype))
+
+    def _module(self, call: Call, dtype: torch.dtype) -> list[torch.Tensor]:
         torch.manual_seed(self.seed)
-        return _cut(graph, self.module, self.remake, call, self.device, dtype), theirs
+        return _cut(self.graph, self.module, self.remake, call, self.device, dtype)
 
 
 def _captured(graph: Graph, call: Call, seed: int) -> tuple[list[torch.Tensor], float]:
@@ -190,17 +206,19 @@ def _cut(
     try:
         with torch.no_grad():
             return flat_tensors(moved(*args, **kwargs))
-    except RuntimeError:
-        if dtype != torch.float64 and not _casts_to_half(graph):
+    except REFUSED:
+        if dtype != torch.float64 and not named_types(graph):
             raise
         torch.set_rng_state(state)
         return _wide(graph, remake, inputs, dtype)
 
 
-def _casts_to_half(graph: Graph) -> bool:
-    """Whether forward casts to 16 bits, as one does that brings its inputs to the type of its
-    weights."""
-    return any(is_half(n.attrs.get("dtype") or "") for n in graph.nodes)
+def _own_type(graph: Graph) -> torch.dtype:
+    """The type of the first pass: that of the model where it is float64 throughout, else float32,
+    in which halves are computed too."""
+    kinds = {w.dtype for w in graph.weights.values() if w.kind == "parameter"}
+    kinds |= {v.dtype for v in graph.inputs}
+    return torch.float64 if "f64" in kinds and not kinds & {"f32", "f16", "bf16"} else torch.float32
 
 
 def _wide(

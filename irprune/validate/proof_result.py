@@ -67,7 +67,10 @@ class Proof:
     proof is the second pass. ``other_sizes`` are those of the second pass, where sizes are open.
     ``passes`` counts forward passes, those of the cut model among them. ``gradient_error``
     is that of the gradients of the cut module against those of the silenced original, None where
-    they were not compared, and ``gradients_passed`` whether it is within its tolerance."""
+    they were not compared, and ``gradients_passed`` whether it is within its tolerance;
+    ``training`` says what the module does otherwise than forward in training, "" for nothing, and
+    where that was not compared. ``stops``
+    says with what the cut model stops where the original runs; "" where it runs."""
 
     max_error: float
     tolerance: float
@@ -81,13 +84,24 @@ class Proof:
     other_sizes: str = ""
     gradient_error: float | None = None
     gradients_passed: bool = True
+    training: str = ""
+    stops: str = ""
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
         second = self.shaken is None or self.shaken.passed
-        return self.max_error <= self.tolerance and second and not self.vacuous and self.captured
+        told = not self.vacuous and self.captured and not self.stops
+        return self.max_error <= self.tolerance and second and told
+
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing differs and nothing can: the outputs are classes, places or other whole
+        numbers, or empty, as of a detector that finds nothing."""
+        why = self.shaken.nothing if self.shaken is not None else ""
+        equal = self.max_error <= self.tolerance and not self.stops
+        return self.vacuous and equal and self.captured and why in ("whole numbers", "empty")
 
     @property
     def captured(self) -> bool:
@@ -99,6 +113,8 @@ class Proof:
 
     def __str__(self) -> str:
         second = self.shaken
+        if self.stops:
+            return f"FAILED: the cut model stops where the original runs: {self.stops}"
         if self.vacuous:
             why = second.nothing if second is not None and second.nothing else "constant or NaN"
             return f"not proven: the outputs are {why}{' whatever the weights' * self.random_weights}, which is nothing proven"

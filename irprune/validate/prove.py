@@ -60,6 +60,7 @@ def prove_cut(
     from irprune.emit.torch.module import emit_module
     from irprune.validate.gradient_proof import is_cheap, prove_gradients
     from irprune.validate.proof import prove
+    from irprune.validate.training_proof import differs_in_training, held_otherwise
 
     made = module()
     if any(is_meta(t) for t in made.state_dict().values()):
@@ -72,6 +73,9 @@ def prove_cut(
     proof = prove(graph, made, remake, device())
     if proof.passed and (gradients or is_cheap(graph, Costs(graph).at({})["macs"])):
         _add_gradients(proof, prove_gradients(graph, made, device()))
+        proof.training = held_otherwise(graph, made) or differs_in_training(graph)
+        if proof.training:
+            proof.notes.append(f"in training it is not what forward is: {proof.training}")
     return proof
 
 

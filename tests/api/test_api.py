@@ -307,7 +307,7 @@ def test_report_says_what_was_done(net: Net) -> None:
         report.proof is not None
         and report.proof.passed
         and report.proof.max_error < 1e-5
-        and report.proof.passes <= 10
+        and report.proof.passes <= 16  # with the draws of a small model
     )
     data = json.loads(report.to_json())
     assert (

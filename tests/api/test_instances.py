@@ -93,6 +93,28 @@ def test_widths_that_forward_does_not_read_are_the_new_ones() -> None:
     assert model(x).shape == (2, 5)
 
 
+class TwoStages(nn.Module):
+    """Two stages that were of one width, and a head that reads the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stage1, self.stage2 = (nn.Conv2d(i, 48, 3) for i in (3, 48, 48))
+        self.head, self.num_features = linear(48, 10), 48
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.stage2(self.stage1(self.stem(x))).mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize(("ratios", "left"), [({"stage2.weight:0": 0.0}, 48), ({}, 24)])
+def test_a_head_tells_which_of_two_equal_widths_is_meant(ratios: Any, left: int) -> None:
+    model = TwoStages().eval()
+    pruned = irprune.prune(model, (torch.randn(2, 3, 12, 12),), ratio=0.5, ratios=ratios)
+    pruned.apply_to(model)
+    assert model.stage1.out_channels == 24
+    assert model.num_features == model.head.in_features == left
+
+
 def test_a_width_without_one_new_size_is_named() -> None:
     model = Model(
         lambda m, x: m.o(m.b(m.a(x).relu()).relu()),

@@ -195,3 +195,63 @@ def test_what_onnxruntime_cannot_run_is_told_apart() -> None:
         match=r"no proof is possible: onnxruntime refuses the model that came in.*proof=False",
     ):
         irprune.prune(model, ratio=0.5)
+
+
+@pytest.mark.parametrize("target", ["MatMulInteger", "com.microsoft::QGemm", "QLinearMatMul"])
+def test_zeros_of_quantised_weights_are_their_zero_points(target: str) -> None:
+    """The judge zeroes the numbers, not the integers that stand for them."""
+    _proven(target)
+
+
+@pytest.mark.parametrize("target", ["GroupNormalization", "Attention"])
+def test_what_rounds_inside_is_not_called_a_fault(target: str) -> None:
+    _proven(target)
+
+
+@pytest.mark.parametrize("target", ["Reciprocal", "Log", "Div", "ReduceLogSum"])
+def test_zeros_that_give_infinities_do_not_judge(target: str) -> None:
+    _proven(target)
+
+
+def _proven(target: str) -> None:
+    from irprune.ops.onnx.importer import SPELLINGS
+    from irprune.ops.registry import load_table
+    from irprune.testing.onnx_subjects import file_around
+
+    load_table()
+    proof = irprune.prune(file_around(SPELLINGS[target], SPELLINGS[target].samples[0])).report.proof
+    assert proof is not None and proof.passed and proof.shaken is not None
+
+
+def test_products_with_stored_matrices_are_judged() -> None:
+    proof = irprune.prune(_products()).report.proof
+    assert proof is not None and proof.shaken is not None
+    assert proof.shaken.judged == 1
+
+
+def _products() -> onnx.ModelProto:
+    numbers = np.random.default_rng(0)
+    weights = {"a": (6, 32), "b": (32, 24), "c": (24, 3)}
+    held = [
+        numpy_helper.from_array(numbers.normal(size=s).astype(np.float32), n)
+        for n, s in weights.items()
+    ]
+    node = onnx.helper.make_node
+    nodes = [
+        node("MatMul", ["x", "a"], ["h"]),
+        node("Relu", ["h"], ["r"]),
+        node("MatMul", ["r", "b"], ["i"]),
+        node("Tanh", ["i"], ["t"]),
+        node("MatMul", ["t", "c"], ["y"]),
+    ]
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        nodes,
+        "products",
+        [info("x", onnx.TensorProto.FLOAT, [4, 6])],
+        [info("y", onnx.TensorProto.FLOAT, [4, 3])],
+        held,
+    )
+    return onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+    )

@@ -22,7 +22,9 @@ from irprune.frontend.torch.source import TorchSource
 from irprune.ir.dtype import ELEMENT_TYPES
 from irprune.ir.graph import Graph
 
-__all__ = ["from_folder", "save_module", "save_program"]
+__all__ = ["WEIGHTS", "from_folder", "save_module", "save_program"]
+
+WEIGHTS = "weights.safetensors"
 
 _LOADER = '''
 
@@ -76,7 +78,7 @@ def save_module(module: torch.nn.Module, folder: Path) -> None:
         if id(tensor) not in seen:
             seen.add(id(tensor))
             tensors[name] = tensor.detach().cpu().contiguous()
-    weights = folder / "weights.safetensors"
+    weights = folder / WEIGHTS
     save_file(tensors, str(weights))
     # Readable by whoever may read the source
     weights.chmod((folder / "model.py").stat().st_mode & 0o777)
@@ -131,7 +133,7 @@ def from_folder(folder: str | Path, trust: bool = False) -> torch.nn.Module:
     from safetensors.torch import load_file
 
     folder = Path(folder)
-    for name in ("model.py", "weights.safetensors"):
+    for name in ("model.py", WEIGHTS):
         if not (folder / name).exists():
             raise IrpruneError(
                 f"no {name} here",
@@ -149,6 +151,4 @@ def from_folder(folder: str | Path, trust: bool = False) -> torch.nn.Module:
             str(folder),
             f"read it, then say {option('trust', 'True')}, or import it yourself",
         )
-    return module_from_source(
-        text.removesuffix(_LOADER), load_file(str(folder / "weights.safetensors"))
-    )
+    return module_from_source(text.removesuffix(_LOADER), load_file(str(folder / WEIGHTS)))

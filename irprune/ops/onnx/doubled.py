@@ -12,7 +12,12 @@ from typing import Any, Protocol
 
 from irprune.ops.onnx.unrounded import Uncovered
 
-__all__ = ["DOUBLED", "FLOAT_INPUTS", "DoubleWriter"]
+__all__ = ["DOUBLED", "FLOAT_INPUTS", "ROUNDS_TO", "SINGLE", "DoubleWriter"]
+
+# The attribute that says in which type an operator computes
+ROUNDS_TO = {"GroupNormalization": "stash_type"}
+# A cut head has its scale written down, as a number in float32
+SINGLE = ("Attention",)
 
 _END = (1 << 31) - 1  # past the end of every dimension
 

@@ -1,0 +1,788 @@
+"""Faults that are planted by hand, each in a model of its own: in what is captured, kept, emitted,
+read, written, in gradients, in training mode and in repairs.
+
+A work prunes a small model and uses what comes out: the numbers of its weights, its outputs, its
+gradients, what another library reads in its files. It runs once without the fault and once with it:
+a check fails, nothing comes out, the numbers are the same, or they are not and nothing saw it."""
+
+from __future__ import annotations
+
+import contextlib
+import runpy
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import onnx
+import safetensors.numpy
+import safetensors.torch
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import irprune
+import irprune.api.calls as calls
+import irprune.emit.onnx.emitter as emitter
+import irprune.emit.onnx.file as writing
+import irprune.emit.torch.module as emission
+import irprune.emit.torch.saved as saved
+import irprune.frontend.onnx.file as reading
+import irprune.passes.repair_bias as repair_bias
+import irprune.passes.repair_least_squares as least_squares
+import irprune.passes.slice as slicing
+from irprune.errors import CheckFailed
+from irprune.ir.graph import Graph
+from irprune.ir.selection import Selection
+from irprune.ops.onnx.importer import SPELLINGS
+from irprune.run.session import run_session, session
+
+__all__ = ["FAULTS", "Fault", "seen"]
+
+Array = NDArray[Any]
+Found = dict[str, Array]
+Work = Callable[[], Found]
+Plant = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault: ``kind`` groups it in tables, ``work`` is what it may show in, ``plant`` a context
+    in which it is there."""
+
+    name: str
+    kind: str
+    work: Work
+    plant: Plant
+
+
+class NotPlanted(AssertionError):
+    """The place for a fault was not found, so that nothing can be said about it."""
+
+
+def seen(fault: Fault) -> tuple[str, str]:
+    """What sees ``fault``, in the words of ``irprune.testing.mutants.Seen``, and what it says."""
+    right = _right(fault.work)
+    with fault.plant():
+        try:
+            wrong = fault.work()
+        except CheckFailed as failed:
+            return "proof", str(failed)
+        except NotPlanted:
+            raise
+        except Exception as failed:  # whatever it is, no wrong model came out
+            return "refused", f"{type(failed).__name__}: {failed}"
+    same = right.keys() == wrong.keys() and all(
+        np.array_equal(a, wrong[k], equal_nan=a.dtype.kind == "f") for k, a in right.items()
+    )
+    return ("harmless", "the same") if same else ("nothing", "other numbers came out")
+
+
+@cache
+def _right(work: Work) -> Found:
+    """What ``work`` gives where nothing is planted."""
+    return work()
+
+
+# -- works -----------------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """A little of everything: a residual, a depthwise convolution, norms, attention, a scale, tied
+    weights, a stopped gradient, dropout, several results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1, stride=2)
+        self.norm = nn.BatchNorm2d(16, momentum=0.2, eps=1e-2)
+        self.a = nn.Conv2d(16, 32, 3, padding=1)
+        self.dw = nn.Conv2d(32, 32, 3, padding=1, groups=32)
+        self.b = nn.Conv2d(32, 16, 1)
+        self.groups = nn.Conv2d(16, 16, 3, padding=1, groups=4)
+        self.mix = nn.Conv2d(16, 16, 1)
+        self.drop = nn.Dropout(0.3)
+        self.ln = nn.LayerNorm(16, eps=1e-2)
+        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
+        self.head = nn.Linear(16, 4)
+        self.scale = nn.Parameter(torch.rand(16))
+        self.mean: Tensor
+        self.register_buffer("mean", torch.rand(3, 1, 1))
+        self.notes: Tensor
+        self.register_buffer("notes", torch.rand(4), persistent=False)
+        self.up, self.tied = nn.Linear(16, 16, bias=False), nn.Linear(16, 16)
+        self.tied.weight = self.up.weight
+        self.free = nn.Parameter(torch.rand(4), requires_grad=False)
+        self.norm.register_buffer("running_mean", torch.rand(16) - 0.5)
+        self.norm.register_buffer("running_var", torch.rand(16) + 0.5)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        y = F.relu(self.norm(self.stem(x - self.mean)))
+        y = y + self.b(F.leaky_relu(self.dw(F.gelu(self.a(y))), 0.2))
+        y = y - 0.5 * self.mix(F.silu(self.groups(y)))
+        z = self.ln(y.flatten(2).transpose(1, 2))
+        q, k, v = self.qkv(z).reshape(z.shape[0], -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        w = torch.softmax(q @ k.transpose(-1, -2) * 8**-0.5, -1)
+        z = z + self.scale * self.out((w @ v).transpose(1, 2).flatten(2))
+        z = self.drop(z) * torch.sigmoid(z.detach().mean(1, keepdim=True))
+        z = z + self.tied(torch.tanh(self.up(z)))
+        return {"scores": self.head(z.mean(1)) + self.free + self.notes, "map": z.std(-1)}
+
+
+def _net() -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    return Net().eval(), torch.randn(2, 3, 8, 8)
+
+
+def _module_of(module: nn.Module, x: Tensor) -> Found:
+    """Weights, outputs, and one step of training of ``module``."""
+    out = {f"state {k}": v.detach().numpy().copy() for k, v in module.state_dict().items()}
+    for i, y in enumerate(_several(module(x))):
+        out[f"output {i}"] = y.detach().numpy()
+    names = dict(module.named_parameters(remove_duplicate=False))
+    out["trained"] = np.array([k for k, v in names.items() if v.requires_grad])
+    out["shared"] = np.array([len({id(v) for v in names.values()}), len(names)])
+    module.train()
+    torch.manual_seed(1)
+    results = _several(module(x))
+    total = torch.stack([(y * (i + 1)).pow(2).sum() for i, y in enumerate(results)]).sum()
+    learned = {k: v for k, v in names.items() if v.requires_grad}
+    found = torch.autograd.grad(total, list(learned.values()), allow_unused=True)
+    for k, g in zip(learned, found, strict=True):
+        if g is not None:
+            out[f"gradient {k}"] = g.numpy()
+    for k, v in module.named_buffers():
+        out[f"after {k}"] = v.detach().numpy()
+    module.eval()
+    return out
+
+
+def _several(made: Any) -> list[Tensor]:
+    values = made.values() if isinstance(made, dict) else made
+    return [values] if isinstance(values, Tensor) else list(values)
+
+
+def module() -> Found:
+    """A module pruned and proven, its gradients too."""
+    model, x = _net()
+    pruned = irprune.prune(model, (x,), proof="gradients")
+    return _module_of(pruned.module, x)
+
+
+def program() -> Found:
+    """A folder that is written, and what torch and safetensors read in it."""
+    model, x = _net()
+    with tempfile.TemporaryDirectory() as place:
+        folder = irprune.prune(model, (x,)).save(Path(place) / "out")
+        out = {
+            f"held {k}": v
+            for k, v in safetensors.numpy.load_file(folder / "weights.safetensors").items()
+        }
+        made = torch.export.load(str(folder / "model.pt2")).module()
+        for k, v in enumerate(_several(made(x))):
+            out[f"program {k}"] = v.detach().numpy()
+        space = runpy.run_path(str(folder / "model.py"))
+        for k, v in enumerate(_several(space["load"]()(x))):
+            out[f"source {k}"] = v.detach().numpy()
+        feed = {"x": x.numpy()}
+        for name, array in run_session(session(folder / "model.onnx", "cpu"), feed).items():
+            out[f"onnx {name}"] = array
+    return out
+
+
+def _file(outside: bool) -> onnx.ModelProto:
+    """A convolutional file, with norms, groups, a product and shape arithmetic."""
+    numbers = np.random.default_rng(0)
+    tensors = []
+
+    def held(name: str, *shape: int, low: float = -0.5, high: float = 0.5) -> str:
+        array = numbers.uniform(low, high, shape).astype(np.float32)
+        tensors.append(numpy_helper.from_array(array, name))
+        return name
+
+    for k in ("scale", "bias", "mean"):
+        held(f"norm.{k}", 16)
+    held("norm.var", 16, low=0.5, high=2.0)
+    tensors.append(numpy_helper.from_array(np.array([0, 64, -1]), "shape"))
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", held("w0", 16, 3, 3, 3), held("b0", 16)], ["c0"], pads=[1] * 4),
+        node(
+            "BatchNormalization",
+            ["c0", "norm.scale", "norm.bias", "norm.mean", "norm.var"],
+            ["n0"],
+            epsilon=0.01,
+        ),
+        node("LeakyRelu", ["n0"], ["r0"], alpha=0.2),
+        node(
+            "Conv", ["r0", held("w1", 32, 4, 3, 3), held("b1", 32)], ["c1"], pads=[1] * 4, group=4
+        ),
+        node("Relu", ["c1"], ["r1"]),
+        node("Conv", ["r1", held("w2", 16, 32, 1, 1)], ["c2"]),
+        node("Add", ["c2", "r0"], ["a0"]),
+        node("Conv", ["a0", held("w3", 64, 16, 3, 3)], ["c3"], strides=[2, 2]),
+        node("Sigmoid", ["c3"], ["s0"]),
+        node("Reshape", ["s0", "shape"], ["f0"]),
+        node("Transpose", ["f0"], ["t0"], perm=[0, 2, 1]),
+        node("MatMul", ["t0", held("w4", 64, 32)], ["m0"]),
+        node("Softmax", ["m0"], ["p0"], axis=2),
+        node("Transpose", ["p0"], ["u0"], perm=[2, 0, 1]),
+        node("ReduceMean", ["u0"], ["v0"], axes=[2], keepdims=0),
+        node("Gemm", ["v0", held("w5", 32, 10), held("b5", 10)], ["y"], transA=1),
+        node("Sub", ["y", held("w6", 10)], ["z"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 9, 9])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 10]),
+            helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 10]),
+        ],
+        tensors,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    if outside:
+        for tensor in model.graph.initializer:
+            if tensor.name.startswith("w"):
+                tensor.doc_string = "outside"
+    return model
+
+
+def _written(outside: bool, folder: bool = False) -> Found:
+    model = _file(outside)
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "in.onnx"
+        if outside:
+            onnx.save(
+                model,
+                str(path),
+                save_as_external_data=True,
+                location="in.data",
+                size_threshold=1000,
+            )
+        else:
+            onnx.save(model, str(path))
+        pruned = irprune.prune(str(path))
+        out: Found = {}
+        feed = {"x": np.random.default_rng(1).normal(size=(2, 3, 9, 9)).astype(np.float32)}
+        if folder:
+            made = pruned.save(Path(place) / "out")
+            space = runpy.run_path(str(made / "model.py"))
+            for k, v in enumerate(_several(space["load"]()(torch.from_numpy(feed["x"])))):
+                out[f"source {k}"] = v.detach().numpy()
+            file = made / "model.onnx"
+        else:
+            file = pruned.onnx(Path(place) / "out.onnx")
+        for name, array in run_session(session(file, "cpu"), feed).items():
+            out[f"output {name}"] = array
+        read = onnx.load(str(file))
+        out["names"] = np.array([v.name for v in (*read.graph.input, *read.graph.output)])
+        for tensor in read.graph.initializer:
+            out[f"held {tensor.name}"] = numpy_helper.to_array(tensor)
+    return out
+
+
+def file() -> Found:
+    """A file read, pruned, proven and written."""
+    return _written(False)
+
+
+def file_with_data() -> Found:
+    """A file whose weights lie beside it."""
+    return _written(True)
+
+
+def file_as_module() -> Found:
+    """A folder out of a file: a module beside the file."""
+    return _written(False, folder=True)
+
+
+@cache
+def repaired(*methods: str) -> Work:
+    """A work that prunes and repairs; a repair that is taken back was seen by its own check."""
+
+    def work() -> Found:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 16, 3),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(16, 5),
+        )
+        data = torch.randn(128, 3, 10, 10) + 0.5
+        model.train()
+        model(data)
+        model.eval()
+        pruned = irprune.prune(
+            model, (data[:4],), calibration=data, repair=methods, importance="magnitude"
+        )
+        told = pruned.report.repair
+        if told is None or told.methods != methods:
+            raise CheckFailed(f"the repair is taken back: {told and told.notes}")
+        return {k: v.numpy() for k, v in pruned.module.state_dict().items()}
+
+    return work
+
+
+# -- ways to plant ---------------------------------------------------------------------------------
+
+
+def wrapped(place: Any, name: str, change: Callable[..., Any]) -> Plant:
+    """The function ``name`` of ``place`` called through ``change(real, *args)``."""
+
+    @contextlib.contextmanager
+    def plant() -> Iterator[None]:
+        real = getattr(place, name)
+        met = []
+
+        def wrong(*args: Any, **kwargs: Any) -> Any:
+            met.append(1)
+            return change(real, *args, **kwargs)
+
+        with mock.patch.object(place, name, wrong):
+            yield
+        if not met:
+            raise NotPlanted(name)
+
+    return plant
+
+
+def source(old: str, new: str) -> Plant:
+    """The emitted source with ``new`` in the place of ``old``."""
+
+    def change(real: Any, graph: Graph) -> Any:
+        made = real(graph)
+        if old not in made.text:
+            raise NotPlanted(old)
+        return replace(made, text=made.text.replace(old, new))
+
+    return wrapped(emission, "write", change)
+
+
+def loader(old: str, new: str) -> Plant:
+    """The loader in ``model.py`` with ``new`` in the place of ``old``."""
+
+    @contextlib.contextmanager
+    def plant() -> Iterator[None]:
+        if old not in saved._LOADER:
+            raise NotPlanted(old)
+        with mock.patch.object(saved, "_LOADER", saved._LOADER.replace(old, new)):
+            yield
+
+    return plant
+
+
+def message(change: Callable[[onnx.ModelProto], None]) -> Plant:
+    """The ONNX file that is made, changed."""
+
+    def wrong(real: Any, self: Any) -> Any:
+        made = real(self)
+        before = made.SerializeToString()
+        change(made)
+        if made.SerializeToString() == before:
+            raise NotPlanted("message")
+        return made
+
+    @contextlib.contextmanager
+    def plant() -> Iterator[None]:
+        real = emitter.Emitter.emit
+        with mock.patch.object(emitter.Emitter, "emit", lambda self: wrong(real, self)):
+            yield
+
+    return plant
+
+
+def attribute(kind: str, name: str, value: Any) -> Plant:
+    """An attribute of every node ``kind`` of the ONNX file that is made set to ``value``."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            if node.op_type == kind:
+                kept = [a for a in node.attribute if a.name != name]
+                del node.attribute[:]
+                node.attribute.extend(kept)
+                if value is not None:
+                    node.attribute.append(helper.make_attribute(name, value))
+
+    return message(change)
+
+
+def spelled(target: str, change: Callable[[Any], Any]) -> Plant:
+    """The ONNX operator ``target`` read with other attributes."""
+
+    def plant() -> contextlib.AbstractContextManager[Any]:
+        made = SPELLINGS[target]
+
+        def read(node: Any) -> Any:
+            return made.read(replace(node, attrs=change(dict(node.attrs))))
+
+        return mock.patch.dict(SPELLINGS, {target: replace(made, read=read)})
+
+    return plant
+
+
+# -- faults ----------------------------------------------------------------------------------------
+
+
+def _index(dim: int, change: Callable[[Array, int], Array], only: str = "") -> Plant:
+    """The kept indices of a weight along ``dim`` changed, of weights whose name holds ``only``."""
+
+    def wrong(real: Any, value: Any, kept: Selection) -> Any:
+        found = real(value, kept)
+        if only in value.name and len(found) > dim:
+            index = found[dim]
+            if index is not None and index.ndim == 1:
+                found[dim] = change(index, int(value.shape[dim]))
+        return found
+
+    return wrapped(slicing, "kept_indices", wrong)
+
+
+def _swapped(index: Array, size: int) -> Array:
+    """A kept index in the place of which a dropped one stands."""
+    gone = np.setdiff1d(np.arange(size), index)
+    return np.sort(np.append(index[1:], gone[:1]))
+
+
+KEPT = (
+    ("the kept inputs of a layer in reverse", _index(1, lambda i, n: i[::-1].copy())),
+    ("the kept outputs of all layers in reverse", _index(0, lambda i, n: i[::-1].copy())),
+    ("a dropped output in the place of a kept one", _index(0, _swapped, "a.weight")),
+    ("a dropped input in the place of a kept one", _index(1, _swapped, "b.weight")),
+    ("a dropped bias in the place of a kept one", _index(0, _swapped, "a.bias")),
+    ("a dropped mean in the place of a kept one", _index(0, _swapped, "norm.running_mean")),
+    ("a dropped variance in the place of a kept one", _index(0, _swapped, "norm.running_var")),
+    ("a dropped scale in the place of a kept one", _index(0, _swapped, "norm.weight")),
+    ("a dropped filter of a depthwise layer", _index(0, _swapped, "dw.weight")),
+    ("indices shifted by one", _index(0, lambda i, n: (i + 1) % n)),
+    ("one index less in a bias", _index(0, lambda i, n: i[1:], "a.bias")),
+    ("one index less everywhere", _index(0, lambda i, n: i[1:])),
+    ("the first indices, not the kept ones", _index(1, lambda i, n: np.arange(len(i)))),
+    (
+        "a weight left as it was",
+        _index(1, lambda i, n: np.arange(n), "b.weight"),
+    ),
+    (
+        "the rows of a block for all blocks",
+        wrapped(
+            slicing,
+            "take",
+            lambda real, array, many: real(
+                array,
+                [
+                    i if i is None or i.ndim == 1 else np.broadcast_to(i[:1], i.shape).copy()
+                    for i in many
+                ],
+            ),
+        ),
+    ),
+    (
+        "a choice counted with one less",
+        wrapped(
+            Selection,
+            "size",
+            lambda real, self, axis: real(self, axis) - int(self.changes(axis)),
+        ),
+    ),
+)
+
+EMITTED = (
+    ("another activation", source("F.relu(batch_norm)", "F.gelu(batch_norm)")),
+    ("another slope", source("leaky_relu(conv2d_2, 0.2)", "leaky_relu(conv2d_2, 0.1)")),
+    ("another eps of a batch norm", source("BatchNorm2d(8, eps=0.01", "BatchNorm2d(8, eps=0.001")),
+    ("another eps of a layer norm", source("LayerNorm([8], eps=0.01)", "LayerNorm([8])")),
+    ("a stride forgotten", source("3, stride=2, padding=1", "3, padding=1")),
+    ("a padding forgotten", source("3, padding=1, groups=16", "3, groups=16")),
+    ("a sum in the place of a difference", source("x - self.mean", "x + self.mean")),
+    ("operands swapped", source("x - self.mean", "self.mean - x")),
+    ("a softmax along another dimension", source(".softmax(-1)", ".softmax(-2)")),
+    ("a transpose forgotten", source("(1, 2); del matmul_1", "(2, 3); del matmul_1")),
+    ("a scale forgotten", source("self.scale * linear_1", "linear_1")),
+    ("a number rounded", source("0.3535533905932738", "0.353")),
+    ("a bias forgotten", source("nn.Linear(8, 4)", "nn.Linear(8, 4, bias=False)")),
+    ("a mean along another dimension", source("add_2.mean([1])", "add_2.mean([2])")),
+    ("an unbiased deviation made biased", source("std([-1])", "std([-1], unbiased=False)")),
+    ("results swapped", source("{'scores': add_4, 'map': std}", "{'scores': std, 'map': add_4}")),
+    (
+        "results in another order",
+        source("{'scores': add_4, 'map': std}", "{'map': std, 'scores': add_4}"),
+    ),
+    (
+        "a norm applied twice",
+        source("F.relu(batch_norm)", "F.relu(self.norm(batch_norm))"),
+    ),
+    ("a residual forgotten", source("relu + conv2d_3", "conv2d_3")),
+)
+
+TRAINED = (
+    ("a stopped gradient forgotten", source(".detach()", ".clone()")),
+    ("a stop where none was", source("self.head(mean_2)", "self.head(mean_2.detach())")),
+    ("a frozen parameter that learns", source(", requires_grad=False", "")),
+    ("a parameter that does not learn", source("torch.empty([8])))", "torch.empty([8]), requires_grad=False))")),
+    ("tied weights apart", source("put(self, 'tied.weight', self.up.weight)", "pass")),
+    ("another momentum", source("momentum=0.2", "momentum=0.1")),
+    ("another rate of dropout", source("nn.Dropout(0.3)", "nn.Dropout(0.1)")),
+    ("dropout that never drops", source("self.drop(add_1)", "self.drop.eval()(add_1)")),
+    ("a norm that never learns its statistics", source("self.norm(conv2d)", "self.norm.eval()(conv2d)")),
+    ("a buffer that is saved and was not", source("torch.empty([4]), persistent=False)", "torch.empty([4]))")),
+    ("a buffer that is not saved and was", source("torch.empty([3, 1, 1]))", "torch.empty([3, 1, 1]), persistent=False)")),
+)  # fmt: skip
+
+
+def _two_swapped(model: onnx.ModelProto) -> None:
+    """A mean and a scale swapped where a norm reads them."""
+    node = next(n for n in model.graph.node if n.output[0] == "n0")
+    node.input[1], node.input[3] = node.input[3], node.input[1]
+
+
+def _outputs_swapped(model: onnx.ModelProto) -> None:
+    a, b = model.graph.output
+    a.name, b.name = b.name, a.name
+
+
+def _inputs_swapped(model: onnx.ModelProto) -> None:
+    node = next(n for n in model.graph.node if n.output[0] == "z")
+    node.input[0], node.input[1] = node.input[1], node.input[0]
+
+
+def _without(kind: str) -> Callable[[onnx.ModelProto], None]:
+    def change(model: onnx.ModelProto) -> None:
+        node = next(n for n in model.graph.node if n.op_type == kind)
+        node.op_type = "Identity"
+        del node.input[1:]
+        del node.attribute[:]
+
+    return change
+
+
+FILES = (
+    ("alpha forgotten", attribute("LeakyRelu", "alpha", None)),
+    ("epsilon forgotten", attribute("BatchNormalization", "epsilon", None)),
+    ("groups forgotten", attribute("Conv", "group", None)),
+    ("strides forgotten", attribute("Conv", "strides", None)),
+    ("a softmax along another axis", attribute("Softmax", "axis", 1)),
+    ("another order of dimensions", attribute("Transpose", "perm", [1, 2, 0])),
+    ("transA forgotten", attribute("Gemm", "transA", None)),
+    ("keepdims forgotten", attribute("ReduceMean", "keepdims", None)),
+    ("a sigmoid forgotten", message(_without("Sigmoid"))),
+    ("a norm forgotten", message(_without("BatchNormalization"))),
+    ("tensors swapped", message(_two_swapped)),
+    ("results swapped", message(_outputs_swapped)),
+    ("operands swapped", message(_inputs_swapped)),
+)
+
+
+def _put_late(real: Any, tensor: TensorProto, load: Any, file: Any) -> None:
+    real(tensor, load, file)
+    for entry in tensor.external_data:
+        if entry.key == "offset" and int(entry.value):
+            entry.value = str(int(entry.value) - 64)
+
+
+def _put_short(real: Any, tensor: TensorProto, load: Any, file: Any) -> None:
+    real(tensor, load, file)
+    for entry in tensor.external_data:
+        if entry.key == "length":
+            entry.value = str(int(entry.value) - 4)
+
+
+def _pieces(real: Any, model: onnx.ModelProto, data: Any) -> Any:
+    """The message as it is written, with the last bytes of a tensor in front."""
+    for piece in real(model, data):
+        if isinstance(piece, bytes) or len(piece) < 1000:
+            yield piece
+        else:
+            held = bytes(piece)
+            yield held[-4:] + held[:-4]
+
+
+WRITTEN = (
+    ("an offset that is too small", file_with_data, wrapped(writing, "_put_outside", _put_late)),
+    ("a length that is too small", file_with_data, wrapped(writing, "_put_outside", _put_short)),
+    ("the bytes of a tensor moved", file, wrapped(writing, "_pieces", _pieces)),
+    (
+        "the bytes of a tensor moved, beside the file",
+        file_with_data,
+        wrapped(
+            writing,
+            "_put_outside",
+            lambda real, t, load, f: real(t, lambda: np.roll(load(), 1), f),
+        ),
+    ),
+    (
+        "a tensor under another name",
+        program,
+        wrapped(safetensors.torch, "save_file", lambda real, t, p: real(_renamed(t), p)),
+    ),
+    (
+        "a tensor in another type",
+        program,
+        wrapped(
+            safetensors.torch,
+            "save_file",
+            lambda real, t, p: real({k: v.half().float() for k, v in t.items()}, p),
+        ),
+    ),
+    ("a loader that reads late", program, loader("[8 + size:]", "[12 + size:]")),
+    ("a loader that reads transposed", program, loader(".reshape(entry", ".flip(0).reshape(entry")),
+    (
+        "a program of other weights",
+        program,
+        wrapped(saved, "open_program", lambda real, module, *more: real(_other(module), *more)),
+    ),
+)
+
+
+def _renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    made = dict(tensors)
+    a, b = "norm.running_mean", "norm.running_var"
+    made[a], made[b] = tensors[b], tensors[a]
+    return made
+
+
+def _other(module: nn.Module) -> nn.Module:
+    held = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    made = emission.module_from_source(
+        emission.source_of(module), {k: v.detach().clone() for k, v in held.items()}
+    )
+    with torch.no_grad():
+        made.get_parameter("head.bias").add_(0.1)
+    return made
+
+
+def _place_late(real: Any, tensor: TensorProto) -> Any:
+    place, offset, length = real(tensor)
+    return place, offset - 4 if offset > 4 and place else offset, length
+
+
+def _reversed(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda attrs: {**attrs, name: list(reversed(attrs[name]))} if name in attrs else attrs
+
+
+def _gone(name: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda attrs: {k: v for k, v in attrs.items() if k != name}
+
+
+READ = (
+    ("an offset beside the file that is too small", file_with_data, wrapped(reading, "_place", _place_late)),
+    ("an offset in the file that is too small", file, wrapped(reading, "_place", _place_late)),
+    (
+        "bytes in another order",
+        file,
+        wrapped(reading, "_read", lambda real, f, o, n: np.roll(real(f, o, n), 4)),
+    ),
+    (
+        "the tensors of a message moved",
+        file,
+        wrapped(reading, "_of_message", lambda real, t: np.roll(real(t), 1)),
+    ),
+    ("an order of dimensions reversed", file, spelled("Transpose", _reversed("perm"))),
+    ("groups not read", file, spelled("Conv", _gone("group"))),
+    ("strides not read", file, spelled("Conv", _gone("strides"))),
+    ("transA not read", file, spelled("Gemm", _gone("transA"))),
+    ("the axis of a softmax not read", file, spelled("Softmax", _gone("axis"))),
+    ("the axes of a mean not read", file, spelled("ReduceMean", _gone("axes"))),
+    ("alpha not read", file_as_module, spelled("LeakyRelu", _gone("alpha"))),
+    ("epsilon not read", file_as_module, spelled("BatchNormalization", _gone("epsilon"))),
+    ("strides not read, in a module", file_as_module, spelled("Conv", _gone("strides"))),
+)  # fmt: skip
+
+
+def _captured(change: Callable[[str, dict[str, Any]], None]) -> Plant:
+    """The attributes of captured calls changed."""
+
+    @contextlib.contextmanager
+    def plant() -> Iterator[None]:
+        real = irprune.capture
+
+        def wrong(*args: Any, **kwargs: Any) -> Graph:
+            graph = real(*args, **kwargs)
+            before = str(graph)
+            for node in graph.nodes:
+                change(node.op, node.attrs)
+            if str(graph) == before:
+                raise NotPlanted("capture")
+            return graph
+
+        with mock.patch.object(calls, "capture", wrong):
+            yield
+
+    return plant
+
+
+def _set(op: str, name: str, value: Any) -> Plant:
+    def change(kind: str, attrs: dict[str, Any]) -> None:
+        if kind == op and name in attrs:
+            attrs[name] = value
+
+    return _captured(change)
+
+
+CAPTURED = (
+    ("another slope", _set("leaky_relu", "negative_slope", 0.1)),
+    ("another eps of a batch norm", _set("batch_norm", "eps", 0.001)),
+    ("another eps of a layer norm", _set("layer_norm", "eps", 0.001)),
+    ("a softmax along another dimension", _set("softmax", "dim", -2)),
+    ("a factor of a sum", _set("add", "alpha", 2)),
+    ("another number", _set("mul", "other", 0.3)),
+)
+
+
+def _scaled(by: float) -> Callable[..., Any]:
+    def change(real: Any, *args: Any, **kwargs: Any) -> Any:
+        made = real(*args, **kwargs)
+        return tuple(m if m is None else m * by for m in made)
+
+    return change
+
+
+REPAIRED = (
+    (
+        "a solution of the wrong sign",
+        repaired("least_squares"),
+        wrapped(least_squares.Fit, "solve", _scaled(-1.0)),
+    ),
+    (
+        "moments of the one for the other",
+        repaired("bias"),
+        wrapped(repair_bias, "_moments", lambda real, *args: tuple(reversed(real(*args)))),
+    ),
+    (
+        "moments of the one for the other, scaled",
+        repaired("affine"),
+        wrapped(repair_bias, "_moments", lambda real, *args: tuple(reversed(real(*args)))),
+    ),
+)
+
+
+def _faults() -> Iterator[Fault]:
+    for name, plant in CAPTURED:
+        yield Fault(name, "capture", module, plant)
+    for name, plant in KEPT:
+        yield Fault(name, "kept order and counts", module, plant)
+    for name, plant in EMITTED:
+        yield Fault(name, "emission of a module", module, plant)
+    for name, plant in TRAINED:
+        yield Fault(name, "gradients and training mode", module, plant)
+    for name, plant in FILES:
+        yield Fault(name, "emission of a file", file, plant)
+    for name, work, plant in WRITTEN:
+        yield Fault(name, "writing", work, plant)
+    for name, work, plant in READ:
+        yield Fault(name, "reading", work, plant)
+    for name, work, plant in REPAIRED:
+        yield Fault(name, "repairs", work, plant)
+
+
+FAULTS: tuple[Fault, ...] = tuple(_faults())

@@ -1,0 +1,104 @@
+"""What is written is read again by loaders that are not irprune's: a fault in writing or in reading
+is seen before anybody gets the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import nn
+
+import irprune
+from irprune.errors import CheckFailed, IrpruneError
+from irprune.ops.registry import load_table
+from irprune.testing.mutants import see
+from irprune.testing.onnx_subjects import onnx_faults, onnx_subjects
+from irprune.testing.planted import FAULTS, seen
+
+
+def test_a_file_is_read_back(tmp_path: Path) -> None:
+    from irprune.testing.planted import _file
+
+    onnx.save(
+        _file(True),
+        str(tmp_path / "in.onnx"),
+        save_as_external_data=True,
+        location="in.data",
+        size_threshold=1000,
+    )
+    pruned = irprune.prune(str(tmp_path / "in.onnx"))
+    pruned.onnx(tmp_path / "out.onnx")
+    (found,) = pruned.report.read_back
+    assert found.passed and found.file == "out.onnx" and found.error == 0
+    assert f"read back   {found}" in str(pruned.report)
+    assert pruned.report.as_dict()["read_back"][0].keys() >= {"file", "by", "error", "passed"}
+    assert "seconds" in pruned.report.as_dict(timings=True)["read_back"][0]
+
+
+def test_a_folder_is_read_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    pruned = irprune.prune(model, (torch.randn(4, 6),))
+    pruned.save(tmp_path / "out")
+    assert [r.file for r in pruned.report.read_back] == ["model.py", "model.pt2"]
+    assert all(r.passed for r in pruned.report.read_back)
+    assert "read back   model.pt2 equal" in str(pruned.report)
+    pruned.program(tmp_path / "again.pt2")
+    made = torch.export.load(str(tmp_path / "again.pt2")).module()
+    x = torch.randn(4, 6)
+    assert torch.allclose(made(x), pruned.module(x))
+
+
+def test_a_file_has_no_program(tmp_path: Path) -> None:
+    from irprune.testing.planted import _file
+
+    pruned = irprune.prune(_file(False), proof=False)
+    with pytest.raises(IrpruneError, match=r"a \.pt2 program is made of a PyTorch model"):
+        pruned.program(tmp_path / "out.pt2")
+
+
+SAMPLE = (
+    ("writing", "an offset that is too small"),
+    ("writing", "the bytes of a tensor moved"),
+    ("writing", "a loader that reads late"),
+    ("writing", "a tensor under another name"),
+    ("writing", "a program of other weights"),
+    ("reading", "an offset beside the file that is too small"),
+    ("reading", "an offset in the file that is too small"),
+    ("emission of a file", "tensors swapped"),
+    ("emission of a module", "operands swapped"),
+    ("capture", "another slope"),
+)
+
+
+@pytest.mark.parametrize(("kind", "name"), SAMPLE)
+def test_a_fault_that_is_planted_by_hand_is_seen_by_the_proof(kind: str, name: str) -> None:
+    (fault,) = (f for f in FAULTS if (f.kind, f.name) == (kind, name))
+    by, said = seen(fault)
+    assert by == "proof", said
+
+
+def test_faults_of_the_rules_are_seen_in_files() -> None:
+    entry = load_table()["conv"]
+    model = next(iter(onnx_subjects(entry)))
+    seen_by = [see(mutant, model).by for mutant in onnx_faults(entry)]
+    assert "nothing" not in seen_by
+
+
+def test_a_cut_that_stops_is_a_failed_proof(monkeypatch: pytest.MonkeyPatch) -> None:
+    from irprune.passes import slice as slicing
+
+    real = slicing.kept_indices
+
+    def wrong(value: object, kept: object) -> list[object]:
+        found: list[object] = list(real(value, kept))  # type: ignore[arg-type]
+        if getattr(value, "name", "") == "0.bias":
+            found[0] = found[0][1:]  # type: ignore[index]
+        return found
+
+    monkeypatch.setattr(slicing, "kept_indices", wrong)
+    model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval()
+    with pytest.raises(CheckFailed, match="the cut model stops where the original runs"):
+        irprune.prune(model, (torch.randn(4, 6),))
