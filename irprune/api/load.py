@@ -63,9 +63,16 @@ class Loaded:
     dynamic_shapes: Any = None
     trust: bool = False
 
-    def capture(self) -> Graph:
-        """The graph of the model."""
-        return capture(self.model, self.args, self.kwargs, self.dynamic_shapes, trust=self.trust)
+    def capture(self, dynamic: str = "all") -> Graph:
+        """The graph of the model; ``dynamic`` says which sizes of a torch model stay open."""
+        return capture(
+            self.model,
+            self.args,
+            self.kwargs,
+            self.dynamic_shapes,
+            dynamic=dynamic,
+            trust=self.trust,
+        )
 
     @property
     def kind(self) -> str:

@@ -139,7 +139,7 @@ class Calibration:
     def _flat(self, number: int, item: Any) -> Batch:
         read = item.read() if isinstance(item, _File) else item
         made = _flat(read, self.graph, f"calibration item {number}", self.notes)
-        if self.source.few is None:
+        if self.source.few is None and number == 0:  # the same on all ranks, whoever reads what
             own = _batch_size(self.graph)
             few = 1 if isinstance(own, Sym) else own
             self.source.few = made if few is None or made.size <= few else _rows(made, slice(few))

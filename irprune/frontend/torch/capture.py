@@ -74,7 +74,7 @@ def capture(
         if any("HigherOrderOperator" in str(why) for why in declined):
             _forget_compiled()
     from irprune.frontend.torch.export import export, from_exported
-    from irprune.frontend.torch.own_backward import functions_named, hooks_of_model
+    from irprune.frontend.torch.own_backward import HOOK, functions_named, hooks_of_model
     from irprune.frontend.torch.train_mode import lost_in_training, modes_watched
 
     functions: dict[str, None] = {}
@@ -101,7 +101,12 @@ def capture(
     graph.notes += [
         f"the backward of {name} is not kept, gradients are those of its forward: torch.export does not keep it"
         for name in functions
+        if name != HOOK
     ]
+    if HOOK in functions:
+        graph.notes.append(
+            "a hook that forward puts on a tensor is not kept: torch.export does not keep it"
+        )
     graph.notes += hooks_of_model(model)
     graph.notes += lost_in_training(model, asked, graph)
     if declined:
