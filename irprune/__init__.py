@@ -13,6 +13,7 @@ from irprune.base import moved
 
 if TYPE_CHECKING:
     from irprune.api import Options, Pruned, apply_plan, capture, groups, prune
+    from irprune.api.evaluate import evaluate
     from irprune.api.folder import load
     from irprune.api.sweep import sweep
     from irprune.errors import CheckFailed, IrpruneError
@@ -27,6 +28,7 @@ __all__ = [
     "apply_plan",
     "capture",
     "carry_optimizer",
+    "evaluate",
     "groups",
     "load",
     "prune",
@@ -38,6 +40,7 @@ _AT = {
     "CheckFailed": "irprune.errors",
     "IrpruneError": "irprune.errors",
     "carry_optimizer": "irprune.training.optimizer",
+    "evaluate": "irprune.api.evaluate",
     "load": "irprune.api.folder",
     "schedule": "irprune.training.iterative",
     "sweep": "irprune.api.sweep",

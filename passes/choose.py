@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from irprune.analysis.blocks import blocks_of
 from irprune.analysis.branches import branches_of
 from irprune.analysis.copies import costly_copies
 from irprune.analysis.cost import Timed
-from irprune.analysis.widths import PREFER, Carriers, carriers_of, widths_of
+from irprune.analysis.widths import PREFER, Carriers, carriers_of, row_step, widths_of
 from irprune.choice.budget import check_budget, solve_budget
 from irprune.choice.counts import Limits, Rounder
 from irprune.choice.patterns import NamePatterns
@@ -206,7 +207,11 @@ class _Setting:
             for b in (branches_of(graph) if graph.drops else ())
             if b.leaf in graph.drops and b.leaf in self.sizes and b.leaf not in self.first
         }
-        self.latency, step = _timed(options, graph)
+        self.latency, wanted = _timed(options, graph)
+
+        def step(weight: Weight) -> int:
+            return lcm(wanted(weight), row_step(weight))
+
         self.rounder = Rounder(
             self.sizes,
             widths_of(graph, self.sizes, step),

@@ -9,11 +9,12 @@ better than refits in sequence. Layers whose results alone were cut need none.""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from irprune.criteria.readings import Reading, Readings, key_of, readings_of
-from irprune.criteria.refit import RIDGE, refitted
+from irprune.criteria.refit import RIDGE, RIDGES, refitted
 from irprune.criteria.sinks import sinks_of
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
@@ -34,13 +35,18 @@ __all__ = ["RepairStatic"]
 @dataclass(frozen=True)
 class RepairStatic:
     """Refit the layers of a cut graph to the inputs that they had in the ``original`` on
-    ``calibration``; ``ridge`` is relative to the mean diagonal of their products, ``readings`` are
-    those of the data where there are any already."""
+    ``calibration``.
+
+    ``ridge`` is relative to the mean diagonal of their products. Where it is None, the one of
+    ``RIDGES`` is taken by which ``judge``, of a cut graph how far it is off, gives least; without a
+    judge ``RIDGE``. It is looked for once, on the layers whose products fit the memory together
+    with the first one's. ``readings`` are those of the data where there are any already."""
 
     original: Graph
     calibration: Calibration
-    ridge: float = RIDGE
+    ridge: float | None = None
     readings: Readings | None = None
+    judge: Callable[[Graph], float] | None = None
 
     def run(self, graph: Graph) -> PassResult:
         from irprune.analysis.layers import layers
@@ -55,22 +61,29 @@ class RepairStatic:
             if not bool(ins.all()):
                 wanted[key_of(layer)] = (layer, ins, outs)
         notes: list[str] = []
+        ridge = RIDGE if self.ridge is None and self.judge is None else self.ridge
         changed = False
         readings = self.readings or readings_of(self.calibration, self.original, "static")
         for some in readings.portions({key: [layer] for key, (layer, _, _) in wanted.items()}):
             read = readings.of([wanted[key][0] for key in some], products=True)
+            able = []
             for key in some:
                 layer, ins, outs = wanted[key]
                 if not read[key].products:
                     notes.append(f"{layer.weight.name}: too wide, left as it was sliced")
                     continue
-                self._put(read[key], twins[layer.node.outputs[0].name], ins, outs)
+                able.append((read[key], twins[layer.node.outputs[0].name], ins, outs))
                 changed = True
                 count = int(sinks_of(read[key]).sum())
                 if count:
                     notes.append(
                         f"{layer.weight.name}: {count} input{'s' * (count > 1)} of massive activations kept as they were"
                     )
+            if ridge is None and able:
+                ridge = self._best(graph, able)
+                notes.append(f"a ridge of {ridge:g}, the best of {', '.join(map(str, RIDGES))}")
+            for each in able:
+                _put(each, ridge or 0.0)
         return PassResult(changed, tuple(notes))
 
     def _kept(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,12 +101,32 @@ class RepairStatic:
         matrix = layer.matrix(mask.reshape(shape))
         return matrix.any(2), matrix.any(1)
 
-    def _put(self, reading: Reading, twin: Layer, ins: torch.Tensor, outs: torch.Tensor) -> None:
-        matrix, moved = refitted(reading, ~ins, self.ridge)
-        b, k, o = twin.blocks
-        alive = ins.any(1) & outs.any(1)  # groups of a convolution go as a whole
-        rows = matrix[alive][ins[alive]].reshape(b, k, -1)
-        keep = outs[alive][:, None].expand(-1, k, -1)
-        twin.put(rows[keep].reshape(b, k, o))
-        if twin.bias is not None and moved is not None:
-            twin.bias.move(moved[alive][outs[alive]].reshape(b, o))
+    def _best(self, graph: Graph, able: Sequence[_Wanted]) -> float:
+        """The ridge by which the layers refitted bring ``graph`` nearest to the original; they are
+        left as they were."""
+        assert self.judge is not None
+        held = {w: w.load for w in graph.weights.values()}
+        off: dict[float, float] = {}
+        for ridge in RIDGES:
+            for each in able:
+                _put(each, ridge)
+            off[ridge] = self.judge(graph)
+            for weight, load in held.items():
+                weight.load = load
+        return min(off, key=lambda ridge: off[ridge])
+
+
+# What a layer read, what is left of it, and which inputs [b, k] and outputs [b, o] stay
+_Wanted = tuple[Reading, "Layer", "torch.Tensor", "torch.Tensor"]
+
+
+def _put(wanted: _Wanted, ridge: float) -> None:
+    reading, twin, ins, outs = wanted
+    matrix, moved = refitted(reading, ~ins, ridge)
+    b, k, o = twin.blocks
+    alive = ins.any(1) & outs.any(1)  # groups of a convolution go as a whole
+    rows = matrix[alive][ins[alive]].reshape(b, k, -1)
+    keep = outs[alive][:, None].expand(-1, k, -1)
+    twin.put(rows[keep].reshape(b, k, o))
+    if twin.bias is not None and moved is not None:
+        twin.bias.move(moved[alive][outs[alive]].reshape(b, o))

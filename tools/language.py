@@ -6,9 +6,8 @@ FOLDER is a decoder with blocks ``model.layers`` in the form of transformers (LL
 Mistral); a text is a folder of documents (.txt, .html, or the tagged files of the Brown corpus). Of
 each text half of the documents are for calibration, the others for the test. Perplexity is on rows
 of ``--length`` tokens; nothing is trained. Shares are of the parameters of the decoder's blocks.
-
-Dropping blocks is a few lines of our own: those whose output is most like their input go, as in Men
-et al., "ShortGPT", 2024."""
+With ``--record FILE`` a run that was stopped goes on where it was. Other methods are those of
+``tools/language_peers.py``."""
 
 from __future__ import annotations
 
@@ -17,15 +16,18 @@ import copy
 import datetime
 import hashlib
 import html
+import json
 import math
 import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from language_peers import blocks, flap, magnitude, size, slicegpt
 from torch import nn
 
 import irprune
@@ -90,67 +92,48 @@ def perplexity(net: nn.Module, rows: Rows) -> float:
 # -- methods ---------------------------------------------------------------------------------------
 
 
-def size(model: nn.Module) -> int:
-    """Parameters of the blocks."""
-    return sum(p.numel() for n, p in model.named_parameters() if n.startswith("model.layers"))
-
-
-def by_irprune(model: Any, rows: Rows, share: float, **options: Any) -> tuple[nn.Module, float]:
-    """The pruned module, by the defaults, and the share that it has."""
-    texts = [(some,) for some in rows.split(4)]
+def by_irprune(
+    model: Any, rows: Rows, share: float, known: Path | None = None, **options: Any
+) -> tuple[nn.Module, float]:
+    """The pruned module, by the defaults, and the share that it has. ``known`` is where what was
+    measured on these rows is kept, which does not depend on the share."""
     pruned = irprune.prune(
         model,
         (rows[:2, :32],),
         budget={"params": {PART: share}},
-        calibration=texts,
+        calibration=[(some,) for some in rows.split(4)],
         proof=False,
+        resume=known,
         **options,
     )
-    return pruned.module, size(pruned.module) / size(model)
+    print(pruned.report.repair, *pruned.report.repair.notes, sep="\n  ", flush=True)
+    made = pruned.apply_to(copy.deepcopy(model))  # which runs in other types too
+    return made, size(pruned.module) / size(model)
 
 
-@torch.no_grad()
-def by_blocks(model: Any, rows: Rows, share: float) -> tuple[nn.Module, float]:
-    """Without the blocks that change the direction of their input least."""
-    likeness = [0.0] * len(model.model.layers)
-
-    def hook(number: int) -> Any:
-        def seen(module: nn.Module, given: Any, result: Any) -> None:
-            out = result[0] if isinstance(result, tuple) else result
-            likeness[number] += float(nn.functional.cosine_similarity(given[0], out, dim=-1).mean())
-
-        return seen
-
-    hooks = [b.register_forward_hook(hook(i)) for i, b in enumerate(model.model.layers)]
-    for some in rows.split(4):
-        model(some, use_cache=False)
-    for h in hooks:
-        h.remove()
-    count = math.ceil(len(likeness) * (1 - share) - 1e-9)
-    gone = sorted(range(len(likeness)), key=lambda i: -likeness[i])[:count]
-    made = copy.deepcopy(model)
-    made.model.layers = nn.ModuleList(
-        b for i, b in enumerate(made.model.layers) if i not in set(gone)
-    )
-    made.config.num_hidden_layers = len(made.model.layers)
-    return made, size(made) / size(model)
+def method_of(name: str, known: Path | None) -> Callable[[Any, Rows, float], Any]:
+    """The method that is called ``name``."""
+    if name in PEERS:
+        return PEERS[name]
+    options: dict[str, Any] = {"uniform": True} if name == "irprune, uniform" else {}
+    return partial(by_irprune, known=known, **options)
 
 
-METHODS: dict[str, Callable[[Any, Rows, float], tuple[nn.Module, float]]] = {
-    "irprune": by_irprune,
-    "irprune, uniform": lambda model, rows, share: by_irprune(model, rows, share, uniform=True),
-    "blocks dropped": by_blocks,
+PEERS: dict[str, Callable[[Any, Rows, float], tuple[nn.Module, float]]] = {
+    "blocks dropped": blocks,
+    "FLAP": flap,
+    "SliceGPT": slicegpt,
+    "magnitude": magnitude,
 }
+METHODS = ("irprune", "irprune, uniform", *PEERS)
 
 
 # -- the table -------------------------------------------------------------------------------------
 
 
-def measured(
-    args: argparse.Namespace,
-) -> Iterator[tuple[str, float, list[float], list[float], float]]:
-    """Method, share that was asked for, shares that came out, times the dense perplexity for each
-    text and seed, and seconds."""
+def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A record of each run that ``args.record`` does not hold yet: method, share, seed, what came
+    out, perplexities by text, and the minutes that the method took."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -159,60 +142,97 @@ def measured(
         name: halves(Path(folder)) for name, _, folder in (t.partition("=") for t in args.text)
     }
     tests = {n: rows_of(t, tokenizer, args.test, args.length) for n, (_, t) in texts.items()}
-    dense = {n: perplexity(model, rows) for n, rows in tests.items()}
-    yield "dense", 1.0, [1.0], list(dense.values()), 0.0
-    for share in args.share:
-        for method in args.method:
-            ratios: list[float] = []
-            shares: list[float] = []
-            began = time.perf_counter()
-            for seed in range(args.seeds):
-                parts = [
-                    rows_of(shuffled(c, str(seed)), tokenizer, args.rows // len(texts), args.span)
-                    for c, _ in texts.values()
-                ]
-                mixed = torch.stack(parts, 1).flatten(0, 1)
-                net, left = METHODS[method](model, mixed, share)
-                shares.append(left)
-                ratios += [perplexity(net, rows) / dense[n] for n, rows in tests.items()]
-            yield method, share, shares, ratios, time.perf_counter() - began
+    dtype = getattr(torch, args.dtype)
+    done = {(r["method"], r["share"], r["seed"]) for r in recorded(args.record)}
+    runs = [("dense", 1.0, 0)]
+    runs += [(m, s, k) for k in args.seed for s in args.share for m in args.method]
+    for method, share, seed in runs:
+        if (method, share, seed) in done:
+            continue
+        parts = [
+            rows_of(shuffled(c, str(seed)), tokenizer, args.rows // len(texts), args.span)
+            for c, _ in texts.values()
+        ]
+        mixed = torch.stack(parts, 1).flatten(0, 1)
+        known = None if args.record is None else args.record.with_suffix(f".{seed}.losses")
+        began = time.perf_counter()
+        net, left = model, 1.0
+        if method != "dense":
+            net, left = method_of(method, known)(model, mixed, share)
+        minutes = (time.perf_counter() - began) / 60
+        net = copy.deepcopy(net).to(dtype)
+        found = {n: perplexity(net, rows) for n, rows in tests.items()}
+        yield {
+            "method": method,
+            "share": share,
+            "seed": seed,
+            "left": round(left, 4),
+            "perplexity": {n: round(p, 3) for n, p in found.items()},
+            "minutes": round(minutes, 2),
+        }
+
+
+def recorded(path: Path | None) -> list[dict[str, Any]]:
+    """The records in a file of lines of JSON."""
+    if path is None or not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def table(records: Sequence[dict[str, Any]]) -> list[str]:
+    """A row for each method and share: means over seeds of the times that the dense perplexity is
+    exceeded, with their standard deviation."""
+    dense = next(r for r in records if r["method"] == "dense")["perplexity"]
+    lines = [
+        f"| method | of the decoder | {' | '.join(dense)} | seeds | minutes |",
+        f"| --- | --- | {' | '.join('---' for _ in dense)} | --- | --- |",
+        f"| dense | 1 | {' | '.join(f'{p:.2f}' for p in dense.values())} | | |",
+    ]
+    keys = dict.fromkeys((-r["share"], r["method"]) for r in records if r["method"] != "dense")
+    for share, method in sorted(keys, key=lambda k: (k[0], METHODS.index(k[1]))):
+        own = [r for r in records if (r["method"], r["share"]) == (method, -share)]
+        cells = []
+        for name in dense:
+            times = [r["perplexity"][name] / dense[name] for r in own]
+            spread = f" ± {statistics.stdev(times):.3f}" if len(times) > 1 else ""
+            cells.append(f"{statistics.mean(times):.3f}{spread}")
+        left = statistics.mean(r["left"] for r in own)
+        took = max(r["minutes"] for r in own)
+        lines.append(f"| {method} | {left:.3f} | {' | '.join(cells)} | {len(own)} | {took:.1f} |")
+    return lines
 
 
 def main() -> None:
-    """Measure, print as it goes, and write the table."""
+    """Measure, keep each result as it comes, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("model")
     parser.add_argument("--text", action="append", required=True, metavar="NAME=DIR")
     parser.add_argument("--share", type=float, nargs="+", default=[0.9, 0.8, 0.7])
-    parser.add_argument("--method", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--method", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--rows", type=int, default=64, help="for calibration, of all texts")
     parser.add_argument("--span", type=int, default=256, help="tokens of each of them")
     parser.add_argument("--test", type=int, default=40, help="rows of each text")
-    parser.add_argument("--length", type=int, default=512, help="tokens of each of them")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--length", type=int, default=256, help="tokens of each of them")
+    parser.add_argument("--seed", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--dtype", default="float32", help="that perplexities are worked out in")
+    parser.add_argument("--record", type=Path, help="lines of JSON; what is there is not run again")
+    parser.add_argument("-o", "--output", type=Path, help="the table")
     args = parser.parse_args()
-    names = [t.partition("=")[0] for t in args.text]
-    lines = [
-        f"| method | of the decoder | {' | '.join(names)} | minutes |",
-        f"| --- | --- | {' | '.join('---' for _ in names)} | --- |",
-    ]
-    for method, share, shares, ratios, seconds in measured(args):
-        cells = []
-        for k in range(len(names)):
-            own = ratios[k :: len(names)]
-            spread = f" ± {statistics.stdev(own):.3f}" if len(own) > 1 else ""
-            cells.append(f"{statistics.mean(own):.3f}{spread}")
-        left = statistics.mean(shares)
-        line = f"| {method} | {left:.3f} | {' | '.join(cells)} | {seconds / 60:.1f} |"
-        print(share, line, flush=True)
-        lines.append(line)
+    records = recorded(args.record)
+    for record in measure(args):
+        records.append(record)
+        print(json.dumps(record), flush=True)
+        if args.record is not None:
+            with args.record.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+    lines = table(records)
+    print(*lines, sep="\n")
     if args.output is not None:
         said = (
             f"{Path(args.model).name}, {datetime.date.today().isoformat()}, torch {torch.__version__}, "
-            f"{args.test} rows of {args.length} tokens of each text, calibrated on {args.rows} rows of "
-            f"{args.span} tokens of other documents, {args.seeds} seeds. The first row is perplexity, the others are "
-            "times that."
+            f"{args.test} rows of {args.length} tokens of each text ({args.dtype}), calibrated on "
+            f"{args.rows} rows of {args.span} tokens of other documents. The first row is perplexity, "
+            "the others are times that."
         )
         args.output.write_text("\n".join(["# Language models", "", said, "", *lines, ""]))
 

@@ -13,12 +13,13 @@ from math import lcm
 
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis, factors, find, leaves, parts
+from irprune.ir.dtype import element_type
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import leaf_positions
 from irprune.ir.size import Sym, probe_of
 from irprune.ops.registry import lookup
 
-__all__ = ["PREFER", "Carriers", "Width", "carriers_of", "widths_of"]
+__all__ = ["PREFER", "Carriers", "Width", "carriers_of", "row_step", "widths_of"]
 
 PREFER = ("heads", "head_dim", "both", "groups")
 
@@ -220,6 +221,23 @@ def widths_of(
                 before, least = found.get(key, (False, 1))
                 found[key] = before or matrix, lcm(least, wanted)
     return [Width(terms, fixed, matrix, steps) for (terms, fixed), (matrix, steps) in found.items()]
+
+
+def row_step(weight: Weight) -> int:
+    """The multiple that the widths of ``weight`` must have, so that what reads it runs: rows of so
+    many bytes (``Op.row_bytes``)."""
+    if weight.rank < 2:
+        return 1
+    element = max(1, element_type(weight.dtype).bits // 8)
+    readers, step = list(weight.users), 1
+    for node in readers:
+        entry = lookup(node)
+        if entry is None:
+            continue
+        if entry.is_view:
+            readers += [user for v in node.outputs for user in v.users]
+        step = lcm(step, max(1, entry.row_bytes // element))
+    return step
 
 
 def _contracted(weight: Weight) -> bool:

@@ -411,6 +411,13 @@ def _finish(
     if options.values["repair"] and not (options.searches and report.cuts_nothing):
         with clock("repair"):
             _repair(pruned, None if quietly else options.values["progress"])
+    if options.readings is not None:
+        from irprune.api.quality import quality
+
+        with clock("judge"):
+            report.quality = quality(graph, cut, options.readings.judged)
+        if not options.searches:
+            options.readings = None  # they are large
     report.seconds = clock.seconds
     return pruned
 
@@ -427,7 +434,6 @@ def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:
     options = pruned.options
     data = options.readings or options.values["calibration"]
     pruned.report.repair = repair(pruned.graph, pruned.cut, data, names)
-    options.readings = None  # they are large
     same_weights(current(), pruned.cut)
     if not pruned.from_onnx:
         pruned._module = None

@@ -255,7 +255,8 @@ class ReplayOptions(TypedDict, total=False):
         Option(
             None,
             "A few hundred inputs for criteria and repairs that read data.",
-            "An iterable, a tensor, or a folder of .npy, .npz or image files "
+            "An iterable, a tensor, or a folder of .npy, .npz or image files, or of texts for a "
+            "language model "
             '(``irprune.run.calibration``). "synthetic" makes inputs from what the model has '
             "stored (``irprune.run.synthetic``); False goes without.",
             otherwise="synthetic for a model with trained batch norms where no criterion is named",
@@ -265,8 +266,9 @@ class ReplayOptions(TypedDict, total=False):
                 Flag(
                     "--calibration",
                     metavar="FOLDER|synthetic",
-                    help="Folder of .npy, .npz or image files: data for criteria and repairs that "
-                    "read it; synthetic makes inputs from what the model has stored.",
+                    help="Folder of .npy, .npz or image files, or texts for a language model: data "
+                    "for criteria and repairs that read it; synthetic makes inputs from what the "
+                    "model has stored.",
                 ),
                 Flag(
                     "--no-calibration",

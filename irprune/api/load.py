@@ -63,9 +63,16 @@ class Loaded:
     dynamic_shapes: Any = None
     trust: bool = False
 
-    def capture(self) -> Graph:
-        """The graph of the model."""
-        return capture(self.model, self.args, self.kwargs, self.dynamic_shapes, trust=self.trust)
+    def capture(self, dynamic: str = "all") -> Graph:
+        """The graph of the model; ``dynamic`` says which sizes of a torch model stay open."""
+        return capture(
+            self.model,
+            self.args,
+            self.kwargs,
+            self.dynamic_shapes,
+            dynamic=dynamic,
+            trust=self.trust,
+        )
 
     @property
     def kind(self) -> str:
@@ -353,9 +360,13 @@ def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Call
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=trust
         )
-        kind = (
-            getattr(transformers, (config.architectures or [""])[0], None) or transformers.AutoModel
-        )
+        own = [
+            name for name in getattr(config, "auto_map", None) or {} if name.startswith("AutoModel")
+        ]
+        names = (
+            own if trust and own else config.architectures or [""]
+        )  # its own code knows its sizes
+        kind = getattr(transformers, names[0], None) or transformers.AutoModel
     except (
         ImportError
     ) as missing:  # transformers imports what a model needs when the model is asked for
@@ -380,7 +391,7 @@ def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Call
             model = kind.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust, weights_only=not trust
             )
-        elif kind is transformers.AutoModel:
+        elif kind.__name__.startswith("AutoModel"):
             model = kind.from_config(config, trust_remote_code=trust)
         else:
             model = kind(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from irprune.choice.plan import Plan
 from irprune.emit.backends.base import backend_of
 from irprune.emit.bridge.onnx_module import with_trained_weights
 from irprune.errors import CheckFailed, IrpruneError, printable
+from irprune.frontend.torch.pretrained import is_pretrained
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Indices
 from irprune.ops.registry import draws
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from irprune.api.options import Options
     from irprune.api.trials import Trials
-    from irprune.choice.plan import Plan
+    from irprune.validate.parity import Parity
     from irprune.validate.read_back import ReadBack
 
 __all__ = ["FORMATS", "Pruned"]
@@ -108,7 +110,7 @@ class Pruned:
         """What was chosen, as data that ``apply_plan`` replays."""
         return Plan.from_graph(self.graph)
 
-    def onnx(self, path: str | Path, parity: bool = True) -> Path:
+    def onnx(self, path: str | Path, parity: bool = True, cache: bool = False) -> Path:
         """Write the pruned model as ONNX, and compare it with the module on onnxruntime, every
         output; the comparison is in ``report.parity``. What is written of a file is read again by
         the onnx package and run; that is in ``report.read_back``. With ``bench=True`` the latency
@@ -123,6 +125,9 @@ class Pruned:
         Args:
             path: The file to write; data of over 2 GB lie beside it.
             parity: False leaves the comparison out.
+            cache: Of a decoder of transformers: with its cache of keys and values as inputs and
+                outputs, so that it runs token by token (``irprune.emit.bridge.decoder_onnx``); the
+                comparison is then of what it goes on to say.
 
         Returns:
             ``path``.
@@ -133,6 +138,9 @@ class Pruned:
             IrpruneError: Where the exporter lacks an operator.
         """
         path = Path(path)
+        if cache:
+            self._with_cache(path, parity)
+            return path
         backend = backend_of(self.graph)
         backend.write_onnx(self.cut, self.module if backend.exports else self._module, path)
         if parity and not backend.exports:
@@ -151,6 +159,25 @@ class Pruned:
         if self.options.values["bench"]:
             self._time(path)
         return path
+
+    def _with_cache(self, path: Path, parity: bool) -> None:
+        """Write the user's model with the cut made in a copy of it, and its cache."""
+        from irprune.frontend.torch.source import find_torch_source
+
+        source = find_torch_source(self.graph)
+        if source is None or source.module is None or not is_pretrained(source.module):
+            raise IrpruneError(
+                "only models of transformers are written with their cache",
+                self.report.name,
+                "give one, or write it without",
+            )
+        from irprune.emit.bridge.decoder_onnx import export_decoder
+        from irprune.validate.decoder_parity import compare_decoder
+
+        model = self.apply_to(copy.deepcopy(source.module))
+        export_decoder(model, path)
+        if parity:
+            self._judge(compare_decoder(model, path, self.options.values["device"]), path)
 
     def _narrow(self, path: Path) -> None:
         """Put narrower numbers into the file, and into the report how well it agrees."""
@@ -192,9 +219,12 @@ class Pruned:
         from irprune.frontend.torch.source import torch_source
         from irprune.validate.module_parity import compare
 
-        self.report.parity = compare(
-            self.module, torch_source(self.graph), path, self.options.values["device"].split(":")[0]
-        )
+        device = self.options.values["device"].split(":")[0]
+        self._judge(compare(self.module, torch_source(self.graph), path, device), path)
+
+    def _judge(self, parity: Parity, path: Path) -> None:
+        """Put the comparison into the report. Raises CheckFailed where it failed."""
+        self.report.parity = parity
         if not self.report.parity.passed:
             raise CheckFailed(
                 f"the ONNX file differs from the module: {self.report.parity}",

@@ -69,8 +69,8 @@ def repair(
     ``calibration`` is anything that ``Calibration`` reads; None means noise: normal, or uniform in
     ``noise_range``, with a warning where more than half of a group was dropped. ``method`` names
     one repair of ``irprune.passes.repairs`` or several, run in their order; ``options`` go to the
-    passes that have them (``ridge``, ``rows``, ``memory``, ``alike``). Raises IrpruneError for
-    unknown names and unusable data."""
+    passes that have them (``ridge``, ``rows``, ``memory``, ``alike``). Of ``Readings`` that hold
+    samples out, those judge. Raises IrpruneError for unknown names and unusable data."""
     names = (method,) if isinstance(method, str) else tuple(method)
     passes = {name: repair_of(name) for name in names}
     has = {name: [f.name for f in fields(passes[name])][2:] for name in names}  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def repair(
             original,
             samples=calibration.samples if isinstance(calibration, Calibration) else None,
         )
-    judge = _judge(original, data)
+    judge = _judge(original, data if readings is None else readings.judged)
     before = error = judge.error(cut)
     done = []
     for name in names:
@@ -106,6 +106,8 @@ def repair(
         own = {k: v for k, v in options.items() if k in has[name]}
         if "readings" in has[name] and readings is not None:
             own["readings"] = readings
+        if "judge" in has[name]:
+            own["judge"] = judge.error
         if "relevance" in has[name] and "relevance" not in own:
             own["relevance"] = relevance(original, data)
         result = passes[name](original, data, **own).run(cut)

@@ -16,6 +16,7 @@ from irprune.errors import printable
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
     from irprune.api.narrow import Narrowed
+    from irprune.api.quality import Quality
     from irprune.api.repair import Repaired
     from irprune.api.speed import Speed
     from irprune.api.trials import Trials
@@ -64,6 +65,8 @@ class Report:
         parity: The comparison of the ONNX file with the module; None until one is written.
         read_back: What was written, read again by loaders that are not irprune's.
         repair: What a repair did; None where there was none.
+        quality: Perplexity, agreement and divergence of a language model, on calibration data that
+            were held out; None of others and without data.
         latency: Predicted and measured times; None without a budget on them.
         speed: Latency of the file that was written beside the original; None where none was timed.
         narrowed: The file in narrower numbers; None where none was asked for.
@@ -88,6 +91,7 @@ class Report:
     proof: Proof | None = None
     parity: Parity | None = None
     repair: Repaired | None = None
+    quality: Quality | None = None
     latency: Latency | None = None
     speed: Speed | None = None
     narrowed: Narrowed | None = None
@@ -141,6 +145,7 @@ class Report:
             "parity": self.parity.as_dict() if self.parity is not None else None,
             "read_back": [r.as_dict(timings) for r in self.read_back],
             "repair": asdict(self.repair) if self.repair is not None else None,
+            "quality": asdict(self.quality) if self.quality is not None else None,
             "latency": self.latency.as_dict() if self.latency is not None else None,
             "narrowed": self.narrowed.as_dict() if self.narrowed is not None else None,
             "trials": self.trials.as_dict() if self.trials is not None else None,
@@ -202,6 +207,8 @@ class Report:
                 f"  repair      {self.repair} (checked by that error, which may not rise; the proof is of the model before repair)"
             )
             lines += [f"  note        {note}" for note in self.repair.notes]
+        if self.quality is not None:
+            lines.append(f"  language    {self.quality}")
         if self.parity is not None:
             lines.append(f"  parity      {self.parity}")
         lines += [f"  read back   {found}" for found in self.read_back]

@@ -41,6 +41,10 @@ COMMANDS = {  # name -> where it is, and what it does in a line
         "irprune.cli.validate:validate",
         "Run the same inputs through A and B and compare every output.",
     ),
+    "evaluate": (
+        "irprune.cli.evaluate:evaluate",
+        "Measure a language model on texts, beside the one that it was made from.",
+    ),
     "bench": ("irprune.cli.bench:bench", "Measure latency, size, MACs, parameters and memory."),
     "sweep": ("irprune.cli.sweep:sweep", "Prune by several strategies at once and judge each."),
     "report": ("irprune.cli.report:report", "Make the page of what was pruned again."),

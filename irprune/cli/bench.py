@@ -12,7 +12,7 @@ from irprune import api
 from irprune.analysis.cost import cost
 from irprune.api.runner import runner
 from irprune.base.format import human
-from irprune.cli.options import common, device, inputs, load, model, say, show_json, shown
+from irprune.cli.options import common, device, dynamic, inputs, load, model, say, show_json, shown
 from irprune.run.timing import interleaved
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ __all__ = ["bench"]
 @model()
 @click.option("--against", metavar="B", help="A second MODEL, timed in turns with the first.")
 @inputs
+@dynamic
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0),
@@ -47,6 +48,7 @@ def bench(
     inputs: tuple[str, ...],
     pretrained: bool,
     trust: bool,
+    dynamic: str,
     seconds: float,
     threads: int,
     device: str,
@@ -66,7 +68,7 @@ def bench(
     rows: list[dict[str, Any]] = []
     for k, spec in enumerate(specs):
         own = {"model": spec, "runtime": running[k].kind, "file_bytes": _on_disk(spec)}
-        rows.append({**own, **times[str(k)].as_dict(), **_counts(loaded[k])})
+        rows.append({**own, **times[str(k)].as_dict(), **_counts(loaded[k], dynamic)})
     if json_:
         speedup = rows[0]["median_s"] / rows[-1]["median_s"]
         show_json(rows[0] if against is None else {"a": rows[0], "b": rows[1], "speedup": speedup})
@@ -81,11 +83,11 @@ def _threads(threads: int, loaded: list[Loaded]) -> None:
         torch.set_num_threads(threads)
 
 
-def _counts(loaded: Loaded) -> dict[str, int]:
+def _counts(loaded: Loaded, dynamic: str) -> dict[str, int]:
     """MACs, parameters, bytes and activation from the cost polynomial."""
     if loaded.kind == "pt2":  # the program brings its example
         return cost(api.analyse(api.capture(loaded.model, trust=loaded.trust))).as_dict()
-    return cost(api.analyse(loaded.capture())).as_dict()
+    return cost(api.analyse(loaded.capture(dynamic))).as_dict()
 
 
 def _data(path: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import click
 
 from irprune import api
 from irprune.analysis.explain import explain as explanations
-from irprune.cli.options import common, extensions, inputs, load, model, show_json, shown
+from irprune.cli.options import common, dynamic, extensions, inputs, load, model, show_json, shown
 
 __all__ = ["explain"]
 
@@ -15,6 +15,7 @@ __all__ = ["explain"]
 @model()
 @click.argument("name")
 @inputs
+@dynamic
 @extensions
 @common
 def explain(
@@ -23,6 +24,7 @@ def explain(
     inputs: tuple[str, ...],
     pretrained: bool,
     trust: bool,
+    dynamic: str,
     files: tuple[str, ...],
     json_: bool,
 ) -> None:
@@ -31,7 +33,7 @@ def explain(
     NAME is a weight (layer1.0.conv1.weight), one of its dimensions (layer1.0.conv1.weight:0), or a
     value of the graph."""
     loaded = load(model, inputs, pretrained, trust, files)
-    graph = api.analyse(loaded.capture())
+    graph = api.analyse(loaded.capture(dynamic))
     found = explanations(graph, name)
     if json_:
         show_json({"name": name, "dimensions": [x.as_dict() for x in found]})

@@ -10,7 +10,7 @@ import click
 from irprune.api.calls import made_by
 from irprune.base.atomic_write import write_text
 from irprune.cli.completion import complete_file
-from irprune.cli.options import as_json, inputs, load, model, say, show_json, shown
+from irprune.cli.options import as_json, dynamic, inputs, load, model, say, show_json, shown
 from irprune.cli.output import Output
 from irprune.driver.instruments import Dump, PrintAfterAll, PrintDiff, Time, Verify, describe
 from irprune.driver.registry import standard
@@ -38,6 +38,7 @@ MODELS = (".onnx", ".pt2")  # what is written as a model, not as text
     help='What to run, as "infer-axes,score,choose{ratio=0.3},slice".',
 )
 @inputs
+@dynamic
 @click.option(
     "--load",
     "files",
@@ -80,6 +81,7 @@ def opt(
     inputs: tuple[str, ...],
     pretrained: bool,
     trust: bool,
+    dynamic: str,
     files: tuple[str, ...],
     output: str | None,
     no_proof: bool,
@@ -104,7 +106,7 @@ def opt(
     passes = standard(files).parse(pipeline) if pipeline.strip() else []
     place = Output(output if output is not None and Path(output).suffix in MODELS else None)
     place.check(model, force=False)
-    graph = read_graph(model, inputs, pretrained, trust)
+    graph = read_graph(model, inputs, pretrained, trust, dynamic)
     whole = graph.copy() if place.path is not None else None
     clock = Time()
     instruments: list[Instrument] = [
@@ -145,14 +147,18 @@ def opt(
 
 
 def read_graph(
-    spec: str, given: tuple[str, ...] = (), pretrained: bool = False, trust: bool = False
+    spec: str,
+    given: tuple[str, ...] = (),
+    pretrained: bool = False,
+    trust: bool = False,
+    dynamic: str = "all",
 ) -> Graph:
     """The graph of MODEL, or the one that a text file describes. Raises IrpruneError for what is
     neither."""
     path = Path(spec)
     if path.suffix != ".irp":
         loaded = load(spec, given, pretrained, trust)
-        graph = loaded.capture()
+        graph = loaded.capture(dynamic)
         graph.name = loaded.name or graph.name
         return graph
     try:

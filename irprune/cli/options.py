@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from irprune.api.declarations import OPTIONS
 from irprune.api.extensions import load_extensions
 from irprune.api.load import load_model
 from irprune.base.format import finite
@@ -30,6 +31,7 @@ __all__ = [
     "command_line",
     "common",
     "device",
+    "dynamic",
     "extensions",
     "inputs",
     "is_verbose",
@@ -69,6 +71,20 @@ def inputs(command: F) -> F:
         "--pretrained",
         is_flag=True,
         help="Trained weights for timm: and torchvision: models (downloads them).",
+    )(command)
+
+
+def dynamic(command: F) -> F:
+    """``--dynamic``, as ``irprune prune`` has it."""
+    own = OPTIONS["dynamic"]
+    (flag,) = own.flags
+    return click.option(
+        flag.name,
+        "dynamic",
+        default=own.default,
+        show_default=True,
+        metavar=flag.metavar,
+        help=own.help,
     )(command)
 
 

@@ -26,10 +26,10 @@ _STANDARD = "-"
 
 class Output:
     """The place that ``text`` names, None where nothing is written; ``format`` is that of a
-    folder."""
+    folder; an ONNX file of a decoder has its ``cache`` among inputs and outputs."""
 
-    def __init__(self, text: str | None, format: str = "irprune") -> None:
-        self.text, self.format = text, format
+    def __init__(self, text: str | None, format: str = "irprune", cache: bool = False) -> None:
+        self.text, self.format, self.cache = text, format, cache
         self.path = None if text in (None, _STANDARD) else Path(str(text))
         self.standard = text == _STANDARD
 
@@ -46,6 +46,10 @@ class Output:
                 "--format hf writes a folder",
                 self.text or "",
                 "name a folder: -o small/ --format hf",
+            )
+        if self.cache and (self.path is None or self.path.suffix != ".onnx"):
+            raise IrpruneError(
+                "--cache is of an ONNX file", self.text or "", "name one: -o small.onnx --cache"
             )
         if self.path is None:
             return
@@ -90,15 +94,17 @@ class Output:
                 sys.stdout.buffer.flush()
         elif self.path is not None:
             writer = _WRITERS.get(self.path.suffix)
-            if writer is None:
+            if self.cache:
+                _onnx(pruned, self.path, cache=True)
+            elif writer is None:
                 pruned.save(self.path, self.format, per_layer=per_layer)
             else:
                 writer(pruned, self.path)
 
 
-def _onnx(pruned: Any, path: Path) -> None:
+def _onnx(pruned: Any, path: Path, cache: bool = False) -> None:
     try:
-        pruned.onnx(path)
+        pruned.onnx(path, cache=cache)
     except CheckFailed:
         path.unlink(missing_ok=True)
         raise

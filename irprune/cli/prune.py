@@ -123,6 +123,12 @@ def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, Any]:
     shell_complete=complete_file,
     help="Replay the choice in this plan instead of making one.",
 )
+@click.option(
+    "--cache",
+    is_flag=True,
+    help="With -o FILE.onnx, of a decoder of transformers: its cache of keys and values as inputs "
+    "and outputs.",
+)
 @click.option("--force", is_flag=True, help="Write over MODEL itself where -o names it.")
 @click.option(
     "--dry-run",
@@ -136,7 +142,7 @@ def prune(ctx: click.Context, /, **given: Any) -> int:
     """Prune MODEL, prove the result and write it. Exit code 1 where nothing was cut that should
     be."""
     load_extensions(given["files"])
-    output = Output(given["output"], given["format_"])
+    output = Output(given["output"], given["format_"], given["cache"])
     output.check(given["model"], given["force"])
     settings: dict[str, Any] = {"bench": True, **_settings(_chosen(ctx, given))}
     asked = settings.get("ranks")

@@ -46,7 +46,7 @@ LEVELS = (
     (0.25, 0.5, 1.0),
 )
 SAMPLES = (8, 32)  # of the calibration data that the outputs are compared on, at least and at most
-ROWS = 4  # of a model that gives logits: their tokens are many
+ROWS = 6  # of a model that gives logits: their tokens are many
 RUNS = 3  # over all data that the comparisons may cost; beyond it, the fewest samples and levels
 RIDGE = 1e-2  # of the refit, relative to the mean diagonal of the Gram matrix
 
@@ -121,6 +121,8 @@ def measured(
 def set_apart(readings: Readings) -> None:
     """Leave out of ``readings`` what ``measured`` compares outputs on: layers that are refitted to
     the same samples would seem to lose less than they do."""
+    if readings.judged is not readings.data:
+        return  # some are held out already
     readings.hold_out(SAMPLES[1] if logits_of(readings.graph) is None else ROWS)
 
 
@@ -256,7 +258,7 @@ class _Probe:
         from irprune.run.difference import channel_dims
         from irprune.run.statistics import Tape
 
-        data, among = readings.data, readings.among
+        data, among = readings.judged, readings.among
         held = max(1, data.count() // among) if among else 0
         self.logits = logits_of(graph)
         if self.logits is None:

@@ -62,7 +62,7 @@ class _Rows:
 
 class Reading:
     """What ``layer`` read: the ``mean`` and ``variance`` of its inputs [b, k] in float64 and, where
-    asked and no more than ``WIDEST`` inputs wide, their products."""
+    asked, their products."""
 
     def __init__(self, layer: Layer, rows: _Rows) -> None:
         self.layer, self._rows = layer, rows
@@ -141,10 +141,30 @@ def _inverted(products: torch.Tensor, level: torch.Tensor) -> torch.Tensor | Non
 
 class Readings:
     """The readings of ``graph``'s layers on ``data``; may stand for ``data`` where criteria take
-    calibration data, so that several share them."""
+    calibration data, so that several share them.
 
-    def __init__(self, graph: Graph, data: Calibration, memory: int | None = None) -> None:
+    Args:
+        graph: The analysed graph.
+        data: What its layers are to read.
+        memory: Bytes of Gram matrices that are held at a time.
+        judged: Samples that are left out of ``data``, to judge by what was fitted to it; ``data``
+            itself where it is None.
+        complete: Read every row of the data, and layers of any width: for refits that rest on no
+            other statistics. Else no more rows than a matrix of its width needs, of layers up to
+            ``WIDEST`` inputs.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        data: Calibration,
+        memory: int | None = None,
+        judged: Calibration | None = None,
+        complete: bool = False,
+    ) -> None:
         self.graph, self.data = graph, data
+        self.judged = data if judged is None else judged
+        self.complete = complete
         self.memory = MEMORY if memory is None else memory
         self._held: dict[tuple[Source, bool], _Rows] = {}
         self._bytes = 0
@@ -169,7 +189,7 @@ class Readings:
     def of(self, layers: Sequence[Layer], *, products: bool) -> dict[str, Reading]:
         """By ``key_of``. Raises IrpruneError where activations are NaN or infinite."""
         wanted = {layer.node: layer for layer in layers}
-        keys = {n: (source_of(x), products and x.blocks[1] <= WIDEST) for n, x in wanted.items()}
+        keys = {n: (source_of(x), products and self._multiplies(x)) for n, x in wanted.items()}
         firsts: dict[tuple[Source, bool], Layer] = {}
         for node, layer in wanted.items():
             if keys[node] not in self._held:
@@ -179,10 +199,14 @@ class Readings:
             if self._held and self._bytes + size > self.memory:
                 self._held, self._bytes = {}, 0
                 return self.of(layers, products=products)
-            made = _gathered(self.graph, self.data, firsts, self.among)
+            made = _gathered(self.graph, self.data, firsts, self.complete, self.among)
             self._held |= made
             self._bytes += size
         return {key_of(x): Reading(x, self._held[keys[n]]) for n, x in wanted.items()}
+
+    def _multiplies(self, layer: Layer) -> bool:
+        """Whether the products of what ``layer`` reads are wanted at all."""
+        return self.complete or layer.blocks[1] <= WIDEST
 
     def portions(self, layers: Mapping[K, Sequence[Layer]]) -> Iterator[list[K]]:
         """The keys of ``layers`` in runs whose Gram matrices and inverses fit ``memory``; one that
@@ -190,7 +214,7 @@ class Readings:
         some: list[K] = []
         held: dict[Source, int] = {}
         for key, many in layers.items():
-            mine = {source_of(x): _size(x) for x in many if x.blocks[1] <= WIDEST}
+            mine = {source_of(x): _size(x) for x in many if self._multiplies(x)}
             if some and sum((held | mine).values()) > self.memory:
                 yield some
                 some, held = [], {}
@@ -210,10 +234,12 @@ def _gathered(
     graph: Graph,
     data: Calibration,
     firsts: Mapping[tuple[Source, bool], Layer],
+    complete: bool = False,
     among: int = 0,
 ) -> dict[tuple[Source, bool], _Rows]:
-    """The sums over the rows of each of ``firsts``, from one run over the data of all ranks;
-    without the samples at the distance ``among``, where it is not 0."""
+    """The sums over the rows of each of ``firsts`` (all of them where ``complete``), from one run
+    over the data of all ranks; without the samples at the distance ``among``, where it is not
+    0."""
     import torch
 
     from irprune.run.gram import Gram, sampled_rows
@@ -238,7 +264,9 @@ def _gathered(
             made = run(*operands)
             for layer, i, outs, limit in stops.get(node, ()):
                 share = max(1, -(-limit * left.size // samples))
-                at = sampled_rows(made.numel() // outs, share, batch.number)
+                at = None
+                if not complete:
+                    at = sampled_rows(made.numel() // outs, share, batch.number)
                 _add(grams[i], layer.read(operands, at), node.where)
                 if at is not None and layer.reads[0] == "contraction":  # nothing is unfolded
                     grams[i].saw(layer.read(operands).cpu())

@@ -21,6 +21,10 @@ class Source(Protocol):
         """The shapes of the tensors of the example call, in the order of the graph's inputs; None
         where there was no such call."""
 
+    def folder(self) -> str:
+        """The folder that the model was read from, where a tokenizer may lie beside it; "" where
+        that is not known."""
+
     def bind_args(self, args: tuple[Any, ...]) -> tuple[list[Any], tuple[Any, ...]] | None:
         """The tensors of a call with these positional arguments, in the order of the graph's
         inputs, and the arguments that are left over; None where they are of another structure than

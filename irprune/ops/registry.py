@@ -158,6 +158,8 @@ class Op:
         convolution: The node as a convolution, None where it is none.
         quantised_as: Operands that hold integers which stand for numbers.
         indexes: Operands that hold positions, each with the size of what it points into.
+        row_bytes: The rows of its operands must be multiples of so many bytes, or the model itself
+            runs no more; 1 where any will do.
         kinds: What axes of the node are in the field's words.
         nn_layer: The ``torch.nn`` layer that it is a call of.
         trains: The attributes that a call of it takes, of which the last switches training on.
@@ -197,6 +199,7 @@ class Op:
     asserts: bool = False
     unread: bool = False
     linear: Callable[[Node], bool] | None = None
+    row_bytes: int = 1
     rounds: bool = False
     dequantises: bool = False
     convolution: Callable[[Node], Convolution | None] | None = None

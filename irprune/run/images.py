@@ -95,7 +95,8 @@ class Preprocess:
 
 
 class Folder:
-    """A folder of ``.npy``, ``.npz`` and image files, or one such file; pictures are prepared once.
+    """A folder of ``.npy``, ``.npz`` and image files or of texts, or one such file; pictures and
+    texts are prepared once.
 
     Args:
         path: where they lie.
@@ -106,6 +107,7 @@ class Folder:
 
     def __init__(self, path: str | Path, preprocess: Preprocess | None = None) -> None:
         self.path, self.preprocess = Path(path), preprocess
+        self.tokens: dict[int, list[dict[str, Any]]] = {}  # of texts, by graph
         self._made: dict[tuple[Path, Preprocess, tuple[int, int, int]], NDArray[np.float32]] = {}
 
     @functools.cached_property
@@ -115,7 +117,7 @@ class Folder:
             raise IrpruneError(
                 "no such calibration folder",
                 str(self.path),
-                "give a folder of .npy, .npz or image files",
+                "give a folder of .npy, .npz or image files, or of texts",
             )
         if self.path.is_file():
             return [self.path]
@@ -123,7 +125,7 @@ class Folder:
         found = sorted(p for p in self.path.rglob("*") if p.suffix.lower() in kinds)
         if not found:
             raise IrpruneError(
-                "a calibration folder without .npy, .npz or image files",
+                "a calibration folder without .npy, .npz or image files, and without texts",
                 str(self.path),
                 "put inputs there, one or many samples per file",
             )

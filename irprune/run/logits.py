@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from irprune.ir.axis import Axis, find, leaves
 from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Value, Weight
-from irprune.ir.size import Sym, probe_of
+from irprune.ir.size import Sym, probe_of, same
 from irprune.run.inputs import index_limits
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from irprune.run.calibration import Batch
 
-__all__ = ["Logits", "divergence", "logits_of", "shortened"]
+__all__ = ["Logits", "divergence", "logits_of", "same_choice", "shortened", "surprise"]
 
 LENGTH = 96  # tokens of a row that losses are compared on, where the length is open
 
@@ -27,11 +27,13 @@ LENGTH = 96  # tokens of a row that losses are compared on, where the length is 
 class Logits:
     """Output ``output`` of a graph is logits [batch, length, vocabulary]; input ``mask`` [batch,
     length] is 0 where a token is padding, None where there is no such input. ``stream`` are the
-    leaves of the width that the logits are a product with: the residual stream's."""
+    leaves of the width that the logits are a product with: the residual stream's. Input ``tokens``
+    [batch, length] are the token numbers that they stand beside, None where there are none."""
 
     output: int
     mask: int | None
     stream: tuple[Axis, ...]
+    tokens: int | None = None
 
     def weights(self, inputs: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Which tokens count [batch, length]; None for all of them."""
@@ -53,7 +55,18 @@ def logits_of(graph: Graph) -> Logits | None:
             continue
         size = value.shape[-1]
         if isinstance(size, int) and size > 2 and size in sizes:
-            return Logits(number, _mask(graph, value), _stream(value))
+            return Logits(number, _mask(graph, value), _stream(value), _tokens(graph, value))
+    return None
+
+
+def _tokens(graph: Graph, logits: Value) -> int | None:
+    """The input of integers that indexes a table as large as the vocabulary, [batch, length] as the
+    logits are."""
+    limits = index_limits(graph)
+    for number, value in enumerate(graph.inputs):
+        fits = value.rank == 2 and value in limits and limits[value] == logits.shape[-1]
+        if fits and all(same(a, b) for a, b in zip(value.shape, logits.shape[:2], strict=True)):
+            return number
     return None
 
 
@@ -100,6 +113,24 @@ def divergence(
         total += float(_rowwise(a.float(), b.float()).sum())
         count += len(a)
     return total, count
+
+
+def surprise(logits: torch.Tensor, ids: torch.Tensor) -> float:
+    """The sum over tokens but the first of each row, in nats, of what ``logits`` [batch, length,
+    vocabulary] give for the token ``ids`` [batch, length] that came next."""
+    import torch
+
+    return float(
+        torch.nn.functional.cross_entropy(
+            logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
+        )
+    )
+
+
+def same_choice(ours: torch.Tensor, theirs: torch.Tensor) -> int:
+    """At how many positions both logits [batch, length, vocabulary] have the same likeliest
+    token."""
+    return int((ours.argmax(-1) == theirs.argmax(-1)).sum())
 
 
 def _rowwise(a: torch.Tensor, b: torch.Tensor) -> Any:

@@ -23,6 +23,7 @@ from irprune.run.error import relative_error
 from irprune.run.inputs import random_inputs
 from irprune.run.session import PRECISE
 from irprune.run.tried_sizes import tried_sizes
+from irprune.validate.onnx_double import doubled
 from irprune.validate.onnx_faint import faint_error, float64_error
 from irprune.validate.onnx_oracle import silenced_model
 from irprune.validate.onnx_read_back import misread
@@ -211,7 +212,40 @@ def _compared_at(
         proof.notes.append(
             f"the outputs all but vanish: onnxruntime's differ by {faint:.1e} of the original's"
         )
+    elif doubt:
+        _float64_decides(proof, theirs, (silenced, apart), (model, data), inputs)
     return proof, theirs
+
+
+Model = tuple[onnx.ModelProto, Mapping[str, Loader]]
+_ROUNDS = 100.0  # how much less float32 may round in one of two models than they differ by
+
+
+def _float64_decides(
+    proof: Proof, theirs: list[Array], whole: Model, small: Model, inputs: Mapping[str, Array]
+) -> None:
+    """Let ``proof`` be made in float64 on onnxruntime, where it has kernels for that, and where
+    float32 rounds the silenced original ``whole``, which gave ``theirs``, by about as much as it
+    differs from ``small``: then the model is badly conditioned, and no fault need be the reason."""
+    wide = widened_inputs(inputs, onnx.TensorProto.DOUBLE)
+    found = []
+    for message, held in (whole, small):
+        made = doubled(message, held)
+        if made is None:
+            return
+        try:
+            found.append(run_model(made[0], wide, optimise=False, data=made[1]))
+        except IrpruneError:
+            return
+    rounding = relative_error(theirs, found[0])
+    if not rounding * _ROUNDS >= proof.max_error:
+        return
+    proof.float32_error, proof.max_error = proof.max_error, relative_error(found[1], found[0])
+    proof.tolerance, proof.dtype = FLOAT64, "float64"
+    proof.passes += 2
+    proof.notes.append(
+        f"badly conditioned: float32 rounds the outputs of the silenced original by {rounding:.1e}"
+    )
 
 
 def _saturation(

@@ -297,13 +297,12 @@ class _Second:
             self._blame(twin, torch.float64 if wide else torch.float32)
 
     def _rounding(self, twin: Graph) -> float:
-        """How far float32 is from float64 here: what a judge that names its types cannot tell from
-        a fault."""
-        narrow, wide = (
-            evaluate(twin, self._inputs(dtype), dtype=dtype)
-            for dtype in (torch.float32, torch.float64)
-        )
-        return relative_error(narrow, wide)
+        """How far float32 is from float64 here, whole or silenced: what a judge that names its
+        types cannot tell from a fault."""
+        both = (torch.float32, torch.float64)
+        narrow, wide = (evaluate(twin, self._inputs(dtype), dtype=dtype) for dtype in both)
+        less, more = (self._oracle(twin, dtype) for dtype in both)
+        return max(relative_error(narrow, wide), relative_error(less, more))
 
     def _blame(self, twin: Graph, dtype: torch.dtype) -> None:
         """Where the judge differs: whether that is because the captured graph does."""

@@ -93,6 +93,28 @@ def test_widths_that_forward_does_not_read_are_the_new_ones() -> None:
     assert model(x).shape == (2, 5)
 
 
+class TwoStages(nn.Module):
+    """Two stages that were of one width, and a head that reads the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stage1, self.stage2 = (nn.Conv2d(i, 48, 3) for i in (3, 48, 48))
+        self.head, self.num_features = linear(48, 10), 48
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.stage2(self.stage1(self.stem(x))).mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize(("ratios", "left"), [({"stage2.weight:0": 0.0}, 48), ({}, 24)])
+def test_a_head_tells_which_of_two_equal_widths_is_meant(ratios: Any, left: int) -> None:
+    model = TwoStages().eval()
+    pruned = irprune.prune(model, (torch.randn(2, 3, 12, 12),), ratio=0.5, ratios=ratios)
+    pruned.apply_to(model)
+    assert model.stage1.out_channels == 24
+    assert model.num_features == model.head.in_features == left
+
+
 def test_a_width_without_one_new_size_is_named() -> None:
     model = Model(
         lambda m, x: m.o(m.b(m.a(x).relu()).relu()),
@@ -150,11 +172,17 @@ class Packed(nn.Module):
         return out
 
 
+def test_packed_sequences_are_those_of_the_example() -> None:
+    model, x = Packed().eval(), torch.randn(3, 5, 8)
+    pruned = irprune.prune(model, (x, torch.tensor([5, 2, 4])))
+    assert pruned.report.proof is not None and pruned.report.proof.passed
+    assert pruned.report.params.left < 0.6
+    assert any("captured as the example goes" in note for note in pruned.report.notes)
+    with pytest.raises(ValueError, match=r"forward goes by values at test_instances.py:\d+"):
+        pruned.module(x, torch.tensor([3, 3, 2]))
+
+
 def test_what_cannot_be_captured_says_why_in_one_line() -> None:
-    lengths = torch.tensor([5, 2, 4])
-    with pytest.raises(IrpruneError, match="packed sequences") as packed:
-        irprune.prune(Packed().eval(), (torch.randn(3, 5, 8), lengths))
-    assert "test_instances.py" in str(packed.value)
     model = Model(lambda m, x: torch.sparse.mm(m.s, m.a(x)), a=linear(8, 16))
     model.register_buffer("s", torch.eye(4).to_sparse())
     with pytest.raises(IrpruneError, match="'s' is a sparse tensor"):

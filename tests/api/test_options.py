@@ -259,7 +259,7 @@ def test_every_option_that_a_command_line_can_say_has_a_flag() -> None:
     assert [flag.key for flag in OPTIONS["budget"].flags] == [*MEASURES, "latency"]
     given = {p.opts[0] for p in command.prune.params if isinstance(p, click.Option)} - {"--trust"}
     own = {"-o", "--input", "--pretrained", "--plan", "--json", "-q", "-v"}
-    assert given == {*SAID, *own, "--format", "--force", "--dry-run", "--load"}
+    assert given == {*SAID, *own, "--cache", "--format", "--force", "--dry-run", "--load"}
 
 
 @pytest.mark.parametrize("flag", SAID)

@@ -153,6 +153,7 @@ def test_help_and_version_are_quick_and_name_every_command(call: Callable[..., R
         "explain",
         "opt",
         "validate",
+        "evaluate",
         "bench",
         "ops",
         "passes",

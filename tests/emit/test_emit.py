@@ -508,3 +508,16 @@ def test_an_operator_that_the_exporter_lacks_leaves_the_rest_of_the_folder(tmp_p
     folder = pruned.save(tmp_path / "net")
     assert not (folder / "model.onnx").exists() and (folder / "model.py").exists()
     assert any("mirror_channels" in note for note in pruned.report.notes)
+
+
+def test_what_libraries_are_told_of_a_model_goes_with_it() -> None:
+    """timm's ``resolve_data_config(model=...)`` reads it, also from a copy in another process."""
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 4)).eval()
+    model.pretrained_cfg = {"input_size": (3, 8, 8), "mean": [0.5]}  # type: ignore[assignment]
+    module = irprune.prune(model, (torch.randn(2, 6),)).module
+    assert module.pretrained_cfg == model.pretrained_cfg
+    assert module.pretrained_cfg["mean"] is not model.pretrained_cfg["mean"]  # type: ignore[index]
+    assert pickle.loads(pickle.dumps(module)).pretrained_cfg == model.pretrained_cfg
+    assert not hasattr(
+        irprune.prune(model[:1], (torch.randn(2, 6),), ratio=0).module, "default_cfg"
+    )

@@ -244,3 +244,18 @@ def test_the_model_and_torch_are_as_before() -> None:
     assert "apply" not in torch.autograd.function._SingleLevelFunction.__dict__
     assert "requires_grad" not in torch.Tensor.__dict__
     assert torch.is_grad_enabled()
+
+
+def test_hooks_on_tensors_that_torch_export_loses_are_named() -> None:
+    def hooked(model: Any, h: Tensor) -> Tensor:
+        if h.requires_grad:
+            h.register_hook(lambda g: 2 * g)
+        return h.relu()
+
+    sizes = ({0: torch.export.Dim("n")},)
+    model, x = Model(hooked).eval(), torch.randn(4, 8)
+    notes = irprune.prune(model, (x,), dynamic_shapes=sizes).report.notes
+    assert (
+        "a hook that forward puts on a tensor is not kept: torch.export does not keep it" in notes
+    )
+    assert not any("hook" in note for note in irprune.prune(model, (x,)).report.notes)

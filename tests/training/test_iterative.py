@@ -321,7 +321,8 @@ RANKS = ("ddp", "fsdp")  # run by torchrun in test_many_ranks
 
 
 @pytest.mark.parametrize(
-    "name", sorted({p.stem for p in RECIPES.glob("*.py")} - {"common", *RANKS})
+    "name",
+    sorted({p.stem for p in RECIPES.glob("*.py")} - {"common", "language_distillation", *RANKS}),
 )
 def test_every_recipe_runs(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

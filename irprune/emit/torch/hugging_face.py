@@ -131,7 +131,7 @@ def config_refuses(graph: Graph) -> str:
         shape = tuple(probe_of(kept.size(a)) for a in weight.axes or ())
         target.update({n: shape for n in (weight.name, *weight.aliases) if n in known})
     with quiet():
-        fields = list(_fields(model.config, *_changes(graph)))
+        fields = _every_field(graph, model)
         values = [f.new[0] if f.likely else f.old for f in fields]
         wrong, values = _descend(model, fields, values, target)
         return _refused(model, fields, values, target) if wrong else ""
@@ -217,13 +217,32 @@ def _fields(
                 yield _Field(here, value, (renewed,), likely)
 
 
+def _every_field(graph: Graph, model: Any) -> list[_Field]:
+    """The fields that may say new sizes. Among them is ``head_dim`` where a config lacks it, so
+    that heads are as wide as the hidden size says, and the class reads it if it is there."""
+    fields = list(_fields(model.config, *_changes(graph)))
+    names = {*dir(type(model.config)), *vars(model.config)}
+    if "head_dim" in names or not {"hidden_size", "num_attention_heads"} <= {*names}:
+        return fields
+    assert graph.kept is not None
+    kept = graph.kept
+    uses = [x for x, kind in by_use(graph).items() if kind == "head_dim"]
+    widths = {probe_of(kept.size(x)) for x in uses if not isinstance(x.size, Sym)}
+    if not widths:
+        return fields
+    own = _Field(("head_dim",), None, tuple(sorted(widths, reverse=True)), True)
+    plain = _shapes(model.config, model)
+    twice = 2 * model.config.hidden_size // model.config.num_attention_heads
+    return [own, *fields] if _shapes(_config(model, [own], [twice]), model) != plain else fields
+
+
 def _config(model: Any, fields: list[_Field], values: list[Any]) -> Any:
     config = copy.deepcopy(model.config)
     for field, value in zip(fields, values, strict=True):
         at = config
         for step in field.way[:-1]:
             at = getattr(at, step)
-        if getattr(at, field.way[-1]) != value:
+        if vars(at).get(field.way[-1]) != value:
             setattr(at, field.way[-1], value)
     return config
 
@@ -237,7 +256,7 @@ def _search(
     """A model of the same class with the new sizes and weights, or the text that says which sizes
     stood in the way."""
     target = {name: tuple(t.shape) for name, t in wanted.items()}
-    fields = list(_fields(model.config, *_changes(graph)))
+    fields = _every_field(graph, model)
     values = [f.new[0] if f.likely else f.old for f in fields]
     wrong, values = _descend(model, fields, values, target)
     if wrong:

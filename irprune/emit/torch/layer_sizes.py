@@ -1,4 +1,4 @@
-"""The size attributes of layers of ``torch.nn``, from the shapes that their tensors have now and
+"""The size attributes of layers of libraries, from the shapes that their tensors have now and
 from the nodes that they run as."""
 
 from __future__ import annotations
@@ -14,8 +14,16 @@ __all__ = ["layer_sizes"]
 
 
 def layer_sizes(module: nn.Module, node: Node | None) -> Iterator[tuple[str, Any]]:
-    """The size attributes of a layer of ``torch.nn``, with their values; none of other modules."""
+    """The size attributes of a layer of ``torch.nn``, or of the transposed linear layer of
+    transformers, with their values; none of other modules."""
     w = module._parameters.get("weight")
+    kind = type(module)
+    if (
+        f"{kind.__module__}.{kind.__name__}" == "transformers.pytorch_utils.Conv1D"
+        and w is not None
+    ):
+        yield from (("nx", w.shape[0]), ("nf", w.shape[1]))
+        return
     if isinstance(module, nn.Linear) and w is not None:
         yield from (("in_features", w.shape[1]), ("out_features", w.shape[0]))
     elif isinstance(module, nn.modules.conv._ConvNd) and w is not None:

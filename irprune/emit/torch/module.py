@@ -3,6 +3,7 @@ own."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import linecache
 from collections.abc import Iterable, Mapping
@@ -131,4 +132,13 @@ def emit_module(graph: Graph) -> nn.Module:
     source = find_torch_source(graph)
     borrowed = [e.tensor for e in source.state.values()] if source is not None else []
     constants = [w.load() for w in graph.weights.values() if w.kind == "constant"]
-    return build(write(graph), [*borrowed, *(c for c in constants if isinstance(c, torch.Tensor))])
+    made = build(write(graph), [*borrowed, *(c for c in constants if isinstance(c, torch.Tensor))])
+    described = vars(source.module) if source is not None and source.module is not None else {}
+    for name in _DESCRIBING:
+        if name in described:
+            setattr(made, name, copy.deepcopy(described[name]))
+    return made
+
+
+# Attributes by which libraries are told how to call a model (timm: size, mean and spread of images)
+_DESCRIBING = ("pretrained_cfg", "default_cfg")

@@ -42,7 +42,7 @@ def candidates(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[Candidate
     that module; layers whose sizes are known have none."""
     changes = _changes(whole, cut)
     for path, module in model.named_modules():
-        own = type(module).__module__.startswith("torch.nn.")
+        own = type(module).__module__.startswith(("torch.nn.", "transformers.pytorch_utils"))
         if own and any(True for _ in layer_sizes(module, None)):
             continue
         told, seen = _below(changes, path)
@@ -140,10 +140,16 @@ def stale(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[Candidate | st
         if any(True for _ in layer_sizes(module, None)):
             continue
         maps = (*_at(changes, path), *_below(changes, path))
+        read = _read_by_layers(whole, cut, path)
         old_sizes = _all_below(changes, path)
         for name, value in list(vars(module).items()):
             if isinstance(value, int) and not isinstance(value, bool) and _WIDTH.search(name):
-                new = next((m[value] for m in maps if value in m), None)
+                if len(read.get(value, ())) == 1:
+                    new = min(read[value])
+                elif value in read:
+                    new = None
+                else:
+                    new = next((m[value] for m in maps if value in m), None)
                 if new is not None and new != value:
                     yield Candidate(module, path, name, value, new, False)
                 elif new is None and value in old_sizes:
@@ -152,6 +158,20 @@ def stale(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[Candidate | st
                 made = [_renewed_stage(changes, path, stage) for stage in value]
                 if made != value:
                     yield Candidate(module, path, name, value, made, False)
+
+
+def _read_by_layers(whole: Graph, cut: Graph, path: str) -> dict[int, set[int]]:
+    """Old widths -> new ones of what the layers read that lie in the module at ``path`` itself: a
+    head's input tells of two stages that had one width which was meant."""
+    out: dict[int, set[int]] = {}
+    start = f"{path}." if path else ""
+    for name, weight in whole.weights.items():
+        inside = name.removeprefix(start)
+        plain = name.startswith(start) and inside.count(".") == 1 and inside.endswith(".weight")
+        if plain and weight.rank > 1 and (twin := cut.weights.get(name)) is not None:
+            for a, b in _pairs([weight.shape[1]], [twin.shape[1]]):
+                out.setdefault(a, set()).add(b)
+    return out
 
 
 def _all_below(changes: Changes, path: str) -> set[int]:

@@ -422,7 +422,7 @@ class _Reader:
                 for j in positions
             ]
             entry = TABLE.get(step.op)
-            if entry is not None and entry.letters is not None:  # its letters are counted by rank
+            if entry is not None and entry.macs is not None:  # what it costs is counted by rank
                 unknown = [k for k in operands if k is not None and k.shape is None]
                 if unknown:
                     raise UnsupportedUse(f"an input of {view.target} has no known rank")

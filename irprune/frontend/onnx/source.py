@@ -70,6 +70,10 @@ class OnnxSource:
         """None: a file holds no example call."""
         return None
 
+    def folder(self) -> str:
+        """The folder of the file; "" for a model that was given as an object."""
+        return "" if self.files.path is None else str(self.files.path.parent)
+
     def bind_args(self, args: tuple[Any, ...]) -> tuple[list[Any], tuple[Any, ...]] | None:
         """None: a file takes its inputs one by one, in their order."""
         return None

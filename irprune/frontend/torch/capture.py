@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, users_line
 from irprune.frontend.torch.dynamic import WrongSizes
-from irprune.frontend.torch.pretrained import without_cache
+from irprune.frontend.torch.pretrained import any_batch, without_cache
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +52,7 @@ def capture(
 
         for plain in {"trace": (False,), "run": (True,), "auto": (False, True)}[method]:
             try:
-                with quiet():
+                with quiet(), any_batch(model):
                     graph = trace(model, args, kwargs, plain, dynamic)
             except WrongSizes:
                 raise
@@ -74,12 +74,12 @@ def capture(
         if any("HigherOrderOperator" in str(why) for why in declined):
             _forget_compiled()
     from irprune.frontend.torch.export import export, from_exported
-    from irprune.frontend.torch.own_backward import functions_named, hooks_of_model
+    from irprune.frontend.torch.own_backward import HOOK, functions_named, hooks_of_model
     from irprune.frontend.torch.train_mode import lost_in_training, modes_watched
 
     functions: dict[str, None] = {}
     try:
-        with functions_named(functions), modes_watched() as asked:
+        with functions_named(functions), modes_watched() as asked, any_batch(model):
             program = export(model, tuple(args), kwargs, dynamic_shapes)
         graph = from_exported(program, model)
     except IrpruneError as refused:
@@ -101,7 +101,12 @@ def capture(
     graph.notes += [
         f"the backward of {name} is not kept, gradients are those of its forward: torch.export does not keep it"
         for name in functions
+        if name != HOOK
     ]
+    if HOOK in functions:
+        graph.notes.append(
+            "a hook that forward puts on a tensor is not kept: torch.export does not keep it"
+        )
     graph.notes += hooks_of_model(model)
     graph.notes += lost_in_training(model, asked, graph)
     if declined:

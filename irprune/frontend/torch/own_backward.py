@@ -145,7 +145,15 @@ def own_gradients(recording: Recording) -> Iterator[None]:
 
 @contextlib.contextmanager
 def functions_named(found: dict[str, None]) -> Iterator[None]:
-    """Functions run as what their forward computes; their names are put into ``found``."""
+    """Functions run as what their forward computes; what is lost of gradients is put into
+    ``found``: their names, and hooks on tensors that forward makes."""
+    register_hook = torch.Tensor.register_hook
+
+    def hooked(tensor: torch.Tensor, hook: Callable[[Any], Any]) -> Any:
+        if type(tensor) is not FakeTensor or isinstance(tensor, torch.nn.Parameter):
+            return register_hook(tensor, hook)  # type: ignore[no-untyped-call]
+        found[HOOK] = None
+        return _NoHandle()
 
     @classmethod  # type: ignore[misc]
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
@@ -155,10 +163,15 @@ def functions_named(found: dict[str, None]) -> Iterator[None]:
         return _forward(cls, _Context(args), args)
 
     _SingleLevelFunction.apply = apply  # type: ignore[attr-defined]
+    torch.Tensor.register_hook = hooked  # type: ignore[method-assign]
     try:
         yield
     finally:
         del _SingleLevelFunction.apply  # type: ignore[attr-defined]
+        torch.Tensor.register_hook = register_hook  # type: ignore[method-assign]
+
+
+HOOK = "register_hook"  # stands for hooks on tensors among the names of Functions
 
 
 class _NoHandle:

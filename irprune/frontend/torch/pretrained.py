@@ -1,18 +1,23 @@
-"""What captures of transformers models need: calls without a cache.
+"""What captures of transformers models need: calls without a cache, and with any number of rows.
 
 ``use_cache`` is True in most configs, and the call then returns a cache of keys and values, which
 is no tensor. A graph is one call over whole sequences, so it is captured without; the instance and
-the folder for ``from_pretrained`` keep their cache."""
+the folder for ``from_pretrained`` keep their cache.
+
+Without an attention mask the library makes positions of one row and compares the batch with 1, to
+find packed rows: a capture would hold for the example's batch alone. Positions for every row, which
+say the same, need no such comparison."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from irprune.errors import IrpruneError
 
-__all__ = ["is_pretrained", "without_cache"]
+__all__ = ["any_batch", "is_pretrained", "without_cache"]
 
 
 def is_pretrained(model: Any) -> bool:
@@ -48,6 +53,37 @@ def without_cache(
     if "use_cache" not in bound and _caches(model.config):
         given["use_cache"] = False
     return given
+
+
+@contextlib.contextmanager
+def any_batch(model: Any) -> Iterator[None]:
+    """Let calls of ``model`` give its decoder positions for every row, where it is of transformers
+    and takes them, and the call has neither positions nor a mask."""
+    base = model.base_model if is_pretrained(model) else None
+    parameters = list(inspect.signature(base.forward).parameters) if base is not None else []
+    if base is None or not {"input_ids", "attention_mask", "position_ids"} <= {*parameters}:
+        yield
+        return
+    import torch
+
+    def positions(
+        module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        ids = given.get("input_ids")
+        if ids is None or any(given.get(k) is not None for k in ("attention_mask", "position_ids")):
+            return None
+        if len(args) > parameters.index("position_ids"):
+            return None
+        rows, length = ids.shape
+        made = torch.arange(length, device=ids.device)[None].expand(rows, length)
+        return args, {**kwargs, "position_ids": made}
+
+    held = base.register_forward_pre_hook(positions, with_kwargs=True)
+    try:
+        yield
+    finally:
+        held.remove()
 
 
 def _caches(config: Any) -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from irprune.errors import IrpruneError
+from irprune.frontend.torch.pretrained import is_pretrained
 from irprune.ir.graph import Graph
 
 __all__ = ["Entry", "TorchSource", "find_torch_source", "torch_source"]
@@ -72,6 +73,12 @@ class TorchSource:
             return None
         found = self._placed(leaves)
         return [tuple(x.shape) for x in found] if _all_tensors(found) else None
+
+    def folder(self) -> str:
+        """Where ``from_pretrained`` read the model; "" of other models."""
+        if self.module is None or not is_pretrained(self.module):
+            return ""
+        return str(self.module.name_or_path or "")
 
     def bind_args(self, args: tuple[Any, ...]) -> tuple[list[Any], tuple[Any, ...]] | None:
         """The tensors of a call with these positional arguments, and the arguments behind them."""

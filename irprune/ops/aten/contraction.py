@@ -542,7 +542,8 @@ def _grouped(node: Node) -> Letters:
     """Rows sorted by expert against one matrix per expert: which rows belong to which is known only
     at run time.
 
-    torch's own kernel wants rows of a multiple of 16 bytes, so nothing of it can shrink freely.
+    torch's own kernel wants rows of a multiple of 16 bytes, as it was recorded and, behind the
+    fallback of transformers, in the model's own calls.
     """
     ranks = node.operand(0).rank, node.operand(1).rank
     if node.origin.target == "aten._grouped_mm.default" or ranks != (2, 3):
@@ -559,6 +560,7 @@ contraction(
     "grouped_mm",
     _grouped,
     macs=_grouped_macs,
+    row_bytes=16,
     aten={
         "transformers.grouped_mm_fallback.default": {"input": "self", "weight": "mat2"},
         "_grouped_mm.default": {},

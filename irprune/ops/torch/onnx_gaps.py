@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from irprune.ops.torch.onnx_pools import POOLS, reads_positions
+from irprune.ops.torch.onnx_special import digamma, lgamma
+
 __all__ = ["exportable", "translations"]
 
 
@@ -33,6 +36,8 @@ def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
                     memory_format=torch.contiguous_format,
                 )
             node.replace_input_with(node.args[0], copy)
+        elif node.target is torch.ops.aten.einsum.default and node.meta["val"].is_complex():
+            _in_real_numbers(graph, node)
         elif node.target is torch.ops.aten.unsqueeze.default and node.meta["val"].is_complex():
             source, dim = node.args
             with graph.inserting_before(node):
@@ -56,6 +61,40 @@ def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
             node.replace_input_with(node.args[0], bound)
     program.graph_module.recompile()
     return program
+
+
+def _in_real_numbers(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """A sum of products of one or two complex tensors as sums of products of their parts; left as
+    it is for more of them."""
+    equation, operands, *rest = node.args
+    aten = torch.ops.aten
+    if rest or not isinstance(operands, (list, tuple)) or len(operands) > 2:
+        return
+
+    def summed(*parts: torch.fx.Node) -> torch.fx.Node:
+        made = graph.call_function(aten.einsum.default, (equation, list(parts)))
+        values = [p.meta["val"] for p in parts]
+        made.meta = {**node.meta, "val": aten.einsum.default(equation, values)}
+        return made
+
+    with graph.inserting_before(node):
+        parts = []
+        for operand in operands:
+            pair = _inserted(graph, aten.view_as_real.default, operand)  # type: ignore[arg-type]
+            parts.append([_inserted(graph, aten.select.int, pair, -1, k) for k in (0, 1)])
+        if len(parts) == 1:
+            real, imaginary = (summed(p) for p in parts[0])
+        else:
+            (a, b), (c, d) = parts
+            real = _inserted(graph, aten.sub.Tensor, summed(a, c), summed(b, d))
+            imaginary = _inserted(graph, aten.add.Tensor, summed(a, d), summed(b, c))
+        both = [_inserted(graph, aten.unsqueeze.default, x, -1) for x in (real, imaginary)]
+        pair = graph.call_function(aten.cat.default, (both, -1))
+        values = [x.meta["val"] for x in both]
+        pair.meta = {**node.meta, "val": aten.cat.default(values, -1)}
+        made = _inserted(graph, aten.view_as_complex.default, pair)
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)
 
 
 def _in_four_dimensions(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
@@ -139,9 +178,9 @@ def translations(
 ) -> dict[Callable[..., Any], Callable[..., Any]]:
     """ONNX functions for the operators in ``program`` of which the exporter has none that serves,
     as its ``custom_translation_table``."""
-    targets = dict.fromkeys(
-        node.target for node in program.graph.nodes if node.op == "call_function"
-    )
+    calls = [node for node in program.graph.nodes if node.op == "call_function"]
+    open_ = {n.target for n in calls if str(n.target) in POOLS and reads_positions(n)}
+    targets = dict.fromkeys(node.target for node in calls if node.target not in open_)
     return {t: _GAPS[str(t)] for t in targets if str(t) in _GAPS}
 
 
@@ -234,4 +273,7 @@ _GAPS: dict[str, Callable[..., Any]] = {
     "transformers.grouped_mm_fallback.default": _grouped_mm,
     "aten.index_add.default": _index_add,
     "aten.erfinv.default": _erfinv,
+    "aten.lgamma.default": lgamma,
+    "aten.digamma.default": digamma,
+    **POOLS,
 }

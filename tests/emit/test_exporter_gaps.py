@@ -1,0 +1,99 @@
+"""Operators that torch's exporter has no function for, or one that is right at one size alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import irprune
+
+Between = Callable[["Net", Tensor], Tensor]
+
+
+class Net(nn.Module):
+    """A convolution, ``between``, whose result is averaged, and a linear layer."""
+
+    def __init__(self, between: Between, dims: int) -> None:
+        super().__init__()
+        kind: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
+        self.a, self.b = kind(3, 12, 3, padding=1), nn.Linear(12, 4)
+        self.real, self.imaginary = (nn.Parameter(torch.randn(12, 10) / 3) for _ in range(2))
+        self.wide = nn.Linear(10, 4)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.between(self, self.a(x)).flatten(2).mean(2)
+        return self.b(h) if h.shape[1] != 10 else self.wide(h)
+
+
+def pooled(kind: str, dims: int, size: Any) -> Between:
+    pool = getattr(F, f"adaptive_{kind}_pool{dims}d")
+    return lambda net, h: pool(h, size)
+
+
+def einsum(net: Net, h: Tensor) -> Tensor:
+    w = torch.complex(net.real, net.imaginary)
+    return torch.einsum("bcl,cd->bdl", torch.fft.rfft(h), w).abs()
+
+
+CASES: dict[str, tuple[Between, int]] = {
+    "max 1": (pooled("max", 1, 5), 1),
+    "max 2": (pooled("max", 2, (3, 5)), 2),
+    "max 2, whole": (pooled("max", 2, 1), 2),
+    "max 3": (pooled("max", 3, (2, 3, 5)), 3),
+    "average 1": (pooled("avg", 1, 5), 1),
+    "average 2": (pooled("avg", 2, (3, 5)), 2),
+    "average 2, whole": (pooled("avg", 2, 1), 2),
+    "average 3": (pooled("avg", 3, (2, 3, 5)), 3),
+    "more bins than places": (pooled("avg", 2, (20, 13)), 2),
+    "lgamma": (lambda net, h: torch.lgamma(3 * h + 0.01), 2),
+    "digamma": (lambda net, h: torch.digamma(h.abs() + 0.1), 2),
+    "complex einsum": (einsum, 1),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_file_is_right_at_every_size(name: str, tmp_path: Path) -> None:
+    between, dims = CASES[name]
+    torch.manual_seed(0)
+    sides = (11, 13, 9)[:dims]
+    pruned = irprune.prune(Net(between, dims).eval(), (torch.randn(2, 3, *sides),), ratio=0.5)
+    assert pruned.report.params.left < 0.75
+    session = onnxruntime.InferenceSession(pruned.onnx(tmp_path / "m.onnx"))
+    (entry,) = session.get_inputs()
+    assert [isinstance(s, str) for s in entry.shape] == [True, False, *[True] * dims]
+    for batch, by in ((2, 0), (3, 0), (1, 4), (2, -2)):
+        x = torch.randn(batch, 3, *(s + by for s in sides))
+        made = session.run(None, {entry.name: x.numpy()})[0]
+        expected = pruned.module(x).detach().numpy()
+        np.testing.assert_allclose(made, expected, rtol=2e-4, atol=2e-4 * np.abs(expected).max())
+
+
+def test_fixed_sizes_are_written_as_constants(tmp_path: Path) -> None:
+    import onnx
+
+    model = Net(pooled("max", 2, (3, 5)), 2).eval()
+    pruned = irprune.prune(model, (torch.randn(2, 3, 11, 13),), dynamic="none")
+    kinds = {n.op_type for n in onnx.load(pruned.onnx(tmp_path / "m.onnx")).graph.node}
+    assert "Gather" in kinds and not kinds & {"Range", "Shape"}
+
+
+def test_positions_that_are_read_are_still_refused(tmp_path: Path) -> None:
+    """There is no function for them: no file is better than a wrong one."""
+
+    def between(net: Net, h: Tensor) -> Tensor:
+        y, at = F.adaptive_max_pool2d(h, 3, return_indices=True)
+        return y + at
+
+    pruned = irprune.prune(Net(between, 2).eval(), (torch.randn(2, 3, 10, 10),))
+    with pytest.raises(irprune.errors.IrpruneError, match="adaptive_max_pool2d"):
+        pruned.onnx(tmp_path / "m.onnx")
+    assert not (tmp_path / "m.onnx").exists()
