@@ -85,7 +85,6 @@ class Choose:
     scope: str = "local"
     keep: tuple[str, ...] = ()
     round_to: int | str | None = None
-    divisible_by: Mapping[str, int] = field(default_factory=dict)
     min_channels: int = 1
     max_ratio: float = 1.0
     prefer: str = "heads"
@@ -93,6 +92,7 @@ class Choose:
     budget: Mapping[str, float] | None = None
     uniform: str = ""
     times: Any = None
+    divisible_by: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         own = {f"ratio of {pattern!r}": ratio for pattern, ratio in self.ratios.items()}

@@ -15,7 +15,6 @@ from irprune.errors import IrpruneError
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import is_meta
-from irprune.run.stored_tensor import is_stored
 from irprune.validate.proof_result import Proof
 
 if TYPE_CHECKING:
@@ -59,6 +58,7 @@ def prove_cut(
     if dialect != "torch":
         raise IrpruneError("no proof is possible: this graph came from no model", graph.name)
     from irprune.emit.torch.module import emit_module
+    from irprune.run.stored_tensor import is_stored
     from irprune.validate.gradient_proof import is_cheap, prove_gradients
     from irprune.validate.proof import prove
     from irprune.validate.training_proof import differs_in_training, held_otherwise
