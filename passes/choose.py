@@ -17,6 +17,7 @@ from irprune.analysis.blocks import blocks_of
 from irprune.analysis.branches import branches_of
 from irprune.analysis.copies import costly_copies
 from irprune.analysis.cost import Timed
+from irprune.analysis.kinds import KINDS, kinds
 from irprune.analysis.widths import PREFER, Carriers, carriers_of, row_step, widths_of
 from irprune.choice.budget import check_budget, solve_budget
 from irprune.choice.counts import Limits, Rounder
@@ -57,6 +58,9 @@ class Choose:
             convolutions, 1 for matrix products); ``aligned`` those that convolutions like on most
             machines: 8, and 4 for narrow ones. Default: ``auto`` with a budget on latency, else
             1.
+        divisible_by: Kind of a width -> what its count is divided by among ranks, as in
+            ``{"heads": 4}``: a multiple of it stays, also of groups of keys and values. The kinds
+            are those of ``irprune inspect``.
         min_channels: Hard lower bound for every group.
         max_ratio: Hard upper bound for the share that any group loses.
         prefer: Which factor of a product carries: ``heads``, ``head_dim``, ``both`` or ``groups``
@@ -88,6 +92,7 @@ class Choose:
     budget: Mapping[str, float] | None = None
     uniform: str = ""
     times: Any = None
+    divisible_by: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         own = {f"ratio of {pattern!r}": ratio for pattern, ratio in self.ratios.items()}
@@ -114,6 +119,17 @@ class Choose:
                     f"{name} is {number!r}",
                     "choose",
                     "a whole number from 1 on" + (", auto or aligned" * (name == "round_to")),
+                )
+        for kind, number in self.divisible_by.items():
+            if kind not in KINDS:
+                raise IrpruneError(
+                    f"divisible_by has no kind of width {kind!r}",
+                    "choose",
+                    f"one of {', '.join(KINDS)}",
+                )
+            if not isinstance(number, int) or number < 1:
+                raise IrpruneError(
+                    f"divisible_by of {kind!r} is {number!r}", "choose", "a whole number from 1 on"
                 )
         if self.scope not in SCOPES:
             raise IrpruneError(f"scope is {self.scope!r}", "choose", "one of " + ", ".join(SCOPES))
@@ -219,6 +235,7 @@ class _Setting:
             1
             if isinstance(options.round_to, str) or options.round_to is None
             else options.round_to,
+            self._steps(),
         )
         self.singles = {
             x: None for w in self.rounder.widths for x, _ in w.terms if x not in self.sizes
@@ -259,6 +276,26 @@ class _Setting:
                     )
                 elif len(some) > 1:
                     out[group.axis] = some[0].axis
+        return out
+
+    def _steps(self) -> dict[Axis, int]:
+        """What the counts of leaves must be multiples of. Raises IrpruneError for a kind that the
+        model does not have."""
+        asked = self.options.divisible_by
+        if not asked:
+            return {}
+        found = kinds(self.graph)
+        out: dict[Axis, int] = {}
+        for kind, number in asked.items():
+            alike = ("heads", "kv groups") if kind == "heads" else (kind,)
+            mine = [x for x, k in found.items() if k in alike]
+            if not mine:
+                raise IrpruneError(
+                    f"divisible_by: the model has no {kind}",
+                    self.graph.name,
+                    f"there are {', '.join(dict.fromkeys(found.values()))}",
+                )
+            out.update(dict.fromkeys(mine, number))
         return out
 
     def _flat(self, x: Axis) -> Scores:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from irprune.base.memory import memory_asked, memory_budget
 from irprune.base.progress import tell
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ops.registry import does_nothing, is_sum, operand_as
@@ -46,9 +47,10 @@ class RepairLeastSquares:
     what predicts the other half of the calibration data best. With ``residual`` a layer whose
     result is added to another value also makes up for what that value has lost, so that errors do
     not pile up along a residual stream. ``rows`` bounds the rows (samples × positions) that a layer
-    is fitted on, but there are at least four for each unknown of an output; beyond ``widest``
-    unknowns a layer is left. ``memory`` bounds the bytes of activations held between layers. Rows
-    count for what the original's outputs depend on them (``relevance``), where that is known."""
+    is fitted on, but there are at least four for each unknown of an output; a layer with more than
+    ``widest`` unknowns is left, unless its matrix fits the memory that was asked for. ``memory``
+    bounds the bytes of activations held between layers; None is what the call may take. Rows count
+    for what the original's outputs depend on them (``relevance``), where that is known."""
 
     original: Graph
     calibration: Calibration
@@ -56,7 +58,7 @@ class RepairLeastSquares:
     residual: bool = True
     rows: int = 16384
     widest: int = 6144
-    memory: int = 1 << 30
+    memory: int | None = None
     relevance: Relevance | None = None
 
     def run(self, graph: Graph) -> PassResult:
@@ -65,7 +67,8 @@ class RepairLeastSquares:
 
         changed = False
         notes: list[str] = []
-        with Pair(self.original, graph, self.calibration, memory=self.memory) as walk:
+        memory = memory_budget() if self.memory is None else self.memory
+        with Pair(self.original, graph, self.calibration, memory=memory) as walk:
             for at, node in enumerate(list(graph.nodes)):
                 tell("refitting layers", at, len(graph.nodes))
                 layer = layer_of(node)
@@ -83,7 +86,8 @@ class RepairLeastSquares:
             return "used more than once: left as it was sliced"
         if walk.twin(layer.node) is None:
             return "no counterpart in the original graph: left as it was sliced"
-        if layer.blocks[1] > self.widest:
+        b, k, _ = layer.blocks
+        if k > self.widest and 8 * b * k * k > (memory_asked() or 0):
             return f"more than {self.widest} unknowns per output: left as it was sliced"
         return ""
 

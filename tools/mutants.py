@@ -6,8 +6,8 @@ Every entry of the operator table with samples gives faults and small models, in
 ONNX files; faults of capturing, cutting, emitting, reading, writing, gradients and repairs are
 planted by hand (``irprune.testing.planted``). A run that is bounded in ``--seconds`` puts what it
 found into ``--kept``, and the next one goes on from there. The table goes to
-``docs/results/mutants.md`` once all were planted. Exit code 1 where neither the proof nor the tests
-see a fault."""
+``docs/results/mutants.md`` and says how far it came. Exit code 1 where neither the proof nor the
+tests see a fault."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import irprune
@@ -61,15 +62,14 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     began = time.monotonic()
     found = {(r.dialect, r.fault): r for r in _kept(given.kept)}
-    whole = True
     for dialect, name, plants in works(given.most):
         if given.only and name not in given.only:
             continue
         if (dialect, name) in found:
             continue
         if time.monotonic() - began > given.seconds:
-            whole = False
             break
+        _cases()  # here, where nothing is planted
         # What marks a whole entry as done stands behind its faults
         made = [*plants(), Result(name, "", dialect, "", "", "")]
         for one in made:
@@ -80,10 +80,11 @@ def main() -> None:
             with given.kept.open("a", encoding="utf-8") as kept:
                 kept.writelines(json.dumps(asdict(r)) + "\n" for r in made)
     done = [r for r in found.values() if r.by]
-    if whole and not given.only:
-        results = ROOT / "docs" / "results"
-        (results / "mutants.md").write_text(table(done), encoding="utf-8")
-    print(table(done))
+    every = [(dialect, name) for dialect, name, _ in works(given.most)]
+    page = table(done, sum(key in found for key in every), len(every))
+    if not given.only:
+        (ROOT / "docs" / "results" / "mutants.md").write_text(page, encoding="utf-8")
+    print(page)
     sys.exit(1 if any(r.by == "nothing" for r in done) else 0)
 
 
@@ -148,11 +149,19 @@ def sound(models: list[Subject]) -> Iterator[Subject]:
             yield subject
 
 
+@cache
+def _cases() -> dict[str, list[opcheck.Case]]:
+    """The samples of each entry, by name."""
+    out: dict[str, list[opcheck.Case]] = {}
+    for case in opcheck.cases():
+        out.setdefault(case.entry.name, []).append(case)
+    return out
+
+
 def samples_of_aten(name: str) -> str:
     """What is wrong with the samples of entry ``name``, whose free axes are left out of account."""
-    for case in opcheck.cases():
-        if case.entry.name != name:
-            continue
+    for made in _cases().get(name, ()):
+        case = replace(made, entry=load_table()[name])
         try:
             built = opcheck.build(case)
             opcheck._check_sizes(built)
@@ -180,18 +189,19 @@ def samples_of_onnx(name: str) -> str:
     return ""
 
 
-def table(done: list[Result]) -> str:
-    """The page of results."""
+def table(done: list[Result], planted_in: int, every: int) -> str:
+    """The page of results; faults were planted in so many of all entries and kinds."""
     wrong = [r for r in done if r.by != "harmless"]
     proof = sum(r.by == "proof" for r in wrong)
     share = proof / len(wrong) if wrong else 1.0
     lines = [
         "# Planted faults",
         "",
-        f"`python tools/mutants.py`: {len(done)} faults planted one at a time. Those of the operator table are made by rules: two",
-        "letters of a signature swapped, a dimension not tied, a factor dropped, a freeze, a relation, the silencing or the new",
-        "sizes forgotten, sizes off by one. Each is tried in up to four small models made of the operator's samples, as modules",
-        "and as ONNX files, and counts where it is seen best. The others are planted by hand, each with a model of its own.",
+        f"`python tools/mutants.py`: {len(done)} faults planted one at a time, in {planted_in} of {every} entries and kinds.",
+        "Those of the operator table are made by rules: two letters of a signature swapped, a dimension not tied, a factor",
+        "dropped, a freeze, a relation, the silencing or the new sizes forgotten, sizes off by one. Each is tried in up to four",
+        "small models made of the operator's samples, as modules and as ONNX files, and counts where it is seen best. The others",
+        "are planted by hand, each with a model of its own.",
         "",
         "Stopped: no model came out, for another reason than the proof. Tests: the proof passes, and the samples of the operator",
         "that the tests run do not. Harmless: no fault. The cut is the same, or the right table makes the same cut, or the",

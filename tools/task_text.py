@@ -25,6 +25,7 @@ LATIN = (
     ("DejaVuSerif.ttf", "DejaVuSerif-Bold.ttf", "cmss10.ttf", "STIXGeneralBol.ttf"),
 )
 CHINESE = ("wqy-zenhei.ttc", "wqy-microhei.ttc")
+LENGTHS = ((8, 13), (4, 11))  # of Chinese lines: those to calibrate on show more characters
 
 
 def _font(part: int, chinese: bool, size: int, random: np.random.Generator) -> Any:
@@ -50,7 +51,8 @@ def text_of(part: int, chinese: bool, random: np.random.Generator) -> str:
     if chinese:  # the common characters of GB 2312
         rows, columns = random.integers(0xB0, 0xD7, 30), random.integers(0xA1, 0xFE, 30)
         pairs = zip(rows.tolist(), columns.tolist(), strict=True)
-        return b"".join(map(bytes, pairs)).decode("gb2312")[: int(random.integers(4, 11))]
+        text = b"".join(map(bytes, pairs)).decode("gb2312")
+        return text[: int(random.integers(*LENGTHS[part]))]
     kind = random.random()
     if kind < 0.15:
         return f"{random.integers(1, 29)}.{random.integers(1, 13)}.{random.integers(1990, 2030)}"

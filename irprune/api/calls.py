@@ -33,6 +33,7 @@ from irprune.api.uniform import choose_uniform
 from irprune.api.without_data import say_unkept, with_data
 from irprune.base.garbage import without_collection
 from irprune.base.journal import kept
+from irprune.base.memory import within_memory
 from irprune.base.progress import heard
 from irprune.base.tolerance import FLOAT32
 from irprune.choice.plan import Plan
@@ -96,8 +97,9 @@ def prune(
         IrpruneError: For bad input.
         CheckFailed: Where the proof fails.
     """
-    with together(_ranks(options)) as ranks:
-        return _prune(model, args, kwargs, Options(**options), ranks)
+    chosen = Options(**options)
+    with together(_ranks(options)) as ranks, within_memory(chosen.memory):
+        return _prune(model, args, kwargs, chosen, ranks)
 
 
 def _ranks(options: Mapping[str, Any]) -> int | None:
@@ -351,8 +353,8 @@ def apply_plan(
                 "",
                 f"it takes {', '.join(REPLAY)}",
             )
-    with together(_ranks(options)):
-        chosen = Options(**options)
+    chosen = Options(**options)
+    with together(_ranks(options)), within_memory(chosen.memory):
         kept = Plan.read(plan)
 
         def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
@@ -404,7 +406,7 @@ def _finish(
     pruned = Pruned(graph, cut, report, options)
     if not pruned.from_onnx:
         with clock("emit"):
-            pruned.module  # noqa: B018 - made here, so that its errors come from prune
+            pruned.judged  # noqa: B018 - made here, so that its errors come from prune
     if options.values["proof"] if proof is None else proof:
         with clock("proof"):
             _prove(pruned, cuts)
@@ -436,8 +438,7 @@ def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:
     pruned.report.repair = repair(pruned.graph, pruned.cut, data, names)
     same_weights(current(), pruned.cut)
     if not pruned.from_onnx:
-        pruned._module = None
-        pruned.module  # noqa: B018 - made again from the new weights
+        pruned.renew()
 
 
 def _nothing(report: Report) -> str:
@@ -489,7 +490,7 @@ def _prove(pruned: Pruned, cuts: Callable[[Graph], Graph]) -> None:
     report.proof = prove_cut(
         pruned.graph,
         pruned.cut,
-        lambda: pruned.module,
+        lambda: pruned.judged,
         lambda: device_of(pruned.options.values["device"]),
         pruned.options.values["proof"] == "gradients",
         cuts,

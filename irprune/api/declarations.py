@@ -21,6 +21,7 @@ from irprune.api.option_kinds import (
     MASKS,
     is_bool,
     is_budget,
+    is_bytes,
     is_number,
     is_numbers,
     is_shares,
@@ -31,6 +32,7 @@ from irprune.api.option_kinds import (
     or_none,
     read_amount,
     read_indices,
+    read_multiples,
     read_numbers,
     read_pixels,
     read_ratios,
@@ -42,6 +44,7 @@ from irprune.api.option_kinds import (
     settle_calibration,
     settle_importance,
     settle_keep,
+    settle_memory,
     settle_normalise,
     settle_repair,
     settle_round_to,
@@ -144,6 +147,20 @@ class ReplayOptions(TypedDict, total=False):
                     help="Refuse another number of ranks than N (torchrun starts them).",
                 ),
             ),
+        ),
+    ]
+    memory: Annotated[
+        int | str | None,
+        Option(
+            None,
+            "Bytes of memory for weights, activations and sums over them, as in 8GB: a folder of "
+            "transformers that takes more is read weight by weight, activations wait on the disk.",
+            "One layer at a time is held in any case, with the matrices that its repair solves.",
+            otherwise="1 GiB",
+            fits=or_none(is_bytes),
+            takes="a number of bytes, or a text such as 8GB or 512MB",
+            settle=settle_memory,
+            flags=(Flag("--memory", metavar="BYTES"),),
         ),
     ]
     bench: Annotated[
@@ -367,6 +384,20 @@ class StepOptions(ReplayOptions, total=False):
                     help="A ratio of their own for what PATTERN matches.",
                 ),
             ),
+        ),
+    ]
+    divisible_by: Annotated[
+        Mapping[str, int],
+        Option(
+            MappingProxyType({}),
+            "Kinds of widths whose counts stay multiples, as ranks divide them among each other: "
+            '{"heads": 4} for tensor parallelism over four.',
+            "Heads and groups of keys and values both; other kinds are those that ``inspect`` "
+            "names, such as 'MLP width'.",
+            fits=is_shares,
+            takes='whole numbers by kind, as in {"heads": 4}',
+            to="choose",
+            flags=(Flag("--divisible-by", metavar="KIND=N", multiple=True, read=read_multiples),),
         ),
     ]
     round_to: Annotated[

@@ -21,6 +21,7 @@ import numpy as np
 from irprune.api.libraries import LIBRARIES, Maker, library
 from irprune.api.user_code import import_place, must_be_file, users_code
 from irprune.base.entry_points import entry_point
+from irprune.base.memory import memory_budget
 from irprune.errors import IrpruneError, gist, option
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
@@ -350,6 +351,8 @@ def _no_example(place: str) -> Callable[[], Any]:
 
 def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Callable[[], Any]]:
     """A model from a folder with config.json and, where there are any, its weights."""
+    from irprune.frontend.torch.stored_model import stored_model
+
     transformers = library("transformers")
     if not (Path(folder) / "config.json").exists():
         raise IrpruneError(
@@ -387,7 +390,13 @@ def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Call
             f"transformers cannot read the config: {gist(broken)}", folder, "check config.json"
         ) from broken
     try:
-        if any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin")):
+        stored = None
+        if _is_large(Path(folder)):
+            told = {"trust_remote_code": trust}
+            stored = stored_model(kind, config, Path(folder), **told)
+        if stored is not None:
+            model = stored
+        elif any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin")):
             model = kind.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=trust, weights_only=not trust
             )
@@ -395,7 +404,7 @@ def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Call
             model = kind.from_config(config, trust_remote_code=trust)
         else:
             model = kind(config)
-    except (RecursionError, MemoryError):
+    except (RecursionError, MemoryError, IrpruneError):
         raise
     except (
         Exception
@@ -406,6 +415,14 @@ def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Call
             "check config.json and the weights beside it",
         ) from broken
     return model, lambda: _hugging_face_call(model)
+
+
+def _is_large(folder: Path) -> bool:
+    """Whether the weights of a folder, as they are and as they become, take more memory than there
+    is for them."""
+    from irprune.frontend.torch.stored_model import stored_files
+
+    return 3 * sum(file.stat().st_size for file in stored_files(folder)) > memory_budget()
 
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")

@@ -27,6 +27,7 @@ __all__ = [
     "SYNTHETIC",
     "is_bool",
     "is_budget",
+    "is_bytes",
     "is_number",
     "is_numbers",
     "is_shares",
@@ -37,6 +38,7 @@ __all__ = [
     "or_none",
     "read_amount",
     "read_indices",
+    "read_multiples",
     "read_numbers",
     "read_pixels",
     "read_ratios",
@@ -48,6 +50,7 @@ __all__ = [
     "settle_calibration",
     "settle_importance",
     "settle_keep",
+    "settle_memory",
     "settle_normalise",
     "settle_repair",
     "settle_round_to",
@@ -107,6 +110,17 @@ def is_budget(x: Any) -> bool:
     return isinstance(x, Mapping) and is_shares(
         {k: v for k, v in flat_budget(x).items() if not isinstance(v, str)}
     )
+
+
+_BYTES = re.compile(r"([0-9]*\.?[0-9]+)\s*([kmgt]?)(i?)b?", re.I)
+
+
+def is_bytes(x: Any) -> bool:
+    """A number of bytes of 1 or more, or a text that says one."""
+    if isinstance(x, str):
+        found = _BYTES.fullmatch(x.strip())
+        return found is not None and float(found[1]) > 0
+    return is_whole(x) and x > 0
 
 
 def or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -172,6 +186,16 @@ def settle_budget(budget: Any, settled: Mapping[str, Any]) -> Any:
     return flat_budget(
         {measure: read_amount(measure, amount) for measure, amount in budget.items()}
     )
+
+
+def settle_memory(said: Any, settled: Mapping[str, Any]) -> int | None:
+    """A number of bytes: GB are powers of 1000, GiB of 1024."""
+    if not isinstance(said, str):
+        return said  # type: ignore[no-any-return]
+    found = _BYTES.fullmatch(said.strip())
+    assert found is not None
+    power = " kmgt".index(found[2].lower() or " ")
+    return max(1, int(float(found[1]) * (1024 if found[3] else 1000) ** power))
 
 
 def _preprocess(said: Any) -> Preprocess | None:
@@ -296,6 +320,21 @@ def read_ratios(pairs: Sequence[str]) -> dict[str, float]:
                 "",
                 "write 'layer1*=0.25'",
             ) from None
+    return out
+
+
+def read_multiples(pairs: Sequence[str]) -> dict[str, int]:
+    """``--divisible-by``: pairs of a kind of width and a whole number."""
+    out = {}
+    for pair in pairs:
+        kind, _, number = pair.rpartition("=")
+        if not number.strip().isdecimal() or not kind:
+            raise IrpruneError(
+                f"{option('divisible_by')} {pair!r} is no kind with a number",
+                "",
+                "write heads=4",
+            )
+        out[kind.strip()] = int(number)
     return out
 
 

@@ -48,6 +48,7 @@ class Pruned:
     def __init__(self, graph: Graph, cut: Graph, report: Report, options: Options) -> None:
         self.graph, self.cut, self.report, self.options = graph, cut, report, options
         self._module: torch.nn.Module | None = None
+        self._judged: torch.nn.Module | None = None
 
     def __repr__(self) -> str:
         return f"Pruned({printable(self.report.name)}: parameters {self.report.params}, MACs {self.report.macs})"
@@ -69,6 +70,21 @@ class Pruned:
         if self._module is None:
             self._module = backend_of(self.graph).module(self.cut)
         return self._module
+
+    @property
+    def judged(self) -> torch.nn.Module:
+        """What is proven and written for transformers: ``module``, or, where the model's weights
+        lie in files, one that reads them when they are used."""
+        if self._module is not None or not backend_of(self.graph).stores(self.graph):
+            return self.module
+        if self._judged is None:
+            self._judged = backend_of(self.graph).module(self.cut, stored=True)
+        return self._judged
+
+    def renew(self) -> None:
+        """Make the module again, from other weights of the cut graph."""
+        self._module = self._judged = None
+        self.judged  # noqa: B018 - so that its errors come from here
 
     @property
     def surgeon(self) -> Any:
@@ -293,7 +309,7 @@ class Pruned:
 
     def _fill_pretrained(self, folder: Path, per_layer: bool) -> None:
         self.report.notes += backend_of(self.graph).save_pretrained(
-            self.graph, self.cut, self.module, folder, self.report.repair is not None, per_layer
+            self.graph, self.cut, self.judged, folder, self.report.repair is not None, per_layer
         )
         self._describe(folder)
 

@@ -171,6 +171,8 @@ class _TorchRunner(Runner):
         import torch
         from torch.utils import _pytree as pytree
 
+        from irprune.run.stored_tensor import read_whole
+
         model, call = loaded.model, (loaded.args, loaded.kwargs)
         self.device, self.exact = device_of(device), exact
         if loaded.kind == "pt2":
@@ -183,7 +185,7 @@ class _TorchRunner(Runner):
             model = move_to_device_pass(
                 program, self.device
             ).module()  # what the graph makes itself is made there too
-        self.model = model.to(self.device)
+        self.model = read_whole(model).to(self.device)
         if loaded.kind != "pt2":  # the module of an exported program has its mode built in
             self.model.eval()
         self.call = call

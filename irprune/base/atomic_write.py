@@ -27,6 +27,7 @@ except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
 __all__ = [
+    "JOURNAL",
     "NotWritten",
     "atomic_write",
     "cannot_write",
@@ -35,12 +36,16 @@ __all__ = [
     "content_name",
     "no_room",
     "replace_folder",
+    "unfinished",
     "write_text",
 ]
 
 __getattr__ = renamed(__name__, {"aside": "atomic_write"})
 
 _MARK = ".irprune-"
+JOURNAL = ".written.jsonl"
+"""A file of this name in a draft folder says what was written into it, so that another run can go
+on from there."""
 
 
 @contextlib.contextmanager
@@ -120,6 +125,13 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
                     raise
 
 
+def unfinished(folder: Path) -> Path | None:
+    """What a writer that was killed has left of ``folder``, a draft of ``replace_folder``, and has
+    kept a ``JOURNAL`` of; None where there is nothing. It goes with the draft."""
+    left = folder.parent / _LEFT
+    return left if (left / JOURNAL).is_file() else None
+
+
 def check_folder(path: Path) -> None:
     """Raises IrpruneError where ``path`` exists and is neither empty nor a folder that irprune
     wrote."""
@@ -147,6 +159,8 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
+_LEFT = "unfinished"
+
 # -- drafts ----------------------------------------------------------------------------------------
 
 
@@ -158,8 +172,8 @@ def _draft(path: Path) -> Iterator[Path]:
     lock = -1
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_left_over(path)
         draft, lock = _new_draft(path)
+        _remove_left_over(path, draft)
         yield draft
     except IrpruneError:
         raise
@@ -225,9 +239,9 @@ def _locked(folder: Path) -> Iterator[None]:
             os.close(lock)
 
 
-def _remove_left_over(path: Path) -> None:
+def _remove_left_over(path: Path, heir: Path) -> None:
     """Remove drafts of ``path`` whose writers have died. One that held the old folder gives it
-    back."""
+    back, and one with a journal what it has written to the draft ``heir``."""
     for draft in path.parent.glob(f".{_literal(path.name)}{_MARK}*"):
         lock = _lock(draft)
         if lock is None:
@@ -236,6 +250,9 @@ def _remove_left_over(path: Path) -> None:
             old = draft / "old"
             if old.is_dir() and not path.exists():
                 old.replace(path)
+            for part in (draft / "new", draft / _LEFT):
+                if (part / JOURNAL).is_file() and not (heir / _LEFT).exists():
+                    part.replace(heir / _LEFT)
             shutil.rmtree(draft, ignore_errors=True)
         finally:
             os.close(lock)

@@ -35,7 +35,8 @@ class Rounder:
     ``sizes`` are the leaves that carry a ratio. With ``round_to`` of 1 a count is within one of its
     target, and the error is carried along the pieces of each width so that the width as a whole
     meets its own. With a larger one, or a ``step`` of their own, the widths that a contraction has
-    go to the nearest multiple; leaves for which there is none stay whole."""
+    go to the nearest multiple; leaves for which there is none stay whole. ``steps`` are those of
+    leaves whose count itself must be a multiple, also where all of it is none."""
 
     def __init__(
         self,
@@ -43,8 +44,10 @@ class Rounder:
         widths: Sequence[Width],
         limits: Limits | None = None,
         round_to: int = 1,
+        steps: Mapping[Axis, int] | None = None,
     ) -> None:
         self.sizes = dict(sizes)
+        self.own = {x: s for x, s in (steps or {}).items() if s > 1 and x in sizes}
         self.low = {x: (limits or Limits()).low(n) for x, n in sizes.items()}
         self.round_to = round_to
         # Stable: graph order among equals
@@ -62,8 +65,13 @@ class Rounder:
             for w in self.pieces
             if self._wanted(w) > 1
             for x, _ in w.terms
-            if x in sizes and x not in self.whole
+            if x in sizes and x not in self.whole and x not in self.own
         }
+        for w in self.pieces:
+            for x, c in w.terms:
+                if x in self.own:
+                    wanted = self._wanted(w)
+                    self.step[x] = lcm(self.step[x], wanted // gcd(c, wanted))
         # Leaves with no step of their own, fitted to the width they are a piece of
         self.loose = {x: None for x in sizes if x in loose}
         # By how much a count may be raised on its own
@@ -81,7 +89,10 @@ class Rounder:
             step = lcm(
                 step, *(self._wanted(w) // gcd(c, self._wanted(w)) for y, c in w.terms if y is x)
             )
-        return [*range(-(-self.low[x] // step) * step, self.sizes[x], step), self.sizes[x]]
+        below = [*range(-(-self.low[x] // step) * step, self.sizes[x], step)]
+        return (
+            below if x in self.own and self.sizes[x] % step and below else [*below, self.sizes[x]]
+        )
 
     def _steps(self) -> dict[Axis, int]:
         """For each leaf the step at which all widths that it makes alone are multiples; 1 for a
@@ -97,7 +108,10 @@ class Rounder:
         in_matrix = {x for w in self.widths if w.matrix for x, _ in w.terms}
         out = {}
         for x in self.sizes:
-            out[x] = lcm(*(matrix.get(x) or ([] if x in in_matrix else other.get(x, []))))
+            out[x] = lcm(
+                self.own.get(x, 1),
+                *(matrix.get(x) or ([] if x in in_matrix else other.get(x, []))),
+            )
         return out
 
     def counts(self, target: Mapping[Axis, float]) -> tuple[dict[Axis, int], dict[Axis, str]]:
@@ -157,6 +171,8 @@ class Rounder:
         step = self.step[x]
         n = step * max(1, floor(exact / step + 0.5))  # of two as near, the larger
         lowest = -(-self.low[x] // step) * step
+        if n >= size and x in self.own and size % step and size // step * step >= lowest > 0:
+            return size // step * step, ""
         if n >= size:
             return (
                 size,

@@ -13,6 +13,7 @@ from irprune import api
 from irprune.api.declarations import OPTIONS, REPLAY
 from irprune.api.extensions import load_extensions
 from irprune.api.option import Flag, Option
+from irprune.base.memory import within_memory
 from irprune.cli import Call
 from irprune.cli.bar import Bar
 from irprune.cli.completion import complete_criterion, complete_file
@@ -165,10 +166,11 @@ def _prune(
         settings.setdefault("uniform", True)
     if given["dry_run"]:
         settings |= {"proof": False, "repair": False}
-    api.Options(**settings)  # refused before a model is loaded
+    chosen = api.Options(**settings)  # refused before a model is loaded
     if given["plan"] is not None:
         _check_replay(settings)
-    loaded = load(given["model"], given["inputs"], given["pretrained"], given["trust"])
+    with within_memory(chosen.memory):
+        loaded = load(given["model"], given["inputs"], given["pretrained"], given["trust"])
     output.check_kind(loaded)
     say(f"pruning {loaded.name or given['model']} ...")
     settings["dynamic_shapes"] = loaded.dynamic_shapes

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from irprune.criteria import Scores, criterion
-from irprune.criteria.consumers import readers, whole
+from irprune.criteria.consumers import Reader, readers, whole
 from irprune.criteria.readings import Reading, key_of, readings_of
 from irprune.criteria.sinks import sinks_of
 from irprune.ir.axis import Axis
@@ -38,19 +38,31 @@ class Contribution:
         """See ``irprune.criteria``."""
         found = readers(graph, groups, blocks)
         readings = readings_of(self.calibration, graph, "contribution")
-        read = readings.of([r.layer for many in found.values() for r in many], products=True)
+        every = [r for many in found.values() for r in many]
+        at = {node: i for i, node in enumerate(graph.nodes)}
+        layers = {key_of(r.layer): [r.layer] for r in sorted(every, key=lambda r: at[r.layer.node])}
+        shares: dict[int, Scores] = {}
+        for some in readings.portions(layers):
+            read = readings.of([layers[key][0] for key in some], products=True)
+            for number, r in enumerate(every):
+                if key_of(r.layer) in read:
+                    shares[number] = _share(r, read[key_of(r.layer)])
+        numbered = iter(range(len(every)))
         out: dict[Axis, Scores] = {}
         for leaf, many in found.items():
-            for r in many:
-                reading = read[key_of(r.layer)]
-                sinks = sinks_of(reading)
-                values = _energy(reading)
-                plain = values.masked_fill(sinks, 0.0)
-                share = r.gathered((plain / max(float(plain.sum()), 1e-300)).numpy())
-                held = r.gathered(sinks.double().numpy())
-                share = share + np.where(held > 0, 1.0 + share.max(initial=0.0), 0.0)
+            for _ in many:
+                share = shares[next(numbered)]
                 out[leaf] = out[leaf] + share if leaf in out else share
         return whole(out, graph, groups, blocks)
+
+
+def _share(reader: Reader, reading: Reading) -> Scores:
+    """The energy of each index as a share of the layer's, sinks above all others."""
+    sinks = sinks_of(reading)
+    plain = _energy(reading).masked_fill(sinks, 0.0)
+    share = reader.gathered((plain / max(float(plain.sum()), 1e-300)).numpy())
+    held = reader.gathered(sinks.double().numpy())
+    return np.asarray(share + np.where(held > 0, 1.0 + share.max(initial=0.0), 0.0))
 
 
 def _energy(reading: Reading) -> Any:

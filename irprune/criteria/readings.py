@@ -3,7 +3,8 @@
 They belong to a value, not to a layer: queries, keys and values that project the same activation
 share one. Rows (samples and positions) are drawn before patches are unfolded, no more than a matrix
 of that width needs. One run over the data serves as many layers as are asked for, and what fits
-``memory`` is kept for the next one who asks."""
+``memory`` is kept for the next one who asks; layers that are asked for in the order of the graph,
+portion by portion, are served by one run as well (``irprune.run.walk``)."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from irprune.base.memory import memory_asked, memory_budget
 from irprune.base.progress import tell
 from irprune.errors import IrpruneError
-from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node
 from irprune.ops.registry import quantised_in
 from irprune.run.ranks import Several
@@ -24,11 +25,11 @@ if TYPE_CHECKING:
     from irprune.analysis.layers import Layer
     from irprune.run.calibration import Batch, Calibration
     from irprune.run.gram import Gram
+    from irprune.run.walk import Walk
 
-__all__ = ["MEMORY", "WIDEST", "Reading", "Readings", "calibrated", "key_of", "readings_of"]
+__all__ = ["WIDEST", "Reading", "Readings", "calibrated", "has_products", "key_of", "readings_of"]
 
-WIDEST = 6144  # inputs beyond which there is no Gram matrix, as in the repair by least squares
-MEMORY = 1 << 30  # bytes of Gram matrices and their inverses held at a time
+WIDEST = 6144  # inputs beyond which there is no Gram matrix unless memory for it is asked for
 ROWS = 32768  # for means and variances
 
 Source = tuple[Any, ...]
@@ -165,9 +166,11 @@ class Readings:
         self.graph, self.data = graph, data
         self.judged = data if judged is None else judged
         self.complete = complete
-        self.memory = MEMORY if memory is None else memory
+        self.memory = memory_budget() if memory is None else memory
         self._held: dict[tuple[Source, bool], _Rows] = {}
         self._bytes = 0
+        self._walk: Walk | None = None
+        self._more = False  # whether layers further on are to be asked for
         self.among = 0  # the distance of samples that are left out of them
 
     def hold_out(self, samples: int) -> int:
@@ -184,6 +187,7 @@ class Readings:
             among *= max(self.data.sizes(), default=1)
         if among != self.among:
             self.among, self._held, self._bytes = among, {}, 0
+            self._walk = None
         return held
 
     def of(self, layers: Sequence[Layer], *, products: bool) -> dict[str, Reading]:
@@ -199,14 +203,14 @@ class Readings:
             if self._held and self._bytes + size > self.memory:
                 self._held, self._bytes = {}, 0
                 return self.of(layers, products=products)
-            made = _gathered(self.graph, self.data, firsts, self.complete, self.among)
+            made = self._gathered(firsts)
             self._held |= made
             self._bytes += size
         return {key_of(x): Reading(x, self._held[keys[n]]) for n, x in wanted.items()}
 
     def _multiplies(self, layer: Layer) -> bool:
         """Whether the products of what ``layer`` reads are wanted at all."""
-        return self.complete or layer.blocks[1] <= WIDEST
+        return self.complete or has_products(layer)
 
     def portions(self, layers: Mapping[K, Sequence[Layer]]) -> Iterator[list[K]]:
         """The keys of ``layers`` in runs whose Gram matrices and inverses fit ``memory``; one that
@@ -216,12 +220,45 @@ class Readings:
         for key, many in layers.items():
             mine = {source_of(x): _size(x) for x in many if self._multiplies(x)}
             if some and sum((held | mine).values()) > self.memory:
+                self._more = True
                 yield some
                 some, held = [], {}
             some.append(key)
             held |= mine
+        self._more = False
         if some:
             yield some
+
+    def _rest(self, batch: Batch) -> Batch | None:
+        """What of a chunk is read: all but what is held out."""
+        return self.data.rest(batch, self.among) if self.among else batch
+
+    def _gathered(
+        self, firsts: Mapping[tuple[Source, bool], Layer]
+    ) -> dict[tuple[Source, bool], _Rows]:
+        """The sums over the rows of each of ``firsts``, from one run over the data of all ranks;
+        without the samples that are held out."""
+        from irprune.run.walk import Walk
+
+        if self._walk is None:
+            self._walk = Walk(self.graph, self.data, self.memory, self._rest)
+        by_node: dict[Node, dict[tuple[Source, bool], Layer]] = {}
+        for key, layer in firsts.items():
+            by_node.setdefault(layer.node, {})[key] = layer
+        made: dict[tuple[Source, bool], _Rows] = {}
+        parts = list(self._walk.parts(list(by_node)))
+        for number, nodes in enumerate(parts, 1):
+            some = {key: layer for n in nodes for key, layer in by_node[n].items()}
+            last = number == len(parts) and not self._more
+            made |= _summed(self._walk, self.data, some, last, self.complete)
+        return {key: made[key] for key in firsts}
+
+
+def has_products(layer: Layer) -> bool:
+    """Whether there is a Gram matrix of what ``layer`` reads: it is not wider than ``WIDEST``, or
+    fits the memory that was asked for."""
+    asked = memory_asked()
+    return layer.blocks[1] <= WIDEST or (asked is not None and _size(layer) <= asked)
 
 
 def _size(layer: Layer) -> int:
@@ -230,21 +267,16 @@ def _size(layer: Layer) -> int:
     return 8 * b * k * k
 
 
-def _gathered(
-    graph: Graph,
+def _summed(
+    walk: Walk,
     data: Calibration,
     firsts: Mapping[tuple[Source, bool], Layer],
-    complete: bool = False,
-    among: int = 0,
+    last: bool,
+    complete: bool,
 ) -> dict[tuple[Source, bool], _Rows]:
-    """The sums over the rows of each of ``firsts`` (all of them where ``complete``), from one run
-    over the data of all ranks; without the samples at the distance ``among``, where it is not
-    0."""
-    import torch
-
+    """The sums over the rows of each of ``firsts``, whose nodes lie in one part of the ``walk``;
+    of all rows where ``complete``."""
     from irprune.run.gram import Gram, sampled_rows
-    from irprune.run.interpret import evaluate
-    from irprune.run.total import total
 
     stops: dict[Node, list[tuple[Layer, int, int, int]]] = {}
     for i, (key, layer) in enumerate(firsts.items()):
@@ -252,30 +284,27 @@ def _gathered(
         limit = rows_for(b, k) if key[1] else ROWS
         stops.setdefault(layer.node, []).append((layer, i, b * o, limit))
     samples, chunks = data.count(), data.chunk_count()
-    half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
 
-    def add(grams: Several[Gram], batch: Batch) -> None:
-        tell("reading what layers see", batch.number, chunks)
-        left = data.rest(batch, among) if among else batch
-        if left is None:
-            return
+    def watch(grams: Several[Gram], number: int, size: int) -> Any:
+        tell("reading what layers see", number, chunks)
 
         def hook(node: Node, operands: list[Any], run: Any) -> Any:
             made = run(*operands)
             for layer, i, outs, limit in stops.get(node, ()):
-                share = max(1, -(-limit * left.size // samples))
+                share = max(1, -(-limit * size // samples))
                 at = None
                 if not complete:
-                    at = sampled_rows(made.numel() // outs, share, batch.number)
+                    at = sampled_rows(made.numel() // outs, share, number)
                 _add(grams[i], layer.read(operands, at), node.where)
                 if at is not None and layer.reads[0] == "contraction":  # nothing is unfolded
                     grams[i].saw(layer.read(operands).cpu())
             return made
 
-        wanted = [n.out for n in stops]
-        evaluate(graph, left.inputs, wanted=wanted, dtype=half, hook=hook, keep=False)
+        return hook
 
-    grams = total(data, lambda: Several(Gram(products=some) for _, some in firsts), add)
+    grams = walk.total(
+        list(stops), lambda: Several(Gram(products=some) for _, some in firsts), watch, last
+    )
     return {key: _Rows(gram) for key, gram in zip(firsts, grams, strict=True)}
 
 

@@ -157,22 +157,34 @@ def _kind(model: Any) -> str:
 def whole_call(
     model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None
 ) -> tuple[Any, Sequence[Any], Mapping[str, Any] | None]:
-    """A call of a model that is sharded over ranks as one of a plain twin on the CPU; any other as
-    it is."""
+    """A call of a model that is sharded over ranks, or that accelerate has offloaded, as one of a
+    plain twin on the CPU; any other as it is."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(model, torch.nn.Module):
+        from irprune.frontend.torch.offloaded import is_offloaded, unhooked_twin
+
+        if is_offloaded(model):
+            return unhooked_twin(model), *_on_cpu(args, kwargs)
     made = sys.modules.get("torch.distributed.tensor")  # there is none where nothing is sharded
     if made is None or not isinstance(model, sys.modules["torch"].nn.Module):
         return model, args, kwargs
     if not any(isinstance(p, made.DTensor) for p in model.parameters()):
         return model, args, kwargs
-    from torch.utils import _pytree as pytree
-
     from irprune.frontend.torch.sharded import plain_twin
 
-    def on_cpu(x: Any) -> Any:
-        return x.cpu() if isinstance(x, sys.modules["torch"].Tensor) else x
+    return plain_twin(model, current()), *_on_cpu(args, kwargs)
 
-    args, kwargs = pytree.tree_map(on_cpu, (tuple(args), dict(kwargs or {})))
-    return plain_twin(model, current()), args, kwargs
+
+def _on_cpu(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[Any, Any]:
+    """The arguments of a call, with their tensors on the CPU."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    def moved(x: Any) -> Any:
+        return x.cpu() if isinstance(x, torch.Tensor) else x
+
+    moved_args, moved_kwargs = pytree.tree_map(moved, (tuple(args), dict(kwargs or {})))
+    return moved_args, moved_kwargs
 
 
 def _check_call(model: Any, kwargs: Any) -> None:

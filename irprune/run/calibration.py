@@ -29,7 +29,7 @@ from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
 from irprune.run.pixels import plain_pixels
 from irprune.run.ranks import current
-from irprune.run.texts import has_texts
+from irprune.run.texts import has_texts, items_of
 
 __all__ = ["ACTIVATIONS", "Batch", "Calibration", "noise", "split_rows"]
 
@@ -139,7 +139,7 @@ class Calibration:
     def _flat(self, number: int, item: Any) -> Batch:
         read = item.read() if isinstance(item, _File) else item
         made = _flat(read, self.graph, f"calibration item {number}", self.notes)
-        if self.source.few is None:
+        if self.source.few is None and number == 0:  # the same on all ranks, whoever reads what
             own = _batch_size(self.graph)
             few = 1 if isinstance(own, Sym) else own
             self.source.few = made if few is None or made.size <= few else _rows(made, slice(few))
@@ -517,7 +517,9 @@ class _File:
 def _folder(folder: Folder, graph: Graph) -> Callable[[], Iterator[Any]]:
     """The files of a folder, one by one; texts as rows of token numbers."""
     if has_texts(folder.path):
-        items = folder.tokens(graph)
+        if id(graph) not in folder.tokens:
+            folder.tokens[id(graph)] = items_of(folder.path, graph)
+        items = folder.tokens[id(graph)]
         return lambda: iter(items)
     return lambda: iter([_File(file, folder, graph) for file in folder.files])
 

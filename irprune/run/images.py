@@ -21,8 +21,6 @@ from irprune.errors import IrpruneError, gist
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from irprune.ir.graph import Graph
-
 __all__ = ["IMAGES", "Folder", "Preprocess", "combined", "prepared", "read_preprocess"]
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
@@ -109,7 +107,7 @@ class Folder:
 
     def __init__(self, path: str | Path, preprocess: Preprocess | None = None) -> None:
         self.path, self.preprocess = Path(path), preprocess
-        self._tokens: dict[int, list[dict[str, Any]]] = {}
+        self.tokens: dict[int, list[dict[str, Any]]] = {}  # of texts, by graph
         self._made: dict[tuple[Path, Preprocess, tuple[int, int, int]], NDArray[np.float32]] = {}
 
     @functools.cached_property
@@ -132,14 +130,6 @@ class Folder:
                 "put inputs there, one or many samples per file",
             )
         return found
-
-    def tokens(self, graph: Graph) -> list[dict[str, Any]]:
-        """The texts here as items for a language model: ``irprune.run.texts.items_of``."""
-        from irprune.run.texts import items_of
-
-        if id(graph) not in self._tokens:
-            self._tokens[id(graph)] = items_of(self.path, graph)
-        return self._tokens[id(graph)]
 
     def picture(
         self, file: Path, preprocess: Preprocess, size: tuple[int, int, int]

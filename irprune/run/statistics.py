@@ -22,13 +22,14 @@ from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.selection import Selection
 from irprune.ops.arrays import as_tensor
+from irprune.run.aside import kept_aside
 from irprune.run.calibration import Calibration
 from irprune.run.interpret import Arithmetic, Hook, symbols_of
 from irprune.run.ranks import Statistic
 from irprune.run.take import kept_indices, take
 from irprune.run.total import is_mine, summed
 
-__all__ = ["Moments", "Pair", "Stop", "Tape", "counterparts", "kept_part", "load_as"]
+__all__ = ["Moments", "Pair", "Shelf", "Stop", "Tape", "counterparts", "kept_part", "load_as"]
 
 S = TypeVar("S", bound=Statistic)
 
@@ -45,8 +46,8 @@ def store(weight: Weight, tensor: torch.Tensor) -> None:
     if tuple(tensor.shape) != tuple(old.shape):
         raise ValueError(f"{weight.name} has shape {tuple(old.shape)}, not {tuple(tensor.shape)}")
     if isinstance(old, torch.Tensor):
-        held = tensor.to(device=old.device, dtype=old.dtype).contiguous()
-        weight.load = held.clone  # an emitted module owns what it loads, and may be trained
+        # A copy each time: an emitted module owns what it loads, and may be trained
+        weight.load = kept_aside(tensor.to(device=old.device, dtype=old.dtype).contiguous())
     else:
         array = tensor.cpu().numpy().astype(old.dtype)
         weight.load = lambda: array
@@ -155,7 +156,7 @@ class Tape:
         return symbols_of(self.graph, list(inputs))
 
 
-class _Shelf:
+class Shelf:
     """Environments of chunks between two stops: in memory up to ``limit`` bytes, the others in
     temporary files."""
 
@@ -261,7 +262,7 @@ class Pair:
         self.tapes = (Tape(original, device), Tape(cut, device))
         self.twins = counterparts(original)
         self._known = {v.name: v for v in original.values()}
-        self._shelf = _Shelf(memory)
+        self._shelf = Shelf(memory)
         self._done = (0, 0)
         # By the number of the chunk; each graph learns its own
         self._symbols: dict[int, tuple[dict[str, int], dict[str, int]]] = {}

@@ -88,11 +88,18 @@ def synthetic(
     draw = np.random.default_rng(seed)
     own = [s[0] if s else 1 for s in shapes]
     free = all(n == own[0] for n in own)  # the first dimension counts samples
+    taken = None
+    if free and plan.samples:
+        other = 2 if own[:1] == [1] else 1
+        few = _drawn(graph, shapes, other, within, np.random.default_rng(seed))
+        try:
+            taken = activations(graph, tuple(few), other)
+        except RuntimeError:  # a file that names their number, as in a Reshape
+            free = False
     calls = max(1, -(-plan.samples // CHUNK)) if free else max(1, plan.samples // 8)
     count = min(CHUNK, plan.samples) if free else own[0]
-    if free and plan.steps and count > FEWEST:
-        one = _drawn(graph, shapes, 1, within, np.random.default_rng(seed))
-        room = activations(graph, tuple(one), 1).fitting(2 * ACTIVATIONS, derived=True)
+    if taken is not None and free and plan.steps and count > FEWEST:
+        room = taken.fitting(2 * ACTIVATIONS, derived=True)
         count = max(FEWEST, min(count, room))
         calls = max(1, -(-plan.samples // count))
     begun = [_drawn(graph, shapes, count if free else None, within, draw) for _ in range(calls)]

@@ -21,6 +21,7 @@ from irprune.errors import IrpruneError, gist
 from irprune.ir.dtype import is_integer
 from irprune.ir.graph import Graph
 from irprune.ir.size import Sym
+from irprune.run.images import IMAGES
 
 __all__ = ["TEXTS", "Document", "documents", "has_texts", "items_of", "rows_of", "tokenizer_in"]
 
@@ -42,7 +43,10 @@ def has_texts(path: Path) -> bool:
     """Whether ``path`` is a text, or a folder with texts and nothing else that is calibrated on."""
     if path.is_file():
         return path.suffix.lower() in TEXTS
-    return path.is_dir() and any(p.suffix.lower() in TEXTS for p in path.rglob("*"))
+    if not path.is_dir():
+        return False
+    found = {p.suffix.lower() for p in path.rglob("*")}
+    return any(kind in found for kind in TEXTS) and not found & {".npy", ".npz", *IMAGES}
 
 
 def documents(path: Path) -> list[Document]:

@@ -24,6 +24,7 @@ from irprune.run.inputs import asserts_values, flat_tensors, over_tensors, redra
 from irprune.run.interpret import evaluate, named_types, symbols_of
 from irprune.run.oracle import silencer
 from irprune.run.precision import full_float32
+from irprune.run.stored_tensor import read, read_whole
 from irprune.run.take import kept_indices, take
 from irprune.validate.stopped import REFUSED
 
@@ -173,7 +174,7 @@ def _derived(
 
 def _leaf(t: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     """A copy that gradients flow to, complex and whole numbers in their own type."""
-    own = t.detach().to(device, dtype if t.is_floating_point() else t.dtype, copy=True)
+    own = read(t.detach()).to(device, dtype if t.is_floating_point() else t.dtype, copy=True)
     return own.requires_grad_(own.is_floating_point() or own.is_complex())
 
 
@@ -226,7 +227,7 @@ def _of_module(module: torch.nn.Module, call: Call, dtype: torch.dtype, seed: in
     """Gradients of the module that goes out."""
     device = _device_of(call)
     # not .to() of the module, which makes complex numbers real
-    moved = copy.deepcopy(module)._apply(  # type: ignore[no-untyped-call]
+    moved = read_whole(copy.deepcopy(module))._apply(  # type: ignore[no-untyped-call]
         lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype)
     )
     leaves: dict[str, torch.Tensor] = {}

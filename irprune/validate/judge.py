@@ -19,11 +19,14 @@ from irprune.frontend.torch.source import torch_source
 from irprune.ir.axis import Axis, find, leaves
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.selection import Selection
+from irprune.ir.size import probe_of
 from irprune.ops.arrays import as_tensor
+from irprune.ops.dtypes import TO_TORCH
 from irprune.ops.registry import lookup
 from irprune.run.inputs import flat_tensors, over_tensors
 from irprune.run.interpret import evaluate, symbols_of
 from irprune.run.oracle import Presence
+from irprune.run.stored_tensor import StoredTensor
 from irprune.validate.judge_share import cut_apart
 
 Call = tuple[Sequence[Any], dict[str, Any]]
@@ -121,17 +124,21 @@ def forward_with(
     rest: dict[int, torch.Tensor] = {}
     for weight in graph.weights.values():
         names = held.intersection((weight.name, *weight.aliases))
-        if names:
+        if names and isinstance(source.state[min(names)].tensor, StoredTensor):
+            own.update(dict.fromkeys(names, _stored(weight, kept, dtype)))
+        elif names:
             own.update(dict.fromkeys(names, _as(zeroed(weight, kept), dtype)))
     for name, entry in source.state.items():
         if name in held and name not in own:
             own[name] = rest.setdefault(id(entry.tensor), _as(entry.tensor.detach(), dtype))
-    theirs = {e.tensor.data_ptr() for e in source.state.values()}
+    in_memory = [e.tensor for e in source.state.values() if not isinstance(e.tensor, StoredTensor)]
+    theirs = {t.data_ptr() for t in in_memory}
     learned = {n for n, _ in source.module.named_parameters(remove_duplicate=False)}
     made: dict[int, torch.Tensor] = {}  # names that share a tensor go on sharing it
     for name, t in own.items():
         if id(t) not in made:
-            new = t.clone() if t.data_ptr() in theirs else t  # forward may write to them
+            borrowed = not isinstance(t, StoredTensor) and t.data_ptr() in theirs
+            new = t.clone() if borrowed else t  # forward may write to them
             # Forward may ask what is a parameter
             made[id(t)] = torch.nn.Parameter(new, requires_grad=False) if name in learned else new
     own = {name: made[id(t)] for name, t in own.items()}
@@ -146,6 +153,14 @@ def _called(
         torch.manual_seed(seed)
         args, kwargs = over_tensors((tuple(call[0]), call[1]), torch.clone)
         return flat_tensors(torch.func.functional_call(model, state, args, kwargs))
+
+
+def _stored(weight: Weight, kept: Selection, dtype: torch.dtype) -> StoredTensor:
+    """What ``zeroed`` gives, in ``dtype`` where it is floating-point, each time that it is used."""
+    shape = [probe_of(s) for s in weight.shape]
+    own = TO_TORCH[weight.dtype]
+    kind = dtype if own.is_floating_point else own
+    return StoredTensor(lambda: _as(zeroed(weight, kept), dtype), shape, kind)
 
 
 def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

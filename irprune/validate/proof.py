@@ -8,7 +8,6 @@ second pass has random numbers for weights (``shaken_proof``)."""
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +23,7 @@ from irprune.run.inputs import asserts_values, flat_tensors, over_tensors, redra
 from irprune.run.interpret import evaluate, named_types
 from irprune.run.oracle import silenced
 from irprune.run.precision import full_float32
+from irprune.run.stored_tensor import moved
 from irprune.validate.judge import Call, forward_of
 from irprune.validate.proof_result import Proof, is_constant, is_nan
 from irprune.validate.shaken_proof import Cut, prove_shaken
@@ -194,18 +194,17 @@ def _cut(
     args, kwargs, inputs = _inputs(graph, call, device, dtype)
     if dtype == torch.float64 and named_types(graph) - {"f64"}:
         return _wide(graph, remake, inputs)
-    moved = module
+    subject = module
     if any(
         p.device != device or (p.is_floating_point() and p.dtype != dtype)
         for p in (*module.parameters(), *module.buffers())
     ):
-        moved = copy.deepcopy(module).to(device)
         # What is complex stays so
-        moved = moved.double() if dtype == torch.float64 else moved.float()
+        subject = moved(module, device, dtype)
     state = torch.get_rng_state()
     try:
         with torch.no_grad():
-            return flat_tensors(moved(*args, **kwargs))
+            return flat_tensors(subject(*args, **kwargs))
     except REFUSED:
         if dtype != torch.float64 and not named_types(graph):
             raise

@@ -58,6 +58,7 @@ def prove_cut(
     if dialect != "torch":
         raise IrpruneError("no proof is possible: this graph came from no model", graph.name)
     from irprune.emit.torch.module import emit_module
+    from irprune.run.stored_tensor import is_stored
     from irprune.validate.gradient_proof import is_cheap, prove_gradients
     from irprune.validate.proof import prove
     from irprune.validate.training_proof import differs_in_training, held_otherwise
@@ -67,8 +68,8 @@ def prove_cut(
         return None
 
     def remake(subject: Graph) -> tuple[Graph, torch.nn.Module]:
-        made = again(subject)
-        return made, emit_module(made)
+        smaller = again(subject)
+        return smaller, emit_module(smaller, is_stored(made))
 
     proof = prove(graph, made, remake, device())
     if proof.passed and (gradients or is_cheap(graph, Costs(graph).at({})["macs"])):

@@ -24,6 +24,7 @@ from irprune.run.inputs import flat_tensors, over_tensors, redraw
 from irprune.run.interpret import evaluate, named_types
 from irprune.run.oracle import silenced
 from irprune.run.other_sizes import other_sizes, resized
+from irprune.run.stored_tensor import is_stored
 from irprune.validate.judge import Call, forward_of, forward_with, judgeable
 from irprune.validate.judge_share import judged_share
 from irprune.validate.proof_result import Proof, Shaken, is_nan, says_nothing
@@ -129,6 +130,8 @@ class _Second:
         self.device, self.call, self.seed = device, call, seed
         self.example, self.own = call, own
         self.large = sum(_elements(w) for w in graph.weights.values()) > _LARGE
+        module = torch_source(graph).module
+        self.stored = module is not None and is_stored(module)
 
     def made(self, last: bool) -> bool:
         """Make the pass; False where ``forward`` refuses the call and another is to be tried."""
@@ -194,7 +197,7 @@ class _Second:
                 (
                     self.graph
                     if draw is None
-                    else with_weights(self.graph, draw, self.seed, not self.large)
+                    else with_weights(self.graph, draw, self.seed, not (self.large or self.stored))
                 ),
                 said,
             )

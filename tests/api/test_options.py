@@ -73,6 +73,8 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--pixels": (["-1..1", *DATA], {"pixels": (-1.0, 1.0), "calibration": "data"}),
     "--no-bench": ([], {"bench": False}),
     "--resume": (["kept.jsonl"], {"resume": "kept.jsonl"}),
+    "--memory": (("8GB",), {"memory": "8GB"}),
+    "--divisible-by": (("heads=4",), {"divisible_by": {"heads": 4}}),
     "--no-calibration": ([], {"calibration": False}),
     "--repair": (["bias"], {"repair": ("bias",)}),
     "--uniform": ([], {"uniform": True}),

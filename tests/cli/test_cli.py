@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 
@@ -582,6 +583,42 @@ def test_a_really_full_disk_leaves_nothing(net: str, tmp_path: Path) -> None:
             assert made.returncode == 2, made
             assert "the disk is full" in made.stderr
             assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.skipif(
+    not Path("/dev/shm").exists() or os.geteuid() != 0, reason="needs a small disk of its own"
+)
+def test_an_old_output_outlives_a_full_and_a_read_only_disk(tmp_path: Path) -> None:
+    from irprune.testing.planted import _file
+
+    net = str(tmp_path / "in.onnx")
+    onnx.save(_file(False), net)
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk can be mounted here")
+
+    def prune() -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "irprune", "prune", net, "-o", str(disk / "out.onnx")]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    try:
+        assert prune().returncode == 0
+        old = (disk / "out.onnx").read_bytes()
+        room = os.statvfs(disk)
+        filled = room.f_bavail * room.f_bsize - 4096
+        (disk / "other").write_bytes(b"\0" * filled)
+        for words, options in (("the disk is full", "rw"), ("read-only", "ro")):
+            subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+            made = prune()
+            said = [line for line in made.stderr.splitlines() if line.startswith("irprune:")]
+            assert made.returncode == 2 and len(said) == 1 and words in said[0].lower(), made.stderr
+            assert "Traceback" not in made.stderr
+            assert (disk / "out.onnx").read_bytes() == old
+            assert sorted(p.name for p in disk.iterdir()) == ["other", "out.onnx"]
     finally:
         subprocess.run(["umount", str(disk)], check=True)
 

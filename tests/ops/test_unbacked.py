@@ -3,6 +3,7 @@ freeze their own axes and no other."""
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from pathlib import Path
 
@@ -130,11 +131,9 @@ def test_the_widths_of_experts_are_free_and_what_is_frozen_says_why() -> None:
         ("first.weight", 0),
     } <= free
     split = next(n for n in graph.nodes if n.op == "split")
-    assert [str(find(v.axes[0]).reason) for v in split.outputs if v.axes] == [
-        "dynamic size u0",
-        "dynamic size u1",
-        "dynamic size u2",
-    ]
+    reasons = [str(find(v.axes[0]).reason) for v in split.outputs if v.axes]
+    assert len(set(reasons)) == 3
+    assert all(re.fullmatch(r"dynamic size [nu]\d+", reason) for reason in reasons)
 
 
 @pytest.mark.parametrize("kind", CASES)
@@ -145,9 +144,10 @@ def test_text_cost_and_source_survive(kind: type[nn.Module], tmp_path: Path) -> 
     verify(graph)
     text = to_text(graph)
     assert to_text(from_text(text)) == text
-    assert "u0" in text
+    told = re.findall(r"\b([nu]\d+)\b", text)
+    assert told
     assert Costs(graph).at({}).macs > Costs(graph).at(graph.kept).macs > 0
-    assert "u0 = " in source_of(pruned.module)
+    assert any(f"{name} = " in source_of(pruned.module) for name in told)
     again = irprune.apply_plan(model, pruned.plan, (x,))
     assert torch.equal(again.module(x), pruned.module(x))
     pruned.save(tmp_path / "out")

@@ -124,3 +124,10 @@ def test_a_prune_with_wrong_data_says_so() -> None:
     )
     assert "check the preprocessing" in pruned.report.notes[-1]
     assert any(line.startswith("warning: the calibration data") for line in said)
+
+
+def test_a_file_that_names_its_number_of_samples_gets_that_many() -> None:
+    from irprune.testing.planted import _file
+
+    report = irprune.prune(_file(False), proof=False).report
+    assert any(note.startswith("calibrated on") for note in report.notes)

@@ -24,8 +24,12 @@ class Backend(Protocol):
     """Whether an ONNX file is exported from the module, so that the two are to be compared; else
     the file that came in is edited."""
 
-    def module(self, cut: Graph) -> nn.Module:
-        """A module, in eval mode, that computes ``cut``."""
+    def stores(self, graph: Graph) -> bool:
+        """Whether weights of ``graph`` are read when they are used."""
+
+    def module(self, cut: Graph, stored: bool = False) -> nn.Module:
+        """A module, in eval mode, that computes ``cut``; where it is ``stored``, one that reads its
+        weights when they are used."""
 
     def write_onnx(self, cut: Graph, module: nn.Module | None, path: Path) -> Path:
         """Write ``cut`` as an ONNX file and return its path; with the weights that ``module``, made

@@ -21,7 +21,11 @@ class OnnxBackend:
 
     exports = False
 
-    def module(self, cut: Graph) -> nn.Module:
+    def stores(self, graph: Graph) -> bool:
+        """False: a file is judged and written without a module."""
+        return False
+
+    def module(self, cut: Graph, stored: bool = False) -> nn.Module:
         """A module called with the file's inputs in their order."""
         return module_from_onnx(cut).eval()
 

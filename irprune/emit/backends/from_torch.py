@@ -19,6 +19,7 @@ from irprune.errors import IrpruneError
 from irprune.frontend.torch.pretrained import is_pretrained
 from irprune.frontend.torch.source import TorchSource, torch_source
 from irprune.ir.graph import Graph
+from irprune.run.stored_tensor import is_stored
 
 __all__ = ["TorchBackend"]
 
@@ -28,9 +29,14 @@ class TorchBackend:
 
     exports = True
 
-    def module(self, cut: Graph) -> nn.Module:
+    def stores(self, graph: Graph) -> bool:
+        """Whether the captured module reads its weights when they are used."""
+        module = torch_source(graph).module
+        return module is not None and is_stored(module)
+
+    def module(self, cut: Graph, stored: bool = False) -> nn.Module:
         """The emitted module, called as the captured model is."""
-        return emit_module(cut)
+        return emit_module(cut, stored)
 
     def write_onnx(self, cut: Graph, module: nn.Module | None, path: Path) -> Path:
         """``module``, or the one emitted from ``cut``, exported by torch."""

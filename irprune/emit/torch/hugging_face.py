@@ -16,6 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from torch import nn
 from irprune.analysis.kinds import by_use
 from irprune.base.quiet import quiet
 from irprune.emit.torch.instance import SameOutputs
+from irprune.emit.torch.module import plain
 from irprune.errors import gist
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.axis import factors, parts
 from irprune.ir.graph import Graph
 from irprune.ir.size import Sym, probe_of
+from irprune.ops.dtypes import TO_TORCH
+from irprune.run.stored_tensor import StoredTensor, is_stored
 
 __all__ = ["config_refuses", "pretrained", "save_pretrained", "update_config"]
 
@@ -143,7 +147,12 @@ def _tensors(model: nn.Module, cut: Graph) -> dict[str, torch.Tensor]:
     known = model.state_dict(keep_vars=True)
     for weight in cut.weights.values():
         names = [n for n in (weight.name, *weight.aliases) if n in known]
-        if names:
+        if names and isinstance(known[names[0]], StoredTensor):
+            shape = [probe_of(s) for s in weight.shape]
+            kind = TO_TORCH[weight.dtype]
+            handle = StoredTensor(partial(plain, weight.load), shape, kind)
+            out.update(dict.fromkeys(names, handle))
+        elif names:
             out.update(dict.fromkeys(names, weight.load().detach()))
     return out
 
@@ -353,6 +362,12 @@ def _shapes(config: Any, model: nn.Module) -> Shapes | str:
 def _filled(model: nn.Module, config: Any, wanted: dict[str, torch.Tensor]) -> nn.Module:
     """A model of the config that holds the cut tensors; those that the captured call does not use
     are freshly initialised."""
+    if is_stored(model):
+        loader: Any = type(model)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            kept: nn.Module = loader.from_pretrained(None, config=config, state_dict=dict(wanted))
+        return kept.eval()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = _as(type(model)(config), model)
@@ -364,9 +379,15 @@ def _filled(model: nn.Module, config: Any, wanted: dict[str, torch.Tensor]) -> n
 
 
 def _as(made: nn.Module, model: nn.Module) -> nn.Module:
-    """``made`` in the type, on the device and with the attention of ``model``, in eval mode."""
+    """``made`` on the device of ``model``, each tensor in the type of its like there (tables of
+    positions are in float32 in a model of 16 bits), in eval mode."""
     first = next(model.parameters())
-    return made.to(first.device, first.dtype).eval()
+    types = {n: t.dtype for n, t in (*model.named_parameters(), *model.named_buffers())}
+    with torch.no_grad():
+        for name, tensor in (*made.named_parameters(), *made.named_buffers()):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.to(types.get(name, first.dtype))
+    return made.to(first.device).eval()
 
 
 def _refused(model: nn.Module, fields: list[_Field], values: list[Any], target: Shapes) -> str:

@@ -33,11 +33,13 @@ from irprune.frontend.torch.capture import capture
 from irprune.frontend.torch.restore_state import attributes_kept, buffers_kept, evaluating
 from irprune.frontend.torch.source import TorchSource, torch_source
 from irprune.ir.graph import Graph, Node, Weight
+from irprune.ir.size import probe_of
 from irprune.ops.arrays import as_tensor
 from irprune.passes.infer_axes import InferAxes
 from irprune.passes.slice import Slice
 from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors, over_tensors, redraw
+from irprune.run.stored_tensor import StoredTensor
 from irprune.run.take import kept_indices, take
 
 __all__ = ["SameOutputs", "apply_to"]
@@ -168,32 +170,47 @@ def _cut_tensors(edit: _Edit, graph: Graph) -> None:
     for weight in graph.weights.values():
         indices = kept_indices(weight, graph.kept)
         if weight.kind != "constant" and any(i is not None for i in indices):
-            _replace(edit, weight, partial(take, indices=indices))
+            shape = [probe_of(graph.kept.size(a)) for a in weight.axes or ()]
+            _replace(edit, weight, partial(take, indices=indices), shape)
 
 
 def _repair_tensors(edit: _Edit, cut: Graph) -> None:
     """Give every parameter and buffer the values that the cut graph has after its repair."""
 
     def repaired(weight: Weight, held: torch.Tensor) -> torch.Tensor:
-        return as_tensor(weight.load()).clone().to(held)
+        return as_tensor(weight.load()).clone().to(held.device, held.dtype)
 
     for weight in cut.weights.values():
         if weight.kind != "constant":
-            _replace(edit, weight, partial(repaired, weight))
+            shape = [probe_of(s) for s in weight.shape]
+            _replace(edit, weight, partial(repaired, weight), shape)
 
 
-def _replace(edit: _Edit, weight: Weight, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """Put a changed tensor in the place of ``weight``; names of one tensor keep sharing the new
-    one."""
+def _replace(
+    edit: _Edit,
+    weight: Weight,
+    change: Callable[[torch.Tensor], torch.Tensor],
+    shape: Sequence[int],
+) -> None:
+    """Put a changed tensor, of ``shape``, in the place of ``weight``; names of one tensor keep
+    sharing the new one. What is read when it is used is changed then."""
     made: dict[int, torch.Tensor] = {}
     for name in (weight.name, *weight.aliases):
         module, own, held = _find(edit.model, name, weight)
         if id(held) not in made:
-            new = change(held.detach())
+            new = held.detach()
+            if isinstance(new, StoredTensor):
+                new = StoredTensor(partial(_changed, new, change), shape, new.dtype, new.device)
+            else:
+                new = change(new)
             made[id(held)] = (
                 nn.Parameter(new, held.requires_grad) if isinstance(held, nn.Parameter) else new
             )
         edit.tensor(module, own, made[id(held)])
+
+
+def _changed(held: StoredTensor, change: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    return change(held.read())
 
 
 def _find(model: nn.Module, name: str, weight: Weight) -> tuple[nn.Module, str, torch.Tensor]:

@@ -4,35 +4,46 @@ with what was recorded, in one call and, for a decoder, token after token with i
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from irprune.base.tolerance import FLOAT32
+from irprune.frontend.torch.stored_model import stored_model
 from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors
+from irprune.run.stored_tensor import moved
 
 __all__ = ["compare"]
 
 
-def compare(folder: str, data: str, kind: str, trust: bool) -> str:
+def compare(folder: str, data: str, kind: str, trust: bool, stored: bool = False) -> str:
     """Why the model in ``folder``, loaded by the class ``kind`` of transformers, is not the
-    recorded one; "" where it is. ``trust`` lets it run the model file that lies in the folder."""
+    recorded one; "" where it is. ``trust`` lets it run the model file that lies in the folder, and
+    what is ``stored`` is read when it is used."""
     import transformers
 
     held = torch.load(data, weights_only=True)
     expected: list[torch.Tensor] = held["expected"]
     loader = getattr(transformers, kind)
     dtype = expected[0].dtype if expected[0].is_floating_point() else None
-    model = loader.from_pretrained(
-        folder, local_files_only=True, trust_remote_code=trust, dtype=dtype
-    ).eval()
+    told = {"local_files_only": True, "trust_remote_code": trust}
+    if stored:
+        config = transformers.AutoConfig.from_pretrained(folder, **told)
+        model = stored_model(loader, config, Path(folder), trust_remote_code=trust, dtype=dtype)
+    else:
+        model = loader.from_pretrained(folder, dtype=dtype, **told)
+    model.eval()
     args, kwargs = held["args"], held["kwargs"]
     with torch.no_grad():
         ours = flat_tensors(model(*args, **kwargs))
         error = relative_error(ours, expected)
         if not error <= FLOAT32:
             return f"it computes something else (error {error:.1e})"
+        if any(p.element_size() == 2 for p in model.parameters()):
+            # In 16 bits a sum over a cache rounds otherwise
+            model = moved(model, torch.device("cpu"), torch.float32)
         return _stepwise(model, args, kwargs)
 
 
@@ -57,7 +68,8 @@ def _stepwise(model: Any, args: list[Any], kwargs: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    failure = compare(sys.argv[1], sys.argv[2], sys.argv[3], "trust" in sys.argv[4:])
+    _, place, call, name, *words = sys.argv
+    failure = compare(place, call, name, "trust" in words, "stored" in words)
     if failure:
         print(failure)
         sys.exit(1)

@@ -6,8 +6,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import linecache
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from irprune.emit.torch.source import Source, Tensor, write
 from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import as_tensor
+from irprune.run.stored_tensor import StoredTensor, read
 
 __all__ = ["build", "emit_module", "module_from_source", "source_of"]
 
@@ -95,13 +96,17 @@ _INITIAL = {
 }
 
 
-def build(source: Source, borrowed: Iterable[torch.Tensor] = ()) -> nn.Module:
+def build(source: Source, borrowed: Iterable[torch.Tensor] = (), stored: bool = False) -> nn.Module:
     """The module of ``source`` in eval mode; what lies in the storage of a ``borrowed`` tensor is
-    copied, as is every numpy array."""
-    theirs = {t.untyped_storage().data_ptr() for t in borrowed}
+    copied, as is every numpy array. Where it is ``stored``, parameters are loaded when they are
+    used."""
+    theirs = {t.untyped_storage().data_ptr() for t in borrowed if not isinstance(t, StoredTensor)}
 
     def owned(weight: Tensor) -> torch.Tensor:
+        if stored and weight.learned:
+            return StoredTensor(partial(plain, weight.load), weight.shape, weight.dtype)
         loaded = weight.load()
+        loaded = read(loaded) if isinstance(loaded, torch.Tensor) else loaded
         array = as_tensor(loaded)
         own = isinstance(loaded, torch.Tensor) and array.untyped_storage().data_ptr() not in theirs
         return array.contiguous() if own else array.clone(memory_format=torch.contiguous_format)
@@ -123,16 +128,23 @@ def module_from_source(
     return module.eval()
 
 
-def emit_module(graph: Graph) -> nn.Module:
+def plain(load: Callable[[], Any]) -> torch.Tensor:
+    """What ``load`` gives, as a tensor in memory."""
+    loaded = load()
+    return as_tensor(read(loaded) if isinstance(loaded, torch.Tensor) else loaded)
+
+
+def emit_module(graph: Graph, stored: bool = False) -> nn.Module:
     """An ``nn.Module`` that computes ``graph``, with the captured model's call signature and state
     names.
 
-    Its tensors share no memory with the captured model. Raises IrpruneError for an operator that
-    has no spelling in torch."""
+    Its tensors share no memory with the captured model; those of a ``stored`` one are loaded when
+    they are used. Raises IrpruneError for an operator that has no spelling in torch."""
     source = find_torch_source(graph)
     borrowed = [e.tensor for e in source.state.values()] if source is not None else []
     constants = [w.load() for w in graph.weights.values() if w.kind == "constant"]
-    made = build(write(graph), [*borrowed, *(c for c in constants if isinstance(c, torch.Tensor))])
+    theirs = [*borrowed, *(c for c in constants if isinstance(c, torch.Tensor))]
+    made = build(write(graph), theirs, stored)
     described = vars(source.module) if source is not None and source.module is not None else {}
     for name in _DESCRIBING:
         if name in described:

@@ -9,24 +9,32 @@ what the pruned module computes, with the cache as well."""
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from irprune.base.atomic_write import JOURNAL, unfinished
 from irprune.base.quiet import quiet
+from irprune.choice.plan import Plan
 from irprune.emit.torch.hugging_face import pretrained
 from irprune.emit.torch.instance import apply_to
+from irprune.emit.torch.safetensors_file import write_tensors
 from irprune.emit.torch.skipped import Skipped
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.frontend.torch.source import TorchSource, torch_source
+from irprune.frontend.torch.stored_model import stored_files, stored_tensors
 from irprune.ir.graph import Graph
+from irprune.ops.arrays import checksum
 from irprune.run.inputs import flat_tensors, over_tensors
+from irprune.run.stored_tensor import is_stored, read_whole
 
 __all__ = ["write_pretrained"]
 
@@ -134,7 +142,7 @@ def write_pretrained(
         )
         plain = not isinstance(made, str)
         if plain:
-            made.save_pretrained(str(folder))
+            _save(made, folder, _fingerprint(graph, cut, model, repaired))
         else:
             kind = _with_file(graph, cut, model, folder, repaired)
             notes.append(
@@ -143,8 +151,54 @@ def write_pretrained(
         if plain:
             kind = type(model).__name__ if _in_library(type(model)) else _auto(model)
         _copy_tokenizer(model, folder)
-    _check(source, module, folder, kind, not plain)
+    _check(source, module, folder, kind, not plain, is_stored(model))
     return notes
+
+
+def _save(model: Any, folder: Path, fingerprint: str) -> None:
+    """What ``model.save_pretrained(folder)`` writes; weights that are read when they are used one
+    by one, going on from where a run that was killed has stopped."""
+    tensors = _under_own_names(model) if is_stored(model) else None
+    if tensors is None:
+        read_whole(model)
+        model.save_pretrained(str(folder))
+        return
+    model.save_pretrained(str(folder), state_dict={})
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    left = unfinished(folder)
+    for file in (left / JOURNAL, *left.glob("*.safetensors")) if left is not None else ():
+        file.replace(folder / file.name)
+    write_tensors(folder, tensors, fingerprint)
+
+
+def _under_own_names(model: Any) -> dict[str, torch.Tensor] | None:
+    """What ``save_pretrained`` would write of ``model``; None where its class writes under other
+    names than those of the state, or several tensors as one."""
+    origin = stored_files(Path(str(model.name_or_path))) if model.name_or_path else []
+    held = model.state_dict()
+    if any(name not in held for name in stored_tensors(origin)):
+        return None
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        source = model.all_tied_weights_keys.get(name, name)
+        first.setdefault(id(tensor), source if source in held else name)
+    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    kept = set(first.values()) - ignored
+    return {name: held[name] for name in held if name in kept}
+
+
+def _fingerprint(graph: Graph, cut: Graph, model: Any, repaired: bool) -> str:
+    """Of what the weights that are written depend on: the files that they come from, the choice,
+    and what a repair made of them."""
+    made = sha256(json.dumps(Plan.from_graph(graph).as_json(), sort_keys=True).encode())
+    origin = Path(str(model.name_or_path)) if model.name_or_path else None
+    for file in stored_files(origin) if origin is not None and origin.is_dir() else ():
+        about = file.stat()
+        made.update(f"{file.name} {about.st_size} {about.st_mtime_ns}\n".encode())
+    if repaired:
+        for weight in cut.weights.values():
+            made.update(weight.name.encode() + checksum(weight.load()))
+    return made.hexdigest()
 
 
 def _in_library(kind: type) -> bool:
@@ -185,7 +239,7 @@ def _with_file(graph: Graph, cut: Graph, model: Any, folder: Path, repaired: boo
     instance: Any = apply_to(copy.deepcopy(model), graph, cut, repaired)
     instance.config.irprune = _changes(model, instance)
     instance.config.auto_map = {auto: f"{_FILE.removesuffix('.py')}.Pruned"}
-    instance.save_pretrained(str(folder))
+    _save(instance, folder, _fingerprint(graph, cut, model, repaired))
     text = _MODEL.format(kind=type(model).__name__)
     (folder / _FILE).write_text(text, encoding="utf-8", newline="\n")
     return auto
@@ -247,8 +301,11 @@ def _copy_tokenizer(model: Any, folder: Path) -> None:
 # -- the check -------------------------------------------------------------------------------------
 
 
-def _check(source: TorchSource, module: nn.Module, folder: Path, kind: str, trust: bool) -> None:
-    """Load ``folder`` in a fresh process and compare. Raises CheckFailed where it fails."""
+def _check(
+    source: TorchSource, module: nn.Module, folder: Path, kind: str, trust: bool, stored: bool
+) -> None:
+    """Load ``folder`` in a fresh process and compare; what is ``stored`` is read there as well when
+    it is used. Raises CheckFailed where it fails."""
     here = next((p.device for p in module.parameters()), torch.device("cpu"))
     args, kwargs = over_tensors((tuple(source.args), dict(source.kwargs)), lambda t: t.to(here))
     with torch.no_grad():
@@ -266,6 +323,7 @@ def _check(source: TorchSource, module: nn.Module, folder: Path, kind: str, trus
                 str(data),
                 kind,
                 *(["trust"] if trust else []),
+                *(["stored"] if stored else []),
             ],
             capture_output=True,
             text=True,

@@ -180,10 +180,13 @@ _RESERVED = (
 @dataclass(frozen=True)
 class Tensor:
     """A tensor of the emitted state: ``load()`` gives its array, ``trainable`` whether it takes
-    gradients."""
+    gradients, ``learned`` whether it is a parameter."""
 
     load: Callable[[], Any]
     trainable: bool
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    learned: bool
 
 
 @dataclass
@@ -292,7 +295,9 @@ class _Writer:
                 yield _put(name, path_of(first[held.key]))
                 continue
             first[held.key] = name
-            self.tensors[name] = Tensor(held.load, held.trainable)
+            self.tensors[name] = Tensor(
+                held.load, held.trainable, tuple(held.shape), held.dtype, held.kind == "parameter"
+            )
             if not inside:
                 yield self._loose(name, held)
             elif held.kind == "parameter" and not held.trainable:

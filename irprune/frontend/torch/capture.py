@@ -76,7 +76,11 @@ def capture(
     from irprune.frontend.torch.export import export, from_exported
     from irprune.frontend.torch.own_backward import HOOK, functions_named, hooks_of_model
     from irprune.frontend.torch.train_mode import lost_in_training, modes_watched
+    from irprune.run.stored_tensor import is_stored, read_whole
 
+    whole = is_stored(model)
+    if whole:
+        read_whole(model)
     functions: dict[str, None] = {}
     try:
         with functions_named(functions), modes_watched() as asked, any_batch(model):
@@ -112,6 +116,8 @@ def capture(
         )
     graph.notes += hooks_of_model(model)
     graph.notes += lost_in_training(model, asked, graph)
+    if whole:
+        graph.notes.append("the weights were read into memory: torch.export takes no others")
     if declined:
         graph.notes.append(
             f"captured by torch.export, because the quick trace declined: {_first_line(declined[0])}"

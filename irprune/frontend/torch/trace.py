@@ -72,6 +72,7 @@ from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
 from irprune.ir.open_sizes import OpenSizes
 from irprune.ir.size import Sym, evaluate, number
 from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
+from irprune.run.stored_tensor import StoredTensor, read
 
 __all__ = ["Declined", "trace"]
 
@@ -406,7 +407,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             names.setdefault(id(tensor), []).append(name)
         for name, tensor, kind in named:
             if names[id(tensor)][0] == name:
-                load = partial(_same, tensor)
+                load = partial(read, tensor)
                 weight = Weight(
                     name,
                     type_of(tensor),
@@ -456,7 +457,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def twin(self, tensor: torch.Tensor) -> torch.Tensor:
         """A fake tensor of the same type, shape, strides and device."""
         if (
-            type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer)
+            type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer, StoredTensor)
             or tensor.layout is not torch.strided
         ):
             raise Declined(f"tensor subclass or layout {type(tensor).__name__}, {tensor.layout}")
@@ -489,14 +490,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _same_storage(self, tensor: torch.Tensor) -> Weight | None:
         """The weight whose ``.data`` this is."""
-        if tensor.device.type == "meta" or not tensor.numel():
+        if not _has_storage(tensor):
             return None
         if self._storages is None:
-            self._storages = {
-                _storage(t): w
-                for t, w in self._weights.values()
-                if t.device.type != "meta" and t.numel()
-            }
+            self._storages = {_storage(t): w for t, w in self._weights.values() if _has_storage(t)}
         return self._storages.get(_storage(tensor))
 
     def output(self, leaf: Any) -> int | tuple[Any]:
@@ -898,8 +895,8 @@ def _asserted(value: Any) -> bool:
     return node is not None and node.origin.target == "aten._is_all_true.default"
 
 
-def _same(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor
+def _has_storage(t: torch.Tensor) -> bool:
+    return t.device.type != "meta" and t.numel() > 0 and not isinstance(t, StoredTensor)
 
 
 def _storage(t: torch.Tensor) -> tuple[Any, ...]:

@@ -1,0 +1,57 @@
+"""How many bytes of memory a call may take for weights, activations and sums over them, beside what
+one layer takes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextvars import ContextVar
+from functools import cache
+
+__all__ = ["DEFAULT", "memory_asked", "memory_budget", "trim", "within_memory"]
+
+DEFAULT = 1 << 30
+
+_BUDGET: ContextVar[int | None] = ContextVar("irprune_memory", default=None)
+
+
+@contextlib.contextmanager
+def within_memory(budget: int | None) -> Iterator[None]:
+    """What is called inside takes no more than ``budget`` bytes; None leaves it as it is."""
+    token = _BUDGET.set(_BUDGET.get() if budget is None else budget)
+    try:
+        yield
+    finally:
+        _BUDGET.reset(token)
+
+
+def memory_budget() -> int:
+    """The bytes that the call which is under way may take."""
+    return _BUDGET.get() or DEFAULT
+
+
+def memory_asked() -> int | None:
+    """Those that the user has said; None where that is nothing."""
+    return _BUDGET.get()
+
+
+def trim() -> None:
+    """Give the system back what was freed and what the allocator keeps for later, of which blocks
+    of some megabytes leave much; where it is not that of glibc, nothing."""
+    library = _library()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    library = ctypes.CDLL(None)
+    try:
+        library.malloc_trim  # noqa: B018 - musl has none
+    except AttributeError:
+        return None
+    return library

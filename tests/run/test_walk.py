@@ -1,0 +1,122 @@
+"""A graph over calibration data part by part: the sums of one run, with a part of the weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import irprune
+from irprune.analysis.layers import layers
+from irprune.base.memory import within_memory
+from irprune.criteria.readings import Readings, has_products
+from irprune.run import statistics
+from irprune.run.aside import kept_aside
+from irprune.run.calibration import Calibration
+from irprune.run.walk import Walk
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.Linear(16, 4)
+    )  # fmt: skip
+
+
+def analysed():
+    graph = irprune.capture(network(), (torch.randn(2, 8),))
+    irprune.groups(graph)
+    return graph, [torch.randn(4, 8, generator=torch.Generator().manual_seed(i)) for i in range(5)]
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 3000, 1])
+def test_readings_do_not_depend_on_memory(memory: int) -> None:
+    graph, data = analysed()
+    whole = Readings(graph, Calibration(data, graph), 1 << 30)
+    small = Readings(graph, Calibration(data, graph), memory)
+    every = {x.weight.name: [x] for x in layers(graph)}
+    expected = whole.of([x for (x,) in every.values()], products=True)
+    portions = 0
+    for some in small.portions(every):
+        portions += 1
+        read = small.of([every[name][0] for name in some], products=True)
+        for key, reading in read.items():
+            assert torch.equal(reading.covariance, expected[key].covariance)
+            assert torch.equal(reading.mean, expected[key].mean)
+    assert portions == (1 if memory == 1 << 30 else len(every) if memory == 1 else portions)
+    assert memory == 1 << 30 or portions > 1
+
+
+def test_each_weight_is_read_once_and_each_node_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, data = analysed()
+    reads: list[str] = []
+    for weight in graph.weights.values():
+
+        def load(name: str = weight.name, own=weight.load):
+            reads.append(name)
+            return own()
+
+        weight.load = load
+    ran: list[str] = []
+    advance = statistics.Tape.advance
+
+    def counted(self, env, symbols, start, stop, hook=None) -> None:
+        ran.extend(n.out.name for n in self.graph.nodes[start:stop])
+        advance(self, env, symbols, start, stop, hook)
+
+    monkeypatch.setattr(statistics.Tape, "advance", counted)
+    readings = Readings(graph, Calibration(data, graph), 1)
+    readings.data.sizes()  # one call tells how large chunks may be
+    reads.clear()
+    ran.clear()
+    every = {x.weight.name: [x] for x in layers(graph)}
+    for some in readings.portions(every):
+        readings.of([every[name][0] for name in some], products=True)
+    assert sorted(set(reads)) == sorted(reads), "a weight is read again"
+    chunks = readings.data.chunk_count()
+    assert all(ran.count(name) == chunks for name in ran), "a node is run again"
+
+
+def test_layers_behind_the_walk_begin_it_anew() -> None:
+    graph, data = analysed()
+    every = list(layers(graph))
+    expected = Readings(graph, Calibration(data, graph)).of(every, products=True)
+    readings = Readings(graph, Calibration(data, graph), 1)
+    for _ in readings.portions({x.weight.name: [x] for x in reversed(every)}):
+        pass
+    for layer in reversed(every):
+        ((key, made),) = readings.of([layer], products=True).items()
+        assert torch.equal(made.covariance, expected[key].covariance)
+
+
+def test_parts_hold_no_more_weights_than_asked() -> None:
+    graph, data = analysed()
+    nodes = [x.node for x in layers(graph)]
+    walk = Walk(graph, Calibration(data, graph), 4 * (16 * 16 + 16 + 8 * 16 + 16))
+    assert [len(part) for part in walk.parts(nodes)] == [2, 2]
+    assert [len(p) for p in Walk(graph, Calibration(data, graph), 1).parts(nodes)] == [1, 1, 1, 1]
+
+
+def test_a_wide_layer_has_a_gram_matrix_where_memory_for_it_is_asked() -> None:
+    graph = irprune.capture(nn.Linear(6200, 2), (torch.randn(1, 6200),))
+    irprune.groups(graph)
+    (layer,) = layers(graph)
+    assert not has_products(layer)
+    with within_memory(10**9):
+        assert has_products(layer)
+    with within_memory(10**8):
+        assert not has_products(layer)
+
+
+def test_what_is_kept_aside_is_the_same_in_a_file() -> None:
+    for tensor in (
+        torch.randn(3, 5),
+        torch.randn(4).bfloat16(),
+        torch.zeros(0, 3),
+        torch.tensor(2),
+    ):
+        with within_memory(1):
+            load = kept_aside(tensor)
+        assert torch.equal(load(), tensor) and load().dtype == tensor.dtype
+        load().add_(1)
+        assert torch.equal(load(), tensor)
