@@ -58,17 +58,21 @@ def redrawn(weight: Weight, array: NDArray[Any], seed: int) -> NDArray[Any]:
     if not array.size or not np.isfinite(array.astype(np.float32, copy=False)).all():
         return array
     roles = {role_of(node, i) for node, i in readers_of(weight)}
-    made = _normal(array.shape, seed)
-    if max(array.shape, default=1) == array.size:
+    shape, dtype = array.shape, array.dtype
+    vector = max(shape, default=1) == array.size
+    fan_in = 1 if vector else _fan_in(weight, array)
+    del array  # the largest weights are not held twice
+    made = _normal(shape, seed)
+    if vector:
         if _multiplies(weight) or not roles & set(ADDED):
             made = np.float32(1) + np.tanh(made) * np.float32(0.5)
         else:
             made *= np.float32(0.4)
     elif "table" not in roles:
-        rows = 2 ** np.tanh(_normal((array.shape[0],), seed + 1))
-        rows *= np.float32((1.7 / _fan_in(weight, array)) ** 0.5)
-        made *= rows.reshape(-1, *[1] * (array.ndim - 1))
-    return made.astype(array.dtype, copy=False)
+        rows = 2 ** np.tanh(_normal((shape[0],), seed + 1))
+        rows *= np.float32((1.7 / fan_in) ** 0.5)
+        made *= rows.reshape(-1, *[1] * (len(shape) - 1))
+    return made.astype(dtype, copy=False)
 
 
 def is_redrawn(weight: Weight, kept: Selection | None) -> bool:

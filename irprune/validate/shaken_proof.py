@@ -350,8 +350,10 @@ class _Drawn:
     def __call__(self) -> torch.Tensor:
         if self.held:
             return self.held[0]
-        array = as_tensor(self.load())
-        made = as_tensor(self.draw(self.weight, as_numpy(array), self.seed)).to(array.device)
+        # One reference, which `draw` may drop: the largest weight is not held twice
+        read = [as_tensor(self.load())]
+        device = read[0].device
+        made = as_tensor(self.draw(self.weight, as_numpy(read.pop()), self.seed)).to(device)
         if self.holds:
             self.held.append(made)
         return made
