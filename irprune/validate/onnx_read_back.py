@@ -123,7 +123,10 @@ def stored(tensor: TensorProto, path: Path) -> Array:
     if tensor.data_location == TensorProto.EXTERNAL:
         held = TensorProto()
         held.CopyFrom(tensor)
-        load_external_data_for_tensor(held, str(path.resolve().parent))
+        place = next(e for e in held.external_data if e.key == "location")
+        data = (path.parent / place.value).resolve()  # the package follows no links
+        place.value = data.name
+        load_external_data_for_tensor(held, str(data.parent))
         tensor = held
     return numpy_helper.to_array(tensor)
 

@@ -181,6 +181,11 @@ def test_no_name_of_a_module_runs(canary: list[int], tmp_path: Path) -> None:
     pruned.save(tmp_path / "out")
     made = written(tmp_path / "out")(*call)
     assert list(made) == list(net(*call))
+    # torch writes such names into the source of a program as they are
+    assert not (tmp_path / "out" / "model.pt2").exists()
+    assert any(note.startswith("no model.pt2: torch cannot read") for note in pruned.report.notes)
+    with pytest.raises(IrpruneError, match="torch cannot read a program with the name"):
+        pruned.program(tmp_path / "net.pt2")
     assert not canary
 
 

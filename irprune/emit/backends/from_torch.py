@@ -14,7 +14,7 @@ from irprune.emit.torch.hugging_face import save_pretrained, update_config
 from irprune.emit.torch.instance import apply_to
 from irprune.emit.torch.module import emit_module
 from irprune.emit.torch.pretrained_folder import write_pretrained
-from irprune.emit.torch.saved import save_program
+from irprune.emit.torch.saved import Unreadable, save_program
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.pretrained import is_pretrained
 from irprune.frontend.torch.source import TorchSource, torch_source
@@ -49,14 +49,19 @@ class TorchBackend:
     def save(self, graph: Graph, cut: Graph, module: nn.Module, folder: Path) -> list[str]:
         """``model.pt2``, and ``huggingface/`` for a model of transformers."""
         source = torch_source(graph)
-        save_program(module, source, folder / "model.pt2", cut)
+        notes = []
+        try:
+            save_program(module, source, folder / "model.pt2", cut)
+        except Unreadable as refused:
+            notes.append(f"no model.pt2: {refused.what}")
         if not is_pretrained(source.module):
-            return []
+            return notes
         why = save_pretrained(graph, cut, module, folder / "huggingface")
         return [
+            *notes,
             f"no huggingface/: {why}"
             if why
-            else "huggingface/ loads with from_pretrained of the same class"
+            else "huggingface/ loads with from_pretrained of the same class",
         ]
 
     def save_pretrained(

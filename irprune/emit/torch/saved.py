@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +19,7 @@ from irprune.base.atomic_write import no_room
 from irprune.base.quiet import quiet
 from irprune.emit.torch.module import module_from_source, source_of
 from irprune.emit.torch.open_program import open_program
-from irprune.errors import IrpruneError, option
+from irprune.errors import IrpruneError, option, printable
 from irprune.frontend.torch.source import TorchSource
 from irprune.ir.dtype import ELEMENT_TYPES
 from irprune.ir.graph import Graph
@@ -87,19 +89,40 @@ def save_module(module: torch.nn.Module, folder: Path) -> None:
 _BESIDE = 1 << 22  # bytes that a program takes beside its weights, at most
 
 
+class Unreadable(IrpruneError):
+    """A program that torch would write and could not read."""
+
+
 def save_program(
     module: torch.nn.Module, source: TorchSource, path: Path, graph: Graph | None = None
 ) -> None:
     """``module`` as a program of ``torch.export``, with the sizes open that ``graph`` leaves
-    open."""
+    open. Raises Unreadable for names of inputs or outputs that torch, which writes them into
+    source, could not read back."""
     with quiet(), torch.no_grad():
         program, _ = open_program(module, source, graph)
+        for spec in (program.call_spec.in_spec, program.call_spec.out_spec):
+            for name in _names_in(spec):
+                if not name.isprintable() or set(name) & set("'\"\\"):
+                    raise Unreadable(
+                        f"torch cannot read a program with the name {printable(name)}",
+                        path.name,
+                        "name inputs and outputs by plain words",
+                    )
         _reserve(
             path,
             sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
             + _BESIDE,
         )
         torch.export.save(program, str(path))
+
+
+def _names_in(spec: Any) -> Iterator[str]:
+    """The texts among the keys of the dictionaries in a tree of torch.utils.pytree."""
+    keys = spec.context if isinstance(spec.context, (list, tuple)) else ()
+    yield from (key for key in keys if isinstance(key, str))
+    for child in spec.children_specs:
+        yield from _names_in(child)
 
 
 def _reserve(path: Path, size: int) -> None:
