@@ -113,7 +113,9 @@ def test_a_function_does_all(tmp_path: Path, pictures: Path) -> None:
     assert bool((seen(plain, said.calibration) == 30).all())
     assert said.plain()["calibration"] == "pictures"
     for wrong in ("nothing", f"{tmp_path / 'own.py'}:x", "hf:nowhere"):
-        with pytest.raises(IrpruneError, match=r"no preprocessing|no function|no such folder|not installed"):
+        with pytest.raises(
+            IrpruneError, match=r"no preprocessing|no function|no such folder|not installed"
+        ):
             irprune.Options(calibration=pictures, preprocess=wrong)
     small = Preprocess(function=lambda picture: np.zeros((3, 4, 4)))
     with pytest.raises(IrpruneError, match=r"gives \[3, 4, 4\], the model takes \[3, 16, 16\]"):
