@@ -16,13 +16,14 @@ __all__ = ["Ended", "on_ranks", "torchrun"]
 SECONDS = 240  # for starting torch in each process on a busy machine
 
 _CHILD = """
-import pickle, sys
+import faulthandler, pickle, sys
 from datetime import timedelta
 import torch
 import torch.distributed as dist
 
 place, rank, size, group = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "group"
 sys.path[:0] = sys.argv[5:]
+faulthandler.enable()
 torch.set_num_threads(1)
 with open(f"{place}/work", "rb") as file:
     work, args = pickle.load(file)
