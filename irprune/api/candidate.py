@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from irprune.emit.backends.base import backend_of
 from irprune.ir.dtype import is_half
 from irprune.ops.arrays import as_numpy, as_tensor
 from irprune.run.session import run_session, session
@@ -45,7 +46,9 @@ class Candidate:
             return session(self.as_form("path"), self.device, threads=self.threads)
         path = self.folder / "model.onnx"
         if form == "path":
-            return self.pruned.onnx(path, parity=False)
+            # The file alone: trials are neither checked nor quantised nor timed
+            module = None if self.pruned.from_onnx else self.pruned.module
+            return backend_of(self.pruned.graph).write_onnx(self.pruned.cut, module, path)
         import onnx
 
         return onnx.load(self.as_form("path"))

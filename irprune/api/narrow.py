@@ -76,12 +76,13 @@ class Narrowed:
 
 
 def narrow(
-    path: Path, kind: str, graph: Graph, calibration: Any, metric: str | None = None
+    plain: Path, path: Path, kind: str, graph: Graph, calibration: Any, metric: str | None = None
 ) -> Narrowed:
-    """Write ``path``, an ONNX file that was written of ``graph``, again in narrower numbers.
+    """Write ``plain``, an ONNX file that was written of ``graph``, in narrower numbers.
 
     Args:
-        path: The file; it is replaced in one step.
+        plain: The file.
+        path: Where to write; what is there is replaced in one step.
         kind: "int8": weights in whole numbers by channel, activations by ranges that the data show,
             as operators between QuantizeLinear and DequantizeLinear. "fp16": 16-bit floats, inputs
             and outputs as they were.
@@ -96,19 +97,19 @@ def narrow(
         IrpruneError: For int8 without data, for files with data beside them, and for what
             onnxruntime's tools do not take.
     """
-    if _has_data(path):
+    if _has_data(plain):
         raise IrpruneError(
             f"{kind} is for files of up to 2 GB", str(path), f"leave {option('quantize')} out"
         )
-    feeds = list(_feeds(path, graph, calibration))
+    feeds = list(_feeds(plain, graph, calibration))
     notes: list[str] = []
     with tempfile.TemporaryDirectory(prefix="irprune-") as folder, _quietly():
         made = Path(folder) / "narrow.onnx"
         try:
             if kind == INT8:
-                notes += _int8(path, made, feeds)
+                notes += _int8(plain, made, feeds)
             else:
-                _fp16(path, made)
+                _fp16(plain, made)
         except IrpruneError:
             raise
         except Exception as refused:  # the tools of onnxruntime raise what they like
@@ -117,8 +118,8 @@ def narrow(
                 path.name,
                 f"leave {option('quantize')} out",
             ) from refused
-        chosen, value = _agreement(path, made, feeds, metric)
-        before, after = path.stat().st_size, made.stat().st_size
+        chosen, value = _agreement(plain, made, feeds, metric)
+        before, after = plain.stat().st_size, made.stat().st_size
         with atomic_write(path) as draft:
             (draft / path.name).write_bytes(made.read_bytes())
     samples = sum(len(next(iter(f.values()))) if f else 1 for f in feeds)

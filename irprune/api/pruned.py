@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import html
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,6 +158,19 @@ class Pruned:
         if cache:
             self._with_cache(path, parity)
             return path
+        if self.options.values["quantize"]:
+            with tempfile.TemporaryDirectory(prefix="irprune-") as folder:
+                plain = Path(folder) / path.name
+                self._plainly(plain, parity)
+                self._narrow(plain, path)
+        else:
+            self._plainly(path, parity)
+        if self.options.values["bench"]:
+            self._time(path)
+        return path
+
+    def _plainly(self, path: Path, parity: bool) -> None:
+        """Write the file and check it."""
         backend = backend_of(self.graph)
         backend.write_onnx(self.cut, self.module if backend.exports else self._module, path)
         if parity and not backend.exports:
@@ -170,11 +184,6 @@ class Pruned:
                 )
             else:
                 self._compare(path)
-        if self.options.values["quantize"]:
-            self._narrow(path)
-        if self.options.values["bench"]:
-            self._time(path)
-        return path
 
     def _with_cache(self, path: Path, parity: bool) -> None:
         """Write the user's model with the cut made in a copy of it, and its cache."""
@@ -195,14 +204,14 @@ class Pruned:
         if parity:
             self._judge(compare_decoder(model, path, self.options.values["device"]), path)
 
-    def _narrow(self, path: Path) -> None:
+    def _narrow(self, plain: Path, path: Path) -> None:
         """Put narrower numbers into the file, and into the report how well it agrees."""
         from irprune.api.narrow import narrow
 
         values = self.options.values
         kind, metric = values["quantize"], values["metric"]
         assert kind is not None
-        self.report.narrowed = narrow(path, kind, self.graph, values["calibration"], metric)
+        self.report.narrowed = narrow(plain, path, kind, self.graph, values["calibration"], metric)
 
     def _time(self, path: Path) -> None:
         """Put into the report how fast the file is beside the original."""

@@ -99,3 +99,37 @@ def test_the_command_line_writes_halves(
         TensorProto.FLOAT16
     }
     assert held.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def test_models_that_are_tried_for_a_metric_are_neither_quantised_nor_timed(
+    net: nn.Module, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = irprune.prune(net, (images[:2],), ratio=0).onnx(tmp_path / "whole.onnx")
+    done: list[str] = []
+    for name in ("_narrow", "_time"):
+        monkeypatch.setattr(
+            irprune.Pruned, name, lambda pruned, *paths, name=name: done.append(name)
+        )
+    small = irprune.prune(
+        str(whole), calibration=images, quantize="int8", bench=True, max_drop=0.2, points=2
+    )
+    assert small.trials is not None and not done
+    small.onnx(tmp_path / "small.onnx")
+    assert done == ["_narrow", "_time"]
+
+
+def test_what_was_there_stays_where_a_file_cannot_be_quantised(
+    net: nn.Module, images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from irprune.api import narrow
+
+    def refuse(*given: object) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(narrow, "_fp16", refuse)
+    out = tmp_path / "small.onnx"
+    out.write_bytes(b"old")
+    small = irprune.prune(net, (images[:2],), ratio=0.25, quantize="fp16")
+    with pytest.raises(irprune.IrpruneError, match=r"fp16 is not possible: .*no such kernel"):
+        small.onnx(out)
+    assert out.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["small.onnx"]
