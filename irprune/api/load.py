@@ -351,6 +351,7 @@ def _no_example(place: str) -> Callable[[], Any]:
 
 def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Callable[[], Any]]:
     """A model from a folder with config.json and, where there are any, its weights."""
+    from irprune.frontend.torch.pretrained import without_bar
     from irprune.frontend.torch.stored_model import stored_model
 
     transformers = library("transformers")
@@ -397,9 +398,9 @@ def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Call
         if stored is not None:
             model = stored
         elif any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin")):
-            model = kind.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trust, weights_only=not trust
-            )
+            told = {"trust_remote_code": trust, "weights_only": not trust}
+            with without_bar():
+                model = kind.from_pretrained(folder, local_files_only=True, **told)
         elif kind.__name__.startswith("AutoModel"):
             model = kind.from_config(config, trust_remote_code=trust)
         else:
