@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from irprune.errors import IrpruneError
@@ -23,8 +24,7 @@ __all__ = ["any_batch", "is_pretrained", "without_bar", "without_cache"]
 @contextlib.contextmanager
 def without_bar() -> Iterator[None]:
     """Let transformers load a model without the bar that it draws; what it warns of is said."""
-    from transformers.utils import logging
-
+    logging: Any = import_module("transformers.utils.logging")
     was = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
