@@ -24,6 +24,7 @@ from irprune.base.entry_points import entry_point
 from irprune.base.memory import memory_budget
 from irprune.errors import IrpruneError, gist, option
 from irprune.frontend.capture import capture
+from irprune.frontend.torch.pretrained import without_bar
 from irprune.ir.graph import Graph
 from irprune.run.inputs import check_fits
 
@@ -351,7 +352,6 @@ def _no_example(place: str) -> Callable[[], Any]:
 
 def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Callable[[], Any]]:
     """A model from a folder with config.json and, where there are any, its weights."""
-    from irprune.frontend.torch.pretrained import without_bar
     from irprune.frontend.torch.stored_model import stored_model
 
     transformers = library("transformers")
