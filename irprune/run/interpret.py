@@ -18,6 +18,7 @@ from irprune.ops.arrays import as_tensor
 from irprune.ops.call import bind, overload, substitute
 from irprune.ops.dtypes import FROM_TORCH
 from irprune.ops.registry import aten_target, lookup
+from irprune.run.typed_load import TypedLoad
 
 __all__ = ["Arithmetic", "device_of_weights", "evaluate", "named_types", "run_node", "symbols_of"]
 
@@ -120,6 +121,12 @@ class Arithmetic:
             else x.to(self.dtype)
         )
 
+    def loaded(self, weight: Weight) -> Any:
+        """The values of ``weight`` on the device and in the type."""
+        if isinstance(weight.load, TypedLoad) and self.dtype and self._covers(weight.dtype):
+            return weight.load.typed(self.dtype).to(self.device)
+        return self.converted(as_tensor(weight.load()))
+
     def _covers(self, name: str) -> bool:
         return is_half(name) if self.halves_only else is_float(name)
 
@@ -179,7 +186,7 @@ def evaluate(
         if v is None:
             return None
         if v not in env and isinstance(v, Weight):
-            env[v] = converted(as_tensor(v.load()))
+            env[v] = arithmetic.loaded(v)
         return env[v]
 
     kept = set(map(id, targets)) if keep else set()
