@@ -69,8 +69,8 @@ def test_a_fault_that_16_bits_would_hide_is_seen(
     """What is kept of the zeroed original is a little larger than it should be."""
     right = judge.zeroed
 
-    def wrong(weight: Any, kept: Any) -> Tensor:
-        return right(weight, kept) * (1 + 1e-7 * bool(kept.choice))
+    def wrong(weight: Any, kept: Any, dtype: Any = None) -> Tensor:
+        return right(weight, kept, dtype) * (1 + 1e-7 * bool(kept.choice))
 
     monkeypatch.setattr(judge, "zeroed", wrong)
     with pytest.raises(CheckFailed, match="zeroed by"):
