@@ -2,7 +2,8 @@
 
 A cast to float16, ``softmax(dtype=torch.float32)`` or zeros made in bfloat16 round what a
 comparison in float64 should see. Here every such type is the wide one, as it is when a graph is
-evaluated in a type (``interpret.evaluate``)."""
+evaluated in a type (``interpret.evaluate``); what is made of whole numbers alone is computed in the
+default type first, as it is there."""
 
 from __future__ import annotations
 
@@ -40,13 +41,8 @@ def in_one_type(dtype: torch.dtype) -> Iterator[None]:
         RuntimeError: where the bits of a number are read as another type, and where a tensor of
             another type is written to, which would round.
     """
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with _OneType(dtype):
-            yield
-    finally:
-        torch.set_default_dtype(before)
+    with _OneType(dtype):
+        yield
 
 
 class _OneType(TorchDispatchMode):  # type: ignore[no-untyped-call]
