@@ -59,7 +59,7 @@ class _OneType(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is torch.ops.aten.view.dtype:
+        if _reads_bits(func, args):
             raise RuntimeError("forward reads the bits of a number as another type")
         written = _written(func, args, kwargs or {})
 
@@ -81,6 +81,12 @@ class _OneType(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _widened(self, x: torch.Tensor) -> torch.Tensor:
         """A result that is made from numbers alone, as by ``torch.tensor``, has its own type."""
         return x.to(self.dtype) if self._is_other(x.dtype) else x
+
+
+def _reads_bits(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the result is a tensor's own memory as another type."""
+    own = any(r.alias_info is not None for r in func._schema.returns)
+    return own and any(isinstance(x, torch.dtype) for x in args)
 
 
 def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
