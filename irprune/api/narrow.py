@@ -76,7 +76,13 @@ class Narrowed:
 
 
 def narrow(
-    plain: Path, path: Path, kind: str, graph: Graph, calibration: Any, metric: str | None = None
+    plain: Path,
+    path: Path,
+    kind: str,
+    graph: Graph,
+    calibration: Any,
+    metric: str | None = None,
+    symmetric: bool = False,
 ) -> Narrowed:
     """Write ``plain``, an ONNX file that was written of ``graph``, in narrower numbers.
 
@@ -89,6 +95,8 @@ def narrow(
         graph: The original, whose inputs the data fit.
         calibration: The data, as ``prune`` takes them; None for none.
         metric: By what agreement is measured; None chooses by the outputs.
+        symmetric: Activations of int8 in signed integers around zero, biases as they were: what
+            TensorRT takes.
 
     Returns:
         What was measured.
@@ -107,7 +115,7 @@ def narrow(
         made = Path(folder) / "narrow.onnx"
         try:
             if kind == INT8:
-                notes += _int8(plain, made, feeds)
+                notes += _int8(plain, made, feeds, symmetric)
             else:
                 _fp16(plain, made)
         except IrpruneError:
@@ -134,7 +142,7 @@ def _has_data(path: Path) -> bool:
     return any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
 
 
-def _int8(path: Path, made: Path, feeds: Sequence[Feed]) -> list[str]:
+def _int8(path: Path, made: Path, feeds: Sequence[Feed], symmetric: bool) -> list[str]:
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -153,7 +161,8 @@ def _int8(path: Path, made: Path, feeds: Sequence[Feed]) -> list[str]:
 
     ready = made.with_name("ready.onnx")
     quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
-    saturates = products_saturate()
+    saturates = products_saturate() and not symmetric  # of s8 with s8 none saturate
+    extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
     quantize_static(
         str(ready),
         str(made),
@@ -161,8 +170,9 @@ def _int8(path: Path, made: Path, feeds: Sequence[Feed]) -> list[str]:
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         reduce_range=saturates,
-        activation_type=QuantType.QUInt8,
+        activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        extra_options=extra if symmetric else {},
     )
     if not saturates:
         return []

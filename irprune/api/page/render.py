@@ -215,12 +215,41 @@ def _checks(shown: Mapping[str, Any]) -> Iterable[dict[str, str]]:
             "text": f"every output of the file against the module: error {_number(parity['max_error'])}, "
             f"tolerance {_number(parity['tolerance'])}{ran and f' ({ran})'}.",
         }
+    low_rank = shown.get("low_rank")
+    if low_rank is not None:
+        told = "; ".join(
+            f"{x['name']} {x['rank']} of {min(x['inputs'], x['outputs'])}"
+            for x in low_rank["layers"][:12]
+        )
+        more = len(low_rank["layers"]) - 12
+        yield {
+            "kind": "good" if low_rank["error"] <= low_rank["tolerance"] else "bad",
+            "what": "Low rank:",
+            "text": f"{len(low_rank['layers'])} layers are two now ({told}"
+            f"{f' and {more} more' if more > 0 else ''}). The proof is of the model with the two; "
+            "beside the original with their products as weights it has an error of "
+            f"{_number(low_rank['error'])}, tolerance {_number(low_rank['tolerance'])}."
+            + (
+                ""
+                if low_rank["output_error"] is None
+                else f" On calibration data the outputs are {low_rank['output_error']:.3g} off."
+            ),
+        }
     if repair is not None:
         yield {
             "kind": "",
             "what": "Repair, after the proof:",
             "text": f"{' + '.join(repair['methods']) or 'none'}; output error "
             f"{_number(repair['before'])} → {_number(repair['after'])} on {repair['samples']} samples.",
+        }
+    narrowed = shown.get("narrowed")
+    if narrowed is not None:
+        on = f"{narrowed['samples']} {'random ' if narrowed['drawn'] else ''}inputs"
+        yield {
+            "kind": "",
+            "what": "Quantised, after the proof:",
+            "text": f"{narrowed['kind']}, {human(narrowed['before'])}B → {human(narrowed['after'])}B; "
+            f"{narrowed['metric']} {narrowed['agreement']:.4g} with the file before, on {on}.",
         }
     if latency is not None:
         before, after = latency["before"]["median_s"], latency["after"]["median_s"]
