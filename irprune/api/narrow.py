@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Narrowed", "narrow"]
 
 _SAMPLES = 256  # of the calibration data, at most, that ranges are read from
+_WARNINGS, _ERRORS = 2, 3  # levels of onnxruntime's messages: what it begins with, and above it
 _DRAWS = 8  # random calls that are compared where there are no data
 
 Feed = Mapping[str, NDArray[Any]]
@@ -234,11 +235,16 @@ def _agreement(
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what the tools say of themselves."""
+    """Without what the tools say of themselves, and without the warnings of the sessions that they
+    make: onnxruntime writes those to the standard error at the level that it begins with."""
+    import onnxruntime
+
     level = logging.root.level
     logging.root.setLevel(max(level, logging.ERROR))
+    onnxruntime.set_default_logger_severity(_ERRORS)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.root.setLevel(level)
+        onnxruntime.set_default_logger_severity(_WARNINGS)
