@@ -18,6 +18,7 @@ from irprune.analysis.blocks import blocks_of
 from irprune.analysis.branches import branches_of
 from irprune.analysis.copies import costly_copies
 from irprune.analysis.cost import Timed
+from irprune.analysis.even_strides import even_leaves
 from irprune.analysis.kinds import KINDS, kinds
 from irprune.analysis.widths import PREFER, Carriers, carriers_of, row_step, widths_of
 from irprune.choice.budget import check_budget, solve_budget
@@ -292,11 +293,11 @@ class _Setting:
     def _steps(self) -> dict[Axis, int]:
         """What the counts of leaves must be multiples of. Raises IrpruneError for a kind that the
         model does not have."""
+        out: dict[Axis, int] = dict.fromkeys(even_leaves(self.graph), 2)
         asked = self.options.divisible_by
         if not asked:
-            return {}
+            return out
         found = kinds(self.graph)
-        out: dict[Axis, int] = {}
         for kind, number in asked.items():
             alike = ("heads", "kv groups") if kind == "heads" else (kind,)
             mine = [x for x, k in found.items() if k in alike]
@@ -306,7 +307,7 @@ class _Setting:
                     self.graph.name,
                     f"there are {', '.join(dict.fromkeys(found.values()))}",
                 )
-            out.update(dict.fromkeys(mine, number))
+            out.update({x: lcm(number, out.get(x, 1)) for x in mine})
         return out
 
     def _flat(self, x: Axis) -> Scores:

@@ -493,7 +493,7 @@ class StepOptions(ReplayOptions, total=False):
             "Give layers that repeat one width for each kind of it, as the config of a transformers "
             "model can say them.",
             "What the config refuses is then chosen otherwise (``irprune.api.uniform``).",
-            otherwise="False; on the command line True with --format hf",
+            otherwise="False; on the command line True with --format hf and for .gguf files",
             fits=or_none(is_bool),
             takes="True or False",
             flags=(
@@ -501,7 +501,7 @@ class StepOptions(ReplayOptions, total=False):
                 Flag(
                     "--per-layer",
                     constant=False,
-                    help="With --format hf: widths by layer, and a model file in the folder.",
+                    help="With --format hf: widths by layer, and a model file in the folder; in a .gguf file widths by layer.",
                 ),
             ),
         ),

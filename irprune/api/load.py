@@ -24,6 +24,7 @@ from irprune.base.entry_points import entry_point
 from irprune.base.memory import memory_budget
 from irprune.errors import IrpruneError, gist, option
 from irprune.frontend.capture import capture
+from irprune.frontend.torch.pretrained import without_bar
 from irprune.ir.graph import Graph
 from irprune.run.inputs import check_fits
 
@@ -397,9 +398,9 @@ def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Call
         if stored is not None:
             model = stored
         elif any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin")):
-            model = kind.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=trust, weights_only=not trust
-            )
+            told = {"trust_remote_code": trust, "weights_only": not trust}
+            with without_bar():
+                model = kind.from_pretrained(folder, local_files_only=True, **told)
         elif kind.__name__.startswith("AutoModel"):
             model = kind.from_config(config, trust_remote_code=trust)
         else:

@@ -256,7 +256,8 @@ class Pruned:
     def _found(self, found: ReadBack, path: Path) -> None:
         """Put what reading a file again said into the report. Raises CheckFailed where it is not
         what was written."""
-        self.report.read_back = [r for r in self.report.read_back if r.file != found.file] + [found]
+        others = [r for r in self.report.read_back if (r.file, r.by) != (found.file, found.by)]
+        self.report.read_back = [*others, found]
         if not found.passed:
             raise CheckFailed(
                 f"what was written is not what was proven: {found}",
@@ -310,6 +311,50 @@ class Pruned:
             file = draft / path.name
             save_program(self.module, torch_source(self.graph), file, self.graph)
             self._found(read_back_program(file, self.module, self.cut), path)
+        return path
+
+    def gguf(self, path: str | Path) -> Path:
+        """Write the pruned language model as a GGUF file, for llama.cpp and the programs on top of
+        it. The numbers are read again, and where ``llama-cpp-python`` is installed its logits are
+        compared with the module's; that is in ``report.read_back``.
+
+        Args:
+            path: The file to write.
+
+        Returns:
+            ``path``.
+
+        Raises:
+            CheckFailed: Where what is read, or what llama.cpp computes, is something else; nothing
+                is written.
+            IrpruneError: For a model that is none of transformers, and where no architecture of
+                llama.cpp has such layers.
+        """
+        if self.report.low_rank is not None:
+            raise IrpruneError(
+                "no architecture of llama.cpp says that a layer is two",
+                self.report.name,
+                "prune without low_rank",
+            )
+        from irprune.emit.gguf.file import write_gguf
+        from irprune.frontend.torch.source import torch_source
+        from irprune.validate.gguf_read_back import read_back_gguf, run_gguf
+
+        path = Path(path)
+        repaired = self.report.repair is not None
+        model, tokenizer = backend_of(self.graph).gguf_model(
+            self.graph, self.cut, self.judged, repaired
+        )
+        with atomic_write(path) as draft:
+            file = draft / path.name
+            notes = write_gguf(model, file, tokenizer)
+            self._found(read_back_gguf(file, model), path)
+            run = run_gguf(file, self.judged, torch_source(self.graph))
+            if run is None:
+                notes.append("llama.cpp is not installed here (llama-cpp-python): it was not run")
+            else:
+                self._found(run, path)
+        self.report.notes += notes
         return path
 
     def save(

@@ -10,7 +10,14 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import cache
 
-__all__ = ["DEFAULT", "memory_asked", "memory_budget", "trim", "within_memory"]
+__all__ = [
+    "DEFAULT",
+    "large_blocks_apart",
+    "memory_asked",
+    "memory_budget",
+    "trim",
+    "within_memory",
+]
 
 DEFAULT = 1 << 30
 
@@ -46,12 +53,25 @@ def trim() -> None:
 
 
 @cache
+def large_blocks_apart() -> None:
+    """Let blocks of a megabyte and more go back to the system as soon as they are freed. By itself
+    the allocator of glibc keeps those of up to 32 MB, once one of that size was freed, beside
+    others of that size that are used next. Where it is not that of glibc, nothing."""
+    library = _library()
+    if library is not None:
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+
+
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+
+
+@cache
 def _library() -> ctypes.CDLL | None:
     if not sys.platform.startswith("linux"):
         return None
     library = ctypes.CDLL(None)
     try:
-        library.malloc_trim  # noqa: B018 - musl has none
+        library.malloc_trim, library.mallopt  # noqa: B018 - musl has neither
     except AttributeError:
         return None
     return library

@@ -18,10 +18,11 @@ if TYPE_CHECKING:
 
 __all__ = ["HELP", "Output"]
 
-HELP = """Where to write: a path that ends in .onnx gives the ONNX file, in .pt2 the exported program, in .json the plan, anything
-else a folder with all of them and readable source; - gives the ONNX file on standard output."""
+HELP = """Where to write: a path that ends in .onnx gives the ONNX file, in .pt2 the exported program, in .gguf the file of
+llama.cpp, in .json the plan, anything else a folder with readable source and all that the model goes into; - gives the
+ONNX file on standard output."""
 
-_FORMATS = (".onnx", ".pt2", ".json")
+_FORMATS = (".onnx", ".pt2", ".gguf", ".json")
 _STANDARD = "-"
 
 
@@ -46,6 +47,12 @@ class Output:
     def pretrained(self) -> bool:
         """Whether a folder for transformers is written."""
         return self.format == "hf"
+
+    @property
+    def one_width(self) -> bool:
+        """Whether layers that repeat have one width for each kind of it, unless the user says
+        otherwise."""
+        return self.pretrained or (self.path is not None and self.path.suffix == ".gguf")
 
     def check(self, model: str, force: bool) -> None:
         """Refuse a place that cannot be written, or that holds the model itself, before anything is
@@ -85,7 +92,15 @@ class Output:
 
     def check_kind(self, loaded: Loaded) -> None:
         """Refuse a format that there is not for this kind of model."""
-        if self.path is not None and self.path.suffix == ".pt2" and loaded.kind == "onnx":
+        if loaded.kind != "onnx" or self.path is None:
+            return
+        if self.path.suffix == ".gguf":
+            raise IrpruneError(
+                "a GGUF file is of models of transformers, and MODEL is an ONNX file",
+                str(self.path),
+                "name .onnx, or give the folder that the file was exported from: hf:FOLDER",
+            )
+        if self.path.suffix == ".pt2":
             raise IrpruneError(
                 "a .pt2 program is made of a PyTorch model, and MODEL is an ONNX file",
                 str(self.path),
@@ -142,6 +157,10 @@ def _program(pruned: Any, path: Path) -> None:
     pruned.program(path)
 
 
+def _gguf(pruned: Any, path: Path) -> None:
+    pruned.gguf(path)
+
+
 def _plan(pruned: Any, path: Path) -> None:
     pruned.plan.save(path)
 
@@ -149,5 +168,6 @@ def _plan(pruned: Any, path: Path) -> None:
 _WRITERS: dict[str, Callable[[Any, Path], None]] = {
     ".onnx": _onnx,
     ".pt2": _program,
+    ".gguf": _gguf,
     ".json": _plan,
 }

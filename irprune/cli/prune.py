@@ -170,7 +170,7 @@ def _prune(
     ranks: Ranks,
 ) -> int:
     """On every rank; the first writes and reports."""
-    if output.pretrained:
+    if output.one_width:
         settings.setdefault("uniform", True)
     if given["dry_run"]:
         settings |= {"proof": False, "repair": False}

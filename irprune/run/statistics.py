@@ -125,7 +125,7 @@ class Tape:
             return None
         if isinstance(v, Weight):
             if v not in self._weights:
-                self._weights[v] = self._arithmetic.converted(as_tensor(v.load()))
+                self._weights[v] = self._arithmetic.loaded(v)
             return self._weights[v]
         return env[v.name]
 

@@ -17,6 +17,7 @@ import torch
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.axis import Axis, find, leaves
+from irprune.ir.dtype import is_float
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.selection import Selection
 from irprune.ir.size import probe_of
@@ -27,6 +28,7 @@ from irprune.run.inputs import flat_tensors, over_tensors
 from irprune.run.interpret import evaluate, symbols_of
 from irprune.run.oracle import Presence
 from irprune.run.stored_tensor import StoredTensor
+from irprune.run.typed_load import TypedLoad, load_typed
 from irprune.validate.judge_share import cut_apart
 
 Call = tuple[Sequence[Any], dict[str, Any]]
@@ -79,14 +81,16 @@ def judgeable(
     return Selection(left, {a: h for a, h in kept.within.items() if a in left})
 
 
-def zeroed(weight: Weight, kept: Selection) -> torch.Tensor:
-    """What ``weight`` holds, with zeros at the indices that are dropped."""
-    array = as_tensor(weight.load())
+def zeroed(weight: Weight, kept: Selection, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """What ``weight`` holds, with zeros at the indices that are dropped; in ``dtype`` where it is
+    floating-point."""
     axes = weight.axes or ()
-    cut = [d for d in range(array.dim()) if kept.changes(axes[d])]
+    dtype = dtype if is_float(weight.dtype) else None
+    cut = [d for d in range(len(axes)) if kept.changes(axes[d])]
     if not cut:
-        return array
-    array = array.clone()
+        array = as_tensor(weight.load())
+        return array if dtype is None else array.to(dtype)
+    array = load_typed(weight, dtype)
     for d in cut:
         gone = torch.from_numpy(~kept.present(axes, d)).to(array.device)
         if gone.numel() == gone.shape[d]:
@@ -127,7 +131,7 @@ def forward_with(
         if names and isinstance(source.state[min(names)].tensor, StoredTensor):
             own.update(dict.fromkeys(names, _stored(weight, kept, dtype)))
         elif names:
-            own.update(dict.fromkeys(names, _as(zeroed(weight, kept), dtype)))
+            own.update(dict.fromkeys(names, zeroed(weight, kept, dtype)))
     for name, entry in source.state.items():
         if name in held and name not in own:
             own[name] = rest.setdefault(id(entry.tensor), _as(entry.tensor.detach(), dtype))
@@ -160,14 +164,14 @@ def _stored(weight: Weight, kept: Selection, dtype: torch.dtype) -> StoredTensor
     shape = [probe_of(s) for s in weight.shape]
     own = TO_TORCH[weight.dtype]
     kind = dtype if own.is_floating_point else own
-    return StoredTensor(lambda: _as(zeroed(weight, kept), dtype), shape, kind)
+    return StoredTensor(lambda: zeroed(weight, kept, dtype), shape, kind)
 
 
 def _as(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-class _Zeroed:
+class _Zeroed(TypedLoad):
     """A weight's loader with zeros at what is dropped."""
 
     def __init__(self, weight: Weight, kept: Selection) -> None:
@@ -176,6 +180,15 @@ class _Zeroed:
 
     def __call__(self) -> torch.Tensor:
         return zeroed(self.whole, self.kept)
+
+    def typed(self, dtype: torch.dtype) -> torch.Tensor:
+        made = zeroed(self.whole, self.kept, dtype)
+        return made if self._changed else made.clone()
+
+    @property
+    def _changed(self) -> bool:
+        """Whether anything is zeroed, in a tensor made for it."""
+        return any(map(self.kept.changes, self.whole.axes or ()))
 
 
 def _is_state(graph: Graph, weight: Weight) -> bool:

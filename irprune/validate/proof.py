@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,10 +30,24 @@ from irprune.validate.proof_result import Proof, is_constant, is_nan
 from irprune.validate.shaken_proof import Cut, prove_shaken
 from irprune.validate.stopped import REFUSED, Stopped, stopping
 
-__all__ = ["Proof", "prove"]
+__all__ = ["Proof", "Remake", "prove"]
 
 
-Remake = Callable[[Graph], tuple[Graph, torch.nn.Module]]
+@dataclass(frozen=True)
+class Remake:
+    """How a graph is cut as the one that is proven was, with other weights or less of a choice.
+
+    Args:
+        graph: Cuts a copy of a graph.
+        module: Makes the module of a cut graph.
+    """
+
+    graph: Callable[[Graph], Graph]
+    module: Callable[[Graph], torch.nn.Module]
+
+    def __call__(self, graph: Graph) -> torch.nn.Module:
+        """The module of ``graph`` after its cut."""
+        return self.module(self.graph(graph))
 
 
 def prove(
@@ -44,8 +59,7 @@ def prove(
 ) -> Proof:
     """Compare ``module`` with the analysed ``graph`` whose choice it was cut by.
 
-    ``remake(graph)`` cuts a copy of the graph and gives the cut graph and its module: once with
-    random weights, and where float64 decides."""
+    ``remake`` cuts a copy of the graph: once with random weights, and where float64 decides."""
     began = time.perf_counter()
     with full_float32(), torch.random.fork_rng():
         where = device or torch.device("cpu")
@@ -80,7 +94,7 @@ def _prove_again(
     def wide(subject: Graph, call: Call) -> Any:
         return _wide(subject, remake, _inputs(subject, call, device, torch.float64)[2])
 
-    cut = Cut(lambda subject: remake(subject)[1], run, wide)
+    cut = Cut(remake, run, wide)
     prove_shaken(proof, graph, cut, device, own, seed)
 
 
@@ -225,4 +239,4 @@ def _wide(
 ) -> list[torch.Tensor]:
     """Outputs of the cut graph in ``dtype``, for a forward that names a type itself (casts,
     autocast): its casts are made wide."""
-    return torch_source(graph).results(evaluate(remake(graph)[0], inputs, dtype=dtype))
+    return torch_source(graph).results(evaluate(remake.graph(graph), inputs, dtype=dtype))

@@ -60,17 +60,14 @@ def prove_cut(
     from irprune.emit.torch.module import emit_module
     from irprune.run.stored_tensor import is_stored
     from irprune.validate.gradient_proof import is_cheap, prove_gradients
-    from irprune.validate.proof import prove
+    from irprune.validate.proof import Remake, prove
     from irprune.validate.training_proof import differs_in_training, held_otherwise
 
     made = module()
     if any(is_meta(t) for t in made.state_dict().values()):
         return None
 
-    def remake(subject: Graph) -> tuple[Graph, torch.nn.Module]:
-        smaller = again(subject)
-        return smaller, emit_module(smaller, is_stored(made))
-
+    remake = Remake(again, lambda smaller: emit_module(smaller, is_stored(made)))
     proof = prove(graph, made, remake, device())
     if proof.passed and (gradients or is_cheap(graph, Costs(graph).at({})["macs"])):
         _add_gradients(proof, prove_gradients(graph, made, device()))

@@ -4,9 +4,8 @@ vary, and where what they lead to reaches an output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,17 +17,34 @@ from irprune.ops.traits import ADDED
 
 __all__ = ["Draw", "is_redrawn", "redrawn", "seeds", "with_random_numbers"]
 
-Draw = Callable[[Weight, NDArray[Any], int], NDArray[Any]]
-"""Makes random numbers for a weight that holds an array, from a seed."""
+
+class Draw(Protocol):
+    """Makes random numbers for a weight that holds an array, from a seed; of ``dtype`` where one is
+    given, with the values that they have in the array's own."""
+
+    def __call__(
+        self,
+        weight: Weight,
+        array: NDArray[Any],
+        seed: int,
+        dtype: np.dtype[Any] | None = None,
+        /,
+    ) -> NDArray[Any]:
+        """The numbers."""
+
 
 _PLAIN = 100  # the fan-in that stands for that of a vector
+_BLOCK = 1 << 18  # numbers that are drawn at a time
 _PERIOD = 1_048_573  # a prime, so that no two rows of a matrix hold the same numbers
 
 
-def with_random_numbers(weight: Weight, array: NDArray[Any], seed: int) -> NDArray[Any]:
+def with_random_numbers(
+    weight: Weight, array: NDArray[Any], seed: int, dtype: np.dtype[Any] | None = None
+) -> NDArray[Any]:
     """``array``, what ``weight`` holds, with random numbers added and, where it is constant, in its
     place: of a size that lets signals last, scales and variances about one. The same seed gives
-    the same numbers; the element type stays."""
+    the same numbers; they are rounded to the array's element type, and are of ``dtype`` where it is
+    given."""
     fan_in = max(1, array.size // array.shape[0]) if array.ndim > 1 else _PLAIN
     # With ReLU 2 keeps a signal's size, without it 1
     noise = _normal(array.shape, seed) * (1.5 / fan_in) ** 0.5
@@ -37,10 +53,12 @@ def with_random_numbers(weight: Weight, array: NDArray[Any], seed: int) -> NDArr
         array = np.full_like(array, around_one)
     wide = array + noise if array.dtype.kind == "f" else array.astype(np.float64) + noise
     made: NDArray[Any] = (np.abs(wide) if around_one else wide).astype(array.dtype)
-    return made
+    return made if dtype is None else made.astype(dtype)
 
 
-def redrawn(weight: Weight, array: NDArray[Any], seed: int) -> NDArray[Any]:
+def redrawn(
+    weight: Weight, array: NDArray[Any], seed: int, dtype: np.dtype[Any] | None = None
+) -> NDArray[Any]:
     """Random numbers in the place of ``array``, what ``weight`` holds.
 
     Kernels and matrices keep a signal's size and have rows that are up to four times as large as
@@ -51,28 +69,40 @@ def redrawn(weight: Weight, array: NDArray[Any], seed: int) -> NDArray[Any]:
         weight: whose readers say what the numbers are for.
         array: what it holds; it stays as it is.
         seed: the same seed gives the same numbers.
+        dtype: the element type of the result; the values are rounded to that of ``array``.
 
     Returns:
-        An array of the same shape and element type.
+        An array of the same shape, and of the same element type where no other is asked for.
     """
+    own = array.dtype
+    dtype = own if dtype is None else dtype
     if not array.size or not np.isfinite(array.astype(np.float32, copy=False)).all():
-        return array
+        return array.astype(dtype, copy=dtype != own)
     roles = {role_of(node, i) for node, i in readers_of(weight)}
-    shape, dtype = array.shape, array.dtype
+    shape = array.shape
     vector = max(shape, default=1) == array.size
     fan_in = 1 if vector else _fan_in(weight, array)
     del array  # the largest weights are not held twice
-    made = _normal(shape, seed)
     if vector:
+        made = _normal(shape, seed)
         if _multiplies(weight) or not roles & set(ADDED):
             made = np.float32(1) + np.tanh(made) * np.float32(0.5)
         else:
             made *= np.float32(0.4)
-    elif "table" not in roles:
+        return made.astype(own, copy=False).astype(dtype, copy=False)
+    rows = np.ones(shape[0], np.float32)
+    if "table" not in roles:
         rows = 2 ** np.tanh(_normal((shape[0],), seed + 1))
         rows *= np.float32((1.7 / fan_in) ** 0.5)
-        made *= rows.reshape(-1, *[1] * (len(shape) - 1))
-    return made.astype(dtype, copy=False)
+    out = np.empty(shape, dtype)
+    each = out.size // shape[0]
+    step = max(1, _BLOCK // each)
+    for at in range(0, shape[0], step):  # nor are those in two types
+        scale = rows[at : at + step].reshape(-1, *[1] * (len(shape) - 1))
+        block = _normal((len(scale), *shape[1:]), seed, skip=at * each)
+        block *= scale
+        out[at : at + step] = block.astype(own, copy=False)
+    return out
 
 
 def is_redrawn(weight: Weight, kept: Selection | None) -> bool:
@@ -99,9 +129,11 @@ def _pool() -> NDArray[np.float32]:
     return np.random.default_rng(0).standard_normal(_PERIOD, dtype=np.float32)
 
 
-def _normal(shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
-    """Normal numbers, out of one pool: drawing them is what costs most in large weights."""
-    pool, start = _pool(), int(np.random.default_rng(seed).integers(_PERIOD))
+def _normal(shape: tuple[int, ...], seed: int, skip: int = 0) -> NDArray[np.float32]:
+    """Normal numbers, out of one pool: drawing them is what costs most in large weights. They are
+    those that follow ``skip`` others of the same seed."""
+    pool = _pool()
+    start = (int(np.random.default_rng(seed).integers(_PERIOD)) + skip) % _PERIOD
     out = np.empty(shape, np.float32)
     flat = out.reshape(-1)
     at = 0

@@ -15,16 +15,18 @@ import torch
 from irprune.base.tolerance import CAPTURE, FLOAT32, FLOAT64, LEAST_RANGE, LEAST_RANGE64
 from irprune.errors import OtherOutcome, gist
 from irprune.frontend.torch.source import torch_source
-from irprune.ir.dtype import is_float, is_half
+from irprune.ir.dtype import is_float, is_half, numpy_dtype
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.selection import Selection
 from irprune.ops.arrays import as_numpy, as_tensor
+from irprune.ops.dtypes import FROM_TORCH
 from irprune.run.error import channel_error, relative_error
 from irprune.run.inputs import flat_tensors, over_tensors, redraw
 from irprune.run.interpret import evaluate, named_types
 from irprune.run.oracle import silenced
 from irprune.run.other_sizes import other_sizes, resized
 from irprune.run.stored_tensor import is_stored
+from irprune.run.typed_load import TypedLoad
 from irprune.validate.judge import Call, forward_of, forward_with, judgeable
 from irprune.validate.judge_share import judged_share
 from irprune.validate.proof_result import Proof, Shaken, is_nan, says_nothing
@@ -340,7 +342,7 @@ def with_weights(graph: Graph, draw: Draw, seed: int, holds: bool) -> Graph:
     return twin
 
 
-class _Drawn:
+class _Drawn(TypedLoad):
     """A weight's loader with random numbers; the same every time."""
 
     def __init__(self, weight: Weight, draw: Draw, seed: int, holds: bool) -> None:
@@ -350,13 +352,24 @@ class _Drawn:
     def __call__(self) -> torch.Tensor:
         if self.held:
             return self.held[0]
-        # One reference, which `draw` may drop: the largest weight is not held twice
-        read = [as_tensor(self.load())]
-        device = read[0].device
-        made = as_tensor(self.draw(self.weight, as_numpy(read.pop()), self.seed)).to(device)
+        made = self._made(None)
         if self.holds:
             self.held.append(made)
         return made
+
+    def typed(self, dtype: torch.dtype) -> torch.Tensor:
+        if self.holds:
+            return self().to(dtype, copy=True)
+        return self._made(dtype).to(dtype)
+
+    def _made(self, dtype: torch.dtype | None) -> torch.Tensor:
+        """A new tensor, in ``dtype`` where numpy has it."""
+        kind = None if dtype is None else numpy_dtype(FROM_TORCH[dtype])
+        # One reference, which `draw` may drop: the largest weight is not held twice
+        read = [as_tensor(self.load())]
+        device = read[0].device
+        made = self.draw(self.weight, as_numpy(read.pop()), self.seed, kind)
+        return as_tensor(made).to(device)
 
 
 def _elements(weight: Weight) -> int:

@@ -54,6 +54,18 @@ def loaded(folder: Path):
     return stored.stored_model(kind, config, folder).eval(), kind.from_pretrained(folder).eval()
 
 
+def test_no_bar_of_another_library_is_drawn(folder: Path, capfd) -> None:
+    from transformers.utils import logging
+
+    logging.enable_progress_bar()
+    for spec in (SMALL, ()):
+        assert run(["inspect", f"hf:{folder}"]) == 0
+        assert run(["prune", f"hf:{folder}", "--no-proof", *spec]) == 0
+    assert logging.is_progress_bar_enabled()
+    said = capfd.readouterr()
+    assert "Loading weights" not in said.out + said.err
+
+
 def pruned(folder: Path, out: Path, *arguments: str) -> Path:
     assert run(["prune", f"hf:{folder}", "-o", str(out), "--format", "hf", *arguments]) == 0
     return out

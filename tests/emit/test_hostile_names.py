@@ -234,6 +234,14 @@ def test_a_literal_is_read_as_it_was(value: Any) -> None:
     code.parsed_as_meant(text, [ast.Expr(code.literal(value).tree)], "")
 
 
+@pytest.mark.parametrize("name", ["a; b", "a\nb", "a  # b", "a \\", "'a'", "a\x0cb"], ids=repr)
+def test_a_line_that_python_reads_otherwise_is_refused(name: str) -> None:
+    meant = code.Line((ast.Expr(ast.Name(name)),))
+    with pytest.raises(IrpruneError, match="does not say what it was meant to"):
+        meant.checked("")
+    assert code.Line((ast.Expr(ast.Name("device")),)).checked("").names_device
+
+
 def test_the_source_of_a_module_is_the_same_each_time() -> None:
     said = dict.fromkeys(PLACES, "a'b")
     first, second = (source_of(irprune.prune(network(said)).module) for _ in range(2))

@@ -26,13 +26,14 @@ from irprune.ir.graph import Graph
 from irprune.run.inputs import draw, redraw
 from irprune.run.session import providers_for, run_session, session
 from irprune.run.timing import interleaved
+from irprune.run.typed_load import load_typed
+from irprune.validate.judge import zeroed
 from irprune.validate.parity import Parity, compare_arrays, measure
-from irprune.validate.proof import prove
+from irprune.validate.proof import Remake, prove
+from irprune.validate.random_weights import redrawn, with_random_numbers
+from irprune.validate.shaken_proof import with_weights
 
-
-def remake(graph: Graph) -> tuple[Graph, nn.Module]:
-    cut = cut_graph(graph)
-    return cut, emit_module(cut)
+remake = Remake(cut_graph, emit_module)
 
 
 @pytest.fixture
@@ -152,14 +153,14 @@ def test_constant_outputs_are_proven_with_random_weights(mlp: tuple[nn.Module, T
     # The random weights stay in the proof
     assert torch.count_nonzero(pruned.module.get_parameter("3.weight")) == 0
 
-    def wrong(graph: Graph) -> tuple[Graph, nn.Module]:
-        cut, module = remake(graph)
+    def wrong(cut: Graph) -> nn.Module:
+        module = emit_module(cut)
         with torch.no_grad():
             weight = module.get_parameter("3.weight")
             weight.copy_(weight.roll(1, 1))
-        return cut, module
+        return module
 
-    assert not prove(pruned.graph, pruned.module, wrong).passed
+    assert not prove(pruned.graph, pruned.module, Remake(cut_graph, wrong)).passed
 
 
 class Overflows(nn.Module):
@@ -242,15 +243,16 @@ def test_inputs_outside_the_domain_give_way_to_the_examples(zero: bool) -> None:
     )
     assert (proof.passes, proof.random_weights) == (17, zero)
 
-    def wrong(graph: Graph) -> tuple[Graph, nn.Module]:
-        cut, module = remake(graph)
+    def wrong(cut: Graph) -> nn.Module:
+        module = emit_module(cut)
         with torch.no_grad():
             module.get_parameter("down.weight").copy_(
                 module.get_parameter("down.weight").roll(1, 1)
             )
-        return cut, module
+        return module
 
-    assert not prove(pruned.graph, wrong(pruned.graph)[1], wrong).passed
+    again = Remake(cut_graph, wrong)
+    assert not prove(pruned.graph, again(pruned.graph), again).passed
 
 
 def test_what_cannot_be_proven_is_not_called_proven() -> None:
@@ -411,3 +413,24 @@ def test_outputs_of_nothing_but_nan_are_no_proof() -> None:
     net[1].running_mean.fill_(float("nan"))
     with pytest.raises(CheckFailed, match="nothing proven"):
         irprune.prune(net.eval(), (torch.randn(1, 3, 12, 12),))
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("holds", [False, True])
+def test_random_weights_are_the_same_numbers_in_every_type(own: torch.dtype, holds: bool) -> None:
+    model = nn.Sequential(nn.Linear(70, 5000), nn.LayerNorm(5000), nn.Linear(5000, 3)).to(own)
+    pruned = irprune.prune(model.eval(), (torch.randn(2, 70, dtype=own),), proof=False)
+    kept = pruned.graph.kept
+    assert kept is not None
+    for numbers in (redrawn, with_random_numbers):
+        twin = with_weights(pruned.graph, numbers, 0, holds)
+        for weight in twin.weights.values():
+            plain = weight.load().clone()
+            assert plain.dtype == own and plain.unique().numel() > 1
+            wide = load_typed(weight, torch.float64)
+            assert wide.dtype == torch.float64 and torch.equal(wide, plain.double())
+            silent = zeroed(weight, kept, torch.float64)
+            assert torch.equal(silent, zeroed(weight, kept).double())
+            assert torch.equal(silent[silent != 0], plain.double()[silent != 0])
+            wide.zero_()  # it is the caller's own
+            assert torch.equal(weight.load(), plain)

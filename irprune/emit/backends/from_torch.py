@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from irprune.emit.bridge.torch_onnx import export_onnx, output_names
+from irprune.emit.gguf.model import GgufModel, gguf_model
 from irprune.emit.torch.hugging_face import save_pretrained, update_config
 from irprune.emit.torch.instance import apply_to
 from irprune.emit.torch.module import emit_module
@@ -40,6 +40,8 @@ class TorchBackend:
 
     def write_onnx(self, cut: Graph, module: nn.Module | None, path: Path) -> Path:
         """``module``, or the one emitted from ``cut``, exported by torch."""
+        from irprune.emit.bridge.torch_onnx import export_onnx  # takes onnx, which few runs need
+
         made = emit_module(cut) if module is None else module
         source = torch_source(cut)
         if not all(isinstance(place, int) for place in source.outputs):
@@ -76,6 +78,21 @@ class TorchBackend:
             )
         return write_pretrained(graph, cut, module, folder, repaired=repaired, per_layer=own)
 
+    def gguf_model(
+        self, graph: Graph, cut: Graph, module: nn.Module, repaired: bool
+    ) -> tuple[GgufModel, Path | None]:
+        """Read off the model's config and the tensors that are left."""
+        model: Any = torch_source(graph).module
+        if not is_pretrained(model):
+            raise IrpruneError(
+                "a GGUF file is of models of transformers",
+                graph.name,
+                "save the folder of irprune: -o small/",
+            )
+        origin = Path(str(model.name_or_path)) if model.name_or_path else None
+        folder = origin if origin is not None and origin.is_dir() else None
+        return gguf_model(graph, cut, module, repaired), folder
+
     def apply_to(
         self, model: Any, graph: Graph, cut: Graph, repaired: bool, notes: list[str]
     ) -> nn.Module:
@@ -95,6 +112,8 @@ class TorchBackend:
 def _tensors_alone(cut: Graph, module: nn.Module) -> tuple[nn.Module, TorchSource]:
     """``module`` without the results that are no tensors, which a file has no place for, and how it
     is called."""
+    from irprune.emit.bridge.torch_onnx import output_names
+
     source = torch_source(cut)
     spec = pytree.tree_structure(dict.fromkeys(output_names(source), 0))
     places: list[int | tuple[Any]] = [p for p in source.outputs if isinstance(p, int)]

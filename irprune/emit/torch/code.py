@@ -4,7 +4,8 @@ was checked or as a literal.
 No text of a name is ever pasted into code. An expression is a ``Code``, made of other expressions
 by the functions here; ``quote`` fills the holes of a template that irprune itself wrote. The text
 comes from the tree at the end, and ``parsed_as_meant`` compares what Python reads in it with the
-tree."""
+tree: line by line in functions, so that no more than the tree of a line is held, and then the frame
+around the lines."""
 
 from __future__ import annotations
 
@@ -23,11 +24,13 @@ import torch
 from irprune.errors import IrpruneError, printable
 
 __all__ = [
+    "DEVICE",
     "INFIX",
     "Code",
     "Function",
     "Line",
     "Parameters",
+    "Written",
     "assign",
     "attribute",
     "call",
@@ -269,11 +272,35 @@ class Line:
             return f"# {printable(self.comment)}"
         return "; ".join(map(ast.unparse, self.statements))
 
-    def reads(self, name: str) -> bool:
-        """Whether a statement reads or sets the variable ``name``."""
-        return name in self.text and any(
-            isinstance(n, ast.Name) and n.id == name for s in self.statements for n in ast.walk(s)
-        )
+    def checked(self, where: str) -> Written:
+        """The line as text alone, whose trees need not be kept: those of a large model take more
+        memory than its largest weight. Raises IrpruneError where Python reads something else in the
+        text than its statements, or where it is no whole line."""
+        text = self.text
+        parsed_as_meant(text, self.statements, where)
+        if len(text.splitlines()) > 1:
+            raise _meant_otherwise(where)
+        return Written(text, any(map(_names_device, self.statements)))
+
+
+def _names_device(statement: ast.stmt) -> bool:
+    return any(isinstance(n, ast.Name) and n.id == DEVICE for n in ast.walk(statement))
+
+
+DEVICE = "device"  # the variable that holds where a model runs
+
+
+@dataclass(frozen=True)
+class Written:
+    """A line of which Python reads what was meant (``Line.checked``).
+
+    Args:
+        text: The source of the line.
+        names_device: Whether it reads or sets the variable ``DEVICE``.
+    """
+
+    text: str
+    names_device: bool
 
 
 class Parameters:
@@ -319,23 +346,24 @@ class Parameters:
 
 @dataclass
 class Function:
-    """A function whose text keeps its comments."""
+    """A function whose text keeps its comments. Its lines are checked; ``frame`` is what is left to
+    be compared."""
 
     own: str
     parameters: Parameters
-    lines: list[Line]
+    lines: list[Written]
 
     @property
-    def tree(self) -> ast.stmt:
-        """The tree that the text must parse to."""
+    def frame(self) -> ast.stmt:
+        """The tree of the function with nothing in it."""
         variable(self.own)
-        body = [s for line in self.lines for s in line.statements]
-        return ast.FunctionDef(self.own, self.parameters.tree, body, [])
+        return ast.FunctionDef(self.own, self.parameters.tree, [ast.Pass()], [])
 
-    def text(self, indent: str = "") -> str:
-        """The source, each line behind ``indent``."""
+    def text(self, indent: str = "", lines: bool = True) -> str:
+        """The source, each line behind ``indent``; without its ``lines`` that of the frame."""
         head = f"{indent}def {self.own}({ast.unparse(self.parameters.tree)}):\n"
-        return head + "".join(f"{indent}    {line.text}\n" for line in self.lines)
+        within = [line.text for line in self.lines] if lines else ["pass"]
+        return head + "".join(f"{indent}    {text}\n" for text in within)
 
 
 # -- the comparison --------------------------------------------------------------------------------
@@ -349,11 +377,15 @@ def parsed_as_meant(text: str, meant: Sequence[ast.stmt], where: str) -> None:
     except (SyntaxError, ValueError):
         found = []
     if not _same(found, list(meant)):
-        raise IrpruneError(
-            "the source of the module does not say what it was meant to; it was not run",
-            where,
-            "report this as a bug",
-        )
+        raise _meant_otherwise(where)
+
+
+def _meant_otherwise(where: str) -> IrpruneError:
+    return IrpruneError(
+        "the source of the module does not say what it was meant to; it was not run",
+        where,
+        "report this as a bug",
+    )
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -17,11 +17,13 @@ import torch
 
 from irprune.base.garbage import without_collection
 from irprune.emit.torch.code import (
+    DEVICE,
     INFIX,
     Code,
     Function,
     Line,
     Parameters,
+    Written,
     assign,
     attribute,
     call,
@@ -225,8 +227,8 @@ class _Writer:
     def write(self) -> Source:
         self._find_layers()
         built = [
-            Line((statement(quote("super().__init__()")),)),
-            *(Line((s,)) for s in self._tree()),
+            self._written(statement(quote("super().__init__()"))),
+            *map(self._written, self._tree()),
         ]
         itself = Parameters()
         itself.add("self")
@@ -238,17 +240,27 @@ class _Writer:
             *_parsed(HEADER),
             *(s for f in self.functions.values() for s in _statements(f)),
             *classes,
-            ast.ClassDef("Model", [quote("nn.Module").tree], [], [m.tree for m in methods], []),
+            ast.ClassDef("Model", [quote("nn.Module").tree], [], [m.frame for m in methods], []),
         ]
+        parsed_as_meant(self._text(about, methods, lines=False), meant, self.graph.name)
+        return Source(self._text(about, methods), self.tensors, self.classes.held)
+
+    def _text(self, about: ast.stmt, methods: list[Function], lines: bool = True) -> str:
+        """The source; without its ``lines`` the frame around them, which is what is left to be
+        compared."""
         text = ast.unparse(ast.Module([about], [])) + "\n\n" + HEADER
         text += "".join(
-            f"{f if isinstance(f, str) else f.text()}\n\n" for f in self.functions.values()
+            f"{f if isinstance(f, str) else f.text(lines=lines)}\n\n"
+            for f in self.functions.values()
         )
+        classes = self.classes.statements
         text += "".join(f"{ast.unparse(ast.fix_missing_locations(s))}\n" for s in classes)
         text += "\n\n" if classes else ""
-        text += "class Model(nn.Module):\n" + "\n".join(m.text("    ") for m in methods)
-        parsed_as_meant(text, meant, self.graph.name)
-        return Source(text, self.tensors, self.classes.held)
+        made = [m.text("    ", lines) for m in methods]
+        return text + "class Model(nn.Module):\n" + "\n".join(made)
+
+    def _written(self, *statements: ast.stmt) -> Written:
+        return Line(statements).checked(self.graph.name)
 
     def _fresh(self, wanted: str) -> str:
         """``wanted``, or one like it that is a free identifier."""
@@ -345,20 +357,22 @@ class _Writer:
         """An argument of ``node`` with code for operands, sizes and the device."""
         return substitute(x, lambda k: self._name(node.operand(k)), self._size, _DEVICE)
 
-    def _forward(self) -> Function:
+    def _forward(self, own: str = "forward", listed: bool = False) -> Function:
+        """The function ``own`` that computes the graph; what it returns is ``listed`` for one that
+        other code calls."""
         graph = self.graph
-        lines: list[Line] = []
+        lines: list[Written] = []
         if self.source is not None:
             signature = Signature(self.source, self._fresh)
             self.names.update((graph.inputs[i], own) for i, own in signature.names.items())
             parameters = signature.parameters
-            lines += [Line((s,)) for s in signature.statements]
+            lines += map(self._written, signature.statements)
         else:
             parameters = Parameters()
             parameters.add("self")
             for value in graph.inputs:
                 parameters.add(self._variable(value))
-        body: list[Line] = []
+        body: list[Written] = []
         last = _last_uses(graph)
         wanted = {name for node in graph.nodes for name in names_in(list(node.attrs.values()))}
         wanted.update(
@@ -368,34 +382,36 @@ class _Writer:
             if isinstance(s, Sym) and any(s.name in guard.symbols for guard in graph.guards)
         )
         bound: set[str] = set()
-        prologue = [Line((s,)) for s in self._bind_sizes(graph.inputs, wanted, bound)]
+        prologue = [self._written(s) for s in self._bind_sizes(graph.inputs, wanted, bound)]
         scope = ""
         for i, node in enumerate(graph.nodes):
             if node.origin.scope != scope and node.origin.scope:
-                body.append(Line(comment=node.origin.scope))
+                body.append(Line(comment=node.origin.scope).checked(graph.name))
             scope = node.origin.scope
             single = node in self.layer_of and dict(node.origin.layout).get("hx") is None
             dead = [
                 self._variable(v) for v in last.get(i, ()) if not (single and v.producer is node)
             ]
-            body.append(Line((self._line(node),)))
+            made = [self._line(node)]
             sizes = [v for v in node.outputs if v.dtype != "none"]
-            body += [Line((s,)) for s in self._bind_sizes(sizes, wanted, bound)]
-            if dead:
-                body[-1] = Line((*body[-1].statements, delete(dead)))
+            made += self._bind_sizes(sizes, wanted, bound)
+            body += map(self._written, made[:-1])
+            body.append(self._written(made[-1], *([delete(dead)] if dead else [])))
         if wanted - bound:
             raise IrpruneError(
                 f"the size {min(wanted - bound)} follows from no input",
                 "",
                 "give dynamic_shapes that name every dynamic size",
             )
-        lines += [Line((s,)) for s in self._fixed_sizes()]
-        prologue += [Line((s,)) for s in self._guards()]
-        result = self._result()
-        if any(line.reads("device") for line in body):
-            lines.append(Line((assign(_DEVICE, self._device()),)))
-        lines += [*prologue, *body, Line((ast.Return(result.tree),))]
-        return Function("forward", parameters, lines)
+        lines += map(self._written, self._fixed_sizes())
+        prologue += map(self._written, self._guards())
+        result = self._result().tree
+        if listed:
+            result = ast.List(result.elts if isinstance(result, ast.Tuple) else [result])
+        if any(line.names_device for line in body):
+            lines.append(self._written(assign(_DEVICE, self._device())))
+        lines += [*prologue, *body, self._written(ast.Return(result))]
+        return Function(own, parameters, lines)
 
     def _fixed_sizes(self) -> Iterator[ast.stmt]:
         """Statements that refuse sizes of inputs which the graph is not right for."""
@@ -508,13 +524,8 @@ class _Writer:
         while own in self.functions:
             own += "_"
         self.functions[own] = ""
-        made = inner._forward()
-        made.own = own
+        made = inner._forward(own, listed=True)
         made.parameters.plain.remove("self")
-        returned = made.lines[-1].statements[0]
-        assert isinstance(returned, ast.Return) and returned.value is not None
-        many = returned.value.elts if isinstance(returned.value, ast.Tuple) else [returned.value]
-        made.lines[-1] = Line((ast.Return(ast.List(many)),))
         self.functions[own] = made
         outside = [self._name(node.operand(int(k))) for k in body.outer]
         given = Code(ast.Starred(variable("own").tree))
@@ -579,7 +590,7 @@ class _Writer:
         return spell(bound.target, [self._show(node, a) for a in bound.args], named, rank)
 
 
-_DEVICE = variable("device")
+_DEVICE = variable(DEVICE)
 _TRAINING = quote("self.training")
 
 
@@ -604,7 +615,7 @@ def _parsed(text: str) -> tuple[ast.stmt, ...]:
 
 
 def _statements(function: str | Function) -> tuple[ast.stmt, ...]:
-    return _parsed(function) if isinstance(function, str) else (function.tree,)
+    return _parsed(function) if isinstance(function, str) else (function.frame,)
 
 
 def _put(place: str, item: Code, options: dict[str, Any] | None = None) -> ast.stmt:

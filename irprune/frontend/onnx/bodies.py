@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from irprune.errors import first_line
 from irprune.frontend.onnx.order import outer_names
 from irprune.frontend.onnx.proto import type_proto, value_type
-from irprune.frontend.onnx.source import OnnxSource, StoredTensor
+from irprune.frontend.onnx.source import FileTensor, OnnxSource
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, TensorType, Value
 from irprune.ir.size import Sym
@@ -36,7 +36,7 @@ class BodyReader(Protocol):
     count: int
     types: dict[str, TensorType]
     known: dict[str, NDArray[Any]]
-    stored: dict[str, StoredTensor]
+    stored: dict[str, FileTensor]
     values: dict[str, Value]
 
     def nested(self, model: onnx.ModelProto) -> BodyReader:
@@ -90,7 +90,7 @@ def lifted(outer: BodyReader, body: Body, names: list[str]) -> Body:
         while own in outer.types:
             own += "."
         outer.stored[own], outer.types[own] = (
-            StoredTensor("initializer", weight.name, weight.load),
+            FileTensor("initializer", weight.name, weight.load),
             weight.type,
         )
         value = graph.add_input(weight.name, weight.type)

@@ -37,7 +37,7 @@ from irprune.frontend.onnx.proto import (
     value_type,
 )
 from irprune.frontend.onnx.sound import check_message
-from irprune.frontend.onnx.source import NodePlace, OnnxSource, StoredTensor
+from irprune.frontend.onnx.source import FileTensor, NodePlace, OnnxSource
 from irprune.frontend.onnx.types import check_types, without_data
 from irprune.ir.body import Body
 from irprune.ir.dtype import is_float, is_integer
@@ -115,7 +115,7 @@ class _Reader:
         self.graph.source = source
         self.values: dict[str, Value] = {}
         self.types, self.known = source.types, source.known
-        self.stored: dict[str, StoredTensor] = {}  # by the name of the tensor
+        self.stored: dict[str, FileTensor] = {}  # by the name of the tensor
         self.deferred: dict[str, int] = {}
         self.uses: dict[str, int] = {}
         self.declared = {v.name: v.type for v in (*self.proto.value_info, *self.proto.output)}
@@ -217,16 +217,16 @@ class _Reader:
     def initializers(self) -> None:
         for t in self.proto.initializer:
             self._store(
-                StoredTensor("initializer", t.name, self.source.files.loader(t)),
+                FileTensor("initializer", t.name, self.source.files.loader(t)),
                 TensorType(dtype_of(t.data_type), tuple(t.dims)),
             )
         for s in self.proto.sparse_initializer:
             self._store(
-                StoredTensor("initializer", s.values.name, partial(dense, s)),
+                FileTensor("initializer", s.values.name, partial(dense, s)),
                 TensorType(dtype_of(s.values.data_type), tuple(s.dims)),
             )
 
-    def _store(self, stored: StoredTensor, kind: TensorType) -> None:
+    def _store(self, stored: FileTensor, kind: TensorType) -> None:
         self.stored[stored.name] = stored
         self.types[stored.name] = kind
 
@@ -237,7 +237,7 @@ class _Reader:
         if is_constant(target):
             array = constant_array(node)
             if array is not None:
-                self._store(StoredTensor("constant", node.output[0], array), constant_type(node))
+                self._store(FileTensor("constant", node.output[0], array), constant_type(node))
                 return
         types = [self.types.get(name) if name else None for name in node.input]
         attrs = attributes(node)
@@ -343,7 +343,7 @@ class _Reader:
         if int(np.prod(sizes, dtype=np.int64)) <= LIMIT and is_integer(kind.dtype):
             return False
         self._store(
-            StoredTensor(
+            FileTensor(
                 "filled", node.output[0], lambda: np.full(sizes, value.reshape(-1)[0], value.dtype)
             ),
             kind,
@@ -568,7 +568,7 @@ class _Reader:
             return made.out
         weight = Weight(name, kind, lambda: array, "constant")
         self.graph.add_weight(weight)
-        self.source.stored[name] = StoredTensor("folded", name, weight.load)
+        self.source.stored[name] = FileTensor("folded", name, weight.load)
         return weight
 
     # -- types -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from irprune.frontend.onnx.file import Files
     from irprune.frontend.onnx.functions import ExpandedCalls
 
-__all__ = ["NodePlace", "OnnxSource", "StoredTensor", "onnx_source"]
+__all__ = ["FileTensor", "NodePlace", "OnnxSource", "onnx_source"]
 
 Array = NDArray[Any]
 
@@ -37,7 +37,7 @@ class NodePlace:
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class FileTensor:
     """Where a weight's array stands in the file.
 
     ``kind`` is ``initializer``, ``constant`` (a Constant node), ``filled`` (a ConstantOfShape node)
@@ -59,7 +59,7 @@ class OnnxSource:
     model: onnx.ModelProto
     files: Files
     calls: ExpandedCalls | None = None
-    stored: dict[str, StoredTensor] = field(default_factory=dict)
+    stored: dict[str, FileTensor] = field(default_factory=dict)
     types: dict[str, TensorType] = field(default_factory=dict)
     known: dict[str, Array] = field(default_factory=dict)
     # Known values that derive from the shape of a tensor

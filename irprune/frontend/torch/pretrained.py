@@ -13,11 +13,25 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 from irprune.errors import IrpruneError
 
-__all__ = ["any_batch", "is_pretrained", "without_cache"]
+__all__ = ["any_batch", "is_pretrained", "without_bar", "without_cache"]
+
+
+@contextlib.contextmanager
+def without_bar() -> Iterator[None]:
+    """Let transformers load a model without the bar that it draws; what it warns of is said."""
+    logging: Any = import_module("transformers.utils.logging")
+    was = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was:
+            logging.enable_progress_bar()
 
 
 def is_pretrained(model: Any) -> bool:

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from irprune.base.memory import trim
+from irprune.base.memory import large_blocks_apart, trim
 from irprune.errors import IrpruneError, gist
+from irprune.frontend.torch.pretrained import without_bar
 from irprune.ir.dtype import ELEMENT_TYPES
 from irprune.ops.dtypes import TO_TORCH
 from irprune.run.stored_tensor import StoredTensor
@@ -131,8 +132,10 @@ def stored_model(kind: Any, config: Any, folder: Path, **told: Any) -> Any:
     files = stored_files(folder)
     if not files:
         return None
+    large_blocks_apart()
     kind = _class_of(kind, config, folder)
-    model = kind.from_pretrained(None, config=config, state_dict=stored_tensors(files), **told)
+    with without_bar():
+        model = kind.from_pretrained(None, config=config, state_dict=stored_tensors(files), **told)
     model.name_or_path = model.config._name_or_path = str(folder)
     if model.can_generate() and (folder / "generation_config.json").exists():
         from transformers import GenerationConfig
