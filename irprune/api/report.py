@@ -169,6 +169,7 @@ class Report:
         data = self.as_dict(timings)
         if details and self.details is not None:
             data["details"] = {k: v for k, v in self.details().items() if k != "plan"}
+            data |= self._timed()
         return json.dumps(finite(data), indent=1) + "\n"
 
     def text(self, seconds: bool = False) -> str:
@@ -232,7 +233,12 @@ class Report:
         Returns:
             The text of report.html.
         """
-        return render(finite(self.as_dict()), finite(self.details()) if self.details else None)
+        data = {**self.as_dict(), **self._timed()}
+        return render(finite(data), finite(self.details()) if self.details else None)
+
+    def _timed(self) -> dict[str, Any]:
+        """What was timed beside the original, where it was."""
+        return {"speed": self.speed.as_dict()} if self.speed is not None else {}
 
 
 _LONGEST = 4000  # characters of one line: names in a file have no end
