@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from irprune.criteria.readings import readings_of
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
+from irprune.ir.selection import Selection
 from irprune.passes.result import PassResult
 
 __all__ = ["LowRank"]
@@ -45,6 +47,7 @@ class LowRank:
         if self.ranks:
             before = graph.low_rank
             graph.low_rank = self._said(graph)
+            graph.kept = Selection({}) if graph.kept is None else graph.kept
             return PassResult(graph.low_rank != before)
         able = [one for one in factorable(graph) if one.useful >= 1]
         if not able:
@@ -56,7 +59,6 @@ class LowRank:
             )
         from irprune.criteria.measured import set_apart
         from irprune.criteria.ranks import rank_scores
-        from irprune.criteria.readings import readings_of
 
         readings = None
         if self.calibration is not None:

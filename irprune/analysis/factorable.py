@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from irprune.analysis.layers import Layer, layers
 from irprune.frontend.onnx.source import OnnxSource
+from irprune.frontend.torch.low_rank import can_split as can_split_module
+from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph
 from irprune.ops.registry import convolution_of
@@ -76,8 +78,5 @@ def _is_held(graph: Graph, layer: Layer) -> bool:
         from irprune.frontend.onnx.low_rank import can_split
 
         return can_split(source, layer.node, layer.by)
-    from irprune.frontend.torch.low_rank import can_split as can_split_module
-    from irprune.frontend.torch.source import find_torch_source
-
     torch_source = find_torch_source(graph)
     return torch_source is not None and can_split_module(torch_source.module, layer.weight.name)

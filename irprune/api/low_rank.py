@@ -22,6 +22,7 @@ from irprune.driver.pipelines import analyse
 from irprune.errors import IrpruneError
 from irprune.frontend.capture import capture
 from irprune.frontend.onnx.source import OnnxSource
+from irprune.frontend.torch.low_rank import SplitLayer, with_layers
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.dtype import numpy_dtype
 from irprune.ir.graph import Graph
@@ -215,8 +216,6 @@ def _module(
     graph: Graph, chosen: list[Factorable], found: Mapping[str, Factors], options: Options
 ) -> tuple[list[_Split], Graph, float]:
     """The graph of a copy of the module with two layers in the place of each."""
-    from irprune.frontend.torch.low_rank import SplitLayer, with_layers
-
     source = torch_source(graph)
     assert source.module is not None
     layers = {n: SplitLayer(f.first, f.second) for n, f in found.items()}

@@ -21,12 +21,16 @@ from irprune.choice.plan import Plan
 from irprune.emit.backends.base import backend_of
 from irprune.emit.bridge.onnx_module import with_trained_weights
 from irprune.emit.bridge.openvino_files import openvino, write_openvino
+from irprune.emit.onnx.tensorrt import build_script
 from irprune.errors import CheckFailed, IrpruneError, gist, printable
 from irprune.frontend.torch.pretrained import is_pretrained
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Indices
 from irprune.ops.registry import draws
+from irprune.run.session import session
 from irprune.run.take import kept_indices
+from irprune.validate.openvino_parity import compare_openvino
+from irprune.validate.profiles import given_profile, profile_of, run_profile
 
 if TYPE_CHECKING:
     import torch
@@ -418,8 +422,6 @@ class Pruned:
         self._describe(folder)
 
     def _fill_openvino(self, folder: Path) -> None:
-        from irprune.validate.openvino_parity import compare_openvino
-
         with tempfile.TemporaryDirectory(prefix="irprune-") as place:
             file = self.onnx(Path(place) / "model.onnx")
             path = write_openvino(file, folder)
@@ -430,10 +432,6 @@ class Pruned:
     def _fill_tensorrt(
         self, folder: Path, given: Mapping[str, Sequence[Sequence[int]]] | None
     ) -> None:
-        from irprune.emit.onnx.tensorrt import build_script
-        from irprune.run.session import session
-        from irprune.validate.profiles import given_profile, profile_of, run_profile
-
         file = self.onnx(folder / "model.onnx", symmetric=True)
         names = [v.name for v in session(str(file), "cpu").get_inputs()]
         profile = given_profile(self.graph, names, given) if given else profile_of(self.graph, file)

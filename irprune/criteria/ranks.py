@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from irprune.analysis.factorable import Factorable
 from irprune.base.progress import tell
 from irprune.criteria import Scores
 from irprune.criteria.measured import Probe, scaled
@@ -22,6 +21,8 @@ from irprune.ir.selection import Selection
 
 if TYPE_CHECKING:
     import torch
+
+    from irprune.analysis.factorable import Factorable
 
 __all__ = ["rank_scores"]
 

@@ -17,7 +17,7 @@ from irprune.errors import CheckFailed
 from irprune.frontend.onnx.source import OnnxSource
 from irprune.ir.graph import Graph
 from irprune.run.error import relative_error
-from irprune.run.inputs import random_inputs
+from irprune.run.inputs import flat_tensors, over_tensors, random_inputs, redraw
 
 __all__ = ["check_file", "check_module"]
 
@@ -41,7 +41,6 @@ def check_module(graph: Graph, split: Graph, products: Mapping[str, Any]) -> flo
 
     from irprune.frontend.torch.restore_state import evaluating
     from irprune.frontend.torch.source import torch_source
-    from irprune.run.inputs import flat_tensors, over_tensors, redraw
     from irprune.run.stored_tensor import moved
 
     source, other = torch_source(graph), torch_source(split)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from irprune.frontend.torch.fake_quantise import quantised_weights
+from irprune.frontend.torch.fake_quantise import fake_quantisers, quantised_weights
 from irprune.frontend.torch.restore_state import evaluating
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.graph import Graph
@@ -26,8 +26,6 @@ def cut_observers(
     """Cut the scales and ranges that fake quantisers of ``model`` hold for channels of a weight as
     the choice of ``graph`` cuts that weight; ``put`` puts a buffer into its module. The model is
     still whole."""
-    from irprune.frontend.torch.fake_quantise import fake_quantisers
-
     if not fake_quantisers(model) or graph.kept is None:
         return
     source = torch_source(graph)
