@@ -230,3 +230,21 @@ def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
     plain = irprune.prune(torch.nn.Linear(4, 4), (torch.randn(1, 4),), ratio=0.0, proof=False)
     with pytest.raises(IrpruneError, match="only models of transformers"):
         plain.onnx(tmp_path / "plain.onnx", cache=True)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_an_encoder_keeps_the_positions_that_it_makes(rows: int) -> None:
+    """Those of RoBERTa begin at 2: they are its own, and hold for any batch."""
+    torch.manual_seed(0)
+    config = t.RobertaConfig(
+        vocab_size=128,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=40,
+    )
+    model = t.RobertaModel(config).eval()
+    pruned = irprune.prune(model, (), {"input_ids": _ids(rows, 7)}, ratio=0.4)
+    assert pruned.report.proof.passed
+    assert pruned.module(input_ids=_ids(3, 5))[0].shape[:2] == (3, 5)
