@@ -220,14 +220,15 @@ def test_a_planted_fault_in_the_two_layers_of_a_module_is_seen(
 def test_a_planted_fault_in_the_two_nodes_of_a_file_is_seen(
     which: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    built = file_form._two
+    built = file_form.with_split_nodes
 
-    def spoilt(node: onnx.NodeProto, weight: str, split: file_form.SplitNode) -> Any:
-        array = getattr(split, which)
-        array[...] = array[::-1].copy()
-        return built(node, weight, split)
+    def spoilt(source: Any, split: Any) -> onnx.ModelProto:
+        for one in split.values():
+            array = getattr(one, which)
+            array[...] = array[::-1].copy()
+        return built(source, split)
 
-    monkeypatch.setattr(file_form, "_two", spoilt)
+    monkeypatch.setattr(file_form, "with_split_nodes", spoilt)
     with pytest.raises(CheckFailed, match="two layers do not compute"):
         irprune.prune(written(tmp_path), ratio=0, low_rank={"b.w": 8})
 

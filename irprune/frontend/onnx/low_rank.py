@@ -14,10 +14,10 @@ from irprune.errors import IrpruneError
 from irprune.frontend.onnx.order import target_of
 from irprune.frontend.onnx.source import NodePlace, OnnxSource
 from irprune.ir.graph import Node
+from irprune.ops.onnx.in_two import as_two, has_form_as_two
 
 __all__ = ["SplitNode", "can_split", "with_products", "with_split_nodes"]
 
-_KINDS = ("Gemm", "MatMul", "Conv")
 Array = NDArray[np.float64]
 
 
@@ -42,7 +42,7 @@ def can_split(source: OnnxSource, node: Node, by: int) -> bool:
     proto = source.model.graph.node[place.index]
     slot = place.operands[by] if by < len(place.operands) else None
     weight = node.inputs[by]
-    if target_of(proto) not in _KINDS or slot is None or weight is None:
+    if not has_form_as_two(target_of(proto)) or slot is None or weight is None:
         return False
     stored = source.stored.get(weight.name)
     names = {t.name for t in source.model.graph.initializer}
@@ -66,7 +66,7 @@ def with_split_nodes(source: OnnxSource, split: Mapping[str, SplitNode]) -> onnx
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         weight = next((name for name in node.input if name in split), None)
-        nodes += [node] if weight is None else _two(node, weight, split[weight])
+        nodes += [node] if weight is None else as_two(node, weight, *split[weight].names(weight))
     made = [onnx.NodeProto.FromString(n.SerializeToString()) for n in nodes]
     del graph.node[:]
     graph.node.extend(made)
@@ -108,26 +108,3 @@ def _tensor(name: str, array: Array, kind: int) -> TensorProto:
     dtype = helper.tensor_dtype_to_np_dtype(kind)
     made: TensorProto = numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype)), name)
     return made
-
-
-def _two(node: onnx.NodeProto, weight: str, split: SplitNode) -> list[onnx.NodeProto]:
-    """``node`` as two: the first keeps its attributes, the second its bias and its result."""
-    at = list(node.input).index(weight)
-    between = f"{node.output[0]}.0"
-    own, other = split.names(weight)
-    first, second = onnx.NodeProto(), onnx.NodeProto()
-    first.CopyFrom(node)
-    second.CopyFrom(node)
-    first.name = f"{node.name}.0" if node.name else ""
-    del first.input[2:], first.output[:]
-    first.output.append(between)
-    del second.attribute[:], second.input[:]
-    kept = [a for a in node.attribute if a.name == "transB"]
-    if node.op_type == "MatMul" and at == 0:  # the weight from the left, [o, k] times [k, n]
-        first.input[0] = own
-        second.input.extend([other, between])
-    else:
-        first.input[1] = own
-        second.input.extend([between, other, *list(node.input)[2:]])
-        second.attribute.extend(kept)
-    return [first, second]

@@ -105,7 +105,7 @@ def _read_by(model: nn.Module, path: str, shape: torch.Size | None) -> str | Non
     made of, as a weight that a batch norm scales."""
     if not isinstance(model, torch.fx.GraphModule):
         return None
-    calls = [n for n in model.graph.nodes if n.op == "call_module" and n.target == path]
+    calls = [n for n in model.graph.nodes if n.target == path]
     waiting = [v for n in calls for v in n.all_input_nodes]
     seen: set[torch.fx.Node] = set()
     known = dict(model.named_parameters())
@@ -114,7 +114,7 @@ def _read_by(model: nn.Module, path: str, shape: torch.Size | None) -> str | Non
         if node in seen:
             continue
         seen.add(node)
-        held = known.get(str(node.target)) if node.op == "get_attr" else None
+        held = known.get(node.target) if isinstance(node.target, str) else None
         if held is not None and held.shape == shape:
             return str(node.target)
         waiting += node.all_input_nodes
