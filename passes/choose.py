@@ -399,10 +399,10 @@ class _Setting:
 
 def _ranked(options: Choose, graph: Graph) -> dict[Axis, Factorable]:
     """The layers that may become two, by the leaf of their rank; none that ``keep`` matches."""
+    if not graph.factorable:
+        return {}  # without torch, which finds them
     from irprune.analysis.factorable import factorable
 
-    if not graph.factorable:
-        return {}
     by_name = {one.name: one for one in factorable(graph)}
     return {
         leaf: by_name[name]
