@@ -35,6 +35,7 @@ __all__ = [
     "Several",
     "Statistic",
     "Sums",
+    "by_itself",
     "current",
     "initialised",
     "launched_group",
@@ -289,6 +290,16 @@ def together(count: int | None = None) -> Iterator[Ranks]:
         with contextlib.suppress(IrpruneError):  # of others; ours is raised
             ranks.end(error)
         raise
+    finally:
+        _current.reset(token)
+
+
+@contextlib.contextmanager
+def by_itself() -> Iterator[None]:
+    """This process does what is inside alone, while the others of its ranks do something else."""
+    token = _current.set(Ranks())
+    try:
+        yield
     finally:
         _current.reset(token)
 
