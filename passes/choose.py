@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from math import lcm
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from irprune.analysis.blocks import blocks_of
 from irprune.analysis.branches import branches_of
 from irprune.analysis.copies import costly_copies
 from irprune.analysis.cost import Timed
+from irprune.analysis.even_strides import even_leaves
 from irprune.analysis.kinds import KINDS, kinds
 from irprune.analysis.widths import PREFER, Carriers, carriers_of, row_step, widths_of
 from irprune.choice.budget import check_budget, solve_budget
@@ -34,6 +36,9 @@ from irprune.ir.selection import Selection
 from irprune.latency.predict import Predictor, aligned_step, step_of
 from irprune.latency.table import Table
 from irprune.passes.result import PassResult
+
+if TYPE_CHECKING:
+    from irprune.analysis.factorable import Factorable
 
 __all__ = ["Choose"]
 
@@ -162,12 +167,14 @@ class Choose:
         while True:
             setting = _Setting(self, graph, whole)
             counts = self._counts(graph, setting)
+            ranks = {graph.factorable[x]: counts.pop(x) for x in setting.ranked if x in counts}
             kept = setting.kept(counts)
             costly = costly_copies(graph, kept)
             if not costly:
                 break
             whole.update(costly)  # what is left may be cut otherwise: a budget is met by others
         graph.kept = kept
+        graph.low_rank = graph.low_rank if not setting.ranked else ranks
         graph.skipped = setting.skipped(counts)
         return PassResult(not graph.kept.same_as(before) or graph.skipped != skipped)
 
@@ -184,9 +191,12 @@ class Choose:
             setting.order,
             lambda x: x not in setting.own,
             setting.latency,
-            Loss(self.scope, setting.flat, setting.groups, graph.drops) if packing else None,
+            Loss(self.scope, setting.flat | setting.worth, setting.groups, graph.drops)
+            if packing
+            else None,
             setting.first,
             setting.closing,
+            setting.ranked,
         )
 
 
@@ -223,6 +233,8 @@ class _Setting:
             for b in (branches_of(graph) if graph.drops else ())
             if b.leaf in graph.drops and b.leaf in self.sizes and b.leaf not in self.first
         }
+        self.ranked = _ranked(options, graph)
+        self.worth = {x: graph.scores[x] for x in self.ranked}
         self.latency, wanted = _timed(options, graph)
 
         def step(weight: Weight) -> int:
@@ -281,11 +293,11 @@ class _Setting:
     def _steps(self) -> dict[Axis, int]:
         """What the counts of leaves must be multiples of. Raises IrpruneError for a kind that the
         model does not have."""
+        out: dict[Axis, int] = dict.fromkeys(even_leaves(self.graph), 2)
         asked = self.options.divisible_by
         if not asked:
-            return {}
+            return out
         found = kinds(self.graph)
-        out: dict[Axis, int] = {}
         for kind, number in asked.items():
             alike = ("heads", "kv groups") if kind == "heads" else (kind,)
             mine = [x for x, k in found.items() if k in alike]
@@ -295,7 +307,7 @@ class _Setting:
                     self.graph.name,
                     f"there are {', '.join(dict.fromkeys(found.values()))}",
                 )
-            out.update(dict.fromkeys(mine, number))
+            out.update({x: lcm(number, out.get(x, 1)) for x in mine})
         return out
 
     def _flat(self, x: Axis) -> Scores:
@@ -383,6 +395,20 @@ class _Setting:
         if self.options.scope == "local" or x in self.own:
             return f"{self.own.get(x, self.options.ratio):g} of {size} rounds to none"
         return "all of it ranks above the threshold"
+
+
+def _ranked(options: Choose, graph: Graph) -> dict[Axis, Factorable]:
+    """The layers that may become two, by the leaf of their rank; none that ``keep`` matches."""
+    if not graph.factorable:
+        return {}  # without torch, which finds them
+    from irprune.analysis.factorable import factorable
+
+    by_name = {one.name: one for one in factorable(graph)}
+    return {
+        leaf: by_name[name]
+        for leaf, name in graph.factorable.items()
+        if not any(fnmatchcase(name, pattern) for pattern in options.keep)
+    }
 
 
 def _timed(options: Choose, graph: Graph) -> tuple[Timed | None, Callable[[Weight], int]]:

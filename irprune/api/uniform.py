@@ -19,10 +19,11 @@ __all__ = ["choose_uniform"]
 def choose_uniform(graph: Graph, choose: Choose, run: Callable[[Choose], object]) -> None:
     """Set ``graph.kept`` by ``run`` of ``choose`` with equal counts for groups that repeat.
 
-    Of a transformers model it is then asked whether a config can say the sizes. If not, groups of
-    one size in its parts get one count; then the kind with most places, mostly the width of the
-    residual stream, is kept whole; then the others, one kind after the other, those with most
-    places first. The last refusal is a note of the graph."""
+    Of a transformers model it is then asked whether a config can say the sizes, so that a model of
+    it computes the same. If not, groups of one size in its parts get one count, then all groups of
+    one size; then the kind with most places, mostly the width of the residual stream, is kept
+    whole; then the others, one kind after the other, those with most places first. The last refusal
+    is a note of the graph."""
     refused = _refusal(graph)
     first, *others = _trials(graph, choose)
     run(first)
@@ -43,12 +44,12 @@ def choose_uniform(graph: Graph, choose: Choose, run: Callable[[Choose], object]
 
 def _trials(graph: Graph, choose: Choose) -> list[Choose]:
     """The choices to try, in order."""
-    trials = [replace(choose, uniform=by) for by in ("names", "sizes")]
+    trials = [replace(choose, uniform=by) for by in ("names", "sizes", "equal")]
     kinds = sorted(_kinds(graph), key=lambda some: -_places(some))
     names = [tuple(_name(g) for g in kind) for kind in kinds]
     keeping = [*names, *(sum(names[:n], ()) for n in range(2, len(names)))]
     return trials + [
-        replace(choose, uniform="sizes", keep=(*choose.keep, *some)) for some in keeping
+        replace(choose, uniform="equal", keep=(*choose.keep, *some)) for some in keeping
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import lcm
 
 from irprune.analysis.cost import Costs, Counts
 from irprune.ir.axis import Axis
@@ -13,7 +14,7 @@ from irprune.ir.size import Sym
 
 __all__ = ["UNIFORM", "TiedCosts", "kinds_of_groups", "levelled", "tied_loss"]
 
-UNIFORM = ("", "names", "sizes")
+UNIFORM = ("", "names", "sizes", "equal")
 
 
 def kinds_of_groups(groups: Sequence[Group], by: str) -> list[list[Group]]:
@@ -24,11 +25,16 @@ def kinds_of_groups(groups: Sequence[Group], by: str) -> list[list[Group]]:
         by: ``names``: those whose places have the same names but for the numbers in them, as
             ``layers.3.fc1`` and ``layers.5.fc1`` have; ``sizes``: those of one size whose places
             are in as many weights of a layer, so that an encoder's and a decoder's are one kind;
-            "": each alone.
+            ``equal``: those of one size, wherever they are; "": each alone.
     """
+    keys: dict[str, Callable[[Group], object]] = {
+        "names": _names,
+        "sizes": _shape,
+        "equal": lambda group: group.size,
+    }
     found: dict[object, list[Group]] = {}
     for number, group in enumerate(groups):
-        key = number if not by else _names(group) if by == "names" else _shape(group)
+        key = keys[by](group) if by else number
         found.setdefault(key, []).append(group)
     return list(found.values())
 
@@ -47,16 +53,17 @@ def levelled(
     counts: Mapping[Axis, int], first: Mapping[Axis, Axis], steps: Mapping[Axis, int]
 ) -> dict[Axis, int]:
     """``counts`` with one count for the leaves that are tied to the same ``first``: their mean, to
-    the next lower multiple of its step that is not below the least of them."""
-    found: dict[Axis, list[int]] = {}
-    for x, n in counts.items():
-        found.setdefault(first.get(x, x), []).append(n)
+    the next lower multiple of all their steps that is not below the least of them."""
+    found: dict[Axis, list[Axis]] = {}
+    for x in counts:
+        found.setdefault(first.get(x, x), []).append(x)
     out = {}
-    for x, many in found.items():
-        step, whole = steps.get(x, 1), x.size
-        mean = sum(many) // len(many)
+    for x, tied in found.items():
+        step, whole = lcm(*(steps.get(y, 1) for y in tied)), x.size
+        least, mean = min(counts[y] for y in tied), sum(counts[y] for y in tied) // len(tied)
         assert not isinstance(whole, Sym)
-        out[x] = mean if mean == whole else max(mean - mean % step, min(many))
+        down, up = mean - mean % step, min(-(-least // step) * step, whole)
+        out[x] = mean if mean == whole else max(down, up)
     return {x: out[first.get(x, x)] for x in counts}
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from irprune.base.atomic_write import check_folder, check_place
+from irprune.emit.bridge.openvino_files import openvino
 from irprune.errors import CheckFailed, IrpruneError
 
 if TYPE_CHECKING:
@@ -17,19 +18,28 @@ if TYPE_CHECKING:
 
 __all__ = ["HELP", "Output"]
 
-HELP = """Where to write: a path that ends in .onnx gives the ONNX file, in .pt2 the exported program, in .json the plan, anything
-else a folder with all of them and readable source; - gives the ONNX file on standard output."""
+HELP = """Where to write: a path that ends in .onnx gives the ONNX file, in .pt2 the exported program, in .gguf the file of
+llama.cpp, in .json the plan, anything else a folder with readable source and all that the model goes into; - gives the
+ONNX file on standard output."""
 
-_FORMATS = (".onnx", ".pt2", ".json")
+_FORMATS = (".onnx", ".pt2", ".gguf", ".json")
 _STANDARD = "-"
 
 
 class Output:
     """The place that ``text`` names, None where nothing is written; ``format`` is that of a
-    folder; an ONNX file of a decoder has its ``cache`` among inputs and outputs."""
+    folder; an ONNX file of a decoder has its ``cache`` among inputs and outputs; ``profile`` are
+    shapes by input, three of each, as ``--profile`` says them."""
 
-    def __init__(self, text: str | None, format: str = "irprune", cache: bool = False) -> None:
+    def __init__(
+        self,
+        text: str | None,
+        format: str = "irprune",
+        cache: bool = False,
+        profile: Sequence[str] = (),
+    ) -> None:
         self.text, self.format, self.cache = text, format, cache
+        self.profile = dict(map(_profile, profile))
         self.path = None if text in (None, _STANDARD) else Path(str(text))
         self.standard = text == _STANDARD
 
@@ -38,15 +48,25 @@ class Output:
         """Whether a folder for transformers is written."""
         return self.format == "hf"
 
+    @property
+    def one_width(self) -> bool:
+        """Whether layers that repeat have one width for each kind of it, unless the user says
+        otherwise."""
+        return self.pretrained or (self.path is not None and self.path.suffix == ".gguf")
+
     def check(self, model: str, force: bool) -> None:
         """Refuse a place that cannot be written, or that holds the model itself, before anything is
         computed."""
-        if self.pretrained and (self.path is None or self.path.suffix in _FORMATS):
+        if self.format != "irprune" and (self.path is None or self.path.suffix in _FORMATS):
             raise IrpruneError(
-                "--format hf writes a folder",
+                f"--format {self.format} writes a folder",
                 self.text or "",
-                "name a folder: -o small/ --format hf",
+                f"name a folder: -o small/ --format {self.format}",
             )
+        if self.profile and self.format != "tensorrt":
+            raise IrpruneError("--profile is for TensorRT", "", "say --format tensorrt")
+        if self.format == "openvino":
+            openvino()
         if self.cache and (self.path is None or self.path.suffix != ".onnx"):
             raise IrpruneError(
                 "--cache is of an ONNX file", self.text or "", "name one: -o small.onnx --cache"
@@ -72,7 +92,15 @@ class Output:
 
     def check_kind(self, loaded: Loaded) -> None:
         """Refuse a format that there is not for this kind of model."""
-        if self.path is not None and self.path.suffix == ".pt2" and loaded.kind == "onnx":
+        if loaded.kind != "onnx" or self.path is None:
+            return
+        if self.path.suffix == ".gguf":
+            raise IrpruneError(
+                "a GGUF file is of models of transformers, and MODEL is an ONNX file",
+                str(self.path),
+                "name .onnx, or give the folder that the file was exported from: hf:FOLDER",
+            )
+        if self.path.suffix == ".pt2":
             raise IrpruneError(
                 "a .pt2 program is made of a PyTorch model, and MODEL is an ONNX file",
                 str(self.path),
@@ -97,9 +125,24 @@ class Output:
             if self.cache:
                 _onnx(pruned, self.path, cache=True)
             elif writer is None:
-                pruned.save(self.path, self.format, per_layer=per_layer)
+                pruned.save(
+                    self.path, self.format, per_layer=per_layer, profile=self.profile or None
+                )
             else:
                 writer(pruned, self.path)
+
+
+def _profile(text: str) -> tuple[str, list[tuple[int, ...]]]:
+    """``NAME=1x3x64x64:8x3x64x64:32x3x64x64``: an input and its three shapes."""
+    name, _, shapes = text.rpartition("=")
+    parts = [part.split("x") for part in shapes.split(":")]
+    if not name or len(parts) != 3 or not all(n.isdecimal() for part in parts for n in part):
+        raise IrpruneError(
+            f"--profile {text!r} is no input with three shapes",
+            "",
+            "least, usual and most: x=1x3x224x224:8x3x224x224:32x3x224x224",
+        )
+    return name, [tuple(map(int, part)) for part in parts]
 
 
 def _onnx(pruned: Any, path: Path, cache: bool = False) -> None:
@@ -114,6 +157,10 @@ def _program(pruned: Any, path: Path) -> None:
     pruned.program(path)
 
 
+def _gguf(pruned: Any, path: Path) -> None:
+    pruned.gguf(path)
+
+
 def _plan(pruned: Any, path: Path) -> None:
     pruned.plan.save(path)
 
@@ -121,5 +168,6 @@ def _plan(pruned: Any, path: Path) -> None:
 _WRITERS: dict[str, Callable[[Any, Path], None]] = {
     ".onnx": _onnx,
     ".pt2": _program,
+    ".gguf": _gguf,
     ".json": _plan,
 }

@@ -160,6 +160,7 @@ class Op:
         indexes: Operands that hold positions, each with the size of what it points into.
         row_bytes: The rows of its operands must be multiples of so many bytes, or the model itself
             runs no more; 1 where any will do.
+        even_strides: It takes neighbours of its operand for pairs, whose strides must be even.
         kinds: What axes of the node are in the field's words.
         nn_layer: The ``torch.nn`` layer that it is a call of.
         trains: The attributes that a call of it takes, of which the last switches training on.
@@ -200,6 +201,7 @@ class Op:
     unread: bool = False
     linear: Callable[[Node], bool] | None = None
     row_bytes: int = 1
+    even_strides: bool = False
     rounds: bool = False
     dequantises: bool = False
     convolution: Callable[[Node], Convolution | None] | None = None

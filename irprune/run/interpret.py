@@ -10,7 +10,7 @@ import torch
 
 from irprune.errors import IrpruneError
 from irprune.ir.body import Body
-from irprune.ir.dtype import is_float, is_half, is_real
+from irprune.ir.dtype import element_type, is_float, is_half, is_real
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym, UnboundSymbol, number
 from irprune.ir.symbols import backward_slice, defined_symbols
@@ -204,8 +204,30 @@ def evaluate(
 
 def named_types(graph: Graph) -> set[str]:
     """The real element types that nodes of ``graph`` name themselves: casts, and what is made in a
-    type."""
-    return {t for n in graph.nodes if is_real(t := n.attrs.get("dtype") or "")}
+    type; and those of what forward computes from numbers of its own, such as ``torch.arange(4) /
+    7``, which are in the default type whatever the model is in."""
+    named = {t for n in graph.nodes if is_real(t := n.attrs.get("dtype") or "")}
+    own: set[Value] = {w for w in graph.weights.values() if w.kind == "constant"}
+    for node in graph.nodes:
+        if not all(v in own for v in node.inputs if v is not None and _rounds(v)):
+            continue
+        own.update(node.outputs)
+        entry = lookup(node)
+        if any(node.inputs) and not (entry is not None and entry.is_view):
+            named |= {_real_type(v) for v in node.outputs if _rounds(v)}
+    return named
+
+
+def _rounds(value: Value) -> bool:
+    """Whether it holds numbers that are rounded: real or complex ones."""
+    kind = element_type(value.type.dtype)
+    return kind.is_real or kind.is_complex
+
+
+def _real_type(value: Value) -> str:
+    """Its element type; of complex numbers that of their parts."""
+    kind = element_type(value.type.dtype)
+    return f"f{kind.bits // 2}" if kind.is_complex else kind.name
 
 
 def _schedule(graph: Graph, targets: list[Value]) -> tuple[list[Node], dict[Value, int]]:

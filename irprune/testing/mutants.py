@@ -27,8 +27,11 @@ from torch import Tensor, nn
 
 import irprune
 from irprune.api.pruned import Pruned
+from irprune.base.tolerance import FLOAT32
 from irprune.driver.pipelines import analyse
+from irprune.emit.onnx.emitter import Emitter
 from irprune.errors import CheckFailed, IrpruneError
+from irprune.frontend.torch.source import torch_source
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node
 from irprune.ops import registry
@@ -37,6 +40,11 @@ from irprune.ops.call import overload
 from irprune.ops.dtypes import TO_TORCH
 from irprune.ops.registry import Arg, Op, Sample
 from irprune.ops.rule.signature import Signature
+from irprune.run.error import relative_error
+from irprune.run.inputs import flat_tensors, random_inputs
+from irprune.validate.judge import forward_with
+from irprune.validate.onnx_judge import zeroed_model
+from irprune.validate.onnx_run import run_model
 
 __all__ = ["Mutant", "Samples", "Seen", "Subject", "around", "see", "subjects", "systematic"]
 
@@ -117,8 +125,10 @@ class _Around(nn.Module):
             made = torch.tensor(arg.values).to(dtype).reshape(arg.shape)
         else:
             uniform = arg.low + (arg.high - arg.low) * torch.rand(arg.shape)
-            made = uniform.floor() if not dtype.is_floating_point else uniform
-            made = made.to(dtype)
+            if dtype.is_complex:
+                made = torch.complex(uniform, torch.rand(arg.shape)).to(dtype)
+            else:
+                made = (uniform if dtype.is_floating_point else uniform.floor()).to(dtype)
         key = f"operand_{name}"
         if dtype.is_floating_point and arg.values is None:
             self.register_parameter(key, nn.Parameter(made.float()))
@@ -244,15 +254,38 @@ def _right(subject: Subject, options: tuple[tuple[str, Any], ...]) -> Pruned:
 
 
 def _confirmed(pruned: Pruned) -> bool:
-    """Whether the original itself, its dropped weights zeroed, computes what was cut."""
+    """Whether the original itself, all its dropped weights zeroed, computes what was cut."""
     proof = pruned.report.proof
-    if proof is None or proof.shaken is None or proof.shaken.judge_error is None:
+    if proof is None or proof.shaken is None or pruned.graph.kept is None:
         return False
-    return proof.shaken.judged == 1 and proof.shaken.agreed
+    if proof.shaken.judge_error is not None and proof.shaken.judged == 1:
+        return proof.shaken.agreed
+    graph, kept = pruned.graph, pruned.graph.kept
+    if pruned.from_onnx:
+        given = random_inputs(graph, {}, seed=0)
+        theirs = run_model(zeroed_model(graph, kept), given, optimise=False)
+        emitter = Emitter(pruned.cut)
+        ours = run_model(emitter.emit(), given, optimise=False, data=emitter.data)
+        return relative_error(ours, theirs) <= FLOAT32
+    source = torch_source(graph)
+    call = (tuple(source.args), dict(source.kwargs))
+    expected = forward_with(graph, kept, call, torch.float32, 0)
+    with torch.no_grad():
+        made = flat_tensors(pruned.module(*source.args, **source.kwargs))
+    return relative_error(made, expected) <= FLOAT32
+
+
+def _file(pruned: Pruned) -> list[bytes]:
+    """The file that is written, and what lies beside it."""
+    emitter = Emitter(pruned.cut)
+    message = emitter.emit().SerializeToString(deterministic=True)
+    return [message, *(as_numpy(load()).tobytes() for load in emitter.data.values())]
 
 
 def _same(a: Pruned, b: Pruned) -> bool:
-    """Whether two cuts are the same graph with the same numbers."""
+    """Whether two cuts are the same graph with the same numbers, or the same file."""
+    if a.from_onnx and b.from_onnx and _file(a) == _file(b):
+        return True
     if str(a.cut) != str(b.cut):
         return False
     ours, theirs = a.cut.weights, b.cut.weights
@@ -267,8 +300,8 @@ def _same(a: Pruned, b: Pruned) -> bool:
 
 def systematic(entry: Op, models: Sequence[Subject] = ()) -> Iterator[Mutant]:
     """Faults of one entry: a letter swapped, a factor dropped, a freeze forgotten, a relation
-    forgotten, sizes and silencing left out. What a rule calls is counted in the first of
-    ``models``, by default in the first of those in ATen."""
+    forgotten (what is split or cut gives axes that stand alone), sizes and silencing left out. What
+    a rule calls is counted in the first of ``models``, by default in the first of those in ATen."""
     if entry.signature is not None:
         yield from _signatures(entry, entry.signature)
     else:
@@ -388,7 +421,11 @@ def _skipping(entry: Op, method: str, k: int) -> Callable[[Axes, Node], None]:
                 return real(self, *given, **named)
             if method in ("product", "sum"):
                 return real(self, list(reversed(list(given[0]))), *given[1:], **named)
-            return None
+            if method == "split":  # axes of these sizes that have nothing to do with the whole
+                whole, outer = given
+                parts = real(self, whole, outer)
+                return parts if parts[0] is None else (self.leaf(outer), self.leaf(parts[1].size))
+            return [self.leaf(size) for size in given[1]] if method == "cut" else None
 
         with mock.patch.object(Axes, method, maybe):
             entry.rule(axes, node)
@@ -411,8 +448,8 @@ class _OffByOne:
     def changes(self, axis: Axis) -> bool:
         return bool(self.real.changes(axis))
 
-    def table(self, axis: Axis) -> Any:
-        return self.real.table(axis)
+    def table(self, axis: Axis, sizes: Any = None) -> Any:
+        return self.real.table(axis, sizes)
 
 
 def _off_by_one(entry: Op) -> Callable[[Node, Any], None]:

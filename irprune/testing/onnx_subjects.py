@@ -53,9 +53,13 @@ def onnx_faults(entry: Op) -> Iterator[Mutant]:
         def plant(
             target: str = target, spelling: Spelling = spelling
         ) -> contextlib.AbstractContextManager[Any]:
-            return mock.patch.dict(SPELLINGS, {target: replace(spelling, write=None)})
+            return mock.patch.dict(SPELLINGS, {target: replace(spelling, write=_nothing)})
 
         yield Mutant(f"{target}: sizes in the file left as they were", "rewrite", plant, entry.name)
+
+
+def _nothing(edit: Any, *nodes: Any) -> None:
+    """Writes no new sizes."""
 
 
 def file_around(spelling: Spelling, sample: Sample) -> onnx.ModelProto:

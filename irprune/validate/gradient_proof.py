@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from irprune.frontend.torch.source import torch_source
 from irprune.ir.graph import Graph, Weight
 from irprune.ops.arrays import as_tensor
 from irprune.run.inputs import asserts_values, flat_tensors, over_tensors, redraw
-from irprune.run.interpret import evaluate, named_types, symbols_of
+from irprune.run.interpret import evaluate, symbols_of
+from irprune.run.one_type import computing_in
 from irprune.run.oracle import silencer
 from irprune.run.precision import full_float32
 from irprune.run.stored_tensor import read, read_whole
@@ -83,9 +84,13 @@ def prove_gradients(
         except (*REFUSED, TypeError) as refused:
             why = first_line(refused)
         try:
-            return _proven(graph, module, where, torch.float32, seed)
+            found = _proven(graph, module, where, torch.float32, seed)
         except (*REFUSED, TypeError):
             return f"gradients are not compared: {why}"
+        if isinstance(found, str):
+            return found
+        told = f"gradients are compared in float32, to {GRADIENT32:.0e}: {why}"
+        return replace(found, notes=(*found.notes, told))
 
 
 def _proven(
@@ -98,9 +103,7 @@ def _proven(
         example if asserts_values(graph) else redraw(*example, seed),
         lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device),
     )
-    # What forward casts to a type that it names is rounded there
-    rounded = dtype != torch.float64 or bool(named_types(graph) - {"f64"})
-    tolerance = GRADIENT32 if rounded else GRADIENT
+    tolerance = GRADIENT if dtype == torch.float64 else GRADIENT32
     silent = _of_graph(graph, call, dtype, seed, silence=True)
     if not any(bool(g.any()) for g in silent.values()):
         return "gradients are not compared: the outputs depend on no parameter by a derivative"
@@ -112,12 +115,15 @@ def _proven(
     # What is 0 but for rounding, as of a bias before a softmax, has no error relative to itself
     least = GRADIENT_FLOOR if dtype == torch.float64 else GRADIENT_FLOOR32
     floor = least * max(float(g.abs().max()) for g in silent.values() if g.numel())
-    error, worst = _largest(_of_module(module, call, dtype, seed), expected, floor)
+    with computing_in(graph, dtype):
+        ours = _of_module(module, call, dtype, seed)
+    error, worst = _largest(ours, expected, floor)
     differing: list[str] = []
     notes: list[str] = []
     if source.module is not None:
         try:
-            forward = _of_forward(graph, call, dtype, seed)
+            with computing_in(graph, dtype):
+                forward = _of_forward(graph, call, dtype, seed)
         except Exception as failed:  # whatever the user's own backward raises
             notes.append(f"gradients of forward itself are not compared: {first_line(failed)}")
         else:

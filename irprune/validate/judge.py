@@ -26,6 +26,7 @@ from irprune.ops.dtypes import TO_TORCH
 from irprune.ops.registry import lookup
 from irprune.run.inputs import flat_tensors, over_tensors
 from irprune.run.interpret import evaluate, symbols_of
+from irprune.run.one_type import computing_in
 from irprune.run.oracle import Presence
 from irprune.run.stored_tensor import StoredTensor
 from irprune.run.typed_load import TypedLoad, load_typed
@@ -53,7 +54,24 @@ def judgeable(
     """
     if any((entry := lookup(node)) is not None and entry.random for node in graph.nodes):
         return Selection({})
-    spoilt = cut_apart(graph, kept)
+    part = _without(kept, cut_apart(graph, kept))
+    # Once an axis is whole again other numbers come to what follows: a maximum that was above 0,
+    # which zeros do not change, may be below it
+    while spoilt := _spoilt(graph, part, inputs, dtype):
+        part = _without(part, spoilt)
+    return part
+
+
+def _without(kept: Selection, axes: set[Axis]) -> Selection:
+    left = {a: k for a, k in kept.choice.items() if a not in axes}
+    return Selection(left, {a: h for a, h in kept.within.items() if a in left})
+
+
+def _spoilt(
+    graph: Graph, kept: Selection, inputs: list[torch.Tensor], dtype: torch.dtype
+) -> set[Axis]:
+    """The axes of ``kept`` for which some operator gives another result with zeros."""
+    spoilt: set[Axis] = set()
     twin = graph.copy()
     for weight in twin.weights.values():
         if _is_state(twin, weight):
@@ -77,8 +95,7 @@ def judgeable(
         return plain
 
     evaluate(twin, inputs, dtype=dtype, hook=hook)
-    left = {a: k for a, k in kept.choice.items() if a not in spoilt}
-    return Selection(left, {a: h for a, h in kept.within.items() if a in left})
+    return spoilt.intersection(kept.choice)
 
 
 def zeroed(weight: Weight, kept: Selection, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -117,7 +134,8 @@ def forward_with(
     seed: int,
 ) -> list[torch.Tensor]:
     """What the user's ``forward`` gives with the weights of ``graph`` in the place of the model's
-    own, zeros where ``kept`` drops, all in ``dtype``. The model stays as it is.
+    own, zeros where ``kept`` drops, all in ``dtype``, whatever types ``forward`` names where that
+    is float64. The model stays as it is.
 
     Raises whatever ``forward`` raises."""
     source = torch_source(graph)
@@ -147,7 +165,8 @@ def forward_with(
             made[id(t)] = torch.nn.Parameter(new, requires_grad=False) if name in learned else new
     own = {name: made[id(t)] for name, t in own.items()}
     typed = over_tensors((tuple(call[0]), call[1]), lambda t: _as(t, dtype))
-    return _called(source.module, own, typed, seed)
+    with computing_in(graph, dtype):
+        return _called(source.module, own, typed, seed)
 
 
 def _called(

@@ -17,11 +17,11 @@ from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Selection
 from irprune.ops.arrays import as_numpy
-from irprune.run.error import array_error, relative_error
+from irprune.run.error import array_error
 from irprune.validate.onnx_oracle import silenced_model
 from irprune.validate.onnx_run import run_model
 
-__all__ = ["faint_error", "float64_error"]
+__all__ = ["faint_error", "in_float64"]
 
 Array = NDArray[Any]
 
@@ -47,8 +47,10 @@ def faint_error(
     )
 
 
-def float64_error(graph: Graph, cut: Graph, inputs: Mapping[str, Array]) -> float | None:
-    """The error of the ``cut`` graph against the silenced ``graph`` in float64; None where torch is
+def in_float64(
+    graph: Graph, cut: Graph, inputs: Mapping[str, Array]
+) -> tuple[list[Any], list[Any]] | None:
+    """What the silenced ``graph`` and the ``cut`` graph give in float64; None where torch is
     missing or cannot run them."""
     try:
         import torch
@@ -62,7 +64,7 @@ def float64_error(graph: Graph, cut: Graph, inputs: Mapping[str, Array]) -> floa
     feed = [t.double() if t.is_floating_point() else t for t in arrays]
     try:
         theirs = silenced(graph, graph.kept, feed, torch.float64)
-        return relative_error(evaluate(cut, feed, dtype=torch.float64), theirs)
+        return theirs, evaluate(cut, feed, dtype=torch.float64)
     except (RuntimeError, NotImplementedError, LookupError, IrpruneError):
         return None
 

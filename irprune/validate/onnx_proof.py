@@ -24,7 +24,7 @@ from irprune.run.inputs import random_inputs
 from irprune.run.session import PRECISE
 from irprune.run.tried_sizes import tried_sizes
 from irprune.validate.onnx_double import doubled
-from irprune.validate.onnx_faint import faint_error, float64_error
+from irprune.validate.onnx_faint import faint_error, in_float64
 from irprune.validate.onnx_oracle import silenced_model
 from irprune.validate.onnx_read_back import misread
 from irprune.validate.onnx_run import run_model, session
@@ -33,6 +33,7 @@ from irprune.validate.onnx_sizes import plausible
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
 from irprune.validate.proof_result import Proof, is_constant, is_nan
+from irprune.validate.reached import reached_of
 from irprune.validate.saturation import changed_by_saturation, products_saturate
 
 __all__ = ["prove_onnx"]
@@ -58,7 +59,8 @@ def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int
     if proof.stops:
         proof.seconds = time.perf_counter() - began
         return proof
-    constant = is_constant(theirs, integers=False) or is_nan(theirs)
+    told = reached_of(graph, theirs)
+    constant = is_constant(told, integers=False) or is_nan(told)
     proof.vacuous = constant
     if proof.max_error <= proof.tolerance and remake is not None:
         others = _others(graph, sizes, proof, seed)
@@ -79,7 +81,10 @@ def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int
                 proof.stops = again.stops
             if not again.max_error <= again.tolerance:
                 proof.max_error, proof.tolerance = again.max_error, again.tolerance
-                proof.dtype = again.dtype
+                proof.dtype, proof.of_graphs = again.dtype, again.of_graphs
+    if proof.of_graphs and proof.shaken is None:  # the file itself was compared in float32 alone
+        proof.max_error = proof.float32_error or proof.max_error
+        proof.tolerance, proof.dtype, proof.float32_error = FLOAT32, "float32", None
     proof.seconds = time.perf_counter() - began
     return proof
 
@@ -205,15 +210,11 @@ def _compared_at(
     plain = not halves and small is None
     doubt = plain and proof.max_error > FLOAT32
     faint = faint_error(graph, inputs, ours, theirs) if doubt else None
-    exact = float64_error(graph, cut, inputs) if faint is not None and faint <= FLOAT32 else None
-    if exact is not None:
-        proof.float32_error, proof.max_error = proof.max_error, exact
-        proof.tolerance, proof.dtype = FLOAT64, "float64"
-        proof.notes.append(
-            f"the outputs all but vanish: onnxruntime's differ by {faint:.1e} of the original's"
-        )
-    elif doubt:
-        _float64_decides(proof, theirs, (silenced, apart), (model, data), inputs)
+    if faint is not None and faint <= FLOAT32:
+        said = f"the outputs all but vanish: onnxruntime's differ by {faint:.1e} of the original's"
+        doubt = not _graphs_decide(proof, graph, cut, theirs, inputs, said)
+    if doubt and not _float64_decides(proof, theirs, (silenced, apart), (model, data), inputs):
+        _graphs_decide(proof, graph, cut, theirs, inputs)
     return proof, theirs
 
 
@@ -223,27 +224,59 @@ _ROUNDS = 100.0  # how much less float32 may round in one of two models than the
 
 def _float64_decides(
     proof: Proof, theirs: list[Array], whole: Model, small: Model, inputs: Mapping[str, Array]
-) -> None:
+) -> bool:
     """Let ``proof`` be made in float64 on onnxruntime, where it has kernels for that, and where
     float32 rounds the silenced original ``whole``, which gave ``theirs``, by about as much as it
-    differs from ``small``: then the model is badly conditioned, and no fault need be the reason."""
+    differs from ``small``: then the model is badly conditioned, and no fault need be the reason.
+    Returns whether it is."""
     wide = widened_inputs(inputs, onnx.TensorProto.DOUBLE)
     found = []
     for message, held in (whole, small):
         made = doubled(message, held)
         if made is None:
-            return
+            return False
         try:
             found.append(run_model(made[0], wide, optimise=False, data=made[1]))
         except IrpruneError:
-            return
+            return False
     rounding = relative_error(theirs, found[0])
     if not rounding * _ROUNDS >= proof.max_error:
-        return
-    proof.float32_error, proof.max_error = proof.max_error, relative_error(found[1], found[0])
+        return True  # what they differ by is no rounding
+    _decided(proof, relative_error(found[1], found[0]), _badly_conditioned(rounding))
+    return True
+
+
+def _graphs_decide(
+    proof: Proof,
+    graph: Graph,
+    cut: Graph,
+    theirs: list[Array],
+    inputs: Mapping[str, Array],
+    said: str = "",
+) -> bool:
+    """Let ``proof`` be made in float64 in torch, of the graphs and not of the files, where float32
+    on onnxruntime rounds the silenced original by about as much as the two differ. Returns whether
+    torch runs them. The second pass is then the one that compares the files."""
+    found = in_float64(graph, cut, inputs)
+    if found is None:
+        return False
+    whole, small = found
+    rounding = relative_error(theirs, whole)
+    if rounding * _ROUNDS >= proof.max_error:
+        _decided(proof, relative_error(small, whole), said or _badly_conditioned(rounding))
+        proof.of_graphs = True
+    return True
+
+
+def _decided(proof: Proof, error: float, said: str) -> None:
+    proof.float32_error, proof.max_error = proof.max_error, error
     proof.tolerance, proof.dtype = FLOAT64, "float64"
     proof.passes += 2
-    proof.notes.append(
+    proof.notes.append(said)
+
+
+def _badly_conditioned(rounding: float) -> str:
+    return (
         f"badly conditioned: float32 rounds the outputs of the silenced original by {rounding:.1e}"
     )
 

@@ -31,6 +31,7 @@ from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
 from irprune.validate.proof_result import Proof, Shaken, says_nothing
 from irprune.validate.random_weights import Draw, redrawn, with_random_numbers
+from irprune.validate.reached import reached_of
 
 __all__ = ["Remake", "prove_shaken"]
 
@@ -108,7 +109,7 @@ class _Second:
             channel_error(self.ours, theirs, LEAST_RANGE64 if self.wide else LEAST_RANGE),
             FLOAT64 if self.wide else FLOAT32,
             "float64" if self.wide else "float32",
-            nothing=says_nothing(theirs),
+            nothing=says_nothing(reached_of(self.graph, theirs)),
             weights=weights,
         )
 

@@ -22,11 +22,13 @@ from irprune.ir.graph import Graph
 from irprune.run.error import relative_error
 from irprune.run.inputs import asserts_values, flat_tensors, over_tensors, redraw
 from irprune.run.interpret import evaluate, named_types
+from irprune.run.one_type import computing_in
 from irprune.run.oracle import silenced
 from irprune.run.precision import full_float32
 from irprune.run.stored_tensor import moved
 from irprune.validate.judge import Call, forward_of
 from irprune.validate.proof_result import Proof, is_constant, is_nan
+from irprune.validate.reached import reached_of
 from irprune.validate.shaken_proof import Cut, prove_shaken
 from irprune.validate.stopped import REFUSED, Stopped, stopping
 
@@ -129,11 +131,11 @@ class _First:
             FLOAT64 if double else FLOAT32,
             "float64" if double else "float32",
         )
-        self.constant = is_constant(theirs)
+        self.constant = is_constant(self._reached(theirs))
         if source.module is not None:
             outputs, proof.capture_error = _captured(self.graph, example, self.seed)
             proof.passes += 2
-            self.constant = self.constant or is_constant(outputs)
+            self.constant = self.constant or is_constant(self._reached(outputs))
         # Random numbers left the model's domain
         self.own |= any(bool(t.isnan().any()) for t in theirs)
         if self.own or not proof.max_error <= proof.tolerance:
@@ -148,9 +150,13 @@ class _First:
                 proof.float32_error = None if self.own or double else proof.max_error
                 proof.tolerance, proof.dtype = FLOAT64, "float64"
             proof.max_error = relative_error(ours, theirs)
-            self.constant = is_constant(theirs) or is_nan(theirs)
+            told = self._reached(theirs)
+            self.constant = is_constant(told) or is_nan(told)
             proof.passes += 2
         return proof
+
+    def _reached(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        return reached_of(self.graph, outputs, torch_source(self.graph).outputs)
 
     def _both(self, call: Call, dtype: torch.dtype) -> tuple[list[torch.Tensor], ...]:
         """Outputs of the module and of the silenced original, both in ``dtype`` and with the same
@@ -206,8 +212,6 @@ def _cut(
 ) -> list[torch.Tensor]:
     """Outputs of ``module``, which is that of the cut ``graph``, in ``dtype``."""
     args, kwargs, inputs = _inputs(graph, call, device, dtype)
-    if dtype == torch.float64 and named_types(graph) - {"f64"}:
-        return _wide(graph, remake, inputs)
     subject = module
     if any(
         p.device != device or (p.is_floating_point() and p.dtype != dtype)
@@ -217,7 +221,7 @@ def _cut(
         subject = moved(module, device, dtype)
     state = torch.get_rng_state()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computing_in(graph, dtype):
             return flat_tensors(subject(*args, **kwargs))
     except REFUSED:
         if dtype != torch.float64 and not named_types(graph):

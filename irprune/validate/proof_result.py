@@ -59,8 +59,10 @@ class Proof:
     """What was measured: ``max_error`` relative to the largest magnitude of an output, in
     ``dtype``, against ``tolerance``, with the weights as they are.
 
-    ``float32_error`` is the first measurement where float64 decided; ``capture_error`` is that of
-    the uncut graph against the user's ``forward``, None where there is none to call. ``shaken`` is
+    ``float32_error`` is the first measurement where float64 decided, ``of_graphs`` says that this
+    was of the graphs and not of the files, which the second pass alone compares;
+    ``capture_error`` is that of the uncut graph against the user's ``forward``, None where there is
+    none to call. ``shaken`` is
     the second pass, with random numbers for the weights. ``vacuous`` says that the outputs are
     constant, NaN, empty or whole numbers even then, so that nothing was proven.
     ``random_weights`` says that they say nothing with the weights as they are, so that all of the
@@ -70,12 +72,14 @@ class Proof:
     they were not compared, and ``gradients_passed`` whether it is within its tolerance;
     ``training`` says what the module does otherwise than forward in training, "" for nothing, and
     where that was not compared. ``stops``
-    says with what the cut model stops where the original runs; "" where it runs."""
+    says with what the cut model stops where the original runs; "" where it runs. ``reached`` of the
+    ``outputs`` depend on what was cut; the others agree whatever it was, and are no proof."""
 
     max_error: float
     tolerance: float
     dtype: str = "float32"
     float32_error: float | None = None
+    of_graphs: bool = False
     capture_error: float | None = None
     passes: int = 2
     random_weights: bool = False
@@ -86,6 +90,8 @@ class Proof:
     gradients_passed: bool = True
     training: str = ""
     stops: str = ""
+    outputs: int = 0
+    reached: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
 
@@ -130,6 +136,8 @@ class Proof:
         said = f"{'exact' if self.passed else 'FAILED'}: error {self.max_error:.1e} in {self.dtype}, tolerance {self.tolerance:.0e}"
         if second is not None and self.passed:
             said += f"; {second}"
+        if self.passed and self.reached < self.outputs:
+            said += f"; {self.reached} of {self.outputs} outputs depend on what was cut"
         if self.gradient_error is not None:
             verdict = "" if self.gradients_passed else ", which is DIFFERENT"
             said += f"; gradients: error {self.gradient_error:.1e}{verdict}"

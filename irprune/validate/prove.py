@@ -16,6 +16,7 @@ from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import is_meta
 from irprune.validate.proof_result import Proof
+from irprune.validate.reached import reached
 
 if TYPE_CHECKING:
     import onnx
@@ -54,7 +55,9 @@ def prove_cut(
     if dialect == "onnx":
         from irprune.validate.onnx_proof import prove_onnx
 
-        return prove_onnx(graph, cut, lambda model: _cut_again(graph, model, again))
+        return _counted(
+            graph, prove_onnx(graph, cut, lambda model: _cut_again(graph, model, again))
+        )
     if dialect != "torch":
         raise IrpruneError("no proof is possible: this graph came from no model", graph.name)
     from irprune.emit.torch.module import emit_module
@@ -68,12 +71,20 @@ def prove_cut(
         return None
 
     remake = Remake(again, lambda smaller: emit_module(smaller, is_stored(made)))
-    proof = prove(graph, made, remake, device())
+    proof = _counted(graph, prove(graph, made, remake, device()))
     if proof.passed and (gradients or is_cheap(graph, Costs(graph).at({})["macs"])):
         _add_gradients(proof, prove_gradients(graph, made, device()))
         proof.training = held_otherwise(graph, made) or differs_in_training(graph)
         if proof.training:
             proof.notes.append(f"in training it is not what forward is: {proof.training}")
+    return proof
+
+
+def _counted(graph: Graph, proof: Proof) -> Proof:
+    """``proof`` with the number of outputs that depend on what was cut."""
+    assert graph.kept is not None
+    of_graph = reached(graph, graph.kept)
+    proof.outputs, proof.reached = len(of_graph), sum(of_graph)
     return proof
 
 

@@ -32,23 +32,21 @@ GROUPED = {**PLAIN, "num_key_value_heads": 2}
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
 
 
-def _deepseek() -> Any:
-    sizes = {**PLAIN, "num_key_value_heads": 4, **EXPERTS}
-    return t.DeepseekV3ForCausalLM(
-        t.DeepseekV3Config(
-            **sizes,
-            n_routed_experts=4,
-            n_group=1,
-            topk_group=1,
-            n_shared_experts=1,
-            first_k_dense_replace=1,
-            kv_lora_rank=16,
-            q_lora_rank=16,
-            qk_rope_head_dim=4,
-            v_head_dim=8,
-            qk_nope_head_dim=8,
-        )
-    )
+LATENT = {
+    **PLAIN,
+    **EXPERTS,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "qk_nope_head_dim": 8,
+}
 
 
 def _whisper() -> Any:
@@ -111,7 +109,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "olmo": lambda: t.OlmoForCausalLM(t.OlmoConfig(**GROUPED)),
     "olmo2": lambda: t.Olmo2ForCausalLM(t.Olmo2Config(**GROUPED)),
-    "deepseek": _deepseek,
+    "deepseek": lambda: t.DeepseekV3ForCausalLM(t.DeepseekV3Config(**LATENT)),
     "mixtral": lambda: t.MixtralForCausalLM(
         t.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2)
     ),
@@ -137,8 +135,11 @@ FAMILIES: dict[str, Callable[[], Any]] = {
         )
     ),
     "whisper": _whisper,
+    "deepseek 2": lambda: t.DeepseekV2ForCausalLM(t.DeepseekV2Config(**LATENT)),
+    "gemma": lambda: t.GemmaForCausalLM(t.GemmaConfig(**GROUPED, head_dim=8)),
 }
-BY_LAYER = ("deepseek", "qwen2 experts")  # written with sizes by layer; the others uniform
+FAMILIES |= {"llama by layer": FAMILIES["llama"], "deepseek by layer": FAMILIES["deepseek"]}
+BY_LAYER = ("llama by layer", "deepseek by layer")  # the others uniform
 
 
 def _ids(rows: int, length: int) -> torch.Tensor:
@@ -171,13 +172,16 @@ def test_a_family_goes_in_and_comes_out(name: str, tmp_path: Path) -> None:
     call = _call(name)
     uniform = name not in BY_LAYER
     keep = () if uniform else ("*embed_tokens*",)
-    pruned = irprune.prune(model, (), call, ratio=0.4, keep=keep, uniform=uniform)
+    ratios = {} if uniform else {"*layers.1.*": 0.2}
+    pruned = irprune.prune(model, (), call, ratio=0.4, ratios=ratios, keep=keep, uniform=uniform)
     assert pruned.report.proof.passed and pruned.report.params.left < 0.95
     with torch.no_grad():
         # Any batch and length, also of one row without a mask; Mamba's scan is a loop over it
         if len(call) == 1 and name != "mamba":
             assert pruned.module(input_ids=_ids(3, 5)).logits.shape[:2] == (3, 5)
         pruned.save(tmp_path / "out", "hf")  # a fresh process compares there
+        config = json.loads((tmp_path / "out" / "config.json").read_text())
+        assert ("auto_map" in config) != uniform
         loaded = _loaded(tmp_path / "out", type(model))
         if len(call) > 1:
             given = {k: v for k, v in call.items() if "decoder" not in k}
@@ -226,3 +230,21 @@ def test_a_model_without_a_cache_is_refused(tmp_path: Path) -> None:
     plain = irprune.prune(torch.nn.Linear(4, 4), (torch.randn(1, 4),), ratio=0.0, proof=False)
     with pytest.raises(IrpruneError, match="only models of transformers"):
         plain.onnx(tmp_path / "plain.onnx", cache=True)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_an_encoder_keeps_the_positions_that_it_makes(rows: int) -> None:
+    """Those of RoBERTa begin at 2: they are its own, and hold for any batch."""
+    torch.manual_seed(0)
+    config = t.RobertaConfig(
+        vocab_size=128,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=40,
+    )
+    model = t.RobertaModel(config).eval()
+    pruned = irprune.prune(model, (), {"input_ids": _ids(rows, 7)}, ratio=0.4)
+    assert pruned.report.proof.passed
+    assert pruned.module(input_ids=_ids(3, 5))[0].shape[:2] == (3, 5)

@@ -14,6 +14,8 @@ from irprune.ir.graph import Graph
 if TYPE_CHECKING:
     from torch import nn
 
+    from irprune.emit.gguf.model import GgufModel
+
 __all__ = ["Backend", "backend_of"]
 
 
@@ -45,6 +47,12 @@ class Backend(Protocol):
         """Write into ``folder`` what ``from_pretrained`` of transformers loads, and return what the
         user is to be told; ``own`` asks for a model file with sizes by layer. Raises IrpruneError
         for other models."""
+
+    def gguf_model(
+        self, graph: Graph, cut: Graph, module: nn.Module, repaired: bool
+    ) -> tuple[GgufModel, Path | None]:
+        """What a GGUF file of ``cut`` holds, and the folder of its tokenizer. Raises IrpruneError
+        for models that no such file holds."""
 
     def apply_to(
         self, model: Any, graph: Graph, cut: Graph, repaired: bool, notes: list[str]

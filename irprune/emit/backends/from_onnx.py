@@ -13,6 +13,8 @@ from irprune.ir.graph import Graph
 if TYPE_CHECKING:
     from torch import nn
 
+    from irprune.emit.gguf.model import GgufModel
+
 __all__ = ["OnnxBackend"]
 
 
@@ -45,6 +47,14 @@ class OnnxBackend:
         """Raises IrpruneError: a file has no config."""
         raise IrpruneError(
             "format='hf' is for models of transformers", graph.name, "write a file: -o small.onnx"
+        )
+
+    def gguf_model(
+        self, graph: Graph, cut: Graph, module: nn.Module, repaired: bool
+    ) -> tuple[GgufModel, Path | None]:
+        """Raises IrpruneError: a file has no config."""
+        raise IrpruneError(
+            "a GGUF file is of models of transformers", graph.name, "write a file: -o small.onnx"
         )
 
     def apply_to(

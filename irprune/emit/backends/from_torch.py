@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from irprune.emit.gguf.model import GgufModel, gguf_model
 from irprune.emit.torch.hugging_face import save_pretrained, update_config
 from irprune.emit.torch.instance import apply_to
 from irprune.emit.torch.module import emit_module
@@ -76,6 +77,21 @@ class TorchBackend:
                 "save the folder of irprune: leave the format out",
             )
         return write_pretrained(graph, cut, module, folder, repaired=repaired, per_layer=own)
+
+    def gguf_model(
+        self, graph: Graph, cut: Graph, module: nn.Module, repaired: bool
+    ) -> tuple[GgufModel, Path | None]:
+        """Read off the model's config and the tensors that are left."""
+        model: Any = torch_source(graph).module
+        if not is_pretrained(model):
+            raise IrpruneError(
+                "a GGUF file is of models of transformers",
+                graph.name,
+                "save the folder of irprune: -o small/",
+            )
+        origin = Path(str(model.name_or_path)) if model.name_or_path else None
+        folder = origin if origin is not None and origin.is_dir() else None
+        return gguf_model(graph, cut, module, repaired), folder
 
     def apply_to(
         self, model: Any, graph: Graph, cut: Graph, repaired: bool, notes: list[str]

@@ -25,8 +25,9 @@ from torch import nn
 
 from irprune.analysis.kinds import by_use
 from irprune.base.quiet import quiet
+from irprune.driver.pipelines import cut_graph
 from irprune.emit.torch.instance import SameOutputs
-from irprune.emit.torch.module import plain
+from irprune.emit.torch.module import emit_module, plain
 from irprune.errors import gist
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.axis import factors, parts
@@ -126,7 +127,9 @@ def _take_over(config: Any, other: Any) -> Iterator[tuple[Any, str, Any]]:
 
 def config_refuses(graph: Graph) -> str:
     """Which sizes of the choice of ``graph``, before it is cut, no config of the model's class can
-    say; "" where one can."""
+    say, or that a model of such a config computes something else; "" where one can.
+
+    What a model computes whose weights are read when they are used is not looked at."""
     model, kept = torch_source(graph).module, graph.kept
     assert model is not None and kept is not None
     known = model.state_dict(keep_vars=True)
@@ -138,7 +141,13 @@ def config_refuses(graph: Graph) -> str:
         fields = _every_field(graph, model)
         values = [f.new[0] if f.likely else f.old for f in fields]
         wrong, values = _descend(model, fields, values, target)
-        return _refused(model, fields, values, target) if wrong else ""
+        if wrong:
+            return _refused(model, fields, values, target)
+        if is_stored(model) or kept.dropped:
+            return ""
+        cut = cut_graph(graph)
+        found = pretrained(graph, cut, emit_module(cut))
+        return found if isinstance(found, str) else ""
 
 
 def _tensors(model: nn.Module, cut: Graph) -> dict[str, torch.Tensor]:

@@ -233,7 +233,7 @@ class Files:
             _check_size(tensor, len(tensor.raw_data), size, tensor.HasField("raw_data"))
             return lambda: _of_message(tensor)
         place, offset, length = _place(tensor)
-        length = length or size
+        length = size if length is None else length
         read = self._reader(tensor, place, offset, length)
         _check_size(tensor, length, size)
         if tensor.data_type in _PACKED:
@@ -316,12 +316,13 @@ def beside(model: Path, place: str, name: str) -> Path:
     return path
 
 
-def _place(tensor: TensorProto) -> tuple[str, int, int]:
-    """Location, offset and length (0: not said) of external data. Raises IrpruneError where they
+def _place(tensor: TensorProto) -> tuple[str, int, int | None]:
+    """Location, offset and length (None: not said) of external data. Raises IrpruneError where they
     are no numbers."""
     info = {e.key: e.value for e in tensor.external_data}
     try:
-        return info.get("location", ""), int(info.get("offset", 0)), int(info.get("length", 0))
+        length = int(info["length"]) if "length" in info else None
+        return info.get("location", ""), int(info.get("offset", 0)), length
     except ValueError as error:
         raise IrpruneError(
             f"the external data of '{tensor.name}' has an offset or length that is no number",

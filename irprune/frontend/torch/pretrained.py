@@ -5,13 +5,14 @@ is no tensor. A graph is one call over whole sequences, so it is captured withou
 the folder for ``from_pretrained`` keep their cache.
 
 Without an attention mask the library makes positions of one row and compares the batch with 1, to
-find packed rows: a capture would hold for the example's batch alone. Positions for every row, which
-say the same, need no such comparison."""
+find packed rows: a capture would hold for the example's batch alone. In positions that it makes
+itself there are none."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from typing import Any
@@ -71,33 +72,49 @@ def without_cache(
 
 @contextlib.contextmanager
 def any_batch(model: Any) -> Iterator[None]:
-    """Let calls of ``model`` give its decoder positions for every row, where it is of transformers
-    and takes them, and the call has neither positions nor a mask."""
+    """Let a model of transformers that makes its own positions not look for packed rows in them, if
+    it is given neither positions nor a mask: it makes none, and would compare the batch with 1."""
+    masks = sys.modules.get("transformers.masking_utils")
+    held = vars(masks).get("_preprocess_mask_arguments") if masks is not None else None
     base = model.base_model if is_pretrained(model) else None
     parameters = list(inspect.signature(base.forward).parameters) if base is not None else []
-    if base is None or not {"input_ids", "attention_mask", "position_ids"} <= {*parameters}:
+    takes = {*parameters} >= {"input_ids", "attention_mask", "position_ids"}
+    if (
+        base is None
+        or held is None
+        or not takes
+        or "position_ids" not in inspect.signature(held).parameters
+    ):
         yield
         return
-    import torch
+    made_here: list[bool] = []
 
-    def positions(
-        module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def entering(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        ids = given.get("input_ids")
-        if ids is None or any(given.get(k) is not None for k in ("attention_mask", "position_ids")):
-            return None
-        if len(args) > parameters.index("position_ids"):
-            return None
-        rows, length = ids.shape
-        made = torch.arange(length, device=ids.device)[None].expand(rows, length)
-        return args, {**kwargs, "position_ids": made}
+        made_here.append(
+            all(given.get(name) is None for name in ("attention_mask", "position_ids"))
+        )
 
-    held = base.register_forward_pre_hook(positions, with_kwargs=True)
+    def leaving(module: Any, args: Any, result: Any) -> None:
+        made_here.pop()
+
+    def without_packing(*args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(held).bind(*args, **kwargs)
+        if made_here and made_here[-1]:
+            bound.arguments["position_ids"] = None
+        return held(*bound.args, **bound.kwargs)
+
+    hooks = (
+        base.register_forward_pre_hook(entering, with_kwargs=True),
+        base.register_forward_hook(leaving, always_call=True),
+    )
     try:
+        vars(masks)["_preprocess_mask_arguments"] = without_packing
         yield
     finally:
-        held.remove()
+        vars(masks)["_preprocess_mask_arguments"] = held
+        for hook in hooks:
+            hook.remove()
 
 
 def _caches(config: Any) -> bool:

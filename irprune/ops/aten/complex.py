@@ -34,6 +34,7 @@ op(
     aten=("view_as_complex.default", "view_as_complex_copy.default"),
     samples=(Sample((Arg((4, 6, 2)),), free=2),),
     is_view=True,
+    even_strides=True,
 )
 op(
     "view_as_real",

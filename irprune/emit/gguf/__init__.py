@@ -1,0 +1,1 @@
+"""Pruned language models as GGUF files."""
