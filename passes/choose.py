@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from math import lcm
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +36,9 @@ from irprune.ir.selection import Selection
 from irprune.latency.predict import Predictor, aligned_step, step_of
 from irprune.latency.table import Table
 from irprune.passes.result import PassResult
+
+if TYPE_CHECKING:
+    from irprune.analysis.factorable import Factorable
 
 __all__ = ["Choose"]
 
@@ -163,12 +167,14 @@ class Choose:
         while True:
             setting = _Setting(self, graph, whole)
             counts = self._counts(graph, setting)
+            ranks = {graph.factorable[x]: counts.pop(x) for x in setting.ranked if x in counts}
             kept = setting.kept(counts)
             costly = costly_copies(graph, kept)
             if not costly:
                 break
             whole.update(costly)  # what is left may be cut otherwise: a budget is met by others
         graph.kept = kept
+        graph.low_rank = graph.low_rank if not setting.ranked else ranks
         graph.skipped = setting.skipped(counts)
         return PassResult(not graph.kept.same_as(before) or graph.skipped != skipped)
 
@@ -185,9 +191,12 @@ class Choose:
             setting.order,
             lambda x: x not in setting.own,
             setting.latency,
-            Loss(self.scope, setting.flat, setting.groups, graph.drops) if packing else None,
+            Loss(self.scope, setting.flat | setting.worth, setting.groups, graph.drops)
+            if packing
+            else None,
             setting.first,
             setting.closing,
+            setting.ranked,
         )
 
 
@@ -224,6 +233,8 @@ class _Setting:
             for b in (branches_of(graph) if graph.drops else ())
             if b.leaf in graph.drops and b.leaf in self.sizes and b.leaf not in self.first
         }
+        self.ranked = _ranked(options, graph)
+        self.worth = {x: graph.scores[x] for x in self.ranked}
         self.latency, wanted = _timed(options, graph)
 
         def step(weight: Weight) -> int:
@@ -384,6 +395,20 @@ class _Setting:
         if self.options.scope == "local" or x in self.own:
             return f"{self.own.get(x, self.options.ratio):g} of {size} rounds to none"
         return "all of it ranks above the threshold"
+
+
+def _ranked(options: Choose, graph: Graph) -> dict[Axis, Factorable]:
+    """The layers that may become two, by the leaf of their rank; none that ``keep`` matches."""
+    if not graph.factorable:
+        return {}  # without torch, which finds them
+    from irprune.analysis.factorable import factorable
+
+    by_name = {one.name: one for one in factorable(graph)}
+    return {
+        leaf: by_name[name]
+        for leaf, name in graph.factorable.items()
+        if not any(fnmatchcase(name, pattern) for pattern in options.keep)
+    }
 
 
 def _timed(options: Choose, graph: Graph) -> tuple[Timed | None, Callable[[Weight], int]]:

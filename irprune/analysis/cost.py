@@ -30,6 +30,7 @@ __all__ = [
     "Counts",
     "Polynomial",
     "cost",
+    "products_of",
     "repeated",
     "size_under",
 ]
@@ -187,7 +188,7 @@ class Costs:
         self.symbols = dict(example_symbols(graph) if symbols is None else symbols)
         self.macs, self.params, self.bytes = (Polynomial(self.symbols) for _ in range(3))
         for node in graph.nodes:
-            for axes in _products(node):
+            for axes in products_of(node):
                 self.macs.add(axes, 1, node.where)
         for weight in graph.weights.values():
             axes = weight.axes or ()
@@ -329,8 +330,9 @@ def repeated(graph: Graph, kept: Selection) -> tuple[int, int]:
     return params, size
 
 
-def _products(node: Node) -> tuple[tuple[Axis, ...], ...]:
-    """What is multiplied; nothing where a rank is unknown."""
+def products_of(node: Node) -> tuple[tuple[Axis, ...], ...]:
+    """The sizes whose products count the multiply-accumulates of ``node``; nothing where a rank is
+    unknown."""
     entry = lookup(node)
     if any(v is not None and v.type.shape is None for v in (*node.inputs, *node.outputs)):
         return ()

@@ -49,6 +49,7 @@ from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.selection import Selection
 from irprune.latency.table import Table
+from irprune.passes.low_rank import LowRank
 from irprune.run.ranks import Ranks, current, together
 from irprune.run.session import providers_for
 from irprune.validate.prove import prove_cut
@@ -102,6 +103,15 @@ def prune(
         return _prune(model, args, kwargs, chosen, ranks)
 
 
+def _say_ranks(graph: Graph, options: Options) -> None:
+    """Let ``graph`` know which layers may become two, or which will, of what rank."""
+    said = options.values["low_rank"]
+    if said:
+        data = options.readings or options.values["calibration"]
+        measured = options.values["normalise"] == "measured"
+        LowRank({} if said is True else said, data, measured).run(graph)
+
+
 def _ranks(options: Mapping[str, Any]) -> int | None:
     """How many ranks are asked for; what is no number of them is refused with the other options."""
     asked = options.get("ranks")
@@ -124,7 +134,9 @@ def _prune(
                 check_weights(graph)
                 _check_rules(graph, chosen)
             with clock("choose"):
-                return Found(notes=choose_fixed(graph, fixed, masks))
+                found = Found(notes=choose_fixed(graph, fixed, masks))
+                _say_ranks(graph, chosen)
+                return found
         with clock("analyse"):
             importance = chosen.values["importance"]
             read = importance is not None and refuses_nan(importance)
@@ -136,6 +148,9 @@ def _prune(
             with kept(journal_of(graph, chosen)):
                 chosen.score().run(graph)
             same_scores(ranks, graph)
+        if chosen.values["low_rank"]:
+            with clock("score"):
+                _say_ranks(graph, chosen)
         with clock("choose"):
             if chosen.searches:
                 return _searched(graph, chosen)
@@ -309,17 +324,24 @@ def made_by(graph: Graph, passes: Sequence[Pass], proof: bool = True) -> Pruned:
         before.kept = Selection({})
     else:
         choose_by_plan(chosen, before)
+    before.low_rank = ready.low_rank
+    # Where layers are two, what chose them has been heard
+    first = [one for one in passes[:at] if not ready.low_rank or name_of(one) not in _DECIDES]
 
     def made(subject: Graph) -> Graph:
         again = subject.copy()
+        plan = Plan.from_graph(subject) if ready.low_rank else chosen
         again.axes = again.kept = None
-        run(again, passes[:at])
-        if chosen is not None:  # of other weights the passes choose otherwise
-            choose_by_plan(chosen, again)
+        run(again, first)
+        if plan is not None:  # of other weights the passes choose otherwise
+            choose_by_plan(plan, again)
         run(again, passes[at:])
         return again
 
     return _finish(before, Options(proof=proof), Clock(), cuts=made)
+
+
+_DECIDES = ("score", "low-rank", "choose")
 
 
 @documented(REPLAY)
@@ -394,16 +416,23 @@ def _finish(
 ) -> Pruned:
     """Slice by ``cuts``, emit, prove and report; ``proof`` is the option's where it is None,
     ``quietly`` tells nobody."""
+    whole, low_rank = graph, None
+    if graph.low_rank:
+        from irprune.api.low_rank import in_two
+
+        with clock("low rank"):
+            graph, low_rank = in_two(whole, options)
     with clock("slice"):
         cut = cuts(graph)
     with clock("report"):
-        report = _report(graph)
-        report.details = partial(collect, graph)
+        report = _report(whole, graph)
+        report.low_rank = low_rank
+        report.details = partial(collect, whole)
         values = options.values
         asked = values["budget"] is None and values["ratio"] and values["keep_indices"] is None
         if report.cuts_nothing and asked and not options.searches:
             report.notes.insert(0, _nothing(report))
-    pruned = Pruned(graph, cut, report, options)
+    pruned = Pruned(graph, cut, report, options, whole)
     if not pruned.from_onnx:
         with clock("emit"):
             pruned.judged  # noqa: B018 - made here, so that its errors come from prune
@@ -413,11 +442,17 @@ def _finish(
     if options.values["repair"] and not (options.searches and report.cuts_nothing):
         with clock("repair"):
             _repair(pruned, None if quietly else options.values["progress"])
+    if low_rank is not None and options.values["calibration"] is not None:
+        from irprune.api.repair import off_original
+
+        with clock("judge"):
+            data = options.readings or options.values["calibration"]
+            low_rank.output_error = off_original(whole, cut, data)
     if options.readings is not None:
         from irprune.api.quality import quality
 
         with clock("judge"):
-            report.quality = quality(graph, cut, options.readings.judged)
+            report.quality = quality(whole, cut, options.readings.judged)
         if not options.searches:
             options.readings = None  # they are large
     report.seconds = clock.seconds
@@ -448,21 +483,23 @@ def _nothing(report: Report) -> str:
     return f"nothing was cut: {most}"
 
 
-def _report(graph: Graph) -> Report:
-    costs, kept = Costs(graph), graph.kept if graph.kept is not None else Selection({})
-    before, after = costs.at({}), costs.at(kept)
-    once, now = repeated(graph, Selection({})), repeated(graph, kept)
+def _report(graph: Graph, ready: Graph) -> Report:
+    """What the choice of ``graph`` does; ``ready`` is what is cut: ``graph`` itself, or that of the
+    model in which some layers are two."""
+    kept = ready.kept if ready.kept is not None else Selection({})
+    before, after = Costs(graph).at({}), Costs(ready).at(kept)
+    once, now = repeated(graph, Selection({})), repeated(ready, kept)
     free, frozen, unruled = describe(graph)
     macs, activation = (Change(before[k], after[k]) for k in ("macs", "activation"))
     params, size = (
         Change(before[k] - once[i], after[k] - now[i]) for i, k in enumerate(("params", "bytes"))
     )
-    footprint, counts = Footprint(graph), kept.counts
+    footprint, then, counts = Footprint(graph), Footprint(ready), kept.counts
     memory = (
         footprint.memory({}, size.before, activation.before),
-        footprint.memory(counts, size.after, activation.after),
+        then.memory(counts, size.after, activation.after),
     )
-    sent = footprint.communication({}), footprint.communication(counts)
+    sent = footprint.communication({}), then.communication(counts)
     return Report(
         graph.name,
         params,

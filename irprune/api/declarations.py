@@ -24,6 +24,7 @@ from irprune.api.option_kinds import (
     is_bytes,
     is_number,
     is_numbers,
+    is_ranks,
     is_shares,
     is_text,
     is_texts,
@@ -35,6 +36,7 @@ from irprune.api.option_kinds import (
     read_multiples,
     read_numbers,
     read_pixels,
+    read_ranks,
     read_ratios,
     read_repair,
     read_resize,
@@ -655,6 +657,33 @@ class PruneOptions(StepOptions, MetricOptions, total=False):
                     key="latency",
                     help="Budget on onnxruntime: share of the original's time, or a time such as "
                     "3ms.",
+                ),
+            ),
+        ),
+    ]
+    low_rank: Annotated[
+        bool | Mapping[str, int],
+        Option(
+            False,
+            "Let layers become two thinner ones, where that loses less than narrower layers do.",
+            "True: ranks compete with widths for the budget. A mapping gives ranks by pattern over "
+            'weights, as in {"fc*": 16}, beside whatever is cut. The product of the two is the '
+            "nearest to the weight on the calibration data, or to the weight itself.",
+            fits=lambda x: isinstance(x, bool) or is_ranks(x),
+            takes='True, False, or ranks by pattern, as in {"fc*": 16}',
+            flags=(
+                Flag(
+                    "--low-rank",
+                    constant=True,
+                    help="Let layers become two thinner ones where that loses the least for the "
+                    "budget.",
+                ),
+                Flag(
+                    "--low-rank-of",
+                    metavar="PATTERN=RANK",
+                    multiple=True,
+                    read=read_ranks,
+                    help="Let the layers that PATTERN matches become two of this rank.",
                 ),
             ),
         ),

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["Narrowed", "narrow"]
 
 _SAMPLES = 256  # of the calibration data, at most, that ranges are read from
+_WARNINGS, _ERRORS = 2, 3  # levels of onnxruntime's messages: what it begins with, and above it
 _DRAWS = 8  # random calls that are compared where there are no data
 
 Feed = Mapping[str, NDArray[Any]]
@@ -76,7 +77,13 @@ class Narrowed:
 
 
 def narrow(
-    plain: Path, path: Path, kind: str, graph: Graph, calibration: Any, metric: str | None = None
+    plain: Path,
+    path: Path,
+    kind: str,
+    graph: Graph,
+    calibration: Any,
+    metric: str | None = None,
+    symmetric: bool = False,
 ) -> Narrowed:
     """Write ``plain``, an ONNX file that was written of ``graph``, in narrower numbers.
 
@@ -89,6 +96,8 @@ def narrow(
         graph: The original, whose inputs the data fit.
         calibration: The data, as ``prune`` takes them; None for none.
         metric: By what agreement is measured; None chooses by the outputs.
+        symmetric: Activations of int8 in signed integers around zero, biases as they were: what
+            TensorRT takes.
 
     Returns:
         What was measured.
@@ -107,7 +116,7 @@ def narrow(
         made = Path(folder) / "narrow.onnx"
         try:
             if kind == INT8:
-                notes += _int8(plain, made, feeds)
+                notes += _int8(plain, made, feeds, symmetric)
             else:
                 _fp16(plain, made)
         except IrpruneError:
@@ -134,7 +143,7 @@ def _has_data(path: Path) -> bool:
     return any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
 
 
-def _int8(path: Path, made: Path, feeds: Sequence[Feed]) -> list[str]:
+def _int8(path: Path, made: Path, feeds: Sequence[Feed], symmetric: bool) -> list[str]:
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -153,7 +162,8 @@ def _int8(path: Path, made: Path, feeds: Sequence[Feed]) -> list[str]:
 
     ready = made.with_name("ready.onnx")
     quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
-    saturates = products_saturate()
+    saturates = products_saturate() and not symmetric  # of s8 with s8 none saturate
+    extra = {"ActivationSymmetric": True, "WeightSymmetric": True, "QuantizeBias": False}
     quantize_static(
         str(ready),
         str(made),
@@ -161,8 +171,9 @@ def _int8(path: Path, made: Path, feeds: Sequence[Feed]) -> list[str]:
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         reduce_range=saturates,
-        activation_type=QuantType.QUInt8,
+        activation_type=QuantType.QInt8 if symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        extra_options=extra if symmetric else {},
     )
     if not saturates:
         return []
@@ -224,11 +235,16 @@ def _agreement(
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without what the tools say of themselves."""
+    """Without what the tools say of themselves, and without the warnings of the sessions that they
+    make: onnxruntime writes those to the standard error at the level that it begins with."""
+    import onnxruntime
+
     level = logging.root.level
     logging.root.setLevel(max(level, logging.ERROR))
+    onnxruntime.set_default_logger_severity(_ERRORS)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         logging.root.setLevel(level)
+        onnxruntime.set_default_logger_severity(_WARNINGS)

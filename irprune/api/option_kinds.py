@@ -30,6 +30,7 @@ __all__ = [
     "is_bytes",
     "is_number",
     "is_numbers",
+    "is_ranks",
     "is_shares",
     "is_text",
     "is_texts",
@@ -41,6 +42,7 @@ __all__ = [
     "read_multiples",
     "read_numbers",
     "read_pixels",
+    "read_ranks",
     "read_ratios",
     "read_repair",
     "read_resize",
@@ -97,6 +99,13 @@ def is_texts(x: Any) -> bool:
 def is_shares(x: Any) -> bool:
     """Numbers by text."""
     return isinstance(x, Mapping) and all(isinstance(k, str) and is_number(v) for k, v in x.items())
+
+
+def is_ranks(x: Any) -> bool:
+    """Whole numbers from 1 on by text."""
+    return isinstance(x, Mapping) and all(
+        isinstance(k, str) and is_whole(v) and v >= 1 for k, v in x.items()
+    )
 
 
 def is_numbers(x: Any) -> bool:
@@ -265,7 +274,8 @@ def settle_scope(chosen: Any, settled: Mapping[str, Any]) -> Any:
     """A knapsack where there are a budget, and data to tell losses by."""
     if chosen is None:
         bounded = any(settled.get(k) is not None for k in ("budget", "max_drop", "target_metric"))
-        return "knapsack" if bounded and settled["calibration"] is not None else "local"
+        adds = settled["calibration"] is not None or settled.get("low_rank") is True
+        return "knapsack" if bounded and adds else "local"
     return chosen
 
 
@@ -320,6 +330,19 @@ def read_ratios(pairs: Sequence[str]) -> dict[str, float]:
                 "",
                 "write 'layer1*=0.25'",
             ) from None
+    return out
+
+
+def read_ranks(pairs: Sequence[str]) -> dict[str, int]:
+    """``--low-rank-of``: pairs of a pattern and a rank."""
+    out = {}
+    for pair in pairs:
+        pattern, _, rank = pair.rpartition("=")
+        if not rank.strip().isdecimal() or not int(rank) or not pattern:
+            raise IrpruneError(
+                f"{option('low_rank')} {pair!r} is no pattern with a rank", "", "write 'fc*=16'"
+            )
+        out[pattern] = int(rank)
     return out
 
 

@@ -60,6 +60,7 @@ class Options:
         self.given = tuple(given)
         self.readings: Readings | None = None
         check_metric(values, {name for name, value in given.items() if value is not None})
+        _check_low_rank(values)
         self.choose()  # its own checks
         self.score()
 
@@ -137,6 +138,38 @@ class Options:
             for name, declared in OPTIONS.items()
             if declared.to == to
         }
+
+
+def _check_low_rank(values: Mapping[str, Any]) -> None:
+    """Raises IrpruneError where ranks cannot be chosen as it is said."""
+    if values["low_rank"] is not True:
+        return
+    name, budget = option("low_rank"), values["budget"]
+    if not budget:
+        raise IrpruneError(
+            f"{name} needs a budget, for which ranks compete with widths",
+            "",
+            f"say what may be left ({option('budget')}), or which ranks: low_rank={{'fc*': 16}}",
+        )
+    for measure in ("latency", "activation"):
+        if measure in budget:
+            raise IrpruneError(
+                f"a budget on {measure} does not know what two layers cost",
+                "",
+                f"with {name} say macs, params or bytes",
+            )
+    if values["scope"] != "knapsack":
+        raise IrpruneError(
+            f"scope is {values['scope']!r}, in which ranks do not compete",
+            "",
+            f"with {name} the scope is 'knapsack'",
+        )
+    if values["uniform"]:
+        raise IrpruneError(
+            f"{name} and {option('uniform')} are both given",
+            "",
+            "no config says that a layer is two",
+        )
 
 
 def check_together(given: Mapping[str, Any]) -> None:

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import html
+import shutil
 import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from irprune.api.option_kinds import FP16, INT8
 from irprune.api.report import Report
 from irprune.base.atomic_write import NotWritten, atomic_write, replace_folder
 from irprune.choice.plan import Plan
 from irprune.emit.backends.base import backend_of
 from irprune.emit.bridge.onnx_module import with_trained_weights
-from irprune.errors import CheckFailed, IrpruneError, printable
+from irprune.emit.bridge.openvino_files import openvino, write_openvino
+from irprune.emit.onnx.tensorrt import build_script
+from irprune.errors import CheckFailed, IrpruneError, gist, printable
 from irprune.frontend.torch.pretrained import is_pretrained
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Indices
 from irprune.ops.registry import draws
+from irprune.run.session import session
 from irprune.run.take import kept_indices
+from irprune.validate.openvino_parity import compare_openvino
+from irprune.validate.profiles import given_profile, profile_of, run_profile
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Pruned"]
 
-FORMATS = ("irprune", "hf")
+FORMATS = ("irprune", "hf", "openvino", "tensorrt")
 
 
 class Pruned:
@@ -44,9 +54,19 @@ class Pruned:
         cut: The graph after slicing.
         report: What was done, and what the checks measured.
         options: Those of the call.
+        whole: The analysed original where layers became two: ``graph`` is then that of the model
+            with the two layers.
     """
 
-    def __init__(self, graph: Graph, cut: Graph, report: Report, options: Options) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        cut: Graph,
+        report: Report,
+        options: Options,
+        whole: Graph | None = None,
+    ) -> None:
+        self.whole = graph if whole is None else whole
         self.graph, self.cut, self.report, self.options = graph, cut, report, options
         self._module: torch.nn.Module | None = None
         self._judged: torch.nn.Module | None = None
@@ -105,10 +125,10 @@ class Pruned:
         indices for each kept index of the dimension that holds them: of a grouped convolution,
         dimension 1 (the inputs) has a row for each kept output."""
         out: dict[str, list[list[Any] | None]] = {}
-        choice = self.graph.kept
+        choice = self.whole.kept
         if choice is None:
             return out
-        for weight in self.graph.weights.values():
+        for weight in self.whole.weights.values():
             indices = kept_indices(weight, choice)
             if any(i is not None for i in indices):
                 listed = [
@@ -125,9 +145,13 @@ class Pruned:
     @property
     def plan(self) -> Plan:
         """What was chosen, as data that ``apply_plan`` replays."""
-        return Plan.from_graph(self.graph)
+        plan = Plan.from_graph(self.whole)
+        low_rank = self.report.low_rank
+        return plan if low_rank is None else replace(plan, calibrated=low_rank.calibrated)
 
-    def onnx(self, path: str | Path, parity: bool = True, cache: bool = False) -> Path:
+    def onnx(
+        self, path: str | Path, parity: bool = True, cache: bool = False, symmetric: bool = False
+    ) -> Path:
         """Write the pruned model as ONNX, and compare it with the module on onnxruntime, every
         output; the comparison is in ``report.parity``. What is written of a file is read again by
         the onnx package and run; that is in ``report.read_back``. With ``bench=True`` the latency
@@ -145,6 +169,8 @@ class Pruned:
             cache: Of a decoder of transformers: with its cache of keys and values as inputs and
                 outputs, so that it runs token by token (``irprune.emit.bridge.decoder_onnx``); the
                 comparison is then of what it goes on to say.
+            symmetric: With ``quantize="int8"``, activations in signed integers around zero, as
+                TensorRT takes them.
 
         Returns:
             ``path``.
@@ -162,7 +188,7 @@ class Pruned:
             with tempfile.TemporaryDirectory(prefix="irprune-") as folder:
                 plain = Path(folder) / path.name
                 self._plainly(plain, parity)
-                self._narrow(plain, path)
+                self._narrow(plain, path, symmetric)
         else:
             self._plainly(path, parity)
         if self.options.values["bench"]:
@@ -204,14 +230,16 @@ class Pruned:
         if parity:
             self._judge(compare_decoder(model, path, self.options.values["device"]), path)
 
-    def _narrow(self, plain: Path, path: Path) -> None:
+    def _narrow(self, plain: Path, path: Path, symmetric: bool) -> None:
         """Put narrower numbers into the file, and into the report how well it agrees."""
         from irprune.api.narrow import narrow
 
         values = self.options.values
         kind, metric = values["quantize"], values["metric"]
         assert kind is not None
-        self.report.narrowed = narrow(plain, path, kind, self.graph, values["calibration"], metric)
+        self.report.narrowed = narrow(
+            plain, path, kind, self.graph, values["calibration"], metric, symmetric
+        )
 
     def _time(self, path: Path) -> None:
         """Put into the report how fast the file is beside the original."""
@@ -306,6 +334,12 @@ class Pruned:
             IrpruneError: For a model that is none of transformers, and where no architecture of
                 llama.cpp has such layers.
         """
+        if self.report.low_rank is not None:
+            raise IrpruneError(
+                "no architecture of llama.cpp says that a layer is two",
+                self.report.name,
+                "prune without low_rank",
+            )
         from irprune.emit.gguf.file import write_gguf
         from irprune.frontend.torch.source import torch_source
         from irprune.validate.gguf_read_back import read_back_gguf, run_gguf
@@ -327,7 +361,14 @@ class Pruned:
         self.report.notes += notes
         return path
 
-    def save(self, folder: str | Path, format: str = "irprune", *, per_layer: bool = False) -> Path:
+    def save(
+        self,
+        folder: str | Path,
+        format: str = "irprune",
+        *,
+        per_layer: bool = False,
+        profile: Mapping[str, Sequence[Sequence[int]]] | None = None,
+    ) -> Path:
         """Write ``folder``. It appears whole or not at all.
 
         Args:
@@ -336,8 +377,13 @@ class Pruned:
                 model.pt2, model.onnx, plan.json, report.json, report.html. ``hf``, for a model of
                 transformers: what ``from_pretrained`` loads, with the tokenizer of the folder that
                 the model came from; where no config can say the sizes (prune with ``uniform=True``)
-                with a model file of its own. A fresh process loads it and compares.
+                with a model file of its own. A fresh process loads it and compares. ``openvino``:
+                model.xml and model.bin, run by OpenVINO and compared with the ONNX file.
+                ``tensorrt``: model.onnx and build.sh, a call of trtexec with the sizes that an
+                engine is built for, at which onnxruntime runs the file.
             per_layer: With ``hf`` write that model file in any case.
+            profile: With ``tensorrt``, for each input with open sizes three shapes: the least, the
+                usual and the most. By default the example's is the usual one.
 
         Returns:
             ``folder``.
@@ -348,17 +394,58 @@ class Pruned:
         """
         if format not in FORMATS:
             raise IrpruneError(f"format is {format!r}", "", f"one of {', '.join(FORMATS)}")
+        if format == "openvino":
+            openvino()  # refused before anything is written
+        if profile and format != "tensorrt":
+            raise IrpruneError("a profile is for TensorRT", "", "say format='tensorrt'")
         with replace_folder(Path(folder)) as draft:
             if format == "hf":
                 self._fill_pretrained(draft, per_layer)
+            elif format == "openvino":
+                self._fill_openvino(draft)
+            elif format == "tensorrt":
+                self._fill_tensorrt(draft, profile)
             else:
                 self._fill(draft)
         return Path(folder)
 
     def _fill_pretrained(self, folder: Path, per_layer: bool) -> None:
+        if self.report.low_rank is not None:
+            raise IrpruneError(
+                "no config of transformers says that a layer is two",
+                self.report.name,
+                "save the folder of irprune: leave the format out",
+            )
         self.report.notes += backend_of(self.graph).save_pretrained(
             self.graph, self.cut, self.judged, folder, self.report.repair is not None, per_layer
         )
+        self._describe(folder)
+
+    def _fill_openvino(self, folder: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix="irprune-") as place:
+            file = self.onnx(Path(place) / "model.onnx")
+            path = write_openvino(file, folder)
+            quantised = self.options.values["quantize"] is not None
+            self._found(compare_openvino(path, file, self.graph, quantised), folder)
+        self._describe(folder)
+
+    def _fill_tensorrt(
+        self, folder: Path, given: Mapping[str, Sequence[Sequence[int]]] | None
+    ) -> None:
+        file = self.onnx(folder / "model.onnx", symmetric=True)
+        names = [v.name for v in session(str(file), "cpu").get_inputs()]
+        profile = given_profile(self.graph, names, given) if given else profile_of(self.graph, file)
+        self._found(run_profile(self.graph, file, profile), folder)
+        kind = self.options.values["quantize"]
+        flags = {INT8: ["--int8", "--fp16"], FP16: ["--fp16"]}.get(kind or "", [])
+        script = folder / "build.sh"
+        text = build_script(file.name, profile.shapes(self.graph, names), flags)
+        script.write_text(text, encoding="utf-8")
+        script.chmod(0o755)
+        self.report.notes += [
+            *profile.notes,
+            "build.sh was not run: it needs a machine with TensorRT",
+        ]
         self._describe(folder)
 
     def _describe(self, folder: Path) -> None:
@@ -378,6 +465,9 @@ class Pruned:
         save_module(self.module, folder)
         self._found(read_back_source(folder, self.module, self.cut), folder)
         notes = backend_of(self.graph).save(self.graph, self.cut, self.module, folder)
+        if self.report.low_rank is not None and (folder / "huggingface").exists():
+            shutil.rmtree(folder / "huggingface")
+            notes = ["no huggingface/: no config of transformers says that a layer is two"]
         program = folder / "model.pt2"
         if program.exists():
             self._found(read_back_program(program, self.module, self.cut), folder)
@@ -428,9 +518,38 @@ class Pruned:
         """
         repaired = self.report.repair is not None
         notes: list[str] = []
-        made = backend_of(self.graph).apply_to(model, self.graph, self.cut, repaired, notes)
+        with self._in_two(model):
+            made = backend_of(self.graph).apply_to(model, self.graph, self.cut, repaired, notes)
         self.report.notes += [note for note in notes if note not in self.report.notes]
         return made
+
+    @contextlib.contextmanager
+    def _in_two(self, model: torch.nn.Module) -> Iterator[None]:
+        """Put the two layers into ``model`` where one was to become two; what stood there comes
+        back where the rest fails."""
+        if self.report.low_rank is None:
+            yield
+            return
+        from irprune.frontend.torch.low_rank import put_layers
+        from irprune.frontend.torch.source import torch_source
+
+        source = torch_source(self.graph).module
+        assert source is not None
+        paths = [layer.name.rpartition(".")[0] for layer in self.report.low_rank.layers]
+        layers = {path: copy.deepcopy(source.get_submodule(path)) for path in paths}
+        try:
+            before = put_layers(model, layers)
+        except (AttributeError, KeyError) as missing:
+            raise IrpruneError(
+                f"the instance has no layer {gist(missing)}",
+                type(model).__name__,
+                "give the module that was pruned, or one of the same class",
+            ) from missing
+        try:
+            yield
+        except BaseException:
+            put_layers(model, before)
+            raise
 
 
 def _rows(index: Indices, dim: int) -> Indices:

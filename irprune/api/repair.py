@@ -27,7 +27,7 @@ from irprune.run.interpret import evaluate
 from irprune.run.logits import Logits, divergence, logits_of, shortened
 from irprune.run.statistics import kept_part
 
-__all__ = ["Repaired", "output_error", "repair"]
+__all__ = ["Repaired", "off_original", "output_error", "repair"]
 
 JUDGED = 64  # samples that the outputs are compared on, before and after
 ROWS = 4  # that give logits at a time
@@ -154,6 +154,14 @@ def output_error(original: Graph, cut: Graph, calibration: Calibration) -> float
     """The root mean squared difference of all floating-point outputs, each relative to its own root
     mean square (of each channel, where their scales are unlike), averaged over outputs."""
     return _Judge(original, calibration).error(cut)
+
+
+def off_original(original: Graph, cut: Graph, data: Any) -> float:
+    """``output_error`` on calibration data in any form, or on what readings hold out; of a model
+    whose output is logits the divergence of the next token in nats."""
+    if isinstance(data, Readings):
+        return _judge(original, data.judged).error(cut)
+    return _judge(original, Calibration(data, original)).error(cut)
 
 
 def _judge(original: Graph, data: Calibration) -> _Judge:

@@ -15,6 +15,7 @@ from irprune.errors import printable
 
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
+    from irprune.api.low_rank import LowRank
     from irprune.api.narrow import Narrowed
     from irprune.api.quality import Quality
     from irprune.api.repair import Repaired
@@ -64,6 +65,7 @@ class Report:
         proof: The comparison with the silenced original; None where none was asked for.
         parity: The comparison of the ONNX file with the module; None until one is written.
         read_back: What was written, read again by loaders that are not irprune's.
+        low_rank: What became of layers that are two of lower rank; None where there are none.
         repair: What a repair did; None where there was none.
         quality: Perplexity, agreement and divergence of a language model, on calibration data that
             were held out; None of others and without data.
@@ -90,6 +92,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     proof: Proof | None = None
     parity: Parity | None = None
+    low_rank: LowRank | None = None
     repair: Repaired | None = None
     quality: Quality | None = None
     latency: Latency | None = None
@@ -107,8 +110,8 @@ class Report:
 
     @property
     def cuts_nothing(self) -> bool:
-        """Whether every group is whole."""
-        return all(g.kept == g.size for g in self.groups)
+        """Whether every group is whole, and every layer one."""
+        return self.low_rank is None and all(g.kept == g.size for g in self.groups)
 
     def as_dict(self, timings: bool = False) -> dict[str, Any]:
         """Plain data for JSON.
@@ -144,6 +147,7 @@ class Report:
             "sizes": self.sizes,
             "parity": self.parity.as_dict() if self.parity is not None else None,
             "read_back": [r.as_dict(timings) for r in self.read_back],
+            "low_rank": asdict(self.low_rank) if self.low_rank is not None else None,
             "repair": asdict(self.repair) if self.repair is not None else None,
             "quality": asdict(self.quality) if self.quality is not None else None,
             "latency": self.latency.as_dict() if self.latency is not None else None,
@@ -165,6 +169,7 @@ class Report:
         data = self.as_dict(timings)
         if details and self.details is not None:
             data["details"] = {k: v for k, v in self.details().items() if k != "plan"}
+            data |= self._timed()
         return json.dumps(finite(data), indent=1) + "\n"
 
     def text(self, seconds: bool = False) -> str:
@@ -202,6 +207,8 @@ class Report:
             lines.append(f"  latency     {self.speed}")
         if self.trials is not None:
             lines.append(f"  metric      {self.trials}")
+        if self.low_rank is not None:
+            lines.append(f"  low rank    {self.low_rank}")
         if self.repair is not None:
             lines.append(
                 f"  repair      {self.repair} (checked by that error, which may not rise; the proof is of the model before repair)"
@@ -226,7 +233,12 @@ class Report:
         Returns:
             The text of report.html.
         """
-        return render(finite(self.as_dict()), finite(self.details()) if self.details else None)
+        data = {**self.as_dict(), **self._timed()}
+        return render(finite(data), finite(self.details()) if self.details else None)
+
+    def _timed(self) -> dict[str, Any]:
+        """What was timed beside the original, where it was."""
+        return {"speed": self.speed.as_dict()} if self.speed is not None else {}
 
 
 _LONGEST = 4000  # characters of one line: names in a file have no end

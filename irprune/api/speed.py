@@ -4,30 +4,46 @@ onnxruntime."""
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from irprune.api.latency_whole import feed, write
 from irprune.ir.graph import Graph
+from irprune.run.layer_times import layer_times
 from irprune.run.session import providers_for, session
 from irprune.run.timing import Timing, interleaved
 
-__all__ = ["Speed", "measure_speed"]
+__all__ = ["LayerTime", "Speed", "measure_speed"]
 
 _SECONDS = 0.4  # for each of the two
+_RUNS = (3, 20)  # that are profiled, at least and at most
+_PROFILED = 0.2  # seconds for that
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """Seconds that the node ``name`` takes before and after; 0 where onnxruntime runs none of that
+    name."""
+
+    name: str
+    op: str
+    before: float
+    after: float
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Latency ``before`` and ``after``, and their ``ratio`` turn by turn."""
+    """Latency ``before`` and ``after``, and their ``ratio`` turn by turn; ``layers`` is the time of
+    each node by onnxruntime's profile."""
 
     before: Timing
     after: Timing
     ratio: Timing
     provider: str
     threads: int
+    layers: tuple[LayerTime, ...] = ()
 
     @property
     def faster(self) -> bool | None:
@@ -65,6 +81,7 @@ class Speed:
             "faster": self.faster,
             "provider": self.provider,
             "threads": self.threads,
+            "layers": [asdict(layer) for layer in self.layers],
         }
 
     def __str__(self) -> str:
@@ -87,5 +104,23 @@ def measure_speed(graph: Graph, file: Path, device: str = "auto", threads: int =
             for name, path in (("before", original), ("after", file))
         }
         times = interleaved(calls, _SECONDS, most=400)
+        layers = _layers(original, file, given, device, threads, times["before"].median)
     ratio = times["after"].over(times["before"])
-    return Speed(times["before"], times["after"], ratio, providers_for(device)[0], threads)
+    return Speed(times["before"], times["after"], ratio, providers_for(device)[0], threads, layers)
+
+
+def _layers(
+    original: Path, file: Path, given: Any, device: str, threads: int, seconds: float
+) -> tuple[LayerTime, ...]:
+    """The time of each node of both files, in the order of the original's."""
+    runs = max(_RUNS[0], min(_RUNS[1], int(_PROFILED / max(seconds, 1e-6))))
+    before, after = (layer_times(p, given, device, threads, runs) for p in (original, file))
+    return tuple(
+        LayerTime(
+            name,
+            (before.get(name) or after[name])[0],
+            before[name][1] if name in before else 0.0,
+            after[name][1] if name in after else 0.0,
+        )
+        for name in dict.fromkeys((*before, *after))
+    )

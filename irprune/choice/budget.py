@@ -6,17 +6,21 @@ With a bound on latency, or where scores are losses that add up, it is a knapsac
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping
-from typing import Any
+from collections.abc import Callable, Container, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from irprune.analysis.cost import MEASURES, PART, Costs, Timed
 from irprune.analysis.outline import placed
+from irprune.analysis.ranked_costs import RankedCosts
 from irprune.choice.counts import Rounder
 from irprune.choice.knapsack import Loss, solve_knapsack
 from irprune.choice.uniform import TiedCosts, tied_loss
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
+
+if TYPE_CHECKING:
+    from irprune.analysis.factorable import Factorable
 
 __all__ = ["check_budget", "flat_budget", "read_latency_budget", "solve_budget"]
 
@@ -90,6 +94,7 @@ def solve_budget(
     loss: Loss | None = None,
     first: Mapping[Axis, Axis] | None = None,
     emptied: Container[Axis] = (),
+    ranked: Mapping[Axis, Factorable] | None = None,
 ) -> dict[Axis, int]:
     """The counts whose cost is above no bound and to which no single step of any leaf could be
     added.
@@ -97,10 +102,17 @@ def solve_budget(
     ``counts_at`` gives the counts for a ratio from 0 to 1, ``order`` the leaves in the order in
     which steps are given back, ``grown`` which may be. A bound on latency needs ``latency``. With a
     ``loss`` of counts it is a knapsack. Leaves that are tied to a ``first`` have its count; of
-    those that may be ``emptied`` a knapsack may keep nothing. Raises IrpruneError with the smallest
+    those that may be ``emptied`` a knapsack may keep nothing. ``ranked`` are layers that a knapsack
+    may make two, by the leaf whose count is their rank. Raises IrpruneError with the smallest
     reachable cost where a bound cannot be met."""
     check_budget(budget)
     costs = Costs(graph, latency=latency)
+    if ranked:
+        found = RankedCosts(costs, ranked)
+        levels = {x: _rank_levels(one, rounder.round_to) for x, one in ranked.items()}
+        counts = _solved(found, budget, counts_at, rounder, order, grown, loss, emptied, levels)
+        wasted = [x for x in levels if x in counts and not found.saves(x, counts)]
+        return {x: n for x, n in counts.items() if x not in wasted}
     if first:
         tied = TiedCosts(costs, first)
         alone = {x: y is x for x, y in first.items()}
@@ -134,8 +146,9 @@ def _solved(
     grown: Callable[[Axis], bool],
     loss: Loss | None,
     emptied: Container[Axis] = (),
+    ranks: Mapping[Axis, Sequence[int]] | None = None,
 ) -> dict[Axis, int]:
-    """The search of ``solve_budget``."""
+    """The search of ``solve_budget``; ``ranks`` are the counts that leaves of ranks may have."""
     whole = {name: costs.measure(name, {}) for name in budget}
     bounds = {
         name: amount * whole[name] if amount <= 1 else amount for name, amount in budget.items()
@@ -149,6 +162,8 @@ def _solved(
         return best
     low, high = 0.0, 1.0
     best = counts_at(high)
+    for x, some in (ranks or {}).items():
+        best = _least(costs, bounds, best, x, some)
     for name, bound in bounds.items():
         smallest = costs.measure(name, best)
         if smallest > bound:
@@ -160,16 +175,18 @@ def _solved(
             )
     if loss is not None:
         begun = counts_at(0.0)
-        levels = {
+        levels: dict[Axis, Sequence[int]] = {
             x: [*([0] if x in emptied else []), *rounder.levels(x)] for x in begun if grown(x)
         }
+        for x, some in (ranks or {}).items():
+            begun[x], levels[x] = some[-1], some
         found = solve_knapsack(costs, bounds, begun, levels, loss)
         return _filled(
             costs,
             bounds,
             best if found is None else found,
             rounder,
-            [x for x in order(best) if grown(x) and (found is None or found[x])],
+            [x for x in order(_without(best, ranks)) if grown(x) and (found is None or found[x])],
         )
     for _ in range(_STEPS):
         middle = (low + high) / 2
@@ -178,7 +195,32 @@ def _solved(
             best, high = counts, middle
         else:
             low = middle
-    return _filled(costs, bounds, best, rounder, [x for x in order(best) if grown(x)])
+    return _filled(
+        costs, bounds, best, rounder, [x for x in order(_without(best, ranks)) if grown(x)]
+    )
+
+
+def _without(counts: Mapping[Axis, int], ranks: Container[Axis] | None) -> dict[Axis, int]:
+    """``counts`` of widths alone."""
+    return {x: n for x, n in counts.items() if not ranks or x not in ranks}
+
+
+def _rank_levels(one: Factorable, step: int) -> list[int]:
+    """The ranks that a layer may have as two, and the one by which it stays one."""
+    step = step if one.useful >= 4 * step else 1
+    return [*range(step, one.useful + 1, step), one.size]
+
+
+def _least(
+    costs: Costs,
+    bounds: Mapping[str, float],
+    counts: dict[Axis, int],
+    x: Axis,
+    levels: Sequence[int],
+) -> dict[Axis, int]:
+    """``counts`` with the lowest rank of ``x`` where that costs less than the layer as one."""
+    lowest = {**counts, x: levels[0]}
+    return lowest if all(costs.change(n, x, counts, lowest) < 0 for n in bounds) else counts
 
 
 def _filled(

@@ -133,13 +133,14 @@ class _Search:
         return best
 
     def _raise(self) -> bool:
-        """Give steps back that still fit, those that gain most first."""
+        """Give steps back that still fit and gain anything, those that gain most first."""
         some = False
         while True:
             fits = [
-                (self.loss(x, up) - self.loss(x, self.counts[x]), k, x, up)
+                (gain, k, x, up)
                 for k, (x, levels) in enumerate(self.levels.items())
                 if (up := _above(levels, self.counts[x])) is not None
+                and (gain := self.loss(x, up) - self.loss(x, self.counts[x])) < 0
                 and self._fits(self._change(x, up))
             ]
             if not fits:

@@ -80,6 +80,8 @@ class Plan:
         choices: The kept indices of each group that was cut.
         weights: The shape of each weight, and a few numbers by which it is known again.
         dropped: Sums whose branch goes as a whole, as in ``Selection``.
+        low_rank: The rank of the two layers that replace the one of a weight.
+        calibrated: Whether these layers were fitted to calibration data.
         version: The version of the format.
     """
 
@@ -88,6 +90,8 @@ class Plan:
     choices: tuple[Choice, ...]
     weights: Mapping[str, Recorded] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
+    low_rank: Mapping[str, int] = field(default_factory=dict)
+    calibrated: bool = False
     version: int = VERSION
 
     @staticmethod
@@ -177,6 +181,8 @@ class Plan:
                 tuple(_choice(c) for c in data["choices"]),
                 weights,
                 {str(k): int(v) for k, v in data.get("dropped", {}).items()},
+                {str(k): int(v) for k, v in data.get("low_rank", {}).items()},
+                bool(data.get("calibrated", False)),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as broken:
             raise IrpruneError(
@@ -292,7 +298,9 @@ def _recorded(graph: Graph, kept: Selection) -> Plan:
         )
         for name in used
     }
-    return Plan(fingerprint(graph), graph.name, choices, weights, kept.dropped)
+    return Plan(
+        fingerprint(graph), graph.name, choices, weights, kept.dropped, dict(graph.low_rank)
+    )
 
 
 def _spots(group: Group, kept: Selection) -> list[Spot]:

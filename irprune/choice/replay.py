@@ -34,7 +34,14 @@ Fit = tuple[tuple[int, ...], ...]
 def choose_by_plan(plan: Plan, graph: Graph) -> None:
     """Set the choice of an analysed ``graph`` to ``plan``, as the pass ``choose`` sets it. Raises
     what ``replay`` raises."""
+    if plan.low_rank and plan.calibrated:
+        raise IrpruneError(
+            "the plan has layers of low rank that were fitted to calibration data, which it has not",
+            plan.model,
+            "prune again with them and the ranks of the plan: low_rank= and keep_indices=",
+        )
     graph.kept = replay(plan, graph)
+    graph.low_rank = dict(plan.low_rank)
     graph.skipped = {
         g.axis: "the plan leaves it whole"
         for g in groups_of(graph)

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,6 +18,7 @@ import click
 from irprune.api.declarations import OPTIONS
 from irprune.api.extensions import load_extensions
 from irprune.api.load import load_model
+from irprune.api.option_kinds import settle_calibration
 from irprune.base.format import finite
 from irprune.cli import SCHEMA, Call
 from irprune.cli.completion import complete_model
@@ -33,6 +34,7 @@ __all__ = [
     "device",
     "dynamic",
     "extensions",
+    "images",
     "inputs",
     "is_verbose",
     "load",
@@ -40,6 +42,7 @@ __all__ = [
     "say",
     "show_json",
     "shown",
+    "with_images",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -110,6 +113,36 @@ def extensions(command: F) -> F:
         help="Take in the operators, criteria, repairs and passes of a Python file; may be given "
         "again.",
     )(command)
+
+
+IMAGES = ("preprocess", "mean", "std", "resize", "crop", "pixels")
+
+
+def images(command: F) -> F:
+    """What becomes of the images of a calibration folder, in the flags of ``irprune prune``."""
+    for name in reversed(IMAGES):
+        (flag,) = OPTIONS[name].flags
+        command = click.option(
+            flag.name,
+            name,
+            type=flag.type,
+            metavar=flag.metavar,
+            help=OPTIONS[name].help.replace("``", ""),
+        )(command)
+    return command
+
+
+def with_images(folder: str | None, said: Mapping[str, Any]) -> Any:
+    """``folder`` with what is said of its images. Raises IrpruneError for what cannot be read."""
+    given = {
+        name: OPTIONS[name].flags[0].read(value)
+        for name, value in said.items()
+        if value is not None
+    }
+    for name, value in given.items():
+        OPTIONS[name].check(value)
+    settled = {name: given.get(name) for name in IMAGES}
+    return settle_calibration(folder, settled) if folder is not None or given else None
 
 
 def as_json(command: F) -> F:

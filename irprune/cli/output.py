@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from irprune.base.atomic_write import check_folder, check_place
+from irprune.emit.bridge.openvino_files import openvino
 from irprune.errors import CheckFailed, IrpruneError
 
 if TYPE_CHECKING:
@@ -27,10 +28,18 @@ _STANDARD = "-"
 
 class Output:
     """The place that ``text`` names, None where nothing is written; ``format`` is that of a
-    folder; an ONNX file of a decoder has its ``cache`` among inputs and outputs."""
+    folder; an ONNX file of a decoder has its ``cache`` among inputs and outputs; ``profile`` are
+    shapes by input, three of each, as ``--profile`` says them."""
 
-    def __init__(self, text: str | None, format: str = "irprune", cache: bool = False) -> None:
+    def __init__(
+        self,
+        text: str | None,
+        format: str = "irprune",
+        cache: bool = False,
+        profile: Sequence[str] = (),
+    ) -> None:
         self.text, self.format, self.cache = text, format, cache
+        self.profile = dict(map(_profile, profile))
         self.path = None if text in (None, _STANDARD) else Path(str(text))
         self.standard = text == _STANDARD
 
@@ -48,12 +57,16 @@ class Output:
     def check(self, model: str, force: bool) -> None:
         """Refuse a place that cannot be written, or that holds the model itself, before anything is
         computed."""
-        if self.pretrained and (self.path is None or self.path.suffix in _FORMATS):
+        if self.format != "irprune" and (self.path is None or self.path.suffix in _FORMATS):
             raise IrpruneError(
-                "--format hf writes a folder",
+                f"--format {self.format} writes a folder",
                 self.text or "",
-                "name a folder: -o small/ --format hf",
+                f"name a folder: -o small/ --format {self.format}",
             )
+        if self.profile and self.format != "tensorrt":
+            raise IrpruneError("--profile is for TensorRT", "", "say --format tensorrt")
+        if self.format == "openvino":
+            openvino()
         if self.cache and (self.path is None or self.path.suffix != ".onnx"):
             raise IrpruneError(
                 "--cache is of an ONNX file", self.text or "", "name one: -o small.onnx --cache"
@@ -112,9 +125,24 @@ class Output:
             if self.cache:
                 _onnx(pruned, self.path, cache=True)
             elif writer is None:
-                pruned.save(self.path, self.format, per_layer=per_layer)
+                pruned.save(
+                    self.path, self.format, per_layer=per_layer, profile=self.profile or None
+                )
             else:
                 writer(pruned, self.path)
+
+
+def _profile(text: str) -> tuple[str, list[tuple[int, ...]]]:
+    """``NAME=1x3x64x64:8x3x64x64:32x3x64x64``: an input and its three shapes."""
+    name, _, shapes = text.rpartition("=")
+    parts = [part.split("x") for part in shapes.split(":")]
+    if not name or len(parts) != 3 or not all(n.isdecimal() for part in parts for n in part):
+        raise IrpruneError(
+            f"--profile {text!r} is no input with three shapes",
+            "",
+            "least, usual and most: x=1x3x224x224:8x3x224x224:32x3x224x224",
+        )
+    return name, [tuple(map(int, part)) for part in parts]
 
 
 def _onnx(pruned: Any, path: Path, cache: bool = False) -> None:

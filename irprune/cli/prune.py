@@ -114,7 +114,15 @@ def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, Any]:
     "format_",
     type=click.Choice(api.FORMATS),
     default="irprune",
-    help="Of a folder: irprune, or hf: what from_pretrained of transformers loads.",
+    help="Of a folder: irprune, hf: what from_pretrained of transformers loads, openvino: the files "
+    "of OpenVINO, or tensorrt: the ONNX file and a script that builds an engine.",
+)
+@click.option(
+    "--profile",
+    multiple=True,
+    metavar="NAME=MIN:OPT:MAX",
+    help="With --format tensorrt: the shapes of an input that the engine is built for, as in "
+    "x=1x3x224x224:8x3x224x224:32x3x224x224.",
 )
 @inputs
 @_flags
@@ -143,7 +151,7 @@ def prune(ctx: click.Context, /, **given: Any) -> int:
     """Prune MODEL, prove the result and write it. Exit code 1 where nothing was cut that should
     be."""
     load_extensions(given["files"])
-    output = Output(given["output"], given["format_"], given["cache"])
+    output = Output(given["output"], given["format_"], given["cache"], given["profile"])
     output.check(given["model"], given["force"])
     settings: dict[str, Any] = {"bench": True, **_settings(_chosen(ctx, given))}
     asked = settings.get("ranks")

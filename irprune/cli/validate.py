@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from irprune.api.compare import Compared, compare_by_metric, compare_by_score
@@ -9,7 +11,17 @@ from irprune.api.option_kinds import read_share
 from irprune.api.runner import runner
 from irprune.api.user_code import callable_at
 from irprune.base.tolerance import PARITY
-from irprune.cli.options import common, device, inputs, load, model, show_json, shown
+from irprune.cli.options import (
+    common,
+    device,
+    images,
+    inputs,
+    load,
+    model,
+    show_json,
+    shown,
+    with_images,
+)
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.validate.parity import compare_arrays
 from irprune.validate.proof_result import is_nan
@@ -47,6 +59,7 @@ __all__ = ["validate"]
     help="Folder of .npy, .npz or image files to measure --metric on; without it, --samples random "
     "calls.",
 )
+@images
 @click.option(
     "--eval",
     "function",
@@ -82,12 +95,14 @@ def validate(
     target_metric: float | None,
     device: str,
     json_: bool,
+    **said: Any,
 ) -> None:
     """Run the same inputs through A and B and compare every output; exit code 1 where one differs.
 
     Each of A and B is a MODEL: two ONNX files, a PyTorch model and its export, a folder that
     irprune wrote and its ONNX file."""
     bound = PARITY if tolerance is None else tolerance
+    data = with_images(calibration, said)
     told = (metric, function, calibration, max_drop, target_metric)
     judged = next((x for x in told if x is not None), None)
     allowed = None if max_drop is None else read_share(max_drop)
@@ -100,7 +115,7 @@ def validate(
             found = compare_by_score(score, pairs, device, lower_is_better)
         else:
             name = None if metric == "auto" else metric
-            found = compare_by_metric(loaded[0], first, second, name, calibration, samples)
+            found = compare_by_metric(loaded[0], first, second, name, data, samples)
         _tell(found, a, b, allowed, target_metric, json_)
         return
     worst: dict[str, float] = {}

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from irprune.run.interpret import Hook
 
-__all__ = ["LEVELS", "affordable", "measured", "scaled", "set_apart"]
+__all__ = ["LEVELS", "Probe", "affordable", "measured", "scaled", "set_apart"]
 
 # Shares of a group that are dropped to measure; of all of it, one index stays
 LEVELS = (
@@ -93,7 +93,7 @@ def measured(
         if drops is not None and x in known:
             drops[x] = known[x].pop()[1]
     out = {x: scaled(scores[x], known[x]) for x in found if x in known}
-    probe = _Probe(graph, readings, len(found)) if order else None
+    probe = Probe(graph, readings, len(found)) if order else None
     for some in readings.portions({x: [r.layer for r in found[x]] for x in order}):
         read = readings.of([r.layer for x in some for r in found[x]], products=True)
 
@@ -171,7 +171,7 @@ def _errors(
     blocks: Mapping[Axis, Axis],
     many: Sequence[Reader],
     read: Mapping[str, Reading],
-    probe: _Probe,
+    probe: Probe,
     branch: Branch | None = None,
 ) -> list[tuple[int, float]]:
     """The error of the outputs with the lowest of ``leaf`` gone, for the count of each level; with
@@ -249,7 +249,7 @@ def affordable(groups: int, samples: int) -> tuple[tuple[float, ...], int]:
     return LEVELS[-1], least
 
 
-class _Probe:
+class Probe:
     """A share of the calibration data, what the original says to it, and how far it has run: what
     lies before the first node that reads a group is the same with and without it."""
 

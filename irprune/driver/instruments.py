@@ -40,13 +40,14 @@ class Instrument:
 
 class Snapshot:
     """All of a graph that a pass can change, to be compared: its text, its scores, its weights'
-    loaders and how its nodes are spelled."""
+    loaders, how its nodes are spelled and which layers are to be two."""
 
     def __init__(self, graph: Graph) -> None:
         self.text = to_text(graph)
         # Held, so that an identity is not given out again
         self.loaders = [w.load for w in graph.weights.values()]
         self.spelled = [(n.origin.dialect, n.origin.target, n.origin.layout) for n in graph.nodes]
+        self.low_rank = dict(graph.low_rank)
         self.scores = [
             (a.id, crc32(np.ascontiguousarray(s).tobytes())) for a, s in graph.scores.items()
         ]
@@ -64,6 +65,8 @@ class Snapshot:
             if self.scores != other.scores
             else "the spelling of a node"
             if self.spelled != other.spelled
+            else "the rank of a layer"
+            if self.low_rank != other.low_rank
             else ""
         )
 

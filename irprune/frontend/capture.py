@@ -75,9 +75,16 @@ def capture(
     if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
         args = (args,)  # a single tensor
     graph = capture_module(model, tuple(args), kwargs, dynamic_shapes, method, dynamic)
+    from irprune.frontend.torch.fake_quantise import fake_quantisers
     from irprune.frontend.torch.source import torch_source
 
+    if fake_quantisers(model):
+        graph.notes.append(
+            "proven without the rounding of its fake quantisers; apply_to cuts them in the instance, "
+            "which trains on and is converted"
+        )
     torch_source(graph).dynamic_shapes = dynamic_shapes
+    torch_source(graph).method = method
     return graph
 
 

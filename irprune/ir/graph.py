@@ -228,6 +228,8 @@ class Graph:
             Axis, NDArray[np.float64]
         ] = {}  # importance of each index of a free leaf, set by score
         self.drops: dict[Axis, float] = {}  # loss of a branch whose last layer sums over the leaf
+        self.factorable: dict[Axis, str] = {}  # leaf of a rank -> weight, set by low-rank
+        self.low_rank: dict[str, int] = {}  # weight -> rank of the two layers that replace its one
         self.kept: Selection | None = None  # set by choose
         self.removed: dict[str, None] = {}  # names of weights that went with a whole branch
         self.skipped: dict[Axis, str] = {}  # free leaves that choose left whole, and why
@@ -315,6 +317,7 @@ class Graph:
             fresh.axes = old.axes
         twin.outputs = [new[v] for v in self.outputs]
         twin.drops, twin.removed = self.drops, dict(self.removed)
+        twin.factorable, twin.low_rank = self.factorable, self.low_rank
         twin.source, twin.notes = self.source, list(self.notes)
         twin.fixed, twin.guards = list(self.fixed), list(self.guards)
         twin.sizes, twin.places = dict(self.sizes), dict(self.places)

@@ -134,18 +134,21 @@ class Selection:
             self._kept[a] = np.flatnonzero(table.mask)
         return self._kept[a]
 
-    def table(self, axis: Axis) -> Table:
-        """Who is present along ``axis``, as far as it depends on axes that do not stand in it.
-        Raises ValueError for a symbolic size."""
+    def table(self, axis: Axis, sizes: Mapping[str, int] | None = None) -> Table:
+        """Who is present along ``axis``, as far as it depends on axes that do not stand in it;
+        ``sizes`` are the values of symbols. Raises ValueError for a symbolic size without one."""
         a = find(axis)
-        if a not in self._tables:
-            if len(ps := parts(a)) > 1:
-                self._tables[a] = _joined([self.table(p) for p in ps])
-            elif len(fs := factors(a)) > 1:
-                self._tables[a] = _crossed(fs, [self.table(f) for f in fs])
-            else:
-                self._tables[a] = self._leaf(a)
-        return self._tables[a]
+        if a in self._tables:
+            return self._tables[a]
+        if len(ps := parts(a)) > 1:
+            made = _joined([self.table(p, sizes) for p in ps])
+        elif len(fs := factors(a)) > 1:
+            made = _crossed(fs, [self.table(f, sizes) for f in fs])
+        else:
+            made = self._leaf(a, sizes or {})
+        if not isinstance(a.size, Sym):
+            self._tables[a] = made
+        return made
 
     def present(
         self, axes: Sequence[Axis], dim: int, sizes: Mapping[str, int] | None = None
@@ -156,7 +159,7 @@ class Selection:
 
         Raises ValueError for a symbolic size, and for an axis chosen per block that stands without
         its outer axis."""
-        table = self.table(axes[dim])
+        table = self.table(axes[dim], sizes)
         rank = len(axes)
         at = []
         for outer in table.outer:
@@ -167,9 +170,12 @@ class Selection:
         mask: Mask = table.mask[(*at, _along(np.arange(table.mask.shape[-1]), dim, rank))]
         return mask
 
-    def _leaf(self, a: Axis) -> Table:
+    def _leaf(self, a: Axis, sizes: Mapping[str, int]) -> Table:
         if isinstance(a.size, Sym):
-            raise ValueError(f"an axis of dynamic size {a.size} has no index list")
+            try:
+                return Table((), np.ones(evaluate(a.size, sizes), dtype=bool))
+            except UnboundSymbol:
+                raise ValueError(f"an axis of dynamic size {a.size} has no index list") from None
         own = self.choice.get(a)
         if own is None:
             return Table((), np.ones(a.size, dtype=bool))
@@ -211,7 +217,7 @@ def _crossed(fs: list[Axis], tables: list[Table]) -> Table:
     outer = tuple(h for h in dict.fromkeys(h for t in tables for h in t.outer) if h not in fs)
     sizes = tuple(probe_of(h.size) for h in outer)
     rank = len(outer) + len(fs)
-    mask = np.ones((*sizes, *(probe_of(f.size) for f in fs)), dtype=bool)
+    mask = np.ones((*sizes, *(t.mask.shape[-1] for t in tables)), dtype=bool)
     for i, t in enumerate(tables):
         places = [outer.index(h) if h in outer else len(outer) + fs.index(h) for h in t.outer]
         mask &= _placed(t.mask, [*places, len(outer) + i], rank)

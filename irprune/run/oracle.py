@@ -43,12 +43,11 @@ class Presence:
 
     def _along(self, axes: Sequence[Axis], d: int) -> torch.Tensor:
         a = find(axes[d])
-        if self.kept.table(
-            a
-        ).outer:  # chosen per block: the mask varies along other dimensions of this value too
+        table = self.kept.table(a, self.sizes)
+        if table.outer:  # chosen per block: the mask varies along other dimensions of this value
             return torch.from_numpy(self.kept.present(axes, d, self.sizes)).to(self.device)
         if a not in self._masks:
-            self._masks[a] = torch.from_numpy(self.kept.table(a).mask).to(self.device)
+            self._masks[a] = torch.from_numpy(table.mask).to(self.device)
         return self._masks[a].reshape([-1 if k == d else 1 for k in range(len(axes))])
 
 

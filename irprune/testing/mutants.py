@@ -448,8 +448,8 @@ class _OffByOne:
     def changes(self, axis: Axis) -> bool:
         return bool(self.real.changes(axis))
 
-    def table(self, axis: Axis) -> Any:
-        return self.real.table(axis)
+    def table(self, axis: Axis, sizes: Any = None) -> Any:
+        return self.real.table(axis, sizes)
 
 
 def _off_by_one(entry: Op) -> Callable[[Node, Any], None]:

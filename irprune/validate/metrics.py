@@ -276,8 +276,9 @@ def _boxes(outputs: Arrays) -> list[Array] | None:
     """Of each image the most certain boxes as [n, 4] corners; None where no output holds boxes.
 
     Either an output ends in a dimension of 4 (corners, or centres with sizes), with scores in
-    another one; or it is that of a YOLO without its last step: [images, 4 + classes, places], of
-    centres with sizes."""
+    another one; or it is that of a YOLO without its last step, of centres with sizes: from version
+    8 on [images, 4 + classes, places], before [images, places, 4 + 1 + classes], where the fifth
+    number says how likely something is there."""
     for x in outputs:
         if x.dtype.kind != "f" or x.ndim not in (2, 3) or x.shape[-1] != 4:
             continue
@@ -297,7 +298,23 @@ def _boxes(outputs: Arrays) -> list[Array] | None:
         if x.dtype.kind == "f" and x.ndim == 3 and x.shape[1] >= 5 and x.shape[2] > 8 * x.shape[1]:
             found = x.transpose(0, 2, 1)
             return [_corners(f[:, :4], f[:, 4:].max(-1), centred=True) for f in found]
+    for x in outputs:
+        if _with_objectness(x):
+            return [
+                _corners(f[:, :4], f[:, 4] * f[:, 5:].max(-1), centred=True)
+                for f in x.astype(np.float64)
+            ]
     return None
+
+
+def _with_objectness(x: Array) -> bool:
+    """Whether ``x`` is what a YOLO up to version 7 gives: at many places a centre and a size in
+    pixels, and behind them likelihoods."""
+    if x.dtype.kind != "f" or x.ndim != 3 or x.shape[2] < 6 or x.shape[1] <= 8 * x.shape[2]:
+        return False
+    boxes, told = x[..., :4], x[..., 4:]
+    likely = bool((told >= 0).all() and (told <= 1).all())
+    return likely and bool((boxes[..., 2:] >= 0).all() and boxes.max() > 2)
 
 
 def _corners(boxes: Array, certain: Array, centred: bool = False) -> Array:

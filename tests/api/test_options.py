@@ -53,6 +53,8 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--prefer": (["head_dim"], {"prefer": "head_dim"}),
     "--no-per-block": ([], {"per_block": False}),
     "--drop-blocks": ([], {"drop_blocks": True}),
+    "--low-rank": (["--macs", "0.5"], {"low_rank": True, "budget": {"macs": 0.5}}),
+    "--low-rank-of": (["fc*=16"], {"low_rank": {"fc*": 16}}),
     "--no-drop-blocks": ([], {"drop_blocks": False}),
     "--reduce": (["max"], {"reduce": "max"}),
     "--normalise": (["lamp"], {"normalise": "lamp"}),
@@ -261,7 +263,16 @@ def test_every_option_that_a_command_line_can_say_has_a_flag() -> None:
     assert [flag.key for flag in OPTIONS["budget"].flags] == [*MEASURES, "latency"]
     given = {p.opts[0] for p in command.prune.params if isinstance(p, click.Option)} - {"--trust"}
     own = {"-o", "--input", "--pretrained", "--plan", "--json", "-q", "-v"}
-    assert given == {*SAID, *own, "--cache", "--format", "--force", "--dry-run", "--load"}
+    assert given == {
+        *SAID,
+        *own,
+        "--cache",
+        "--format",
+        "--profile",
+        "--force",
+        "--dry-run",
+        "--load",
+    }
 
 
 @pytest.mark.parametrize("flag", SAID)

@@ -44,7 +44,22 @@ def einsum(net: Net, h: Tensor) -> Tensor:
     return torch.einsum("bcl,cd->bdl", torch.fft.rfft(h), w).abs()
 
 
+def distances(p: float) -> Between:
+    def between(net: Net, h: Tensor) -> Tensor:
+        return torch.cdist(h.transpose(1, 2), net.real.T, p).transpose(1, 2) / 4
+
+    return between
+
+
+def own_kernels(net: Net, h: Tensor) -> Tensor:
+    """Each element of the batch is convolved with a kernel of its own, as in StyleGAN 2."""
+    kernels = (h.mean(2)[:, None, :] * net.real.T).reshape(-1, 12, 1)
+    made = F.conv1d(h.reshape(1, -1, h.shape[2]), kernels, groups=h.shape[0])
+    return made.reshape(h.shape[0], 10, h.shape[2])
+
+
 CASES: dict[str, tuple[Between, int]] = {
+    **{f"cdist, p={p}": (distances(p), 1) for p in (0.0, 1.0, 1.5, 2.0, float("inf"))},
     "max 1": (pooled("max", 1, 5), 1),
     "max 2": (pooled("max", 2, (3, 5)), 2),
     "max 2, whole": (pooled("max", 2, 1), 2),
@@ -116,3 +131,15 @@ def test_positions_that_are_read_are_still_refused(tmp_path: Path) -> None:
     with pytest.raises(irprune.errors.IrpruneError, match="adaptive_max_pool2d"):
         pruned.onnx(tmp_path / "m.onnx")
     assert not (tmp_path / "m.onnx").exists()
+
+
+def test_kernels_of_each_element_are_pruned_and_written_for_one_batch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = Net(own_kernels, 1).eval(), torch.randn(2, 3, 9)
+    pruned = irprune.prune(model, (x,), ratio=0.5)
+    assert pruned.report.proof.passed and pruned.report.params.left < 0.8
+    assert pruned.module(torch.randn(5, 3, 9)).shape == (5, 4)
+    with pytest.raises(irprune.errors.IrpruneError, match="number of groups"):
+        pruned.onnx(tmp_path / "m.onnx")
+    fixed = irprune.prune(model, (x,), ratio=0.5, dynamic="none")
+    assert fixed.onnx(tmp_path / "m.onnx").exists() and fixed.report.parity.passed

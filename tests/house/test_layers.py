@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = frozenset(
     "torch onnx onnxruntime onnx_graphsurgeon onnxscript ml_dtypes safetensors rich "
-    "PIL sklearn timm torchvision transformers gguf optuna matplotlib".split()
+    "PIL sklearn timm torchvision transformers gguf optuna matplotlib openvino".split()
 )
 
 

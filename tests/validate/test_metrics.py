@@ -57,6 +57,26 @@ def test_overlap_finds_the_nearest_box_in_corners_and_in_centres() -> None:
         measured("iou", [np.zeros((2, 3))], [np.zeros((2, 3))])
 
 
+def test_overlap_reads_boxes_with_an_objectness() -> None:
+    """YOLO up to version 7: [images, places, 4 + 1 + classes]."""
+    yolo = np.zeros((1, 60, 7), np.float32)
+    yolo[0, :, :4] = np.array([5.0, 5, 2, 2]) + np.arange(60)[:, None] * np.array([9.0, 9, 0, 0])
+    yolo[0, :, 4], yolo[0, :, 5] = np.linspace(1, 0, 60), 0.5
+    other = yolo.copy()
+    other[0, :, 0] += 1  # half of a box's width
+    assert measured("iou", [other], [yolo]) == pytest.approx(1 / 3)
+    many = np.zeros((1, 400, 7), np.float32)
+    many[..., :4] = 1.0  # of all, the hundred that are likely and of a class
+    many[0, :100, :4] = [50.0, 50, 2, 2]
+    many[0, :100, 4:6], many[0, 100:, 4] = 1.0, 1.0
+    moved = many.copy()
+    moved[0, 100:, :2] += 100  # places that nothing is at
+    assert measured("iou", [moved], [many]) == 1.0
+    assert chosen([yolo], x=np.zeros((1, 3, 8, 8), np.float32)) == "iou"
+    sequence = np.full((1, 60, 7), 1 / 7, np.float32)  # classes at each step are no boxes
+    assert chosen([sequence], x=np.zeros((1, 60, 3), np.float32)) != "iou"
+
+
 def test_perplexity_is_that_of_the_next_token_without_padding() -> None:
     ids = np.array([[0, 1, 2, 2]])
     even = np.zeros((1, 4, 3))

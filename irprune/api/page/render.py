@@ -70,6 +70,7 @@ def render(report: Mapping[str, Any], details: Mapping[str, Any] | None = None) 
         **_groups(shown, more),
         "frozen": _frozen(shown["frozen"]),
         "layers": more.get("layers", []),
+        "times": _times(shown.get("speed")),
         "drawing": _drawing(more.get("boxes", [])),
         "omitted": more.get("omitted", 0),
         "editable": bool(more.get("orders")),
@@ -215,12 +216,50 @@ def _checks(shown: Mapping[str, Any]) -> Iterable[dict[str, str]]:
             "text": f"every output of the file against the module: error {_number(parity['max_error'])}, "
             f"tolerance {_number(parity['tolerance'])}{ran and f' ({ran})'}.",
         }
+    low_rank = shown.get("low_rank")
+    if low_rank is not None:
+        told = "; ".join(
+            f"{x['name']} {x['rank']} of {min(x['inputs'], x['outputs'])}"
+            for x in low_rank["layers"][:12]
+        )
+        more = len(low_rank["layers"]) - 12
+        yield {
+            "kind": "good" if low_rank["error"] <= low_rank["tolerance"] else "bad",
+            "what": "Low rank:",
+            "text": f"{len(low_rank['layers'])} layers are two now ({told}"
+            f"{f' and {more} more' if more > 0 else ''}). The proof is of the model with the two; "
+            "beside the original with their products as weights it has an error of "
+            f"{_number(low_rank['error'])}, tolerance {_number(low_rank['tolerance'])}."
+            + (
+                ""
+                if low_rank["output_error"] is None
+                else f" On calibration data the outputs are {low_rank['output_error']:.3g} off."
+            ),
+        }
     if repair is not None:
         yield {
             "kind": "",
             "what": "Repair, after the proof:",
             "text": f"{' + '.join(repair['methods']) or 'none'}; output error "
             f"{_number(repair['before'])} → {_number(repair['after'])} on {repair['samples']} samples.",
+        }
+    speed = shown.get("speed")
+    if speed is not None and latency is None:
+        before, after = speed["before"]["median_s"], speed["after"]["median_s"]
+        yield {
+            "kind": "good" if speed["faster"] else "" if speed["faster"] is None else "bad",
+            "what": "Latency:",
+            "text": f"{before * 1e3:.3g} ms → {after * 1e3:.3g} ms ({speed['ratio']:.1%}, turn by "
+            f"turn) on {speed['provider']}.",
+        }
+    narrowed = shown.get("narrowed")
+    if narrowed is not None:
+        on = f"{narrowed['samples']} {'random ' if narrowed['drawn'] else ''}inputs"
+        yield {
+            "kind": "",
+            "what": "Quantised, after the proof:",
+            "text": f"{narrowed['kind']}, {human(narrowed['before'])}B → {human(narrowed['after'])}B; "
+            f"{narrowed['metric']} {narrowed['agreement']:.4g} with the file before, on {on}.",
         }
     if latency is not None:
         before, after = latency["before"]["median_s"], latency["after"]["median_s"]
@@ -230,6 +269,33 @@ def _checks(shown: Mapping[str, Any]) -> Iterable[dict[str, str]]:
             "text": f"{before * 1e3:.3g} ms → {after * 1e3:.3g} ms ({after / before:.1%}) on "
             f"{latency['provider']}, onnxruntime {latency['onnxruntime']}.",
         }
+
+
+_NODES = 40  # of the slowest, one by one
+
+
+def _times(speed: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The nodes that take the longest before or after, in microseconds, and the others together."""
+    layers = (speed or {}).get("layers") or []
+    order = sorted(layers, key=lambda x: -max(x["before"], x["after"]))
+    rows = [
+        {"name": x["name"], "op": x["op"], "before": 1e6 * x["before"], "after": 1e6 * x["after"]}
+        for x in order[:_NODES]
+    ]
+    if rest := order[_NODES:]:
+        rows.append(
+            {
+                "name": f"{len(rest)} others",
+                "op": "",
+                "before": 1e6 * sum(x["before"] for x in rest),
+                "after": 1e6 * sum(x["after"] for x in rest),
+            }
+        )
+    longest = max((x[k] for x in rows[:_NODES] for k in ("before", "after")), default=0.0) or 1.0
+    for row in rows:
+        row["width"] = round(min(100.0, 100 * row["before"] / longest), 1)
+        row["left"] = round(min(100.0, 100 * row["after"] / longest), 1)
+    return rows
 
 
 def _number(x: Any) -> str:

@@ -25,6 +25,7 @@ from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.emit.torch.layer_sizes import layer_sizes
 from irprune.emit.torch.module import emit_module
+from irprune.emit.torch.observers import cut_observers
 from irprune.emit.torch.size_attributes import Candidate, candidates, stale
 from irprune.emit.torch.skipped import Skipped, several_results
 from irprune.emit.torch.wrapped import check_unwrapped
@@ -74,6 +75,7 @@ def apply_to(
     try:
         whole, narrow = _with_unused(graph, cut, model)
         skipped = _skipped(model, whole)
+        cut_observers(model, whole, edit.tensor)
         _cut_tensors(edit, whole)
         if repaired:
             _repair_tensors(edit, cut)

@@ -102,7 +102,10 @@ def _own_momentum(options: Options, owner: str, graph: Graph) -> Options:
     source = find_torch_source(graph)
     if source is None or source.module is None:
         return options
-    momentum = source.module.get_submodule(owner).momentum
+    norm = source.module.get_submodule(owner)
+    if not isinstance(norm, nn.modules.batchnorm._NormBase):
+        return options  # a program of torch.export, whose call says it
+    momentum = norm.momentum
     at = next((i for i, (k, _) in enumerate(options) if k == "affine"), len(options))
     rest = tuple(pair for pair in options[:at] if pair[0] != "momentum")
     own: Options = () if momentum == 0.1 else (("momentum", momentum),)

@@ -74,15 +74,19 @@ Array = NDArray[Any]
 
 
 def capture_onnx(
-    source: str | Path | onnx.ModelProto, values: Mapping[str, NDArray[Any]] | None = None
+    source: str | Path | onnx.ModelProto,
+    values: Mapping[str, NDArray[Any]] | None = None,
+    files: Files | None = None,
 ) -> Graph:
     """The graph of an ONNX model, given as a file or as a ``ModelProto`` (which is not changed).
     ``values`` are those that inputs always have, by name: branches that they decide are taken.
+    ``files`` hold the data of tensors that lie apart from a ``ModelProto``.
 
     Raises IrpruneError for what is no valid model: truncated, cyclic, of an opset that is not
     served, with external data missing or outside the model's folder."""
     if isinstance(source, onnx.ModelProto):
-        model, files, where = source, Files(), source.graph.name or "model"
+        model, where = source, source.graph.name or "model"
+        files = Files() if files is None else files
     else:
         path = Path(source)
         model, files, where = read_model(path), Files(path), str(path)

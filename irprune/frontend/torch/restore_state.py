@@ -9,19 +9,25 @@ from typing import Any
 
 import torch
 
+from irprune.frontend.torch.fake_quantise import rounding_paused
+
 __all__ = ["attributes_kept", "buffers_kept", "evaluating"]
 
 
 @contextlib.contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in eval mode without gradients and without fused attention layers; every
-    submodule's own mode is back afterwards."""
+    """The model in eval mode without gradients, without fused attention layers and without the
+    rounding of training with quantisation; every submodule's own mode is back afterwards."""
     modes = [(m, m.training) for m in model.modules()]
     fused = torch.backends.mha.get_fastpath_enabled()
-    model.eval()
+    try:
+        model.eval()
+    except NotImplementedError:  # of exported programs, whose mode is built in
+        for m in model.modules():
+            m.training = False
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), rounding_paused(model):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

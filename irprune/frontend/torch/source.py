@@ -34,8 +34,9 @@ class TorchSource:
     what stands in each leaf.
 
     ``inputs`` and ``outputs`` hold an index into the graph's inputs and outputs, or a constant leaf
-    wrapped in a tuple. ``names`` are the argument names of the recorded call, ``signature`` that of
-    the user's ``forward``, ``state`` every parameter and buffer of the model by name, used or not.
+    wrapped in a tuple. ``method`` is how it was captured, ``names`` are the argument names of the
+    recorded call, ``signature`` that of the user's ``forward``, ``state`` every parameter and
+    buffer of the model by name, used or not.
     """
 
     dialect: ClassVar[str] = "torch"
@@ -49,6 +50,7 @@ class TorchSource:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     dynamic_shapes: Any = None
+    method: str = "auto"
     names: tuple[str, ...] = ()
     signature: inspect.Signature | None = None
     state: dict[str, Entry] = field(default_factory=dict)

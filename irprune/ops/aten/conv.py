@@ -7,7 +7,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Weight
-from irprune.ir.size import Size
+from irprune.ir.size import Size, Sym
 from irprune.ops.aten.contraction import quick_product, zeroed
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
@@ -80,10 +80,13 @@ def _macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
     return ((*(spread.axes or ()), *(node.operand(1).axes or ())[1:]),)
 
 
-def _geometry(node: Node) -> Convolution:
-    """The node as a convolution."""
+def _geometry(node: Node) -> Convolution | None:
+    """The node as a convolution; None where it has as many groups as an open size says, so that
+    each element of a batch has a kernel of its own."""
     kernel = kernel_of(node.operand(1))
     n, a = len(kernel), node.attrs
+    if isinstance(a.get("groups"), Sym):
+        return None
     dilation = many(a.get("dilation", 1), n)
     plain = "offset_groups" not in a  # taps that move by offsets make no product of patches
     return Convolution(
@@ -94,7 +97,7 @@ def _geometry(node: Node) -> Convolution:
         padding_pairs(a.get("padding", 0), kernel, dilation),
         dilation,
         many(a.get("output_padding", 0), n),
-        int(a.get("groups", 1)),
+        a.get("groups", 1),
         _transposed(node),
         plain,
         _batched(node),

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from irprune.errors import IrpruneError
+from irprune.ops.torch.onnx_distances import cdist
 from irprune.ops.torch.onnx_pools import POOLS, reads_positions
 from irprune.ops.torch.onnx_special import digamma, lgamma
 
@@ -22,9 +24,18 @@ def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
     The exporter makes a reshape a view where the strides at hand allow one, then takes attention
     for products whose results lie otherwise in memory, and refuses the view of their transpose. The
     copies leave no trace in the file. onnxruntime 1.31 takes zeros that are padded in front of a
-    max pool for the pool's own padding, which never wins a maximum."""
+    max pool for the pool's own padding, which never wins a maximum.
+
+    Raises IrpruneError for a number of groups that follows an open size, for which a file has no
+    place."""
     graph = program.graph
     for node in list(graph.nodes):
+        if isinstance(_argument(node, "groups"), torch.fx.Node):
+            raise IrpruneError(
+                "an ONNX file holds no number of groups that follows an open size",
+                f"{node.name} (each element of the batch has a kernel of its own)",
+                "write a file for one batch: dynamic='none' (--dynamic none)",
+            )
         if node.target is torch.ops.aten.scaled_dot_product_attention.default:
             _in_four_dimensions(graph, node)
         if node.target is torch.ops.aten.as_strided.default:
@@ -193,6 +204,17 @@ _MAX_POOLS = (
 )
 
 
+def _argument(node: torch.fx.Node, name: str) -> Any:
+    """What ``node`` is given for the parameter ``name`` of its operator, None where nothing is."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    places = [a.name for a in node.target._schema.arguments]
+    if name not in places:
+        return None
+    at = places.index(name)
+    return node.args[at] if at < len(node.args) else node.kwargs.get(name)
+
+
 def translations(
     program: torch.export.ExportedProgram,
 ) -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -295,5 +317,7 @@ _GAPS: dict[str, Callable[..., Any]] = {
     "aten.erfinv.default": _erfinv,
     "aten.lgamma.default": lgamma,
     "aten.digamma.default": digamma,
+    "aten.cdist.default": cdist,
+    "aten._cdist_forward.default": cdist,
     **POOLS,
 }
