@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from irprune.api.sweep import sweep
     from irprune.errors import CheckFailed, IrpruneError
     from irprune.training.iterative import schedule
-    from irprune.training.optimizer import carry_optimizer
+    from irprune.training.optimizer import carry_optimizer, step_optimizer
 
 __all__ = [
     "CheckFailed",
@@ -33,6 +33,7 @@ __all__ = [
     "load",
     "prune",
     "schedule",
+    "step_optimizer",
     "sweep",
 ]
 
@@ -43,6 +44,7 @@ _AT = {
     "evaluate": "irprune.api.evaluate",
     "load": "irprune.api.folder",
     "schedule": "irprune.training.iterative",
+    "step_optimizer": "irprune.training.optimizer",
     "sweep": "irprune.api.sweep",
 }
 

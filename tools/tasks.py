@@ -31,6 +31,7 @@ from typing import Any
 import click
 from tables import RESULTS, write_table
 from task import Feed, Run, Task
+from tasks_plot import plot
 
 HERE = Path(__file__).resolve().parent
 BUDGETS = (0.9, 0.8, 0.7, 0.5)
@@ -255,7 +256,8 @@ def main(
     count = max(r["seed"] for r in rows) + 1
     said = f"{today}, {count} seeds of calibration data: the middle one, least to largest.\n\n"
     click.echo(text)
-    write_table(out / "tasks.md", said + text)
+    plot(rows, known, out / "tasks.png")
+    write_table(out / "tasks.md", f"{said}![What is kept over what is left](tasks.png)\n\n{text}")
     if not held:
         raise SystemExit(1)
 

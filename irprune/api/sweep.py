@@ -2,7 +2,8 @@
 each criterion; the models are judged in processes of their own, beside each other.
 
 Each is judged in the same way, on a number of threads that does not depend on how many processes
-there are, so that neither do the results."""
+there are, so that neither do the results. The processes are those of a pool here, actors of Ray
+where they are asked for, or the ranks of a ``torch.distributed`` group."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from irprune.analysis.cost import MEASURES, Costs
+from irprune.api.agreement import check_same, same_scores
 from irprune.api.calls import apply_plan
 from irprune.api.candidate import Candidate
 from irprune.api.declarations import PruneOptions
@@ -34,10 +37,11 @@ from irprune.api.trials import trial_key
 from irprune.api.user_code import callable_at
 from irprune.choice.plan import Plan
 from irprune.driver.pipelines import analyse
-from irprune.errors import IrpruneError, option
+from irprune.errors import IrpruneError, gist, option
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.passes.score import Score
+from irprune.run.ranks import Ranks, by_itself, together
 
 __all__ = ["sweep"]
 
@@ -66,6 +70,7 @@ def sweep(
     metric: str | None = None,
     lower_is_better: bool = False,
     workers: int = 1,
+    engine: str = "processes",
     storage: str | Path | None = None,
     load: Callable[[], tuple[Any, Sequence[Any], Mapping[str, Any]]] | None = None,
     options: PruneOptions | None = None,
@@ -85,7 +90,9 @@ def sweep(
             the outputs.
         lower_is_better: What ``evaluate`` returns is an error.
         workers: How many processes judge models at the same time. What they are given must be what
-            ``pickle`` takes.
+            ``pickle`` takes. Within a ``torch.distributed`` group its ranks do, and this is 1.
+        engine: What runs the processes: ``processes`` of this machine, or ``ray``, on the cluster
+            that ``ray.init`` was called for, else on this machine.
         storage: A journal of Optuna that keeps the trials; those in it are not judged again.
         load: Makes the model and its example call in each process, in place of pickling them.
         options: Options of ``irprune.prune`` by name that hold for all, as
@@ -104,6 +111,8 @@ def sweep(
             raise IrpruneError(f"a sweep has no option {option(name)}", "", "it varies that itself")
     if workers < 1:
         raise IrpruneError(f"{option('workers')} is {workers}", "", "at least 1")
+    if engine not in ENGINES:
+        raise IrpruneError(f"{option('engine')} is {engine!r}", "", f"one of {', '.join(ENGINES)}")
     if evaluate is None and options.get("calibration") is None:
         raise IrpruneError(
             "nothing says how good a model is", "", f"give evaluate or {option('calibration')}"
@@ -112,13 +121,38 @@ def sweep(
     job = Job(
         model, tuple(args), dict(kwargs or {}), load, options, evaluate, metric, lower_is_better
     )
-    call = job.call()
-    graph = _captured(call, job.options.values)
-    asked = list(_choices(graph, Options(**options), strategies))
-    with contextlib.closing(Bench(job, call, asked[0].plan)) as bench:
-        return _judged(job, bench, graph.name, asked, workers, storage)
+    with together(options.get("ranks")) as ranks:
+        if ranks.size > 1 and (workers > 1 or engine != "processes"):
+            raise IrpruneError(
+                f"{option('workers', str(workers))} on {ranks.size} ranks",
+                f"{option('engine')} {engine}",
+                "the ranks judge models at the same time: leave both out",
+            )
+        call = job.call()
+        graph = _captured(call, job.options.values)
+        told: dict[str, Any] = {
+            "importance": importance,
+            "scope": scope,
+            "budget": budget,
+            "metric": metric,
+        }
+        told |= {"evaluate": evaluate, "lower_is_better": lower_is_better}
+        check_same(ranks, graph, {**job.options.values, **told})
+        asked = list(_choices(graph, Options(**options), strategies, ranks))
+        with contextlib.closing(Bench(job, call, asked[0].plan)) as bench:
+            return _judged(job, bench, graph.name, asked, Judges(ranks, workers, engine), storage)
 
 
+@dataclass(frozen=True)
+class Judges:
+    """Who judges: ``ranks`` where they are several, else so many ``workers`` of an ``engine``."""
+
+    ranks: Ranks
+    workers: int
+    engine: str
+
+
+ENGINES = ("processes", "ray")
 Call = tuple[Any, Sequence[Any], Mapping[str, Any]]  # a model and its example call
 
 
@@ -216,7 +250,9 @@ def _captured(call: Call, values: PruneOptions) -> Graph:
     return graph
 
 
-def _choices(graph: Graph, plain: Options, strategies: Sequence[Strategy]) -> Iterator[Swept]:
+def _choices(
+    graph: Graph, plain: Options, strategies: Sequence[Strategy], ranks: Ranks
+) -> Iterator[Swept]:
     """The original and every strategy, with plans and without metrics; a criterion scores once."""
     costs = Costs(graph)
     whole = costs.at({})
@@ -246,6 +282,7 @@ def _choices(graph: Graph, plain: Options, strategies: Sequence[Strategy]) -> It
         score = one.options.score()
         if score != scored:
             score.run(graph)
+            same_scores(ranks, graph)
             scored = score
         if not n:
             nothing.run(graph)
@@ -262,19 +299,20 @@ def _judged(
     bench: Bench,
     model: str,
     asked: Sequence[Swept],
-    workers: int,
+    judges: Judges,
     storage: str | Path | None,
 ) -> Sweep:
     """The metric of each plan, in the order in which they were asked for."""
-    original = asked[0].plan
-    value, seconds = bench.value(original)
+    original, ranks = asked[0].plan, judges.ranks
+    value, seconds = ranks.first(bench.value(original))
     judge, repairs = bench.judge, job.options.values["repair"]
     assert isinstance(repairs, tuple)
     rows = [replace(r, key=trial_key(r.plan, judge.identity, repairs)) for r in asked]
-    study = storage and Study(
-        storage, model, judge.name, judge.higher, f"{original.source} {judge.identity}"
-    )
-    known = {r.key: study.metric_of(r.key) for r in rows} if study else {}
+    study = None
+    if storage is not None and ranks.leads:
+        identity = f"{original.source} {judge.identity}"
+        study = Study(storage, model, judge.name, judge.higher, identity)
+    known = ranks.first({r.key: study.metric_of(r.key) for r in rows} if study else {})
     found = {k: v for k, v in known.items() if v is not None} | {rows[0].key: (value, seconds)}
     named = {r.key: r for r in reversed(rows)}  # of those that cut the same the first
     plans = {r.key: r.plan for r in rows if r.key not in found}
@@ -286,8 +324,8 @@ def _judged(
         return row
 
     keep(rows[0].key)
-    say = job.options.values["progress"] or (lambda line: None)
-    for done, (key, made) in enumerate(_values(bench, job, original, plans, workers), 1):
+    say = (job.options.values["progress"] if ranks.leads else None) or (lambda line: None)
+    for done, (key, made) in enumerate(_values(bench, job, original, plans, judges), 1):
         found[key] = made
         row = keep(key)
         say(f"{done} of {len(plans)}: {row.name}: {judge.name} {row.metric:.5g}")
@@ -304,10 +342,14 @@ def _judged(
 
 
 def _values(
-    bench: Bench, job: Job, original: Plan, plans: Mapping[str, Plan], workers: int
+    bench: Bench, job: Job, original: Plan, plans: Mapping[str, Plan], judges: Judges
 ) -> Iterator[tuple[str, tuple[float, float]]]:
     """Metric and seconds of each plan by its key, as they come."""
-    if workers == 1 or len(plans) < 2:
+    if judges.ranks.size > 1:
+        yield from _on_ranks(bench, plans, judges.ranks)
+        return
+    workers = min(judges.workers, len(plans))
+    if judges.engine == "processes" and workers < 2:
         yield from ((key, bench.value(plan)) for key, plan in plans.items())
         return
     plain: Any = {k: v for k, v in job.settings.items() if k != "progress"}
@@ -320,8 +362,11 @@ def _values(
             "",
             "define its class and evaluate in a module that can be imported, or give load",
         ) from refused
+    if judges.engine == "ray":
+        yield from _on_ray(job, original, plans, workers)
+        return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(plans)), context, _begin, (job, original)) as pool:
+    with ProcessPoolExecutor(workers, context, _begin, (job, original)) as pool:
         futures = {pool.submit(_run, plan): key for key, plan in plans.items()}
         try:
             for future in as_completed(futures):
@@ -332,6 +377,56 @@ def _values(
             ) from died
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _on_ranks(
+    bench: Bench, plans: Mapping[str, Plan], ranks: Ranks
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    """As many plans at a time as there are ranks, so that what is known is kept as it comes."""
+    keys = list(plans)
+    for at in range(0, len(keys), ranks.size):
+        some = keys[at : at + ranks.size]
+        yield from zip(some, ranks.share(some, lambda key: bench.value(plans[key])), strict=True)
+
+
+def _on_ray(
+    job: Job, original: Plan, plans: Mapping[str, Plan], workers: int
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    """By actors of Ray, each with a model of its own."""
+    try:
+        ray: Any = import_module("ray")
+        pools: Any = import_module("ray.util")
+    except ImportError as missing:
+        raise IrpruneError(
+            "ray is not installed", option("engine", "ray"), "pip install 'irprune[ray]'"
+        ) from missing
+    began = not ray.is_initialized()
+    if began:
+        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+    try:
+        kind = ray.remote(num_cpus=1)(Actor)
+        pool = pools.ActorPool([kind.remote(job, original) for _ in range(max(1, workers))])
+        yield from pool.map_unordered(lambda actor, item: actor.value.remote(*item), plans.items())
+    except ray.exceptions.RayTaskError as failed:
+        raise failed.cause if isinstance(failed.cause, IrpruneError) else failed from failed
+    except ray.exceptions.RayError as died:
+        raise IrpruneError(
+            f"a process of the sweep died: {gist(died)}", "", f"try fewer {option('workers')}"
+        ) from died
+    finally:
+        if began:
+            ray.shutdown()
+
+
+class Actor:
+    """A bench in a process of Ray."""
+
+    def __init__(self, job: Job, original: Plan) -> None:
+        self._bench = Bench(job, job.call(), original)
+
+    def value(self, key: str, plan: Plan) -> tuple[str, tuple[float, float]]:
+        """The key again, and the metric and seconds of ``plan``."""
+        return key, self._bench.value(plan)
 
 
 class Bench:
@@ -359,7 +454,7 @@ class Bench:
 
     def value(self, plan: Plan) -> tuple[float, float]:
         """The metric of the model that ``plan`` makes, and the seconds that it took."""
-        with _threads(self.threads):
+        with _threads(self.threads), by_itself():
             judge, began = self.judge, time.perf_counter()
             if plan is self.original:
                 return self._first

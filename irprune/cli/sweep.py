@@ -15,6 +15,7 @@ from irprune.api.option_kinds import read_share
 from irprune.api.sweep import sweep as sweep_
 from irprune.cli.options import common, extensions, inputs, model, say, show_json, shown
 from irprune.errors import IrpruneError
+from irprune.run.ranks import speaks
 
 __all__ = ["sweep"]
 
@@ -73,6 +74,13 @@ def _budgets(texts: tuple[str, ...]) -> dict[str, list[float]]:
     help="How many processes judge models at the same time; results are the same for any number.",
 )
 @click.option(
+    "--engine",
+    default="processes",
+    show_default=True,
+    metavar="NAME",
+    help="What runs them: processes, or ray (on its cluster). Under torchrun its ranks judge.",
+)
+@click.option(
     "--storage",
     metavar="FILE",
     help="A journal of Optuna that keeps the trials: an interrupted sweep goes on, "
@@ -100,6 +108,7 @@ def sweep(
     calibration: str | None,
     samples: int | None,
     workers: int,
+    engine: str,
     storage: str | None,
     plot: str | None,
     plans: str | None,
@@ -127,13 +136,14 @@ def sweep(
         metric=metric,
         lower_is_better=lower_is_better,
         workers=workers,
+        engine=engine,
         storage=storage,
         load=partial(_call, model, inputs, pretrained, trust),
         options=settings,
     )
-    if plot is not None:
+    if plot is not None and speaks():
         found.plot(plot)
-    if plans is not None:
+    if plans is not None and speaks():
         Path(plans).mkdir(parents=True, exist_ok=True)
         for row in found.pareto:
             if row.importance:

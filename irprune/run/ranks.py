@@ -35,6 +35,7 @@ __all__ = [
     "Several",
     "Statistic",
     "Sums",
+    "by_itself",
     "current",
     "initialised",
     "launched_group",
@@ -98,6 +99,11 @@ class Ranks:
             self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     @property
+    def group(self) -> ProcessGroup | None:
+        """The group of torch.distributed over which they talk; None for this process alone."""
+        return self._group
+
+    @property
     def leads(self) -> bool:
         """Whether this is the rank that speaks and writes."""
         return self.rank == 0
@@ -106,16 +112,17 @@ class Ranks:
         """The value of every rank, in the order of ranks."""
         if self._group is None:
             return [value]
+        told = pickle.dumps(value)  # what cannot be told fails before the others wait for it
         self._meet("gather")
-        return self._objects(value)
+        return [pickle.loads(t) for t in self._objects(told)]
 
     def first(self, value: A) -> A:
         """The value of the first rank, for all."""
         if self._group is None:
             return value
+        message = _packed(value) if self.leads else []
         self._meet("first")
         with self._connected():
-            message = _packed(value) if self.leads else []
             made: A = self._message(message, self._broadcast)
         return value if self.leads else made
 
@@ -144,11 +151,12 @@ class Ranks:
         ranks; on the first rank alone, None on the others."""
         if self._group is None:
             return part if total is None or part is None else total.merged(part)
+        message = [] if self.leads or self.rank >= count else _packed(part)
         self._meet("fold")
         if not self.leads:
-            if self.rank < count:
+            if message:
                 with self._connected():
-                    self._message(_packed(part), self._send)
+                    self._message(message, self._send)
             return None
         for other in range(count):
             if other:
@@ -286,6 +294,16 @@ def together(count: int | None = None) -> Iterator[Ranks]:
         _current.reset(token)
 
 
+@contextlib.contextmanager
+def by_itself() -> Iterator[None]:
+    """This process does what is inside alone, while the others of its ranks do something else."""
+    token = _current.set(Ranks())
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
 def initialised() -> bool:
     """Whether this process belongs to a group of several ranks."""
     distributed = sys.modules.get("torch.distributed")
@@ -366,14 +384,21 @@ def _retold(told: Sequence[Told | None]) -> IrpruneError:
 
 
 class _Pickler(pickle.Pickler):
-    """Tensors go as arrays, whose numbers pickle hands out instead of copying them."""
+    """Tensors of any type go as arrays of bytes, which pickle hands out instead of copying them."""
 
     def reducer_override(self, obj: Any) -> Any:
         import torch
 
         if isinstance(obj, torch.Tensor):
-            return torch.from_numpy, (obj.detach().contiguous().numpy(),)
+            flat = obj.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+            return _tensor, (flat.view(torch.uint8).numpy(), obj.dtype, tuple(obj.shape))
         return NotImplemented
+
+
+def _tensor(data: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+    import torch
+
+    return torch.from_numpy(data).view(dtype).reshape(shape)
 
 
 def _packed(value: Any) -> list[torch.Tensor]:

@@ -23,7 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 from irprune.base.atomic_write import replace_folder
 from irprune.choice.plan import Plan
 from irprune.emit.onnx.file import without_arrays, write_model
-from irprune.training.iterative import Checkpoint
+from irprune.run.ranks import ALONE
+from irprune.training.checkpoint import Checkpoint
 
 __all__ = ["KINDS", "Kind", "runs"]
 
@@ -88,12 +89,13 @@ def folder_version(path: Path) -> int:
 def write_checkpoint(path: Path, version: int) -> None:
     """A checkpoint of one step, whose plan and state are of ``version``."""
     plan = Plan("0" * 16, f"v{version}", ())
-    Checkpoint(path, {}).write([plan], {"w": torch.full((ROWS,), float(version))})
+    Checkpoint(path, {}).write(ALONE, [plan], {"w": torch.full((ROWS,), float(version))})
 
 
 def checkpoint_version(path: Path) -> int:
     """The version of a checkpoint. Raises AssertionError where plan and state are of several."""
-    (plan,), state = Checkpoint(path, {}).read()
+    held = Checkpoint(path, {}).read(ALONE)
+    (plan,), state = held.plans, held.state
     version = int(plan.model.removeprefix("v"))
     assert state is not None
     assert bool((state["w"] == version).all()), f"numbers of another than {version}"

@@ -17,7 +17,12 @@ from irprune.run.ranks import Ranks
 if TYPE_CHECKING:
     from irprune.api.pruned import Pruned
 
-__all__ = ["bring_in_step", "whole_module"]
+__all__ = ["bring_in_step", "is_shard", "whole_module"]
+
+
+def is_shard(tensor: torch.Tensor) -> bool:
+    """Whether this rank holds a part of ``tensor`` alone."""
+    return isinstance(tensor, DTensor)
 
 
 def whole_module(pruned: Pruned) -> nn.Module:
@@ -25,7 +30,7 @@ def whole_module(pruned: Pruned) -> nn.Module:
     since (``fully_shard``), another with its values. All ranks call it."""
     module = pruned.module
     tensors = module.state_dict()
-    if not any(isinstance(t, DTensor) for t in tensors.values()):
+    if not any(map(is_shard, tensors.values())):
         return module
     made = backend_of(pruned.graph).module(pruned.cut)
     whole = {n: t.full_tensor() if isinstance(t, DTensor) else t for n, t in tensors.items()}

@@ -9,12 +9,10 @@ NeurIPS 2015; the cubic pace is that of Zhu and Gupta, "To prune, or not to prun
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-import torch
 from torch import nn
 
 from irprune.analysis.cost import Costs
@@ -23,13 +21,14 @@ from irprune.api.declarations import STEP, StepOptions
 from irprune.api.option import documented
 from irprune.api.option_kinds import settle_budget
 from irprune.api.pruned import Pruned
-from irprune.base.atomic_write import atomic_write, content_name
 from irprune.choice.plan import Plan
 from irprune.driver.pipelines import analyse
 from irprune.errors import IrpruneError
 from irprune.frontend.capture import capture
 from irprune.run.ranks import together
-from irprune.training.in_step import bring_in_step, whole_module
+from irprune.training.checkpoint import Checkpoint
+from irprune.training.in_step import bring_in_step, is_shard, whole_module
+from irprune.training.optimizer import OptimizerState, Step
 
 __all__ = ["PACES", "schedule"]
 
@@ -54,7 +53,8 @@ def schedule(
     (``pruned.module``) before going on.
 
     Within a ``torch.distributed`` group all ranks iterate together and get the same module in every
-    step, to be wrapped anew in each; the first rank writes the checkpoint.
+    step, to be wrapped anew in each. The checkpoint is one of ``torch.distributed.checkpoint``:
+    each rank writes the shards that it holds, the first the plans.
 
     Args:
         model: The module to begin with; it is not changed.
@@ -117,16 +117,18 @@ def _steps(
     options: StepOptions,
 ) -> Iterator[Pruned]:
     plans: list[Plan] = []
+    learned: OptimizerState | None = None
     current = model
     captured = {"dynamic_shapes": options["dynamic_shapes"]} if "dynamic_shapes" in options else {}
     count = options.get("ranks")
     if checkpoint is not None:
         with together(count) as ranks:
-            plans, state = ranks.first(checkpoint.read() if ranks.leads else ([], None))
+            held = checkpoint.read(ranks)
+        plans, learned = held.plans, held.optimizer
         for plan in plans:
             current = apply_plan(current, plan, args, kwargs, proof=False, **captured).module
-        if state is not None:
-            current.load_state_dict(state)
+        if held.state is not None:
+            current.load_state_dict(held.state)
     bounds = _bounds(model, args, kwargs, budget, captured)
     if options.get("calibration") is None:
         options = {**options, "calibration": False}  # training makes up for it
@@ -142,13 +144,18 @@ def _steps(
             }
         pruned = prune(current, args, kwargs, **wanted, **options)
         pruned.report.notes.append(f"step {i + 1} of {len(ways)}")
+        step = Step(learned)
+        step.begin(pruned)
         yield pruned
         plans.append(pruned.plan)
         with together(count) as ranks:
+            learned = step.state()
             current = whole_module(pruned)
             bring_in_step(current, ranks)
-            if checkpoint is not None and ranks.leads:
-                checkpoint.write(plans, current.state_dict())
+            if checkpoint is not None:
+                # Where it was sharded each rank writes what it holds
+                shards = {k: t for k, t in pruned.module.state_dict().items() if is_shard(t)}
+                checkpoint.write(ranks, plans, current.state_dict() | shards, learned)
 
 
 def _bounds(
@@ -171,53 +178,3 @@ def _bounds(
         k: (float(whole[k]), amount * whole[k] if amount <= 1 else amount)
         for k, amount in budget.items()
     }
-
-
-class Checkpoint:
-    """``plans.json`` and ``state.pt`` in a folder, replaced together: the plans name the state that
-    they belong to."""
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        if folder.exists() and not folder.is_dir():
-            raise IrpruneError(
-                "the checkpoint is a file", str(folder), "name a folder, which may not exist yet"
-            )
-        self.folder, self.settings = folder, settings
-
-    def read(self) -> tuple[list[Plan], dict[str, torch.Tensor] | None]:
-        file = self.folder / "plans.json"
-        if not file.exists():
-            return [], None
-        try:
-            held = json.loads(file.read_text(encoding="utf-8"))
-            plans = [Plan.read(p) for p in held["plans"]]
-            state = torch.load(self.folder / held["state"], weights_only=True)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as broken:
-            raise IrpruneError(
-                f"the checkpoint cannot be read: {broken}",
-                str(file),
-                "delete the folder to start over",
-            ) from broken
-        if held["settings"] != self.settings:
-            raise IrpruneError(
-                f"the checkpoint is of another schedule: {held['settings']}",
-                str(file),
-                "delete it, or name another folder",
-            )
-        return plans, state
-
-    def write(self, plans: list[Plan], state: Mapping[str, torch.Tensor]) -> None:
-        with atomic_write(self.folder / "plans.json", _states) as draft:
-            torch.save(dict(state), draft / "state.pt")
-            name = content_name(draft / "state.pt", f"state-{len(plans)}", ".pt")
-            held = {
-                "settings": self.settings,
-                "state": name,
-                "plans": [p.as_json() for p in plans],
-            }
-            (draft / "plans.json").write_text(json.dumps(held), encoding="utf-8")
-
-
-def _states(plans: Path) -> set[str]:
-    """The files of states beside ``plans.json``."""
-    return {p.name for p in plans.parent.glob("state-*.pt")}

@@ -4,12 +4,15 @@ depends on how many processes there are."""
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from ranks import torchrun
 from torch import nn
 
 import irprune
@@ -82,6 +85,72 @@ def test_any_number_of_processes_gives_the_same(place: Path, found: Sweep) -> No
     other = swept(place, workers=2)
     assert other.as_dict() == found.as_dict()
     assert [r.plan for r in other] == [r.plan for r in found]
+
+
+NET = """
+import torch
+from torch import nn
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def example_inputs():
+    return torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+"""
+WORDS = ["--importance", "fisher,random", "--scope", "local,global", "--budget", "macs=0.8,50%"]
+
+
+def on_command_line(place: Path, size: int, *more: str) -> subprocess.CompletedProcess[str]:
+    """A sweep of the command line on so many ranks."""
+    (place / "net.py").write_text(NET)
+    command = ["-m", "irprune", "sweep", "net.py:net", *WORDS, "--calibration", "x.npy", "--json"]
+    return torchrun(size, [*command, *more], place)
+
+
+def test_ranks_judge_beside_each_other_and_say_the_same(place: Path, tmp_path: Path) -> None:
+    told = {}
+    for size in (1, 2, 3):
+        plans = tmp_path / f"plans{size}"
+        made = on_command_line(place, size, "--plans", str(plans))
+        assert made.returncode == 0, made.stderr
+        files = sorted(plans.iterdir())
+        told[size] = json.loads(made.stdout), [(p.name, p.read_text()) for p in files]
+        assert len(told[size][0]["trials"]) == 9 and files
+    assert told[2] == told[1] and told[3] == told[1]
+
+
+def test_ranks_keep_trials_in_one_journal(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    keep = ["--storage", str(tmp_path / "sweep.journal")]
+    first, second = (on_command_line(place, n, *keep) for n in (2, 1))
+    assert first.returncode == 0 and second.returncode == 0, (first.stderr, second.stderr)
+    assert first.stdout == second.stdout and "6 of 6: " in first.stderr
+    assert " of 6: " not in second.stderr  # all of them are known
+
+
+def test_ranks_and_workers_are_not_both_asked_for(place: Path) -> None:
+    made = on_command_line(place, 2, "--workers", "2")
+    said = [line for line in made.stderr.splitlines() if line.startswith("irprune: ")]
+    assert made.returncode and len(said) == 1 and "on 2 ranks" in said[0], made.stderr
+
+
+def test_an_engine_that_is_none_or_missing_is_one_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(IrpruneError, match=r"engine is 'dask'.*one of processes, ray"):
+        swept(place, engine="dask")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(IrpruneError, match=r"ray is not installed.*irprune\[ray\]"):
+        swept(place, engine="ray")
+
+
+def test_ray_gives_the_same(place: Path, found: Sweep) -> None:
+    pytest.importorskip("ray")
+    other = swept(place, engine="ray", workers=2)
+    assert other.as_dict() == found.as_dict()
 
 
 def test_the_front_holds_what_no_other_beats(found: Sweep) -> None:

@@ -211,10 +211,10 @@ def test_no_operator_stands_for_what_has_no_gradient() -> None:
 
 
 def test_the_proof_sees_a_lost_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    from irprune.frontend.torch import trace
+    from irprune.frontend.torch import gradient_stops
 
     model = Model(KEPT["no_grad"]).eval()
-    monkeypatch.setattr(trace.GradientStops, "crossed", lambda self, value: value)
+    monkeypatch.setattr(gradient_stops.GradientStops, "crossed", lambda self, value: value)
     proof = irprune.prune(model, (X,), ratio=0.5).report.proof
     assert any("not those of forward at" in n and "k.weight" in n for n in proof.notes)  # type: ignore[union-attr]
 

@@ -16,6 +16,7 @@ import models
 from irprune.errors import IrpruneError
 from irprune.frontend.torch import trace as tracing
 from irprune.frontend.torch.capture import capture
+from irprune.frontend.torch.declined import Declined
 from irprune.ir.graph import Graph, Value
 from irprune.passes.dead_code import DeadCode
 from irprune.run.interpret import evaluate
@@ -376,7 +377,7 @@ def test_a_torch_that_splits_composites_is_noticed(monkeypatch: pytest.MonkeyPat
     import contextlib
 
     monkeypatch.setattr(tracing.torch, "inference_mode", lambda *a: contextlib.nullcontext())
-    monkeypatch.setattr(tracing._Recorder, "__torch_dispatch__", _without_inference_check)
+    monkeypatch.setattr(tracing.Recorder, "__torch_dispatch__", _without_inference_check)
     tracing._composites_are_split.cache_clear()
     try:
         assert "splits composite operators" in tracing._composites_are_split()
@@ -384,7 +385,7 @@ def test_a_torch_that_splits_composites_is_noticed(monkeypatch: pytest.MonkeyPat
         tracing._composites_are_split.cache_clear()
 
 
-_dispatch = tracing._Recorder.__torch_dispatch__
+_dispatch = tracing.Recorder.__torch_dispatch__
 
 
 def _without_inference_check(self: Any, *args: Any) -> Any:
@@ -416,7 +417,7 @@ def test_values_that_follow_from_constants_are_read() -> None:
 )
 def test_values_of_inputs_parameters_and_chance_are_not_read(read: Callable[..., Tensor]) -> None:
     model = Layer(lambda m, x: x * read(m, x).item())
-    with pytest.raises(tracing.Declined, match="depends on"):
+    with pytest.raises(Declined, match="depends on"):
         tracing.trace(model, (torch.randn(3, 8),))
 
 

@@ -203,6 +203,49 @@ def test_ranks_that_differ_are_refused() -> None:
             assert said.startswith(start) and bool(said) == bool(start)
 
 
+KINDS = [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.bool, torch.complex64]
+
+
+def exchanged() -> list[Any]:
+    """Tensors of several types, as the others get them; then what no rank can tell another."""
+    found: list[Any] = []
+    with together() as ranks:
+        mine = [torch.arange(4).reshape(2, 2).to(k) for k in KINDS] + [torch.tensor(2.5).bfloat16()]
+        told = ranks.first(mine if ranks.leads else [])
+        found.append([(str(t.dtype), tuple(t.shape), t.float().tolist()) for t in told])
+    for method in ("first", "gather", "fold"):
+        try:
+            with together() as ranks:
+                if method == "fold":
+                    ranks.fold(None, Untold(), 2)
+                else:
+                    getattr(ranks, method)(Untold())
+        except Exception as error:
+            found.append(f"{method}: {error}")
+    return found
+
+
+class Untold:
+    """What pickle refuses."""
+
+    def __reduce__(self) -> Any:
+        raise TypeError("it stays here")
+
+    def merged(self, other: Untold) -> Untold:
+        return self
+
+
+def test_any_tensor_goes_to_the_others_and_what_cannot_go_hangs_nobody() -> None:
+    first, second = on_ranks(2, exchanged)
+    assert first.value is not None and second.value is not None, (first, second)
+    assert first.value[0] == second.value[0]
+    assert [t[0] for t in first.value[0]] == [str(k) for k in [*KINDS, torch.bfloat16]]
+    assert first.value[0][1] == ("torch.bfloat16", (2, 2), [[0.0, 1.0], [2.0, 3.0]])
+    assert first.value[0][-1] == ("torch.bfloat16", (), 2.5)
+    for rank in (first, second):
+        assert len(rank.value) == 4 and all("it stays here" in said for said in rank.value[1:])
+
+
 class Failing:
     """Data of which the fifth item is not there on rank 1, the second time they are read."""
 

@@ -94,6 +94,49 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     assert goes_on[0].value["sizes"] == whole[0].value["sizes"]
 
 
+def steps_in_mixed_precision(kind: str) -> list[Any]:
+    """Of each step the gradients, and whether a step of the optimizer was made."""
+    import torch.distributed as dist
+
+    rank, size = dist.get_rank(), dist.get_world_size()
+    half = torch.bfloat16 if kind == "bf16" else torch.float32
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0, enabled=kind == "scaler")
+    found = []
+    cuts = irprune.schedule(Net().eval().to(half), (X[:2].to(half),), ratio=0.5, steps=3)
+    for pruned in cuts:
+        optimizer = irprune.step_optimizer(pruned, lambda p: torch.optim.AdamW(p, 1e-2))
+        ddp = DistributedDataParallel(pruned.module)
+        ddp.train()
+        before = digest_of_bits(pruned.module)
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind != "bf16"):
+            loss = ddp(X[rank::size].to(half)).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        pruned.module.eval()
+        kinds = {p.dtype for p in pruned.module.parameters()}
+        assert kinds == {half} and digest_of_bits(pruned.module) != before
+        assert all(bool(p.isfinite().all()) for p in pruned.module.parameters())
+        grads = [p.grad.float().tolist() for p in pruned.module.parameters() if p.grad is not None]
+        found.append((grads, scaler.get_scale(), digest_of_bits(pruned.module)))
+    return found
+
+
+def digest_of_bits(module: nn.Module) -> str:
+    made = hashlib.sha256()
+    for tensor in module.parameters():
+        made.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return made.hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["autocast", "scaler", "bf16"])
+def test_mixed_precision_between_steps_agrees_on_every_rank(kind: str) -> None:
+    first, second = on_ranks(2, steps_in_mixed_precision, kind)
+    assert first.value is not None, first
+    assert first.value == second.value and len(first.value) == 3
+    assert {scale for _, scale, _ in first.value} == {256.0 if kind == "scaler" else 1.0}
+
+
 def wrong_uses() -> list[str]:
     """What is said to training without a wrapper, and to a cut inside a live one."""
     import torch.distributed as dist

@@ -280,7 +280,7 @@ class Line:
         parsed_as_meant(text, self.statements, where)
         if len(text.splitlines()) > 1:
             raise _meant_otherwise(where)
-        return Written(text, any(map(_names_device, self.statements)))
+        return Written(text, DEVICE in text and any(map(_names_device, self.statements)))
 
 
 def _names_device(statement: ast.stmt) -> bool:
@@ -388,19 +388,19 @@ def _meant_otherwise(where: str) -> IrpruneError:
     )
 
 
+_PLACES = ("ctx", "kind", "type_comment", "type_params")
+
+
 def _same(a: Any, b: Any) -> bool:
     """Whether two trees are equal; places in the text, and whether a name is read or set, do not
     count."""
-    if isinstance(a, ast.AST):
-        return type(a) is type(b) and all(
-            _same(getattr(a, f, None), getattr(b, f, None))
-            for f in a._fields
-            if f not in ("ctx", "kind", "type_comment", "type_params")
-        )
+    if type(a) is not type(b):
+        return False
     if isinstance(a, list):
-        return (
-            isinstance(b, list)
-            and len(a) == len(b)
-            and all(_same(x, y) for x, y in zip(a, b, strict=True))
-        )
-    return type(a) is type(b) and bool(a == b)
+        return len(a) == len(b) and all(map(_same, a, b))
+    if not isinstance(a, ast.AST):
+        return bool(a == b)
+    fields = [f for f in a._fields if f not in _PLACES]
+    return all(
+        map(_same, [getattr(a, f, None) for f in fields], [getattr(b, f, None) for f in fields])
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, users_line
+from irprune.frontend.torch.declined import Declined
 from irprune.frontend.torch.dynamic import WrongSizes
 from irprune.frontend.torch.pretrained import any_batch, without_cache
 
@@ -48,7 +49,7 @@ def capture(
     kwargs = without_cache(model, args, kwargs)
     declined: list[Exception] = []
     if method != "export" and dynamic_shapes is None:
-        from irprune.frontend.torch.trace import Declined, trace
+        from irprune.frontend.torch.trace import trace
 
         for plain in {"trace": (False,), "run": (True,), "auto": (False, True)}[method]:
             try:
