@@ -242,7 +242,7 @@ def test_a_graph_that_is_right_at_one_size_alone_fails_its_proof() -> None:
     from irprune.driver.pipelines import analyse, cut_graph
     from irprune.passes.choose import Choose
     from irprune.passes.score import Score
-    from irprune.validate.proof import prove
+    from irprune.validate.proof import Remake, prove
 
     graph = analyse(irprune.capture(net(OPEN["divide by length"]), (torch.randn(2, 5, 6),)))
     for node in graph.nodes:
@@ -250,7 +250,7 @@ def test_a_graph_that_is_right_at_one_size_alone_fails_its_proof() -> None:
     Score().run(graph)
     Choose(ratio=0.5).run(graph)
     cut = cut_graph(graph)
-    proof = prove(graph, emit_module(cut), lambda g: (cut_graph(g), emit_module(cut_graph(g))))
+    proof = prove(graph, emit_module(cut), Remake(cut_graph, emit_module))
     assert not proof.captured
 
 
