@@ -6,11 +6,12 @@ from __future__ import annotations
 import torch
 
 
-def assert_value(*of, left, relation, right, dim, where):
+def assert_value(*of, left, relation, right, dim, where, what="it"):
     """Refuse values that the graph was not captured with.
 
     ``left`` is compared with ``right``; without ``left`` it is the size ``dim`` of the tensor that
-    is given, or the tensor's one value. The result says nothing: it is there to be depended on."""
+    is given, or the tensor's one value; ``what`` says what that is. The result says nothing: it is
+    there to be depended on."""
     token = torch.ones((), dtype=torch.bool, device=of[0].device if of else None)
     if of and of[0].is_meta:
         return token
@@ -33,7 +34,7 @@ def assert_value(*of, left, relation, right, dim, where):
     }[relation]()
     if not torch.compiler.is_compiling():
         if not holds:
-            raise ValueError(f"{why}it is {left} here, {known}")
+            raise ValueError(f"{why}{what} is {left} here, {known}")
     elif one:
         torch._assert_async(holds, why + known)
     else:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -66,3 +68,33 @@ def test_an_input_that_the_file_does_not_have_is_refused(path: Path) -> None:
     given = {"nope": torch.randn(1, 3, 32, 32)}
     with pytest.raises(IrpruneError, match="no input is called 'nope'"):
         runner(Loaded(str(path), (), given, "m"), "cpu")
+
+
+def test_sizes_that_torch_cannot_solve_are_open_in_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's solver refuses what some detectors ask of a size; multiples of a power of 2 it need
+    not solve."""
+    real = torch.export.export
+
+    def picky(module: Any, *given: Any, dynamic_shapes: Any, **named: Any) -> Any:
+        if dynamic_shapes["x"][2] is torch.export.Dim.AUTO:
+            raise NotImplementedError("The inequality cannot be solved")
+        return real(module, *given, dynamic_shapes=dynamic_shapes, **named)
+
+    class Halves(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.Conv2d(8, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.b(torch.nn.functional.interpolate(self.a(x), scale_factor=2.0))
+
+    torch.manual_seed(0)
+    pruned = irprune.prune(Halves().eval(), (torch.randn(1, 3, 32, 48),), ratio=0.5)
+    monkeypatch.setattr(torch.export, "export", picky)
+    session = onnxruntime.InferenceSession(pruned.onnx(tmp_path / "m.onnx"))
+    assert [isinstance(s, str) for s in session.get_inputs()[0].shape] == [True, False, True, True]
+    x = torch.randn(3, 3, 64, 16)
+    made = session.run(None, {"x": x.numpy()})[0]
+    assert abs(made - pruned.module(x).detach().numpy()).max() < 1e-5

@@ -92,6 +92,25 @@ def test_the_file_is_right_at_every_size(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(made, expected, rtol=2e-4, atol=2e-4 * np.abs(expected).max())
 
 
+def test_strides_are_those_of_memory(tmp_path: Path) -> None:
+    """Windows that overlap by half, as Longformer takes them, of what was transposed."""
+
+    def windows(net: Net, h: Tensor) -> Tensor:
+        x = h.transpose(0, 2)  # [length, channels, batch]
+        length, channels, batch = x.shape
+        step, place, row = x.stride()
+        sizes, strides = (length // 2 - 1, 4, channels, batch), (2 * step, step, place, row)
+        made = x.as_strided(sizes, strides).mean(1).permute(2, 1, 0)
+        return made * torch.arange(made.shape[-1])
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 12)
+    pruned = irprune.prune(Net(windows, 1).eval(), (x,), ratio=0.5)
+    session = onnxruntime.InferenceSession(pruned.onnx(tmp_path / "m.onnx", parity=False))
+    made = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    np.testing.assert_allclose(made, pruned.module(x).detach().numpy(), rtol=2e-5, atol=1e-5)
+
+
 def test_fixed_sizes_are_written_as_constants(tmp_path: Path) -> None:
     import onnx
 

@@ -75,7 +75,7 @@ def test_the_example_s_way_is_proven_and_another_is_refused(between: Any, tmp_pa
     assert proof is not None and proof.passed and pruned.report.params.left < 0.7
     assert pruned.module(X, MASK).shape == (5, 4)
     with pytest.raises(
-        ValueError, match=r"goes by values at test_assertions\.py:\d+: it is .* captured"
+        ValueError, match=r"goes by values at test_assertions\.py:\d+: .*'\w+' is .* captured"
     ) as e:
         pruned.module(X, OTHER)
     assert "\n" not in str(e.value)

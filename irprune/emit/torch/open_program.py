@@ -26,19 +26,23 @@ def open_program(
     gave.
 
     Torch takes a size of 1 for a constant, so that open sizes are exported at 2 or more. Where it
-    refuses to leave them all open, the batch is left open, else none. Raises what ``torch.export``
+    refuses to leave them all open, they are left open in steps of a power of 2, as detectors take
+    them (its own solver fails on what a stride of 32 asks of a size), else the batch is, else
+    none. Raises what ``torch.export``
     raises for sizes that are fixed."""
     args, kwargs = tuple(source.args), dict(source.kwargs)
     given = source.dynamic_shapes is not None or graph is None or not graph.sizes
     sizes = None if given or graph is None else at_least(graph, 2)
     if sizes is not None and graph is not None:
         call = resized(graph, source.inputs, (args, kwargs), sizes)
-        for batch in (False, True):
-            axes = _axes(graph, batch)
-            if not any(axes.values()):
+        every, batches = _axes(graph, False), _axes(graph, True)
+        rows = {name for own in batches.values() for name in own.values()}
+        steps = {name: _step(n) for name, n in sizes.items() if name not in rows}
+        for axes, by in ((every, {}), (every, steps), (batches, {})):
+            if not any(axes.values()) or (not by and axes is not every and axes == every):
                 continue
             names = _shapes(module, source.inputs, call, axes)
-            dims = pytree.tree_map(lambda x: Dim.AUTO if isinstance(x, str) else None, names)
+            dims = pytree.tree_map(_dimensions(by), names)
             try:
                 program = torch.export.export(module, *call, dynamic_shapes=dims, strict=False)
             except Exception:  # torch raises many kinds for sizes that it cannot leave open
@@ -50,6 +54,35 @@ def open_program(
         ),
         source.dynamic_shapes,
     )
+
+
+_STEP = 64  # the largest: what detectors divide an image by at most
+
+
+def _step(size: int) -> int:
+    """The largest power of 2 that goes at least twice into ``size``."""
+    step = 1
+    while step < _STEP and size % (2 * step) == 0 and size >= 4 * step:
+        step *= 2
+    return step
+
+
+def _dimensions(steps: Mapping[str, int]) -> Callable[[Any], Any]:
+    """The dimensions of ``torch.export`` by name, where there is one: in the ``steps`` of each, or
+    as torch finds them."""
+    made: dict[str, Any] = {}
+
+    def dimension(name: Any) -> Any:
+        if not isinstance(name, str):
+            return None
+        step = steps.get(name, 1)
+        if step == 1:
+            return Dim.AUTO
+        if name not in made:
+            made[name] = step * Dim(f"_{name}", min=1, max=1 << 24)
+        return made[name]
+
+    return dimension
 
 
 def _axes(graph: Graph, batch: bool) -> dict[int, dict[int, str]]:

@@ -14,7 +14,7 @@ from irprune.frontend.torch.known import from_constants
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value
 from irprune.ir.open_sizes import OpenSizes, Settled
 from irprune.ir.size import Sym
-from irprune.ir.symbols import defined_symbols
+from irprune.ir.symbols import backward_slice, defined_symbols, names_in
 from irprune.ops.registry import lookup
 
 __all__ = ["Decisions", "asserted_at", "asserts_sizes", "short_line"]
@@ -69,10 +69,29 @@ class Decisions:
         that relation."""
         attrs = {"left": left, "relation": relation, "right": right, "dim": dim}
         attrs["where"] = short_line(where) or "a line of torch"
+        attrs["what"] = self._said(of, left, dim)
         made = [(self._unique("assert_value"), TensorType("bool", ()))]
         origin = Origin("irprune", "assert_value", (), "", where)
         operands = [] if of is None else [of]
         self.graph.add("assert_value", operands, attrs, made, origin, before)
+
+    def _said(self, of: Value | None, left: Any, dim: int | None) -> str:
+        """What is compared, by the inputs that it comes from."""
+        if of is not None and dim is not None and of in self.graph.inputs:
+            return f"dimension {dim} of '{of.name}'"
+        if of is None:
+            named = set(names_in(left))
+            sizes = [
+                f"dimension {d} of '{v.name}'"
+                for v in self.graph.inputs
+                for d, size in enumerate(v.type.shape or ())
+                if named.intersection(names_in(size))
+            ]
+            return f"a size made of {', '.join(sizes[:3])}" if sizes else "it"
+        before = {id(v) for node in backward_slice(self.graph, [of]) for v in node.inputs}
+        names = [f"'{v.name}'" for v in self.graph.inputs if id(v) in before or v is of]
+        what = "what it computes" if dim is None else f"dimension {dim} of what it computes"
+        return f"{what} of {', '.join(names[:3])}" if names else "it"
 
     def settle(self, settled: Settled) -> None:
         """Record the guards on sizes that depend on values, each as soon as those are known."""

@@ -59,6 +59,12 @@ def _attended(node: OnnxNode) -> list[TensorType]:
 
 
 _CUDA = "onnxruntime has no kernel for the CPU, on which the cut could be proven"
+
+
+def _unknown(node: OnnxNode) -> list[TensorType]:
+    raise UnsupportedUse(f"a {node.target} whose results have shapes that are not known")
+
+
 FREEZES: dict[str, tuple[str, Types]] = {
     "BiasAdd": (_CUDA, _as_first),
     "BiasDropout": (_CUDA, _as_first),
@@ -67,17 +73,23 @@ FREEZES: dict[str, tuple[str, Types]] = {
     "BranchwiseRMSNorm": ("branches that are normed apart", _as_first),
     "DecoderMaskedMultiHeadAttention": ("a cache that is written in place", _attended),
     "DecoderMaskedSelfAttention": (_CUDA, _third),
+    "DynamicSparseAttention": (_CUDA, _unknown),
     "GatedAdd": ("a gate that onnxruntime fused", _as_first),
     "GatedRMSNorm": ("a gate that onnxruntime fused", _as_first),
+    "GatedRelativePositionBias": (_CUDA, _unknown),
     "GemmFastGelu": (_CUDA, _projected(1)),
     "GroupNorm": (_CUDA, _as_first),
     "LongformerAttention": (_CUDA, _as_first),
+    "NhwcConv": (_CUDA, _unknown),
+    "NhwcFusedConv": (_CUDA, _unknown),
     "PackedAttention": (_CUDA, _third),
     "PackedMultiHeadAttention": (_CUDA, _as_first),
     "PagedAttention": (_CUDA, _as_first),
     "QMoE": ("experts of packed integers", _as_first),
+    "RelativePositionBias": (_CUDA, _unknown),
     "ScaledSiLU": ("an activation that onnxruntime fused", _as_first),
     "SkipGroupNorm": (_CUDA, _as_first),
+    "SparsePagedAttention": (_CUDA, _unknown),
     "SparseAttention": ("blocks of positions that are left out", _attended),
 }
 """Why each freezes, and the types of its results."""

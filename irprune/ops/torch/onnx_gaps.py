@@ -18,8 +18,8 @@ __all__ = ["exportable", "translations"]
 
 def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """``program``, changed in place, with a copy in front of each reshape of what was transposed,
-    complex numbers unsqueezed as pairs, attention in four dimensions, and a bound that bounds
-    nothing between a pad and a max pool.
+    what is read by strides in the order in which it lies, complex numbers unsqueezed as pairs,
+    attention in four dimensions, and a bound that bounds nothing between a pad and a max pool.
 
     The exporter makes a reshape a view where the strides at hand allow one, then takes attention
     for products whose results lie otherwise in memory, and refuses the view of their transpose. The
@@ -38,6 +38,8 @@ def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
             )
         if node.target is torch.ops.aten.scaled_dot_product_attention.default:
             _in_four_dimensions(graph, node)
+        if node.target is torch.ops.aten.as_strided.default:
+            _as_it_lies(graph, node)
         if node.target in _VIEWS and node.args[0].target in _TURNED:
             with graph.inserting_before(node):
                 copy = _inserted(
@@ -72,6 +74,24 @@ def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
             node.replace_input_with(node.args[0], bound)
     program.graph_module.recompile()
     return program
+
+
+def _as_it_lies(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
+    """Strides of memory, which the exporter counts in the order of the dimensions, over what was
+    transposed: it is turned to the order in which it lies. What does not lie densely is left."""
+    source: Any = node.args[0]
+    value = source.meta["val"]
+    steps = [s if isinstance(s, int) else s.node.hint for s in value.stride()]
+    if value.is_contiguous() or any(s is None for s in steps):
+        return
+    order = sorted(range(value.dim()), key=lambda d: -steps[d])
+    if not value.permute(order).is_contiguous():
+        return
+    aten = torch.ops.aten
+    with graph.inserting_before(node):
+        turned = _inserted(graph, aten.permute.default, source, order)
+        copy = _inserted(graph, aten.clone.default, turned, memory_format=torch.contiguous_format)
+    node.replace_input_with(source, copy)
 
 
 def _in_real_numbers(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
