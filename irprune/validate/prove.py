@@ -81,10 +81,11 @@ def prove_cut(
 
 
 def _counted(graph: Graph, proof: Proof) -> Proof:
-    """``proof`` with the number of outputs that depend on what was cut."""
+    """``proof`` with the number of outputs that depend on what was cut, where anything was."""
     assert graph.kept is not None
-    of_graph = reached(graph, graph.kept)
-    proof.outputs, proof.reached = len(of_graph), sum(of_graph)
+    if graph.kept.choice or graph.kept.dropped:
+        of_graph = reached(graph, graph.kept)
+        proof.outputs, proof.reached = len(of_graph), sum(of_graph)
     return proof
 
 

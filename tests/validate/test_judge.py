@@ -154,6 +154,8 @@ def test_outputs_that_nothing_cut_leads_to_are_counted_apart(file: bool, tmp_pat
     proof = proof_of(Several(classes=False))
     assert (proof.reached, proof.outputs) == (1, 3)
     assert "1 of 3 outputs depend on what was cut" in str(proof)
+    whole = irprune.prune(Several(classes=False), (torch.randn(5, 8),), ratio=0.0).report.proof
+    assert whole is not None and "outputs depend" not in str(whole)
     # Those that vary have nothing to do with the cut, and the one that has is whole numbers
     try:
         said = str(proof_of(Several(classes=True)))
