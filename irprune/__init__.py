@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from irprune.api import Options, Pruned, apply_plan, capture, groups, prune
     from irprune.api.evaluate import evaluate
     from irprune.api.folder import load
+    from irprune.api.stages import prune_stages
     from irprune.api.sweep import sweep
     from irprune.errors import CheckFailed, IrpruneError
     from irprune.training.iterative import schedule
@@ -32,6 +33,7 @@ __all__ = [
     "groups",
     "load",
     "prune",
+    "prune_stages",
     "schedule",
     "step_optimizer",
     "sweep",
@@ -43,6 +45,7 @@ _AT = {
     "carry_optimizer": "irprune.training.optimizer",
     "evaluate": "irprune.api.evaluate",
     "load": "irprune.api.folder",
+    "prune_stages": "irprune.api.stages",
     "schedule": "irprune.training.iterative",
     "step_optimizer": "irprune.training.optimizer",
     "sweep": "irprune.api.sweep",

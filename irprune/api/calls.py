@@ -17,7 +17,7 @@ from irprune.analysis.describe import describe
 from irprune.analysis.memory import Footprint
 from irprune.analysis.sizes import shown_sizes
 from irprune.api.agreement import check_same, choose_together, same_scores, same_weights
-from irprune.api.checks import check_weights, ranked
+from irprune.api.checks import check_memory, check_weights, ranked
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions, ReplayOptions
 from irprune.api.exact import choose_fixed, with_masks
 from irprune.api.forecast import forecast
@@ -185,6 +185,7 @@ def _pruned(
                 trust=options.values["trust"],
             )
         _check_device(graph, options.values["device"])
+        check_memory(graph)
         with clock("analyse"):
             analyse(graph)
             told = {**options.values, "plan": None if plan is None else plan.as_json()}

@@ -4,17 +4,20 @@ checked by their declarations: ``irprune.api.declarations``.)"""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from irprune.errors import IrpruneError
+from irprune.base.memory import memory_asked
+from irprune.errors import IrpruneError, option
 from irprune.ir.dtype import is_real
-from irprune.ir.graph import Graph
+from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.group import groups_of
+from irprune.ir.size import probe_of
 from irprune.ops.arrays import is_meta, is_tensor
 
-__all__ = ["check_weights", "ranked"]
+__all__ = ["check_memory", "check_weights", "ranked"]
 
 
 def check_weights(graph: Graph, skip: Iterable[str] = ()) -> None:
@@ -30,6 +33,28 @@ def check_weights(graph: Graph, skip: Iterable[str] = ()) -> None:
                 weight.name,
                 "train or load the model again: NaN weights cannot be ranked",
             )
+
+
+def check_memory(graph: Graph) -> None:
+    """Raises IrpruneError where the user allows less memory than the weights of one operator take,
+    in the float64 of the proof: no way of reading gets along with less."""
+    asked = memory_asked()
+    if asked is None:
+        return
+
+    def taken(node: Node) -> int:
+        weights = {v for v in node.inputs if isinstance(v, Weight)}
+        return sum(8 * prod(map(probe_of, w.shape)) for w in weights)
+
+    largest = max(graph.nodes, key=taken, default=None)
+    least = taken(largest) if largest is not None else 0
+    if asked < least:
+        raise IrpruneError(
+            f"{option('memory')} is {asked / 1e6:.3g} MB, and the weights of one operator take "
+            f"{least / 1e6:.3g} MB",
+            largest.where if largest is not None else "",
+            f"give at least {option('memory', f'{-(-least // 1000)}kB')}",
+        )
 
 
 def ranked(graph: Graph) -> list[str]:

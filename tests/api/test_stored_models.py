@@ -301,3 +301,16 @@ def test_calibrated_bytes_do_not_depend_on_memory(folder: Path, tmp_path: Path) 
     lazy = pruned(folder, tmp_path / "lazy", *options, "--memory", "100kB")
     assert "static" in (whole / "report.json").read_text()
     same_folders(whole, lazy)
+
+
+def test_too_little_memory_is_refused_with_the_least_that_works(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prune", f"hf:{folder}", "-o", str(tmp_path / "out"), "--format", "hf", "--memory"]
+    assert run([*command, "10kB"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("irprune: --memory is 0.01 MB, and the weights of one operator take")
+    least = said.partition("give at least --memory ")[2].rstrip(")")
+    assert least.endswith("kB") and not (tmp_path / "out").exists()
+    assert run([*command, f"{int(least[:-2]) - 1}kB"]) == 2
+    assert run([*command, least]) == 0

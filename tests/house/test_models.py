@@ -133,4 +133,4 @@ def test_a_wrong_slice_does_not_pass() -> None:
     cut.weights[name].load = lambda: right.roll(1, 1)
     wrong = prove(graph, emit_module(cut), Remake(lambda g: cut, emit_module))
     assert not wrong.passed
-    assert wrong.max_error > 1e-3
+    assert 1e-3 < wrong.max_error < float("inf")  # different numbers, not a crash

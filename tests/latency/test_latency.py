@@ -655,15 +655,15 @@ def test_cuts_are_made_in_the_file_that_was_exported_once(
     import onnx
 
     from irprune.api import latency_whole as whole
-    from irprune.emit.backends import from_torch
+    from irprune.emit.bridge import torch_onnx
 
     graph = scored(Net())
     Choose(ratio=0.5).run(graph)
     expected = onnx.load(whole.write(api.cut_graph(graph), tmp_path / "cut" / "m.onnx"))
     exports: list[Any] = []
-    export = from_torch.export_onnx
+    export = torch_onnx.export_onnx
     monkeypatch.setattr(
-        from_torch, "export_onnx", lambda *a, **k: exports.append(a) or export(*a, **k)
+        torch_onnx, "export_onnx", lambda *a, **k: exports.append(a) or export(*a, **k)
     )
     with whole.WholeModel(graph, "cpu", 1, 0.01) as both:
         before, after = both.beside(graph, api.cut_graph)

@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor
 from irprune.errors import IrpruneError
 from irprune.run.ranks import Ranks
 
-__all__ = ["plain_twin"]
+__all__ = ["mapped", "plain_twin"]
 
 _HOOKS = (
     "_forward_pre_hooks",
@@ -99,7 +99,7 @@ def _whole_parameters(model: nn.Module, ranks: Ranks) -> dict[int, nn.Parameter]
                 raw.tofile(folder / str(number))
         ranks.gather(None)  # the files are there
         made = {
-            key: nn.Parameter(_mapped(folder / str(number), p), p.requires_grad)
+            key: nn.Parameter(mapped(folder / str(number), p), p.requires_grad)
             for number, (key, p) in enumerate(named.items())
         }
         ranks.gather(None)  # and mapped: they lie on the disk until the last map is gone
@@ -109,7 +109,7 @@ def _whole_parameters(model: nn.Module, ranks: Ranks) -> dict[int, nn.Parameter]
             rmtree(folder, ignore_errors=True)
 
 
-def _mapped(file: Path, like: torch.Tensor) -> torch.Tensor:
+def mapped(file: Path, like: torch.Tensor) -> torch.Tensor:
     """What lies in ``file``, of the type and the whole shape of ``like``; changes are not written
     back."""
     if not like.numel():
