@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import onnx
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = ["as_two", "has_form_as_two"]
 
@@ -17,6 +20,8 @@ def has_form_as_two(target: str) -> bool:
 def as_two(node: onnx.NodeProto, weight: str, own: str, other: str) -> list[onnx.NodeProto]:
     """``node`` as two that read ``own`` and ``other`` in the place of ``weight``: the first keeps
     its attributes, the second its bias and its result."""
+    import onnx
+
     at = list(node.input).index(weight)
     between = f"{node.output[0]}.0"
     first, second = onnx.NodeProto(), onnx.NodeProto()
