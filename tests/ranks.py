@@ -16,7 +16,7 @@ __all__ = ["Ended", "on_ranks", "torchrun"]
 SECONDS = 240  # for starting torch in each process on a busy machine
 
 _CHILD = """
-import faulthandler, pickle, sys
+import faulthandler, os, pickle, sys
 from datetime import timedelta
 import torch
 import torch.distributed as dist
@@ -32,15 +32,17 @@ if group:
         "gloo", init_method=f"file://{place}/store", rank=rank, world_size=size, timeout=timedelta(seconds=120)
     )
 made = work(*args)
-with open(f"{place}/{rank}", "wb") as file:
+with open(f"{place}/{rank}.part", "wb") as file:
     pickle.dump(made, file)
+os.replace(f"{place}/{rank}.part", f"{place}/{rank}")
 if group:
     dist.destroy_process_group()
 """
 
 
 class Ended:
-    """How a rank ended: what it gave, None where it did not; its exit code; what it said."""
+    """How a rank ended: what it gave, None where it did not; its exit code; what it said. torch may
+    abort on its way out of a group whose other ranks are gone, after what is given."""
 
     def __init__(self, value: Any, code: int, said: str) -> None:
         self.value, self.code, self.said = value, code, said
@@ -75,12 +77,16 @@ def on_ranks(
                 p.kill()
         return [
             Ended(
-                pickle.loads(Path(place, str(r)).read_bytes()) if p.returncode == 0 else None,
+                _given(Path(place, str(r))),
                 p.returncode,
                 text,
             )
             for r, (p, text) in enumerate(zip(running, said, strict=True))
         ]
+
+
+def _given(file: Path) -> Any:
+    return pickle.loads(file.read_bytes()) if file.exists() else None
 
 
 def torchrun(size: int, arguments: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -34,6 +34,8 @@ __all__ = [
     "check_folder",
     "check_place",
     "content_name",
+    "left_over",
+    "locked",
     "no_room",
     "replace_folder",
     "unfinished",
@@ -67,7 +69,7 @@ def atomic_write(
     with _draft(path) as draft:
         yield draft
         beside = sorted(p for p in draft.iterdir() if p.name != name)
-        with _locked(path.parent):
+        with locked(path.parent):
             old = replaced(path)
             for part in beside:
                 part.replace(path.parent / part.name)
@@ -113,7 +115,7 @@ def replace_folder(path: str | Path) -> Iterator[Path]:
         made, old = draft / "new", draft / "old"
         made.mkdir()
         yield made
-        with _locked(path.parent):
+        with locked(path.parent):
             if not path.exists():
                 made.replace(path)
             elif not _exchange(made, path):
@@ -229,14 +231,22 @@ def _lock(folder: Path, wait: bool = False, refuse: bool = False) -> int | None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time puts files into ``folder``."""
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time goes on with ``folder``, which exists; others wait."""
     lock = _lock(folder, wait=True)
     try:
         yield
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def left_over(folder: Path) -> bool:
+    """Whether no process goes on with ``folder`` (``locked``)."""
+    lock = _lock(folder)
+    if lock is not None:
+        os.close(lock)
+    return lock is not None or fcntl is None
 
 
 def _remove_left_over(path: Path, heir: Path) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import json
 import pickle
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import rmtree
@@ -20,7 +21,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from irprune.base.atomic_write import cannot_write, write_text
+from irprune.base.atomic_write import cannot_write, left_over, locked, write_text
 from irprune.base.quiet import quiet
 from irprune.choice.plan import Plan
 from irprune.errors import IrpruneError, gist
@@ -130,12 +131,24 @@ class Checkpoint:
                         tensors[f"{_OPTIMIZER}{own}/{key}"] = value.detach()
                     else:
                         told["optimizer"]["plain"][own][key] = value
-        _save(tensors, self.folder / name, ranks)
-        if ranks.leads:
-            write_text(self.folder / _PLANS, json.dumps(told))
-            for old in self.folder.glob("state-*"):
-                if old.name != name:
-                    rmtree(old) if old.is_dir() else old.unlink()
+        with self._own(self.folder / name) if ranks.leads else nullcontext():
+            _save(tensors, self.folder / name, ranks)
+            if ranks.leads:
+                write_text(self.folder / _PLANS, json.dumps(told))
+                for old in self.folder.glob("state-*"):
+                    if old.name != name and left_over(old):
+                        rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+
+    @contextmanager
+    def _own(self, place: Path) -> Iterator[None]:
+        """No other writer takes ``place`` for left over before the plans name it."""
+        try:
+            place.mkdir(parents=True)
+        except OSError:  # what writes there says why, on every rank
+            yield
+            return
+        with locked(place):
+            yield
 
 
 def _save(tensors: dict[str, Any], place: Path, ranks: Ranks) -> None:

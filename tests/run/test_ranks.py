@@ -340,7 +340,7 @@ def test_torchrun_gives_the_folder_that_one_process_gives(tmp_path: Path) -> Non
     draw = np.random.default_rng(0)
     for i in range(7):
         np.save(tmp_path / "data" / f"{i}.npy", draw.standard_normal((5, 8)).astype(np.float32))
-    command = ["-m", "irprune", "prune", "net.py:net", "--calibration", "data"]
+    command = ["-m", "irprune", "prune", "net.py:net", "--calibration", "data", "--no-bench"]
     for size in (1, 2):
         made = torchrun(size, [*command, "-o", "out"], tmp_path)
         assert made.returncode == 0, made.stderr
