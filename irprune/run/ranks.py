@@ -103,6 +103,11 @@ class Ranks:
         """The group of torch.distributed over which they talk; None for this process alone."""
         return self._group
 
+    def leave(self) -> None:
+        """Let go of the group: one that outlives ``destroy_process_group`` ends the process with an
+        abort."""
+        self._group = None
+
     @property
     def leads(self) -> bool:
         """Whether this is the rank that speaks and writes."""
@@ -292,6 +297,7 @@ def together(count: int | None = None) -> Iterator[Ranks]:
         raise
     finally:
         _current.reset(token)
+        ranks.leave()
 
 
 @contextlib.contextmanager
