@@ -49,7 +49,9 @@ def _trials(graph: Graph, choose: Choose) -> list[Choose]:
     names = [tuple(_name(g) for g in kind) for kind in kinds]
     keeping = [*names, *(sum(names[:n], ()) for n in range(2, len(names)))]
     return trials + [
-        replace(choose, uniform="equal", keep=(*choose.keep, *some)) for some in keeping
+        replace(choose, uniform=by, keep=(*choose.keep, *some))
+        for by in ("sizes", "equal")
+        for some in keeping
     ]
 
 

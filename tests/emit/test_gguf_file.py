@@ -37,6 +37,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
     "rope_theta": 10000.0,
 }
+GEMMA = {"head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window": 32}
 UNIFORM = {"ratio": 0.4, "uniform": True}
 BY_LAYER = {"budget": {"params": 0.6}, "scope": "global"}
 
@@ -75,6 +76,8 @@ CASES = [
     pytest.param("qwen2", BY_LAYER, {}, "deci", id="qwen2 by layer"),
     pytest.param("qwen2", widths("*gate_proj.weight:0"), {}, "qwen2", id="qwen2, mlp"),
     pytest.param("qwen3", UNIFORM, {"head_dim": 12}, "qwen3", id="qwen3"),
+    pytest.param("gemma2", UNIFORM, GEMMA, "gemma2", id="gemma2"),
+    pytest.param("starcoder2", widths("*c_fc.weight:0"), {}, "starcoder2", id="starcoder2, mlp"),
     pytest.param("gpt2", widths("*c_fc*"), {}, "gpt2", id="gpt2, mlp"),
 ]
 
@@ -82,6 +85,7 @@ CASES = [
 @pytest.mark.parametrize(("kind", "options", "more", "architecture"), CASES)
 def test_file_holds_the_pruned_model(tmp_path, kind, options, more, architecture):
     small = pruned(kind, options, **more)
+    assert small.report.params.left < 0.95
     path = small.gguf(tmp_path / "small.gguf")
     reader = gguf.GGUFReader(path)
     field = reader.fields["general.architecture"]
