@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any
 from irprune.base.memory import memory_asked, memory_budget
 from irprune.base.progress import tell
 from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.symbols import names_in
+from irprune.ops.counted import counted_symbols
 from irprune.ops.registry import does_nothing, is_sum, operand_as
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
@@ -68,17 +70,26 @@ class RepairLeastSquares:
         changed = False
         notes: list[str] = []
         memory = memory_budget() if self.memory is None else self.memory
+        counted, unlike = counted_symbols(graph), 0
         with Pair(self.original, graph, self.calibration, memory=memory) as walk:
             for at, node in enumerate(list(graph.nodes)):
                 tell("refitting layers", at, len(graph.nodes))
                 layer = layer_of(node)
                 if layer is None:
                     continue
+                if counted.intersection(names_in(layer.node.out.shape)):
+                    unlike += 1
+                    continue
                 why = self._refused(layer, walk)
                 if why:
                     notes.append(f"{layer.weight.name}: {why}")
                     continue
                 changed = self._refit(layer, walk) or changed
+        if unlike:
+            notes.append(
+                f"{unlike} layers get as many rows as the values before them say, which a cut "
+                "changes: left as they were sliced"
+            )
         return PassResult(changed, tuple(notes))
 
     def _refused(self, layer: Layer, walk: Pair) -> str:
