@@ -30,6 +30,7 @@ from irprune.frontend.torch.declined import Declined
 from irprune.frontend.torch.gradient_stops import (
     carries_gradient,
 )
+from irprune.frontend.torch.mask_writes import as_choice
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.train_mode import (
     stochastic_depth,
@@ -98,6 +99,9 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
         if (parts := decomposition(func)) is not None:
             with self:
                 return parts(*args, **(kwargs or {}))
+        if (choose := as_choice(func, args)) is not None:
+            with self:
+                return choose()
         fakes, values = self._read(args)
         if (elements := self._elements(func, values)) is not None:
             with self:
