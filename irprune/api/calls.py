@@ -56,6 +56,7 @@ from irprune.validate.prove import prove_cut
 
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
+    from irprune.api.rotation import Rotation
     from irprune.api.trials import Trials
 
 __all__ = ["apply_plan", "groups", "made_by", "prune"]
@@ -195,8 +196,15 @@ def _pruned(
                 free = plan is None and options.values["keep_indices"] is None
                 settled, made_of = with_data(options, graph, chooses=free)
             _check_quantizes(settled)
+            budget = settled.values["budget"]
+            if settled.values["rotate"]:
+                from irprune.api.rotate import rotated
+
+                with clock("rotate"):
+                    graph, settled.rotation = rotated(graph, settled)
             found = choose(graph, settled, clock)
             pruned = _finish(graph, settled, clock)
+        settled.values["budget"] = budget
         pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
         pruned.report.notes += [*found.notes, *([made_of] if made_of else [])]
@@ -379,6 +387,12 @@ def apply_plan(
     chosen = Options(**options)
     with together(_ranks(options)), within_memory(chosen.memory):
         kept = Plan.read(plan)
+        if kept.rotated:
+            raise IrpruneError(
+                f"the plan is of {kept.rotated[0]} in a basis of calibration data, which it has not",
+                kept.model,
+                "prune again with the data: rotate=True",
+            )
 
         def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
             with clock("analyse"):
@@ -440,6 +454,8 @@ def _finish(
     if options.values["proof"] if proof is None else proof:
         with clock("proof"):
             _prove(pruned, cuts)
+    if options.rotation is not None:
+        _keep_scale(pruned, options.rotation)
     if options.values["repair"] and not (options.searches and report.cuts_nothing):
         with clock("repair"):
             _repair(pruned, None if quietly else options.values["progress"])
@@ -458,6 +474,21 @@ def _finish(
             options.readings = None  # they are large
     report.seconds = clock.seconds
     return pruned
+
+
+def _keep_scale(pruned: Pruned, rotation: Rotation) -> None:
+    """Scale the norms over rotated widths, after the proof, and put what became of these into the
+    report."""
+    from irprune.api.rotation import keep_scale
+
+    report = pruned.report
+    report.rotation = rotation.alone()
+    for name in ("params", "bytes"):
+        count: Change = getattr(report, name)
+        setattr(report, name, Change(rotation.before(name, count.before), count.after))
+    keep_scale(pruned.graph, pruned.cut, report.rotation)
+    if report.rotation.scaled and not pruned.from_onnx:
+        pruned.renew()
 
 
 def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from irprune.api.narrow import Narrowed
     from irprune.api.quality import Quality
     from irprune.api.repair import Repaired
+    from irprune.api.rotation import Rotation
     from irprune.api.speed import Speed
     from irprune.api.trials import Trials
     from irprune.validate.parity import Parity
@@ -65,6 +66,8 @@ class Report:
         proof: The comparison with the silenced original; None where none was asked for.
         parity: The comparison of the ONNX file with the module; None until one is written.
         read_back: What was written, read again by loaders that are not irprune's.
+        rotation: What became of residual streams in the basis of their principal components; None
+            where there are none.
         low_rank: What became of layers that are two of lower rank; None where there are none.
         repair: What a repair did; None where there was none.
         quality: Perplexity, agreement and divergence of a language model, on calibration data that
@@ -93,6 +96,7 @@ class Report:
     proof: Proof | None = None
     parity: Parity | None = None
     low_rank: LowRank | None = None
+    rotation: Rotation | None = None
     repair: Repaired | None = None
     quality: Quality | None = None
     latency: Latency | None = None
@@ -148,6 +152,7 @@ class Report:
             "parity": self.parity.as_dict() if self.parity is not None else None,
             "read_back": [r.as_dict(timings) for r in self.read_back],
             "low_rank": asdict(self.low_rank) if self.low_rank is not None else None,
+            "rotation": self.rotation.as_dict() if self.rotation is not None else None,
             "repair": asdict(self.repair) if self.repair is not None else None,
             "quality": asdict(self.quality) if self.quality is not None else None,
             "latency": self.latency.as_dict() if self.latency is not None else None,
@@ -207,6 +212,8 @@ class Report:
             lines.append(f"  latency     {self.speed}")
         if self.trials is not None:
             lines.append(f"  metric      {self.trials}")
+        if self.rotation is not None:
+            lines.append(f"  rotation    {self.rotation}")
         if self.low_rank is not None:
             lines.append(f"  low rank    {self.low_rank}")
         if self.repair is not None:
