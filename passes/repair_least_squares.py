@@ -23,6 +23,8 @@ from irprune.analysis.branches import block_ends
 from irprune.base.memory import memory_asked, memory_budget
 from irprune.base.progress import tell
 from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.symbols import names_in
+from irprune.ops.counted import counted_symbols
 from irprune.ops.registry import does_nothing, is_sum, operand_as
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
@@ -71,6 +73,7 @@ class RepairLeastSquares:
         changed = False
         notes: list[str] = []
         memory = memory_budget() if self.memory is None else self.memory
+        counted, unlike = counted_symbols(graph), 0
         ends = block_ends(self.original)
         with Pair(self.original, graph, self.calibration, memory=memory, ends=ends) as walk:
             for at, node in enumerate(list(graph.nodes)):
@@ -78,12 +81,20 @@ class RepairLeastSquares:
                 layer = layer_of(node)
                 if layer is None:
                     continue
+                if counted.intersection(names_in(layer.node.out.shape)):
+                    unlike += 1
+                    continue
                 why = self._refused(layer, walk)
                 if why:
                     notes.append(f"{layer.weight.name}: {why}")
                     continue
                 once(walk.files, graph, node.outputs[0].name, partial(self._refit, layer, walk))
                 changed = True
+        if unlike:
+            notes.append(
+                f"{unlike} layers get as many rows as the values before them say, which a cut "
+                "changes: left as they were sliced"
+            )
         return PassResult(changed, tuple(notes))
 
     def _refused(self, layer: Layer, walk: Pair) -> str:
