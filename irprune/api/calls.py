@@ -146,8 +146,7 @@ def _prune(
         with clock("score"):
             settle_for_logits(chosen, graph)
             _say_cost(graph, chosen, ranks)
-            with kept(journal_of(graph, chosen)):
-                chosen.score().run(graph)
+            chosen.score().run(graph)
             same_scores(ranks, graph)
         if chosen.values["low_rank"]:
             with clock("score"):
@@ -202,8 +201,10 @@ def _pruned(
 
                 with clock("rotate"):
                     graph, settled.rotation = rotated(graph, settled)
-            found = choose(graph, settled, clock)
-            pruned = _finish(graph, settled, clock)
+            with kept(journal_of(graph, settled)):
+                found = choose(graph, settled, clock)
+                pruned = _finish(graph, settled, clock)
+                _let_go_of_sums(settled)
         settled.values["budget"] = budget
         pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
@@ -224,6 +225,14 @@ def _pruned(
             "captured as it runs, because forward computes otherwise when it is captured for export"
         )
         return pruned
+
+
+def _let_go_of_sums(options: Options) -> None:
+    """Of a run that is kept, remove the files of sums."""
+    if options.values["resume"] is not None:
+        from irprune.run.kept_files import let_go_of_sums
+
+        let_go_of_sums()
 
 
 def _check_quantizes(options: Options) -> None:
@@ -457,7 +466,8 @@ def _finish(
     if options.rotation is not None:
         _keep_scale(pruned, options.rotation)
     if options.values["repair"] and not (options.searches and report.cuts_nothing):
-        with clock("repair"):
+        # Of the cuts of a search nothing but their metric is kept
+        with clock("repair"), kept(None) if quietly else contextlib.nullcontext():
             _repair(pruned, None if quietly else options.values["progress"])
     if low_rank is not None and options.values["calibration"] is not None:
         from irprune.api.repair import off_original

@@ -570,7 +570,9 @@ class StepOptions(ReplayOptions, total=False):
             None,
             "File in which what is measured on calibration data is kept as it goes: the same call, "
             "also with another budget, goes on from there.",
-            "It belongs to one model, its data and the criterion; with others it is started over.",
+            "It belongs to one model, its data and the criterion; with others it is started over. "
+            "Sums, activations and repaired weights lie in a folder beside it (``.d``): a run that "
+            "was killed goes on behind the last block that was finished.",
             fits=or_none(lambda x: isinstance(x, (str, Path))),
             takes="the path of a file",
             flags=(Flag("--resume", metavar="FILE"),),
