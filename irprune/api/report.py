@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from irprune.api.repair import Repaired
     from irprune.api.rotation import Rotation
     from irprune.api.speed import Speed
+    from irprune.api.step_quality import StepQuality
     from irprune.api.trials import Trials
     from irprune.validate.parity import Parity
     from irprune.validate.proof_result import Proof
@@ -72,6 +73,8 @@ class Report:
         repair: What a repair did; None where there was none.
         quality: Perplexity, agreement and divergence of a language model, on calibration data that
             were held out; None of others and without data.
+        step: How good a step of a schedule is, beside the model that the schedule began with; None
+            of others and without data.
         latency: Predicted and measured times; None without a budget on them.
         speed: Latency of the file that was written beside the original; None where none was timed.
         narrowed: The file in narrower numbers; None where none was asked for.
@@ -99,6 +102,7 @@ class Report:
     rotation: Rotation | None = None
     repair: Repaired | None = None
     quality: Quality | None = None
+    step: StepQuality | None = None
     latency: Latency | None = None
     speed: Speed | None = None
     narrowed: Narrowed | None = None
@@ -155,6 +159,7 @@ class Report:
             "rotation": self.rotation.as_dict() if self.rotation is not None else None,
             "repair": asdict(self.repair) if self.repair is not None else None,
             "quality": asdict(self.quality) if self.quality is not None else None,
+            "step": self.step.as_dict() if self.step is not None else None,
             "latency": self.latency.as_dict() if self.latency is not None else None,
             "narrowed": self.narrowed.as_dict() if self.narrowed is not None else None,
             "trials": self.trials.as_dict() if self.trials is not None else None,
@@ -223,6 +228,8 @@ class Report:
             lines += [f"  note        {note}" for note in self.repair.notes]
         if self.quality is not None:
             lines.append(f"  language    {self.quality}")
+        if self.step is not None:
+            lines.append(f"  step        {self.step}")
         if self.parity is not None:
             lines.append(f"  parity      {self.parity}")
         lines += [f"  read back   {found}" for found in self.read_back]
