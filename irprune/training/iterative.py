@@ -21,12 +21,12 @@ from irprune.api.declarations import STEP, StepOptions
 from irprune.api.option import documented
 from irprune.api.option_kinds import settle_budget
 from irprune.api.pruned import Pruned
-from irprune.api.step_quality import Began
 from irprune.choice.plan import Plan
 from irprune.driver.pipelines import analyse
 from irprune.errors import IrpruneError
 from irprune.frontend.capture import capture
 from irprune.run.ranks import together
+from irprune.training.began import Began
 from irprune.training.checkpoint import Checkpoint
 from irprune.training.in_step import bring_in_step, is_shard, whole_module
 from irprune.training.optimizer import OptimizerState, Step
