@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 
 from irprune.api.judges import batches_of
@@ -51,9 +52,5 @@ class Began:
 
 def _run(graph: Graph, inputs: Any) -> list[NDArray[Any]]:
     given = [as_tensor(x) for x in inputs.values()]
-    half = None
-    if any(is_half(v.dtype) for v in graph.values()):
-        import torch
-
-        half = torch.float32
+    half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
     return [as_numpy(t) for t in evaluate(graph, given, dtype=half)]
