@@ -539,6 +539,12 @@ class Pruned:
             made = backend_of(self.graph).apply_to(
                 model, self.graph, self.cut, self._refitted, notes
             )
+        rotation = self.report.rotation
+        if rotation is not None and rotation.replaces_norms and is_pretrained(made):
+            notes.append(
+                "the config does not say that layer norms take no mean: save_pretrained of this "
+                "instance writes what does not load; pruned.save does"
+            )
         self.report.notes += [note for note in notes if note not in self.report.notes]
         return made
 

@@ -316,3 +316,59 @@ def test_directions_come_by_their_energy() -> None:
     assert torch.allclose(basis.T @ basis, torch.eye(8, dtype=torch.float64), atol=1e-12)
     assert (energy[:-1] >= energy[1:]).all() and energy.sum() == pytest.approx(1.0)
     assert abs(float(basis[:, 0] @ side[:, 0].double())) > 0.95
+
+
+def of_transformers(kind: str) -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    if kind == "GPT2":
+        sizes = {"vocab_size": 64, "n_embd": 32, "n_layer": 1, "n_head": 4, "n_positions": 32}
+        sizes |= {"bos_token_id": 1, "eos_token_id": 2}
+    else:
+        sizes |= {"intermediate_size": 48, "num_key_value_heads": 2}
+    if kind == "Mixtral":
+        sizes |= {"num_local_experts": 4}
+    if kind == "Llama":
+        sizes |= {"tie_word_embeddings": True}
+    torch.manual_seed(0)
+    name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    model: nn.Module = getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**sizes))
+    for p in model.parameters():
+        if p.dim() == 1:
+            nn.init.normal_(p, 1.0, 0.3)
+    return model.eval()
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Mixtral"])
+def test_the_config_of_a_decoder_says_the_width(kind: str) -> None:
+    model = of_transformers(kind)
+    options: dict[str, Any] = {"ratio": 0, "ratios": {"*embed_tokens.weight:1": 0.25}}
+    data = torch.randint(64, (16, 8))
+    made = irprune.prune(model, (data[:2],), rotate=True, calibration=data, proof=False, **options)
+    own: Any = made.apply_to(copy.deepcopy(model))
+    config = own.config
+    assert (config.hidden_size, config.head_dim, config.tie_word_embeddings) == (24, 8, False)
+    loaded = type(own)(config).eval()  # a model of that config has these tensors
+    loaded.load_state_dict(own.state_dict())
+    expected = made.module(data[:2])[0]
+    assert torch.allclose(loaded(data[:2], use_cache=False)[0], expected, atol=1e-5)
+
+
+def test_no_config_says_that_layer_norms_take_no_mean(tmp_path: Path) -> None:
+    model = of_transformers("GPT2")
+    data = torch.randint(64, (16, 8))
+    made = irprune.prune(model, (data[:2],), rotate=True, calibration=data, ratio=0.25, proof=False)
+    for write in (
+        lambda: made.save(tmp_path / "hf", "hf"),
+        lambda: made.gguf(tmp_path / "a.gguf"),
+    ):
+        with pytest.raises(IrpruneError, match="layer norms take no mean"):
+            write()
+    own = made.apply_to(copy.deepcopy(model))
+    assert torch.allclose(own(data[:2], use_cache=False)[0], made.module(data[:2])[0], atol=1e-5)
+    assert any("take no mean" in note for note in made.report.notes)
