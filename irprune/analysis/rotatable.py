@@ -16,12 +16,13 @@ over the width, and the mean goes out of all that writes."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
 from irprune.analysis.layers import Layer, layers
+from irprune.analysis.rotation_places import STREAM, Frame, Norm, Place, Reader, Rotatable
 from irprune.analysis.sizes import example_symbols
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis, find, leaves
@@ -33,104 +34,11 @@ from irprune.ops.registry import role_of
 from irprune.run.inputs import random_inputs
 from irprune.run.interpret import evaluate
 
-__all__ = ["Frame", "Norm", "Place", "Reader", "Rotatable", "normalised_widths", "rotatable"]
+__all__ = ["normalised_widths", "rotatable"]
 
 LEAST = 8  # channels that a width must have to be worth another basis
 _ALIKE = 1e-6  # relative: above what float64 rounds, below what another basis gives
 _LAYER_NORM_EPS = 1e-5
-
-
-@dataclass(frozen=True)
-class Frame:
-    """How a value in the model's own basis relates to the same in another one: ``value = scale *
-    (turned value) + shift``. ``centred`` says that a layer norm made it, ``normed`` any norm."""
-
-    scale: Weight | None = None
-    shift: Weight | None = None
-    centred: bool = False
-
-    @property
-    def plain(self) -> bool:
-        """Whether it is the stream itself: nothing is scaled or shifted."""
-        return self.scale is None and self.shift is None
-
-
-STREAM = Frame()
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a rotation does to dimension ``dim`` of ``weight``, operand ``at`` of ``node``.
-
-    ``kind`` is ``written`` (a table, or a layer or vector that makes what is in the width),
-    ``read`` (a layer that sums over it; ``frame`` is that of what it reads), ``scale`` or ``shift``
-    (of a norm: 1 and 0 from then on), or ``bias`` (of ``layer``, that takes the shift of what it
-    reads)."""
-
-    kind: Literal["written", "read", "scale", "shift", "bias"]
-    weight: Weight
-    node: Node
-    at: int
-    dim: int
-    frame: Frame = STREAM
-    layer: Layer | None = None
-
-    @property
-    def signature(self) -> tuple[Any, ...]:
-        """What places of one weight must have in common for it to stay one."""
-        return self.kind, self.dim, self.frame
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What sums over the width: operand ``at`` of ``node``, whose values are in ``frame``, times
-    the matrix of ``layer``; None where the matrix comes through a view."""
-
-    node: Node
-    at: int
-    frame: Frame
-    layer: Layer | None = None
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A layer norm ``node`` that becomes a root mean square norm; ``scale`` is its operand's
-    weight."""
-
-    node: Node
-    scale: Weight | None
-    shift: Weight | None
-    eps: float
-
-
-@dataclass
-class Rotatable:
-    """A width that may be turned: the ``leaf`` of ``group``, and what that does to weights.
-
-    ``places`` are the weights that have the width, ``readers`` what sums over it, ``norms`` the
-    layer norms that become others, ``unbiased`` the readers that get a bias."""
-
-    group: Group
-    places: list[Place] = field(default_factory=list)
-    readers: list[Reader] = field(default_factory=list)
-    norms: list[Norm] = field(default_factory=list)
-    unbiased: list[tuple[Layer, Frame]] = field(default_factory=list)
-    centred: bool = False
-
-    @property
-    def leaf(self) -> Axis:
-        """The width."""
-        return self.group.axis
-
-    @property
-    def size(self) -> int:
-        """How wide it is."""
-        return self.group.size
-
-    @property
-    def scales(self) -> list[Weight]:
-        """The scales of the norms that read it, each once."""
-        return list(dict.fromkeys(p.weight for p in self.places if p.kind == "scale"))
 
 
 def normalised_widths(graph: Graph) -> list[Group]:
@@ -358,9 +266,7 @@ class _Trial:
             if isinstance(v, Weight):
                 given[i] = self._centre(operands[i], self._dim(v) or 0)
                 images[i] = self._turn(given[i], self._dim(v) or 0)
-            elif (
-                self.frames.get(v, Frame(shift=None, scale=None)) != STREAM or v not in self.frames
-            ):
+            elif self.frames.get(v) != STREAM:
                 raise self._refusal(v, "a norm reads what is in no other basis")
             else:
                 images[i] = self.images[v]

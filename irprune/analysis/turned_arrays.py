@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from irprune.analysis.layers import Layer
-from irprune.analysis.rotatable import Frame, Place, Rotatable
+from irprune.analysis.rotation_places import Frame, Place, Rotatable
 from irprune.ir.graph import Node, Weight
 
 __all__ = ["Use", "bias_of", "turned_array", "uses_of"]

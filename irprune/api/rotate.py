@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from irprune.analysis.cost import PART, Costs
-from irprune.analysis.rotatable import Place, Reader, Rotatable, normalised_widths, rotatable
+from irprune.analysis.rotatable import normalised_widths, rotatable
+from irprune.analysis.rotation_places import Place, Reader, Rotatable
 from irprune.analysis.turned_arrays import Use, bias_of, turned_array, uses_of
 from irprune.api.rotation import Rotation
 from irprune.base.progress import tell
