@@ -22,7 +22,15 @@ from typing import Any, Literal
 import torch
 
 from irprune.analysis.layers import Layer, layers
-from irprune.analysis.rotation_places import STREAM, Frame, Norm, Place, Reader, Rotatable
+from irprune.analysis.rotation_places import (
+    STREAM,
+    Centring,
+    Frame,
+    Norm,
+    Place,
+    Reader,
+    Rotatable,
+)
 from irprune.analysis.sizes import example_symbols
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis, find, leaves
@@ -102,6 +110,7 @@ class _Trial:
         self.images: dict[Value, Any] = {}
         self.frames: dict[Value, Frame] = {}  # of turned values
         self.views: dict[Value, Place] = {}  # turned weights, seen otherwise
+        self.means: dict[Value, Node] = {}  # over the width, of the stream
         self.why: dict[Value, Node] = {}  # of values that are not turned: what made them so
         draw = torch.Generator().manual_seed(0)
         v = torch.randn(group.size, generator=draw, dtype=torch.float64)
@@ -117,7 +126,7 @@ class _Trial:
         inputs = [as_tensor(drawn[v.name]) for v in graph.inputs]
         evaluate(graph, inputs, dtype=torch.float64, hook=self._hook)
         for v in graph.outputs:
-            if v in self.frames or v in self.images:
+            if v in self.frames or v in self.images or v in self.means:
                 raise self._refusal(v, "it comes out of the model")
         if not self.made.readers:
             raise IrpruneError("no layer reads this width", self.made.group.name, _ADVICE)
@@ -166,6 +175,8 @@ class _Trial:
     # -- nodes -------------------------------------------------------------------------------------
 
     def _hook(self, node: Node, operands: list[Any], run: Callable[..., Any]) -> Any:
+        if any(v in self.means for v in node.inputs):
+            return self._centred(node, operands, run)
         wide = [i for i, v in enumerate(node.inputs) if v is not None and self._dim(v) is not None]
         changed = [i for i, v in enumerate(node.inputs) if v in self.images]
         has = [v for v in node.outputs if self._dim(v) is not None]
@@ -310,6 +321,32 @@ class _Trial:
                 self._turned(v, other[number], frame if number == 0 else STREAM)
         return own if len(own) > 1 else own[0]
 
+    def _mean(self, node: Node, x: Any, run: Callable[..., Any], acts: Sequence[Value]) -> bool:
+        """Whether ``node`` takes the mean of the stream over its width."""
+        if len(acts) != 1 or self.frames.get(acts[0]) != STREAM or len(node.inputs) != 1:
+            return False
+        dim = self._dim(acts[0]) or 0
+        other = x + self.added.reshape(_along(x, dim))
+        found = _first(run(other))
+        if not isinstance(found, torch.Tensor) or found.numel() * self.added.numel() != x.numel():
+            return False
+        return _near(found.flatten(), other.mean(dim).flatten())
+
+    def _centred(self, node: Node, operands: list[Any], run: Callable[..., Any]) -> Any:
+        """What reads a mean over the width: it must be the stream less that mean, which is the
+        stream itself, since the mean has gone out of it."""
+        at = [
+            i for i, v in enumerate(node.inputs) if v is not None and self.frames.get(v) == STREAM
+        ]
+        made = run(*operands)
+        plain = len(at) == 1 and len(node.inputs) == 2 and isinstance(made, torch.Tensor)
+        if not plain or made.shape != operands[at[0]].shape or not _near(made, operands[at[0]]):
+            raise self._refusal(node.out, "a mean over it is not subtracted from it")
+        x, mean = node.operand(at[0]), node.operand(1 - at[0])
+        self.made.centrings.append(Centring(node, at[0], self.means[mean]))
+        self._turned(node.out, self.images[x], Frame(centred=True))
+        return made
+
     def _takes_mean(self, node: Node, y: Any, x: Any, eps: float) -> bool:
         """Whether a norm without its scale is the root mean square norm of ``x`` less its mean."""
         dim = self._dim(node.operand(0)) or 0
@@ -363,6 +400,11 @@ class _Trial:
             for i, v in enumerate(node.inputs)
             if v is not None and i not in held and (self._dim(v) is not None or v in self.images)
         ]
+        if not held and self._mean(node, given[0], run, acts):
+            if not self.made.centred:
+                raise _Centred
+            self.means[node.out] = node
+            return own[0]
         frames = list(dict.fromkeys(self.frames[v] for v in acts if v in self.frames))
         if held:
             frames = list(dict.fromkeys([*frames, STREAM]))

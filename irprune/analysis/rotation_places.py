@@ -11,7 +11,7 @@ from irprune.ir.axis import Axis
 from irprune.ir.graph import Node, Weight
 from irprune.ir.group import Group
 
-__all__ = ["STREAM", "Frame", "Norm", "Place", "Reader", "Rotatable"]
+__all__ = ["STREAM", "Centring", "Frame", "Norm", "Place", "Reader", "Rotatable"]
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,30 @@ class Norm:
     eps: float
 
 
+@dataclass(frozen=True)
+class Centring:
+    """A subtraction ``node`` of the mean that ``mean`` takes over the width from its operand
+    ``at``: nothing is left to subtract once the mean has gone out of all that writes."""
+
+    node: Node
+    at: int
+    mean: Node
+
+
 @dataclass
 class Rotatable:
     """A width that may be turned: the ``leaf`` of ``group``, and what that does to weights.
 
     ``places`` are the weights that have the width, ``readers`` what sums over it, ``norms`` the
-    layer norms that become others, ``unbiased`` the readers that get a bias."""
+    layer norms that become others, ``unbiased`` the readers that get a bias, ``centrings`` the
+    subtractions of means in layer norms that are written out."""
 
     group: Group
     places: list[Place] = field(default_factory=list)
     readers: list[Reader] = field(default_factory=list)
     norms: list[Norm] = field(default_factory=list)
     unbiased: list[tuple[Layer, Frame]] = field(default_factory=list)
+    centrings: list[Centring] = field(default_factory=list)
     centred: bool = False
 
     @property

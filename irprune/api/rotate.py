@@ -259,6 +259,8 @@ def _module(
             raise _refused(
                 made, f"{path!r} is no torch.nn.LayerNorm that another norm may replace", path
             )
+    for c in made.centrings:
+        raise _refused(made, "forward subtracts a mean over it by itself", c.node.where)
     for layer, _ in made.unbiased:
         path = layer.node.origin.scope
         if not module_form.takes_bias(model, path, _named(layer.weight, path)):
@@ -354,6 +356,12 @@ def _file(
         assert n.scale is not None
         index = _place(made, n.node).index
         form.norms.append(FileNorm(index, n.eps, source.stored[n.scale.name].name))
+    for c in made.centrings:
+        index, slot = _slot(made, c.node, c.at)
+        if any(v is c.node.out for v in graph.outputs):
+            raise _refused(made, f"{c.node.out.name!r} comes out of the model", c.node.where)
+        form.passed[index] = slot
+        form.unread.append(_place(made, c.mean).index)
     biases = {_place(made, x.node).index: (x, f) for x, f in made.unbiased}
     form.biases = {i: f"{x.node.out.name}.bias" for i, (x, _) in biases.items()}
 

@@ -56,6 +56,18 @@ class Written(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
 
 
+class WrittenLayer(nn.Module):
+    """A layer norm in its parts, as files of early opsets have it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(width)), nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * self.weight + self.bias
+
+
 class Decoder(nn.Module):
     """A small decoder, whose stream lies in ``rank`` of its directions where that is given."""
 
@@ -150,10 +162,10 @@ def test_a_stream_of_few_directions_loses_none_of_them(norm: str) -> None:
     assert turned.report.proof.passed
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", [*NORMS, "written layer"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_file_is_turned_and_cut(norm: str, tied: bool, tmp_path: Path) -> None:
-    model = Decoder(NORMS[norm], True, tied, rank=8)
+    model = Decoder({**NORMS, "written layer": WrittenLayer}[norm], True, tied, rank=8)
     path = file_of(model, tmp_path / "plain.onnx")
     made = irprune.prune(path, rotate=True, calibration=DATA, ratio=0.0, repair=False)
     assert made.report.rotation is not None and made.report.rotation.error < 1e-5
@@ -224,6 +236,11 @@ def test_a_forgotten_scale_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rotate, "turned_array", forgetful)
     with pytest.raises(CheckFailed, match="rotated basis does not compute"):
         irprune.prune(Decoder(), (IDS,), rotate=True, calibration=DATA, ratio=0)
+
+
+def test_a_mean_that_forward_subtracts_is_named() -> None:
+    with pytest.raises(IrpruneError, match="forward subtracts a mean"):
+        irprune.prune(Decoder(WrittenLayer), (IDS,), rotate=True, calibration=DATA)
 
 
 class Odd(nn.Module):

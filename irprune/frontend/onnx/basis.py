@@ -31,13 +31,16 @@ class FileBasis:
     """What changes in a file.
 
     ``tensors`` are the arrays by the names of initializers, ``copies`` gives operands (node,
-    position) a tensor of another name, ``biases`` adds a vector of this name to what a node
-    gives."""
+    position) a tensor of another name, ``biases`` adds a vector of this name to what a node gives.
+    A node of ``passed`` gives its input of this position as it is; those that are ``unread`` then
+    go."""
 
     tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
     copies: dict[tuple[int, int], str] = field(default_factory=dict)
     biases: dict[int, str] = field(default_factory=dict)
     norms: list[FileNorm] = field(default_factory=list)
+    passed: dict[int, int] = field(default_factory=dict)
+    unread: list[int] = field(default_factory=list)
 
 
 def with_basis(
@@ -54,7 +57,16 @@ def with_basis(
     nodes: list[onnx.NodeProto] = []
     kinds = {t.name: t.data_type for t in graph.initializer}
     added: dict[str, int] = {}
+    given: dict[str, str] = {}  # results that are other tensors
     for number, node in enumerate(graph.node):
+        for slot, name in enumerate(node.input):
+            if name in given:
+                node.input[slot] = given[name]
+        if number in basis.passed:
+            given[node.output[0]] = node.input[basis.passed[number]]
+            continue
+        if number in basis.unread:
+            continue
         for (at, slot), name in basis.copies.items():
             if at == number:
                 kinds.setdefault(name, kinds.get(node.input[slot], TensorProto.FLOAT))
