@@ -16,11 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from irprune.analysis.branches import block_ends
 from irprune.base.memory import memory_asked, memory_budget
 from irprune.base.progress import tell
 from irprune.ir.graph import Graph, Node, Value, Weight
+from irprune.ir.symbols import names_in
+from irprune.ops.counted import counted_symbols
 from irprune.ops.registry import does_nothing, is_sum, operand_as
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
@@ -63,22 +67,34 @@ class RepairLeastSquares:
 
     def run(self, graph: Graph) -> PassResult:
         from irprune.analysis.layers import layer_of
+        from irprune.run.once import once
         from irprune.run.statistics import Pair
 
         changed = False
         notes: list[str] = []
         memory = memory_budget() if self.memory is None else self.memory
-        with Pair(self.original, graph, self.calibration, memory=memory) as walk:
+        counted, unlike = counted_symbols(graph), 0
+        ends = block_ends(self.original)
+        with Pair(self.original, graph, self.calibration, memory=memory, ends=ends) as walk:
             for at, node in enumerate(list(graph.nodes)):
                 tell("refitting layers", at, len(graph.nodes))
                 layer = layer_of(node)
                 if layer is None:
                     continue
+                if counted.intersection(names_in(layer.node.out.shape)):
+                    unlike += 1
+                    continue
                 why = self._refused(layer, walk)
                 if why:
                     notes.append(f"{layer.weight.name}: {why}")
                     continue
-                changed = self._refit(layer, walk) or changed
+                once(walk.files, graph, node.outputs[0].name, partial(self._refit, layer, walk))
+                changed = True
+        if unlike:
+            notes.append(
+                f"{unlike} layers get as many rows as the values before them say, which a cut "
+                "changes: left as they were sliced"
+            )
         return PassResult(changed, tuple(notes))
 
     def _refused(self, layer: Layer, walk: Pair) -> str:
@@ -91,7 +107,7 @@ class RepairLeastSquares:
             return f"more than {self.widest} unknowns per output: left as it was sliced"
         return ""
 
-    def _refit(self, layer: Layer, walk: Pair) -> bool:
+    def _refit(self, layer: Layer, walk: Pair) -> list[str]:
         from irprune.run.gram import Gram, sampled_rows
 
         old = layer.held()
@@ -120,7 +136,7 @@ class RepairLeastSquares:
         layer.put(weight)
         if layer.bias is not None and bias is not None:
             layer.bias.move(bias)
-        return True
+        return []
 
 
 def _beside(layer: Layer, walk: Pair) -> tuple[Value | None, Any]:

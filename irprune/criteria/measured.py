@@ -30,6 +30,7 @@ from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.group import Group
 from irprune.ir.selection import Selection
+from irprune.ops.registry import readers_of
 from irprune.run.logits import divergence, logits_of, shortened
 
 if TYPE_CHECKING:
@@ -205,6 +206,7 @@ def _errors(
             _refit(
                 reader, refitted(reading, _inputs(reader, order[..., :count]))[0], reading, refits
             )
+        _rescale(probe.graph, leaf, order[..., count:], refits)
         kept = Selection(
             {leaf: np.sort(order[..., count:], axis=-1)},
             {leaf: blocks[leaf]} if scores.ndim > 1 else None,
@@ -241,6 +243,20 @@ def _refit(reader: Reader, weight: torch.Tensor, reading: Reading, refits: Refit
         refits.setdefault(bias.node, {})[bias.at] = bias.stored.operand(
             held + bias.sign * moved.reshape(held.shape)
         )
+
+
+def _rescale(graph: Graph, leaf: Axis, kept: NDArray[np.int64], refits: Refits) -> None:
+    """Let the norms over a rotated width give what they gave, as the cut model's will."""
+    from irprune.run.statistics import load_as
+
+    width = graph.rotated.get(leaf)
+    if width is None:
+        return
+    factor = width.factor(kept)
+    for name in width.scales:
+        weight = graph.weights[name]
+        for node, i in readers_of(weight):
+            refits.setdefault(node, {})[i] = load_as(weight) * factor
 
 
 def affordable(groups: int, samples: int) -> tuple[tuple[float, ...], int]:

@@ -64,6 +64,7 @@ class OpenSizes:
         self._inputs: dict[str, tuple[int, int]] = {}  # of each symbol: position of input, dim
         self._from: dict[str, frozenset[str]] = {}  # inputs' symbols that a told one depends on
         self._of_values: dict[str, None] = {}  # symbols of sizes that depend on values
+        self._real: dict[str, int] = {}  # those that another number stands for
         self._points: list[dict[str, int]] = [{} for _ in _SPANS]
         self._first: dict[tuple[Any, ...], Real] = {}
         self._values: dict[Sym, tuple[Any, ...] | None] = {}
@@ -89,12 +90,18 @@ class OpenSizes:
         self._from[made.name] = self.inputs_behind(listed)
         return made
 
-    def of_values(self, size: int) -> Sym:
+    def of_values(self, size: int, real: int | None = None) -> Sym:
         """A symbol for a size, or a number, that depends on the values of tensors; ``size`` is what
-        the example makes of it."""
+        the example makes of it, or what stands for that where it is ``real``."""
         made = self._new(f"n{len(self.example)}", size)
         self._of_values[made.name] = None
+        if real is not None and real != size:
+            self._real[made.name] = real
         return made
+
+    def really(self) -> dict[str, int]:
+        """The value of each symbol in the example call, whatever stands for it."""
+        return {**self.example, **self._real}
 
     def is_of_values(self, x: Any) -> bool:
         """Whether ``x``, a size or a guard, depends on the values of tensors."""

@@ -133,6 +133,7 @@ class Op:
         letters: Of a product of tensors: for each operand, then for the result, a letter per
             dimension.
         random: Draws its results: tests compare their shapes alone.
+        uninitialised: Results are memory as it is, which is read only after it was written to.
         idle: Whether a use of it gives back its first operand as it is, so that canonicalize may
             drop it.
         strides: ATen overloads that depend on how their operand lies in memory -> the one that does
@@ -143,6 +144,8 @@ class Op:
         is_view: Results are views of the first operand: they take no memory of their own.
         free: Takes no time worth counting: views, casts and what is made from sizes alone.
         joins: A runtime makes it part of the convolution before it.
+        counts: The sizes of its results, or the number that it gives, depend on the values of its
+            operands.
         drops: Leaves elements out at random while training, and does nothing else.
         stops: Passes no gradient on, and does nothing else.
         rearranges: Every element of the results is one of the operands', moved, repeated or cast,
@@ -181,6 +184,8 @@ class Op:
     silence: Callable[..., Any] | None = None
     creates: bool = False
     random: bool = False
+    uninitialised: bool = False
+    counts: bool = False
     idle: Callable[[Node], bool] | None = None
     strides: Mapping[str, str] = field(default_factory=dict)
     macs: Callable[[Node], tuple[tuple[Axis, ...], ...]] | None = None
@@ -407,7 +412,7 @@ def is_unread(node: Node) -> bool:
 def draws(node: Node) -> bool:
     """Whether the results of ``node`` are drawn at random."""
     entry = lookup(node)
-    return entry is not None and entry.random
+    return entry is not None and entry.random and not entry.uninitialised
 
 
 def does_nothing(node: Node) -> bool:

@@ -292,7 +292,7 @@ class Calibration:
         """What those of one sample take, measured once on the first."""
         known = self.source.activations
         if known is None:
-            first = self._few()
+            first = self.first_samples()
             known = activations(self.graph, first.inputs, first.size)
             self.source.activations = known
         return known
@@ -302,12 +302,15 @@ class Calibration:
         """Whether the graph runs with another number of samples than it was captured with: tried
         once, and compared."""
         if self._free is None:
-            self._free = _any_batch(self.graph, self._few())
+            self._free = _any_batch(self.graph, self.first_samples())
         return self._free
 
-    def _few(self) -> Batch:
-        """The first samples, as many as the graph was captured with; one where it takes any
-        number."""
+    def first_samples(self) -> Batch:
+        """As many as the graph was captured with; one where it takes any number.
+
+        Returns:
+            A batch of them.
+        """
         if self.source.few is None:
             for number, item in enumerate(self.source.items()):
                 self._flat(number, item)

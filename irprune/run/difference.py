@@ -17,7 +17,15 @@ from irprune.ir.axis import find, leaves
 from irprune.ir.graph import Graph, Value
 from irprune.ops.registry import readers_of, role_of
 
-__all__ = ["channel_dims", "divergence", "is_distribution", "presence", "square_off", "units"]
+__all__ = [
+    "at_common_sizes",
+    "channel_dims",
+    "divergence",
+    "is_distribution",
+    "presence",
+    "square_off",
+    "units",
+]
 
 UNLIKE = 30.0  # between the scales of channels: beyond it each counts in its own units
 LEAST = 0.1  # of the middle scale: channels that hardly vary do not count in less
@@ -84,12 +92,26 @@ def presence(y: torch.Tensor, dim: int) -> torch.Tensor | None:
     return torch.where(inside, torch.ones((), dtype=y.dtype), likely)
 
 
+def at_common_sizes(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both, with zeros at the end of what is shorter: sizes that depend on values, as the length of
+    speech does, are others after a cut."""
+    if a.shape == b.shape or a.dim() != b.dim():
+        return a, b
+    sizes = [max(pair) for pair in zip(a.shape, b.shape, strict=True)]
+
+    def filled(x: torch.Tensor) -> torch.Tensor:
+        missing = [n - m for n, m in zip(sizes, x.shape, strict=True)]
+        return torch.nn.functional.pad(x, [k for n in reversed(missing) for k in (0, n)])
+
+    return filled(a), filled(b)
+
+
 def square_off(
     ours: torch.Tensor, theirs: torch.Tensor, unit: torch.Tensor | None, dim: int | None = None
 ) -> tuple[float, float]:
     """The sum of squared differences, and of squares of ``theirs``, in ``unit`` (of channels along
     ``dim``, weighed by their ``presence``)."""
-    a, b = ours.double(), theirs.double()
+    a, b = at_common_sizes(ours.double(), theirs.double())
     if unit is not None:
         a, b = a / unit, b / unit
         counts = None if dim is None else presence(theirs, dim)

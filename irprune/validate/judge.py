@@ -23,7 +23,7 @@ from irprune.ir.selection import Selection
 from irprune.ir.size import probe_of
 from irprune.ops.arrays import as_tensor
 from irprune.ops.dtypes import TO_TORCH
-from irprune.ops.registry import lookup
+from irprune.ops.registry import draws, lookup
 from irprune.run.inputs import flat_tensors, over_tensors
 from irprune.run.interpret import evaluate, symbols_of
 from irprune.run.one_type import computing_in
@@ -52,7 +52,7 @@ def judgeable(
         The choice with the axes left out for which some operator gives another result; nothing
         where a result is drawn at random, as it would be drawn otherwise.
     """
-    if any((entry := lookup(node)) is not None and entry.random for node in graph.nodes):
+    if any(map(draws, graph.nodes)):
         return Selection({})
     part = _without(kept, cut_apart(graph, kept))
     # Once an axis is whole again other numbers come to what follows: a maximum that was above 0,

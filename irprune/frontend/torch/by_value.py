@@ -25,6 +25,7 @@ from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.tensor_table import TensorTable
 from irprune.frontend.torch.user_line import user_line
 from irprune.ir.graph import TensorType, Value
+from irprune.ir.open_sizes import OpenSizes
 from irprune.ir.size import Sym, evaluate, number
 from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
 
@@ -105,13 +106,14 @@ class ByValue(TensorTable):
             for d, s in enumerate(fake.shape):
                 if isinstance(s, torch.SymInt):
                     text = str(s.node.expr)
-                    symbols[text] = symbols.get(text) or sizes.of_values(shape[d])
+                    symbols[text] = symbols.get(text) or self._symbol(sizes, shape[d])
                     shape[d] = symbols[text]
                 elif any(len(at) <= i or list(at[i])[d : d + 1] != [s] for at in others):
-                    shape[d] = sizes.of_values(shape[d])
+                    shape[d] = self._symbol(sizes, shape[d])
             types.append(TensorType(FROM_TORCH[tensor.dtype], tuple(shape)))
+            stand_in = [sizes.value(s) for s in shape]
             with self.fake:
-                twins.append(torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device))
+                twins.append(torch.empty(stand_in, dtype=tensor.dtype, device=tensor.device))
         self.build.sizes = None
         try:
             recorded = self._call(func, values, named, types if several else types[0])
@@ -122,6 +124,11 @@ class ByValue(TensorTable):
         for tensor in shown:
             self.aliases.made(id(tensor))
         return type(made)(shown) if several else shown[0]
+
+    def _symbol(self, sizes: OpenSizes, real: int) -> Sym:
+        """A symbol for a size that is ``real`` in the example."""
+        loops = self.decisions.loops
+        return sizes.of_values(real if loops is None else loops.size(real), real)
 
     def _at_others(self, func: Any, values: Any, named: dict[str, Any]) -> list[list[Any]]:
         """The shapes of the results of ``func`` where the sizes that are open have other values;

@@ -136,10 +136,45 @@ def _by_example(
     for plain in (False, True):
         try:
             with quiet():
-                return trace(model, args, kwargs, plain, dynamic, by_example=True)
+                found = _over_all_hits(model, args, kwargs, plain, dynamic)
+                return found or trace(model, args, kwargs, plain, dynamic, by_example=True)
         except Exception:  # what was refused before is said
             continue
     return None
+
+
+def _over_all_hits(
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    plain: bool,
+    dynamic: str,
+) -> Graph | None:
+    """The graph in which loops over what a mask hits go over all of it, where forward has such
+    loops and that computes the same; else None."""
+    from irprune.frontend.torch.hit_loops import HitLoops
+    from irprune.frontend.torch.trace import trace
+
+    loops = HitLoops()
+    try:
+        graph = trace(model, args, kwargs, plain, dynamic, by_example=True, loops=loops)
+        if not loops.loops:
+            return None
+        waived = loops.settled(graph, model)
+        if waived is None:
+            return None
+        loops.waived |= waived
+        if waived:
+            graph = trace(model, args, kwargs, plain, dynamic, by_example=True, loops=loops)
+    except Exception:  # the loops go as the example does, then
+        return None
+    lines = list(loops.loops)
+    more = f" and {len(lines) - 3} more lines" if len(lines) > 3 else ""
+    graph.notes.append(
+        f"the loops over what a mask hits at {', '.join(lines[:3])}{more} go over all of it, which "
+        "adds nothing for what is not hit"
+    )
+    return graph
 
 
 def _forget_compiled() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from irprune.frontend.torch.hit_loops import HitLoops
 from irprune.frontend.torch.known import from_constants
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value
 from irprune.ir.open_sizes import OpenSizes, Settled
@@ -28,10 +29,18 @@ class Decisions:
         unique: makes a name that nothing else has.
         by_example: whether sizes that depend on values are those of the example where forward goes
             by them, instead of unknown.
+        loops: the loops over what a mask hits that are captured over all of it, where those are.
     """
 
-    def __init__(self, graph: Graph, unique: Callable[[str], str], by_example: bool) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        unique: Callable[[str], str],
+        by_example: bool,
+        loops: HitLoops | None = None,
+    ) -> None:
         self.graph, self._unique, self.by_example = graph, unique, by_example
+        self.loops = loops
         self.asserts_sizes = False  # whether forward is a pruned module's, which checks such sizes
         self._held: dict[Value, Any] = {}
 
@@ -69,6 +78,8 @@ class Decisions:
         that relation."""
         attrs = {"left": left, "relation": relation, "right": right, "dim": dim}
         attrs["where"] = short_line(where) or "a line of torch"
+        if self.loops is not None and attrs["where"] in self.loops.waived:
+            return
         attrs["what"] = self._said(of, left, dim)
         made = [(self._unique("assert_value"), TensorType("bool", ()))]
         origin = Origin("irprune", "assert_value", (), "", where)

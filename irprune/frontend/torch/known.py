@@ -15,10 +15,10 @@ from torch.utils import _pytree as pytree
 
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.open_sizes import OpenSizes
-from irprune.ir.size import Sym, UnboundSymbol, evaluate
+from irprune.ir.size import Sym, UnboundSymbol, evaluate, number
 from irprune.ops.arrays import as_tensor, is_meta
 from irprune.ops.dtypes import TO_TORCH
-from irprune.ops.registry import lookup
+from irprune.ops.registry import draws, lookup
 from irprune.run.interpret import run_node
 
 __all__ = ["from_constants"]
@@ -42,7 +42,7 @@ def from_constants(
     ``example``, on an input or on a parameter."""
     wanted = [v for v in pytree.tree_leaves((args, dict(kwargs))) if isinstance(v, Value)]
     nodes, stored = _constant(wanted, example)
-    symbols: dict[str, int] = dict(sizes.example) if sizes is not None else {}
+    symbols: dict[str, int] = sizes.really() if sizes is not None else {}
     with unset_fake_temporarily(), torch.no_grad():
         held: dict[Value, Any] = {} if example is None else example
         held.update((v, as_tensor(v.load())) for v in stored)
@@ -72,7 +72,7 @@ def from_constants(
 
         def real(x: Any) -> Any:
             if isinstance(x, Sym) and sizes is not None:
-                return sizes.value(x) if example is not None else sizes.fixed(x)
+                return number(x, symbols) if example is not None else sizes.fixed(x)
             return held[x] if isinstance(x, Value) else x
 
         real_args, real_kwargs = pytree.tree_map(real, (list(args), dict(kwargs)))
@@ -98,8 +98,7 @@ def _constant(
             raise LookupError(f"depends on {value.name!r}")
         elif node not in nodes:
             nodes[node] = None
-            entry = lookup(node)
-            if entry is not None and entry.random:
+            if draws(node):
                 raise LookupError(f"depends on chance ({node.op})")
             if not _of_sizes(node):
                 todo += [v for v in node.inputs if v is not None]

@@ -25,7 +25,7 @@ from irprune.frontend.torch.build import (
     type_of,
 )
 from irprune.frontend.torch.by_value import READS, ByValue
-from irprune.frontend.torch.decisions import Decisions, asserted_at, asserts_sizes
+from irprune.frontend.torch.decisions import Decisions, asserted_at, asserts_sizes, short_line
 from irprune.frontend.torch.declined import Declined
 from irprune.frontend.torch.gradient_stops import (
     carries_gradient,
@@ -99,6 +99,10 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 return parts(*args, **(kwargs or {}))
         fakes, values = self._read(args)
+        if (elements := self._elements(func, values)) is not None:
+            with self:
+                every = torch.arange(elements, device=args[0].device)
+                return func(every.view(-1, *args[0].shape[1:]))
         pairs = {k: self._read(v) for k, v in (kwargs or {}).items()}
         own, named = {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}
         try:
@@ -191,6 +195,14 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
         ):
             self.unknown.append((results, func))
         return type(made)(given) if several else given[0]
+
+    def _elements(self, func: Any, values: Any) -> int | None:
+        """How many elements a loop goes over that is captured over all of them; None for any other
+        operator."""
+        loops = self.decisions.loops
+        if loops is None or func is not torch.ops.aten.unbind.int or any(values[1:]):
+            return None
+        return loops.elements(values[0], short_line(user_line()))
 
     def _wrote(self, key: int, value: Value) -> None:
         """A write in place has made ``value`` of the tensor ``key``."""

@@ -7,7 +7,10 @@ safe answer (``statically_known_true``) get that and record nothing."""
 
 from __future__ import annotations
 
+import dis
+import sys
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from irprune.ir.size import Size, Sym
 __all__ = ["SizeNode", "StrideRead", "as_torch", "expression_of", "stride"]
 
 Real = Size | float
+_ASSIGNS = dis.opmap["STORE_SUBSCR"]
 Text = str  # the node has a method of that name
 
 
@@ -290,9 +294,23 @@ class _Truth(_Node):
         return None if self.atoms else self.truth
 
     def guard_bool(self, file: Any, line: Any) -> bool:
+        if self._of_assignment():
+            return self.truth
         for atom in self.atoms:
             self.sizes.decided(*atom)
         return self.truth
+
+    def _of_assignment(self) -> bool:
+        """Whether torch asks if the first size of what ``x[i] = y`` assigns is 1, which it may then
+        leave out, and it is not: written in whole it is assigned as well."""
+        if len(self.atoms) != 1 or self.atoms[0][2] != 1:
+            return False
+        if (self.atoms[0][1], self.truth) not in (("==", False), ("!=", True)):
+            return False
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame.f_code.co_filename == __file__:
+            frame = frame.f_back
+        return frame is not None and frame.f_code.co_code[frame.f_lasti] == _ASSIGNS
 
     def bool_(self) -> bool:
         return self.guard_bool("", 0)

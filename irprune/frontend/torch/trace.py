@@ -38,11 +38,18 @@ from irprune.frontend.torch.dynamic import NOTHING_OPEN, Dynamic, WrongSizes
 from irprune.frontend.torch.gradient_stops import (
     without_idle_stops,
 )
+from irprune.frontend.torch.hit_loops import HitLoops
 from irprune.frontend.torch.own_backward import hooks_of_model, own_gradients
 from irprune.frontend.torch.recorder import Recorder
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.source import TorchSource
-from irprune.frontend.torch.tracing_flags import as_exported, as_run, formatted, unchecked
+from irprune.frontend.torch.tracing_flags import (
+    as_exported,
+    as_run,
+    formatted,
+    idle_conversions,
+    unchecked,
+)
 from irprune.frontend.torch.train_mode import (
     Asked,
     lost_in_training,
@@ -64,10 +71,12 @@ def trace(
     plain: bool = False,
     dynamic: str = "none",
     by_example: bool = False,
+    loops: HitLoops | None = None,
 ) -> Graph:
     """The graph of one call of ``model`` in eval mode.
 
-    ``by_example``: where forward goes by sizes that depend on values, it goes as the example does.
+    ``by_example``: where forward goes by sizes that depend on values, it goes as the example does;
+    with ``loops``, those over what a mask hits go over all of it.
 
     Code that asks whether it is being captured hears what ``torch.export`` would answer; ``plain``:
     what a plain call would. ``dynamic`` says which sizes of the inputs are left open
@@ -77,7 +86,7 @@ def trace(
     if why := _composites_are_split():
         raise Declined(why)
     wish = Dynamic.read(dynamic)
-    seen = _Seen(by_example=by_example)
+    seen = _Seen(by_example=by_example, loops=loops)
     call = tuple(args), dict(kwargs or {})
     try:
         try:
@@ -105,10 +114,12 @@ class _Seen:
     Args:
         asserted: forward is a pruned module's, which checks sizes that depend on values.
         by_example: such sizes are those of the example where forward goes by them.
+        loops: those that go over all that a mask can hit.
     """
 
     asserted: bool = False
     by_example: bool = False
+    loops: HitLoops | None = None
 
 
 def _narrowed(
@@ -175,7 +186,9 @@ def _trace(
 
     sizes = OpenSizes(user_line, unique) if seen.by_example or not dynamic.is_none else None
     build.sizes = sizes
-    decisions = Decisions(graph, build.unique, seen.by_example)
+    if seen.loops is not None:
+        seen.loops.loops.clear()
+    decisions = Decisions(graph, build.unique, seen.by_example, seen.loops)
     recorder = Recorder(build, fake, model, decisions)
     inputs: list[int | tuple[Any]] = []
     with contextlib.ExitStack() as around:
@@ -185,6 +198,7 @@ def _trace(
         around.enter_context(as_run() if plain else as_exported())
         around.enter_context(unchecked())
         around.enter_context(formatted())
+        around.enter_context(idle_conversions())
         around.enter_context(torch.inference_mode())
         around.enter_context(fake)
         # Where forward switches gradients off is seen while they are on; none are recorded

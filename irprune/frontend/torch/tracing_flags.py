@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["as_exported", "as_run", "formatted", "unchecked"]
+__all__ = ["as_exported", "as_run", "formatted", "idle_conversions", "unchecked"]
 
 
 @contextlib.contextmanager
@@ -69,6 +72,28 @@ def formatted() -> Iterator[None]:
         yield
     finally:
         del FakeTensor.__format__
+
+
+@contextlib.contextmanager
+def idle_conversions() -> Iterator[None]:
+    """A conversion of a layer to the type and device that it has (``self.layer.to(x.dtype)``)
+    leaves its parameters what they are, as outside of a capture; torch puts new ones in the place
+    of fake ones, which no gradient reaches."""
+    convert: Any = nn.Module._apply
+
+    def apply(module: nn.Module, fn: Callable[[Any], Any], recurse: bool = True) -> nn.Module:
+        held = [*module.parameters(recurse), *module.buffers(recurse)]
+        with _disable_current_modes():
+            alike = (torch.empty([0] * t.dim(), dtype=t.dtype, device=t.device) for t in held)
+            idle = all(fn(t) is t for t in alike)
+        made: nn.Module = module if idle else convert(module, fn, recurse)
+        return made
+
+    nn.Module._apply = apply  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module._apply = convert  # type: ignore[method-assign]
 
 
 class _ToTorchAlone(type):

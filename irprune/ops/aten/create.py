@@ -92,6 +92,7 @@ op(
     resize=set_size,
     creates=True,
     random=True,
+    uninitialised=True,
     aten=("empty.memory_format", "empty_strided.default", "empty_permuted.default"),
     samples=(
         Sample((), _SIZE, free=2),
@@ -111,6 +112,7 @@ op(
     resize=set_size,
     creates=True,
     random=True,
+    uninitialised=True,
     aten=("new_empty.default", "new_empty_strided.default"),
     samples=(
         Sample((_X,), _SIZE, free=5),
@@ -122,6 +124,7 @@ op(
     "empty_like",
     broadcast,
     random=True,
+    uninitialised=True,
     aten=("empty_like.default",),
     samples=(Sample((_X,), free=3),),
     free=True,

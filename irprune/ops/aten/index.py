@@ -427,18 +427,21 @@ def _item(axes: Axes, node: Node) -> None:
 op(
     "item",
     _item,
+    counts=True,
     aten=("item.default", "_local_scalar_dense.default"),
     doc="a number that stands in shapes",
 )
 op(
     "nonzero",
     _run_time,
+    counts=True,
     aten=("nonzero.default", "argwhere.default"),
     samples=(Sample((Arg((2, 3)),), free=0),),
 )
 op(
     "masked_select",
     _run_time,
+    counts=True,
     aten=("masked_select.default",),
     samples=(Sample((Arg((2, 3)), _MASK), free=0),),
 )

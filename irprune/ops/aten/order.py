@@ -191,6 +191,7 @@ op("histc", _counted, aten=("histc.default",), samples=(Sample((_X,), {"bins": 4
 op(
     "bincount",
     _counted,
+    counts=True,
     aten=("bincount.default",),
     samples=(Sample((Arg((6,), "i64", 0, 4),), free=0),),
 )

@@ -475,6 +475,7 @@ op(
 op(
     "repeat_interleave_by",
     _repeat_by_tensor,
+    counts=True,
     aten={"repeat_interleave.self_Tensor": {"repeats": "counts"}},
     samples=(
         Sample((Arg((2, 3)), Arg((3,), "i64", values=(1, 0, 2))), {"dim": 1}, free=1),
