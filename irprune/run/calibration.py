@@ -273,7 +273,14 @@ class Calibration:
         return self.together([Batch(b.inputs) for b in self.spread(samples, among=among)])
 
     def together(self, made: Sequence[Batch]) -> list[Batch]:
-        """``made`` in as few batches as the graph takes."""
+        """Batches joined where the graph takes more samples at a time.
+
+        Args:
+            made: Batches without what the items hold beyond inputs.
+
+        Returns:
+            The same samples in as few batches as may be.
+        """
         alike = len({tuple(t.shape[1:] for t in b.inputs) for b in made}) == 1
         if len(made) < 2 or not alike or not self.resizable:
             return list(made)  # a size is written down in the graph, or differs from item to item
