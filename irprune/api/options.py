@@ -149,6 +149,8 @@ def _check_low_rank(values: Mapping[str, Any]) -> None:
     if values["low_rank"] is not True:
         return
     name, budget = option("low_rank"), values["budget"]
+    if searched(values):  # for a budget that is looked for
+        budget = {values["minimise"]: 1.0}
     if not budget:
         raise IrpruneError(
             f"{name} needs a budget, for which ranks compete with widths",
