@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from irprune.criteria.measured import set_apart
+from irprune.criteria.ranks import rank_scores
 from irprune.criteria.readings import readings_of
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
@@ -57,9 +59,6 @@ class LowRank:
                 "linear layers, matrix products and convolutions of one group of a module or a "
                 "file can, where each reads a weight of its own",
             )
-        from irprune.criteria.measured import set_apart
-        from irprune.criteria.ranks import rank_scores
-
         readings = None
         if self.calibration is not None:
             readings = readings_of(self.calibration, graph, "low-rank")

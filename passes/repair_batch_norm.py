@@ -10,15 +10,18 @@ As in Li et al., "EagleEye: Fast Sub-net Evaluation for Efficient Neural Network
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from irprune.ir.graph import Graph, Value, Weight
+from irprune.analysis.branches import block_ends
+from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ops.registry import is_fixed_norm, operand_as
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
 
 if TYPE_CHECKING:
     from irprune.run.calibration import Calibration
+    from irprune.run.statistics import Moments, Pair, Stop
 
 __all__ = ["RepairBatchNorm"]
 
@@ -37,7 +40,8 @@ class RepairBatchNorm:
     memory: int = 1 << 30
 
     def run(self, graph: Graph) -> PassResult:
-        from irprune.run.statistics import Moments, Pair, store
+        from irprune.run.once import once
+        from irprune.run.statistics import Pair
 
         notes: list[str] = []
         changed = False
@@ -46,7 +50,8 @@ class RepairBatchNorm:
             notes.append(
                 "no batch norm to measure again: where they are folded into the layers, the repair is 'affine'"
             )
-        with Pair(self.original, graph, self.calibration, memory=self.memory) as walk:
+        ends = block_ends(self.original)
+        with Pair(self.original, graph, self.calibration, memory=self.memory, ends=ends) as walk:
             for node in norms:
                 mean, variance = _own(operand_as(node, "mean")), _own(operand_as(node, "variance"))
                 if mean is None or variance is None:
@@ -54,17 +59,23 @@ class RepairBatchNorm:
                         f"batch norm at {node.where}: its statistics are not its own, left as they were sliced"
                     )
                     continue
-                seen = walk.total(
-                    node,
-                    Moments,
-                    lambda moments, stop: moments.add(
-                        stop.operands[0].movedim(1, -1).flatten(0, -2)
-                    ),
-                )
-                store(mean, seen.mean)
-                store(variance, seen.variance)
+                measure = partial(_measure, walk, node, mean, variance)
+                once(walk.files, graph, node.outputs[0].name, measure)
                 changed = True
         return PassResult(changed, tuple(notes))
+
+
+def _measure(walk: Pair, node: Node, mean: Weight, variance: Weight) -> list[str]:
+    """Let ``mean`` and ``variance`` be those of what ``node`` reads."""
+    from irprune.run.statistics import Moments, store
+
+    def add(moments: Moments, stop: Stop) -> None:
+        moments.add(stop.operands[0].movedim(1, -1).flatten(0, -2))
+
+    seen = walk.total(node, Moments, add)
+    store(mean, seen.mean)
+    store(variance, seen.variance)
+    return []
 
 
 def _own(value: Value | None) -> Weight | None:

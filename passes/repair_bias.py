@@ -11,8 +11,10 @@ As in An et al., "Fluctuation-based Adaptive Structured Pruning for Large Langua
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from irprune.analysis.branches import block_ends
 from irprune.ir.graph import Graph
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
@@ -65,11 +67,13 @@ class RepairAffine:
 def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> PassResult:
     """Walk the layers in order and match the moments of their results."""
     from irprune.analysis.layers import layer_of
+    from irprune.run.once import once
     from irprune.run.statistics import Pair
 
     notes: list[str] = []
     changed = False
-    with Pair(options.original, graph, options.calibration, memory=options.memory) as walk:
+    ends, memory = block_ends(options.original), options.memory
+    with Pair(options.original, graph, options.calibration, memory=memory, ends=ends) as walk:
         for node in list(graph.nodes):
             layer = layer_of(node)
             if (
@@ -83,24 +87,30 @@ def refit(options: RepairBias | RepairAffine, graph: Graph, scale: bool) -> Pass
                         f"{layer.weight.name}: no bias of its own to move, left as it was sliced"
                     )
                 continue
-            ours, theirs = _moments(layer, walk)
-            factor = (
-                (theirs.variance / ours.variance.clamp(min=1e-12))
-                .sqrt()
-                .clamp(1 / options.largest, options.largest)
-                if isinstance(options, RepairAffine)
-                else None
-            )
-            if factor is None:
-                layer.bias.move(theirs.mean - ours.mean)
-            else:
-                layer.put(layer.held() * factor[:, None])
-                if layer.bias.node is node:  # the layer's own bias is part of what is scaled
-                    held = layer.bias.stored.load()
-                    layer.bias.stored.store(held * factor.reshape(held.shape))
-                layer.bias.move(theirs.mean - ours.mean * factor)
+            work = partial(_match, options, layer, walk)
+            once(walk.files, graph, node.outputs[0].name, work)
             changed = True
     return PassResult(changed, tuple(notes))
+
+
+def _match(options: RepairBias | RepairAffine, layer: Layer, walk: Pair) -> list[str]:
+    """Move, and scale, what a layer with a bias gives."""
+    assert layer.bias is not None
+    ours, theirs = _moments(layer, walk)
+    if isinstance(options, RepairBias):
+        layer.bias.move(theirs.mean - ours.mean)
+        return []
+    factor = (
+        (theirs.variance / ours.variance.clamp(min=1e-12))
+        .sqrt()
+        .clamp(1 / options.largest, options.largest)
+    )
+    layer.put(layer.held() * factor[:, None])
+    if layer.bias.node is layer.node:  # the layer's own bias is part of what is scaled
+        held = layer.bias.stored.load()
+        layer.bias.stored.store(held * factor.reshape(held.shape))
+    layer.bias.move(theirs.mean - ours.mean * factor)
+    return []
 
 
 def _moments(layer: Layer, walk: Pair) -> tuple[Moments, Moments]:

@@ -16,8 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from irprune.analysis.branches import block_ends
 from irprune.base.memory import memory_asked, memory_budget
 from irprune.base.progress import tell
 from irprune.ir.graph import Graph, Node, Value, Weight
@@ -65,13 +67,15 @@ class RepairLeastSquares:
 
     def run(self, graph: Graph) -> PassResult:
         from irprune.analysis.layers import layer_of
+        from irprune.run.once import once
         from irprune.run.statistics import Pair
 
         changed = False
         notes: list[str] = []
         memory = memory_budget() if self.memory is None else self.memory
         counted, unlike = counted_symbols(graph), 0
-        with Pair(self.original, graph, self.calibration, memory=memory) as walk:
+        ends = block_ends(self.original)
+        with Pair(self.original, graph, self.calibration, memory=memory, ends=ends) as walk:
             for at, node in enumerate(list(graph.nodes)):
                 tell("refitting layers", at, len(graph.nodes))
                 layer = layer_of(node)
@@ -84,7 +88,8 @@ class RepairLeastSquares:
                 if why:
                     notes.append(f"{layer.weight.name}: {why}")
                     continue
-                changed = self._refit(layer, walk) or changed
+                once(walk.files, graph, node.outputs[0].name, partial(self._refit, layer, walk))
+                changed = True
         if unlike:
             notes.append(
                 f"{unlike} layers get as many rows as the values before them say, which a cut "
@@ -102,7 +107,7 @@ class RepairLeastSquares:
             return f"more than {self.widest} unknowns per output: left as it was sliced"
         return ""
 
-    def _refit(self, layer: Layer, walk: Pair) -> bool:
+    def _refit(self, layer: Layer, walk: Pair) -> list[str]:
         from irprune.run.gram import Gram, sampled_rows
 
         old = layer.held()
@@ -131,7 +136,7 @@ class RepairLeastSquares:
         layer.put(weight)
         if layer.bias is not None and bias is not None:
             layer.bias.move(bias)
-        return True
+        return []
 
 
 def _beside(layer: Layer, walk: Pair) -> tuple[Value | None, Any]:

@@ -9,8 +9,9 @@ better than refits in sequence. Layers whose results alone were cut need none.""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from irprune.criteria.readings import Reading, Readings, key_of, readings_of
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from irprune.analysis.layers import Layer
     from irprune.run.calibration import Calibration
+    from irprune.run.kept_files import KeptFiles
 
 __all__ = ["RepairStatic"]
 
@@ -50,6 +52,8 @@ class RepairStatic:
 
     def run(self, graph: Graph) -> PassResult:
         from irprune.analysis.layers import layers
+        from irprune.run.kept_files import kept_files
+        from irprune.run.once import once
 
         twins = {x.node.outputs[0].name: x for x in layers(graph)}
         wanted: dict[str, tuple[Layer, torch.Tensor, torch.Tensor]] = {}
@@ -61,29 +65,13 @@ class RepairStatic:
             if not bool(ins.all()):
                 wanted[key_of(layer)] = (layer, ins, outs)
         notes: list[str] = []
-        ridge = RIDGE if self.ridge is None and self.judge is None else self.ridge
-        changed = False
         readings = self.readings or readings_of(self.calibration, self.original, "static")
+        files = kept_files("static", of_step=True)
+        before = {weight: weight.load for weight in graph.weights.values()}
+        refit = _Refit(self, graph, twins, wanted, readings, files)
         for some in readings.portions({key: [layer] for key, (layer, _, _) in wanted.items()}):
-            read = readings.of([wanted[key][0] for key in some], products=True)
-            able = []
-            for key in some:
-                layer, ins, outs = wanted[key]
-                if not read[key].products:
-                    notes.append(f"{layer.weight.name}: too wide, left as it was sliced")
-                    continue
-                able.append((read[key], twins[layer.node.outputs[0].name], ins, outs))
-                changed = True
-                count = int(sinks_of(read[key]).sum())
-                if count:
-                    notes.append(
-                        f"{layer.weight.name}: {count} input{'s' * (count > 1)} of massive activations kept as they were"
-                    )
-            if ridge is None and able:
-                ridge = self._best(graph, able)
-                notes.append(f"a ridge of {ridge:g}, the best of {', '.join(map(str, RIDGES))}")
-            for each in able:
-                _put(each, ridge or 0.0)
+            notes += once(files, graph, " ".join(some), partial(refit.portion, some))
+        changed = any(weight.load is not load for weight, load in before.items())
         return PassResult(changed, tuple(notes))
 
     def _kept(self, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,16 +89,64 @@ class RepairStatic:
         matrix = layer.matrix(mask.reshape(shape))
         return matrix.any(2), matrix.any(1)
 
-    def _best(self, graph: Graph, able: Sequence[_Wanted]) -> float:
-        """The ridge by which the layers refitted bring ``graph`` nearest to the original; they are
+
+class _Refit:
+    """Refits layers portion by portion, with the ridge that is the best for the first one."""
+
+    def __init__(
+        self,
+        options: RepairStatic,
+        graph: Graph,
+        twins: Mapping[str, Layer],
+        wanted: Mapping[str, tuple[Layer, torch.Tensor, torch.Tensor]],
+        readings: Readings,
+        files: KeptFiles | None,
+    ) -> None:
+        self.judge, self.graph, self.twins, self.wanted = options.judge, graph, twins, wanted
+        self.readings, self.files = readings, files
+        self.ridge = RIDGE if options.ridge is None and self.judge is None else options.ridge
+        if self.ridge is None and files is not None:
+            self.ridge = files.get("ridge")
+
+    def portion(self, some: Sequence[str]) -> list[str]:
+        """Refit the layers that ``some`` names.
+
+        Returns:
+            What is to be said of them.
+        """
+        notes = []
+        read = self.readings.of([self.wanted[key][0] for key in some], products=True)
+        able = []
+        for key in some:
+            layer, ins, outs = self.wanted[key]
+            if not read[key].products:
+                notes.append(f"{layer.weight.name}: too wide, left as it was sliced")
+                continue
+            able.append((read[key], self.twins[layer.node.outputs[0].name], ins, outs))
+            count = int(sinks_of(read[key]).sum())
+            if count:
+                notes.append(
+                    f"{layer.weight.name}: {count} input{'s' * (count > 1)} of massive activations kept as they were"
+                )
+        if self.ridge is None and able:
+            self.ridge = self._best(able)
+            notes.append(f"a ridge of {self.ridge:g}, the best of {', '.join(map(str, RIDGES))}")
+            if self.files is not None:
+                self.files.put("ridge", self.ridge)
+        for each in able:
+            _put(each, self.ridge or 0.0)
+        return notes
+
+    def _best(self, able: Sequence[_Wanted]) -> float:
+        """The ridge by which the layers refitted bring the graph nearest to the original; they are
         left as they were."""
         assert self.judge is not None
-        held = {w: w.load for w in graph.weights.values()}
+        held = {w: w.load for w in self.graph.weights.values()}
         off: dict[float, float] = {}
         for ridge in RIDGES:
             for each in able:
                 _put(each, ridge)
-            off[ridge] = self.judge(graph)
+            off[ridge] = self.judge(self.graph)
             for weight, load in held.items():
                 weight.load = load
         return min(off, key=lambda ridge: off[ridge])

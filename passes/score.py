@@ -16,7 +16,7 @@ import numpy as np
 from irprune.analysis.blocks import blocks_of
 from irprune.analysis.widths import carriers_of
 from irprune.choice.patterns import NamePatterns
-from irprune.criteria import Importance, criteria, named
+from irprune.criteria import Importance, Scores, criteria, named
 from irprune.criteria.measured import measured, set_apart
 from irprune.criteria.normalise import NORMALISERS, normalised
 from irprune.criteria.readings import Readings, readings_of
@@ -25,6 +25,7 @@ from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.size import probe_of
+from irprune.ops.arrays import as_tensor
 from irprune.passes.result import PassResult
 
 __all__ = ["Score"]
@@ -87,7 +88,7 @@ class Score:
         groups = [g for g in free if g.axis not in spared or self.calibration is None]
         blocks = blocks_of(graph)
         with self._named(criterion):
-            made = criterion.scores(graph, groups, blocks)
+            made = self._scores(criterion, graph, groups, blocks)
         for leaf, scores in made.items():
             _check_shape(leaf, scores, groups, blocks)
             if not np.isfinite(scores).all():
@@ -116,6 +117,28 @@ class Score:
             np.array_equal(before[x], s) for x, s in graph.scores.items()
         )
         return PassResult(not same)
+
+    def _scores(
+        self,
+        criterion: Importance,
+        graph: Graph,
+        groups: list[Group],
+        blocks: Mapping[Axis, Axis],
+    ) -> dict[Axis, Scores]:
+        """What the criterion says, or has said in an earlier run: of one with a name, and with
+        data, it is kept."""
+        if self.calibration is None or not isinstance(self.importance, str):
+            return criterion.scores(graph, groups, blocks)
+        from irprune.run.kept_files import kept_files
+
+        files = kept_files("scores")
+        known = None if files is None else files.get("all")
+        if known is not None:
+            return {g.axis: known[g.name].numpy() for g in groups if g.name in known}
+        made = criterion.scores(graph, groups, blocks)
+        if files is not None:
+            files.put("all", {g.name: as_tensor(made[g.axis]) for g in groups if g.axis in made})
+        return made
 
     @contextlib.contextmanager
     def _named(self, criterion: Importance) -> Iterator[None]:

@@ -15,7 +15,7 @@ from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.symbols import backward_slice
 from irprune.ops.registry import does_nothing, is_sum
 
-__all__ = ["Branch", "branches_of", "take_out"]
+__all__ = ["Branch", "block_ends", "branches_of", "take_out"]
 
 _ALIKE = 2  # branches of the same operators, at least: what stands alone is no repeated part
 _LONGEST = 4096  # nodes between a value and the sum
@@ -68,6 +68,17 @@ def branches_of(graph: Graph) -> list[Branch]:
                     break
     kinds = Counter(_kind(b) for b in found)
     return [b for b in found if kinds[_kind(b)] >= _ALIKE]
+
+
+def block_ends(graph: Graph) -> set[int]:
+    """The numbers of the nodes behind each residual branch, where few values are needed further on;
+    in a graph without any, behind each node that reads a weight."""
+    joins = {branch.join for branch in branches_of(graph)}
+    return {
+        number
+        for number, node in enumerate(graph.nodes, 1)
+        if node in joins or (not joins and any(isinstance(v, Weight) for v in node.inputs))
+    }
 
 
 def take_out(graph: Graph, dropped: Mapping[str, int]) -> Graph:

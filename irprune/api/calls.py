@@ -56,6 +56,7 @@ from irprune.validate.prove import prove_cut
 
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
+    from irprune.api.rotation import Rotation
     from irprune.api.trials import Trials
 
 __all__ = ["apply_plan", "groups", "made_by", "prune"]
@@ -145,8 +146,7 @@ def _prune(
         with clock("score"):
             settle_for_logits(chosen, graph)
             _say_cost(graph, chosen, ranks)
-            with kept(journal_of(graph, chosen)):
-                chosen.score().run(graph)
+            chosen.score().run(graph)
             same_scores(ranks, graph)
         if chosen.values["low_rank"]:
             with clock("score"):
@@ -195,8 +195,17 @@ def _pruned(
                 free = plan is None and options.values["keep_indices"] is None
                 settled, made_of = with_data(options, graph, chooses=free)
             _check_quantizes(settled)
-            found = choose(graph, settled, clock)
-            pruned = _finish(graph, settled, clock)
+            budget = settled.values["budget"]
+            if settled.values["rotate"]:
+                from irprune.api.rotate import rotated
+
+                with clock("rotate"):
+                    graph, settled.rotation = rotated(graph, settled)
+            with kept(journal_of(graph, settled)):
+                found = choose(graph, settled, clock)
+                pruned = _finish(graph, settled, clock)
+                _let_go_of_sums(settled)
+        settled.values["budget"] = budget
         pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
         pruned.report.notes += [*found.notes, *([made_of] if made_of else [])]
@@ -216,6 +225,14 @@ def _pruned(
             "captured as it runs, because forward computes otherwise when it is captured for export"
         )
         return pruned
+
+
+def _let_go_of_sums(options: Options) -> None:
+    """Of a run that is kept, remove the files of sums."""
+    if options.values["resume"] is not None:
+        from irprune.run.kept_files import let_go_of_sums
+
+        let_go_of_sums()
 
 
 def _check_quantizes(options: Options) -> None:
@@ -379,6 +396,12 @@ def apply_plan(
     chosen = Options(**options)
     with together(_ranks(options)), within_memory(chosen.memory):
         kept = Plan.read(plan)
+        if kept.rotated:
+            raise IrpruneError(
+                f"the plan is of {kept.rotated[0]} in a basis of calibration data, which it has not",
+                kept.model,
+                "prune again with the data: rotate=True",
+            )
 
         def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
             with clock("analyse"):
@@ -440,8 +463,11 @@ def _finish(
     if options.values["proof"] if proof is None else proof:
         with clock("proof"):
             _prove(pruned, cuts)
+    if options.rotation is not None:
+        _keep_scale(pruned, options.rotation)
     if options.values["repair"] and not (options.searches and report.cuts_nothing):
-        with clock("repair"):
+        # Of the cuts of a search nothing but their metric is kept
+        with clock("repair"), kept(None) if quietly else contextlib.nullcontext():
             _repair(pruned, None if quietly else options.values["progress"])
     if low_rank is not None and options.values["calibration"] is not None:
         from irprune.api.repair import off_original
@@ -458,6 +484,21 @@ def _finish(
             options.readings = None  # they are large
     report.seconds = clock.seconds
     return pruned
+
+
+def _keep_scale(pruned: Pruned, rotation: Rotation) -> None:
+    """Scale the norms over rotated widths, after the proof, and put what became of these into the
+    report."""
+    from irprune.api.rotation import keep_scale
+
+    report = pruned.report
+    report.rotation = rotation.alone()
+    for name in ("params", "bytes"):
+        count: Change = getattr(report, name)
+        setattr(report, name, Change(rotation.before(name, count.before), count.after))
+    keep_scale(pruned.graph, pruned.cut, report.rotation)
+    if report.rotation.scaled and not pruned.from_onnx:
+        pruned.renew()
 
 
 def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:

@@ -570,7 +570,9 @@ class StepOptions(ReplayOptions, total=False):
             None,
             "File in which what is measured on calibration data is kept as it goes: the same call, "
             "also with another budget, goes on from there.",
-            "It belongs to one model, its data and the criterion; with others it is started over.",
+            "It belongs to one model, its data and the criterion; with others it is started over. "
+            "Sums, activations and repaired weights lie in a folder beside it (``.d``): a run that "
+            "was killed goes on behind the last block that was finished.",
             fits=or_none(lambda x: isinstance(x, (str, Path))),
             takes="the path of a file",
             flags=(Flag("--resume", metavar="FILE"),),
@@ -684,6 +686,26 @@ class PruneOptions(StepOptions, MetricOptions, total=False):
                     multiple=True,
                     read=read_ranks,
                     help="Let the layers that PATTERN matches become two of this rank.",
+                ),
+            ),
+        ),
+    ]
+    rotate: Annotated[
+        bool,
+        Option(
+            False,
+            "Put residual streams that norms read into the basis of their principal components on "
+            "the calibration data, before anything is chosen.",
+            "The model computes the same in that basis, which is checked; what is cut of the width "
+            "are then the directions of least energy. Tied embeddings become two.",
+            fits=is_bool,
+            takes="True or False",
+            flags=(
+                Flag(
+                    "--rotate",
+                    constant=True,
+                    help="Put residual streams into the basis of their principal components first, "
+                    "so that directions of least energy go.",
                 ),
             ),
         ),

@@ -7,23 +7,27 @@ original on the calibration data, before and after. One that does not lower it i
 
 from __future__ import annotations
 
+import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 
+from irprune.choice.plan import Plan
 from irprune.criteria.readings import Readings
 from irprune.criteria.relevance import relevance
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
+from irprune.ir.text import to_text
 from irprune.passes.repairs import repair_of, repairs
 from irprune.run.calibration import Batch, Calibration, noise, split_rows
 from irprune.run.difference import channel_dims, square_off, units
 from irprune.run.interpret import evaluate
+from irprune.run.kept_files import kept_files, within_part, within_step
 from irprune.run.logits import Logits, divergence, logits_of, shortened
 from irprune.run.statistics import kept_part
 
@@ -99,30 +103,70 @@ def repair(
             samples=calibration.samples if isinstance(calibration, Calibration) else None,
         )
     judge = _judge(original, data if readings is None else readings.judged)
-    before = error = judge.error(cut)
-    done = []
-    for name in names:
-        held = {w: w.load for w in cut.weights.values()}
-        own = {k: v for k, v in options.items() if k in has[name]}
-        if "readings" in has[name] and readings is not None:
-            own["readings"] = readings
-        if "judge" in has[name]:
-            own["judge"] = judge.error
-        if "relevance" in has[name] and "relevance" not in own:
-            own["relevance"] = relevance(original, data)
-        result = passes[name](original, data, **own).run(cut)
-        notes += result.notes
-        now = judge.error(cut) if result.changed else error
-        if not now <= error and result.changed:
+    told = json.dumps(Plan.from_graph(original).as_json()), to_text(cut), repr((names, options))
+    with within_step(*told):
+        steps = _Steps(original, cut, data, readings, options, judge, notes)
+        for number, name in enumerate(names):
+            steps.take(number, name, passes[name])
+    return Repaired(
+        tuple(steps.done), steps.before, steps.error, judge.samples, notes, judge.measure
+    )
+
+
+class _Steps:
+    """Repairs one after another, each taken back where it makes the outputs worse."""
+
+    def __init__(
+        self,
+        original: Graph,
+        cut: Graph,
+        data: Calibration,
+        readings: Readings | None,
+        options: Mapping[str, Any],
+        judge: _Judge,
+        notes: list[str],
+    ) -> None:
+        self.original, self.cut, self.data, self.readings = original, cut, data, readings
+        self.options, self.judge, self.notes = options, judge, notes
+        self.done: list[str] = []
+        self.files = kept_files("judged", of_step=True)
+        self.before = self.error = self._judged("before")
+
+    def take(self, number: int, name: str, kind: Any) -> None:
+        """Make the repair ``name``, a pass of ``kind``."""
+        has = [f.name for f in fields(kind)][2:]
+        held = {w: w.load for w in self.cut.weights.values()}
+        own = {k: v for k, v in self.options.items() if k in has}
+        if "readings" in has and self.readings is not None:
+            own["readings"] = self.readings
+        if "judge" in has:
+            own["judge"] = self.judge.error
+        if "relevance" in has and "relevance" not in own:
+            own["relevance"] = relevance(self.original, self.data)
+        with within_part(f"{number}-{name}"):
+            result = kind(self.original, self.data, **own).run(self.cut)
+        self.notes += result.notes
+        now = self._judged(f"{number}") if result.changed else self.error
+        if not now <= self.error and result.changed:
             for w, load in held.items():
                 w.load = load
-            notes.append(
-                f"{name}: taken back, the output error would have risen from {error:.3g} to {now:.3g}"
+            self.notes.append(
+                f"{name}: taken back, the output error would have risen from {self.error:.3g} to {now:.3g}"
             )
         elif result.changed:
-            error = now
-            done.append(name)
-    return Repaired(tuple(done), before, error, judge.samples, notes, judge.measure)
+            self.error = now
+            self.done.append(name)
+
+    def _judged(self, when: str) -> float:
+        """How far the cut graph is off, or was in an earlier run."""
+        known = None if self.files is None else self.files.get(when)
+        if known is not None:
+            error, self.judge.samples = known
+            return float(error)
+        made = self.judge.error(self.cut)
+        if self.files is not None:
+            self.files.put(when, [made, self.judge.samples])
+        return made
 
 
 def _noise(original: Graph, limits: tuple[float, float] | None, notes: list[str]) -> Calibration:

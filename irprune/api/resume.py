@@ -32,9 +32,11 @@ def journal_of(graph: Graph, options: Options) -> Journal | None:
     if path is None or options.values["calibration"] is None:
         return None
     ranks = current()
-    # One rank keeps it; the others know what it knows
-    journal = Journal(Path(path), _fingerprint(graph, options)) if ranks.leads else Journal(None)
-    journal.learn(ranks.first(journal.known()))
+    # One rank keeps it; the others know what it knows, and where larger things lie
+    told = _fingerprint(graph, options) if ranks.leads else ""
+    journal = Journal(Path(path), told) if ranks.leads else Journal(None)
+    known, journal.folder = ranks.first((journal.known(), journal.folder))
+    journal.learn(known)
     say = options.values["progress"] if ranks.leads else None
     if say is not None and journal.found:
         say(f"{journal.found} results are known from an earlier run ({path})")

@@ -1,47 +1,35 @@
 """Several strategies at once: what they choose follows from statistics that are gathered once for
 each criterion; the models are judged in processes of their own, beside each other.
 
-Each is judged in the same way, on a number of threads that does not depend on how many processes
-there are, so that neither do the results. The processes are those of a pool here, actors of Ray
-where they are asked for, or the ranks of a ``torch.distributed`` group."""
+Each is judged in the same way (``irprune.api.sweep_bench``), whoever does it
+(``irprune.api.sweep_workers``)."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
-import multiprocessing.util
-import pickle
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from irprune.analysis.cost import MEASURES, Costs
 from irprune.api.agreement import check_same, same_scores
-from irprune.api.calls import apply_plan
-from irprune.api.candidate import Candidate
 from irprune.api.declarations import PruneOptions
-from irprune.api.judges import Agreement, Judge, Scored
 from irprune.api.option_kinds import read_share
 from irprune.api.options import Options
 from irprune.api.study import Study
+from irprune.api.sweep_bench import Bench, Call, Job
+from irprune.api.sweep_workers import ENGINES, Judges, values
 from irprune.api.swept import Sweep, Swept
 from irprune.api.trials import trial_key
-from irprune.api.user_code import callable_at
 from irprune.choice.plan import Plan
 from irprune.driver.pipelines import analyse
-from irprune.errors import IrpruneError, gist, option
+from irprune.errors import IrpruneError, option
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.passes.score import Score
-from irprune.run.ranks import Ranks, by_itself, together
+from irprune.run.ranks import Ranks, together
 
 __all__ = ["sweep"]
 
@@ -141,49 +129,6 @@ def sweep(
         asked = list(_choices(graph, Options(**options), strategies, ranks))
         with contextlib.closing(Bench(job, call, asked[0].plan)) as bench:
             return _judged(job, bench, graph.name, asked, Judges(ranks, workers, engine), storage)
-
-
-@dataclass(frozen=True)
-class Judges:
-    """Who judges: ``ranks`` where they are several, else so many ``workers`` of an ``engine``."""
-
-    ranks: Ranks
-    workers: int
-    engine: str
-
-
-ENGINES = ("processes", "ray")
-Call = tuple[Any, Sequence[Any], Mapping[str, Any]]  # a model and its example call
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a process must know to judge plans."""
-
-    model: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    load: Callable[[], Call] | None
-    settings: PruneOptions
-    evaluate: Callable[..., float] | str | None
-    metric: str | None
-    lower_is_better: bool
-
-    @property
-    def options(self) -> Options:
-        """The options, checked."""
-        return Options(**self.settings)
-
-    def call(self) -> Call:
-        """The model and its example call."""
-        return (self.model, self.args, self.kwargs) if self.load is None else self.load()
-
-    def judge(self, graph: Graph) -> Judge:
-        """What gives the metric."""
-        if self.evaluate is None:
-            return Agreement(self.options.values["calibration"], graph, self.metric)
-        function = callable_at(self.evaluate) if isinstance(self.evaluate, str) else self.evaluate
-        return Scored(function, not self.lower_is_better)
 
 
 # -- what is chosen --------------------------------------------------------------------------------
@@ -325,7 +270,7 @@ def _judged(
 
     keep(rows[0].key)
     say = (job.options.values["progress"] if ranks.leads else None) or (lambda line: None)
-    for done, (key, made) in enumerate(_values(bench, job, original, plans, judges), 1):
+    for done, (key, made) in enumerate(values(bench, job, original, plans, judges), 1):
         found[key] = made
         row = keep(key)
         say(f"{done} of {len(plans)}: {row.name}: {judge.name} {row.metric:.5g}")
@@ -339,177 +284,3 @@ def _judged(
             for r in rows
         ),
     )
-
-
-def _values(
-    bench: Bench, job: Job, original: Plan, plans: Mapping[str, Plan], judges: Judges
-) -> Iterator[tuple[str, tuple[float, float]]]:
-    """Metric and seconds of each plan by its key, as they come."""
-    if judges.ranks.size > 1:
-        yield from _on_ranks(bench, plans, judges.ranks)
-        return
-    workers = min(judges.workers, len(plans))
-    if judges.engine == "processes" and workers < 2:
-        yield from ((key, bench.value(plan)) for key, plan in plans.items())
-        return
-    plain: Any = {k: v for k, v in job.settings.items() if k != "progress"}
-    job = replace(job, settings=plain)
-    try:
-        pickle.dumps(job)
-    except (pickle.PicklingError, TypeError, AttributeError) as refused:
-        raise IrpruneError(
-            f"with {option('workers', str(workers))} the model is sent to processes: {refused}",
-            "",
-            "define its class and evaluate in a module that can be imported, or give load",
-        ) from refused
-    if judges.engine == "ray":
-        yield from _on_ray(job, original, plans, workers)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _begin, (job, original)) as pool:
-        futures = {pool.submit(_run, plan): key for key, plan in plans.items()}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as died:
-            raise IrpruneError(
-                "a process of the sweep died", "", f"try fewer {option('workers')}"
-            ) from died
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _on_ranks(
-    bench: Bench, plans: Mapping[str, Plan], ranks: Ranks
-) -> Iterator[tuple[str, tuple[float, float]]]:
-    """As many plans at a time as there are ranks, so that what is known is kept as it comes."""
-    keys = list(plans)
-    for at in range(0, len(keys), ranks.size):
-        some = keys[at : at + ranks.size]
-        yield from zip(some, ranks.share(some, lambda key: bench.value(plans[key])), strict=True)
-
-
-def _on_ray(
-    job: Job, original: Plan, plans: Mapping[str, Plan], workers: int
-) -> Iterator[tuple[str, tuple[float, float]]]:
-    """By actors of Ray, each with a model of its own."""
-    try:
-        ray: Any = import_module("ray")
-        pools: Any = import_module("ray.util")
-    except ImportError as missing:
-        raise IrpruneError(
-            "ray is not installed", option("engine", "ray"), "pip install 'irprune[ray]'"
-        ) from missing
-    began = not ray.is_initialized()
-    if began:
-        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
-    try:
-        kind = ray.remote(num_cpus=1)(Actor)
-        pool = pools.ActorPool([kind.remote(job, original) for _ in range(max(1, workers))])
-        yield from pool.map_unordered(lambda actor, item: actor.value.remote(*item), plans.items())
-    except ray.exceptions.RayTaskError as failed:
-        raise failed.cause if isinstance(failed.cause, IrpruneError) else failed from failed
-    except ray.exceptions.RayError as died:
-        raise IrpruneError(
-            f"a process of the sweep died: {gist(died)}", "", f"try fewer {option('workers')}"
-        ) from died
-    finally:
-        if began:
-            ray.shutdown()
-
-
-class Actor:
-    """A bench in a process of Ray."""
-
-    def __init__(self, job: Job, original: Plan) -> None:
-        self._bench = Bench(job, job.call(), original)
-
-    def value(self, key: str, plan: Plan) -> tuple[str, tuple[float, float]]:
-        """The key again, and the metric and seconds of ``plan``."""
-        return key, self._bench.value(plan)
-
-
-class Bench:
-    """Judges the models that plans make of the original, one after the other."""
-
-    def __init__(self, job: Job, call: Call, original: Plan) -> None:
-        self.job, self.original = job, original
-        self.model, self.args, self.kwargs = call
-        self.values = job.options.values
-        self.threads = self.values["threads"] or 1
-        self._held = contextlib.ExitStack()
-        self._judge: Judge | None = None
-        self._first = (float("nan"), 0.0)
-
-    @property
-    def judge(self) -> Judge:
-        """What gives the metric; it has judged the original."""
-        if self._judge is None:
-            began = time.perf_counter()
-            folder = self._held.enter_context(_folder())  # the original is run beside each other
-            made = self._made(self.original, False, folder)
-            self._judge = self.job.judge(made.pruned.graph)
-            self._first = self._judge.value(made), time.perf_counter() - began
-        return self._judge
-
-    def value(self, plan: Plan) -> tuple[float, float]:
-        """The metric of the model that ``plan`` makes, and the seconds that it took."""
-        with _threads(self.threads), by_itself():
-            judge, began = self.judge, time.perf_counter()
-            if plan is self.original:
-                return self._first
-            with _folder() as folder:
-                made = self._made(plan, self.values["repair"], folder)
-                return judge.value(made), time.perf_counter() - began
-
-    def close(self) -> None:
-        """Remove what was written for the original."""
-        self._held.close()
-
-    def _made(self, plan: Plan, repair: Any, folder: str) -> Candidate:
-        values = self.values
-        pruned = apply_plan(
-            self.model,
-            plan,
-            self.args,
-            self.kwargs,
-            proof=False,
-            repair=repair,
-            calibration=values["calibration"],
-            device=values["device"],
-            dynamic=values["dynamic"],
-            trust=values["trust"],
-        )
-        return Candidate(pruned, Path(folder), values["device"], self.threads)
-
-
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="irprune-")
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let torch compute on ``count`` threads, where it is used at all."""
-    torch = sys.modules.get("torch")
-    if torch is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-_BENCH: list[Bench] = []  # of a process of the sweep
-
-
-def _begin(job: Job, original: Plan) -> None:
-    bench = Bench(job, job.call(), original)
-    _BENCH.append(bench)
-    multiprocessing.util.Finalize(None, bench.close, exitpriority=10)  # atexit is not heard here
-
-
-def _run(plan: Plan) -> tuple[float, float]:
-    return _BENCH[0].value(plan)

@@ -2,12 +2,14 @@
 
 A file has a line for each result: a stage, a name, and numbers. The first line is the fingerprint
 of everything that the results depend on; a file with another is started over. The last line of a
-run that was killed may be torn, and is left out."""
+run that was killed may be torn, and is left out. What is larger than a few numbers lies in a folder
+beside the file (``irprune.run.kept_files``)."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Iterator
 from contextvars import ContextVar
 from pathlib import Path
@@ -24,12 +26,16 @@ Numbers = NDArray[np.float64]
 
 class Journal:
     """Numbers by stage and name, in ``path`` from the moment that they are known; in memory alone
-    where that is None.
+    where that is None. ``folder`` is the one beside the file, of ``path`` where it is not given;
+    it goes with what was kept of something else.
 
     Raises IrpruneError where the file cannot be written."""
 
-    def __init__(self, path: Path | None, fingerprint: str = "") -> None:
+    def __init__(
+        self, path: Path | None, fingerprint: str = "", folder: Path | None = None
+    ) -> None:
         self.path = path
+        self.folder = path.with_name(f"{path.name}.d") if path is not None else folder
         self.found = 0  # results that an earlier run left
         self._known: dict[tuple[str, str], Numbers] = {}
         if path is None:
@@ -42,6 +48,8 @@ class Journal:
                     key = (str(line["stage"]), str(line["name"]))
                     self._known[key] = np.asarray(line["numbers"], dtype=np.float64)
                 self.found = len(self._known)
+            elif self.folder is not None and self.folder.exists():
+                shutil.rmtree(self.folder)
             path.parent.mkdir(parents=True, exist_ok=True)
             sound = [head, *lines[1:]] if self.found else [head]
             draft = path.with_name(f".{path.name}.draft")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from irprune.base.journal import current
 from irprune.criteria import Scores, criterion
 from irprune.criteria.consumers import Reader, readers, whole
 from irprune.criteria.readings import Reading, key_of, readings_of
@@ -42,11 +43,20 @@ class Contribution:
         at = {node: i for i, node in enumerate(graph.nodes)}
         layers = {key_of(r.layer): [r.layer] for r in sorted(every, key=lambda r: at[r.layer.node])}
         shares: dict[int, Scores] = {}
-        for some in readings.portions(layers):
-            read = readings.of([layers[key][0] for key in some], products=True)
+        journal = current()
+        for number, r in enumerate(every) if journal is not None else ():
+            held = None if journal is None else journal.get("contribution", _name(number, r))
+            if held is not None:
+                shares[number] = held
+        missing = {key_of(r.layer) for number, r in enumerate(every) if number not in shares}
+        rest = {key: layer for key, layer in layers.items() if key in missing}
+        for some in readings.portions(rest):
+            read = readings.of([rest[key][0] for key in some], products=True)
             for number, r in enumerate(every):
-                if key_of(r.layer) in read:
+                if key_of(r.layer) in read and number not in shares:
                     shares[number] = _share(r, read[key_of(r.layer)])
+                    if journal is not None:
+                        journal.put("contribution", _name(number, r), shares[number])
         numbered = iter(range(len(every)))
         out: dict[Axis, Scores] = {}
         for leaf, many in found.items():
@@ -54,6 +64,11 @@ class Contribution:
                 share = shares[next(numbered)]
                 out[leaf] = out[leaf] + share if leaf in out else share
         return whole(out, graph, groups, blocks)
+
+
+def _name(number: int, reader: Reader) -> str:
+    """What tells a share from all others."""
+    return f"{number} {key_of(reader.layer)}"
 
 
 def _share(reader: Reader, reading: Reading) -> Scores:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from irprune.base.journal import current
 from irprune.base.progress import tell
 from irprune.criteria import Scores, criterion
 from irprune.criteria.consumers import whole
@@ -46,20 +45,13 @@ class Osscar:
         self, graph: Graph, groups: Sequence[Group], blocks: Mapping[Axis, Axis]
     ) -> dict[Axis, Scores]:
         """See ``irprune.criteria``."""
-        journal, out = current(), dict[Axis, Scores]()
-        names = {g.axis: g.name for g in groups}
-        if journal is not None:
-            known = {g.axis: journal.get("osscar", g.name) for g in groups}
-            out = {leaf: scores for leaf, scores in known.items() if scores is not None}
-        rest = [g for g in groups if g.axis not in out]
+        out: dict[Axis, Scores] = {}
 
         def done(leaf: Axis, scores: Scores) -> None:
             out[leaf] = scores
-            if journal is not None:
-                journal.put("osscar", names[leaf], scores)
             tell("ranking groups", len(out), len(groups))
 
-        by_surgeons(self, "osscar", graph, rest, blocks, self._order, done)
+        by_surgeons(self, "osscar", graph, groups, blocks, self._order, done)
         return whole(out, graph, groups, blocks)
 
     def _order(self, many: Sequence[Surgeon | Diagonal], count: int) -> Scores:

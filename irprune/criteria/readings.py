@@ -12,10 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from irprune.analysis.branches import block_ends
 from irprune.base.memory import memory_asked, memory_budget
 from irprune.base.progress import tell
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node
+from irprune.ir.text import to_text
+from irprune.ops.arrays import checksum
 from irprune.ops.registry import quantised_in
 from irprune.run.ranks import Several
 
@@ -202,6 +205,8 @@ class Readings:
             size = sum(_size(layer) for (_, some), layer in firsts.items() if some)
             if self._held and self._bytes + size > self.memory:
                 self._held, self._bytes = {}, 0
+                if self._walk is not None and self._walk.files is not None:
+                    self._walk.files.forget()
                 return self.of(layers, products=products)
             made = self._gathered(firsts)
             self._held |= made
@@ -229,6 +234,12 @@ class Readings:
         if some:
             yield some
 
+    def _about(self) -> tuple[str, ...]:
+        """What tells what is read from what other readings read."""
+        first = [checksum(t) for t in self.data.first_samples().inputs]
+        how = self.data.sizes(), self.among, self.complete, first
+        return to_text(self.graph), repr(how)
+
     def _rest(self, batch: Batch) -> Batch | None:
         """What of a chunk is read: all but what is held out."""
         return self.data.rest(batch, self.among) if self.among else batch
@@ -238,19 +249,33 @@ class Readings:
     ) -> dict[tuple[Source, bool], _Rows]:
         """The sums over the rows of each of ``firsts``, from one run over the data of all ranks;
         without the samples that are held out."""
+        from irprune.run.gram import Gram
+        from irprune.run.kept_files import kept_files
         from irprune.run.walk import Walk
 
         if self._walk is None:
-            self._walk = Walk(self.graph, self.data, self.memory, self._rest)
+            files = kept_files("readings", self._about)
+            ends = () if files is None else block_ends(self.graph)
+            self._walk = Walk(self.graph, self.data, self.memory, self._rest, files, ends)
+        files = self._walk.files
+        made: dict[tuple[Source, bool], _Rows] = {}
         by_node: dict[Node, dict[tuple[Source, bool], Layer]] = {}
         for key, layer in firsts.items():
-            by_node.setdefault(layer.node, {})[key] = layer
-        made: dict[tuple[Source, bool], _Rows] = {}
+            known = None if files is None else files.get(repr(key))
+            if known is not None:
+                made[key] = _Rows(Gram.of_state(known))
+            else:
+                by_node.setdefault(layer.node, {})[key] = layer
         parts = list(self._walk.parts(list(by_node)))
         for number, nodes in enumerate(parts, 1):
             some = {key: layer for n in nodes for key, layer in by_node[n].items()}
             last = number == len(parts) and not self._more
-            made |= _summed(self._walk, self.data, some, last, self.complete)
+            sums = _summed(self._walk, self.data, some, last, self.complete)
+            if files is not None:
+                for key, rows in sums.items():
+                    files.put(repr(key), rows.gram.state())
+                self._walk.arrived()
+            made |= sums
         return {key: made[key] for key in firsts}
 
 

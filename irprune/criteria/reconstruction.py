@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from irprune.base.journal import current
 from irprune.criteria import Scores, criterion
 from irprune.criteria.consumers import Reader, readers, whole
 from irprune.criteria.obs import Diagonal, Surgeon
@@ -74,10 +75,21 @@ def by_surgeons(
     each of the layers and the number of the leaf's indices.
 
     Gram matrices are collected for as many leaves at a time as memory allows. Ranks that share the
-    data share the leaves too.
+    data share the leaves too. What the journal of the run knows is not worked out again.
     """
     readings = readings_of(criterion.calibration, graph, name)
     found = {leaf: many for leaf, many in readers(graph, groups, blocks).items() if many}
+    journal, names = current(), {g.axis: g.name for g in groups}
+    for leaf in list(found) if journal is not None else ():
+        if journal is not None and (held := journal.get(name, names[leaf])) is not None:
+            done(leaf, held)
+            del found[leaf]
+
+    def kept(leaf: Axis, scores: Scores) -> None:
+        if journal is not None:
+            journal.put(name, names[leaf], scores)
+        done(leaf, scores)
+
     price: dict[str, float] | None = None
     for some in readings.portions({x: [r.layer for r in many] for x, many in found.items()}):
         read = readings.of([r.layer for x in some for r in found[x]], products=True)
@@ -98,7 +110,7 @@ def by_surgeons(
             shape = found[leaf][0].shape
             return rank(made, prod(shape)).reshape(shape)
 
-        readings.data.ranks.share(some, scored, done)
+        readings.data.ranks.share(some, scored, kept)
 
 
 def prices(
@@ -109,10 +121,18 @@ def prices(
     if not criterion.weighted:
         return {}
     from irprune.run.gradients import sensitivities
+    from irprune.run.kept_files import kept_files
 
     layers = {r.layer.node: key_of(r.layer) for many in found.values() for r in many}
+    files = kept_files("sensitivities")
+    known = None if files is None else files.get("all")
+    if known is not None:
+        return {key: known[key] for key in layers.values() if key in known}
     data = calibrated(criterion.calibration, graph, "reconstruction", 16, derived=True)
     least, most = SAMPLES
     some = max(least, min(most, data.count() // 4))
     squares = sensitivities(graph, list(layers), data, some, criterion.loss, criterion.seed)
-    return {layers[node]: s / 2 for node, s in squares.items()}
+    made = {layers[node]: s / 2 for node, s in squares.items()}
+    if files is not None:
+        files.put("all", made)
+    return made

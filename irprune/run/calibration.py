@@ -270,10 +270,20 @@ class Calibration:
         Returns:
             The batches, without what the items hold beyond inputs.
         """
-        made = [Batch(b.inputs) for b in self.spread(samples, among=among)]
+        return self.together([Batch(b.inputs) for b in self.spread(samples, among=among)])
+
+    def together(self, made: Sequence[Batch]) -> list[Batch]:
+        """Batches joined where the graph takes more samples at a time.
+
+        Args:
+            made: Batches without what the items hold beyond inputs.
+
+        Returns:
+            The same samples in as few batches as may be.
+        """
         alike = len({tuple(t.shape[1:] for t in b.inputs) for b in made}) == 1
         if len(made) < 2 or not alike or not self.resizable:
-            return made  # a size is written down in the graph, or differs from item to item
+            return list(made)  # a size is written down in the graph, or differs from item to item
         whole = Batch(tuple(map(torch.cat, zip(*(b.inputs for b in made), strict=True))))
         return split_rows(whole, max(1, self.activations.fitting(ACTIVATIONS)))
 
@@ -289,7 +299,7 @@ class Calibration:
         """What those of one sample take, measured once on the first."""
         known = self.source.activations
         if known is None:
-            first = self._few()
+            first = self.first_samples()
             known = activations(self.graph, first.inputs, first.size)
             self.source.activations = known
         return known
@@ -299,12 +309,15 @@ class Calibration:
         """Whether the graph runs with another number of samples than it was captured with: tried
         once, and compared."""
         if self._free is None:
-            self._free = _any_batch(self.graph, self._few())
+            self._free = _any_batch(self.graph, self.first_samples())
         return self._free
 
-    def _few(self) -> Batch:
-        """The first samples, as many as the graph was captured with; one where it takes any
-        number."""
+    def first_samples(self) -> Batch:
+        """As many as the graph was captured with; one where it takes any number.
+
+        Returns:
+            A batch of them.
+        """
         if self.source.few is None:
             for number, item in enumerate(self.source.items()):
                 self._flat(number, item)

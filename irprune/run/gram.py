@@ -6,6 +6,7 @@ what counts, without one the whole."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,6 +40,17 @@ class Gram:
         self._xx: Any = None  # [b, k, k], or [b, k] without products
         self._xr: Any = None
         self._r: Any = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """The sums, as plain data."""
+        return dict(vars(self))
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Gram:
+        """Those that ``state`` was taken of."""
+        made = cls()
+        vars(made).update(state)
+        return made
 
     def add(
         self,

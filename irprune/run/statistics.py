@@ -10,7 +10,7 @@ with the number of samples while every node runs once."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from irprune.ops.arrays import as_tensor
 from irprune.run.aside import kept_aside
 from irprune.run.calibration import Calibration
 from irprune.run.interpret import Arithmetic, Hook, symbols_of
+from irprune.run.kept_files import kept_files, save
 from irprune.run.ranks import Statistic
 from irprune.run.take import kept_indices, take
 from irprune.run.total import is_mine, summed
@@ -175,7 +176,7 @@ class Shelf:
             return
         if self.folder is None:
             self.folder = tempfile.TemporaryDirectory(prefix="irprune-")
-        torch.save(item, Path(self.folder.name) / f"{key}.pt")
+        save(item, Path(self.folder.name) / f"{key}.pt")
 
     def get(self, key: int) -> Any:
         if key in self.held:
@@ -238,8 +239,9 @@ class Pair:
 
     ``to(node)`` runs both up to ``node`` of the cut graph and yields what they give there, chunk by
     chunk of this rank; ``total`` adds that up over all ranks. Nodes must come in the order of the
-    graph. Raises IrpruneError where activations are NaN, or where the original's axes or choice are
-    missing."""
+    graph. Where the run is kept, so is what chunks need at the first stop behind each of ``ends``,
+    numbers of nodes of the original, and ``total`` goes on from the last of them. Raises
+    IrpruneError where activations are NaN, or where the original's axes or choice are missing."""
 
     def __init__(
         self,
@@ -250,6 +252,7 @@ class Pair:
         kept: Selection | None = None,
         memory: int = 1 << 30,
         device: torch.device | None = None,
+        ends: Collection[int] = (),
     ) -> None:
         choice = kept if kept is not None else original.kept
         if choice is None or original.axes is None:
@@ -263,10 +266,13 @@ class Pair:
         self.twins = counterparts(original)
         self._known = {v.name: v for v in original.values()}
         self._shelf = Shelf(memory)
-        self._done = (0, 0)
+        self._done: tuple[int, ...] = (0, 0)
         # By the number of the chunk; each graph learns its own
         self._symbols: dict[int, tuple[dict[str, int], dict[str, int]]] = {}
         self._begun = False
+        self._ends = sorted(ends)
+        self._kept_at = 0  # the number of the original's node where chunks were kept last
+        self.files = kept_files("pair", lambda: (repr(calibration.sizes()),), of_step=True)
 
     def __enter__(self) -> Pair:
         return self
@@ -307,24 +313,47 @@ class Pair:
     ) -> S:
         """What the stops at ``node`` add up to, over the chunks of all ranks; in the order of
         ``irprune.run.total``."""
-        return summed(
+        if not self._begun and self.files is not None:
+            self._done = self.files.latest(self._mine(), self._goal(node)) or self._done
+            self._kept_at = self._done[0]
+        made = summed(
             self.calibration.ranks,
             self.calibration.chunk_count(),
             ((stop.number, stop) for stop in self.to(node, beside)),
             new,
             lambda statistic, number, stop: add(statistic, stop),
         )
+        if self._keeps(self._done):
+            assert self.files is not None
+            self.files.arrived(self._done, self._mine())
+            self._kept_at = self._done[0]
+        return made
+
+    def _keeps(self, place: tuple[int, ...]) -> bool:
+        """Whether chunks are kept at a place: an end lies between it and the last one."""
+        return self.files is not None and any(self._kept_at < e <= place[0] for e in self._ends)
+
+    def _mine(self) -> list[int]:
+        """The numbers of the chunks of this rank."""
+        data = self.calibration
+        count = data.chunk_count()
+        return list(filter(is_mine(data.ranks, count), range(count)))
+
+    def _goal(self, node: Node) -> tuple[int, int]:
+        """How far the graphs have run at a stop at ``node``."""
+        twin, (before, after) = self.twin(node), self.tapes
+        return before.at[twin] + 1 if twin is not None else self._done[0], after.at[node]
 
     def to(self, node: Node, beside: Value | None = None) -> Iterator[Stop]:
         """A stop at ``node`` for each chunk of this rank; ``beside`` is a value of the cut graph
         that is alive."""
         twin = self.twin(node)
         before, after = self.tapes
-        goal = (before.at[twin] + 1 if twin is not None else self._done[0], after.at[node])
+        goal = self._goal(node)
         if goal[0] < self._done[0] or goal[1] < self._done[1]:
             raise ValueError(f"{node!r} lies behind the walk")
         after.forget()
-        sizes = self.calibration.sizes()
+        sizes, keeps = self.calibration.sizes(), self._keeps(goal)
         for key, symbols, old, new in self._chunks():
             before.advance(old, symbols[0], self._done[0], goal[0])
             after.advance(new, symbols[1], self._done[1], goal[1])
@@ -345,6 +374,9 @@ class Pair:
             operands = [after.read(new, v) for v in node.inputs]
             yield Stop(key, sizes[key], operands, target, short)
             self._shelf.put(key, (old, new))
+            if keeps and self.files is not None:
+                told = {"symbols": symbols, "envs": (old, new)}
+                self.files.put_chunk(goal, key, told)
         self._done = goal
         before.forget()
 
@@ -359,6 +391,12 @@ class Pair:
                 yield key, symbols, *self._shelf.get(key)
             return
         self._begun = True
+        if self.files is not None and any(self._done):
+            for key in self._mine():
+                told = self.files.chunk(self._done, key)
+                self._symbols[key] = told["symbols"]
+                yield key, told["symbols"], *told["envs"]
+            return
         before, after = self.tapes
         data = self.calibration
         for batch in data.chunks(is_mine(data.ranks, data.chunk_count())):

@@ -2,11 +2,12 @@
 before the next part begins, so that each weight is read once and no more than a part's weights are
 in memory, whatever the number of layers and samples.
 
-What a chunk needs further on waits on a shelf, in memory and then on the disk."""
+What a chunk needs further on waits on a shelf, in memory and then on the disk; of a run that is
+kept, in files as well, from which another goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from math import prod
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.size import probe_of
 from irprune.run.calibration import Batch, Calibration
 from irprune.run.interpret import Hook
+from irprune.run.kept_files import KeptFiles
 from irprune.run.ranks import Statistic
 from irprune.run.statistics import Shelf, Tape
 from irprune.run.total import is_mine, summed
@@ -33,6 +35,8 @@ class Walk:
         memory: Bytes of weights that are read at a time, and of what waits between two parts; a
             single operator may take more.
         take: What of a chunk is run; None leaves it out.
+        files: Where what chunks need at the end of each part is kept.
+        ends: Numbers of nodes before which parts end as well.
     """
 
     def __init__(
@@ -41,13 +45,17 @@ class Walk:
         data: Calibration,
         memory: int,
         take: Callable[[Batch], Batch | None] = lambda batch: batch,
+        files: KeptFiles | None = None,
+        ends: Collection[int] = (),
     ) -> None:
         self.graph, self.data, self.memory, self._take = graph, data, memory, take
+        self.files, self._ends = files, ends
         self._sizes: dict[int, int] = {}
         self._tape = Tape(graph)
         self._shelf: Shelf | None = None
         self._symbols: dict[int, dict[str, int]] = {}
         self._at = 0
+        self._started = False  # whether the chunks have been read, and wait
 
     def parts(self, nodes: Sequence[Node]) -> Iterator[list[Node]]:
         """``nodes``, in the order of the graph, in runs of which each lies in one part."""
@@ -71,7 +79,7 @@ class Walk:
         for i, node in enumerate(self.graph.nodes):
             fresh = {v for v in node.inputs if isinstance(v, Weight)} - seen
             size = sum(map(_bytes, fresh))
-            if held and held + size > self.memory:
+            if held and (held + size > self.memory or i in self._ends):
                 ends.append(i)
                 held, seen = 0, set()
                 size = sum(_bytes(v) for v in node.inputs if isinstance(v, Weight))
@@ -101,6 +109,8 @@ class Walk:
         places = [self._tape.at[n] for n in nodes]
         if min(places) < self._at:
             self.close()
+        if self._shelf is None:
+            self._begin(min(places))
         for end in self._bounds():
             if self._at < end <= min(places):
                 self._go_to(end)
@@ -110,7 +120,7 @@ class Walk:
             watch = hook(statistic, number, self._sizes[number])
             self._tape.advance(env, self._symbols[number], self._at, goal, watch)
             if not last:
-                self._put(number, env)
+                self._put(number, env, goal)
 
         made = summed(self.data.ranks, self.data.chunk_count(), self._chunks(), new, add)
         self._tape.forget()
@@ -123,22 +133,63 @@ class Walk:
         """Run all chunks up to a place in the graph."""
         for number, env in self._chunks():
             self._tape.advance(env, self._symbols[number], self._at, end)
-            self._put(number, env)
+            self._put(number, env, end)
         self._tape.forget()
         self._at = end
+        self.arrived()
 
-    def _put(self, number: int, env: dict[str, Any]) -> None:
+    def _put(self, number: int, env: dict[str, Any], place: int) -> None:
         assert self._shelf is not None
         self._shelf.put(number, (env,))
+        if self.files is not None:
+            told = {"symbols": self._symbols[number], "size": self._sizes[number], "env": env}
+            self.files.put_chunk((place,), number, told)
+
+    def _begin(self, before: int) -> None:
+        """Begin at the first node, or at the last place before node ``before`` where the chunks
+        are kept."""
+        self._shelf, self._at = Shelf(self.memory), 0
+        self._started = False
+        if self.files is not None:
+            place = self.files.latest(self._mine(), (before,))
+            self._at = 0 if place is None else place[0]
+
+    def arrived(self) -> None:
+        """What was made up to here is kept: another run may go on from here, and needs nothing
+        that lies before."""
+        if self.files is None or self._shelf is None:
+            return
+        for number in self._mine():
+            if number not in self._symbols:  # nothing of it is run
+                self.files.put_chunk((self._at,), number, None)
+        self.files.arrived((self._at,), self._mine())
+
+    def _kept(self, place: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        """The chunks of this rank as they are kept at a place."""
+        assert self.files is not None
+        for number in self._mine():
+            told = self.files.chunk((place,), number)
+            if told is not None:
+                self._symbols[number], self._sizes[number] = told["symbols"], told["size"]
+                yield number, told["env"]
+
+    def _mine(self) -> list[int]:
+        """The numbers of the chunks of this rank."""
+        count = self.data.chunk_count()
+        return list(filter(is_mine(self.data.ranks, count), range(count)))
 
     def _chunks(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """The chunks of this rank by number, as far as they are."""
-        if self._shelf is not None:
+        assert self._shelf is not None
+        if self._started:
             for number in list(self._symbols):
                 (env,) = self._shelf.get(number)
                 yield number, env
             return
-        self._shelf = Shelf(self.memory)
+        self._started = True
+        if self._at:
+            yield from self._kept(self._at)
+            return
         mine = is_mine(self.data.ranks, self.data.chunk_count())
         for chunk in self.data.chunks(mine):
             batch = self._take(chunk)

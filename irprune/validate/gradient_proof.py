@@ -115,15 +115,13 @@ def _proven(
     # What is 0 but for rounding, as of a bias before a softmax, has no error relative to itself
     least = GRADIENT_FLOOR if dtype == torch.float64 else GRADIENT_FLOOR32
     floor = least * max(float(g.abs().max()) for g in silent.values() if g.numel())
-    with computing_in(graph, dtype):
-        ours = _of_module(module, call, dtype, seed)
+    ours = _of_module(graph, module, call, dtype, seed)
     error, worst = _largest(ours, expected, floor)
     differing: list[str] = []
     notes: list[str] = []
     if source.module is not None:
         try:
-            with computing_in(graph, dtype):
-                forward = _of_forward(graph, call, dtype, seed)
+            forward = _of_forward(graph, call, dtype, seed)
         except Exception as failed:  # whatever the user's own backward raises
             notes.append(f"gradients of forward itself are not compared: {first_line(failed)}")
         else:
@@ -229,7 +227,9 @@ def _of_graph(
     return _derived(source.results(made), leaves, seed)
 
 
-def _of_module(module: torch.nn.Module, call: Call, dtype: torch.dtype, seed: int) -> Found:
+def _of_module(
+    graph: Graph, module: torch.nn.Module, call: Call, dtype: torch.dtype, seed: int
+) -> Found:
     """Gradients of the module that goes out."""
     device = _device_of(call)
     # not .to() of the module, which makes complex numbers real
@@ -242,7 +242,8 @@ def _of_module(module: torch.nn.Module, call: Call, dtype: torch.dtype, seed: in
             leaves[name] = p.requires_grad_()
     args, kwargs = _watched(call, leaves)
     torch.manual_seed(seed)
-    return _derived(flat_tensors(moved(*args, **kwargs)), leaves, seed)
+    with computing_in(graph, dtype):
+        return _derived(flat_tensors(moved(*args, **kwargs)), leaves, seed)
 
 
 def _of_forward(graph: Graph, call: Call, dtype: torch.dtype, seed: int) -> Found:
@@ -266,9 +267,10 @@ def _of_forward(graph: Graph, call: Call, dtype: torch.dtype, seed: int) -> Foun
         torch.manual_seed(seed)
         around = _Derivation(model)
         stated = {f"model.{name}": t for name, t in state.items()}
-        found: Found = torch.func.functional_call(
-            around, stated, (args, kwargs, leaves, seed), strict=False
-        )
+        with computing_in(graph, dtype):
+            found: Found = torch.func.functional_call(
+                around, stated, (args, kwargs, leaves, seed), strict=False
+            )
         return found
 
 

@@ -1,5 +1,5 @@
 """Prune in steps on several ranks, with an epoch of training on the original's outputs after each;
-the state of the optimizer is carried from step to step.
+the optimizer of each step goes on from that of the step before.
 
 torchrun --standalone --nproc-per-node 2 models/recipes/ddp.py
 """
@@ -29,13 +29,8 @@ def main(epochs: int = 20, steps: int = 4) -> None:
     cuts = irprune.schedule(
         model, (data.train.images[:2],), ratio=0.6, steps=steps, pace="cubic", dynamic_shapes=BATCH
     )
-    before: nn.Module | None = None
-    optimizer: torch.optim.Optimizer | None = None
     for pruned in cuts:
-        if before is None or optimizer is None:
-            optimizer = torch.optim.AdamW(pruned.module.parameters(), 2e-3)
-        else:
-            optimizer = irprune.carry_optimizer(pruned, optimizer, before)
+        optimizer = irprune.step_optimizer(pruned, lambda p: torch.optim.AdamW(p, 2e-3))
         ddp = DistributedDataParallel(pruned.module)  # anew in each step
 
         def loss(images: Tensor, labels: Tensor, student: nn.Module = ddp) -> Tensor:
@@ -48,7 +43,6 @@ def main(epochs: int = 20, steps: int = 4) -> None:
         epoch(ddp, own, optimizer, loss)
         if rank == 0:
             line(pruned.report.notes[-1], pruned.module, data)
-        before = pruned.module
     dist.destroy_process_group()
 
 

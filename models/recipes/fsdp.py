@@ -1,5 +1,5 @@
 """Prune in steps on several ranks, each of which holds a shard of every parameter while it is
-trained (FSDP2); the state of the optimizer is carried from step to step.
+trained (FSDP2); the optimizer of each step goes on from that of the step before.
 
 torchrun --standalone --nproc-per-node 2 models/recipes/fsdp.py
 """
@@ -40,20 +40,14 @@ def main(epochs: int = 20, steps: int = 4) -> None:
     cuts = irprune.schedule(
         model, (data.train.images[:2],), ratio=0.6, steps=steps, pace="cubic", dynamic_shapes=BATCH
     )
-    before: nn.Module | None = None
-    optimizer: torch.optim.Optimizer | None = None
     for pruned in cuts:
         module = sharded(pruned.module)
-        if before is None or optimizer is None:
-            optimizer = torch.optim.AdamW(module.parameters(), 2e-3)
-        else:
-            optimizer = irprune.carry_optimizer(pruned, optimizer, before, module)
+        optimizer = irprune.step_optimizer(pruned, lambda p: torch.optim.AdamW(p, 2e-3), module)
         torch.manual_seed(rank)
         epoch(module, own, optimizer)
         whole = copy.deepcopy(whole_module(pruned))
         if rank == 0:
             line(pruned.report.notes[-1], whole, data)
-        before = module
     dist.destroy_process_group()
 
 

@@ -16,7 +16,7 @@ from ranks import torchrun
 from torch import nn
 
 import irprune
-from irprune.api import sweep as module
+from irprune.api import sweep_bench as module
 from irprune.api.swept import Sweep
 from irprune.cli import run
 from irprune.errors import IrpruneError
