@@ -30,7 +30,6 @@ from irprune.frontend.torch.declined import Declined
 from irprune.frontend.torch.gradient_stops import (
     carries_gradient,
 )
-from irprune.frontend.torch.mask_writes import as_choice
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.train_mode import (
     stochastic_depth,
@@ -38,6 +37,7 @@ from irprune.frontend.torch.train_mode import (
 from irprune.frontend.torch.user_line import user_line
 from irprune.frontend.torch.views import ViewStep, shares
 from irprune.ir.graph import Origin, TensorType, Value
+from irprune.ops.torch.mask_writes import as_choice
 
 __all__ = ["Recorder"]
 
