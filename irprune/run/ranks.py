@@ -13,6 +13,7 @@ import io
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from datetime import timedelta
@@ -170,6 +171,26 @@ class Ranks:
             assert part is not None
             total = part if total is None else total.merged(part)
         return total
+
+    def all_reduce(self, tensor: torch.Tensor) -> float:
+        """Let ``tensor`` be the sum of those of all ranks, over the user's own group, whose backend
+        takes it where it lies; in an order that is the backend's.
+
+        Returns:
+            The seconds that it took once all ranks were here.
+        """
+        if self._group is None:
+            return 0.0
+        import torch
+        import torch.distributed as dist
+
+        self._meet("all_reduce")
+        began = time.perf_counter()
+        with self._connected():
+            dist.all_reduce(tensor)
+            if tensor.is_cuda:
+                torch.cuda.synchronize()
+        return time.perf_counter() - began
 
     def end(self, failed: BaseException | None = None) -> None:
         """Wait for the others, and tell them of a failure. Raises IrpruneError where another rank
