@@ -57,6 +57,7 @@ from irprune.validate.prove import prove_cut
 
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
+    from irprune.api.rotation import Rotation
     from irprune.api.trials import Trials
 
 __all__ = ["apply_plan", "groups", "made_by", "prune"]
@@ -195,12 +196,19 @@ def _pruned(
                 free = plan is None and options.values["keep_indices"] is None
                 settled, made_of = with_data(options, graph, chooses=free)
             _check_quantizes(settled)
+            budget = settled.values["budget"]
+            if settled.values["rotate"]:
+                from irprune.api.rotate import rotated
+
+                with clock("rotate"):
+                    graph, settled.rotation = rotated(graph, settled)
             with kept(journal_of(graph, settled)):
                 found = choose(graph, settled, clock)
                 pruned = _finish(graph, settled, clock)
                 _let_go_of_sums(settled)
         sent = pruned.report.communication["ddp"]  # a ring sends each byte twice
         pruned.report.all_reduce = measured(current(), (sent.before // 2, sent.after // 2))
+        settled.values["budget"] = budget
         pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials
         pruned.report.notes += [*found.notes, *([made_of] if made_of else [])]
@@ -391,6 +399,12 @@ def apply_plan(
     chosen = Options(**options)
     with together(_ranks(options)), within_memory(chosen.memory):
         kept = Plan.read(plan)
+        if kept.rotated:
+            raise IrpruneError(
+                f"the plan is of {kept.rotated[0]} in a basis of calibration data, which it has not",
+                kept.model,
+                "prune again with the data: rotate=True",
+            )
 
         def choose(graph: Graph, chosen: Options, clock: Clock) -> Found:
             with clock("analyse"):
@@ -452,6 +466,8 @@ def _finish(
     if options.values["proof"] if proof is None else proof:
         with clock("proof"):
             _prove(pruned, cuts)
+    if options.rotation is not None:
+        _keep_scale(pruned, options.rotation)
     if options.values["repair"] and not (options.searches and report.cuts_nothing):
         # Of the cuts of a search nothing but their metric is kept
         with clock("repair"), kept(None) if quietly else contextlib.nullcontext():
@@ -471,6 +487,21 @@ def _finish(
             options.readings = None  # they are large
     report.seconds = clock.seconds
     return pruned
+
+
+def _keep_scale(pruned: Pruned, rotation: Rotation) -> None:
+    """Scale the norms over rotated widths, after the proof, and put what became of these into the
+    report."""
+    from irprune.api.rotation import keep_scale
+
+    report = pruned.report
+    report.rotation = rotation.alone()
+    for name in ("params", "bytes"):
+        count: Change = getattr(report, name)
+        setattr(report, name, Change(rotation.before(name, count.before), count.after))
+    keep_scale(pruned.graph, pruned.cut, report.rotation)
+    if report.rotation.scaled and not pruned.from_onnx:
+        pruned.renew()
 
 
 def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:

@@ -690,6 +690,26 @@ class PruneOptions(StepOptions, MetricOptions, total=False):
             ),
         ),
     ]
+    rotate: Annotated[
+        bool,
+        Option(
+            False,
+            "Put residual streams that norms read into the basis of their principal components on "
+            "the calibration data, before anything is chosen.",
+            "The model computes the same in that basis, which is checked; what is cut of the width "
+            "are then the directions of least energy. Tied embeddings become two.",
+            fits=is_bool,
+            takes="True or False",
+            flags=(
+                Flag(
+                    "--rotate",
+                    constant=True,
+                    help="Put residual streams into the basis of their principal components first, "
+                    "so that directions of least energy go.",
+                ),
+            ),
+        ),
+    ]
     keep_indices: Annotated[
         Mapping[str, Sequence[int]] | str | None,
         Option(

@@ -2,10 +2,11 @@
 for decoders without training.
 
 The width of the residual stream stays, since every layer reads it and no choice of its channels is
-good. Channels are ranked by what they contribute, widths compete for a budget by the divergence of
-the next token that their loss costs, and what is left is refitted by the original's statistics.
-Statistics are of three quarters of the samples; losses, and how strongly weights are held back in
-the refit, are judged on the others.
+good; where it was rotated (``irprune.api.rotate``) it competes with the others. Channels are ranked
+by what they contribute, widths compete for a budget by the divergence of the next token that their
+loss costs, and what is left is refitted by the original's statistics. Statistics are of three
+quarters of the samples; losses, and how strongly weights are held back in the refit, are judged on
+the others.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from irprune.api.options import Options
+from irprune.choice.patterns import NamePatterns
 from irprune.criteria.readings import Readings, calibrated
 from irprune.ir.axis import find
 from irprune.ir.graph import Graph
@@ -45,12 +47,11 @@ def settle_for_logits(options: Options, graph: Graph) -> None:
     options.readings = Readings(graph, fit, judged=judged, complete=True)
     stream = {find(x) for x in logits.stream}
     _say_texts(values["calibration"], graph)
-    named = set(values["ratios"])
-    kept = [
-        g.name
-        for g in groups_of(graph)
-        if not g.frozen and g.axis in stream and g.name not in named
-    ]
+    free = [g for g in groups_of(graph) if not g.frozen]
+    patterns = NamePatterns(graph, free)
+    named = {x for pattern in values["ratios"] for x in patterns.match(pattern, "ratios")}
+    stream -= {*named, *graph.rotated}
+    kept = [g.name for g in free if g.axis in stream]
     if kept and values["prefer"] == "heads":
         values["keep"] = (*values["keep"], *kept)
         graph.notes.append(

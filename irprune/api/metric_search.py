@@ -76,7 +76,7 @@ def search(
         bench = _Bench(graph, choose, values, cut, judge, clocked, open_now)
         trials = bench.begin()
         _bisect(bench, values["points"])
-        graph.kept, graph.skipped = bench.best
+        graph.kept, graph.skipped, graph.low_rank = bench.best
         latency = clocked.measured(graph) if clocked is not None else None
         return trials, latency
 
@@ -150,7 +150,7 @@ class _Bench:
         self.file = TrialsFile(values["trials"])
         self.say = (values["progress"] if current().leads else None) or (lambda line: None)
         self.measure = values["minimise"]
-        self.best: Any = (None, {})
+        self.best: Any = (None, {}, {})
         self._trials: Trials | None = None
 
     @property
@@ -208,7 +208,7 @@ class _Bench:
         smallest = not self.trials.tried or trial.left < self.trials.best.left
         self.trials.tried.append(trial)
         if trial.passed and smallest:
-            self.best = (self.graph.kept, self.graph.skipped)
+            self.best = (self.graph.kept, self.graph.skipped, self.graph.low_rank)
 
     def _trial(self, share: float, passes: Callable[[float], bool] | None) -> Trial:
         """The trial of the present choice, judged unless it is known."""

@@ -21,6 +21,7 @@ from irprune.run.images import Folder
 if TYPE_CHECKING:
     import torch
 
+    from irprune.api.rotation import Rotation
     from irprune.criteria.readings import Readings
 
 __all__ = ["Options", "check_together", "device_of"]
@@ -43,6 +44,7 @@ class Options:
     values: PruneOptions
     given: tuple[str, ...]  # the names of those that are no defaults
     readings: Readings | None  # of the calibration data, where several steps share them
+    rotation: Rotation | None  # what became of widths that were rotated
 
     def __init__(self, **options: Unpack[PruneOptions]) -> None:
         given = cast("dict[str, Any]", options)
@@ -59,8 +61,10 @@ class Options:
         self.values = cast("PruneOptions", values)
         self.given = tuple(given)
         self.readings: Readings | None = None
+        self.rotation: Rotation | None = None
         check_metric(values, {name for name, value in given.items() if value is not None})
         _check_low_rank(values)
+        _check_rotate(values)
         self.choose()  # its own checks
         self.score()
 
@@ -145,6 +149,8 @@ def _check_low_rank(values: Mapping[str, Any]) -> None:
     if values["low_rank"] is not True:
         return
     name, budget = option("low_rank"), values["budget"]
+    if searched(values):  # for a budget that is looked for
+        budget = {values["minimise"]: 1.0}
     if not budget:
         raise IrpruneError(
             f"{name} needs a budget, for which ranks compete with widths",
@@ -170,6 +176,19 @@ def _check_low_rank(values: Mapping[str, Any]) -> None:
             "",
             "no config says that a layer is two",
         )
+
+
+def _check_rotate(values: Mapping[str, Any]) -> None:
+    """Raises IrpruneError where a width cannot be rotated as well as what else is said."""
+    if not values["rotate"]:
+        return
+    for name in ("keep_indices", "low_rank"):
+        if values[name]:
+            raise IrpruneError(
+                f"{option('rotate')} and {option(name)} are both given",
+                "",
+                "one after the other: prune what comes out of the first",
+            )
 
 
 def check_together(given: Mapping[str, Any]) -> None:

@@ -340,12 +340,13 @@ class Pruned:
                 self.report.name,
                 "prune without low_rank",
             )
+        self._check_norms("architecture of llama.cpp", "prune without rotate")
         from irprune.emit.gguf.file import write_gguf
         from irprune.frontend.torch.source import torch_source
         from irprune.validate.gguf_read_back import read_back_gguf, run_gguf
 
         path = Path(path)
-        repaired = self.report.repair is not None
+        repaired = self._refitted
         model, tokenizer = backend_of(self.graph).gguf_model(
             self.graph, self.cut, self.judged, repaired
         )
@@ -416,10 +417,22 @@ class Pruned:
                 self.report.name,
                 "save the folder of irprune: leave the format out",
             )
+        self._check_norms(
+            "config of transformers", "save the folder of irprune: leave the format out"
+        )
         self.report.notes += backend_of(self.graph).save_pretrained(
-            self.graph, self.cut, self.judged, folder, self.report.repair is not None, per_layer
+            self.graph, self.cut, self.judged, folder, self._refitted, per_layer
         )
         self._describe(folder)
+
+    def _check_norms(self, what: str, advice: str) -> None:
+        """Raises IrpruneError where a rotation made root mean square norms of layer norms."""
+        if self.report.rotation is not None and self.report.rotation.replaces_norms:
+            raise IrpruneError(
+                f"no {what} says that layer norms take no mean, as rotate makes them",
+                self.report.name,
+                advice,
+            )
 
     def _fill_openvino(self, folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="irprune-") as place:
@@ -465,9 +478,14 @@ class Pruned:
         save_module(self.module, folder)
         self._found(read_back_source(folder, self.module, self.cut), folder)
         notes = backend_of(self.graph).save(self.graph, self.cut, self.module, folder)
-        if self.report.low_rank is not None and (folder / "huggingface").exists():
+        why = ""
+        if self.report.low_rank is not None:
+            why = "a layer is two"
+        elif self.report.rotation is not None and self.report.rotation.replaces_norms:
+            why = "layer norms take no mean"
+        if why and (folder / "huggingface").exists():
             shutil.rmtree(folder / "huggingface")
-            notes = ["no huggingface/: no config of transformers says that a layer is two"]
+            notes = [f"no huggingface/: no config of transformers says that {why}"]
         program = folder / "model.pt2"
         if program.exists():
             self._found(read_back_program(program, self.module, self.cut), folder)
@@ -516,12 +534,36 @@ class Pruned:
         Raises:
             IrpruneError: Where it would then not compute what ``module`` computes; it is as it was.
         """
-        repaired = self.report.repair is not None
         notes: list[str] = []
-        with self._in_two(model):
-            made = backend_of(self.graph).apply_to(model, self.graph, self.cut, repaired, notes)
+        with self._in_two(model), self._in_basis(model):
+            made = backend_of(self.graph).apply_to(
+                model, self.graph, self.cut, self._refitted, notes
+            )
+        rotation = self.report.rotation
+        if rotation is not None and rotation.replaces_norms and is_pretrained(made):
+            notes.append(
+                "the config does not say that layer norms take no mean: save_pretrained of this "
+                "instance writes what does not load; pruned.save does"
+            )
         self.report.notes += [note for note in notes if note not in self.report.notes]
         return made
+
+    @property
+    def _refitted(self) -> bool:
+        """Whether the cut graph holds other weights than those that slicing left."""
+        rotation = self.report.rotation
+        return self.report.repair is not None or (rotation is not None and rotation.scaled)
+
+    def _in_basis(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
+        """Put the basis of a rotated width into ``model``; what stood there comes back where the
+        rest fails."""
+        if self.report.rotation is None:
+            return contextlib.nullcontext()
+        from irprune.frontend.torch.source import torch_source
+
+        source = torch_source(self.graph).module
+        assert source is not None
+        return self.report.rotation.applied(model, source)
 
     @contextlib.contextmanager
     def _in_two(self, model: torch.nn.Module) -> Iterator[None]:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from irprune.api.narrow import Narrowed
     from irprune.api.quality import Quality
     from irprune.api.repair import Repaired
+    from irprune.api.rotation import Rotation
     from irprune.api.speed import Speed
+    from irprune.api.step_quality import StepQuality
     from irprune.api.trials import Trials
     from irprune.run.all_reduce import AllReduce
     from irprune.validate.parity import Parity
@@ -69,10 +71,14 @@ class Report:
         proof: The comparison with the silenced original; None where none was asked for.
         parity: The comparison of the ONNX file with the module; None until one is written.
         read_back: What was written, read again by loaders that are not irprune's.
+        rotation: What became of residual streams in the basis of their principal components; None
+            where there are none.
         low_rank: What became of layers that are two of lower rank; None where there are none.
         repair: What a repair did; None where there was none.
         quality: Perplexity, agreement and divergence of a language model, on calibration data that
             were held out; None of others and without data.
+        step: How good a step of a schedule is, beside the model that the schedule began with; None
+            of others and without data.
         latency: Predicted and measured times; None without a budget on them.
         speed: Latency of the file that was written beside the original; None where none was timed.
         narrowed: The file in narrower numbers; None where none was asked for.
@@ -97,8 +103,10 @@ class Report:
     proof: Proof | None = None
     parity: Parity | None = None
     low_rank: LowRank | None = None
+    rotation: Rotation | None = None
     repair: Repaired | None = None
     quality: Quality | None = None
+    step: StepQuality | None = None
     latency: Latency | None = None
     speed: Speed | None = None
     narrowed: Narrowed | None = None
@@ -154,8 +162,10 @@ class Report:
             "parity": self.parity.as_dict() if self.parity is not None else None,
             "read_back": [r.as_dict(timings) for r in self.read_back],
             "low_rank": asdict(self.low_rank) if self.low_rank is not None else None,
+            "rotation": self.rotation.as_dict() if self.rotation is not None else None,
             "repair": asdict(self.repair) if self.repair is not None else None,
             "quality": asdict(self.quality) if self.quality is not None else None,
+            "step": self.step.as_dict() if self.step is not None else None,
             "latency": self.latency.as_dict() if self.latency is not None else None,
             "narrowed": self.narrowed.as_dict() if self.narrowed is not None else None,
             "trials": self.trials.as_dict() if self.trials is not None else None,
@@ -215,6 +225,8 @@ class Report:
             lines.append(f"  all-reduce  {self.all_reduce}")
         if self.trials is not None:
             lines.append(f"  metric      {self.trials}")
+        if self.rotation is not None:
+            lines.append(f"  rotation    {self.rotation}")
         if self.low_rank is not None:
             lines.append(f"  low rank    {self.low_rank}")
         if self.repair is not None:
@@ -224,6 +236,8 @@ class Report:
             lines += [f"  note        {note}" for note in self.repair.notes]
         if self.quality is not None:
             lines.append(f"  language    {self.quality}")
+        if self.step is not None:
+            lines.append(f"  step        {self.step}")
         if self.parity is not None:
             lines.append(f"  parity      {self.parity}")
         lines += [f"  read back   {found}" for found in self.read_back]

@@ -4,6 +4,7 @@ output's largest magnitude."""
 from __future__ import annotations
 
 __all__ = [
+    "CANCELLED",
     "CAPTURE",
     "FAINT",
     "FLOAT32",
@@ -24,6 +25,10 @@ FLOAT32 = 1e-4
 
 # The same sums in float64. What is above this was no rounding.
 FLOAT64 = 1e-9
+
+# A number in float64 that is left of larger ones, as the logarithm of a determinant near 1, has
+# their rounding: below this share of the largest output it is compared with that share.
+CANCELLED = 1e-5
 
 # Two runtimes with other kernels and fusions for the same float32 model.
 PARITY = 1e-4

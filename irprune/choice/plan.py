@@ -82,6 +82,7 @@ class Plan:
         dropped: Sums whose branch goes as a whole, as in ``Selection``.
         low_rank: The rank of the two layers that replace the one of a weight.
         calibrated: Whether these layers were fitted to calibration data.
+        rotated: Groups that were in another basis, so that their indices are of its directions.
         version: The version of the format.
     """
 
@@ -92,6 +93,7 @@ class Plan:
     dropped: Mapping[str, int] = field(default_factory=dict)
     low_rank: Mapping[str, int] = field(default_factory=dict)
     calibrated: bool = False
+    rotated: tuple[str, ...] = ()
     version: int = VERSION
 
     @staticmethod
@@ -183,6 +185,7 @@ class Plan:
                 {str(k): int(v) for k, v in data.get("dropped", {}).items()},
                 {str(k): int(v) for k, v in data.get("low_rank", {}).items()},
                 bool(data.get("calibrated", False)),
+                tuple(map(str, data.get("rotated", ()))),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as broken:
             raise IrpruneError(
@@ -299,7 +302,13 @@ def _recorded(graph: Graph, kept: Selection) -> Plan:
         for name in used
     }
     return Plan(
-        fingerprint(graph), graph.name, choices, weights, kept.dropped, dict(graph.low_rank)
+        fingerprint(graph),
+        graph.name,
+        choices,
+        weights,
+        kept.dropped,
+        dict(graph.low_rank),
+        rotated=tuple(groups[leaf].name for leaf in graph.rotated if leaf in groups),
     )
 
 

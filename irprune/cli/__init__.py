@@ -143,7 +143,9 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def _run(call: Call) -> int:
     try:
-        result = cli.main(list(call.words), prog_name="irprune", standalone_mode=False, obj=call)
+        result = cli.main(
+            _config_first(call.words), prog_name="irprune", standalone_mode=False, obj=call
+        )
         return result if isinstance(result, int) else 0
     except click.exceptions.Exit as ended:
         return ended.exit_code
@@ -175,6 +177,17 @@ def _run(call: Call) -> int:
             raise
         text = _refusal(refused)
         return _failed(f"irprune: {text}", text, call, BAD_INPUT)
+
+
+def _config_first(words: Sequence[str]) -> list[str]:
+    """``words`` with ``--config FILE`` before the command, which all commands share, wherever it
+    stands."""
+    end = words.index("--") if "--" in words else len(words)
+    for i, word in enumerate(words[:end]):
+        wide = 2 if word == "--config" and i + 1 < end else 1 if word.startswith("--config=") else 0
+        if wide:
+            return [*words[i : i + wide], *words[:i], *words[i + wide :]]
+    return list(words)
 
 
 def _refusal(error: OSError | RuntimeError) -> str:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 
+from irprune.analysis.cost import Costs
 from irprune.api.page import render, render_diff
 from irprune.base.atomic_write import check_place, write_text
 from irprune.choice.plan import Plan
 from irprune.cli.completion import complete_file
 from irprune.cli.options import common, say, show_json, shown
+from irprune.driver.pipelines import analyse
 from irprune.errors import IrpruneError
+from irprune.frontend.capture import capture
+from irprune.ir.graph import Graph
+from irprune.ir.group import groups_of
+from irprune.ir.size import probe_of
 
 __all__ = ["diff", "report"]
 
@@ -52,17 +59,18 @@ def report(place: str, output: str | None, json_: bool) -> None:
 @click.option("-o", "--output", metavar="FILE.html", help="Write the comparison as a page, too.")
 @common
 def diff(a: str, b: str, output: str | None, json_: bool) -> None:
-    """Compare two cuts: widths, and costs where both are reports.
+    """Compare two cuts or models: widths, and costs where neither is a plan.
 
-    Each of A and B is a plan.json, a report.json, or a folder that irprune wrote."""
+    Each of A and B is a plan.json, a report.json, a folder that irprune wrote, or an ONNX file,
+    of which the widths are those that may be cut."""
     first, second = _widths(a), _widths(b)
     names = list(dict.fromkeys((*first, *second)))
     rows = [
         {
             "name": n,
             "size": size,
-            "a": first.get(n, (size, size))[1],
-            "b": second.get(n, (size, size))[1],
+            "a": first[n][1] if n in first else _missing(a, n, size),
+            "b": second[n][1] if n in second else _missing(b, n, size),
         }
         for n in names
         for size in [(first.get(n) or second[n])[0]]
@@ -121,8 +129,20 @@ def _is_plan(place: str) -> bool:
     return isinstance(data, dict) and data.get("irprune") == "plan"
 
 
+def _is_model(place: str) -> bool:
+    return Path(place).is_file() and Path(place).suffix == ".onnx"
+
+
+@cache
+def _model(place: str) -> Graph:
+    """The analysed graph of an ONNX file."""
+    return analyse(capture(place))
+
+
 def _widths(place: str) -> dict[str, tuple[int, int]]:
     """Group -> (size, kept)."""
+    if _is_model(place):
+        return {g.name: (g.size, g.size) for g in groups_of(_model(place)) if not g.frozen}
     if _is_plan(place):
         found = {}
         for choice in Plan.load(place).choices:
@@ -135,10 +155,28 @@ def _widths(place: str) -> dict[str, tuple[int, int]]:
     return {g["name"]: (g["size"], g["kept"]) for g in data["groups"]}
 
 
+def _missing(place: str, name: str, size: int) -> int:
+    """The width of a group that ``place`` does not name: whole where it is a plan or a report; of a
+    model what its weight says, as it does of a single channel, which is no group."""
+    weight, _, dim = name.rpartition(":")
+    if not _is_model(place) or weight not in _model(place).weights or not dim.isdecimal():
+        return size
+    shape = _model(place).weights[weight].shape
+    return probe_of(shape[int(dim)]) if int(dim) < len(shape) else size
+
+
 def _costs(a: str, b: str) -> list[dict[str, Any]]:
-    """What each costs, where both are reports."""
+    """What each costs, where neither is a plan."""
     if _is_plan(a) or _is_plan(b):
         return []
-    (_, first), (_, second) = _report(a), _report(b)
+    first, second = _counts(a), _counts(b)
     names = ("macs", "params", "bytes", "activation")
-    return [{"name": n, "a": first[n]["after"], "b": second[n]["after"]} for n in names]
+    return [{"name": n, "a": first[n], "b": second[n]} for n in names]
+
+
+def _counts(place: str) -> dict[str, int]:
+    """Measure -> count of what is left."""
+    if _is_model(place):
+        return Costs(_model(place)).at({}).as_dict()
+    _, data = _report(place)
+    return {n: data[n]["after"] for n in ("macs", "params", "bytes", "activation")}

@@ -11,7 +11,7 @@ Alistarh, ICML 2022) search in."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.group import Group
 from irprune.ir.selection import Selection
+from irprune.ops.registry import readers_of
 from irprune.run.logits import divergence, logits_of, shortened
 
 if TYPE_CHECKING:
@@ -46,8 +47,11 @@ LEVELS = (
     (0.25, 0.5, 1.0),
 )
 SAMPLES = (8, 32)  # of the calibration data that the outputs are compared on, at least and at most
+NEAR = (1e-3, 0.5)  # errors that a choice may turn on: of less the fewest samples tell enough, and
+# beyond it nothing more is measured of a group
+OFTEN = (0.8, 2.0)  # the share of levels that are measured, and how many of them are near
 ROWS = 6  # of a model that gives logits: their tokens are many
-RUNS = 3  # over all data that the comparisons may cost; beyond it, the fewest samples and levels
+RUNS = 5  # over all data that the comparisons may cost; beyond it, the fewest samples and levels
 RIDGE = 1e-2  # of the refit, relative to the mean diagonal of the Gram matrix
 
 Refits = dict[Node, dict[int, "torch.Tensor"]]  # what stands in for operands of a node
@@ -202,11 +206,14 @@ def _errors(
             _refit(
                 reader, refitted(reading, _inputs(reader, order[..., :count]))[0], reading, refits
             )
+        _rescale(probe.graph, leaf, order[..., count:], refits)
         kept = Selection(
             {leaf: np.sort(order[..., count:], axis=-1)},
             {leaf: blocks[leaf]} if scores.ndim > 1 else None,
         )
         out.append((count, probe.error(kept, refits)))
+        if probe.logits is None and out[-1][1] > NEAR[1]:
+            break  # of what is left each costs more
     if branch is not None:
         lost = probe.error(Selection({}, dropped={branch.join.out.name: branch.stream}), {})
         if not out or out[-1][0] < size - 1:
@@ -238,14 +245,29 @@ def _refit(reader: Reader, weight: torch.Tensor, reading: Reading, refits: Refit
         )
 
 
+def _rescale(graph: Graph, leaf: Axis, kept: NDArray[np.int64], refits: Refits) -> None:
+    """Let the norms over a rotated width give what they gave, as the cut model's will."""
+    from irprune.run.statistics import load_as
+
+    width = graph.rotated.get(leaf)
+    if width is None:
+        return
+    factor = width.factor(kept)
+    for name in width.scales:
+        weight = graph.weights[name]
+        for node, i in readers_of(weight):
+            refits.setdefault(node, {})[i] = load_as(weight) * factor
+
+
 def affordable(groups: int, samples: int) -> tuple[tuple[float, ...], int]:
-    """The levels to measure ``groups`` at and how many of ``samples`` to compare on."""
+    """The levels to measure ``groups`` at and how many of ``samples`` to compare on where errors
+    are near."""
     least, most = SAMPLES
+    comparisons = RUNS * samples / max(1.0, groups / 2)  # one starts half way through, on average
     for levels in LEVELS:
-        runs = groups * len(levels) / 2  # a comparison starts half way through, on average
-        count = int(RUNS * samples / max(1.0, runs))
-        if count >= least:
-            return levels, min(most, count)
+        more = int((comparisons - least * OFTEN[0] * len(levels)) / OFTEN[1])
+        if more >= least:
+            return levels, min(most, least + more)
     return LEVELS[-1], least
 
 
@@ -254,7 +276,7 @@ class Probe:
     lies before the first node that reads a group is the same with and without it."""
 
     def __init__(self, graph: Graph, readings: Readings, groups: int) -> None:
-        from irprune.run.calibration import ACTIVATIONS
+        from irprune.run.calibration import ACTIVATIONS, Batch, split_rows
         from irprune.run.difference import channel_dims
         from irprune.run.statistics import Tape
 
@@ -265,10 +287,20 @@ class Probe:
             self.levels, samples = affordable(groups, data.count())
             room = data.activations.fitting(ACTIVATIONS)  # what waits at a place in the graph
             samples = max(SAMPLES[0], min(samples, room))
-            batches = data.joined(min(samples, held) if held else samples, max(1, among))
+            wanted = min(samples, held) if held else samples
+            made = [
+                one
+                for b in data.spread(wanted, among=max(1, among))
+                for one in (split_rows(Batch(b.inputs), 1) if data.resizable else [Batch(b.inputs)])
+            ]
+            apart = max(1, round(sum(b.size for b in made) / SAMPLES[0]))
+            few = data.together(made[::apart])
+            batches = few + data.together([b for i, b in enumerate(made) if i % apart])
+            self.few = len(few)
         else:
             self.levels = LEVELS[-1]
             batches = [shortened(graph, b) for b in data.joined(held or ROWS, max(1, among))]
+            self.few = len(batches)
         self.counted = [self.logits.weights(b.inputs) if self.logits else None for b in batches]
         self.graph, self.tape, self.at = graph, Tape(graph), 0
         floating = [i for i, v in enumerate(graph.outputs) if is_real(v.dtype)]
@@ -279,7 +311,7 @@ class Probe:
         self.dims = [dims[i] for i in self.judged]
         self.symbols = [self.tape.symbols(b.inputs) for b in batches]
         self.begun = [self.tape.start(b.inputs) for b in batches]
-        self.said = self._outputs(None)
+        self.said = self._outputs(None, range(len(batches)))
 
     def go_to(self, node: int) -> None:
         """Run the original up to a place in the graph's order, not before the last one."""
@@ -287,18 +319,20 @@ class Probe:
             self.tape.advance(env, symbols, self.at, node)
         self.at = node
 
-    def _outputs(self, hook: Hook | None) -> list[list[torch.Tensor]]:
-        """For each batch the outputs that are judged, with the rest of the graph under ``hook``."""
+    def _outputs(self, hook: Hook | None, batches: Iterable[int]) -> list[list[torch.Tensor]]:
+        """For each of ``batches`` the outputs that are judged, with the rest of the graph under
+        ``hook``."""
         out = []
-        for begun, symbols in zip(self.begun, self.symbols, strict=True):
-            env = dict(begun)
-            self.tape.advance(env, dict(symbols), self.at, len(self.graph.nodes), hook)
+        for number in batches:
+            env = dict(self.begun[number])
+            symbols = dict(self.symbols[number])
+            self.tape.advance(env, symbols, self.at, len(self.graph.nodes), hook)
             out.append([self.tape.read(env, self.graph.outputs[i]) for i in self.judged])
         return out
 
     def error(self, kept: Selection, refits: Refits) -> float:
         """How far the outputs under ``kept`` with some operands replaced are off, averaged over
-        outputs."""
+        outputs: on a few samples, and where that is ``NEAR`` on all of them."""
         from irprune.run.oracle import silencer
 
         silence = silencer(kept, self.tape.device)
@@ -308,13 +342,21 @@ class Probe:
                 operands[i] = tensor.to(operands[i])
             return silence(node, operands, run)
 
-        ours = self._outputs(hook)
+        ours = self._outputs(hook, range(self.few))
         if self.logits is not None:
             return self._divergence(ours)
+        error = self._error(ours)
+        if self.few == len(self.said) or not NEAR[0] <= error <= NEAR[1]:
+            return error
+        return self._error(ours + self._outputs(hook, range(self.few, len(self.said))))
+
+    def _error(self, ours: list[list[torch.Tensor]]) -> float:
+        """The mean over outputs of how far ``ours`` are off, on the first batches."""
+        said = self.said[: len(ours)]
         errors = [
             _off(list(a), list(b), dim)
             for a, b, dim in zip(
-                zip(*ours, strict=True), zip(*self.said, strict=True), self.dims, strict=True
+                zip(*ours, strict=True), zip(*said, strict=True), self.dims, strict=True
             )
         ]
         return sum(errors) / len(errors)

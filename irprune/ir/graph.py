@@ -7,7 +7,7 @@ what pruning changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from irprune.ir.selection import Selection
     from irprune.ir.source import Source
 
-__all__ = ["Graph", "GraphError", "Node", "Origin", "TensorType", "Value", "Weight"]
+__all__ = ["Graph", "GraphError", "Node", "Origin", "Rotated", "TensorType", "Value", "Weight"]
 
 
 class GraphError(Exception):
@@ -138,6 +138,23 @@ class Origin:
     raw: Any = None
 
 
+@dataclass(frozen=True)
+class Rotated:
+    """A width in the basis of its principal components, those of most energy first.
+
+    ``energy`` is the share of each of them in the mean square of what norms give; ``scales`` are
+    the weights of these norms, 1 for every component."""
+
+    energy: NDArray[np.float64]
+    scales: tuple[str, ...]
+
+    def factor(self, kept: Sequence[int] | NDArray[np.int64]) -> float:
+        """What a norm over the ``kept`` components is to be multiplied by, so that they come out
+        as large as out of the norm over all of them: the mean of the squares is over fewer."""
+        left = float(self.energy[list(kept)].sum())
+        return float((len(self.energy) * left / len(kept)) ** 0.5)
+
+
 @dataclass(eq=False, slots=True)
 class Node:
     """An operation: ``op`` names an entry of the operator table, or the dialect's own name where
@@ -229,6 +246,7 @@ class Graph:
         ] = {}  # importance of each index of a free leaf, set by score
         self.drops: dict[Axis, float] = {}  # loss of a branch whose last layer sums over the leaf
         self.factorable: dict[Axis, str] = {}  # leaf of a rank -> weight, set by low-rank
+        self.rotated: dict[Axis, Rotated] = {}  # widths that are in another basis
         self.low_rank: dict[str, int] = {}  # weight -> rank of the two layers that replace its one
         self.kept: Selection | None = None  # set by choose
         self.removed: dict[str, None] = {}  # names of weights that went with a whole branch
@@ -318,6 +336,7 @@ class Graph:
         twin.outputs = [new[v] for v in self.outputs]
         twin.drops, twin.removed = self.drops, dict(self.removed)
         twin.factorable, twin.low_rank = self.factorable, self.low_rank
+        twin.rotated = self.rotated
         twin.source, twin.notes = self.source, list(self.notes)
         twin.fixed, twin.guards = list(self.fixed), list(self.guards)
         twin.sizes, twin.places = dict(self.sizes), dict(self.places)

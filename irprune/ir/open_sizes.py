@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
+from math import lcm
 from operator import eq
 from typing import Any
 from zlib import crc32
@@ -27,6 +28,7 @@ __all__ = ["OpenSizes", "Settled", "rewrite"]
 
 # spans of values that a symbol takes at the points of comparison; at the first all are 1
 _SPANS = ((1, 2), (2, 40), (41, 400), (401, 3000), (10**5, 10**6), (10**9, 10**10))
+_ENOUGH = 4  # points at which sides that cannot be computed everywhere must agree
 
 Real = Size | float
 
@@ -292,9 +294,12 @@ class OpenSizes:
                 now = _rewritten(guard, out.replaced)
                 if not now.symbols:
                     continue
-                if not (isinstance(now.left, Sym) and isinstance(now.right, Sym)):
-                    close(now.symbols, now.where)
-                    changed = True
+                if guard in self.guards and _is_of_multiples(now):
+                    rest.append(guard)
+                elif not (isinstance(now.left, Sym) and isinstance(now.right, Sym)):
+                    needed = self._needed(now)
+                    close(needed, now.where)
+                    changed |= bool(needed)
                 elif self._solve(now, out):
                     changed = True
                     solved.append(guard)
@@ -385,18 +390,39 @@ class OpenSizes:
     def _identity(self, guard: Guard, replaced: Mapping[str, Size]) -> bool:
         """Whether the two sides are the same for all sizes once symbols are ``replaced``."""
         now = _rewritten(guard, replaced)
-        values = self._at_points(now.left)
-        return values is not None and values == self._at_points(now.right)
+        steps = self._steps()
+        found = []
+        for values in self._points:
+            point = {name: value * steps.get(name, 1) for name, value in values.items()}
+            with suppress(ArithmeticError, ValueError):  # of no patches there is no share
+                found.append(number(now.left, point) == number(now.right, point))
+        return len(found) >= _ENOUGH and all(found)
+
+    def _steps(self) -> dict[str, int]:
+        """What the program holds sizes of inputs to be multiples of."""
+        out: dict[str, int] = {}
+        for guard in filter(_is_of_multiples, self.guards):
+            assert isinstance(guard.left, Sym)
+            size, step = guard.left.args
+            if isinstance(size, Sym) and size.op == "symbol" and isinstance(step, int):
+                out[size.name] = lcm(out.get(size.name, 1), step)
+        return out
 
     def _needed(self, guard: Guard) -> Sequence[str]:
         """The fewest symbols that must have their value in the example for the sides to be the
         same; the batch last."""
         names = sorted(guard.symbols, key=lambda n: n in self._inputs and self._inputs[n][1] == 0)
-        for count in range(1, min(len(names), 4)):
+        for count in range(min(len(names), 4)):
             for some in combinations(names, count):
                 if self._identity(guard, {n: self.example[n] for n in some}):
                     return some
         return names
+
+
+def _is_of_multiples(guard: Guard) -> bool:
+    """Whether a size must divide, which many sizes do."""
+    left = guard.left
+    return isinstance(left, Sym) and left.op == "%" and guard.right == 0
 
 
 def _plain(x: Real) -> Real:

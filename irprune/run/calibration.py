@@ -270,10 +270,20 @@ class Calibration:
         Returns:
             The batches, without what the items hold beyond inputs.
         """
-        made = [Batch(b.inputs) for b in self.spread(samples, among=among)]
+        return self.together([Batch(b.inputs) for b in self.spread(samples, among=among)])
+
+    def together(self, made: Sequence[Batch]) -> list[Batch]:
+        """Batches joined where the graph takes more samples at a time.
+
+        Args:
+            made: Batches without what the items hold beyond inputs.
+
+        Returns:
+            The same samples in as few batches as may be.
+        """
         alike = len({tuple(t.shape[1:] for t in b.inputs) for b in made}) == 1
         if len(made) < 2 or not alike or not self.resizable:
-            return made  # a size is written down in the graph, or differs from item to item
+            return list(made)  # a size is written down in the graph, or differs from item to item
         whole = Batch(tuple(map(torch.cat, zip(*(b.inputs for b in made), strict=True))))
         return split_rows(whole, max(1, self.activations.fitting(ACTIVATIONS)))
 

@@ -15,12 +15,13 @@ __all__ = ["array_error", "channel_error", "relative_error"]
 _LEAST = 1e-12  # a result of zeros has no magnitude to be relative to
 
 
-def array_error(ours: Any, theirs: Any) -> float:
+def array_error(ours: Any, theirs: Any, least: float = 0.0) -> float:
     """The largest difference of two arrays, relative to the largest finite magnitude of ``theirs``.
 
     Args:
         ours: an array of numpy or a tensor of torch, of numbers, booleans or strings.
         theirs: what ``ours`` should be.
+        least: what the difference is at least relative to.
 
     Returns:
         0 for equal arrays; infinite where shapes or the places of NaNs differ, where an infinity
@@ -41,7 +42,7 @@ def array_error(ours: Any, theirs: Any) -> float:
         gap = np.where((x == y) | np.isnan(x), 0.0, np.abs(x - y))
     finite = np.abs(y[np.isfinite(y)])
     scale = float(finite.max()) if finite.size else 1.0
-    return float(gap.max() / max(scale, _LEAST))
+    return float(gap.max() / max(scale, least, _LEAST))
 
 
 def channel_error(ours: Iterable[Any], theirs: Iterable[Any], floor: float) -> float:
@@ -86,10 +87,33 @@ def _by_channel(a: NDArray[Any], b: NDArray[Any], floor: float) -> float:
     return found
 
 
-def relative_error(ours: Iterable[Any], theirs: Iterable[Any]) -> float:
-    """The largest ``array_error`` over all outputs; 0 for none. Raises ValueError where there are
-    more on one side."""
-    return max((array_error(a, b) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+def relative_error(ours: Iterable[Any], theirs: Iterable[Any], share: float = 0.0) -> float:
+    """The largest ``array_error`` over all outputs.
+
+    Args:
+        ours: arrays of numpy or tensors of torch.
+        theirs: what ``ours`` should be.
+        share: an output whose largest magnitude is below this share of the largest one of all is
+            compared with that share of it.
+
+    Returns:
+        0 for no outputs.
+
+    Raises:
+        ValueError: where there are more on one side.
+    """
+    pairs = list(zip(ours, theirs, strict=True))
+    least = share * max((_magnitude(b) for _, b in pairs), default=0.0) if share else 0.0
+    return max((array_error(a, b, least) for a, b in pairs), default=0.0)
+
+
+def _magnitude(x: Any) -> float:
+    """The largest finite magnitude of what is no text."""
+    a = as_numpy(x)
+    if not _is_number(a) or a.size == 0:
+        return 0.0
+    finite = np.abs(a[np.isfinite(a)]) if a.dtype.kind in "fc" else np.abs(a.astype(np.float64))
+    return float(finite.max()) if finite.size else 0.0
 
 
 def _is_number(a: np.ndarray[Any, Any]) -> bool:

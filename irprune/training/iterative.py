@@ -26,6 +26,7 @@ from irprune.driver.pipelines import analyse
 from irprune.errors import IrpruneError
 from irprune.frontend.capture import capture
 from irprune.run.ranks import together
+from irprune.training.began import Began
 from irprune.training.checkpoint import Checkpoint
 from irprune.training.in_step import bring_in_step, is_shard, whole_module
 from irprune.training.optimizer import OptimizerState, Step
@@ -117,6 +118,7 @@ def _steps(
     options: StepOptions,
 ) -> Iterator[Pruned]:
     plans: list[Plan] = []
+    began: Began | None = None
     learned: OptimizerState | None = None
     current = model
     captured = {"dynamic_shapes": options["dynamic_shapes"]} if "dynamic_shapes" in options else {}
@@ -130,7 +132,10 @@ def _steps(
         if held.state is not None:
             current.load_state_dict(held.state)
     bounds = _bounds(model, args, kwargs, budget, captured)
-    if options.get("calibration") is None:
+    given = options.get("calibration")
+    if isinstance(given, Iterator):  # each step reads it
+        options = {**options, "calibration": list(given)}
+    if given is None:
         options = {**options, "calibration": False}  # training makes up for it
     for i in range(len(plans), len(ways)):
         before = ways[i - 1] if i else 0.0
@@ -144,6 +149,10 @@ def _steps(
             }
         pruned = prune(current, args, kwargs, **wanted, **options)
         pruned.report.notes.append(f"step {i + 1} of {len(ways)}")
+        data = pruned.options.values["calibration"]
+        if data is not None:
+            began = began or _began(model, args, kwargs, pruned, captured)
+            pruned.report.step = began.step(i + 1, len(ways), pruned.whole, pruned.cut)
         step = Step(learned)
         step.begin(pruned)
         yield pruned
@@ -156,6 +165,19 @@ def _steps(
                 # Where it was sharded each rank writes what it holds
                 shards = {k: t for k, t in pruned.module.state_dict().items() if is_shard(t)}
                 checkpoint.write(ranks, plans, current.state_dict() | shards, learned)
+
+
+def _began(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    pruned: Pruned,
+    captured: dict[str, Any],
+) -> Began:
+    """The model that the schedule begins with, and the data of ``pruned``, one of its steps."""
+    values = pruned.options.values
+    graph = analyse(capture(model, args, kwargs, **captured))
+    return Began(graph, values["calibration"], values["metric"])
 
 
 def _bounds(

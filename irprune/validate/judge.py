@@ -9,6 +9,7 @@ dropped taken out."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -34,6 +35,10 @@ from irprune.validate.judge_share import cut_apart
 
 Call = tuple[Sequence[Any], dict[str, Any]]
 
+# How often a run ends where the first axis is spoilt: the width of a transformer is, by its first
+# norm, and all that comes after it need not run
+_AT_ONCE = 4
+
 __all__ = ["Call", "forward_of", "forward_with", "judgeable", "zeroed"]
 
 
@@ -57,8 +62,9 @@ def judgeable(
     part = _without(kept, cut_apart(graph, kept))
     # Once an axis is whole again other numbers come to what follows: a maximum that was above 0,
     # which zeros do not change, may be below it
-    while spoilt := _spoilt(graph, part, inputs, dtype):
-        part = _without(part, spoilt)
+    tries = 0
+    while spoilt := _spoilt(graph, part, inputs, dtype, at_once=tries < _AT_ONCE):
+        part, tries = _without(part, spoilt), tries + 1
     return part
 
 
@@ -67,10 +73,19 @@ def _without(kept: Selection, axes: set[Axis]) -> Selection:
     return Selection(left, {a: h for a, h in kept.within.items() if a in left})
 
 
+class _Spoilt(Exception):
+    """An operator gives another result with zeros."""
+
+
 def _spoilt(
-    graph: Graph, kept: Selection, inputs: list[torch.Tensor], dtype: torch.dtype
+    graph: Graph,
+    kept: Selection,
+    inputs: list[torch.Tensor],
+    dtype: torch.dtype,
+    at_once: bool,
 ) -> set[Axis]:
-    """The axes of ``kept`` for which some operator gives another result with zeros."""
+    """The axes of ``kept`` for which some operator gives another result with zeros: those of the
+    first such operator where they are wanted ``at_once``, else of all."""
     spoilt: set[Axis] = set()
     twin = graph.copy()
     for weight in twin.weights.values():
@@ -91,10 +106,13 @@ def _spoilt(
         asked, silent = _silent(node, operands, again, present, kept)
         if asked and not _same_where_present(node, plain, silent, present):
             spoilt.update(asked)
+            if at_once and spoilt.intersection(kept.choice):
+                raise _Spoilt
             return silent  # else what is spoilt would spoil all that follows
         return plain
 
-    evaluate(twin, inputs, dtype=dtype, hook=hook)
+    with contextlib.suppress(_Spoilt):
+        evaluate(twin, inputs, dtype=dtype, hook=hook)
     return spoilt.intersection(kept.choice)
 
 

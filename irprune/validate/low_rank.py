@@ -19,7 +19,7 @@ from irprune.ir.graph import Graph
 from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors, over_tensors, random_inputs, redraw
 
-__all__ = ["check_file", "check_module"]
+__all__ = ["check_file", "check_module", "run_file"]
 
 
 def check_file(graph: Graph, split: Graph, products: Mapping[str, NDArray[Any]]) -> float:
@@ -30,8 +30,8 @@ def check_file(graph: Graph, split: Graph, products: Mapping[str, NDArray[Any]])
     source, other = graph.source, split.source
     assert isinstance(source, OnnxSource) and isinstance(other, OnnxSource)
     inputs = random_inputs(graph, example_symbols(graph))
-    expected = _run(with_products(source, products), source, inputs)
-    found = _run(other.model, other, inputs)
+    expected = run_file(with_products(source, products), source, inputs)
+    found = run_file(other.model, other, inputs)
     return _judged(relative_error(found, expected), graph)
 
 
@@ -75,7 +75,7 @@ def _judged(error: float, graph: Graph) -> float:
     return error
 
 
-def _run(model: Any, source: OnnxSource, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
+def run_file(model: Any, source: OnnxSource, inputs: Mapping[str, NDArray[Any]]) -> list[Any]:
     """The outputs of ``model``, whose tensors may lie in the files of ``source``."""
     import onnx
 

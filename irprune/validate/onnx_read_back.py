@@ -111,7 +111,12 @@ def misread(graph: Graph) -> str:
     held = {t.name: t for t in source.model.graph.initializer}
     for tensor in onnx.load(str(path), load_external_data=False).graph.initializer:
         own = held.get(tensor.name)
-        if own is None or tensor.data_type in (TensorProto.UNDEFINED, TensorProto.STRING):
+        renewed = tensor.name in source.renewed
+        if (
+            own is None
+            or renewed
+            or tensor.data_type in (TensorProto.UNDEFINED, TensorProto.STRING)
+        ):
             continue
         try:
             same = _equal(source.files.loader(own)(), stored(tensor, path))

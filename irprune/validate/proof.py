@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from irprune.base.tolerance import FLOAT32, FLOAT64
+from irprune.base.tolerance import CANCELLED, FLOAT32, FLOAT64
 from irprune.errors import IrpruneError, OtherOutcome, gist, option
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.graph import Graph
@@ -149,7 +149,8 @@ class _First:
             else:
                 proof.float32_error = None if self.own or double else proof.max_error
                 proof.tolerance, proof.dtype = FLOAT64, "float64"
-            proof.max_error = relative_error(ours, theirs)
+            share = CANCELLED if proof.dtype == "float64" else 0.0
+            proof.max_error = relative_error(ours, theirs, share)
             told = self._reached(theirs)
             self.constant = is_constant(told) or is_nan(told)
             proof.passes += 2

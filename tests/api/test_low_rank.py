@@ -254,10 +254,32 @@ def test_factors_of_another_matrix_show_in_the_measured_error(
     assert error() > 0.01  # against the original itself, not its factors
 
 
+def test_ranks_are_looked_for_with_a_metric() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(32, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU()).eval()
+    with torch.no_grad():
+        model[2].weight.copy_(torch.randn(96, 6) @ torch.randn(6, 96) / 8)
+    data = torch.randn(192, 32)
+    options: dict[str, Any] = {"metric": "cosine", "minimise": "params", "points": 2}
+    made = irprune.prune(
+        model, (data[:4],), calibration=data, low_rank=True, max_drop=0.02, **options
+    )
+    assert made.trials is not None and made.trials.best.passed
+    assert made.plan.low_rank["2.weight"] < 48
+    assert not made.trials.tried[-1].passed  # what comes out is the best of them, not the last
+    assert made.report.params.left == pytest.approx(made.trials.best.params)
+    plain = irprune.prune(model, (data[:4],), calibration=data, max_drop=0.02, **options)
+    assert made.report.params.after < plain.report.params.after
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"low_rank": True}, "needs a budget"),
+        (
+            {"low_rank": True, "calibration": DATA, "max_drop": 0.1, "minimise": "latency"},
+            "latency does not know",
+        ),
         ({"low_rank": True, "budget": {"latency": 0.5}}, "latency does not know"),
         ({"low_rank": True, "budget": {"macs": 0.5}, "scope": "local"}, "scope is 'local'"),
         ({"low_rank": {"nothing": 4}}, "matches no layer that can become two"),

@@ -55,6 +55,7 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--drop-blocks": ([], {"drop_blocks": True}),
     "--low-rank": (["--macs", "0.5"], {"low_rank": True, "budget": {"macs": 0.5}}),
     "--low-rank-of": (["fc*=16"], {"low_rank": {"fc*": 16}}),
+    "--rotate": (DATA, {"rotate": True, "calibration": "data"}),
     "--no-drop-blocks": ([], {"drop_blocks": False}),
     "--reduce": (["max"], {"reduce": "max"}),
     "--normalise": (["lamp"], {"normalise": "lamp"}),

@@ -154,6 +154,12 @@ def test_the_page_is_made_again_and_two_cuts_are_compared(
     assert "4 of 4 differ" in Path("d.html").read_text()
     assert call("diff", "a/plan.json", "a", "--json") == 0
     assert json.loads(capsys.readouterr().out)["groups"] == []
+    irprune.prune(net(), (torch.randn(6, 8),), ratio=0).onnx("m.onnx")
+    irprune.prune("m.onnx", ratio=0.9, min_channels=1).onnx("n.onnx")
+    capsys.readouterr()
+    assert call("diff", "m.onnx", "n.onnx") == 0
+    out = capsys.readouterr().out
+    assert "4 of 4 widths differ" in out and "macs" in out
     Path("x.json").write_text("{}")
     for argv in (("report", "x.json"), ("report", "gone"), ("diff", "x.json", "a")):
         assert call(*argv) == 2

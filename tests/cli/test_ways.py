@@ -164,6 +164,8 @@ def test_options_come_from_a_file(call: Callable[..., Result], file: Path) -> No
     assert kept(call("prune", file, "--json", "--ratio", "0.5")[1]) == 32
     Path("own.toml").write_text("[prune]\nratio = 0.25\n")
     assert kept(call("--config", "own.toml", "prune", file, "--json")[1]) == 48
+    assert kept(call("prune", file, "--json", "--config", "own.toml")[1]) == 48
+    assert kept(call("prune", file, "--config=own.toml", "--json")[1]) == 48
     for text, said in (
         (
             '[tool.irprune.prune]\nmacz = "1"',

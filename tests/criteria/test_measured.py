@@ -16,11 +16,14 @@ from torch.nn import functional as F
 import irprune
 from irprune import api
 from irprune.analysis.layers import layers
-from irprune.criteria.measured import LEVELS, affordable, scaled
-from irprune.criteria.readings import key_of, readings_of
+from irprune.criteria.measured import LEVELS, RUNS, Probe, affordable, scaled
+from irprune.criteria.readings import Readings, key_of, readings_of
 from irprune.errors import IrpruneError
+from irprune.ir.graph import Weight
+from irprune.ir.selection import Selection
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
+from irprune.run.calibration import Calibration
 
 
 @pytest.fixture(autouse=True)
@@ -105,12 +108,45 @@ def test_scaling_keeps_the_order_and_reaches_the_errors(
     assert np.isclose(mean[0], first)
 
 
-def test_what_is_measured_costs_about_as_much_as_three_runs_over_the_data() -> None:
+def test_what_is_measured_costs_about_as_much_as_five_runs_over_the_data() -> None:
     assert affordable(4, 256) == (LEVELS[0], 32)
     for groups, samples in ((12, 256), (30, 128), (60, 256)):
         levels, count = affordable(groups, samples)
-        assert 8 <= count <= 32 and groups * len(levels) / 2 * count <= 3 * samples
+        cost = 8 * 0.8 * len(levels) + 2 * (count - 8)  # of a group whose reader comes first
+        assert 8 <= count <= 32 and groups / 2 * cost <= RUNS * samples
     assert affordable(200, 24) == (LEVELS[-1], 8)
+
+
+class Mean(nn.Module):
+    """Its output is off by as much as its input is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.weight)
+
+
+@pytest.mark.parametrize(("off", "runs"), [(0.0, 8), (0.1, 32), (2.0, 8)])
+def test_where_a_choice_turns_on_the_error_all_samples_count(off: float, runs: int) -> None:
+    x = torch.rand(160, 4) + 0.5
+    graph = irprune.capture(Mean(), (x[:1],))
+    irprune.groups(graph)
+    data = Calibration(x, graph)
+    probe = Probe(graph, Readings(graph, data), 1)
+    (node,) = graph.nodes
+    at = next(i for i, v in enumerate(node.inputs) if isinstance(v, Weight))
+    seen: list[int] = []
+    judged = probe._error
+
+    def counted(ours: list[list[torch.Tensor]]) -> float:
+        seen.append(sum(len(a[0]) for a in ours))
+        return judged(ours)
+
+    probe._error = counted  # type: ignore[method-assign]
+    error = probe.error(Selection({}), {node: {at: torch.eye(4) * (1 + off)}})
+    assert error == pytest.approx(off**2, rel=1e-4) and seen[-1] == runs
 
 
 @pytest.mark.parametrize("name", ["up.weight:0", "qkv.weight:0/1"])

@@ -58,7 +58,36 @@ def own_kernels(net: Net, h: Tensor) -> Tensor:
     return made.reshape(h.shape[0], 10, h.shape[2])
 
 
+def scattered(how: str, whole: bool) -> Between:
+    """Places are reduced to thirds of the length, of which some get nothing."""
+
+    def between(net: Net, h: Tensor) -> Tensor:
+        at = (torch.arange(h.shape[2]) % 3 * 2).expand_as(h)
+        return torch.scatter_reduce(h, 2, at, h.flip(2), how, include_self=whole)
+
+    return between
+
+
+def odd_size(net: Net, h: Tensor) -> Tensor:
+    f = torch.fft.rfft(h, norm="ortho") * torch.complex(h.mean(), h.std())
+    return torch.fft.irfft(f, n=h.shape[2], norm="ortho")
+
+
+def centres(net: Net, h: Tensor) -> Tensor:
+    """What stands at the largest values of all rows and columns, by the column alone."""
+    best = h.mean(1).flatten(1).topk(4).indices % h.shape[3]
+    return h.mean(2).gather(2, best[:, None].expand(-1, h.shape[1], -1))
+
+
 CASES: dict[str, tuple[Between, int]] = {
+    **{
+        f"scatter_reduce, {how}{', itself too' if whole else ''}": (scattered(how, whole), 1)
+        for how in ("sum", "mean", "prod", "amax", "amin")
+        for whole in (False, True)
+    },
+    "irfft": (lambda net, h: torch.fft.irfft(torch.fft.rfft(h)), 1),
+    "irfft of a size": (odd_size, 1),
+    "remainder of a size": (centres, 2),
     **{f"cdist, p={p}": (distances(p), 1) for p in (0.0, 1.0, 1.5, 2.0, float("inf"))},
     "max 1": (pooled("max", 1, 5), 1),
     "max 2": (pooled("max", 2, (3, 5)), 2),

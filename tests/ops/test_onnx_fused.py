@@ -30,6 +30,7 @@ from irprune.validate.onnx_run import run_model
 from irprune.validate.onnx_unrounded import unrounded
 
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
+MS = "com.microsoft"
 
 
 def tensor(name: str, *shape: int) -> onnx.TensorProto:
@@ -491,3 +492,78 @@ def test_matrices_of_four_bits(zeros: bool) -> None:
     }
     assert relative_error(in_torch(small, x), run_model(emitted, x)) < 1e-5
     assert relative_error(in_torch(graph, x), run_model(model, x)) < 1e-5
+
+
+def test_a_quantised_decoder_is_proven() -> None:
+    """A block as onnxruntime's tools make one: matrices of four bits, grouped queries, and norms
+    with the residual sum. Kv groups and hidden units go; the integers of what is left stay."""
+    wide = 32
+    matrices = {
+        "q": (64, wide),
+        "k": (32, wide),
+        "v": (32, wide),
+        "o": (wide, 64),
+        "gate": (64, wide),
+        "up": (64, wide),
+        "down": (wide, 64),
+    }
+    held = {n: packed(n, *shape, False) for n, shape in matrices.items()}
+
+    def product(name: str, x: str) -> onnx.NodeProto:
+        rows, inputs = matrices[name]
+        read = [x, *(t.name for t in held[name])]
+        sizes = {"N": rows, "K": inputs, "bits": 4, "block_size": 16}
+        return helper.make_node("MatMulNBits", read, [f"{name}.y"], domain=MS, **sizes)
+
+    def norm(name: str, *x: str) -> onnx.NodeProto:
+        kind = "SkipSimplifiedLayerNormalization"
+        made = [f"{name}.y", "", "", f"{name}.sum"]
+        return helper.make_node(kind, [*x, name], made, domain=MS, epsilon=1e-5)
+
+    nodes = [
+        helper.make_node("SimplifiedLayerNormalization", ["x", "n0"], ["n0.y"], epsilon=1e-5),
+        *(product(n, "n0.y") for n in "qkv"),
+        helper.make_node(
+            "GroupQueryAttention",
+            ["q.y", "k.y", "v.y", "", "", "lengths", "total"],
+            ["a"],
+            domain=MS,
+            num_heads=4,
+            kv_num_heads=2,
+        ),
+        product("o", "a"),
+        norm("n1", "o.y", "x"),
+        product("gate", "n1.y"),
+        product("up", "n1.y"),
+        helper.make_node("Sigmoid", ["gate.y"], ["s"]),
+        helper.make_node("Mul", ["gate.y", "s"], ["silu"]),
+        helper.make_node("Mul", ["silu", "up.y"], ["h"]),
+        product("down", "h"),
+        norm("n2", "down.y", "n1.sum"),
+        helper.make_node("MatMul", ["n2.y", "head"], ["y"]),
+    ]
+    sizes = {"x": (FLOAT, [2, 5, wide]), "lengths": (INT, [2]), "total": (INT, [1])}
+    given = [helper.make_tensor_value_info(n, *kind) for n, kind in sizes.items()]
+    stored = [t for some in held.values() for t in some]
+    stored += [*(tensor(n, wide) for n in ("n0", "n1", "n2")), tensor("head", wide, 7)]
+    model = helper.make_model(
+        helper.make_graph(
+            nodes, "g", given, [helper.make_tensor_value_info("y", FLOAT, [2, 5, 7])], stored
+        ),
+        opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(MS, 1)],
+        ir_version=8,
+    )
+    graph = analysed_file(model)
+    small = cut_file(graph)
+    x = random_inputs(graph) | ONE_HEAD
+    emitted = emit_onnx(small)
+    silent, ours = silenced_onnx(graph, graph.kept, x), run_model(emitted, x)
+    assert relative_error(ours, silent) < 1e-4 < relative_error(run_model(model, x), silent)
+    left = {t.name: numpy_helper.to_array(t) for t in emitted.graph.initializer}
+    attention = next(n for n in emitted.graph.node if n.op_type == "GroupQueryAttention")
+    heads = {a.name: a.i for a in attention.attribute}
+    assert (heads["num_heads"], heads["kv_num_heads"]) == (2, 1)
+    assert left["k.0"].shape[0] == 16 and left["up.0"].shape[0] == 32
+    before = {t.name: numpy_helper.to_array(t) for t in stored}
+    for name in ("k.0", "up.0"):
+        assert {row.tobytes() for row in left[name]} <= {row.tobytes() for row in before[name]}

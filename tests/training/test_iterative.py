@@ -120,6 +120,24 @@ def test_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
         list(schedule(model, (X[:2],), ratio=0.5, steps=3, checkpoint=tmp_path / "b"))
 
 
+def test_each_step_says_how_good_it_is_beside_the_beginning() -> None:
+    model = Net().eval()
+    data = torch.randn(48, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+    found = []
+    for pruned in schedule(model, (X[:2],), ratio=0.75, steps=2, calibration=iter(data.split(8))):
+        assert pruned.report.step is not None
+        found.append(pruned.report.step)
+        assert f"step        {len(found)} of 2" in str(pruned.report)
+        with torch.no_grad():  # training that goes wrong
+            pruned.module.get_submodule("head").weight.neg_()
+    first, last = found
+    assert first.samples == 48 and (last.number, last.steps) == (2, 2)
+    assert first.before == first.began and first.after < first.began
+    assert last.began == first.began and last.before < first.after  # what was trained counts
+    plain = next(iter(schedule(model, (X[:2],), ratio=0.5, steps=2)))
+    assert plain.report.step is None  # there are no data
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -216,6 +216,19 @@ def _checks(shown: Mapping[str, Any]) -> Iterable[dict[str, str]]:
             "text": f"every output of the file against the module: error {_number(parity['max_error'])}, "
             f"tolerance {_number(parity['tolerance'])}{ran and f' ({ran})'}.",
         }
+    rotation = shown.get("rotation")
+    if rotation is not None:
+        told = "; ".join(
+            f"{w['name']} {w['kept']} of {w['size']} components, {w['energy']:.1%} of the energy"
+            for w in rotation["widths"]
+        )
+        yield {
+            "kind": "good" if rotation["error"] <= rotation["tolerance"] else "bad",
+            "what": "Rotation:",
+            "text": f"{told}. The proof is of the model in that basis; before anything was cut it "
+            f"differs from the original by {_number(rotation['error'])}, tolerance "
+            f"{_number(rotation['tolerance'])}.",
+        }
     low_rank = shown.get("low_rank")
     if low_rank is not None:
         told = "; ".join(

@@ -226,7 +226,8 @@ def _fields(
         elif name.startswith("_") or isinstance(value, bool):
             continue
         elif value is None and name in _MAY_BE_NONE:
-            yield _Field(here, None, tuple(fresh), False)
+            whole = tuple(heads) if _OF_HEADS.search(name) else ()  # that kept their size
+            yield _Field(here, None, tuple(dict.fromkeys((*whole, *fresh))), False)
         elif isinstance(value, int) and changes.get(value):
             yield _Field(here, value, tuple(changes[value]), likely)
         elif isinstance(value, (list, tuple)) and value and all(isinstance(v, int) for v in value):

@@ -52,7 +52,8 @@ class FileTensor:
 @dataclass
 class OnnxSource:
     """The file behind a graph, and what reading it found. ``model`` is never changed; calls of
-    local functions are opened in it."""
+    local functions are opened in it. ``renewed`` names tensors that hold something else than those
+    of this name in the file."""
 
     dialect: ClassVar[str] = "onnx"
 
@@ -65,6 +66,7 @@ class OnnxSource:
     # Known values that derive from the shape of a tensor
     computed: dict[str, None] = field(default_factory=dict)
     module_types: dict[str, type] = field(default_factory=dict)
+    renewed: frozenset[str] = frozenset()
 
     def example_shapes(self) -> list[tuple[int, ...]] | None:
         """None: a file holds no example call."""

@@ -347,12 +347,16 @@ class Aliases:
         self._born: dict[Hashable, int] = {}
         self._read: dict[Hashable, int] = {}  # time of the last read
         self._given: set[Hashable] = set()
+        self._state: dict[Hashable, str] = {}
         self._writes: list[tuple[int, Hashable, Hashable]] = []
         self._clash = ""
 
-    def given(self, key: Hashable) -> None:
-        """An input or a weight."""
-        self._given.add(key)
+    def given(self, key: Hashable, state: str = "") -> None:
+        """An input or a weight; ``state`` is the name of a buffer, which forward may change."""
+        if state:
+            self._state[key] = state
+        else:
+            self._given.add(key)
         self._add(key, key)
 
     def tick(self) -> None:
@@ -384,6 +388,11 @@ class Aliases:
         if functional(target) is target:
             self._clash = f"{target} has no functional twin"
         self._writes.append((self._time, written, result))
+
+    def changed(self) -> list[str]:
+        """The names of buffers that were written to."""
+        roots = (self._root[written] for _, written, _ in self._writes)
+        return list(dict.fromkeys(self._state[r] for r in roots if r in self._state))
 
     def refused(self) -> str:
         """Why a write is no new value; "" where each is."""

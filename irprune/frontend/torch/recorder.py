@@ -37,6 +37,7 @@ from irprune.frontend.torch.train_mode import (
 from irprune.frontend.torch.user_line import user_line
 from irprune.frontend.torch.views import ViewStep, shares
 from irprune.ir.graph import Origin, TensorType, Value
+from irprune.ops.torch.mask_writes import as_choice
 
 __all__ = ["Recorder"]
 
@@ -98,6 +99,9 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
         if (parts := decomposition(func)) is not None:
             with self:
                 return parts(*args, **(kwargs or {}))
+        if (choose := as_choice(func, args)) is not None:
+            with self:
+                return choose()
         fakes, values = self._read(args)
         if (elements := self._elements(func, values)) is not None:
             with self:

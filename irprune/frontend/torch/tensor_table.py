@@ -57,7 +57,7 @@ class TensorTable:
         self._weights: dict[int, tuple[torch.Tensor, Weight]] = {}
         if build.sizes is not None:
             self._stride = stride(build.sizes)
-        self._blanks: dict[TensorType, torch.Tensor] = {}
+        self._blanks: dict[tuple[TensorType, bool], torch.Tensor] = {}
         self._declare()
 
     def _call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Any) -> Any:
@@ -122,17 +122,19 @@ class TensorTable:
         return face
 
     def _blank(self, kind: TensorType) -> torch.Tensor:
-        """A tensor on the meta device of open sizes; one serves all of a type."""
-        if kind not in self._blanks:
+        """A tensor on the meta device of open sizes; one serves all of a type, another those that
+        are views of weights, which are no inference tensors."""
+        key = kind, torch.is_inference_mode_enabled()
+        if key not in self._blanks:
             sizes = self.build.sizes
             assert sizes is not None
-            self._blanks[kind] = torch.empty_strided(
+            self._blanks[key] = torch.empty_strided(
                 [as_torch(s, sizes) for s in kind.known],
                 [self._stride] * kind.rank,
                 dtype=TO_TORCH[kind.dtype],
                 device="meta",
             )
-        return self._blanks[kind]
+        return self._blanks[key]
 
     def twin(self, tensor: torch.Tensor) -> torch.Tensor:
         """A fake tensor of the same type, shape, strides and device."""
@@ -162,9 +164,10 @@ class TensorTable:
             )
             value = self.build.constant(tensor, held or "lifted_tensor")
         twin = self.twin(tensor)
+        state = value.name if isinstance(value, Weight) and value.kind == "buffer" else ""
         for t in (tensor, twin):
             self.hold(t, value)
-            self.aliases.given(id(t))
+            self.aliases.given(id(t), state)
         self._twins[id(tensor)] = twin
         return twin
 

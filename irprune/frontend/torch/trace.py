@@ -48,6 +48,7 @@ from irprune.frontend.torch.tracing_flags import (
     as_run,
     formatted,
     idle_conversions,
+    taken_branches,
     unchecked,
 )
 from irprune.frontend.torch.train_mode import (
@@ -60,6 +61,7 @@ from irprune.frontend.torch.user_line import run_forward, user_line
 from irprune.frontend.torch.views import NotInvertible
 from irprune.ir.graph import Graph, Node
 from irprune.ir.open_sizes import OpenSizes
+from irprune.run.inputs import asserts_values
 
 __all__ = ["trace"]
 
@@ -136,11 +138,34 @@ def _narrowed(
             return _trace(model, *call, plain, fewer, first, seen)
         except (Declined, WrongSizes):
             raise
+        except SizesOfValues as unknown:
+            found = None if seen.by_example else _going_by_none(model, call, plain, fewer, first)
+            if found is not None:
+                return found
+            if fewer.is_none:
+                raise
+            first = first or unknown
         except Exception as failed:  # by an open size, or whatever sizes there are
             if fewer.is_none:
                 raise
             first = first or failed
     raise AssertionError("the last one has no open size")
+
+
+def _going_by_none(
+    model: nn.Module,
+    call: tuple[tuple[Any, ...], dict[str, Any]],
+    plain: bool,
+    wish: Dynamic,
+    first: Exception | None,
+) -> Graph | None:
+    """The graph with sizes that depend on values beside open ones, where forward goes by none of
+    the former; None where it does."""
+    try:
+        graph = _trace(model, *call, plain, wish, first, _Seen(by_example=True))
+    except Exception:  # what follows says why
+        return None
+    return None if asserts_values(graph) else graph
 
 
 @cache
@@ -199,6 +224,7 @@ def _trace(
         around.enter_context(unchecked())
         around.enter_context(formatted())
         around.enter_context(idle_conversions())
+        around.enter_context(taken_branches())
         around.enter_context(torch.inference_mode())
         around.enter_context(fake)
         # Where forward switches gradients off is seen while they are on; none are recorded
@@ -236,6 +262,10 @@ def _trace(
         )
     if why := recorder.aliases.refused():
         raise Declined(why)
+    graph.notes += [
+        f"forward changes {name!r}; the change is not part of the pruned model"
+        for name in recorder.aliases.changed()
+    ]
     missing = dict.fromkeys(
         target
         for node, target in recorder.unknown

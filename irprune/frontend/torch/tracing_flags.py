@@ -13,7 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-__all__ = ["as_exported", "as_run", "formatted", "idle_conversions", "unchecked"]
+__all__ = ["as_exported", "as_run", "formatted", "idle_conversions", "taken_branches", "unchecked"]
 
 
 @contextlib.contextmanager
@@ -94,6 +94,23 @@ def idle_conversions() -> Iterator[None]:
         yield
     finally:
         nn.Module._apply = convert  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def taken_branches() -> Iterator[None]:
+    """``torch.cond`` runs the branch that the example takes, as a branch of Python's does."""
+    before = torch.cond
+
+    def cond(
+        pred: Any, true_fn: Callable[..., Any], false_fn: Callable[..., Any], operands: Any = ()
+    ) -> Any:
+        return (true_fn if bool(pred) else false_fn)(*operands)
+
+    torch.cond = cond
+    try:
+        yield
+    finally:
+        torch.cond = before
 
 
 class _ToTorchAlone(type):

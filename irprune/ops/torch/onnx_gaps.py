@@ -10,7 +10,9 @@ import torch
 
 from irprune.errors import IrpruneError
 from irprune.ops.torch.onnx_distances import cdist
+from irprune.ops.torch.onnx_fourier import INVERSES, in_full
 from irprune.ops.torch.onnx_pools import POOLS, reads_positions
+from irprune.ops.torch.onnx_scatter import scatter_reduce
 from irprune.ops.torch.onnx_special import digamma, lgamma
 
 __all__ = ["exportable", "translations"]
@@ -19,6 +21,7 @@ __all__ = ["exportable", "translations"]
 def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     """``program``, changed in place, with a copy in front of each reshape of what was transposed,
     what is read by strides in the order in which it lies, complex numbers unsqueezed as pairs,
+    inverse transforms of half a spectrum over all of it, remainders by sizes as by tensors,
     attention in four dimensions, and a bound that bounds nothing between a pad and a max pool.
 
     The exporter makes a reshape a view where the strides at hand allow one, then takes attention
@@ -40,6 +43,15 @@ def exportable(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
             _in_four_dimensions(graph, node)
         if node.target is torch.ops.aten.as_strided.default:
             _as_it_lies(graph, node)
+        if node.target in INVERSES:
+            in_full(graph, node)
+        if node.target in _BY_TENSOR and isinstance(node.args[1], torch.fx.Node):
+            with graph.inserting_before(node):
+                size = graph.call_function(torch.ops.aten.scalar_tensor.default, (node.args[1],))
+                size.kwargs = {"dtype": torch.int64}
+                size.meta = {"val": torch.ops.aten.scalar_tensor.default(1, dtype=torch.int64)}
+            node.args = (node.args[0], size)
+            node.target = _BY_TENSOR[node.target]
         if node.target in _VIEWS and node.args[0].target in _TURNED:
             with graph.inserting_before(node):
                 copy = _inserted(
@@ -195,6 +207,11 @@ _VIEWS = (
     torch.ops.aten.view.default,
     torch.ops.aten._unsafe_view.default,
 )
+# What the exporter divides by a number that is known alone
+_BY_TENSOR = {
+    torch.ops.aten.remainder.Scalar: torch.ops.aten.remainder.Tensor,
+    torch.ops.aten.fmod.Scalar: torch.ops.aten.fmod.Tensor,
+}
 _TURNED = (torch.ops.aten.transpose.int, torch.ops.aten.permute.default)
 _PADS = (torch.ops.aten.pad.default, torch.ops.aten.constant_pad_nd.default)
 _MAX_POOLS = (
@@ -319,5 +336,6 @@ _GAPS: dict[str, Callable[..., Any]] = {
     "aten.digamma.default": digamma,
     "aten.cdist.default": cdist,
     "aten._cdist_forward.default": cdist,
+    "aten.scatter_reduce.two": scatter_reduce,
     **POOLS,
 }
