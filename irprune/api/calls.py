@@ -50,6 +50,7 @@ from irprune.ir.group import Group, groups_of
 from irprune.ir.selection import Selection
 from irprune.latency.table import Table
 from irprune.passes.low_rank import LowRank
+from irprune.run.all_reduce import measured
 from irprune.run.ranks import Ranks, current, together
 from irprune.run.session import providers_for
 from irprune.validate.prove import prove_cut
@@ -205,6 +206,8 @@ def _pruned(
                 found = choose(graph, settled, clock)
                 pruned = _finish(graph, settled, clock)
                 _let_go_of_sums(settled)
+        sent = pruned.report.communication["ddp"]  # a ring sends each byte twice
+        pruned.report.all_reduce = measured(current(), (sent.before // 2, sent.after // 2))
         settled.values["budget"] = budget
         pruned.report.options = settled.plain()
         pruned.report.latency, pruned.report.trials = found.latency, found.trials

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from irprune.api.speed import Speed
     from irprune.api.step_quality import StepQuality
     from irprune.api.trials import Trials
+    from irprune.run.all_reduce import AllReduce
     from irprune.validate.parity import Parity
     from irprune.validate.proof_result import Proof
     from irprune.validate.read_back import ReadBack
@@ -60,6 +61,9 @@ class Report:
             activations, saved, cache (``irprune.analysis.memory.Memory``).
         communication: Bytes that a rank sends in a training step by how the ranks share it, before
             and after: ddp, fsdp, tensor (``irprune.analysis.memory.Communication``).
+        all_reduce: Measured seconds of adding up the gradients over the ranks of the group, before
+            and after; None where one process pruned. Like ``seconds`` in no report.json, which is
+            the same on any number of ranks.
         groups: The groups that may be cut, each with its width before and after.
         frozen: The groups that may not, each with the reason.
         unruled: Operators without a rule, whose axes are frozen, and where each stands.
@@ -113,6 +117,7 @@ class Report:
     command: str = ""
     memory: dict[str, Change] = field(default_factory=dict)
     communication: dict[str, Change] = field(default_factory=dict)
+    all_reduce: AllReduce | None = None
     read_back: list[ReadBack] = field(default_factory=list)
     details: Callable[[], dict[str, Any]] | None = field(default=None, repr=False)
 
@@ -136,6 +141,7 @@ class Report:
         if timings:
             took["seconds"] = {k: round(v, 4) for k, v in self.seconds.items()}
             took["speed"] = self.speed.as_dict() if self.speed is not None else None
+            took["all_reduce"] = asdict(self.all_reduce) if self.all_reduce is not None else None
         if proof is not None and not timings:
             del proof["seconds"]
         counts = {k: asdict(getattr(self, k)) for k in ("params", "macs", "bytes", "activation")}
@@ -215,6 +221,8 @@ class Report:
             lines.insert(-1, f"  latency     {self.latency}")
         elif self.speed is not None:
             lines.append(f"  latency     {self.speed}")
+        if self.all_reduce is not None:
+            lines.append(f"  all-reduce  {self.all_reduce}")
         if self.trials is not None:
             lines.append(f"  metric      {self.trials}")
         if self.rotation is not None:

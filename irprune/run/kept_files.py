@@ -22,7 +22,7 @@ import torch
 
 from irprune.base.atomic_write import no_room
 from irprune.base.journal import current as current_journal
-from irprune.errors import IrpruneError
+from irprune.errors import IrpruneError, gist
 from irprune.run.ranks import Ranks
 from irprune.run.ranks import current as current_ranks
 
@@ -172,7 +172,7 @@ def save(item: Any, file: Path) -> None:
         draft.unlink(missing_ok=True)
         full = shutil.disk_usage(_there(file)).free < _ROOM
         raise IrpruneError(
-            f"what is worked out cannot be kept: {(no_room() if full else failed)}",
+            f"what is worked out cannot be kept: {no_room().strerror if full else gist(failed)}",
             str(file.parent),
             "make room there, or name a place where there is",
         ) from failed

@@ -13,6 +13,7 @@ import io
 import os
 import pickle
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from datetime import timedelta
@@ -151,25 +152,48 @@ class Ranks:
             done(item, result)
         return results
 
-    def fold(self, total: S | None, part: S | None, count: int) -> S | None:
-        """``total`` with the ``part`` of each of the first ``count`` ranks, added in the order of
-        ranks; on the first rank alone, None on the others."""
+    def collect(self, own: list[A], senders: Sequence[int]) -> Iterator[A]:
+        """On the first rank what the others have, one after another; nothing on the others.
+
+        Args:
+            own: What this rank sends; it is let go of as it goes. Nothing of the first rank.
+            senders: The rank of each value that is sent, in the order in which they come.
+        """
         if self._group is None:
-            return part if total is None or part is None else total.merged(part)
-        message = [] if self.leads or self.rank >= count else _packed(part)
-        self._meet("fold")
-        if not self.leads:
-            if message:
-                with self._connected():
-                    self._message(message, self._send)
-            return None
-        for other in range(count):
-            if other:
-                with self._connected():
-                    part = self._message([], partial(self._receive, other))
-            assert part is not None
-            total = part if total is None else total.merged(part)
-        return total
+            return iter(())
+        messages = [_packed(value) for value in own]  # what cannot be told fails before they wait
+        own.clear()
+        self._meet("collect")
+        while messages:
+            with self._connected():
+                self._message(messages.pop(0), self._send)
+        return self._received(senders if self.leads else ())
+
+    def _received(self, senders: Sequence[int]) -> Iterator[Any]:
+        for other in senders:
+            with self._connected():
+                value = self._message([], partial(self._receive, other))
+            yield value
+
+    def all_reduce(self, tensor: torch.Tensor) -> float:
+        """Let ``tensor`` be the sum of those of all ranks, over the user's own group, whose backend
+        takes it where it lies; in an order that is the backend's.
+
+        Returns:
+            The seconds that it took once all ranks were here.
+        """
+        if self._group is None:
+            return 0.0
+        import torch
+        import torch.distributed as dist
+
+        self._meet("all_reduce")
+        began = time.perf_counter()
+        with self._connected():
+            dist.all_reduce(tensor)
+            if tensor.is_cuda:
+                torch.cuda.synchronize()
+        return time.perf_counter() - began
 
     def end(self, failed: BaseException | None = None) -> None:
         """Wait for the others, and tell them of a failure. Raises IrpruneError where another rank
@@ -211,19 +235,36 @@ class Ranks:
         return made
 
     def _message(self, parts: list[torch.Tensor], move: Callable[[torch.Tensor], object]) -> Any:
-        """Hand ``parts`` over by ``move``, or have them filled by it; what they say."""
+        """Hand ``parts`` over by ``move``, or have them filled by it; what they say. Small ones go
+        as one."""
         import torch
 
-        count = torch.tensor([len(parts)])
-        move(count)
-        sizes = torch.tensor([len(p) for p in parts] or [0] * int(count))
-        move(sizes)
-        received = not parts
+        head = torch.zeros(_HEAD, dtype=torch.int64)
+        sizes = torch.tensor([len(p) for p in parts], dtype=torch.int64)
+        head[0] = len(parts)
+        head[1 : 1 + len(sizes)] = sizes[: _HEAD - 1]
+        move(head)
+        received, count = not parts, int(head[0])
+        if count >= _HEAD:
+            sizes = sizes if parts else torch.empty(count, dtype=torch.int64)
+            move(sizes)
+        else:
+            sizes = head[1 : 1 + count]
+        small = [i for i, n in enumerate(sizes.tolist()) if n < _SMALL]
+        joined = torch.empty(sum(int(sizes[i]) for i in small), dtype=torch.uint8)
         if received:
             parts = [torch.empty(n, dtype=torch.uint8) for n in sizes.tolist()]
-        for part in parts:
-            if len(part):
-                move(part)
+        elif small:
+            torch.cat([parts[i] for i in small], out=joined)
+        if len(joined):
+            move(joined)
+        if received:
+            for i, part in zip(
+                small, torch.split(joined, [int(sizes[i]) for i in small]), strict=True
+            ):
+                parts[i] = part.clone()  # begins where any type may
+        for part in (p for p in parts if len(p) >= _SMALL):
+            move(part)
         return _unpacked(parts) if received else None
 
     def _broadcast(self, tensor: torch.Tensor) -> None:
@@ -253,6 +294,9 @@ class Ranks:
                 "see what that rank said last, and start all of them again",
             ) from lost
 
+
+_HEAD = 64  # numbers of the first part of a message: how many parts follow, and their sizes
+_SMALL = 1 << 16  # bytes of parts that go as one
 
 ALONE = Ranks()
 _current: ContextVar[Ranks] = ContextVar("ranks", default=ALONE)

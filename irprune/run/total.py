@@ -1,9 +1,12 @@
 """Sums over calibration data that come out the same, bit for bit, on any number of ranks.
 
-Sums of floating-point numbers depend on their order, so the order is fixed: the chunks of the data,
-in their order, fall into at most ``LANES`` runs of about equal length, each is summed by itself,
-and the sums of the runs are added in their order. Ranks take the runs in turn. So there is one
-result, whoever has summed which run; and two sums in memory at a time, the total and that of a run.
+Sums of floating-point numbers depend on their order, so the order is fixed: the chunks of the
+data, in their order, fall into at most ``LANES`` runs of about equal length, each of which is
+summed by itself; the sums of ``GROUP`` runs are added in their order, and then the sums of these
+groups. So there is one result, whoever has summed which run. Each rank takes runs that follow each
+other, adds up what begins a group, and sends the first rank what it has then: on as many ranks as
+there are groups one sum each. Three sums are in memory at a time: the total, and those of a group
+and of a run.
 
 What is summed may differ from rank to rank where the ranks compute differently: with other
 processors, or other numbers of threads."""
@@ -12,14 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import groupby
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from irprune.run.calibration import Batch, Calibration
 from irprune.run.ranks import Ranks, Statistic
 
-__all__ = ["LANES", "is_mine", "summed", "total"]
+__all__ = ["GROUP", "LANES", "is_mine", "summed", "total"]
 
 LANES = 16  # runs of chunks, and so the most ranks that share the data
+GROUP = 4  # runs whose sums are added before they are added to those of others
 
 S = TypeVar("S", bound=Statistic)
 T = TypeVar("T")
@@ -27,11 +31,60 @@ T = TypeVar("T")
 
 def is_mine(ranks: Ranks, chunks: int) -> Callable[[int], bool]:
     """Whether a chunk, by its number, is one that this rank sums."""
-    return lambda number: _lane(number, chunks) % ranks.size == ranks.rank
+    mine = _lanes(ranks.rank, ranks.size, chunks)
+    return lambda number: _lane(number, chunks) in mine
 
 
 def _lane(number: int, chunks: int) -> int:
     return number * min(LANES, chunks) // chunks
+
+
+def _lanes(rank: int, size: int, chunks: int) -> range:
+    """The runs of a rank."""
+    lanes = min(LANES, chunks)
+    some = min(size, lanes)
+    if rank >= some:
+        return range(0)
+    return range(-(-rank * lanes // some), -(-(rank + 1) * lanes // some))
+
+
+def _pieces(lanes: range) -> list[range]:
+    """The runs of a rank, those together whose sums it may add up: from the beginning of a
+    group."""
+    out: list[range] = []
+    for lane in lanes:
+        if out and lane % GROUP and out[-1].start % GROUP == 0:
+            out[-1] = range(out[-1].start, lane + 1)
+        else:
+            out.append(range(lane, lane + 1))
+    return out
+
+
+class _Total(Generic[S]):
+    """The sums of pieces, which come in order."""
+
+    def __init__(self) -> None:
+        self._whole: S | None = None
+        self._group: S | None = None
+
+    def add(self, piece: range, part: S) -> None:
+        """The sum of a piece; it may be used up."""
+        if piece.start % GROUP == 0:
+            self._close()
+            self._group = part
+        else:
+            assert self._group is not None, "pieces come in order"
+            self._group = self._group.merged(part)
+
+    def _close(self) -> None:
+        if self._group is not None:
+            self._whole = self._group if self._whole is None else self._whole.merged(self._group)
+        self._group = None
+
+    def result(self) -> S | None:
+        """The sum of all."""
+        self._close()
+        return self._whole
 
 
 def summed(
@@ -55,19 +108,32 @@ def summed(
     """
     runs = groupby(mine, lambda each: _lane(each[0], chunks))
     pending = next(runs, None)
-    lanes = min(LANES, chunks)
-    result: S | None = None
-    for first in range(0, lanes, ranks.size):
-        part = None
-        if first + ranks.rank < lanes:
+    whole: _Total[S] = _Total()
+    held: list[S] = []
+    for piece in _pieces(_lanes(ranks.rank, ranks.size, chunks)):
+        own: S | None = None
+        for lane in piece:
             part = new()
-            if pending is not None and pending[0] == first + ranks.rank:
+            if pending is not None and pending[0] == lane:
                 for number, item in pending[1]:
                     add(part, number, item)
                 pending = next(runs, None)
-        result = ranks.fold(result, part, min(ranks.size, lanes - first))
+            own = part if own is None else own.merged(part)
+        assert own is not None
+        if ranks.leads:
+            whole.add(piece, own)
+        else:
+            held.append(own)
     assert pending is None, "a chunk of another rank, or out of order"
-    made = ranks.first(result)
+    theirs = [
+        (other, piece)
+        for other in range(1, ranks.size)
+        for piece in _pieces(_lanes(other, ranks.size, chunks))
+    ]
+    received = ranks.collect(held, [other for other, _ in theirs])
+    for (_, piece), part in zip(theirs, received, strict=ranks.leads):
+        whole.add(piece, part)
+    made = ranks.first(whole.result())
     return new() if made is None else made
 
 

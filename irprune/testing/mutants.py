@@ -263,7 +263,8 @@ def _confirmed(pruned: Pruned) -> bool:
     graph, kept = pruned.graph, pruned.graph.kept
     if pruned.from_onnx:
         given = random_inputs(graph, {}, seed=0)
-        theirs = run_model(zeroed_model(graph, kept), given, optimise=False)
+        zeroed, data = zeroed_model(graph, kept)
+        theirs = run_model(zeroed, given, optimise=False, data=data)
         emitter = Emitter(pruned.cut)
         ours = run_model(emitter.emit(), given, optimise=False, data=emitter.data)
         return relative_error(ours, theirs) <= FLOAT32

@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from irprune.emit.onnx.file import without_arrays
+from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.source import onnx_source
 from irprune.ir.axis import Axis, find, leaves
 from irprune.ir.graph import Graph, Node, Value, Weight
@@ -64,25 +66,29 @@ def _is_stored(graph: Graph, weight: Weight) -> bool:
     return stored is not None and stored.kind in ("initializer", "constant")
 
 
-def zeroed_model(graph: Graph, kept: Selection) -> onnx.ModelProto:
-    """A copy of the model behind ``graph``, which holds all of its weights, with zeros at the
-    indices that are dropped, or the integers that stand for zeros."""
+def zeroed_model(graph: Graph, kept: Selection) -> tuple[onnx.ModelProto, dict[str, Loader]]:
+    """A copy of the model behind ``graph``, with zeros at the indices that are dropped, or the
+    integers that stand for zeros; and what reads the tensors that lie apart from it."""
     source = onnx_source(graph)
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
+    data: dict[str, Loader] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            data[tensor.name] = source.files.loader(tensor)
+            tensor.CopyFrom(without_arrays(tensor.name, tensor.data_type, tuple(tensor.dims)))
     gone: dict[str, np.ndarray] = {}
     for weight in graph.weights.values():
         axes = weight.axes or ()
         cut = [d for d in range(weight.rank) if kept.changes(axes[d])]
         if not cut or not _is_stored(graph, weight) or _says_integers(weight):
             continue
-        array = np.array(weight.load())
-        nothing = np.broadcast_to(_nothing(weight, array), array.shape)
-        for d in cut:
-            gone_here = np.broadcast_to(~kept.present(axes, d), array.shape)
-            array[gone_here] = nothing[gone_here]
         name = source.stored[weight.name].name
-        was = array == nothing
+        if name in data:
+            data[name] = _zeroed_when_read(data[name], weight, kept)
+            continue
+        array = _zeroed(weight, np.array(weight.load()), kept)
+        was = array == _nothing(weight, array)
         gone[name] = np.where(was, array, gone[name]) if name in gone else array
     for tensor in model.graph.initializer:
         if tensor.name in gone:
@@ -93,7 +99,21 @@ def zeroed_model(graph: Graph, kept: Selection) -> onnx.ModelProto:
         for a in node.attribute:
             if a.name == "value" and node.output[0] in gone:
                 a.t.CopyFrom(numpy_helper.from_array(gone[node.output[0]], a.t.name))
-    return model
+    return model, data
+
+
+def _zeroed(weight: Weight, array: np.ndarray, kept: Selection) -> np.ndarray:
+    """``array`` itself, with zeros of ``weight`` at what is dropped."""
+    axes = weight.axes or ()
+    nothing = np.broadcast_to(_nothing(weight, array), array.shape)
+    for d in (d for d in range(weight.rank) if kept.changes(axes[d])):
+        gone = np.broadcast_to(~kept.present(axes, d), array.shape)
+        array[gone] = nothing[gone]
+    return array
+
+
+def _zeroed_when_read(load: Loader, weight: Weight, kept: Selection) -> Loader:
+    return lambda: _zeroed(weight, np.array(load()), kept)
 
 
 def _says_integers(weight: Weight) -> bool:

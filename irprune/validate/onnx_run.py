@@ -10,14 +10,15 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from irprune.emit.onnx.file import write_model
+from irprune.emit.onnx.file import held_bytes, write_model
 from irprune.errors import IrpruneError, first_line
 from irprune.frontend.onnx.file import Loader
 from irprune.run.session import session as one_session
 
-__all__ = ["run_model", "session"]
+__all__ = ["APART", "run_model", "session"]
 
 Array = NDArray[Any]
+APART = 1 << 26  # bytes of weights, from which on they are read from a file and not held
 
 
 def session(
@@ -40,7 +41,9 @@ def session(
     with tempfile.TemporaryDirectory(prefix="irprune-") as folder:  # a file has no limit of size
         whole = onnx.ModelProto()
         whole.CopyFrom(model)
-        file = write_model(whole, data, Path(folder) / "model.onnx")
+        # onnxruntime maps what lies beside a file, and copies what lies in it
+        outside = () if held_bytes(model, data) > APART else None
+        file = write_model(whole, data, Path(folder) / "model.onnx", outside)
         return one_session(file, "cpu", threads=1, optimise=optimise, precise=precise)
 
 

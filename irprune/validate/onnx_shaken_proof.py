@@ -3,7 +3,10 @@ where onnxruntime has kernels for it, against the oracle and against an independ
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,9 @@ from onnx import TensorProto
 
 from irprune.base.tolerance import FLOAT32, FLOAT64, LEAST_RANGE, LEAST_RANGE64
 from irprune.driver.pipelines import cut_graph
+from irprune.emit.onnx import file as onnx_file
 from irprune.emit.onnx.emitter import Emitter
+from irprune.emit.onnx.file import held_bytes, with_arrays, write_model
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.ir.axis import Axis
@@ -25,7 +30,7 @@ from irprune.validate.judge_share import judged_share
 from irprune.validate.onnx_double import doubled
 from irprune.validate.onnx_judge import judgeable_parts, zeroed_model
 from irprune.validate.onnx_oracle import silenced_model
-from irprune.validate.onnx_run import run_model
+from irprune.validate.onnx_run import APART, run_model
 from irprune.validate.onnx_shaken import shaken_model
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
@@ -37,7 +42,7 @@ __all__ = ["Remake", "prove_shaken"]
 
 Array = NDArray[Any]
 Model = tuple[onnx.ModelProto, Mapping[str, Loader]]
-Remake = Callable[[onnx.ModelProto], "tuple[Graph, Graph] | None"]
+Remake = Callable[["onnx.ModelProto | str"], "tuple[Graph, Graph] | None"]
 
 _DRAWN: tuple[tuple[str, Draw | None], ...] = (
     ("random", redrawn),
@@ -68,17 +73,28 @@ def prove_shaken(
     for weights, draw in _DRAWN:
         if quantised and draw is not None:
             continue  # steps and zero points that are drawn would saturate everything
-        model = shaken_model(graph, draw, seed)
-        made = remake(model)
-        if made is None:
-            proof.notes.append("proven with its own weights alone: others give other groups")
-            return
-        second = _Second(*made, sizes, seed)
-        found = second.compared(weights)
-        if found is not None and (draw is None or second.numbers):
-            second.judge(found)
-            proof.shaken, proof.passes = found, proof.passes + second.passes
-            return
+        with contextlib.ExitStack() as beside:
+            made = remake(_captured_from(*shaken_model(graph, draw, seed), beside))
+            if made is None:
+                proof.notes.append("proven with its own weights alone: others give other groups")
+                return
+            second = _Second(*made, sizes, seed)
+            found = second.compared(weights)
+            if found is not None and (draw is None or second.numbers):
+                second.judge(found)
+                proof.shaken, proof.passes = found, proof.passes + second.passes
+                return
+
+
+def _captured_from(
+    message: onnx.ModelProto, data: Mapping[str, Loader], beside: contextlib.ExitStack
+) -> onnx.ModelProto | str:
+    """What a model is captured from: the message with all of its arrays; of a large one a file that
+    is there as long as ``beside``, so that they are read when they are used."""
+    if held_bytes(message, data) <= min(APART, onnx_file.LIMIT):
+        return with_arrays(message, data)
+    folder = beside.enter_context(tempfile.TemporaryDirectory(prefix="irprune-"))
+    return str(write_model(message, data, Path(folder) / "model.onnx", outside=()))
 
 
 class _Second:
@@ -126,7 +142,7 @@ class _Second:
             smaller.kept = part
             small = _emitted(cut_graph(smaller))
         try:
-            theirs = self._once((zeroed, {}))
+            theirs = self._once(zeroed)
             ours = ours if small is None else self._once(small)
         except IrpruneError:
             return

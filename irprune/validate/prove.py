@@ -104,7 +104,7 @@ def _add_gradients(proof: Proof, found: Gradients | str) -> None:
 
 
 def _cut_again(
-    graph: Graph, model: onnx.ModelProto, again: Callable[[Graph], Graph]
+    graph: Graph, model: onnx.ModelProto | str, again: Callable[[Graph], Graph]
 ) -> tuple[Graph, Graph] | None:
     """``model``, which has other weights than the file behind ``graph``, analysed and cut as that
     was; None where its groups are others."""

@@ -50,7 +50,17 @@ def labels(task: str, side: int = 128) -> dict[str, torch.Tensor]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    "name", ["yolo11n", "yolov8n-seg", "yolov8n-pose", "yolov10n", "yolo12n", "yolov5n", "yolov9t"]
+    "name",
+    [
+        "yolo11n",
+        "yolov8n",
+        "yolov8n-seg",
+        "yolov8n-pose",
+        "yolov10n",
+        "yolo12n",
+        "yolov5n",
+        "yolov9t",
+    ],
 )
 def test_ultralytics(name: str, tmp_path: Path) -> None:
     package("ultralytics")

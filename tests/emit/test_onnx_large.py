@@ -19,6 +19,7 @@ from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import locations, read_model
 from irprune.run.error import relative_error
 from irprune.run.inputs import random_inputs
+from irprune.validate import onnx_run, onnx_shaken_proof
 from irprune.validate.onnx_run import run_model
 
 
@@ -44,6 +45,27 @@ def wide(path: Path, width: int = 64, layers: int = 3, dtype: type = np.float32)
     model.graph.initializer[0].doc_string = "the first of all"
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def test_a_large_file_is_proven_weight_by_weight(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = wide(tmp_path / "m.onnx")
+    whole = irprune.prune(path).report.proof
+    for module in (onnx_run, onnx_shaken_proof):
+        monkeypatch.setattr(module, "APART", 1000)
+    held = onnx_file.with_arrays
+    monkeypatch.setattr(onnx_file, "with_arrays", None)
+    monkeypatch.setattr(onnx_shaken_proof, "with_arrays", None)
+    made = irprune.prune(path).report.proof
+    assert whole is not None and made is not None and held is not None
+    assert whole.shaken is not None and made.shaken is not None
+    assert made.passed and made.shaken.weights == whole.shaken.weights == "random"
+    assert (
+        (made.shaken.judged, made.passes) == (whole.shaken.judged, whole.passes) == (1, made.passes)
+    )
+    assert made.shaken.error < 1e-12 and made.shaken.judge_error < 1e-12
+    assert made.max_error == pytest.approx(whole.max_error, abs=1e-6)
 
 
 def test_a_file_is_read_without_its_weights(tmp_path: Path) -> None:

@@ -20,8 +20,9 @@ from torch import nn
 import irprune
 from irprune.errors import IrpruneError
 from irprune.run.calibration import Calibration
+from irprune.run.gram import Gram
 from irprune.run.ranks import ALONE, Several, Sums, current, together
-from irprune.run.total import LANES, is_mine, summed
+from irprune.run.total import GROUP, LANES, is_mine, summed
 
 
 class Net(nn.Module):
@@ -138,8 +139,38 @@ def test_sums_have_an_order_of_their_own() -> None:
     runs: dict[int, float] = {}
     for i, v in enumerate(values):
         runs[i * LANES // 200] = runs.get(i * LANES // 200, 0.0) + v
-    assert made["all"] == sum(runs.values())
+    groups = [sum(list(runs.values())[g : g + GROUP]) for g in range(0, LANES, GROUP)]
+    assert made["all"] == sum(groups)
     assert summed(ALONE, 3, iter(()), Sums, add) == {}
+
+
+def gram(chunks: int) -> bytes:
+    """What ranks that share the rows sum up to, bit by bit."""
+    made = torch.Generator().manual_seed(0)
+    rows = [torch.randn(1, 9, 200, generator=made) * 10.0 ** (i % 7 - 3) for i in range(chunks)]
+
+    def add(both: Several[Any], number: int, x: torch.Tensor) -> None:
+        both[0].add(x)
+        both[1].add(x[..., :3], x[..., 3:])
+
+    with together() as ranks:
+        mine = is_mine(ranks, chunks)
+        own = ((i, x) for i, x in enumerate(rows) if mine(i) and i % 5 != 3)  # some are left out
+        whole = summed(ranks, chunks, own, lambda: Several((Gram(), Gram())), add)
+    return b"".join(
+        t.contiguous().numpy().tobytes() for g in whole for t in (g.covariance(), g.mean, g.peak)
+    )
+
+
+def grams() -> list[bytes]:
+    return [gram(chunks) for chunks in (1, 2, 5, LANES, 50)]
+
+
+def test_sums_are_the_same_bits_on_any_number_of_ranks() -> None:
+    alone = grams()
+    for size in (2, 3, 5):
+        for rank in on_ranks(size, grams):
+            assert rank.value == alone, rank
 
 
 def test_chunks_of_others_are_no_files_that_are_read(tmp_path: Path) -> None:
@@ -217,7 +248,7 @@ def exchanged() -> list[Any]:
         try:
             with together() as ranks:
                 if method == "fold":
-                    ranks.fold(None, Untold(), 2)
+                    list(ranks.collect([Untold()] if ranks.rank else [], [1]))
                 else:
                     getattr(ranks, method)(Untold())
         except Exception as error:
