@@ -20,6 +20,7 @@ from irprune.ops.registry import readers_of, role_of
 __all__ = [
     "at_common_sizes",
     "channel_dims",
+    "deviations",
     "divergence",
     "is_distribution",
     "presence",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 UNLIKE = 30.0  # between the scales of channels: beyond it each counts in its own units
+FEW = 4  # samples that tell how a position varies
 LEAST = 0.1  # of the middle scale: channels that hardly vary do not count in less
 _MADE = ("weight", "bias", "scale")
 
@@ -65,8 +67,8 @@ def is_distribution(y: torch.Tensor) -> bool:
 
 
 def units(y: torch.Tensor, dim: int | None) -> torch.Tensor | None:
-    """The root mean square of each channel of ``y``, to divide by, in a shape that broadcasts; None
-    where channels are alike, or there are none."""
+    """The root mean square of the ``deviations`` of each channel of ``y``, to divide by, in a shape
+    that broadcasts; None where channels are alike, or there are none."""
     if dim is None or y.dim() <= dim or y.shape[dim] < 2 or y.numel() == 0:
         return None
     others = [d for d in range(y.dim()) if d != dim]
@@ -76,7 +78,16 @@ def units(y: torch.Tensor, dim: int | None) -> torch.Tensor | None:
     low, middle, high = (ranked[k] for k in (n // 10, n // 2, n - 1 - n // 10))
     if high <= UNLIKE * low.clamp(min=1e-30) or is_distribution(y):
         return None
+    size = deviations(y.detach().double()).square().mean(others, keepdim=True).sqrt()
+    middle = size.flatten().median()
     return size + LEAST * middle.clamp(min=1e-30)
+
+
+def deviations(y: torch.Tensor) -> torch.Tensor:
+    """How far each sample of ``y`` is from the mean over samples at its position; ``y`` itself
+    where there are fewer than ``FEW``. What a detector's place says beyond where it lies is the
+    size of an object, which is what an error there is to be compared with."""
+    return y - y.mean(0, keepdim=True) if y.dim() and y.shape[0] >= FEW else y
 
 
 def presence(y: torch.Tensor, dim: int) -> torch.Tensor | None:
@@ -109,15 +120,16 @@ def at_common_sizes(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, tor
 def square_off(
     ours: torch.Tensor, theirs: torch.Tensor, unit: torch.Tensor | None, dim: int | None = None
 ) -> tuple[float, float]:
-    """The sum of squared differences, and of squares of ``theirs``, in ``unit`` (of channels along
-    ``dim``, weighed by their ``presence``)."""
+    """The sum of squared differences, and of squares of ``theirs``, in ``unit`` (there of its
+    ``deviations``, of channels along ``dim``, weighed by their ``presence``)."""
     a, b = at_common_sizes(ours.double(), theirs.double())
+    off, whole = a - b, b
     if unit is not None:
-        a, b = a / unit, b / unit
+        off, whole = off / unit, deviations(b) / unit
         counts = None if dim is None else presence(theirs, dim)
         if counts is not None:
-            a, b = a * counts.double().sqrt(), b * counts.double().sqrt()
-    return float((a - b).square().sum()), float(b.square().sum())
+            off, whole = off * counts.double().sqrt(), whole * counts.double().sqrt()
+    return float(off.square().sum()), float(whole.square().sum())
 
 
 def divergence(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:

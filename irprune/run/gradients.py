@@ -22,7 +22,7 @@ from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.arrays import as_tensor
 from irprune.ops.registry import may_mask, readers_of, role_of
 from irprune.run.calibration import Batch, Calibration
-from irprune.run.difference import channel_dims, is_distribution, presence, units
+from irprune.run.difference import channel_dims, deviations, is_distribution, presence, units
 from irprune.run.interpret import evaluate
 from irprune.run.ranks import Sums
 from irprune.run.total import total
@@ -90,7 +90,7 @@ def _quantities(y: torch.Tensor, dim: int | None, draw: torch.Generator) -> torc
         deviation = deviation.clamp(min=1e-6).expand_as(y)
     else:
         others = [d for d in range(y.dim()) if d != dim]
-        deviation = fixed.std(others, keepdim=True).clamp(min=1e-6 * float(unit.max()))
+        deviation = deviations(fixed).std(others, keepdim=True).clamp(min=1e-6 * float(unit.max()))
         deviation = deviation.expand_as(y)
         inside = (fixed.amin(others, keepdim=True) >= 0) & (fixed.amax(others, keepdim=True) <= 1)
         yes = inside.expand_as(y)

@@ -8,7 +8,7 @@ from shared import analysed
 from torch import Tensor, nn
 
 from irprune.criteria.measured import _off
-from irprune.run.difference import channel_dims, divergence, is_distribution, units
+from irprune.run.difference import channel_dims, divergence, is_distribution, square_off, units
 from irprune.run.gradients import drawn_loss
 
 
@@ -71,3 +71,16 @@ def test_the_loss_of_a_detector_pulls_at_places_and_likelihoods() -> None:
     # In units of each channel's own deviation
     pull = squares.sqrt() * y.detach().std((0, 2))
     assert pull[4:].min() > 0.02 * pull.max() and pull[:4].min() > 0.02 * pull.max()
+
+
+def test_a_place_counts_in_units_of_what_varies_there() -> None:
+    torch.manual_seed(0)
+    lies = torch.arange(0.0, 3200.0, 100.0)  # where the positions lie
+    place = lies + 5 * torch.randn(8, 1, 32)
+    y = torch.cat([place, torch.rand(8, 3, 32)], 1)
+    unit = units(y, 1)
+    assert unit is not None and 4 < float(unit[0, 0, 0]) < 6  # not the 1,800 of where they lie
+    moved = y.clone()
+    moved[:, 0] += 5
+    off, power = square_off(moved, y, unit, 1)
+    assert 0.2 < off / power < 5  # an object's size away is all of it
