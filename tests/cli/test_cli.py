@@ -476,13 +476,14 @@ def test_bad_models_exit_with_2(
             f"net.py:{line_of('if float(x.sum()) > 0')}",
             "take out of forward",
         )
-        refused(
-            call(command, f"{file}:cond", "--input", "3"),
-            2,
-            "'cond' is not inlined",
-            f"net.py:{line_of('torch.cond')}",
-            "torch.cond",
-        )
+        if command == "bench":  # it exports the module itself; prune holds the way by a guard
+            refused(
+                call(command, f"{file}:cond", "--input", "3"),
+                2,
+                "'cond' is not inlined",
+                f"net.py:{line_of('torch.cond')}",
+                "torch.cond",
+            )
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "__pycache__") == before
 
 

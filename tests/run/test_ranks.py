@@ -277,8 +277,11 @@ def test_any_tensor_goes_to_the_others_and_what_cannot_go_hangs_nobody() -> None
         assert len(rank.value) == 4 and all("it stays here" in said for said in rank.value[1:])
 
 
+LATE = 10  # an item in the second half, which is that of the second of two ranks
+
+
 class Failing:
-    """Data of which the fifth item is not there on rank 1, the second time they are read."""
+    """Data of which an item that rank 1 adds up is not there, the second time they are read."""
 
     def __init__(self, how: str) -> None:
         self.how, self.times = how, 0
@@ -286,7 +289,7 @@ class Failing:
     def __iter__(self) -> Iterator[torch.Tensor]:
         self.times += 1
         for i, x in enumerate(images().split(5)):
-            if i == 5 and self.times == 2 and torch.distributed.get_rank() == 1:
+            if i == LATE and self.times == 2 and torch.distributed.get_rank() == 1:
                 if self.how == "dies":
                     os.kill(os.getpid(), signal.SIGKILL)
                 if self.how == "nan":
