@@ -47,11 +47,11 @@ LEVELS = (
     (0.25, 0.5, 1.0),
 )
 SAMPLES = (8, 32)  # of the calibration data that the outputs are compared on, at least and at most
-NEAR = (1e-3, 0.5)  # errors that a choice may turn on: of less the fewest samples tell enough, and
-# beyond it nothing more is measured of a group
-OFTEN = 0.66  # the share of levels whose errors are near: 0.5 to 0.8 on a dozen models
+NEAR = (1e-3, 0.3)  # errors that a choice may turn on: of others the fewest samples tell enough
+FAR = 0.5  # beyond it nothing more is measured of a group
+OFTEN = 0.8  # the share of levels whose errors are near: 0.5 to 1 on a dozen models
 ROWS = 6  # of a model that gives logits: their tokens are many
-RUNS = 5  # over all data that the comparisons may cost; beyond it, the fewest samples and levels
+RUNS = 4  # over all data that the comparisons may cost; beyond it, the fewest samples and levels
 RIDGE = 1e-2  # of the refit, relative to the mean diagonal of the Gram matrix
 
 Refits = dict[Node, dict[int, "torch.Tensor"]]  # what stands in for operands of a node
@@ -212,7 +212,7 @@ def _errors(
             {leaf: blocks[leaf]} if scores.ndim > 1 else None,
         )
         out.append((count, probe.error(kept, refits)))
-        if probe.logits is None and out[-1][1] > NEAR[1]:
+        if probe.logits is None and out[-1][1] > FAR:
             break  # of what is left each costs more
     if branch is not None:
         lost = probe.error(Selection({}, dropped={branch.join.out.name: branch.stream}), {})

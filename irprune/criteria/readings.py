@@ -172,7 +172,6 @@ class Readings:
         self.complete = complete
         self.memory = memory_budget() if memory is None else memory
         self._held: dict[tuple[Source, bool], _Rows] = {}
-        self._bytes = 0
         self._walk: Walk | None = None
         self._more = False  # whether layers further on are to be asked for
         self.among = 0  # the distance of samples that are left out of them
@@ -190,7 +189,7 @@ class Readings:
         if not self.data.resizable:  # whole calls are left out
             among *= max(self.data.sizes(), default=1)
         if among != self.among:
-            self.among, self._held, self._bytes = among, {}, 0
+            self.among, self._held = among, {}
             self._walk = None
         return held
 
@@ -202,17 +201,28 @@ class Readings:
         for node, layer in wanted.items():
             if keys[node] not in self._held:
                 firsts.setdefault(keys[node], layer)
+        self._make_room({keys[n]: layer for n, layer in wanted.items()})
         if firsts:
-            size = sum(_size(layer) for (_, some), layer in firsts.items() if some)
-            if self._held and self._bytes + size > self.memory:
-                self._held, self._bytes = {}, 0
-                if self._walk is not None and self._walk.files is not None:
-                    self._walk.files.forget()
-                return self.of(layers, products=products)
-            made = self._gathered(firsts)
-            self._held |= made
-            self._bytes += size
+            self._held |= self._gathered(firsts)
         return {key_of(x): Reading(x, self._held[keys[n]]) for n, x in wanted.items()}
+
+    def _make_room(self, wanted: Mapping[tuple[Source, bool], Layer]) -> None:
+        """Forget what does not fit beside the matrices of ``wanted`` and their inverses: inverses
+        first, then what was read last, since layers are asked for from the first on. It goes by
+        what every rank holds, not by the inverses that this one has made."""
+        room = self.memory - sum(_size(layer) for (_, some), layer in wanted.items() if some)
+        others = {k: rows for k, rows in self._held.items() if k not in wanted}
+        held = sum(rows.gram.bytes for rows in others.values())
+        if 2 * held <= room:
+            return
+        for rows in others.values():
+            rows.inverses.clear()
+        for key in reversed(others):
+            if held <= room:
+                break
+            held -= self._held.pop(key).gram.bytes
+            if self._walk is not None and self._walk.files is not None:
+                self._walk.files.forget()
 
     def _multiplies(self, layer: Layer) -> bool:
         """Whether the products of what ``layer`` reads are wanted at all."""

@@ -14,16 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from latency_stairs import DENSE, IMAGE, STAIRS, WHOLE, Net, counts, left, scored, stairs, table, up
 from torch import Tensor, nn
 
 import irprune
 import models
 from irprune import api
 from irprune.analysis.sizes import example_symbols
-from irprune.api import latency_search as search
 from irprune.choice.budget import read_latency_budget
 from irprune.errors import IrpruneError
-from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 from irprune.latency.kernels import measure, one_node
 from irprune.latency.operators import Operator, works_of
@@ -31,75 +30,12 @@ from irprune.latency.predict import Parts, Predictor
 from irprune.latency.table import Table
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
-from irprune.run.timing import Timing
-
-STAIRS = {"conv": 16, "matrix": 1}
-DENSE = Operator("conv", (1, 1, (8, 8), (3, 3), (1, 1), (1, 1), (1, 1)))
-WHOLE = Operator("matrix", (1, 10, 1))
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-
-
-def up(n: int, step: int = 16) -> int:
-    return -(-n // step) * step
-
-
-def stairs(operator: Operator, a: int, b: int) -> float:
-    """A machine that has steps of 16 channels in convolutions and none in products; one that is no
-    multiple costs a fifth more."""
-    if operator.kind == "matrix":
-        batch, rows, _ = operator.fixed
-        return 1e-9 * batch * rows * a * b
-    batch, groups, image, kernel, *_ = operator.fixed
-    work = image[0] * image[1] * kernel[0] * kernel[1] * groups * batch
-    if operator.kind == "depthwise":
-        return 1e-9 * work * up(a) * b
-    return 1e-9 * work * up(a) * up(b) * (1.2 if b % 16 else 1.0)
-
-
-def table(**more: Any) -> Table:
-    return Table(stairs, **more)
-
-
-class Net(nn.Module):
-    def __init__(self, width: int = 64) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3, padding=1)
-        self.block = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 3, padding=1),
-            nn.BatchNorm2d(2 * width),
-            nn.ReLU(),
-            nn.Conv2d(2 * width, width, 1),
-        )
-        self.head = nn.Sequential(nn.Linear(width, 200), nn.ReLU(), nn.Linear(200, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        return self.head((x + self.block(x)).mean((2, 3)))
-
-
-IMAGE = torch.randn(1, 3, 8, 8)
-
-
-def scored(model: nn.Module, *args: Tensor) -> Graph:
-    graph = api.analyse(api.capture(model, args or (IMAGE,)))
-    Score().run(graph)
-    return graph
-
-
-def counts(graph: Graph) -> dict[str, int]:
-    assert graph.kept is not None
-    return {g.name: int(graph.kept.size(g.axis)) for g in groups_of(graph) if not g.frozen}  # type: ignore[arg-type]
-
-
-def left(graph: Graph, times: Table | Predictor) -> float:
-    predictor = times if isinstance(times, Predictor) else Predictor(graph, times)
-    assert graph.kept is not None
-    return predictor.at({a: k.shape[-1] for a, k in graph.kept.choice.items()}) / predictor.at({})
 
 
 # -- the table -------------------------------------------------------------------------------------
@@ -430,155 +366,6 @@ def test_latencies_that_make_no_sense(given: Any) -> None:
     with pytest.raises(IrpruneError, match="the budget on latency is") as refused:
         irprune.prune(Net(), (IMAGE,), budget={"latency": given})
     assert "3ms" in refused.value.hint
-
-
-# -- the loop --------------------------------------------------------------------------------------
-
-
-class Machine:
-    """Stands in for whole models on onnxruntime: what is fixed is a fifth of the time, which the
-    table knows nothing of."""
-
-    before = Timing(0.01, 0.009, 0.011, 9)
-    provider = "CPUExecutionProvider"
-
-    def __init__(self, graph: Graph, device: str, threads: int, seconds: float) -> None:
-        self.times = Predictor(graph, table(steps=STAIRS))
-        self.graph, self.cuts = graph, 0
-
-    def __enter__(self) -> Machine:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def parts(self) -> None:
-        return None
-
-    def beside(self, chosen: Graph, cut: Any) -> tuple[Timing, Timing]:
-        self.cuts += 1
-        took = 0.01 * (0.2 + 0.8 * left(self.graph, self.times))
-        return self.before, Timing(took, took, took, 9)
-
-
-@pytest.mark.parametrize(("amount", "asked"), [(0.5, 0.005), ("6ms", 0.006)])
-def test_the_loop_aims_again_by_what_was_missed(
-    monkeypatch: pytest.MonkeyPatch, amount: Any, asked: float
-) -> None:
-    monkeypatch.setattr(search, "WholeModel", Machine)
-    graph = scored(Net(128))
-    said: list[str] = []
-    found = search.choose_in_time(
-        graph,
-        Choose(budget={"latency": 1.0}, times=table(steps=STAIRS)),
-        amount,
-        api.cut_graph,
-        say=said.append,
-    )
-    assert found.asked == pytest.approx(asked) and abs(found.missed) <= 0.05
-    assert (
-        2 <= found.cuts <= 10
-        and found.why == ""
-        and sum("cut" in line for line in said) == found.cuts
-    )
-    assert found.after.median == pytest.approx(
-        0.01 * (0.2 + 0.8 * left(graph, table(steps=STAIRS)))
-    )
-
-
-@pytest.mark.parametrize(
-    "curve",
-    [lambda x: x**2, lambda x: x**0.5, lambda x: 0.15 * (x > 0.4) + 0.85 * x],
-    ids=["quick", "slow", "step"],
-)
-def test_the_loop_comes_from_both_sides(monkeypatch: pytest.MonkeyPatch, curve: Any) -> None:
-    """Cuts that come out quicker than asked are no more accepted than slow ones."""
-
-    class Bent(Machine):
-        def beside(self, chosen: Graph, cut: Any) -> tuple[Timing, Timing]:
-            took = 0.01 * curve(left(self.graph, self.times))
-            return self.before, Timing(took, took, took, 9)
-
-    monkeypatch.setattr(search, "WholeModel", Bent)
-    found = search.choose_in_time(
-        scored(Net(256)),
-        Choose(budget={"latency": 1.0}, times=table(steps=STAIRS)),
-        0.6,
-        api.cut_graph,
-    )
-    assert abs(found.missed) <= 0.05 and found.why == "" and found.cuts <= 10
-
-
-def test_the_loop_says_why_nothing_is_near(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Cliff(Machine):
-        def beside(self, chosen: Graph, cut: Any) -> tuple[Timing, Timing]:
-            took = 0.008 if left(self.graph, self.times) > 0.5 else 0.003
-            return self.before, Timing(took, took, took, 9)
-
-    monkeypatch.setattr(search, "WholeModel", Cliff)
-    found = search.choose_in_time(
-        scored(Net(256)),
-        Choose(budget={"latency": 1.0}, times=table(steps=STAIRS)),
-        0.5,
-        api.cut_graph,
-    )
-    assert found.after.median == 0.003 and found.cuts <= 10
-    assert found.why.startswith("no cut nearer to 5 ms was found") and found.why in str(found)
-
-
-def test_the_loop_says_that_the_machine_is_noisy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies far apart is measured longer; where that does not help, nobody is told that a
-    latency was met."""
-    turns: list[float] = []
-
-    class Noisy(Machine):
-        spread = 2.0
-
-        def beside(self, chosen: Graph, cut: Any, longer: float = 1.0) -> tuple[Timing, Timing]:
-            turns.append(longer)
-            took = 0.01 * left(self.graph, self.times)
-            high = took * (self.spread if longer == 1 else self.later)
-            return self.before, Timing(took, took, high, 9)
-
-        later = 1.0
-
-    def found() -> tuple[search.Latency, list[str]]:
-        said: list[str] = []
-        options = Choose(budget={"latency": 1.0}, times=table(steps=STAIRS))
-        made = search.choose_in_time(scored(Net(256)), options, 0.5, api.cut_graph, say=said.append)
-        return made, said
-
-    monkeypatch.setattr(search, "WholeModel", Noisy)
-    calm, said = found()
-    assert turns[:2] == [1.0, 3.0] and calm.why == "" and not calm.as_dict()["noisy"]
-    assert not any("noisy" in line for line in said)
-    monkeypatch.setattr(Noisy, "later", 1.5)
-    wild, said = found()
-    assert "the machine is noisy" in wild.why and wild.why in str(wild)
-    assert wild.as_dict()["noisy"] and any("noisy" in line for line in said)
-
-
-def test_what_is_left_is_compared_turn_by_turn() -> None:
-    """A machine that slows down for a while slows both: their ratio stands."""
-    before = Timing(2.0, 1.0, 2.0, 3, (1.0, 2.0, 2.0))
-    after = Timing(0.5, 0.5, 1.0, 3, (0.5, 1.0, 1.0))
-    found = search.Latency(before, after, 1.0, 1.0, "", "", 1, 1)
-    assert found.left == 0.5 and found.missed == 0.0 and not found.ratio.noisy
-
-
-def test_times_of_earlier_runs_are_told(tmp_path: Path) -> None:
-    file = tmp_path / "times.json"
-    operator = Operator("matrix", (1, 8, 1))
-    first = Table(lambda *sizes: 1e-3, file)
-    first.exact(operator, 4, 4)
-    assert first.origin == ""
-    first.save()
-    second = Table(lambda *sizes: 1e-3, file)
-    assert second.origin == "", "nothing was asked for yet"
-    second.exact(operator, 4, 4)
-    second.exact(operator, 4, 8)
-    assert second.origin.startswith("of the times of operators 1 are of earlier runs")
-    assert str(file) in second.origin and "1 were measured now" in second.origin
 
 
 # -- measured --------------------------------------------------------------------------------------

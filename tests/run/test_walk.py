@@ -77,6 +77,28 @@ def test_each_weight_is_read_once_and_each_node_run_once(monkeypatch: pytest.Mon
     assert all(ran.count(name) == chunks for name in ran), "a node is run again"
 
 
+def test_what_fits_stays_for_the_next_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, data = analysed()
+    gathered: list[str] = []
+    total = Walk.total
+
+    def counted(self, nodes, *rest):
+        gathered.extend(n.out.name for n in nodes)
+        return total(self, nodes, *rest)
+
+    monkeypatch.setattr(Walk, "total", counted)
+    every = {x.weight.name: [x] for x in layers(graph)}
+    readings = Readings(graph, Calibration(data, graph), 3500)  # of 6656 with inverses
+    for expected in (4, 2):  # the first two of the four stay, without their inverses
+        gathered.clear()
+        for some in readings.portions(every):
+            for name in some:
+                (made,) = readings.of([every[name][0]], products=True).values()
+                made.inverse(1e-2)
+                assert sum(r.gram.bytes for r in readings._held.values()) <= 3500
+        assert len(gathered) == expected
+
+
 def test_layers_behind_the_walk_begin_it_anew() -> None:
     graph, data = analysed()
     every = list(layers(graph))
