@@ -103,6 +103,7 @@ def repair(
             calibration,
             original,
             samples=calibration.samples if isinstance(calibration, Calibration) else None,
+            graphs=2,  # the original and the cut one
         )
     judge = _judge(original, data if readings is None else readings.judged)
     told = json.dumps(Plan.from_graph(original).as_json()), to_text(cut), repr((names, options))

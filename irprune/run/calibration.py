@@ -47,6 +47,7 @@ class Calibration:
         batch: How many run at once at most, where the model takes any number.
         derived: Derivatives are taken, so that all activations are held and not those that are
             still needed alone; for ``activations``, which bounds how many run at once.
+        graphs: How many graphs run side by side on a chunk, each with activations of its own.
         mean: Per channel, of pixels in 0..1; for image files alone.
         std: As ``mean``.
 
@@ -63,6 +64,7 @@ class Calibration:
         samples: int | None = None,
         batch: int = 64,
         derived: bool = False,
+        graphs: int = 1,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -70,6 +72,7 @@ class Calibration:
         self.samples = samples
         self.batch = batch
         self.derived = derived
+        self.graphs = graphs
         self.notes: list[str] = []
         if isinstance(source, (str, Path)):
             source = Folder(source, combined(None, mean=mean, std=std))
@@ -273,7 +276,8 @@ class Calibration:
         """How many samples run at once: ``batch``, or as many as ``ACTIVATIONS`` bytes hold."""
         if self.batch == 1:
             return 1
-        return min(self.batch, self.activations.fitting(ACTIVATIONS, derived=self.derived))
+        room = ACTIVATIONS // self.graphs
+        return min(self.batch, self.activations.fitting(room, derived=self.derived))
 
     @property
     def activations(self) -> Activations:

@@ -55,6 +55,7 @@ def test_as_many_samples_run_at_once_as_memory_holds(
     assert torch.equal(torch.cat([b.inputs[0] for b in data]), x)
     assert [b.size for b in data.joined(20)] == [9, 9, 2]
     assert [b.size for b in Calibration(x, graph, batch=4)] == [4] * 10
+    assert {b.size for b in Calibration(x, graph, graphs=2)} == {4}  # two run side by side
 
 
 def test_results_that_the_hook_alone_reads_are_not_kept(graph: Graph) -> None:
