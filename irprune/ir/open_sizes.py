@@ -12,8 +12,8 @@ What the program decides by a size (a branch, a loop, a number made of it) is a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import lcm
@@ -217,6 +217,15 @@ class OpenSizes:
             if not _always(kept):
                 self.guards.setdefault(Guard(left, kept.relation, right, self.where()), None)
         return truth
+
+    @contextmanager
+    def because(self, why: str) -> Iterator[None]:
+        """What is decided meanwhile is so for this reason, where no line of the user's says it."""
+        before, self.where = self.where, lambda: why
+        try:
+            yield
+        finally:
+            self.where = before
 
     def fixed(self, x: Real) -> Any:
         """The number that ``x`` is in the example; from here on it must be that."""

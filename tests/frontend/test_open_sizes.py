@@ -327,3 +327,18 @@ def test_a_static_export_refuses_other_sizes() -> None:
     torch.testing.assert_close(module(x), model(x))
     with pytest.raises(ValueError, match="x: dimension 0 is 5, the model was captured with 2"):
         module(torch.randn(5, 2, 6))
+
+
+def test_a_size_that_forward_returns_as_a_number_is_said_to_be_why() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
+            return self.b(torch.relu(self.a(x))), x.shape[1]
+
+    module = irprune.prune(Counted(), (torch.randn(2, 5, 6),)).module
+    assert module(torch.randn(3, 5, 6))[0].shape == (3, 5, 4)
+    with pytest.raises(ValueError, match=r"captured with 5 \(forward returns it\)"):
+        module(torch.randn(2, 7, 6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -68,7 +69,10 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.build.graph.outputs.append(self._stops.crossed(self._values[id(leaf)]))
             return len(self.build.graph.outputs) - 1
         if isinstance(leaf, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-            leaf = leaf.node.guard_float("", 0) if isinstance(leaf, torch.SymFloat) else int(leaf)
+            sizes = self.build.sizes
+            with sizes.because("forward returns it") if sizes is not None else nullcontext():
+                wide = isinstance(leaf, torch.SymFloat)
+                leaf = leaf.node.guard_float("", 0) if wide else int(leaf)
         if leaf is None or isinstance(
             leaf, (bool, int, float, complex, str, torch.dtype, torch.device)
         ):
