@@ -267,7 +267,7 @@ def affordable(groups: int, samples: int) -> tuple[tuple[float, ...], int]:
     more = 0
     for levels in LEVELS:  # more samples tell more than levels between levels
         more = int((comparisons / len(levels) - least) / OFTEN)
-        if more >= 2 * least:
+        if more >= least:
             break
     return levels, min(most, least + max(0, more))
 

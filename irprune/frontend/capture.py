@@ -122,6 +122,12 @@ def _bind_sizes(graph: Graph, args: Any, kwargs: Mapping[str, Any]) -> None:
                 graph.name,
                 "leave it out: the file says it",
             )
+        if shape and shape[0] == 0:  # an axis behind it may be empty: a cache at the first token
+            raise IrpruneError(
+                f"input '{value.name}' has shape {list(shape)}: no samples, and empty outputs",
+                graph.name,
+                "give at least one",
+            )
         for s, n in zip(value.shape, shape, strict=True):
             if isinstance(s, Sym) and s.name and bound.setdefault(s.name, n) != n:
                 raise IrpruneError(

@@ -319,6 +319,7 @@ def test_bytes_turned_over_are_refused_or_read(tmp_path: Path) -> None:
     [
         (["1x5x8x8"], "input 'x' has shape [1, 5, 8, 8], the model takes [n, 3, 8, 8]"),
         (["1x3x8"], "has shape [1, 3, 8]"),
+        (["0x3x8x8"], "has shape [0, 3, 8, 8]: no samples, and empty outputs"),
         (["1x3x8x8", "1x3x8x8"], "2 inputs for a model that takes 1"),
     ],
 )
