@@ -15,7 +15,8 @@ from irprune.run.interpret import evaluate
 from irprune.run.logits import Logits, divergence, logits_of, same_choice, surprise
 
 if TYPE_CHECKING:
-    from irprune.run.calibration import Batch, Calibration
+    from irprune.run.batch import Batch
+    from irprune.run.calibration import Calibration
 
 __all__ = ["Quality", "quality"]
 

@@ -24,11 +24,13 @@ from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
 from irprune.ir.text import to_text
 from irprune.passes.repairs import repair_of, repairs
-from irprune.run.calibration import Batch, Calibration, noise, split_rows
+from irprune.run.batch import Batch, split_rows
+from irprune.run.calibration import Calibration
 from irprune.run.difference import channel_dims, square_off, units
 from irprune.run.interpret import evaluate
 from irprune.run.kept_files import kept_files, within_part, within_step
 from irprune.run.logits import Logits, divergence, logits_of, shortened
+from irprune.run.noise import noise
 from irprune.run.statistics import kept_part
 
 __all__ = ["Repaired", "off_original", "output_error", "repair"]

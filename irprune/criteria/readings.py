@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import torch
 
     from irprune.analysis.layers import Layer
-    from irprune.run.calibration import Batch, Calibration
+    from irprune.run.batch import Batch
+    from irprune.run.calibration import Calibration
     from irprune.run.gram import Gram
     from irprune.run.walk import Walk
 

@@ -19,7 +19,8 @@ from irprune.run.ranks import Sums
 if TYPE_CHECKING:
     import torch
 
-    from irprune.run.calibration import Batch, Calibration
+    from irprune.run.batch import Batch
+    from irprune.run.calibration import Calibration
     from irprune.run.gradients import Cut
 
 __all__ = ["Relevance", "relevance"]
@@ -84,7 +85,8 @@ def relevance(graph: Graph, data: Calibration, seed: int = 0) -> Relevance | Non
     import torch
 
     from irprune.analysis.layers import layers
-    from irprune.run.calibration import ACTIVATIONS, split_rows
+    from irprune.run.batch import split_rows
+    from irprune.run.calibration import ACTIVATIONS
     from irprune.run.gradients import Gradients
     from irprune.run.total import total
 

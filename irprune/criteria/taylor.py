@@ -24,7 +24,7 @@ from irprune.ir.group import Group
 from irprune.run.ranks import Sums
 
 if TYPE_CHECKING:
-    from irprune.run.calibration import Batch
+    from irprune.run.batch import Batch
 
 __all__ = ["Taylor", "TaylorSquared"]
 

@@ -8,49 +8,29 @@ item it came from and not by an operator deep in the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from irprune.errors import IrpruneError, option
-from irprune.ir.dtype import is_float, is_integer
-from irprune.ir.graph import Graph, Value
-from irprune.ir.size import Sym, probe_of, same
-from irprune.ops.arrays import as_tensor, checksum
-from irprune.ops.dtypes import TO_TORCH
+from irprune.ir.graph import Graph
+from irprune.ir.size import Sym
+from irprune.ops.arrays import checksum
 from irprune.run.activations import Activations, activations
-from irprune.run.images import Folder, Preprocess, combined
-from irprune.run.inputs import drawn, index_limits
-from irprune.run.interpret import evaluate
-from irprune.run.pixels import plain_pixels
+from irprune.run.batch import Batch, any_batch, batch_size, rows_of, split_rows
+from irprune.run.images import Folder, combined
+from irprune.run.items import flat
 from irprune.run.ranks import current
-from irprune.run.texts import has_texts, items_of
+from irprune.run.sources import File, opened
 
-__all__ = ["ACTIVATIONS", "Batch", "Calibration", "noise", "split_rows"]
+__all__ = ["ACTIVATIONS", "Calibration"]
 
 ACTIVATIONS = 1 << 29  # bytes of activations that run at once, of more than one sample
-
-
-@dataclass(frozen=True)
-class Batch:
-    """``inputs`` are in the order of the graph's inputs; ``extra`` is what the item held beyond
-    them (labels), for the loss."""
-
-    inputs: tuple[torch.Tensor, ...]
-    extra: tuple[Any, ...] = ()
-    rows: slice | None = None  # which rows of the item this is, where it was cut into pieces
-    number: int = 0  # of the chunk, counted over all of the data
-
-    @property
-    def size(self) -> int:
-        """The number of samples: the first dimension of the first input."""
-        return int(self.inputs[0].shape[0]) if self.inputs and self.inputs[0].dim() else 1
 
 
 class Calibration:
@@ -93,7 +73,7 @@ class Calibration:
         if isinstance(source, (str, Path)):
             source = Folder(source, combined(None, mean=mean, std=std))
         self.source: _Source = (
-            source.source if isinstance(source, Calibration) else _Source(_opened(source, graph))
+            source.source if isinstance(source, Calibration) else _Source(opened(source, graph))
         )
         self.ranks = current()
         self._free: bool | None = None
@@ -137,12 +117,12 @@ class Calibration:
             raise _nothing()
 
     def _flat(self, number: int, item: Any) -> Batch:
-        read = item.read() if isinstance(item, _File) else item
-        made = _flat(read, self.graph, f"calibration item {number}")
+        read = item.read() if isinstance(item, File) else item
+        made = flat(read, self.graph, f"calibration item {number}")
         if self.source.few is None and number == 0:  # the same on all ranks, whoever reads what
-            own = _batch_size(self.graph)
+            own = batch_size(self.graph)
             few = 1 if isinstance(own, Sym) else own
-            self.source.few = made if few is None or made.size <= few else _rows(made, slice(few))
+            self.source.few = made if few is None or made.size <= few else rows_of(made, slice(few))
         return made
 
     def _pieces(self) -> list[list[_Piece]]:
@@ -166,13 +146,13 @@ class Calibration:
         own: dict[int, int] = {}
         seen = sha256()
         for number, item in enumerate(self.source.items()):
-            if isinstance(item, _File):
+            if isinstance(item, File):
                 seen.update(f"{item.path.name} {item.path.stat().st_size}".encode())
                 if number % self.ranks.size != self.ranks.rank:
                     continue
             made = self._flat(number, item)
             own[number] = made.size
-            if self.ranks.size > 1 and not isinstance(item, _File):
+            if self.ranks.size > 1 and not isinstance(item, File):
                 for tensor in made.inputs:
                     seen.update(checksum(tensor))
         if self.ranks.size == 1:
@@ -234,7 +214,7 @@ class Calibration:
 
         for batch in self.chunks(lambda n: reached(n) and (wanted is None or wanted(n))):
             yield (
-                _rows(batch, slice(-starts[batch.number] % stride, None, stride))
+                rows_of(batch, slice(-starts[batch.number] % stride, None, stride))
                 if stride > 1 and batch.size > 1 and self.resizable
                 else batch
             )
@@ -309,7 +289,7 @@ class Calibration:
         """Whether the graph runs with another number of samples than it was captured with: tried
         once, and compared."""
         if self._free is None:
-            self._free = _any_batch(self.graph, self.first_samples())
+            self._free = any_batch(self.graph, self.first_samples())
         return self._free
 
     def first_samples(self) -> Batch:
@@ -346,7 +326,7 @@ class _Piece:
     rows: slice | None
 
     def cut(self, item: Batch) -> Batch:
-        made = item if self.rows is None else _rows(item, self.rows)
+        made = item if self.rows is None else rows_of(item, self.rows)
         return replace(made, number=self.number)
 
 
@@ -355,7 +335,7 @@ class _Pieces:
     captured with where it takes no other number; ``done`` when there are ``samples``."""
 
     def __init__(self, data: Calibration) -> None:
-        self.data, self.own = data, _batch_size(data.graph)
+        self.data, self.own = data, batch_size(data.graph)
         self.left, self.number = data.samples, 0
         self.done = False
 
@@ -402,379 +382,9 @@ class _Pieces:
             yield slice(at, min(at + step, size))
 
 
-def split_rows(batch: Batch, count: int) -> list[Batch]:
-    """``batch`` in pieces of at most ``count`` samples."""
-    starts = range(0, max(1, batch.size), count)
-    return [_rows(batch, slice(at, min(at + count, batch.size))) for at in starts]
-
-
-def noise(
-    graph: Graph,
-    samples: int = 256,
-    *,
-    low: float | None = None,
-    high: float | None = None,
-    seed: int = 0,
-    batch: int = 64,
-) -> Calibration:
-    """Inputs drawn at random, for repair without data: uniform in ``low .. high`` where both are
-    given, else normal.
-
-    Integer inputs that index a table are drawn below its size; other integers are 0 or 1 (masks).
-    Dynamic sizes other than the first dimension are as large as the capture's example. The same
-    seed gives the same inputs."""
-    below = index_limits(graph)
-    limits = [probe_of(below[v]) if v in below else None for v in graph.inputs]
-    within = None if low is None or high is None else (low, high)
-    example = [
-        tuple(_example_size(graph, i, d) for d in range(v.rank)) for i, v in enumerate(graph.inputs)
-    ]
-    own = _batch_size(graph)
-
-    def items() -> Iterator[Any]:
-        generator = np.random.default_rng(seed)
-        step = 1 if own is None else batch
-        for at in range(0, samples, step):
-            n = min(step, samples - at)
-            if own is not None and not isinstance(own, Sym):
-                n = -(-n // own) * own
-            made = [
-                as_tensor(
-                    drawn(
-                        generator,
-                        (n, *shape[1:]) if own is not None and shape else shape,
-                        v.dtype,
-                        limit,
-                        within,
-                    )
-                )
-                for v, shape, limit in zip(graph.inputs, example, limits, strict=True)
-            ]
-            yield tuple(made)
-
-    return Calibration(_Stream(items), graph, batch=batch)
-
-
 def _nothing() -> IrpruneError:
     return IrpruneError(
         "the calibration data yield nothing",
         "",
         "give at least one input; an iterator that was read before is empty",
     )
-
-
-class _Stream:
-    """An iterable that starts over each time; its items are flat tensors already."""
-
-    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
-        self.make = make
-
-    def __iter__(self) -> Iterator[Any]:
-        return self.make()
-
-
-# -- sources ---------------------------------------------------------------------------------------
-
-
-def _opened(source: Any, graph: Graph) -> Callable[[], Iterator[Any]]:
-    """A function that starts reading ``source`` from its beginning."""
-    if callable(source) and not isinstance(source, Iterable):
-        return source  # type: ignore[no-any-return]
-    if isinstance(source, Folder):
-        return _folder(source, graph)
-    if isinstance(source, (torch.Tensor, np.ndarray)):
-        return lambda: iter([source])
-    if isinstance(source, Mapping):
-        return lambda: iter([source])
-    if not isinstance(source, Iterable):
-        raise IrpruneError(
-            f"calibration is a {type(source).__name__}",
-            "",
-            "give an iterable of inputs, a tensor, or a folder of .npy, .npz or image files",
-        )
-    if iter(source) is source:  # can be read once
-        kept = list(source)
-        return lambda: iter(kept)
-    return lambda: iter(source)
-
-
-@dataclass(frozen=True)
-class _File:
-    """An item that is read when it is wanted."""
-
-    path: Path
-    folder: Folder
-    graph: Graph
-
-    def read(self) -> Any:
-        """Its arrays, or its pixels as the model takes them."""
-        suffix = self.path.suffix.lower()
-        try:
-            if suffix == ".npy":
-                return np.load(self.path, allow_pickle=False)
-            if suffix == ".npz":
-                with np.load(self.path, allow_pickle=False) as held:
-                    return {k: held[k] for k in held.files}
-            size, last = _picture_size(self.graph, str(self.path))
-            how = _preprocess(self.folder, self.graph, self.path)
-            made = self.folder.picture(self.path, how, size)
-            return made.transpose(0, 2, 3, 1) if last else made
-        except (ValueError, OSError, EOFError) as error:
-            raise IrpruneError(
-                f"cannot be read: {error}",
-                str(self.path),
-                "save arrays with numpy.save or numpy.savez",
-            ) from error
-
-
-def _folder(folder: Folder, graph: Graph) -> Callable[[], Iterator[Any]]:
-    """The files of a folder, one by one; texts as rows of token numbers."""
-    if has_texts(folder.path):
-        if id(graph) not in folder.tokens:
-            folder.tokens[id(graph)] = items_of(folder.path, graph)
-        items = folder.tokens[id(graph)]
-        return lambda: iter(items)
-    return lambda: iter([_File(file, folder, graph) for file in folder.files])
-
-
-def _preprocess(folder: Folder, graph: Graph, file: Path) -> Preprocess:
-    """What was said, else what the model's own first layers make plain. Raises IrpruneError where
-    neither tells."""
-    if folder.preprocess is not None:
-        return folder.preprocess
-    pixels = plain_pixels(graph)
-    if pixels is None:
-        raise IrpruneError(
-            "images, and nothing says how this model takes them",
-            str(file),
-            "say preprocess= (--preprocess imagenet, timm:NAME, hf:FOLDER, file.py:function) or "
-            "mean=, std=, pixels= (--mean, --std, --pixels 0..1)",
-        )
-    folder.preprocess = Preprocess(pixels=pixels)
-    return folder.preprocess
-
-
-def _picture_size(graph: Graph, where: str) -> tuple[tuple[int, int, int], bool]:
-    """Channels, height and width of the only input, and whether channels come last there. Raises
-    IrpruneError for a model that takes no pictures."""
-    value = graph.inputs[0]
-    sizes = [_known_size(graph, d) for d in range(value.rank)]
-    if len(graph.inputs) != 1 or value.rank != 4:
-        raise IrpruneError(
-            "images fit a model with one input [batch, channels, height, width]",
-            where,
-            "save the inputs as .npz",
-        )
-    last = sizes[1] not in (1, 3, 4) and sizes[3] in (1, 3, 4)
-    _, channels, height, width = [sizes[d] for d in ((0, 3, 1, 2) if last else (0, 1, 2, 3))]
-    if channels is None or height is None or width is None:
-        raise IrpruneError(
-            f"the size of images for {value.name!r} is open", where, "say --input 1x3x224x224"
-        )
-    return (channels, height, width), last
-
-
-def _known_size(graph: Graph, d: int) -> int | None:
-    """Dimension ``d`` of the first input: its own, the example's, or what the user gave."""
-    size = graph.inputs[0].shape[d]
-    if not isinstance(size, Sym):
-        return int(size)
-    if size.name in graph.sizes:
-        return graph.sizes[size.name]
-    shapes = graph.source.example_shapes() if graph.source is not None else None
-    return None if shapes is None else shapes[0][d]
-
-
-# -- items -----------------------------------------------------------------------------------------
-
-
-def _flat(item: Any, graph: Graph, where: str) -> Batch:
-    """An item as the graph's inputs, each checked."""
-    tensors, extra = _matched(item, graph, where)
-    return Batch(
-        tuple(_checked(t, v, where) for t, v in zip(tensors, graph.inputs, strict=True)), extra
-    )
-
-
-def _matched(item: Any, graph: Graph, where: str) -> tuple[list[Any], tuple[Any, ...]]:
-    """The item's tensors in the order of the graph's inputs, and what is left over. An attention
-    mask that is not given is ones."""
-    names = [v.name for v in graph.inputs]
-    if isinstance(item, Batch):
-        return list(item.inputs), item.extra
-    if isinstance(item, Mapping) or (hasattr(item, "keys") and hasattr(item, "__getitem__")):
-        given = {str(k): item[k] for k in item.keys()}  # noqa: SIM118 - BatchEncoding iterates otherwise
-        _mask_tokens(given, graph)
-        if all(n in given for n in names):
-            return [given[n] for n in names], _left(given, names)
-        return _called(given, graph, where)
-    if isinstance(item, (torch.Tensor, np.ndarray)):
-        item = (item,)
-    if not isinstance(item, Sequence) or isinstance(item, (str, bytes)):
-        raise IrpruneError(
-            f"a {type(item).__name__} is no model input",
-            where,
-            "give tensors, tuples of arguments or dicts of keyword arguments",
-        )
-    args = tuple(item)
-    tokens_alone = len(args) == 1 and len(names) == 2 and _masked_tokens(graph) is not None
-    if tokens_alone and isinstance(args[0], (torch.Tensor, np.ndarray)):
-        return [args[0], _all_ones(args[0])], ()
-    if len(args) == len(names) or (
-        all(isinstance(a, (torch.Tensor, np.ndarray)) for a in args[: len(names)])
-        and len(args) > len(names)
-    ):
-        return list(args[: len(names)]), args[len(names) :]
-    bound = graph.source.bind_args(args) if graph.source is not None else None
-    if bound is not None:
-        return bound
-    raise IrpruneError(
-        f"{len(args)} arguments for a model that takes {len(names)} tensors ({', '.join(names)})",
-        where,
-        "give the arguments of forward in their order, or a dict by their names",
-    )
-
-
-def _masked_tokens(graph: Graph) -> tuple[Value, Value] | None:
-    """The first input and the second where these are numbers of tokens and their attention mask, as
-    long as they are."""
-    if len(graph.inputs) < 2:
-        return None
-    tokens, mask = graph.inputs[:2]
-    fits = tokens.rank == mask.rank == 2 and same(tokens.shape[1], mask.shape[1])
-    whole = is_integer(tokens.dtype) and not is_float(mask.dtype)
-    return (tokens, mask) if "attention_mask" in mask.name and fits and whole else None
-
-
-def _mask_tokens(given: dict[str, Any], graph: Graph) -> None:
-    """Puts a mask of ones beside tokens that are given without one, as transformers does itself."""
-    masked = _masked_tokens(graph)
-    if masked is None or any("attention_mask" in name for name in given):
-        return
-    for tokens, mask in ((masked[0].name, masked[1].name), ("input_ids", "attention_mask")):
-        if isinstance(given.get(tokens), (torch.Tensor, np.ndarray)):
-            given[mask] = _all_ones(given[tokens])
-            return
-
-
-def _all_ones(tokens: Any) -> torch.Tensor:
-    return torch.ones(tuple(tokens.shape), dtype=torch.int64)
-
-
-def _left(given: Mapping[str, Any], used: Iterable[str]) -> tuple[Any, ...]:
-    """Labels and the like, as one dict behind the inputs."""
-    rest = {k: v for k, v in given.items() if k not in set(used)}
-    return (rest,) if rest else ()
-
-
-def _called(
-    given: Mapping[str, Any], graph: Graph, where: str
-) -> tuple[list[Any], tuple[Any, ...]]:
-    """Keyword arguments put into the places of the recorded call, however that one passed them."""
-    bound = graph.source.bind_names(given, where) if graph.source is not None else None
-    if bound is None:
-        missing = [v.name for v in graph.inputs if v.name not in given]
-        raise IrpruneError(
-            f"no value for input {missing[0]!r}; given: {', '.join(given)}",
-            where,
-            f"the inputs are {', '.join(v.name for v in graph.inputs)}",
-        )
-    return bound[0], _left(given, bound[1])
-
-
-def _checked(x: Any, value: Value, where: str) -> torch.Tensor:
-    """``x`` as a tensor of the value's type. Raises IrpruneError where it is none or does not
-    fit."""
-    if not isinstance(x, torch.Tensor):
-        try:
-            x = torch.as_tensor(np.asarray(x))
-        except (TypeError, ValueError):
-            raise IrpruneError(
-                f"input {value.name!r} is a {type(x).__name__}, not a tensor", where
-            ) from None
-    want = TO_TORCH[value.dtype]
-    x = x.detach()
-    if want.is_floating_point != x.is_floating_point():
-        raise IrpruneError(
-            f"input {value.name!r} holds {x.dtype}, the model takes {want}",
-            where,
-            "convert (and scale) the data as for the model itself",
-        )
-    if x.dim() == value.rank - 1 and all(
-        isinstance(s, Sym) or n == s for n, s in zip(x.shape, value.shape[1:], strict=True)
-    ):
-        x = x[None]  # one sample
-    fits = x.dim() == value.rank and all(
-        isinstance(s, Sym) or same(int(n), s)
-        for n, s in zip(x.shape[1:], value.shape[1:], strict=True)
-    )
-    if not fits or not x.numel():
-        shown = ", ".join(str(s) for s in value.shape)
-        raise IrpruneError(
-            f"input {value.name!r} has shape {list(x.shape)}, the model takes [{shown}]",
-            where,
-            "the first dimension may be any number of samples",
-        )
-    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        raise IrpruneError(
-            f"input {value.name!r} holds NaN or infinity", where, "clean the calibration data"
-        )
-    made: torch.Tensor = x.to(want)
-    return made
-
-
-def _rows(made: Batch, rows: slice) -> Batch:
-    own = made.size
-
-    def cut(x: Any) -> Any:
-        if isinstance(x, (torch.Tensor, np.ndarray)) and x.ndim and x.shape[0] == own:
-            return x[rows]
-        return {k: cut(v) for k, v in x.items()} if isinstance(x, dict) else x
-
-    return Batch(
-        tuple(cut(x) for x in made.inputs), tuple(cut(x) for x in made.extra), rows, made.number
-    )
-
-
-# -- the batch dimension ---------------------------------------------------------------------------
-
-
-def _batch_size(graph: Graph) -> Any:
-    """The first dimension that all inputs share; None where they do not."""
-    sizes = [v.shape[0] for v in graph.inputs if v.rank]
-    if not sizes or len(sizes) != len(graph.inputs) or any(not same(s, sizes[0]) for s in sizes):
-        return None
-    return sizes[0]
-
-
-def _any_batch(graph: Graph, first: Batch) -> bool:
-    """Whether two samples at once give what each gives alone."""
-    own = _batch_size(graph)
-    if own is None:
-        return False
-    if isinstance(own, Sym):
-        return True
-    own = int(own)
-    inputs = [x[torch.arange(own) % x.shape[0]] for x in first.inputs]
-    turned = [x.roll(1, -1) if x.is_floating_point() else x for x in inputs]
-    try:
-        alone, other = evaluate(graph, inputs), evaluate(graph, turned)
-        both = evaluate(graph, [torch.cat(pair) for pair in zip(inputs, turned, strict=True)])
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        return False  # a size is written down somewhere in the graph
-    return all(
-        a.dim() > 0
-        and b.shape == (2 * a.shape[0], *a.shape[1:])
-        and torch.allclose(torch.cat((a, o)).float(), b.float(), rtol=1e-3, atol=1e-4)
-        for a, o, b in zip(alone, other, both, strict=True)
-    )
-
-
-def _example_size(graph: Graph, i: int, d: int) -> int:
-    """A size for dimension ``d`` of input ``i``: the captured example's where the size is
-    dynamic."""
-    size = graph.inputs[i].shape[d]
-    if not isinstance(size, Sym):
-        return int(size)
-    shapes = graph.source.example_shapes() if graph.source is not None else None
-    return 8 if shapes is None else shapes[i][d]

@@ -21,7 +21,8 @@ from irprune.ir.dtype import is_half, is_real
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.arrays import as_tensor
 from irprune.ops.registry import may_mask, readers_of, role_of
-from irprune.run.calibration import Batch, Calibration
+from irprune.run.batch import Batch
+from irprune.run.calibration import Calibration
 from irprune.run.difference import channel_dims, deviations, is_distribution, presence, units
 from irprune.run.interpret import evaluate
 from irprune.run.ranks import Sums

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from irprune.run.calibration import Batch, Calibration
+from irprune.run.batch import Batch
+from irprune.run.calibration import Calibration
 
 __all__ = ["divided"]
 

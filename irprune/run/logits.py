@@ -16,7 +16,7 @@ from irprune.run.inputs import index_limits
 if TYPE_CHECKING:
     import torch
 
-    from irprune.run.calibration import Batch
+    from irprune.run.batch import Batch
 
 __all__ = ["Logits", "divergence", "logits_of", "same_choice", "shortened", "surprise"]
 

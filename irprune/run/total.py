@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterable
 from itertools import groupby
 from typing import Generic, TypeVar
 
-from irprune.run.calibration import Batch, Calibration
+from irprune.run.batch import Batch
+from irprune.run.calibration import Calibration
 from irprune.run.ranks import Ranks, Statistic
 
 __all__ = ["GROUP", "LANES", "is_mine", "summed", "total"]

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from irprune.ir.dtype import item_bytes
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.size import probe_of
-from irprune.run.calibration import Batch, Calibration
+from irprune.run.batch import Batch
+from irprune.run.calibration import Calibration
 from irprune.run.interpret import Hook
 from irprune.run.kept_files import KeptFiles
 from irprune.run.ranks import Statistic

@@ -1,19 +1,16 @@
 """Faults that are planted by hand, each in a model of its own: in what is captured, kept, emitted,
 read, written, in gradients, in training mode and in repairs.
 
-A work prunes a small model and uses what comes out: the numbers of its weights, its outputs, its
-gradients, what another library reads in its files. It runs once without the fault and once with it:
-a check fails, nothing comes out, the numbers are the same, or they are not and nothing saw it."""
+A work (``irprune.testing.works``) runs once without the fault and once with it
+(``irprune.testing.plants``): a check fails, nothing comes out, the numbers are the same, or they
+are not and nothing saw it."""
 
 from __future__ import annotations
 
 import contextlib
-import runpy
-import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,14 +19,11 @@ import onnx
 import safetensors.numpy
 import safetensors.torch
 import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import irprune
 import irprune.api.calls as calls
-import irprune.emit.onnx.emitter as emitter
 import irprune.emit.onnx.file as writing
 import irprune.emit.torch.module as emission
 import irprune.emit.torch.saved as saved
@@ -40,15 +34,29 @@ import irprune.passes.slice as slicing
 from irprune.errors import CheckFailed
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Selection
-from irprune.ops.onnx.importer import SPELLINGS
-from irprune.run.session import run_session, session
+from irprune.testing.plants import (
+    NotPlanted,
+    Plant,
+    attribute,
+    loader,
+    message,
+    source,
+    spelled,
+    wrapped,
+)
+from irprune.testing.works import (
+    Array,
+    Found,
+    Work,
+    file,
+    file_as_module,
+    file_with_data,
+    module,
+    program,
+    repaired,
+)
 
 __all__ = ["FAULTS", "Fault", "seen"]
-
-Array = NDArray[Any]
-Found = dict[str, Array]
-Work = Callable[[], Found]
-Plant = Callable[[], contextlib.AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -60,10 +68,6 @@ class Fault:
     kind: str
     work: Work
     plant: Plant
-
-
-class NotPlanted(AssertionError):
-    """The place for a fault was not found, so that nothing can be said about it."""
 
 
 def seen(fault: Fault) -> tuple[str, str]:
@@ -93,353 +97,6 @@ def seen(fault: Fault) -> tuple[str, str]:
 def _right(work: Work) -> Found:
     """What ``work`` gives where nothing is planted."""
     return work()
-
-
-# -- works -----------------------------------------------------------------------------------------
-
-
-class Net(nn.Module):
-    """A little of everything: a residual, a depthwise convolution, norms, attention, a scale, tied
-    weights, a stopped gradient, dropout, several results."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 16, 3, padding=1, stride=2)
-        self.norm = nn.BatchNorm2d(16, momentum=0.2, eps=1e-2)
-        self.a = nn.Conv2d(16, 32, 3, padding=1)
-        self.dw = nn.Conv2d(32, 32, 3, padding=1, groups=32)
-        self.b = nn.Conv2d(32, 16, 1)
-        self.groups = nn.Conv2d(16, 16, 3, padding=1, groups=4)
-        self.mix = nn.Conv2d(16, 16, 1)
-        self.drop = nn.Dropout(0.3)
-        self.ln = nn.LayerNorm(16, eps=1e-2)
-        self.qkv, self.out = nn.Linear(16, 48), nn.Linear(16, 16)
-        self.head = nn.Linear(16, 4)
-        self.scale = nn.Parameter(torch.rand(16))
-        self.mean: Tensor
-        self.register_buffer("mean", torch.rand(3, 1, 1))
-        self.notes: Tensor
-        self.register_buffer("notes", torch.rand(4), persistent=False)
-        self.up, self.tied = nn.Linear(16, 16, bias=False), nn.Linear(16, 16)
-        self.tied.weight = self.up.weight
-        self.free = nn.Parameter(torch.rand(4), requires_grad=False)
-        self.norm.register_buffer("running_mean", torch.rand(16) - 0.5)
-        self.norm.register_buffer("running_var", torch.rand(16) + 0.5)
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        y = F.relu(self.norm(self.stem(x - self.mean)))
-        y = y + self.b(F.leaky_relu(self.dw(F.gelu(self.a(y))), 0.2))
-        y = y - 0.5 * self.mix(F.silu(self.groups(y)))
-        z = self.ln(y.flatten(2).transpose(1, 2))
-        q, k, v = self.qkv(z).reshape(z.shape[0], -1, 3, 2, 8).permute(2, 0, 3, 1, 4)
-        w = torch.softmax(q @ k.transpose(-1, -2) * 8**-0.5, -1)
-        z = z + self.scale * self.out((w @ v).transpose(1, 2).flatten(2))
-        z = self.drop(z) * torch.sigmoid(z.detach().mean(1, keepdim=True))
-        z = z + self.tied(torch.tanh(self.up(z)))
-        return {"scores": self.head(z.mean(1)) + self.free + self.notes, "map": z.std(-1)}
-
-
-def _net() -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    return Net().eval(), torch.randn(2, 3, 8, 8)
-
-
-def _module_of(module: nn.Module, x: Tensor) -> Found:
-    """Weights, outputs, and one step of training of ``module``."""
-    out = {f"state {k}": v.detach().numpy().copy() for k, v in module.state_dict().items()}
-    for i, y in enumerate(_several(module(x))):
-        out[f"output {i}"] = y.detach().numpy()
-    names = dict(module.named_parameters(remove_duplicate=False))
-    out["trained"] = np.array([k for k, v in names.items() if v.requires_grad])
-    out["shared"] = np.array([len({id(v) for v in names.values()}), len(names)])
-    module.train()
-    torch.manual_seed(1)
-    results = _several(module(x))
-    total = torch.stack([(y * (i + 1)).pow(2).sum() for i, y in enumerate(results)]).sum()
-    learned = {k: v for k, v in names.items() if v.requires_grad}
-    found = torch.autograd.grad(total, list(learned.values()), allow_unused=True)
-    for k, g in zip(learned, found, strict=True):
-        if g is not None:
-            out[f"gradient {k}"] = g.numpy()
-    for k, v in module.named_buffers():
-        out[f"after {k}"] = v.detach().numpy()
-    module.eval()
-    return out
-
-
-def _several(made: Any) -> list[Tensor]:
-    values = made.values() if isinstance(made, dict) else made
-    return [values] if isinstance(values, Tensor) else list(values)
-
-
-def module() -> Found:
-    """A module pruned and proven, its gradients too."""
-    model, x = _net()
-    pruned = irprune.prune(model, (x,), proof="gradients")
-    return _module_of(pruned.module, x)
-
-
-def program() -> Found:
-    """A folder that is written, and what torch and safetensors read in it."""
-    model, x = _net()
-    with tempfile.TemporaryDirectory() as place:
-        folder = irprune.prune(model, (x,)).save(Path(place) / "out")
-        out = {
-            f"held {k}": v
-            for k, v in safetensors.numpy.load_file(folder / "weights.safetensors").items()
-        }
-        made = torch.export.load(str(folder / "model.pt2")).module()
-        for k, v in enumerate(_several(made(x))):
-            out[f"program {k}"] = v.detach().numpy()
-        space = runpy.run_path(str(folder / "model.py"))
-        for k, v in enumerate(_several(space["load"]()(x))):
-            out[f"source {k}"] = v.detach().numpy()
-        feed = {"x": x.numpy()}
-        for name, array in run_session(session(folder / "model.onnx", "cpu"), feed).items():
-            out[f"onnx {name}"] = array
-    return out
-
-
-def _file(outside: bool) -> onnx.ModelProto:
-    """A convolutional file, with norms, groups, a product and shape arithmetic."""
-    numbers = np.random.default_rng(0)
-    tensors = []
-
-    def held(name: str, *shape: int, low: float = -0.5, high: float = 0.5) -> str:
-        array = numbers.uniform(low, high, shape).astype(np.float32)
-        tensors.append(numpy_helper.from_array(array, name))
-        return name
-
-    for k in ("scale", "bias", "mean"):
-        held(f"norm.{k}", 16)
-    held("norm.var", 16, low=0.5, high=2.0)
-    tensors.append(numpy_helper.from_array(np.array([0, 64, -1]), "shape"))
-    node = helper.make_node
-    nodes = [
-        node("Conv", ["x", held("w0", 16, 3, 3, 3), held("b0", 16)], ["c0"], pads=[1] * 4),
-        node(
-            "BatchNormalization",
-            ["c0", "norm.scale", "norm.bias", "norm.mean", "norm.var"],
-            ["n0"],
-            epsilon=0.01,
-        ),
-        node("LeakyRelu", ["n0"], ["r0"], alpha=0.2),
-        node(
-            "Conv", ["r0", held("w1", 32, 4, 3, 3), held("b1", 32)], ["c1"], pads=[1] * 4, group=4
-        ),
-        node("Relu", ["c1"], ["r1"]),
-        node("Conv", ["r1", held("w2", 16, 32, 1, 1)], ["c2"]),
-        node("Add", ["c2", "r0"], ["a0"]),
-        node("Conv", ["a0", held("w3", 64, 16, 3, 3)], ["c3"], strides=[2, 2]),
-        node("Sigmoid", ["c3"], ["s0"]),
-        node("Reshape", ["s0", "shape"], ["f0"]),
-        node("Transpose", ["f0"], ["t0"], perm=[0, 2, 1]),
-        node("MatMul", ["t0", held("w4", 64, 32)], ["m0"]),
-        node("Softmax", ["m0"], ["p0"], axis=2),
-        node("Transpose", ["p0"], ["u0"], perm=[2, 0, 1]),
-        node("ReduceMean", ["u0"], ["v0"], axes=[2], keepdims=0),
-        node("Gemm", ["v0", held("w5", 32, 10), held("b5", 10)], ["y"], transA=1),
-        node("Sub", ["y", held("w6", 10)], ["z"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "net",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 9, 9])],
-        [
-            helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 10]),
-            helper.make_tensor_value_info("z", TensorProto.FLOAT, [2, 10]),
-        ],
-        tensors,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    if outside:
-        for tensor in model.graph.initializer:
-            if tensor.name.startswith("w"):
-                tensor.doc_string = "outside"
-    return model
-
-
-def _written(outside: bool, folder: bool = False) -> Found:
-    model = _file(outside)
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place) / "in.onnx"
-        if outside:
-            onnx.save(
-                model,
-                str(path),
-                save_as_external_data=True,
-                location="in.data",
-                size_threshold=1000,
-            )
-        else:
-            onnx.save(model, str(path))
-        pruned = irprune.prune(str(path))
-        second = pruned.report.proof.shaken if pruned.report.proof is not None else None
-        whole = second is not None and second.judge_error is not None and second.judged == 1
-        out: Found = {"confirmed": np.array(whole)}
-        feed = {"x": np.random.default_rng(1).normal(size=(2, 3, 9, 9)).astype(np.float32)}
-        if folder:
-            made = pruned.save(Path(place) / "out")
-            space = runpy.run_path(str(made / "model.py"))
-            for k, v in enumerate(_several(space["load"]()(torch.from_numpy(feed["x"])))):
-                out[f"source {k}"] = v.detach().numpy()
-            file = made / "model.onnx"
-        else:
-            file = pruned.onnx(Path(place) / "out.onnx")
-        for name, array in run_session(session(file, "cpu"), feed).items():
-            out[f"output {name}"] = array
-        read = onnx.load(str(file))
-        out["names"] = np.array([v.name for v in (*read.graph.input, *read.graph.output)])
-        for tensor in read.graph.initializer:
-            out[f"held {tensor.name}"] = numpy_helper.to_array(tensor)
-    return out
-
-
-def file() -> Found:
-    """A file read, pruned, proven and written."""
-    return _written(False)
-
-
-def file_with_data() -> Found:
-    """A file whose weights lie beside it."""
-    return _written(True)
-
-
-def file_as_module() -> Found:
-    """A folder out of a file: a module beside the file."""
-    return _written(False, folder=True)
-
-
-@cache
-def repaired(*methods: str) -> Work:
-    """A work that prunes and repairs; a repair that is taken back was seen by its own check."""
-
-    def work() -> Found:
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(3, 16, 3),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.Conv2d(16, 16, 3),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(16, 5),
-        )
-        data = torch.randn(128, 3, 10, 10) + 0.5
-        model.train()
-        model(data)
-        model.eval()
-        pruned = irprune.prune(
-            model, (data[:4],), calibration=data, repair=methods, importance="magnitude"
-        )
-        told = pruned.report.repair
-        if told is None or told.methods != methods:
-            raise CheckFailed(f"the repair is taken back: {told and told.notes}")
-        return {k: v.numpy() for k, v in pruned.module.state_dict().items()}
-
-    return work
-
-
-# -- ways to plant ---------------------------------------------------------------------------------
-
-
-def wrapped(place: Any, name: str, change: Callable[..., Any]) -> Plant:
-    """The function ``name`` of ``place`` called through ``change(real, *args)``."""
-
-    @contextlib.contextmanager
-    def plant() -> Iterator[None]:
-        real = getattr(place, name)
-        met = []
-
-        def wrong(*args: Any, **kwargs: Any) -> Any:
-            met.append(1)
-            return change(real, *args, **kwargs)
-
-        with mock.patch.object(place, name, wrong):
-            yield
-        if not met:
-            raise NotPlanted(name)
-
-    return plant
-
-
-def source(old: str, new: str) -> Plant:
-    """The emitted source with ``new`` in the place of ``old``."""
-
-    def change(real: Any, graph: Graph) -> Any:
-        made = real(graph)
-        if old not in made.text:
-            raise NotPlanted(old)
-        return replace(made, text=made.text.replace(old, new))
-
-    return wrapped(emission, "write", change)
-
-
-def loader(old: str, new: str) -> Plant:
-    """The loader in ``model.py`` with ``new`` in the place of ``old``."""
-
-    @contextlib.contextmanager
-    def plant() -> Iterator[None]:
-        if old not in saved._LOADER:
-            raise NotPlanted(old)
-        with mock.patch.object(saved, "_LOADER", saved._LOADER.replace(old, new)):
-            yield
-
-    return plant
-
-
-def message(change: Callable[[onnx.ModelProto], None]) -> Plant:
-    """The ONNX file that is made, changed."""
-
-    def wrong(real: Any, self: Any) -> Any:
-        made = real(self)
-        before = made.SerializeToString()
-        change(made)
-        if made.SerializeToString() == before:
-            raise NotPlanted("message")
-        return made
-
-    @contextlib.contextmanager
-    def plant() -> Iterator[None]:
-        real = emitter.Emitter.emit
-        with mock.patch.object(emitter.Emitter, "emit", lambda self: wrong(real, self)):
-            yield
-
-    return plant
-
-
-def attribute(kind: str, name: str, value: Any) -> Plant:
-    """An attribute of every node ``kind`` of the ONNX file that is made set to ``value``."""
-
-    def change(model: onnx.ModelProto) -> None:
-        for node in model.graph.node:
-            if node.op_type == kind:
-                kept = [a for a in node.attribute if a.name != name]
-                del node.attribute[:]
-                node.attribute.extend(kept)
-                if value is not None:
-                    node.attribute.append(helper.make_attribute(name, value))
-
-    return message(change)
-
-
-def spelled(target: str, change: Callable[[Any], Any]) -> Plant:
-    """The ONNX operator ``target`` read with other attributes."""
-
-    def plant() -> contextlib.AbstractContextManager[Any]:
-        made = SPELLINGS[target]
-
-        def read(node: Any) -> Any:
-            return made.read(replace(node, attrs=change(dict(node.attrs))))
-
-        return mock.patch.dict(SPELLINGS, {target: replace(made, read=read)})
-
-    return plant
-
-
-# -- faults ----------------------------------------------------------------------------------------
 
 
 def _index(dim: int, change: Callable[[Array, int], Array], only: str = "") -> Plant:

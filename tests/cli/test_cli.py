@@ -592,10 +592,10 @@ def test_a_really_full_disk_leaves_nothing(net: str, tmp_path: Path) -> None:
     not Path("/dev/shm").exists() or os.geteuid() != 0, reason="needs a small disk of its own"
 )
 def test_an_old_output_outlives_a_full_and_a_read_only_disk(tmp_path: Path) -> None:
-    from irprune.testing.planted import _file
+    from irprune.testing.works import made_file
 
     net = str(tmp_path / "in.onnx")
-    onnx.save(_file(False), net)
+    onnx.save(made_file(False), net)
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)]

@@ -19,7 +19,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.passes.choose import Choose
 from irprune.passes.score import Score
-from irprune.run.calibration import Batch
+from irprune.run.batch import Batch
 from irprune.run.gradients import Gradients, drawn_loss
 
 DATA = ("fisher", "flap", "osscar", "reconstruction", "taylor", "taylor_squared", "wanda")

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import irprune
 from irprune import api
 from irprune.analysis.layers import layers
-from irprune.criteria.measured import LEVELS, RUNS, Probe, affordable, scaled
+from irprune.criteria.measured import LEVELS, OFTEN, RUNS, Probe, affordable, scaled
 from irprune.criteria.readings import Readings, key_of, readings_of
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Weight
@@ -112,8 +112,9 @@ def test_what_is_measured_costs_about_as_much_as_five_runs_over_the_data() -> No
     assert affordable(4, 256) == (LEVELS[0], 32)
     for groups, samples in ((12, 256), (30, 128), (60, 256)):
         levels, count = affordable(groups, samples)
-        cost = 8 * 0.8 * len(levels) + 2 * (count - 8)  # of a group whose reader comes first
+        cost = len(levels) * (8 + OFTEN * (count - 8))  # of a group whose reader comes first
         assert 8 <= count <= 32 and groups / 2 * cost <= RUNS * samples
+    assert affordable(30, 128) == (LEVELS[-1], 17)  # samples rather than levels
     assert affordable(200, 24) == (LEVELS[-1], 8)
 
 

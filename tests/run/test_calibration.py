@@ -15,7 +15,8 @@ from torch.export import Dim
 from irprune import api
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
-from irprune.run.calibration import Calibration, noise
+from irprune.run.calibration import Calibration
+from irprune.run.noise import noise
 
 
 class Pairs(nn.Module):

@@ -9,9 +9,10 @@ from torch import nn
 
 import irprune
 from irprune.ir.graph import Graph
-from irprune.run.calibration import Calibration, noise
+from irprune.run.calibration import Calibration
 from irprune.run.contradiction import contradiction
 from irprune.run.interpret import evaluate
+from irprune.run.noise import noise
 from irprune.run.norm_statistics import stored
 from irprune.run.synthetic import WORK, Plan, planned, synthetic
 
@@ -127,7 +128,7 @@ def test_a_prune_with_wrong_data_says_so() -> None:
 
 
 def test_a_file_that_names_its_number_of_samples_gets_that_many() -> None:
-    from irprune.testing.planted import _file
+    from irprune.testing.works import made_file
 
-    report = irprune.prune(_file(False), proof=False).report
+    report = irprune.prune(made_file(False), proof=False).report
     assert any(note.startswith("calibrated on") for note in report.notes)

@@ -19,10 +19,10 @@ from irprune.testing.planted import FAULTS, seen
 
 
 def test_a_file_is_read_back(tmp_path: Path) -> None:
-    from irprune.testing.planted import _file
+    from irprune.testing.works import made_file
 
     onnx.save(
-        _file(True),
+        made_file(True),
         str(tmp_path / "in.onnx"),
         save_as_external_data=True,
         location="in.data",
@@ -52,9 +52,9 @@ def test_a_folder_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_file_has_no_program(tmp_path: Path) -> None:
-    from irprune.testing.planted import _file
+    from irprune.testing.works import made_file
 
-    pruned = irprune.prune(_file(False), proof=False)
+    pruned = irprune.prune(made_file(False), proof=False)
     with pytest.raises(IrpruneError, match=r"a \.pt2 program is made of a PyTorch model"):
         pruned.program(tmp_path / "out.pt2")
 

@@ -18,7 +18,6 @@ import torch
 from irprune.base.garbage import without_collection
 from irprune.emit.torch.code import (
     DEVICE,
-    INFIX,
     Code,
     Function,
     Line,
@@ -29,8 +28,6 @@ from irprune.emit.torch.code import (
     call,
     delete,
     identifier,
-    infix,
-    is_identifier,
     literal,
     parsed_as_meant,
     quote,
@@ -39,144 +36,25 @@ from irprune.emit.torch.code import (
     tuple_of,
     variable,
 )
+from irprune.emit.torch.header import ABOUT, HEADER, RESERVED
 from irprune.emit.torch.layers import Layer, layer_for
+from irprune.emit.torch.places import Held, held_at, path_of, put
 from irprune.emit.torch.signature import Classes, Signature, pack
+from irprune.emit.torch.size_code import line_of, said_of, size_code, solved_for
 from irprune.emit.torch.spelling import spell
 from irprune.errors import IrpruneError, printable
 from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.guards import Fixed
-from irprune.ir.size import Sym, linear
+from irprune.ir.size import Sym
 from irprune.ir.symbols import names_in
 from irprune.ops.call import bind, overload, substitute
-from irprune.ops.dtypes import TO_TORCH, torch_attribute
+from irprune.ops.dtypes import torch_attribute
 from irprune.ops.onnx import functions
 from irprune.ops.registry import aten_target, lookup
 
 __all__ = ["Source", "Tensor", "write"]
-
-_ABOUT = "{name}, pruned by irprune. Needs only torch; the weights lie beside this file."
-HEADER = '''\
-import collections
-import math
-
-import torch
-import torch.nn.functional as F
-from torch import nn
-
-
-class Part(nn.Module):
-    """A named place in the tree of modules; ``part[0]`` is its child "0"."""
-
-    def __getitem__(self, key):
-        return getattr(self, str(key))
-
-
-def put(root, path, item, persistent=True):
-    """Hang ``item`` (a module, a parameter or a buffer) into the tree below ``root``."""
-    *parents, name = path.split(".")
-    for parent in parents:
-        if parent not in root._modules:
-            root.add_module(parent, Part())
-        root = root._modules[parent]
-    if isinstance(item, nn.Module):
-        root.add_module(name, item)
-    elif isinstance(item, nn.Parameter):
-        root.register_parameter(name, item)
-    else:
-        root.register_buffer(name, item, persistent)
-
-
-def fill(model, tensors):
-    """Give every parameter and buffer of ``model`` its tensor; names that share one keep sharing it."""
-    places, made = [], {}
-    for path, module in model.named_modules():
-        for name, old in (*module._parameters.items(), *module._buffers.items()):
-            if old is not None:
-                places.append((module, name, old))
-                new = tensors.get(path + "." + name if path else name)
-                if new is not None:
-                    made[id(old)] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-    for module, name, old in places:
-        setattr(module, name, made[id(old)])
-    return model
-
-
-def expect(name, value, captured):
-    """Refuse a value that the graph was not captured with."""
-    if value != captured:
-        raise ValueError(f"{name}={value!r}: the model was captured with {captured!r}")
-
-
-def require(name, value):
-    """Refuse to go on without an argument that the graph was captured with."""
-    if value is None:
-        raise TypeError(f"missing argument {name!r}: the model was captured with it")
-
-
-def sized(name, tensor, rank, *fixed):
-    """Refuse an input of another size than the one that the model is right for."""
-    if tensor.dim() != rank:
-        raise ValueError(f"{name} has {tensor.dim()} dimensions, the model was captured with {rank}")
-    for dim, size, why in fixed:
-        if tensor.shape[dim] != size:
-            raise ValueError(
-                f"{name}: dimension {dim} is {tensor.shape[dim]}, the model was captured with {size}{why}"
-            )
-
-
-def holds(truth, why, *sizes):
-    """Refuse sizes that forward treats in another way than those that it was captured with."""
-    if not truth:
-        found = ", ".join(
-            f"{name}: dimension {dim} is {size}, the model was captured with {was}"
-            for name, dim, size, was in sizes
-        )
-        raise ValueError(f"{found} ({why})")
-
-
-def record(name, fields):
-    """A class of dictionaries with attributes, in place of one that is not installed here."""
-    def init(self, **values):
-        dict.__init__(self, {k: v for k, v in values.items() if v is not None})
-        self.__dict__.update(values)
-
-    return type(name, (dict,), {"__init__": init, "__slots__": ("__dict__",)})
-
-
-'''
-
-
-_RESERVED = (
-    "self",
-    "torch",
-    "F",
-    "nn",
-    "put",
-    "fill",
-    "expect",
-    "require",
-    "record",
-    "sized",
-    "holds",
-    "collections",
-    "math",
-    "Part",
-    "Model",
-    "device",
-    "max",
-    "min",
-    "float",
-    "int",
-    "type",
-    "complex",
-    "getattr",
-    "abs",
-    "round",
-    "next",
-    "own",
-)
 
 
 @dataclass(frozen=True)
@@ -215,7 +93,7 @@ class _Writer:
     def __init__(self, graph: Graph) -> None:
         self.graph, self.source = graph, find_torch_source(graph)
         self.names: dict[Value, str] = {}
-        self.taken = {*_RESERVED, *_functions_of(graph)}
+        self.taken = {*RESERVED, *_functions_of(graph)}
         self.symbols: dict[str, str] = {}  # of the graph -> the variable that holds it
         self.layers: dict[str, Layer] = {}
         self.layer_of: dict[Node, str] = {}
@@ -233,7 +111,7 @@ class _Writer:
         itself = Parameters()
         itself.add("self")
         methods = [Function("__init__", itself, built), self._forward()]
-        about = ast.Expr(ast.Constant(_ABOUT.format(name=printable(self.graph.name))))
+        about = ast.Expr(ast.Constant(ABOUT.format(name=printable(self.graph.name))))
         classes = self.classes.statements
         meant = [
             about,
@@ -297,14 +175,14 @@ class _Writer:
             if name in graph.removed:
                 continue
             weight, entry = by_name.get(name), state.get(name)
-            held = _held(weight, entry)
+            held = held_at(weight, entry)
             layer = layer_at.get(name)
             inside = layer is not None or self._counts_batches(name)
             if layer is not None and layer.owner not in declared:
                 declared.add(layer.owner)
-                yield _put(layer.owner, layer.code)
+                yield put(layer.owner, layer.code)
             if held.key in first:
-                yield _put(name, path_of(first[held.key]))
+                yield put(name, path_of(first[held.key]))
                 continue
             first[held.key] = name
             self.tensors[name] = Tensor(
@@ -316,7 +194,7 @@ class _Writer:
                 fixed.append(name)
         for owner, layer in self.layers.items():
             if owner not in declared:
-                yield _put(owner, layer.code)
+                yield put(owner, layer.code)
         for name in fixed:
             yield statement(quote("_0.requires_grad_(False)", path_of(name)))
 
@@ -324,14 +202,14 @@ class _Writer:
         owner, _, own = name.rpartition(".")
         return own == "num_batches_tracked" and owner in self.layers
 
-    def _loose(self, name: str, held: _Held) -> ast.stmt:
+    def _loose(self, name: str, held: Held) -> ast.stmt:
         """A parameter or buffer that no layer declares."""
         plain = held.dtype == torch.float32
         made = call("torch.empty", [held.shape], {} if plain else {"dtype": held.dtype})
         if held.kind == "parameter":
             fixed = {} if held.trainable else {"requires_grad": False}
-            return _put(name, call("nn.Parameter", [made], fixed))
-        return _put(name, made, {} if held.persistent else {"persistent": False})
+            return put(name, call("nn.Parameter", [made], fixed))
+        return put(name, made, {} if held.persistent else {"persistent": False})
 
     # -- forward -----------------------------------------------------------------------------------
 
@@ -420,7 +298,7 @@ class _Writer:
             of.setdefault(one.input, []).append(one)
         for i, fixed in of.items():
             value = self.graph.inputs[i]
-            said = [[f.dim, f.size, _why(f.where)] for f in fixed]
+            said = [[f.dim, f.size, said_of(f.where)] for f in fixed]
             given = [value.name, self._name(value), value.rank, *said]
             yield statement(call("sized", given))
 
@@ -442,7 +320,7 @@ class _Writer:
                 position, dim = graph.places[symbol]
                 name = graph.inputs[position].name
                 about.append([name, dim, size(symbol), graph.sizes[symbol]])
-            why = f"{_line_of(guard.where) or 'forward'} goes by {guard}"
+            why = f"{line_of(guard.where) or 'forward'} goes by {guard}"
             yield statement(call("holds", [quote(f"_0 {guard.relation} _1", *sides), why, *about]))
 
     def _device(self) -> Code:
@@ -487,7 +365,7 @@ class _Writer:
                     ):
                         continue
                     size = subscript(attribute(self._name(v), "shape"), [literal(d)])
-                    solved = _solve(s, own, size)
+                    solved = solved_for(s, own, size)
                     if solved is not None:
                         bound.add(own)
                         yield assign(variable(self._symbol(own)), solved)
@@ -618,10 +496,6 @@ def _statements(function: str | Function) -> tuple[ast.stmt, ...]:
     return _parsed(function) if isinstance(function, str) else (function.frame,)
 
 
-def _put(place: str, item: Code, options: dict[str, Any] | None = None) -> ast.stmt:
-    return statement(call("put", [variable("self"), place, item], options))
-
-
 def _is_list(node: Node) -> bool:
     """Whether the operator gives a list of tensors, be it of one: ``unbind``, ``split`` and their
     like."""
@@ -630,90 +504,6 @@ def _is_list(node: Node) -> bool:
     except LookupError:
         return False
     return len(returns) == 1 and str(returns[0].type) == "List[Tensor]"
-
-
-@dataclass(frozen=True)
-class _Held:
-    """What stands at a name of the state: a weight of the graph, or a tensor that the graph does
-    not read."""
-
-    key: int
-    load: Callable[[], Any]
-    kind: str
-    shape: list[Any]
-    dtype: Any
-    trainable: bool
-    persistent: bool
-
-
-def _held(weight: Weight | None, entry: Any) -> _Held:
-    if weight is not None:
-        persistent = entry.persistent if entry is not None else weight.kind != "constant"
-        return _Held(
-            id(weight),
-            weight.load,
-            weight.kind,
-            list(weight.shape),
-            TO_TORCH[weight.dtype],
-            weight.trainable,
-            persistent,
-        )
-    tensor = entry.tensor
-    return _Held(
-        id(tensor),
-        lambda: tensor,
-        entry.kind,
-        list(tensor.shape),
-        tensor.dtype,
-        tensor.requires_grad,
-        entry.persistent,
-    )
-
-
-def path_of(place: str) -> Code:
-    """``layer1.0.conv1`` as ``self.layer1[0].conv1``."""
-    out = variable("self")
-    for i, part in enumerate(place.split(".")):
-        if is_identifier(part) and not part.startswith("__"):  # Python reads __x as _Model__x
-            out = attribute(out, part)
-        elif i and part.isascii() and part.isdigit() and str(int(part)) == part:
-            out = subscript(out, [literal(int(part))])
-        else:
-            out = call("getattr", [out, part])
-    return out
-
-
-def size_code(size: Sym | int | float, named: Callable[[str], Code]) -> Code:
-    """The code of a size; ``named`` gives that of a symbol."""
-    if not isinstance(size, Sym):
-        return literal(size)
-    if size.name:
-        return named(size.name)
-    args = [size_code(a, named) for a in size.args if not isinstance(a, str)]
-    if size.op in INFIX:
-        return infix(args[0], size.op, args[1])
-    return quote("-_0", args[0]) if size.op == "neg" else call(size.op, args)
-
-
-def _solve(size: Sym, symbol: str, known: Code) -> Code | None:
-    """The code that gives ``symbol`` where ``size`` is ``known``; None where the size is not
-    ``k * symbol + c``."""
-    found = linear(size)
-    if found is None or (k := found[0].get(symbol, 0)) <= 0:
-        return None
-    c = found[1]
-    moved = infix(known, "-", c) if c > 0 else infix(known, "+", -c) if c < 0 else known
-    return infix(moved, "//", k) if k != 1 else moved
-
-
-def _line_of(where: str) -> str:
-    """``file:line`` without the folders."""
-    return where.replace("\\", "/").rpartition("/")[2] if ":" in where else where
-
-
-def _why(where: str) -> str:
-    """What the message says of what fixed a size."""
-    return f" ({_line_of(where)})" if where else ""
 
 
 def _last_uses(graph: Graph) -> dict[int, list[Value]]:

@@ -24,6 +24,8 @@ from irprune.frontend.onnx.branches import with_branches_taken
 from irprune.frontend.onnx.example_sizes import read_example_sizes
 from irprune.frontend.onnx.file import Files, read_model
 from irprune.frontend.onnx.functions import expand_calls
+from irprune.frontend.onnx.inference import Inference
+from irprune.frontend.onnx.learned import tell_constants
 from irprune.frontend.onnx.order import check_opset, reads, sort_nodes, target_of
 from irprune.frontend.onnx.proto import (
     attributes,
@@ -31,18 +33,15 @@ from irprune.frontend.onnx.proto import (
     constant_type,
     dense,
     dtype_of,
-    identifier,
-    is_named,
-    type_proto,
     value_type,
 )
 from irprune.frontend.onnx.sound import check_message
 from irprune.frontend.onnx.source import FileTensor, NodePlace, OnnxSource
-from irprune.frontend.onnx.types import check_types, without_data
+from irprune.frontend.onnx.types import check_types
 from irprune.ir.body import Body
 from irprune.ir.dtype import is_float, is_integer
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
-from irprune.ir.size import Size, Sym, symbol
+from irprune.ir.size import Sym, symbol
 from irprune.ops.onnx.dynamic import at_run_time
 from irprune.ops.onnx.fold import (
     LIMIT,
@@ -65,7 +64,7 @@ from irprune.ops.onnx.importer import (
     spelling_of,
 )
 from irprune.ops.onnx.types import result_type
-from irprune.ops.registry import TABLE, load_table, lookup, quantised_in, readers_of, role_of
+from irprune.ops.registry import TABLE, load_table
 
 __all__ = ["capture_onnx", "nodes_of"]
 
@@ -118,11 +117,10 @@ class _Reader:
         self.stored: dict[str, FileTensor] = {}  # by the name of the tensor
         self.deferred: dict[str, int] = {}
         self.uses: dict[str, int] = {}
-        self.declared = {v.name: v.type for v in (*self.proto.value_info, *self.proto.output)}
+        self.inference = Inference(source, self._constant, self.fresh)
         self.wanted = {name for n in self.proto.node for name in reads(n)} | {
             v.name for v in self.proto.output
         }
-        self.whole: dict[str, onnx.TypeProto] | None = None
         self.symbols: dict[str, Sym] = {}
         self.count = 0
         self.inside = False  # whether this is a body, which may never run
@@ -176,38 +174,8 @@ class _Reader:
                     "onnx.checker.check_model may say more",
                 ) from error
         self.graph.outputs = [self.value(v.name) for v in self.proto.output]
-        self._tell_constants()
+        tell_constants(self.graph)
         return self.graph
-
-    def _tell_constants(self) -> None:
-        """A file does not say what was learned: a tensor that is only compared, selected from or
-        written into was not, nor were the ones and zeros that exporters give to the norm of groups
-        (an instance norm of what was reshaped)."""
-        for weight in self.graph.weights.values():
-            readers, seen = list(weight.users), set(weight.users)
-            while readers and all(_lays_out(n) or _compares(n) for n in readers):
-                readers = [
-                    u
-                    for n in readers
-                    if not _compares(n)
-                    for v in n.outputs
-                    for u in v.users
-                    if u not in seen
-                ]
-                seen.update(readers)
-            if not readers and weight.users:
-                weight.kind, weight.trainable = "constant", False
-            elif (
-                weight.dtype in ("i8", "u8", "i4", "u4")
-                and weight.rank > 1
-                and any(_learned(n, i) for n, i in readers_of(weight))
-            ):
-                weight.kind = "parameter"
-        for node in self.graph.nodes:
-            made = node.operand(0).producer if node.attrs.get("use_input_stats") else None
-            for value in node.inputs[1:] if made is not None and _is_view(made) else ():
-                if isinstance(value, Weight) and len(np.unique(value.load())) == 1:
-                    value.kind, value.trainable = "constant", False
 
     def _note_symbols(self, kind: TensorType) -> None:
         for s in kind.shape or ():
@@ -371,7 +339,7 @@ class _Reader:
             lambda i: (
                 self._constant(node.input[i]) if i < len(node.input) and node.input[i] else None
             ),
-            lambda: self._infer(node, target, opset, types),
+            lambda: self.inference.of(node, opset, types, self.symbols),
             lambda name, formals: read_body(self, subgraphs[name], formals),
         )
         spelling = spelling_of(target)
@@ -570,109 +538,6 @@ class _Reader:
         self.graph.add_weight(weight)
         self.source.stored[name] = FileTensor("folded", name, weight.load)
         return weight
-
-    # -- types -------------------------------------------------------------------------------------
-
-    def _infer(
-        self, node: onnx.NodeProto, target: str, opset: int, types: list[TensorType | None]
-    ) -> list[TensorType]:
-        """ONNX's own inference for one node, then what the file declares, then unknown."""
-        found: dict[str, onnx.TypeProto] = {}
-        try:
-            schema = onnx.defs.get_schema(
-                node.op_type, opset, node.domain if node.domain != "ai.onnx" else ""
-            )
-            if any(
-                a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
-                for a in node.attribute
-            ):
-                found = self._whole_inference()
-            else:
-                known = {n: self._constant(n) for n in node.input if n}
-                data = {
-                    n: numpy_helper.from_array(a, n)
-                    for n, a in known.items()
-                    if a is not None and a.dtype != object
-                }
-                given = {
-                    n: type_proto(t, self.symbols)
-                    for n, t in zip(node.input, types, strict=False)
-                    if n and t is not None
-                }
-                found = onnx.shape_inference.infer_node_outputs(
-                    schema,
-                    node,
-                    given,
-                    data,
-                    opset_imports=list(self.source.model.opset_import),
-                    ir_version=self.source.model.ir_version,
-                )
-        except (
-            onnx.defs.SchemaError,
-            onnx.shape_inference.InferenceError,
-            KeyError,
-            RuntimeError,
-            ValueError,
-            TypeError,
-        ):
-            pass  # no type from here; the declared one is next
-        out = []
-        for name in node.output:
-            kind = self._type_from(found.get(name))
-            if kind is None or kind.shape is None:
-                kind = self._type_from(self.declared.get(name)) or kind
-            out.append(
-                kind or TensorType(next((t.dtype for t in types if t is not None), "f32"), None)
-            )
-        return out
-
-    def _type_from(self, proto: onnx.TypeProto | None) -> TensorType | None:
-        if proto is None or not proto.WhichOneof("value"):
-            return None
-        if not proto.HasField("tensor_type"):
-            return TensorType(proto.WhichOneof("value") or "?", None)
-        if not proto.tensor_type.HasField("shape"):
-            return TensorType(dtype_of(proto.tensor_type.elem_type), None)
-        shape: list[Size] = []
-        for d in proto.tensor_type.shape.dim:
-            if d.HasField("dim_value"):
-                shape.append(d.dim_value if d.dim_value >= 0 else self.fresh())
-            elif is_named(d.dim_param):
-                key = d.dim_param
-                shape.append(self.symbols.get(key) or symbol(identifier(key)))
-            else:
-                shape.append(self.fresh())
-        return TensorType(dtype_of(proto.tensor_type.elem_type), tuple(shape))
-
-    def _whole_inference(self) -> dict[str, onnx.TypeProto]:
-        """Types from ONNX's inference over the whole model, for results of nodes with subgraphs."""
-        if self.whole is None:
-            light = without_data(self.source.model)
-            done = onnx.shape_inference.infer_shapes(light, data_prop=True)
-            self.whole = {v.name: v.type for v in (*done.graph.value_info, *done.graph.output)}
-        return self.whole
-
-
-def _is_view(node: Node) -> bool:
-    entry = lookup(node)
-    return entry is not None and entry.is_view
-
-
-def _lays_out(node: Node) -> bool:
-    """Whether what ``node`` makes holds the elements that it reads."""
-    entry = lookup(node)
-    return entry is not None and entry.rearranges
-
-
-def _compares(node: Node) -> bool:
-    """Whether what ``node`` reads is no learned number: a mask, a bound, what is written over."""
-    entry = lookup(node)
-    return entry is not None and not entry.learned
-
-
-def _learned(node: Node, i: int) -> bool:
-    """Whether ``node`` reads the integers of operand ``i`` as what was learned."""
-    return i in quantised_in(node) or role_of(node, i) == "weight"
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
