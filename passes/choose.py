@@ -21,6 +21,7 @@ from irprune.analysis.cost import Timed
 from irprune.analysis.even_strides import even_leaves
 from irprune.analysis.kinds import KINDS, kinds
 from irprune.analysis.widths import PREFER, Carriers, carriers_of, row_step, widths_of
+from irprune.base.near import meant
 from irprune.choice.budget import check_budget, solve_budget
 from irprune.choice.counts import Limits, Rounder
 from irprune.choice.patterns import NamePatterns
@@ -130,18 +131,18 @@ class Choose:
                 raise IrpruneError(
                     f"divisible_by has no kind of width {kind!r}",
                     "choose",
-                    f"one of {', '.join(KINDS)}",
+                    meant(kind, KINDS, f"one of {', '.join(KINDS)}"),
                 )
             if not isinstance(number, int) or number < 1:
                 raise IrpruneError(
                     f"divisible_by of {kind!r} is {number!r}", "choose", "a whole number from 1 on"
                 )
         if self.scope not in SCOPES:
-            raise IrpruneError(f"scope is {self.scope!r}", "choose", "one of " + ", ".join(SCOPES))
+            hint = meant(str(self.scope), SCOPES, "one of " + ", ".join(SCOPES))
+            raise IrpruneError(f"scope is {self.scope!r}", "choose", hint)
         if self.prefer not in PREFER:
-            raise IrpruneError(
-                f"prefer is {self.prefer!r}", "choose", "one of " + ", ".join(PREFER)
-            )
+            hint = meant(str(self.prefer), PREFER, "one of " + ", ".join(PREFER))
+            raise IrpruneError(f"prefer is {self.prefer!r}", "choose", hint)
         if self.scope == "knapsack" and self.budget is None:
             raise IrpruneError(
                 "scope is 'knapsack' without a budget",
@@ -150,7 +151,9 @@ class Choose:
             )
         if self.uniform not in UNIFORM:
             raise IrpruneError(
-                f"uniform is {self.uniform!r}", "choose", "one of names, sizes, or empty"
+                f"uniform is {self.uniform!r}",
+                "choose",
+                meant(str(self.uniform), UNIFORM, "one of names, sizes, or empty"),
             )
         if isinstance(self.keep, str):
             raise IrpruneError(

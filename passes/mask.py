@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from irprune.base.near import meant
 from irprune.criteria.readings import key_of, readings_of
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
@@ -61,7 +62,8 @@ class Mask:
                 "the share of weights that is dropped, from 0 to below 1",
             )
         if self.scope not in ("local", "global"):
-            raise IrpruneError(f"scope is {self.scope!r}", "mask", "one of local, global")
+            hint = meant(str(self.scope), ("local", "global"), "one of local, global")
+            raise IrpruneError(f"scope is {self.scope!r}", "mask", hint)
 
     def run(self, graph: Graph) -> PassResult:
         import torch

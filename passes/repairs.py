@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from irprune import passes
 from irprune.base.entry_points import load_entry_points
+from irprune.base.near import meant
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.passes.result import PassResult
@@ -62,5 +63,6 @@ def repair_of(name: str) -> type[Repair]:
     """The repair called ``name``. Raises IrpruneError where there is none."""
     known = repairs()
     if name not in known:
-        raise IrpruneError(f"no repair is called {name!r}", "repair", "one of " + ", ".join(known))
+        hint = meant(name, known, "one of " + ", ".join(known))
+        raise IrpruneError(f"no repair is called {name!r}", "repair", hint)
     return known[name]

@@ -15,6 +15,7 @@ import numpy as np
 
 from irprune.analysis.blocks import blocks_of
 from irprune.analysis.widths import carriers_of
+from irprune.base.near import meant
 from irprune.choice.patterns import NamePatterns
 from irprune.criteria import Importance, Scores, criteria, named
 from irprune.criteria.measured import measured, set_apart
@@ -63,7 +64,11 @@ class Score:
             raise IrpruneError(
                 f"no normaliser is called {self.normalise!r}",
                 "score",
-                "one of " + ", ".join((*NORMALISERS, "measured")),
+                meant(
+                    str(self.normalise),
+                    (*NORMALISERS, "measured"),
+                    "one of " + ", ".join((*NORMALISERS, "measured")),
+                ),
             )
         if self.normalise == "measured" and self.calibration is None:
             raise IrpruneError(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import lcm
 
+from irprune.base.near import meant
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis, factors, find, leaves, parts
 from irprune.ir.dtype import element_type
@@ -60,7 +61,8 @@ def carriers_of(
     ``groups`` takes the groups of convolutions and norms, which are otherwise held. ``asked``
     leaves go first. Raises IrpruneError for another ``prefer``."""
     if prefer not in PREFER:
-        raise IrpruneError(f"prefer is {prefer!r}", "", "one of " + ", ".join(PREFER))
+        hint = meant(prefer, PREFER, "one of " + ", ".join(PREFER))
+        raise IrpruneError(f"prefer is {prefer!r}", "", hint)
     out = Carriers()
     products = _products(graph, eligible)
     covered: dict[Axis, int] = {}

@@ -175,6 +175,8 @@ def check_metric(values: Mapping[str, Any], given: set[str]) -> None:
                 )
         return
     function, metric = values["evaluate"], values["metric"]
+    if metric is not None:
+        metric_of(metric)  # its own check
     if function is None and values["calibration"] is None:
         raise IrpruneError(
             f"{option('max_drop')} needs a metric",
@@ -187,7 +189,5 @@ def check_metric(values: Mapping[str, Any], given: set[str]) -> None:
             "",
             "each of them says what is measured: give one",
         )
-    if metric is not None:
-        metric_of(metric)
     if function is not None:
         form_of(function, getattr(function, "__name__", "evaluate"))

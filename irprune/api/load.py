@@ -22,6 +22,7 @@ from irprune.api.libraries import LIBRARIES, Maker, library
 from irprune.api.user_code import import_place, must_be_file, users_code
 from irprune.base.entry_points import entry_point
 from irprune.base.memory import memory_budget
+from irprune.base.near import meant
 from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, gist, option
 from irprune.frontend.capture import capture
@@ -246,7 +247,9 @@ def _draw(given: Iterable[InputSpec]) -> list[torch.Tensor]:
             continue
         if (spec.dtype or "f32") not in TO_TORCH:
             raise IrpruneError(
-                f"no element type {spec.dtype!r}", "--input", f"one of {', '.join(TO_TORCH)}"
+                f"no element type {spec.dtype!r}",
+                "--input",
+                meant(str(spec.dtype), TO_TORCH, f"one of {', '.join(TO_TORCH)}"),
             )
         dtype = TO_TORCH[spec.dtype or "f32"]
         check_fits(spec.shape, "--input")
@@ -303,7 +306,9 @@ def _from_code(place: str, name: str, given: Sequence[InputSpec]) -> Loaded:
         ]
         known = [k for k in own if not k.startswith("_")]
         raise IrpruneError(
-            f"no {name!r} here", place, f"there are: {', '.join(known) or 'no callables'}"
+            f"no {name!r} here",
+            place,
+            meant(name, known, f"there are: {', '.join(known) or 'no callables'}"),
         )
     if not isinstance(made, torch.nn.Module):
         hint = "name a function without arguments that returns the model"

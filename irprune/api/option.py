@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, get_type_hints
 
+from irprune.base.near import meant
 from irprune.errors import IrpruneError, option
 
 __all__ = ["Flag", "Option", "declared", "documented"]
@@ -86,7 +87,9 @@ class Option:
     def check(self, value: Any) -> None:
         """Raises IrpruneError for a value of another kind than the option takes."""
         if not self.fits(value):
-            raise IrpruneError(f"{option(self.name)} is {value!r}", "", f"it takes {self.takes}")
+            names = [x for f in self.flags if isinstance(f.type, tuple) for x in f.type]
+            hint = meant(str(value), names, f"it takes {self.takes}")
+            raise IrpruneError(f"{option(self.name)} is {value!r}", "", hint)
 
     @property
     def default_text(self) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Unpack, cast
 from irprune.api.declarations import OPTIONS, REPLAY, PruneOptions
 from irprune.api.declared_metric import check_metric, searched
 from irprune.api.option_kinds import one_of
+from irprune.base.near import meant
 from irprune.choice.budget import read_latency_budget
 from irprune.errors import IrpruneError, option
 from irprune.latency.table import Table
@@ -51,7 +52,7 @@ class Options:
         self._given = dict(given)
         for name in given:
             if name not in OPTIONS:
-                raise IrpruneError(f"no option {name!r}", "", one_of(OPTIONS))
+                raise IrpruneError(f"no option {name!r}", "", meant(name, OPTIONS, one_of(OPTIONS)))
         values = {name: given.get(name, declared.default) for name, declared in OPTIONS.items()}
         for name, declared in OPTIONS.items():
             declared.check(values[name])

@@ -17,6 +17,7 @@ import numpy as np
 from irprune.api.option_kinds import FP16, INT8
 from irprune.api.report import Report
 from irprune.base.atomic_write import NotWritten, atomic_write, replace_folder
+from irprune.base.near import meant
 from irprune.choice.plan import Plan
 from irprune.emit.backends.base import backend_of
 from irprune.emit.bridge.onnx_module import with_trained_weights
@@ -394,7 +395,8 @@ class Pruned:
             CheckFailed: Where what was written computes something else.
         """
         if format not in FORMATS:
-            raise IrpruneError(f"format is {format!r}", "", f"one of {', '.join(FORMATS)}")
+            hint = meant(format, FORMATS, f"one of {', '.join(FORMATS)}")
+            raise IrpruneError(f"format is {format!r}", "", hint)
         if format == "openvino":
             openvino()  # refused before anything is written
         if profile and format != "tensorrt":

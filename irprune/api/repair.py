@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from irprune.base.near import meant
 from irprune.choice.plan import Plan
 from irprune.criteria.readings import Readings
 from irprune.criteria.relevance import relevance
@@ -84,7 +85,9 @@ def repair(
     for option in options:
         if option not in known:
             raise IrpruneError(
-                f"repair has no option {option!r}", "repair", "one of " + ", ".join(sorted(known))
+                f"repair has no option {option!r}",
+                "repair",
+                meant(option, known, "one of " + ", ".join(sorted(known))),
             )
     if original.kept is None:
         raise IrpruneError(

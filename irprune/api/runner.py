@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from irprune.analysis.sizes import example_symbols, input_shapes
 from irprune.api.options import device_of
+from irprune.base.near import meant
 from irprune.errors import IrpruneError, gist, option, users_line
 from irprune.frontend.capture import capture
 from irprune.ir.dtype import element_type
@@ -121,7 +122,11 @@ class _OnnxRunner(Runner):
             raise IrpruneError(
                 f"no input is called {unknown[0]!r}",
                 str(loaded.model),
-                f"there are {', '.join(v.name for v in inputs)}",
+                meant(
+                    unknown[0],
+                    [v.name for v in inputs],
+                    f"there are {', '.join(v.name for v in inputs)}",
+                ),
             )
 
     @property

@@ -23,6 +23,7 @@ from irprune.api.sweep_bench import Bench, Call, Job
 from irprune.api.sweep_workers import ENGINES, Judges, values
 from irprune.api.swept import Sweep, Swept
 from irprune.api.trials import trial_key
+from irprune.base.near import meant
 from irprune.choice.plan import Plan
 from irprune.driver.pipelines import analyse
 from irprune.errors import IrpruneError, option
@@ -100,7 +101,8 @@ def sweep(
     if workers < 1:
         raise IrpruneError(f"{option('workers')} is {workers}", "", "at least 1")
     if engine not in ENGINES:
-        raise IrpruneError(f"{option('engine')} is {engine!r}", "", f"one of {', '.join(ENGINES)}")
+        hint = meant(engine, ENGINES, f"one of {', '.join(ENGINES)}")
+        raise IrpruneError(f"{option('engine')} is {engine!r}", "", hint)
     if evaluate is None and options.get("calibration") is None:
         raise IrpruneError(
             "nothing says how good a model is", "", f"give evaluate or {option('calibration')}"
@@ -139,7 +141,9 @@ def _shares(budget: Mapping[str, Sequence[float | str]]) -> list[tuple[str, floa
     for measure, many in budget.items():
         if measure not in MEASURES:
             raise IrpruneError(
-                f"a sweep cannot have a budget on {measure!r}", "", f"one of {', '.join(MEASURES)}"
+                f"a sweep cannot have a budget on {measure!r}",
+                "",
+                meant(measure, MEASURES, f"one of {', '.join(MEASURES)}"),
             )
         for share in [many] if isinstance(many, (str, float, int)) else many:
             read = read_share(share)

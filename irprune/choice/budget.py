@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from irprune.analysis.cost import MEASURES, PART, Costs, Timed
 from irprune.analysis.outline import placed
 from irprune.analysis.ranked_costs import RankedCosts
+from irprune.base.near import meant
 from irprune.choice.counts import Rounder
 from irprune.choice.knapsack import Loss, solve_knapsack
 from irprune.choice.uniform import TiedCosts, tied_loss
@@ -38,7 +39,13 @@ def check_budget(budget: Mapping[str, float]) -> None:
         measure, of_part, _ = name.partition(PART)
         if name not in (*MEASURES, "latency") and not (of_part and measure in OF_PARTS):
             raise IrpruneError(
-                f"no budget on {name!r}", "choose", "one of " + ", ".join((*MEASURES, "latency"))
+                f"no budget on {name!r}",
+                "choose",
+                meant(
+                    measure,
+                    (*MEASURES, "latency"),
+                    "one of " + ", ".join((*MEASURES, "latency")),
+                ),
             )
         if name == "latency" and not 0 < amount <= 1:
             raise IrpruneError(

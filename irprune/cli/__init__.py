@@ -7,7 +7,6 @@ A command's module is imported when it is called, so that starting costs little.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import json
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import click
 
+from irprune.base.near import meant
 from irprune.cli.config import defaults
 from irprune.errors import CheckFailed, IrpruneError, first_line, printable
 from irprune.run.ranks import launched_group, speaks
@@ -84,8 +84,7 @@ class _Lazy(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
-            near = difflib.get_close_matches(name, COMMANDS, n=2, cutoff=0.5)
-            hint = f"did you mean {' or '.join(near)}?" if near else "`irprune` lists the commands"
+            hint = meant(name, COMMANDS, "`irprune` lists the commands")
             raise click.UsageError(f"No such command {name!r}; {hint}", ctx)
         return super().resolve_command(ctx, args)
 

@@ -6,6 +6,7 @@ import click
 from click.shell_completion import CompletionItem, get_completion_class
 
 from irprune.cli import cli
+from irprune.cli.one_of import OneOf
 from irprune.criteria import criteria
 from irprune.errors import IrpruneError
 
@@ -16,7 +17,7 @@ _LIBRARIES = ("timm:", "torchvision:", "hf:")
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(_SHELLS))
+@click.argument("shell", type=OneOf(_SHELLS))
 def completion(shell: str) -> None:
     """Print what makes SHELL complete the words of irprune.
 

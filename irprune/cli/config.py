@@ -6,7 +6,6 @@ options outside such a table count for every command that has them. The command 
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import click
 
+from irprune.base.near import meant
 from irprune.errors import IrpruneError
 
 __all__ = ["defaults"]
@@ -40,8 +40,7 @@ def defaults(cli: click.Group, command: str, file: str | None) -> dict[str, Any]
         raise IrpruneError(f"{command} is no table", str(path), f"write [tool.irprune.{command}]")
     for name in own:
         if name not in names:
-            near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else f"`irprune {command} --help` lists them"
+            hint = meant(name, names, f"`irprune {command} --help` lists them")
             raise IrpruneError(f"{command} has no option {name!r}", str(path), hint)
     _check_shared(cli, shared, path)
     given = {**{k: v for k, v in shared.items() if k in names}, **own}
@@ -86,8 +85,7 @@ def _check_shared(cli: click.Group, shared: Mapping[str, Any], path: Path) -> No
             known |= {o.lstrip("-"): None for o in parameter.opts}
     for name in shared:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]}?" if near else "options are called as their flags"
+            hint = meant(name, known, "options are called as their flags")
             raise IrpruneError(f"no command has an option {name!r}", str(path), hint)
 
 

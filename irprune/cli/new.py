@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from irprune.base.atomic_write import write_text
+from irprune.cli.one_of import OneOf
 from irprune.cli.options import common, say, show_json
 from irprune.errors import IrpruneError
 
@@ -173,7 +174,7 @@ _KINDS = {
 
 
 @click.command()
-@click.argument("kind", type=click.Choice([*_KINDS]))
+@click.argument("kind", type=OneOf([*_KINDS]))
 @click.argument("name")
 @common
 def new(kind: str, name: str, json_: bool) -> None:

@@ -22,6 +22,7 @@ from irprune.api.option_kinds import settle_calibration
 from irprune.base.format import finite
 from irprune.cli import SCHEMA, Call
 from irprune.cli.completion import complete_model
+from irprune.cli.one_of import OneOf
 from irprune.errors import printable
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def device(command: F) -> F:
     """``--device``."""
     return click.option(
         "--device",
-        type=click.Choice(["auto", "cpu", "cuda"]),
+        type=OneOf(["auto", "cpu", "cuda"]),
         default="auto",
         show_default=True,
         help="Where checks run; auto takes CUDA where there is a GPU.",

@@ -17,6 +17,7 @@ from irprune.base.memory import within_memory
 from irprune.cli import Call
 from irprune.cli.bar import Bar
 from irprune.cli.completion import complete_criterion, complete_file
+from irprune.cli.one_of import OneOf
 from irprune.cli.options import (
     F,
     command_line,
@@ -49,7 +50,7 @@ def _flags(command: F) -> F:
     every = [(own, flag) for own in OPTIONS.values() for flag in own.flags]
     for own, flag in reversed(every):
         switch = flag.constant is not None
-        kind = click.Choice(flag.type) if isinstance(flag.type, tuple) else flag.type
+        kind = OneOf(flag.type) if isinstance(flag.type, tuple) else flag.type
         command = click.option(
             flag.name,
             _place(flag),
@@ -112,7 +113,7 @@ def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, Any]:
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(api.FORMATS),
+    type=OneOf(api.FORMATS),
     default="irprune",
     help="Of a folder: irprune, hf: what from_pretrained of transformers loads, openvino: the files "
     "of OpenVINO, or tensorrt: the ONNX file and a script that builds an engine.",
@@ -207,11 +208,12 @@ def _prune(
         say(f"wrote {written}")
     if pruned.report.proof is not None and pruned.report.proof.undecided:
         say(f"irprune: warning: {pruned.report.proof}")
-    if pruned.report.speed is not None and pruned.report.speed.warning:
+    nothing = pruned.report.cuts_nothing  # which cannot be faster
+    if not nothing and pruned.report.speed is not None and pruned.report.speed.warning:
         say(f"irprune: warning: {pruned.report.speed.warning}")
     told = given["plan"] is not None or {"budget", "keep_indices"} & settings.keys()
     asked = not told and settings.get("ratio", 0.5) != 0
-    if pruned.report.cuts_nothing and asked:
+    if nothing and asked:
         why = "no smaller model keeps the metric" if pruned.trials is not None else ""
         say(f"irprune: warning: {pruned.report.notes[0] if not why else f'nothing was cut: {why}'}")
         return 1

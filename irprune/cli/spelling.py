@@ -19,7 +19,9 @@ def spell(name: str, value: str = "") -> str:
     if not flags:
         flag = _OTHERS.get(name, name.replace("_", "-"))
         return f"{flag} {value}" if value and name in ("args", "kwargs") else flag
-    told = [_told(flag, value) for flag in flags]
+    # Without a value, what says that there is none does not spell the option
+    valued = [flag for flag in flags if flag.constant is None]
+    told = [_told(flag, value) for flag in (flags if value else valued or flags)]
     fitting = [text for text in told if text]
     return " ".join(fitting) if fitting else flags[0].name
 

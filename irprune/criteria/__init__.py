@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irprune.base.entry_points import load_entry_points
+from irprune.base.near import meant
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
@@ -96,7 +97,7 @@ def named(importance: str | Importance, **options: Any) -> Importance:
         raise IrpruneError(
             f"no criterion is called {importance!r}",
             "importance",
-            "one of " + ", ".join(sorted(known)),
+            meant(importance, known, "one of " + ", ".join(sorted(known))),
         )
     made = known[importance]
     has = sorted(f.name for f in fields(made))  # type: ignore[arg-type]
@@ -106,6 +107,6 @@ def named(importance: str | Importance, **options: Any) -> Importance:
             raise IrpruneError(
                 f"criterion {importance!r} has no option {option!r}",
                 "importance",
-                f"it has {', '.join(has) or 'none'}",
+                meant(option, has, f"it has {', '.join(has) or 'none'}"),
             )
     return made(**given)

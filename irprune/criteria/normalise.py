@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from irprune.base.near import meant
 from irprune.criteria import Scores
 from irprune.errors import IrpruneError
 
@@ -57,6 +58,10 @@ def normalised(scores: Scores, how: str) -> Scores:
         raise IrpruneError(
             f"no normaliser is called {how!r}",
             "score",
-            "one of " + ", ".join((*NORMALISERS, "measured")),
+            meant(
+                how,
+                (*NORMALISERS, "measured"),
+                "one of " + ", ".join((*NORMALISERS, "measured")),
+            ),
         )
     return NORMALISERS[how](scores)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.base.near import meant
 from irprune.criteria.quantised import is_integer, is_step
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
@@ -151,7 +152,7 @@ def reduction(name: str) -> Callable[..., Any]:
         raise IrpruneError(
             f"no group reduction is called {name!r}",
             "importance",
-            "one of " + ", ".join(REDUCTIONS),
+            meant(name, REDUCTIONS, "one of " + ", ".join(REDUCTIONS)),
         )
     return REDUCTIONS[name]
 

@@ -3,7 +3,6 @@ user's files."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import importlib.util
 import pkgutil
@@ -16,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from irprune import passes
+from irprune.base.near import meant
 from irprune.driver.passes import Pass, fitted, is_pass, name_of, options_of, type_name, written
 from irprune.driver.read import PassCall, read_pipeline
 from irprune.errors import IrpruneError, gist, users_line
@@ -84,9 +84,9 @@ class Registry:
         """The class of the pass ``name``; raises IrpruneError with near names where there is
         none."""
         if name not in self.passes:
-            near = difflib.get_close_matches(name, [*self.passes, *self.pipelines], n=3, cutoff=0.6)
-            hint = f"did you mean {' or '.join(near)}? " if near else ""
-            raise IrpruneError(f"no pass {name!r}", "", f"{hint}`irprune passes` lists them all")
+            known = [*self.passes, *self.pipelines]
+            hint = meant(name, known, "`irprune passes` lists them all")
+            raise IrpruneError(f"no pass {name!r}", "", hint)
         return self.passes[name]
 
     def make(self, call: PassCall) -> Pass:
@@ -97,12 +97,11 @@ class Registry:
         given: dict[str, Any] = {}
         for key, value in call.options.items():
             if key not in known:
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
                 has = f"it has {', '.join(known)}" if known else "it has none"
                 raise IrpruneError(
                     f"{call.name} has no option {key!r}",
                     "",
-                    f"did you mean {near[0]}?" if near else has,
+                    meant(key, known, has),
                 )
             if not known[key].settable:
                 raise IrpruneError(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.base.near import meant
 from irprune.errors import IrpruneError
 from irprune.frontend.torch.capture import capture as capture_module
 from irprune.ir.graph import Graph
@@ -107,9 +108,8 @@ def _bind_sizes(graph: Graph, args: Any, kwargs: Mapping[str, Any]) -> None:
     named = {v.name: v for v in graph.inputs}
     for name in kwargs:
         if name not in named:
-            raise IrpruneError(
-                f"no input is called {name!r}", graph.name, f"there are {', '.join(named)}"
-            )
+            hint = meant(name, named, f"there are {', '.join(named)}")
+            raise IrpruneError(f"no input is called {name!r}", graph.name, hint)
     bound: dict[str, int] = {}
     given = [*zip(listed, graph.inputs, strict=False), *((kwargs[k], named[k]) for k in kwargs)]
     for x, value in given:

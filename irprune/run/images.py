@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.base.near import meant
 from irprune.errors import IrpruneError, gist
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def read_preprocess(said: str) -> Preprocess:
     raise IrpruneError(
         f"no preprocessing {said!r}",
         "preprocess",
-        "one of imagenet, timm:NAME, hf:FOLDER, file.py:function",
+        meant(said, ("imagenet",), "one of imagenet, timm:NAME, hf:FOLDER, file.py:function"),
     )
 
 

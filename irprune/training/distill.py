@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from irprune.api.pruned import Pruned
+from irprune.base.near import meant
 from irprune.errors import IrpruneError
 
 __all__ = ["Distillation"]
@@ -51,7 +52,7 @@ class Distillation:
                     raise IrpruneError(
                         f"the {side} has no layer {name!r}",
                         "distillation",
-                        "name a linear or convolution module",
+                        meant(name, modules, "name a linear or convolution module"),
                     )
                 self._hooks.append(modules[name].register_forward_hook(self._watch(side, name)))
 

@@ -21,6 +21,7 @@ from irprune.api.declarations import STEP, StepOptions
 from irprune.api.option import documented
 from irprune.api.option_kinds import settle_budget
 from irprune.api.pruned import Pruned
+from irprune.base.near import meant
 from irprune.choice.plan import Plan
 from irprune.driver.pipelines import analyse
 from irprune.errors import IrpruneError
@@ -90,7 +91,9 @@ def schedule(
         )
     if isinstance(pace, str) and pace not in PACES:
         raise IrpruneError(
-            f"pace is {pace!r}", "schedule", "one of " + ", ".join(PACES) + ", or a function"
+            f"pace is {pace!r}",
+            "schedule",
+            meant(pace, PACES, "one of " + ", ".join(PACES) + ", or a function"),
         )
     budget = settle_budget(budget, {})
     way = PACES[pace] if isinstance(pace, str) else pace
@@ -194,7 +197,9 @@ def _bounds(
     unknown = [k for k in budget if k not in whole]
     if unknown:
         raise IrpruneError(
-            f"no budget on {unknown[0]!r} in a schedule", "schedule", "one of " + ", ".join(whole)
+            f"no budget on {unknown[0]!r} in a schedule",
+            "schedule",
+            meant(unknown[0], whole, "one of " + ", ".join(whole)),
         )
     return {
         k: (float(whole[k]), amount * whole[k] if amount <= 1 else amount)

@@ -5,12 +5,15 @@ It shares nothing with the rules, the oracle or slicing: no graph is run, only t
 in. Where zeros stand for what is absent it must give what the cut model gives. They do not where a
 mean, a norm or a softmax counts who is present; which parts of a choice are judged is found out by
 running the graph with zeroed weights, where each operator must give what it gives with what was
-dropped taken out."""
+dropped taken out. A weight that something is divided by stays as it is where zeros give no number,
+as the scale of a batch norm that quantisation-aware training folds into its convolution: it is
+then the others whose zeros silence what is dropped."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -39,12 +42,26 @@ Call = tuple[Sequence[Any], dict[str, Any]]
 # norm, and all that comes after it need not run
 _AT_ONCE = 4
 
-__all__ = ["Call", "forward_of", "forward_with", "judgeable", "zeroed"]
+__all__ = ["Call", "Judged", "forward_of", "forward_with", "judgeable", "zeroed"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What zeroed weights can stand for.
+
+    Args:
+        kept: The part of a choice that they compute as absent ones do.
+        whole: The names of cut weights that stay as they are, as what they divide would be no
+            number.
+    """
+
+    kept: Selection
+    whole: frozenset[str] = frozenset()
 
 
 def judgeable(
     graph: Graph, kept: Selection, inputs: list[torch.Tensor], dtype: torch.dtype
-) -> Selection:
+) -> Judged:
     """The part of ``kept`` for which zeroed weights compute what absent ones do.
 
     Args:
@@ -58,14 +75,20 @@ def judgeable(
         where a result is drawn at random, as it would be drawn otherwise.
     """
     if any(map(draws, graph.nodes)):
-        return Selection({})
-    part = _without(kept, cut_apart(graph, kept))
+        return Judged(Selection({}))
+    part, whole = _without(kept, cut_apart(graph, kept)), frozenset[str]()
     # Once an axis is whole again other numbers come to what follows: a maximum that was above 0,
     # which zeros do not change, may be below it
     tries = 0
-    while spoilt := _spoilt(graph, part, inputs, dtype, at_once=tries < _AT_ONCE):
+    while True:
+        try:
+            spoilt = _spoilt(graph, Judged(part, whole), inputs, dtype, at_once=tries < _AT_ONCE)
+        except _Divides as divides:
+            whole |= divides.weights
+            continue
+        if not spoilt:
+            return Judged(part, whole)
         part, tries = _without(part, spoilt), tries + 1
-    return part
 
 
 def _without(kept: Selection, axes: set[Axis]) -> Selection:
@@ -77,25 +100,41 @@ class _Spoilt(Exception):
     """An operator gives another result with zeros."""
 
 
+class _Divides(Exception):
+    """Zeros in ``weights`` give what is no number."""
+
+    def __init__(self, weights: frozenset[str]) -> None:
+        super().__init__(*sorted(weights))
+        self.weights = weights
+
+
 def _spoilt(
     graph: Graph,
-    kept: Selection,
+    judged: Judged,
     inputs: list[torch.Tensor],
     dtype: torch.dtype,
     at_once: bool,
 ) -> set[Axis]:
-    """The axes of ``kept`` for which some operator gives another result with zeros: those of the
-    first such operator where they are wanted ``at_once``, else of all."""
+    """The axes for which some operator gives another result with zeros: those of the first such
+    operator where they are wanted ``at_once``, else of all. Raises _Divides where another weight
+    has to stay as it is."""
     spoilt: set[Axis] = set()
+    kept = judged.kept
     twin = graph.copy()
+    zeros: set[Value] = set()  # weights with zeros in place of what is dropped
     for weight in twin.weights.values():
-        if _is_state(twin, weight):
+        if _is_state(twin, weight) and weight.name not in judged.whole:
+            if any(map(kept.changes, weight.axes or ())):
+                zeros.add(weight)
             weight.load = _Zeroed(weight, kept)
     device = inputs[0].device if inputs else torch.device("cpu")
     present = Presence(kept, device, symbols_of(twin, inputs) if inputs else {})
 
     def hook(node: Node, operands: list[Any], run: Callable[..., Any]) -> Any:
         plain = run(*operands)
+        divisors = _divisors(node, operands, plain, run, zeros)
+        if divisors:
+            raise _Divides(divisors)
 
         def again(*others: Any) -> Any:
             same = len(others) == len(operands)
@@ -150,10 +189,11 @@ def forward_with(
     call: Call,
     dtype: torch.dtype,
     seed: int,
+    whole: frozenset[str] = frozenset(),
 ) -> list[torch.Tensor]:
     """What the user's ``forward`` gives with the weights of ``graph`` in the place of the model's
-    own, zeros where ``kept`` drops, all in ``dtype``, whatever types ``forward`` names where that
-    is float64. The model stays as it is.
+    own, zeros where ``kept`` drops but in those called ``whole``, all in ``dtype``, whatever types
+    ``forward`` names where that is float64. The model stays as it is.
 
     Raises whatever ``forward`` raises."""
     source = torch_source(graph)
@@ -164,10 +204,11 @@ def forward_with(
     rest: dict[int, torch.Tensor] = {}
     for weight in graph.weights.values():
         names = held.intersection((weight.name, *weight.aliases))
+        drops = Selection({}) if weight.name in whole else kept
         if names and isinstance(source.state[min(names)].tensor, StoredTensor):
-            own.update(dict.fromkeys(names, _stored(weight, kept, dtype)))
+            own.update(dict.fromkeys(names, _stored(weight, drops, dtype)))
         elif names:
-            own.update(dict.fromkeys(names, zeroed(weight, kept, dtype)))
+            own.update(dict.fromkeys(names, zeroed(weight, drops, dtype)))
     for name, entry in source.state.items():
         if name in held and name not in own:
             own[name] = rest.setdefault(id(entry.tensor), _as(entry.tensor.detach(), dtype))
@@ -228,6 +269,53 @@ class _Zeroed(TypedLoad):
         return any(map(self.kept.changes, self.whole.axes or ()))
 
 
+def _divisors(
+    node: Node,
+    operands: list[Any],
+    plain: Any,
+    run: Callable[..., Any],
+    zeros: set[Value],
+) -> frozenset[str]:
+    """The weights among ``zeros`` by whose zeros ``node`` gives what is no number, where the
+    operand that does is made of weights alone."""
+    if not zeros or _finite(plain) or not all(map(_finite, operands)):
+        return frozenset()
+    for i, x in enumerate(operands):
+        if not _is_real(x) or not bool((x == 0).any()):
+            continue
+        others = list(operands)
+        others[i] = torch.where(x == 0, torch.ones_like(x), x)
+        if _finite(run(*others)):
+            made_of = _weights_alone(node.operand(i))
+            return frozenset(w.name for w in made_of & zeros)
+    return frozenset()
+
+
+def _weights_alone(value: Value) -> set[Value]:
+    """The weights that ``value`` is made of; none where an input of the model is among what it is
+    made of."""
+    found: set[Value] = set()
+    seen: set[Value] = set()
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if one in seen:
+            continue
+        seen.add(one)
+        if isinstance(one, Weight):
+            found.add(one)
+        elif one.producer is None:
+            return set()
+        else:
+            waiting += [x for x in one.producer.inputs if x is not None]
+    return found
+
+
+def _finite(x: Any) -> bool:
+    many = x if isinstance(x, (list, tuple)) else [x]
+    return all(bool(t.isfinite().all()) for t in many if _is_real(t))
+
+
 def _is_state(graph: Graph, weight: Weight) -> bool:
     """Whether the judge can zero ``weight``: it is state of the user's model."""
     return any(name in torch_source(graph).state for name in (weight.name, *weight.aliases))
@@ -263,8 +351,7 @@ def _silent(
             absent = torch.zeros((), dtype=operands[i].dtype, device=operands[i].device)
             without[i] = torch.where(mask, operands[i], absent)
             moved += not torch.equal(without[i], operands[i])
-    finite = all(bool(x.isfinite().all()) for x in operands if _is_real(x))
-    if finite and moved < sum(m is not None for m in masks.values()):
+    if all(map(_finite, operands)) and moved < sum(m is not None for m in masks.values()):
         return [], None  # one factor of every product is zero already
     return asked, run(*without)
 

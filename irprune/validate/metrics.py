@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irprune.base.entry_points import load_entry_points
+from irprune.base.near import meant
 from irprune.errors import IrpruneError
 
 __all__ = ["METRICS", "Meter", "Metric", "choose_metric", "metric", "metric_of"]
@@ -71,7 +72,8 @@ def metric_of(name: str) -> Metric:
         _LOADED.append("done")
         load_entry_points("irprune.metrics")
     if name not in METRICS:
-        raise IrpruneError(f"no metric is called {name!r}", "", "one of " + ", ".join(METRICS))
+        hint = meant(name, METRICS, "one of " + ", ".join(METRICS))
+        raise IrpruneError(f"no metric is called {name!r}", "", hint)
     return METRICS[name]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from irprune.analysis.sizes import example_symbols, input_shapes
+from irprune.base.near import meant
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.size import Sym
@@ -74,9 +75,8 @@ def given_profile(
     for name, shapes in given.items():
         value = values.get(name)
         if value is None:
-            raise IrpruneError(
-                f"no input is called {name!r}", "profile", f"there are {', '.join(names)}"
-            )
+            hint = meant(name, names, f"there are {', '.join(names)}")
+            raise IrpruneError(f"no input is called {name!r}", "profile", hint)
         if len(shapes) != len(_PLACES):
             raise IrpruneError(
                 f"{len(shapes)} shapes of {name!r}", "profile", "three: least, usual, most"

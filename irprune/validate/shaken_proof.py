@@ -30,7 +30,7 @@ from irprune.run.oracle import silenced
 from irprune.run.other_sizes import other_sizes, resized
 from irprune.run.stored_tensor import is_stored
 from irprune.run.typed_load import TypedLoad
-from irprune.validate.judge import Call, forward_of, forward_with, judgeable
+from irprune.validate.judge import Call, Judged, forward_of, forward_with, judgeable
 from irprune.validate.judge_share import judged_share
 from irprune.validate.proof_result import Proof, Shaken, is_nan, says_nothing
 from irprune.validate.random_weights import Draw, is_redrawn, redrawn, seeds, with_random_numbers
@@ -286,10 +286,11 @@ class _Second:
         """Judge in ``dtype`` and put that into ``found``; else why there is no judgement."""
         assert twin.kept is not None
         try:
-            part = judgeable(twin, twin.kept, self._inputs(dtype), dtype)
+            judged = judgeable(twin, twin.kept, self._inputs(dtype), dtype)
         except REFUSED as refused:  # a matrix of zeros has no inverse
             return gist(refused)
-        theirs, told = self._forward(twin, part, dtype)
+        part = judged.kept
+        theirs, told = self._forward(twin, judged, dtype)
         if theirs is None:
             return told
         # A branch that goes as a whole has no weights to zero: it stays for the judge
@@ -323,7 +324,7 @@ class _Second:
 
     def _uncut_error(self, twin: Graph) -> float:
         """How far ``forward`` in float64, whatever types it names, is from the graph, uncut."""
-        expected, _ = self._forward(twin, Selection({}), torch.float64)
+        expected, _ = self._forward(twin, Judged(Selection({})), torch.float64)
         if expected is None:
             return float("inf")
         return channel_error(self._uncut(twin, torch.float64), expected, LEAST_RANGE64)
@@ -343,7 +344,7 @@ class _Second:
 
     def _blame(self, twin: Graph, dtype: torch.dtype) -> None:
         """Where the judge differs: whether that is because the captured graph does."""
-        expected, _ = self._forward(twin, Selection({}), dtype)
+        expected, _ = self._forward(twin, Judged(Selection({})), dtype)
         if expected is None:
             return
         error = relative_error(self._uncut(twin, dtype), expected)
@@ -351,11 +352,12 @@ class _Second:
             self.proof.capture_error = max(self.proof.capture_error or 0.0, error)
 
     def _forward(
-        self, twin: Graph, part: Selection, dtype: torch.dtype
+        self, twin: Graph, judged: Judged, dtype: torch.dtype
     ) -> tuple[Tensors | None, str]:
         """What the judge says; None, and why, where ``forward`` does not run in ``dtype``."""
         try:
-            return forward_with(twin, part, self.call, dtype, self.seed), ""
+            args = (self.call, dtype, self.seed, judged.whole)
+            return forward_with(twin, judged.kept, *args), ""
         except Exception as refused:  # forward names a type, or makes something of its own
             return None, gist(refused)
 

@@ -50,6 +50,25 @@ def test_nothing_cut_is_a_warning_and_exit_code_1(
         assert "nothing was cut" not in capsys.readouterr().err
 
 
+def test_what_cuts_nothing_on_purpose_is_not_told_to_be_no_faster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No channel is dead, so that nothing is cut: as it should be."""
+    path, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
+    first, second = tensor("w1", 64, 8), tensor("w2", 4, 64)
+    nodes = [
+        node("Gemm", "x w1", "a", transB=1),
+        node("Relu", "a", "b"),
+        node("Gemm", "b w2", "y", transB=1),
+    ]
+    model = model_of(nodes, [info("x", 1, 8)], [info("y", 1, 4)], [first, second])
+    onnx.save(model, path)
+    assert irprune.cli.run(["prune", str(path), "-o", str(out), "--dead"]) == 0
+    said = capsys.readouterr()
+    assert "0 groups cut" in said.out and "none of its channels is dead" in said.out
+    assert "warning" not in said.err
+
+
 def test_the_report_says_so_too() -> None:
     notes = irprune.prune(two_nets()).report.notes
     assert notes[0].startswith("nothing was cut: read inside")

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import onnx
@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import irprune
+from irprune.api.options import Options
 from irprune.cli import COMMANDS, cli, run
 
 Result = tuple[int, str, str]
@@ -61,10 +62,53 @@ def test_without_a_word_it_prints_its_help(call: Callable[..., Result]) -> None:
 def test_a_mistyped_command_is_told_the_near_ones(call: Callable[..., Result]) -> None:
     assert call("prun", "m.onnx")[::2] == (
         2,
-        "irprune: No such command 'prun'; did you mean prune?\n",
+        "irprune: No such command 'prun'; did you mean prune? `irprune` lists the commands\n",
     )
     assert "`irprune` lists" in call("zzz")[2]
     assert "Did you mean" in call("prune", "m.onnx", "--macz", "1")[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (("prune", "{m}", "--importance", "magnitde"), "magnitude"),
+        (("prune", "{m}", "--repair", "least-square"), "least_squares"),
+        (("prune", "{m}", "--metric", "cosin", "--max-drop", "1%"), "cosine"),
+        (("prune", "{m}", "--scope", "globl"), "global"),
+        (("prune", "{m}", "--prefer", "head_dims"), "head_dim"),
+        (("prune", "{m}", "--quantize", "int9"), "int8"),
+        (("prune", "{m}", "--divisible-by", "head=4"), "heads"),
+        (("prune", "{m}", "--preprocess", "imagnet", "--calibration", "."), "imagenet"),
+        (("opt", "{m}", "-p", "prepare,analise"), "analyse"),
+        (("opt", "{m}", "-p", "choose{ration=0.5}"), "ratio"),
+        (("validate", "{m}", "{m}", "--metric", "Cosinus"), "cosine"),
+        (("inspect", "{m}", "--input", "inptu=1x8"), "input"),
+        (("completion", "bsh"), "bash"),
+        (("new", "criterium", "x"), "criterion"),
+        (("inspect", "{py}:biuld"), "build"),
+    ],
+)
+def test_a_mistyped_name_is_told_the_near_one(
+    call: Callable[..., Result], file: Path, words: Sequence[str], near: str
+) -> None:
+    place = file.parent / "net.py"
+    place.write_text("import torch\n\ndef build():\n    return torch.nn.Linear(2, 2)\n")
+    code, _, err = call(*(w.replace("{m}", str(file)).replace("{py}", str(place)) for w in words))
+    assert code == 2 and f"did you mean {near}" in err and err.count("\n") == 1
+
+
+def test_a_mistyped_name_in_python_is_told_the_near_one() -> None:
+    for option, value, near in (
+        ("importance", "Magnitud", "magnitude"),
+        ("scope", "isomorfic", "isomorphic"),
+        ("device", "cdua", "cuda"),
+        ("minimise", "param", "params"),
+        ("budget", {"mac": 0.5}, "macs"),
+        ("reduce", "meen", "mean"),
+        ("ratoi", 0.5, "ratio"),
+    ):
+        with pytest.raises(irprune.IrpruneError, match=f"did you mean {near}"):
+            Options(**{option: value})  # type: ignore[arg-type]
 
 
 def test_a_pipe_takes_and_gives_files(

@@ -182,7 +182,7 @@ def test_an_option_may_be_a_name_or_an_object() -> None:
     [
         ("chose", "no pass 'chose'; did you mean choose"),
         ("qqq", "no pass 'qqq'; `irprune passes` lists them all"),
-        ("choose{ration=0.3}", "choose has no option 'ration'; did you mean ratio?"),
+        ("choose{ration=0.3}", "choose has no option 'ration'; did you mean ratio"),
         ("dead-code{x=1}", "dead-code has no option 'x'; it has none"),
         ("choose{ratio=half}", "choose: ratio is half; it takes float"),
         ("choose{round_to=8.5}", "choose: round_to is 8.5; it takes int"),

@@ -521,3 +521,32 @@ def test_what_libraries_are_told_of_a_model_goes_with_it() -> None:
     assert not hasattr(
         irprune.prune(model[:1], (torch.randn(2, 6),), ratio=0).module, "default_cfg"
     )
+
+
+class WeightAlone(nn.Module):
+    """Layers of which forward takes the weights without their biases."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.fc = nn.Conv2d(3, 16, 3), nn.Linear(16, 12)
+        self.norm, self.out = nn.LayerNorm(12), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.conv2d(x, self.conv.weight).relu().mean((2, 3))
+        x = nn.functional.linear(x, self.fc.weight)
+        return self.out(nn.functional.layer_norm(x, (x.shape[-1],), self.norm.weight))
+
+
+def test_a_layer_whose_bias_forward_does_not_read_is_called_without_it() -> None:
+    model, x = WeightAlone().eval(), torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        for layer in (model.conv, model.fc, model.norm):
+            layer.bias.fill_(7.0)
+    whole = irprune.prune(model, (x,), ratio=0.0).module
+    assert torch.allclose(whole(x), model(x), atol=1e-6)
+    pruned = irprune.prune(model, (x,), ratio=0.5, keep=["norm*"])
+    assert pruned.report.proof is not None and pruned.report.proof.passed
+    instance = pruned.apply_to(copy.deepcopy(model))
+    assert instance.conv.weight.shape[0] == 8
+    assert torch.allclose(instance(x), pruned.module(x), atol=1e-6)

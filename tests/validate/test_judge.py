@@ -105,6 +105,37 @@ def test_a_forward_that_goes_by_the_type_is_not_called_wrong() -> None:
     assert any("16 bits" in note or "types of its tensors" in note for note in proof.notes)
 
 
+def folded(net: Any, x: Tensor) -> Tensor:
+    """The scale of a norm in the weights, and out again, as training with quantisation folds it."""
+    scale = net.norm.weight / (1 + net.norm.bias**2).sqrt()
+    y = F.linear(x, net.a.weight * scale[:, None]) / scale
+    made: Tensor = net.b(F.relu((y + net.a.bias) * net.norm.weight))
+    return made
+
+
+def test_what_is_divided_by_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    proof = irprune.prune(Net(folded), (torch.randn(6, 8),)).report.proof
+    assert proof is not None and proof.shaken is not None
+    assert proof.shaken.judged == 1 and proof.shaken.judge_tolerance < 1e-8
+    assert proof.shaken.judge_error is not None and proof.shaken.judge_error < 1e-12
+    right = judge.zeroed
+    monkeypatch.setattr(
+        judge, "zeroed", lambda w, kept, dtype=None: right(w, kept, dtype) * (1 + 1e-7)
+    )
+    with pytest.raises(CheckFailed, match="zeroed by"):
+        irprune.prune(Net(folded), (torch.randn(6, 8),))
+
+
+def test_a_divisor_that_the_input_decides_is_not_left_whole() -> None:
+    def shared(net: Any, x: Tensor) -> Tensor:
+        made: Tensor = net.b(F.linear(x, net.a.weight) / F.linear(x, net.a.weight))
+        return made
+
+    proof = irprune.prune(Net(shared), (torch.randn(6, 8),)).report.proof
+    assert proof is not None and proof.passed and proof.shaken is not None
+    assert proof.shaken.judged == 0
+
+
 def test_what_is_judged_is_tried_until_nothing_is_spoilt() -> None:
     """A maximum that is above 0 while the layer norm before it is silenced, and below it in the
     user's forward, where a norm stays whole: zeros change it there."""

@@ -58,6 +58,8 @@ def layer_for(node: Node, graph: Graph) -> Layer | None:
     owner = _owner(given, node.origin.scope)
     if owner is None:
         return None
+    if _holds_more(owner, entry.nn_layer.names(node), {name for name, _ in given}, graph):
+        return None  # the layer would read what the node does not
     found = {name: value for name, value in given if isinstance(value, Weight)}
     made = entry.nn_layer.made(node, found) if entry.nn_layer.needs in found else None
     if made is None:
@@ -87,6 +89,16 @@ def _owner(given: Sequence[tuple[str, Value]], scope: str) -> str | None:
     if not places:
         return None
     return scope if scope in places else places[0]
+
+
+def _holds_more(owner: str, names: Sequence[str], read: set[str], graph: Graph) -> bool:
+    """Whether the model holds at ``owner`` what the layer has a name for and is not ``read``, as
+    the bias of a layer of which forward takes the weight alone."""
+    source = find_torch_source(graph)
+    if source is None:
+        return False
+    there = {f"{owner}.{name}" for name in names if name and name not in read}
+    return any(name in source.state and name not in graph.removed for name in there)
 
 
 def _counts(owner: str, graph: Graph) -> bool:

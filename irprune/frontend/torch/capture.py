@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from irprune.base.near import meant
 from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, users_line
 from irprune.frontend.torch.declined import Declined
@@ -41,7 +42,8 @@ def capture(
     ``forward`` fails under it, and ``torch.export`` for dynamic shapes and where neither serves;
     the graph's notes say why. Raises IrpruneError for a model that cannot be captured."""
     if method not in METHODS:
-        raise IrpruneError(f"no capture method {method!r}", "", f"use one of {', '.join(METHODS)}")
+        hint = meant(method, METHODS, f"use one of {', '.join(METHODS)}")
+        raise IrpruneError(f"no capture method {method!r}", "", hint)
     if method in ("trace", "run") and dynamic_shapes is not None:
         raise IrpruneError(
             "a trace has static shapes", "", "leave dynamic_shapes out, or use method='export'"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from irprune.base.near import meant
 from irprune.errors import IrpruneError, gist
 from irprune.ir.graph import Graph, TensorType, Value
 from irprune.ir.guards import Fixed
@@ -104,7 +105,11 @@ class Dynamic:
             raise WrongSizes(
                 f"the model has no input {min(unknown)!r}",
                 "",
-                f"its inputs are {', '.join(v.name for v in graph.inputs)}",
+                meant(
+                    min(unknown),
+                    [v.name for v in graph.inputs],
+                    f"its inputs are {', '.join(v.name for v in graph.inputs)}",
+                ),
             )
         settled = sizes.settle() if sizes is not None else Settled()
         asserted(settled)
