@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, gist, option
 
 __all__ = ["LIBRARIES", "Maker", "library"]
@@ -179,6 +180,8 @@ def _segmentation(name: str, pretrained: bool, trust: bool) -> tuple[Any, Callab
 
 def _diffusers(name: str, pretrained: bool, trust: bool) -> tuple[Any, Callable[[], Any]]:
     """``UNet2DModel``: the class in its default configuration; or a folder with ``config.json``."""
+    from irprune.frontend.torch.stored_model import check_weight_files, check_weights
+
     package = library("diffusers")
     folder = Path(name)
     if (folder / "config.json").exists():
@@ -189,10 +192,12 @@ def _diffusers(name: str, pretrained: bool, trust: bool) -> tuple[Any, Callable[
                 f"config.json cannot be read: {gist(broken)}", name, "save the model again"
             ) from broken
         kind = _diffusers_class(package, str(config.get("_class_name", "")))
-        if any(folder.glob("*.safetensors")):
-            model = kind.from_pretrained(name, local_files_only=True, use_safetensors=True)
-        else:
-            model = kind.from_config(config)
+        check_weight_files(folder, (".safetensors",))
+        with quiet():
+            model, found = kind.from_pretrained(
+                name, local_files_only=True, use_safetensors=True, output_loading_info=True
+            )
+        check_weights(found, folder)
     else:
         model = _diffusers_class(package, name)()
     return model, lambda: _diffusers_call(model)

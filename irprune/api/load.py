@@ -23,6 +23,7 @@ from irprune.api.user_code import import_place, must_be_file, users_code
 from irprune.base.entry_points import entry_point
 from irprune.base.memory import memory_budget
 from irprune.base.near import meant
+from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, gist, option
 from irprune.frontend.capture import capture
 from irprune.frontend.torch.pretrained import without_bar
@@ -356,8 +357,12 @@ def _no_example(place: str) -> Callable[[], Any]:
 
 
 def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Callable[[], Any]]:
-    """A model from a folder with config.json and, where there are any, its weights."""
-    from irprune.frontend.torch.stored_model import stored_model
+    """A model from a folder with config.json and its weights."""
+    from irprune.frontend.torch.stored_model import (
+        check_weight_files,
+        check_weights,
+        stored_model,
+    )
 
     transformers = library("transformers")
     if not (Path(folder) / "config.json").exists():
@@ -402,14 +407,14 @@ def _hugging_face(folder: str, pretrained: bool, trust: bool) -> tuple[Any, Call
             stored = stored_model(kind, config, Path(folder), **told)
         if stored is not None:
             model = stored
-        elif any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("*.bin")):
-            told = {"trust_remote_code": trust, "weights_only": not trust}
-            with without_bar():
-                model = kind.from_pretrained(folder, local_files_only=True, **told)
-        elif kind.__name__.startswith("AutoModel"):
-            model = kind.from_config(config, trust_remote_code=trust)
         else:
-            model = kind(config)
+            check_weight_files(Path(folder), (".safetensors", ".bin"))
+            told = {"trust_remote_code": trust, "weights_only": not trust}
+            with without_bar(), quiet():
+                model, found = kind.from_pretrained(
+                    folder, local_files_only=True, output_loading_info=True, **told
+                )
+            check_weights(found, Path(folder))
     except (RecursionError, MemoryError, IrpruneError):
         raise
     except (

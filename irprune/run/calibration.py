@@ -73,7 +73,6 @@ class Calibration:
         self.batch = batch
         self.derived = derived
         self.graphs = graphs
-        self.notes: list[str] = []
         if isinstance(source, (str, Path)):
             source = Folder(source, combined(None, mean=mean, std=std))
         self.source: _Source = (
@@ -122,7 +121,7 @@ class Calibration:
 
     def _flat(self, number: int, item: Any) -> Batch:
         read = item.read() if isinstance(item, File) else item
-        made = flat(read, self.graph, f"calibration item {number}", self.notes)
+        made = flat(read, self.graph, f"calibration item {number}")
         if self.source.few is None and number == 0:  # the same on all ranks, whoever reads what
             own = batch_size(self.graph)
             few = 1 if isinstance(own, Sym) else own

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from irprune.errors import IrpruneError
+from irprune.ir.dtype import is_float, is_integer
 from irprune.ir.graph import Graph, Value
 from irprune.ir.size import Sym, same
 from irprune.ops.dtypes import TO_TORCH
@@ -18,23 +19,23 @@ from irprune.run.batch import Batch
 __all__ = ["flat"]
 
 
-def flat(item: Any, graph: Graph, where: str, notes: list[str]) -> Batch:
+def flat(item: Any, graph: Graph, where: str) -> Batch:
     """An item as the graph's inputs, each checked."""
-    tensors, extra = _matched(item, graph, where, notes)
+    tensors, extra = _matched(item, graph, where)
     return Batch(
         tuple(_checked(t, v, where) for t, v in zip(tensors, graph.inputs, strict=True)), extra
     )
 
 
-def _matched(
-    item: Any, graph: Graph, where: str, notes: list[str]
-) -> tuple[list[Any], tuple[Any, ...]]:
-    """The item's tensors in the order of the graph's inputs, and what is left over."""
+def _matched(item: Any, graph: Graph, where: str) -> tuple[list[Any], tuple[Any, ...]]:
+    """The item's tensors in the order of the graph's inputs, and what is left over. An attention
+    mask that is not given is ones."""
     names = [v.name for v in graph.inputs]
     if isinstance(item, Batch):
         return list(item.inputs), item.extra
     if isinstance(item, Mapping) or (hasattr(item, "keys") and hasattr(item, "__getitem__")):
         given = {str(k): item[k] for k in item.keys()}  # noqa: SIM118 - BatchEncoding iterates otherwise
+        _mask_tokens(given, graph)
         if all(n in given for n in names):
             return [given[n] for n in names], _left(given, names)
         return _called(given, graph, where)
@@ -47,6 +48,9 @@ def _matched(
             "give tensors, tuples of arguments or dicts of keyword arguments",
         )
     args = tuple(item)
+    tokens_alone = len(args) == 1 and len(names) == 2 and _masked_tokens(graph) is not None
+    if tokens_alone and isinstance(args[0], (torch.Tensor, np.ndarray)):
+        return [args[0], _all_ones(args[0])], ()
     if len(args) == len(names) or (
         all(isinstance(a, (torch.Tensor, np.ndarray)) for a in args[: len(names)])
         and len(args) > len(names)
@@ -60,6 +64,32 @@ def _matched(
         where,
         "give the arguments of forward in their order, or a dict by their names",
     )
+
+
+def _masked_tokens(graph: Graph) -> tuple[Value, Value] | None:
+    """The first input and the second where these are numbers of tokens and their attention mask, as
+    long as they are."""
+    if len(graph.inputs) < 2:
+        return None
+    tokens, mask = graph.inputs[:2]
+    fits = tokens.rank == mask.rank == 2 and same(tokens.shape[1], mask.shape[1])
+    whole = is_integer(tokens.dtype) and not is_float(mask.dtype)
+    return (tokens, mask) if "attention_mask" in mask.name and fits and whole else None
+
+
+def _mask_tokens(given: dict[str, Any], graph: Graph) -> None:
+    """Puts a mask of ones beside tokens that are given without one, as transformers does itself."""
+    masked = _masked_tokens(graph)
+    if masked is None or any("attention_mask" in name for name in given):
+        return
+    for tokens, mask in ((masked[0].name, masked[1].name), ("input_ids", "attention_mask")):
+        if isinstance(given.get(tokens), (torch.Tensor, np.ndarray)):
+            given[mask] = _all_ones(given[tokens])
+            return
+
+
+def _all_ones(tokens: Any) -> torch.Tensor:
+    return torch.ones(tuple(tokens.shape), dtype=torch.int64)
 
 
 def _left(given: Mapping[str, Any], used: Iterable[str]) -> tuple[Any, ...]:

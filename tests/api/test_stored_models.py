@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import weakref
@@ -274,6 +275,45 @@ def test_a_folder_whose_shards_are_not_whole_is_refused(
     assert run(["prune", f"hf:{source}", "-o", str(tmp_path / "o"), *SMALL]) == 2
     said = capfd.readouterr().err
     assert told in said and said.count("\n") == 1, said
+
+
+def without_a_weight(folder: Path) -> None:
+    """Takes the down projections of the second block out of the files and the index."""
+    from safetensors.torch import load_file, save_file
+
+    index = folder / "model.safetensors.index.json"
+    said = json.loads(index.read_text())
+    for name in [n for n in said["weight_map"] if "layers.1.mlp.down" in n]:
+        file = folder / said["weight_map"].pop(name)
+        held = load_file(file)
+        del held[name]
+        save_file(held, file, metadata={"format": "pt"})
+    index.write_text(json.dumps(said))
+
+
+def without_files(folder: Path) -> None:
+    for file in (*folder.glob("*.safetensors"), *folder.glob("*.index.json")):
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [(without_files, "no weights here"), (without_a_weight, "layers.1.mlp.down_proj.weight")],
+    ids=["config alone", "one weight"],
+)
+@pytest.mark.parametrize("command", ["inspect", "prune", "prune streamed"])
+def test_no_weight_is_drawn_in_place_of_one_that_is_missing(
+    spoil, told: str, command: str, tmp_path: Path, folder: Path, capfd
+) -> None:
+    source = tmp_path / "llama"
+    shutil.copytree(folder, source)
+    spoil(source)
+    verb, *streamed = command.split()
+    out = ("-o", str(tmp_path / "o"), "--format", "hf") if verb == "prune" else ()
+    assert run([verb, f"hf:{source}", *out, *(SMALL if streamed else ())]) == 2
+    said = capfd.readouterr()
+    assert told in said.err and said.err.count("\n") == 1 and not said.out, said
+    assert not (tmp_path / "o").exists()
 
 
 def test_memory_is_a_number_of_bytes() -> None:

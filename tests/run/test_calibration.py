@@ -126,6 +126,42 @@ def test_dicts_go_by_the_names_of_forward() -> None:
     ] == [(1, 5), (1, 5)]
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        lambda ids: ids,
+        lambda ids: ids.numpy(),
+        lambda ids: (ids,),
+        lambda ids: {"input_ids": ids},
+        lambda ids: {"input_ids": ids.numpy(), "labels": ids[:, 0]},
+        lambda ids: ids[0],
+    ],
+    ids=["tensor", "array", "tuple", "dict", "labels", "one row"],
+)
+def test_tokens_without_a_mask_are_all_attended_to(item) -> None:
+    graph = pairs()
+    ids = torch.randint(0, 11, (3, 5))
+    (batch,) = Calibration([item(ids)], graph)
+    assert torch.equal(batch.inputs[0], ids[: batch.size])
+    assert torch.equal(batch.inputs[1], torch.ones_like(batch.inputs[0]))
+    assert batch.size in (1, 3)
+
+
+def test_nothing_but_a_mask_of_tokens_is_made_up() -> None:
+    class Mixed(nn.Module):
+        def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+            return tokens * positions
+
+    ids = torch.ones(2, 5, dtype=torch.long)
+    other = api.capture(Mixed(), (ids, ids))
+    with pytest.raises(IrpruneError, match="1 arguments for a model that takes 2"):
+        list(Calibration(ids, other))
+    with pytest.raises(IrpruneError, match="no value for"):
+        list(Calibration([{"tokens": ids}], other))
+    with pytest.raises(IrpruneError, match="no value for argument 'input_ids'"):
+        list(Calibration([{"attention_mask": ids}], pairs()))
+
+
 def test_samples_bounds_how_many_are_used() -> None:
     assert sum(len(b[0]) for b in seen(X, one_input(), samples=5, batch=2)) == 5
 

@@ -4,6 +4,7 @@ operator uses it (``irprune.run.stored_tensor``)."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 
 from irprune.base.memory import large_blocks_apart, trim
+from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.torch.pretrained import without_bar
 from irprune.ir.dtype import ELEMENT_TYPES
 from irprune.ops.dtypes import TO_TORCH
 from irprune.run.stored_tensor import StoredTensor
 
-__all__ = ["stored_files", "stored_model", "stored_tensors"]
+__all__ = ["check_weight_files", "check_weights", "stored_files", "stored_model", "stored_tensors"]
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -113,6 +115,46 @@ def _class_of(kind: Any, config: Any, folder: Path) -> Any:
     return found[0] if isinstance(found, (list, tuple)) else found
 
 
+def check_weight_files(folder: Path, endings: Iterable[str]) -> None:
+    """Whether there are weights beside the config of a folder. A model of random numbers is nothing
+    that is pruned without a word.
+
+    Args:
+        folder: Where config.json lies.
+        endings: How the names of files with weights end.
+
+    Raises:
+        IrpruneError: Where there is none.
+    """
+    if not any(any(folder.glob(f"*{ending}")) for ending in endings):
+        raise IrpruneError(
+            "no weights here: neither a safetensors file nor shards with their index",
+            str(folder),
+            "copy them here; a model with random weights is given as FILE.py:function",
+        )
+
+
+def check_weights(found: Mapping[str, Any], folder: Path) -> None:
+    """Whether the files of a folder hold all weights of its model: transformers draws random
+    numbers for the others.
+
+    Args:
+        found: What ``from_pretrained`` says of the loading (``output_loading_info=True``).
+        folder: Where the files lie.
+
+    Raises:
+        IrpruneError: Where a weight is in no file.
+    """
+    missing = sorted(found["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise IrpruneError(
+            f"no file holds the weights {', '.join(missing[:3])}{more}",
+            str(folder),
+            "copy the missing files here, or save the whole model with save_pretrained",
+        )
+
+
 def stored_model(kind: Any, config: Any, folder: Path, **told: Any) -> Any:
     """What ``kind.from_pretrained(folder)`` of transformers gives, with weights that stay in the
     files; None where the folder has no safetensors files.
@@ -127,15 +169,22 @@ def stored_model(kind: Any, config: Any, folder: Path, **told: Any) -> Any:
         **told: Further arguments of ``from_pretrained``.
 
     Raises:
-        IrpruneError: For files that cannot be read.
+        IrpruneError: For files that cannot be read, or do not hold all weights.
     """
     files = stored_files(folder)
     if not files:
         return None
     large_blocks_apart()
     kind = _class_of(kind, config, folder)
-    with without_bar():
-        model = kind.from_pretrained(None, config=config, state_dict=stored_tensors(files), **told)
+    with without_bar(), quiet():
+        model, found = kind.from_pretrained(
+            None,
+            config=config,
+            state_dict=stored_tensors(files),
+            output_loading_info=True,
+            **told,
+        )
+    check_weights(found, folder)
     model.name_or_path = model.config._name_or_path = str(folder)
     if model.can_generate() and (folder / "generation_config.json").exists():
         from transformers import GenerationConfig
