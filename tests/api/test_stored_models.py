@@ -166,9 +166,10 @@ def test_few_tensors_are_read_at_a_time(
 
     largest = 4 * 176 * 64
     twice = folder_of(tmp_path / "twice", "--layers", "6")
-    few, many = most(folder, tmp_path / "few"), most(twice, tmp_path / "many")
-    assert few == many, "the peak depends on the number of layers"
-    assert few <= 3 * largest
+    for given, out in ((folder, "few"), (twice, "many")):  # transformers reads by several threads
+        assert most(given, tmp_path / out) <= 3 * largest, (
+            "the peak depends on the number of layers"
+        )
 
 
 @pytest.mark.parametrize("tensors", [1, 7, 20])
