@@ -24,6 +24,22 @@ from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors
 from irprune.run.oracle import silenced
 
+MY_PASS = Path(__file__).parent / "data" / "my_pass.py"
+NET = """\
+graph Net {
+  %x: f32[2, 4] = input
+  %up: f32[8, 4] = parameter
+  %mid: f32[24, 8] = parameter
+  %down: f32[3, 24] = parameter
+
+  %a: f32[2, 8] = linear(%x, %up)
+  %i: f32[2, 8] = identity(%a)
+  %b: f32[2, 24] = linear(%i, %mid)
+  %y: f32[2, 3] = linear(%b, %down)
+  return %y
+}
+"""
+
 
 def chosen(
     model: nn.Module, *args: Tensor, importance: Any = "magnitude", data: Any = None, **options: Any

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from shared import MY_PASS, NET
 
 from irprune import cli
 from irprune.driver.passes import (
@@ -16,38 +17,6 @@ from irprune.driver.registry import standard
 from irprune.ir.parse import from_text
 from irprune.passes.canonicalize import Canonicalize
 from irprune.passes.dead_code import DeadCode
-
-MY_PASS = Path(__file__).parents[1] / "data" / "my_pass.py"
-NET = """\
-graph Net {
-  %x: f32[2, 4] = input
-  %up: f32[8, 4] = parameter
-  %mid: f32[24, 8] = parameter
-  %down: f32[3, 24] = parameter
-
-  %a: f32[2, 8] = linear(%x, %up)
-  %i: f32[2, 8] = identity(%a)
-  %b: f32[2, 24] = linear(%i, %mid)
-  %y: f32[2, 3] = linear(%b, %down)
-  return %y
-}
-"""
-
-MY_PASS = Path(__file__).parents[1] / "data" / "my_pass.py"
-NET = """\
-graph Net {
-  %x: f32[2, 4] = input
-  %up: f32[8, 4] = parameter
-  %mid: f32[24, 8] = parameter
-  %down: f32[3, 24] = parameter
-
-  %a: f32[2, 8] = linear(%x, %up)
-  %i: f32[2, 8] = identity(%a)
-  %b: f32[2, 24] = linear(%i, %mid)
-  %y: f32[2, 3] = linear(%b, %down)
-  return %y
-}
-"""
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from shared import MY_PASS, NET
 
 from irprune.base.atomic_write import write_text
 from irprune.driver import registry as registry_module
@@ -37,30 +38,6 @@ from irprune.passes.dead_code import DeadCode
 from irprune.passes.infer_axes import InferAxes
 from irprune.passes.result import PassResult
 from irprune.passes.untie import Untie
-
-MY_PASS = Path(__file__).parents[1] / "data" / "my_pass.py"
-NET = """\
-graph Net {
-  %x: f32[2, 4] = input
-  %up: f32[8, 4] = parameter
-  %mid: f32[24, 8] = parameter
-  %down: f32[3, 24] = parameter
-
-  %a: f32[2, 8] = linear(%x, %up)
-  %i: f32[2, 8] = identity(%a)
-  %b: f32[2, 24] = linear(%i, %mid)
-  %y: f32[2, 3] = linear(%b, %down)
-  return %y
-}
-"""
-
-
-@pytest.fixture
-def net(tmp_path: Path) -> Path:
-    path = tmp_path / "net.irp"
-    path.write_text(NET)
-    return path
-
 
 # -- reading ---------------------------------------------------------------------------------------
 
