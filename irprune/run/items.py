@@ -89,7 +89,8 @@ def _mask_tokens(given: dict[str, Any], graph: Graph) -> None:
 
 
 def _all_ones(tokens: Any) -> torch.Tensor:
-    return torch.ones(tuple(tokens.shape), dtype=torch.int64)
+    device = tokens.device if isinstance(tokens, torch.Tensor) else None
+    return torch.ones(tuple(tokens.shape), dtype=torch.int64, device=device)
 
 
 def _left(given: Mapping[str, Any], used: Iterable[str]) -> tuple[Any, ...]:
