@@ -1,4 +1,4 @@
-"""A mean that is written out, a sum over a number, counts who is left after a cut, as a mean does."""
+"""A mean that is written out, a sum over a number, counts who is left after a cut."""
 
 from __future__ import annotations
 
