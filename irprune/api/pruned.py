@@ -16,7 +16,9 @@ import numpy as np
 
 from irprune.api.option_kinds import FP16, INT8
 from irprune.api.report import Report
+from irprune.base import memory
 from irprune.base.atomic_write import NotWritten, atomic_write, replace_folder
+from irprune.base.format import human
 from irprune.base.near import meant
 from irprune.choice.plan import Plan
 from irprune.emit.backends.base import backend_of
@@ -247,6 +249,14 @@ class Pruned:
         from irprune.api.speed import measure_speed
 
         values = self.options.values
+        allowed = values["memory"] or memory.DEFAULT
+        held = self.report.bytes.before + self.report.bytes.after
+        if self.from_onnx and held > allowed:  # a model of torch is whole in memory in any case
+            self.report.notes.append(
+                f"not timed: onnxruntime would hold both files, {human(held)}B, and memory= "
+                f"(--memory) allows {human(allowed)}B; irprune bench A --against B times them"
+            )
+            return
         try:
             self.report.speed = measure_speed(self.graph, path, values["device"], values["threads"])
         except IrpruneError as refused:

@@ -4,6 +4,7 @@ where onnxruntime has kernels for it, against the oracle and against an independ
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from irprune.base.atomic_write import NotWritten
+from irprune.base.format import human
 from irprune.base.tolerance import FLOAT32, FLOAT64, LEAST_RANGE, LEAST_RANGE64
 from irprune.driver.pipelines import cut_graph
 from irprune.emit.onnx import file as onnx_file
@@ -30,7 +33,7 @@ from irprune.validate.judge_share import judged_share
 from irprune.validate.onnx_double import doubled
 from irprune.validate.onnx_judge import judgeable_parts, zeroed_model
 from irprune.validate.onnx_oracle import silenced_model
-from irprune.validate.onnx_run import APART, run_model
+from irprune.validate.onnx_run import APART, NoPlace, run_model
 from irprune.validate.onnx_shaken import shaken_model
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
@@ -50,7 +53,7 @@ _DRAWN: tuple[tuple[str, Draw | None], ...] = (
     ("its own", None),
 )
 
-_LARGE = 1 << 28  # elements of all weights, from which on they are not drawn anew: all are held
+_COPIES = 4  # of all weights that lie on the disk at a time: one drawn, one of those in float64
 
 
 def prove_shaken(
@@ -65,9 +68,13 @@ def prove_shaken(
         sizes: of the inputs' symbols.
         seed: the same seed gives the same numbers.
     """
-    elements = sum(_elements(w) for w in graph.weights.values())
-    if elements > _LARGE:
-        proof.notes.append("proven with its own weights alone: they are too many to draw others")
+    taken = _COPIES * 4 * sum(_elements(w) for w in graph.weights.values())
+    place = tempfile.gettempdir()
+    if taken > _COPIES * APART and taken > shutil.disk_usage(place).free:
+        proof.notes.append(
+            f"proven with its own weights alone: random ones take {human(taken)}B of the disk, "
+            f"and {place} has not that much (TMPDIR names another place)"
+        )
         return
     quantised = any(w.dtype.startswith(("i8", "u8", "i4", "u4")) for w in graph.weights.values())
     for weights, draw in _DRAWN:
@@ -94,7 +101,10 @@ def _captured_from(
     if held_bytes(message, data) <= min(APART, onnx_file.LIMIT):
         return with_arrays(message, data)
     folder = beside.enter_context(tempfile.TemporaryDirectory(prefix="irprune-"))
-    return str(write_model(message, data, Path(folder) / "model.onnx", outside=()))
+    try:
+        return str(write_model(message, data, Path(folder) / "model.onnx", outside=()))
+    except NotWritten as refused:
+        raise NoPlace(refused) from refused
 
 
 class _Second:
