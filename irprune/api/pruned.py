@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from irprune.api.option_kinds import FP16, INT8
+from irprune.api.option_kinds import FP16, INT8, settle_memory
 from irprune.api.report import Report
-from irprune.base import memory
 from irprune.base.atomic_write import NotWritten, atomic_write, replace_folder
 from irprune.base.format import human
+from irprune.base.memory import memory_budget, within_memory
 from irprune.base.near import meant
 from irprune.choice.plan import Plan
 from irprune.emit.backends.base import backend_of
@@ -249,7 +249,8 @@ class Pruned:
         from irprune.api.speed import measure_speed
 
         values = self.options.values
-        allowed = values["memory"] or memory.DEFAULT
+        with within_memory(settle_memory(values["memory"], {})):
+            allowed = memory_budget()
         held = self.report.bytes.before + self.report.bytes.after
         if self.from_onnx and held > allowed:  # a model of torch is whole in memory in any case
             self.report.notes.append(
