@@ -496,9 +496,10 @@ class Pruned:
             why = "a layer is two"
         elif self.report.rotation is not None and self.report.rotation.replaces_norms:
             why = "layer norms take no mean"
-        if why and (folder / "huggingface").exists():
-            shutil.rmtree(folder / "huggingface")
-            notes = [f"no huggingface/: no config of transformers says that {why}"]
+        told, beside = "no huggingface/:", folder / "huggingface"
+        if why and (beside.exists() or any(n.startswith(told) for n in notes)):
+            shutil.rmtree(beside, ignore_errors=True)
+            notes = [f"{told} no config of transformers says that {why}"]
         program = folder / "model.pt2"
         if program.exists():
             self._found(read_back_program(program, self.module, self.cut), folder)

@@ -29,7 +29,7 @@ from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.arrays import as_numpy
 from irprune.run.error import channel_error
 from irprune.run.inputs import random_inputs
-from irprune.validate.judge_share import judged_share
+from irprune.validate.judge_share import judged_share, not_judged
 from irprune.validate.onnx_double import doubled
 from irprune.validate.onnx_judge import judgeable_parts, zeroed_model
 from irprune.validate.onnx_oracle import silenced_model
@@ -90,6 +90,7 @@ def prove_shaken(
             if found is not None and (draw is None or second.numbers):
                 second.judge(found)
                 proof.shaken, proof.passes = found, proof.passes + second.passes
+                proof.notes += second.notes
                 return
 
 
@@ -118,6 +119,7 @@ class _Second:
         self.numbers = True
         self.passes = 0
         self.ours: list[Array] = []
+        self.notes: list[str] = []
 
     def compared(self, weights: str) -> Shaken | None:
         """The oracle against the cut; None where onnxruntime runs neither."""
@@ -159,6 +161,7 @@ class _Second:
         if any(bool((~np.isfinite(x)).any()) for x in map(as_numpy, theirs) if x.dtype.kind == "f"):
             return  # zeros divide something, or have a logarithm
         found.judged = judged_share(self.graph, kept, part)
+        self.notes = not_judged(self.graph, kept, part)
         found.judge_error = channel_error(ours, theirs, LEAST_RANGE64 if self.wide else LEAST_RANGE)
         found.judge_tolerance = FLOAT64 if self.wide else FLOAT32
 
