@@ -21,9 +21,9 @@ def spell(name: str, value: str = "") -> str:
     if not flags:
         flag = _OTHERS.get(name, name.replace("_", "-"))
         return f"{flag} {value}" if value and name in ("args", "kwargs") else flag
-    for flag in flags if value else ():
-        if flag.constant is not None and value == repr(flag.constant):
-            return flag.name
+    meant = [f.name for f in flags if f.constant is not None and value == repr(f.constant)]
+    if meant:
+        return meant[0]
     # Without a value, what says that there is none does not spell the option
     valued = [flag for flag in flags if flag.constant is None]
     told = [_told(flag, value) for flag in (flags if value else valued or flags)]
