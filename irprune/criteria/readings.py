@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from irprune.analysis.branches import block_ends
-from irprune.base.memory import memory_asked, memory_budget
+from irprune.base.memory import memory_asked, memory_share
 from irprune.base.progress import tell
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node
@@ -170,7 +170,7 @@ class Readings:
         self.graph, self.data = graph, data
         self.judged = data if judged is None else judged
         self.complete = complete
-        self.memory = memory_budget() if memory is None else memory
+        self.memory = memory_share() if memory is None else memory
         self._held: dict[tuple[Source, bool], _Rows] = {}
         self._walk: Walk | None = None
         self._more = False  # whether layers further on are to be asked for
