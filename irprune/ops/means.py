@@ -42,14 +42,14 @@ def written_means(graph: Graph) -> list[WrittenMean]:
         ):
             continue
         own, dims = total.operand(0), reduced(total)
-        sizes = [own.shape[d] for d in dims]
-        if own.dtype != total.out.dtype or not all(isinstance(s, int) and s for s in sizes):
+        sizes = [s for d in dims if isinstance(s := own.shape[d], int) and s]
+        if own.dtype != total.out.dtype or len(sizes) < len(dims):
             continue
         users = list(total.out.users)
         if len(users) != 1 or any(total.out is v for v in graph.outputs):
             continue
         number = _number(users[0], total.out)
-        if number is not None and abs(number * math.prod(map(int, sizes)) - 1) < _EXACT:
+        if number is not None and abs(number * math.prod(sizes) - 1) < _EXACT:
             found.append(WrittenMean(total, users[0], dims))
     return found
 

@@ -36,8 +36,9 @@ def with_means(graph: Graph, model: onnx.ModelProto) -> onnx.ModelProto | None:
             [one.scaled.out.name],
             own.name,
             keepdims=int(one.total.attrs["keepdim"]),
-            **({} if given >= _INPUT else {"axes": one.dims}),
         )
+        if given < _INPUT:
+            made.attribute.append(onnx.helper.make_attribute("axes", one.dims))
         spelled |= {total.index: made, scaled.index: None}
     if not spelled:
         return None
