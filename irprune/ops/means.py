@@ -15,8 +15,14 @@ from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ops.arrays import as_numpy, is_meta
 from irprune.ops.aten.reduce import reduced
 
-__all__ = ["WrittenMean", "written_means"]
+__all__ = ["MEAN_OF_SUM", "WrittenMean", "become_mean", "written_means"]
 
+# How each dialect spells the mean over what a sum of it is over
+MEAN_OF_SUM = {
+    "aten.sum.dim_IntList": "aten.mean.dim",
+    "aten.sum.default": "aten.mean.default",
+    "ReduceSum": "ReduceMean",
+}
 _EXACT = 1e-6  # how far a stored 1 / n may lie from it, relative
 
 
@@ -84,3 +90,10 @@ def _stored(value: Value | None) -> float | None:
         return None
     array = value.load()
     return None if is_meta(array) else float(as_numpy(array).reshape(-1)[0])
+
+
+def become_mean(graph: Graph, one: WrittenMean) -> None:
+    """Let the sum of ``one`` be the mean; its quotient is read by nobody then."""
+    one.total.op = "mean"
+    one.total.origin.target = MEAN_OF_SUM[one.total.origin.target]
+    graph.replace(one.scaled.out, one.total.out)

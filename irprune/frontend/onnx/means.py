@@ -9,11 +9,11 @@ import onnx
 
 from irprune.frontend.onnx.source import NodePlace
 from irprune.ir.graph import Graph
-from irprune.ops.means import written_means
+from irprune.ops.means import MEAN_OF_SUM, written_means
 
 __all__ = ["with_means"]
 
-_INPUT = 18  # the opset from which on ReduceMean takes its dimensions as an input
+_INPUT = 18  # the opset from which on a mean takes its dimensions as an input
 _TYPES = ("f32", "f64")  # of which runtimes have both
 
 
@@ -27,11 +27,12 @@ def with_means(graph: Graph, model: onnx.ModelProto) -> onnx.ModelProto | None:
         if not isinstance(total, NodePlace) or not isinstance(scaled, NodePlace):
             continue
         own = model.graph.node[total.index]
-        whole = total.steps == scaled.steps == 1 and own.op_type == "ReduceSum"
-        if not whole or one.total.out.dtype not in _TYPES:
+        kind = MEAN_OF_SUM.get(own.op_type)
+        whole = total.steps == scaled.steps == 1 and not own.domain
+        if kind is None or not whole or one.total.out.dtype not in _TYPES:
             continue
         made = onnx.helper.make_node(
-            "ReduceMean",
+            kind,
             own.input if given >= _INPUT else own.input[:1],
             [one.scaled.out.name],
             own.name,
