@@ -93,14 +93,17 @@ def deviations(y: torch.Tensor) -> torch.Tensor:
 def presence(y: torch.Tensor, dim: int) -> torch.Tensor | None:
     """What each element of ``y`` counts for, whose channels along ``dim`` are of unlike scales: a
     likelihood, a channel within 0..1, for 1; a quantity for what the likeliest at its place is
-    likely. None where there are not both."""
+    likely, relative to the mean over places, so that in the mean it counts for 1 too: what is off
+    at the few places that hold something is not made up for by the many that hold nothing. None
+    where there are not both."""
     y = y.detach()
     others = [d for d in range(y.dim()) if d != dim]
     inside = (y.amin(others, keepdim=True) >= 0) & (y.amax(others, keepdim=True) <= 1)
     if bool(inside.all()) or not bool(inside.any()):
         return None
     likely = torch.where(inside, y, torch.zeros((), dtype=y.dtype)).amax(dim, keepdim=True)
-    return torch.where(inside, torch.ones((), dtype=y.dtype), likely)
+    mean = likely.mean().clamp(min=1 / likely[0].numel())  # of one thing in each sample, at least
+    return torch.where(inside, torch.ones((), dtype=y.dtype), likely / mean)
 
 
 def at_common_sizes(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -150,6 +150,22 @@ def test_where_a_choice_turns_on_the_error_all_samples_count(off: float, runs: i
     assert error == pytest.approx(off**2, rel=1e-4) and seen[-1] == runs
 
 
+@pytest.mark.parametrize("loud", [True, False])
+def test_the_samples_that_hold_what_the_outputs_say_are_compared(loud: bool) -> None:
+    """Pictures without objects tell little of what is lost on those with some."""
+    x = torch.rand(64, 4) + 0.5
+    if loud:
+        x[2:18:2] *= 20
+    graph = irprune.capture(Mean(), (x[:1],))
+    irprune.groups(graph)
+    many = 40  # groups: no more than the fewest samples are compared
+    probe = Probe(graph, Readings(graph, Calibration(x, graph)), many)
+    compared = torch.cat([b[0] for b in probe.said])
+    assert len(compared) == 8
+    wanted = x[2:18:2] if loud else x[::8]
+    assert {tuple(r.tolist()) for r in compared} == {tuple(r.tolist()) for r in wanted}
+
+
 @pytest.mark.parametrize("name", ["up.weight:0", "qkv.weight:0/1"])
 @pytest.mark.parametrize("level", [0.25, 0.5])
 def test_the_sum_of_the_lowest_is_the_error_of_the_repaired_cut(name: str, level: float) -> None:
