@@ -149,14 +149,14 @@ def _first_reads(graph: Graph) -> dict[Axis, int]:
 def scaled(scores: Scores, errors: Sequence[tuple[int, float]]) -> Scores:
     """``scores``, of shape (size,) or (blocks, size), in their order, scaled so that for each
     (count, error) the ``count`` lowest (of each block, in the mean over blocks) add up to
-    ``error``; errors that fall with the count are taken as equal."""
+    ``error``; errors that fall with the count are taken as their mean."""
     order = np.argsort(scores, axis=-1, kind="stable")
     ranked = np.take_along_axis(scores, order, -1)
     ranked = ranked - min(float(ranked.min()), 0.0)  # a sum needs what is not below zero
     size, start, known, factor = ranked.shape[-1], 0, 0.0, 1.0
     rows = ranked[..., 0].size
     least = 1e-12 * float(ranked.sum()) / rows
-    for count, error in errors:
+    for count, error in _rising(errors):
         piece = ranked[..., start:count]
         total, rise = float(piece.sum()) / rows, max(error - known, 0.0)
         if total > least:
@@ -170,6 +170,19 @@ def scaled(scores: Scores, errors: Sequence[tuple[int, float]]) -> Scores:
     out = np.empty_like(ranked)
     np.put_along_axis(out, order, ranked, -1)
     return out
+
+
+def _rising(errors: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The nearest errors that do not fall with the count: those that do are noise, and get their
+    mean (isotonic regression by pooling adjacent violators, Ayer et al. 1955)."""
+    pools: list[tuple[float, int]] = []  # sum and number of neighbours that are taken as equal
+    for _, error in errors:
+        pools.append((error, 1))
+        while len(pools) > 1 and pools[-2][0] * pools[-1][1] > pools[-1][0] * pools[-2][1]:
+            (total, many), (more, number) = pools[-2:]
+            pools[-2:] = [(total + more, many + number)]
+    levels = [total / many for total, many in pools for _ in range(many)]
+    return [(count, level) for (count, _), level in zip(errors, levels, strict=True)]
 
 
 def _errors(

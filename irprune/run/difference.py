@@ -136,10 +136,14 @@ def square_off(
 
 
 def divergence(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor]) -> float:
-    """The mean Kullback-Leibler divergence of the distributions ``ours`` from ``theirs``."""
+    """How far the distributions ``ours`` are from ``theirs``: four times the mean Jensen-Shannon
+    divergence (Lin 1991), in nats. Near each other that is the Kullback-Leibler divergence, and it
+    is at most 2.8 where they say another thing: an answer that is wrong is wrong once, however sure
+    the original was. Of few samples, a mean that counts how sure hangs on one of them."""
     total, rows = 0.0, 0
     for a, b in zip(ours, theirs, strict=True):
         p, q = b.double().clamp(min=1e-9), a.double().clamp(min=1e-9)
-        total += float((p * (p.log() - q.log())).sum())
+        middle = ((p + q) / 2).log()
+        total += float((p * (p.log() - middle) + q * (q.log() - middle)).sum())
         rows += p[..., 0].numel()
-    return max(total, 0.0) / max(rows, 1)
+    return 2 * max(total, 0.0) / max(rows, 1)

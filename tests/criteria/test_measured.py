@@ -108,6 +108,13 @@ def test_scaling_keeps_the_order_and_reaches_the_errors(
     assert np.isclose(mean[0], first)
 
 
+def test_errors_that_fall_are_taken_as_their_mean() -> None:
+    even = np.ones(9)
+    out = scaled(even, [(3, 0.5), (6, 8.0), (9, 4.0)])
+    assert np.cumsum(out)[[2, 5]] == pytest.approx([0.5, 6.0])
+    assert scaled(even, [(3, 4.0), (6, 1.0), (9, 1.0)])[:3].sum() == pytest.approx(2.0)
+
+
 def test_what_is_measured_costs_no_more_than_the_runs_it_may() -> None:
     assert affordable(4, 256) == (LEVELS[0], 32)
     for groups, samples in ((12, 256), (30, 128), (60, 256)):
