@@ -116,11 +116,13 @@ class _Seen:
     Args:
         asserted: forward is a pruned module's, which checks sizes that depend on values.
         by_example: such sizes are those of the example where forward goes by them.
+        by_no_values: a forward that goes by such a size is not captured, as soon as that shows.
         loops: those that go over all that a mask can hit.
     """
 
     asserted: bool = False
     by_example: bool = False
+    by_no_values: bool = False
     loops: HitLoops | None = None
 
 
@@ -162,7 +164,7 @@ def _going_by_none(
     """The graph with sizes that depend on values beside open ones, where forward goes by none of
     the former; None where it does."""
     try:
-        graph = _trace(model, *call, plain, wish, first, _Seen(by_example=True))
+        graph = _trace(model, *call, plain, wish, first, _Seen(by_example=True, by_no_values=True))
     except Exception:  # what follows says why
         return None
     return None if asserts_values(graph) else graph
@@ -211,6 +213,8 @@ def _trace(
 
     sizes = OpenSizes(user_line, unique) if seen.by_example or not dynamic.is_none else None
     build.sizes = sizes
+    if sizes is not None:
+        sizes.by_no_values = seen.by_no_values
     if seen.loops is not None:
         seen.loops.loops.clear()
     decisions = Decisions(graph, build.unique, seen.by_example, seen.loops)
