@@ -115,6 +115,10 @@ class OpenSizes:
         names = x.symbols if isinstance(x, Guard) else symbols(x) if isinstance(x, Sym) else ()
         return any(n in self._of_values for n in names)
 
+    def is_of_inputs(self, size: Sym) -> bool:
+        """Whether ``size`` is made of sizes of inputs alone."""
+        return all(n in self._inputs for n in symbols(size))
+
     def _new(self, name: str, size: int) -> Sym:
         name = self._unique(name)
         while name in self.example:

@@ -91,9 +91,7 @@ def _in_rows(operands: list[Any]) -> list[Any]:
     tensors = [x for x in operands if isinstance(x, torch.Tensor)]
     if all(x.dim() != 2 for x in tensors):
         return operands
-    return [
-        x.contiguous() if isinstance(x, torch.Tensor) and x.dim() > 2 else x for x in operands
-    ]
+    return [x.contiguous() if isinstance(x, torch.Tensor) and x.dim() > 2 else x for x in operands]
 
 
 def _running(body: Body, operands: Sequence[Any]) -> Callable[..., Any]:

@@ -187,7 +187,6 @@ class _Search:
             raise _Spoilt
         return silent  # else what is spoilt would spoil all that follows
 
-
     def _has_zero_factor(self, node: Node) -> bool:
         """Whether ``node`` sums up products of which one factor is a weight with zeros at all that
         is dropped of what is summed over."""

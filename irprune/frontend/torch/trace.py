@@ -282,7 +282,7 @@ def _trace(
     if any(True for _ in lost_in_training(model, asked, graph)):
         same = with_rates(graph, _in_training(model, args, kwargs))
         graph.notes += lost_in_training(model, asked, graph, same)
-    dynamic.settle(graph, sizes, failed, decisions.settle)
+    outputs = dynamic.settle(graph, sizes, failed, decisions.settle, outputs)
     decisions.finish()
     graph.source = TorchSource(
         in_spec,
