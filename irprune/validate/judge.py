@@ -81,10 +81,13 @@ def forward_with(
     dtype: torch.dtype,
     seed: int,
     whole: frozenset[str] = frozenset(),
+    fused: bool = False,
 ) -> list[torch.Tensor]:
     """What the user's ``forward`` gives with the weights of ``graph`` in the place of the model's
     own, zeros where ``kept`` drops but in those called ``whole``, all in ``dtype``, whatever types
-    ``forward`` names where that is float64. The model stays as it is.
+    ``forward`` names where that is float64. Attention layers of torch may be ``fused``, as they are
+    where a user calls the model: that is quicker, but what is masked may differ from what is
+    captured. The model stays as it is.
 
     Raises whatever ``forward`` raises."""
     source = torch_source(graph)
@@ -116,13 +119,17 @@ def forward_with(
     own = {name: made[id(t)] for name, t in own.items()}
     typed = over_tensors((tuple(call[0]), call[1]), lambda t: _as(t, dtype))
     with computing_in(graph, dtype):
-        return _called(source.module, own, typed, seed)
+        return _called(source.module, own, typed, seed, fused)
 
 
 def _called(
-    model: torch.nn.Module, state: dict[str, torch.Tensor], call: Call, seed: int
+    model: torch.nn.Module,
+    state: dict[str, torch.Tensor],
+    call: Call,
+    seed: int,
+    fused: bool = False,
 ) -> list[torch.Tensor]:
-    with torch.random.fork_rng(), evaluating(model), attributes_kept(model):
+    with torch.random.fork_rng(), evaluating(model, fused), attributes_kept(model):
         torch.manual_seed(seed)
         args, kwargs = over_tensors((tuple(call[0]), call[1]), torch.clone)
         return flat_tensors(torch.func.functional_call(model, state, args, kwargs))

@@ -319,20 +319,19 @@ class _Second:
         part, error = self.part, float("inf")
         tolerance = FLOAT64 if dtype == torch.float64 else CAPTURE
         if part is not None:
-            error, told = self._judge_error(twin, part, module, ours, dtype)
+            error, told = self._judge_error(twin, part, module, ours, dtype, fused=True)
+            if told:
+                error, told = self._judge_error(twin, part, module, ours, dtype)
             if told:
                 return told
         if not error <= tolerance:  # zeros may stand for less than it seemed
             try:
-                strict = judgeable(twin, twin.kept, self._inputs(dtype), dtype)
+                part = judgeable(twin, twin.kept, self._inputs(dtype), dtype)
             except REFUSED as refused:  # a matrix of zeros has no inverse
                 return gist(refused)
-            self.passes += 1
-            if part is None or not _same_part(part, strict):
-                part = strict
-                error, told = self._judge_error(twin, part, module, ours, dtype)
-                if told:
-                    return told
+            error, told = self._judge_error(twin, part, module, ours, dtype)
+            if told:
+                return told
         assert part is not None
         if error > tolerance:
             if dtype == torch.float64 and named_types(twin) - {"f64"}:
@@ -356,11 +355,12 @@ class _Second:
         module: torch.nn.Module | None,
         ours: Tensors,
         dtype: torch.dtype,
+        fused: bool = False,
     ) -> tuple[float, str]:
         """How far the cut of what is ``judged`` is from ``forward`` with zeros; or why that does
         not run. ``ours`` is what the ``module`` of the whole cut gives in float64."""
         assert twin.kept is not None
-        theirs, told = self._forward(twin, judged, dtype)
+        theirs, told = self._forward(twin, judged, dtype, fused)
         if theirs is None:
             return float("inf"), told
         # A branch that goes as a whole has no weights to zero: it stays for the judge
@@ -408,19 +408,14 @@ class _Second:
             self.capture_error = error
 
     def _forward(
-        self, twin: Graph, judged: Judged, dtype: torch.dtype
+        self, twin: Graph, judged: Judged, dtype: torch.dtype, fused: bool = False
     ) -> tuple[Tensors | None, str]:
         """What the judge says; None, and why, where ``forward`` does not run in ``dtype``."""
         try:
-            args = (self.call, dtype, self.seed, judged.whole)
+            args = (self.call, dtype, self.seed, judged.whole, fused)
             return forward_with(twin, judged.kept, *args), ""
         except Exception as refused:  # forward names a type, or makes something of its own
             return None, gist(refused)
-
-
-def _same_part(one: Judged, other: Judged) -> bool:
-    """Whether the judge is asked the same."""
-    return one.kept.choice.keys() == other.kept.choice.keys() and one.whole == other.whole
 
 
 def with_weights(graph: Graph, draw: Draw, seed: int, holds: bool) -> Graph:

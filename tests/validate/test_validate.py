@@ -53,9 +53,9 @@ def test_the_proof_passes_on_a_right_cut(mlp: tuple[nn.Module, Tensor]) -> None:
     assert (
         proof is not None and proof.passed and proof.max_error <= 1e-6 and proof.dtype == "float32"
     )
-    # The user's forward, the uncut graph, the oracle and the module at the example's sizes; at others
-    # with random weights the oracle, the module, and the judge with the module of its part; since
-    # it is small three times more the oracle and the module
+    # At the example's sizes the user's forward, the uncut graph, the oracle and the module; at
+    # others with random weights the oracle, the module, and the judge with the module of its part;
+    # since it is small three times more the oracle and the module
     assert proof.passes == 14
     second = proof.shaken
     assert second is not None and second.dtype == "float64" and second.error <= FLOAT64

@@ -77,7 +77,8 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return (open_size,)
             with sizes.because("forward returns it") if sizes is not None else nullcontext():
                 wide = isinstance(leaf, torch.SymFloat)
-                leaf = leaf.node.guard_float("", 0) if wide else int(leaf)
+                kind = bool if isinstance(leaf, torch.SymBool) else int
+                leaf = leaf.node.guard_float("", 0) if wide else kind(leaf)
         if leaf is None or isinstance(
             leaf, (bool, int, float, complex, str, torch.dtype, torch.device)
         ):
