@@ -399,3 +399,25 @@ def test_a_result_of_the_users_own_class_is_no_program(tmp_path: Path) -> None:
     assert any("no model.pt2" in note for note in pruned.report.notes)
     assert not (tmp_path / "out" / "model.pt2").exists()
     assert (tmp_path / "out" / "model.py").exists()
+
+
+class Lengths(nn.Module):
+    """Asks Python for the length of tensors, and of what is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8 * 16, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        y = self.b(torch.relu(self.a(x)).view(len(x), -1))
+        return y - torch.eye(len(y), len([1, 2, 3, 4])), len(y)
+
+
+def test_the_length_of_a_tensor_leaves_its_batch_open() -> None:
+    model = Lengths()
+    module = irprune.prune(model, (torch.randn(2, 3, 8, 8),), ratio=0.0).module
+    for batch in (2, 5, 1):
+        x = torch.randn(batch, 3, 8, 8)
+        torch.testing.assert_close(module(x), model(x))
+    assert "len" not in globals()

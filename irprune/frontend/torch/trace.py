@@ -39,6 +39,7 @@ from irprune.frontend.torch.gradient_stops import (
     without_idle_stops,
 )
 from irprune.frontend.torch.hit_loops import HitLoops
+from irprune.frontend.torch.lengths import lengths_left_open
 from irprune.frontend.torch.own_backward import hooks_of_model, own_gradients
 from irprune.frontend.torch.recorder import Recorder
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
@@ -250,6 +251,8 @@ def _trace(
                 leaves.append(leaf)
         twins, twin_kwargs = pytree.tree_unflatten(leaves, in_spec)
         asked = around.enter_context(modes_watched())
+        if sizes is not None:
+            around.enter_context(lengths_left_open(model))
         with recorder, _scopes(model, recorder, asked), own_gradients(recorder):
             try:
                 result = run_forward(model, twins, twin_kwargs)
