@@ -145,7 +145,7 @@ def _measure(name: str, samples: int) -> Row:
     import torch
 
     import irprune
-    from irprune.api import calls
+    from irprune.api.finish import Clock
 
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -157,7 +157,7 @@ def _measure(name: str, samples: int) -> Row:
             over(at, min(at + 64, samples))
         return time.process_time() - begun
 
-    calls.Clock.now = time.process_time
+    Clock.now = time.process_time
     before = forward()
     held = resident_mb()
     pruned, row = timed(

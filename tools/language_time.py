@@ -16,7 +16,7 @@ import time
 import torch
 
 import irprune
-from irprune.api.calls import Clock
+from irprune.api.finish import Clock
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def runner(path: str | Path) -> Run:
 def measured(task: Task, seed: int, budgets: Sequence[float], rival: bool) -> list[dict[str, Any]]:
     """A row for each budget."""
     import irprune
-    from irprune.api.calls import Clock, _finish
+    from irprune.api.finish import Clock, finish
     from irprune.api.options import Options
     from irprune.run.timing import interleaved
 
@@ -93,7 +93,7 @@ def measured(task: Task, seed: int, budgets: Sequence[float], rival: bool) -> li
             out, began = Path(folder) / "ours.onnx", time.process_time()
             options = Options(budget={"macs": left}, **told)
             options.choose().run(graph)
-            pruned = _finish(graph, options, Clock())
+            pruned = finish(graph, options, Clock())
             pruned.onnx(out)
             took = scored + time.process_time() - began
             report, ours = pruned.report, runner(out)

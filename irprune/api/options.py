@@ -149,14 +149,15 @@ def _check_low_rank(values: Mapping[str, Any]) -> None:
     """Raises IrpruneError where ranks cannot be chosen as it is said."""
     if values["low_rank"] is not True:
         return
-    name, budget = option("low_rank"), values["budget"]
+    name, budget = option("low_rank", "True"), values["budget"]
     if searched(values):  # for a budget that is looked for
         budget = {values["minimise"]: 1.0}
     if not budget:
         raise IrpruneError(
             f"{name} needs a budget, for which ranks compete with widths",
             "",
-            f"say what may be left ({option('budget')}), or which ranks: low_rank={{'fc*': 16}}",
+            f"say what may be left ({option('budget')}), or which ranks "
+            f"({option('low_rank', repr({'fc*': 16}))})",
         )
     for measure in ("latency", "activation"):
         if measure in budget:
@@ -173,7 +174,7 @@ def _check_low_rank(values: Mapping[str, Any]) -> None:
         )
     if values["uniform"]:
         raise IrpruneError(
-            f"{name} and {option('uniform')} are both given",
+            f"{name} and {option('uniform', 'True')} are both given",
             "",
             "no config says that a layer is two",
         )

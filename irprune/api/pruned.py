@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from irprune.api.option_kinds import FP16, INT8
+from irprune.api.option_kinds import FP16, INT8, settle_memory
 from irprune.api.report import Report
 from irprune.base.atomic_write import NotWritten, atomic_write, replace_folder
+from irprune.base.format import human
+from irprune.base.memory import memory_budget, within_memory
 from irprune.base.near import meant
 from irprune.choice.plan import Plan
 from irprune.emit.backends.base import backend_of
@@ -247,6 +249,15 @@ class Pruned:
         from irprune.api.speed import measure_speed
 
         values = self.options.values
+        with within_memory(settle_memory(values["memory"], {})):
+            allowed = memory_budget()
+        held = self.report.bytes.before + self.report.bytes.after
+        if self.from_onnx and held > allowed:  # a model of torch is whole in memory in any case
+            self.report.notes.append(
+                f"not timed: onnxruntime would hold both files, {human(held)}B, and memory= "
+                f"(--memory) allows {human(allowed)}B; irprune bench A --against B times them"
+            )
+            return
         try:
             self.report.speed = measure_speed(self.graph, path, values["device"], values["threads"])
         except IrpruneError as refused:
@@ -485,9 +496,10 @@ class Pruned:
             why = "a layer is two"
         elif self.report.rotation is not None and self.report.rotation.replaces_norms:
             why = "layer norms take no mean"
-        if why and (folder / "huggingface").exists():
-            shutil.rmtree(folder / "huggingface")
-            notes = [f"no huggingface/: no config of transformers says that {why}"]
+        told, beside = "no huggingface/:", folder / "huggingface"
+        if why and (beside.exists() or any(n.startswith(told) for n in notes)):
+            shutil.rmtree(beside, ignore_errors=True)
+            notes = [f"{told} no config of transformers says that {why}"]
         program = folder / "model.pt2"
         if program.exists():
             self._found(read_back_program(program, self.module, self.cut), folder)

@@ -53,9 +53,9 @@ def quality(original: Graph, cut: Graph, data: Calibration) -> Quality | None:
     told = count = 0
     causal: bool | None = None
     for batch in data.spread(ROWS):
-        if causal is None:
-            causal = _is_causal(original, batch, logits)
         theirs = evaluate(original, batch.inputs, dtype=half)[logits.output]
+        if causal is None:
+            causal = _is_causal(original, batch, logits, theirs)
         ours = evaluate(cut, batch.inputs, dtype=half)[logits.output]
         weights = logits.weights(batch.inputs)
         more, tokens = divergence(ours, theirs, weights)
@@ -85,17 +85,14 @@ def _half(graph: Graph) -> torch.dtype | None:
     return torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
 
 
-def _is_causal(graph: Graph, batch: Batch, logits: Logits) -> bool:
-    """Whether what is said at a token does not change with those behind it, so that it foretells
-    them."""
+def _is_causal(graph: Graph, batch: Batch, logits: Logits, said: torch.Tensor) -> bool:
+    """Whether what is ``said`` at a token of ``batch`` does not change with those behind it, so
+    that it foretells them."""
     if logits.tokens is None or batch.inputs[logits.tokens].shape[1] < 2:
         return False
     ids = batch.inputs[logits.tokens]
     other = ids.clone()
     other[:, -1] = torch.where(ids[:, -1] > 0, ids[:, -1] - 1, ids[:, -1] + 1)
     swapped = [other if n == logits.tokens else t for n, t in enumerate(batch.inputs)]
-    one, two = (
-        evaluate(graph, inputs, dtype=_half(graph))[logits.output][:, :-1]
-        for inputs in (batch.inputs, swapped)
-    )
-    return bool(torch.allclose(one, two, rtol=1e-3, atol=1e-4))
+    again = evaluate(graph, swapped, dtype=_half(graph))[logits.output]
+    return bool(torch.allclose(said[:, :-1], again[:, :-1], rtol=1e-3, atol=1e-4))

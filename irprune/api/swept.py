@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from irprune.base.atomic_write import atomic_write
+from irprune.base.atomic_write import atomic_write, check_place
 from irprune.choice.plan import Plan
 from irprune.errors import IrpruneError
 
-__all__ = ["Sweep", "Swept"]
+__all__ = ["Sweep", "Swept", "figure_for"]
 
 
 @dataclass(frozen=True)
@@ -141,16 +141,10 @@ class Sweep(Sequence[Swept]):
             ``path``.
 
         Raises:
-            IrpruneError: Where matplotlib is not installed.
+            IrpruneError: Where matplotlib is not installed, or writes no file of that name.
         """
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as missing:
-            raise IrpruneError(
-                "matplotlib is not installed", str(path), "pip install 'irprune[sweep]'"
-            ) from missing
         path = Path(path)
-        figure = Figure(figsize=(7, 4.5), layout="constrained")
+        figure = figure_for(path)
         axes = figure.add_subplot()
         for importance in dict.fromkeys(r.importance for r in self.rows):
             own = [r for r in self.rows if r.importance == importance]
@@ -167,3 +161,22 @@ class Sweep(Sequence[Swept]):
         with atomic_write(path) as draft:
             figure.savefig(draft / path.name, format=path.suffix.lstrip(".") or "png")
         return path
+
+
+def figure_for(path: Path) -> Any:
+    """An empty figure of matplotlib that is to be saved as ``path``. Raises IrpruneError where that
+    cannot be, so that it can be asked before the work."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as missing:
+        raise IrpruneError(
+            "matplotlib is not installed", str(path), "pip install 'irprune[sweep]'"
+        ) from missing
+    check_place(path)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    known = figure.canvas.get_supported_filetypes()
+    if (kind := path.suffix.lstrip(".")) and kind not in known:
+        raise IrpruneError(
+            f"matplotlib writes no {kind!r}", str(path), f"it writes {', '.join(sorted(known))}"
+        )
+    return figure

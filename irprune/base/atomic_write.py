@@ -12,6 +12,7 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -181,11 +182,11 @@ def _draft(path: Path) -> Iterator[Path]:
         raise
     except OSError as failed:
         raise cannot_write(failed, path) from failed
-    # writers in other languages hide the operating system's error in classes of their own
     except Exception as failed:
-        if draft is not None and shutil.disk_usage(draft).free < _ROOM:
-            raise cannot_write(no_room(), path) from failed
-        raise
+        hidden = _hidden(failed, draft) if draft is not None else None
+        if hidden is None:
+            raise
+        raise cannot_write(hidden, path) from failed
     finally:
         if draft is not None:
             shutil.rmtree(draft, ignore_errors=True)
@@ -299,11 +300,23 @@ def _exchange(a: Path, b: Path) -> bool:
 # -- what the user is told -------------------------------------------------------------------------
 
 _ROOM = 1 << 20  # a disk with less than this left is full
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_IN_RUST = re.compile(r"\(os error (\d+)\)")
 
 
 def no_room() -> OSError:
     """The operating system's error for a full disk."""
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _hidden(failed: Exception, draft: Path) -> OSError | None:
+    """The operating system's error behind one of a writer in another language, which hides it in a
+    class of its own: Rust's name its number, of others it is told by the disk. None where it is not
+    for lack of room: reading fails in the same classes."""
+    said = _IN_RUST.search(str(failed))
+    if said and (number := int(said[1])) in _NO_ROOM:
+        return OSError(number, os.strerror(number))
+    return no_room() if shutil.disk_usage(draft).free < _ROOM else None
 
 
 class NotWritten(IrpruneError):
@@ -317,6 +330,12 @@ def cannot_write(failed: OSError, path: Path) -> NotWritten:
             "the disk is full",
             str(path),
             "make room, or write somewhere else; nothing was left behind",
+        )
+    if failed.errno == errno.EFBIG:
+        return NotWritten(
+            "a file would be larger than the file system or the limit of this process allows",
+            str(path),
+            "raise the limit (ulimit -f), or write somewhere else; nothing was left behind",
         )
     return NotWritten(
         f"cannot write: {failed.strerror or failed}",

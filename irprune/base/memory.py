@@ -15,11 +15,13 @@ __all__ = [
     "large_blocks_apart",
     "memory_asked",
     "memory_budget",
+    "memory_share",
     "trim",
     "within_memory",
 ]
 
 DEFAULT = 1 << 30
+_AT_ONCE = 6  # weights of a part, activations that wait, sums (twice), those of before, new weights
 
 _BUDGET: ContextVar[int | None] = ContextVar("irprune_memory", default=None)
 
@@ -37,6 +39,13 @@ def within_memory(budget: int | None) -> Iterator[None]:
 def memory_budget() -> int:
     """The bytes that the call which is under way may take."""
     return _BUDGET.get() or DEFAULT
+
+
+def memory_share() -> int:
+    """The bytes for one of the kinds of things that are held at the same time: where the user has
+    said how much all of them may take, a part of that."""
+    asked = memory_asked()
+    return DEFAULT if asked is None else max(1, asked // _AT_ONCE)
 
 
 def memory_asked() -> int | None:

@@ -10,17 +10,19 @@ import contextlib
 import importlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import click
 
 from irprune.base.near import meant
 from irprune.cli.config import defaults
 from irprune.errors import CheckFailed, IrpruneError, first_line, printable
-from irprune.run.ranks import launched_group, speaks
+from irprune.run.ranks import launched, launched_group, speaks
 
 __all__ = ["COMMANDS", "SCHEMA", "Call", "cli", "main", "run"]
 
@@ -214,4 +216,11 @@ def _failed(line: str, text: str, call: Call, code: int) -> int:
 
 def main() -> None:
     """The entry point of the ``irprune`` command."""
+    if not launched():  # torchrun ends ranks that wait for others, where no handler is reached
+        signal.signal(signal.SIGTERM, _terminated)
     sys.exit(run())
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    """End as on an error: temporary files, which may be larger than the model, do not stay."""
+    raise SystemExit(128 + number)

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from irprune.base.atomic_write import check_folder, check_place
 from irprune.emit.bridge.openvino_files import openvino
-from irprune.errors import CheckFailed, IrpruneError
+from irprune.errors import CheckFailed, IrpruneError, option
 
 if TYPE_CHECKING:
     from irprune.api.load import Loaded
@@ -53,6 +53,16 @@ class Output:
         """Whether layers that repeat have one width for each kind of it, unless the user says
         otherwise."""
         return self.pretrained or (self.path is not None and self.path.suffix == ".gguf")
+
+    def no_low_rank(self, asked: bool | Mapping[str, int]) -> IrpruneError:
+        """What is to be said, before any work, where layers may become two as ``asked`` and this is
+        one width for each kind of them."""
+        return IrpruneError(
+            f"{'--format hf' if self.pretrained else 'a GGUF file'} and {option('low_rank', repr(asked))} "
+            "are both given",
+            self.text or "",
+            "nothing there says that a layer is two: write a folder of irprune, or an ONNX file",
+        )
 
     def check(self, model: str, force: bool) -> None:
         """Refuse a place that cannot be written, or that holds the model itself, before anything is

@@ -172,6 +172,8 @@ def _prune(
 ) -> int:
     """On every rank; the first writes and reports."""
     if output.one_width:
+        if settings.get("low_rank"):
+            raise output.no_low_rank(settings["low_rank"])
         settings.setdefault("uniform", True)
     if given["dry_run"]:
         settings |= {"proof": False, "repair": False}

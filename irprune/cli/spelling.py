@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
 
 from irprune.api.declarations import OPTIONS
 from irprune.api.option import Flag
@@ -19,6 +21,9 @@ def spell(name: str, value: str = "") -> str:
     if not flags:
         flag = _OTHERS.get(name, name.replace("_", "-"))
         return f"{flag} {value}" if value and name in ("args", "kwargs") else flag
+    meant = [f.name for f in flags if f.constant is not None and value == repr(f.constant)]
+    if meant:
+        return meant[0]
     # Without a value, what says that there is none does not spell the option
     valued = [flag for flag in flags if flag.constant is None]
     told = [_told(flag, value) for flag in (flags if value else valued or flags)]
@@ -33,5 +38,8 @@ def _told(flag: Flag, value: str) -> str:
     if flag.key:
         found = re.search(rf"'{flag.key}': '?([^',}}]+)", value)
         return f"{flag.name} {found[1]}" if found else ""
+    if value.startswith("{"):
+        pairs = ast.literal_eval(value)
+        return " ".join(f"{flag.name} {shlex.quote(f'{k}={v}')}" for k, v in pairs.items())
     shown = value.strip("'\"")
     return f"{flag.name} {shown}" if shown and not shown.startswith("<") else flag.name

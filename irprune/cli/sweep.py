@@ -13,6 +13,8 @@ from irprune.api.extensions import load_extensions
 from irprune.api.load import load_model
 from irprune.api.option_kinds import read_share
 from irprune.api.sweep import sweep as sweep_
+from irprune.api.swept import figure_for
+from irprune.base.atomic_write import check_place
 from irprune.cli.options import common, extensions, inputs, model, say, show_json, shown
 from irprune.errors import IrpruneError
 from irprune.run.ranks import speaks
@@ -120,6 +122,10 @@ def sweep(
     Statistics are gathered once for each criterion. Nothing is proven here: `irprune prune --plan`
     makes, proves and writes the model of a plan."""
     load_extensions(files)
+    if plot is not None:  # and not behind hours of judging
+        figure_for(Path(plot))
+    if plans is not None:
+        check_place(Path(plans))
     given = {
         "calibration": calibration,
         "samples": samples,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from irprune.base.memory import memory_budget
+from irprune.base.memory import memory_share
 
 __all__ = ["kept_aside"]
 
@@ -21,7 +21,7 @@ def kept_aside(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     """What gives a copy of ``tensor`` whenever it is called; a file that it lies in is gone when
     this is."""
     size = tensor.numel() * tensor.element_size()
-    if tensor.is_cuda or _held + size <= memory_budget():
+    if tensor.is_cuda or _held + size <= memory_share():
         return _InMemory(tensor)
     return _InFile(tensor)
 

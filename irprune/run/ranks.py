@@ -12,6 +12,7 @@ import contextlib
 import io
 import os
 import pickle
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from zlib import crc32
 
 import numpy as np
 
-from irprune.errors import CheckFailed, IrpruneError, gist, option
+from irprune.errors import CheckFailed, IrpruneError, first_line, gist, option
 
 if TYPE_CHECKING:
     import torch
@@ -289,10 +290,16 @@ class Ranks:
         except RuntimeError as lost:  # what torch.distributed raises for a closed connection
             self.ended = True
             raise IrpruneError(
-                f"a rank is gone: {gist(lost)}",
+                f"a rank is gone: {_of_gloo(lost)}",
                 f"rank {self.rank} of {self.size}",
                 "see what that rank said last, and start all of them again",
             ) from lost
+
+
+def _of_gloo(lost: RuntimeError) -> str:
+    """The sentence of gloo's message that says what happened: before it stands a line of gloo's
+    source, behind it general advice."""
+    return re.sub(r"^\[\S+:\d+\] ", "", first_line(lost)).partition(". ")[0]
 
 
 _HEAD = 64  # numbers of the first part of a message: how many parts follow, and their sizes

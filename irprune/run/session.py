@@ -56,6 +56,7 @@ def session(
     exact: bool = False,
     optimise: bool = True,
     precise: bool = False,
+    mapped: bool = False,
 ) -> Any:
     """An onnxruntime session.
 
@@ -68,11 +69,13 @@ def session(
             saturating products of u8 with s8.
         optimise: whether onnxruntime may change the model before it runs.
         precise: insist on products that do not saturate, which only the optimiser can give.
+        mapped: leave weights beside the file as they lie there, which the system maps; otherwise
+            onnxruntime holds those of products again, in an order that it multiplies faster in.
 
     Raises:
         IrpruneError: for a model that onnxruntime refuses, with its own words.
     """
-    made = partial(_session, model, device, profile, threads, exact, optimise)
+    made = partial(_session, model, device, profile, threads, exact, optimise, mapped)
     if exact and not precise:
         try:
             return made(True)
@@ -89,6 +92,7 @@ def _session(
     threads: int,
     exact: bool,
     optimise: bool,
+    mapped: bool,
     precise: bool,
 ) -> Any:
     import onnxruntime
@@ -97,6 +101,8 @@ def _session(
     options.log_severity_level = 4  # what it refuses is raised, and told by irprune
     if precise:
         options.add_session_config_entry(*PRECISE)
+    if mapped:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if threads:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from irprune.ir.axis import Axis, find, leaves
 from irprune.ir.graph import Graph, Weight
+from irprune.ir.group import groups_of
 from irprune.ir.selection import Selection
+from irprune.ops.registry import draws
 
-__all__ = ["cut_apart", "judged_share"]
+__all__ = ["cut_apart", "judged_share", "not_judged"]
+
+_MOST = 0.5
+_NAMED = 2  # widths, of those that are not judged
 
 
 def cut_apart(graph: Graph, kept: Selection) -> set[Axis]:
@@ -42,3 +47,22 @@ def judged_share(graph: Graph, kept: Selection, judged: Selection) -> float:
         cut += size * bool(axes)
         sound += size * (bool(axes) and all(judged.changes(x) for x in axes))
     return sound / cut if cut else 1.0
+
+
+def not_judged(graph: Graph, kept: Selection, judged: Selection) -> list[str]:
+    """What to say where ``judged`` leaves most of the cut weights out: which widths, and why; no
+    line where it does not."""
+    if judged_share(graph, kept, judged) >= _MOST:
+        return []
+    if any(map(draws, graph.nodes)):
+        return ["the original itself judges nothing: it draws random numbers"]
+    left = {find(x) for a in kept.choice if a not in judged.choice for x in leaves(a)}
+    names = [g.name for g in groups_of(graph) if find(g.axis) in left]
+    if not names:
+        return []
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    why = "a mean, a norm or a softmax counts its channels, so that zeros there are not absence"
+    if left & cut_apart(graph, kept):
+        why = "one stored array is cut in two ways, so that no zeros in it stand for both"
+    said = f"not judged by the original itself is {', '.join(names[:_NAMED])}{more}: {why}"
+    return [f"{said}; judged is what is cut beside it"]

@@ -27,7 +27,7 @@ from irprune.validate.onnx_double import doubled
 from irprune.validate.onnx_faint import faint_error, in_float64
 from irprune.validate.onnx_oracle import silenced_model
 from irprune.validate.onnx_read_back import misread
-from irprune.validate.onnx_run import run_model, session
+from irprune.validate.onnx_run import NoPlace, run_model, session
 from irprune.validate.onnx_shaken_proof import Remake, prove_shaken
 from irprune.validate.onnx_sizes import plausible
 from irprune.validate.onnx_unrounded import unrounded
@@ -49,7 +49,20 @@ def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int
     neither this machine's kernels nor a number that falls to the next integer decides. A second
     pass has random numbers for weights: ``remake(model)`` analyses a model and makes the same cut,
     or gives None. Raises IrpruneError where an operator that mixes what was dropped has no ONNX
-    form of its silencing, and where onnxruntime does not run the model."""
+    form of its silencing, where onnxruntime does not run the model, and where the disk has no place
+    for what is compared."""
+    try:
+        return _proven(graph, cut, remake, seed)
+    except NoPlace as full:
+        raise IrpruneError(
+            f"the proof has {full}",
+            graph.name,
+            "make room there, or name another folder by the environment's TMPDIR; "
+            f"{option('proof', 'False')} gives the pruned model unproven",
+        ) from full
+
+
+def _proven(graph: Graph, cut: Graph, remake: Remake | None, seed: int) -> Proof:
     began = time.perf_counter()
     if other := misread(graph):
         proof = Proof(float("inf"), FLOAT32)

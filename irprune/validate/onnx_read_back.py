@@ -16,6 +16,7 @@ from onnx import TensorProto, checker, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from irprune.emit.onnx.emitter import Emitter
+from irprune.emit.onnx.file import held_bytes
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.source import onnx_source
@@ -58,7 +59,7 @@ def _compared(path: Path, graph: Graph) -> tuple[float, str]:
         return 0.0, f"onnx does not read it: {gist(refused)}"
     if _bare(meant) != _bare(found):
         return 0.0, "the graph in the file is another one"
-    total = 0
+    small = held_bytes(meant, emitter.data) <= _RUN
     whole = onnx.ModelProto()
     whole.CopyFrom(meant)
     for ours, theirs in zip(whole.graph.initializer, found.graph.initializer, strict=True):
@@ -69,16 +70,16 @@ def _compared(path: Path, graph: Graph) -> tuple[float, str]:
             return 0.0, f"onnx does not read {ours.name!r}: {gist(refused)}"
         if not _equal(array, there):
             return 0.0, f"{ours.name!r} holds other numbers"
-        total += array.nbytes
-        if total <= _RUN and ours.name in emitter.data:
+        if small and ours.name in emitter.data:
             ours.CopyFrom(numpy_helper.from_array(array, ours.name))
-    return _run(path, graph, whole if total <= _RUN else None)
+    return _run(path, graph, whole if small else None)
 
 
 def _run(path: Path, graph: Graph, whole: onnx.ModelProto | None) -> tuple[float, str]:
     """What onnxruntime computes of the file, beside what it computes of the message ``whole``."""
+    large = whole is None  # what is only to be loaded stays in its file, as it lies there
     try:
-        running = session(path, "cpu", threads=1)
+        running = session(path, "cpu", threads=1, optimise=not large, mapped=large)
     except IrpruneError as refused:
         if whole is None:
             return 0.0, str(refused)

@@ -10,15 +10,26 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
+from irprune.base.atomic_write import NotWritten
 from irprune.emit.onnx.file import held_bytes, write_model
 from irprune.errors import IrpruneError, first_line
 from irprune.frontend.onnx.file import Loader
 from irprune.run.session import session as one_session
 
-__all__ = ["APART", "run_model", "session"]
+__all__ = ["APART", "NoPlace", "run_model", "session"]
 
 Array = NDArray[Any]
 APART = 1 << 26  # bytes of weights, from which on they are read from a file and not held
+
+
+class NoPlace(OSError):
+    """There is no place on the disk for a copy of the weights: that says nothing about a model, so
+    whoever asks whether one runs does not take it for an answer."""
+
+    def __init__(self, refused: NotWritten) -> None:
+        super().__init__(
+            f"no place for a copy of the weights: {refused.what} ({tempfile.gettempdir()})"
+        )
 
 
 def session(
@@ -28,11 +39,11 @@ def session(
     precise: bool = False,
 ) -> Any:
     """An onnxruntime session on the CPU; ``data`` holds initializers that lie apart from a model
-    given as an object.
+    given as an object. What is large is mapped from a file, which is gone afterwards.
 
     ``precise`` asks for integer products that do not saturate on any processor, which only the
-    optimiser can give. Raises IrpruneError with onnxruntime's own words where it refuses the model.
-    """
+    optimiser can give. Raises IrpruneError with onnxruntime's own words where it refuses the model,
+    and NoPlace where the disk has none for the file."""
     if not isinstance(model, onnx.ModelProto):
         return one_session(model, "cpu", threads=1, optimise=optimise, precise=precise)
     if not data:
@@ -42,9 +53,12 @@ def session(
         whole = onnx.ModelProto()
         whole.CopyFrom(model)
         # onnxruntime maps what lies beside a file, and copies what lies in it
-        outside = () if held_bytes(model, data) > APART else None
-        file = write_model(whole, data, Path(folder) / "model.onnx", outside)
-        return one_session(file, "cpu", threads=1, optimise=optimise, precise=precise)
+        apart = held_bytes(model, data) > APART
+        try:
+            file = write_model(whole, data, Path(folder) / "model.onnx", () if apart else None)
+        except NotWritten as refused:
+            raise NoPlace(refused) from refused
+        return one_session(file, "cpu", threads=1, optimise=optimise, precise=precise, mapped=apart)
 
 
 def run_model(

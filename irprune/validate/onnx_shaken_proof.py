@@ -4,6 +4,7 @@ where onnxruntime has kernels for it, against the oracle and against an independ
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from irprune.base.atomic_write import NotWritten
+from irprune.base.format import human
 from irprune.base.tolerance import FLOAT32, FLOAT64, LEAST_RANGE, LEAST_RANGE64
 from irprune.driver.pipelines import cut_graph
 from irprune.emit.onnx import file as onnx_file
@@ -26,11 +29,11 @@ from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.arrays import as_numpy
 from irprune.run.error import channel_error
 from irprune.run.inputs import random_inputs
-from irprune.validate.judge_share import judged_share
+from irprune.validate.judge_share import judged_share, not_judged
 from irprune.validate.onnx_double import doubled
 from irprune.validate.onnx_judge import judgeable_parts, zeroed_model
 from irprune.validate.onnx_oracle import silenced_model
-from irprune.validate.onnx_run import APART, run_model
+from irprune.validate.onnx_run import APART, NoPlace, run_model
 from irprune.validate.onnx_shaken import shaken_model
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
@@ -50,7 +53,7 @@ _DRAWN: tuple[tuple[str, Draw | None], ...] = (
     ("its own", None),
 )
 
-_LARGE = 1 << 28  # elements of all weights, from which on they are not drawn anew: all are held
+_COPIES = 4  # of all weights that lie on the disk at a time: one drawn, one of those in float64
 
 
 def prove_shaken(
@@ -65,9 +68,13 @@ def prove_shaken(
         sizes: of the inputs' symbols.
         seed: the same seed gives the same numbers.
     """
-    elements = sum(_elements(w) for w in graph.weights.values())
-    if elements > _LARGE:
-        proof.notes.append("proven with its own weights alone: they are too many to draw others")
+    taken = _COPIES * 4 * sum(_elements(w) for w in graph.weights.values())
+    place = tempfile.gettempdir()
+    if taken > _COPIES * APART and taken > shutil.disk_usage(place).free:
+        proof.notes.append(
+            f"proven with its own weights alone: random ones take {human(taken)}B of the disk, "
+            f"and {place} has not that much (TMPDIR names another place)"
+        )
         return
     quantised = any(w.dtype.startswith(("i8", "u8", "i4", "u4")) for w in graph.weights.values())
     for weights, draw in _DRAWN:
@@ -83,6 +90,7 @@ def prove_shaken(
             if found is not None and (draw is None or second.numbers):
                 second.judge(found)
                 proof.shaken, proof.passes = found, proof.passes + second.passes
+                proof.notes += second.notes
                 return
 
 
@@ -94,7 +102,10 @@ def _captured_from(
     if held_bytes(message, data) <= min(APART, onnx_file.LIMIT):
         return with_arrays(message, data)
     folder = beside.enter_context(tempfile.TemporaryDirectory(prefix="irprune-"))
-    return str(write_model(message, data, Path(folder) / "model.onnx", outside=()))
+    try:
+        return str(write_model(message, data, Path(folder) / "model.onnx", outside=()))
+    except NotWritten as refused:
+        raise NoPlace(refused) from refused
 
 
 class _Second:
@@ -108,6 +119,7 @@ class _Second:
         self.numbers = True
         self.passes = 0
         self.ours: list[Array] = []
+        self.notes: list[str] = []
 
     def compared(self, weights: str) -> Shaken | None:
         """The oracle against the cut; None where onnxruntime runs neither."""
@@ -149,6 +161,7 @@ class _Second:
         if any(bool((~np.isfinite(x)).any()) for x in map(as_numpy, theirs) if x.dtype.kind == "f"):
             return  # zeros divide something, or have a logarithm
         found.judged = judged_share(self.graph, kept, part)
+        self.notes = not_judged(self.graph, kept, part)
         found.judge_error = channel_error(ours, theirs, LEAST_RANGE64 if self.wide else LEAST_RANGE)
         found.judge_tolerance = FLOAT64 if self.wide else FLOAT32
 

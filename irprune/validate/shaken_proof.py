@@ -33,7 +33,7 @@ from irprune.run.other_sizes import other_sizes, resized
 from irprune.run.stored_tensor import is_stored
 from irprune.run.typed_load import TypedLoad
 from irprune.validate.judge import Call, Judged, forward_of, forward_with
-from irprune.validate.judge_share import judged_share
+from irprune.validate.judge_share import judged_share, not_judged
 from irprune.validate.judgeable import judgeable, silenced_and_judgeable
 from irprune.validate.proof_result import Proof, Shaken, is_nan, says_nothing
 from irprune.validate.random_weights import Draw, is_redrawn, redrawn, seeds, with_random_numbers
@@ -343,6 +343,7 @@ class _Second:
             if dtype != torch.float64 and error <= _ROUNDS * self._rounding(twin):
                 return f"float32, which forward runs in, rounds by as much as {error:.1e}"
         found.judged = judged_share(twin, twin.kept, part.kept)
+        self.notes += not_judged(twin, twin.kept, part.kept)
         found.judge_error, found.judge_tolerance = error, tolerance
         if not found.agreed:
             self._blame(twin, dtype)

@@ -21,6 +21,7 @@ from irprune.analysis.factorable import factorable
 from irprune.analysis.ranked_costs import RankedCosts
 from irprune.api import low_rank
 from irprune.cli import cli
+from irprune.cli.spelling import spell
 from irprune.driver.pipelines import analyse
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.frontend.onnx import low_rank as file_form
@@ -291,6 +292,31 @@ def test_what_cannot_be_is_one_line(options: dict[str, Any], message: str) -> No
     with pytest.raises(IrpruneError, match=message) as error:
         irprune.prune(Net().eval(), (X,), **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--low-rank", "--low-rank needs a budget"),
+        ("--low-rank", "which ranks (--low-rank-of 'fc*=16')"),
+        ("--low-rank --latency 0.5", "with --low-rank say macs"),
+        ("--low-rank --uniform --params 0.5", "--low-rank and --uniform are both given"),
+        ("--low-rank --format hf --params 0.5", "--format hf and --low-rank are both given"),
+        ("--low-rank-of a=5 --format hf", "--format hf and --low-rank-of a=5 are both given"),
+        (
+            "--low-rank-of a=5 --low-rank-of b*=6 -o x.gguf",
+            "a GGUF file and --low-rank-of a=5 --low-rank-of 'b*=6' are both given",
+        ),
+    ],
+)
+def test_the_command_line_names_what_was_typed(
+    words: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And refuses it before a model is loaded: there is none."""
+    monkeypatch.chdir(tmp_path)
+    ran = CliRunner().invoke(cli, ["prune", "none.onnx", "-o", "out", *words.split()])
+    assert isinstance(ran.exception, IrpruneError)
+    assert said in ran.exception.spelled(spell)
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -43,3 +43,16 @@ def test_a_file_of_a_module_and_of_a_file_are_timed(tmp_path: Path) -> None:
     plain = irprune.prune(model, call, ratio=0.5, proof=False)
     plain.onnx(tmp_path / "c.onnx")
     assert plain.report.speed is None
+
+
+def test_files_that_take_more_than_memory_are_not_timed(tmp_path: Path) -> None:
+    deep = nn.Sequential(*(x for _ in range(6) for x in (nn.Linear(32, 32), nn.ReLU())))
+    irprune.prune(deep, (torch.randn(2, 32),), ratio=0.0, proof=False).onnx(tmp_path / "a.onnx")
+    for allowed, timed in (("10kB", False), (None, True)):
+        made = irprune.prune(
+            str(tmp_path / "a.onnx"), ratio=0.5, bench=True, proof=False, memory=allowed
+        )
+        made.onnx(tmp_path / "b.onnx")
+        assert (made.report.speed is not None) is timed
+        said = [n for n in made.report.notes if n.startswith("not timed: onnxruntime would hold")]
+        assert bool(said) is not timed

@@ -7,6 +7,8 @@ import fcntl
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -191,6 +193,32 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["out.txt"]
+
+
+LIMITED = """
+import resource
+from pathlib import Path
+import numpy as np
+from safetensors.numpy import save_file
+from irprune.base.atomic_write import atomic_write
+from irprune.errors import IrpruneError
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    with atomic_write(Path("out.safetensors")) as draft:
+        save_file({"a": np.zeros(1000)}, draft / "out.safetensors")
+except IrpruneError as said:
+    print(said)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_a_limit_that_a_writer_in_rust_meets_is_one_line(tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", LIMITED], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert made.stdout.startswith("a file would be larger than"), made
+    assert "ulimit -f" in made.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folders_are_exchanged_in_one_step_here(tmp_path: Path) -> None:

@@ -310,7 +310,7 @@ def test_leaves_may_be_taken_a_few_at_a_time(name: str, monkeypatch: pytest.Monk
     layers = {leaf: [r.layer for r in many] for leaf, many in found.items()}
     one = readings.readings_of(x, graph, name)
     assert len(list(one.portions(layers))) == 1
-    monkeypatch.setattr(readings, "memory_budget", lambda: 1)
+    monkeypatch.setattr(readings, "memory_share", lambda: 1)
     few = readings.readings_of(x, graph, name)
     assert len(list(few.portions(layers))) == len(found)
     Score(name, calibration=x, normalise="measured").run(graph)

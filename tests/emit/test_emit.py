@@ -89,6 +89,7 @@ def test_layers_keep_their_names_types_and_state() -> None:
     assert list(out.state_dict()) == list(model.state_dict())
     assert type(out.get_submodule("blocks.0.norm1")) is nn.BatchNorm2d
     assert type(out.get_submodule("head")) is nn.Linear
+    assert list(out.blocks) == list(out.blocks.children())  # type: ignore[arg-type, union-attr]
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in out.state_dict().items())
 
 

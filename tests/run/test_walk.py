@@ -142,3 +142,12 @@ def test_what_is_kept_aside_is_the_same_in_a_file() -> None:
         assert torch.equal(load(), tensor) and load().dtype == tensor.dtype
         load().add_(1)
         assert torch.equal(load(), tensor)
+
+
+def test_what_is_held_at_once_shares_the_memory_that_was_asked_for() -> None:
+    graph, data = analysed()
+    with within_memory(6 * 4000):
+        assert Readings(graph, Calibration(data, graph)).memory == 4000
+        held = [kept_aside(torch.zeros(500)) for _ in range(4)]
+    assert [type(h).__name__ for h in held] == ["_InMemory", "_InMemory", "_InFile", "_InFile"]
+    assert Readings(graph, Calibration(data, graph)).memory == 1 << 30

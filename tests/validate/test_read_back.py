@@ -37,6 +37,38 @@ def test_a_file_is_read_back(tmp_path: Path) -> None:
     assert "seconds" in pruned.report.as_dict(timings=True)["read_back"][0]
 
 
+def test_a_large_file_is_read_back_without_holding_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tensors are compared one by one, and onnxruntime loads it as it lies there."""
+    from irprune.testing.works import made_file
+    from irprune.validate import onnx_read_back
+
+    asked = []
+    real = onnx_read_back.session
+
+    def session(*args: object, **how: object) -> object:
+        asked.append((args[0], how["mapped"], how["optimise"]))
+        return real(*args, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(onnx_read_back, "session", session)
+    monkeypatch.setattr(onnx_read_back, "_RUN", 1000)
+    pruned = irprune.prune(made_file(False), proof=False)
+    pruned.onnx(tmp_path / "out.onnx")
+    assert asked == [(tmp_path / "out.onnx", True, False)]
+    (found,) = pruned.report.read_back
+    assert found.passed
+
+    def other(tensor: onnx.TensorProto, data: object) -> object:
+        array = array_of(tensor, data)
+        return array + 1 if tensor.name == "w0" else array
+
+    array_of = onnx_read_back._array
+    monkeypatch.setattr(onnx_read_back, "_array", other)
+    with pytest.raises(CheckFailed, match="'w0' holds other numbers"):
+        pruned.onnx(tmp_path / "out.onnx")
+
+
 def test_a_folder_is_read_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)).eval()

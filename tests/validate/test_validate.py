@@ -62,6 +62,8 @@ def test_the_proof_passes_on_a_right_cut(mlp: tuple[nn.Module, Tensor]) -> None:
     assert second.judge_error is not None and second.judge_error <= FLOAT64
     # Behind a layer norm zeros are not what is absent
     assert second.judged == 0
+    (said,) = (n for n in proof.notes if n.startswith("not judged by the original itself is "))
+    assert "norm" in said and "not absence" in said
     assert "exact" in str(proof)
 
 

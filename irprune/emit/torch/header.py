@@ -15,10 +15,14 @@ from torch import nn
 
 
 class Part(nn.Module):
-    """A named place in the tree of modules; ``part[0]`` is its child "0"."""
+    """A named place in the tree of modules; ``part[0]`` is its child "0", ``for child in part`` goes
+    through all of them."""
 
     def __getitem__(self, key):
         return getattr(self, str(key))
+
+    def __iter__(self):
+        return iter(self._modules.values())
 
 
 def put(root, path, item, persistent=True):

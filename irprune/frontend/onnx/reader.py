@@ -26,6 +26,7 @@ from irprune.frontend.onnx.file import Files, read_model
 from irprune.frontend.onnx.functions import expand_calls
 from irprune.frontend.onnx.inference import Inference
 from irprune.frontend.onnx.learned import tell_constants
+from irprune.frontend.onnx.means import with_means
 from irprune.frontend.onnx.order import check_opset, reads, sort_nodes, target_of
 from irprune.frontend.onnx.proto import (
     attributes,
@@ -97,6 +98,8 @@ def capture_onnx(
     calls = expand_calls(model, where) if model.functions else None
     origin = OnnxSource(model if calls is None else calls.model, files, calls)
     graph = _Reader(origin, where).read()
+    if calls is None and (respelled := with_means(graph, model)) is not None:
+        graph = _Reader(OnnxSource(respelled, files), where).read()
     if taken:
         said = ", ".join(f"{name}={value}" for name, value in (values or {}).items())
         graph.notes.append(f"the file is for {said} alone: each If that goes by it is its branch")

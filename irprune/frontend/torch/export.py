@@ -34,6 +34,7 @@ from irprune.frontend.torch.build import (
     type_of,
 )
 from irprune.frontend.torch.gradient_stops import without_idle_stops
+from irprune.frontend.torch.means import with_means
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.source import Entry, TorchSource
@@ -269,6 +270,7 @@ class _Reader:
                 graph.outputs.append(value)
             else:
                 outputs.append((value,))
+        with_means(graph)
         spec = program.call_spec
         args, kwargs = program.example_inputs or ((), {})
         # In the model's order

@@ -40,6 +40,7 @@ from irprune.frontend.torch.gradient_stops import (
 )
 from irprune.frontend.torch.hit_loops import HitLoops
 from irprune.frontend.torch.lengths import lengths_left_open
+from irprune.frontend.torch.means import with_means
 from irprune.frontend.torch.own_backward import hooks_of_model, own_gradients
 from irprune.frontend.torch.recorder import Recorder
 from irprune.frontend.torch.restore_state import attributes_kept, evaluating
@@ -281,6 +282,7 @@ def _trace(
     if known := decompositions(missing):
         raise Declined("torch decomposes " + ", ".join(sorted(map(str, known))))
     without_idle_stops(graph)
+    with_means(graph)
     graph.notes += hooks_of_model(model)
     if any(True for _ in lost_in_training(model, asked, graph)):
         same = with_rates(graph, _in_training(model, args, kwargs))
