@@ -43,7 +43,8 @@ def _scopes(model: nn.Module) -> list[dict[str, Any]]:
     """The global names of the files that the classes of the user's modules are from."""
     found: dict[int, dict[str, Any]] = {}
     for kind in dict.fromkeys(map(type, model.modules())):
-        scope = getattr(inspect.unwrap(kind.forward), "__globals__", None)
+        forward = inspect.unwrap(getattr(kind, "forward", kind))
+        scope = getattr(forward, "__globals__", None)
         if scope is not None and not str(scope.get("__file__", "")).startswith(TORCH):
             found[id(scope)] = scope
     return list(found.values())
