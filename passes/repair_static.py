@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from irprune.base.memory import DEFAULT
 from irprune.criteria.readings import Reading, Readings, key_of, readings_of
 from irprune.criteria.refit import RIDGE, RIDGES, refitted
 from irprune.criteria.sinks import sinks_of
-from irprune.ir.graph import Graph
+from irprune.ir.graph import Graph, Weight
 from irprune.ir.size import probe_of
 from irprune.passes.repairs import repair
 from irprune.passes.result import PassResult
@@ -41,8 +42,9 @@ class RepairStatic:
 
     ``ridge`` is relative to the mean diagonal of their products. Where it is None, the one of
     ``RIDGES`` is taken by which ``judge``, of a cut graph how far it is off, gives least; without a
-    judge ``RIDGE``. It is looked for once, on the layers whose products fit the memory together
-    with the first one's. ``readings`` are those of the data where there are any already."""
+    judge ``RIDGE``. It is looked for once, on the first layers whose products together take no more
+    than the memory that there is by default, whatever there is. ``readings`` are those of the data
+    where there are any already."""
 
     original: Graph
     calibration: Calibration
@@ -69,7 +71,9 @@ class RepairStatic:
         files = kept_files("static", of_step=True)
         before = {weight: weight.load for weight in graph.weights.values()}
         refit = _Refit(self, graph, twins, wanted, readings, files)
-        for some in readings.portions({key: [layer] for key, (layer, _, _) in wanted.items()}):
+        if self.ridge is None and self.judge is not None:
+            notes += once(files, graph, "search", refit.search)
+        for some in readings.portions(refit.every):
             notes += once(files, graph, " ".join(some), partial(refit.portion, some))
         changed = any(weight.load is not load for weight, load in before.items())
         return PassResult(changed, tuple(notes))
@@ -104,6 +108,7 @@ class _Refit:
     ) -> None:
         self.judge, self.graph, self.twins, self.wanted = options.judge, graph, twins, wanted
         self.readings, self.files = readings, files
+        self.every = {key: [layer] for key, (layer, _, _) in wanted.items()}
         self.ridge = RIDGE if options.ridge is None and self.judge is None else options.ridge
         if self.ridge is None and files is not None:
             self.ridge = files.get("ridge")
@@ -114,55 +119,78 @@ class _Refit:
         Returns:
             What is to be said of them.
         """
+        return self._refit(some, self.ridge or 0.0)
+
+    def _refit(self, some: Sequence[str], ridge: float) -> list[str]:
         notes = []
         read = self.readings.of([self.wanted[key][0] for key in some], products=True)
-        able = []
-        for key in some:
-            layer, ins, outs = self.wanted[key]
-            if not read[key].products:
-                notes.append(f"{layer.weight.name}: too wide, left as it was sliced")
+        for key, reading in read.items():
+            if not reading.products:
+                notes.append(f"{reading.layer.weight.name}: too wide, left as it was sliced")
                 continue
-            able.append((read[key], self.twins[layer.node.outputs[0].name], ins, outs))
-            count = int(sinks_of(read[key]).sum())
+            count = int(sinks_of(reading).sum())
             if count:
                 notes.append(
-                    f"{layer.weight.name}: {count} input{'s' * (count > 1)} of massive activations kept as they were"
+                    f"{reading.layer.weight.name}: {count} input{'s' * (count > 1)} of massive activations kept as they were"
                 )
-        if self.ridge is None and able:
-            self.ridge = self._best(able)
-            notes.append(f"a ridge of {self.ridge:g}, the best of {', '.join(map(str, RIDGES))}")
-            if self.files is not None:
-                self.files.put("ridge", self.ridge)
-        for each in able:
-            _put(each, self.ridge or 0.0)
+            self._put(key, reading, ridge)
         return notes
 
-    def _best(self, able: Sequence[_Wanted]) -> float:
-        """The ridge by which the layers refitted bring the graph nearest to the original; they are
-        left as they were."""
+    def search(self) -> list[str]:
+        """Find the ridge by which the first layers refitted bring the graph nearest to the
+        original; they are left as they were.
+
+        Returns:
+            What is to be said of it.
+        """
+        from irprune.run.once import once
+
         assert self.judge is not None
+        first = set(next(self.readings.portions(self.every, DEFAULT), []))
         held = {w: w.load for w in self.graph.weights.values()}
-        off: dict[float, float] = {}
-        for ridge in RIDGES:
-            for each in able:
-                _put(each, ridge)
-            off[ridge] = self.judge(self.graph)
-            for weight, load in held.items():
-                weight.load = load
-        return min(off, key=lambda ridge: off[ridge])
+        made: dict[float, dict[Weight, Any]] = {ridge: {} for ridge in RIDGES}
+        for some in self.readings.portions(self.every):
+            mine = [key for key in some if key in first]
+            for ridge in RIDGES:
+                refit = partial(self._refit, mine, ridge)
+                once(self.files, self.graph, f"{ridge} {' '.join(mine)}", refit)
+                made[ridge] |= self._changed(held)
+            first -= set(some)
+            if not first:
+                break
+        off = {ridge: self._off(loads, held) for ridge, loads in made.items() if loads}
+        if not off:
+            return []
+        self.ridge = min(off, key=lambda ridge: off[ridge])
+        if self.files is not None:
+            self.files.put("ridge", self.ridge)
+        return [f"a ridge of {self.ridge:g}, the best of {', '.join(map(str, RIDGES))}"]
 
+    def _put(self, key: str, reading: Reading, ridge: float) -> None:
+        """Refit a layer."""
+        layer, ins, outs = self.wanted[key]
+        twin = self.twins[layer.node.outputs[0].name]
+        matrix, moved = refitted(reading, ~ins, ridge)
+        b, k, o = twin.blocks
+        alive = ins.any(1) & outs.any(1)  # groups of a convolution go as a whole
+        rows = matrix[alive][ins[alive]].reshape(b, k, -1)
+        keep = outs[alive][:, None].expand(-1, k, -1)
+        twin.put(rows[keep].reshape(b, k, o))
+        if twin.bias is not None and moved is not None:
+            twin.bias.move(moved[alive][outs[alive]].reshape(b, o))
 
-# What a layer read, what is left of it, and which inputs [b, k] and outputs [b, o] stay
-_Wanted = tuple[Reading, "Layer", "torch.Tensor", "torch.Tensor"]
+    def _changed(self, held: Mapping[Weight, Any]) -> dict[Weight, Any]:
+        """What is held by the weights that are no longer as ``held`` says; they are so again."""
+        made = {w: w.load for w, load in held.items() if w.load is not load}
+        for weight in made:
+            weight.load = held[weight]
+        return made
 
-
-def _put(wanted: _Wanted, ridge: float) -> None:
-    reading, twin, ins, outs = wanted
-    matrix, moved = refitted(reading, ~ins, ridge)
-    b, k, o = twin.blocks
-    alive = ins.any(1) & outs.any(1)  # groups of a convolution go as a whole
-    rows = matrix[alive][ins[alive]].reshape(b, k, -1)
-    keep = outs[alive][:, None].expand(-1, k, -1)
-    twin.put(rows[keep].reshape(b, k, o))
-    if twin.bias is not None and moved is not None:
-        twin.bias.move(moved[alive][outs[alive]].reshape(b, o))
+    def _off(self, loads: Mapping[Weight, Any], held: Mapping[Weight, Any]) -> float:
+        """How far the graph is off with ``loads``."""
+        assert self.judge is not None
+        for weight, load in loads.items():
+            weight.load = load
+        found = self.judge(self.graph)
+        self._changed(held)
+        return found

@@ -106,14 +106,15 @@ def _check_held(graph: Graph) -> None:
         return
     module = torch_source(graph).module
     if module is None or is_stored(module):
-        why = "a program has no layers" if module is None else "its weights wait in files"
-        raise IrpruneError(
-            f"rotate cannot make this model anew: {why}",
-            graph.name,
-            "give the module or its ONNX file"
-            if module is None
-            else f"leave {option('memory')} out",
-        )
+        why, advice = "a program has no layers", "give the module or its ONNX file"
+        if module is not None:
+            # As much as reading them at once asks for (``irprune.api.load``)
+            gigabytes = 3 * sum(p.numel() * p.element_size() for p in module.parameters()) // 10**9
+            why = f"its weights are more than {option('memory')} allows and are read from files"
+            advice = (
+                f"give {option('memory', f'{gigabytes + 1}GB')}, for which they are read at once"
+            )
+        raise IrpruneError(f"rotate cannot make this model anew: {why}", graph.name, advice)
 
 
 def _absolute(budget: Mapping[str, Any] | None, costs: Costs) -> Any:

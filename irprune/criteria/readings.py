@@ -228,14 +228,17 @@ class Readings:
         """Whether the products of what ``layer`` reads are wanted at all."""
         return self.complete or has_products(layer)
 
-    def portions(self, layers: Mapping[K, Sequence[Layer]]) -> Iterator[list[K]]:
-        """The keys of ``layers`` in runs whose Gram matrices and inverses fit ``memory``; one that
-        does not stands by itself."""
+    def portions(
+        self, layers: Mapping[K, Sequence[Layer]], memory: int | None = None
+    ) -> Iterator[list[K]]:
+        """The keys of ``layers`` in runs whose Gram matrices and inverses fit ``memory``, None for
+        that of these readings; one that does not stands by itself."""
+        memory = self.memory if memory is None else memory
         some: list[K] = []
         held: dict[Source, int] = {}
         for key, many in layers.items():
             mine = {source_of(x): _size(x) for x in many if self._multiplies(x)}
-            if some and sum((held | mine).values()) > self.memory:
+            if some and sum((held | mine).values()) > memory:
                 self._more = True
                 yield some
                 some, held = [], {}

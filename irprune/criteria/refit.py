@@ -30,11 +30,11 @@ def refitted(
     is to be added to the bias [b, o]; None for a layer without one."""
     import torch
 
+    sinks = sinks_of(reading)  # first, as it reads the weights for itself
     weight = reading.weight
     out = weight.masked_fill(gone[..., None], 0.0)
     centred = reading.layer.bias is not None
     products = reading.covariance if centred else reading.second_moment
-    sinks = sinks_of(reading)
     for b in range(weight.shape[0]):
         r = gone[b].nonzero()[:, 0]
         f = (~gone[b] & ~sinks[b]).nonzero()[:, 0]

@@ -24,7 +24,7 @@ from zlib import crc32
 from irprune.ir.guards import NEGATED, RELATIONS, Fixed, Guard
 from irprune.ir.size import Size, Sym, apply, number, operation, same, symbol, symbols
 
-__all__ = ["OpenSizes", "Settled", "rewrite"]
+__all__ = ["DecidedByValues", "OpenSizes", "Settled", "rewrite"]
 
 # spans of values that a symbol takes at the points of comparison; at the first all are 1
 _SPANS = ((1, 2), (2, 40), (41, 400), (401, 3000), (10**5, 10**6), (10**9, 10**10))
@@ -47,6 +47,10 @@ class Settled:
     asserted: list[Guard] = field(default_factory=list)
 
 
+class DecidedByValues(Exception):
+    """The program decides by a size that depends on the values of tensors, which it must not."""
+
+
 class OpenSizes:
     """The symbols of one capture.
 
@@ -63,6 +67,7 @@ class OpenSizes:
         self.guards: dict[Guard, None] = {}  # what the program decides
         self.ties: dict[Guard, None] = {}  # what operators take to be equal
         self.quiet = False  # True while torch asks for its own sake, and nothing is decided
+        self.by_no_values = False  # whether a decision by a size that depends on values ends it all
         self._inputs: dict[str, tuple[int, int]] = {}  # of each symbol: position of input, dim
         self._from: dict[str, frozenset[str]] = {}  # inputs' symbols that a told one depends on
         self._of_values: dict[str, None] = {}  # symbols of sizes that depend on values
@@ -109,6 +114,10 @@ class OpenSizes:
         """Whether ``x``, a size or a guard, depends on the values of tensors."""
         names = x.symbols if isinstance(x, Guard) else symbols(x) if isinstance(x, Sym) else ()
         return any(n in self._of_values for n in names)
+
+    def is_of_inputs(self, size: Sym) -> bool:
+        """Whether ``size`` is made of sizes of inputs alone."""
+        return all(n in self._inputs for n in symbols(size))
 
     def _new(self, name: str, size: int) -> Sym:
         name = self._unique(name)
@@ -216,6 +225,8 @@ class OpenSizes:
             kept = Guard(left, relation if truth else NEGATED[relation], right)
             if not _always(kept):
                 self.guards.setdefault(Guard(left, kept.relation, right, self.where()), None)
+                if self.by_no_values and self.is_of_values(kept):
+                    raise DecidedByValues(f"{kept} depends on values")
         return truth
 
     @contextmanager

@@ -169,8 +169,15 @@ def over_tensors(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
 
 
 def flat_tensors(result: Any) -> list[torch.Tensor]:
-    """The tensors of a nested result, in order."""
+    """The tensors of a nested result, in order; those in a dictionary of a class of its own too,
+    such as stands in a folder for a class that is not installed."""
     import torch
     from torch.utils import _pytree as pytree
 
-    return [x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+    found: list[torch.Tensor] = []
+    for x in pytree.tree_leaves(result):
+        if isinstance(x, torch.Tensor):
+            found.append(x)
+        elif isinstance(x, dict):
+            found += flat_tensors(dict(x))
+    return found

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,11 +122,42 @@ def _session(
             given, options, providers=providers, provider_options=settings
         )
     except Exception as refused:  # onnxruntime has exceptions of its own for every kind of refusal
+        if missing := _missing_kernel(str(refused), given, providers):
+            raise IrpruneError(
+                missing,
+                "" if isinstance(model, bytes) else str(model),
+                "compute that layer in float32 (module.float()), or on a device whose provider has it",
+            ) from refused
         raise IrpruneError(
             "onnxruntime refuses the model",
             "" if isinstance(model, bytes) else str(model),
             gist(refused),
         ) from refused
+
+
+_NO_KERNEL = re.compile(r"Could not find an implementation for (\w+)\(\d+\) node with name '(.*)'")
+
+
+def _missing_kernel(said: str, model: str | bytes, providers: Sequence[str]) -> str:
+    """Where onnxruntime ``said`` that it has no kernel for a node of ``model``: which operator, of
+    which element type; "" where it said something else."""
+    import onnx
+
+    found = _NO_KERNEL.search(said)
+    if found is None:
+        return ""
+    if isinstance(model, bytes):
+        whole = onnx.load_from_string(model)
+    else:
+        whole = onnx.load(model, load_external_data=False)
+    graph = whole.graph
+    node = next((n for n in graph.node if n.name == found[2]), None)
+    known = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input)}
+    known |= {t.name: t.data_type for t in graph.initializer}
+    types = [known[x] for x in node.input if known.get(x)] if node is not None else []
+    of = f" of {onnx.TensorProto.DataType.Name(types[-1]).lower()}" if types else ""
+    own = "CPU provider" if providers == ["CPUExecutionProvider"] else " and ".join(providers)
+    return f"onnxruntime's {own} has no kernel for {found[1]}{of} ('{found[2]}')"
 
 
 def run_session(running: Any, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

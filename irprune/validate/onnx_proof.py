@@ -141,9 +141,10 @@ def _refused(graph: Graph, error: IrpruneError, sizes: Mapping[str, int]) -> Irp
     """What to say where onnxruntime does not run the original, first at ``sizes``."""
     tried = shown_sizes(graph, sizes)
     at = f" (tried first at {tried})" if tried else ""
+    refused = error.what.endswith("the model")
     advice = f"give example inputs ({option('args')}) of sizes that it takes; "
     return IrpruneError(
-        f"no proof is possible: {error.what} that came in{at}",
+        f"no proof is possible: {error.what}{' that' if refused else ', in the model that'} came in{at}",
         graph.name,
         f"{error.hint}; {advice * bool(tried)}{option('proof', 'False')} gives the pruned model unproven",
     )

@@ -7,6 +7,7 @@ a signal's size do not, and in float64 what is left of a difference is no roundi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from irprune.ir.graph import Graph, Weight
 from irprune.ir.selection import Selection
 from irprune.ops.arrays import as_numpy, as_tensor
 from irprune.ops.dtypes import FROM_TORCH
+from irprune.ops.registry import draws
 from irprune.run.error import channel_error, relative_error
 from irprune.run.inputs import flat_tensors, over_tensors, redraw
 from irprune.run.interpret import evaluate, named_types
@@ -30,8 +32,9 @@ from irprune.run.oracle import silenced
 from irprune.run.other_sizes import other_sizes, resized
 from irprune.run.stored_tensor import is_stored
 from irprune.run.typed_load import TypedLoad
-from irprune.validate.judge import Call, Judged, forward_of, forward_with, judgeable
+from irprune.validate.judge import Call, Judged, forward_of, forward_with
 from irprune.validate.judge_share import judged_share, not_judged
+from irprune.validate.judgeable import judgeable, silenced_and_judgeable
 from irprune.validate.proof_result import Proof, Shaken, is_nan, says_nothing
 from irprune.validate.random_weights import Draw, is_redrawn, redrawn, seeds, with_random_numbers
 from irprune.validate.reached import reached_of
@@ -90,15 +93,19 @@ def prove_shaken(
     assert graph.kept is not None
     refused: list[str] = []
     for shown, call in _calls(graph):
-        second = _Second(proof, graph, cut, device, call, own, seed)
+        second = _Second(graph, cut, device, call, own, seed)
         try:
-            made = second.made(last=not shown)
+            found = second.made(last=not shown)
         except OtherOutcome:
             if not shown:
                 raise
-            made = False  # by these sizes forward goes another way
-        if made:
-            proof.other_sizes = shown
+            found = None  # by these sizes forward goes another way
+        proof.passes += second.passes
+        if found is not None:
+            proof.shaken, proof.other_sizes = found, shown
+            proof.notes += second.notes
+            if second.capture_error is not None:
+                proof.capture_error = max(proof.capture_error or 0.0, second.capture_error)
             if refused and not shown:
                 proof.notes.append(f"proven at one size: forward refuses {'; '.join(refused[:3])}")
             return
@@ -125,26 +132,40 @@ class _Second:
     """The second pass at one call."""
 
     def __init__(
-        self,
-        proof: Proof,
-        graph: Graph,
-        cut: Cut,
-        device: torch.device,
-        call: Call,
-        own: bool,
-        seed: int,
+        self, graph: Graph, cut: Cut, device: torch.device, call: Call, own: bool, seed: int
     ) -> None:
-        self.proof, self.graph, self.cut = proof, graph, cut
+        self.graph, self.cut = graph, cut
         self.device, self.call, self.seed = device, call, seed
         self.example, self.own = call, own
         self.large = sum(_elements(w) for w in graph.weights.values()) > _LARGE
         module = torch_source(graph).module
         self.stored = module is not None and is_stored(module)
+        self.judges = module is not None and not self.large
+        self.part: Judged | None = None  # what the judge is asked, once the oracle has run
+        self.passes = 0
+        self.notes: list[str] = []
+        self.capture_error: float | None = None
 
-    def made(self, last: bool) -> bool:
-        """Make the pass; False where ``forward`` refuses the call and another is to be tried."""
-        if not last and not self._accepted():
-            return False
+    def made(self, last: bool) -> Shaken | None:
+        """Make the pass; None where ``forward`` refuses the call and another is to be tried.
+
+        That it takes the call shows when it judges. Where it does not, it is called for that."""
+        if not last and not self.judges and not self._accepted():
+            return None
+        try:
+            found = self._compared()
+        except OtherOutcome:
+            raise
+        except Exception:  # whatever the graph raises at sizes that forward does not take
+            if not last and self.judges and not self._accepted():
+                return None
+            raise
+        if found.judge_error is None and not last and self.judges and not self._accepted():
+            return None
+        return found
+
+    def _compared(self) -> Shaken:
+        """The oracle against the cut, and the judge where there is one."""
         twin, weights, theirs, dtype = self._shaken()
         with stopping():
             ours, module = self._cut(twin, dtype)
@@ -154,13 +175,12 @@ class _Second:
         found = Shaken(error, FLOAT64 if wide else FLOAT32, name, weights=weights)
         told = reached_of(self.graph, theirs, torch_source(self.graph).outputs)
         found.nothing = says_nothing(told)
-        self.proof.passes += 2
-        self.proof.shaken = found
-        if torch_source(self.graph).module is not None and not self.large:
+        self.passes += 2
+        if self.judges:
             self._judge(found, twin, module, ours, dtype)
         if weights == "random" and self._is_small():
             found.error = max([error, *(self._drawn_again(k, dtype) for k in range(1, _MORE + 1))])
-        return True
+        return found
 
     def _call(self, tails: bool, seed: int = 0) -> Call:
         return self.example if self.own else redraw(*self.example, self.seed + seed, tails)
@@ -184,7 +204,7 @@ class _Second:
             return 0.0
         with stopping():
             ours, _ = self._cut(twin, dtype)
-        self.proof.passes += 2
+        self.passes += 2
         wide = dtype == torch.float64
         return channel_error(ours, theirs, LEAST_RANGE64 if wide else LEAST_RANGE)
 
@@ -194,7 +214,7 @@ class _Second:
             forward_of(self.graph, self.call, self.seed)
         except Exception:  # whatever forward raises: these are not sizes that it takes
             return False
-        self.proof.passes += 1
+        self.passes += 1
         return True
 
     def _shaken(self) -> tuple[Graph, str, Tensors, torch.dtype]:
@@ -222,17 +242,28 @@ class _Second:
         """What the oracle gives, and in which type; None where it gives nothing with these weights,
         which may be outside of what an operator takes. The ``last`` ones must give something."""
         try:
-            return self._oracle(twin, torch.float64), torch.float64
+            return self._with_part(twin, torch.float64), torch.float64
         except REFUSED as refused:
             told = f"float64 is not possible here: {gist(refused)}"
         try:
-            theirs = self._oracle(twin, torch.float32)
+            theirs = self._with_part(twin, torch.float32)
         except REFUSED:
             if last:
                 raise
             return None
-        self.proof.notes.append(told)
+        self.notes.append(told)
         return theirs, torch.float32
+
+    def _with_part(self, twin: Graph, dtype: torch.dtype) -> Tensors:
+        """What the oracle gives; where there is a judge, what it is asked is found on the way."""
+        assert twin.kept is not None
+        self.part = None
+        if self.judges and not any(map(draws, twin.nodes)):
+            given = self._inputs(dtype)
+            with contextlib.suppress(*REFUSED):  # a matrix of zeros has no inverse
+                made, self.part = silenced_and_judgeable(twin, twin.kept, given, dtype)
+                return torch_source(twin).results(made)
+        return self._oracle(twin, dtype)
 
     def _oracle(self, twin: Graph, dtype: torch.dtype) -> Tensors:
         assert twin.kept is not None
@@ -273,7 +304,7 @@ class _Second:
             if not why:
                 return
             told = why if told != why else told
-        self.proof.notes.append(f"not judged by the original: {told}")
+        self.notes.append(f"not judged by the original: {told}")
 
     def _judged(
         self,
@@ -285,43 +316,68 @@ class _Second:
     ) -> str:
         """Judge in ``dtype`` and put that into ``found``; else why there is no judgement."""
         assert twin.kept is not None
-        try:
-            judged = judgeable(twin, twin.kept, self._inputs(dtype), dtype)
-        except REFUSED as refused:  # a matrix of zeros has no inverse
-            return gist(refused)
-        part = judged.kept
-        theirs, told = self._forward(twin, judged, dtype)
-        if theirs is None:
-            return told
-        # A branch that goes as a whole has no weights to zero: it stays for the judge
-        whole = part.choice.keys() == twin.kept.choice.keys() and not twin.kept.dropped
-        wide = dtype == torch.float64
-        if not (whole and wide):
-            smaller = twin.copy()
-            smaller.kept = part
-            with stopping():
-                again = module if whole and module is not None else self.cut.module(smaller)
-                torch.manual_seed(self.seed)
-                ours = self.cut.run(smaller, again, self.call, dtype)
-            self.proof.passes += 1
-        self.proof.passes += 2
-        error = channel_error(ours, theirs, LEAST_RANGE64) if wide else relative_error(ours, theirs)
-        tolerance = FLOAT64 if wide else CAPTURE
+        part, error = self.part, float("inf")
+        tolerance = FLOAT64 if dtype == torch.float64 else CAPTURE
+        if part is not None:
+            error, told = self._judge_error(twin, part, module, ours, dtype, fused=True)
+            if told:
+                error, told = self._judge_error(twin, part, module, ours, dtype)
+            if told:
+                return told
+        if not error <= tolerance:  # zeros may stand for less than it seemed
+            try:
+                part = judgeable(twin, twin.kept, self._inputs(dtype), dtype)
+            except REFUSED as refused:  # a matrix of zeros has no inverse
+                return gist(refused)
+            error, told = self._judge_error(twin, part, module, ours, dtype)
+            if told:
+                return told
+        assert part is not None
         if error > tolerance:
-            if wide and named_types(twin) - {"f64"}:
+            if dtype == torch.float64 and named_types(twin) - {"f64"}:
                 uncut = self._uncut_error(twin)
                 if not uncut <= CAPTURE:
                     return "forward goes by the types of its tensors"
                 # Constants that forward computes were captured in the types that it names
                 tolerance = max(tolerance, _ROUNDS * uncut)
-            if not wide and error <= _ROUNDS * self._rounding(twin):
+            if dtype != torch.float64 and error <= _ROUNDS * self._rounding(twin):
                 return f"float32, which forward runs in, rounds by as much as {error:.1e}"
-        found.judged = judged_share(twin, twin.kept, part)
-        self.proof.notes += not_judged(twin, twin.kept, part)
+        found.judged = judged_share(twin, twin.kept, part.kept)
+        self.notes += not_judged(twin, twin.kept, part.kept)
         found.judge_error, found.judge_tolerance = error, tolerance
         if not found.agreed:
             self._blame(twin, dtype)
         return ""
+
+    def _judge_error(
+        self,
+        twin: Graph,
+        judged: Judged,
+        module: torch.nn.Module | None,
+        ours: Tensors,
+        dtype: torch.dtype,
+        fused: bool = False,
+    ) -> tuple[float, str]:
+        """How far the cut of what is ``judged`` is from ``forward`` with zeros; or why that does
+        not run. ``ours`` is what the ``module`` of the whole cut gives in float64."""
+        assert twin.kept is not None
+        theirs, told = self._forward(twin, judged, dtype, fused)
+        if theirs is None:
+            return float("inf"), told
+        # A branch that goes as a whole has no weights to zero: it stays for the judge
+        whole = judged.kept.choice.keys() == twin.kept.choice.keys() and not twin.kept.dropped
+        wide = dtype == torch.float64
+        if not (whole and wide):
+            smaller = twin.copy()
+            smaller.kept = judged.kept
+            with stopping():
+                again = module if whole and module is not None else self.cut.module(smaller)
+                torch.manual_seed(self.seed)
+                ours = self.cut.run(smaller, again, self.call, dtype)
+            self.passes += 1
+        self.passes += 1
+        error = channel_error(ours, theirs, LEAST_RANGE64) if wide else relative_error(ours, theirs)
+        return error, ""
 
     def _uncut_error(self, twin: Graph) -> float:
         """How far ``forward`` in float64, whatever types it names, is from the graph, uncut."""
@@ -350,14 +406,14 @@ class _Second:
             return
         error = relative_error(self._uncut(twin, dtype), expected)
         if not error <= CAPTURE:
-            self.proof.capture_error = max(self.proof.capture_error or 0.0, error)
+            self.capture_error = error
 
     def _forward(
-        self, twin: Graph, judged: Judged, dtype: torch.dtype
+        self, twin: Graph, judged: Judged, dtype: torch.dtype, fused: bool = False
     ) -> tuple[Tensors | None, str]:
         """What the judge says; None, and why, where ``forward`` does not run in ``dtype``."""
         try:
-            args = (self.call, dtype, self.seed, judged.whole)
+            args = (self.call, dtype, self.seed, judged.whole, fused)
             return forward_with(twin, judged.kept, *args), ""
         except Exception as refused:  # forward names a type, or makes something of its own
             return None, gist(refused)

@@ -14,17 +14,18 @@ runs it.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
 
 from irprune.run.texts import documents, rows_of
 
@@ -90,6 +91,32 @@ class Distiller(Trainer):
             loss = loss + self.hidden * (a - b).square().mean() / b.square().mean() / len(pairs)
         return (loss, ours) if return_outputs else loss
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Weights that are tied, an embedding and the head, are written once: the Trainer does so
+        for models of transformers, which this is around."""
+        folder = Path(output_dir or self.args.output_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self.accelerator.unwrap_model(self.model), str(folder / "model.safetensors"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        model = self.accelerator.unwrap_model(model or self.model)
+        load_model(model, str(Path(resume_from_checkpoint) / "model.safetensors"))
+
+
+def last_checkpoint(state: Path) -> str | None:
+    """The newest checkpoint that is whole: the Trainer writes its own state last."""
+    whole = [f.parent for f in state.glob("checkpoint-*/trainer_state.json") if is_json(f)]
+    newest = max(whole, key=lambda f: int(f.name.rpartition("-")[2]), default=None)
+    return None if newest is None else str(newest)
+
+
+def is_json(file: Path) -> bool:
+    try:
+        json.loads(file.read_text())
+    except ValueError:  # cut off
+        return False
+    return True
+
 
 def adapted(model: Any, rank: int) -> Any:
     """``model`` with adapters of ``rank`` on every linear layer, which alone are trained."""
@@ -154,8 +181,7 @@ def main(argv: list[str] | None = None) -> float:
             seed=0,
         ),
     )
-    known = get_last_checkpoint(str(state)) if state.is_dir() else None
-    found = trainer.train(resume_from_checkpoint=known)
+    found = trainer.train(resume_from_checkpoint=last_checkpoint(state))
     if trainer.is_world_process_zero():
         if args.lora:
             model = model.merge_and_unload()

@@ -39,9 +39,9 @@ def model() -> nn.Module:
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "osscar": {"importance": "osscar", "repair": "least_squares"},
-    "contribution": {"importance": "contribution", "repair": "static", "memory": 12000},
+    "contribution": {"importance": "contribution", "repair": "static", "memory": 72000},
     "wanda": {"importance": "wanda", "repair": ["bias", "least_squares"]},
-    "reconstruction": {"importance": "reconstruction", "repair": "affine", "memory": 12000},
+    "reconstruction": {"importance": "reconstruction", "repair": "affine", "memory": 72000},
     "taylor": {"importance": "taylor", "repair": "least_squares", "budget": {"macs": 0.6}},
     "measured": {"budget": {"macs": 0.6}},
 }

@@ -22,6 +22,7 @@ from irprune.api import rotate
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.ir.graph import Rotated
 from irprune.run.basis import Spread, principal_basis
+from irprune.run.stored_tensor import StoredTensor
 
 WORDS, WIDTH, LENGTH = 50, 16, 6
 
@@ -293,6 +294,14 @@ def test_what_does_not_go_together_is_refused(options: dict[str, Any], said: str
     with pytest.raises(IrpruneError, match="no width can be rotated"):
         net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
         irprune.prune(net, (torch.randn(2, 8),), rotate=True, calibration=torch.randn(16, 8))
+
+
+def test_weights_that_are_read_from_files_are_refused_with_the_memory_that_would_do() -> None:
+    net = Decoder()
+    own = net.head.weight.detach()
+    net.head.weight = nn.Parameter(StoredTensor(own.clone, own.shape, own.dtype))
+    with pytest.raises(IrpruneError, match=r"more than memory allows .*; give memory=1GB"):
+        irprune.prune(net, (IDS,), rotate=True, calibration=DATA)
 
 
 def test_a_plan_says_that_it_is_of_another_basis(tmp_path: Path) -> None:

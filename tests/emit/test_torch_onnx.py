@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import irprune
+from irprune.errors import IrpruneError
 
 # Where torchvision needs its operators declared, see tools/zoo.py
 if importlib.util.find_spec("tvshim") is not None:
@@ -163,3 +164,20 @@ def test_attention_over_other_than_four_dimensions(
         return
     pruned.onnx(tmp_path / "m.onnx")
     assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5
+
+
+def test_an_element_type_that_onnxruntime_has_no_kernel_for_is_named(tmp_path: Path) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.c = nn.Linear(8, 16), nn.Linear(16, 4)
+            self.b = nn.Linear(16, 16, dtype=torch.bfloat16)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            made: torch.Tensor = self.c(self.b(self.a(x).to(torch.bfloat16)).float().relu())
+            return made
+
+    pruned = irprune.prune(Mixed(), (torch.randn(3, 8),), proof=False)
+    said = r"CPU provider has no kernel for Gemm of bfloat16 \('.*'\).*float32"
+    with pytest.raises(IrpruneError, match=said):
+        pruned.onnx(tmp_path / "m.onnx")

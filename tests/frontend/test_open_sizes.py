@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
 
 import irprune
 from irprune.emit.torch.module import emit_module
@@ -329,16 +331,93 @@ def test_a_static_export_refuses_other_sizes() -> None:
         module(torch.randn(5, 2, 6))
 
 
-def test_a_size_that_forward_returns_as_a_number_is_said_to_be_why() -> None:
-    class Counted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+class Counted(nn.Module):
+    """Returns numbers beside its result, as ``how(x, y)`` says."""
 
-        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, int]:
-            return self.b(torch.relu(self.a(x))), x.shape[1]
+    def __init__(self, how: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+        self.how = how
 
-    module = irprune.prune(Counted(), (torch.randn(2, 5, 6),)).module
-    assert module(torch.randn(3, 5, 6))[0].shape == (3, 5, 4)
-    with pytest.raises(ValueError, match=r"captured with 5 \(forward returns it\)"):
-        module(torch.randn(2, 7, 6))
+    def forward(self, x: Tensor) -> Any:
+        return self.how(x, self.b(torch.relu(self.a(x))))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda x, y: (y, x.shape[0]),
+        lambda x, y: {"y": y, "n": x.size(0), "length": x.size(1)},
+        lambda x, y: [y, (x.shape[0] * x.shape[1] + 1, {"half": x.shape[1] // 2})],
+        lambda x, y: (y, x.shape, x.numel()),
+        lambda x, y: (y, x.shape[1] / 2),
+    ],
+)
+def test_a_size_that_forward_returns_as_a_number_stays_open(
+    how: Callable[[Tensor, Tensor], Any], tmp_path: Path
+) -> None:
+    model = Counted(how)
+    pruned = irprune.prune(model, (torch.randn(2, 5, 6),))
+    assert [(f.input, f.dim) for f in pruned.graph.fixed] == [(0, 2)]
+
+    def numbers(net: Any, x: Tensor) -> list[Any]:
+        return [n for n in pytree.tree_leaves(net(x)) if not isinstance(n, Tensor)]
+
+    pruned.save(tmp_path / "out")
+    program = torch.export.load(str(tmp_path / "out" / "model.pt2")).module()
+    for sizes in ((2, 5), (3, 7), (1, 4)):
+        x = torch.randn(*sizes, 6)
+        expected = numbers(model, x)
+        found = numbers(pruned.module, x)
+        assert found == expected
+        assert list(map(type, found)) == list(map(type, expected))
+        if sizes[0] > 1:  # torch.export takes a batch of 1 for another model
+            assert numbers(program, x) == expected
+
+
+def test_a_truth_that_forward_returns_is_guarded_and_said_to_be_why() -> None:
+    module = irprune.prune(
+        Counted(lambda x, y: (y, x.shape[1] > 3)), (torch.randn(2, 5, 6),)
+    ).module
+    assert module(torch.randn(3, 7, 6))[1] is True
+    with pytest.raises(ValueError, match=r"captured with 5 \(forward returns it"):
+        module(torch.randn(2, 3, 6))
+
+
+def test_a_result_of_the_users_own_class_is_no_program(tmp_path: Path) -> None:
+    """torch writes no program that returns a dataclass; the folder is there without it."""
+
+    @dataclass
+    class Result:
+        y: Tensor
+        length: int
+
+    pruned = irprune.prune(Counted(lambda x, y: Result(y, x.shape[1])), (torch.randn(2, 5, 6),))
+    assert pruned.module(torch.randn(2, 7, 6)).length == 7
+    pruned.save(tmp_path / "out")
+    assert any("no model.pt2" in note for note in pruned.report.notes)
+    assert not (tmp_path / "out" / "model.pt2").exists()
+    assert (tmp_path / "out" / "model.py").exists()
+
+
+class Lengths(nn.Module):
+    """Asks Python for the length of tensors, and of what is none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8 * 16, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:
+        y = self.b(torch.relu(self.a(x)).view(len(x), -1))
+        return y - torch.eye(len(y), len([1, 2, 3, 4])), len(y)
+
+
+def test_the_length_of_a_tensor_leaves_its_batch_open() -> None:
+    model = Lengths()
+    module = irprune.prune(model, (torch.randn(2, 3, 8, 8),), ratio=0.0).module
+    for batch in (2, 5, 1):
+        x = torch.randn(batch, 3, 8, 8)
+        torch.testing.assert_close(module(x), model(x))
+    assert "len" not in globals()

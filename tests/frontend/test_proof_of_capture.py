@@ -36,7 +36,7 @@ def test_capture_is_proven_and_the_model_is_as_before() -> None:
     assert proof is not None
     assert proof.capture_error is not None
     assert proof.capture_error <= 1e-6
-    assert proof.passes == 14
+    assert proof.passes == 13
     assert model.calls == 0
     assert not hasattr(model, "seen")
     assert torch.equal(x, before)

@@ -19,6 +19,7 @@ import irprune
 from irprune import api
 from irprune.analysis.layers import layers
 from irprune.api.repair import output_error, repair
+from irprune.criteria.readings import Readings
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Selection
@@ -27,6 +28,7 @@ from irprune.passes.repair_batch_norm import RepairBatchNorm
 from irprune.passes.repair_bias import RepairAffine, RepairBias
 from irprune.passes.repair_fold import RepairFold
 from irprune.passes.repair_least_squares import RepairLeastSquares
+from irprune.passes.repair_static import RepairStatic
 from irprune.passes.repairs import repairs
 from irprune.passes.result import PassResult
 from irprune.run.calibration import Calibration
@@ -267,6 +269,29 @@ def test_the_same_repair_twice_gives_the_same_weights_and_spares_the_original() 
         made.append(weights_of(cut))
     assert all(torch.equal(made[0][n], made[1][n]) for n in made[0])
     assert all(torch.equal(before[n], t) for n, t in weights_of(graph).items())
+
+
+def test_the_ridge_of_a_static_repair_does_not_depend_on_memory() -> None:
+    """It is judged with the same layers refitted, in whatever portions they are read."""
+    graph = captured(trained_statistics(), inputs(2))
+    x = inputs(96)
+    tried: list[list[dict[str, Tensor]]] = []
+    for memory in (1 << 30, 1):
+        data, cut, seen = Calibration(x, graph, batch=32), halved(graph), list[dict[str, Tensor]]()
+
+        def judge(made: Graph, seen: list[dict[str, Tensor]] = seen) -> float:
+            seen.append(weights_of(made))
+            return abs(len(seen) - 3.0)  # the third is the best
+
+        readings = Readings(graph, data, memory)
+        made = RepairStatic(graph, data, readings=readings, judge=judge).run(cut)
+        assert any("a ridge of 0.1," in note for note in made.notes), made
+        tried.append([*seen, weights_of(cut)])
+    assert len(tried[0]) == 6
+    for one, other in zip(*tried, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not torch.equal(tried[0][0]["wide.weight"], tried[0][1]["wide.weight"])
+    assert all(torch.equal(t, tried[0][-1][name]) for name, t in tried[0][2].items())
 
 
 def test_activations_beyond_the_limit_wait_in_files() -> None:

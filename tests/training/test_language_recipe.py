@@ -96,3 +96,27 @@ def test_it_learns_and_goes_on_where_it_was_ended(
     assert not (folders / "twice" / "config.json").exists()
     twice = _run(folders, "twice", "--checkpointing")
     assert all(torch.equal(t, once[name]) for name, t in twice.items())
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("more", [("--lora", "4"), ("--bf16",)], ids=["adapters", "bf16"])
+def test_tied_embeddings_and_half_a_checkpoint_are_no_hindrance(
+    folders: Path, more: tuple[str, ...]
+) -> None:
+    """As those of most small models; and as a run leaves one that is killed while it writes."""
+    if "--lora" in more:
+        pytest.importorskip("peft")
+    for name in ("whole", "small"):
+        net = transformers.AutoModelForCausalLM.from_pretrained(folders / name)
+        net.config.tie_word_embeddings = True
+        net.tie_weights()
+        net.save_pretrained(folders / name)
+    once = _run(folders, "once", *more)
+    assert torch.equal(once["lm_head.weight"], once["model.embed_tokens.weight"])
+    kept = folders / "once" / "checkpoints"
+    assert [p.name for p in kept.iterdir()] == ["checkpoint-8"]
+    (kept / "checkpoint-9").mkdir()
+    (kept / "checkpoint-10").mkdir()
+    (kept / "checkpoint-10" / "trainer_state.json").write_text('{"epoch": 1.')
+    again = _run(folders, "once", *more)
+    assert all(torch.equal(t, once[name]) for name, t in again.items())

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from irprune.base.atomic_write import no_room
 from irprune.base.quiet import quiet
 from irprune.emit.torch.module import module_from_source, source_of
 from irprune.emit.torch.open_program import open_program
-from irprune.errors import IrpruneError, option, printable
+from irprune.errors import IrpruneError, gist, option, printable
 from irprune.frontend.torch.source import TorchSource
 from irprune.ir.dtype import ELEMENT_TYPES
 from irprune.ir.graph import Graph
@@ -98,7 +99,7 @@ def save_program(
 ) -> None:
     """``module`` as a program of ``torch.export``, with the sizes open that ``graph`` leaves
     open. Raises Unreadable for names of inputs or outputs that torch, which writes them into
-    source, could not read back."""
+    source, could not read back, and for classes that it cannot write."""
     with quiet(), torch.no_grad():
         program, _ = open_program(module, source, graph)
         for spec in (program.call_spec.in_spec, program.call_spec.out_spec):
@@ -109,6 +110,15 @@ def save_program(
                         path.name,
                         "name inputs and outputs by plain words",
                     )
+            try:
+                pytree.treespec_dumps(spec)
+            except NotImplementedError as refused:  # a dataclass of the user's
+                raise Unreadable(
+                    f"torch writes no program whose arguments or results are of a class of the "
+                    f"user's: {gist(refused)}",
+                    path.name,
+                    "return a tuple or a dictionary, or use model.py or the ONNX file",
+                ) from refused
         _reserve(
             path,
             sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))

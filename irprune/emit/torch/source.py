@@ -253,6 +253,8 @@ class _Writer:
         body: list[Written] = []
         last = _last_uses(graph)
         wanted = {name for node in graph.nodes for name in names_in(list(node.attrs.values()))}
+        if self.source is not None:
+            wanted.update(names_in([p for p in self.source.outputs if not isinstance(p, int)]))
         wanted.update(
             s.name
             for v in graph.inputs
@@ -335,7 +337,11 @@ class _Writer:
             made = [self._name(v) for v in graph.outputs]
             return made[0] if len(made) == 1 else tuple_of(made)
         leaves = (
-            self._name(graph.outputs[p]) if isinstance(p, int) else literal(p[0])
+            self._name(graph.outputs[p])
+            if isinstance(p, int)
+            else self._size(p[0])
+            if isinstance(p[0], Sym)
+            else literal(p[0])
             for p in source.outputs
         )
         return pack(source.out_spec, leaves, self.classes)

@@ -6,6 +6,7 @@ values which would go another way are refused instead of computed wrongly."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from irprune.frontend.torch.known import from_constants
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value
 from irprune.ir.open_sizes import OpenSizes, Settled
 from irprune.ir.size import Sym
-from irprune.ir.symbols import backward_slice, defined_symbols, names_in
+from irprune.ir.symbols import defined_symbols, names_in
 from irprune.ops.registry import lookup
 
 __all__ = ["Decisions", "asserted_at", "asserts_sizes", "short_line"]
@@ -43,6 +44,7 @@ class Decisions:
         self.loops = loops
         self.asserts_sizes = False  # whether forward is a pruned module's, which checks such sizes
         self._held: dict[Value, Any] = {}
+        self._inputs_of: dict[Value, frozenset[Value]] = {}
 
     def given(self, value: Value, tensor: torch.Tensor) -> None:
         """``tensor`` is what the example hands to the input ``value``."""
@@ -99,10 +101,26 @@ class Decisions:
                 if named.intersection(names_in(size))
             ]
             return f"a size made of {', '.join(sizes[:3])}" if sizes else "it"
-        before = {id(v) for node in backward_slice(self.graph, [of]) for v in node.inputs}
-        names = [f"'{v.name}'" for v in self.graph.inputs if id(v) in before or v is of]
+        behind = self._behind(of)
+        names = [f"'{v.name}'" for v in self.graph.inputs if v in behind]
         what = "what it computes" if dim is None else f"dimension {dim} of what it computes"
         return f"{what} of {', '.join(names[:3])}" if names else "it"
+
+    def _behind(self, value: Value) -> frozenset[Value]:
+        """The inputs that ``value`` is computed from. What is found for one value serves those
+        that are computed from it: a loop over experts asserts thousands of things."""
+        found, waiting = self._inputs_of, [value]
+        found.update((v, frozenset((v,))) for v in self.graph.inputs)
+        while waiting:
+            one = waiting[-1]
+            of = [] if one.producer is None else [v for v in one.producer.inputs if v is not None]
+            missing = [] if one in found else [v for v in of if v not in found]
+            if not missing:
+                waiting.pop()
+                if one not in found:
+                    found[one] = frozenset().union(*(found[v] for v in of))
+            waiting += missing
+        return found[value]
 
     def settle(self, settled: Settled) -> None:
         """Record the guards on sizes that depend on values, each as soon as those are known."""
@@ -112,11 +130,10 @@ class Decisions:
             for name, i, dim in defined_symbols(node)
         }
         order = {node: k for k, node in enumerate(self.graph.nodes)}
+        following = dict(pairwise(self.graph.nodes))
         for guard in settled.asserted:
             tellers = [told[name][0] for name in guard.symbols if name in told]
-            last = max(tellers, key=order.__getitem__)
-            after = self.graph.nodes.index(last) + 1
-            before = self.graph.nodes[after] if after < len(self.graph.nodes) else None
+            before = following.get(max(tellers, key=order.__getitem__))
             names = guard.symbols
             bare = isinstance(guard.left, Sym) and guard.left.name == names[0]
             if bare and not isinstance(guard.right, Sym):

@@ -96,10 +96,12 @@ class Dynamic:
         sizes: OpenSizes | None,
         failed: Exception | None,
         asserted: Callable[[Settled], None],
-    ) -> None:
+        results: list[int | tuple[Any]],
+    ) -> list[int | tuple[Any]]:
         """Put what is known at the end into ``graph``: sizes that turned out to be fixed become
         numbers, guards and fixed sizes are recorded. ``asserted`` records what must hold of sizes
-        that depend on values."""
+        that depend on values. Returns ``results``, what stands for each leaf of what forward
+        returns, likewise."""
         unknown = dict(self.of).keys() - {v.name for v in graph.inputs}
         if unknown:
             raise WrongSizes(
@@ -115,6 +117,8 @@ class Dynamic:
         asserted(settled)
         if sizes is not None and settled.replaced:
             replace_fixed(graph, settled, sizes)
+            now = replacing(settled, sizes)
+            results = [x if isinstance(x, int) else (now(x[0]),) for x in results]
         known = {(f.input, f.dim): f for f in settled.fixed}
         reason = f"forward fails on open sizes: {gist(failed)}" if failed is not None else ""
         for i, value in enumerate(graph.inputs):
@@ -128,6 +132,7 @@ class Dynamic:
                 for n, s in sizes.example.items()
                 if not isinstance(settled.replaced.get(n), int)
             }
+        return results
 
 
 NOTHING_OPEN = Dynamic()
@@ -135,6 +140,18 @@ NOTHING_OPEN = Dynamic()
 
 def replace_fixed(graph: Graph, settled: Settled, sizes: OpenSizes) -> None:
     """Put into the types and attributes of ``graph`` what ``settled`` found out about sizes."""
+    now = replacing(settled, sizes)
+    for value in graph.values():
+        if value.type.shape is not None and not value.type.static:
+            shape: tuple[Size, ...] = now(value.type.shape)
+            value.type = TensorType(value.dtype, shape)
+    for node in graph.nodes:
+        for key, x in node.attrs.items():
+            node.attrs[key] = now(x)
+
+
+def replacing(settled: Settled, sizes: OpenSizes) -> Callable[[Any], Any]:
+    """What makes of sizes, in nested lists of anything, what ``settled`` found out about them."""
     memo: dict[Sym, Any] = {}
 
     def now(x: Any) -> Any:
@@ -147,10 +164,4 @@ def replace_fixed(graph: Graph, settled: Settled, sizes: OpenSizes) -> None:
             return type(x)(now(v) for v in x)
         return x
 
-    for value in graph.values():
-        if value.type.shape is not None and not value.type.static:
-            shape: tuple[Size, ...] = now(value.type.shape)
-            value.type = TensorType(value.dtype, shape)
-    for node in graph.nodes:
-        for key, x in node.attrs.items():
-            node.attrs[key] = now(x)
+    return now

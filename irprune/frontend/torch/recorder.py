@@ -31,6 +31,7 @@ from irprune.frontend.torch.declined import Declined
 from irprune.frontend.torch.gradient_stops import (
     carries_gradient,
 )
+from irprune.frontend.torch.size_nodes import SizeNode, expression_of
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.train_mode import (
     stochastic_depth,
@@ -38,6 +39,8 @@ from irprune.frontend.torch.train_mode import (
 from irprune.frontend.torch.user_line import user_line
 from irprune.frontend.torch.views import ViewStep, shares
 from irprune.ir.graph import Origin, TensorType, Value
+from irprune.ir.open_sizes import OpenSizes
+from irprune.ir.size import Sym
 from irprune.ops.torch.mask_writes import as_choice
 
 __all__ = ["Recorder"]
@@ -61,7 +64,7 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def output(self, leaf: Any) -> int | tuple[Any]:
         """What stands for ``leaf`` of the result: the position of a graph output, or the constant
-        itself."""
+        itself, which may be an open size, or a number made of such."""
         if isinstance(leaf, torch.Tensor):
             if id(leaf) not in self._values:
                 self._leaf(leaf)
@@ -70,9 +73,12 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
             return len(self.build.graph.outputs) - 1
         if isinstance(leaf, (torch.SymInt, torch.SymFloat, torch.SymBool)):
             sizes = self.build.sizes
+            if sizes is not None and (open_size := _of_inputs(leaf, sizes)) is not None:
+                return (open_size,)
             with sizes.because("forward returns it") if sizes is not None else nullcontext():
                 wide = isinstance(leaf, torch.SymFloat)
-                leaf = leaf.node.guard_float("", 0) if wide else int(leaf)
+                kind = bool if isinstance(leaf, torch.SymBool) else int
+                leaf = leaf.node.guard_float("", 0) if wide else kind(leaf)
         if leaf is None or isinstance(
             leaf, (bool, int, float, complex, str, torch.dtype, torch.device)
         ):
@@ -303,6 +309,15 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
         line = f"{text} ({user_line()})"
         if line not in self.build.graph.notes:
             self.build.graph.notes.append(line)
+
+
+def _of_inputs(leaf: Any, sizes: OpenSizes) -> Sym | None:
+    """``leaf`` as a size made of those of inputs; None for a truth value, a stride, and a size that
+    a node tells."""
+    if isinstance(leaf, torch.SymBool) or type(leaf.node) is not SizeNode:
+        return None
+    found = expression_of(leaf)
+    return found if isinstance(found, Sym) and sizes.is_of_inputs(found) else None
 
 
 @cache

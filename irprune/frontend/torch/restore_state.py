@@ -15,22 +15,23 @@ __all__ = ["attributes_kept", "buffers_kept", "evaluating"]
 
 
 @contextlib.contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """The model in eval mode without gradients, without fused attention layers and without the
-    rounding of training with quantisation; every submodule's own mode is back afterwards."""
+def evaluating(model: torch.nn.Module, fused: bool = False) -> Iterator[None]:
+    """The model in eval mode without gradients, with ``fused`` attention layers or without, and
+    without the rounding of training with quantisation; every submodule's own mode is back
+    afterwards."""
     modes = [(m, m.training) for m in model.modules()]
-    fused = torch.backends.mha.get_fastpath_enabled()
+    before = torch.backends.mha.get_fastpath_enabled()
     try:
         model.eval()
     except NotImplementedError:  # of exported programs, whose mode is built in
         for m in model.modules():
             m.training = False
-    torch.backends.mha.set_fastpath_enabled(False)
+    torch.backends.mha.set_fastpath_enabled(fused and before)
     try:
         with torch.no_grad(), rounding_paused(model):
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+        torch.backends.mha.set_fastpath_enabled(before)
         for m, mode in modes:
             m.training = mode
 

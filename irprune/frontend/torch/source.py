@@ -34,9 +34,10 @@ class TorchSource:
     what stands in each leaf.
 
     ``inputs`` and ``outputs`` hold an index into the graph's inputs and outputs, or a constant leaf
-    wrapped in a tuple. ``method`` is how it was captured, ``names`` are the argument names of the
-    recorded call, ``signature`` that of the user's ``forward``, ``state`` every parameter and
-    buffer of the model by name, used or not.
+    wrapped in a tuple; of ``outputs`` that may be an open size, or a number made of such.
+    ``method`` is how it was captured, ``names`` are the argument names of the recorded call,
+    ``signature`` that of the user's ``forward``, ``state`` every parameter and buffer of the model
+    by name, used or not.
     """
 
     dialect: ClassVar[str] = "torch"

@@ -39,6 +39,7 @@ from irprune.frontend.torch.gradient_stops import (
     without_idle_stops,
 )
 from irprune.frontend.torch.hit_loops import HitLoops
+from irprune.frontend.torch.lengths import lengths_left_open
 from irprune.frontend.torch.means import with_means
 from irprune.frontend.torch.own_backward import hooks_of_model, own_gradients
 from irprune.frontend.torch.recorder import Recorder
@@ -117,11 +118,13 @@ class _Seen:
     Args:
         asserted: forward is a pruned module's, which checks sizes that depend on values.
         by_example: such sizes are those of the example where forward goes by them.
+        by_no_values: a forward that goes by such a size is not captured, as soon as that shows.
         loops: those that go over all that a mask can hit.
     """
 
     asserted: bool = False
     by_example: bool = False
+    by_no_values: bool = False
     loops: HitLoops | None = None
 
 
@@ -163,7 +166,7 @@ def _going_by_none(
     """The graph with sizes that depend on values beside open ones, where forward goes by none of
     the former; None where it does."""
     try:
-        graph = _trace(model, *call, plain, wish, first, _Seen(by_example=True))
+        graph = _trace(model, *call, plain, wish, first, _Seen(by_example=True, by_no_values=True))
     except Exception:  # what follows says why
         return None
     return None if asserts_values(graph) else graph
@@ -212,6 +215,8 @@ def _trace(
 
     sizes = OpenSizes(user_line, unique) if seen.by_example or not dynamic.is_none else None
     build.sizes = sizes
+    if sizes is not None:
+        sizes.by_no_values = seen.by_no_values
     if seen.loops is not None:
         seen.loops.loops.clear()
     decisions = Decisions(graph, build.unique, seen.by_example, seen.loops)
@@ -247,6 +252,8 @@ def _trace(
                 leaves.append(leaf)
         twins, twin_kwargs = pytree.tree_unflatten(leaves, in_spec)
         asked = around.enter_context(modes_watched())
+        if sizes is not None:
+            around.enter_context(lengths_left_open(model))
         with recorder, _scopes(model, recorder, asked), own_gradients(recorder):
             try:
                 result = run_forward(model, twins, twin_kwargs)
@@ -280,7 +287,7 @@ def _trace(
     if any(True for _ in lost_in_training(model, asked, graph)):
         same = with_rates(graph, _in_training(model, args, kwargs))
         graph.notes += lost_in_training(model, asked, graph, same)
-    dynamic.settle(graph, sizes, failed, decisions.settle)
+    outputs = dynamic.settle(graph, sizes, failed, decisions.settle, outputs)
     decisions.finish()
     graph.source = TorchSource(
         in_spec,

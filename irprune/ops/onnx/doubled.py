@@ -73,13 +73,24 @@ def _window(
     dilations: Sequence[int],
 ) -> str:
     """What place ``at`` of a kernel meets in ``x``, which is padded, for each position."""
+    return _met(n, x, dict(enumerate(at)), 2, (kernel, strides, dilations))
+
+
+def _met(
+    n: DoubleWriter,
+    x: str,
+    at: Mapping[int, int],
+    first: int,
+    geometry: tuple[Sequence[int], Sequence[int], Sequence[int]],
+) -> str:
+    """What a kernel meets in ``x`` along the sides that ``at`` gives a place on, for each position;
+    ``first`` is the dimension of side 0, ``geometry`` says kernel, strides and dilations."""
     of = {}
-    for d, (k, size, step, wide) in enumerate(
-        zip(at, kernel, strides, dilations, strict=True), start=2
-    ):
+    for d, k in at.items():
+        size, step, wide = (side[d] for side in geometry)
         behind = (size - 1 - k) * wide
         if (k * wide, behind, step) != (0, 0, 1):
-            of[d] = (k * wide, -behind if behind else _END, step)
+            of[first + d] = (k * wide, -behind if behind else _END, step)
     return _slice(n, x, of) if of else x
 
 
@@ -107,37 +118,46 @@ def _spatial(n: DoubleWriter, rank: int) -> tuple[list[int], list[int], list[int
 
 
 def _conv(n: DoubleWriter) -> str:
+    """A convolution as products of matrices: what the places of its longest side meet lies side by
+    side in the rows of one, and the places of the other sides each give a product."""
     outs, ins, *kernel = n.dims(1)
     groups, rank = int(n.attrs.get("group", 1)), len(kernel)
     strides, dilations, pads = _spatial(n, rank)
-    x, weight = _padded(n, n.name(0), pads), n.name(1)
+    x = _padded(n, n.name(0), pads)
+    long = max(range(rank), key=kernel.__getitem__)
+    beside = _beside(n, x, 2 + long, kernel[long], strides[long], dilations[long])
+    across = [d for d in range(rank) if d != long]
+    flat = n.constant([0, groups, ins * kernel[long], -1])
+    split = n.constant([groups, outs // groups, ins * kernel[long]])
+    seen, products = beside, []
+    for place in _places([kernel[d] for d in across]):
+        of = dict(zip(across, place, strict=True))
+        seen = _met(n, beside, of, 3, (kernel, strides, dilations))
+        w = n.name(1)
+        if any(kernel[d] > 1 for d in across):
+            w = _slice(n, w, {d + 2: (k, k + 1, 1) for d, k in of.items()})
+        products.append(n.put("MatMul", n.put("Reshape", w, split), n.put("Reshape", seen, flat)))
+    sizes = n.put("Slice", n.put("Shape", seen), *map(n.constant, ([3], [_END], [0])))
+    shape = n.put("Concat", n.constant([0, outs]), sizes, axis=0)
+    total = n.put("Reshape", _sum(n, products), shape)
     tail = n.constant([-1] + [1] * rank)
-    made = []
-    for at in _places(kernel):
-        seen = _window(n, x, at, kernel, strides, dilations)
-        w = weight
-        if any(size > 1 for size in kernel):
-            w = _slice(n, w, {d: (k, k + 1, 1) for d, k in enumerate(at, start=2)})
-        if ins == 1 and groups == outs:
-            made.append(n.put("Mul", seen, n.put("Reshape", w, tail)))
-            continue
-        w = n.put("Reshape", w, n.constant([0, 0]))
-        if groups == 1:
-            made.append(n.put("Einsum", seen, w, equation="nc...,oc->no..."))
-            continue
-        each = outs // groups
-        parts = [
-            n.put(
-                "Einsum",
-                _slice(n, seen, {1: (g * ins, (g + 1) * ins, 1)}),
-                _slice(n, w, {0: (g * each, (g + 1) * each, 1)}),
-                equation="nc...,oc->no...",
-            )
-            for g in range(groups)
-        ]
-        made.append(n.put("Concat", *parts, axis=1))
-    total = _sum(n, made)
     return n.put("Add", total, n.put("Reshape", n.name(2), tail)) if n.name(2) else total
+
+
+def _beside(n: DoubleWriter, x: str, dim: int, size: int, step: int, wide: int) -> str:
+    """What a kernel of that ``size`` meets in ``x`` along ``dim``, for each position; its places
+    are a new dimension, the third."""
+    zero = n.constant([0])
+    length = n.put("Slice", n.put("Shape", x), n.constant([dim]), n.constant([dim + 1]), zero)
+    end = n.put("Squeeze", n.put("Sub", length, n.constant([(size - 1) * wide])))
+    starts = n.put("Range", n.constant(0), end, n.constant(step))
+    places = n.constant([[k * wide] for k in range(size)])
+    found = n.put("Gather", x, n.put("Add", places, starts), axis=dim)
+    if dim == 2:
+        return found
+    rank = len(n.dims(1)) + 1
+    rest = [d for d in range(2, rank) if d != dim]
+    return n.put("Transpose", found, perm=[0, 1, dim, *rest])
 
 
 def _average_pool(n: DoubleWriter) -> str:
