@@ -27,6 +27,9 @@ from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
 
 
+PASSES = 8  # of a proof: four, and four with random weights at other sizes
+
+
 def fraction(axis: Axis, ratio: float, held: Container[Axis] = ()) -> float:
     """The share of an axis that a ratio leaves: of a sum the mean of its parts, of a product one
     factor's; frozen and held leaves stay."""
@@ -187,7 +190,7 @@ def passes(row: dict[str, Any]) -> bool:
         row["float32"] <= 1e-4
         and row["float64"] <= 1e-9
         and row.get("parity", 0.0) <= 1e-4
-        and row["passes"] <= 4
+        and row["passes"] <= PASSES
     )
     return bool(bounds and row["met"] >= 0.8 and row["trains"] and row["same"])
 
