@@ -13,8 +13,8 @@ Each case runs in a process of its own with a time limit. Rows are kept in a JSO
 so that a run that was stopped goes on where it was; ``--again`` starts over. What must hold: the
 parameters that fall are at least 0.8 of what the ratio implies for the weights in reach
 (``bench_case.implied``), the oracle's error is at most 1e-4 in float32 and 1e-9 in float64 and its
-proof eight forward passes (four, and four with random weights), ONNX parity at most 1e-4, the module trains one step, and the same call
-gives the same bytes. Exit code 1 where a row fails."""
+proof eight forward passes (four, and four with random weights), ONNX parity at most 1e-4, the
+module trains one step, and the same call gives the same bytes. Exit code 1 where a row fails."""
 
 from __future__ import annotations
 

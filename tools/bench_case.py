@@ -26,7 +26,6 @@ from irprune.ir.axis import Axis, factors, find, parts
 from irprune.ir.graph import Graph
 from irprune.ir.size import probe_of
 
-
 PASSES = 8  # of a proof: four, and four with random weights at other sizes
 
 
