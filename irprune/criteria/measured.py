@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     import torch
 
     from irprune.run.batch import Batch
-    from irprune.run.calibration import Calibration
     from irprune.run.interpret import Hook
 
 __all__ = ["LEVELS", "Probe", "affordable", "measured", "scaled", "set_apart"]
@@ -311,7 +310,7 @@ class Probe:
             self.levels, samples = affordable(groups, data.count())
             room = data.activations.fitting(ACTIVATIONS)  # what waits at a place in the graph
             samples = max(SAMPLES[0], min(samples, room))
-            made = self._telling(data, min(samples, held) if held else samples, held, among)
+            made = self._telling(readings, min(samples, held) if held else samples)
             apart = max(1, round(sum(b.size for b in made) / SAMPLES[0]))
             few = data.together(made[::apart])
             batches = few + data.together([b for i, b in enumerate(made) if i % apart])
@@ -325,31 +324,39 @@ class Probe:
         self.begun = [self.tape.start(b.inputs) for b in batches]
         self.said = self._outputs(None, range(len(batches)))
 
-    def _telling(self, data: Calibration, wanted: int, held: int, among: int) -> list[Batch]:
+    def _telling(self, readings: Readings, wanted: int) -> list[Batch]:
         """About ``wanted`` samples one by one (whole items where the graph takes no other number),
         of those that are held out: at equal distances, or where few of them hold most of what the
         outputs say, as the pictures with objects do, those."""
         from irprune.run.batch import Batch, split_rows
+        from irprune.run.calibration import ACTIVATIONS
 
+        data, among = readings.judged, max(1, readings.among)
+        every = data.count() // among if readings.among else SAMPLES[1]
         made = [
             one
-            for b in data.spread(held or max(wanted, SAMPLES[1]), among=max(1, among))
+            for b in data.spread(max(wanted, every), among=among)
             for one in (split_rows(Batch(b.inputs), 1) if data.resizable else [Batch(b.inputs)])
         ]
         wanted = max(1, round(wanted / max(1, made[0].size)))
-        apart = max(1, len(made) // wanted)
         if len(made) <= wanted:
             return made
-        said = []
-        for batch in made:
-            env, symbols = self.tape.start(batch.inputs), self.tape.symbols(batch.inputs)
-            self.tape.advance(env, symbols, 0, len(self.graph.nodes))
-            said.append([self.tape.read(env, self.graph.outputs[i]) for i in self.judged])
+        said = [self._said(made[0])]
+        size = sum(y.numel() * y.element_size() for y in said[0])
+        room = max(wanted, ACTIVATIONS // max(1, size))  # outputs of all of them at once
+        made = made[:: -(-len(made) // room)]
+        said += map(self._said, made[1:])
         power = _powers(said, self.dims)
         ranked = np.argsort(-power, kind="stable")[:wanted]
         if power[ranked].sum() * len(made) < TELLING * power.sum() * wanted:
-            return made[::apart][:wanted]
+            return made[:: max(1, len(made) // wanted)][:wanted]
         return [made[i] for i in ranked]
+
+    def _said(self, batch: Batch) -> list[torch.Tensor]:
+        """What the original says to ``batch``."""
+        env, symbols = self.tape.start(batch.inputs), self.tape.symbols(batch.inputs)
+        self.tape.advance(env, symbols, 0, len(self.graph.nodes))
+        return [self.tape.read(env, self.graph.outputs[i]) for i in self.judged]
 
     def go_to(self, node: int) -> None:
         """Run the original up to a place in the graph's order, not before the last one."""
