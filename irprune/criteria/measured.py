@@ -36,6 +36,8 @@ from irprune.run.logits import divergence, logits_of, shortened
 if TYPE_CHECKING:
     import torch
 
+    from irprune.run.batch import Batch
+    from irprune.run.calibration import Calibration
     from irprune.run.interpret import Hook
 
 __all__ = ["LEVELS", "Probe", "affordable", "measured", "scaled", "set_apart"]
@@ -48,6 +50,7 @@ LEVELS = (
 )
 SAMPLES = (8, 32)  # of the calibration data that the outputs are compared on, at least and at most
 NEAR = (1e-3, 0.3)  # errors that a choice may turn on: of others the fewest samples tell enough
+TELLING = 1.5  # times the even share of the outputs' power: samples that hold it tell more
 FAR = 0.5  # beyond it nothing more is measured of a group
 OFTEN = 0.8  # the share of levels whose errors are near: 0.5 to 1 on a dozen models
 ROWS = 6  # of a model that gives logits: their tokens are many
@@ -146,14 +149,14 @@ def _first_reads(graph: Graph) -> dict[Axis, int]:
 def scaled(scores: Scores, errors: Sequence[tuple[int, float]]) -> Scores:
     """``scores``, of shape (size,) or (blocks, size), in their order, scaled so that for each
     (count, error) the ``count`` lowest (of each block, in the mean over blocks) add up to
-    ``error``; errors that fall with the count are taken as equal."""
+    ``error``; errors that fall with the count are taken as their mean."""
     order = np.argsort(scores, axis=-1, kind="stable")
     ranked = np.take_along_axis(scores, order, -1)
     ranked = ranked - min(float(ranked.min()), 0.0)  # a sum needs what is not below zero
     size, start, known, factor = ranked.shape[-1], 0, 0.0, 1.0
     rows = ranked[..., 0].size
     least = 1e-12 * float(ranked.sum()) / rows
-    for count, error in errors:
+    for count, error in _rising(errors):
         piece = ranked[..., start:count]
         total, rise = float(piece.sum()) / rows, max(error - known, 0.0)
         if total > least:
@@ -167,6 +170,19 @@ def scaled(scores: Scores, errors: Sequence[tuple[int, float]]) -> Scores:
     out = np.empty_like(ranked)
     np.put_along_axis(out, order, ranked, -1)
     return out
+
+
+def _rising(errors: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The nearest errors that do not fall with the count: those that do are noise, and get their
+    mean (isotonic regression by pooling adjacent violators, Ayer et al. 1955)."""
+    pools: list[tuple[float, int]] = []  # sum and number of neighbours that are taken as equal
+    for _, error in errors:
+        pools.append((error, 1))
+        while len(pools) > 1 and pools[-2][0] * pools[-1][1] > pools[-1][0] * pools[-2][1]:
+            (total, many), (more, number) = pools[-2:]
+            pools[-2:] = [(total + more, many + number)]
+    levels = [total / many for total, many in pools for _ in range(many)]
+    return [(count, level) for (count, _), level in zip(errors, levels, strict=True)]
 
 
 def _errors(
@@ -277,7 +293,6 @@ class Probe:
     lies before the first node that reads a group is the same with and without it."""
 
     def __init__(self, graph: Graph, readings: Readings, groups: int) -> None:
-        from irprune.run.batch import Batch, split_rows
         from irprune.run.calibration import ACTIVATIONS
         from irprune.run.difference import channel_dims
         from irprune.run.statistics import Tape
@@ -285,16 +300,18 @@ class Probe:
         data, among = readings.judged, readings.among
         held = max(1, data.count() // among) if among else 0
         self.logits = logits_of(graph)
+        self.graph, self.tape, self.at = graph, Tape(graph), 0
+        floating = [i for i, v in enumerate(graph.outputs) if is_real(v.dtype)]
+        self.judged = floating or list(range(len(graph.outputs)))
+        if self.logits is not None:
+            self.judged = [self.logits.output]
+        dims = channel_dims(graph)
+        self.dims = [dims[i] for i in self.judged]
         if self.logits is None:
             self.levels, samples = affordable(groups, data.count())
             room = data.activations.fitting(ACTIVATIONS)  # what waits at a place in the graph
             samples = max(SAMPLES[0], min(samples, room))
-            wanted = min(samples, held) if held else samples
-            made = [
-                one
-                for b in data.spread(wanted, among=max(1, among))
-                for one in (split_rows(Batch(b.inputs), 1) if data.resizable else [Batch(b.inputs)])
-            ]
+            made = self._telling(data, min(samples, held) if held else samples, held, among)
             apart = max(1, round(sum(b.size for b in made) / SAMPLES[0]))
             few = data.together(made[::apart])
             batches = few + data.together([b for i, b in enumerate(made) if i % apart])
@@ -304,16 +321,35 @@ class Probe:
             batches = [shortened(graph, b) for b in data.joined(held or ROWS, max(1, among))]
             self.few = len(batches)
         self.counted = [self.logits.weights(b.inputs) if self.logits else None for b in batches]
-        self.graph, self.tape, self.at = graph, Tape(graph), 0
-        floating = [i for i, v in enumerate(graph.outputs) if is_real(v.dtype)]
-        self.judged = floating or list(range(len(graph.outputs)))
-        if self.logits is not None:
-            self.judged = [self.logits.output]
-        dims = channel_dims(graph)
-        self.dims = [dims[i] for i in self.judged]
         self.symbols = [self.tape.symbols(b.inputs) for b in batches]
         self.begun = [self.tape.start(b.inputs) for b in batches]
         self.said = self._outputs(None, range(len(batches)))
+
+    def _telling(self, data: Calibration, wanted: int, held: int, among: int) -> list[Batch]:
+        """About ``wanted`` samples one by one (whole items where the graph takes no other number),
+        of those that are held out: at equal distances, or where few of them hold most of what the
+        outputs say, as the pictures with objects do, those."""
+        from irprune.run.batch import Batch, split_rows
+
+        made = [
+            one
+            for b in data.spread(held or max(wanted, SAMPLES[1]), among=max(1, among))
+            for one in (split_rows(Batch(b.inputs), 1) if data.resizable else [Batch(b.inputs)])
+        ]
+        wanted = max(1, round(wanted / max(1, made[0].size)))
+        apart = max(1, len(made) // wanted)
+        if len(made) <= wanted:
+            return made
+        said = []
+        for batch in made:
+            env, symbols = self.tape.start(batch.inputs), self.tape.symbols(batch.inputs)
+            self.tape.advance(env, symbols, 0, len(self.graph.nodes))
+            said.append([self.tape.read(env, self.graph.outputs[i]) for i in self.judged])
+        power = _powers(said, self.dims)
+        ranked = np.argsort(-power, kind="stable")[:wanted]
+        if power[ranked].sum() * len(made) < TELLING * power.sum() * wanted:
+            return made[::apart][:wanted]
+        return [made[i] for i in ranked]
 
     def go_to(self, node: int) -> None:
         """Run the original up to a place in the graph's order, not before the last one."""
@@ -369,6 +405,31 @@ class Probe:
             divergence(a[0], b[0], w) for a, b, w in zip(ours, self.said, self.counted, strict=True)
         ]
         return sum(total for total, _ in found) / max(1, sum(count for _, count in found))
+
+
+def _powers(said: Sequence[Sequence[torch.Tensor]], dims: Sequence[int | None]) -> NDArray[Any]:
+    """The share of each sample in the power of the outputs that errors are relative to, summed over
+    outputs [samples]; the same for all where that is not told apart."""
+    import torch
+
+    from irprune.run.difference import is_distribution, square_off, units
+
+    power = np.zeros(len(said))
+    for many, dim in zip(zip(*said, strict=True), dims, strict=True):
+        alike = len({y.shape[1:] for y in many}) == 1 and all(y.dim() for y in many)
+        if not alike or not many[0].is_floating_point() or all(map(is_distribution, many)):
+            power += 1 / len(said)
+            continue
+        whole = torch.cat(list(many))
+        unit, mean = units(whole, dim), whole.mean(0, keepdim=True)
+        own = np.array(
+            [
+                square_off(mean.expand_as(y), y, unit, dim)[0 if unit is not None else 1]
+                for y in many
+            ]
+        )
+        power += own / max(float(own.sum()), 1e-300)
+    return power
 
 
 def _off(ours: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], dim: int | None) -> float:

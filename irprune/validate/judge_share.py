@@ -61,7 +61,10 @@ def not_judged(graph: Graph, kept: Selection, judged: Selection) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    why = "a mean, a norm or a softmax counts its channels, so that zeros there are not absence"
+    why = (
+        "zeros there are not absence, as where a mean, a norm, a softmax or the range of numbers "
+        "that are quantised goes over its channels"
+    )
     if left & cut_apart(graph, kept):
         why = "one stored array is cut in two ways, so that no zeros in it stand for both"
     said = f"not judged by the original itself is {', '.join(names[:_NAMED])}{more}: {why}"

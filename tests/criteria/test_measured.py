@@ -108,6 +108,13 @@ def test_scaling_keeps_the_order_and_reaches_the_errors(
     assert np.isclose(mean[0], first)
 
 
+def test_errors_that_fall_are_taken_as_their_mean() -> None:
+    even = np.ones(9)
+    out = scaled(even, [(3, 0.5), (6, 8.0), (9, 4.0)])
+    assert np.cumsum(out)[[2, 5]] == pytest.approx([0.5, 6.0])
+    assert scaled(even, [(3, 4.0), (6, 1.0), (9, 1.0)])[:3].sum() == pytest.approx(2.0)
+
+
 def test_what_is_measured_costs_no_more_than_the_runs_it_may() -> None:
     assert affordable(4, 256) == (LEVELS[0], 32)
     for groups, samples in ((12, 256), (30, 128), (60, 256)):
@@ -148,6 +155,22 @@ def test_where_a_choice_turns_on_the_error_all_samples_count(off: float, runs: i
     probe._error = counted  # type: ignore[method-assign]
     error = probe.error(Selection({}), {node: {at: torch.eye(4) * (1 + off)}})
     assert error == pytest.approx(off**2, rel=1e-4) and seen[-1] == runs
+
+
+@pytest.mark.parametrize("loud", [True, False])
+def test_the_samples_that_hold_what_the_outputs_say_are_compared(loud: bool) -> None:
+    """Pictures without objects tell little of what is lost on those with some."""
+    x = torch.rand(64, 4) + 0.5
+    if loud:
+        x[2:18:2] *= 20
+    graph = irprune.capture(Mean(), (x[:1],))
+    irprune.groups(graph)
+    many = 40  # groups: no more than the fewest samples are compared
+    probe = Probe(graph, Readings(graph, Calibration(x, graph)), many)
+    compared = torch.cat([b[0] for b in probe.said])
+    assert len(compared) == 8
+    wanted = x[2:18:2] if loud else x[::8]
+    assert {tuple(r.tolist()) for r in compared} == {tuple(r.tolist()) for r in wanted}
 
 
 @pytest.mark.parametrize("name", ["up.weight:0", "qkv.weight:0/1"])

@@ -112,8 +112,8 @@ def test_quantities_count_where_something_is() -> None:
     elsewhere[0, 0, 1] += 50
     unit = torch.tensor([[[100.0], [1.0]]])
     counts = presence(theirs, 1)
-    assert counts is not None and counts.tolist() == [[[pytest.approx(0.9), 0.0], [1.0, 1.0]]]
+    assert counts is not None and counts.tolist() == [[[pytest.approx(1.8), 0.0], [1.0, 1.0]]]
     assert square_off(elsewhere, theirs, unit, 1)[0] == 0.0
-    assert square_off(there, theirs, unit, 1)[0] == pytest.approx(0.9 * 0.25)
+    assert square_off(there, theirs, unit, 1)[0] == pytest.approx(1.8 * 0.25)
     assert square_off(elsewhere, theirs, unit)[0] == pytest.approx(0.25)
     assert presence(theirs[:, 1:], 1) is None and presence(theirs[:, :1], 1) is None

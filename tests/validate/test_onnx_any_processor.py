@@ -167,7 +167,8 @@ def test_nothing_is_said_of_weights_within_half_the_range(
     tmp_path: Path, old_processor: None
 ) -> None:
     report = irprune.prune(quantised(tmp_path, "dynamic", reduce_range=True), ratio=0.5).report
-    assert report.proof is not None and report.proof.passed and len(report.proof.notes) == 1
+    assert report.proof is not None and report.proof.passed
+    assert not any("saturate" in note for note in report.proof.notes)
 
 
 def test_what_onnxruntime_cannot_compare_is_said_by_its_types(
