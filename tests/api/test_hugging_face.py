@@ -257,3 +257,23 @@ def test_a_folder_of_several_files_with_tied_weights_is_read_whole(tmp_path: Pat
 def test_only_models_of_the_library_are_taken() -> None:
     assert is_pretrained(_model("bert")[0])
     assert not is_pretrained(torch.nn.Linear(2, 2))
+
+
+def test_what_the_config_of_an_instance_cannot_say_is_a_note() -> None:
+    """Half of each head of a BERT whose width stays: heads are as wide as the width over their
+    number."""
+    config = transformers.BertConfig(
+        vocab_size=60,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    model = transformers.BertModel(config).eval()
+    ids = torch.randint(0, 60, (2, 9))
+    pruned = irprune.prune(model, kwargs={"input_ids": ids}, proof=False)
+    pruned.apply_to(model)
+    assert model.config.intermediate_size == 64
+    said = [n for n in pruned.report.notes if "config of the instance" in n]
+    assert len(said) == 1
+    assert "query.weight is 16x32" in said[0]

@@ -259,3 +259,34 @@ def test_hooks_on_tensors_that_torch_export_loses_are_named() -> None:
         "a hook that forward puts on a tensor is not kept: torch.export does not keep it" in notes
     )
     assert not any("hook" in note for note in irprune.prune(model, (x,)).report.notes)
+
+
+class Halved(torch.autograd.Function):
+    """Divides by a size, and lets the gradient through turned round."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, size: int) -> torch.Tensor:
+        return x / size
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        return -grad, None
+
+
+def test_a_function_of_the_users_leaves_sizes_open() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 4)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.b(Halved.apply(torch.relu(self.a(x)), x.shape[1]))
+
+    model = Net()
+    module = irprune.prune(model, (torch.randn(2, 5, 6),), ratio=0.0).module
+    x = torch.randn(3, 7, 6)
+    torch.testing.assert_close(module(x), model(x))
+    for net in (module, model):
+        net(x).sum().backward()
+    torch.testing.assert_close(module.a.weight.grad, model.a.weight.grad)

@@ -104,8 +104,11 @@ class TorchBackend:
                 "apply_to takes the nn.Module that was pruned; pruned.module gives a new one",
             )
         made = apply_to(model, graph, cut, repaired, notes)
-        if is_pretrained(made):
-            update_config(made, graph, cut, emit_module(cut))
+        if is_pretrained(made) and (why := update_config(made, graph, cut, emit_module(cut))):
+            notes.append(
+                f"the config of the instance is that of the original: {why}; what its "
+                "save_pretrained writes does not load: use the folder that pruned.save writes"
+            )
         return made
 
 

@@ -98,20 +98,20 @@ def pretrained(graph: Graph, cut: Graph, module: nn.Module) -> Any:
     return found
 
 
-def update_config(model: Any, graph: Graph, cut: Graph, module: nn.Module) -> bool:
+def update_config(model: Any, graph: Graph, cut: Graph, module: nn.Module) -> str:
     """Let the config of ``model``, the user's own instance in which the cut was made, say the new
-    sizes; False, with the config as it was, where no config can, or where the instance would then
-    compute something else than ``module``."""
+    sizes, and return ""; or why not, with the config as it was, where no config can, or where the
+    instance would then compute something else than ``module``."""
     with quiet():
         found = pretrained(graph, cut, module)
         if isinstance(found, str):
-            return False
+            return found
         undo = list(_take_over(model.config, found.config))
         if SameOutputs(torch_source(graph), module, model)():
-            return True
+            return ""
         for config, name, old in reversed(undo):
             setattr(config, name, old)
-        return False
+        return "with the new sizes in its config the instance computes something else"
 
 
 def _take_over(config: Any, other: Any) -> Iterator[tuple[Any, str, Any]]:

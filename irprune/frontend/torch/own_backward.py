@@ -244,10 +244,7 @@ class _Functions:
         return carries_gradient(value)
 
     def _judge(self, kind: Any, args: Sequence[Any]) -> _Judgement:
-        key = (
-            kind,
-            tuple((a.shape, a.dtype) if isinstance(a, torch.Tensor) else id(a) for a in args),
-        )
+        key = kind, tuple(map(self._like, args))
         if key not in self._judged:
             with real_tensors():
                 try:
@@ -257,8 +254,16 @@ class _Functions:
                     self._judged[key] = _Other(f"it fails on random numbers, {gist(failed)}")
         return self._judged[key]
 
+    def _like(self, x: Any) -> Any:
+        """What is the same for arguments that are judged alike."""
+        if not isinstance(x, torch.Tensor):
+            return id(x)
+        return tuple(self._recording.blank(x).shape), x.dtype
+
     def _real(self, x: Any) -> Any:
-        """Numbers in place of a tensor without values."""
+        """Numbers in place of a tensor without values, and of an open size."""
+        if isinstance(x, (torch.SymInt, torch.SymFloat)):
+            return x.node.hint
         if not isinstance(x, torch.Tensor):
             return x
         if not isinstance(x, FakeTensor):
