@@ -23,6 +23,7 @@ MEAN_OF_SUM = {
     "aten.sum.default": "aten.mean.default",
     "ReduceSum": "ReduceMean",
 }
+_TYPES = ("f32", "f64")  # sums of others are rounded before they are divided, as means are not
 _EXACT = 1e-6  # how far a stored 1 / n may lie from it, relative
 
 
@@ -43,7 +44,7 @@ def written_means(graph: Graph) -> list[WrittenMean]:
     for total in graph.nodes:
         if (
             total.op != "sum"
-            or not is_float(total.out.dtype)
+            or total.out.dtype not in _TYPES
             or total.operand(0).type.shape is None
         ):
             continue

@@ -50,6 +50,13 @@ def test_a_norm_that_forward_writes_out_is_over_what_is_left(way: str) -> None:
     torch.testing.assert_close(pruned.module(x), wanted)
 
 
+def test_a_sum_that_is_rounded_before_it_is_divided_stays_one() -> None:
+    torch.manual_seed(1)
+    model, x = Norm("quotient").bfloat16().eval(), torch.randn(5, 6).bfloat16()
+    pruned = irprune.prune(model, (x,), ratio=0.5, calibration=False)
+    assert [n.op for n in pruned.graph.nodes].count("sum") == 2
+
+
 def test_a_norm_of_an_exported_program_is_over_what_is_left() -> None:
     torch.manual_seed(1)
     model, x = Norm("quotient").eval(), torch.randn(5, 6)
