@@ -4,6 +4,7 @@ the user gave, or plausible ones at which every shape of the graph makes sense."
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 from math import prod
 
 from irprune.ir.axis import find
@@ -50,9 +51,10 @@ def candidates(graph: Graph, batch: int = 1) -> Iterator[dict[str, int]]:
                 first.setdefault(name, _IMAGE if image and d > 1 else _LENGTH)
     found = False
     seen: list[dict[str, int]] = []
-    for common in (0, *_TRIED):
+    states = _batches_of_states(graph) if any(batches.values()) else set()
+    for common, apart in product((0, *_TRIED), (set(), states)):
         made = {
-            name: given.get(name, batch if batches[name] else common or n)
+            name: given.get(name, batch if batches[name] or name in apart else common or n)
             for name, n in first.items()
         }
         large = common and sum(prod(shape) for _, shape in input_shapes(graph, made)) > _LARGEST
@@ -62,6 +64,17 @@ def candidates(graph: Graph, batch: int = 1) -> Iterator[dict[str, int]]:
         seen.append(made)
     if not found:
         yield {name: given.get(name, 1) for name in first}
+
+
+def _batches_of_states(graph: Graph) -> set[str]:
+    """Symbols that may be the batch of a recurrent state, layers by batch by width."""
+    return {
+        name
+        for v in graph.inputs
+        if v.type.shape is not None and v.rank == 3
+        for name in names_in(v.shape[1])
+        if not any(names_in([v.shape[0], v.shape[2]]))
+    }
 
 
 def fits(graph: Graph, sizes: Mapping[str, int]) -> bool:

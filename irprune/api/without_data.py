@@ -16,6 +16,7 @@ from irprune.errors import IrpruneError, option
 from irprune.ir.dtype import is_half, is_real
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import as_tensor, is_meta
+from irprune.ops.choice import is_choice
 from irprune.run.inputs import random_inputs
 from irprune.run.norm_statistics import stored
 from irprune.run.ranks import current
@@ -36,7 +37,8 @@ def with_data(options: Options, graph: Graph, chooses: bool) -> tuple[Options, s
     as they are, with a note where the data that are given contradict the batch norms.
 
     Raises:
-        IrpruneError: Where it is asked for and cannot be.
+        IrpruneError: Where it is asked for and cannot be, and where the data never take a branch
+            in which something may be cut.
     """
     given = options.values["calibration"]
     asked = isinstance(given, str) and given == SYNTHETIC
@@ -54,8 +56,14 @@ def with_data(options: Options, graph: Graph, chooses: bool) -> tuple[Options, s
         return options, ""
     statistics = stored(graph)
     norms = len(statistics)
-    if not norms and not asked:
+    if not asked and (not norms or any(map(is_choice, graph.nodes))):
         return options, ""
+    if any(map(is_choice, graph.nodes)):
+        raise IrpruneError(
+            "inputs cannot be made: they decide which branch of an If is taken",
+            graph.name,
+            "give calibration= that takes each",
+        )
     from irprune.run.synthetic import planned, synthetic
 
     if not any(is_real(v.dtype) or v.rank > 1 for v in graph.inputs):
@@ -121,12 +129,15 @@ def _running_sizes(graph: Graph) -> tuple[dict[str, int] | None, float]:
 def _doubt(options: Options, graph: Graph) -> str:
     """That the data are not what the batch norms have seen, where that is so."""
     statistics = stored(graph)
-    if not statistics:
+    if not statistics and not any(map(is_choice, graph.nodes)):
         return ""
+    from irprune.run.branches_taken import check_branches_taken
     from irprune.run.calibration import Calibration
     from irprune.run.contradiction import contradiction
 
-    text = contradiction(graph, Calibration(options.values["calibration"], graph), statistics)
+    data = Calibration(options.values["calibration"], graph)
+    check_branches_taken(graph, data)
+    text = contradiction(graph, data, statistics)
     if text and (say := options.values["progress"]) is not None:
         say(f"warning: {text}")
     return text

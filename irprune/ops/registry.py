@@ -37,6 +37,7 @@ __all__ = [
     "does_nothing",
     "draws",
     "is_fixed_norm",
+    "is_product",
     "is_sum",
     "is_unread",
     "lookup",
@@ -324,6 +325,12 @@ def amend(name: str, **changes: Any) -> Op:
         for key in [k for k, entry in table.items() if entry is old]:
             table[key] = made
     return made
+
+
+def is_product(entry: Op) -> bool:
+    """Whether the operator is a product of tensors, whose work are multiply-accumulates."""
+    product = entry.letters is not None or entry.convolution is not None
+    return product or (entry.macs is not None and entry.signature is None)
 
 
 def lookup(node: Node) -> Op | None:

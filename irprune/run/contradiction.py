@@ -34,8 +34,11 @@ def contradiction(graph: Graph, data: Calibration, statistics: Sequence[Stored])
     rows: list[list[torch.Tensor]] = [[] for _ in first]
     for batch in data.joined(SAMPLES):
         for k, x in enumerate(evaluate(graph, batch.inputs, wanted=wanted, dtype=half)):
-            rows[k].append(x.transpose(0, 1).flatten(1).double())
+            if x is not None:  # it lies in a branch that was not taken
+                rows[k].append(x.transpose(0, 1).flatten(1).double())
     for known, some in zip(first, rows, strict=True):
+        if not some:
+            continue
         seen, spread = torch.cat(some, 1).numpy(), np.sqrt(known.variance)
         off = float(np.median(np.abs(seen.mean(1) - known.mean) / spread))
         times = float(np.median(seen.std(1) / spread))

@@ -16,11 +16,20 @@ from irprune.ir.size import Sym, UnboundSymbol, number
 from irprune.ir.symbols import backward_slice, defined_symbols
 from irprune.ops.arrays import as_tensor
 from irprune.ops.call import bind, overload, substitute
+from irprune.ops.choice import Guards, guards
 from irprune.ops.dtypes import FROM_TORCH
 from irprune.ops.registry import aten_target, lookup
 from irprune.run.typed_load import TypedLoad
 
-__all__ = ["Arithmetic", "device_of_weights", "evaluate", "named_types", "run_node", "symbols_of"]
+__all__ = [
+    "Arithmetic",
+    "device_of_weights",
+    "evaluate",
+    "is_taken",
+    "named_types",
+    "run_node",
+    "symbols_of",
+]
 
 Hook = Callable[[Node, list[Any], Callable[..., Any]], Any]
 
@@ -167,6 +176,11 @@ class Arithmetic:
         return many if self.dtype is None else list(map(self.converted, many))
 
 
+def is_taken(path: Guards, read: Callable[[Value | None], Any]) -> bool:
+    """Whether a node under the conditions of ``path`` runs; ``read`` gives what they are."""
+    return all(bool(read(choice.operand(0))) == truth for choice, truth in path)
+
+
 def evaluate(
     graph: Graph,
     inputs: Iterable[torch.Tensor],
@@ -184,11 +198,13 @@ def evaluate(
     a node its own way. ``weights`` stand in for stored ones, and gradients are recorded where they
     are given. Only what the wanted values need is run, and each value is dropped after its last
     use; without ``keep`` the wanted ones too, where the hook alone reads them, and nothing is
-    returned."""
+    returned. Of the branches of an If that stand in the graph, the one is run that is taken; what
+    was wanted of another is None."""
     tensors = list(inputs)
     device = device or (tensors[0].device if tensors else torch.device("cpu"))
     targets = list(graph.outputs if wanted is None else wanted)
     nodes, last = _schedule(graph, targets)
+    guarded = guards(graph.nodes, graph.outputs)
     symbols = symbols_of(graph, tensors) if tensors or not graph.inputs else {}
 
     arithmetic = Arithmetic(device, dtype)
@@ -208,8 +224,10 @@ def evaluate(
     kept = set(map(id, targets)) if keep else set()
     with torch.set_grad_enabled(weights is not None):
         for i, node in enumerate(nodes):
-            operands = [read(v) for v in node.inputs]
-            many = arithmetic.results(node, operands, symbols, hook)
+            many = [None] * len(node.outputs)
+            if is_taken(guarded.get(node, ()), read):
+                operands = [read(v) for v in node.inputs]
+                many = arithmetic.results(node, operands, symbols, hook)
             made = zip(node.outputs, many, strict=False)
             env.update((v, t) for v, t in made if v in last or id(v) in kept)
             for v in {id(v): v for v in node.inputs if v is not None}.values():

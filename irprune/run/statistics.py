@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -22,9 +23,10 @@ from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.selection import Selection
 from irprune.ops.arrays import as_tensor
+from irprune.ops.choice import guards
 from irprune.run.aside import kept_aside
 from irprune.run.calibration import Calibration
-from irprune.run.interpret import Arithmetic, Hook, symbols_of
+from irprune.run.interpret import Arithmetic, Hook, is_taken, symbols_of
 from irprune.run.kept_files import kept_files, save
 from irprune.run.ranks import Statistic
 from irprune.run.take import kept_indices, take
@@ -106,6 +108,7 @@ class Tape:
         self.last: dict[Value, int] = {}
         for i, node in enumerate(graph.nodes):
             self.last.update((v, i) for v in node.inputs if v is not None)
+        self._guarded = guards(graph.nodes, graph.outputs)
         self._weights: dict[Weight, torch.Tensor] = {}
         self._arithmetic = Arithmetic(self.device, torch.float32, halves_only=True)
 
@@ -130,6 +133,10 @@ class Tape:
             return self._weights[v]
         return env[v.name]
 
+    def takes(self, node: Node, env: dict[str, Any]) -> bool:
+        """Whether ``node`` runs: the branch of an If that it lies in, if any, is taken."""
+        return is_taken(self._guarded.get(node, ()), partial(self.read, env))
+
     def advance(
         self,
         env: dict[str, Any],
@@ -144,8 +151,10 @@ class Tape:
         with torch.no_grad():
             for i in range(start, stop):
                 node = self.graph.nodes[i]
-                operands = [self.read(env, v) for v in node.inputs]
-                many = self._arithmetic.results(node, operands, symbols, hook)
+                many = [None] * len(node.outputs)
+                if self.takes(node, env):
+                    operands = [self.read(env, v) for v in node.inputs]
+                    many = self._arithmetic.results(node, operands, symbols, hook)
                 for v, t in zip(node.outputs, many, strict=False):
                     if v in self.last or v.name in outputs:
                         env[v.name] = t
@@ -345,8 +354,8 @@ class Pair:
         return before.at[twin] + 1 if twin is not None else self._done[0], after.at[node]
 
     def to(self, node: Node, beside: Value | None = None) -> Iterator[Stop]:
-        """A stop at ``node`` for each chunk of this rank; ``beside`` is a value of the cut graph
-        that is alive."""
+        """A stop at ``node`` for each chunk of this rank that runs it; ``beside`` is a value of the
+        cut graph that is alive."""
         twin = self.twin(node)
         before, after = self.tapes
         goal = self._goal(node)
@@ -357,28 +366,33 @@ class Pair:
         for key, symbols, old, new in self._chunks():
             before.advance(old, symbols[0], self._done[0], goal[0])
             after.advance(new, symbols[1], self._done[1], goal[1])
-            target = short = None
-            if beside is not None:
-                short = (
-                    kept_part(old[beside.name], self._known[beside.name], self.kept)
-                    - new[beside.name]
-                )
-            if twin is not None:
-                target = kept_part(old[twin.outputs[0].name], twin.outputs[0], self.kept)
-                if not _finite(target):
-                    raise IrpruneError(
-                        "activations are NaN or infinite on the calibration data",
-                        twin.where,
-                        "check the model and the data",
-                    )
-            operands = [after.read(new, v) for v in node.inputs]
-            yield Stop(key, sizes[key], operands, target, short)
+            if after.takes(node, new):
+                target = None if twin is None else self._target(old, twin)
+                short = None if beside is None else self._short(old, new, beside)
+                operands = [after.read(new, v) for v in node.inputs]
+                yield Stop(key, sizes[key], operands, target, short)
             self._shelf.put(key, (old, new))
             if keeps and self.files is not None:
                 told = {"symbols": symbols, "envs": (old, new)}
                 self.files.put_chunk(goal, key, told)
         self._done = goal
         before.forget()
+
+    def _target(self, env: dict[str, Any], twin: Node) -> torch.Tensor:
+        """The kept part of what the original's node gives."""
+        target = kept_part(env[twin.outputs[0].name], twin.outputs[0], self.kept)
+        if not _finite(target):
+            raise IrpruneError(
+                "activations are NaN or infinite on the calibration data",
+                twin.where,
+                "check the model and the data",
+            )
+        return target
+
+    def _short(self, old: dict[str, Any], new: dict[str, Any], beside: Value) -> Any:
+        """By how much a value of the cut graph falls short of the original's kept part."""
+        whole = kept_part(old[beside.name], self._known[beside.name], self.kept)
+        return whole - new[beside.name]
 
     def _chunks(
         self,

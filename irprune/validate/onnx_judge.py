@@ -17,6 +17,7 @@ from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.selection import Selection
 from irprune.ops.registry import lookup, quantised_in, readers_of, role_of
 from irprune.validate.judge_share import cut_apart
+from irprune.validate.onnx_driven import take_branches
 
 __all__ = ["judgeable_parts", "zeroed_model"]
 
@@ -72,6 +73,7 @@ def zeroed_model(graph: Graph, kept: Selection) -> tuple[onnx.ModelProto, dict[s
     source = onnx_source(graph)
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
+    take_branches(model, graph)
     data: dict[str, Loader] = {}
     for tensor in model.graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:

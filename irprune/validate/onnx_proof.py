@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from irprune.analysis.sizes import fits, shown_sizes
 from irprune.base.tolerance import FLOAT32, FLOAT64
-from irprune.emit.onnx.emitter import Emitter
 from irprune.errors import CheckFailed, IrpruneError, option
 from irprune.frontend.onnx.file import Loader
 from irprune.ir.dtype import is_half
@@ -24,6 +23,7 @@ from irprune.run.inputs import random_inputs
 from irprune.run.session import PRECISE
 from irprune.run.tried_sizes import tried_sizes
 from irprune.validate.onnx_double import doubled
+from irprune.validate.onnx_driven import drive, drives, emitted
 from irprune.validate.onnx_faint import faint_error, in_float64
 from irprune.validate.onnx_oracle import silenced_model
 from irprune.validate.onnx_read_back import misread
@@ -32,7 +32,7 @@ from irprune.validate.onnx_shaken_proof import Remake, prove_shaken
 from irprune.validate.onnx_sizes import plausible
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
-from irprune.validate.proof_result import Proof, is_constant, is_nan
+from irprune.validate.proof_result import Proof, in_every_branch, is_constant, is_nan
 from irprune.validate.reached import reached_of
 from irprune.validate.saturation import changed_by_saturation, products_saturate
 
@@ -50,9 +50,14 @@ def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int
     pass has random numbers for weights: ``remake(model)`` analyses a model and makes the same cut,
     or gives None. Raises IrpruneError where an operator that mixes what was dropped has no ONNX
     form of its silencing, where onnxruntime does not run the model, and where the disk has no place
-    for what is compared."""
+    for what is compared.
+
+    Where branches of Ifs were cut, the proof is made with each of them taken as well."""
     try:
-        return _proven(graph, cut, remake, seed)
+        proof = _proven(graph, cut, remake, seed)
+        branches = [
+            _proven(drive(graph, taken), drive(cut, taken), remake, seed) for taken in drives(graph)
+        ]
     except NoPlace as full:
         raise IrpruneError(
             f"the proof has {full}",
@@ -60,6 +65,7 @@ def prove_onnx(graph: Graph, cut: Graph, remake: Remake | None = None, seed: int
             "make room there, or name another folder by the environment's TMPDIR; "
             f"{option('proof', 'False')} gives the pruned model unproven",
         ) from full
+    return in_every_branch(proof, branches)
 
 
 def _proven(graph: Graph, cut: Graph, remake: Remake | None, seed: int) -> Proof:
@@ -176,8 +182,7 @@ def _compared_at(
     assert graph.kept is not None
     inputs = random_inputs(graph, sizes, seed=seed)
     silenced, apart = silenced_model(graph, graph.kept, inputs)
-    emitter = Emitter(cut)
-    model, data = emitter.emit(), emitter.data
+    model, data = emitted(cut)
     if halves := _has_halves(graph):
         loads = _loads(model, data, silenced, apart)
         apart, data, inputs = widen(silenced, apart), widen(model, data), widened_inputs(inputs)

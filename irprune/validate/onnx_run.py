@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from irprune.base.atomic_write import NotWritten
 from irprune.emit.onnx.file import held_bytes, write_model
 from irprune.errors import IrpruneError, first_line
+from irprune.frontend.onnx.closed import close_branches
 from irprune.frontend.onnx.file import Loader
 from irprune.run.session import session as one_session
 
@@ -46,6 +47,7 @@ def session(
     and NoPlace where the disk has none for the file."""
     if not isinstance(model, onnx.ModelProto):
         return one_session(model, "cpu", threads=1, optimise=optimise, precise=precise)
+    model = close_branches(model)
     if not data:
         given = model.SerializeToString()
         return one_session(given, "cpu", threads=1, optimise=optimise, precise=precise)

@@ -9,6 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from irprune.emit.onnx.file import without_arrays
+from irprune.frontend.onnx.closed import close_branches
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.source import onnx_source
 from irprune.ir.dtype import is_float
@@ -16,6 +17,7 @@ from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import groups_of
 from irprune.ir.selection import Selection
 from irprune.ops.onnx.fold import is_constant, is_filled
+from irprune.validate.onnx_driven import take_branches
 from irprune.validate.random_weights import Draw, is_redrawn, seeds
 
 __all__ = ["same_choice", "shaken_model"]
@@ -30,6 +32,7 @@ def shaken_model(
     source = onnx_source(graph)
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
+    take_branches(model, graph)
     model.ir_version = max(model.ir_version, 4)  # before, every initializer had to be an input
     own = seeds(graph, seed)
     moved: dict[str, onnx.TensorProto] = {}
@@ -66,7 +69,7 @@ def shaken_model(
     del model.graph.node[:], model.graph.initializer[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend([*initializers, *moved.values()])
-    return model, data
+    return close_branches(model), data
 
 
 def _drawn(draw: Draw, weight: Weight, load: Loader, seed: Any) -> Loader:

@@ -20,7 +20,6 @@ from irprune.base.format import human
 from irprune.base.tolerance import FLOAT32, FLOAT64, LEAST_RANGE, LEAST_RANGE64
 from irprune.driver.pipelines import cut_graph
 from irprune.emit.onnx import file as onnx_file
-from irprune.emit.onnx.emitter import Emitter
 from irprune.emit.onnx.file import held_bytes, with_arrays, write_model
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
@@ -31,6 +30,7 @@ from irprune.run.error import channel_error
 from irprune.run.inputs import random_inputs
 from irprune.validate.judge_share import judged_share, not_judged
 from irprune.validate.onnx_double import doubled
+from irprune.validate.onnx_driven import emitted
 from irprune.validate.onnx_judge import judgeable_parts, zeroed_model
 from irprune.validate.onnx_oracle import silenced_model
 from irprune.validate.onnx_run import APART, NoPlace, run_model
@@ -125,7 +125,7 @@ class _Second:
         """The oracle against the cut; None where onnxruntime runs neither."""
         assert self.graph.kept is not None
         whole = silenced_model(self.graph, self.graph.kept, self.inputs, self.asked)
-        small = _emitted(self.cut)
+        small = emitted(self.cut)
         try:
             theirs, self.ours = self._run(whole, small)
         except IrpruneError:
@@ -152,7 +152,7 @@ class _Second:
         if part.choice.keys() != kept.choice.keys() or kept.dropped:
             smaller = self.graph.copy()
             smaller.kept = part
-            small = _emitted(cut_graph(smaller))
+            small = emitted(cut_graph(smaller))
         try:
             theirs = self._once(zeroed)
             ours = ours if small is None else self._once(small)
@@ -191,11 +191,6 @@ class _Second:
             raise IrpruneError("an operator without a form in float64")
         inputs = widened_inputs(self.inputs, TensorProto.DOUBLE)
         return run_model(made[0], inputs, optimise=False, data=made[1])
-
-
-def _emitted(cut: Graph) -> Model:
-    emitter = Emitter(cut)
-    return emitter.emit(), emitter.data
 
 
 def _elements(weight: Weight) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from irprune.base.tolerance import CAPTURE
 from irprune.ops.arrays import as_numpy
 
-__all__ = ["Proof", "Shaken", "is_constant", "is_nan", "says_nothing"]
+__all__ = ["Proof", "Shaken", "in_every_branch", "is_constant", "is_nan", "says_nothing"]
 
 
 @dataclass
@@ -142,6 +142,34 @@ class Proof:
             verdict = "" if self.gradients_passed else ", which is DIFFERENT"
             said += f"; gradients: error {self.gradient_error:.1e}{verdict}"
         return said
+
+
+def in_every_branch(whole: Proof, branches: Sequence[Proof]) -> Proof:
+    """The proof of a model of which parts run only where a condition is true.
+
+    Args:
+        whole: with the conditions as the inputs decide them.
+        branches: with parts that were cut made to run, all of them in one or another.
+
+    Returns:
+        The worst of them, with the passes and notes of all. What the inputs decide may be to run
+        nothing that was cut, so that ``whole`` need not vary.
+    """
+    if not branches:
+        return whole
+    whole.vacuous = False
+    every = [whole, *branches]
+    worst = max(every, key=_badness)
+    worst.shaken = max((p.shaken for p in every if p.shaken), key=_badness, default=None)
+    worst.passes, worst.seconds = sum(p.passes for p in every), sum(p.seconds for p in every)
+    worst.notes = list(dict.fromkeys(note for p in every for note in p.notes))
+    worst.notes.append("each branch of its Ifs that was cut was run")
+    return worst
+
+
+def _badness(part: Proof | Shaken) -> tuple[bool, float]:
+    error = part.max_error if isinstance(part, Proof) else part.error
+    return not part.passed, error / part.tolerance
 
 
 def is_constant(outputs: Iterable[Any], integers: bool = True) -> bool:

@@ -19,6 +19,7 @@ from irprune.errors import IrpruneError
 from irprune.ir.body import Body
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ops.arrays import as_numpy
+from irprune.ops.bodies import put_into_bodies
 from irprune.ops.registry import lookup, operand_as
 from irprune.ops.traits import Role
 
@@ -48,6 +49,7 @@ def with_layers(graph: Graph) -> Graph:
     have them. Axes are not kept."""
     twin = graph.copy()
     twin.source = None
+    put_into_bodies(twin)
     for node in list(twin.nodes):
         entry = lookup(node)
         if entry is not None and entry.layered is not None:

@@ -7,7 +7,7 @@ want different parts of it is given a copy for each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from irprune.emit.onnx.branches import indices_of, restore_ifs
 from irprune.emit.onnx.edit import NodeEdit, SizeNodes, tensor_of
 from irprune.emit.onnx.file import with_arrays, without_arrays, write_model
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.functions import FunctionCall, restore_calls, still_called
+from irprune.frontend.onnx.opened import Part
 from irprune.frontend.onnx.order import captured, reads, target_of
 from irprune.frontend.onnx.proto import attributes
 from irprune.frontend.onnx.reader import nodes_of
@@ -386,24 +388,19 @@ class Emitter:
     # -- putting it together -----------------------------------------------------------------------
 
     def _assemble(self, placed: dict[int, list[tuple[Node, NodePlace]]]) -> onnx.ModelProto:
-        calls = self.source.calls
-        old = calls.given if calls is not None else self.original
+        calls, branches, old = self.source.calls, self.source.branches, self.source.given
         out = onnx.ModelProto()
         _copy_fields(old, out, {"graph", "functions"})
         _copy_fields(old.graph, out.graph, {"node", "initializer", "value_info", "input"})
         out.graph.name = out.graph.name or "graph"  # a valid file names it
         self._keep_output_names()
         alive = self._alive(placed)
-        untouched = partial(self._untouched, alive)
-        for part in (
-            restore_calls(calls.parts, untouched) if calls is not None else range(len(self.nodes))
-        ):
-            if isinstance(part, onnx.NodeProto):
-                out.graph.node.append(part)
-                continue
-            out.graph.node.extend(self.before.get(part, ()))
-            if part in alive:
-                out.graph.node.append(self.nodes[part])
+        whole: Sequence[Part] = range(len(self.nodes)) if branches is None else branches.parts
+        untouched = partial(self._untouched, alive, whole)
+        for part in range(len(whole)) if calls is None else restore_calls(calls.parts, untouched):
+            out.graph.node.extend(
+                restore_ifs(whole[part], self, alive) if isinstance(part, int) else [part]
+            )
         out.graph.node.extend(self.after)
         out.functions.extend(still_called(out, old))
         have = {o.domain for o in out.opset_import}
@@ -412,7 +409,7 @@ class Emitter:
             v.name for v in out.graph.output
         }
         unused_before = {t for t in self.tensors if not self.reads.get(t)}
-        for t in old.graph.initializer:
+        for t in (*old.graph.initializer, *self._weights_beside(old)):
             if t.name in kept or t.name in unused_before:
                 out.graph.initializer.append(
                     self.replaced[t.name] if t.name in self.replaced else self._as_it_was(t)
@@ -421,7 +418,7 @@ class Emitter:
         stored = {t.name for t in out.graph.initializer}
         for v in old.graph.input:
             if v.name not in self.tensors or v.name in stored:
-                out.graph.input.append(self._resized_info(v))
+                out.graph.input.append(self.resized_info(v))
         if old.ir_version < 4:  # every initializer is an input there
             for name, t in self.added.items():
                 if name in stored:
@@ -431,12 +428,17 @@ class Emitter:
         made = {name for n in out.graph.node for name in n.output} | stored
         for v in old.graph.value_info:
             if v.name in made:
-                out.graph.value_info.append(self._resized_info(v))
+                out.graph.value_info.append(self.resized_info(v))
         del out.graph.quantization_annotation[:]
         out.graph.quantization_annotation.extend(a for a in old.graph.quantization_annotation)
         return out
 
-    def _untouched(self, alive: set[int], call: FunctionCall) -> bool:
+    def _weights_beside(self, given: onnx.ModelProto) -> list[TensorProto]:
+        """Weights of branches whose data lies in other files, which only those of the graph may."""
+        own = {t.name for t in given.graph.initializer}
+        return [t for name, t in self.tensors.items() if name in self.outside - own]
+
+    def _untouched(self, alive: set[int], whole: Sequence[Part], call: FunctionCall) -> bool:
         """Whether nothing in the body of a local function's call changed, so that the call can
         stay."""
         return all(
@@ -444,7 +446,8 @@ class Emitter:
             and not self.before.get(i)
             and self.nodes[i] == self.original.graph.node[i]
             and not (call.typed and any(map(self._resized_name, self.nodes[i].output)))
-            for i in range(call.first, call.last)
+            for part in whole[call.first : call.last]
+            for i in indices_of(part)
         )
 
     def _as_it_was(self, tensor: TensorProto) -> TensorProto:
@@ -506,7 +509,8 @@ class Emitter:
                 wanted.update(reads(nodes[i]))
         return out
 
-    def _resized_info(self, info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    def resized_info(self, info: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+        """``info`` with the sizes that its value has after pruning."""
         kind = self.type(info.name)
         if (
             kind is None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from irprune.frontend.onnx.opened import branch_of
 from irprune.frontend.onnx.order import reads
 from irprune.ops.onnx.fold import is_choice
 
@@ -43,7 +44,7 @@ def with_branches_taken(
         node = todo.pop()
         if is_choice(node.op_type) and node.input[0] in known:
             taken += 1
-            branch = _branch(node, bool(known[node.input[0]].reshape(-1)[0]))
+            branch = branch_of(node, bool(known[node.input[0]].reshape(-1)[0]))
             fresh += branch.initializer
             known |= {
                 t.name: numpy_helper.to_array(t)
@@ -70,12 +71,6 @@ def with_branches_taken(
     twin.graph.node.extend(_needed(done, {v.name for v in model.graph.output}))
     twin.graph.initializer.extend(fresh)
     return twin, taken
-
-
-def _branch(node: onnx.NodeProto, truth: bool) -> onnx.GraphProto:
-    name = "then_branch" if truth else "else_branch"
-    found: onnx.GraphProto = next(a.g for a in node.attribute if a.name == name)
-    return found
 
 
 def _computed(

@@ -3,11 +3,13 @@ order that can run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 
 from irprune.errors import IrpruneError
 
-__all__ = ["captured", "check_opset", "outer_names", "reads", "sort_nodes", "target_of"]
+__all__ = ["captured", "check_opset", "outer_names", "reads", "renamed", "sort_nodes", "target_of"]
 
 OLDEST = 6
 
@@ -115,3 +117,29 @@ def outer_names(body: onnx.GraphProto) -> list[str]:
         own.update(inner.output)
     out.update((v.name, None) for v in body.output if v.name not in own)
     return list(out)
+
+
+def renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
+    """``node`` with other ``names`` for what it reads and makes, and for what its subgraphs
+    capture; itself where none of them occurs."""
+    if not any(name in names for name in (*reads(node), *node.output)):
+        return node
+    made = onnx.NodeProto()
+    made.CopyFrom(node)
+    made.input[:] = [names.get(name, name) for name in node.input]
+    made.output[:] = [names.get(name, name) for name in node.output]
+    for a in made.attribute:
+        for body in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
+            _rename_captured(body, names)
+    return made
+
+
+def _rename_captured(body: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    own = {v.name for v in body.input} | {t.name for t in body.initializer}
+    own.update(name for inner in body.node for name in inner.output)
+    outside = {old: new for old, new in names.items() if old not in own}
+    inside = [renamed(inner, outside) for inner in body.node]
+    del body.node[:]
+    body.node.extend(inside)
+    for out in body.output:
+        out.name = outside.get(out.name, out.name)

@@ -21,12 +21,14 @@ from onnx import numpy_helper
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.bodies import function_of, lifted, read_body
 from irprune.frontend.onnx.branches import with_branches_taken
+from irprune.frontend.onnx.closed import close_branches
 from irprune.frontend.onnx.example_sizes import read_example_sizes
 from irprune.frontend.onnx.file import Files, read_model
-from irprune.frontend.onnx.functions import expand_calls
+from irprune.frontend.onnx.functions import ExpandedCalls, expand_calls
 from irprune.frontend.onnx.inference import Inference
 from irprune.frontend.onnx.learned import tell_constants
 from irprune.frontend.onnx.means import with_means
+from irprune.frontend.onnx.opened import open_branches, products_unread
 from irprune.frontend.onnx.order import check_opset, reads, sort_nodes, target_of
 from irprune.frontend.onnx.proto import (
     attributes,
@@ -85,7 +87,7 @@ def capture_onnx(
     Raises IrpruneError for what is no valid model: truncated, cyclic, of an opset that is not
     served, with external data missing or outside the model's folder."""
     if isinstance(source, onnx.ModelProto):
-        model, where = source, source.graph.name or "model"
+        model, where = close_branches(source), source.graph.name or "model"
         files = Files() if files is None else files
     else:
         path = Path(source)
@@ -96,14 +98,28 @@ def capture_onnx(
     check_types(model, where)
     model, taken = with_branches_taken(model, values or {})
     calls = expand_calls(model, where) if model.functions else None
-    origin = OnnxSource(model if calls is None else calls.model, files, calls)
-    graph = _Reader(origin, where).read()
-    if calls is None and (respelled := with_means(graph, model)) is not None:
+    graph, opened = _read_opened(model if calls is None else calls.model, files, calls, where)
+    if calls is None and not opened and (respelled := with_means(graph, model)) is not None:
         graph = _Reader(OnnxSource(respelled, files), where).read()
     if taken:
         said = ", ".join(f"{name}={value}" for name, value in (values or {}).items())
         graph.notes.append(f"the file is for {said} alone: each If that goes by it is its branch")
     return graph
+
+
+def _read_opened(
+    model: onnx.ModelProto, files: Files, calls: ExpandedCalls | None, where: str
+) -> tuple[Graph, bool]:
+    """The graph of ``model`` with its Ifs opened where a branch can be analysed, and whether there
+    are such."""
+    closed: set[str] = set()
+    while True:
+        branches = open_branches(model, closed)
+        opened = model if branches is None else branches.model
+        graph = _Reader(OnnxSource(opened, files, calls, branches), where).read()
+        if branches is None or not (unread := products_unread(graph)):
+            return graph, branches is not None
+        closed |= unread
 
 
 class _Reader:
@@ -126,13 +142,15 @@ class _Reader:
         }
         self.symbols: dict[str, Sym] = {}
         self.count = 0
-        self.inside = False  # whether this is a body, which may never run
+        self.body = False  # whether this is a body
+        opened = source.branches
+        self.in_branches = frozenset(opened.inside() if opened is not None else ())
 
     def nested(self, model: onnx.ModelProto) -> _Reader:
         """A reader of a body that stands in this graph: it knows the same symbols and goes on
         counting them."""
         inner = _Reader(OnnxSource(model, self.source.files), self.where)
-        inner.symbols, inner.count, inner.inside = dict(self.symbols), self.count, True
+        inner.symbols, inner.count, inner.body = dict(self.symbols), self.count, True
         return inner
 
     def fresh(self) -> Sym:
@@ -361,7 +379,8 @@ class _Reader:
             steps = self._typed(steps, view)
             final = self._types_of(steps[-1], view, node)
         except UnsupportedUse as why:
-            if isinstance(why, InvalidOperands) and not self.inside:
+            may_never_run = self.body or index in self.in_branches
+            if isinstance(why, InvalidOperands) and not may_never_run:
                 raise IrpruneError(
                     f"node '{node.name or node.output[0]}' ({target}) cannot run: {why}", self.where
                 ) from why

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from irprune.frontend.onnx.file import Files
     from irprune.frontend.onnx.functions import ExpandedCalls
+    from irprune.frontend.onnx.opened import OpenedBranches
 
 __all__ = ["FileTensor", "NodePlace", "OnnxSource", "onnx_source"]
 
@@ -52,14 +53,15 @@ class FileTensor:
 @dataclass
 class OnnxSource:
     """The file behind a graph, and what reading it found. ``model`` is never changed; calls of
-    local functions are opened in it. ``renewed`` names tensors that hold something else than those
-    of this name in the file."""
+    local functions are opened in it, and then Ifs. ``renewed`` names tensors that hold something
+    else than those of this name in the file."""
 
     dialect: ClassVar[str] = "onnx"
 
     model: onnx.ModelProto
     files: Files
     calls: ExpandedCalls | None = None
+    branches: OpenedBranches | None = None
     stored: dict[str, FileTensor] = field(default_factory=dict)
     types: dict[str, TensorType] = field(default_factory=dict)
     known: dict[str, Array] = field(default_factory=dict)
@@ -67,6 +69,13 @@ class OnnxSource:
     computed: dict[str, None] = field(default_factory=dict)
     module_types: dict[str, type] = field(default_factory=dict)
     renewed: frozenset[str] = frozenset()
+
+    @property
+    def given(self) -> onnx.ModelProto:
+        """The message that came in, with its calls and its Ifs."""
+        if self.calls is not None:
+            return self.calls.given
+        return self.model if self.branches is None else self.branches.given
 
     def example_shapes(self) -> list[tuple[int, ...]] | None:
         """None: a file holds no example call."""

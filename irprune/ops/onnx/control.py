@@ -1,7 +1,8 @@
 """If, Loop and Scan, and operators that ONNX defines as functions of others: nodes with a body,
 which torch runs.
 
-What goes into a body keeps its sizes.
+What goes into a body keeps its sizes. An If whose branches stand in the graph itself chooses
+between their results (``irprune.ops.choice``): widths pass through it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.body import Body
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import same
+from irprune.ops.choice import CHOICE, OPENED, sides
 from irprune.ops.onnx.importer import OnnxNode, Step, UnsupportedUse, runs, spell
 from irprune.ops.registry import Unsupported
 from irprune.ops.registry import op as declare
@@ -36,6 +38,22 @@ _SAID = {
 
 def _called(axes: Axes, node: Node) -> None:
     raise Unsupported(f"{node.attrs['target']} is computed by a function of several operators")
+
+
+def _chosen(axes: Axes, node: Node) -> None:
+    """A result has the widths of what either branch gives for it."""
+    for a in axes.of(node.operand(0)):
+        axes.freeze(a, "chooses a branch of an If")
+    for out, then, other in zip(node.outputs, *sides(node), strict=False):
+        if then.type.shape is None or not _alike(then.type, other.type):
+            raise Unsupported("the branches of an If give different sizes")
+        for a, b in zip(axes.of(then), axes.of(other), strict=True):
+            axes.unify(a, b)
+        out.axes = axes.of(then)
+
+
+def _alike(a: TensorType, b: TensorType) -> bool:
+    return _joined(a, b).shape is not None
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -63,6 +81,13 @@ def _if(node: OnnxNode) -> Step:
         {"own": 1, "then": then, "other": other, "count": len(node.outputs)},
         types[: len(node.outputs)],
     )
+
+
+def _if_opened(node: OnnxNode) -> Step:
+    half = len(node.types) // 2
+    pairs = zip(node.types[1 : 1 + half], node.types[1 + half :], strict=True)
+    types = [_joined(a, b) for a, b in pairs if a is not None and b is not None]
+    return Step(CHOICE, None, {"count": len(node.outputs)}, types[: len(node.outputs)])
 
 
 def _settled(
@@ -158,9 +183,11 @@ def _scan(node: OnnxNode) -> Step:
 
 
 op("branch", _closed, run=runs("branch"))
+op(CHOICE, _chosen, run=runs(CHOICE))
 op("loop", _closed, run=runs("loop"))
 op("scan", _closed, run=runs("scan"))
 op("called", _called, run=runs("called"))
 spell("branch", "If", read=_if)
+spell(CHOICE, OPENED, read=_if_opened)
 spell("loop", "Loop", read=_loop)
 spell("scan", "Scan", read=_scan)

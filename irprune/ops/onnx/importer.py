@@ -19,7 +19,17 @@ from irprune.base.moved import renamed
 from irprune.ir.body import Body
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
-from irprune.ops.registry import TABLE, Arg, Op, Sample, amend, load_table, register_onnx, spelling
+from irprune.ops.registry import (
+    TABLE,
+    Arg,
+    Op,
+    Sample,
+    amend,
+    is_product,
+    load_table,
+    register_onnx,
+    spelling,
+)
 
 __all__ = [
     "PREVIOUS",
@@ -275,9 +285,7 @@ def multiplies(name: str) -> bool:
     entries = [
         TABLE[e] for d in domains if (s := SPELLINGS.get(d + plain)) is not None for e in s.entries
     ]
-    return any(e.letters is not None or e.convolution is not None for e in entries) or any(
-        e.macs is not None and e.signature is None for e in entries
-    )
+    return any(map(is_product, entries))
 
 
 # -- running in torch ------------------------------------------------------------------------------

@@ -12,6 +12,14 @@ def branch(cond, *, then, other, count):
     return made[0] if count == 1 else made[:count]
 
 
+def choice(cond, *given, count):
+    """``given`` are the results of one branch, then those of the other; None for what did not
+    run."""
+    half = len(given) // 2
+    made = given[:half] if cond else given[half:]
+    return made[0] if count == 1 else made[:count]
+
+
 def stacked(rows, dim, dtype, shape, device):
     return torch.stack(rows, dim) if rows else torch.empty(shape, dtype=dtype, device=device)
 
