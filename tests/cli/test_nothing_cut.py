@@ -5,45 +5,44 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnx_models import info, model_of, node, tensor
 
 import irprune
 import irprune.cli
 
 
-def branch(name: str) -> onnx.GraphProto:
+def looped() -> onnx.ModelProto:
+    """A net that stands in the body of a loop."""
     nodes = [
-        node("Conv", f"x {name}1", f"{name}a", kernel_shape=[9], pads=[4, 4]),
-        node("Relu", f"{name}a", f"{name}b"),
-        node("Conv", f"{name}b {name}2", f"{name}y", kernel_shape=[1]),
+        node("Conv", "s w", "a", kernel_shape=[9], pads=[4, 4]),
+        node("Relu", "a", "b"),
+        node("Conv", "b v", "s1", kernel_shape=[1]),
+        node("Identity", "on", "off"),
     ]
-    tensors = [tensor(f"{name}1", 32, 1, 9), tensor(f"{name}2", 4, 32, 1)]
-    return helper.make_graph(nodes, name, [], [info(f"{name}y", 1, 4, 64)], tensors)
-
-
-def two_nets() -> onnx.ModelProto:
-    """A net for each sampling rate, in the branches of an If."""
-    nodes = [
-        node("Equal", "rate known", "q"),
-        node("If", "q", "y", then_branch=branch("t"), else_branch=branch("e")),
-    ]
-    inputs = [info("x", 1, 1, 64), info("rate", kind=TensorProto.INT64)]
-    known = numpy_helper.from_array(np.array(16000), "known")
-    return model_of(nodes, inputs, [info("y", 1, 4, 64)], [known])
+    boolean, one = TensorProto.BOOL, [info("k", kind=TensorProto.INT64)]
+    body = helper.make_graph(
+        nodes,
+        "body",
+        [*one, info("on", kind=boolean), info("s", 1, 1, 64)],
+        [info("off", kind=boolean), info("s1", 1, 1, 64)],
+        [tensor("w", 32, 1, 9), tensor("v", 1, 32, 1)],
+    )
+    loop = helper.make_node("Loop", ["rounds", "", "x"], ["y"], body=body)
+    inputs = [info("x", 1, 1, 64), info("rounds", kind=TensorProto.INT64)]
+    return model_of([loop], inputs, [info("y", 1, 1, 64)], [])
 
 
 def test_nothing_cut_is_a_warning_and_exit_code_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = tmp_path / "m.onnx", tmp_path / "out.onnx"
-    onnx.save(two_nets(), path)
+    onnx.save(looped(), path)
     assert irprune.cli.run(["prune", str(path), "-o", str(out)]) == 1
     said = capsys.readouterr()
-    assert "warning: nothing was cut: read inside the branches of an If" in said.err
+    assert "warning: nothing was cut: read inside the body of a Loop" in said.err
     assert "note        nothing was cut" in said.out and out.exists()
     for spared in (["--ratio", "0"], ["--macs", "1"]):
         assert irprune.cli.run(["prune", str(path), *spared]) == 0
@@ -70,5 +69,5 @@ def test_what_cuts_nothing_on_purpose_is_not_told_to_be_no_faster(
 
 
 def test_the_report_says_so_too() -> None:
-    notes = irprune.prune(two_nets()).report.notes
+    notes = irprune.prune(looped()).report.notes
     assert notes[0].startswith("nothing was cut: read inside")

@@ -97,7 +97,10 @@ def test_the_command_line_takes_a_value(
     assert irprune.cli.run(["prune", str(file), "--input", "rate=16000", "-o", out]) == 0
     assert "for rate=16000 alone" in " ".join(capsys.readouterr().out.split())
     assert run(Path(out), 16000).shape == (1, 4, 64)
-    assert irprune.cli.run(["prune", str(file), "-o", out]) == 1
+    assert irprune.cli.run(["prune", str(file), "-o", out]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 groups cut" in said and "(50.0%)" in said
+    assert [run(Path(out), rate).shape for rate in (16000, 8000, 44100)] == [(1, 4, 64)] * 3
 
 
 def test_what_says_unknown_makes_no_sizes_the_same(tmp_path: Path) -> None:

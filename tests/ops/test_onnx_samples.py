@@ -11,6 +11,7 @@ from onnxcheck import OnnxCase, Refused, check_onnx, file_of, onnx_cases
 from irprune.frontend.onnx.reader import capture_onnx
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
+from irprune.ops.choice import OPENED
 from irprune.ops.onnx.contrib import FREEZES
 from irprune.ops.onnx.importer import SPELLINGS, OnnxNode, Step, spelling_of
 from irprune.ops.onnx.types import like
@@ -21,7 +22,7 @@ CASES = list(onnx_cases())
 _LIST, _BODY = "lists of tensors: tests/ops/test_onnx_backend.py", "tests/ops/test_onnx_control.py"
 _SIZES = "made from sizes alone, so that one node of it is a stored tensor: tests/frontend"
 _RANDOM, _COUNTED = "never read: random numbers", "as large as the data say: test_onnx_backend.py"
-UNSAMPLED = {  # operators that no file of one node can show, and why; nothing in them may shrink
+UNSAMPLED = {  # operators that no file of one node can show, and why
     **dict.fromkeys(("If", "Loop", "Scan"), _BODY),
     **dict.fromkeys(("ConstantOfShape", "Range"), _SIZES),
     **dict.fromkeys(("RandomNormal", "RandomUniform", "Bernoulli", "Multinomial"), _RANDOM),
@@ -32,6 +33,7 @@ UNSAMPLED = {  # operators that no file of one node can show, and why; nothing i
     **dict.fromkeys(("ConcatFromSequence", "SplitToSequence", "Optional"), _LIST),
     **dict.fromkeys(("OptionalHasElement", "OptionalGetElement"), _LIST),
     **{f"com.microsoft::{name}": why for name, (why, _) in FREEZES.items()},
+    OPENED: "written in no file: tests/emit/test_onnx_branches.py",
     "MelWeightMatrix": "made from sizes alone: tests/ops/test_onnx_backend.py",
 }
 WITHOUT_A_KERNEL = {"SwiGLU", "PRelu", "SpaceToDepth"}  # in onnxruntime, at some opset

@@ -55,6 +55,7 @@ class OpenedIf:
     index: int
 
 
+EXTERNAL = onnx.TensorProto.EXTERNAL
 Part = int | OpenedIf  # the index of a node in the opened model, or an If
 
 
@@ -182,13 +183,15 @@ class _Walk:
 
     def _own_names(self, graph: onnx.GraphProto) -> dict[str, str]:
         """What the names that a branch makes are in the opened model: both branches may make the
-        same."""
+        same. A weight in another file has a name that no branch has: it will stay in the graph,
+        which alone may have such."""
+        apart = {t.name for t in graph.initializer if t.data_location == EXTERNAL}
         made = [t.name for t in graph.initializer]
         made += [name for n in graph.node for name in n.output if name]
         own: dict[str, str] = {}
         for name in made:
             fresh, k = name, 1
-            while fresh in self.taken:
+            while fresh in self.taken or (k == 1 and name in apart):
                 k += 1
                 fresh = f"{graph.name or 'branch'}/{name}" + (f".{k}" if k > 2 else "")
             self.taken.add(fresh)

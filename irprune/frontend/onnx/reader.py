@@ -362,6 +362,7 @@ class _Reader:
             ),
             lambda: self.inference.of(node, opset, types, self.symbols),
             lambda name, formals: read_body(self, subgraphs[name], formals),
+            self.fresh,
         )
         spelling = spelling_of(target)
         steps: Sequence[Step]

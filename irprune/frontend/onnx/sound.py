@@ -61,8 +61,16 @@ def _light(model: onnx.ModelProto) -> onnx.ModelProto:
             result.type.tensor_type.elem_type = TensorProto.FLOAT
             result.type.tensor_type.shape.SetInParent()
     for t in (*whole.initializer, *(s.values for s in whole.sparse_initializer)):
-        graph.initializer.append(TensorProto(name=t.name, data_type=TensorProto.FLOAT, dims=[0]))
+        graph.initializer.append(_empty(t))
+    for body in (g for n in _below(graph.node) for a in n.attribute for g in (a.g, *a.graphs)):
+        for t in body.initializer:
+            if t.data_location == TensorProto.EXTERNAL:
+                t.CopyFrom(_empty(t))
     return light
+
+
+def _empty(t: TensorProto) -> TensorProto:
+    return TensorProto(name=t.name, data_type=TensorProto.FLOAT, dims=[0])
 
 
 def _check_needed(model: onnx.ModelProto, where: str) -> None:

@@ -17,7 +17,7 @@ from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import same
 from irprune.ops.choice import CHOICE, OPENED, sides
 from irprune.ops.onnx.importer import OnnxNode, Step, UnsupportedUse, runs, spell
-from irprune.ops.registry import Unsupported
+from irprune.ops.registry import Arg, Sample, Unsupported
 from irprune.ops.registry import op as declare
 
 op = partial(declare, family="control")
@@ -41,19 +41,23 @@ def _called(axes: Axes, node: Node) -> None:
 
 
 def _chosen(axes: Axes, node: Node) -> None:
-    """A result has the widths of what either branch gives for it."""
+    """A result has the widths of what either branch gives for it; where they differ, none may
+    shrink."""
     for a in axes.of(node.operand(0)):
         axes.freeze(a, "chooses a branch of an If")
     for out, then, other in zip(node.outputs, *sides(node), strict=False):
-        if then.type.shape is None or not _alike(then.type, other.type):
-            raise Unsupported("the branches of an If give different sizes")
-        for a, b in zip(axes.of(then), axes.of(other), strict=True):
-            axes.unify(a, b)
-        out.axes = axes.of(then)
-
-
-def _alike(a: TensorType, b: TensorType) -> bool:
-    return _joined(a, b).shape is not None
+        why = "the branches of an If give different sizes"
+        if out.type.shape is None:
+            raise Unsupported(why)
+        made = []
+        for a, b, size in zip(axes.of(then), axes.of(other), out.shape, strict=True):
+            if same(a.size, b.size):
+                axes.unify(a, b)
+            else:
+                axes.freeze(a, why)
+                axes.freeze(b, why)
+            made.append(a if same(a.size, b.size) else axes.frozen(size, why))
+        out.axes = tuple(made)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -86,8 +90,16 @@ def _if(node: OnnxNode) -> Step:
 def _if_opened(node: OnnxNode) -> Step:
     half = len(node.types) // 2
     pairs = zip(node.types[1 : 1 + half], node.types[1 + half :], strict=True)
-    types = [_joined(a, b) for a, b in pairs if a is not None and b is not None]
+    types = [_either(node, a, b) for a, b in pairs if a is not None and b is not None]
     return Step(CHOICE, None, {"count": len(node.outputs)}, types[: len(node.outputs)])
+
+
+def _either(node: OnnxNode, a: TensorType, b: TensorType) -> TensorType:
+    """What is known of a value that is of type ``a`` or ``b``."""
+    if a.shape is None or b.shape is None or a.rank != b.rank:
+        return TensorType(a.dtype, None)
+    shape = tuple(x if same(x, y) else node.fresh() for x, y in zip(a.known, b.known, strict=True))
+    return TensorType(a.dtype, shape)
 
 
 def _settled(
@@ -183,7 +195,15 @@ def _scan(node: OnnxNode) -> Step:
 
 
 op("branch", _closed, run=runs("branch"))
-op(CHOICE, _chosen, run=runs(CHOICE))
+op(
+    CHOICE,
+    _chosen,
+    run=runs(CHOICE),
+    samples=(
+        Sample((Arg((), "bool"), Arg((6, 4)), Arg((6, 4))), {"count": 1}, free=2),
+        Sample((Arg((), "bool"), *[Arg((6, 4))] * 4), {"count": 2}, free=4),
+    ),
+)
 op("loop", _closed, run=runs("loop"))
 op("scan", _closed, run=runs("scan"))
 op("called", _called, run=runs("called"))

@@ -77,7 +77,8 @@ class OnnxNode:
     names of the results up to the last that is read ("" where nobody reads one), ``results`` how
     many there are. ``constant(i)`` is the value of input ``i`` where it is known: an array, of
     objects where an element is a ``Sym``. ``inferred()`` asks ONNX's own inference for the types of
-    the results; ``body(name, types)`` is the subgraph in an attribute, for inputs of these types.
+    the results; ``body(name, types)`` is the subgraph in an attribute, for inputs of these types;
+    ``fresh()`` is a size that nothing else has.
     """
 
     target: str
@@ -89,6 +90,7 @@ class OnnxNode:
     constant: Callable[[int], NDArray[Any] | None]
     inferred: Callable[[], list[TensorType]]
     body: Callable[[str, Sequence[TensorType]], Body]
+    fresh: Callable[[], Size]
 
     def has(self, i: int) -> bool:
         return i < len(self.types) and self.types[i] is not None
