@@ -241,10 +241,8 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
             return type(made)(self._own(m, normal) for m in made)
         if not isinstance(made, torch.Tensor) or not (normal or id(made) in self._values):
             return made
-        with torch.inference_mode(not normal), self.fake:
-            return torch.empty_strided(
-                made.shape, made.stride(), dtype=made.dtype, device=made.device
-            )
+        with torch.inference_mode(not normal):
+            return self.alike(made)
 
     def _call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Any) -> Any:
         """Record a call that the user's code is at."""
@@ -271,12 +269,7 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _face(self, like: torch.Tensor, value: Value) -> torch.Tensor:
         """A new tensor for ``value``, which is of the type and shape of ``like``."""
-        blank = self.blank(like)
-        with self.fake:
-            twin = torch.empty_strided(
-                blank.shape, blank.stride(), dtype=blank.dtype, device=blank.device
-            )
-        face = self.shown(twin, value)
+        face = self.shown(self.alike(self.blank(like)), value)
         self.aliases.made(id(face))
         return face
 

@@ -143,10 +143,14 @@ class TensorTable:
             or tensor.layout is not torch.strided
         ):
             raise Declined(f"tensor subclass or layout {type(tensor).__name__}, {tensor.layout}")
-        with self.fake:
-            return torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
-            )
+        return self.alike(tensor)
+
+    def alike(self, like: torch.Tensor) -> torch.Tensor:
+        """A new fake tensor, made without the round through torch's dispatcher that a call under
+        the mode takes."""
+        with unset_fake_temporarily():
+            blank = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
+            return FakeTensor(self.fake, blank, like.device)
 
     def _leaf(self, tensor: torch.Tensor) -> torch.Tensor:
         """The twin of a tensor met for the first time: a weight, or a constant of the program."""
