@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import TypeVar
 
 __all__ = ["concurrently"]
@@ -15,7 +16,10 @@ B = TypeVar("B")
 
 def concurrently(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """``work`` of each item, in the order of the items, on as many threads as there are processors;
-    the first exception is raised."""
+    of exceptions that of the first item is raised.
+
+    The threads take item after item: a task for each, which the caller waits for, costs more than
+    the work on a small array."""
     many = list(items)
     threads = min(
         len(many),
@@ -24,5 +28,26 @@ def concurrently(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
     )
     if threads < 2:
         return [work(item) for item in many]
+    done: dict[int, B] = {}
+    failed: dict[int, BaseException] = {}
+    left = iter(enumerate(many))  # of which no two threads get the same
+    lock = Lock()
+
+    def take() -> None:
+        while not failed:
+            with lock:
+                taken = next(left, None)
+            if taken is None:
+                return
+            i, item = taken
+            try:
+                done[i] = work(item)
+            except BaseException as error:
+                failed[i] = error
+
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, many))
+        for _ in range(threads):
+            pool.submit(take)
+    if failed:
+        raise failed[min(failed)]
+    return [done[i] for i in range(len(many))]
