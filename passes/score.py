@@ -88,9 +88,9 @@ class Score:
                 set_apart(shared)
         criterion = self._criterion(shared)
         free = [g for g in groups_of(graph) if not g.frozen]
-        spared = self._spared(graph, free)
         # What stays whole whatever its scores is not worth reading data for
-        groups = [g for g in free if g.axis not in spared or self.calibration is None]
+        spared = self._spared(graph, free) if self.calibration is not None else {}
+        groups = [g for g in free if g.axis not in spared]
         blocks = blocks_of(graph)
         with self._named(criterion):
             made = self._scores(criterion, graph, groups, blocks)
