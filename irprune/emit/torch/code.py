@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from irprune.emit.torch.text_of import INFIX, text_of
 from irprune.errors import IrpruneError, printable
 
 __all__ = [
@@ -179,27 +180,6 @@ def tuple_of(items: Iterable[Code]) -> Code:
     return Code(ast.Tuple([i.tree for i in items]))
 
 
-INFIX: dict[str, type[ast.operator] | type[ast.cmpop]] = {
-    "+": ast.Add,
-    "-": ast.Sub,
-    "*": ast.Mult,
-    "/": ast.Div,
-    "//": ast.FloorDiv,
-    "%": ast.Mod,
-    "@": ast.MatMult,
-    "**": ast.Pow,
-    "&": ast.BitAnd,
-    "|": ast.BitOr,
-    "^": ast.BitXor,
-    "==": ast.Eq,
-    "!=": ast.NotEq,
-    "<": ast.Lt,
-    "<=": ast.LtE,
-    ">": ast.Gt,
-    ">=": ast.GtE,
-}
-
-
 def infix(left: Any, operator: str, right: Any) -> Code:
     """``left operator right``."""
     made = INFIX[operator]()
@@ -217,17 +197,20 @@ def _template(text: str) -> ast.expr:
 def quote(template: str, *holes: Any) -> Code:
     """``template``, an expression that irprune wrote, with ``_0``, ``_1``, ... replaced by
     ``holes``: code, or values that become literals."""
-    return Code(_Fill(holes).visit(copy.deepcopy(_template(template))))
+    return Code(_filled(_template(template), holes))
 
 
-class _Fill(ast.NodeTransformer):
-    def __init__(self, holes: Sequence[Any]) -> None:
-        self.holes = holes
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        if node.id.startswith("_") and node.id[1:].isdigit():
-            return literal(self.holes[int(node.id[1:])]).tree
-        return node
+def _filled(tree: Any, holes: Sequence[Any]) -> Any:
+    """A copy of a template with its holes filled."""
+    if isinstance(tree, list):
+        return [_filled(x, holes) for x in tree]
+    if not isinstance(tree, ast.AST):
+        return tree
+    if isinstance(tree, ast.Name) and tree.id.startswith("_") and tree.id[1:].isdigit():
+        return literal(holes[int(tree.id[1:])]).tree
+    made = tree.__class__.__new__(tree.__class__)
+    vars(made).update((k, _filled(x, holes)) for k, x in vars(tree).items())
+    return made
 
 
 # -- statements ------------------------------------------------------------------------------------
@@ -244,6 +227,8 @@ def assign(target: Code, value: Code) -> ast.stmt:
 
 
 def _stored(tree: ast.expr) -> ast.expr:
+    if isinstance(tree, ast.Name):
+        return ast.Name(tree.id, ast.Store())
     tree = copy.deepcopy(tree)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Name, ast.Tuple)):
@@ -270,7 +255,7 @@ class Line:
         """The source of the line."""
         if self.comment:
             return f"# {printable(self.comment)}"
-        return "; ".join(map(ast.unparse, self.statements))
+        return "; ".join(map(text_of, self.statements))
 
     def checked(self, where: str) -> Written:
         """The line as text alone, whose trees need not be kept: those of a large model take more
@@ -391,16 +376,30 @@ def _meant_otherwise(where: str) -> IrpruneError:
 _PLACES = ("ctx", "kind", "type_comment", "type_params")
 
 
+@functools.cache
+def _fields(kind: type) -> tuple[str, ...] | None:
+    """What of a kind of tree counts; None for what is no tree."""
+    if not issubclass(kind, ast.AST):
+        return None
+    return tuple(f for f in kind._fields if f not in _PLACES)
+
+
 def _same(a: Any, b: Any) -> bool:
     """Whether two trees are equal; places in the text, and whether a name is read or set, do not
     count."""
-    if type(a) is not type(b):
+    kind = a.__class__
+    if kind is not b.__class__:
         return False
-    if isinstance(a, list):
+    if kind is list:
         return len(a) == len(b) and all(map(_same, a, b))
-    if not isinstance(a, ast.AST):
+    fields = _fields(kind)
+    if fields is None:
         return bool(a == b)
-    fields = [f for f in a._fields if f not in _PLACES]
-    return all(
-        map(_same, [getattr(a, f, None) for f in fields], [getattr(b, f, None) for f in fields])
-    )
+    for field in fields:
+        x, y = getattr(a, field, None), getattr(b, field, None)
+        if x.__class__ is str:  # most are names
+            if x != y:
+                return False
+        elif not _same(x, y):
+            return False
+    return True
