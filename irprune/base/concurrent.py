@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
+from time import perf_counter
 from typing import TypeVar
 
 __all__ = ["concurrently"]
@@ -14,23 +15,33 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 
+_SHORT = 2e-3  # seconds: about what it takes to start threads
+
+
 def concurrently(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
     """``work`` of each item, in the order of the items, on as many threads as there are processors;
     of exceptions that of the first item is raised.
 
-    The threads take item after item: a task for each, which the caller waits for, costs more than
-    the work on a small array."""
+    The caller begins, and what is short it does alone. The threads take item after item: a task for
+    each, which the caller waits for, would cost more than the work on a small array."""
     many = list(items)
-    threads = min(
-        len(many),
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        8,
+    done: list[B] = []
+    ends = perf_counter() + _SHORT
+    while len(done) < len(many) and perf_counter() < ends:
+        done.append(work(many[len(done)]))
+    rest = many[len(done) :]
+    processors = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    if threads < 2:
-        return [work(item) for item in many]
+    threads = min(len(rest), processors, 8)
+    return done + (_shared(work, rest, threads) if threads > 1 else [work(item) for item in rest])
+
+
+def _shared(work: Callable[[A], B], items: list[A], threads: int) -> list[B]:
+    """``work`` of each item on so many threads."""
     done: dict[int, B] = {}
     failed: dict[int, BaseException] = {}
-    left = iter(enumerate(many))  # of which no two threads get the same
+    left = iter(enumerate(items))  # of which no two threads get the same
     lock = Lock()
 
     def take() -> None:
@@ -50,4 +61,4 @@ def concurrently(work: Callable[[A], B], items: Iterable[A]) -> list[B]:
             pool.submit(take)
     if failed:
         raise failed[min(failed)]
-    return [done[i] for i in range(len(many))]
+    return [done[i] for i in range(len(items))]

@@ -148,6 +148,13 @@ def test_state_is_the_models_own(everything: tuple[nn.Module, nn.Module, Tensor]
     out.load_state_dict(model.state_dict())
 
 
+def test_a_module_made_in_inference_mode_can_be_trained() -> None:
+    graph = captured(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)), torch.randn(2, 8))
+    with torch.inference_mode():
+        module = emit_module(graph)
+    assert not any(t.is_inference() for t in module.state_dict().values())
+
+
 def test_training_never_reaches_the_users_model(
     everything: tuple[nn.Module, nn.Module, Tensor],
 ) -> None:

@@ -111,7 +111,8 @@ def build(source: Source, borrowed: Iterable[torch.Tensor] = (), stored: bool = 
         own = isinstance(loaded, torch.Tensor) and array.untyped_storage().data_ptr() not in theirs
         return array.contiguous() if own else array.clone(memory_format=torch.contiguous_format)
 
-    held = dict(zip(source.tensors, concurrently(owned, source.tensors.values()), strict=True))
+    with torch.inference_mode(False):  # the mode is the caller's alone, not that of its threads
+        held = dict(zip(source.tensors, concurrently(owned, source.tensors.values()), strict=True))
     return module_from_source(source.text, held, source.classes)
 
 

@@ -115,7 +115,6 @@ class _Writer:
         classes = self.classes.statements
         meant = [
             about,
-            *_parsed(HEADER),
             *(s for f in self.functions.values() for s in _statements(f)),
             *classes,
             ast.ClassDef("Model", [quote("nn.Module").tree], [], [m.frame for m in methods], []),
@@ -125,8 +124,8 @@ class _Writer:
 
     def _text(self, about: ast.stmt, methods: list[Function], lines: bool = True) -> str:
         """The source; without its ``lines`` the frame around them, which is what is left to be
-        compared."""
-        text = ast.unparse(ast.Module([about], [])) + "\n\n" + HEADER
+        compared, and without the header, whole statements that are the same in every module."""
+        text = ast.unparse(ast.Module([about], [])) + "\n\n" + (HEADER if lines else "")
         text += "".join(
             f"{f if isinstance(f, str) else f.text(lines=lines)}\n\n"
             for f in self.functions.values()
