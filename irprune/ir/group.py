@@ -4,6 +4,8 @@ weights."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from irprune.base.moved import renamed
 from irprune.ir.axis import Axis, factors, find, parts
@@ -122,17 +124,36 @@ def leaf_positions(
 
 def groups_of(graph: Graph) -> list[Group]:
     """The groups of an analysed graph, in order of first appearance; leaves of size 1 are no
-    groups."""
+    groups.
+
+    They are found once for what the axes and the weights are: nearly every stage asks for them."""
+    axes = graph.axes
+    said = (axes, len(axes.links), axes.count) if axes is not None else None
+    state = said, [(w, w.axes) for w in graph.weights.values()]
+    known = _KNOWN.get(graph)
+    if known is None or known[0] != state:
+        known = _KNOWN[graph] = state, _found(graph)
+    return list(known[1])
+
+
+# every step that changes axes is in their links
+_KNOWN: WeakKeyDictionary[Graph, tuple[Any, list[Group]]] = WeakKeyDictionary()
+
+
+def _found(graph: Graph) -> list[Group]:
     found: dict[Axis, Group] = {}
-    slots: dict[Axis, list[LeafPosition]] = {}
+    slots: dict[Axis, list[tuple[int, LeafPosition]]] = {}
     for weight in graph.weights.values():
         for dim, axis in enumerate(map(find, weight.axes or ())):
             if axis not in slots:
-                slots[axis] = leaf_positions(axis)
-            for index, slot in enumerate(slots[axis]):
-                if slot.leaf.size == 1 or isinstance(slot.leaf.size, Sym):
-                    continue
-                found.setdefault(slot.leaf, Group(slot.leaf)).members.append(
-                    Member(weight, dim, index, slot)
-                )
+                slots[axis] = [
+                    (index, slot)
+                    for index, slot in enumerate(leaf_positions(axis))
+                    if slot.leaf.size != 1 and not isinstance(slot.leaf.size, Sym)
+                ]
+            for index, slot in slots[axis]:
+                group = found.get(slot.leaf)
+                if group is None:
+                    group = found[slot.leaf] = Group(slot.leaf)
+                group.members.append(Member(weight, dim, index, slot))
     return list(found.values())
