@@ -28,6 +28,7 @@ __all__ = [
     "Cost",
     "Costs",
     "Counts",
+    "Factored",
     "Polynomial",
     "cost",
     "products_of",
@@ -86,43 +87,32 @@ def number(size: Size, symbols: Mapping[str, int]) -> int:
     return max(1, evaluate(size, symbols, default=1)) if isinstance(size, Sym) else size
 
 
-class Polynomial:
-    """A sum of products of sizes, each term with the name of what it counts. Equal products are
-    added up."""
+class Factored:
+    """Products of axes of one graph as the sizes in them that may change, and the number that the
+    others make. Each is worked out once, however many sums it stands in."""
 
     def __init__(self, symbols: Mapping[str, int]) -> None:
         self.symbols = symbols
-        self.fixed = 0  # what no choice changes
-        self.terms: dict[tuple[Axis, ...], int] = {}
-        self.sources: list[tuple[str, int, tuple[Axis, ...], tuple[Axis, ...]]] = []
-        self.using: dict[Axis, list[tuple[Axis, ...]]] = {}  # leaf -> the products it stands in
-        self._split: dict[Axis, tuple[list[Axis], int]] = {}  # worked out once for each axis
+        self._axes: dict[Axis, tuple[list[Axis], int]] = {}
+        self._products: dict[tuple[Axis, ...], tuple[tuple[Axis, ...], int]] = {}
+        self._sizes: dict[Axis, int] = {}
 
-    def add(
-        self, axes: Iterable[Axis], scale: int = 1, source: str = ""
-    ) -> tuple[int, tuple[Axis, ...]]:
-        """Add ``scale`` times the product of the sizes of ``axes``; returns it as (number, sizes
-        that may change)."""
-        every = tuple(axes)
+    def of(self, axes: tuple[Axis, ...]) -> tuple[tuple[Axis, ...], int]:
+        """The sizes that may change, and the product of the others."""
+        known = self._products.get(axes)
+        if known is not None:
+            return known
         open_: list[Axis] = []
-        for a in map(find, every):
-            if a not in self._split:
-                self._split[a] = self._opened(a)
-            changing, fixed = self._split[a]
+        scale = 1
+        for a in map(find, axes):
+            if a not in self._axes:
+                self._axes[a] = self._opened(a)
+            changing, fixed = self._axes[a]
             open_ += changing
             scale *= fixed
         product = tuple(sorted(open_, key=lambda a: a.id) if len(open_) > 1 else open_)
-        if source:
-            self.sources.append((source, scale, product, every))
-        if not product:
-            self.fixed += scale
-        elif product in self.terms:
-            self.terms[product] += scale
-        else:
-            self.terms[product] = scale
-            for leaf in dict.fromkeys(x for a in product for x in leaves(a)):
-                self.using.setdefault(leaf, []).append(product)
-        return scale, product
+        self._products[axes] = product, scale
+        return product, scale
 
     def _opened(self, axis: Axis) -> tuple[list[Axis], int]:
         """The factors of ``axis`` that may change, and the product of the others."""
@@ -131,8 +121,49 @@ class Polynomial:
             if any(x.reason is None and x.size != 1 for x in leaves(f)):
                 changing.append(f)
             else:
-                fixed *= size_under(f, {}, self.symbols, {})
+                fixed *= size_under(f, {}, self.symbols, self._sizes)
         return changing, fixed
+
+
+class Polynomial:
+    """A sum of products of sizes, each term with the name of what it counts. Equal products are
+    added up."""
+
+    def __init__(self, factored: Factored) -> None:
+        self.factored, self.symbols = factored, factored.symbols
+        self.fixed = 0  # what no choice changes
+        self.terms: dict[tuple[Axis, ...], int] = {}
+        self.sources: list[tuple[str, int, tuple[Axis, ...], tuple[Axis, ...]]] = []
+        self._using: dict[Axis, list[tuple[Axis, ...]]] | None = None
+
+    def add(
+        self, axes: Iterable[Axis], scale: int = 1, source: str = ""
+    ) -> tuple[int, tuple[Axis, ...]]:
+        """Add ``scale`` times the product of the sizes of ``axes``; returns it as (number, sizes
+        that may change)."""
+        every = tuple(axes)
+        product, fixed = self.factored.of(every)
+        scale *= fixed
+        if source:
+            self.sources.append((source, scale, product, every))
+        if not product:
+            self.fixed += scale
+        elif product in self.terms:
+            self.terms[product] += scale
+        else:
+            self.terms[product] = scale
+            self._using = None
+        return scale, product
+
+    @property
+    def using(self) -> dict[Axis, list[tuple[Axis, ...]]]:
+        """The products that each leaf stands in."""
+        if self._using is None:
+            self._using = {}
+            for product in self.terms:
+                for leaf in dict.fromkeys(x for a in product for x in leaves(a)):
+                    self._using.setdefault(leaf, []).append(product)
+        return self._using
 
     def value(self, product: Sequence[Axis], counts: Counts, memo: dict[Axis, int]) -> int:
         """The product of the sizes."""
@@ -186,7 +217,8 @@ class Costs:
     ) -> None:
         self.graph, self.latency = graph, latency
         self.symbols = dict(example_symbols(graph) if symbols is None else symbols)
-        self.macs, self.params, self.bytes = (Polynomial(self.symbols) for _ in range(3))
+        self.factored = Factored(self.symbols)
+        self.macs, self.params, self.bytes = (Polynomial(self.factored) for _ in range(3))
         for node in graph.nodes:
             for axes in products_of(node):
                 self.macs.add(axes, 1, node.where)
@@ -195,7 +227,7 @@ class Costs:
             self.bytes.add(axes, item_bytes(weight.dtype), weight.name)
             if weight.kind == "parameter":
                 self.params.add(axes, 1, weight.name)
-        self._live = _Liveness(graph, self.symbols)
+        self._live = _Liveness(graph, self.factored)
         self._parts: dict[str, Polynomial] = {}
 
     def at(self, choice: Selection | Counts) -> Cost:
@@ -242,7 +274,7 @@ class Costs:
     def _part(self, measure: str, pattern: str) -> Polynomial:
         """The parameters or bytes of the weights whose name matches ``pattern``. Raises
         IrpruneError where none does."""
-        out, some = Polynomial(self.symbols), False
+        out, some = Polynomial(self.factored), False
         for weight in self.graph.weights.values():
             if any(fnmatchcase(n, pattern) for n in (weight.name, *weight.aliases)):
                 some = True
@@ -350,9 +382,9 @@ class _Liveness:
     they show alive; inputs are alive until they are last read, outputs from where they are made to
     the end."""
 
-    def __init__(self, graph: Graph, symbols: Mapping[str, int]) -> None:
+    def __init__(self, graph: Graph, factored: Factored) -> None:
         self.nodes = graph.nodes
-        polynomial = Polynomial(symbols)
+        polynomial = Polynomial(factored)
         self.polynomial = polynomial
         root: dict[Value, Value] = {}
         born: dict[Value, int] = {}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from irprune.ir.axis import Axis, leaves
 from irprune.ir.graph import Graph, Node
@@ -30,9 +30,10 @@ KINDS = (
 _WEAKER = ("norm-group channels", "grouped channels", "embedding width")
 
 
-def kinds(graph: Graph) -> dict[Axis, str]:
-    """The kind of every free leaf of an analysed graph that stands in a parameter."""
-    found = by_use(graph)
+def kinds(graph: Graph, used: Mapping[Axis, str] | None = None) -> dict[Axis, str]:
+    """The kind of every free leaf of an analysed graph that stands in a parameter; ``used`` is what
+    ``by_use`` gives, where that is known."""
+    found = by_use(graph) if used is None else used
     return {
         g.axis: found.get(g.axis) or _from_members(g)
         for g in groups_of(graph)
@@ -80,11 +81,10 @@ def _said(node: Node) -> Iterable[tuple[Axis, str]]:
 
 def _from_members(group: Group) -> str:
     ranks = {m.weight.rank for m in group.members}
-    convolved = any(convolution_of(n) for m in group.members for n in m.weight.users)
     if (
-        not convolved
-        and any(m.weight.rank == 3 and m.dim > 0 for m in group.members)
+        any(m.weight.rank == 3 and m.dim > 0 for m in group.members)
         and ranks <= {1, 2, 3}
+        and not any(convolution_of(n) for m in group.members for n in m.weight.users)
     ):
         return "experts' width"
     if max(ranks) > 2:

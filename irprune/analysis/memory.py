@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from irprune.analysis.cost import Counts, Polynomial
+from irprune.analysis.cost import Counts, Factored, Polynomial
 from irprune.analysis.kinds import by_use, kinds
-from irprune.analysis.sizes import example_symbols
 from irprune.ir.axis import Axis, leaves
 from irprune.ir.dtype import item_bytes
 from irprune.ir.graph import Graph, Node, Weight
@@ -59,11 +58,13 @@ class Communication:
 
 
 class Footprint:
-    """The polynomials behind ``Memory`` and ``Communication`` of an analysed graph."""
+    """The polynomials behind ``Memory`` and ``Communication`` of an analysed graph; ``factored`` is
+    that of its ``Costs``."""
 
-    def __init__(self, graph: Graph) -> None:
-        symbols = example_symbols(graph)
-        self.trained, self.saved, self.cache, self.closing = (Polynomial(symbols) for _ in range(4))
+    def __init__(self, graph: Graph, factored: Factored) -> None:
+        self.trained, self.saved, self.cache, self.closing = (
+            Polynomial(factored) for _ in range(4)
+        )
         for weight in graph.weights.values():
             if weight.trainable:
                 self.trained.add(weight.axes or (), item_bytes(weight.dtype))
@@ -95,7 +96,8 @@ class Footprint:
 
 def _spread(graph: Graph) -> set[Axis]:
     """The leaves that tensor parallel divides among ranks."""
-    found = {**kinds(graph), **by_use(graph)}
+    used = by_use(graph)
+    found = {**kinds(graph, used), **used}
     return {x for a, kind in found.items() if kind in _SPREAD for x in leaves(a)}
 
 
@@ -103,7 +105,9 @@ def _cached(node: Node) -> Iterator[tuple[Axis, ...]]:
     """The sizes of a token's keys and of its values, where ``node`` is an attention: those of the
     heads that share none, and of a head."""
     entry = lookup(node)
-    said = list(entry.kinds(node)) if entry is not None and entry.kinds is not None else []
+    if entry is None or entry.kinds is None:
+        return
+    said = list(entry.kinds(node))
     found = {
         kind: dict.fromkeys(x for a, k in said if k == kind for x in leaves(a))
         for kind in ("kv groups", "heads")

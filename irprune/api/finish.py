@@ -152,16 +152,18 @@ def _report(graph: Graph, ready: Graph) -> Report:
     """What the choice of ``graph`` does; ``ready`` is what is cut: ``graph`` itself, or that of the
     model in which some layers are two."""
     kept = ready.kept if ready.kept is not None else Selection({})
-    costs, footprint = Costs(graph), Footprint(graph)
-    same = ready is graph
-    before, after = costs.at({}), (costs if same else Costs(ready)).at(kept)
+    costs = Costs(graph)
+    left = costs if ready is graph else Costs(ready)
+    before, after = costs.at({}), left.at(kept)
     once, now = repeated(graph, Selection({})), repeated(ready, kept)
     free, frozen, unruled = describe(graph)
     macs, activation = (Change(before[k], after[k]) for k in ("macs", "activation"))
     params, size = (
         Change(before[k] - once[i], after[k] - now[i]) for i, k in enumerate(("params", "bytes"))
     )
-    then, counts = footprint if same else Footprint(ready), kept.counts
+    footprint = Footprint(graph, costs.factored)
+    then = footprint if left is costs else Footprint(ready, left.factored)
+    counts = kept.counts
     memory = (
         footprint.memory({}, size.before, activation.before),
         then.memory(counts, size.after, activation.after),

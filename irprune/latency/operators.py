@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from irprune.analysis.cost import Counts, Polynomial, number, size_under
+from irprune.analysis.cost import Counts, Factored, Polynomial, number, size_under
 from irprune.ir.axis import Axis, leaves
 from irprune.ir.dtype import item_bytes
 from irprune.ir.graph import Graph, Node, Weight
@@ -92,7 +92,7 @@ def works_of(graph: Graph, symbols: Mapping[str, int]) -> list[Work]:
 def moved(graph: Graph, symbols: Mapping[str, int]) -> Polynomial:
     """The bytes that all other operators write, less those that the runtime makes part of a
     convolution."""
-    out = Polynomial(symbols)
+    out = Polynomial(Factored(symbols))
     for node in graph.nodes:
         entry = lookup(node)
         free = entry is not None and (entry.is_view or entry.free or _products(node, entry))
