@@ -31,6 +31,7 @@ from irprune.frontend.torch.declined import Declined
 from irprune.frontend.torch.gradient_stops import (
     carries_gradient,
 )
+from irprune.frontend.torch.known_types import call, fake_like
 from irprune.frontend.torch.size_nodes import SizeNode, expression_of
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.train_mode import (
@@ -120,7 +121,7 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
         pairs = {k: self._read(v) for k, v in (kwargs or {}).items()}
         own, named = {k: a for k, (a, _) in pairs.items()}, {k: b for k, (_, b) in pairs.items()}
         try:
-            made = func(*fakes, **own)
+            made = call(self.fake, func, fakes, own)
         except (DataDependentOutputException, DynamicOutputShapeException):
             try:
                 return self._known(func, values, named)
@@ -242,7 +243,7 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not isinstance(made, torch.Tensor) or not (normal or id(made) in self._values):
             return made
         with torch.inference_mode(not normal):
-            return self.alike(made)
+            return fake_like(self.fake, made)
 
     def _call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], made: Any) -> Any:
         """Record a call that the user's code is at."""
@@ -269,7 +270,7 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _face(self, like: torch.Tensor, value: Value) -> torch.Tensor:
         """A new tensor for ``value``, which is of the type and shape of ``like``."""
-        face = self.shown(self.alike(self.blank(like)), value)
+        face = self.shown(fake_like(self.fake, self.blank(like)), value)
         self.aliases.made(id(face))
         return face
 

@@ -23,6 +23,7 @@ from irprune.frontend.torch.declined import Declined
 from irprune.frontend.torch.gradient_stops import (
     GradientStops,
 )
+from irprune.frontend.torch.known_types import fake_like
 from irprune.frontend.torch.size_nodes import SizeNode, as_torch, expression_of, stride
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.source import Entry
@@ -143,14 +144,7 @@ class TensorTable:
             or tensor.layout is not torch.strided
         ):
             raise Declined(f"tensor subclass or layout {type(tensor).__name__}, {tensor.layout}")
-        return self.alike(tensor)
-
-    def alike(self, like: torch.Tensor) -> torch.Tensor:
-        """A new fake tensor, made without the round through torch's dispatcher that a call under
-        the mode takes."""
-        with unset_fake_temporarily():
-            blank = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device="meta")
-            return FakeTensor(self.fake, blank, like.device)
+        return fake_like(self.fake, tensor)
 
     def _leaf(self, tensor: torch.Tensor) -> torch.Tensor:
         """The twin of a tensor met for the first time: a weight, or a constant of the program."""
