@@ -22,7 +22,7 @@ def test_results_stand_in_the_order_of_the_items() -> None:
     assert concurrently(work, []) == []
 
 
-@pytest.fixture(autouse=True, params=[0.0, 2e-3], ids=["threads", "caller first"])
+@pytest.fixture(autouse=True, params=[0.0, 1e-2], ids=["threads", "caller first"])
 def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(concurrent, "_SHORT", request.param)
 

@@ -70,18 +70,22 @@ class _Unfilled(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _INITIAL:
             return args[0] if args else kwargs["tensor"]
-        return func(*args, **({**kwargs, "device": "meta"} if func in _FACTORIES else kwargs))
+        factory = _FACTORIES.get(func)
+        if factory is not None:
+            return factory(*args, **{**kwargs, "device": "meta"})
+        return func(*args, **kwargs)
 
 
-_FACTORIES = {
-    torch.empty,
-    torch.zeros,
-    torch.ones,
-    torch.full,
-    torch.tensor,
-    torch.arange,
-    torch.rand,
-    torch.randn,
+# Without values all tensors of a size are alike
+_FACTORIES: dict[Any, Any] = {
+    torch.empty: torch.empty,
+    torch.zeros: torch.empty,
+    torch.ones: torch.empty,
+    torch.full: torch.full,
+    torch.tensor: torch.tensor,
+    torch.arange: torch.arange,
+    torch.rand: torch.empty,
+    torch.randn: torch.empty,
 }
 _INITIAL = {
     nn.init.kaiming_uniform_,
