@@ -107,6 +107,9 @@ def capture_onnx(
     return graph
 
 
+_BOTH = "parameters and MACs are those of all branches of its Ifs, of which a call runs one"
+
+
 def _read_opened(
     model: onnx.ModelProto, files: Files, calls: ExpandedCalls | None, where: str
 ) -> tuple[Graph, bool]:
@@ -117,8 +120,11 @@ def _read_opened(
         branches = open_branches(model, closed)
         opened = model if branches is None else branches.model
         graph = _Reader(OnnxSource(opened, files, calls, branches), where).read()
-        if branches is None or not (unread := products_unread(graph)):
-            return graph, branches is not None
+        if branches is None:
+            return graph, False
+        if not (unread := products_unread(graph)):
+            graph.notes.append(_BOTH)
+            return graph, True
         closed |= unread
 
 
