@@ -80,6 +80,8 @@ class Emitter:
             v.name: v.type for v in graph.values() if not isinstance(v, Weight)
         }
         self.tensors = {t.name: t for t in self.original.graph.initializer}
+        # Weights of branches
+        self.inner = set(self.tensors) - {t.name for t in self.source.given.graph.initializer}
         self.makers = {name: i for i, n in enumerate(self.nodes) for name in n.output if name}
         self.names = {
             name for n in self.original.graph.node for name in (*reads(n), *n.output)
@@ -409,7 +411,8 @@ class Emitter:
             v.name for v in out.graph.output
         }
         unused_before = {t for t in self.tensors if not self.reads.get(t)}
-        for t in (*old.graph.initializer, *self._weights_beside(old)):
+        beside = [t for name, t in self.tensors.items() if name in self.inner & self.outside]
+        for t in (*old.graph.initializer, *beside):
             if t.name in kept or t.name in unused_before:
                 out.graph.initializer.append(
                     self.replaced[t.name] if t.name in self.replaced else self._as_it_was(t)
@@ -433,11 +436,6 @@ class Emitter:
         out.graph.quantization_annotation.extend(a for a in old.graph.quantization_annotation)
         return out
 
-    def _weights_beside(self, given: onnx.ModelProto) -> list[TensorProto]:
-        """Weights of branches whose data lies in other files, which only those of the graph may."""
-        own = {t.name for t in given.graph.initializer}
-        return [t for name, t in self.tensors.items() if name in self.outside - own]
-
     def _untouched(self, alive: set[int], whole: Sequence[Part], call: FunctionCall) -> bool:
         """Whether nothing in the body of a local function's call changed, so that the call can
         stay."""
@@ -445,10 +443,17 @@ class Emitter:
             i in alive
             and not self.before.get(i)
             and self.nodes[i] == self.original.graph.node[i]
-            and not (call.typed and any(map(self._resized_name, self.nodes[i].output)))
+            and not ((call.typed or i != part) and self._says_otherwise(i))
             for part in whole[call.first : call.last]
             for i in indices_of(part)
         )
+
+    def _says_otherwise(self, i: int) -> bool:
+        """Whether a function or a branch that holds node ``i`` says sizes of it, or has a weight
+        of it, that are others now."""
+        node = self.nodes[i]
+        own = any(name in self.replaced for name in self.inner.intersection(node.input))
+        return own or any(map(self._resized_name, node.output))
 
     def _as_it_was(self, tensor: TensorProto) -> TensorProto:
         """An initializer that nothing changed; what lies in a file stays there until it is
