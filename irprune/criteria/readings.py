@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from irprune.analysis.branches import block_ends
@@ -254,10 +255,6 @@ class Readings:
         how = self.data.sizes(), self.among, self.complete, first
         return to_text(self.graph), repr(how)
 
-    def _rest(self, batch: Batch) -> Batch | None:
-        """What of a chunk is read: all but what is held out."""
-        return self.data.rest(batch, self.among) if self.among else batch
-
     def _gathered(
         self, firsts: Mapping[tuple[Source, bool], Layer]
     ) -> dict[tuple[Source, bool], _Rows]:
@@ -270,7 +267,10 @@ class Readings:
         if self._walk is None:
             files = kept_files("readings", self._about)
             ends = () if files is None else block_ends(self.graph)
-            self._walk = Walk(self.graph, self.data, self.memory, self._rest, files, ends)
+            rest = partial(
+                _rest, self.data, self.among
+            )  # not ours: sums are freed with the last of us
+            self._walk = Walk(self.graph, self.data, self.memory, rest, files, ends)
         files = self._walk.files
         made: dict[tuple[Source, bool], _Rows] = {}
         by_node: dict[Node, dict[tuple[Source, bool], Layer]] = {}
@@ -291,6 +291,11 @@ class Readings:
                 self._walk.arrived()
             made |= sums
         return {key: made[key] for key in firsts}
+
+
+def _rest(data: Calibration, among: int, batch: Batch) -> Batch | None:
+    """What of a chunk is read: all but what is held out."""
+    return data.rest(batch, among) if among else batch
 
 
 def has_products(layer: Layer) -> bool:

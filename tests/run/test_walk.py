@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 import irprune
 from irprune.analysis.layers import layers
+from irprune.base.garbage import without_collection
 from irprune.base.memory import within_memory
 from irprune.criteria.readings import Readings, has_products
 from irprune.run import statistics
@@ -151,3 +154,14 @@ def test_what_is_held_at_once_shares_the_memory_that_was_asked_for() -> None:
         held = [kept_aside(torch.zeros(500)) for _ in range(4)]
     assert [type(h).__name__ for h in held] == ["_InMemory", "_InMemory", "_InFile", "_InFile"]
     assert Readings(graph, Calibration(data, graph)).memory == 1 << 30
+
+
+def test_sums_are_freed_with_the_readings_not_by_a_search_for_cycles() -> None:
+    """A model's Gram matrices are hundreds of megabytes, of which the collector knows nothing."""
+    graph, data = analysed()
+    readings = Readings(graph, Calibration(data, graph))
+    readings.of(list(layers(graph)), products=True)
+    sums = [weakref.ref(rows.gram) for rows in readings._held.values()]
+    with without_collection():
+        del readings
+        assert sums and not any(one() for one in sums)
