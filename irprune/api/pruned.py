@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import html
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from irprune.api.in_instance import in_basis, in_two
 from irprune.api.option_kinds import FP16, INT8, settle_memory
 from irprune.api.report import Report
 from irprune.base.atomic_write import NotWritten, atomic_write, replace_folder
@@ -25,7 +25,7 @@ from irprune.emit.backends.base import backend_of
 from irprune.emit.bridge.onnx_module import with_trained_weights
 from irprune.emit.bridge.openvino_files import openvino, write_openvino
 from irprune.emit.onnx.tensorrt import build_script
-from irprune.errors import CheckFailed, IrpruneError, gist, printable
+from irprune.errors import CheckFailed, IrpruneError, printable
 from irprune.frontend.torch.pretrained import is_pretrained
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Indices
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Pruned"]
 
-FORMATS = ("irprune", "hf", "openvino", "tensorrt")
+FORMATS = ("irprune", "hf", "genai", "openvino", "tensorrt")
 
 
 class Pruned:
@@ -215,7 +215,18 @@ class Pruned:
                 self._compare(path)
 
     def _with_cache(self, path: Path, parity: bool) -> None:
-        """Write the user's model with the cut made in a copy of it, and its cache."""
+        """Write the model of the user's class, with its cache."""
+        from irprune.emit.bridge.decoder_onnx import export_decoder
+        from irprune.validate.decoder_parity import compare_decoder
+
+        model = self._cached()
+        export_decoder(model, path)
+        if parity:
+            self._judge(compare_decoder(model, path, self.options.values["device"]), path)
+
+    def _cached(self) -> torch.nn.Module:
+        """A copy of the user's model with the cut made in it. Raises IrpruneError for one that is
+        none of transformers."""
         from irprune.frontend.torch.source import find_torch_source
 
         source = find_torch_source(self.graph)
@@ -225,13 +236,7 @@ class Pruned:
                 self.report.name,
                 "give one, or write it without",
             )
-        from irprune.emit.bridge.decoder_onnx import export_decoder
-        from irprune.validate.decoder_parity import compare_decoder
-
-        model = self.apply_to(copy.deepcopy(source.module))
-        export_decoder(model, path)
-        if parity:
-            self._judge(compare_decoder(model, path, self.options.values["device"]), path)
+        return self.apply_to(copy.deepcopy(source.module))
 
     def _narrow(self, plain: Path, path: Path, symmetric: bool) -> None:
         """Put narrower numbers into the file, and into the report how well it agrees."""
@@ -390,7 +395,9 @@ class Pruned:
                 model.pt2, model.onnx, plan.json, report.json, report.html. ``hf``, for a model of
                 transformers: what ``from_pretrained`` loads, with the tokenizer of the folder that
                 the model came from; where no config can say the sizes (prune with ``uniform=True``)
-                with a model file of its own. A fresh process loads it and compares. ``openvino``:
+                with a model file of its own. A fresh process loads it and compares. ``genai``, for
+                a decoder of transformers: model.onnx with its cache, genai_config.json and the
+                tokenizer, run by onnxruntime-genai where that is installed. ``openvino``:
                 model.xml and model.bin, run by OpenVINO and compared with the ONNX file.
                 ``tensorrt``: model.onnx and build.sh, a call of trtexec with the sizes that an
                 engine is built for, at which onnxruntime runs the file.
@@ -415,6 +422,8 @@ class Pruned:
         with replace_folder(Path(folder)) as draft:
             if format == "hf":
                 self._fill_pretrained(draft, per_layer)
+            elif format == "genai":
+                self._fill_genai(draft)
             elif format == "openvino":
                 self._fill_openvino(draft)
             elif format == "tensorrt":
@@ -446,6 +455,20 @@ class Pruned:
                 self.report.name,
                 advice,
             )
+
+    def _fill_genai(self, folder: Path) -> None:
+        from irprune.emit.bridge.genai_folder import write_genai
+        from irprune.validate.decoder_parity import compare_decoder
+        from irprune.validate.genai_parity import compare_genai
+
+        model = self._cached()
+        path = write_genai(model, folder)
+        self._judge(compare_decoder(model, path, self.options.values["device"]), path)
+        if (run := compare_genai(model, folder)) is None:
+            self.report.notes.append("onnxruntime-genai is not installed here: it was not run")
+        else:
+            self._found(run, path)
+        self._describe(folder)
 
     def _fill_openvino(self, folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="irprune-") as place:
@@ -549,11 +572,11 @@ class Pruned:
             IrpruneError: Where it would then not compute what ``module`` computes; it is as it was.
         """
         notes: list[str] = []
-        with self._in_two(model), self._in_basis(model):
+        low_rank, rotation = self.report.low_rank, self.report.rotation
+        with in_two(self.graph, low_rank, model), in_basis(self.graph, rotation, model):
             made = backend_of(self.graph).apply_to(
                 model, self.graph, self.cut, self._refitted, notes
             )
-        rotation = self.report.rotation
         if rotation is not None and rotation.replaces_norms and is_pretrained(made):
             notes.append(
                 "the config does not say that layer norms take no mean: save_pretrained of this "
@@ -567,45 +590,6 @@ class Pruned:
         """Whether the cut graph holds other weights than those that slicing left."""
         rotation = self.report.rotation
         return self.report.repair is not None or (rotation is not None and rotation.scaled)
-
-    def _in_basis(self, model: torch.nn.Module) -> contextlib.AbstractContextManager[None]:
-        """Put the basis of a rotated width into ``model``; what stood there comes back where the
-        rest fails."""
-        if self.report.rotation is None:
-            return contextlib.nullcontext()
-        from irprune.frontend.torch.source import torch_source
-
-        source = torch_source(self.graph).module
-        assert source is not None
-        return self.report.rotation.applied(model, source)
-
-    @contextlib.contextmanager
-    def _in_two(self, model: torch.nn.Module) -> Iterator[None]:
-        """Put the two layers into ``model`` where one was to become two; what stood there comes
-        back where the rest fails."""
-        if self.report.low_rank is None:
-            yield
-            return
-        from irprune.frontend.torch.low_rank import put_layers
-        from irprune.frontend.torch.source import torch_source
-
-        source = torch_source(self.graph).module
-        assert source is not None
-        paths = [layer.name.rpartition(".")[0] for layer in self.report.low_rank.layers]
-        layers = {path: copy.deepcopy(source.get_submodule(path)) for path in paths}
-        try:
-            before = put_layers(model, layers)
-        except (AttributeError, KeyError) as missing:
-            raise IrpruneError(
-                f"the instance has no layer {gist(missing)}",
-                type(model).__name__,
-                "give the module that was pruned, or one of the same class",
-            ) from missing
-        try:
-            yield
-        except BaseException:
-            put_layers(model, before)
-            raise
 
 
 def _rows(index: Indices, dim: int) -> Indices:

@@ -115,8 +115,9 @@ def _chosen(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, Any]:
     "format_",
     type=OneOf(api.FORMATS),
     default="irprune",
-    help="Of a folder: irprune, hf: what from_pretrained of transformers loads, openvino: the files "
-    "of OpenVINO, or tensorrt: the ONNX file and a script that builds an engine.",
+    help="Of a folder: irprune, hf: what from_pretrained of transformers loads, genai: what "
+    "onnxruntime-genai loads, openvino: the files of OpenVINO, or tensorrt: the ONNX file and a "
+    "script that builds an engine.",
 )
 @click.option(
     "--profile",

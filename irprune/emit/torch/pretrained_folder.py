@@ -36,7 +36,7 @@ from irprune.ops.arrays import checksum
 from irprune.run.inputs import flat_tensors, over_tensors
 from irprune.run.stored_tensor import is_stored, read_whole
 
-__all__ = ["write_pretrained"]
+__all__ = ["copy_tokenizer", "write_pretrained"]
 
 _FILE = "modeling_irprune.py"
 _BESIDE = (  # files of a tokenizer or processor
@@ -150,7 +150,7 @@ def write_pretrained(
             )
         if plain:
             kind = type(model).__name__ if _in_library(type(model)) else _auto(model)
-        _copy_tokenizer(model, folder)
+        copy_tokenizer(model, folder)
     _check(source, module, folder, kind, not plain, is_stored(model))
     return notes
 
@@ -287,7 +287,7 @@ def _shapes(new: Any, old: Any) -> dict[str, list[int]]:
 # -- what lies beside ------------------------------------------------------------------------------
 
 
-def _copy_tokenizer(model: Any, folder: Path) -> None:
+def copy_tokenizer(model: Any, folder: Path) -> None:
     """The files of the tokenizer, where the model came from a folder that has them."""
     origin = Path(str(getattr(model, "name_or_path", "") or ""))
     if not str(origin) or origin == Path() or not origin.is_dir():
