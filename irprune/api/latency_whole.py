@@ -9,12 +9,11 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from irprune.analysis.sizes import candidates, example_symbols
+from irprune.api.sizes_that_run import sizes_that_run
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.driver.pipelines import analyse
@@ -26,7 +25,7 @@ from irprune.latency.kernels import kernel_times
 from irprune.latency.predict import Parts
 from irprune.ops.onnx.importer import multiplies
 from irprune.run.inputs import random_inputs
-from irprune.run.session import providers_for, run_session, session
+from irprune.run.session import providers_for, session
 from irprune.run.timing import Timing, interleaved
 
 __all__ = ["WholeModel", "feed", "write"]
@@ -150,32 +149,11 @@ def write(graph: Graph, path: Path) -> Path:
     return backend_of(graph).write_onnx(still, None, path)
 
 
-_TRIED = 8  # sizes, where the file does not say which
-
-
-def _feed_that_runs(graph: Graph, file: Path) -> Mapping[str, Any]:
-    first = random_inputs(graph, example_symbols(graph), default=1)
-    if all(v.type.static for v in graph.inputs):
-        return first
-    running = session(file, "cpu")
-    others = (random_inputs(graph, sizes) for sizes in islice(candidates(graph), 1, _TRIED))
-    refused: IrpruneError | None = None
-    for given in chain([first], others):
-        try:
-            run_session(running, given)
-        except IrpruneError as error:
-            refused = refused or error
-        else:
-            return given
-    assert refused is not None
-    raise refused
-
-
 def feed(graph: Graph, file: Path) -> Mapping[str, Any]:
     """Inputs for the file: the example's shapes; where sizes are open, plausible ones at which it
-    runs. Raises IrpruneError where it runs at none that are tried."""
+    runs."""
     if not backend_of(graph).exports:
-        return _feed_that_runs(graph, file)
+        return random_inputs(graph, sizes_that_run(graph, session(file, "cpu")), default=1)
     from irprune.emit.bridge.torch_onnx import feed_of, file_inputs
     from irprune.frontend.torch.source import torch_source
 

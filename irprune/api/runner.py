@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from irprune.analysis.sizes import example_symbols, input_shapes
+from irprune.analysis.sizes import input_shapes
 from irprune.api.options import device_of
+from irprune.api.sizes_that_run import sizes_that_run
 from irprune.base.near import meant
 from irprune.errors import IrpruneError, gist, option, users_line
 from irprune.frontend.capture import capture
@@ -148,7 +149,7 @@ class _OnnxRunner(Runner):
     def _shape(self, value: Input) -> list[int]:
         """The shape of ``value``, with plausible sizes where the file leaves them open."""
         if None in value.shape and not self.shapes:
-            self.shapes = _plausible_shapes(self.file, self.named)
+            self.shapes = _plausible_shapes(self.file, self.named, self.session)
         known = self.shapes.get(value.name, ())
         sizes = known if len(known) == len(value.shape) else (1,) * len(value.shape)
         return [n if s is None else s for s, n in zip(value.shape, sizes, strict=True)]
@@ -159,14 +160,16 @@ class _OnnxRunner(Runner):
         )
 
 
-def _plausible_shapes(file: str, given: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+def _plausible_shapes(
+    file: str, given: Mapping[str, NDArray[Any]], running: Any
+) -> dict[str, tuple[int, ...]]:
     """Shapes of the inputs of an ONNX file, as costs and proofs take them; none for a file that
     runs and that irprune cannot read."""
     try:
         graph = capture(file, kwargs=given)
     except IrpruneError:
         return {}
-    return {v.name: shape for v, shape in input_shapes(graph, example_symbols(graph))}
+    return {v.name: shape for v, shape in input_shapes(graph, sizes_that_run(graph, running))}
 
 
 class _TorchRunner(Runner):

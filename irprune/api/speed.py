@@ -12,7 +12,7 @@ from typing import Any
 from irprune.api.latency_whole import feed, write
 from irprune.ir.graph import Graph
 from irprune.run.layer_times import layer_times
-from irprune.run.session import providers_for, session
+from irprune.run.session import providers_for, run_session, session
 from irprune.run.timing import Timing, interleaved
 
 __all__ = ["LayerTime", "Speed", "measure_speed"]
@@ -99,10 +99,13 @@ def measure_speed(graph: Graph, file: Path, device: str = "auto", threads: int =
     with tempfile.TemporaryDirectory(prefix="irprune-") as folder:
         original = write(graph.copy(), Path(folder) / "original" / "model.onnx")
         given = feed(graph, original)
-        calls = {
-            name: partial(session(path, device, "", threads).run, None, given)
+        running = {
+            name: session(path, device, "", threads)
             for name, path in (("before", original), ("after", file))
         }
+        for one in running.values():
+            run_session(one, given)
+        calls = {name: partial(one.run, None, given) for name, one in running.items()}
         times = interleaved(calls, _SECONDS, most=400)
         layers = _layers(original, file, given, device, threads, times["before"].median)
     ratio = times["after"].over(times["before"])

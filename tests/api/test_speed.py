@@ -6,9 +6,12 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnx import TensorProto, helper
+from onnx_models import info, int64, model_of, node, tensor
 from torch import nn
 
 import irprune
+import irprune.cli
 from irprune.api.speed import Speed
 from irprune.run.timing import Timing
 
@@ -56,3 +59,46 @@ def test_files_that_take_more_than_memory_are_not_timed(tmp_path: Path) -> None:
         assert (made.report.speed is not None) is timed
         said = [n for n in made.report.notes if n.startswith("not timed: onnxruntime would hold")]
         assert bool(said) is not timed
+
+
+def stateful(tmp_path: Path, state: list[int | str]) -> Path:
+    """Two layers, and a state that an If, which stays as it is, joins to what they give."""
+    bodies = [
+        helper.make_graph(
+            [helper.make_node("Concat", order, [out], axis=2)],
+            out,
+            [],
+            [info(out, None, None, None)],
+        )
+        for out, order in (("t", ["rows", "state"]), ("e", ["state", "rows"]))
+    ]
+    nodes = [
+        node("MatMul", "x w", "a"),
+        node("Relu", "a", "b"),
+        node("MatMul", "b v", "c"),
+        node("Unsqueeze", "c zero", "rows"),
+        node("If", "p", "y", then_branch=bodies[0], else_branch=bodies[1]),
+    ]
+    inputs = [info("x", "n", 8), info("state", *state), info("p", kind=TensorProto.BOOL)]
+    tensors = [tensor("w", 8, 32), tensor("v", 32, 16), int64("zero", 0)]
+    model = model_of(nodes, inputs, [info("y", None, None, None)], tensors)
+    onnx.save(model, tmp_path / "m.onnx")
+    return tmp_path / "m.onnx"
+
+
+def test_a_state_has_the_batch_of_the_other_inputs(tmp_path: Path) -> None:
+    file, out = stateful(tmp_path, [1, "m", 16]), tmp_path / "small.onnx"
+    pruned = irprune.prune(file, ratio=0.5, bench=True)
+    assert pruned.report.proof is not None and pruned.report.proof.passed
+    pruned.onnx(out)
+    assert pruned.report.speed is not None
+    assert irprune.cli.run(["validate", str(file), str(file)]) == 0
+    assert irprune.cli.run(["bench", str(file), "--against", str(out), "--seconds", "0.01"]) == 0
+
+
+def test_a_file_that_runs_at_no_size_is_not_timed(tmp_path: Path) -> None:
+    """A state of 77 rows, which no batch is tried with."""
+    pruned = irprune.prune(stateful(tmp_path, [1, 77, 16]), ratio=0.5, bench=True, proof=False)
+    pruned.onnx(tmp_path / "small.onnx")
+    assert pruned.report.speed is None
+    assert any("not timed: onnxruntime fails on the input" in n for n in pruned.report.notes)
