@@ -14,6 +14,7 @@ import os
 import re
 import weakref
 from collections.abc import Callable, Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ class Files:
                 f"the tensor '{tensor.name}' has an unknown element type, {tensor.data_type}",
                 hint="install a newer onnx",
             ) from error
-        count = int(np.prod(shape, dtype=np.int64))
+        count = prod(shape)
         size = (count + 1) // 2 if tensor.data_type in _PACKED else count * dtype.itemsize
         if tensor.data_location != TensorProto.EXTERNAL:
             _check_size(tensor, len(tensor.raw_data), size, tensor.HasField("raw_data"))

@@ -52,8 +52,9 @@ def sort_nodes(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     )
     known = set(made)
     in_order = True
-    for node in graph.node:
-        in_order = in_order and all(name in known for name in reads(node))
+    read = [reads(node) for node in graph.node]
+    for node, names in zip(graph.node, read, strict=True):
+        in_order = in_order and all(name in known for name in names)
         again = next((name for name in node.output if name and name in known), None)
         if again is not None:
             raise IrpruneError(
@@ -61,8 +62,8 @@ def sort_nodes(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
                 where,
             )
         known.update(node.output)
-    for node in graph.node:
-        lost = next((name for name in reads(node) if name not in known), None)
+    for node, names in zip(graph.node, read, strict=True):
+        lost = next((name for name in names if name not in known), None)
         if lost is not None:
             raise IrpruneError(
                 f"node '{node.name or node.output[0]}' ({target_of(node)}) reads '{lost}', which nothing makes",

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ from irprune.frontend.onnx.types import check_types
 from irprune.ir.body import Body
 from irprune.ir.dtype import is_float, is_integer
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight
-from irprune.ir.size import Sym, symbol
+from irprune.ir.size import Sym, probe_of, symbol
 from irprune.ops.onnx.dynamic import at_run_time
 from irprune.ops.onnx.fold import (
     LIMIT,
@@ -139,6 +140,7 @@ class _Reader:
         self.graph.source = source
         self.values: dict[str, Value] = {}
         self.types, self.known = source.types, source.known
+        self.opset = cache(source.opset)
         self.stored: dict[str, FileTensor] = {}  # by the name of the tensor
         self.deferred: dict[str, int] = {}
         self.uses: dict[str, int] = {}
@@ -236,7 +238,7 @@ class _Reader:
                 return
         types = [self.types.get(name) if name else None for name in node.input]
         attrs = attributes(node)
-        opset = self.source.opset(node.domain)
+        opset = self.opset(node.domain)
         if is_filled(target) and self._filled(node, attrs):
             return
         known = self._fold(node, target, opset, attrs, types)
@@ -285,12 +287,7 @@ class _Reader:
         if name in self.known:
             return self.known[name]
         stored, kind = self.stored.get(name), self.types.get(name)
-        if (
-            stored is None
-            or kind is None
-            or stored.kind == "filled"
-            or int(np.prod(kind.known, dtype=np.int64)) > LIMIT  # type: ignore[arg-type]
-        ):
+        if stored is None or kind is None or stored.kind == "filled" or _count(kind) > LIMIT:
             return None
         if kind.dtype not in (
             "i64",
@@ -335,7 +332,7 @@ class _Reader:
             numpy_helper.to_array(attrs["value"]) if "value" in attrs else np.zeros(1, np.float32)
         )
         kind = TensorType(dtype_of(onnx.helper.np_dtype_to_tensor_dtype(value.dtype)), sizes)
-        if int(np.prod(sizes, dtype=np.int64)) <= LIMIT and is_integer(kind.dtype):
+        if prod(sizes) <= LIMIT and is_integer(kind.dtype):
             return False
         self._store(
             FileTensor(
@@ -521,7 +518,7 @@ class _Reader:
     def _weight(self, name: str) -> Weight:
         kind, stored = self.types[name], self.stored[name]
         floating = is_float(kind.dtype)
-        trained = floating and kind.rank > 0 and int(np.prod(kind.known, dtype=np.int64)) > 1  # type: ignore[arg-type]
+        trained = floating and kind.rank > 0 and _count(kind) > 1
         self.uses[name] = self.uses.get(name, 0) + 1
         own = name if self.uses[name] == 1 else f"{name}@{self.uses[name]}"
         weight = Weight(
@@ -537,9 +534,7 @@ class _Reader:
         """Whether a tensor of floating point is one number all over (a zero state that an exporter
         shares): its readers have nothing in common but that number."""
         kind, stored = self.types[name], self.stored[name]
-        if (
-            not is_float(kind.dtype) or int(np.prod(kind.known, dtype=np.int64)) > PLAIN  # type: ignore[arg-type]
-        ):
+        if not is_float(kind.dtype) or _count(kind) > PLAIN:
             return False
         array = np.asarray(stored.load()).reshape(-1)
         return bool(array.size and (array == array[0]).all())
@@ -567,6 +562,11 @@ class _Reader:
         self.graph.add_weight(weight)
         self.source.stored[name] = FileTensor("folded", name, weight.load)
         return weight
+
+
+def _count(kind: TensorType) -> int:
+    """How many elements a stored tensor has."""
+    return prod(map(probe_of, kind.known))
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')

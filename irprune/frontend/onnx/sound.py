@@ -9,6 +9,7 @@ from onnx import TensorProto
 
 from irprune.errors import IrpruneError, first_line
 from irprune.frontend.onnx.order import target_of
+from irprune.frontend.onnx.types import without_notes
 
 __all__ = ["check_message"]
 
@@ -56,6 +57,7 @@ def _light(model: onnx.ModelProto) -> onnx.ModelProto:
     graph.name = whole.name
     for field in ("node", "input", "output", "value_info"):
         getattr(graph, field).extend(getattr(whole, field))
+    without_notes(graph.node)
     for result in (*graph.output, *graph.value_info):
         if not result.HasField("type"):
             result.type.tensor_type.elem_type = TensorProto.FLOAT
@@ -124,4 +126,7 @@ def _below(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
         node = waiting.pop()
         yield node
         for attribute in node.attribute:
-            waiting += [n for g in (attribute.g, *attribute.graphs) for n in g.node]
+            if attribute.HasField("g"):
+                waiting += attribute.g.node
+            for body in attribute.graphs:
+                waiting += body.node

@@ -4,14 +4,15 @@ be right."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from math import prod
 
-import numpy as np
 import onnx
 
 from irprune.errors import IrpruneError
 from irprune.ops.onnx.fold import LIMIT
 
-__all__ = ["check_types", "without_data"]
+__all__ = ["check_types", "without_data", "without_notes"]
 
 _LAST = re.compile(
     r"\(op_type:(?P<kind>[^,)]*)(?:, node name: (?P<name>[^)]*))?\):\s*(?P<why>.*)", re.S
@@ -56,6 +57,13 @@ def check_types(model: onnx.ModelProto, where: str) -> None:
         ) from refused
 
 
+def without_notes(nodes: Iterable[onnx.NodeProto]) -> None:
+    """Take out what exporters note about ``nodes``, which no check reads: stack traces are most of
+    a message without weights, and it is written out and read for each check."""
+    for node in nodes:
+        node.ClearField("metadata_props")
+
+
 def without_data(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy of ``model`` in which large initializers are inputs: enough for inference, and
     small."""
@@ -65,14 +73,12 @@ def without_data(model: onnx.ModelProto) -> onnx.ModelProto:
     light.functions.extend(model.functions)
     light.graph.name = model.graph.name or "graph"
     light.graph.node.extend(model.graph.node)
+    without_notes(light.graph.node)
     light.graph.input.extend(model.graph.input)
     light.graph.output.extend(model.graph.output)
     have = {v.name for v in model.graph.input}
     for t in model.graph.initializer:
-        if (
-            int(np.prod(t.dims, dtype=np.int64)) <= LIMIT
-            and t.data_location != onnx.TensorProto.EXTERNAL
-        ):
+        if prod(t.dims) <= LIMIT and t.data_location != onnx.TensorProto.EXTERNAL:
             light.graph.initializer.add().CopyFrom(t)
         elif t.name not in have:
             light.graph.input.append(
