@@ -20,7 +20,7 @@ from irprune.frontend.torch.views import shares
 __all__ = ["call", "fake_like"]
 
 Key = tuple[Any, ...]
-_MOST = 1 << 14
+_MOST = 1 << 12
 _PLAIN = (
     type(None),
     bool,
@@ -59,7 +59,7 @@ class _Result:
             else:
                 blank = torch.empty(0, dtype=self.dtype, device="meta")
                 blank.set_(args[0].untyped_storage(), self.offset, self.shape, self.stride)
-            return FakeTensor(fake, blank, self.device, requires_grad=False)
+            return FakeTensor(fake, blank, self.device)
 
 
 _KNOWN: dict[Key, _Result] = {}
