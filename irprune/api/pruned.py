@@ -228,6 +228,7 @@ class Pruned:
         """A copy of the user's model with the cut made in it. Raises IrpruneError for one that is
         none of transformers."""
         from irprune.frontend.torch.source import find_torch_source
+        from irprune.run.stored_tensor import read_whole
 
         source = find_torch_source(self.graph)
         if source is None or source.module is None or not is_pretrained(source.module):
@@ -236,7 +237,8 @@ class Pruned:
                 self.report.name,
                 "give one, or write it without",
             )
-        return self.apply_to(copy.deepcopy(source.module))
+        made = self.apply_to(copy.deepcopy(source.module))
+        return read_whole(made)  # the exporter writes weights that are in memory
 
     def _narrow(self, plain: Path, path: Path, symmetric: bool) -> None:
         """Put narrower numbers into the file, and into the report how well it agrees."""

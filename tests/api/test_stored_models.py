@@ -16,6 +16,7 @@ import weakref
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -355,3 +356,15 @@ def test_too_little_memory_is_refused_with_the_least_that_works(
     assert least.endswith("kB") and not (tmp_path / "out").exists()
     assert run([*command, f"{int(least[:-2]) - 1}kB"]) == 2
     assert run([*command, least]) == 0
+
+
+def test_a_decoder_is_written_with_its_cache(folder: Path, tmp_path: Path) -> None:
+    """The exporter wants weights in memory, where a handle failed."""
+    whole, lazy = tmp_path / "whole.onnx", tmp_path / "lazy.onnx"
+    for path, spec in ((whole, ()), (lazy, SMALL)):
+        words = ["prune", f"hf:{folder}", "-o", str(path), "--cache", "--no-proof", "--no-bench"]
+        assert run([*words, *spec]) == 0
+    first, second = (
+        {t.name: t.raw_data for t in onnx.load(path).graph.initializer} for path in (whole, lazy)
+    )
+    assert len(first) > 20 and first == second
