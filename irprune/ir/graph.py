@@ -241,6 +241,8 @@ class Graph:
         self.nodes: list[Node] = []
         self.weights: dict[str, Weight] = {}
         self.axes: Axes | None = None  # set by infer-axes
+        # The groups that were found last, behind what they were found for (``groups_of``)
+        self.grouped: tuple[object, list[Any]] | None = None
         self.scores: dict[
             Axis, NDArray[np.float64]
         ] = {}  # importance of each index of a free leaf, set by score

@@ -4,8 +4,6 @@ weights."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
-from weakref import WeakKeyDictionary
 
 from irprune.base.moved import renamed
 from irprune.ir.axis import Axis, factors, find, parts
@@ -130,14 +128,9 @@ def groups_of(graph: Graph) -> list[Group]:
     axes = graph.axes
     said = (axes, len(axes.links), axes.count) if axes is not None else None
     state = said, [(w, w.axes) for w in graph.weights.values()]
-    known = _KNOWN.get(graph)
-    if known is None or known[0] != state:
-        known = _KNOWN[graph] = state, _found(graph)
-    return list(known[1])
-
-
-# every step that changes axes is in their links
-_KNOWN: WeakKeyDictionary[Graph, tuple[Any, list[Group]]] = WeakKeyDictionary()
+    if graph.grouped is None or graph.grouped[0] != state:  # each change of axes is in their links
+        graph.grouped = state, _found(graph)
+    return list(graph.grouped[1])
 
 
 def _found(graph: Graph) -> list[Group]:

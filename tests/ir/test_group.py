@@ -1,5 +1,8 @@
 """Groups are found once, and again where axes or weights have changed."""
 
+import gc
+import weakref
+
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Graph, TensorType, Weight
 from irprune.ir.group import groups_of
@@ -44,3 +47,13 @@ def test_what_changes_is_seen() -> None:
     assert names(graph) == [["b:0"], ["b:1"], ["b:1/1"]]
     graph.axes.freeze(b.axes[0], "so it is said")
     assert [bool(g.frozen) for g in groups_of(graph)] == [True, False, False]
+
+
+def test_a_graph_whose_groups_were_found_goes_with_its_last_reader() -> None:
+    graph = analysed()
+    graph.weights["a"].load = lambda whole=graph: whole  # as nodes that read it do
+    assert groups_of(graph)
+    gone = weakref.ref(graph)
+    del graph
+    gc.collect()
+    assert gone() is None
