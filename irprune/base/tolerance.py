@@ -16,6 +16,7 @@ __all__ = [
     "LEAST_RANGE",
     "LEAST_RANGE64",
     "PARITY",
+    "PARITY_HALF",
 ]
 
 # A cut model sums fewer terms in another order than the silenced original: float32 differs by 1e-7
@@ -32,6 +33,9 @@ CANCELLED = 1e-5
 
 # Two runtimes with other kernels and fusions for the same float32 model.
 PARITY = 1e-4
+
+# The same in 16-bit floats, each of whose results is rounded to 1e-3 (float16) or 8e-3 (bfloat16).
+PARITY_HALF = 3e-2
 
 # The captured graph runs the same kernels as forward, up to fused ones that forward may pick.
 CAPTURE = 1e-4

@@ -3,12 +3,14 @@ and gone on with, token by token."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from irprune.base.tolerance import PARITY, PARITY_HALF
 from irprune.emit.bridge.decoder_onnx import takes_positions
 from irprune.emit.bridge.genai_folder import FILE, genai
 from irprune.errors import gist
@@ -23,7 +25,8 @@ LENGTH, STEPS = 7, 8
 
 def compare_genai(model: Any, folder: Path) -> ReadBack | None:
     """The worst error of the logits of the prompt's last token and of each further one, and whether
-    the same tokens followed; None where onnxruntime-genai is not installed."""
+    the same tokens followed (but in 16-bit floats, as in ``compare_decoder``); None where
+    onnxruntime-genai is not installed."""
     package = genai()
     if package is None:
         return None
@@ -34,7 +37,8 @@ def compare_genai(model: Any, folder: Path) -> ReadBack | None:
         except RuntimeError as refused:  # what genai raises
             return 0.0, f"it does not run: {gist(refused)}"
 
-    return timed(FILE, f"onnxruntime-genai {package.__version__}", compared)
+    found = timed(FILE, f"onnxruntime-genai {package.__version__}", compared)
+    return replace(found, tolerance=PARITY_HALF if _half(model) else PARITY)
 
 
 def _compared(package: Any, model: Any, folder: Path) -> tuple[float, str]:
@@ -54,10 +58,14 @@ def _compared(package: Any, model: Any, folder: Path) -> tuple[float, str]:
             worst = max(worst, array_error(said, expected.numpy()))
             writer.generate_next_token()
             followed, meant = int(writer.get_sequence(0)[-1]), int(expected.argmax())
-            if followed != meant:
+            if followed != meant and not _half(model):
                 return worst, f"token {ids.shape[1] + 1} is {followed}, not {meant}"
             ids = torch.cat((ids, torch.tensor([[followed]])), 1)
     return worst, ""
+
+
+def _half(model: Any) -> bool:
+    return bool(next(model.parameters()).element_size() == 2)
 
 
 def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 import irprune
 from irprune.emit.bridge import genai_folder
 from irprune.errors import IrpruneError
-from irprune.validate import genai_parity
+from irprune.validate import decoder_parity, genai_parity
 
 t = pytest.importorskip("transformers")
 
@@ -40,12 +40,12 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 }
 
 
-def _cut(name: str, **options: Any) -> tuple[Any, Any]:
+def _cut(name: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    model = FAMILIES[name]().eval()
+    model = FAMILIES[name]().eval().to(dtype)
     keep = ["*wte*" if name == "gpt2" else "*embed_tokens*"]
     pruned = irprune.prune(
-        model, (torch.randint(3, 64, (2, 6)),), ratio=0.4, keep=keep, proof=False, **options
+        model, (torch.randint(3, 64, (2, 6)),), ratio=0.4, keep=keep, proof=False
     )
     return model, pruned
 
@@ -101,3 +101,22 @@ def test_a_layer_without_keys_and_values_is_refused(
     with pytest.raises(IrpruneError, match="layer 0 has none"):
         pruned.save(tmp_path / "small", "genai")
     assert not (tmp_path / "small").exists()
+
+
+def test_half_precision_is_compared_as_such(tmp_path: Path) -> None:
+    model, pruned = _cut("llama", torch.float16)
+    pruned.save(tmp_path / "small", "genai")
+    assert 1e-4 < pruned.report.parity.max_error < 3e-2
+    instance = pruned.apply_to(model)
+    with torch.no_grad():
+        instance.model.norm.weight.mul_(1.5)
+    path = tmp_path / "small" / "model.onnx"
+    assert not decoder_parity.compare_decoder(instance, path).passed
+    found = genai_parity.compare_genai(instance, path.parent)
+    assert found is None or not found.passed
+
+
+def test_double_precision_is_refused(tmp_path: Path) -> None:
+    _, pruned = _cut("llama", torch.float64)
+    with pytest.raises(IrpruneError, match="16 and 32 bits"):
+        pruned.save(tmp_path / "small", "genai")

@@ -29,8 +29,14 @@ def genai() -> Any:
 
 def write_genai(model: Any, folder: Path) -> Path:
     """Write ``model`` into ``folder``; returns the path of its ONNX file. Raises IrpruneError for a
-    model without such a cache, for one whose layers do not all have one, and where torch's exporter
-    refuses."""
+    model without such a cache, for one whose layers do not all have one or that computes in 64
+    bits, and where torch's exporter refuses."""
+    if next(model.parameters()).element_size() > 4:
+        raise IrpruneError(
+            "onnxruntime-genai reads logits of 16 and 32 bits, and the model computes in 64",
+            type(model).__name__,
+            "give it in float32: model.float()",
+        )
     shapes = cache_shapes(model)
     layers = int(model.config.get_text_config().num_hidden_layers)
     if len(shapes) != layers:
