@@ -4,8 +4,6 @@ and flags. To add one is to add its declaration, and the field of the pass that 
 The classes say which call takes which options: here all that ``prune`` takes, in
 ``declared_replay``, ``declared_step`` and ``declared_metric`` those that others take too."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Annotated

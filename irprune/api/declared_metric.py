@@ -1,7 +1,5 @@
 """The options that prune to a metric, each declared once; see ``irprune.api.declarations``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypedDict

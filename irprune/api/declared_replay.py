@@ -1,7 +1,5 @@
 """The options that choose nothing, each declared once; see ``irprune.api.declarations``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypedDict
 

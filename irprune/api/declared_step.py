@@ -1,8 +1,6 @@
 """The options that a step of a schedule takes too, each declared once; see
 ``irprune.api.declarations``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType

@@ -1,10 +1,12 @@
 """An ONNX file that was written, read by the onnx package and run by onnxruntime: its message and
-each of its tensors against what was meant to be written, its outputs against those of the model in
-memory. It needs no torch, and shares no reader and no writer with what it looks at."""
+each of its tensors against what was meant to be written; it runs where the original does; and where
+data lie beside it, its outputs against those of the model in memory. It needs no torch, and shares
+no reader and no writer with what it looks at."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,12 @@ from onnx import TensorProto, checker, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from irprune.emit.onnx.emitter import Emitter
-from irprune.emit.onnx.file import held_bytes
+from irprune.emit.onnx.file import held_bytes, with_arrays
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.source import onnx_source
 from irprune.ir.graph import Graph
+from irprune.ir.symbols import names_in
 from irprune.ops.registry import draws
 from irprune.run.error import relative_error
 from irprune.run.inputs import random_inputs
@@ -31,7 +34,7 @@ from irprune.validate.read_back import ReadBack, timed
 __all__ = ["misread", "read_back"]
 
 Array = NDArray[Any]
-_RUN = 1 << 30  # bytes of weights up to which a message in memory is run beside the file
+_RUN = 1 << 30  # bytes of weights up to which the file is run, not only loaded
 _TRIED = 5  # sizes, where the file does not say which
 _HELD = (
     "raw_data",
@@ -59,47 +62,62 @@ def _compared(path: Path, graph: Graph) -> tuple[float, str]:
         return 0.0, f"onnx does not read it: {gist(refused)}"
     if _bare(meant) != _bare(found):
         return 0.0, "the graph in the file is another one"
-    small = held_bytes(meant, emitter.data) <= _RUN
-    whole = onnx.ModelProto()
-    whole.CopyFrom(meant)
-    for ours, theirs in zip(whole.graph.initializer, found.graph.initializer, strict=True):
-        array = _array(ours, emitter.data)
+    for ours, theirs in zip(meant.graph.initializer, found.graph.initializer, strict=True):
         try:
             there = stored(theirs, path)
         except Exception as refused:  # onnx raises what it meets
             return 0.0, f"onnx does not read {ours.name!r}: {gist(refused)}"
-        if not _equal(array, there):
+        if not _equal(_array(ours, emitter.data), there):
             return 0.0, f"{ours.name!r} holds other numbers"
-        if small and ours.name in emitter.data:
-            ours.CopyFrom(numpy_helper.from_array(array, ours.name))
-    return _run(path, graph, whole if small else None)
+    alone = all(t.data_location != TensorProto.EXTERNAL for t in found.graph.initializer)
+    del found  # it is as large as the file
+    large = held_bytes(meant, emitter.data) > _RUN
+    ours = _run(path, graph, large)
+    if ours.refused:
+        return 0.0, "" if _run(_original(graph), graph, large).refused else ours.refused
+    if alone or not ours.outputs or any(map(draws, graph.nodes)):
+        return 0.0, ""  # nothing is left that could differ, or that is comparable
+    theirs = _run(with_arrays(meant, emitter.data).SerializeToString(), graph, large)
+    error = (
+        relative_error(ours.outputs.values(), theirs.outputs.values()) if theirs.outputs else 0.0
+    )
+    return error, theirs.refused
 
 
-def _run(path: Path, graph: Graph, whole: onnx.ModelProto | None) -> tuple[float, str]:
-    """What onnxruntime computes of the file, beside what it computes of the message ``whole``."""
-    large = whole is None  # what is only to be loaded stays in its file, as it lies there
+@dataclass(frozen=True)
+class _Run:
+    """What onnxruntime computes of a model, or why it does not load or run it."""
+
+    outputs: Mapping[str, Array] = field(default_factory=dict)
+    refused: str = ""
+
+
+def _run(model: Path | bytes, graph: Graph, large: bool) -> _Run:
+    """A run of ``model``, which takes the inputs of ``graph``, at the first sizes that it takes;
+    what is ``large`` is only loaded, as it lies in its file."""
+    refused = ""
     try:
-        running = session(path, "cpu", threads=1, optimise=not large, mapped=large)
-    except IrpruneError as refused:
-        if whole is None:
-            return 0.0, str(refused)
-        try:
-            session(whole.SerializeToString(), "cpu", threads=1)
-        except IrpruneError:
-            return 0.0, ""  # it has no kernels for what the model computes
-        return 0.0, str(refused)
-    if whole is None or any(map(draws, graph.nodes)):
-        return 0.0, ""
-    beside = session(whole.SerializeToString(), "cpu", threads=1)
-    for sizes in islice(plausible(graph), _TRIED):
-        feed = random_inputs(graph, sizes)
-        try:
-            expected = run_session(beside, feed)
-        except IrpruneError:
-            continue
-        found = run_session(running, feed)
-        return relative_error(found.values(), expected.values()), ""
-    return 0.0, ""
+        running = session(model, "cpu", threads=1, optimise=not large, mapped=large)
+        for sizes in () if large else islice(plausible(graph), _TRIED):
+            try:
+                return _Run(run_session(running, random_inputs(graph, sizes)))
+            except IrpruneError as error:
+                refused = str(error)
+    except IrpruneError as error:
+        return _Run(refused=str(error))
+    return _Run(refused="" if _sized_by_values(graph) else refused)
+
+
+def _sized_by_values(graph: Graph) -> bool:
+    """Whether sizes depend on numbers: random ones may then be such that no model runs."""
+    given = {name for v in graph.inputs for name in names_in(v.type.shape)}
+    return any(name not in given for v in graph.values() for name in names_in(v.type.shape))
+
+
+def _original(graph: Graph) -> Path | bytes:
+    """The model that ``graph`` was cut from: its file, or its message where it has none."""
+    source = onnx_source(graph)
+    return source.files.path or source.given.SerializeToString()
 
 
 def misread(graph: Graph) -> str:

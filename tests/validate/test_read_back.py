@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -67,6 +68,73 @@ def test_a_large_file_is_read_back_without_holding_it(
     monkeypatch.setattr(onnx_read_back, "_array", other)
     with pytest.raises(CheckFailed, match="'w0' holds other numbers"):
         pruned.onnx(tmp_path / "out.onnx")
+
+
+def test_a_file_that_runs_no_more_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime takes the original and not what was written of it, as it stands there."""
+    from irprune.emit.onnx.emitter import Emitter
+    from irprune.testing.works import made_file
+
+    def emit(emitter: Emitter) -> onnx.ModelProto:
+        made = real(emitter)
+        made.graph.node[0].attribute.append(onnx.helper.make_attribute("transA_", 1))
+        return made
+
+    real = Emitter.emit
+    monkeypatch.setattr(Emitter, "emit", emit)
+    with pytest.raises(
+        CheckFailed, match=r"onnxruntime refuses the model.*This is an invalid model"
+    ):
+        irprune.prune(made_file(False), proof=False).onnx(tmp_path / "out.onnx")
+
+
+def test_a_file_that_stops_at_its_inputs_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from irprune.emit.onnx.emitter import Emitter
+    from irprune.testing.works import made_file
+
+    def emit(emitter: Emitter) -> onnx.ModelProto:
+        made = real(emitter)
+        made.graph.initializer.append(onnx.numpy_helper.from_array(np.array([7, 11]), "to"))
+        made.graph.node.append(onnx.helper.make_node("Reshape", ["x", "to"], ["more"]))
+        made.graph.output.append(
+            onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, ["a", "b"])
+        )
+        return made
+
+    real = Emitter.emit
+    monkeypatch.setattr(Emitter, "emit", emit)
+    with pytest.raises(CheckFailed, match="onnxruntime fails on the input"):
+        irprune.prune(made_file(False), proof=False).onnx(tmp_path / "out.onnx")
+
+
+def test_a_file_that_never_ran_passes(tmp_path: Path) -> None:
+    """onnxruntime has no kernel for the original either."""
+    weights = [
+        onnx.helper.make_tensor(n, onnx.TensorProto.BFLOAT16, shape, np.ones(shape).ravel())
+        for n, shape in (("a", (4, 8)), ("b", (8, 3)))
+    ]
+    ends = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.BFLOAT16, shape)
+        for n, shape in (("x", (2, 4)), ("y", (2, 3)))
+    ]
+    nodes = [
+        onnx.helper.make_node("MatMul", ["x", "a"], ["h"]),
+        onnx.helper.make_node("MatMul", ["h", "b"], ["y"]),
+    ]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "bf16", ends[:1], ends[1:], weights),
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+        ir_version=10,
+    )
+    pruned = irprune.prune(model, proof=False)
+    pruned.onnx(tmp_path / "out.onnx")
+    (found,) = pruned.report.read_back
+    assert found.passed
+    assert onnx.load(str(tmp_path / "out.onnx")).graph.initializer[0].dims == [4, 4]
 
 
 def test_a_folder_is_read_back(tmp_path: Path) -> None:
