@@ -142,36 +142,40 @@ def _in_real_numbers(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
 
 def _in_four_dimensions(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     """Attention over more or fewer leading dimensions than one, which the exporter refuses, with
-    these as one; left as it is where more than one of them has no known size."""
+    these as one."""
     operands: Any = node.args
     query, key, value, *rest = operands
-    lead = query.meta["val"].shape[:-3]
+    made = node.meta["val"]
+    lead = made.shape[:-3]
+    if len(lead) == 1 or made.dim() < 3:
+        return
     mask: Any = rest[0] if rest else None
-    unknown = [
-        n for x in (query, key, value) for n in x.meta["val"].shape[-3:] if not isinstance(n, int)
-    ]
-    if (
-        len(lead) == 1
-        or query.meta["val"].dim() < 3
-        or (len(lead) > 1 and (unknown or sum(not isinstance(n, int) for n in lead) > 1))
-    ):
-        return
-    # A mask of its own for each leading index
-    own = mask is not None and mask.meta["val"].dim() > 3
-    narrow = own and mask.meta["val"].shape[:-3] != lead
-    if narrow and not all(isinstance(n, int) for n in lead):
-        return
+    readers = [x for x in (query, key, value, mask) if x is not None]
+
+    def size(at: int) -> int | torch.fx.Node:
+        """The leading size ``at`` of the result."""
+        return next(
+            _size(graph, x, at - made.dim())
+            for x in readers
+            if x.meta["val"].dim() >= made.dim() - at
+            and _are_same(x.meta["val"].shape[at - made.dim()], lead[at])
+        )
 
     def folded(x: torch.fx.Node) -> torch.fx.Node:
         if not lead:
             return _inserted(graph, torch.ops.aten.unsqueeze.default, x, 0)
-        return _inserted(graph, torch.ops.aten.reshape.default, x, [-1, *x.meta["val"].shape[-3:]])
+        own = x.meta["val"].shape[:-3]
+        if len(own) < len(lead) or not all(map(_are_same, own, lead)):
+            sizes = [size(d) for d in range(len(lead))]
+            x = _inserted(graph, torch.ops.aten.expand.default, x, [*sizes, -1, -1, -1])
+        rows = [_size(graph, x, d) for d in (-3, -2, -1)]
+        return _inserted(graph, torch.ops.aten.reshape.default, x, [-1, *rows])
 
     with graph.inserting_before(node):
-        if narrow:
-            mask = _inserted(graph, torch.ops.aten.expand.default, mask, [*lead, -1, -1, -1])
-        mask = folded(mask) if own else mask
-        made = _inserted(
+        # A mask of its own for each leading index; else one for all
+        if mask is not None and mask.meta["val"].dim() > 3:
+            mask = folded(mask)
+        attended = _inserted(
             graph,
             node.target,
             folded(query),
@@ -182,13 +186,27 @@ def _in_four_dimensions(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
             **node.kwargs,
         )
         if lead:
-            sizes = [n if isinstance(n, int) else -1 for n in node.meta["val"].shape]
-            out = _inserted(graph, torch.ops.aten.reshape.default, made, sizes)
+            rows = [_size(graph, attended, d) for d in (-3, -2, -1)]
+            sizes = [*(size(d) for d in range(len(lead))), *rows]
+            out = _inserted(graph, torch.ops.aten.reshape.default, attended, sizes)
         else:
-            out = _inserted(graph, torch.ops.aten.squeeze.dim, made, 0)
+            out = _inserted(graph, torch.ops.aten.squeeze.dim, attended, 0)
     out.meta = {**node.meta, "val": out.meta["val"]}
     node.replace_all_uses_with(out)
     graph.erase_node(node)
+
+
+def _are_same(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    """Whether two sizes are one number or one expression; unlike ``==`` it guards nothing."""
+    return str(a) == str(b)
+
+
+def _size(graph: torch.fx.Graph, x: torch.fx.Node, dim: int) -> int | torch.fx.Node:
+    """Size ``dim`` of ``x``; a new node that reads it where it is open."""
+    found: int | torch.SymInt = x.meta["val"].shape[dim]
+    if isinstance(found, int):
+        return found
+    return _inserted(graph, torch.ops.aten.sym_size.int, x, x.meta["val"].dim() + dim)
 
 
 def _inserted(
@@ -196,7 +214,7 @@ def _inserted(
 ) -> torch.fx.Node:
     """A new node that calls ``target`` on the result of ``source``."""
     node = graph.call_function(target, (source, *rest), options)
-    values = [x.meta["val"] if isinstance(x, torch.fx.Node) else x for x in (source, *rest)]
+    values = torch.fx.map_arg((source, *rest), lambda x: x.meta["val"])
     node.meta = {**source.meta, "val": target(*values, **options)}
     return node
 
