@@ -81,4 +81,5 @@ CASE = Case(
     build,
     example_inputs,
     dynamic={"x": {0: Dim("batch")}},
+    left=0.306,
 )

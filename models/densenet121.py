@@ -107,4 +107,5 @@ CASE = Case(
     build,
     example_inputs,
     dynamic={"x": {0: Dim("batch")}},
+    left=0.323,
 )

@@ -136,4 +136,5 @@ CASE = Case(
     build,
     example_inputs,
     dynamic={"images": {0: Dim("batch")}},
+    left=0.254,
 )

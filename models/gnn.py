@@ -105,4 +105,5 @@ CASE = Case(
     build,
     example_inputs,
     dynamic={"x": {0: Dim("nodes")}, "edge_index": {1: Dim("edges")}},
+    left=0.311,
 )

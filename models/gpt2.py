@@ -130,4 +130,5 @@ CASE = Case(
     build,
     example_inputs,
     dynamic={"input_ids": {0: Dim("batch"), 1: Dim("length", max=255)}},
+    left=0.333,
 )

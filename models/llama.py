@@ -179,4 +179,5 @@ CASE = Case(
     build,
     example_inputs,
     dynamic={"input_ids": {0: Dim("batch"), 1: Dim("length", max=4096)}},
+    left=0.325,
 )

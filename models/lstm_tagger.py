@@ -51,4 +51,5 @@ CASE = Case(
     build,
     example_inputs,
     dynamic={"tokens": {0: Dim("batch")}},
+    left=0.271,
 )

@@ -118,4 +118,5 @@ CASE = Case(
     build,
     example_inputs,
     dynamic={"input_ids": {0: Dim("batch"), 1: Dim("length")}},
+    left=0.308,
 )

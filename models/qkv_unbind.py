@@ -47,4 +47,5 @@ CASE = Case(
     build,
     example_inputs,
     dynamic={"x": {0: Dim("batch"), 1: Dim("length")}},
+    left=0.280,
 )

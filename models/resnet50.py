@@ -97,4 +97,5 @@ CASE = Case(
     build,
     example_inputs,
     dynamic={"x": {0: Dim("batch")}},
+    left=0.274,
 )

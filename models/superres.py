@@ -63,4 +63,5 @@ CASE = Case(
     build,
     example_inputs,
     dynamic={"x": {0: Dim("batch"), 2: Dim("height"), 3: Dim("width")}},
+    left=0.259,
 )

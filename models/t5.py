@@ -193,4 +193,5 @@ CASE = Case(
         "attention_mask": {0: _BATCH, 1: _SOURCE},
         "decoder_input_ids": {0: _BATCH, 1: _TARGET},
     },
+    left=0.326,
 )

@@ -88,4 +88,5 @@ CASE = Case(
     build,
     example_inputs,
     dynamic={"mel": {0: Dim("batch"), 2: Dim("time")}},
+    left=0.285,
 )

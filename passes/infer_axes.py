@@ -74,6 +74,9 @@ def infer(axes: Axes, node: Node, constant: bool) -> None:
         if any(v is not None and v.type.shape is None for v in node.inputs):
             raise Unsupported("a tensor of unknown rank")
         entry.rule(axes, node)
+        for value in node.outputs:
+            if value.axes is None or len(value.axes) != len(value.type.shape or value.axes):
+                raise ValueError(f"it gives {value} the axes {value.axes}")
         if entry.creates and entry.resize is None:
             axes.opened[node.out.name] = None
     except (Unsupported, GraphError) as why:  # the latter for a tensor of unknown rank

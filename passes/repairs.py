@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from irprune import passes
 from irprune.base.entry_points import load_entry_points
+from irprune.base.extension import check_dataclass, check_methods, check_name, is_again
 from irprune.base.near import meant
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
@@ -37,10 +38,16 @@ R = TypeVar("R", bound=type[Repair])
 
 
 def repair(name: str) -> Callable[[R], R]:
-    """Register a repair under ``name``. Raises ValueError where the name is taken."""
+    """Register a repair under ``name``.
+
+    Raises TypeError for what is no frozen dataclass with ``run`` and the fields of a ``Repair``,
+    and ValueError where the name is taken by another class."""
+    check_name("repair", name)
 
     def register(made: R) -> R:
-        if name in _REPAIRS:
+        check_methods(made, "repair", name, {"run": ("graph",)})
+        check_dataclass(made, "repair", name, ("original", "calibration"))
+        if name in _REPAIRS and not is_again(made, _REPAIRS[name]):
             raise ValueError(f"repair {name!r} is declared twice")
         _REPAIRS[name] = made
         return made

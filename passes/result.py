@@ -28,6 +28,10 @@ class PassResult:
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.changed, bool):
+            raise TypeError(f"changed is {self.changed!r}: a PassResult begins with True or False")
+        if not isinstance(self.notes, tuple) or not all(isinstance(n, str) for n in self.notes):
+            raise TypeError(f"notes are {self.notes!r}: a PassResult takes a tuple of texts")
         object.__setattr__(self, "data", MappingProxyType(dict(self.data)))
 
     def __bool__(self) -> bool:

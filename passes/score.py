@@ -15,17 +15,19 @@ import numpy as np
 
 from irprune.analysis.blocks import blocks_of
 from irprune.analysis.widths import carriers_of
+from irprune.base.extension import is_users, users_code
 from irprune.base.near import meant
 from irprune.choice.patterns import NamePatterns
 from irprune.criteria import Importance, Scores, criteria, named
 from irprune.criteria.measured import measured, set_apart
 from irprune.criteria.normalise import NORMALISERS, normalised
 from irprune.criteria.readings import Readings, readings_of
-from irprune.errors import IrpruneError, gist, users_line
+from irprune.errors import IrpruneError, users_line
 from irprune.ir.axis import Axis
 from irprune.ir.graph import Graph
 from irprune.ir.group import Group, groups_of
 from irprune.ir.size import probe_of
+from irprune.ir.text import to_text
 from irprune.ops.arrays import as_tensor
 from irprune.passes.result import PassResult
 
@@ -92,8 +94,13 @@ class Score:
         spared = self._spared(graph, free) if self.calibration is not None else {}
         groups = [g for g in free if g.axis not in spared]
         blocks = blocks_of(graph)
+        given = to_text(graph) if is_users(criterion) else ""
         with self._named(criterion):
             made = self._scores(criterion, graph, groups, blocks)
+            made = {leaf: np.asarray(scores, np.float64) for leaf, scores in made.items()}
+        if given and to_text(graph) != given:
+            name = type(criterion).__name__
+            raise IrpruneError(f"{name} changed the graph", "score", "a criterion reads it alone")
         for leaf, scores in made.items():
             _check_shape(leaf, scores, groups, blocks)
             if not np.isfinite(scores).all():
@@ -145,22 +152,12 @@ class Score:
             files.put("all", {g.name: as_tensor(made[g.axis]) for g in groups if g.axis in made})
         return made
 
-    @contextlib.contextmanager
-    def _named(self, criterion: Importance) -> Iterator[None]:
-        """What the user's own criterion or loss raises becomes one line with its place."""
-        own = not type(criterion).__module__.startswith("irprune.")
-        try:
-            yield
-        except IrpruneError:
-            raise
-        except Exception as failed:
-            place = users_line(failed)
-            if not place or not (own or self.loss is not None):
-                raise  # a fault of irprune
-            name = type(criterion).__name__ if own else "loss"
-            raise IrpruneError(
-                f"{name} fails: {gist(failed)}", place, "it must run on what it is given"
-            ) from failed
+    def _named(self, criterion: Importance) -> contextlib.AbstractContextManager[None]:
+        """What the user's own criterion or loss raises becomes one line with its place; a fault of
+        irprune stays what it is."""
+        if is_users(criterion):
+            return users_code(type(criterion).__module__, type(criterion).__name__)
+        return contextlib.nullcontext() if self.loss is None else _loss()
 
     def _spared(self, graph: Graph, groups: list[Group]) -> dict[Axis, None]:
         """Groups that a choice by ``keep``, ``ratios`` and ``prefer`` will leave whole: they match
@@ -187,6 +184,18 @@ class Score:
                 if v is not None and k in has
             }
         return named(self.importance, p=self.p, reduce=self.reduce, seed=self.seed, **data)
+
+
+@contextlib.contextmanager
+def _loss() -> Iterator[None]:
+    """What passed through a line of the user's is a fault of the loss."""
+    try:
+        yield
+    except Exception as failed:
+        if isinstance(failed, IrpruneError) or not users_line(failed):
+            raise
+        with users_code("", "loss"):
+            raise
 
 
 def _check_shape(leaf: Axis, scores: Any, groups: list[Group], blocks: Mapping[Axis, Axis]) -> None:

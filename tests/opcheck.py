@@ -285,6 +285,8 @@ def check(case: Case, dynamic: bool = False) -> Built:
     built = build(case, dynamic)
     _check_sizes(built)
     free = free_leaves(built)
+    if not dynamic and case.sample.free is None:
+        raise Refused(f"{case}: the sample does not say free={len(free)}; {_picture(built)}")
     if not dynamic and len(free) != case.sample.free:
         raise Refused(
             f"{case}: {len(free)} free axes {free}, the sample says {case.sample.free}; {_picture(built)}"

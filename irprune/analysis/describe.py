@@ -37,7 +37,7 @@ def describe(graph: Graph) -> tuple[tuple[GroupLine, ...], tuple[GroupLine, ...]
         if lookup(node) is None:
             unruled.setdefault(
                 node.op,
-                f"{node.where}; its axes are frozen, a rule would go into irprune/ops/aten/",
+                f"{node.where}; its axes are frozen (docs/guides/operator.md: how to write a rule)",
             )
     return tuple(free), tuple(frozen), unruled
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from irprune.api.user_code import import_place
 from irprune.errors import IrpruneError
+from irprune.ops.registry import load_table
 
 __all__ = ["load_extensions"]
 
@@ -15,7 +16,10 @@ __all__ = ["load_extensions"]
 def load_extensions(files: Iterable[str | Path]) -> None:
     """Import ``files``, Python files or dotted names of modules. Raises IrpruneError for what
     cannot be imported."""
-    for file in files:
+    given = list(files)
+    if given:
+        load_table()  # so that what is declared twice is theirs
+    for file in given:
         place = str(file)
         if "/" in place and not place.endswith(".py"):
             raise IrpruneError(

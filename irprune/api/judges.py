@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from irprune.api.candidate import Candidate
 from irprune.api.model_form import form_of
-from irprune.api.user_code import users_code
+from irprune.base.extension import users_code
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import as_numpy

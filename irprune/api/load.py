@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from irprune.api.libraries import LIBRARIES, Maker, library
-from irprune.api.user_code import import_place, must_be_file, users_code
+from irprune.api.user_code import import_place, must_be_file
 from irprune.base.entry_points import entry_point
+from irprune.base.extension import users_code
 from irprune.base.memory import memory_budget
 from irprune.base.near import meant
 from irprune.base.quiet import quiet

@@ -106,11 +106,18 @@ class Option:
 
 
 def declared(cls: type) -> dict[str, Option]:
-    """The options that the TypedDict ``cls`` declares, its bases' first."""
+    """The options that the TypedDict ``cls`` declares, its bases' first. Raises TypeError for one
+    that is not declared by an ``Option``, or whose default is none of what it takes."""
     out = {}
     for name, hint in get_type_hints(cls, include_extras=True).items():
-        (option,) = hint.__metadata__
-        out[name] = replace(option, name=name, type=hint.__origin__)
+        own = [x for x in getattr(hint, "__metadata__", ()) if isinstance(x, Option)]
+        if len(own) != 1:
+            raise TypeError(f"option {name} is declared as Annotated[type, Option(default, help)]")
+        if not own[0].fits(own[0].default):
+            raise TypeError(
+                f"option {name}: its default is {own[0].default!r}; it takes {own[0].takes}"
+            )
+        out[name] = replace(own[0], name=name, type=hint.__origin__)
     return out
 
 

@@ -12,7 +12,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from irprune.api.user_code import callable_at, users_code
+from irprune.api.user_code import callable_at
+from irprune.base.extension import users_code
 from irprune.choice.budget import flat_budget
 from irprune.criteria import Importance
 from irprune.errors import IrpruneError, gist, option

@@ -7,6 +7,7 @@ original on the calibration data, before and after. One that does not lower it i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,16 +16,18 @@ from typing import Any
 
 import torch
 
+from irprune.base.extension import is_users, users_code
 from irprune.base.near import meant
 from irprune.choice.plan import Plan
 from irprune.criteria.readings import Readings
 from irprune.criteria.relevance import relevance
 from irprune.errors import IrpruneError
 from irprune.ir.dtype import is_half
-from irprune.ir.graph import Graph
+from irprune.ir.graph import Graph, Weight
 from irprune.ir.size import probe_of
 from irprune.ir.text import to_text
 from irprune.passes.repairs import repair_of, repairs
+from irprune.passes.result import PassResult
 from irprune.run.batch import Batch, split_rows
 from irprune.run.calibration import Calibration
 from irprune.run.difference import channel_dims, square_off, units
@@ -149,8 +152,14 @@ class _Steps:
             own["judge"] = self.judge.error
         if "relevance" in has and "relevance" not in own:
             own["relevance"] = relevance(self.original, self.data)
-        with within_part(f"{number}-{name}"):
+        before = to_text(self.cut)
+        with within_part(f"{number}-{name}"), _named(kind, name):
             result = kind(self.original, self.data, **own).run(self.cut)
+        self._check(result, name, held)
+        if to_text(self.cut) != before:
+            raise IrpruneError(
+                f"repair {name!r} changed the graph", "", "it may change weights alone"
+            )
         self.notes += result.notes
         now = self._judged(f"{number}") if result.changed else self.error
         if not now <= self.error and result.changed:
@@ -163,6 +172,28 @@ class _Steps:
             self.error = now
             self.done.append(name)
 
+    def _check(self, result: object, name: str, held: Mapping[Weight, Any]) -> None:
+        """Raises IrpruneError where a repair did not say what it did, or changed a shape."""
+        told = "return PassResult(True) or PassResult(False) of irprune.passes"
+        if not isinstance(result, PassResult):
+            raise IrpruneError(f"repair {name!r} returned {result!r}", "", told)
+        for weight, load in held.items():
+            if weight.load is load:
+                continue
+            if not result.changed:
+                raise IrpruneError(
+                    f"repair {name!r} said that nothing changed, but a weight did",
+                    weight.name,
+                    told,
+                )
+            shape, made = tuple(weight.type.known), tuple(weight.load().shape)
+            if shape != made:
+                raise IrpruneError(
+                    f"repair {name!r} changed the shape {list(shape)} to {list(made)}",
+                    weight.name,
+                    "it may change values alone",
+                )
+
     def _judged(self, when: str) -> float:
         """How far the cut graph is off, or was in an earlier run."""
         known = None if self.files is None else self.files.get(when)
@@ -173,6 +204,13 @@ class _Steps:
         if self.files is not None:
             self.files.put(when, [made, self.judge.samples])
         return made
+
+
+def _named(kind: type, name: str) -> contextlib.AbstractContextManager[None]:
+    """What a repair of the user's own raises becomes one line with its place."""
+    if is_users(kind):
+        return users_code(kind.__module__, f"repair {name!r}")
+    return contextlib.nullcontext()
 
 
 def _noise(original: Graph, limits: tuple[float, float] | None, notes: list[str]) -> Calibration:

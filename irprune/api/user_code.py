@@ -1,20 +1,18 @@
-"""The user's own code: a module at a file's path or of a dotted name, a callable in it, and what
-it raises as one line."""
+"""The user's own code: a module at a file's path or of a dotted name, and a callable in it."""
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from irprune.errors import IrpruneError, gist, users_line
 
-__all__ = ["callable_at", "import_place", "must_be_file", "users_code"]
+__all__ = ["callable_at", "import_place", "must_be_file"]
 
 
 def must_be_file(path: Path) -> None:
@@ -65,19 +63,6 @@ def import_place(place: str, hint: str) -> ModuleType:
             users_line(broken) or place,
             "it must import on its own",
         ) from broken
-
-
-@contextlib.contextmanager
-def users_code(place: str, what: str) -> Iterator[None]:
-    """What the user's own code raises becomes one line, with the line that it came from."""
-    try:
-        yield
-    except IrpruneError:
-        raise
-    except Exception as failed:
-        raise IrpruneError(
-            f"{what} fails: {gist(failed)}", users_line(failed) or place, "it must run on its own"
-        ) from failed
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irprune.base.entry_points import load_entry_points
+from irprune.base.extension import check_dataclass, check_methods, check_name, is_again
 from irprune.base.near import meant
 from irprune.errors import IrpruneError
 from irprune.ir.axis import Axis
@@ -50,16 +51,21 @@ class Importance(Protocol):
 CRITERIA: dict[str, Callable[..., Importance]] = {}
 _REFUSING: dict[str, None] = {}
 _LOADED: list[str] = []
-C = TypeVar("C", bound=Callable[..., Importance])
+C = TypeVar("C", bound=type[Importance])
 
 
 def criterion(name: str, refuses_nan: bool = False) -> Callable[[C], C]:
     """Register a criterion under ``name``; ``refuses_nan`` says that it reads every matrix and
-    kernel of a free group, and raises IrpruneError for a NaN there. Raises ValueError where the
-    name is taken."""
+    kernel of a free group, and raises IrpruneError for a NaN there.
+
+    Raises TypeError for what is no frozen dataclass with ``scores`` and defaults, and ValueError
+    where the name is taken by another class."""
+    check_name("criterion", name)
 
     def register(made: C) -> C:
-        if name in CRITERIA:
+        check_methods(made, "criterion", name, {"scores": ("graph", "groups", "blocks")})
+        check_dataclass(made, "criterion", name)
+        if name in CRITERIA and not is_again(made, CRITERIA[name]):
             raise ValueError(f"criterion {name!r} is declared twice")
         CRITERIA[name] = made
         if refuses_nan:

@@ -7,6 +7,7 @@ help."""
 from __future__ import annotations
 
 import builtins
+import inspect
 import re
 import sys
 import typing
@@ -22,8 +23,10 @@ __all__ = [
     "Option",
     "Pass",
     "fitted",
+    "has_fitting_default",
     "help_of",
     "is_pass",
+    "is_thawed",
     "name_of",
     "options_of",
     "type_name",
@@ -57,6 +60,29 @@ def is_pass(thing: object) -> bool:
         return False
     frozen: bool = getattr(thing, "__dataclass_params__").frozen  # noqa: B009 - set by the decorator
     return frozen and callable(getattr(thing, "run", None))
+
+
+def is_thawed(cls: type) -> bool:
+    """Whether ``cls`` was meant as a pass, since it has ``run(graph)``, and is no frozen
+    dataclass."""
+    run = vars(cls).get("run")
+    if not inspect.isfunction(run) or is_pass(cls) or getattr(cls, "_is_protocol", False):
+        return False
+    return list(inspect.signature(run).parameters)[1:] == ["graph"]
+
+
+def has_fitting_default(option: Option) -> bool:
+    """Whether the default of an option that a pipeline string can give is of its type."""
+    if option.required or not option.settable:
+        return True
+    given = option.default
+    if isinstance(given, Collection) and not isinstance(given, (str, Mapping)):
+        given = list(given)  # as a pipeline string has it
+    try:
+        fitted(dict(given) if isinstance(given, Mapping) else given, option.type)
+    except TypeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,17 @@ from typing import Any
 
 from irprune import passes
 from irprune.base.near import meant
-from irprune.driver.passes import Pass, fitted, is_pass, name_of, options_of, type_name, written
+from irprune.driver.passes import (
+    Pass,
+    fitted,
+    has_fitting_default,
+    is_pass,
+    is_thawed,
+    name_of,
+    options_of,
+    type_name,
+    written,
+)
 from irprune.driver.read import PassCall, read_pipeline
 from irprune.errors import IrpruneError, gist, users_line
 
@@ -34,8 +44,16 @@ class Registry:
     pipelines: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def add(self, cls: type, source: str) -> None:
-        """Take a pass in; a name taken twice raises IrpruneError."""
+        """Take a pass in. Raises IrpruneError for a name taken twice and for a default that does
+        not fit its type."""
         name = name_of(cls)
+        for option in options_of(cls).values():
+            if not has_fitting_default(option):
+                raise IrpruneError(
+                    f"{cls.__name__}: the default of {option.name} is {option.default!r}",
+                    source,
+                    f"its type says {type_name(option.type)}",
+                )
         if name in self.passes and self.passes[name] is not cls:
             raise IrpruneError(
                 f"two passes are called {name!r}",
@@ -45,8 +63,22 @@ class Registry:
         self.passes[name], self.sources[name] = cls, source
 
     def add_module(self, module: ModuleType, source: str) -> list[str]:
-        """Take in the passes that ``module`` defines; returns their names."""
-        own = [x for x in vars(module).values() if is_pass(x) and x.__module__ == module.__name__]
+        """Take in the passes that ``module`` defines; returns their names. Raises IrpruneError for
+        a class that runs and is no frozen dataclass."""
+        defined = [
+            x
+            for x in vars(module).values()
+            if isinstance(x, type) and x.__module__ == module.__name__
+        ]
+        for cls in defined:
+            is_base = any(cls in x.__mro__[1:] for x in defined)
+            if is_thawed(cls) and not is_base:
+                raise IrpruneError(
+                    f"{cls.__name__} is no frozen dataclass",
+                    source,
+                    "a pass has @dataclass(frozen=True) and run(self, graph) -> PassResult",
+                )
+        own = [x for x in defined if is_pass(x)]
         for cls in own:
             self.add(cls, source)
         return [name_of(cls) for cls in own]

@@ -49,9 +49,13 @@ _NONE = object()  # the default of an argument that must be given
 
 @cache
 def overload(target: str) -> Any:
-    """The torch operator ``aten.name.overload`` (or of another namespace)."""
+    """The torch operator ``aten.name.overload`` (or of another namespace). Raises
+    AttributeError where there is none."""
     space, name, variant = target.split(".")
-    return getattr(getattr(getattr(torch.ops, space), name), variant)
+    try:
+        return getattr(getattr(getattr(torch.ops, space), name), variant)
+    except AttributeError as missing:
+        raise AttributeError(f"torch has no operator {target}") from missing
 
 
 @cache

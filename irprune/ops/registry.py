@@ -239,19 +239,31 @@ def op(
     doc: str = "",
     **rest: Any,
 ) -> Op:
-    """Declare an operator; a name or spelling declared twice raises ValueError.
+    """Declare an operator.
 
     ``rule`` as a string is a signature; ``fixed`` lists its letters that may not change size,
     ``sizes`` binds letters to integer attributes and ``roles`` marks letters (``{"g": "group"}``).
     ``family`` is the heading of the printed table; files bind it once with ``functools.partial``.
+
+    Raises ValueError for a name or spelling declared twice, for a signature that cannot be read or
+    does not say what is multiplied, and for a text where several are to be given; TypeError for a
+    field that ``Op`` does not have.
     """
     signature = None
     if isinstance(rule, str):
         signature = Signature(
             rule, fixed=tuple(fixed.split()), sizes=dict(sizes or {}), roles=dict(roles or {})
         )
+        if "macs" not in rest and not signature.counts:
+            raise ValueError(
+                f"operator {name!r}: {signature.text!r} does not say how often is multiplied: "
+                "give macs="
+            )
         rest.setdefault("macs", signature.macs)
         rule = signature.rule
+    for told, given in (("aten", aten), ("onnx", onnx), ("samples", rest.get("samples", ()))):
+        if isinstance(given, (str, Sample)):
+            raise ValueError(f"operator {name!r}: {told} is {given!r}: give a tuple, ({given!r},)")
     aten_map = dict(aten) if isinstance(aten, Mapping) else {a: {} for a in aten}
     onnx_map = dict(onnx) if isinstance(onnx, Mapping) else dict.fromkeys(onnx)
     entry = Op(
@@ -264,13 +276,20 @@ def op(
         doc=doc,
         **rest,
     )
-    for table, keys in ((TABLE, [name]), (_ATEN, entry.aten), (_ONNX, entry.onnx)):
+    for target in entry.aten:
+        if target.count(".") != 2 or ":" in target:
+            raise ValueError(
+                f"operator {name!r}: {target!r} is no overload, as in mylib.gate.default"
+            )
+    places = ((TABLE, [name]), (_ATEN, entry.aten), (_ONNX, entry.onnx))
+    for table, keys in places:
         for key in keys:
             if key in table:
                 raise ValueError(
                     f"operator {key!r} is declared twice: in {table[key].name!r} and in {name!r}"
                 )
-            table[key] = entry
+    for table, keys in places:
+        table.update(dict.fromkeys(keys, entry))
     return entry
 
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from numbers import Real
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from irprune.base.entry_points import load_entry_points
+from irprune.base.extension import check_methods, check_name, is_again, is_users, users_code
 from irprune.base.near import meant
 from irprune.errors import IrpruneError
 
@@ -49,17 +52,44 @@ class Metric:
 
 METRICS: dict[str, Metric] = {}
 _LOADED: list[str] = []
+_CLASSES: dict[str, object] = {}
 M = TypeVar("M", bound=Callable[[], Meter])
 
 
+class _Users:
+    """A meter of the user's own: what it raises becomes one line."""
+
+    def __init__(self, name: str, made: Callable[[], Meter]) -> None:
+        self.name = f"metric {name!r}"
+        with users_code(made.__module__, self.name):
+            self.own = made()
+
+    def add(self, inputs: Mapping[str, Array], ours: Arrays, theirs: Arrays) -> None:
+        with users_code("", self.name):
+            self.own.add(inputs, ours, theirs)
+
+    def value(self) -> float:
+        with users_code("", self.name):
+            made = self.own.value()
+        if not isinstance(made, Real):
+            raise IrpruneError(f"{self.name} gave {made!r}", "", "its value is one number")
+        return float(made)
+
+
 def metric(name: str, higher: bool = True) -> Callable[[M], M]:
-    """Register a class of meters under ``name``; its docstring says what it measures. Raises
-    ValueError where the name is taken."""
+    """Register a class of meters under ``name``; its docstring says what it measures.
+
+    Raises TypeError for what is no class of meters, made without arguments, and ValueError where
+    the name is taken by another class."""
+    check_name("metric", name)
 
     def register(made: M) -> M:
-        if name in METRICS:
+        check_methods(made, "metric", name, {"add": ("inputs", "ours", "theirs"), "value": ()})
+        if name in METRICS and not is_again(made, _CLASSES[name]):
             raise ValueError(f"metric {name!r} is declared twice")
-        METRICS[name] = Metric(name, " ".join((made.__doc__ or "").split()), higher, made)
+        meter = partial(_Users, name, made) if is_users(made) else made
+        METRICS[name] = Metric(name, " ".join((made.__doc__ or "").split()), higher, meter)
+        _CLASSES[name] = made
         return made
 
     return register

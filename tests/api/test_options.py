@@ -18,7 +18,7 @@ import irprune
 from irprune import api
 from irprune.analysis.cost import MEASURES
 from irprune.api.declarations import OPTIONS, REPLAY, STEP, PruneOptions
-from irprune.api.option import Option, declared, documented
+from irprune.api.option import Flag, Option, declared, documented
 from irprune.cli import prune as command
 from irprune.errors import IrpruneError
 from irprune.passes.choose import Choose
@@ -28,15 +28,13 @@ UNSAID = {"loss", "progress", "dynamic_shapes"}  # a command line has no functio
 UNSAID |= {"trust"}  # what reads a model declares it, for every command
 _JUDGED, _FOUND = ["--calibration", "data"], {"calibration": "data"}
 DATA = ["--calibration", "data"]
-SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what prune is told
+# flag -> what is written, and what prune is told; where a flag reads a text, or goes with others
+READ: dict[str, tuple[list[str], Any]] = {
     "--keep-indices": (
         [str(Path(__file__).parent / "indices.json")],
         {"keep_indices": {"w1.weight:0": [0, 2]}},
     ),
-    "--masks": ([], {"keep_indices": "masks"}),
-    "--dead": ([], {"keep_indices": "dead"}),
     "--quantize": (["int8"], {"quantize": "int8"}),
-    "--fp16": ([], {"quantize": "fp16"}),
     "--ratio": (["0.3"], {"ratio": 0.3}),
     "--macs": (["0.5"], {"budget": {"macs": 0.5}}),
     "--params": (["1000"], {"budget": {"params": 1000.0}}),
@@ -44,26 +42,14 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--activation": (["0.5"], {"budget": {"activation": 0.5}}),
     "--latency": (["3ms"], {"budget": {"latency": "3ms"}}),
     "--importance": (["fpgm"], {"importance": "fpgm"}),
-    "--scope": (["global"], {"scope": "global"}),
     "--keep": (["head*"], {"keep": ("head*",)}),
     "--ratio-of": (["a*=0.25"], {"ratios": {"a*": 0.25}}),
     "--round-to": (["aligned"], {"round_to": "aligned"}),
-    "--min-channels": (["4"], {"min_channels": 4}),
     "--max-ratio": (["0.75"], {"max_ratio": 0.75}),
-    "--prefer": (["head_dim"], {"prefer": "head_dim"}),
-    "--no-per-block": ([], {"per_block": False}),
-    "--drop-blocks": ([], {"drop_blocks": True}),
     "--low-rank": (["--macs", "0.5"], {"low_rank": True, "budget": {"macs": 0.5}}),
     "--low-rank-of": (["fc*=16"], {"low_rank": {"fc*": 16}}),
     "--rotate": (DATA, {"rotate": True, "calibration": "data"}),
-    "--no-drop-blocks": ([], {"drop_blocks": False}),
-    "--reduce": (["max"], {"reduce": "max"}),
-    "--normalise": (["lamp"], {"normalise": "lamp"}),
     "--seed": (["7", "--importance", "random"], {"seed": 7, "importance": "random"}),
-    "--threads": (["2"], {"threads": 2}),
-    "--no-proof": ([], {"proof": False}),
-    "--proof-gradients": ([], {"proof": "gradients"}),
-    "--strict": ([], {"strict": True}),
     "--device": (["cpu"], {"device": "cpu"}),
     "--ranks": (["1"], {"ranks": 1}),
     "--dynamic": (["batch"], {"dynamic": "batch"}),
@@ -74,14 +60,10 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
     "--resize": (["256x320", *DATA], {"resize": (256, 320), "calibration": "data"}),
     "--crop": (["0.875", *DATA], {"crop": 0.875, "calibration": "data"}),
     "--pixels": (["-1..1", *DATA], {"pixels": (-1.0, 1.0), "calibration": "data"}),
-    "--no-bench": ([], {"bench": False}),
     "--resume": (["kept.jsonl"], {"resume": "kept.jsonl"}),
     "--memory": (("8GB",), {"memory": "8GB"}),
     "--divisible-by": (("heads=4",), {"divisible_by": {"heads": 4}}),
-    "--no-calibration": ([], {"calibration": False}),
     "--repair": (["bias"], {"repair": ("bias",)}),
-    "--uniform": ([], {"uniform": True}),
-    "--per-layer": ([], {"uniform": False}),
     "--max-drop": (["1%", "--calibration", "data"], {"max_drop": "1%", "calibration": "data"}),
     "--target-metric": (["20", *_JUDGED], {"target_metric": 20.0, **_FOUND}),
     "--metric": (
@@ -103,6 +85,22 @@ SAID: dict[str, tuple[list[str], Any]] = {  # flag -> what is written, and what 
         {"trials": "t.json", "max_drop": "0.1", **_FOUND},
     ),
 }
+
+
+def said(own: Option, flag: Flag) -> tuple[list[str], Any]:
+    """What is written to say ``flag``, and what prune is told: as ``READ`` has it, or as follows
+    from the declaration."""
+    if flag.name in READ:
+        return READ[flag.name]
+    if flag.constant is not None:
+        return [], {own.name: flag.constant}
+    if isinstance(flag.type, tuple):
+        return [flag.type[0]], {own.name: flag.type[0]}
+    assert flag.type in (int, float), f"{flag.name} reads a text: give READ an example of it"
+    return ["3"], {own.name: flag.type(3)}
+
+
+SAID = {flag.name: said(own, flag) for own in OPTIONS.values() for flag in own.flags}
 
 
 # -- the signature and its docstring ---------------------------------------------------------------
@@ -159,6 +157,25 @@ def test_a_declaration_is_all_that_a_signature_needs() -> None:
     assert '    colour (str): The colour. Default: "blue".' in (call.__doc__ or "").splitlines()
     with pytest.raises(IrpruneError, match="colour is 3; it takes a colour"):
         found["colour"].check(3)
+
+
+def test_a_declaration_that_cannot_be_right_is_refused() -> None:
+    class Bare(PruneOptions, total=False):
+        """Not declared by an Option."""
+
+        colour: str
+
+    class Wrong(PruneOptions, total=False):
+        """Of another type than its default."""
+
+        colour: Annotated[
+            str, Option(3, "The colour.", fits=lambda x: isinstance(x, str), takes="a colour")
+        ]
+
+    with pytest.raises(TypeError, match="option colour is declared as Annotated"):
+        declared(Bare)
+    with pytest.raises(TypeError, match="option colour: its default is 3; it takes a colour"):
+        declared(Wrong)
 
 
 # -- the checks ------------------------------------------------------------------------------------
@@ -260,7 +277,9 @@ def told(monkeypatch: pytest.MonkeyPatch, *argv: str) -> dict[str, Any]:
 
 def test_every_option_that_a_command_line_can_say_has_a_flag() -> None:
     assert {name for name, option in OPTIONS.items() if not option.flags} == UNSAID
-    assert {flag.name for option in OPTIONS.values() for flag in option.flags} == set(SAID)
+    flags = [flag.name for option in OPTIONS.values() for flag in option.flags]
+    assert len(flags) == len(SAID), "a flag is declared twice"
+    assert set(READ) <= set(flags)
     assert [flag.key for flag in OPTIONS["budget"].flags] == [*MEASURES, "latency"]
     given = {p.opts[0] for p in command.prune.params if isinstance(p, click.Option)} - {"--trust"}
     own = {"-o", "--input", "--pretrained", "--plan", "--json", "-q", "-v"}

@@ -243,6 +243,10 @@ def test_a_pass_in_any_file_joins() -> None:
     assert not run(graph, [made])
 
 
+_DATA = "import dataclasses\n\n@dataclasses.dataclass"
+_FROZEN = f"{_DATA}(frozen=True)"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -252,6 +256,16 @@ def test_a_pass_in_any_file_joins() -> None:
         (
             "import dataclasses\n\n@dataclasses.dataclass(frozen=True)\nclass Slice:\n    def run(self, graph): return False\n",
             "two passes are called 'slice'",
+        ),
+        ("class Mine:\n    def run(self, graph): ...\n", "Mine is no frozen dataclass"),
+        (f"{_DATA}\nclass Mine:\n    def run(self, graph): ...\n", "Mine is no frozen dataclass"),
+        (
+            f"{_FROZEN}\nclass Mine:\n    n: int = 'a'\n    def run(self, graph): ...\n",
+            "Mine: the default of n is 'a'",
+        ),
+        (
+            f"{_FROZEN}\nclass Mine:\n    n: int = None\n    def run(self, graph): ...\n",
+            "Mine: the default of n is None",
         ),
     ],
 )
@@ -263,6 +277,19 @@ def test_a_file_that_holds_no_pass_says_so(tmp_path: Path, text: str, says: str)
     assert caught.value.what.startswith(says) and str(path) in caught.value.where
     with pytest.raises(IrpruneError, match="no such file"):
         standard([tmp_path / "none.py"])
+
+
+def test_a_base_of_passes_is_none_itself(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    base = "class Base:\n    def run(self, graph): ...\n\n"
+    path.write_text(f"{base}{_FROZEN}\nclass Mine(Base):\n    n: int | None = None\n")
+    assert "mine" in standard([path]).passes and "base" not in standard([path]).passes
+
+
+@pytest.mark.parametrize(("changed", "notes"), [(1, ()), (True, "told"), (False, [1])])
+def test_a_result_that_says_nothing_is_refused(changed: object, notes: object) -> None:
+    with pytest.raises(TypeError, match=r"a PassResult (begins with True|takes a tuple of texts)"):
+        PassResult(changed, notes)  # type: ignore[arg-type]
 
 
 def test_installed_packages_offer_passes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from irprune.frontend.torch.build import canonical_target
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.call import overload
-from irprune.ops.registry import TABLE, Arg, Cut, Op, Sample, load_table, spelling
+from irprune.ops.onnx.importer import sampled, spell
+from irprune.ops.registry import TABLE, Arg, Cut, Op, Sample, load_table, op, spelling
 
 CASES = list(cases())
 COMMON = (Path(__file__).parents[1] / "data" / "common_aten.txt").read_text().split()
@@ -99,6 +101,50 @@ def test_common_overload_has_a_rule(target: str) -> None:
     if target.startswith("aten."):
         target = canonical_target(overload(target))
     assert spelling("aten", target) is not None, f"no rule for {target}"
+
+
+# -- declarations that cannot be right are refused at once -----------------------------------------
+
+_TBC = "t n i, k i o, o -> u n o"
+_GATE = "mylib.gate.default"
+DECLARED_WRONG: list[tuple[str, dict[str, Any], str]] = [
+    ("n c, c = n c", {}, "is no signature"),
+    ("n (c, c -> n c", {}, r"'\(' in 'n \(c' says nothing"),
+    ("n c -> n c", {"fixed": "nc"}, "fixed names nc, which"),
+    ("n c -> n c", {"roles": {"g": "group"}}, "roles names g"),
+    ("n c -> n c", {"sizes": {"x": "groups"}}, "sizes names x"),
+    (_TBC, {"fixed": "t k"}, "does not say how often is multiplied: give macs="),
+    ("*d -> *d", {"aten": _GATE}, rf"aten is '{_GATE}': give a tuple"),
+    ("*d -> *d", {"aten": ("mylib::gate",)}, "is no overload, as in"),
+    ("*d -> *d", {"onnx": "Gate"}, "onnx is 'Gate': give a tuple"),
+    ("*d -> *d", {"samples": Sample((Arg((2, 3)),))}, "samples is Sample"),
+    ("*d -> *d", {"aten": (_GATE, "relu.default")}, "'aten.relu.default' is declared twice"),
+]
+
+
+@pytest.mark.parametrize(("rule", "more", "told"), DECLARED_WRONG)
+def test_a_declaration_that_cannot_be_right_is_refused(
+    rule: str, more: dict[str, Any], told: str
+) -> None:
+    load_table()
+    with pytest.raises(ValueError, match=told):
+        op("mylib_gate", rule, **more)
+    assert "mylib_gate" not in TABLE and spelling("aten", _GATE) is None
+
+
+def test_spellings_of_what_there_is_not_are_refused() -> None:
+    load_table()
+    with pytest.raises(
+        ValueError, match=r"GlobalLpPool: .*no entry 'vector_nrm'; did you mean vector"
+    ):
+        spell("vector_nrm", "GlobalLpPool")
+    with pytest.raises(ValueError, match=r"samples of 'GlobalLpPol', which is not spelled"):
+        sampled("GlobalLpPol")
+
+
+def test_an_overload_that_torch_lacks_is_named() -> None:
+    with pytest.raises(AttributeError, match=r"torch has no operator aten\.conv_tbcc\.default"):
+        overload("aten.conv_tbcc.default")
 
 
 # -- the check itself: rules that are wrong on purpose must be refused -----------------------------

@@ -474,7 +474,7 @@ def test_a_repair_in_a_file_of_its_own_is_called_by_its_name(
     pruned = irprune.prune(model, (x,), repair="doubled", calibration=x)
     assert pruned.report.repair is not None and "told" in pruned.report.repair.notes
     with pytest.raises(ValueError, match="declared twice"):
-        repairs_module.repair("doubled")(Doubled)
+        repairs_module.repair("doubled")(repairs_module.repair_of("bias"))
     with pytest.raises(IrpruneError, match=r"no repair is called 'tripled' .*doubled"):
         irprune.prune(model, (x,), repair="tripled", calibration=x)
 

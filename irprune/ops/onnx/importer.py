@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from irprune.base.moved import renamed
+from irprune.base.near import meant
 from irprune.ir.body import Body
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size
@@ -221,9 +222,15 @@ def spell(
     """Declare that ONNX operators ``targets`` are read into ``entries``; without ``read``: same
     operands, no attributes.
 
-    Raises ValueError for an operator spelled twice and KeyError for an entry that the table lacks.
+    Raises ValueError for an operator spelled twice and for an entry that the table lacks.
     """
     names = (entries,) if isinstance(entries, str) else tuple(entries)
+    for name in names:
+        if name not in TABLE:
+            load_table()  # the caller lies outside of it
+        if name not in TABLE:
+            hint = meant(name, TABLE, "import the file that declares it first")
+            raise ValueError(f"{', '.join(targets)}: the table has no entry {name!r}; {hint}")
     for target in targets:
         if target in SPELLINGS:
             raise ValueError(
@@ -247,8 +254,13 @@ def use(
 
 def sampled(targets: str, *samples: Sample) -> None:
     """Give each of the operators ``targets`` (words) these samples for the generated tests. Raises
-    KeyError for an operator that is not spelled."""
+    ValueError for an operator that is not spelled."""
     for target in targets.split():
+        if target not in SPELLINGS:
+            load_table()
+        if target not in SPELLINGS:
+            hint = meant(target, SPELLINGS, "spell it first")
+            raise ValueError(f"samples of {target!r}, which is not spelled; {hint}")
         made = SPELLINGS[target]
         SPELLINGS[target] = replace(made, samples=(*made.samples, *samples))
 

@@ -26,7 +26,7 @@ class Unsupported(Exception):
     the reason."""
 
 
-_TOKEN = re.compile(r"\(([^)]*)\)|(\*?\w+)|(\?)")
+_TOKEN = re.compile(r"\(([\w\s+]+)\)|(\*?\w+)|(\?)")
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,9 @@ def _parse_side(text: str) -> tuple[_Operand, ...]:
             else:
                 kind = "sum" if "+" in inside else "product"
                 dims.append(_Dim(tuple(inside.replace("+", " ").split()), kind))
+        rest = _TOKEN.sub("", part).strip()
+        if rest:
+            raise ValueError(f"{rest!r} in {part.strip()!r} says nothing about a dimension")
         operands.append(_Operand(tuple(dims), optional))
     return tuple(operands)
 
@@ -78,17 +81,43 @@ class Signature:
     """A parsed signature; ``rule`` and ``macs`` are what an ``Op`` needs of it.
 
     ``fixed`` letters freeze (a name without star covers the letters it spreads to), ``sizes`` binds
-    a letter to an integer attribute of the node, ``roles`` marks letters."""
+    a letter to an integer attribute of the node, ``roles`` marks letters. Raises ValueError for a
+    text that is no signature, and for letters that it does not have."""
 
     text: str
     fixed: tuple[str, ...] = ()
     sizes: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        has = {x for side in self.sides for o in side for d in o.dims for x in d.letters}
+        told = {"fixed": self.fixed, "sizes": self.sizes, "roles": self.roles}
+        for name, letters in told.items():
+            strange = [x for x in letters if x not in has and x.rstrip("0123456789") not in has]
+            if strange:
+                raise ValueError(
+                    f"{name} names {', '.join(strange)}, which {self.text!r} does not have"
+                )
+
     @cached_property
     def sides(self) -> tuple[tuple[_Operand, ...], tuple[_Operand, ...]]:
-        left, right = self.text.split("->")
+        left, arrow, right = self.text.partition("->")
+        if not arrow or "->" in right:
+            raise ValueError(f"{self.text!r} is no signature: operands -> results")
         return _parse_side(left), _parse_side(right)
+
+    @cached_property
+    def counts(self) -> bool:
+        """Whether the letters say how often is multiplied. They do not where the result has
+        dimensions of its own and an operand ones that it shares with nothing, as a window has."""
+        left, right = (
+            [{x for d in o.dims for x in d.letters} for o in side] for side in self.sides
+        )
+        met = [x for operand in left for x in operand if x not in ("_", "1")]
+        made = {x for result in right for x in result if x not in ("_", "1")}
+        gone = [x for x in met if x not in made]
+        once = [x for x in gone if met.count(x) == 1]
+        return made <= set(met) or not once or len(once) == len(gone)
 
     def _is_fixed(self, letter: str) -> bool:
         return letter in self.fixed or letter.rstrip("0123456789") in self.fixed
