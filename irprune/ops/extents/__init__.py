@@ -50,14 +50,16 @@ def _loaded() -> dict[str, Extents]:
 def extents_of(node: Node) -> Extents | None:
     """The function for the operator of ``node``; None where there is none.
 
-    Operators whose axis rule is broadcasting, and products that are said in letters, need none of
-    their own."""
+    Operators whose axis rule is a signature or broadcasting, and products that are said in letters,
+    need none of their own."""
     found = _loaded().get(node.op)
     entry = lookup(node)
     if found is not None or entry is None:
         return found
     if entry.letters is not None:
         return products.by_letters
+    if entry.signature is not None:
+        return products.by_signature
     return pointwise.elementwise if entry.rule is broadcast else None
 
 

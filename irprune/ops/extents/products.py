@@ -9,7 +9,7 @@ from irprune.ops.extents import extents
 from irprune.ops.extents.helpers import broadcast
 from irprune.ops.registry import lookup
 
-__all__ = ["by_letters"]
+__all__ = ["by_letters", "by_signature"]
 
 
 def by_letters(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
@@ -23,6 +23,13 @@ def by_letters(node: Node, sizes: OpenSizes) -> list[tuple[Size, ...]]:
         for s, x in zip(value.shape, letters, strict=True) if value is not None else ():
             size[x] = sizes.broadcast(size[x], s) if x in size else s
     return [tuple(size.get(x, 1) for x in result)]
+
+
+def by_signature(node: Node, sizes: OpenSizes) -> list[tuple[Size | None, ...]]:
+    """What the letters of a signature say."""
+    entry = lookup(node)
+    assert entry is not None and entry.signature is not None
+    return entry.signature.shapes(node, sizes.broadcast)
 
 
 @extents("scaled_dot_product_attention")

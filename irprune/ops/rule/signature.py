@@ -10,7 +10,7 @@ a larger letter broadcasts."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -74,6 +74,14 @@ def _parse_side(text: str) -> tuple[_Operand, ...]:
             raise ValueError(f"{rest!r} in {part.strip()!r} says nothing about a dimension")
         operands.append(_Operand(tuple(dims), optional))
     return tuple(operands)
+
+
+def _size(d: _Dim, size: Mapping[str, Size]) -> Size | None:
+    """The size of a dimension whose letters have these sizes; None where one is not known."""
+    if "_" in d.letters or any(x not in size for x in d.letters):
+        return None
+    parts = [size[x] for x in d.letters]
+    return sum(parts[1:], parts[0]) if d.kind == "sum" else product(parts)
 
 
 @dataclass(frozen=True)
@@ -210,6 +218,42 @@ class Signature:
                 else:
                     out.append(axes.frozen(s, f"positions of {node.op}"))
             value.axes = tuple(out)
+
+    def shapes(
+        self, node: Node, meet: Callable[[Size, Size], Size]
+    ) -> list[tuple[Size | None, ...]]:
+        """The shape of each result, from the sizes of the operands.
+
+        Args:
+            node: A use of the operator; the ranks of its results are known.
+            meet: The size of a letter that stands at two sizes.
+
+        Returns:
+            A shape for each result, with None for sizes that the letters do not say; nothing where
+            an operand does not fit.
+        """
+        left, right = self.sides
+        size: dict[str, Size] = {x: node.attrs[a] for x, a in self.sizes.items()}
+        pairs: list[tuple[Size, _Dim]] = []
+        for operand, value in zip(left, node.inputs, strict=False):
+            dims = operand.spread(value.rank) if value is not None else []
+            if value is not None and len(dims) != value.rank:
+                return []
+            pairs += zip(value.shape if value is not None else (), dims, strict=True)
+        for s, d in pairs:
+            if len(d.letters) == 1:
+                x = d.letters[0]
+                size[x] = meet(size[x], s) if x in size else s
+        for s, d in pairs:
+            unknown = [x for x in d.letters if x not in size]
+            known = [size[x] for x in d.letters if x in size]
+            if len(unknown) == 1:
+                whole = s // product(known) if d.kind == "product" else s - sum(known)
+                size[unknown[0]] = whole
+        return [
+            tuple(_size(d, size) for d in operand.spread(value.rank))
+            for operand, value in zip(right, node.outputs, strict=False)
+        ]
 
     def _join(self, axes: Axes, letters: Mapping[str, Axis], d: _Dim) -> Axis:
         if len(d.letters) == 1:
