@@ -8,7 +8,7 @@ from irprune.ir.group import groups_of
 from irprune.ir.selection import Selection
 from irprune.ops.registry import draws
 
-__all__ = ["cut_apart", "judged_share", "not_judged"]
+__all__ = ["cut_apart", "judged_share", "not_judged", "without"]
 
 _MOST = 0.5
 _NAMED = 2  # widths, of those that are not judged
@@ -34,6 +34,15 @@ def cut_apart(graph: Graph, kept: Selection) -> set[Axis]:
             dropped = (x for w in same for a in w.axes or () for x in leaves(a) if kept.changes(x))
             out |= {find(x) for x in dropped}
     return out
+
+
+def without(graph: Graph, kept: Selection, axes: set[Axis]) -> Selection:
+    """``kept`` without ``axes``, and without those that weights stored once are then cut apart in:
+    two uses that are cut alike no longer are where one of them is whole again."""
+    left = {a: k for a, k in kept.choice.items() if a not in axes}
+    part = Selection(left, {a: h for a, h in kept.within.items() if a in left})
+    apart = cut_apart(graph, part)
+    return without(graph, part, apart) if apart else part
 
 
 def judged_share(graph: Graph, kept: Selection, judged: Selection) -> float:

@@ -23,7 +23,7 @@ from irprune.run.interpret import evaluate, symbols_of
 from irprune.run.oracle import Presence
 from irprune.run.typed_load import TypedLoad
 from irprune.validate.judge import Judged, zeroed
-from irprune.validate.judge_share import cut_apart
+from irprune.validate.judge_share import without
 
 # How often a run ends where the first axis is spoilt: the width of a transformer is, by its first
 # norm, and all that comes after it need not run
@@ -49,7 +49,7 @@ def judgeable(
     """
     if any(map(draws, graph.nodes)):
         return Judged(Selection({}))
-    part, whole = _without(kept, cut_apart(graph, kept)), frozenset[str]()
+    part, whole = without(graph, kept, set()), frozenset[str]()
     # Once an axis is whole again other numbers come to what follows: a maximum that was above 0,
     # which zeros do not change, may be below it
     tries = 0
@@ -62,7 +62,7 @@ def judgeable(
             continue
         if not search.spoilt:
             return Judged(part, whole)
-        part, tries = _without(part, search.spoilt), tries + 1
+        part, tries = without(graph, part, search.spoilt), tries + 1
 
 
 def silenced_and_judgeable(
@@ -85,7 +85,7 @@ def silenced_and_judgeable(
     Returns:
         The outputs of the graph, and the part.
     """
-    part, whole = _without(kept, cut_apart(graph, kept)), frozenset[str]()
+    part, whole = without(graph, kept, set()), frozenset[str]()
     while True:
         search = _Search(graph, kept, Judged(part, whole), at_once=False)
         try:
@@ -93,12 +93,7 @@ def silenced_and_judgeable(
         except _Divides as divides:
             whole |= divides.weights
             continue
-        return made, Judged(_without(part, search.spoilt), whole)
-
-
-def _without(kept: Selection, axes: set[Axis]) -> Selection:
-    left = {a: k for a, k in kept.choice.items() if a not in axes}
-    return Selection(left, {a: h for a, h in kept.within.items() if a in left})
+        return made, Judged(without(graph, part, search.spoilt), whole)
 
 
 class _Spoilt(Exception):

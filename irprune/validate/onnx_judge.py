@@ -16,7 +16,7 @@ from irprune.ir.axis import Axis, find, leaves
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.selection import Selection
 from irprune.ops.registry import lookup, quantised_in, readers_of, role_of
-from irprune.validate.judge_share import cut_apart
+from irprune.validate.judge_share import without
 from irprune.validate.onnx_driven import take_branches
 
 __all__ = ["judgeable_parts", "zeroed_model"]
@@ -36,7 +36,7 @@ def judgeable_parts(
     Returns:
         The choice without the other axes; nothing where a result is drawn at random.
     """
-    spoilt = cut_apart(graph, kept)
+    spoilt: set[Axis] = set()
     for node in graph.nodes:
         entry = lookup(node)
         if entry is not None and entry.random:
@@ -48,8 +48,7 @@ def judgeable_parts(
             for x in _dropped(v, kept)
         }
         spoilt |= set(asked.get(node, ())) - held
-    left = {a: k for a, k in kept.choice.items() if a not in spoilt}
-    return Selection(left, {a: h for a, h in kept.within.items() if a in left})
+    return without(graph, kept, spoilt)
 
 
 def _multiplies(node: Node, i: int) -> bool:

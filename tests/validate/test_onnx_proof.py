@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnx_models import info, model_of, node, tensor
 
 import irprune
 from irprune.errors import IrpruneError
@@ -255,3 +256,25 @@ def _products() -> onnx.ModelProto:
     return onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
     )
+
+
+def test_two_uses_of_one_array_that_are_cut_alike() -> None:
+    """One of them is then not judged, by the product with a transposed copy; nor is the other,
+    since zeros in the array stand in both."""
+    model = model_of(
+        [
+            node("MatMul", "x w", "a"),
+            node("Relu", "a", "b"),
+            node("Transpose", "w", "t", perm=[1, 0]),
+            node("MatMul", "b t", "c"),
+            node("MatMul", "c w", "d"),
+            node("MatMul", "d v", "y"),
+        ],
+        [info("x", "n", 8)],
+        [info("y", "n", 4)],
+        [tensor("w", 8, 16), tensor("v", 16, 4)],
+    )
+    kept = [2, 3, 5, 6, 7, 8, 11, 15]
+    pruned = irprune.prune(model, keep_indices={"w:1": kept, "v:0": kept})
+    proof = pruned.report.proof
+    assert proof is not None and proof.passed and pruned.report.params.left == 0.5
