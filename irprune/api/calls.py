@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from irprune.analysis.describe import describe
@@ -50,6 +51,7 @@ from irprune.run.session import providers_for
 if TYPE_CHECKING:
     from irprune.api.latency_search import Latency
     from irprune.api.trials import Trials
+    from irprune.frontend.capture import Model
 
 __all__ = ["apply_plan", "groups", "made_by", "prune"]
 
@@ -69,7 +71,7 @@ def groups(graph: Graph) -> list[Group]:
 
 @documented(OPTIONS)
 def prune(
-    model: Any,
+    model: Model,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     **options: Unpack[PruneOptions],
@@ -354,8 +356,8 @@ _DECIDES = ("score", "low-rank", "choose")
 
 @documented(REPLAY)
 def apply_plan(
-    model: Any,
-    plan: Any,
+    model: Model,
+    plan: Plan | Mapping[str, Any] | str | Path,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     **options: Unpack[ReplayOptions],

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "Pruned"]
 
+M = TypeVar("M", bound="torch.nn.Module")
 FORMATS = ("irprune", "hf", "genai", "openvino", "tensorrt")
 
 
@@ -541,7 +542,7 @@ class Pruned:
         self.report.notes.extend(notes)
         self._describe(folder)
 
-    def fill(self, module: torch.nn.Module) -> torch.nn.Module:
+    def fill(self, module: M) -> M:
         """Copy the pruned values into a module of the same names and shapes, such as one that was
         made on the meta device, sharded by ``fully_shard`` and given memory by ``to_empty``: each
         rank fills its part.
@@ -559,7 +560,7 @@ class Pruned:
 
         return fill(module, self.module)
 
-    def apply_to(self, model: torch.nn.Module) -> torch.nn.Module:
+    def apply_to(self, model: M) -> M:
         """Make the same cut in the user's own instance: parameters, buffers and attributes that
         hold sizes. An optimizer is to be made afterwards. The report's notes name
         attributes that still hold an old size.
@@ -576,16 +577,14 @@ class Pruned:
         notes: list[str] = []
         low_rank, rotation = self.report.low_rank, self.report.rotation
         with in_two(self.graph, low_rank, model), in_basis(self.graph, rotation, model):
-            made = backend_of(self.graph).apply_to(
-                model, self.graph, self.cut, self._refitted, notes
-            )
-        if rotation is not None and rotation.replaces_norms and is_pretrained(made):
+            backend_of(self.graph).apply_to(model, self.graph, self.cut, self._refitted, notes)
+        if rotation is not None and rotation.replaces_norms and is_pretrained(model):
             notes.append(
                 "the config does not say that layer norms take no mean: save_pretrained of this "
                 "instance writes what does not load; pruned.save does"
             )
         self.report.notes += [note for note in notes if note not in self.report.notes]
-        return made
+        return model
 
     @property
     def _refitted(self) -> bool:

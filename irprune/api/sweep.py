@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from irprune.analysis.cost import MEASURES, Costs
 from irprune.api.agreement import check_same, same_scores
@@ -32,6 +32,9 @@ from irprune.ir.graph import Graph
 from irprune.passes.score import Score
 from irprune.run.ranks import Ranks, together
 
+if TYPE_CHECKING:
+    from irprune.frontend.capture import Model
+
 __all__ = ["sweep"]
 
 _OWN = (
@@ -48,7 +51,7 @@ _OWN = (
 
 
 def sweep(
-    model: Any,
+    model: Model,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,

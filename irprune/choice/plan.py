@@ -114,7 +114,7 @@ class Plan:
         return _recorded(graph, graph.kept)
 
     @staticmethod
-    def read(plan: Any) -> Plan:
+    def read(plan: Plan | Mapping[str, Any] | str | Path) -> Plan:
         """A plan in whatever form it comes.
 
         Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,25 @@ from irprune.ir.graph import Graph
 from irprune.ir.size import Sym
 from irprune.run.ranks import current
 
+if TYPE_CHECKING:
+    import torch
+    from onnx import ModelProto
+    from torch.export import ExportedProgram
+
+    class SurgeonGraph(Protocol):
+        """A graph of onnx-graphsurgeon, which ships no types."""
+
+        nodes: Any
+        opset: Any
+        ir_version: Any
+
+    Model = torch.nn.Module | ExportedProgram | ModelProto | SurgeonGraph | str | Path
+
 __all__ = ["capture", "whole_call"]
 
 
 def capture(
-    model: Any,
+    model: Model,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,

@@ -56,7 +56,7 @@ class Backend(Protocol):
 
     def apply_to(
         self, model: Any, graph: Graph, cut: Graph, repaired: bool, notes: list[str]
-    ) -> nn.Module:
+    ) -> None:
         """The same cut in the user's own ``model``. Raises IrpruneError where that cannot be."""
 
 

@@ -59,7 +59,7 @@ class OnnxBackend:
 
     def apply_to(
         self, model: Any, graph: Graph, cut: Graph, repaired: bool, notes: list[str]
-    ) -> nn.Module:
+    ) -> None:
         """Raises IrpruneError: a file has no instance."""
         raise IrpruneError(
             "there is no instance to cut",

@@ -95,7 +95,7 @@ class TorchBackend:
 
     def apply_to(
         self, model: Any, graph: Graph, cut: Graph, repaired: bool, notes: list[str]
-    ) -> nn.Module:
+    ) -> None:
         """The same cut in the instance ``model``."""
         if not isinstance(model, nn.Module):
             raise IrpruneError(
@@ -103,13 +103,12 @@ class TorchBackend:
                 type(model).__name__,
                 "apply_to takes the nn.Module that was pruned; pruned.module gives a new one",
             )
-        made = apply_to(model, graph, cut, repaired, notes)
-        if is_pretrained(made) and (why := update_config(made, graph, cut, emit_module(cut))):
+        apply_to(model, graph, cut, repaired, notes)
+        if is_pretrained(model) and (why := update_config(model, graph, cut, emit_module(cut))):
             notes.append(
                 f"the config of the instance is that of the original: {why}; what its "
                 "save_pretrained writes does not load: use the folder that pruned.save writes"
             )
-        return made
 
 
 def _tensors_alone(cut: Graph, module: nn.Module) -> tuple[nn.Module, TorchSource]:

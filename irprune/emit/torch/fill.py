@@ -3,6 +3,8 @@ sharded."""
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -11,8 +13,10 @@ from irprune.errors import IrpruneError
 
 __all__ = ["fill"]
 
+M = TypeVar("M", bound=nn.Module)
 
-def fill(module: nn.Module, source: nn.Module) -> nn.Module:
+
+def fill(module: M, source: nn.Module) -> M:
     """Copy parameters and buffers of ``source`` into ``module``, by name; returns ``module``.
 
     Raises IrpruneError, before anything is copied, where names or shapes differ, or a tensor is on
