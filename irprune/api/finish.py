@@ -142,9 +142,13 @@ def _repair(pruned: Pruned, say: Callable[[str], None] | None) -> None:
 
 
 def _nothing(report: Report) -> str:
-    """That no group was cut, and what most of them are frozen or left whole for."""
-    reasons = [g.reason for g in (*report.groups, *report.frozen) if g.reason]
-    most = max(dict.fromkeys(reasons), key=reasons.count, default="there are no groups")
+    """That no group was cut, and what most is frozen or left whole for: of widths in several
+    weights rather than of an input, which stands in one."""
+    held: dict[str, int] = {}
+    for g in (*report.groups, *report.frozen):
+        if g.reason:
+            held[g.reason] = held.get(g.reason, 0) + g.size * len(g.members)
+    most = max(held, key=lambda reason: held[reason], default="there are no groups")
     return f"nothing was cut: {most}"
 
 

@@ -71,3 +71,15 @@ def test_what_cuts_nothing_on_purpose_is_not_told_to_be_no_faster(
 def test_the_report_says_so_too() -> None:
     notes = irprune.prune(looped()).report.notes
     assert notes[0].startswith("nothing was cut: read inside")
+
+
+def test_the_reason_is_that_of_the_widths_and_not_of_an_input() -> None:
+    """Each stands for one group."""
+    nodes = [
+        node("Gemm", "x w1", "a", transB=1),
+        node("Relu", "a", "b"),
+        node("Gemm", "b w2", "y", transB=1),
+    ]
+    tensors = [tensor("w1", 64, 8), tensor("w2", 4, 64)]
+    model = model_of(nodes, [info("x", 1, 8)], [info("b", 1, 64), info("y", 1, 4)], tensors)
+    assert irprune.prune(model).report.notes[0] == "nothing was cut: graph output 'b'"
