@@ -11,6 +11,7 @@ from onnx import numpy_helper
 from irprune.emit.onnx.file import without_arrays
 from irprune.frontend.onnx.closed import close_branches
 from irprune.frontend.onnx.file import Loader
+from irprune.frontend.onnx.proto import dense
 from irprune.frontend.onnx.source import onnx_source
 from irprune.ir.dtype import is_float
 from irprune.ir.graph import Graph, Weight
@@ -33,6 +34,9 @@ def shaken_model(
     model = onnx.ModelProto()
     model.CopyFrom(source.model)
     take_branches(model, graph)
+    for sparse in model.graph.sparse_initializer:
+        model.graph.initializer.append(numpy_helper.from_array(dense(sparse), sparse.values.name))
+    del model.graph.sparse_initializer[:]
     model.ir_version = max(model.ir_version, 4)  # before, every initializer had to be an input
     own = seeds(graph, seed)
     moved: dict[str, onnx.TensorProto] = {}

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_models import decorated, info, int64, model_of, node, numbers, proven, shapes, tensor
 from shared import analysed_file, cut_file
 
+import irprune
 from irprune.emit.onnx.emitter import emit_onnx, write_onnx
 from irprune.frontend.onnx.file import locations
 from irprune.frontend.onnx.reader import capture_onnx
@@ -48,6 +49,23 @@ def test_only_what_pruning_changed_is_edited() -> None:
     assert restored.SerializeToString(deterministic=True) == expected.SerializeToString(
         deterministic=True
     )
+
+
+def test_a_sparse_initializer_is_cut_and_one_that_is_not_stays() -> None:
+    up, down = numbers("up").standard_normal((8, 16)), tensor("w2", 16, 4)
+    up[up < 0.5] = 0
+    at = np.flatnonzero(up)
+    values = numpy_helper.from_array(up.ravel()[at].astype(np.float32), "w1")
+    indices = numpy_helper.from_array(at.astype(np.int64), "w1_at")
+    nodes = [node("MatMul", "x w1", "a"), node("Relu", "a", "b"), node("MatMul", "b w2", "y")]
+    model = model_of(nodes, [info("x", "n", 8)], [info("y", "n", 4)], [down])
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [8, 16]))
+    cut = irprune.prune(model, ratio=0.5)
+    assert cut.report.proof is not None and cut.report.proof.shaken is not None
+    made = emit_onnx(cut.cut).graph
+    assert not made.sparse_initializer and {t.name for t in made.initializer} == {"w1_pruned", "w2"}
+    whole = emit_onnx(irprune.prune(model, ratio=0.0).cut).graph
+    assert [t.values.name for t in whole.sparse_initializer] == ["w1"]
 
 
 def test_the_model_given_is_not_changed() -> None:

@@ -40,6 +40,7 @@ from irprune.ops.registry import is_unread
 __all__ = ["Emitter", "emit_onnx", "write_onnx"]
 
 Array = NDArray[Any]
+_REMADE = {"node", "initializer", "sparse_initializer", "value_info", "input"}  # of a file's graph
 
 
 def emit_onnx(graph: Graph) -> onnx.ModelProto:
@@ -393,7 +394,7 @@ class Emitter:
         calls, branches, old = self.source.calls, self.source.branches, self.source.given
         out = onnx.ModelProto()
         _copy_fields(old, out, {"graph", "functions"})
-        _copy_fields(old.graph, out.graph, {"node", "initializer", "value_info", "input"})
+        _copy_fields(old.graph, out.graph, _REMADE)
         out.graph.name = out.graph.name or "graph"  # a valid file names it
         self._keep_output_names()
         alive = self._alive(placed)
@@ -418,6 +419,11 @@ class Emitter:
                     self.replaced[t.name] if t.name in self.replaced else self._as_it_was(t)
                 )
         out.graph.initializer.extend(t for name, t in self.added.items() if name in kept)
+        out.graph.sparse_initializer.extend(
+            s
+            for s in old.graph.sparse_initializer
+            if s.values.name in kept or not self.reads.get(s.values.name)
+        )
         stored = {t.name for t in out.graph.initializer}
         for v in old.graph.input:
             if v.name not in self.tensors or v.name in stored:

@@ -134,7 +134,14 @@ def _global(name: str) -> Any:
     return read
 
 
+def _global_norm(node: OnnxNode) -> Step:
+    made = _global("vector_norm")(node)
+    attrs = {"ord": float(node.attrs.get("p", 2)), **made.attrs}
+    return Step(made.op, made.operands, attrs, made.types)
+
+
 spell("mean", "GlobalAveragePool", read=_global("mean"))
+spell("vector_norm", "GlobalLpPool", read=_global_norm)
 spell("amax", "GlobalMaxPool", read=_global("amax"))
 
 # -- resampling ------------------------------------------------------------------------------------
@@ -355,7 +362,8 @@ sampled(
 sampled("MaxPool AveragePool", use(_X, free=2, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1))
 sampled("MaxPool", use(_X, free=2, kernel_shape=[2, 2], dilations=[2, 1]))
 sampled("AveragePool", use(_X, free=2, kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1))
-sampled("GlobalAveragePool GlobalMaxPool", use(_X, free=4))
+sampled("GlobalAveragePool GlobalMaxPool GlobalLpPool", use(_X, free=4))
+sampled("GlobalLpPool", use(Arg((2, 6, 5)), free=3, p=3))
 sampled("Upsample", use(_X, Arg((4,), values=(1, 1, 2, 2)), free=2, opset=9, mode="linear"))
 sampled(
     "Resize",
