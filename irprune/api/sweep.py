@@ -51,7 +51,7 @@ _OWN = (
 
 
 def sweep(
-    model: Model,
+    model: Model | None,
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -70,7 +70,7 @@ def sweep(
     """Every combination of criteria, scopes and budgets, judged.
 
     Args:
-        model: As for ``irprune.prune``.
+        model: As for ``irprune.prune``; None where ``load`` makes it.
         args: The positional arguments of an example call.
         kwargs: Its keyword arguments.
         importance: Criteria, as ``irprune.prune`` takes one; ``"default"`` is its default.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,35 +65,35 @@ def capture(
     Raises:
         IrpruneError: For what cannot be captured.
     """
-    kind = _kind(model)
+    kind, given = _kind(model), cast("Any", model)
     if kind == "surgeon":
         from irprune.frontend.onnx.surgeon import from_surgeon
 
-        model = from_surgeon(model)
+        given = from_surgeon(given)
         kind = "onnx"
     if kind == "onnx":
         from irprune.frontend.onnx.reader import capture_onnx
 
-        graph = capture_onnx(model, _values(kwargs or {}))
+        graph = capture_onnx(given, _values(kwargs or {}))
         _bind_sizes(graph, args, kwargs or {})
         return graph
     if kind == "pt2":
         from irprune.frontend.torch.program_file import load_program
 
-        model = load_program(Path(model), trust)
+        given = load_program(Path(given), trust)
         kind = "program"
     if kind == "program":
         from irprune.frontend.torch.export import from_exported
 
-        return from_exported(model)
+        return from_exported(given)
     _check_call(model, kwargs)
     if isinstance(args, (str, bytes)) or not isinstance(args, Sequence):
         args = (args,)  # a single tensor
-    graph = capture_module(model, tuple(args), kwargs, dynamic_shapes, method, dynamic)
+    graph = capture_module(given, tuple(args), kwargs, dynamic_shapes, method, dynamic)
     from irprune.frontend.torch.fake_quantise import fake_quantisers
     from irprune.frontend.torch.source import torch_source
 
-    if fake_quantisers(model):
+    if fake_quantisers(given):
         graph.notes.append(
             "proven without the rounding of its fake quantisers; apply_to cuts them in the instance, "
             "which trains on and is converted"

@@ -132,3 +132,31 @@ def test_a_number_that_cancels_is_no_fault() -> None:
     torch.manual_seed(0)
     proof = irprune.prune(Flow().eval(), (torch.randn(4, 16),), ratio=0.5).report.proof
     assert proof is not None and proof.passed
+
+
+def chosen_by_mask(net: Net, h: Tensor) -> Tensor:
+    return torch.cat([h[..., net.even], h[..., torch.arange(12, device=h.device) % 2 == 1]], -1)
+
+
+def test_a_mask_that_is_stored_picks_at_every_size() -> None:
+    """How many it picks follows from what is stored, as it does for a list of indices."""
+    model = net(chosen_by_mask)
+    model.register_buffer("even", torch.arange(12) % 2 == 0)
+    x = torch.randn(2, 3, 6)
+    graph = irprune.capture(model, (x,), method="trace")
+    assert all(not isinstance(s, int) for s in graph.inputs[0].shape[:2])
+    pruned = irprune.prune(model, (x,), ratio=0.5)
+    other = torch.randn(5, 1, 6)
+    assert pruned.report.params.left < 0.9 and pruned.module(other).shape == (5, 1, 4)
+    whole = irprune.prune(model, (x,), ratio=0.0).module
+    assert torch.allclose(whole(other), model(other), atol=1e-6)
+
+
+def test_a_mask_of_the_input_picks_as_many_as_it_says() -> None:
+    model = net(lambda net, h: h[h.sum(-1) > 0])
+    x = torch.randn(2, 3, 6)
+    module = irprune.prune(model, (x,), ratio=0.0).module
+    for seed in range(3):
+        torch.manual_seed(seed)
+        other = torch.randn(2, 3, 6)
+        assert torch.allclose(module(other), model(other), atol=1e-6)

@@ -134,9 +134,7 @@ def test_a_declaration_that_cannot_be_right_is_refused(
 
 def test_spellings_of_what_there_is_not_are_refused() -> None:
     load_table()
-    with pytest.raises(
-        ValueError, match=r"MyPool: .*no entry 'vector_nrm'; did you mean vector"
-    ):
+    with pytest.raises(ValueError, match=r"MyPool: .*no entry 'vector_nrm'; did you mean vector"):
         spell("vector_nrm", "MyPool")
     with pytest.raises(ValueError, match=r"samples of 'GlobalLpPol', which is not spelled"):
         sampled("GlobalLpPol")

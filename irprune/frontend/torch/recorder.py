@@ -86,6 +86,27 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
             return (leaf,)
         raise Declined(f"forward returns a {type(leaf).__name__}")
 
+    def _at_known_masks(self, func: Any, args: Any) -> Any:
+        """The arguments of an index, with positions in place of masks that follow from constants;
+        None where there are none."""
+        if func is not torch.ops.aten.index.Tensor:
+            return None
+        places: list[Any] = []
+        known = False
+        for index in args[1]:
+            if index is None or index.dtype not in (torch.bool, torch.uint8):
+                places.append(index)
+                continue
+            try:
+                at = self._known(torch.ops.aten.nonzero.default, [self._read(index)[1]], {})
+            except LookupError:  # as large as the values say
+                places.append(index)
+                continue
+            known = True
+            with self:
+                places += at.unbind(1)
+        return (args[0], places) if known else None
+
     def __torch_dispatch__(
         self,
         func: Any,
@@ -128,6 +149,9 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
             except LookupError as why:
                 if func in READS or func is torch.ops.aten.is_nonzero.default:
                     return self._number(func, fakes, values, named, str(why))
+                if (placed := self._at_known_masks(func, args)) is not None:
+                    with self:
+                        return func(*placed)
                 if self.decisions.by_example:
                     return self._by_example(func, fakes, own, values, named)
                 made = self._sized(func, fakes, own)
