@@ -160,3 +160,14 @@ def test_a_mask_of_the_input_picks_as_many_as_it_says() -> None:
         torch.manual_seed(seed)
         other = torch.randn(2, 3, 6)
         assert torch.allclose(module(other), model(other), atol=1e-6)
+
+
+def test_a_layer_that_is_mapped_over_the_batch_is_cut() -> None:
+    """torch.export leaves transforms of torch.func in its program."""
+    model = net(lambda net, h: h)
+    model.between = lambda net, h: torch.vmap(lambda row: row * net.token)(h)  # type: ignore[method-assign]
+    x = torch.randn(2, 6)
+    pruned = irprune.prune(model, (x,), ratio=0.5)
+    assert pruned.report.proof is not None and pruned.report.params.left < 0.6
+    whole = irprune.prune(model, (x,), ratio=0.0).module
+    assert torch.allclose(whole(x), model(x), atol=1e-6)

@@ -116,7 +116,7 @@ def _source(trace: str | None) -> str:
 
 def functionalised(program: ExportedProgram) -> ExportedProgram:
     """The program as it is where its in-place operators can be renamed away, else as torch
-    functionalises it; autocast becomes casts."""
+    functionalises it; autocast becomes casts, and ``torch.vmap`` what it stands for."""
     aliases = Aliases()
     for node in program.graph.nodes:
         aliases.tick()
@@ -127,6 +127,8 @@ def functionalised(program: ExportedProgram) -> ExportedProgram:
             continue
         target: Any = node.target
         if node.op == "call_function" and str(target) == "wrap_with_autocast" and node.args[2]:
+            return _without(program, {})
+        if getattr(target, "__module__", "") == "torch._functorch.predispatch":
             return _without(program, {})
         schema = getattr(target, "_schema", None) if node.op == "call_function" else None
         source = next(iter(node.all_input_nodes), None)
