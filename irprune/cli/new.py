@@ -21,6 +21,7 @@ Before: ... what the graph is like. After: ... what it is like then.
 
 from dataclasses import dataclass
 
+from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 from irprune.passes import PassResult
@@ -33,6 +34,8 @@ class CLASS:
     least: int = 16
 
     def run(self, graph: Graph) -> PassResult:
+        if graph.axes is None:
+            raise IrpruneError("nothing is analysed", "NAME", "run infer-axes first")
         small = [g for g in groups_of(graph) if not g.frozen and g.size < self.least]
         for group in small:
             graph.axes.freeze(group.axis, f"fewer than {self.least} channels")

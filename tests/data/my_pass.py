@@ -6,6 +6,7 @@ Before: ``axis c0 = 8`` and ``%conv.weight: f32[c0, 3, 3, 3]``. After: ``%conv.w
 
 from dataclasses import dataclass
 
+from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 from irprune.passes import PassResult
@@ -18,6 +19,8 @@ class ProtectSmall:
     least: int = 16
 
     def run(self, graph: Graph) -> PassResult:
+        if graph.axes is None:
+            raise IrpruneError("nothing is analysed", "protect-small", "run infer-axes first")
         small = [
             group for group in groups_of(graph) if not group.frozen and group.size < self.least
         ]

@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import blocks
 
 ROOT = Path(__file__).parents[2]
+GUIDES = {  # a page, and the file on it that a contributor begins with
+    "docs/guides/pass.md": "my_pass.py",
+    "docs/guides/criterion.md": "my_criterion.py",
+    "docs/guides/operator.md": "expand_dims.py",
+    "CONTRIBUTING.md": "repair_rescale.py",
+}
 
 
 def project() -> dict[str, Any]:
@@ -233,18 +240,31 @@ def test_what_is_installed_works(installed: Path, tmp_path: Path) -> None:
     assert Path(where).is_relative_to(installed.parents[1]) and "slice" in "".join(rest)
 
 
+def strictly(installed: Path, folder: Path, *scripts: str) -> str:
+    """What mypy --strict says of scripts in a folder beside the installed package."""
+    heavy = "torch.* onnx.* numpy.* onnxruntime.* safetensors.* click.* rich.*".split()
+    settings = folder / "mypy.ini"
+    settings.write_text("[mypy]\n" + "".join(f"[mypy-{m}]\nfollow_imports = skip\n" for m in heavy))
+    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed)]
+    command += ["--config-file", str(settings), "--cache-dir", str(folder), *scripts]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False).stdout
+
+
+@pytest.mark.parametrize("page", GUIDES)
+def test_what_the_guides_show_is_typed(page: str, installed: Path, tmp_path: Path) -> None:
+    shown = {b.title: b.text for b in blocks((ROOT / page).read_text())}
+    (tmp_path / GUIDES[page]).write_text(shown[GUIDES[page]])
+    said = strictly(installed, tmp_path, GUIDES[page])
+    assert said.startswith("Success"), said
+
+
 def test_a_users_script_is_checked_by_mypy(installed: Path, tmp_path: Path) -> None:
     """What is right passes, each wrong line is found, and a pass is no Any."""
     script = tmp_path / "script.py"
     script.write_text(USER + "\n".join(WRONG) + "\n")
-    heavy = "torch.* onnx.* numpy.* onnxruntime.* safetensors.* click.* rich.*".split()
-    settings = tmp_path / "mypy.ini"
-    settings.write_text("[mypy]\n" + "".join(f"[mypy-{m}]\nfollow_imports = skip\n" for m in heavy))
-    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(installed)]
-    command += ["--config-file", str(settings), "--cache-dir", str(tmp_path), str(script)]
-    made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    made = strictly(installed, tmp_path, "script.py")
     told: dict[int, list[str]] = {}
-    for line in made.stdout.splitlines()[:-1]:
+    for line in made.splitlines()[:-1]:
         file, number, *_ = line.split(":")
         assert file == "script.py", line
         told.setdefault(int(number), []).append(line)
