@@ -80,6 +80,11 @@ class Layer:
         """The array that holds the matrix."""
         return self.stored.weight
 
+    @property
+    def unfolds(self) -> bool:
+        """Whether its rows are windows of the operand, as those of a convolution."""
+        return bool(self.reads[0] != "rows")
+
     def shared(self) -> bool:
         """Whether other nodes, or other operands of this one, read the weight too, or the user
         knows it under several names."""
@@ -264,7 +269,7 @@ def _contraction(node: Node, letters: tuple[list[str], ...]) -> Layer | None:
         stored,
         _bias(node, added[0] if added else None, channel) if channel else None,
         tuple(w.index(a) for a in inner),
-        ("contraction", *to_x, b, k),
+        ("rows", *to_x, b, k),
         lambda t, at=None: _numbered(t.permute(to_x), len(samples), at).reshape(-1, b, k),
         lambda t, at=None: _numbered(t.permute(to_y), len(samples), at).reshape(-1, b, o),
         lambda t: t.permute(to_w).reshape(b, k, o),
@@ -290,7 +295,7 @@ def _convolution(node: Node, geometry: Convolution) -> Layer | None:
         stored,
         _bias(node, geometry.bias, -(weight.rank - 1)),
         (1,),
-        ("conv", *kernel, *_steps(geometry), *geometry.padding, groups),
+        ("windows", *kernel, *_steps(geometry), *geometry.padding, groups),
         lambda x, at=None: _patches(
             x, kernel, geometry.stride, geometry.dilation, geometry.padding, groups, at
         ),
@@ -372,7 +377,7 @@ def _transposed(node: Node, stored: Stored, geometry: Convolution) -> Layer:
         stored,
         _bias(node, geometry.bias, -(n + 1)),
         (0,),
-        ("conv_transpose", *kernel, *_steps(geometry), *padding, groups),
+        ("spread windows", *kernel, *_steps(geometry), *padding, groups),
         rows,
         lambda y, at=None: _numbered(y.movedim(1, -1), n + 1, at).reshape(-1, groups, outs),
         matrix,

@@ -524,7 +524,7 @@ class _Trial:
             layer, frame = reader.layer, reader.frame
             if frame.shift is None or layer is None:
                 continue
-            if layer.reads[0] != "contraction":
+            if layer.unfolds:
                 raise IrpruneError(
                     f"the width {self.made.group.name} cannot be turned: a norm shifts what the "
                     f"convolution {layer.weight.name!r} reads",

@@ -340,7 +340,7 @@ def _summed(
                 if not complete:
                     at = sampled_rows(made.numel() // outs, share, number)
                 _add(grams[i], layer.read(operands, at), node.where)
-                if at is not None and layer.reads[0] == "contraction":  # nothing is unfolded
+                if at is not None and not layer.unfolds:
                     grams[i].saw(layer.read(operands).cpu())
             return made
 

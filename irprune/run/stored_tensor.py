@@ -16,9 +16,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["StoredTensor", "is_stored", "moved", "read", "read_whole"]
+from irprune.ops.torch.dispatched import CONVERT, is_handle
 
-_SAME = (torch.ops.aten.detach.default, torch.ops.aten.alias.default)
+__all__ = ["StoredTensor", "is_stored", "moved", "read", "read_whole"]
 
 
 class StoredTensor(torch.Tensor):
@@ -60,9 +60,9 @@ class StoredTensor(torch.Tensor):
         kwargs = kwargs or {}
         first = args[0] if args else None
         if isinstance(first, StoredTensor):
-            if func in _SAME:
+            if is_handle(func):
                 return StoredTensor(first.read, first.shape, first.dtype, first.device)
-            if func is torch.ops.aten._to_copy.default:
+            if func is CONVERT:
                 return first.converted(kwargs.get("dtype"), kwargs.get("device"))
             if func._schema.is_mutable:
                 raise RuntimeError("a tensor that is read from a file cannot be written to")

@@ -17,23 +17,28 @@ from irprune.ops.registry import load_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# What is written as text, or recorded by torch, is called by its name somewhere: why, in one line.
+# Words that are not those of operators, although they are spelled alike: why, in one line.
 ALLOWED = {
-    "irprune/emit/torch/spelling.py": "how each ATen overload is written in Python",
-    "irprune/frontend/torch/build.py": "which composites of ATen may alias is not in their schemas",
-    "irprune/frontend/torch/export.py": "what torch's own passes put in the place of layers is undone",
     "irprune/frontend/torch/program_file.py": "the functions that a size in a stored program may call",
-    "irprune/frontend/torch/by_value.py": "calls that read values, as torch dispatches them",
-    "irprune/frontend/torch/trace.py": "what torch hands on of a small model is looked at",
-    "irprune/frontend/torch/recorder.py": "calls that are no operators, as torch dispatches them",
-    "irprune/frontend/torch/views.py": "writes through a view, by the ATen function that took it",
     "irprune/frontend/torch/size_nodes.py": "comparisons of sizes, by torch's names for them",
+    "irprune/frontend/torch/sizes.py": "the arithmetic of sizes, by sympy's names for it",
     "irprune/ir/open_sizes.py": "the arithmetic of sizes has operators of its own",
     "irprune/ir/size.py": "the arithmetic of sizes has operators of its own",
-    "irprune/run/stored_tensor.py": "what reads no values of a tensor, as torch dispatches it",
+    "irprune/testing/fuzz_inputs.py": "writes models of these operators",
+    "irprune/testing/random_nets.py": "writes models of these layers",
 }
 # names of attributes and variables that hold the name of an operator or of a family
 HOLDERS = {"op", "op_type", "family", "target", "spelled"}
+# methods that ask what a text has in it
+TESTS = set(
+    "startswith endswith removeprefix removesuffix partition split find index count".split()
+)
+# what a node of torch.fx is; not an operator
+FX = {"placeholder", "call_function", "call_module", "get_attr", "output"}
+# modules of torch.nn that compute nothing of their own
+CONTAINERS = set(
+    "Module Parameter Buffer Sequential ModuleList DataParallel DistributedDataParallel".split()
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ def names() -> set[str]:
 
 def _strings(tree: ast.AST) -> list[str]:
     return [
-        n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+        n.value
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and n.value not in FX
     ]
 
 
@@ -79,81 +86,111 @@ def _holds(tree: ast.expr) -> bool:
 
 
 def _constants(tree: ast.Module) -> set[str]:
-    """Module-level names that are bound to strings or containers of strings."""
+    """Names that are bound to strings or containers of strings, in the module, in a class or in a
+    function."""
     out = set()
-    for n in tree.body:
+    for n in ast.walk(tree):
         value = n.value if isinstance(n, (ast.Assign, ast.AnnAssign)) else None
-        if value is not None and _strings(value):
+        if value is not None and _strings(value) and not _holds(value):
             targets = n.targets if isinstance(n, ast.Assign) else [n.target]  # type: ignore[union-attr]
             out |= {t.id for t in targets if isinstance(t, ast.Name)}
     return out
 
 
+def _texts(tree: ast.AST | None) -> list[str]:
+    """The strings that stand in a literal one by one, or as the words of one that is split."""
+    if isinstance(tree, (ast.List, ast.Tuple, ast.Set)):
+        return [t for x in tree.elts for t in _texts(x)]
+    if isinstance(tree, ast.Call) and ast.unparse(tree.func).endswith(("'.split", '".split')):
+        return " ".join(_strings(tree.func)).split()
+    if isinstance(tree, ast.Constant) and isinstance(tree.value, str):
+        return [tree.value]
+    return []
+
+
+def _layers(tree: ast.AST) -> list[str]:
+    """The layers of ``torch.nn`` that an expression names."""
+    return [
+        n.attr
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute)
+        and ast.unparse(n.value).startswith(("nn", "torch.nn"))
+        and n.attr.lstrip("_")[:1].isupper()
+        and n.attr not in CONTAINERS
+    ]
+
+
 def faults(source: str, known: set[str]) -> Iterator[Found]:
     """The places of ``source`` that know operators by name."""
     tree = ast.parse(source)
-    told = _constants(tree)
-
-    def literal(n: ast.expr) -> bool:
-        if isinstance(n, ast.Subscript):
-            return False
-        return bool(_strings(n)) or any(
-            isinstance(x, ast.Name) and x.id in told for x in ast.walk(n)
-        )
-
+    constants = _constants(tree)
     for n in ast.walk(tree):
-        if isinstance(n, ast.Compare):
+        if what := _what(n, known, constants):
+            yield Found(n.lineno, f"{what} {ast.unparse(n)[:100]}")  # type: ignore[attr-defined]
+
+
+def _what(n: ast.AST, known: set[str], constants: set[str]) -> str:
+    """What ``n`` does with the name of an operator; "" where it does nothing with one."""
+
+    def literal(x: ast.expr) -> bool:
+        if isinstance(x, ast.Subscript):
+            return False
+        names = {y.id for y in ast.walk(x) if isinstance(y, ast.Name)}
+        return bool(_strings(x)) or not names.isdisjoint(constants)
+
+    def table(x: ast.expr) -> bool:
+        """Whether it is a literal, or a name that is bound to one."""
+        plain = isinstance(x, (ast.Dict, ast.List, ast.Tuple, ast.Set))
+        return plain or (isinstance(x, ast.Name) and x.id in constants)
+
+    def of_operators(texts: list[str]) -> bool:
+        """Whether most of them name operators, and not all are words that others have as well."""
+        mine = [t for t in texts if t in known]
+        return len(mine) > 2 and len(mine) > len(texts) // 2 and not _WORDS.issuperset(mine)
+
+    match n:
+        case ast.Compare():
             sides = [n.left, *n.comparators]
             if any(map(_holds, sides)) and any(literal(s) and not _holds(s) for s in sides):
-                yield Found(n.lineno, f"compares {ast.unparse(n)}")
-        elif isinstance(n, ast.Match) and _holds(n.subject):
-            yield Found(n.lineno, f"matches {ast.unparse(n.subject)}")
-        elif isinstance(n, ast.Subscript) and isinstance(n.value, ast.Name) and n.value.id in told:
-            if _holds(n.slice):
-                yield Found(n.lineno, f"looks up {ast.unparse(n)}")
-        elif isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute):
-            if n.func.attr in ("startswith", "endswith") and _holds(n.func.value):
-                yield Found(n.lineno, f"tests {ast.unparse(n)}")
-            of = n.func.value
-            table = n.func.attr == "get" and isinstance(of, ast.Name) and of.id in told
-            if table and any(map(_holds, n.args)):
-                yield Found(n.lineno, f"looks up {ast.unparse(n)}")
-        elif isinstance(n, (ast.List, ast.Tuple, ast.Set, ast.Dict)):
-            held = n.keys if isinstance(n, ast.Dict) else n.elts
-            texts = [
-                x.value for x in held if isinstance(x, ast.Constant) and isinstance(x.value, str)
-            ]
-            mine = [t for t in texts if t in known]
-            if len(mine) > 2 and len(mine) > len(held) // 2 and not _plain(mine):
-                yield Found(n.lineno, f"a table of {', '.join(mine[:3])} ...")
-        if isinstance(n, ast.Constant) and isinstance(n.value, str):
-            if n.value in known and n.value.startswith(("aten.", "torchvision.")):
-                yield Found(n.lineno, f"names {n.value}")
-        elif isinstance(n, ast.Attribute) and ast.unparse(n).startswith("torch.ops.aten."):
-            yield Found(n.lineno, f"names {ast.unparse(n)}")
+                return "compares"
+            sizes = "size.op" in map(ast.unparse, sides)  # has words of its own, see ir/size.py
+            named = {t for s in sides for t in _texts(s)} & known - _WORDS
+            return "compares" if (named and not sizes) or any(map(_layers, sides)) else ""
+        case ast.Match() if _holds(n.subject):
+            return "matches"
+        case ast.MatchValue():
+            return "matches" if {*_texts(n.value)} & known - _WORDS else ""
+        case ast.Subscript() if table(n.value) and _holds(n.slice):
+            return "looks up"
+        case ast.Call(func=ast.Attribute(value=of, attr=method)):
+            letters = any(c.isalpha() for a in n.args for t in _strings(a) for c in t)
+            if letters and method in TESTS and _holds(of):
+                return "tests"
+            if letters and ast.unparse(of) == "re" and any(map(_holds, n.args[1:])):
+                return "tests"
+            if method in ("get", "count", "index") and table(of) and any(map(_holds, n.args)):
+                return "looks up"
+            return "is a table:" if of_operators(_texts(n)) else ""
+        case ast.Call(func=ast.Name("isinstance" | "issubclass")):
+            return "tests" if any(map(_layers, n.args[1:])) else ""
+        case ast.Dict(keys, values):
+            columns = ([t for x in column for t in _texts(x)] for column in (keys, values))
+            return "is a table:" if any(map(of_operators, columns)) else ""
+        case ast.List() | ast.Tuple() | ast.Set():
+            layers = [x for x in n.elts if isinstance(x, ast.Attribute) and _layers(x)]
+            return "is a table:" if of_operators(_texts(n)) or len(layers) > 2 else ""
+        case ast.Constant(str(text)) if text in known:
+            return "names" if text.startswith(("aten.", "torchvision.")) else ""
+        case ast.Attribute():
+            return "names" if ast.unparse(n) == "torch.ops.aten" else ""
+    return ""
 
 
 # words that operators share with reductions of scores, ways to choose and the like
-_WORDS = {
-    "sum",
-    "mean",
-    "max",
-    "min",
-    "prod",
-    "norm",
-    "conv",
-    "conv_transpose",
-    "depthwise",
-    "matrix",
-    "cut",
-    "activation",
-    "all",
-}
-_WORDS |= {"shape", "index", "slice", "reduce", "random", "uniform", "bias", "linear", "frozen"}
-
-
-def _plain(found: list[str]) -> bool:
-    return all(t in _WORDS for t in found)
+_WORDS = set(
+    "sum mean max min prod norm conv conv_transpose depthwise matrix cut activation all shape index "
+    "slice reduce random uniform bias linear frozen trace complex to empty compare split Split".split()
+)
 
 
 def modules() -> Iterator[Path]:
@@ -199,6 +236,23 @@ def test_what_is_allowed_is_needed() -> None:
         "x = {'relu', 'gelu', 'silu', 'mish'}",
         "match node.op:\n    case 'conv':\n        pass",
         "func is torch.ops.aten.linear.default",
+        "aten = torch.ops.aten\nfunc is aten.linear.default",
+        "entry.name == 'softmax'",
+        "kind = node.op\nif kind in ('softmax', 'gelu'):\n    pass",
+        "def f(node):\n    layers = ('conv', 'linear')\n    return node.op in layers",
+        "class A:\n    layers = ('conv', 'linear')\n    def f(self, node):\n        return node.op in layers",
+        "{'conv': 1}.get(node.op)",
+        "{'conv': 1}[node.op]",
+        "('conv', 'linear').count(node.op)",
+        "re.match('conv.*', node.op)",
+        "node.op.removeprefix('conv')",
+        "match kind:\n    case 'softmax':\n        pass",
+        "x = {'+': 'Add', '-': 'Sub', '*': 'Mul'}",
+        "x = frozenset('relu gelu silu mish'.split())",
+        "isinstance(module, nn.Conv2d)",
+        "type(module) is torch.nn.Linear",
+        "issubclass(kind, nn.modules.batchnorm._NormBase)",
+        "x = [nn.Conv1d, nn.Conv2d, nn.Conv3d]",
     ],
 )
 def test_the_lint_sees(fault: str) -> None:
@@ -213,6 +267,10 @@ def test_the_lint_sees(fault: str) -> None:
         "how in ('sum', 'mean', 'max', 'prod')",
         "entry.is_view and entry.family",
         "node.attrs['dim'] == 'same'",
+        "node.op == 'call_function'",
+        "isinstance(module, (nn.Module, nn.Sequential))",
+        "layers = [nn.Linear(8, 8), nn.ReLU()]",
+        "node.origin.target.split('.')",
     ],
 )
 def test_the_lint_leaves(sound: str) -> None:

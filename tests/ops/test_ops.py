@@ -11,12 +11,12 @@ import pytest
 import torch
 from opcheck import Case, Misfit, Refused, build, cases, check, macs
 
-from irprune.frontend.torch.build import canonical_target
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.call import overload
 from irprune.ops.onnx.importer import sampled, spell
 from irprune.ops.registry import TABLE, Arg, Cut, Op, Sample, load_table, op, spelling
+from irprune.ops.torch.dispatched import canonical_target
 
 CASES = list(cases())
 COMMON = (Path(__file__).parents[1] / "data" / "common_aten.txt").read_text().split()

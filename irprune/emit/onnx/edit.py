@@ -17,6 +17,7 @@ from irprune.frontend.onnx.proto import attributes
 from irprune.frontend.onnx.source import OnnxSource
 from irprune.ir.dtype import TO_ONNX, numpy_dtype
 from irprune.ir.size import Size, Sym, same
+from irprune.ops.onnx.importer import OF_SIZES
 
 __all__ = ["NodeEdit", "SizeNodes", "tensor_of"]
 
@@ -192,23 +193,11 @@ class SizeNodes:
                 f"{hint}_{size.name}",
                 axis=0,
             )
-        if isinstance(size, Sym) and size.op in _KINDS:
+        if isinstance(size, Sym) and size.op in OF_SIZES:
             operands = [self._compile(a, before, hint) for a in size.args]
-            return self._node(_KINDS[size.op], operands, before, hint)
+            return self._node(OF_SIZES[size.op], operands, before, hint)
         raise IrpruneError(
             f"a size that depends on '{size}' cannot be written",
             hint,
             "export the model with static shapes",
         )
-
-
-_KINDS = {
-    "+": "Add",
-    "-": "Sub",
-    "*": "Mul",
-    "//": "Div",  # sizes are not negative, so rounding towards zero is rounding down
-    "%": "Mod",
-    "neg": "Neg",
-    "min": "Min",
-    "max": "Max",
-}

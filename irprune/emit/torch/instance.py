@@ -23,7 +23,6 @@ from irprune.analysis.branches import branches_of
 from irprune.base.tolerance import FLOAT32
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
-from irprune.emit.torch.layer_sizes import layer_sizes
 from irprune.emit.torch.module import emit_module
 from irprune.emit.torch.observers import cut_observers
 from irprune.emit.torch.size_attributes import Candidate, candidates, stale
@@ -36,6 +35,7 @@ from irprune.frontend.torch.source import TorchSource, torch_source
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ir.size import probe_of
 from irprune.ops.arrays import as_tensor
+from irprune.ops.torch.layer_classes import layer_sizes
 from irprune.passes.infer_axes import InferAxes
 from irprune.passes.slice import Slice
 from irprune.run.error import relative_error

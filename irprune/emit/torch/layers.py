@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from irprune.emit.torch.code import Code, call, literal, tuple_of
 from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ops.registry import is_fixed_norm, lookup, operand_as
+from irprune.ops.torch.layer_classes import dropout_name, is_batch_norm
 from irprune.ops.traits import Options
 
 __all__ = ["Layer", "layer_for"]
@@ -115,9 +114,9 @@ def _own_momentum(options: Options, owner: str, graph: Graph) -> Options:
     if source is None or source.module is None:
         return options
     norm = source.module.get_submodule(owner)
-    if not isinstance(norm, nn.modules.batchnorm._NormBase):
+    if not is_batch_norm(norm):
         return options  # a program of torch.export, whose call says it
-    momentum = norm.momentum
+    momentum: Any = norm.momentum
     at = next((i for i, (k, _) in enumerate(options) if k == "affine"), len(options))
     rest = tuple(pair for pair in options[:at] if pair[0] != "momentum")
     own: Options = () if momentum == 0.1 else (("momentum", momentum),)
@@ -127,7 +126,7 @@ def _own_momentum(options: Options, owner: str, graph: Graph) -> Options:
 def _dropout(node: Node, graph: Graph) -> Layer | None:
     source = find_torch_source(graph)
     kind = source.module_types.get(node.origin.scope) if source is not None else None
-    if not node.origin.scope or kind is None or not issubclass(kind, nn.modules.dropout._DropoutNd):
+    name = dropout_name(kind)
+    if not node.origin.scope or not name:
         return None
-    name = kind.__name__ if kind.__module__ == nn.Dropout.__module__ else "Dropout"
     return Layer(node.origin.scope, name, (node.attrs["p"],), ())

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from irprune.emit.torch.layer_sizes import layer_sizes
 from irprune.ir.graph import Graph
+from irprune.ops.torch.layer_classes import layer_sizes
 
 __all__ = ["Candidate", "candidates", "stale"]
 

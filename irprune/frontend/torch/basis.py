@@ -12,19 +12,22 @@ from torch import nn
 
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.torch.pretrained import is_pretrained
+from irprune.ops.torch.layer_classes import is_layer_norm, is_linear, root_mean_square
 
 __all__ = ["in_basis", "layer_norm_at", "placed", "takes_bias", "with_basis"]
 
 
 def layer_norm_at(model: nn.Module, path: str) -> bool:
     """Whether a plain layer norm stands at ``path``, which another norm may replace."""
-    return type(_at(model, path)) is nn.LayerNorm
+    return is_layer_norm(_at(model, path))
 
 
 def takes_bias(model: nn.Module, path: str, weight: str) -> bool:
     """Whether a plain linear layer that holds ``weight`` stands at ``path``, and has no bias."""
     layer = _at(model, path)
-    return type(layer) is nn.Linear and layer.bias is None and weight == f"{path}.weight"
+    if layer is None or not is_linear(layer):
+        return False
+    return layer.bias is None and weight == f"{path}.weight"
 
 
 def _at(model: nn.Module, path: str) -> nn.Module | None:
@@ -51,7 +54,7 @@ def with_basis(
             "rotate turns the weights of a copy of it",
         ) from refused
     for path, eps in norms.items():
-        _set_module(made, path, _root_mean_square(made.get_submodule(path), eps))
+        _set_module(made, path, root_mean_square(made.get_submodule(path), eps))
     done: dict[int, nn.Parameter | torch.Tensor] = {}
     for name, tensor in tensors.items():
         owner, _, own = name.rpartition(".")
@@ -71,16 +74,6 @@ def with_basis(
     if is_pretrained(made):
         _say_untied(made)
     return made
-
-
-def _root_mean_square(norm: nn.Module, eps: float) -> nn.RMSNorm:
-    assert isinstance(norm, nn.LayerNorm)
-    weight: Any = norm.weight  # None where the norm has none
-    like = {} if weight is None else {"device": weight.device, "dtype": weight.dtype}
-    made = nn.RMSNorm(
-        list(norm.normalized_shape), eps, elementwise_affine=weight is not None, **like
-    )
-    return made.train(norm.training)
 
 
 def _say_untied(model: Any) -> None:

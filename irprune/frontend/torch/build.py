@@ -25,17 +25,15 @@ from irprune.ir.open_sizes import OpenSizes
 from irprune.ir.size import Sym
 from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
 from irprune.ops.registry import spelling
+from irprune.ops.torch.dispatched import CONVERT, EXPAND, canonical_target, functional, is_copy
 
 __all__ = [
     "Aliases",
     "Builder",
     "CallSite",
-    "canonical_target",
     "decomposition",
     "decompositions",
-    "functional",
     "innermost",
-    "may_alias",
     "open_dataclasses",
     "type_of",
 ]
@@ -99,34 +97,6 @@ def _schema(target: Any) -> tuple[tuple[str, bool, Any], ...]:
     return tuple(
         (a.name, "Tensor" in str(a.type), a.default_value) for a in target._schema.arguments
     )
-
-
-@cache
-def functional(target: Any) -> Any:
-    """The overload that computes what the in-place ``target`` writes, told by the types of its
-    arguments; else ``target`` itself."""
-    name = target._schema.name.split("::")[1]
-    if not target._schema.is_mutable or not name.endswith("_") or name.endswith("__"):
-        return target
-    packet = getattr(torch.ops.aten, name[:-1], None)
-    for overload in (
-        sorted(packet.overloads(), key=lambda o: o != target._overloadname)
-        if packet is not None
-        else ()
-    ):
-        twin = getattr(packet, overload)  # pow_.Scalar is pow.Tensor_Scalar, not pow.Scalar
-        if [str(a.type) for a in twin._schema.arguments] == [
-            str(a.type) for a in target._schema.arguments
-        ]:
-            return twin
-    return target
-
-
-@cache
-def canonical_target(target: Any) -> str:
-    """The overload's name; for an in-place one, its functional twin's."""
-    twin = functional(target)
-    return f"{twin.namespace}.{twin._schema.name.split('::')[1]}.{twin._overloadname}"
 
 
 def innermost(frames: Sequence[tuple[str, int]]) -> str:
@@ -215,7 +185,7 @@ class Builder:
         Arguments are graph values, lists of them, sizes and plain data; ``made`` is what the call
         returned, as tensors or their types."""
         spelled = canonical_target(target)
-        if spelled == "aten.copy.default" and isinstance(args[1], Value):
+        if is_copy(spelled) and isinstance(args[1], Value):
             written = args[0].type if isinstance(args[0], Value) else type_of(made)
             return self._copied(args[1], written, place)
         inputs: list[Value | None] = []
@@ -266,11 +236,11 @@ class Builder:
 
     def _copied(self, source: Value, written: TensorType, place: CallSite) -> Value:
         """``x.copy_(source)`` as a value of its own: ``source`` in the shape and element type of
-        ``x``. ``aten.copy`` has no derivative."""
+        ``x``. The copy itself has no derivative."""
         if source.shape != written.shape:
             spread = TensorType(source.dtype, written.shape)
             source = self.call(
-                torch.ops.aten.expand.default,
+                EXPAND,
                 (source, list(written.known)),
                 {},
                 spread,
@@ -279,7 +249,7 @@ class Builder:
             )
         if source.dtype != written.dtype:
             source = self.call(
-                torch.ops.aten._to_copy.default,
+                CONVERT,
                 (source,),
                 {"dtype": TO_TORCH[written.dtype]},
                 written,
@@ -298,39 +268,6 @@ class Builder:
 
 
 # -- aliases ---------------------------------------------------------------------------------------
-
-# composite operators whose schema does not say that they may return their input or a view of it
-_VIEWS = {
-    "broadcast_tensors",
-    "broadcast_to",
-    "chunk",
-    "contiguous",
-    "dropout",
-    "expand_as",
-    "feature_dropout",
-    "flatten",
-    "meshgrid",
-    "movedim",
-    "numpy_T",
-    "reshape",
-    "reshape_as",
-    "split",
-    "squeeze",
-    "swapaxes",
-    "tensor_split",
-    "to",
-    "type_as",
-    "unflatten",
-    "view_as",
-}
-
-
-@cache
-def may_alias(target: Any) -> bool:
-    """Whether a result of the overload may share storage with its first tensor."""
-    if target._schema.is_mutable or any(r.alias_info is not None for r in target._schema.returns):
-        return True
-    return target._schema.name.split("::")[1] in _VIEWS
 
 
 class Aliases:

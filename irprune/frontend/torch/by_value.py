@@ -28,10 +28,9 @@ from irprune.ir.graph import TensorType, Value
 from irprune.ir.open_sizes import OpenSizes
 from irprune.ir.size import Sym, evaluate, number
 from irprune.ops.dtypes import FROM_TORCH, TO_TORCH
+from irprune.ops.torch.dispatched import all_true_target, reads_number, reads_truth
 
-__all__ = ["READS", "ByValue"]
-
-READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
+__all__ = ["ByValue"]
 
 
 class ByValue(TensorTable):
@@ -53,7 +52,7 @@ class ByValue(TensorTable):
 
         Raises LookupError where it does not follow from constants.
         """
-        if func is torch.ops.aten.item.default and _asserted(values[0]):
+        if reads_number(func) and _asserted(values[0]):
             return True  # the other answer raises
         made = from_constants(func, values, kwargs, self.build.graph, self.build.sizes)
         return pytree.tree_map(lambda x: self._leaf(x) if isinstance(x, torch.Tensor) else x, made)
@@ -62,7 +61,7 @@ class ByValue(TensorTable):
         """What reading one value gives: a whole number as a symbol, a truth as it is in the
         example, which is asserted."""
         kind = fakes[0]
-        truth = func is torch.ops.aten.is_nonzero.default or kind.dtype == torch.bool
+        truth = reads_truth(func) or kind.dtype == torch.bool
         if not truth and (kind.is_floating_point() or kind.is_complex()):
             raise Declined(f"{func} {why}")
         if not truth and not self.decisions.by_example:
@@ -181,4 +180,4 @@ class ByValue(TensorTable):
 def _asserted(value: Any) -> bool:
     """Whether ``value`` is what ``torch._check_tensor_all`` reads."""
     node = value.producer if isinstance(value, Value) else None
-    return node is not None and node.origin.target == "aten._is_all_true.default"
+    return node is not None and all_true_target(node.origin.target)

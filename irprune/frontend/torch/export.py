@@ -26,10 +26,8 @@ from irprune.frontend.torch.build import (
     Aliases,
     Builder,
     CallSite,
-    canonical_target,
     decompositions,
     innermost,
-    may_alias,
     open_dataclasses,
     type_of,
 )
@@ -43,6 +41,17 @@ from irprune.ir.graph import Graph, TensorType, Value, Weight
 from irprune.ir.guards import Fixed
 from irprune.ops.call import overload
 from irprune.ops.registry import spelling
+from irprune.ops.torch.dispatched import (
+    NORM,
+    STOP_GRADIENT,
+    canonical_target,
+    is_aten,
+    is_autocast,
+    is_dropout,
+    is_frozen_norm,
+    reads_number,
+)
+from irprune.ops.torch.views import may_alias
 
 __all__ = ["export", "from_exported"]
 
@@ -126,7 +135,7 @@ def functionalised(program: ExportedProgram) -> ExportedProgram:
             aliases.given(node)
             continue
         target: Any = node.target
-        if node.op == "call_function" and str(target) == "wrap_with_autocast" and node.args[2]:
+        if node.op == "call_function" and is_autocast(target) and node.args[2]:
             return _without(program, {})
         if getattr(target, "__module__", "") == "torch._functorch.predispatch":
             return _without(program, {})
@@ -160,7 +169,7 @@ def _without(program: ExportedProgram, table: dict[Any, Any]) -> ExportedProgram
         (n, n.target, n.args)
         for m in bodies
         for n in m.graph.nodes
-        if str(n.target) in _DROPOUTS and n.args[2] is False
+        if is_dropout(str(n.target)) and n.args[2] is False
     ]
     try:
         for node, target, args in dropouts:
@@ -175,13 +184,6 @@ def _without(program: ExportedProgram, table: dict[Any, Any]) -> ExportedProgram
         for node, target, args in dropouts:
             node.target, node.args = target, args
     return made
-
-
-_DROPOUTS = {
-    f"aten.{kind}{write}.default"
-    for kind in ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-    for write in ("", "_")
-}
 
 
 @torch.library.custom_op("irprune::dropout", mutates_args=())
@@ -199,12 +201,11 @@ def _decomposed(program: ExportedProgram) -> ExportedProgram:
     """The program with operators that the table lacks replaced by what torch says they consist
     of."""
     missing = {
-        node.target
+        func
         for node in program.graph.nodes
         if node.op == "call_function"
-        and hasattr(node.target, "_schema")
-        and node.target.namespace == "aten"
-        and spelling("aten", canonical_target(node.target)) is None
+        and is_aten(func := node.target)
+        and spelling("aten", canonical_target(func)) is None
     }
     if not missing:
         return program
@@ -389,7 +390,7 @@ class _Reader:
             self._inline(node, owner)
             return
         val = node.meta.get("val")
-        read = target in _READS and isinstance(val, torch.SymInt)
+        read = reads_number(target) and isinstance(val, torch.SymInt)
         if not hasattr(target, "_schema") or not (read or _tensors_in(val)):
             return  # arithmetic on sizes, assertions: sizes are read from the types
         args = [self._resolve(a) for a in node.args]
@@ -400,12 +401,11 @@ class _Reader:
             self.types[scope] = _class_named(str(kind))
         place = CallSite(scope, kind, _source(node.meta.get("stack_trace")))
         # Functionalised; a layer again, that can train
-        if target is torch.ops.aten._native_batch_norm_legit_no_training.default:
+        if is_frozen_norm(target):
             *operands, momentum, eps = args
-            norm = torch.ops.aten.batch_norm.default
             self.env[node] = [
                 self.build.call(
-                    norm,
+                    NORM,
                     [*operands, False, momentum, eps],
                     {},
                     next(iter(val or ())),
@@ -457,17 +457,13 @@ class _Reader:
         made = self._body(body.graph, body)
         if "set_grad_enabled" in name and node.args[0] is False:
             place = CallSite("", None, _source(node.meta.get("stack_trace")))
-            stop = torch.ops.aten.detach.default
             made = [
-                self.build.call(stop, (v,), {}, v.type, "detach", place)
+                self.build.call(STOP_GRADIENT, (v,), {}, v.type, "detach", place)
                 if isinstance(v, Value)
                 else v
                 for v in made
             ]
         self.env[node] = made
-
-
-_READS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
 
 def _class_named(name: str) -> type:

@@ -11,10 +11,9 @@ import torch
 from torch import nn
 
 from irprune.errors import IrpruneError, gist
+from irprune.ops.torch.layer_classes import is_convolution, is_linear, is_transposed_linear
 
 __all__ = ["LowRank", "SplitLayer", "can_split", "put_layers", "split_layers", "with_layers"]
-
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,9 @@ def can_split(model: nn.Module | None, weight: str) -> bool:
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
     if any(hooks) or "parametrizations" in layer._modules:
         return False
-    if type(layer) in _CONVOLUTIONS:
+    if is_convolution(layer):
         return bool(layer.groups == 1) and not isinstance(layer.padding, str)
-    return type(layer) is nn.Linear or _is_conv1d(layer)
-
-
-def _is_conv1d(layer: nn.Module) -> bool:
-    """Whether it is the layer of transformers that holds a matrix with its inputs first."""
-    kind = type(layer)
-    return kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils"
+    return is_linear(layer) or is_transposed_linear(layer)
 
 
 def split_layers(model: nn.Module, split: Mapping[str, SplitLayer]) -> dict[str, LowRank]:
@@ -124,7 +117,7 @@ def _two(layer: nn.Module, split: SplitLayer) -> LowRank:
     rank, (first_in, outs) = split.first.shape[1], (split.first.shape[0], split.second.shape[1])
     bias = layer.bias
     assert bias is None or isinstance(bias, torch.Tensor)
-    if isinstance(layer, _CONVOLUTIONS):
+    if is_convolution(layer):
         plain = type(layer)
         first: nn.Module = plain(
             layer.in_channels,

@@ -21,11 +21,9 @@ from irprune.frontend.torch.build import (
     Builder,
     CallSite,
     decomposition,
-    functional,
-    may_alias,
     type_of,
 )
-from irprune.frontend.torch.by_value import READS, ByValue
+from irprune.frontend.torch.by_value import ByValue
 from irprune.frontend.torch.decisions import Decisions, asserted_at, asserts_sizes, short_line
 from irprune.frontend.torch.declined import Declined
 from irprune.frontend.torch.gradient_stops import (
@@ -42,7 +40,18 @@ from irprune.frontend.torch.views import ViewStep, shares
 from irprune.ir.graph import Origin, TensorType, Value
 from irprune.ir.open_sizes import OpenSizes
 from irprune.ir.size import Sym
+from irprune.ops.torch.dispatched import (
+    STOP_GRADIENT,
+    as_exported,
+    asserts,
+    functional,
+    goes_over_elements,
+    like_another,
+    reads_number,
+    reads_truth,
+)
 from irprune.ops.torch.mask_writes import as_choice
+from irprune.ops.torch.views import may_alias
 
 __all__ = ["Recorder"]
 
@@ -122,10 +131,10 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
             if func._schema.name == "prim::device":
                 return args[0].device
             raise Declined(f"operator {func}")
-        if func is torch.ops.aten._assert_async.msg and asserts_sizes(str(args[1])):
+        if asserts(func) and asserts_sizes(str(args[1])):
             self.decisions.asserts_sizes = True
             return None
-        if func is torch.ops.aten._assert_async.msg and (said := asserted_at(str(args[1]))):
+        if asserts(func) and (said := asserted_at(str(args[1]))):
             self.decisions.assert_that(self._read(args[0])[1], "==", True, said)
             return None
         if (parts := decomposition(func)) is not None:
@@ -147,7 +156,7 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
             try:
                 return self._known(func, values, named)
             except LookupError as why:
-                if func in READS or func is torch.ops.aten.is_nonzero.default:
+                if reads_number(func) or reads_truth(func):
                     return self._number(func, fakes, values, named, str(why))
                 if (placed := self._at_known_masks(func, args)) is not None:
                     with self:
@@ -165,8 +174,7 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return made  # fake tensors know small constants
             raise Declined(f"{func} returns {type(made).__name__}")
         first = args[0] if args and isinstance(args[0], torch.Tensor) else None
-        if func is torch.ops.aten.lift_fresh.default:
-            func = torch.ops.aten.lift_fresh_copy.default  # as torch.export spells it
+        func = as_exported(func)
         alias = first is not None and may_alias(func)
         seen = [
             alias and shares(m, fakes[0])
@@ -180,7 +188,7 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
             )
             made = self._own(made, view)
         if (
-            func is torch.ops.aten.detach.default
+            func is STOP_GRADIENT
             and isinstance(values[0], Value)
             and values[0] is self._last
             and _creates(values[0])
@@ -239,7 +247,7 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
         """How many elements a loop goes over that is captured over all of them; None for any other
         operator."""
         loops = self.decisions.loops
-        if loops is None or func is not torch.ops.aten.unbind.int or any(values[1:]):
+        if loops is None or not goes_over_elements(func) or any(values[1:]):
             return None
         return loops.elements(values[0], short_line(user_line()))
 
@@ -279,8 +287,7 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _stopped(self, value: Value) -> Value:
         place = CallSite(*self.scopes[-1], user_line())
-        target = torch.ops.aten.detach.default
-        made: Value = self.build.call(target, (value,), {}, value.type, "detach", place)
+        made: Value = self.build.call(STOP_GRADIENT, (value,), {}, value.type, "detach", place)
         return made
 
     # -- gradients of forward's own ----------------------------------------------------------------
@@ -346,6 +353,5 @@ def _base(func: Any) -> str:
 def _creates(value: Value) -> bool:
     node = value.producer
     return node is not None and (
-        not any(v is not None for v in node.inputs)
-        or node.origin.target.split(".")[1].endswith("_like")
+        not any(v is not None for v in node.inputs) or like_another(node.origin.target)
     )

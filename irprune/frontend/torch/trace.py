@@ -60,9 +60,10 @@ from irprune.frontend.torch.train_mode import (
     with_rates,
 )
 from irprune.frontend.torch.user_line import run_forward, user_line
-from irprune.frontend.torch.views import NotInvertible
 from irprune.ir.graph import Graph, Node
 from irprune.ir.open_sizes import OpenSizes
+from irprune.ops.registry import lookup
+from irprune.ops.torch.views import NotInvertible
 from irprune.run.inputs import asserts_values
 
 __all__ = ["trace"]
@@ -178,15 +179,14 @@ def _composites_are_split() -> str:
     what it does instead."""
     probe = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     try:
-        seen = [n.origin.target for n in _trace(probe, (torch.zeros(2, 2),), {}).nodes]
+        nodes = _trace(probe, (torch.zeros(2, 2),), {}).nodes
     except Exception as why:  # a torch that this does not fit; torch.export serves then
         return f"this version of torch does not let calls be recorded: {type(why).__name__}: {why}"
-    whole = ["aten.linear.default", "aten.batch_norm.default"]
-    return (
-        ""
-        if seen == whole
-        else f"this version of torch splits composite operators: {' '.join(seen)}"
-    )
+    entries = [lookup(node) for node in nodes]
+    if len(nodes) == len(probe) and all(e is not None and e.nn_layer is not None for e in entries):
+        return ""
+    seen = " ".join(node.origin.target for node in nodes)
+    return f"this version of torch splits composite operators: {seen}"
 
 
 def _trace(

@@ -15,6 +15,7 @@ from irprune.frontend.torch.build import LAYERS
 from irprune.frontend.torch.own_backward import real_tensors
 from irprune.ir.graph import Graph, Node
 from irprune.ops.registry import lookup, operand_as
+from irprune.ops.torch.layer_classes import drops_inside
 
 __all__ = ["Asked", "lost_in_training", "modes_watched", "stochastic_depth", "with_rates"]
 
@@ -145,4 +146,4 @@ def _matters(module: nn.Module, line: str) -> bool:
     calls."""
     if not line.startswith(LAYERS):
         return True
-    return isinstance(module, nn.MultiheadAttention) and module.dropout > 0
+    return drops_inside(module)

@@ -33,6 +33,7 @@ from irprune.ops.registry import (
 )
 
 __all__ = [
+    "OF_SIZES",
     "PREVIOUS",
     "Edit",
     "InvalidOperands",
@@ -300,6 +301,19 @@ def multiplies(name: str) -> bool:
         TABLE[e] for d in domains if (s := SPELLINGS.get(d + plain)) is not None for e in s.entries
     ]
     return any(map(is_product, entries))
+
+
+OF_SIZES = {
+    "+": "Add",
+    "-": "Sub",
+    "*": "Mul",
+    "//": "Div",  # sizes are not negative, so rounding towards zero is rounding down
+    "%": "Mod",
+    "neg": "Neg",
+    "min": "Min",
+    "max": "Max",
+}
+"""The ONNX operators that compute sizes, by the operators of ``irprune.ir.size``."""
 
 
 # -- running in torch ------------------------------------------------------------------------------
