@@ -22,8 +22,11 @@ def numbers(name: str) -> np.random.Generator:
     return np.random.default_rng(crc32(name.encode()))
 
 
-def tensor(name: str, *shape: int, dtype: type = np.float32) -> onnx.TensorProto:
-    return numpy_helper.from_array(numbers(name).standard_normal(shape).astype(dtype), name)
+def tensor(
+    name: str, *shape: int, dtype: type = np.float32, scale: float = 1.0
+) -> onnx.TensorProto:
+    made = numbers(name).standard_normal(shape) * scale
+    return numpy_helper.from_array(made.astype(dtype), name)
 
 
 def info(name: str, *shape: int | str | None, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:

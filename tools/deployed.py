@@ -18,9 +18,8 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from typing import Any
 
 import click
@@ -30,6 +29,8 @@ from shipped import module_folder, shipped
 from tables import RESULTS, write_table
 
 import irprune
+from irprune.run.session import session
+from irprune.run.timing import interleaved
 
 HEAD = (
     "model",
@@ -133,40 +134,29 @@ MODELS = {
 
 def _runs(path: Path) -> str:
     """The model on onnxruntime alone: the package's own code takes TensorFlow's runtime."""
-    session = _session(path)
-    made = session.run(None, {v.name: np.zeros([1, 43844, 1], "f4") for v in session.get_inputs()})
+    running = session(path, "cpu", threads=1)
+    made = running.run(None, {v.name: np.zeros([1, 43844, 1], "f4") for v in running.get_inputs()})
     return f"{len(made)} outputs, onnxruntime alone"
 
 
-def _session(path: Path) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _feed(session: Any, call: dict[str, tuple[int, ...] | int]) -> dict[str, Any]:
+def _feed(running: Any, call: dict[str, tuple[int, ...] | int]) -> dict[str, Any]:
     types = {"tensor(float)": "f4", "tensor(int32)": "i4", "tensor(int64)": "i8"}
     return {
         v.name: np.asarray(call[v.name]).astype("i8")
         if isinstance(call[v.name], int)
         else np.ones(call[v.name], types[v.type])
-        for v in session.get_inputs()
+        for v in running.get_inputs()
     }
 
 
 def _milliseconds(paths: list[Path], call: dict[str, tuple[int, ...] | int]) -> list[float]:
     """Medians of the files' times, measured in turns."""
-    sessions = [_session(p) for p in paths]
-    times: list[list[float]] = [[] for _ in paths]
-    for _ in range(15):
-        for session, own in zip(sessions, times, strict=True):
-            feed = _feed(session, call)
-            began = perf_counter()
-            session.run(None, feed)
-            own.append(1e3 * (perf_counter() - began))
-    return [median(own[3:]) for own in times]
+    sessions = [session(p, "cpu", threads=1) for p in paths]
+    calls = {
+        str(p): partial(running.run, None, _feed(running, call))
+        for p, running in zip(paths, sessions, strict=True)
+    }
+    return [1e3 * t.median for t in interleaved(calls, float("inf"), most=12).values()]
 
 
 def _parameters(path: Path) -> int:
@@ -230,8 +220,8 @@ def _rival(source: Path, out: Path) -> str:
 
 
 def _runs_at(path: Path, call: dict[str, tuple[int, ...] | int]) -> str:
-    session = _session(path)
-    session.run(None, _feed(session, call))
+    running = session(path, "cpu", threads=1)
+    running.run(None, _feed(running, call))
     return "yes"
 
 

@@ -11,7 +11,6 @@ The table goes to ``docs/results/detectors.md``; exit code 1 where one fails."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,10 @@ from typing import Any
 
 import click
 import numpy as np
+from kept_rows import add_row, kept_rows
 from tables import RESULTS, write_table
+
+from irprune.run.session import session
 
 NAMES = (
     "yolo11n",
@@ -44,13 +46,11 @@ def row(name: str, folder: Path) -> dict[str, Any]:
     made: dict[str, Any] = {"model": name, "rc": done.returncode, "said": done.stdout}
     if done.returncode:
         return made | {"said": done.stderr[-300:]}
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
-    (entry,) = session.get_inputs()
+    running = session(out, "cpu")
+    (entry,) = running.get_inputs()
     for side, batch in CALLS:
         try:
-            found = session.run(
+            found = running.run(
                 None, {entry.name: np.random.rand(batch, 3, side, side).astype("f4")}
             )
             made[f"{side}x{batch}"] = str(found[0].shape)
@@ -79,16 +79,13 @@ def _line(found: dict[str, Any]) -> str:
 @click.option("--kept", type=Path, help="Rows of earlier runs, and where new ones go.")
 def main(only: tuple[str, ...], kept: Path | None) -> None:
     """Measure and write the table."""
-    held = kept.read_text().splitlines() if kept is not None and kept.exists() else []
-    rows = {r["model"]: r for r in map(json.loads, held)}
+    rows = {r["model"]: r for r in kept_rows(kept)}
     for name in NAMES:
         if name in rows or (only and not any(part in name for part in only)):
             continue
         with tempfile.TemporaryDirectory() as folder:
             rows[name] = row(name, Path(folder))
-        if kept is not None:
-            with kept.open("a") as more:
-                more.write(json.dumps(rows[name]) + "\n")
+        add_row(kept, rows[name])
     done = [rows[name] for name in NAMES if name in rows]
     lines = [f"| {' | '.join(HEAD)} |", f"|{' --- |' * len(HEAD)}", *map(_line, done)]
     write_table(RESULTS / "detectors.md", "\n".join(lines))

@@ -10,7 +10,6 @@ input did not end as it should."""
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 import onnx  # noqa: F401 - loaded once, before processes are forked
 import onnxruntime  # noqa: F401
 import torch  # noqa: F401
+from kept_rows import add_row, kept_rows
 
 import irprune.api
 import irprune.cli.prune  # noqa: F401
@@ -40,7 +40,7 @@ def main() -> None:
     given = options.parse_args()
     began = time.monotonic()
     inputs = planned(given.count, given.seed, given.kind)
-    found = {(v.kind, v.seed): v for v in _kept(given.kept)}
+    found = {(v.kind, v.seed): v for v in (Verdict(**row) for row in kept_rows(given.kept))}
     with tempfile.TemporaryDirectory() as folder:
         for kind, seed in inputs:
             if (kind, seed) in found:
@@ -48,9 +48,7 @@ def main() -> None:
             if time.monotonic() - began > given.seconds:
                 break
             verdict = found[kind, seed] = run_one(run, kind, seed, Path(folder))
-            if given.kept is not None:
-                with given.kept.open("a", encoding="utf-8") as kept:
-                    kept.write(json.dumps(asdict(verdict)) + "\n")
+            add_row(given.kept, asdict(verdict))
             if verdict.wrong or given.verbose:
                 print(
                     f"{verdict.kind} {verdict.seed}: {verdict.code} {verdict.seconds:.1f}s {verdict.wrong}",
@@ -66,12 +64,6 @@ def main() -> None:
     wrong = sum(bool(v.wrong) for v in done)
     print(f"{len(done)} of {len(inputs)} inputs, {wrong} wrong")
     sys.exit(1 if wrong else 0)
-
-
-def _kept(path: Path | None) -> list[Verdict]:
-    if path is None or not path.exists():
-        return []
-    return [Verdict(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def table(done: list[Verdict], count: int, seed: int) -> str:

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from kept_rows import add_row, kept_rows
 from language_peers import blocks, flap, magnitude, size, slicegpt
 from torch import nn
 
@@ -143,7 +144,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     }
     tests = {n: rows_of(t, tokenizer, args.test, args.length) for n, (_, t) in texts.items()}
     dtype = getattr(torch, args.dtype)
-    done = {(r["method"], r["share"], r["seed"]) for r in recorded(args.record)}
+    done = {(r["method"], r["share"], r["seed"]) for r in kept_rows(args.record)}
     runs = [("dense", 1.0, 0)]
     runs += [(m, s, k) for k in args.seed for s in args.share for m in args.method]
     for method, share, seed in runs:
@@ -170,13 +171,6 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "perplexity": {n: round(p, 3) for n, p in found.items()},
             "minutes": round(minutes, 2),
         }
-
-
-def recorded(path: Path | None) -> list[dict[str, Any]]:
-    """The records in a file of lines of JSON."""
-    if path is None or not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def table(records: Sequence[dict[str, Any]]) -> list[str]:
@@ -218,13 +212,11 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help="lines of JSON; what is there is not run again")
     parser.add_argument("-o", "--output", type=Path, help="the table")
     args = parser.parse_args()
-    records = recorded(args.record)
+    records = kept_rows(args.record)
     for record in measure(args):
         records.append(record)
         print(json.dumps(record), flush=True)
-        if args.record is not None:
-            with args.record.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+        add_row(args.record, record)
     lines = table(records)
     print(*lines, sep="\n")
     if args.output is not None:

@@ -12,7 +12,6 @@ tests see a fault."""
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import warnings
@@ -21,6 +20,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+
+from kept_rows import add_row, kept_rows
 
 import irprune
 from irprune.errors import IrpruneError
@@ -61,7 +62,7 @@ def main() -> None:
     given = options.parse_args()
     warnings.filterwarnings("ignore")
     began = time.monotonic()
-    found = {(r.dialect, r.fault): r for r in _kept(given.kept)}
+    found = {(r.dialect, r.fault): r for r in (Result(**row) for row in kept_rows(given.kept))}
     for dialect, name, plants in works(given.most):
         if given.only and name not in given.only:
             continue
@@ -76,9 +77,7 @@ def main() -> None:
             found[one.dialect, one.fault] = one
             if given.verbose or one.by in ("nothing", "tests"):
                 print(f"{one.by:9} {one.dialect} {one.fault}: {one.said[:200]}", flush=True)
-        if given.kept is not None:
-            with given.kept.open("a", encoding="utf-8") as kept:
-                kept.writelines(json.dumps(asdict(r)) + "\n" for r in made)
+            add_row(given.kept, asdict(one))
     done = [r for r in found.values() if r.by]
     every = [(dialect, name) for dialect, name, _ in works(given.most)]
     page = table(done, sum(key in found for key in every), len(every))
@@ -86,12 +85,6 @@ def main() -> None:
         (ROOT / "docs" / "results" / "mutants.md").write_text(page, encoding="utf-8")
     print(page)
     sys.exit(1 if any(r.by == "nothing" for r in done) else 0)
-
-
-def _kept(path: Path | None) -> list[Result]:
-    if path is None or not path.exists():
-        return []
-    return [Result(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 Plants = Callable[[], Iterator[Result]]

@@ -25,6 +25,7 @@ from typing import Any
 
 import click
 import torch
+from kept_rows import kept_rows
 from quality_nets import NETS
 from quality_report import BUDGETS, Row, Setting, bars, write
 from quality_rival import macs_of, torch_pruning
@@ -171,9 +172,7 @@ def measured(
     """All rows by ``net | seed | setting | share`` (and ``net | seed | dense``), as far as the
     cache has them not."""
     store = cache / "rows.jsonl"
-    found: dict[str, Row] = (
-        dict(map(json.loads, store.read_text().splitlines())) if store.exists() else {}
-    )
+    found: dict[str, Row] = dict(kept_rows(store))
     wanted = [(s, n, r, b) for s in seeds for n in nets for r in rows for b in BUDGETS]
     bench: Bench | None = None
     last: tuple[int, str] | None = None

@@ -10,13 +10,15 @@ or crashed."""
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import warnings
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+from kept_rows import add_row, kept_rows
 
 from irprune.testing.random_nets import MAPS, SEQUENCES, TYPES, Ended, nets, tried
 
@@ -33,16 +35,14 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     began = time.monotonic()
     wanted = [(s, given.dtype or d) for s, d in nets(given.count, given.first)]
-    found = {(e.seed, e.dtype): e for e in _kept(given.kept)}
+    found = {(e.seed, e.dtype): e for e in map(_ended, kept_rows(given.kept))}
     for seed, dtype in wanted:
         if (seed, dtype) in found:
             continue
         if time.monotonic() - began > given.seconds:
             break
         ended = found[seed, dtype] = tried(seed, dtype)
-        if given.kept is not None:
-            with given.kept.open("a", encoding="utf-8") as kept:
-                kept.write(json.dumps(asdict(ended)) + "\n")
+        add_row(given.kept, asdict(ended))
         if ended.how in ("wrong", "crashed"):
             print(f"{seed} {dtype} {ended.how}: {ended.kinds}: {ended.said[:300]}", flush=True)
     done = [found[key] for key in wanted if key in found]
@@ -56,11 +56,8 @@ def main() -> None:
     sys.exit(1 if bad else 0)
 
 
-def _kept(path: Path | None) -> list[Ended]:
-    if path is None or not path.exists():
-        return []
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [Ended(**{**x, "kinds": tuple(x["kinds"]), "notes": tuple(x["notes"])}) for x in lines]
+def _ended(row: dict[str, Any]) -> Ended:
+    return Ended(**{**row, "kinds": tuple(row["kinds"]), "notes": tuple(row["notes"])})
 
 
 def table(done: list[Ended], count: int, first: int) -> str:

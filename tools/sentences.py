@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import irprune
+from irprune.run.session import session
 
 BAR = 0.95
 
@@ -118,11 +119,9 @@ def similarity(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[float,
 
 def embedded(path: Path, data: Sequence[dict[str, Tensor]]) -> list[Tensor]:
     """The embeddings of an ONNX file on onnxruntime, batch by batch."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    running = session(path, "cpu")
     return [
-        torch.from_numpy(session.run(None, {k: v.numpy() for k, v in b.items()})[0]) for b in data
+        torch.from_numpy(running.run(None, {k: v.numpy() for k, v in b.items()})[0]) for b in data
     ]
 
 

@@ -29,6 +29,7 @@ from statistics import median
 from typing import Any
 
 import click
+from kept_rows import kept_rows
 from tables import RESULTS, write_table
 from task import Feed, Run, Task
 from tasks_plot import plot
@@ -243,7 +244,7 @@ def main(
     if one is not None:
         measured(known[one], seed, wanted, rival)
         return
-    rows = list(map(json.loads, cache.read_text().splitlines())) if cache.exists() else []
+    rows = kept_rows(cache)
     for name in names or known:
         for number in range(seeds):
             have = {r["left"] for r in rows if r["task"] == name and r["seed"] == number}

@@ -21,6 +21,7 @@ import datetime
 import importlib
 import importlib.util
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -42,7 +43,9 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import zoo_transformers  # noqa: E402
+from kept_rows import kept_rows  # noqa: E402
 from tables import RESULTS, write_table  # noqa: E402
+from zoo_peer import pruned_by_peer  # noqa: E402
 from zoo_table import brief, elsewhere, good, summary  # noqa: E402
 
 MEMORY = 12 << 30  # bytes of address space for one architecture
@@ -259,7 +262,7 @@ def measure(
     pruned = irprune.prune(model, args, kwargs, ratio=ratio, proof=True)
     graph = pruned.graph
     weights = [w for w in graph.weights.values() if w.kind == "parameter" and w.users]
-    numel = {w.name: _numel(w.shape) for w in weights}
+    numel = {w.name: math.prod(w.shape) for w in weights}
     free = sum(
         numel[w.name] for w in weights if any(x.reason is None and x.size != 1 for x in _leaves(w))
     )
@@ -322,139 +325,15 @@ def _onnx(pruned: Any, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         return {"onnx": None, "onnx_error": f"{elsewhere(why)[:200]} [{own}]"}
 
 
-def _numel(shape: Iterable[Any]) -> int:
-    out = 1
-    for s in shape:
-        out *= int(s)
-    return out
-
-
 def run_peer(name: str, ratio: float) -> dict[str, Any]:
-    """Torch-Pruning on the same model: what its documentation asks for is given, that is the layers
-    that make the answer, which stay whole, and the head counts of attention, whose attributes are
-    set afterwards as its examples do.
-
-    It ``works`` where the model is smaller, still runs and answers in the same shapes; ``params``
-    is the share that is left."""
+    """What the peer makes of the same model, and in how many seconds."""
     _quiet_imports()
-    import torch
-    import torch_pruning as tp
-
     started = time.perf_counter()
     try:
-        model, args, kwargs = build(name)
-        before = sum(p.numel() for p in model.parameters())
-        shapes, last = _answers(model, args, kwargs)
-        inputs = kwargs or (args if len(args) > 1 else args[0])
-        heads = _heads(model)
-        pruner = tp.pruner.MagnitudePruner(
-            model,
-            inputs,
-            tp.importance.MagnitudeImportance(p=2),
-            pruning_ratio=ratio,
-            ignored_layers=last,
-            num_heads={layer: count for layers, count in heads.values() for layer in layers},
-            output_transform=_sum,
-        )
-        pruner.step()
-        for attention, (layers, count) in heads.items():
-            width = layers[0].out_features // (3 if len(layers) == 1 else 1)
-            for attribute, size in (
-                ("head_dim", width // count),
-                ("attention_head_size", width // count),
-                ("all_head_size", width),
-                ("attn_dim", width),
-            ):
-                if isinstance(getattr(attention, attribute, None), int):
-                    setattr(attention, attribute, size)
-        with torch.no_grad():
-            same = [t.shape for t in _tensors(model(*args, **kwargs))] == shapes
-        after = sum(p.numel() for p in model.parameters())
-        found = {"works": bool(same and after < before), "params": round(after / before, 4)}
-        found |= (
-            {}
-            if found["works"]
-            else {"error": "other output shapes" if after < before else "nothing was pruned"}
-        )
+        found = pruned_by_peer(*build(name), ratio)
     except Exception as error:  # the failure is what is recorded
         found = {"works": False, "error": f"{type(error).__name__}: {str(error)[:150]}"}
     return {**found, "seconds": round(time.perf_counter() - started, 1)}
-
-
-def _sum(out: Any) -> Any:
-    """One number for the peer to walk back from, whatever the model returns."""
-    return sum(t.sum() for t in _tensors(out) if t.grad_fn is not None)
-
-
-_PROJECTIONS = (
-    ("qkv",),
-    ("q_proj", "k_proj", "v_proj"),
-    ("query", "key", "value"),
-    ("q", "k", "v"),
-)
-_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
-
-
-def _heads(model: Any) -> dict[Any, tuple[list[Any], int]]:
-    """Attention modules, with their projections and how many heads these have."""
-    import torch
-
-    out = {}
-    for module in model.modules():
-        said = [
-            getattr(o, n, None) for n in _COUNTS for o in (module, getattr(module, "config", None))
-        ]
-        count = next((c for c in said if isinstance(c, int)), 0)
-        for names in _PROJECTIONS:
-            layers = [getattr(module, n, None) for n in names]
-            if count and all(isinstance(x, torch.nn.Linear) for x in layers):
-                out[module] = (layers, count)
-                break
-    return out
-
-
-def _answers(
-    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[list[Any], list[Any]]:
-    """The shapes of the model's outputs, and the layers whose matrices the outputs come from
-    without another between."""
-    owner = {
-        id(p): m
-        for m in model.modules()
-        if not list(m.children())
-        for p in m.parameters(recurse=False)
-        if p.dim() > 1
-    }
-    out = _tensors(model(*args, **kwargs))
-    last: dict[Any, None] = {}
-    todo = [t.grad_fn for t in out if t.grad_fn is not None]
-    seen = set(todo)
-    while todo:
-        node = todo.pop()
-        feeding = [f for f, _ in node.next_functions if f is not None]
-        held = [
-            g
-            for f in feeding
-            for g in (
-                f,
-                *(h for h, _ in f.next_functions if h is not None and len(f.next_functions) == 1),
-            )
-        ]
-        layers = [
-            owner[id(g.variable)]
-            for g in held
-            if hasattr(g, "variable") and id(g.variable) in owner
-        ]
-        last.update(dict.fromkeys(layers))
-        todo += [f for f in feeding if not layers and f not in seen]
-        seen.update(feeding)
-    return [t.shape for t in out], list(last)
-
-
-def _tensors(x: Any) -> list[Any]:
-    from torch.utils import _pytree as pytree
-
-    return [t for t in pytree.tree_leaves(x) if hasattr(t, "shape")]
 
 
 # -- the run ---------------------------------------------------------------------------------------
@@ -570,7 +449,7 @@ def main(
     log.parent.mkdir(parents=True, exist_ok=True)
     done: dict[tuple[str, float], dict[str, Any]] = {}
     for file in (out, log, *map(Path, merge)):
-        for record in map(json.loads, file.read_text().splitlines() if file.exists() else ()):
+        for record in kept_rows(file):
             _take(record, done)
     wanted = [n for n in names(everything) if only in n]
     if sample:

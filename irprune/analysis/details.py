@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from irprune.analysis.cost import Costs, number, size_under
-from irprune.analysis.drawing import draw
+from irprune.analysis.drawing import draw, layer_name
 from irprune.analysis.explain import explain
 from irprune.analysis.kinds import kinds
 from irprune.analysis.outline import blank, fold_names
 from irprune.analysis.sizes import example_symbols
-from irprune.ir.graph import Graph, Node, Weight
+from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, groups_of
 from irprune.ops.registry import lookup
 
@@ -165,12 +165,5 @@ def _layers(graph: Graph) -> list[Layer]:
                 sizes = [size_under(a, now, costs.symbols, memos[k]) for a in weight.axes or ()]
                 params[k] += prod(sizes or [number(s, {}) for s in weight.shape])
         if macs[0] or params[0]:
-            out.append(Layer(_called(node), node.op, (macs[0], macs[1]), (params[0], params[1])))
+            out.append(Layer(layer_name(node), node.op, (macs[0], macs[1]), (params[0], params[1])))
     return out
-
-
-def _called(node: Node) -> str:
-    if node.origin.scope:
-        return node.origin.scope
-    weight = next((v.name for v in node.inputs if isinstance(v, Weight)), "")
-    return weight.rpartition(".")[0] or weight or node.outputs[0].name

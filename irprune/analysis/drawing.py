@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from irprune.ir.axis import Axis, leaves
 from irprune.ir.graph import Graph, Node, Value, Weight
 
-__all__ = ["MOST", "Box", "Drawing", "draw"]
+__all__ = ["MOST", "Box", "Drawing", "draw", "layer_name"]
 
 MOST = 1500  # boxes; a drawing of more says nothing
 _SWEEPS = 6
@@ -53,7 +53,7 @@ def draw(graph: Graph, groups: Mapping[Axis, int]) -> Drawing:
     columns = _columns(layers, reads)
     return Drawing(
         tuple(
-            Box(_name(n), n.op, columns[i], layers[i], _groups(n, groups), tuple(reads[i]))
+            Box(layer_name(n), n.op, columns[i], layers[i], _groups(n, groups), tuple(reads[i]))
             for i, n in enumerate(shown)
         )
     )
@@ -110,8 +110,9 @@ def _groups(node: Node, groups: Mapping[Axis, int]) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def _name(node: Node) -> str:
-    """The module, or the weight's name without its last part, or the value."""
+def layer_name(node: Node) -> str:
+    """What a reader knows ``node`` by: its module, the name of its weight without the last part, or
+    its result."""
     if node.origin.scope:
         return node.origin.scope
     weight = next((v.name for v in node.inputs if isinstance(v, Weight)), "")

@@ -11,8 +11,6 @@ from irprune.api.latency_whole import WholeModel
 from irprune.choice.budget import read_latency_budget
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
-from irprune.latency.predict import Predictor
-from irprune.latency.table import Table
 from irprune.run.timing import Timing, ratio_of
 
 if TYPE_CHECKING:
@@ -111,13 +109,7 @@ def choose_in_time(
 
     number, absolute = read_latency_budget(amount)
     with WholeModel(graph, device, threads, seconds) as whole:
-        table = choose.times if choose.times is not None else Table.here(device, threads)
-
-        def tell(done: int, total: int) -> None:
-            if done % 10 == 0 or done == total:
-                say(f"operators measured: {done} of {total}")
-
-        predictor = Predictor(graph, table, whole.parts(), tell=tell)
+        predictor = whole.predictor(choose.times, say)
         say(f"the original takes {whole.before}")
         share = number / whole.before.median if absolute else number
         aim, best, kept, skipped, why = _Aim(min(share, 1.0)), None, graph.kept, graph.skipped, ""
@@ -178,7 +170,7 @@ def choose_in_time(
         )
         why = f"{why}; {noise}" if why else noise
         say(f"warning: {noise}")
-    return replace(best, cuts=len(tried), why=why, origin=table.origin)
+    return replace(best, cuts=len(tried), why=why, origin=predictor.table.origin)
 
 
 class _Aim:

@@ -22,7 +22,8 @@ from irprune.errors import IrpruneError
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.latency.kernels import kernel_times
-from irprune.latency.predict import Parts
+from irprune.latency.predict import Parts, Predictor
+from irprune.latency.table import Table
 from irprune.ops.onnx.importer import multiplies
 from irprune.run.inputs import random_inputs
 from irprune.run.session import providers_for, session
@@ -78,6 +79,21 @@ class WholeModel:
 
     def _call(self, running: Any) -> Any:
         return lambda: running.run(None, self.feed)
+
+    def predictor(self, table: Table | None, say: Callable[[str], None]) -> Predictor:
+        """What predicts the latency of cuts of the original from the times of its operators.
+
+        Args:
+            table: The times; measured on this machine, where they are not known, if None.
+            say: Hears how many operators were measured.
+        """
+
+        def tell(done: int, total: int) -> None:
+            if done % 10 == 0 or done == total:
+                say(f"operators measured: {done} of {total}")
+
+        known = Table.here(self.device, self.threads) if table is None else table
+        return Predictor(self.graph, known, self.parts(), tell=tell)
 
     def parts(self, runs: int = 5) -> Parts | None:
         """Where the original's time goes, scaled to its median; None where the profile says nothing

@@ -24,8 +24,6 @@ from irprune.choice.plan import Plan
 from irprune.driver.pipelines import cut_graph
 from irprune.errors import IrpruneError, option
 from irprune.ir.graph import Graph
-from irprune.latency.predict import Predictor
-from irprune.latency.table import Table
 from irprune.run.ranks import current
 
 if TYPE_CHECKING:
@@ -98,14 +96,8 @@ class _Clocked:
         self.whole: WholeModel = held.enter_context(
             WholeModel(graph, values["device"], self.threads)
         )
-        table = choose.times or Table.here(values["device"].split(":")[0], self.threads)
         say = values["progress"] or (lambda line: None)
-
-        def tell(done: int, total: int) -> None:
-            if done % 10 == 0 or done == total:
-                say(f"operators measured: {done} of {total}")
-
-        self.predictor: Predictor = Predictor(graph, table, self.whole.parts(), tell=tell)
+        self.predictor = self.whole.predictor(choose.times, say)
 
     def share(self, graph: Graph) -> float:
         """The predicted share of the original's latency."""

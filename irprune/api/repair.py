@@ -8,7 +8,6 @@ original on the calibration data, before and after. One that does not lower it i
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -112,7 +111,7 @@ def repair(
             graphs=2,  # the original and the cut one
         )
     judge = _judge(original, data if readings is None else readings.judged)
-    told = json.dumps(Plan.from_graph(original).as_json()), to_text(cut), repr((names, options))
+    told = Plan.from_graph(original).digest(), to_text(cut), repr((names, options))
     with within_step(*told):
         steps = _Steps(original, cut, data, readings, options, judge, notes)
         for number, name in enumerate(names):
@@ -281,7 +280,7 @@ class _Judge:
     def _answers(self, number: int, batch: Batch) -> list[torch.Tensor]:
         if number not in self._said:
             made = evaluate(self.original, batch.inputs, dtype=self.half)
-            size = sum(t.numel() * t.element_size() for t in made)
+            size = sum(t.nbytes for t in made)
             if size > self._left:
                 return made
             self._said[number] = made

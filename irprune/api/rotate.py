@@ -109,7 +109,7 @@ def _check_held(graph: Graph) -> None:
         why, advice = "a program has no layers", "give the module or its ONNX file"
         if module is not None:
             # As much as reading them at once asks for (``irprune.api.load``)
-            gigabytes = 3 * sum(p.numel() * p.element_size() for p in module.parameters()) // 10**9
+            gigabytes = 3 * sum(p.nbytes for p in module.parameters()) // 10**9
             why = f"its weights are more than {option('memory')} allows and are read from files"
             advice = (
                 f"give {option('memory', f'{gigabytes + 1}GB')}, for which they are read at once"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
-from json import dumps
 from typing import TYPE_CHECKING, Any, Unpack
 
 from irprune.api.calls import prune
@@ -54,7 +52,7 @@ def prune_stages(
             )
         chain = chain_of_stages(stage, ranks)
         pruned = prune(chain, args, kwargs, **options)
-        digest = sha256(dumps(pruned.plan.as_json(), sort_keys=True).encode()).hexdigest()
+        digest = pruned.plan.digest()
         first, *others = ranks.gather(digest)
         if any(theirs != first for theirs in others):
             raise IrpruneError("the ranks have chosen differently", "", "report this as a bug")

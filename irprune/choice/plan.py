@@ -137,6 +137,10 @@ class Plan:
                 ) from broken
         return Plan.load(plan) if isinstance(plan, (str, Path)) else Plan.from_json(plan)
 
+    def digest(self) -> str:
+        """The SHA-256 of the plan as JSON, in hexadecimal digits: the same for equal plans."""
+        return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()
+
     def as_json(self) -> dict[str, Any]:
         """The plan as plain data.
 

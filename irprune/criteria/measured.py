@@ -342,7 +342,7 @@ class Probe:
         if len(made) <= wanted:
             return made
         said = [self._said(made[0])]
-        size = sum(y.numel() * y.element_size() for y in said[0])
+        size = sum(y.nbytes for y in said[0])
         room = max(wanted, ACTIVATIONS // max(1, size))  # outputs of all of them at once
         made = made[:: -(-len(made) // room)]
         said += map(self._said, made[1:])

@@ -18,6 +18,7 @@ from irprune.ir.size import probe_of
 
 __all__ = [
     "ADDED",
+    "CarriedFunction",
     "Convolution",
     "Kind",
     "NnLayer",
@@ -82,6 +83,28 @@ class Convolution:
     transposed: bool = False
     linear: bool = True
     batched: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class CarriedFunction:
+    """An ``Op.run`` that calls a function of irprune whose source emitted modules carry.
+
+    Args:
+        run: calls it: ``run(torch, node, operands)``.
+        name: of the function; "" where attribute ``function`` of the node names it.
+        results: how many it gives, whether or not a node names them all.
+    """
+
+    run: Callable[[Any, Node, Sequence[Any]], Any]
+    name: str
+    results: int = 1
+
+    def __call__(self, torch: Any, node: Node, operands: Sequence[Any]) -> Any:
+        return self.run(torch, node, operands)
+
+    def called_by(self, node: Node) -> str:
+        """The name of the function that ``node`` calls."""
+        return self.name or str(node.attrs["function"])
 
 
 @dataclass(frozen=True, slots=True)

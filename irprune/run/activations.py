@@ -65,4 +65,4 @@ def _place(tensor: torch.Tensor) -> int:
 def _bytes(made: Any) -> int:
     if not isinstance(made, torch.Tensor):
         return 0
-    return made.numel() * made.element_size()
+    return made.nbytes

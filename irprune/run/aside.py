@@ -20,7 +20,7 @@ _held = 0  # bytes of those in memory that still live
 def kept_aside(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     """What gives a copy of ``tensor`` whenever it is called; a file that it lies in is gone when
     this is."""
-    size = tensor.numel() * tensor.element_size()
+    size = tensor.nbytes
     if tensor.is_cuda or _held + size <= memory_share():
         return _InMemory(tensor)
     return _InFile(tensor)
@@ -29,7 +29,7 @@ def kept_aside(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
 class _InMemory:
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
-        size = tensor.numel() * tensor.element_size()
+        size = tensor.nbytes
         _count(size)
         weakref.finalize(self, _count, -size)
 

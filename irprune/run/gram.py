@@ -120,7 +120,7 @@ class Gram:
     @property
     def bytes(self) -> int:
         """What the sums take."""
-        return int(sum(t.numel() * t.element_size() for t in (self._xx, self._xr) if t is not None))
+        return int(sum(t.nbytes for t in (self._xx, self._xr) if t is not None))
 
     @property
     def mean(self) -> torch.Tensor:

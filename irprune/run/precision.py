@@ -1,4 +1,5 @@
-"""Float32 as it is written: what a comparison to 1e-4 needs and a GPU does not do by itself."""
+"""What a comparison must know of the precision of a model: whether it is of 16 bits, and float32 as
+it is written, which a GPU does not do by itself."""
 
 from __future__ import annotations
 
@@ -6,8 +7,14 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
-__all__ = ["full_float32"]
+__all__ = ["full_float32", "is_half"]
+
+
+def is_half(model: nn.Module) -> bool:
+    """Whether a parameter of ``model`` is a float of 16 bits."""
+    return any(p.is_floating_point() and p.element_size() == 2 for p in model.parameters())
 
 
 @contextlib.contextmanager

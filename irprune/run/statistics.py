@@ -177,7 +177,7 @@ class Shelf:
         self.folder: tempfile.TemporaryDirectory[str] | None = None
 
     def put(self, key: int, item: Any) -> None:
-        size = sum(t.numel() * t.element_size() for env in item for t in _tensors(env))
+        size = sum(t.nbytes for env in item for t in _tensors(env))
         self.held.pop(key, None)
         self.bytes.pop(key, None)
         if sum(self.bytes.values()) + size <= self.limit:

@@ -18,7 +18,15 @@ from torch.utils import _pytree as pytree
 
 from irprune.ops.torch.dispatched import CONVERT, is_handle
 
-__all__ = ["StoredTensor", "is_stored", "moved", "read", "read_whole"]
+__all__ = [
+    "StoredTensor",
+    "as_parameter_like",
+    "is_stored",
+    "moved",
+    "read",
+    "read_whole",
+    "state_bytes",
+]
 
 
 class StoredTensor(torch.Tensor):
@@ -89,18 +97,23 @@ class StoredTensor(torch.Tensor):
         return f"StoredTensor({list(self.shape)}, {self.dtype})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        made = _like(self, StoredTensor(self.read, self.shape, self.dtype, self.device))
+        made = as_parameter_like(self, StoredTensor(self.read, self.shape, self.dtype, self.device))
         memo[id(self)] = made
         return made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Where it is pickled its values are."""
-        return _like(self, self.read()).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
+        return as_parameter_like(self, self.read()).__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
 
 def is_stored(model: nn.Module) -> bool:
     """Whether a parameter or buffer of ``model`` is read when it is used."""
     return any(isinstance(t, StoredTensor) for t in _tensors(model))
+
+
+def state_bytes(model: nn.Module) -> int:
+    """What the parameters and buffers of ``model`` take, read or not."""
+    return sum(t.nbytes for t in _tensors(model))
 
 
 def read(tensor: torch.Tensor) -> torch.Tensor:
@@ -136,7 +149,7 @@ def _replaced(
                 if tensor is None or not (every or isinstance(tensor, StoredTensor)):
                     continue
                 if id(tensor) not in done:
-                    done[id(tensor)] = _like(tensor, make(tensor.detach()))
+                    done[id(tensor)] = as_parameter_like(tensor, make(tensor.detach()))
                 place[name] = done[id(tensor)]  # type: ignore[assignment]
     return model
 
@@ -146,7 +159,7 @@ def _tensors(model: nn.Module) -> Iterator[torch.Tensor]:
     yield from model.buffers()
 
 
-def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+def as_parameter_like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """``new``, a parameter where ``old`` is one."""
     return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 

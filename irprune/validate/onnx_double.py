@@ -14,6 +14,7 @@ from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.order import target_of
 from irprune.ops.onnx.doubled import DOUBLED, FLOAT_INPUTS, ROUNDS_TO, SINGLE
 from irprune.ops.onnx.unrounded import Uncovered
+from irprune.validate.onnx_rule_node import RuleNode
 from irprune.validate.onnx_widen import widen
 
 __all__ = ["doubled"]
@@ -86,22 +87,12 @@ def _widen_inside(node: onnx.NodeProto) -> None:
     node.attribute.extend([*kept, helper.make_attribute(name, TensorProto.DOUBLE)])
 
 
-class _Node:
+class _Node(RuleNode):
     """One node for a rule of ``irprune.ops.onnx.doubled``."""
 
     def __init__(self, walk: _Walk, node: onnx.NodeProto) -> None:
-        self.walk, self.node, self.opset = walk, node, walk.opset
-        self.attrs: Mapping[str, Any] = {
-            a.name: helper.get_attribute_value(a) for a in node.attribute
-        }
-
-    def name(self, i: int) -> str:
-        return str(self.node.input[i]) if i < len(self.node.input) else ""
-
-    def dims(self, i: int) -> tuple[int, ...]:
-        if self.name(i) not in self.walk.sizes:
-            raise Uncovered("a weight that is not stored")
-        return self.walk.sizes[self.name(i)]
+        super().__init__(node, walk.opset, walk.sizes)
+        self.walk = walk
 
     def constant(self, value: Any) -> str:
         array = np.asarray(value)

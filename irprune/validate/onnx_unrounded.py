@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from irprune.frontend.onnx.order import captured, target_of
 from irprune.ops.onnx.fold import is_cast, is_constant, is_copy
 from irprune.ops.onnx.unrounded import BOUNDS, INT32, RULES, Result, Uncovered
+from irprune.validate.onnx_rule_node import RuleNode
 
 __all__ = ["unrounded"]
 
@@ -256,14 +257,12 @@ def _floats(schema: Any, variable: str) -> bool:
     return _FLOAT in allowed.get(variable, [variable]) and not sequences
 
 
-class _Node:
+class _Node(RuleNode):
     """One node for a rule of ``irprune.ops.onnx.unrounded``."""
 
     def __init__(self, walk: _Walk, node: onnx.NodeProto) -> None:
-        self.walk, self.node, self.opset = walk, node, walk.opset
-        self.attrs: Mapping[str, Any] = {
-            a.name: helper.get_attribute_value(a) for a in node.attribute
-        }
+        super().__init__(node, walk.opset, walk.sizes)
+        self.walk = walk
 
     def has(self, i: int) -> bool:
         return bool(self.name(i))
@@ -271,19 +270,11 @@ class _Node:
     def count(self) -> int:
         return len(self.node.input)
 
-    def name(self, i: int) -> str:
-        return str(self.node.input[i]) if i < len(self.node.input) else ""
-
     def kind(self, i: int) -> int:
         return self.walk.kinds.get(self.name(i), 0)
 
     def unrounded(self, i: int) -> bool:
         return self.name(i) in self.walk.soft
-
-    def dims(self, i: int) -> tuple[int, ...]:
-        if self.name(i) not in self.walk.sizes:
-            raise Uncovered("a shape that is not known")
-        return self.walk.sizes[self.name(i)]
 
     def number(self, i: int) -> str:
         return self.walk.number(self.name(i))

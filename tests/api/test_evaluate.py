@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from language_models import VOCABULARY, letters, llama, save, token_ids
 from torch import nn
 
 import irprune
@@ -21,8 +22,6 @@ from irprune.errors import IrpruneError
 from irprune.run.calibration import Calibration
 from irprune.run.held_out import divided
 from irprune.run.texts import documents, rows_of
-
-VOCABULARY = 64
 
 
 class _Net(nn.Module):
@@ -45,11 +44,6 @@ def model() -> _Net:
     return _Net().eval()
 
 
-def _ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, VOCABULARY, (rows, length), generator=generator)
-
-
 class _Letters:
     """A tokenizer of letters."""
 
@@ -66,7 +60,7 @@ class _Letters:
 
 
 def test_the_figures_are_those_of_torch(model: _Net) -> None:
-    rows = _ids(3, 9)
+    rows = token_ids(3, 9)
     other = _Net().eval()
     found = irprune.evaluate(model, {"x": rows}, against=other, device="cpu").texts[0]
     with torch.no_grad():
@@ -92,7 +86,7 @@ def test_the_figures_are_those_of_torch(model: _Net) -> None:
 def test_both_go_on_from_a_prompt(model: _Net) -> None:
     found = irprune.evaluate(
         model,
-        {"x": _ids(1, 5)},
+        {"x": token_ids(1, 5)},
         against=model,
         tokenizer=_Letters(),
         prompts=["abc"],
@@ -116,7 +110,7 @@ def test_what_cannot_be_measured_is_one_line(model: _Net, tmp_path: Path) -> Non
     with pytest.raises(IrpruneError, match="what makes tokens of texts"):
         irprune.evaluate(model, tmp_path / "short.txt")
     with pytest.raises(IrpruneError, match="gives no logits"):
-        irprune.evaluate(_Flat(), {"x": _ids(1, 4)})
+        irprune.evaluate(_Flat(), {"x": token_ids(1, 4)})
 
 
 class _Flat(nn.Module):
@@ -146,26 +140,26 @@ def test_documents_and_rows(tmp_path: Path) -> None:
 
 
 def test_a_quarter_is_held_out(model: _Net) -> None:
-    graph = analyse(irprune.capture(model, (_ids(2, 6),)))
-    data = Calibration([(_ids(4, 6, n),) for n in range(8)], graph)
+    graph = analyse(irprune.capture(model, (token_ids(2, 6),)))
+    data = Calibration([(token_ids(4, 6, n),) for n in range(8)], graph)
     fit, judged = divided(data)
     assert (fit.count(), judged.count()) == (24, 8)
     rows = torch.cat([b.inputs[0] for part in (fit, judged) for b in part])
     every = torch.cat([b.inputs[0] for b in data])
     assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, every.tolist()))
-    again = divided(Calibration([(_ids(4, 6, n),) for n in range(8)], graph))
+    again = divided(Calibration([(token_ids(4, 6, n),) for n in range(8)], graph))
     for one, two in zip((fit, judged), again, strict=True):
         assert all(torch.equal(a.inputs[0], b.inputs[0]) for a, b in zip(one, two, strict=True))
-    few = Calibration([(_ids(4, 6),)], graph)
+    few = Calibration([(token_ids(4, 6),)], graph)
     assert divided(few) == (few, few)
 
 
 def test_complete_readings_read_every_row(model: _Net) -> None:
     from irprune.analysis.layers import layers
 
-    graph = analyse(irprune.capture(model, (_ids(2, 6),)))
+    graph = analyse(irprune.capture(model, (token_ids(2, 6),)))
     down = next(x for x in layers(graph) if x.weight.name == "down.weight")
-    data = Calibration([(_ids(16, 200, n),) for n in range(4)], graph)
+    data = Calibration([(token_ids(16, 200, n),) for n in range(4)], graph)
     reads = [Readings(graph, data, complete=c).of([down], products=True) for c in (False, True)]
     counts = [next(iter(r.values()))._rows.gram.count for r in reads]
     assert counts[0] < counts[1] == 4 * 16 * 200
@@ -173,7 +167,7 @@ def test_complete_readings_read_every_row(model: _Net) -> None:
 
 def test_the_ridge_is_the_best_on_what_was_held_out(model: _Net) -> None:
     pruned = irprune.prune(
-        model, (_ids(2, 6),), ratio=0.5, calibration=[(_ids(4, 12, n),) for n in range(6)]
+        model, (token_ids(2, 6),), ratio=0.5, calibration=[(token_ids(4, 12, n),) for n in range(6)]
     )
     (note,) = [n for n in pruned.report.repair.notes if "a ridge of" in n]
     chosen = float(note.split("a ridge of ")[1].split(",")[0])
@@ -185,7 +179,7 @@ def test_the_ridge_is_the_best_on_what_was_held_out(model: _Net) -> None:
         from irprune.driver.pipelines import cut_graph
 
         cut = cut_graph(data)
-        fit, judged = divided(Calibration([(_ids(4, 12, n),) for n in range(6)], data))
+        fit, judged = divided(Calibration([(token_ids(4, 12, n),) for n in range(6)], data))
         readings = Readings(data, fit, judged=judged, complete=True)
         off[ridge] = repair(data, cut, readings, "static", ridge=ridge).after
     assert min(off, key=lambda r: off[r]) == chosen
@@ -197,7 +191,7 @@ def test_the_ridge_is_the_best_on_what_was_held_out(model: _Net) -> None:
 
 def test_the_report_tells_the_figures_before_and_after(model: _Net) -> None:
     pruned = irprune.prune(
-        model, (_ids(2, 6),), ratio=0.5, calibration=[(_ids(4, 12, n),) for n in range(6)]
+        model, (token_ids(2, 6),), ratio=0.5, calibration=[(token_ids(4, 12, n),) for n in range(6)]
     )
     found = pruned.report.quality
     assert found is not None and found.before is not None and found.after is not None
@@ -206,7 +200,8 @@ def test_the_report_tells_the_figures_before_and_after(model: _Net) -> None:
     assert json.loads(pruned.report.to_json())["quality"]["tokens"] == found.tokens
     _, judged = divided(
         Calibration(
-            [(_ids(4, 12, n),) for n in range(6)], analyse(irprune.capture(model, (_ids(2, 6),)))
+            [(token_ids(4, 12, n),) for n in range(6)],
+            analyse(irprune.capture(model, (token_ids(2, 6),))),
         )
     )
     rows = torch.cat([b.inputs[0] for b in judged])
@@ -223,7 +218,10 @@ def test_a_model_that_sees_what_comes_next_has_no_perplexity(model: _Net) -> Non
             return self.head(x + self.down(torch.relu(self.up(x))))
 
     pruned = irprune.prune(
-        Sees().eval(), (_ids(2, 6),), ratio=0.5, calibration=[(_ids(4, 12, n),) for n in range(6)]
+        Sees().eval(),
+        (token_ids(2, 6),),
+        ratio=0.5,
+        calibration=[(token_ids(4, 12, n),) for n in range(6)],
     )
     assert pruned.report.quality.before is None and pruned.report.quality.agreement > 0
 
@@ -233,26 +231,8 @@ def test_a_model_that_sees_what_comes_next_has_no_perplexity(model: _Net) -> Non
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A small LLaMA with a tokenizer of bytes."""
-    transformers = pytest.importorskip("transformers")
-    tokenizers = pytest.importorskip("tokenizers")
-    letters = {chr(n): n - 30 for n in range(32, 94)}
-    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, **letters}, unk_token="?"))
-    plain.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="?")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
-    fast.save_pretrained(tmp_path / "llama")
+    """A small LLaMA with its tokenizer, and texts."""
+    save(tmp_path / "llama", llama(), letters())
     (tmp_path / "texts").mkdir()
     for name in ("one", "two"):
         (tmp_path / "texts" / f"{name}.txt").write_text(f"{name.upper()} IS A TEXT. " * 400)
@@ -290,4 +270,4 @@ def test_one_document_is_warned_of(folder: Path, capsys: pytest.CaptureFixture[s
 
 def test_texts_want_a_tokenizer(model: _Net, folder: Path) -> None:
     with pytest.raises(IrpruneError, match="nothing says what makes tokens"):
-        irprune.prune(model, (_ids(2, 6),), ratio=0.5, calibration=folder / "texts")
+        irprune.prune(model, (token_ids(2, 6),), ratio=0.5, calibration=folder / "texts")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from language_models import token_ids
 from torch import nn
 
 import irprune
@@ -94,8 +95,7 @@ def model() -> _Decoder:
 
 
 def _ids(rows: int = 2, length: int = 12, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, VOCABULARY, (rows, length), generator=generator)
+    return token_ids(rows, length, seed, VOCABULARY)
 
 
 def _text() -> list[tuple[torch.Tensor]]:

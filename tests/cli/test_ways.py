@@ -19,25 +19,15 @@ from torch import nn
 
 import irprune
 from irprune.api.options import Options
-from irprune.cli import COMMANDS, cli, run
+from irprune.cli import COMMANDS, cli
 
 Result = tuple[int, str, str]
 
 
-@pytest.fixture
-def call(
-    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Result]:
-    """Run a command in a folder of its own and give its exit code, stdout and stderr."""
+@pytest.fixture(autouse=True)
+def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands run in a folder of their own."""
     monkeypatch.chdir(tmp_path)
-
-    def run_it(*argv: object) -> Result:
-        capfd.readouterr()
-        code = run([str(a) for a in argv])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run_it
 
 
 @pytest.fixture

@@ -6,14 +6,16 @@ from __future__ import annotations
 import io
 import logging
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx_models import numbers
+from onnx_models import tensor as random_tensor
 from shared import analysed_file, cut_file
 
 import models
@@ -33,9 +35,7 @@ FLOAT, INT = TensorProto.FLOAT, TensorProto.INT32
 MS = "com.microsoft"
 
 
-def tensor(name: str, *shape: int) -> onnx.TensorProto:
-    random = np.random.default_rng(crc32(name.encode()))
-    return numpy_helper.from_array((random.standard_normal(shape) * 0.4).astype(np.float32), name)
+tensor = partial(random_tensor, scale=0.4)
 
 
 # Which onnxruntime wants named
@@ -424,7 +424,7 @@ def test_what_onnxruntime_fuses_is_proven(name: str, tmp_path: Path) -> None:
 def packed(name: str, rows: int, inputs: int, zeros: bool) -> list[onnx.TensorProto]:
     """A matrix of 4 bits a number in blocks of 16, its scales and, packed as well, its zero
     points."""
-    random, blocks = np.random.default_rng(crc32(name.encode())), inputs // 16
+    random, blocks = numbers(name), inputs // 16
     arrays = [
         random.integers(0, 256, (rows, blocks, 8)).astype(np.uint8),
         random.uniform(0.01, 0.1, rows * blocks).astype(np.float32),

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import io
 from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
-from zlib import crc32
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from onnx_models import tensor as random_tensor
 from shared import analysed_file, cut_file
 
 import irprune
@@ -29,9 +30,7 @@ FLOAT = TensorProto.FLOAT
 node = helper.make_node
 
 
-def tensor(name: str, *shape: int) -> onnx.TensorProto:
-    random = np.random.default_rng(crc32(name.encode()))
-    return numpy_helper.from_array((random.standard_normal(shape) * 0.4).astype(np.float32), name)
+tensor = partial(random_tensor, scale=0.4)
 
 
 def held(name: str, values: object, kind: type = np.int64) -> onnx.TensorProto:

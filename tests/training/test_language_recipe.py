@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from language_models import letters, llama, save
 
 import irprune
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 
 RECIPE = Path(__file__).resolve().parents[2] / "models" / "recipes" / "language_distillation.py"
 
@@ -22,28 +23,11 @@ RECIPE = Path(__file__).resolve().parents[2] / "models" / "recipes" / "language_
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
     """A small LLaMA with its tokenizer, pruned, and a text."""
-    letters = {chr(n): n - 30 for n in range(32, 94)}
-    plain = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, **letters}, unk_token="?"))
-    plain.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
-    model = transformers.LlamaForCausalLM(config).eval()
+    model = llama()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)
-    model.save_pretrained(tmp_path / "whole")
-    transformers.PreTrainedTokenizerFast(tokenizer_object=plain, unk_token="?").save_pretrained(
-        tmp_path / "whole"
-    )
+    save(tmp_path / "whole", model, letters())
     ids = {"input_ids": torch.randint(3, 64, (1, 8))}
     pruned = irprune.prune(model, (), ids, ratio=0.5, uniform=True, keep=["*embed*"], proof=False)
     pruned.save(tmp_path / "small", "hf")

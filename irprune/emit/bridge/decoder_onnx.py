@@ -22,6 +22,7 @@ from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.onnx.file import data_beside
 from irprune.frontend.torch.restore_state import evaluating
+from irprune.run.stored_tensor import state_bytes
 
 __all__ = ["cache_names", "cache_shapes", "export_decoder", "takes_positions"]
 
@@ -110,7 +111,7 @@ def export_decoder(model: Any, path: str | Path) -> Path:
         for wide in both
     ]
     some = torch.export.Dim.DYNAMIC
-    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    size = state_bytes(model)
     step = _Step(model, tuple(shapes)).eval()
     with atomic_write(path, data_beside) as draft, quiet(), evaluating(model), torch.no_grad():
         try:

@@ -26,6 +26,7 @@ from irprune.frontend.torch.source import TorchSource
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import as_numpy
 from irprune.ops.torch.onnx_gaps import exportable, translations
+from irprune.run.stored_tensor import state_bytes
 
 __all__ = ["export_onnx", "feed_of", "input_names", "output_names"]
 
@@ -43,7 +44,7 @@ def export_onnx(
     """Write ``module``, called as ``source`` records, to ``path``, with the sizes open that
     ``graph`` leaves open. Raises IrpruneError where torch's exporter refuses."""
     path = Path(path)
-    size = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    size = state_bytes(module)
     with atomic_write(path, data_beside) as draft, quiet():
         target = draft / path.name
         try:

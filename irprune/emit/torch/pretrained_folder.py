@@ -9,7 +9,6 @@ what the pruned module computes, with the cache as well."""
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 import subprocess
 import sys
@@ -190,7 +189,7 @@ def _under_own_names(model: Any) -> dict[str, torch.Tensor] | None:
 def _fingerprint(graph: Graph, cut: Graph, model: Any, repaired: bool) -> str:
     """Of what the weights that are written depend on: the files that they come from, the choice,
     and what a repair made of them."""
-    made = sha256(json.dumps(Plan.from_graph(graph).as_json(), sort_keys=True).encode())
+    made = sha256(Plan.from_graph(graph).digest().encode())
     origin = Path(str(model.name_or_path)) if model.name_or_path else None
     for file in stored_files(origin) if origin is not None and origin.is_dir() else ():
         about = file.stat()

@@ -10,7 +10,6 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import torch
@@ -44,7 +43,7 @@ def file_names(tensors: Mapping[str, torch.Tensor], limit: int = _LIMIT) -> dict
     packs: list[list[str]] = [[]]
     held = 0
     for name, tensor in tensors.items():
-        size = _bytes(tensor)
+        size = tensor.nbytes
         if packs[-1] and held + size > limit:
             packs.append([])
             held = 0
@@ -83,7 +82,7 @@ def write_tensors(
         index = {
             "metadata": {
                 "total_parameters": sum(t.numel() for t in tensors.values()),
-                "total_size": sum(map(_bytes, tensors.values())),
+                "total_size": sum(t.nbytes for t in tensors.values()),
             },
             "weight_map": {name: file for file, names in files.items() for name in names},
         }
@@ -126,7 +125,7 @@ def _header(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[_Place]]:
     places, at = [], 0
     for name in order:
         tensor = tensors[name]
-        end = at + _bytes(tensor)
+        end = at + tensor.nbytes
         head[name] = {
             "dtype": kinds[name],
             "shape": list(tensor.shape),
@@ -137,10 +136,6 @@ def _header(tensors: Mapping[str, torch.Tensor]) -> tuple[bytes, list[_Place]]:
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text, places
-
-
-def _bytes(tensor: torch.Tensor) -> int:
-    return prod(tensor.shape) * tensor.element_size()
 
 
 class _Journal:

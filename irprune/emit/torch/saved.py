@@ -24,6 +24,7 @@ from irprune.errors import IrpruneError, gist, option, printable
 from irprune.frontend.torch.source import TorchSource
 from irprune.ir.dtype import ELEMENT_TYPES
 from irprune.ir.graph import Graph
+from irprune.run.stored_tensor import state_bytes
 
 __all__ = ["WEIGHTS", "from_folder", "save_module", "save_program"]
 
@@ -121,8 +122,7 @@ def save_program(
                 ) from refused
         _reserve(
             path,
-            sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
-            + _BESIDE,
+            state_bytes(module) + _BESIDE,
         )
         torch.export.save(program, str(path))
 

@@ -53,6 +53,7 @@ from irprune.ops.call import bind, overload, substitute
 from irprune.ops.dtypes import torch_attribute
 from irprune.ops.onnx import functions
 from irprune.ops.registry import aten_target, lookup
+from irprune.ops.traits import CarriedFunction
 
 __all__ = ["Source", "Tensor", "write"]
 
@@ -419,7 +420,7 @@ class _Writer:
         carries it."""
         entry = lookup(node)
         own = _function_of(node)
-        if entry is None or own is None:
+        if entry is None or not isinstance(entry.run, CarriedFunction) or own is None:
             return None
         for needed in (*functions.HELPERS.get(own, ()), own):
             self.functions.setdefault(needed, inspect.getsource(getattr(functions, needed)))
@@ -437,7 +438,7 @@ class _Writer:
         }
         if entry.trains and not node.attrs[entry.trains[-1]]:
             attrs[entry.trains[-1]] = _TRAINING
-        made, named = getattr(entry.run, "results", 1), len(node.outputs)
+        made, named = entry.run.results, len(node.outputs)
         result = call(own, given, attrs)
         if made <= named:
             return result
@@ -482,8 +483,7 @@ def _function_of(node: Node) -> str | None:
     entry = lookup(node)
     if entry is None or aten_target(node):
         return None
-    own: str | None = getattr(entry.run, "function", None)
-    return node.attrs["function"] if own == "" else own
+    return entry.run.called_by(node) if isinstance(entry.run, CarriedFunction) else None
 
 
 def _functions_of(graph: Graph) -> set[str]:

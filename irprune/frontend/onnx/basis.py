@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from irprune.frontend.onnx.proto import tensor_of
 from irprune.frontend.onnx.source import OnnxSource
 
 __all__ = ["FileBasis", "FileNorm", "with_basis"]
@@ -88,7 +89,7 @@ def with_basis(
         if t.name not in arrays
     ]
     for name, array in arrays.items():
-        kept.append(_tensor(name, array, kinds.get(name, added.get(name, TensorProto.FLOAT))))
+        kept.append(tensor_of(name, array, kinds.get(name, added.get(name, TensorProto.FLOAT))))
     read = {t for n in graph.node for t in n.input} | {v.name for v in graph.output}
     del graph.initializer[:]
     graph.initializer.extend(t for t in kept if t.name in read)
@@ -106,7 +107,7 @@ def _root_mean_square(
     )
     eps = _fresh(f"{result}.epsilon", taken)
     kind = next((t.data_type for t in graph.initializer if t.name == norm.scale), TensorProto.FLOAT)
-    graph.initializer.append(_tensor(eps, np.array(norm.eps), kind))
+    graph.initializer.append(tensor_of(eps, np.array(norm.eps), kind))
     if opset >= 18:
         axes = _fresh(f"{result}.axes", taken)
         graph.initializer.append(numpy_helper.from_array(np.array([axis], dtype=np.int64), axes))
@@ -135,10 +136,4 @@ def _fresh(name: str, taken: set[str]) -> str:
     while made in taken:
         made, n = f"{name}.{n}", n + 1
     taken.add(made)
-    return made
-
-
-def _tensor(name: str, array: NDArray[Any], kind: int) -> TensorProto:
-    dtype = helper.tensor_dtype_to_np_dtype(kind)
-    made: TensorProto = numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype)), name)
     return made

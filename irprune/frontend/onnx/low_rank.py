@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.order import target_of
+from irprune.frontend.onnx.proto import tensor_of
 from irprune.frontend.onnx.source import NodePlace, OnnxSource
 from irprune.ir.graph import Node
 from irprune.ops.onnx.in_two import as_two, has_form_as_two
@@ -74,7 +75,7 @@ def with_split_nodes(source: OnnxSource, split: Mapping[str, SplitNode]) -> onnx
     rest = [t for t in graph.initializer if t.name not in split]
     for name, one in split.items():
         for own, array in zip(one.names(name), (one.first, one.second), strict=True):
-            rest.append(_tensor(own, array, kinds[name]))
+            rest.append(tensor_of(own, array, kinds[name]))
     kept = [TensorProto.FromString(t.SerializeToString()) for t in rest]
     del graph.initializer[:]
     graph.initializer.extend(kept)
@@ -97,14 +98,8 @@ def with_products(source: OnnxSource, products: Mapping[str, Array]) -> onnx.Mod
     model.CopyFrom(source.model)
     for tensor in model.graph.initializer:
         if tensor.name in products:
-            made = _tensor(tensor.name, products[tensor.name], tensor.data_type)
+            made = tensor_of(tensor.name, products[tensor.name], tensor.data_type)
             if made.dims != tensor.dims:
                 raise IrpruneError(f"a product of {list(made.dims)} for '{tensor.name}'")
             tensor.CopyFrom(made)
     return model
-
-
-def _tensor(name: str, array: Array, kind: int) -> TensorProto:
-    dtype = helper.tensor_dtype_to_np_dtype(kind)
-    made: TensorProto = numpy_helper.from_array(np.ascontiguousarray(array.astype(dtype)), name)
-    return made

@@ -23,11 +23,21 @@ __all__ = [
     "dense",
     "dtype_of",
     "identifier",
+    "tensor_of",
     "type_proto",
     "value_type",
 ]
 
 Array = NDArray[Any]
+
+
+def tensor_of(name: str, array: Array, elem_type: int) -> onnx.TensorProto:
+    """A tensor message that holds ``array`` in an ONNX element type."""
+    dtype = helper.tensor_dtype_to_np_dtype(elem_type)
+    made: onnx.TensorProto = numpy_helper.from_array(
+        np.ascontiguousarray(array.astype(dtype)), name
+    )
+    return made
 
 
 def dtype_of(elem_type: int) -> str:

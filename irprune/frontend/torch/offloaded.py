@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from irprune.run.stored_tensor import StoredTensor
+from irprune.run.stored_tensor import StoredTensor, as_parameter_like
 
 __all__ = ["is_offloaded", "unhooked_twin"]
 
@@ -65,17 +65,14 @@ def _plain(
     """``tensor`` on the CPU; where it is on the meta device, a handle to its ``values``. Those that
     lie in one place of memory share a handle."""
     if not tensor.is_meta or values is None:
-        return _like(tensor, tensor.detach().cpu())
+        return as_parameter_like(tensor, tensor.detach().cpu())
     first, again = values(), values()
-    handle = _like(tensor, StoredTensor(partial(_on_cpu, values), tensor.shape, first.dtype))
+    handle = as_parameter_like(
+        tensor, StoredTensor(partial(_on_cpu, values), tensor.shape, first.dtype)
+    )
     if first.data_ptr() != again.data_ptr():  # read from a file
         return handle
     return tied.setdefault((first.data_ptr(), tuple(tensor.shape)), handle)
-
-
-def _like(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
-    """``new``, a parameter where ``old`` is one."""
-    return nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
 
 
 def _on_cpu(values: Callable[[], torch.Tensor]) -> torch.Tensor:

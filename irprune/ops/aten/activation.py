@@ -12,6 +12,7 @@ from irprune.ir.graph import Node
 from irprune.ops.aten.elementwise import broadcast
 from irprune.ops.registry import Arg, Sample
 from irprune.ops.registry import op as declare
+from irprune.ops.traits import CarriedFunction
 
 op = partial(declare, family="activation")
 
@@ -119,12 +120,10 @@ def _drop_path(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
     return drop_path(*operands, **node.attrs)  # type: ignore[no-untyped-call]
 
 
-_drop_path.function = "drop_path"  # type: ignore[attr-defined]
-
 op(
     "drop_path",
     broadcast,
-    run=_drop_path,
+    run=CarriedFunction(_drop_path, "drop_path"),
     idle=lambda node: node.attrs.get("p") == 0,
     samples=(Sample((_X,), {"p": 0.2, "mode": "row", "training": False}, free=3),),
     trains=("p", "mode", "training"),

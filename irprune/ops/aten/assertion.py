@@ -11,6 +11,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
 from irprune.ops.registry import Arg, Sample
 from irprune.ops.registry import op as declare
+from irprune.ops.traits import CarriedFunction
 
 op = partial(declare, family="assertion")
 
@@ -32,12 +33,10 @@ def _assert_value(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
         raise OtherOutcome(str(other)) from other
 
 
-_assert_value.function = "assert_value"  # type: ignore[attr-defined]
-
 op(
     "assert_value",
     _asserted,
-    run=_assert_value,
+    run=CarriedFunction(_assert_value, "assert_value"),
     samples=(
         Sample(
             (Arg((), "i64", values=(3,)),),
@@ -64,12 +63,10 @@ def _with_dependencies(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
     return operands[0]
 
 
-_with_dependencies.function = "with_dependencies"  # type: ignore[attr-defined]
-
 op(
     "with_dependencies",
     _dependent,
-    run=_with_dependencies,
+    run=CarriedFunction(_with_dependencies, "with_dependencies"),
     samples=(Sample((Arg((2, 6, 5)), Arg((), "bool")), free=3),),
     is_view=True,
     free=True,

@@ -551,15 +551,15 @@ def _grouped(node: Node) -> Letters:
     return ["=t", "k"], ["=e", "k", "n"], ["=e"], ["=t", "n"]
 
 
-def _grouped_macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
-    """Each row meets the matrix of its own expert alone."""
+def row_macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
+    """Each element of the result sums over the last dimension of the first operand."""
     return ((*(node.out.axes or ()), (node.operand(0).axes or ())[-1]),)
 
 
 contraction(
     "grouped_mm",
     _grouped,
-    macs=_grouped_macs,
+    macs=row_macs,
     row_bytes=16,
     aten={
         "transformers.grouped_mm_fallback.default": {"input": "self", "weight": "mat2"},

@@ -10,6 +10,7 @@ from irprune.ir.graph import Node
 from irprune.ops.aten.elementwise import broadcast
 from irprune.ops.registry import Arg, Sample
 from irprune.ops.registry import op as declare
+from irprune.ops.traits import CarriedFunction
 
 op = partial(declare, family="gradient")
 
@@ -33,12 +34,10 @@ def _carried(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
     return gradient_to(*operands)  # type: ignore[no-untyped-call]
 
 
-_carried.function = "gradient_to"  # type: ignore[attr-defined]
-
 op(
     "gradient_to",
     broadcast,
-    run=_carried,
+    run=CarriedFunction(_carried, "gradient_to"),
     samples=(Sample((_X, _X), free=3),),
     doc="The first operand; its gradients go to the second.",
 )

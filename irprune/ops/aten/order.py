@@ -7,7 +7,7 @@ from functools import partial
 
 from irprune.ir.axis import Axes
 from irprune.ir.graph import Node
-from irprune.ops.aten.reduce import INF, filled, is_read, like_operand, reduced, reduction
+from irprune.ops.aten.reduce import INF, filled, like_operand, numbered, reduced, reduction
 from irprune.ops.registry import Arg, Sample
 from irprune.ops.registry import op as declare
 
@@ -27,17 +27,10 @@ for _name, _element in (("cumsum", 0.0), ("cumprod", 1.0), ("logcumsumexp", -INF
     )
 
 
-def _running_extreme(axes: Axes, node: Node) -> None:
-    if is_read(node.outputs[1]):
-        for d in reduced(node):
-            axes.freeze(axes.of(node.operand(0))[d], f"numbered by {node.op}")
-    like_operand(axes, node)
-
-
 for _name, _element in (("cummax", -INF), ("cummin", INF)):
     op(
         _name,
-        _running_extreme,
+        numbered(like_operand),
         silence=filled(_element),
         aten=(f"{_name}.default",),
         samples=(Sample((_X,), {"dim": 1}, free=2), Sample((_X,), {"dim": 1}, free=3, read=(0,))),

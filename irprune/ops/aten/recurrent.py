@@ -54,7 +54,8 @@ def _roles(node: Node) -> tuple[Role, ...]:
     return ("data", *states, *rest)
 
 
-def _kinds(node: Node) -> list[Kind]:
+def recurrent_kinds(node: Node) -> list[Kind]:
+    """The last axis of the result is the width of the state."""
     return [(a, "recurrent width") for a in (node.out.axes or ())[-1:]]
 
 
@@ -194,7 +195,7 @@ for _name in _GATES:
             *_more,
         ),
         operands=_roles,
-        kinds=_kinds,
+        kinds=recurrent_kinds,
         nn_layer=_NN[_name],
     )
 
@@ -233,5 +234,5 @@ for _name, _count in _GATES.items():
             Sample((*_held, *_weights(_count, 1, 1, bias=False)), free=3),
         ),
         operands=_roles,
-        kinds=_kinds,
+        kinds=recurrent_kinds,
     )

@@ -16,7 +16,7 @@ from irprune.ir.graph import Node, Value
 from irprune.ops.aten.contraction import zeroed
 from irprune.ops.aten.norm import masked_mean
 from irprune.ops.aten.shape import position
-from irprune.ops.registry import Arg, Sample
+from irprune.ops.registry import Arg, Rule, Sample
 from irprune.ops.registry import op as declare
 
 __all__ = ["filled", "is_read", "like_operand", "neutral", "reduced", "reduction"]
@@ -196,18 +196,23 @@ op(
 )
 
 
-def _extreme(axes: Axes, node: Node) -> None:
-    """The place of the extreme counts indices: where it is read none may be dropped."""
-    if is_read(node.outputs[1]):
-        for d in reduced(node):
-            axes.freeze(axes.of(node.operand(0))[d], f"numbered by {node.op}")
-    reduction(axes, node)
+def numbered(rule: Rule) -> Rule:
+    """``rule`` of an operator whose second result counts indices: where that is read none of them
+    may be dropped."""
+
+    def of_node(axes: Axes, node: Node) -> None:
+        if is_read(node.outputs[1]):
+            for d in reduced(node):
+                axes.freeze(axes.of(node.operand(0))[d], f"numbered by {node.op}")
+        rule(axes, node)
+
+    return of_node
 
 
 for _name, _element in (("max", -INF), ("min", INF)):
     op(
         f"{_name}_dim",
-        _extreme,
+        numbered(reduction),
         silence=filled(_element),
         aten=(f"{_name}.dim",),
         samples=(

@@ -11,6 +11,7 @@ from irprune.ir.axis import Axes
 from irprune.ir.dtype import computed_type
 from irprune.ir.graph import Node, TensorType
 from irprune.ir.size import Size, Sym
+from irprune.ops.aten.create import fresh
 from irprune.ops.onnx.fold import SIZES
 from irprune.ops.onnx.importer import (
     Edit,
@@ -88,12 +89,7 @@ def _range(node: OnnxNode) -> Step:
     )
 
 
-def _fresh(axes: Axes, node: Node) -> None:
-    for value in node.outputs:
-        value.axes = tuple(axes.leaf(s) for s in value.shape)
-
-
-op("arange_from", _fresh, run=runs("arange_from"), creates=True, free=True)
+op("arange_from", fresh, run=runs("arange_from"), creates=True, free=True)
 spell("arange_from", "Range", read=_range)
 
 

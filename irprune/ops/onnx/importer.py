@@ -31,6 +31,7 @@ from irprune.ops.registry import (
     register_onnx,
     spelling,
 )
+from irprune.ops.traits import CarriedFunction
 
 __all__ = [
     "OF_SIZES",
@@ -319,7 +320,7 @@ OF_SIZES = {
 # -- running in torch ------------------------------------------------------------------------------
 
 
-def runs(name: str, results: int = 1) -> Callable[..., Any]:
+def runs(name: str, results: int = 1) -> CarriedFunction:
     """An ``Op.run`` that calls ``irprune.ops.onnx.functions.<name>(*operands, **attrs)``, whose
     source emitted modules carry.
 
@@ -334,19 +335,18 @@ def runs(name: str, results: int = 1) -> Callable[..., Any]:
         attrs = {k: torch_attribute(k, v) for k, v in node.attrs.items() if k != "own"}
         return getattr(functions, name)(*operands[: node.attrs.get("own")], **attrs)
 
-    run.function, run.results = name, results  # type: ignore[attr-defined]
-    return run
+    return CarriedFunction(run, name, results)
 
 
-def runs_named(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
-    """An ``Op.run`` that calls the function which attribute ``function`` of the node names."""
+def _run_named(torch: Any, node: Node, operands: Sequence[Any]) -> Any:
     from irprune.ops.onnx import functions
 
     attrs = {k: v for k, v in node.attrs.items() if k != "function"}
     return getattr(functions, node.attrs["function"])(*operands, **attrs)
 
 
-runs_named.function, runs_named.results = "", 1  # type: ignore[attr-defined]
+runs_named = CarriedFunction(_run_named, "")
+"""An ``Op.run`` that calls the function which attribute ``function`` of the node names."""
 
 
 def variant(base: str, name: str, run: str, results: int = 1, **changes: Any) -> Op:

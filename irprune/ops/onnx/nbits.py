@@ -12,7 +12,7 @@ from typing import Any
 
 from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, Value
-from irprune.ops.aten.contraction import zeroed
+from irprune.ops.aten.contraction import row_macs, zeroed
 from irprune.ops.onnx.importer import (
     Edit,
     OnnxNode,
@@ -101,10 +101,6 @@ def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any
     )
 
 
-def _macs(node: Node) -> tuple[tuple[Axis, ...], ...]:
-    return ((*(node.out.axes or ()), (node.operand(0).axes or ())[-1]),)
-
-
 _ATTRS = {"n": 6, "k": 32, "bits": 4, "block_size": 16}
 _MATRIX, _SCALES = Arg((6, 2, 8), "u8", 0, 256), Arg((12,), low=0.5)
 op(
@@ -113,7 +109,7 @@ op(
     run=runs("matmul_nbits"),
     resize=_resize,
     silence=_silence,
-    macs=_macs,
+    macs=row_macs,
     samples=(
         Sample((Arg((3, 32)), _MATRIX, _SCALES), _ATTRS, free=3),
         Sample(
@@ -193,7 +189,7 @@ op(
     run=runs("matmul_bnb4"),
     resize=_resize,
     silence=_silence,
-    macs=_macs,
+    macs=row_macs,
     samples=(
         Sample((Arg((3, 32)), Arg((96,), "u8", 0, 256), Arg((12,), low=0.5)), _IN_TABLE, free=3),
         Sample(

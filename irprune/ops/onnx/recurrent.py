@@ -10,6 +10,7 @@ from irprune.ir.axis import Axes, Axis
 from irprune.ir.graph import Node, TensorType
 from irprune.ops import layered
 from irprune.ops.aten.contraction import zeroed
+from irprune.ops.aten.recurrent import recurrent_kinds
 from irprune.ops.onnx.importer import (
     Edit,
     OnnxNode,
@@ -22,7 +23,7 @@ from irprune.ops.onnx.importer import (
 )
 from irprune.ops.registry import Arg, Cut, Sample, Unsupported
 from irprune.ops.registry import op as declare
-from irprune.ops.traits import Kind, Quantised, Role
+from irprune.ops.traits import Quantised, Role
 
 op = partial(declare, family="recurrent")
 
@@ -95,10 +96,6 @@ def _silence(torch: Any, node: Node, operands: list[Any], present: Any, run: Any
 
 def _resize(node: Node, cut: Cut) -> None:
     node.attrs["hidden_size"] = cut.size((node.operand(2).axes or ())[2])
-
-
-def _kinds(node: Node) -> list[Kind]:
-    return [(a, "recurrent width") for a in (node.out.axes or ())[-1:]]
 
 
 def _macs(node: Node) -> tuple[Any, ...]:
@@ -176,7 +173,7 @@ for _name, _onnx in (("onnx_lstm", "LSTM"), ("onnx_gru", "GRU"), ("onnx_rnn", "R
             ),
         ),
         operands=_ROLES,
-        kinds=_kinds,
+        kinds=recurrent_kinds,
         layered=layered.as_recurrent,
     )
     spell(_name, _onnx, read=_read(_name), write=_write)
@@ -284,7 +281,7 @@ op(
     operands=_ROLES,
     quantised_as=lambda node: {1: Quantised(8, 9, 2, True), 2: Quantised(10, 11, 2, True)},
     rounds=True,
-    kinds=_kinds,
+    kinds=recurrent_kinds,
 )
 spell("dynamic_lstm", "com.microsoft::DynamicQuantizeLSTM", read=_read_quantised, write=_write)
 
