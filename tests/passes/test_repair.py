@@ -3,69 +3,43 @@ for."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from repair_models import (
+    captured,
+    dropped,
+    halved,
+    inputs,
+    redundant,
+    trained_statistics,
+    weights_of,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import irprune
 from irprune import api
 from irprune.analysis.layers import layers
 from irprune.api.repair import output_error, repair
 from irprune.criteria.readings import Readings
-from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Selection
-from irprune.passes import repairs as repairs_module
 from irprune.passes.repair_batch_norm import RepairBatchNorm
 from irprune.passes.repair_bias import RepairAffine, RepairBias
 from irprune.passes.repair_fold import RepairFold
 from irprune.passes.repair_least_squares import RepairLeastSquares
 from irprune.passes.repair_static import RepairStatic
 from irprune.passes.repairs import repairs
-from irprune.passes.result import PassResult
 from irprune.run.calibration import Calibration
 from irprune.run.interpret import evaluate
-from irprune.run.statistics import Pair, load_as, store
+from irprune.run.statistics import Pair, load_as
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
+def seeded() -> None:
     torch.manual_seed(0)
-
-
-def captured(model: nn.Module, *args: Tensor) -> Graph:
-    return api.analyse(api.capture(model, args))
-
-
-def dropped(graph: Graph, groups: dict[str, Sequence[int]]) -> Graph:
-    """The graph cut to the given kept indices of groups, named by a member."""
-    chosen = {}
-    for name, kept in groups.items():
-        axis = next(g.axis for g in api.groups(graph) if name in map(str, g.members))
-        chosen[axis] = np.asarray(kept)
-    graph.kept = Selection(chosen)
-    return api.cut_graph(graph)
-
-
-def halved(graph: Graph) -> Graph:
-    graph.kept = Selection({g.axis: range(0, g.size, 2) for g in api.groups(graph) if not g.frozen})
-    return api.cut_graph(graph)
-
-
-DRAW = torch.Generator().manual_seed(3)
-
-
-def inputs(count: int) -> Tensor:
-    return torch.randn(count, 2, 6, 6, generator=DRAW)
 
 
 # -- layers ----------------------------------------------------------------------------------------
@@ -156,24 +130,6 @@ def test_the_bias_may_be_a_running_mean_or_a_summand() -> None:
     assert found["matmul"].bias is None  # self.b is added twice: it is not this layer's own
 
 
-# -- least squares ---------------------------------------------------------------------------------
-
-
-def redundant(conv: bool = False) -> nn.Module:
-    """Eight hidden channels of which the odd ones are mixtures of the even ones: half of them say
-    everything."""
-    mix = torch.randn(4, 4)
-    model = (
-        nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 5, 3))
-        if conv
-        else nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
-    )
-    with torch.no_grad():
-        for p in (model[0].weight, model[0].bias):
-            p[1::2] = torch.einsum("ij,j...->i...", mix, p[::2])
-    return model.eval()
-
-
 @pytest.mark.parametrize("conv", [False, True], ids=["linear", "conv"])
 def test_least_squares_finds_what_the_kept_channels_can_say(conv: bool) -> None:
     x = torch.randn(64, 3, 6, 6) if conv else torch.randn(64, 6)
@@ -202,35 +158,6 @@ def test_what_a_constant_channel_gave_goes_into_the_running_mean() -> None:
     assert output_error(graph, cut, Calibration(inputs(32), graph)) < 1e-4
 
 
-class Net(nn.Module):
-    """A residual block with batch norm, a grouped and a depthwise convolution, and a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(2, 8, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(8)
-        self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
-        self.wide = nn.Conv2d(8, 16, 3, padding=1, groups=2, bias=False)
-        self.norm2 = nn.BatchNorm2d(16)
-        self.back = nn.ConvTranspose2d(16, 8, 3, padding=1)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.norm(self.stem(x)))
-        y = F.relu(self.norm2(self.wide(F.relu(self.deep(x)))))
-        return self.head((x + self.back(y)).mean((2, 3)))
-
-
-def trained_statistics() -> Net:
-    net = Net()
-    for norm in (net.norm, net.norm2):
-        nn.init.uniform_(norm.weight, 0.5, 1.5)
-        nn.init.normal_(norm.bias, std=0.3)
-        norm.momentum = None
-    net.train()(torch.randn(256, 2, 6, 6))
-    return net.eval()
-
-
 @pytest.mark.parametrize("method", repairs())
 def test_every_repair_brings_the_output_nearer_on_fresh_data(method: str) -> None:
     graph = captured(trained_statistics(), inputs(2))
@@ -252,10 +179,6 @@ def test_every_repair_brings_the_output_nearer_on_fresh_data(method: str) -> Non
         }[method]
         * before
     )
-
-
-def weights_of(graph: Graph) -> dict[str, Tensor]:
-    return {n: load_as(w) for n, w in graph.weights.items()}
 
 
 def test_the_same_repair_twice_gives_the_same_weights_and_spares_the_original() -> None:
@@ -421,165 +344,6 @@ def test_unlike_channels_are_not_folded() -> None:
     before = load_as(cut.weights["1.weight"])
     RepairFold(graph, Calibration(torch.randn(64, 6), graph), alike=1.1).run(cut)
     assert torch.equal(before, load_as(cut.weights["1.weight"]))
-
-
-# -- the call --------------------------------------------------------------------------------------
-
-
-def test_noise_warns_above_a_half_alone() -> None:
-    x = torch.randn(64, 6)
-    graph = captured(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 5)).eval(), x[:2])
-    for kept, warned in ((8, False), (6, True)):
-        cut = dropped(graph, {"0.weight:0": range(kept)})
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            done = repair(graph, cut)
-        assert bool(caught) == warned and done.after < done.before
-        assert any("no calibration data" in n for n in done.notes)
-
-
-def test_a_repair_that_does_not_help_is_taken_back() -> None:
-    """Statistics of nothing but one constant input are worse than those that were there."""
-    graph = captured(trained_statistics(), inputs(2))
-    cut = graph.copy()
-    graph.kept = Selection({})
-    before = weights_of(cut)
-    done = repair(graph, cut, torch.ones(4, 2, 6, 6) * 5, "batch_norm")
-    assert done.methods == () and any("taken back" in n for n in done.notes)
-    assert all(torch.equal(before[n], t) for n, t in weights_of(cut).items())
-
-
-def test_a_repair_in_a_file_of_its_own_is_called_by_its_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(repairs_module, "_REPAIRS", dict(repairs()))
-
-    @repairs_module.repair("doubled")
-    @dataclass(frozen=True)
-    class Doubled:
-        """Multiply the last bias."""
-
-        original: Graph
-        calibration: Calibration
-        times: float = 2.0
-
-        def run(self, graph: Graph) -> PassResult:
-            bias = graph.weights["2.bias"]
-            store(bias, load_as(bias) * self.times)
-            return PassResult(True, ("told",))
-
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-    x = torch.randn(16, 6)
-    pruned = irprune.prune(model, (x,), repair="doubled", calibration=x)
-    assert pruned.report.repair is not None and "told" in pruned.report.repair.notes
-    with pytest.raises(ValueError, match="declared twice"):
-        repairs_module.repair("doubled")(repairs_module.repair_of("bias"))
-    with pytest.raises(IrpruneError, match=r"no repair is called 'tripled' .*doubled"):
-        irprune.prune(model, (x,), repair="tripled", calibration=x)
-
-
-def test_bad_use_is_one_clear_line() -> None:
-    graph = captured(redundant(), torch.randn(2, 6))
-    cut = dropped(graph, {"0.weight:0": range(4)})
-    with pytest.raises(IrpruneError, match=r"no repair is called 'magic'.*least_squares"):
-        repair(graph, cut, None, "magic")
-    with pytest.raises(IrpruneError, match="no option 'lambda_'"):
-        repair(graph, cut, torch.randn(8, 6), lambda_=3)
-    with pytest.raises(IrpruneError, match="yield nothing"):
-        repair(graph, cut, [])
-    graph.kept = None
-    with pytest.raises(IrpruneError, match="with its choice"):
-        repair(graph, cut, torch.randn(8, 6))
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"repair": "magic"}, "no repair is called 'magic'"),
-        ({"repair": ["bias", "none"]}, "no repair is called 'none'"),
-        ({"importance": "taylr"}, "no criterion is called 'taylr'"),
-        ({"importance": "wanda", "reduce": "sum"}, "has no option 'reduce'"),
-    ],
-)
-def test_names_are_refused_before_a_model_is_read(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(IrpruneError, match=said):
-        api.prune("no-such-file.onnx", calibration="no-such-folder", **options)
-    if "repair" in options:
-        with pytest.raises(IrpruneError, match=said):
-            api.apply_plan("no-such-file.onnx", "no-such-plan.json", **options)
-
-
-def test_nan_activations_are_named() -> None:
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
-    graph = captured(model, torch.randn(2, 6))
-    cut = dropped(graph, {"0.weight:0": range(4)})
-    with torch.no_grad():
-        model[0].weight.fill_(3e38)
-    with pytest.raises(IrpruneError, match="NaN or infinite"):
-        repair(graph, cut, torch.randn(8, 6))
-
-
-def test_prune_repairs_and_says_that_the_proof_came_before() -> None:
-    net, x = trained_statistics(), inputs(128)
-    before = {n: t.clone() for n, t in net.state_dict().items()}
-    pruned = api.prune(
-        net, (x[:2],), ratio=0.5, importance="magnitude", repair="least_squares", calibration=x
-    )
-    plain = api.prune(net, (x[:2],), ratio=0.5, calibration=False)
-    assert pruned.report.proof is not None and pruned.report.proof.passed
-    assert pruned.report.repair is not None and "the proof is of the model before repair" in str(
-        pruned.report
-    )
-    fresh = inputs(64)
-    with torch.no_grad():
-        then, with_, without = net(fresh), pruned.module(fresh), plain.module(fresh)
-    assert float((with_ - then).norm()) < 0.7 * float((without - then).norm())
-    assert all(torch.equal(before[n], t) for n, t in net.state_dict().items())
-    assert pruned.plan == plain.plan
-
-
-def test_calibration_data_choose_the_criterion_and_the_repair_where_nothing_is_said() -> None:
-    net, x = trained_statistics(), inputs(128)
-    # Read twice
-    pruned = api.prune(
-        net, (x[:2],), calibration=(x[i : i + 32] for i in range(0, 128, 32)), proof=False
-    )
-    said = api.prune(
-        net,
-        (x[:2],),
-        importance="osscar",
-        scope="local",
-        repair="least_squares",
-        calibration=x,
-        proof=False,
-    )
-    assert pruned.plan == said.plan
-    assert pruned.report.repair is not None and pruned.report.repair.methods == ("least_squares",)
-    # Other chunks
-    assert pruned.report.repair.after == pytest.approx(said.report.repair.after, rel=0.02)
-    assert api.prune(net, (x[:2],), calibration=x, repair=False, proof=False).report.repair is None
-    plain = api.prune(net, (x[:2],), calibration=False, proof=False)
-    assert plain.report.repair is None and plain.options.importance == "magnitude"
-    half: dict[str, Any] = {"budget": {"macs": 0.5}, "proof": False}
-    assert (
-        api.prune(net, (x[:2],), calibration=x, **half).plan
-        == api.prune(
-            net,
-            (x[:2],),
-            importance="osscar",
-            scope="knapsack",
-            normalise="measured",
-            calibration=x,
-            repair=False,
-            **half,
-        ).plan
-    )
-    usual = api.prune(net, (x[:2],), calibration=x, **half).plan
-    for option, other in (("scope", "global"), ("normalise", "mean"), ("importance", "magnitude")):
-        assert api.prune(net, (x[:2],), calibration=x, **half, **{option: other}).plan != usual
-    without = api.prune(net, (x[:2],), calibration=False, **half)
-    assert without.options.scope == pruned.options.scope == "local"
 
 
 class Narrow(nn.Module):
