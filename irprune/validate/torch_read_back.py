@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from irprune.base.quiet import quiet
 from irprune.emit.torch.saved import WEIGHTS
@@ -38,8 +39,6 @@ def read_back_source(folder: Path, module: torch.nn.Module, graph: Graph) -> Rea
     the cut ``graph``."""
 
     def compared() -> tuple[float, str]:
-        from safetensors.torch import load_file
-
         held = load_file(str(folder / WEIGHTS))
         differs = _other(held, module)
         if differs:

@@ -7,9 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.analysis.sizes import example_symbols
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Selection
+from irprune.ops.arrays import as_numpy
 from irprune.ops.registry import draws
+from irprune.run.inputs import random_inputs, redraw
 
 __all__ = ["changes_nothing"]
 
@@ -38,8 +41,6 @@ def _torch_outputs(graph: Graph, kept: Selection, seed: int) -> list[NDArray[Any
     import torch
 
     from irprune.frontend.torch.source import torch_source
-    from irprune.ops.arrays import as_numpy
-    from irprune.run.inputs import redraw
     from irprune.run.oracle import silenced
 
     source = torch_source(graph)
@@ -50,8 +51,6 @@ def _torch_outputs(graph: Graph, kept: Selection, seed: int) -> list[NDArray[Any
 
 
 def _onnx_outputs(graph: Graph, kept: Selection, seed: int) -> list[NDArray[Any]]:
-    from irprune.analysis.sizes import example_symbols
-    from irprune.run.inputs import random_inputs
     from irprune.validate.onnx_oracle import silenced_model
     from irprune.validate.onnx_run import run_model
 

@@ -1,12 +1,14 @@
 """The walls of the house: imports go down the layers, without circles, and those inside functions
-spare torch or onnx at start-up."""
+spare what is slow to load, as torch and onnx are, or what need not be installed."""
 
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = frozenset(
-    "torch onnx onnxruntime onnx_graphsurgeon onnxscript ml_dtypes safetensors rich "
-    "PIL sklearn timm torchvision transformers gguf optuna matplotlib openvino".split()
+SLOW = frozenset("torch onnx onnxruntime onnx_graphsurgeon onnxscript rich irprune.api".split())
+"""What takes long to load, so that a command that does without it starts without it."""
+IMPORTED_AS = {"scikit-learn": "sklearn", "pillow": "PIL"}
+EXTRAS = frozenset(
+    IMPORTED_AS.get(name, name).replace("-", "_")
+    for wanted in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ].values()
+    for name in (re.split(r"[\[<>=]", requirement)[0] for requirement in wanted)
 )
+"""What a user may not have installed."""
+HEAVY = SLOW | EXTRAS
 
 
 # -- the layers ------------------------------------------------------------------------------------
@@ -118,7 +128,8 @@ def imports(name: str, tree: ast.AST, known: dict[str, Path]) -> Iterator[Import
 
 
 def idle_late_imports(root: Path) -> list[str]:
-    """Imports inside functions that spare nothing heavy: the module has it, or it is light."""
+    """Imports inside functions that spare nothing: the module has it, or it is quick to load and
+    always there."""
     known = modules(root)
     found = [i for n, p in known.items() for i in imports(n, ast.parse(p.read_text()), known)]
     early: dict[str, list[str]] = {name: [] for name in known}
@@ -130,18 +141,14 @@ def idle_late_imports(root: Path) -> list[str]:
         return [name.rsplit(".", k)[0] for k in range(1, name.count(".") + 1)]
 
     def heavy(name: str) -> set[str]:
-        if name.split(".")[0] != "irprune":
-            return {name.split(".")[0]} & HEAVY
-        seen, todo, out = {name}, [name], set[str]()
+        """What is loaded with ``name`` and is heavy."""
+        seen, todo = {name}, [name]
         while todo:
             at = todo.pop()
-            for target in (*early.get(at, ()), *parents(at)):
-                if target.split(".")[0] != "irprune":
-                    out |= {target.split(".")[0]} & HEAVY
-                elif target not in seen:
-                    seen.add(target)
-                    todo.append(target)
-        return out
+            new = {*early.get(at, ()), *parents(at)} - seen
+            seen |= new
+            todo += sorted(new)
+        return {part for at in seen for part in (at, *parents(at))} & HEAVY
 
     return [
         f"{i.module}:{i.line}: {i.target}"
@@ -150,7 +157,7 @@ def idle_late_imports(root: Path) -> list[str]:
     ]
 
 
-def test_imports_inside_functions_spare_torch_or_onnx() -> None:
+def test_imports_inside_functions_spare_what_is_slow_or_optional() -> None:
     assert idle_late_imports(ROOT) == []
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils import _pytree as pytree
 
 from irprune.base.atomic_write import no_room
@@ -68,8 +69,6 @@ def load(folder=None, device="cpu"):
 
 def save_module(module: torch.nn.Module, folder: Path) -> None:
     """``model.py`` and ``weights.safetensors`` of an emitted module."""
-    from safetensors.torch import save_file
-
     text = source_of(module) + _LOADER
     (folder / "model.py").write_text(text, encoding="utf-8", newline="\n")
     (folder / _DIGEST).write_text(f"{_digest(text)}  model.py\n", encoding="utf-8")
@@ -163,8 +162,6 @@ def from_folder(folder: str | Path, trust: bool = False) -> torch.nn.Module:
         IrpruneError: Where there is no module, and, without ``trust``, where ``model.py`` is not
             what irprune wrote.
     """
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     for name in ("model.py", WEIGHTS):
         if not (folder / name).exists():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from irprune.base.memory import large_blocks_apart, trim
 from irprune.base.quiet import quiet
@@ -59,8 +60,6 @@ def stored_tensors(files: list[Path]) -> dict[str, StoredTensor]:
     Raises:
         IrpruneError: For a file that is none, or is cut off.
     """
-    from safetensors import SafetensorError, safe_open
-
     known = {t.safetensors: name for name, t in ELEMENT_TYPES.items() if t.safetensors}
     out: dict[str, StoredTensor] = {}
     for file in files:
@@ -85,8 +84,6 @@ def stored_tensors(files: list[Path]) -> dict[str, StoredTensor]:
 def _read(file: Path, name: str) -> torch.Tensor:
     """A tensor of ``file``, which is mapped only as long as the tensor lives: mapped pages that
     were read count as memory of the process."""
-    from safetensors import SafetensorError, safe_open
-
     trim()
     try:
         with safe_open(file, "pt") as held:
