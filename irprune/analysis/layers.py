@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional as F
 
-from irprune.analysis.stored import Stored, alone, numbers_of, stored_in
+from irprune.analysis.stored_weights import Stored, alone, numbers_of, stored_in
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym, probe_of
 from irprune.ops.registry import convolution_of, is_fixed_norm, is_sum, lookup, operand_as, role_of

@@ -205,8 +205,8 @@ def _prove(pruned: Pruned, cuts: Callable[[Graph], Graph]) -> None:
         pruned.options.values["proof"] == "gradients",
         cuts,
     )
-    if cuts is not cut_graph and report.proof is not None and report.proof.shaken is not None:
-        second = report.proof.shaken  # passes that compute weights round them to their types
+    if cuts is not cut_graph and report.proof is not None and report.proof.second_pass is not None:
+        second = report.proof.second_pass  # passes that compute weights round them to their types
         second.tolerance = max(second.tolerance, FLOAT32)
         second.judge_tolerance = max(second.judge_tolerance, FLOAT32)
     if report.proof is None:

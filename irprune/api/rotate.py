@@ -133,11 +133,11 @@ def _turned(graph: Graph, made: Rotatable, options: Options, told: Rotation) -> 
     """``graph`` with the width ``made`` in its principal components."""
     basis, energy = _basis(graph, made, options)
     uses = uses_of(made)
-    shaken = _shaken(made)
+    random_weights = _with_random_weights(made)
     if isinstance(graph.source, OnnxSource):
-        new, names, error = _file(graph, graph.source, made, uses, basis, shaken)
+        new, names, error = _file(graph, graph.source, made, uses, basis, random_weights)
     else:
-        new, names, error = _module(graph, made, uses, basis, shaken, options, told)
+        new, names, error = _module(graph, made, uses, basis, random_weights, options, told)
     analyse(new)
     new.sizes = dict(graph.sizes)
     new.rotated = {**_again(graph, new)}
@@ -217,7 +217,7 @@ def _basis(
 # -- arrays ----------------------------------------------------------------------------------------
 
 
-def _shaken(made: Rotatable) -> dict[Weight, torch.Tensor]:
+def _with_random_weights(made: Rotatable) -> dict[Weight, torch.Tensor]:
     """Other scales and shifts of the norms, for the check."""
     draw = torch.Generator().manual_seed(0)
     out: dict[Weight, torch.Tensor] = {}
@@ -247,7 +247,7 @@ def _module(
     made: Rotatable,
     uses: Mapping[Weight, Mapping[Use, list[Place]]],
     basis: torch.Tensor,
-    shaken: Mapping[Weight, torch.Tensor],
+    random_weights: Mapping[Weight, torch.Tensor],
     options: Options,
     told: Rotation,
 ) -> tuple[Graph, dict[Use, str], float]:
@@ -296,8 +296,8 @@ def _module(
 
     tensors = arrays(_loading({}))
     module = module_form.with_basis(model, tensors, norms)
-    before = {n: t for w, t in shaken.items() for n in (w.name, *w.aliases)}
-    error = check_basis_of_module(graph, module, before, arrays(_loading(shaken)))
+    before = {n: t for w, t in random_weights.items() for n in (w.name, *w.aliases)}
+    error = check_basis_of_module(graph, module, before, arrays(_loading(random_weights)))
     new = capture(
         module,
         source.args,
@@ -333,7 +333,7 @@ def _file(
     made: Rotatable,
     uses: Mapping[Weight, Mapping[Use, list[Place]]],
     basis: torch.Tensor,
-    shaken: Mapping[Weight, torch.Tensor],
+    random_weights: Mapping[Weight, torch.Tensor],
 ) -> tuple[Graph, dict[Use, str], float]:
     form = FileBasis()
     stored: dict[str, dict[Use, list[Place]]] = {}
@@ -378,11 +378,11 @@ def _file(
 
     form.tensors = arrays(_loading({}))
     model = with_basis(source, form)
-    other = {source.stored[w.name].name: t.numpy() for w, t in shaken.items()}
+    other = {source.stored[w.name].name: t.numpy() for w, t in random_weights.items()}
     error = check_basis_of_file(
         graph,
         with_basis(source, FileBasis(other)),
-        with_basis(source, form, arrays(_loading(shaken))),
+        with_basis(source, form, arrays(_loading(random_weights))),
     )
     new = capture_onnx(model, files=source.files)
     assert isinstance(new.source, OnnxSource)

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from irprune.api.swept import Swept
+from irprune.api.sweep_result import Swept
 from irprune.errors import IrpruneError
 
 __all__ = ["Study"]

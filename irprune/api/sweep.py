@@ -20,8 +20,8 @@ from irprune.api.option_kinds import read_share
 from irprune.api.options import Options
 from irprune.api.study import Study
 from irprune.api.sweep_bench import Bench, Call, Job
+from irprune.api.sweep_result import Sweep, Swept
 from irprune.api.sweep_workers import ENGINES, Judges, values
-from irprune.api.swept import Sweep, Swept
 from irprune.api.trials import trial_key
 from irprune.base.near import meant
 from irprune.choice.plan import Plan

@@ -138,7 +138,11 @@ class Plan:
         return Plan.load(plan) if isinstance(plan, (str, Path)) else Plan.from_json(plan)
 
     def digest(self) -> str:
-        """The SHA-256 of the plan as JSON, in hexadecimal digits: the same for equal plans."""
+        """What tells the plan from others.
+
+        Returns:
+            The SHA-256 of the plan as JSON, in hexadecimal digits: the same for equal plans.
+        """
         return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()
 
     def as_json(self) -> dict[str, Any]:

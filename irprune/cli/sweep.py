@@ -13,7 +13,7 @@ from irprune.api.extensions import load_extensions
 from irprune.api.load import load_model
 from irprune.api.option_kinds import read_share
 from irprune.api.sweep import sweep as sweep_
-from irprune.api.swept import figure_for
+from irprune.api.sweep_result import figure_for
 from irprune.base.atomic_write import check_place
 from irprune.cli.options import common, extensions, inputs, model, say, show_json, shown
 from irprune.errors import IrpruneError

@@ -24,11 +24,11 @@ from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.selection import Selection
 from irprune.ops.arrays import as_tensor
 from irprune.ops.choice import guards
-from irprune.run.aside import kept_aside
 from irprune.run.calibration import Calibration
 from irprune.run.interpret import Arithmetic, Hook, is_taken, symbols_of
 from irprune.run.kept_files import kept_files, save
 from irprune.run.ranks import Statistic
+from irprune.run.spill import spill
 from irprune.run.take import kept_indices, take
 from irprune.run.total import is_mine, summed
 
@@ -50,7 +50,7 @@ def store(weight: Weight, tensor: torch.Tensor) -> None:
         raise ValueError(f"{weight.name} has shape {tuple(old.shape)}, not {tuple(tensor.shape)}")
     if isinstance(old, torch.Tensor):
         # A copy each time: an emitted module owns what it loads, and may be trained
-        weight.load = kept_aside(tensor.to(device=old.device, dtype=old.dtype).contiguous())
+        weight.load = spill(tensor.to(device=old.device, dtype=old.dtype).contiguous())
     else:
         array = tensor.cpu().numpy().astype(old.dtype)
         weight.load = lambda: array

@@ -256,10 +256,10 @@ def _right(subject: Subject, options: tuple[tuple[str, Any], ...]) -> Pruned:
 def _confirmed(pruned: Pruned) -> bool:
     """Whether the original itself, all its dropped weights zeroed, computes what was cut."""
     proof = pruned.report.proof
-    if proof is None or proof.shaken is None or pruned.graph.kept is None:
+    if proof is None or proof.second_pass is None or pruned.graph.kept is None:
         return False
-    if proof.shaken.judge_error is not None and proof.shaken.judged == 1:
-        return proof.shaken.agreed
+    if proof.second_pass.judge_error is not None and proof.second_pass.judged == 1:
+        return proof.second_pass.agreed
     graph, kept = pruned.graph, pruned.graph.kept
     if pruned.from_onnx:
         given = random_inputs(graph, {}, seed=0)

@@ -575,7 +575,9 @@ def tried(seed: int, dtype: str, ratio: float = 0.5) -> Ended:
     except Exception as failed:  # whatever it is, it is a fault
         return Ended(seed, dtype, kinds, "crashed", f"{type(failed).__name__}: {failed}"[:400])
     proof = pruned.report.proof
-    judged = proof.shaken.judged if proof is not None and proof.shaken is not None else 0.0
+    judged = (
+        proof.second_pass.judged if proof is not None and proof.second_pass is not None else 0.0
+    )
     notes = tuple(proof.notes) if proof is not None else ()
     how = "whole" if pruned.report.cuts_nothing else "proven"
     with torch.no_grad():

@@ -219,7 +219,7 @@ def written(outside: bool, folder: bool = False) -> Found:
         else:
             onnx.save(model, str(path))
         pruned = irprune.prune(str(path))
-        second = pruned.report.proof.shaken if pruned.report.proof is not None else None
+        second = pruned.report.proof.second_pass if pruned.report.proof is not None else None
         whole = second is not None and second.judge_error is not None and second.judged == 1
         out: Found = {"confirmed": np.array(whole)}
         feed = {"x": np.random.default_rng(1).normal(size=(2, 3, 9, 9)).astype(np.float32)}

@@ -27,7 +27,7 @@ from irprune.driver.pipelines import analyse
 from irprune.errors import IrpruneError
 from irprune.frontend.capture import capture
 from irprune.run.ranks import together
-from irprune.training.began import Began
+from irprune.training.baseline import Began
 from irprune.training.checkpoint import Checkpoint
 from irprune.training.in_step import bring_in_step, is_shard, whole_module
 from irprune.training.optimizer import OptimizerState, Step

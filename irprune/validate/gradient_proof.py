@@ -27,7 +27,7 @@ from irprune.run.oracle import silencer
 from irprune.run.precision import full_float32
 from irprune.run.stored_tensor import read, read_whole
 from irprune.run.take import kept_indices, take
-from irprune.validate.stopped import REFUSED
+from irprune.validate.run_failure import REFUSED
 
 __all__ = ["Gradients", "is_cheap", "prove_gradients"]
 

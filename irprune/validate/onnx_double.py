@@ -12,8 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.order import target_of
-from irprune.ops.onnx.doubled import DOUBLED, FLOAT_INPUTS, ROUNDS_TO, SINGLE
-from irprune.ops.onnx.unrounded import Uncovered
+from irprune.ops.onnx.float64_forms import DOUBLED, FLOAT_INPUTS, ROUNDS_TO, SINGLE
+from irprune.ops.onnx.float_forms import Uncovered
 from irprune.validate.onnx_rule_node import RuleNode
 from irprune.validate.onnx_widen import widen
 
@@ -88,7 +88,7 @@ def _widen_inside(node: onnx.NodeProto) -> None:
 
 
 class _Node(RuleNode):
-    """One node for a rule of ``irprune.ops.onnx.doubled``."""
+    """One node for a rule of ``irprune.ops.onnx.float64_forms``."""
 
     def __init__(self, walk: _Walk, node: onnx.NodeProto) -> None:
         super().__init__(node, walk.opset, walk.sizes)

@@ -17,7 +17,7 @@ from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.selection import Selection
 from irprune.ops.registry import lookup, quantised_in, readers_of, role_of
 from irprune.validate.judge_share import without
-from irprune.validate.onnx_driven import take_branches
+from irprune.validate.onnx_forced_branches import take_branches
 
 __all__ = ["judgeable_parts", "zeroed_model"]
 

@@ -25,7 +25,7 @@ from irprune.ir.selection import Selection
 from irprune.ir.size import Size, Sym, UnboundSymbol, evaluate
 from irprune.ops.onnx.recorder import Recorder, Tensor, Untraced
 from irprune.ops.registry import lookup
-from irprune.validate.onnx_driven import take_branches
+from irprune.validate.onnx_forced_branches import take_branches
 from irprune.validate.onnx_run import run_model
 
 __all__ = ["silenced_model", "silenced_onnx"]

@@ -22,18 +22,18 @@ from irprune.run.error import relative_error
 from irprune.run.inputs import random_inputs
 from irprune.run.session import PRECISE
 from irprune.run.tried_sizes import tried_sizes
+from irprune.validate.affected_outputs import reached_of
 from irprune.validate.onnx_double import doubled
-from irprune.validate.onnx_driven import drive, drives, emitted
-from irprune.validate.onnx_faint import faint_error, in_float64
+from irprune.validate.onnx_forced_branches import drive, drives, emitted
 from irprune.validate.onnx_oracle import silenced_model
+from irprune.validate.onnx_random_weights_proof import Remake, prove_with_random_weights
 from irprune.validate.onnx_read_back import misread
 from irprune.validate.onnx_run import NoPlace, run_model, session
-from irprune.validate.onnx_shaken_proof import Remake, prove_shaken
 from irprune.validate.onnx_sizes import plausible
 from irprune.validate.onnx_unrounded import unrounded
+from irprune.validate.onnx_vanishing_outputs import faint_error, in_float64
 from irprune.validate.onnx_widen import widen, widened_inputs
 from irprune.validate.proof_result import Proof, in_every_branch, is_constant, is_nan
-from irprune.validate.reached import reached_of
 from irprune.validate.saturation import changed_by_saturation, products_saturate
 
 __all__ = ["prove_onnx"]
@@ -83,9 +83,9 @@ def _proven(graph: Graph, cut: Graph, remake: Remake | None, seed: int) -> Proof
     proof.vacuous = constant
     if proof.max_error <= proof.tolerance and remake is not None:
         others = _others(graph, sizes, proof, seed)
-        prove_shaken(proof, graph, remake, others or sizes, seed)
-        if proof.shaken is not None:
-            proof.vacuous, proof.random_weights = bool(proof.shaken.nothing), constant
+        prove_with_random_weights(proof, graph, remake, others or sizes, seed)
+        if proof.second_pass is not None:
+            proof.vacuous, proof.random_weights = bool(proof.second_pass.nothing), constant
         elif others:  # its own weights are all that there is: they must do at both sizes
             try:
                 again, _ = _compared_at(graph, cut, others, seed)
@@ -101,7 +101,9 @@ def _proven(graph: Graph, cut: Graph, remake: Remake | None, seed: int) -> Proof
             if not again.max_error <= again.tolerance:
                 proof.max_error, proof.tolerance = again.max_error, again.tolerance
                 proof.dtype, proof.of_graphs = again.dtype, again.of_graphs
-    if proof.of_graphs and proof.shaken is None:  # the file itself was compared in float32 alone
+    if (
+        proof.of_graphs and proof.second_pass is None
+    ):  # the file itself was compared in float32 alone
         proof.max_error = proof.float32_error or proof.max_error
         proof.tolerance, proof.dtype, proof.float32_error = FLOAT32, "float32", None
     proof.seconds = time.perf_counter() - began

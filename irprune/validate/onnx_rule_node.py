@@ -8,7 +8,7 @@ from typing import Any
 import onnx
 from onnx import helper
 
-from irprune.ops.onnx.unrounded import Uncovered
+from irprune.ops.onnx.float_forms import Uncovered
 
 __all__ = ["RuleNode"]
 

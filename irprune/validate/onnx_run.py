@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from irprune.base.atomic_write import NotWritten
 from irprune.emit.onnx.file import held_bytes, write_model
 from irprune.errors import IrpruneError, first_line
-from irprune.frontend.onnx.closed import close_branches
+from irprune.frontend.onnx.closed_branches import close_branches
 from irprune.frontend.onnx.file import Loader
 from irprune.run.session import session as one_session
 

@@ -16,8 +16,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from irprune.frontend.onnx.order import captured, target_of
+from irprune.ops.onnx.float_forms import BOUNDS, INT32, RULES, Result, Uncovered
 from irprune.ops.onnx.fold import is_cast, is_constant, is_copy
-from irprune.ops.onnx.unrounded import BOUNDS, INT32, RULES, Result, Uncovered
 from irprune.validate.onnx_rule_node import RuleNode
 
 __all__ = ["unrounded"]
@@ -258,7 +258,7 @@ def _floats(schema: Any, variable: str) -> bool:
 
 
 class _Node(RuleNode):
-    """One node for a rule of ``irprune.ops.onnx.unrounded``."""
+    """One node for a rule of ``irprune.ops.onnx.float_forms``."""
 
     def __init__(self, walk: _Walk, node: onnx.NodeProto) -> None:
         super().__init__(node, walk.opset, walk.sizes)

@@ -4,7 +4,7 @@ inputs.
 The first pass takes the weights as they are, in float32, or in float64 where the model is, and
 compares the captured graph, uncut, with the user's own ``forward``. Where float32 rounding leaves a
 doubt, or random numbers are no inputs of the model, oracle and module run once more in float64. The
-second pass has random numbers for weights (``shaken_proof``)."""
+second pass has random numbers for weights (``random_weights_proof``)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from irprune.run.one_type import computing_in
 from irprune.run.oracle import silenced
 from irprune.run.precision import full_float32
 from irprune.run.stored_tensor import moved
+from irprune.validate.affected_outputs import reached_of
 from irprune.validate.judge import Call, forward_of
 from irprune.validate.proof_result import Proof, is_constant, is_nan
-from irprune.validate.reached import reached_of
-from irprune.validate.shaken_proof import Cut, prove_shaken
-from irprune.validate.stopped import REFUSED, Stopped, stopping
+from irprune.validate.random_weights_proof import Cut, prove_with_random_weights
+from irprune.validate.run_failure import REFUSED, Stopped, stopping
 
 __all__ = ["Proof", "Remake", "prove"]
 
@@ -78,8 +78,8 @@ def prove(
                 graph.name,
                 f"cut less ({option('ratio')}), or keep what the branch goes by ({option('keep')})",
             ) from other
-        if proof.shaken is not None:
-            proof.vacuous = bool(proof.shaken.nothing)
+        if proof.second_pass is not None:
+            proof.vacuous = bool(proof.second_pass.nothing)
             proof.random_weights = first.constant
     proof.seconds = time.perf_counter() - began
     return proof
@@ -97,7 +97,7 @@ def _prove_again(
         return _wide(subject, remake, _inputs(subject, call, device, torch.float64)[2])
 
     cut = Cut(remake, run, wide)
-    prove_shaken(proof, graph, cut, device, own, seed)
+    prove_with_random_weights(proof, graph, cut, device, own, seed)
 
 
 class _First:

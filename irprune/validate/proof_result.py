@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -9,21 +10,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from irprune.base.moved import renamed
 from irprune.base.tolerance import CAPTURE
 from irprune.ops.arrays import as_numpy
 
-__all__ = ["Proof", "Shaken", "in_every_branch", "is_constant", "is_nan", "says_nothing"]
+__all__ = ["Proof", "SecondPass", "in_every_branch", "is_constant", "is_nan", "says_nothing"]
+
+__getattr__ = renamed(__name__, {"Shaken": "SecondPass"})
 
 
 @dataclass
-class Shaken:
+class SecondPass:
     """The second pass of a proof, with random numbers for the weights.
 
-    ``error`` is relative to how much each channel of an output varies, in ``dtype``, against
-    ``tolerance``. ``judged`` is the share of the cut weights whose cut was compared with the model
-    as it came in, those weights zeroed, and ``judge_error`` what that comparison gave, against
-    ``judge_tolerance``; None where there was none. ``nothing`` says why the outputs prove nothing;
-    "" where they vary. ``weights`` says what the random numbers are."""
+    Attributes:
+        error: The largest error of an output, relative to how much each of its channels varies.
+        tolerance: What ``error`` may be at most.
+        dtype: The floating-point type in which it was computed.
+        judged: The share of the cut weights, 0 to 1, whose cut was compared with the model as it
+            came in, those weights zeroed.
+        judge_error: The error of that comparison; None where there was none.
+        judge_tolerance: What ``judge_error`` may be at most.
+        nothing: Why the outputs prove nothing; "" where they vary.
+        weights: What the random numbers are.
+    """
 
     error: float
     tolerance: float
@@ -56,24 +66,37 @@ def _percent(share: float) -> str:
 
 @dataclass
 class Proof:
-    """What was measured: ``max_error`` relative to the largest magnitude of an output, in
-    ``dtype``, against ``tolerance``, with the weights as they are.
+    """What a proof measured.
 
-    ``float32_error`` is the first measurement where float64 decided, ``of_graphs`` says that this
-    was of the graphs and not of the files, which the second pass alone compares;
-    ``capture_error`` is that of the uncut graph against the user's ``forward``, None where there is
-    none to call. ``shaken`` is
-    the second pass, with random numbers for the weights. ``vacuous`` says that the outputs are
-    constant, NaN, empty or whole numbers even then, so that nothing was proven.
-    ``random_weights`` says that they say nothing with the weights as they are, so that all of the
-    proof is the second pass. ``other_sizes`` are those of the second pass, where sizes are open.
-    ``passes`` counts forward passes, those of the cut model among them. ``gradient_error``
-    is that of the gradients of the cut module against those of the silenced original, None where
-    they were not compared, and ``gradients_passed`` whether it is within its tolerance;
-    ``training`` says what the module does otherwise than forward in training, "" for nothing, and
-    where that was not compared. ``stops``
-    says with what the cut model stops where the original runs; "" where it runs. ``reached`` of the
-    ``outputs`` depend on what was cut; the others agree whatever it was, and are no proof."""
+    Attributes:
+        max_error: The largest error of an output with the weights as they are, relative to the
+            largest magnitude of the output.
+        tolerance: What ``max_error`` may be at most.
+        dtype: The floating-point type in which it was computed.
+        float32_error: The first measurement, where float64 decided.
+        of_graphs: Whether ``max_error`` is of the graphs and not of the files, which the second
+            pass alone compares.
+        capture_error: The error of the uncut graph against the user's ``forward``; None where there
+            is none to call.
+        passes: How many forward passes were made, those of the cut model among them.
+        random_weights: Whether the outputs say nothing with the weights as they are, so that all of
+            the proof is the second pass.
+        vacuous: Whether the outputs are constant, NaN, empty or whole numbers even with random
+            weights, so that nothing was proven.
+        second_pass: The pass with random numbers for the weights; None where none was made.
+        other_sizes: The sizes of the second pass, where sizes are open.
+        gradient_error: The error of the gradients of the cut module against those of the silenced
+            original; None where they were not compared.
+        gradients_passed: Whether ``gradient_error`` is within its tolerance.
+        training: What the module does otherwise than ``forward`` in training; "" for nothing, and
+            where that was not compared.
+        stops: With what the cut model stops where the original runs; "" where it runs.
+        outputs: How many outputs there are.
+        reached: How many of them depend on what was cut. The others agree whatever it was, and are
+            no proof.
+        seconds: How long it took.
+        notes: Lines for the user.
+    """
 
     max_error: float
     tolerance: float
@@ -84,7 +107,7 @@ class Proof:
     passes: int = 2
     random_weights: bool = False
     vacuous: bool = False
-    shaken: Shaken | None = None
+    second_pass: SecondPass | None = None
     other_sizes: str = ""
     gradient_error: float | None = None
     gradients_passed: bool = True
@@ -97,7 +120,7 @@ class Proof:
 
     @property
     def passed(self) -> bool:
-        second = self.shaken is None or self.shaken.passed
+        second = self.second_pass is None or self.second_pass.passed
         told = not self.vacuous and self.captured and not self.stops
         return self.max_error <= self.tolerance and second and told
 
@@ -105,7 +128,7 @@ class Proof:
     def undecided(self) -> bool:
         """Whether nothing differs and nothing can: the outputs are classes, places or other whole
         numbers, or empty, as of a detector that finds nothing."""
-        why = self.shaken.nothing if self.shaken is not None else ""
+        why = self.second_pass.nothing if self.second_pass is not None else ""
         equal = self.max_error <= self.tolerance and not self.stops
         return self.vacuous and equal and self.captured and why in ("whole numbers", "empty")
 
@@ -114,11 +137,24 @@ class Proof:
         """Whether the graph computes what ``forward`` does."""
         return self.capture_error is None or self.capture_error <= CAPTURE
 
+    @property
+    def shaken(self) -> SecondPass | None:
+        """The name of ``second_pass`` up to 0.1."""
+        warnings.warn("Proof.shaken is Proof.second_pass now", DeprecationWarning, stacklevel=2)
+        return self.second_pass
+
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "passed": self.passed}
+        """All of it as plain data.
+
+        Returns:
+            The attributes by name, and ``passed``; the second pass also under its name up to 0.1,
+            ``shaken``.
+        """
+        held = asdict(self)
+        return {**held, "shaken": held["second_pass"], "passed": self.passed}
 
     def __str__(self) -> str:
-        second = self.shaken
+        second = self.second_pass
         if self.stops:
             return f"FAILED: the cut model stops where the original runs: {self.stops}"
         if self.vacuous:
@@ -160,14 +196,16 @@ def in_every_branch(whole: Proof, branches: Sequence[Proof]) -> Proof:
     whole.vacuous = False
     every = [whole, *branches]
     worst = max(every, key=_badness)
-    worst.shaken = max((p.shaken for p in every if p.shaken), key=_badness, default=None)
+    worst.second_pass = max(
+        (p.second_pass for p in every if p.second_pass), key=_badness, default=None
+    )
     worst.passes, worst.seconds = sum(p.passes for p in every), sum(p.seconds for p in every)
     worst.notes = list(dict.fromkeys(note for p in every for note in p.notes))
     worst.notes.append("each branch of its Ifs that was cut was run")
     return worst
 
 
-def _badness(part: Proof | Shaken) -> tuple[bool, float]:
+def _badness(part: Proof | SecondPass) -> tuple[bool, float]:
     error = part.max_error if isinstance(part, Proof) else part.error
     return not part.passed, error / part.tolerance
 

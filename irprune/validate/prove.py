@@ -15,8 +15,8 @@ from irprune.errors import IrpruneError
 from irprune.frontend.capture import capture
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import is_meta
+from irprune.validate.affected_outputs import reached
 from irprune.validate.proof_result import Proof
-from irprune.validate.reached import reached
 
 if TYPE_CHECKING:
     import onnx
@@ -108,7 +108,7 @@ def _cut_again(
 ) -> tuple[Graph, Graph] | None:
     """``model``, which has other weights than the file behind ``graph``, analysed and cut as that
     was; None where its groups are others."""
-    from irprune.validate.onnx_shaken import same_choice
+    from irprune.validate.onnx_random_weights import same_choice
 
     twin = analyse(capture(model))
     twin.sizes = dict(graph.sizes)

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.order import target_of
-from irprune.ops.onnx.unrounded import PRODUCTS
+from irprune.ops.onnx.float_forms import PRODUCTS
 from irprune.run.error import relative_error
 from irprune.validate.onnx_run import run_model
 

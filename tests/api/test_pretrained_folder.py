@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import irprune
-from irprune.emit.torch.loaded_afresh import compare
+from irprune.emit.torch.reload_check import compare
 from irprune.errors import IrpruneError
 
 # Where torchvision needs its operators declared, see tools/zoo.py

@@ -96,8 +96,8 @@ def test_prepared_by_fx_it_is_pruned_trained_and_converted() -> None:
     pruned = irprune.prune(model, (X,), ratio=0.5, calibration=DATA)
     assert pruned.report.proof is not None and pruned.report.proof.passed
     # The scale of a folded batch norm divides: the judge leaves it as it is
-    shaken = pruned.report.proof.shaken
-    assert shaken is not None and shaken.judged == 1.0 and shaken.judge_error is not None
+    second = pruned.report.proof.second_pass
+    assert second is not None and second.judged == 1.0 and second.judge_error is not None
     assert any("without the rounding of its fake quantisers" in n for n in pruned.report.notes)
     whole = scales(model)
     assert len(whole["c1.weight_fake_quant.scale"]) == 16  # the model is as it was

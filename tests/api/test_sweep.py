@@ -17,7 +17,7 @@ from torch import nn
 
 import irprune
 from irprune.api import sweep_bench as module
-from irprune.api.swept import Sweep
+from irprune.api.sweep_result import Sweep
 from irprune.cli import run
 from irprune.errors import IrpruneError
 

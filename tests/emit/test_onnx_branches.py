@@ -20,9 +20,9 @@ import irprune
 from irprune.emit.bridge.onnx_module import module_from_onnx
 from irprune.emit.onnx import branches as emitted_branches
 from irprune.emit.onnx.emitter import emit_onnx
-from irprune.frontend.onnx import closed
-from irprune.frontend.onnx.closed import close_branches, is_opened
-from irprune.frontend.onnx.opened import open_branches
+from irprune.frontend.onnx import closed_branches
+from irprune.frontend.onnx.closed_branches import close_branches, is_opened
+from irprune.frontend.onnx.opened_branches import open_branches
 from irprune.ir.group import groups_of
 from irprune.run.error import relative_error
 from irprune.run.interpret import evaluate
@@ -243,7 +243,7 @@ def test_branches_are_cut(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_proof_runs_each_branch(kind: str) -> None:
     report = irprune.prune(KINDS[kind](), ratio=0.5).report
-    assert report.proof.passed and report.proof.shaken is not None  # type: ignore[union-attr]
+    assert report.proof.passed and report.proof.second_pass is not None  # type: ignore[union-attr]
     assert "each branch of its Ifs that was cut was run" in report.proof.notes  # type: ignore[union-attr]
 
 
@@ -310,7 +310,7 @@ def test_a_fault_in_a_branch_that_inputs_never_take_is_found(
 
 def test_a_node_of_the_wrong_branch_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """What closes a branch for a run goes by who reads what."""
-    monkeypatch.setattr(closed, "shared_start", lambda a, b: max(a, b, key=len))
+    monkeypatch.setattr(closed_branches, "shared_start", lambda a, b: max(a, b, key=len))
     with pytest.raises(irprune.IrpruneError, match="no proof is possible"):
         irprune.prune(shared(), ratio=0.5)
 

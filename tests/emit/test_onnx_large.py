@@ -19,7 +19,7 @@ from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import locations, read_model
 from irprune.run.error import relative_error
 from irprune.run.inputs import random_inputs
-from irprune.validate import onnx_run, onnx_shaken_proof
+from irprune.validate import onnx_random_weights_proof, onnx_run
 from irprune.validate.onnx_run import run_model
 
 
@@ -52,19 +52,21 @@ def test_a_large_file_is_proven_weight_by_weight(
 ) -> None:
     path = wide(tmp_path / "m.onnx")
     whole = irprune.prune(path).report.proof
-    for module in (onnx_run, onnx_shaken_proof):
+    for module in (onnx_run, onnx_random_weights_proof):
         monkeypatch.setattr(module, "APART", 1000)
     held = onnx_file.with_arrays
     monkeypatch.setattr(onnx_file, "with_arrays", None)
-    monkeypatch.setattr(onnx_shaken_proof, "with_arrays", None)
+    monkeypatch.setattr(onnx_random_weights_proof, "with_arrays", None)
     made = irprune.prune(path).report.proof
     assert whole is not None and made is not None and held is not None
-    assert whole.shaken is not None and made.shaken is not None
-    assert made.passed and made.shaken.weights == whole.shaken.weights == "random"
+    assert whole.second_pass is not None and made.second_pass is not None
+    assert made.passed and made.second_pass.weights == whole.second_pass.weights == "random"
     assert (
-        (made.shaken.judged, made.passes) == (whole.shaken.judged, whole.passes) == (1, made.passes)
+        (made.second_pass.judged, made.passes)
+        == (whole.second_pass.judged, whole.passes)
+        == (1, made.passes)
     )
-    assert made.shaken.error < 1e-12 and made.shaken.judge_error < 1e-12
+    assert made.second_pass.error < 1e-12 and made.second_pass.judge_error < 1e-12
     assert made.max_error == pytest.approx(whole.max_error, abs=1e-6)
 
 

@@ -108,7 +108,7 @@ def test_memory_that_is_written_to_before_it_is_read_is_no_chance() -> None:
     torch.manual_seed(0)
     pruned = irprune.prune(Read().eval(), (torch.randn(5, 6),), ratio=0.5)
     proof: Any = pruned.report.proof
-    assert proof.passed and proof.shaken.judged == 1.0
+    assert proof.passed and proof.second_pass.judged == 1.0
 
 
 def test_a_layer_that_is_converted_to_its_own_type_keeps_its_gradient() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import irprune
 from irprune.base.moved import MOVED, Moved, install
+from irprune.validate.proof_result import Proof
 
 
 def python(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -70,6 +71,13 @@ def test_names_that_have_another_form_now() -> None:
     with pytest.warns(DeprecationWarning, match=r"METHODS is irprune\.passes\.repairs"):
         from irprune.api.repair import METHODS  # type: ignore[attr-defined]
     assert "least_squares" in METHODS
+    with pytest.warns(DeprecationWarning, match="SecondPass"):
+        from irprune.validate.proof_result import Shaken  # type: ignore[attr-defined]
+    second = Shaken(1e-12, 1e-9, "float64")
+    proof = Proof(0.0, 1e-4, second_pass=second)
+    with pytest.warns(DeprecationWarning, match="Proof.second_pass"):
+        assert proof.shaken is second
+    assert proof.as_dict()["shaken"] == proof.as_dict()["second_pass"]
 
 
 def test_capture_stays_the_function() -> None:

@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from irprune.ops.onnx.float_forms import PRODUCTS, RULES
 from irprune.ops.onnx.importer import SPELLINGS
-from irprune.ops.onnx.unrounded import PRODUCTS, RULES
 from irprune.ops.registry import load_table
 from irprune.run.error import relative_error
 from irprune.validate.onnx_run import run_model

@@ -13,9 +13,10 @@ from irprune.analysis.layers import layers
 from irprune.base.garbage import without_collection
 from irprune.base.memory import within_memory
 from irprune.criteria.readings import Readings, has_products
-from irprune.run import aside, statistics
-from irprune.run.aside import kept_aside
+from irprune.run import spill as spill_module
+from irprune.run import statistics
 from irprune.run.calibration import Calibration
+from irprune.run.spill import spill
 from irprune.run.walk import Walk
 
 
@@ -141,7 +142,7 @@ def test_what_is_kept_aside_is_the_same_in_a_file() -> None:
         torch.tensor(2),
     ):
         with within_memory(1):
-            load = kept_aside(tensor)
+            load = spill(tensor)
         assert torch.equal(load(), tensor) and load().dtype == tensor.dtype
         load().add_(1)
         assert torch.equal(load(), tensor)
@@ -151,10 +152,10 @@ def test_what_is_held_at_once_shares_the_memory_that_was_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     graph, data = analysed()
-    monkeypatch.setattr(aside, "_held", 0)  # models of other tests may still live
+    monkeypatch.setattr(spill_module, "_held", 0)  # models of other tests may still live
     with within_memory(6 * 4000):
         assert Readings(graph, Calibration(data, graph)).memory == 4000
-        held = [kept_aside(torch.zeros(500)) for _ in range(4)]
+        held = [spill(torch.zeros(500)) for _ in range(4)]
     assert [type(h).__name__ for h in held] == ["_InMemory", "_InMemory", "_InFile", "_InFile"]
     del held
     assert Readings(graph, Calibration(data, graph)).memory == 1 << 30

@@ -57,9 +57,9 @@ def test_types_that_forward_names_are_judged_in_float64(
     how: Callable[[Any, Tensor], Tensor],
 ) -> None:
     proof = irprune.prune(Net(how), (torch.randn(6, 8),)).report.proof
-    assert proof is not None and proof.shaken is not None
-    assert proof.shaken.judged == 1 and proof.shaken.judge_tolerance < 1e-8
-    assert proof.shaken.judge_error is not None and proof.shaken.judge_error < 1e-12
+    assert proof is not None and proof.second_pass is not None
+    assert proof.second_pass.judged == 1 and proof.second_pass.judge_tolerance < 1e-8
+    assert proof.second_pass.judge_error is not None and proof.second_pass.judge_error < 1e-12
 
 
 @pytest.mark.parametrize("how", [autocast, halves])
@@ -86,8 +86,8 @@ def constant(net: Any, x: Tensor) -> Tensor:
 
 def test_constants_of_a_narrow_type_are_no_fault() -> None:
     proof = irprune.prune(Net(constant), (torch.randn(6, 8),)).report.proof
-    assert proof is not None and proof.passed and proof.shaken is not None
-    assert proof.shaken.judged == 1 and proof.shaken.judge_tolerance < 1e-5
+    assert proof is not None and proof.passed and proof.second_pass is not None
+    assert proof.second_pass.judged == 1 and proof.second_pass.judge_tolerance < 1e-5
 
 
 def by_type(net: Any, x: Tensor) -> Tensor:
@@ -100,8 +100,8 @@ def by_type(net: Any, x: Tensor) -> Tensor:
 
 def test_a_forward_that_goes_by_the_type_is_not_called_wrong() -> None:
     proof = irprune.prune(Net(by_type), (torch.randn(6, 8),)).report.proof
-    assert proof is not None and proof.passed and proof.shaken is not None
-    assert proof.shaken.judge_error is None
+    assert proof is not None and proof.passed and proof.second_pass is not None
+    assert proof.second_pass.judge_error is None
     assert any("16 bits" in note or "types of its tensors" in note for note in proof.notes)
 
 
@@ -115,9 +115,9 @@ def folded(net: Any, x: Tensor) -> Tensor:
 
 def test_what_is_divided_by_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     proof = irprune.prune(Net(folded), (torch.randn(6, 8),)).report.proof
-    assert proof is not None and proof.shaken is not None
-    assert proof.shaken.judged == 1 and proof.shaken.judge_tolerance < 1e-8
-    assert proof.shaken.judge_error is not None and proof.shaken.judge_error < 1e-12
+    assert proof is not None and proof.second_pass is not None
+    assert proof.second_pass.judged == 1 and proof.second_pass.judge_tolerance < 1e-8
+    assert proof.second_pass.judge_error is not None and proof.second_pass.judge_error < 1e-12
     right = judge.zeroed
     monkeypatch.setattr(
         judge, "zeroed", lambda w, kept, dtype=None: right(w, kept, dtype) * (1 + 1e-7)
@@ -132,8 +132,8 @@ def test_a_divisor_that_the_input_decides_is_not_left_whole() -> None:
         return made
 
     proof = irprune.prune(Net(shared), (torch.randn(6, 8),)).report.proof
-    assert proof is not None and proof.passed and proof.shaken is not None
-    assert proof.shaken.judged == 0
+    assert proof is not None and proof.passed and proof.second_pass is not None
+    assert proof.second_pass.judged == 0
 
 
 def test_what_is_judged_is_tried_until_nothing_is_spoilt() -> None:
@@ -154,8 +154,8 @@ def test_what_float32_rounds_away_is_not_called_judged() -> None:
     """Where forward runs in float32 alone and rounds by more than the tolerance, the judge says
     nothing; a larger fault is seen."""
     proof = irprune.prune(Net(badly_conditioned), (torch.randn(6, 8),)).report.proof
-    assert proof is not None and proof.shaken is not None
-    assert proof.shaken.judge_error is None and proof.shaken.judged == 0
+    assert proof is not None and proof.second_pass is not None
+    assert proof.second_pass.judge_error is None and proof.second_pass.judged == 0
     assert any("rounds by as much as" in note for note in proof.notes)
 
 

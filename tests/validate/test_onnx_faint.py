@@ -80,7 +80,7 @@ def test_float64_of_the_graphs_decides_where_onnxruntime_has_none() -> None:
     proof = irprune.prune(tail(), ratio=0.5).report.proof
     assert proof is not None and proof.passed and proof.of_graphs
     assert proof.float32_error is not None and proof.float32_error > 1e-4
-    assert proof.shaken is not None and proof.shaken.error < 1e-4
+    assert proof.second_pass is not None and proof.second_pass.error < 1e-4
 
 
 def test_the_files_must_agree_too() -> None:

@@ -15,7 +15,7 @@ import irprune
 from irprune.errors import IrpruneError
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Selection
-from irprune.validate import onnx_proof, onnx_shaken_proof
+from irprune.validate import onnx_proof, onnx_random_weights_proof
 
 HALVES = {"f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
@@ -160,7 +160,7 @@ def test_constant_weights_are_proven_with_random_ones(tmp_path: Path) -> None:
 
 def test_a_wrong_cut_of_constant_weights_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights alone do not show it: the random ones do."""
-    silenced = onnx_shaken_proof.silenced_model
+    silenced = onnx_random_weights_proof.silenced_model
 
     def other(
         graph: Graph, kept: Selection, inputs: dict[str, np.ndarray], asked: object
@@ -174,7 +174,7 @@ def test_a_wrong_cut_of_constant_weights_is_seen(monkeypatch: pytest.MonkeyPatch
             asked,
         )
 
-    monkeypatch.setattr(onnx_shaken_proof, "silenced_model", other)
+    monkeypatch.setattr(onnx_random_weights_proof, "silenced_model", other)
     with pytest.raises(
         IrpruneError, match=r"the proof fails: FAILED: error .* with random weights"
     ):
@@ -221,13 +221,13 @@ def _proven(target: str) -> None:
 
     load_table()
     proof = irprune.prune(file_around(SPELLINGS[target], SPELLINGS[target].samples[0])).report.proof
-    assert proof is not None and proof.passed and proof.shaken is not None
+    assert proof is not None and proof.passed and proof.second_pass is not None
 
 
 def test_products_with_stored_matrices_are_judged() -> None:
     proof = irprune.prune(_products()).report.proof
-    assert proof is not None and proof.shaken is not None
-    assert proof.shaken.judged == 1
+    assert proof is not None and proof.second_pass is not None
+    assert proof.second_pass.judged == 1
 
 
 def _products() -> onnx.ModelProto:

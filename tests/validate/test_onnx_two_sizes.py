@@ -43,7 +43,7 @@ def net(
 def test_two_sizes_are_proven_and_shown() -> None:
     pruned = irprune.prune(net(["n", 3, "h", "w"]), ratio=0.5)
     proof = pruned.report.proof
-    assert proof is not None and proof.passed and proof.shaken is not None
+    assert proof is not None and proof.passed and proof.second_pass is not None
     assert proof.other_sizes == "x: 3x3x3x3" and "3x3x3x3" in str(proof.as_dict())
     given = irprune.prune(net(["n", 3, "h", "w"]), np.zeros((1, 3, 64, 96), "f4"), ratio=0.5)
     assert given.report.proof is not None

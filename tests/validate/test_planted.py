@@ -20,7 +20,7 @@ from irprune.ir.graph import Node, Value
 from irprune.ops import registry
 from irprune.passes import slice as slicing
 from irprune.testing.mutants import see, subjects, systematic
-from irprune.validate import shaken_proof
+from irprune.validate import random_weights_proof
 
 
 class Net(nn.Module):
@@ -99,8 +99,8 @@ def test_a_wrong_branch_is_seen_whatever_hides_it(
     torch.manual_seed(0)
     model, x = NETS[kind]().eval(), torch.randn(8, 6)
     proof = irprune.prune(model, (x,)).report.proof
-    assert proof is not None and proof.shaken is not None
-    assert proof.passed and proof.shaken.judged == 1
+    assert proof is not None and proof.second_pass is not None
+    assert proof.passed and proof.second_pass.judged == 1
     real = slicing.kept_indices
 
     def wrong(value: Value, kept: Any) -> list[Any]:
@@ -151,8 +151,8 @@ def test_what_zeros_do_not_stand_for_is_not_judged() -> None:
 
     torch.manual_seed(0)
     proof = irprune.prune(Normed(), (torch.randn(5, 6),)).report.proof
-    assert proof is not None and proof.shaken is not None and proof.passed
-    second = proof.shaken
+    assert proof is not None and proof.second_pass is not None and proof.passed
+    second = proof.second_pass
     assert second.judge_error is not None and second.judge_error < 1e-12
     # Of 96 + 3 * 16 + 16 + 384 + 24 + 72 elements that are cut those of down and mid's bias alone
     assert 0 < second.judged < 0.5
@@ -211,7 +211,7 @@ def test_where_zeroed_or_drawn_weights_fail_the_proof_goes_on() -> None:
     model.q = nn.Parameter(torch.full((6,), 0.5))
     for net in (Solved(), model):
         proof = irprune.prune(net, (torch.randn(4, 6),)).report.proof
-        assert proof is not None and proof.passed and proof.shaken is not None
+        assert proof is not None and proof.passed and proof.second_pass is not None
 
 
 class Tied(nn.Module):
@@ -230,8 +230,8 @@ class Tied(nn.Module):
 def test_tied_weights_are_judged() -> None:
     torch.manual_seed(0)
     proof = irprune.prune(Tied().eval(), (torch.randn(8, 6),)).report.proof
-    assert proof is not None and proof.shaken is not None
-    assert proof.passed and proof.shaken.judged == 1 and not proof.notes
+    assert proof is not None and proof.second_pass is not None
+    assert proof.passed and proof.second_pass.judged == 1 and not proof.notes
 
 
 def test_a_small_model_is_proven_with_several_draws(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -240,5 +240,5 @@ def test_a_small_model_is_proven_with_several_draws(monkeypatch: pytest.MonkeyPa
     model = next(iter(subjects(entry)))
     (fault,) = (m for m in systematic(entry) if "call 0 of freeze" in m.name)
     assert see(fault, model).by == "proof"
-    monkeypatch.setattr(shaken_proof, "_MORE", 0)
+    monkeypatch.setattr(random_weights_proof, "_MORE", 0)
     assert see(fault, model).by == "nothing"

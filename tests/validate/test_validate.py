@@ -31,7 +31,7 @@ from irprune.validate.judge import zeroed
 from irprune.validate.parity import Parity, compare_arrays, measure
 from irprune.validate.proof import Remake, prove
 from irprune.validate.random_weights import redrawn, with_random_numbers
-from irprune.validate.shaken_proof import with_weights
+from irprune.validate.random_weights_proof import with_weights
 
 remake = Remake(cut_graph, emit_module)
 
@@ -57,7 +57,7 @@ def test_the_proof_passes_on_a_right_cut(mlp: tuple[nn.Module, Tensor]) -> None:
     # others with random weights the oracle, the module, and the judge with the module of its part;
     # since it is small three times more the oracle and the module
     assert proof.passes == 14
-    second = proof.shaken
+    second = proof.second_pass
     assert second is not None and second.dtype == "float64" and second.error <= FLOAT64
     assert second.judge_error is not None and second.judge_error <= FLOAT64
     # Behind a layer norm zeros are not what is absent
@@ -129,7 +129,7 @@ def test_rounding_is_decided_in_float64() -> None:
     assert proof is not None and proof.passed
     assert proof.float32_error is not None and proof.float32_error > FLOAT32
     assert proof.dtype == "float64" and proof.max_error <= FLOAT64
-    assert proof.shaken is not None and proof.shaken.judged == 1
+    assert proof.second_pass is not None and proof.second_pass.judged == 1
     assert proof.passes == 15
 
 
@@ -150,8 +150,8 @@ def test_constant_outputs_are_proven_with_random_weights(mlp: tuple[nn.Module, T
     pruned = irprune.prune(model, (x,))
     proof = pruned.report.proof
     assert proof is not None and proof.passed and proof.random_weights and not proof.vacuous
-    assert proof.max_error == 0 and proof.shaken is not None
-    assert proof.shaken.dtype == "float64" and proof.shaken.error <= FLOAT64
+    assert proof.max_error == 0 and proof.second_pass is not None
+    assert proof.second_pass.dtype == "float64" and proof.second_pass.error <= FLOAT64
     # The random weights stay in the proof
     assert torch.count_nonzero(pruned.module.get_parameter("3.weight")) == 0
 

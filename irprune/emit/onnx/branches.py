@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from irprune.emit.onnx.edit import tensor_of
 from irprune.frontend.onnx.file import Loader
-from irprune.frontend.onnx.opened import OpenedBranch, Part, branch_of
+from irprune.frontend.onnx.opened_branches import OpenedBranch, Part, branch_of
 from irprune.frontend.onnx.order import reads, renamed
 
 __all__ = ["Edited", "indices_of", "restore_ifs"]

@@ -24,7 +24,7 @@ from irprune.emit.onnx.file import with_arrays, without_arrays, write_model
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.functions import FunctionCall, restore_calls, still_called
-from irprune.frontend.onnx.opened import Part
+from irprune.frontend.onnx.opened_branches import Part
 from irprune.frontend.onnx.order import captured, reads, target_of
 from irprune.frontend.onnx.proto import attributes
 from irprune.frontend.onnx.reader import nodes_of

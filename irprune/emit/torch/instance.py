@@ -26,8 +26,8 @@ from irprune.choice.replay import choose_by_plan
 from irprune.emit.torch.module import emit_module
 from irprune.emit.torch.observers import cut_observers
 from irprune.emit.torch.size_attributes import Candidate, candidates, stale
-from irprune.emit.torch.skipped import Skipped, several_results
-from irprune.emit.torch.wrapped import check_unwrapped
+from irprune.emit.torch.skipped_branch import Skipped, several_results
+from irprune.emit.torch.wrappers import check_unwrapped
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.torch.capture import capture
 from irprune.frontend.torch.restore_state import attributes_kept, buffers_kept, evaluating

@@ -26,7 +26,7 @@ from irprune.choice.plan import Plan
 from irprune.emit.torch.hugging_face import pretrained
 from irprune.emit.torch.instance import apply_to
 from irprune.emit.torch.safetensors_file import write_tensors
-from irprune.emit.torch.skipped import Skipped
+from irprune.emit.torch.skipped_branch import Skipped
 from irprune.errors import CheckFailed, IrpruneError
 from irprune.frontend.torch.source import TorchSource, torch_source
 from irprune.frontend.torch.stored_model import stored_files, stored_tensors
@@ -317,7 +317,7 @@ def _check(
             [
                 sys.executable,
                 "-m",
-                "irprune.emit.torch.loaded_afresh",
+                "irprune.emit.torch.reload_check",
                 str(folder),
                 str(data),
                 kind,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from irprune.frontend.onnx.opened import branch_of
+from irprune.frontend.onnx.opened_branches import branch_of
 from irprune.frontend.onnx.order import reads
 from irprune.ops.onnx.fold import is_choice
 

@@ -15,7 +15,7 @@ from irprune.frontend.onnx.order import target_of
 from irprune.frontend.onnx.proto import tensor_of
 from irprune.frontend.onnx.source import NodePlace, OnnxSource
 from irprune.ir.graph import Node
-from irprune.ops.onnx.in_two import as_two, has_form_as_two
+from irprune.ops.onnx.low_rank_forms import as_two, has_form_as_two
 
 __all__ = ["SplitNode", "can_split", "with_products", "with_split_nodes"]
 

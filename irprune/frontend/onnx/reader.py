@@ -22,14 +22,14 @@ from onnx import numpy_helper
 from irprune.errors import IrpruneError
 from irprune.frontend.onnx.bodies import function_of, lifted, read_body
 from irprune.frontend.onnx.branches import with_branches_taken
-from irprune.frontend.onnx.closed import close_branches
+from irprune.frontend.onnx.closed_branches import close_branches
 from irprune.frontend.onnx.example_sizes import read_example_sizes
 from irprune.frontend.onnx.file import Files, read_model
 from irprune.frontend.onnx.functions import ExpandedCalls, expand_calls
 from irprune.frontend.onnx.inference import Inference
 from irprune.frontend.onnx.learned import tell_constants
 from irprune.frontend.onnx.means import with_means
-from irprune.frontend.onnx.opened import open_branches, products_unread
+from irprune.frontend.onnx.opened_branches import open_branches, products_unread
 from irprune.frontend.onnx.order import check_opset, reads, sort_nodes, target_of
 from irprune.frontend.onnx.proto import (
     attributes,
@@ -39,9 +39,9 @@ from irprune.frontend.onnx.proto import (
     dtype_of,
     value_type,
 )
-from irprune.frontend.onnx.sound import check_message
 from irprune.frontend.onnx.source import FileTensor, NodePlace, OnnxSource
 from irprune.frontend.onnx.types import check_types
+from irprune.frontend.onnx.well_formed import check_message
 from irprune.ir.body import Body
 from irprune.ir.dtype import is_float, is_integer
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value, Weight

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from irprune.frontend.onnx.file import Files
     from irprune.frontend.onnx.functions import ExpandedCalls
-    from irprune.frontend.onnx.opened import OpenedBranches
+    from irprune.frontend.onnx.opened_branches import OpenedBranches
 
 __all__ = ["FileTensor", "NodePlace", "OnnxSource", "onnx_source"]
 

@@ -17,9 +17,9 @@ from torch.utils import _pytree as pytree
 from irprune.frontend.torch.build import (
     Builder,
 )
+from irprune.frontend.torch.constant_values import from_constants
 from irprune.frontend.torch.decisions import Decisions
 from irprune.frontend.torch.declined import Declined, SizesOfValues
-from irprune.frontend.torch.known import from_constants
 from irprune.frontend.torch.size_nodes import as_torch
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.tensor_table import TensorTable

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from irprune.frontend.torch.constant_values import from_constants
 from irprune.frontend.torch.hit_loops import HitLoops
-from irprune.frontend.torch.known import from_constants
 from irprune.ir.graph import Graph, Node, Origin, TensorType, Value
 from irprune.ir.open_sizes import OpenSizes, Settled
 from irprune.ir.size import Sym

@@ -29,7 +29,7 @@ from irprune.frontend.torch.declined import Declined
 from irprune.frontend.torch.gradient_stops import (
     carries_gradient,
 )
-from irprune.frontend.torch.known_types import call, fake_like
+from irprune.frontend.torch.result_types import call, fake_like
 from irprune.frontend.torch.size_nodes import SizeNode, expression_of
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.train_mode import (

@@ -23,7 +23,7 @@ from irprune.frontend.torch.declined import Declined
 from irprune.frontend.torch.gradient_stops import (
     GradientStops,
 )
-from irprune.frontend.torch.known_types import fake_like
+from irprune.frontend.torch.result_types import fake_like
 from irprune.frontend.torch.size_nodes import SizeNode, as_torch, expression_of, stride
 from irprune.frontend.torch.sizes import size_of
 from irprune.frontend.torch.source import Entry

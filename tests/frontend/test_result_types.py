@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import irprune
 import models
-from irprune.frontend.torch import known_types
+from irprune.frontend.torch import result_types
 from irprune.frontend.torch.views import shares
 
 aten = torch.ops.aten
@@ -20,7 +20,7 @@ FAKE = FakeTensorMode()
 
 @pytest.fixture(autouse=True)
 def nothing_known(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(known_types, "_KNOWN", {})
+    monkeypatch.setattr(result_types, "_KNOWN", {})
     with torch.inference_mode():
         yield
 
@@ -49,10 +49,10 @@ KEPT = {
 def test_a_result_is_made_as_torch_makes_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     func, shapes, rest = KEPT[name]
     first, second = fakes(*shapes), fakes(*shapes)
-    plain = known_types.call(FAKE, func, (*first, *rest), {})
-    assert len(known_types._KNOWN) == 1
+    plain = result_types.call(FAKE, func, (*first, *rest), {})
+    assert len(result_types._KNOWN) == 1
     monkeypatch.setattr(torch._ops.OpOverload, "__call__", lambda *a, **k: pytest.fail("called"))
-    again = known_types.call(FAKE, func, (*second, *rest), {})
+    again = result_types.call(FAKE, func, (*second, *rest), {})
     monkeypatch.undo()
     assert said(again) == said(plain)
     assert (again is second[0]) == (plain is first[0])
@@ -66,11 +66,11 @@ def test_other_types_and_arguments_are_other_calls() -> None:
         t = torch.empty(4, 4).t()
     for arg in (x, y, z, t):
         for scale in (2, 2.0, True):
-            made = known_types.call(FAKE, aten.mul.Scalar, (arg, scale), {})
+            made = result_types.call(FAKE, aten.mul.Scalar, (arg, scale), {})
             assert said(made) == said(aten.mul.Scalar(arg, scale)), (arg, scale)
-    wide = known_types.call(FAKE, aten.sum.default, (y,), {"dtype": torch.float64})
+    wide = result_types.call(FAKE, aten.sum.default, (y,), {"dtype": torch.float64})
     assert wide.dtype == torch.float64
-    assert known_types.call(FAKE, aten.sum.default, (y,), {}).dtype == torch.int64
+    assert result_types.call(FAKE, aten.sum.default, (y,), {}).dtype == torch.int64
 
 
 def test_what_does_not_follow_from_types_goes_to_torch() -> None:
@@ -85,8 +85,8 @@ def test_what_does_not_follow_from_types_goes_to_torch() -> None:
         (aten.numel.default, (x,)),
     ]
     for func, args in calls:
-        known_types.call(FAKE, func, args, {})
-    assert known_types._KNOWN == {}
+        result_types.call(FAKE, func, args, {})
+    assert result_types._KNOWN == {}
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_a_capture_from_what_is_known_is_the_same(
         case = models.get(name)
         model, (args, kwargs) = case.build(small=True).eval(), case.example_inputs(small=True)
         first = irprune.capture(model, args, kwargs, dynamic=dynamic)
-        known = dict(known_types._KNOWN)
+        known = dict(result_types._KNOWN)
         second = irprune.capture(model, args, kwargs, dynamic=dynamic)
-        assert known == known_types._KNOWN  # nothing was new
-        monkeypatch.setattr(known_types, "_key", lambda *x: None)
+        assert known == result_types._KNOWN  # nothing was new
+        monkeypatch.setattr(result_types, "_key", lambda *x: None)
         assert known
         assert (
             str(first) == str(second) == str(irprune.capture(model, args, kwargs, dynamic=dynamic))

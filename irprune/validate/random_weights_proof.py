@@ -32,15 +32,15 @@ from irprune.run.oracle import silenced
 from irprune.run.other_sizes import other_sizes, resized
 from irprune.run.stored_tensor import is_stored
 from irprune.run.typed_load import TypedLoad
+from irprune.validate.affected_outputs import reached_of
 from irprune.validate.judge import Call, Judged, forward_of, forward_with
 from irprune.validate.judge_share import judged_share, not_judged
 from irprune.validate.judgeable import judgeable, silenced_and_judgeable
-from irprune.validate.proof_result import Proof, Shaken, is_nan, says_nothing
+from irprune.validate.proof_result import Proof, SecondPass, is_nan, says_nothing
 from irprune.validate.random_weights import Draw, is_redrawn, redrawn, seeds, with_random_numbers
-from irprune.validate.reached import reached_of
-from irprune.validate.stopped import REFUSED, stopping
+from irprune.validate.run_failure import REFUSED, stopping
 
-__all__ = ["Call", "Cut", "prove_shaken"]
+__all__ = ["Call", "Cut", "prove_with_random_weights"]
 
 Tensors = list[torch.Tensor]
 
@@ -74,7 +74,7 @@ class Cut:
     wide: Callable[[Graph, Call], Tensors]
 
 
-def prove_shaken(
+def prove_with_random_weights(
     proof: Proof, graph: Graph, cut: Cut, device: torch.device, own: bool, seed: int
 ) -> None:
     """Put the second pass into ``proof``.
@@ -102,7 +102,7 @@ def prove_shaken(
             found = None  # by these sizes forward goes another way
         proof.passes += second.passes
         if found is not None:
-            proof.shaken, proof.other_sizes = found, shown
+            proof.second_pass, proof.other_sizes = found, shown
             proof.notes += second.notes
             if second.capture_error is not None:
                 proof.capture_error = max(proof.capture_error or 0.0, second.capture_error)
@@ -146,7 +146,7 @@ class _Second:
         self.notes: list[str] = []
         self.capture_error: float | None = None
 
-    def made(self, last: bool) -> Shaken | None:
+    def made(self, last: bool) -> SecondPass | None:
         """Make the pass; None where ``forward`` refuses the call and another is to be tried.
 
         That it takes the call shows when it judges. Where it does not, it is called for that."""
@@ -164,15 +164,15 @@ class _Second:
             return None
         return found
 
-    def _compared(self) -> Shaken:
+    def _compared(self) -> SecondPass:
         """The oracle against the cut, and the judge where there is one."""
-        twin, weights, theirs, dtype = self._shaken()
+        twin, weights, theirs, dtype = self._with_random_weights()
         with stopping():
             ours, module = self._cut(twin, dtype)
         wide = dtype == torch.float64
         error = channel_error(ours, theirs, LEAST_RANGE64 if wide else LEAST_RANGE)
         name = "float64" if wide else "float32"
-        found = Shaken(error, FLOAT64 if wide else FLOAT32, name, weights=weights)
+        found = SecondPass(error, FLOAT64 if wide else FLOAT32, name, weights=weights)
         told = reached_of(self.graph, theirs, torch_source(self.graph).outputs)
         found.nothing = says_nothing(told)
         self.passes += 2
@@ -217,7 +217,7 @@ class _Second:
         self.passes += 1
         return True
 
-    def _shaken(self) -> tuple[Graph, str, Tensors, torch.dtype]:
+    def _with_random_weights(self) -> tuple[Graph, str, Tensors, torch.dtype]:
         """The graph with random weights, what they are, and what the oracle gives for it, in
         float64 where that is possible."""
         for said, draw, tails in _DRAWN:
@@ -288,7 +288,7 @@ class _Second:
 
     def _judge(
         self,
-        found: Shaken,
+        found: SecondPass,
         twin: Graph,
         module: torch.nn.Module | None,
         ours: Tensors,
@@ -308,7 +308,7 @@ class _Second:
 
     def _judged(
         self,
-        found: Shaken,
+        found: SecondPass,
         twin: Graph,
         module: torch.nn.Module | None,
         ours: Tensors,

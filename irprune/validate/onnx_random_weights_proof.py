@@ -28,20 +28,20 @@ from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.arrays import as_numpy
 from irprune.run.error import channel_error
 from irprune.run.inputs import random_inputs
+from irprune.validate.affected_outputs import reached_of
 from irprune.validate.judge_share import judged_share, not_judged
 from irprune.validate.onnx_double import doubled
-from irprune.validate.onnx_driven import emitted
+from irprune.validate.onnx_forced_branches import emitted
 from irprune.validate.onnx_judge import judgeable_parts, zeroed_model
 from irprune.validate.onnx_oracle import silenced_model
+from irprune.validate.onnx_random_weights import with_random_weights
 from irprune.validate.onnx_run import APART, NoPlace, run_model
-from irprune.validate.onnx_shaken import shaken_model
 from irprune.validate.onnx_unrounded import unrounded
 from irprune.validate.onnx_widen import widen, widened_inputs
-from irprune.validate.proof_result import Proof, Shaken, says_nothing
+from irprune.validate.proof_result import Proof, SecondPass, says_nothing
 from irprune.validate.random_weights import Draw, redrawn, with_random_numbers
-from irprune.validate.reached import reached_of
 
-__all__ = ["Remake", "prove_shaken"]
+__all__ = ["Remake", "prove_with_random_weights"]
 
 Array = NDArray[Any]
 Model = tuple[onnx.ModelProto, Mapping[str, Loader]]
@@ -56,7 +56,7 @@ _DRAWN: tuple[tuple[str, Draw | None], ...] = (
 _COPIES = 4  # of all weights that lie on the disk at a time: one drawn, one of those in float64
 
 
-def prove_shaken(
+def prove_with_random_weights(
     proof: Proof, graph: Graph, remake: Remake, sizes: Mapping[str, int], seed: int
 ) -> None:
     """Put the second pass into ``proof``.
@@ -81,7 +81,7 @@ def prove_shaken(
         if quantised and draw is not None:
             continue  # steps and zero points that are drawn would saturate everything
         with contextlib.ExitStack() as beside:
-            made = remake(_captured_from(*shaken_model(graph, draw, seed), beside))
+            made = remake(_captured_from(*with_random_weights(graph, draw, seed), beside))
             if made is None:
                 proof.notes.append("proven with its own weights alone: others give other groups")
                 return
@@ -89,7 +89,7 @@ def prove_shaken(
             found = second.compared(weights)
             if found is not None and (draw is None or second.numbers):
                 second.judge(found)
-                proof.shaken, proof.passes = found, proof.passes + second.passes
+                proof.second_pass, proof.passes = found, proof.passes + second.passes
                 proof.notes += second.notes
                 return
 
@@ -121,7 +121,7 @@ class _Second:
         self.ours: list[Array] = []
         self.notes: list[str] = []
 
-    def compared(self, weights: str) -> Shaken | None:
+    def compared(self, weights: str) -> SecondPass | None:
         """The oracle against the cut; None where onnxruntime runs neither."""
         assert self.graph.kept is not None
         whole = silenced_model(self.graph, self.graph.kept, self.inputs, self.asked)
@@ -133,7 +133,7 @@ class _Second:
         self.numbers = all(
             bool((x == x).all()) for x in map(as_numpy, theirs) if x.dtype.kind in "fV"
         )
-        return Shaken(
+        return SecondPass(
             channel_error(self.ours, theirs, LEAST_RANGE64 if self.wide else LEAST_RANGE),
             FLOAT64 if self.wide else FLOAT32,
             "float64" if self.wide else "float32",
@@ -141,7 +141,7 @@ class _Second:
             weights=weights,
         )
 
-    def judge(self, found: Shaken) -> None:
+    def judge(self, found: SecondPass) -> None:
         """Compare the cut with the model itself, its dropped weights zeroed."""
         kept = self.graph.kept
         assert kept is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from irprune.ops.onnx.unrounded import Uncovered
+from irprune.ops.onnx.float_forms import Uncovered
 
 __all__ = ["DOUBLED", "FLOAT_INPUTS", "ROUNDS_TO", "SINGLE", "DoubleWriter"]
 

@@ -9,7 +9,7 @@ import onnx
 from onnx import numpy_helper
 
 from irprune.emit.onnx.file import without_arrays
-from irprune.frontend.onnx.closed import close_branches
+from irprune.frontend.onnx.closed_branches import close_branches
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.proto import dense
 from irprune.frontend.onnx.source import onnx_source
@@ -18,13 +18,13 @@ from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import groups_of
 from irprune.ir.selection import Selection
 from irprune.ops.onnx.fold import is_constant, is_filled
-from irprune.validate.onnx_driven import take_branches
+from irprune.validate.onnx_forced_branches import take_branches
 from irprune.validate.random_weights import Draw, is_redrawn, seeds
 
-__all__ = ["same_choice", "shaken_model"]
+__all__ = ["same_choice", "with_random_weights"]
 
 
-def shaken_model(
+def with_random_weights(
     graph: Graph, draw: Draw | None, seed: int = 0
 ) -> tuple[onnx.ModelProto, dict[str, Loader]]:
     """A copy of the model behind ``graph`` with what ``draw`` makes of its floating-point

@@ -12,12 +12,12 @@ import torch
 
 from irprune.base.memory import memory_share
 
-__all__ = ["kept_aside"]
+__all__ = ["spill"]
 
 _held = 0  # bytes of those in memory that still live
 
 
-def kept_aside(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+def spill(tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
     """What gives a copy of ``tensor`` whenever it is called; a file that it lies in is gone when
     this is."""
     size = tensor.nbytes

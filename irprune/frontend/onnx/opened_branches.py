@@ -2,8 +2,8 @@
 itself, before a node that chooses between their results, so that they are analysed and cut as all
 others are.
 
-Such a message is never written, and never run as it is (``irprune.frontend.onnx.closed``): a branch
-that is not taken need not be able to run."""
+Such a message is never written, and never run as it is (``irprune.frontend.onnx.closed_branches``):
+a branch that is not taken need not be able to run."""
 
 from __future__ import annotations
 

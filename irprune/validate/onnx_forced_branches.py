@@ -10,9 +10,9 @@ import onnx
 from onnx import numpy_helper
 
 from irprune.emit.onnx.emitter import Emitter
-from irprune.frontend.onnx.closed import is_opened
+from irprune.frontend.onnx.closed_branches import is_opened
 from irprune.frontend.onnx.file import Loader
-from irprune.frontend.onnx.opened import open_branches
+from irprune.frontend.onnx.opened_branches import open_branches
 from irprune.ir.axis import leaves
 from irprune.ir.graph import Graph, Node, TensorType, Value, Weight
 from irprune.ir.selection import Selection
