@@ -20,7 +20,7 @@ from irprune.ir.graph import Graph, Weight
 from irprune.ir.group import Group, groups_of
 from irprune.ops.registry import lookup
 
-__all__ = ["Details", "GroupDetail", "Layer", "details"]
+__all__ = ["Details", "GroupDetail", "LayerCost", "details"]
 
 _POINTS = 48  # of a curve
 _CHAIN = 24  # lines of an explanation
@@ -28,7 +28,7 @@ _MEMBERS = 60
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerCost:
     """A node that multiplies or holds parameters, its costs before and after."""
 
     name: str
@@ -61,7 +61,7 @@ class Details:
     """All of it; ``source`` is a digest of the structure of the original, ``inputs`` are the names
     and shapes that costs are counted for."""
 
-    layers: tuple[Layer, ...] = ()
+    layers: tuple[LayerCost, ...] = ()
     groups: tuple[GroupDetail, ...] = ()
     boxes: tuple[dict[str, Any], ...] = ()
     omitted: int = 0
@@ -142,7 +142,7 @@ def _curve(graph: Graph, group: Group) -> tuple[float, ...]:
     return tuple(round(float(v) / scale, 4) for v in falling[at])
 
 
-def _layers(graph: Graph) -> list[Layer]:
+def _layers(graph: Graph) -> list[LayerCost]:
     costs = Costs(graph)
     kept = graph.kept.choice if graph.kept is not None else {}
     counts: Mapping[Any, int] = {a: int(k.shape[-1]) for a, k in kept.items()}
@@ -165,5 +165,7 @@ def _layers(graph: Graph) -> list[Layer]:
                 sizes = [size_under(a, now, costs.symbols, memos[k]) for a in weight.axes or ()]
                 params[k] += prod(sizes or [number(s, {}) for s in weight.shape])
         if macs[0] or params[0]:
-            out.append(Layer(layer_name(node), node.op, (macs[0], macs[1]), (params[0], params[1])))
+            out.append(
+                LayerCost(layer_name(node), node.op, (macs[0], macs[1]), (params[0], params[1]))
+            )
     return out

@@ -106,10 +106,10 @@ def same_weights(ranks: Ranks, cut: Graph) -> None:
     for i, weight in enumerate(cut.weights.values()):
         if any(theirs[i] != every[0][i] for theirs in every):
             held = ranks.first(weight.load())
-            weight.load = _Held(held)
+            weight.load = _LoadedArray(held)
 
 
-class _Held:
+class _LoadedArray:
     """An array that is loaded as it is, or as a copy where a module will own it."""
 
     def __init__(self, array: Any) -> None:

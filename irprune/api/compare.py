@@ -98,7 +98,7 @@ def _inputs(
         yield {name: batch[name] for name in named} if by_name else batch
 
 
-class _Held:
+class _LoadedModel:
     """A loaded model in the form that the user's function wants."""
 
     def __init__(self, loaded: Loaded, running: Runner, device: str) -> None:
@@ -135,7 +135,7 @@ def compare_by_score(
     """What the user's ``function`` gives for each of two models; ``lower`` says that less is
     better."""
     judge = Scored(function, not lower)
-    a, b = (judge.value(_Held(loaded, running, device)) for loaded, running in pairs)
+    a, b = (judge.value(_LoadedModel(loaded, running, device)) for loaded, running in pairs)
     if np.isnan(a) or np.isnan(b):
         raise IrpruneError(f"{judge.name}() gave NaN", "", "it must give a number")
     return Compared(judge.name, judge.higher, a, b)

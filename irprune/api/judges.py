@@ -26,7 +26,7 @@ MEMORY = 1 << 28  # bytes of the original's outputs that are kept
 SAMPLES = 512  # of the calibration data are compared at most
 
 
-class Held(Protocol):
+class JudgedModel(Protocol):
     """A model that can be had in several forms."""
 
     def as_form(self, form: str) -> Any:
@@ -79,7 +79,7 @@ class Scored:
         except (OSError, TypeError):  # no file holds it
             return self.name
 
-    def value(self, candidate: Held) -> float:
+    def value(self, candidate: JudgedModel) -> float:
         """What the function gives."""
         model = candidate.as_form(self.form)
         with users_code("", f"{self.name}()"):

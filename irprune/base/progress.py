@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextvars import ContextVar
 from typing import TypeVar
 
-__all__ = ["Step", "heard", "tell", "told"]
+__all__ = ["ProgressLine", "heard", "tell", "told"]
 
 T = TypeVar("T")
 
 
-class Step(str):
+class ProgressLine(str):
     """A line of text about a stage that is under way.
 
     Attributes:
@@ -29,7 +29,7 @@ class Step(str):
     share: float
     left: float
 
-    def __new__(cls, stage: str, share: float, left: float) -> Step:
+    def __new__(cls, stage: str, share: float, left: float) -> ProgressLine:
         made = super().__new__(cls, f"{stage}: {share:.0%}, {left:.0f} s left")
         made.stage, made.share, made.left = stage, share, left
         return made
@@ -52,7 +52,7 @@ class _Clock:
         if soon and not (share >= 1 and self.told < 1 and self.told > 0):
             return
         self.told, self.at = share, now
-        self.hear(Step(stage, share, (now - self.began) * (1 - share) / max(share, 1e-9)))
+        self.hear(ProgressLine(stage, share, (now - self.began) * (1 - share) / max(share, 1e-9)))
 
 
 _HEARD: ContextVar[_Clock | None] = ContextVar("irprune_progress", default=None)

@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 from typing import Any
 
-from irprune.base.progress import Step
+from irprune.base.progress import ProgressLine
 from irprune.cli.options import is_quiet, say
 
 __all__ = ["Bar"]
@@ -35,13 +35,13 @@ class Bar:
 
     def __call__(self, line: str) -> None:
         """A line, or a step of a stage."""
-        if not isinstance(line, Step):
+        if not isinstance(line, ProgressLine):
             self._end()
             say(line)
         elif sys.stderr.isatty() and not is_quiet():
             self._step(line)
 
-    def _step(self, step: Step) -> None:
+    def _step(self, step: ProgressLine) -> None:
         if self._shown is None:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn

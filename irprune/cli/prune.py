@@ -70,7 +70,7 @@ def _place(flag: Flag) -> str:
 
 def _help(own: Option, flag: Flag) -> str:
     text = (flag.help or own.help).replace("``", "")
-    default = own.default_text.strip('"')
+    default = "" if own.default is False else own.default_text.strip('"')
     whole = not flag.key and flag.constant is None
     return f"{text}  [default: {default}]" if whole and default else text
 

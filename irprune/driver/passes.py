@@ -20,8 +20,8 @@ from irprune.ir.graph import Graph
 from irprune.passes.result import PassResult
 
 __all__ = [
-    "Option",
     "Pass",
+    "PassOption",
     "fitted",
     "has_fitting_default",
     "help_of",
@@ -86,7 +86,7 @@ def has_fitting_default(option: Option) -> bool:
 
 
 @dataclass(frozen=True)
-class Option:
+class PassOption:
     """A field of a pass. ``settable`` says whether a pipeline string can give it: numbers, texts,
     lists and mappings of them can be."""
 
@@ -103,7 +103,7 @@ class Option:
         return f"{self.name}=..." if self.required else f"{self.name}={written(self.default)}"
 
 
-def options_of(cls: type) -> dict[str, Option]:
+def options_of(cls: type) -> dict[str, PassOption]:
     """The options of a pass by name, in the order of its fields."""
     hints = typing.get_type_hints(cls, localns=_Names(cls))
     out = {}
@@ -111,7 +111,7 @@ def options_of(cls: type) -> dict[str, Option]:
         if not (f.init and f.compare):
             continue  # a result, not an option
         default = f.default_factory() if f.default_factory is not MISSING else f.default
-        out[f.name] = Option(f.name, hints[f.name], default, _is_plain(hints[f.name]))
+        out[f.name] = PassOption(f.name, hints[f.name], default, _is_plain(hints[f.name]))
     return out
 
 

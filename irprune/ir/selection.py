@@ -13,7 +13,7 @@ from irprune.base.moved import renamed
 from irprune.ir.axis import Axis, factors, find, leaves, parts
 from irprune.ir.size import Size, Sym, UnboundSymbol, evaluate, probe_of
 
-__all__ = ["Indices", "Mask", "Selection", "Table"]
+__all__ = ["Indices", "Mask", "PresenceTable", "Selection"]
 
 __getattr__ = renamed(__name__, {"Kept": "Selection"})
 
@@ -22,7 +22,7 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
-class Table:
+class PresenceTable:
     """Who is present along an axis: ``mask[..., i]`` for index ``i``, one leading dimension for
     each axis of ``outer`` it depends on."""
 
@@ -54,7 +54,7 @@ class Selection:
             self._check(leaf, indices)
         self._sizes: dict[Axis, Size] = {}
         self._kept: dict[Axis, Indices] = {}
-        self._tables: dict[Axis, Table] = {}
+        self._tables: dict[Axis, PresenceTable] = {}
         self._changes: dict[Axis, bool] = {}
 
     def _check(self, leaf: Axis, indices: Indices) -> None:
@@ -134,7 +134,7 @@ class Selection:
             self._kept[a] = np.flatnonzero(table.mask)
         return self._kept[a]
 
-    def table(self, axis: Axis, sizes: Mapping[str, int] | None = None) -> Table:
+    def table(self, axis: Axis, sizes: Mapping[str, int] | None = None) -> PresenceTable:
         """Who is present along ``axis``, as far as it depends on axes that do not stand in it;
         ``sizes`` are the values of symbols. Raises ValueError for a symbolic size without one."""
         a = find(axis)
@@ -170,18 +170,18 @@ class Selection:
         mask: Mask = table.mask[(*at, _along(np.arange(table.mask.shape[-1]), dim, rank))]
         return mask
 
-    def _leaf(self, a: Axis, sizes: Mapping[str, int]) -> Table:
+    def _leaf(self, a: Axis, sizes: Mapping[str, int]) -> PresenceTable:
         if isinstance(a.size, Sym):
             try:
-                return Table((), np.ones(evaluate(a.size, sizes), dtype=bool))
+                return PresenceTable((), np.ones(evaluate(a.size, sizes), dtype=bool))
             except UnboundSymbol:
                 raise ValueError(f"an axis of dynamic size {a.size} has no index list") from None
         own = self.choice.get(a)
         if own is None:
-            return Table((), np.ones(a.size, dtype=bool))
+            return PresenceTable((), np.ones(a.size, dtype=bool))
         mask = np.zeros((*own.shape[:-1], a.size), dtype=bool)
         np.put_along_axis(mask, own, True, axis=-1)
-        return Table((self.within[a],) if own.ndim == 2 else (), mask)
+        return PresenceTable((self.within[a],) if own.ndim == 2 else (), mask)
 
 
 def _positions(fs: list[Axis], outer: Axis, symbols: Mapping[str, int]) -> Indices:
@@ -201,7 +201,7 @@ def _along(values: Indices, dim: int, rank: int) -> Indices:
     return values.reshape([-1 if k == dim else 1 for k in range(rank)])
 
 
-def _joined(tables: list[Table]) -> Table:
+def _joined(tables: list[PresenceTable]) -> PresenceTable:
     """The tables of the summands one after the other."""
     outer = tuple(dict.fromkeys(h for t in tables for h in t.outer))
     sizes = tuple(probe_of(h.size) for h in outer)
@@ -209,10 +209,10 @@ def _joined(tables: list[Table]) -> Table:
     for t in tables:
         placed = _placed(t.mask, [*map(outer.index, t.outer), len(outer)], len(outer) + 1)
         rows.append(np.broadcast_to(placed, (*sizes, t.mask.shape[-1])))
-    return Table(outer, np.concatenate(rows, axis=-1))
+    return PresenceTable(outer, np.concatenate(rows, axis=-1))
 
 
-def _crossed(fs: list[Axis], tables: list[Table]) -> Table:
+def _crossed(fs: list[Axis], tables: list[PresenceTable]) -> PresenceTable:
     """Present where every factor is; an outer axis that is itself a factor is met there."""
     outer = tuple(h for h in dict.fromkeys(h for t in tables for h in t.outer) if h not in fs)
     sizes = tuple(probe_of(h.size) for h in outer)
@@ -221,7 +221,7 @@ def _crossed(fs: list[Axis], tables: list[Table]) -> Table:
     for i, t in enumerate(tables):
         places = [outer.index(h) if h in outer else len(outer) + fs.index(h) for h in t.outer]
         mask &= _placed(t.mask, [*places, len(outer) + i], rank)
-    return Table(outer, mask.reshape(*sizes, -1))
+    return PresenceTable(outer, mask.reshape(*sizes, -1))
 
 
 def _placed(mask: Mask, places: list[int], rank: int) -> Mask:

@@ -12,7 +12,7 @@ from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.run.calibration import Calibration
 from irprune.run.interpret import evaluate
-from irprune.run.norm_statistics import Stored
+from irprune.run.norm_statistics import NormStatistics
 
 __all__ = ["contradiction"]
 
@@ -23,7 +23,7 @@ NORMS = 2  # the first ones: what lies behind them has been normalised
 OFF, TIMES = 1.5, 4.0
 
 
-def contradiction(graph: Graph, data: Calibration, statistics: Sequence[Stored]) -> str:
+def contradiction(graph: Graph, data: Calibration, statistics: Sequence[NormStatistics]) -> str:
     """What is to be said where activations before the first batch norms have other means and
     deviations than those have stored; "" where they fit, or nothing is stored."""
     first = list(statistics[:NORMS])

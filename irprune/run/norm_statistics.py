@@ -13,11 +13,11 @@ from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.arrays import as_numpy, is_meta, is_tensor
 from irprune.ops.registry import is_fixed_norm, operand_as
 
-__all__ = ["Stored", "stored"]
+__all__ = ["NormStatistics", "stored"]
 
 
 @dataclass(frozen=True)
-class Stored:
+class NormStatistics:
     """What a batch norm ``node`` has stored of what it reads: mean and variance (with what is added
     to it before the root is taken) of each channel [c], in float64."""
 
@@ -26,7 +26,7 @@ class Stored:
     variance: NDArray[np.float64]
 
 
-def stored(graph: Graph) -> list[Stored]:
+def stored(graph: Graph) -> list[NormStatistics]:
     """The batch norms of ``graph`` whose statistics were learned, in graph order; those that a
     layer is made with (mean 0, the same variance everywhere) say nothing."""
     found = []
@@ -41,7 +41,7 @@ def stored(graph: Graph) -> list[Stored]:
             continue
         if (m == 0).all() and (v == v[:1]).all():
             continue
-        found.append(Stored(node, m, v + float(node.attrs.get("eps", 1e-5))))
+        found.append(NormStatistics(node, m, v + float(node.attrs.get("eps", 1e-5))))
     return found
 
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-__all__ = ["full_float32", "is_half"]
+__all__ = ["full_float32", "has_half_floats"]
 
 
-def is_half(model: nn.Module) -> bool:
+def has_half_floats(model: nn.Module) -> bool:
     """Whether a parameter of ``model`` is a float of 16 bits."""
     return any(p.is_floating_point() and p.element_size() == 2 for p in model.parameters())
 

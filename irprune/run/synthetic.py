@@ -29,10 +29,10 @@ from irprune.run.calibration import ACTIVATIONS, Calibration
 from irprune.run.difference import is_distribution
 from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
-from irprune.run.norm_statistics import Stored
+from irprune.run.norm_statistics import NormStatistics
 from irprune.run.ranks import current
 
-__all__ = ["Plan", "planned", "synthetic"]
+__all__ = ["Effort", "planned", "synthetic"]
 
 WORK = 1.5e12  # multiply-accumulates that descent may cost: about a minute of one core
 STEPS = 100  # of descent, at most
@@ -43,7 +43,7 @@ CHUNK = 64  # samples that descend together
 
 
 @dataclass(frozen=True)
-class Plan:
+class Effort:
     """How many ``samples`` are drawn, and for how many ``steps`` they descend."""
 
     samples: int
@@ -55,7 +55,7 @@ class Plan:
         return 3 * self.steps
 
 
-def planned(macs: float, shapes: Sequence[tuple[int, ...]]) -> Plan:
+def planned(macs: float, shapes: Sequence[tuple[int, ...]]) -> Effort:
     """What ``WORK`` pays for a model of ``macs`` for one sample: fewer samples of larger inputs,
     whose positions are many rows each, and as many steps as are left."""
     positions = max((prod(s[2:]) for s in shapes if len(s) > 2), default=1)
@@ -64,14 +64,14 @@ def planned(macs: float, shapes: Sequence[tuple[int, ...]]) -> Plan:
     while samples > FEWEST and samples * STEPS / 2 > affordable:
         samples //= 2
     steps = min(STEPS, int(affordable / samples))
-    return Plan(samples, steps if steps >= FEWEST else 0)
+    return Effort(samples, steps if steps >= FEWEST else 0)
 
 
 def synthetic(
     graph: Graph,
     shapes: Sequence[tuple[int, ...]],
-    plan: Plan,
-    statistics: Sequence[Stored] = (),
+    plan: Effort,
+    statistics: Sequence[NormStatistics] = (),
     *,
     within: tuple[float, float] | None = None,
     seed: int = 0,
@@ -178,7 +178,7 @@ def _into(x: torch.Tensor, within: tuple[float, float]) -> torch.Tensor:
 def _descended(
     graph: Graph,
     inputs: list[torch.Tensor],
-    statistics: Sequence[Stored],
+    statistics: Sequence[NormStatistics],
     steps: int,
     within: tuple[float, float] | None,
     progress: Callable[[float], None],
@@ -224,7 +224,7 @@ def _is_classes(value: Value) -> bool:
 def _mismatch(
     graph: Graph,
     inputs: Sequence[torch.Tensor],
-    statistics: Sequence[Stored],
+    statistics: Sequence[NormStatistics],
     classes: Sequence[int],
     half: torch.dtype | None,
 ) -> torch.Tensor:
@@ -244,7 +244,7 @@ def _mismatch(
     return loss
 
 
-def _off(x: torch.Tensor, known: Stored) -> torch.Tensor:
+def _off(x: torch.Tensor, known: NormStatistics) -> torch.Tensor:
     """The squared distance of mean and deviation of the channels of ``x`` from what is stored, in
     stored deviations, averaged over channels."""
     x = x.float()

@@ -30,14 +30,14 @@ from irprune.training.optimizer import OptimizerState
 if TYPE_CHECKING:
     from irprune.run.ranks import Ranks
 
-__all__ = ["Checkpoint", "Held"]
+__all__ = ["Checkpoint", "CheckpointContents"]
 
 _PLANS = "plans.json"
 _MODEL, _OPTIMIZER = "model/", "optimizer/"  # how the keys of tensors begin
 
 
 @dataclass(frozen=True)
-class Held:
+class CheckpointContents:
     """What a checkpoint holds.
 
     Args:
@@ -62,12 +62,12 @@ class Checkpoint:
             )
         self.folder, self.settings = folder, settings
 
-    def read(self, ranks: Ranks) -> Held:
+    def read(self, ranks: Ranks) -> CheckpointContents:
         """What is there, on every rank; all of them call it, and must see the folder. Raises
         IrpruneError where it cannot be read, or is of another schedule."""
         told: dict[str, Any] | None = ranks.first(self._plans() if ranks.leads else None)
         if told is None:
-            return Held()
+            return CheckpointContents()
         file = self.folder / _PLANS
         try:
             plans = [Plan.read(p) for p in told["plans"]]
@@ -92,7 +92,7 @@ class Checkpoint:
                 str(file),
                 "delete it, or name another folder",
             )
-        return Held(plans, state, optimizer)
+        return CheckpointContents(plans, state, optimizer)
 
     def _plans(self) -> dict[str, Any] | None:
         file = self.folder / _PLANS

@@ -30,7 +30,7 @@ from irprune.run.ranks import together
 from irprune.training.baseline import Began
 from irprune.training.checkpoint import Checkpoint
 from irprune.training.in_step import bring_in_step, is_shard, whole_module
-from irprune.training.optimizer import OptimizerState, Step
+from irprune.training.optimizer import OptimizerState, StepOptimizer
 
 __all__ = ["PACES", "schedule"]
 
@@ -156,7 +156,7 @@ def _steps(
         if data is not None:
             began = began or _began(model, args, kwargs, pruned, captured)
             pruned.report.step = began.step(i + 1, len(ways), pruned.whole, pruned.cut)
-        step = Step(learned)
+        step = StepOptimizer(learned)
         step.begin(pruned)
         yield pruned
         plans.append(pruned.plan)

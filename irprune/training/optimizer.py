@@ -21,7 +21,7 @@ from irprune.run.take import kept_indices, take
 if TYPE_CHECKING:
     from irprune.api.pruned import Pruned
 
-__all__ = ["OptimizerState", "Step", "carry_optimizer", "step_optimizer"]
+__all__ = ["OptimizerState", "StepOptimizer", "carry_optimizer", "step_optimizer"]
 
 Settings = dict[str, bool | int | float | str | list[float] | None]
 
@@ -41,7 +41,7 @@ class OptimizerState:
     shapes: dict[str, torch.Size]
 
 
-class Step:
+class StepOptimizer:
     """The optimizer of one step of a schedule.
 
     Args:
@@ -76,7 +76,7 @@ class Step:
         return OptimizerState(settings, values, shapes)
 
 
-_STEPS: WeakKeyDictionary[Pruned, Step] = WeakKeyDictionary()
+_STEPS: WeakKeyDictionary[Pruned, StepOptimizer] = WeakKeyDictionary()
 
 
 def step_optimizer(

@@ -15,7 +15,7 @@ from irprune.base.tolerance import PARITY, PARITY_HALF
 from irprune.emit.bridge.decoder_onnx import cache_names, cache_shapes, takes_positions
 from irprune.frontend.torch.restore_state import evaluating
 from irprune.run.error import array_error
-from irprune.run.precision import is_half
+from irprune.run.precision import has_half_floats
 from irprune.run.session import run_session, session
 from irprune.validate.parity import Parity
 
@@ -30,7 +30,7 @@ def compare_decoder(model: Any, path: str | Path, device: str = "auto") -> Parit
     that are all but equal may change places."""
     shapes = cache_shapes(model)
     first = next(model.parameters())
-    half = is_half(model)
+    half = has_half_floats(model)
     kind = np.dtype(str(first.dtype).removeprefix("torch."))
     running = session(str(path), device)
     draw = torch.Generator().manual_seed(0)

@@ -16,7 +16,7 @@ from irprune.emit.bridge.genai_folder import FILE, genai
 from irprune.errors import gist
 from irprune.frontend.torch.restore_state import evaluating
 from irprune.run.error import array_error
-from irprune.run.precision import is_half
+from irprune.run.precision import has_half_floats
 from irprune.validate.read_back import ReadBack, timed
 
 __all__ = ["compare_genai"]
@@ -39,7 +39,7 @@ def compare_genai(model: Any, folder: Path) -> ReadBack | None:
             return 0.0, f"it does not run: {gist(refused)}"
 
     found = timed(FILE, f"onnxruntime-genai {package.__version__}", compared)
-    return replace(found, tolerance=PARITY_HALF if is_half(model) else PARITY)
+    return replace(found, tolerance=PARITY_HALF if has_half_floats(model) else PARITY)
 
 
 def _compared(package: Any, model: Any, folder: Path) -> tuple[float, str]:
@@ -59,7 +59,7 @@ def _compared(package: Any, model: Any, folder: Path) -> tuple[float, str]:
             worst = max(worst, array_error(said, expected.numpy()))
             writer.generate_next_token()
             followed, meant = int(writer.get_sequence(0)[-1]), int(expected.argmax())
-            if followed != meant and not is_half(model):
+            if followed != meant and not has_half_floats(model):
                 return worst, f"token {ids.shape[1] + 1} is {followed}, not {meant}"
             ids = torch.cat((ids, torch.tensor([[followed]])), 1)
     return worst, ""

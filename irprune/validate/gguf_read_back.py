@@ -19,7 +19,7 @@ from irprune.emit.gguf.model import GgufModel
 from irprune.frontend.torch.source import TorchSource
 from irprune.run.error import array_error, relative_error
 from irprune.run.inputs import flat_tensors, over_tensors
-from irprune.run.precision import is_half
+from irprune.run.precision import has_half_floats
 from irprune.run.stored_tensor import read
 from irprune.validate.read_back import ReadBack, timed
 
@@ -87,7 +87,7 @@ def run_gguf(path: Path, module: torch.nn.Module, source: TorchSource) -> ReadBa
         given[1]["attention_mask"] = torch.ones_like(source.kwargs["attention_mask"]).to(here)
     with torch.no_grad():
         logits = flat_tensors(module(*given[0], **given[1]))[0].float().cpu().numpy()
-    half = is_half(module)
+    half = has_half_floats(module)
 
     def compared() -> tuple[float, str]:
         with tempfile.TemporaryDirectory(prefix="irprune-") as aside:

@@ -29,7 +29,7 @@ from irprune.run.stored_tensor import moved
 from irprune.validate.affected_outputs import reached_of
 from irprune.validate.judge import Call, forward_of
 from irprune.validate.proof_result import Proof, is_constant, is_nan
-from irprune.validate.random_weights_proof import Cut, prove_with_random_weights
+from irprune.validate.random_weights_proof import CutRunner, prove_with_random_weights
 from irprune.validate.run_failure import REFUSED, Stopped, stopping
 
 __all__ = ["Proof", "Remake", "prove"]
@@ -96,7 +96,7 @@ def _prove_again(
     def wide(subject: Graph, call: Call) -> Any:
         return _wide(subject, remake, _inputs(subject, call, device, torch.float64)[2])
 
-    cut = Cut(remake, run, wide)
+    cut = CutRunner(remake, run, wide)
     prove_with_random_weights(proof, graph, cut, device, own, seed)
 
 

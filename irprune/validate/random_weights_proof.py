@@ -40,7 +40,7 @@ from irprune.validate.proof_result import Proof, SecondPass, is_nan, says_nothin
 from irprune.validate.random_weights import Draw, is_redrawn, redrawn, seeds, with_random_numbers
 from irprune.validate.run_failure import REFUSED, stopping
 
-__all__ = ["Call", "Cut", "prove_with_random_weights"]
+__all__ = ["Call", "CutRunner", "prove_with_random_weights"]
 
 Tensors = list[torch.Tensor]
 
@@ -63,7 +63,7 @@ _LARGE = 1 << 29  # elements of all weights, from which on they are not all held
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutRunner:
     """How a graph is cut again, and a cut is run.
 
     ``module(graph)`` gives the module of the cut graph; ``run(graph, module, call, dtype)`` what it
@@ -75,7 +75,7 @@ class Cut:
 
 
 def prove_with_random_weights(
-    proof: Proof, graph: Graph, cut: Cut, device: torch.device, own: bool, seed: int
+    proof: Proof, graph: Graph, cut: CutRunner, device: torch.device, own: bool, seed: int
 ) -> None:
     """Put the second pass into ``proof``.
 
@@ -132,7 +132,7 @@ class _Second:
     """The second pass at one call."""
 
     def __init__(
-        self, graph: Graph, cut: Cut, device: torch.device, call: Call, own: bool, seed: int
+        self, graph: Graph, cut: CutRunner, device: torch.device, call: Call, own: bool, seed: int
     ) -> None:
         self.graph, self.cut = graph, cut
         self.device, self.call, self.seed = device, call, seed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from irprune.base import progress
-from irprune.base.progress import Step, heard, tell, told
+from irprune.base.progress import ProgressLine, heard, tell, told
 
 
 @pytest.fixture
@@ -22,7 +22,11 @@ def test_steps_have_a_share_and_the_time_left(clock: list[float]) -> None:
         clock[0] = 1.0
         tell("measuring", 1, 4)
     (step,) = said
-    assert isinstance(step, Step) and (step.stage, step.share, step.left) == ("measuring", 0.25, 3)
+    assert isinstance(step, ProgressLine) and (step.stage, step.share, step.left) == (
+        "measuring",
+        0.25,
+        3,
+    )
     assert step == "measuring: 25%, 3 s left"
     tell("measuring", 2, 4)
     assert len(said) == 1  # nobody listens any more
@@ -34,7 +38,7 @@ def test_few_steps_are_told(clock: list[float]) -> None:
         for k in told("reading", range(1000)):
             clock[0] = k * 0.01
     assert 5 <= len(said) <= 20
-    shares = [s.share for s in said if isinstance(s, Step)]
+    shares = [s.share for s in said if isinstance(s, ProgressLine)]
     assert shares == sorted(shares) and shares[-1] > 0.9
 
 

@@ -14,7 +14,7 @@ from irprune.run.contradiction import contradiction
 from irprune.run.interpret import evaluate
 from irprune.run.noise import noise
 from irprune.run.norm_statistics import stored
-from irprune.run.synthetic import WORK, Plan, planned, synthetic
+from irprune.run.synthetic import WORK, Effort, planned, synthetic
 
 
 def learned(seed: int = 0) -> nn.Module:
@@ -58,7 +58,7 @@ def off(graph: Graph, data: Calibration) -> float:
 
 def test_inputs_meet_the_statistics_that_noise_misses() -> None:
     graph = analysed(learned(), torch.randn(2, 3, 12, 12))
-    made = synthetic(graph, [(2, 3, 12, 12)], Plan(64, 60), stored(graph))
+    made = synthetic(graph, [(2, 3, 12, 12)], Effort(64, 60), stored(graph))
     assert made.count() == 64
     assert off(graph, made) < 0.1 < 0.4 < off(graph, noise(graph, 64))
 
@@ -66,7 +66,7 @@ def test_inputs_meet_the_statistics_that_noise_misses() -> None:
 def test_without_steps_inputs_are_smooth_noise_and_the_same_for_a_seed() -> None:
     graph = analysed(learned(), torch.randn(2, 3, 12, 12))
     first, again, other = (
-        next(iter(synthetic(graph, [(2, 3, 12, 12)], Plan(16, 0), seed=s))).inputs[0]
+        next(iter(synthetic(graph, [(2, 3, 12, 12)], Effort(16, 0), seed=s))).inputs[0]
         for s in (0, 0, 1)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -83,14 +83,14 @@ def test_statistics_that_a_layer_is_made_with_do_not_count() -> None:
 def test_tokens_are_as_frequent_as_their_place_in_the_vocabulary() -> None:
     model = nn.Sequential(nn.Embedding(1000, 8), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
     graph = analysed(model, torch.zeros(2, 32, dtype=torch.int64))
-    (ids,) = next(iter(synthetic(graph, [(2, 32)], Plan(64, 0)))).inputs
+    (ids,) = next(iter(synthetic(graph, [(2, 32)], Effort(64, 0)))).inputs
     assert ids.min() >= 0 and ids.max() < 1000
     assert (ids < 32).float().mean() > 0.4  # half of all ranks on a logarithmic scale
 
 
 def test_values_lie_within_a_range_that_is_known() -> None:
     graph = analysed(learned(), torch.randn(2, 3, 12, 12))
-    made = synthetic(graph, [(2, 3, 12, 12)], Plan(8, 10), stored(graph), within=(0.0, 1.0))
+    made = synthetic(graph, [(2, 3, 12, 12)], Effort(8, 10), stored(graph), within=(0.0, 1.0))
     x = next(iter(made)).inputs[0]
     assert 0 <= x.min() < 0.2 and 0.8 < x.max() <= 1
 

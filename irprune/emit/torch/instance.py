@@ -25,7 +25,7 @@ from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.emit.torch.module import emit_module
 from irprune.emit.torch.observers import cut_observers
-from irprune.emit.torch.size_attributes import Candidate, candidates, stale
+from irprune.emit.torch.size_attributes import SizeAttribute, candidates, stale
 from irprune.emit.torch.skipped_branch import Skipped, several_results
 from irprune.emit.torch.wrappers import check_unwrapped
 from irprune.errors import IrpruneError, gist
@@ -355,7 +355,7 @@ def _line_of(error: BaseException) -> str:
     return f"{own[-1].filename}:{own[-1].lineno}: {own[-1].line}" if own else ""
 
 
-def _search(edit: _Edit, candidates: list[Candidate], check: SameOutputs) -> None:
+def _search(edit: _Edit, candidates: list[SizeAttribute], check: SameOutputs) -> None:
     """Find the attributes to change: those that nodes name, then all, then sets of classes one by
     one. Raises where none does."""
     if check():
@@ -389,10 +389,10 @@ def _search(edit: _Edit, candidates: list[Candidate], check: SameOutputs) -> Non
     )
 
 
-def _renew(edit: _Edit, found: Sequence[Candidate | str], check: SameOutputs) -> list[str]:
+def _renew(edit: _Edit, found: Sequence[SizeAttribute | str], check: SameOutputs) -> list[str]:
     """Bring attributes that forward does not read up to the new sizes, together or, where the
     instance then computes something else, one by one; the names of those that stay."""
-    fresh = [c for c in found if isinstance(c, Candidate)]
+    fresh = [c for c in found if isinstance(c, SizeAttribute)]
     left = [c for c in found if isinstance(c, str)]
     mark = edit.mark()
     for c in fresh:

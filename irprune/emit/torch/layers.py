@@ -18,11 +18,11 @@ from irprune.ops.registry import is_fixed_norm, lookup, operand_as
 from irprune.ops.torch.layer_classes import dropout_name, is_batch_norm
 from irprune.ops.traits import Options
 
-__all__ = ["Layer", "layer_for"]
+__all__ = ["LayerCall", "layer_for"]
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerCall:
     """A layer that hangs at ``owner``, an instance of ``torch.nn.kind`` made with ``args`` and
     ``options``; ``state`` pairs its own state names with weights of the graph."""
 
@@ -44,7 +44,7 @@ def _plural(x: Any) -> Any:
     return tuple_of(map(literal, x)) if isinstance(x, tuple) else x
 
 
-def layer_for(node: Node, graph: Graph) -> Layer | None:
+def layer_for(node: Node, graph: Graph) -> LayerCall | None:
     """The layer that ``node`` is a call of, or None."""
     entry = lookup(node)
     if entry is None:
@@ -69,7 +69,7 @@ def layer_for(node: Node, graph: Graph) -> Layer | None:
             return None
         options = _own_momentum(options, owner, graph)
     state = tuple((k, v.name) for k, v in found.items())
-    return Layer(owner, made.kind, made.args, options, state)
+    return LayerCall(owner, made.kind, made.args, options, state)
 
 
 def _owner(given: Sequence[tuple[str, Value]], scope: str) -> str | None:
@@ -123,10 +123,10 @@ def _own_momentum(options: Options, owner: str, graph: Graph) -> Options:
     return (*rest, *own, *options[at:])
 
 
-def _dropout(node: Node, graph: Graph) -> Layer | None:
+def _dropout(node: Node, graph: Graph) -> LayerCall | None:
     source = find_torch_source(graph)
     kind = source.module_types.get(node.origin.scope) if source is not None else None
     name = dropout_name(kind)
     if not node.origin.scope or not name:
         return None
-    return Layer(node.origin.scope, name, (node.attrs["p"],), ())
+    return LayerCall(node.origin.scope, name, (node.attrs["p"],), ())

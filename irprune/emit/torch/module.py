@@ -15,7 +15,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from irprune.base.concurrent import concurrently
-from irprune.emit.torch.source import Source, Tensor, write
+from irprune.emit.torch.source import ModuleSource, Tensor, write
 from irprune.frontend.torch.source import find_torch_source
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import as_tensor
@@ -100,7 +100,9 @@ _INITIAL = {
 }
 
 
-def build(source: Source, borrowed: Iterable[torch.Tensor] = (), stored: bool = False) -> nn.Module:
+def build(
+    source: ModuleSource, borrowed: Iterable[torch.Tensor] = (), stored: bool = False
+) -> nn.Module:
     """The module of ``source`` in eval mode; what lies in the storage of a ``borrowed`` tensor is
     copied, as is every numpy array. Where it is ``stored``, parameters are loaded when they are
     used."""

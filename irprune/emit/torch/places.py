@@ -20,11 +20,11 @@ from irprune.emit.torch.code import (
 from irprune.ir.graph import Weight
 from irprune.ops.dtypes import TO_TORCH
 
-__all__ = ["Held", "held_at", "path_of", "put"]
+__all__ = ["StateEntry", "held_at", "path_of", "put"]
 
 
 @dataclass(frozen=True)
-class Held:
+class StateEntry:
     """What stands at a name of the state: a weight of the graph, or a tensor that the graph does
     not read."""
 
@@ -37,10 +37,10 @@ class Held:
     persistent: bool
 
 
-def held_at(weight: Weight | None, entry: Any) -> Held:
+def held_at(weight: Weight | None, entry: Any) -> StateEntry:
     if weight is not None:
         persistent = entry.persistent if entry is not None else weight.kind != "constant"
-        return Held(
+        return StateEntry(
             id(weight),
             weight.load,
             weight.kind,
@@ -50,7 +50,7 @@ def held_at(weight: Weight | None, entry: Any) -> Held:
             persistent,
         )
     tensor = entry.tensor
-    return Held(
+    return StateEntry(
         id(tensor),
         lambda: tensor,
         entry.kind,

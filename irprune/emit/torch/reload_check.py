@@ -13,7 +13,7 @@ from irprune.base.tolerance import FLOAT32
 from irprune.frontend.torch.stored_model import stored_model
 from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors
-from irprune.run.precision import is_half
+from irprune.run.precision import has_half_floats
 from irprune.run.stored_tensor import moved
 
 __all__ = ["compare"]
@@ -42,7 +42,7 @@ def compare(folder: str, data: str, kind: str, trust: bool, stored: bool = False
         error = relative_error(ours, expected)
         if not error <= FLOAT32:
             return f"it computes something else (error {error:.1e})"
-        if is_half(model):
+        if has_half_floats(model):
             # In 16 bits a sum over a cache rounds otherwise
             model = moved(model, torch.device("cpu"), torch.float32)
         return _stepwise(model, args, kwargs)

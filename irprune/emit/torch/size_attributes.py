@@ -13,7 +13,7 @@ from torch import nn
 from irprune.ir.graph import Graph
 from irprune.ops.torch.layer_classes import layer_sizes
 
-__all__ = ["Candidate", "candidates", "stale"]
+__all__ = ["SizeAttribute", "candidates", "stale"]
 
 
 Changes = dict[str, tuple[dict[int, set[int]], dict[int, set[int]]]]
@@ -21,7 +21,7 @@ Changes = dict[str, tuple[dict[int, set[int]], dict[int, set[int]]]]
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SizeAttribute:
     """An attribute that may hold a size: ``key`` is the same for all instances of a class, which
     are decided together."""
 
@@ -37,7 +37,7 @@ class Candidate:
         return type(self.module), self.name
 
 
-def candidates(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[Candidate]:
+def candidates(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[SizeAttribute]:
     """Integers (alone or in tuples and lists) of modules that equal a size which the cut changed in
     that module; layers whose sizes are known have none."""
     changes = _changes(whole, cut)
@@ -52,7 +52,7 @@ def candidates(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[Candidate
             for change, sure in ((told, True), (seen, False)):
                 new = _renewed(value, change)
                 if new is not None and new != value:
-                    yield Candidate(module, path, name, value, new, sure)
+                    yield SizeAttribute(module, path, name, value, new, sure)
                     break
 
 
@@ -129,7 +129,7 @@ _WIDTH = re.compile(
 )
 
 
-def stale(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[Candidate | str]:
+def stale(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[SizeAttribute | str]:
     """Attributes by the name of a width (``num_features``, ``embed_dim``) that still hold a size
     which the cut changed: with the new size where there is one, else a text that names it.
 
@@ -151,13 +151,13 @@ def stale(model: nn.Module, whole: Graph, cut: Graph) -> Iterator[Candidate | st
                 else:
                     new = next((m[value] for m in maps if value in m), None)
                 if new is not None and new != value:
-                    yield Candidate(module, path, name, value, new, False)
+                    yield SizeAttribute(module, path, name, value, new, False)
                 elif new is None and value in old_sizes:
                     yield f"{path}.{name}" if path else name
             elif isinstance(value, list) and value and all(map(_is_stage, value)):
                 made = [_renewed_stage(changes, path, stage) for stage in value]
                 if made != value:
-                    yield Candidate(module, path, name, value, made, False)
+                    yield SizeAttribute(module, path, name, value, made, False)
 
 
 def _read_by_layers(whole: Graph, cut: Graph, path: str) -> dict[int, set[int]]:

@@ -37,8 +37,8 @@ from irprune.emit.torch.code import (
     variable,
 )
 from irprune.emit.torch.header import ABOUT, HEADER, RESERVED
-from irprune.emit.torch.layers import Layer, layer_for
-from irprune.emit.torch.places import Held, held_at, path_of, put
+from irprune.emit.torch.layers import LayerCall, layer_for
+from irprune.emit.torch.places import StateEntry, held_at, path_of, put
 from irprune.emit.torch.signature import Classes, Signature, pack
 from irprune.emit.torch.size_code import line_of, said_of, size_code, solved_for
 from irprune.emit.torch.spelling import spell
@@ -55,7 +55,7 @@ from irprune.ops.onnx import functions
 from irprune.ops.registry import aten_target, lookup
 from irprune.ops.traits import CarriedFunction
 
-__all__ = ["Source", "Tensor", "write"]
+__all__ = ["ModuleSource", "Tensor", "write"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Tensor:
 
 
 @dataclass
-class Source:
+class ModuleSource:
     """The text of the module; ``tensors`` are what fills it, by the name in its tree (of tied names
     the first).
 
@@ -84,7 +84,7 @@ class Source:
 
 
 @without_collection()
-def write(graph: Graph) -> Source:
+def write(graph: Graph) -> ModuleSource:
     """Source of a class ``Model`` that computes ``graph`` and is called as the captured model
     was."""
     return _Writer(graph).write()
@@ -96,14 +96,14 @@ class _Writer:
         self.names: dict[Value, str] = {}
         self.taken = {*RESERVED, *_functions_of(graph)}
         self.symbols: dict[str, str] = {}  # of the graph -> the variable that holds it
-        self.layers: dict[str, Layer] = {}
+        self.layers: dict[str, LayerCall] = {}
         self.layer_of: dict[Node, str] = {}
         self.tensors: dict[str, Tensor] = {}
         self.classes = Classes(self._fresh)
         # of the operator table and of bodies, in the order in which they are met
         self.functions: dict[str, str | Function] = {}
 
-    def write(self) -> Source:
+    def write(self) -> ModuleSource:
         self._find_layers()
         built = [
             self._written(statement(quote("super().__init__()"))),
@@ -121,7 +121,7 @@ class _Writer:
             ast.ClassDef("Model", [quote("nn.Module").tree], [], [m.frame for m in methods], []),
         ]
         parsed_as_meant(self._text(about, methods, lines=False), meant, self.graph.name)
-        return Source(self._text(about, methods), self.tensors, self.classes.held)
+        return ModuleSource(self._text(about, methods), self.tensors, self.classes.held)
 
     def _text(self, about: ast.stmt, methods: list[Function], lines: bool = True) -> str:
         """The source; without its ``lines`` the frame around them, which is what is left to be
@@ -202,7 +202,7 @@ class _Writer:
         owner, _, own = name.rpartition(".")
         return own == "num_batches_tracked" and owner in self.layers
 
-    def _loose(self, name: str, held: Held) -> ast.stmt:
+    def _loose(self, name: str, held: StateEntry) -> ast.stmt:
         """A parameter or buffer that no layer declares."""
         plain = held.dtype == torch.float32
         made = call("torch.empty", [held.shape], {} if plain else {"dtype": held.dtype})
