@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from irprune.emit.backends.base import backend_of
-from irprune.ir.dtype import is_half
 from irprune.ops.arrays import as_numpy, as_tensor
 from irprune.run.session import run_session, session
 
@@ -58,11 +57,11 @@ class Candidate:
         in as ONNX, else as the graph computes on torch."""
         if self.pruned.from_onnx:
             return list(run_session(self.as_form("session"), inputs).values())
-        import torch
 
         from irprune.run.interpret import evaluate
+        from irprune.run.precision import computing_type
 
         cut = self.pruned.cut
         given = [as_tensor(inputs[v.name]) for v in cut.inputs]
-        half = torch.float32 if any(is_half(v.dtype) for v in cut.values()) else None
+        half = computing_type(cut)
         return [as_numpy(t) for t in evaluate(cut, given, dtype=half)]

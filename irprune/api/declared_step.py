@@ -298,7 +298,7 @@ class StepOptions(ReplayOptions, total=False):
         Option(
             None,
             "Called with a line of text where something takes its time.",
-            "How far a stage is comes as a ``irprune.base.progress.Step``, a text with its share "
+            "How far a stage is comes as a ``irprune.base.progress.ProgressLine``, a text with its share "
             "and the seconds left; a few a second at most.",
             fits=or_none(callable),
             takes="a function of a line of text",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.group import groups_of
 
@@ -18,15 +17,15 @@ TIMED = 8  # samples that are timed for it
 def forecast(graph: Graph, calibration: Any) -> str:
     """How long scoring the groups of ``graph`` on ``calibration`` and the repair will take, from
     the time of one forward pass of a few samples; it is good to a factor of two."""
-    import torch
 
     from irprune.run.calibration import Calibration
     from irprune.run.interpret import evaluate
+    from irprune.run.precision import computing_type
 
     data = Calibration(calibration, graph)
     groups = sum(not group.frozen for group in groups_of(graph))
     (batch, *_) = data.joined(TIMED)
-    half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
+    half = computing_type(graph)
     seconds = []
     for _ in range(2):  # the first loads what is loaded once
         began = time.perf_counter()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.run.interpret import evaluate
 from irprune.run.logits import Logits, divergence, logits_of, same_choice, surprise
+from irprune.run.precision import computing_type
 
 if TYPE_CHECKING:
     from irprune.run.batch import Batch
@@ -48,7 +48,7 @@ def quality(original: Graph, cut: Graph, data: Calibration) -> Quality | None:
     logits = logits_of(original)
     if logits is None:
         return None
-    half = _half(original)
+    half = computing_type(original)
     lost = before = apart = alike = 0.0
     told = count = 0
     causal: bool | None = None
@@ -81,10 +81,6 @@ def quality(original: Graph, cut: Graph, data: Calibration) -> Quality | None:
     return Quality(count, dense, after, alike / count, apart / count)
 
 
-def _half(graph: Graph) -> torch.dtype | None:
-    return torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
-
-
 def _is_causal(graph: Graph, batch: Batch, logits: Logits, said: torch.Tensor) -> bool:
     """Whether what is ``said`` at a token of ``batch`` does not change with those behind it, so
     that it foretells them."""
@@ -94,5 +90,5 @@ def _is_causal(graph: Graph, batch: Batch, logits: Logits, said: torch.Tensor) -
     other = ids.clone()
     other[:, -1] = torch.where(ids[:, -1] > 0, ids[:, -1] - 1, ids[:, -1] + 1)
     swapped = [other if n == logits.tokens else t for n, t in enumerate(batch.inputs)]
-    again = evaluate(graph, swapped, dtype=_half(graph))[logits.output]
+    again = evaluate(graph, swapped, dtype=computing_type(graph))[logits.output]
     return bool(torch.allclose(said[:, :-1], again[:, :-1], rtol=1e-3, atol=1e-4))

@@ -21,7 +21,6 @@ from irprune.choice.plan import Plan
 from irprune.criteria.readings import Readings
 from irprune.criteria.relevance import relevance
 from irprune.errors import IrpruneError
-from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Weight
 from irprune.ir.size import probe_of
 from irprune.ir.text import to_text
@@ -34,6 +33,7 @@ from irprune.run.interpret import evaluate
 from irprune.run.kept_files import kept_files, within_part, within_step
 from irprune.run.logits import Logits, divergence, logits_of, shortened
 from irprune.run.noise import noise
+from irprune.run.precision import computing_type
 from irprune.run.statistics import kept_part
 
 __all__ = ["Repaired", "off_original", "output_error", "repair"]
@@ -268,7 +268,7 @@ class _Judge:
 
     def __init__(self, original: Graph, data: Iterable[Batch]) -> None:
         self.original, self.data = original, data
-        self.half = torch.float32 if any(is_half(v.dtype) for v in original.values()) else None
+        self.half = computing_type(original)
         self._said: dict[int, list[torch.Tensor]] = {}
         self._left = MEMORY
         self._dims = channel_dims(original)

@@ -13,7 +13,7 @@ from irprune.analysis.sizes import candidates, example_symbols, input_shapes, sh
 from irprune.api.forecast import duration
 from irprune.api.option_kinds import DEAD, SYNTHETIC
 from irprune.errors import IrpruneError, option
-from irprune.ir.dtype import is_half, is_real
+from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import as_tensor, is_meta
 from irprune.ops.choice import is_choice
@@ -108,10 +108,10 @@ def with_data(options: Options, graph: Graph, chooses: bool) -> tuple[Options, s
 def _running_sizes(graph: Graph) -> tuple[dict[str, int] | None, float]:
     """Sizes of the inputs' symbols at which the graph runs, the example's or the first plausible
     ones, and the seconds that it takes; None where it runs at none of them."""
-    from irprune.ops.dtypes import TO_TORCH
     from irprune.run.interpret import evaluate
+    from irprune.run.precision import computing_type
 
-    half = TO_TORCH["f32"] if any(is_half(v.dtype) for v in graph.values()) else None
+    half = computing_type(graph)
     said = graph.source is not None and graph.source.example_shapes() is not None
     for sizes in [example_symbols(graph)] if said else islice(candidates(graph), _TRIED):
         given = random_inputs(graph, sizes)

@@ -11,7 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextvars import ContextVar
 from typing import TypeVar
 
+from irprune.base.moved import renamed
+
 __all__ = ["ProgressLine", "heard", "tell", "told"]
+
+__getattr__ = renamed(__name__, {"Step": "ProgressLine"})
 
 T = TypeVar("T")
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from irprune.errors import IrpruneError
-from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node
 from irprune.run.ranks import Sums
 
@@ -127,15 +126,15 @@ def relevance(graph: Graph, data: Calibration, seed: int = 0) -> Relevance | Non
 
 def _tells_places(graph: Graph, data: Calibration) -> bool:
     """Whether an output holds quantities beside likelihoods."""
-    import torch
 
     from irprune.run.difference import channel_dims, presence, units
     from irprune.run.interpret import evaluate
+    from irprune.run.precision import computing_type
 
     dims = channel_dims(graph)
     if all(dim is None for dim in dims):
         return False
-    half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
+    half = computing_type(graph)
     (batch, *_) = data.joined(FEW)
     outputs = evaluate(graph, batch.inputs, dtype=half)
     return any(

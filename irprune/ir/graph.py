@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from irprune.ir.dtype import is_half
 from irprune.ir.guards import Fixed, Guard
 from irprune.ir.size import Size, is_static
 
@@ -356,6 +357,11 @@ class Graph:
         yield from self.weights.values()
         for node in self.nodes:
             yield from node.outputs
+
+    @property
+    def has_half_floats(self) -> bool:
+        """Whether a value is a float of 16 bits."""
+        return any(is_half(v.dtype) for v in self.values())
 
     def __str__(self) -> str:
         return type(self).printer(self)

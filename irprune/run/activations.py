@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph, Node, Value
 from irprune.run.interpret import evaluate
+from irprune.run.precision import computing_type
 
 __all__ = ["Activations", "activations"]
 
@@ -30,7 +30,7 @@ class Activations:
 
 def activations(graph: Graph, inputs: tuple[torch.Tensor, ...], samples: int) -> Activations:
     """Those of each of ``samples`` samples, measured by running ``inputs``."""
-    half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
+    half = computing_type(graph)
     sizes: dict[Value, int] = {v: _bytes(t) for v, t in zip(graph.inputs, inputs, strict=True)}
     order: list[Node] = []
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.run.calibration import Calibration
 from irprune.run.interpret import evaluate
 from irprune.run.norm_statistics import NormStatistics
+from irprune.run.precision import computing_type
 
 __all__ = ["contradiction"]
 
@@ -30,7 +30,7 @@ def contradiction(graph: Graph, data: Calibration, statistics: Sequence[NormStat
     if not first:
         return ""
     wanted = [known.node.operand(0) for known in first]
-    half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
+    half = computing_type(graph)
     rows: list[list[torch.Tensor]] = [[] for _ in first]
     for batch in data.joined(SAMPLES):
         for k, x in enumerate(evaluate(graph, batch.inputs, wanted=wanted, dtype=half)):

@@ -17,7 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from irprune.errors import IrpruneError
-from irprune.ir.dtype import is_half, is_real
+from irprune.ir.dtype import is_real
 from irprune.ir.graph import Graph, Node, Weight
 from irprune.ops.arrays import as_tensor
 from irprune.ops.registry import may_mask, readers_of, role_of
@@ -117,7 +117,7 @@ class Gradients:
 
     def __init__(self, graph: Graph, loss: Loss | None = None, seed: int = 0) -> None:
         self.graph, self.loss, self.seed = graph, loss, seed
-        self._half = any(is_half(v.dtype) for v in graph.values())
+        self._half = graph.has_half_floats
         self._held = _leaves(graph, self._half)
 
     def of(self, batch: Batch) -> dict[Weight, Any]:

@@ -9,7 +9,15 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-__all__ = ["full_float32", "has_half_floats"]
+from irprune.ir.graph import Graph
+
+__all__ = ["computing_type", "full_float32", "has_half_floats"]
+
+
+def computing_type(graph: Graph) -> torch.dtype | None:
+    """The type that a graph is computed in to look at what its values are: float32 where it has
+    floats of 16 bits, whose rounding is no part of that; None, as it is, for others."""
+    return torch.float32 if graph.has_half_floats else None
 
 
 def has_half_floats(model: nn.Module) -> bool:

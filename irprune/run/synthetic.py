@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from irprune.base.progress import tell
-from irprune.ir.dtype import element_type, is_half, is_integer, is_real
+from irprune.ir.dtype import element_type, is_integer, is_real
 from irprune.ir.graph import Graph, Node, Value
 from irprune.ir.size import probe_of
 from irprune.ops.arrays import as_tensor
@@ -30,6 +30,7 @@ from irprune.run.difference import is_distribution
 from irprune.run.inputs import drawn, index_limits
 from irprune.run.interpret import evaluate
 from irprune.run.norm_statistics import NormStatistics
+from irprune.run.precision import computing_type
 from irprune.run.ranks import current
 
 __all__ = ["Effort", "planned", "synthetic"]
@@ -188,7 +189,7 @@ def _descended(
     classes = [i for i, v in enumerate(graph.outputs) if _is_classes(v)]
     if not steps or not moving or not (statistics or classes):
         return tuple(inputs)
-    half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
+    half = computing_type(graph)
     leaves = {i: inputs[i].float().clone().requires_grad_() for i in moving}
     # From natural noise less is to be done where classes alone pull
     rate = 0.1 if statistics else 0.05

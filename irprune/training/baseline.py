@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
 from irprune.api.judges import batches_of
 from irprune.api.step_quality import StepQuality
-from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import as_numpy, as_tensor
 from irprune.run.calibration import Calibration
 from irprune.run.interpret import evaluate
+from irprune.run.precision import computing_type
 from irprune.validate.metrics import Metric, choose_metric, metric_of
 
 __all__ = ["Began"]
@@ -52,5 +51,5 @@ class Began:
 
 def _run(graph: Graph, inputs: Any) -> list[NDArray[Any]]:
     given = [as_tensor(x) for x in inputs.values()]
-    half = torch.float32 if any(is_half(v.dtype) for v in graph.values()) else None
+    half = computing_type(graph)
     return [as_numpy(t) for t in evaluate(graph, given, dtype=half)]

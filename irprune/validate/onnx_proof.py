@@ -15,7 +15,6 @@ from irprune.analysis.sizes import fits, shown_sizes
 from irprune.base.tolerance import FLOAT32, FLOAT64
 from irprune.errors import CheckFailed, IrpruneError, option
 from irprune.frontend.onnx.file import Loader
-from irprune.ir.dtype import is_half
 from irprune.ir.graph import Graph
 from irprune.ir.selection import Selection
 from irprune.run.error import relative_error
@@ -125,7 +124,7 @@ def _others(
         try:
             inputs = random_inputs(graph, tried, seed=seed)
             model, data = silenced_model(graph, Selection({}), inputs)
-            data = widen(model, data) if _has_halves(graph) else data
+            data = widen(model, data) if graph.has_half_floats else data
             run_model(model, widened_inputs(inputs), optimise=False, data=data)
         except IrpruneError:
             first = first or shown
@@ -139,10 +138,6 @@ def _others(
             f"that came in at others (tried first at {first})"
         )
     return None
-
-
-def _has_halves(graph: Graph) -> bool:
-    return any(is_half(v.dtype) for v in graph.values())
 
 
 def _refused(graph: Graph, error: IrpruneError, sizes: Mapping[str, int]) -> IrpruneError:
@@ -185,7 +180,7 @@ def _compared_at(
     inputs = random_inputs(graph, sizes, seed=seed)
     silenced, apart = silenced_model(graph, graph.kept, inputs)
     model, data = emitted(cut)
-    if halves := _has_halves(graph):
+    if halves := graph.has_half_floats:
         loads = _loads(model, data, silenced, apart)
         apart, data, inputs = widen(silenced, apart), widen(model, data), widened_inputs(inputs)
     try:
@@ -333,7 +328,7 @@ def _changed_by_optimiser(graph: Graph, inputs: Mapping[str, Array]) -> float:
     """By how much onnxruntime's optimiser changes the outputs of the model that came in; halves are
     computed in float32."""
     model, data = silenced_model(graph, Selection({}), inputs)
-    if any(is_half(v.dtype) for v in graph.values()):
+    if graph.has_half_floats:
         data = widen(model, data)
     return relative_error(
         run_model(model, inputs, data=data), run_model(model, inputs, optimise=False, data=data)
