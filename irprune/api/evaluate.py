@@ -136,6 +136,7 @@ def evaluate(
     import torch
 
     from irprune.frontend.torch.restore_state import evaluating
+    from irprune.run.stored_tensor import module_device
 
     if length < 2:
         raise IrpruneError(f"rows of {length} tokens", "", "the next token needs one before it")
@@ -147,7 +148,7 @@ def evaluate(
     if prompts and tokenizer is None:
         tokenizer = _tokenizer(model, against)
     here = device_of(device)
-    places = [(m, _device(m)) for m in (model, against) if m is not None]
+    places = [(m, module_device(m)) for m in (model, against) if m is not None]
     try:
         for m, _ in places:
             m.to(here)
@@ -171,12 +172,6 @@ def evaluate(
     finally:
         for m, place in places:
             m.to(place)
-
-
-def _device(model: nn.Module) -> torch.device:
-    import torch
-
-    return next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
 
 
 def _rows(

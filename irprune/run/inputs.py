@@ -31,6 +31,7 @@ __all__ = [
     "over_tensors",
     "random_inputs",
     "redraw",
+    "to_device",
 ]
 
 
@@ -166,6 +167,14 @@ def over_tensors(tree: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> A
     from torch.utils import _pytree as pytree
 
     return pytree.tree_map(lambda x: change(x) if isinstance(x, torch.Tensor) else x, tree)
+
+
+def to_device(tree: Any, device: torch.device, dtype: torch.dtype | None = None) -> Any:
+    """``tree`` with its tensors on ``device``, those of floating-point numbers in ``dtype`` where
+    one is given."""
+    return over_tensors(
+        tree, lambda t: t.to(device, dtype) if dtype and t.is_floating_point() else t.to(device)
+    )
 
 
 def flat_tensors(result: Any) -> list[torch.Tensor]:

@@ -22,6 +22,7 @@ __all__ = [
     "StoredTensor",
     "as_parameter_like",
     "is_stored",
+    "module_device",
     "moved",
     "read",
     "read_whole",
@@ -109,6 +110,11 @@ class StoredTensor(torch.Tensor):
 def is_stored(model: nn.Module) -> bool:
     """Whether a parameter or buffer of ``model`` is read when it is used."""
     return any(isinstance(t, StoredTensor) for t in _tensors(model))
+
+
+def module_device(model: nn.Module) -> torch.device:
+    """Where the parameters and buffers of ``model`` lie; the CPU where it has none."""
+    return next((t.device for t in _tensors(model)), torch.device("cpu"))
 
 
 def state_bytes(model: nn.Module) -> int:

@@ -16,7 +16,7 @@ from irprune.errors import CheckFailed
 from irprune.frontend.onnx.source import OnnxSource
 from irprune.ir.graph import Graph
 from irprune.run.error import relative_error
-from irprune.run.inputs import flat_tensors, over_tensors, random_inputs, redraw
+from irprune.run.inputs import flat_tensors, random_inputs, redraw, to_device
 from irprune.validate.low_rank import run_file
 from irprune.validate.onnx_read_back import misread
 
@@ -42,10 +42,7 @@ def check_basis_of_module(
     def run(
         module: torch.nn.Module, held: Mapping[str, Any], kind: torch.dtype
     ) -> list[torch.Tensor]:
-        given = over_tensors(
-            (tuple(args), kwargs),
-            lambda t: t.to(cpu, kind) if t.is_floating_point() else t.to(cpu),
-        )
+        given = to_device((tuple(args), kwargs), cpu, kind)
         twin = moved(module, cpu, kind)
         state = {name: t.to(cpu, kind) for name, t in held.items()}
         with torch.random.fork_rng(), torch.no_grad(), evaluating(twin):

@@ -17,6 +17,7 @@ from irprune.errors import gist
 from irprune.frontend.torch.restore_state import evaluating
 from irprune.run.error import array_error
 from irprune.run.precision import has_half_floats
+from irprune.run.stored_tensor import module_device
 from irprune.validate.read_back import ReadBack, timed
 
 __all__ = ["compare_genai"]
@@ -67,7 +68,7 @@ def _compared(package: Any, model: Any, folder: Path) -> tuple[float, str]:
 
 def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     """Of the token behind ``ids``, in one call without a cache."""
-    here = next(model.parameters()).device
+    here = module_device(model)
     more = {}
     if takes_positions(model):
         more["position_ids"] = torch.arange(ids.shape[1], device=here)[None]

@@ -18,9 +18,9 @@ import torch
 from irprune.emit.gguf.model import GgufModel
 from irprune.frontend.torch.source import TorchSource
 from irprune.run.error import array_error, relative_error
-from irprune.run.inputs import flat_tensors, over_tensors
+from irprune.run.inputs import flat_tensors, to_device
 from irprune.run.precision import has_half_floats
-from irprune.run.stored_tensor import read
+from irprune.run.stored_tensor import module_device, read
 from irprune.validate.read_back import ReadBack, timed
 
 __all__ = ["read_back_gguf", "run_gguf"]
@@ -80,8 +80,8 @@ def run_gguf(path: Path, module: torch.nn.Module, source: TorchSource) -> ReadBa
     ids = _token_ids(source)
     if ids is None or importlib.util.find_spec("llama_cpp") is None:
         return None
-    here = next((p.device for p in module.parameters()), torch.device("cpu"))
-    given = over_tensors((tuple(source.args), dict(source.kwargs)), lambda t: t.to(here))
+    here = module_device(module)
+    given = to_device((tuple(source.args), dict(source.kwargs)), here)
     given[1].pop("attention_mask", None)
     if "attention_mask" in source.kwargs:
         given[1]["attention_mask"] = torch.ones_like(source.kwargs["attention_mask"]).to(here)

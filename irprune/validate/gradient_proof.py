@@ -20,7 +20,7 @@ from irprune.frontend.torch.restore_state import attributes_kept, evaluating
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.graph import Graph, Weight
 from irprune.ops.arrays import as_tensor
-from irprune.run.inputs import asserts_values, flat_tensors, over_tensors, redraw
+from irprune.run.inputs import asserts_values, flat_tensors, over_tensors, redraw, to_device
 from irprune.run.interpret import evaluate, symbols_of
 from irprune.run.one_type import computing_in
 from irprune.run.oracle import silencer
@@ -99,10 +99,8 @@ def _proven(
     source = torch_source(graph)
     assert graph.kept is not None
     example = (source.args, source.kwargs)
-    call = over_tensors(
-        example if asserts_values(graph) else redraw(*example, seed),
-        lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device),
-    )
+    drawn = example if asserts_values(graph) else redraw(*example, seed)
+    call = to_device(drawn, device, dtype)
     tolerance = GRADIENT if dtype == torch.float64 else GRADIENT32
     silent = _of_graph(graph, call, dtype, seed, silence=True)
     if not any(bool(g.any()) for g in silent.values()):

@@ -17,7 +17,7 @@ from irprune.errors import CheckFailed
 from irprune.frontend.onnx.source import OnnxSource
 from irprune.ir.graph import Graph
 from irprune.run.error import relative_error
-from irprune.run.inputs import flat_tensors, over_tensors, random_inputs, redraw
+from irprune.run.inputs import flat_tensors, random_inputs, redraw, to_device
 
 __all__ = ["check_file", "check_module", "run_file"]
 
@@ -52,10 +52,7 @@ def check_module(graph: Graph, split: Graph, products: Mapping[str, Any]) -> flo
 
     def run(module: torch.nn.Module, held: Mapping[str, Any]) -> list[torch.Tensor]:
         made = moved(module, cpu, kind)
-        given = over_tensors(
-            (tuple(args), kwargs),
-            lambda t: t.to(cpu, kind) if t.is_floating_point() else t.to(cpu),
-        )
+        given = to_device((tuple(args), kwargs), cpu, kind)
         with torch.random.fork_rng(), torch.no_grad(), evaluating(made):
             torch.manual_seed(0)
             state = {name: t.to(cpu, kind) for name, t in held.items()}

@@ -9,8 +9,9 @@ import torch
 from irprune.emit.bridge.torch_onnx import feed_of, file_inputs
 from irprune.frontend.torch.source import TorchSource
 from irprune.ops.arrays import as_numpy
-from irprune.run.inputs import flat_tensors, over_tensors, redraw
+from irprune.run.inputs import flat_tensors, redraw, to_device
 from irprune.run.precision import full_float32
+from irprune.run.stored_tensor import module_device
 from irprune.validate.parity import Parity, measure
 
 __all__ = ["compare"]
@@ -25,8 +26,7 @@ def compare(
 ) -> Parity:
     """Every output of the file against the module's, on random inputs."""
     args, kwargs = redraw(source.args, source.kwargs, seed)
-    here = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
-    placed = over_tensors((args, kwargs), lambda t: t.to(here))
+    placed = to_device((args, kwargs), module_device(module))
     with torch.no_grad(), full_float32():
         expected = flat_tensors(module(*placed[0], **placed[1]))
     names = file_inputs(path)

@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from irprune.frontend.onnx.file import Loader
-from irprune.frontend.onnx.order import target_of
+from irprune.frontend.onnx.order import opset_of, target_of
 from irprune.ops.onnx.float64_forms import DOUBLED, FLOAT_INPUTS, ROUNDS_TO, SINGLE
 from irprune.ops.onnx.float_forms import Uncovered
 from irprune.validate.onnx_rule_node import RuleNode
@@ -27,7 +27,7 @@ def doubled(
 ) -> tuple[onnx.ModelProto, dict[str, Loader]] | None:
     """``model`` and its ``data`` in float64; None for models before opset 12, and where an operator
     is used in a way that is not covered. Whether onnxruntime runs it shows when it is loaded."""
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = opset_of(model)
     if opset < _OLDEST:
         return None
     made = onnx.ModelProto()

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from irprune.frontend.onnx.order import captured, target_of
+from irprune.frontend.onnx.order import captured, opset_of, target_of
 from irprune.ops.onnx.float_forms import BOUNDS, INT32, RULES, Result, Uncovered
 from irprune.ops.onnx.fold import is_cast, is_constant, is_copy
 from irprune.validate.onnx_rule_node import RuleNode
@@ -33,7 +33,7 @@ def unrounded(model: onnx.ModelProto) -> onnx.ModelProto | None:
     Stored integers stay as they are. Where an operator takes integers and has no such form
     (``QAttention``, bodies of loops), the floats before it are rounded, and it computes as ever.
     """
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = opset_of(model)
     if opset < _OLDEST or not any(target_of(n) in RULES for n in model.graph.node):
         return None
     return _Walk(model, opset).made()

@@ -20,7 +20,7 @@ from irprune.errors import IrpruneError, OtherOutcome, gist, option
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.graph import Graph
 from irprune.run.error import relative_error
-from irprune.run.inputs import asserts_values, flat_tensors, over_tensors, redraw
+from irprune.run.inputs import asserts_values, flat_tensors, redraw, to_device
 from irprune.run.interpret import evaluate, named_types
 from irprune.run.one_type import computing_in
 from irprune.run.oracle import silenced
@@ -196,10 +196,7 @@ def _inputs(
     graph: Graph, call: Call, device: torch.device, dtype: torch.dtype
 ) -> tuple[Any, Any, list[torch.Tensor]]:
     """The arguments of ``call`` on ``device`` and in ``dtype``, and what they hand to the graph."""
-    args, kwargs = over_tensors(
-        (tuple(call[0]), call[1]),
-        lambda t: t.to(device, dtype) if t.is_floating_point() else t.to(device),
-    )
+    args, kwargs = to_device((tuple(call[0]), call[1]), device, dtype)
     return args, kwargs, torch_source(graph).tensors(args, kwargs)
 
 

@@ -26,7 +26,7 @@ from irprune.ops.arrays import as_numpy, as_tensor
 from irprune.ops.dtypes import FROM_TORCH
 from irprune.ops.registry import draws
 from irprune.run.error import channel_error, relative_error
-from irprune.run.inputs import flat_tensors, over_tensors, redraw
+from irprune.run.inputs import flat_tensors, redraw, to_device
 from irprune.run.interpret import evaluate, named_types
 from irprune.run.oracle import silenced
 from irprune.run.other_sizes import other_sizes, resized
@@ -272,10 +272,7 @@ class _Second:
         return source.results(silenced(twin, twin.kept, self._inputs(dtype), dtype))
 
     def _inputs(self, dtype: torch.dtype) -> Tensors:
-        args, kwargs = over_tensors(
-            (tuple(self.call[0]), self.call[1]),
-            lambda t: t.to(self.device, dtype) if t.is_floating_point() else t.to(self.device),
-        )
+        args, kwargs = to_device((tuple(self.call[0]), self.call[1]), self.device, dtype)
         return torch_source(self.graph).tensors(args, kwargs)
 
     def _cut(self, twin: Graph, dtype: torch.dtype) -> tuple[Tensors, torch.nn.Module | None]:

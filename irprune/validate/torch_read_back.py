@@ -24,6 +24,7 @@ from irprune.run.error import relative_error
 from irprune.run.inputs import flat_tensors, over_tensors, random_inputs, redraw
 from irprune.run.precision import full_float32
 from irprune.run.session import run_session, session
+from irprune.run.stored_tensor import module_device
 from irprune.validate.onnx_sizes import plausible
 from irprune.validate.read_back import ReadBack, timed
 
@@ -134,7 +135,7 @@ def _error(made: Any, module: torch.nn.Module, graph: Graph) -> float:
     where the model draws random numbers."""
     if any(map(draws, graph.nodes)):
         return 0.0
-    here = next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+    here = module_device(module)
     for call in _calls(graph):
         try:
             expected = _run(module, call, here)

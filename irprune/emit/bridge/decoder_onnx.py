@@ -22,7 +22,7 @@ from irprune.base.quiet import quiet
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.onnx.file import data_beside
 from irprune.frontend.torch.restore_state import evaluating
-from irprune.run.stored_tensor import state_bytes
+from irprune.run.stored_tensor import module_device, state_bytes
 
 __all__ = ["cache_names", "cache_shapes", "export_decoder", "takes_positions"]
 
@@ -37,7 +37,7 @@ def cache_shapes(model: Any) -> Shapes:
     IrpruneError for a model whose cache is of another kind."""
     cache = None
     if not model.config.is_encoder_decoder and model.can_generate():
-        here = next(model.parameters()).device
+        here = module_device(model)
         ids = torch.ones((1, 2), dtype=torch.int64, device=here)
         with torch.no_grad(), evaluating(model):
             cache = getattr(model(input_ids=ids, use_cache=True), "past_key_values", None)

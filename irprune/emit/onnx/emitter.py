@@ -25,7 +25,7 @@ from irprune.errors import IrpruneError
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.functions import FunctionCall, restore_calls, still_called
 from irprune.frontend.onnx.opened_branches import Part
-from irprune.frontend.onnx.order import captured, reads, target_of
+from irprune.frontend.onnx.order import captured, reads, subgraphs, target_of
 from irprune.frontend.onnx.proto import attributes
 from irprune.frontend.onnx.reader import nodes_of
 from irprune.frontend.onnx.source import NodePlace, onnx_source
@@ -549,13 +549,12 @@ class Emitter:
 
 def _rename(node: onnx.NodeProto, old: str, new: str) -> None:
     """Let the subgraphs of ``node`` read ``new`` for ``old``."""
-    for a in node.attribute:
-        for body in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-            for inner in body.node:
-                for j, name in enumerate(inner.input):
-                    if name == old:
-                        inner.input[j] = new
-                _rename(inner, old, new)
+    for body in subgraphs(node):
+        for inner in body.node:
+            for j, name in enumerate(inner.input):
+                if name == old:
+                    inner.input[j] = new
+            _rename(inner, old, new)
 
 
 def _copy_fields(old: Any, new: Any, without: set[str]) -> None:

@@ -39,8 +39,8 @@ from irprune.ops.torch.layer_classes import layer_sizes
 from irprune.passes.infer_axes import InferAxes
 from irprune.passes.slice import Slice
 from irprune.run.error import relative_error
-from irprune.run.inputs import flat_tensors, over_tensors, redraw
-from irprune.run.stored_tensor import StoredTensor
+from irprune.run.inputs import flat_tensors, over_tensors, redraw, to_device
+from irprune.run.stored_tensor import StoredTensor, module_device
 from irprune.run.take import kept_indices, take
 
 __all__ = ["SameOutputs", "apply_to"]
@@ -252,8 +252,7 @@ def _skipped(model: nn.Module, graph: Graph) -> dict[str, Skipped]:
     if not gone:
         return {}
     source = torch_source(graph)
-    here = next((t.device for t in model.parameters()), torch.device("cpu"))
-    args, kwargs = over_tensors((source.args, dict(source.kwargs)), lambda t: t.to(here))
+    args, kwargs = to_device((source.args, dict(source.kwargs)), module_device(model))
     with evaluating(model):
         several = several_results(model, [b.name for b in gone], args, kwargs)
     return {path: Skipped(count) for path, count in several.items()}

@@ -12,7 +12,8 @@ from irprune.frontend.torch.fake_quantise import fake_quantisers, quantised_weig
 from irprune.frontend.torch.restore_state import evaluating
 from irprune.frontend.torch.source import torch_source
 from irprune.ir.graph import Graph
-from irprune.run.inputs import over_tensors
+from irprune.run.inputs import to_device
+from irprune.run.stored_tensor import module_device
 from irprune.run.take import kept_indices
 
 __all__ = ["cut_observers"]
@@ -29,8 +30,7 @@ def cut_observers(
     if not fake_quantisers(model) or graph.kept is None:
         return
     source = torch_source(graph)
-    here = next((t.device for t in model.parameters()), torch.device("cpu"))
-    args, kwargs = over_tensors((source.args, dict(source.kwargs)), lambda t: t.to(here))
+    args, kwargs = to_device((source.args, dict(source.kwargs)), module_device(model))
     with evaluating(model):
         found = quantised_weights(model, args, kwargs)
     by_name = {n: w for w in graph.weights.values() for n in (w.name, *w.aliases)}

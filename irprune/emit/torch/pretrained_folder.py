@@ -32,8 +32,8 @@ from irprune.frontend.torch.source import TorchSource, torch_source
 from irprune.frontend.torch.stored_model import stored_files, stored_tensors
 from irprune.ir.graph import Graph
 from irprune.ops.arrays import checksum
-from irprune.run.inputs import flat_tensors, over_tensors
-from irprune.run.stored_tensor import is_stored, read_whole
+from irprune.run.inputs import flat_tensors, to_device
+from irprune.run.stored_tensor import is_stored, module_device, read_whole
 
 __all__ = ["copy_tokenizer", "write_pretrained"]
 
@@ -305,11 +305,10 @@ def _check(
 ) -> None:
     """Load ``folder`` in a fresh process and compare; what is ``stored`` is read there as well when
     it is used. Raises CheckFailed where it fails."""
-    here = next((p.device for p in module.parameters()), torch.device("cpu"))
-    args, kwargs = over_tensors((tuple(source.args), dict(source.kwargs)), lambda t: t.to(here))
+    args, kwargs = to_device((tuple(source.args), dict(source.kwargs)), module_device(module))
     with torch.no_grad():
         expected = [t.cpu() for t in flat_tensors(module(*args, **kwargs))]
-    call = over_tensors((list(args), kwargs), lambda t: t.cpu())
+    call = to_device((list(args), kwargs), torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="irprune-") as aside:
         data = Path(aside) / "call.pt"
         torch.save({"args": call[0], "kwargs": call[1], "expected": expected}, data)

@@ -14,6 +14,7 @@ import onnx
 import onnx.inliner
 
 from irprune.errors import IrpruneError, first_line
+from irprune.frontend.onnx.order import subgraphs
 
 __all__ = ["ExpandedCalls", "FunctionCall", "Leaf", "expand_calls", "restore_calls", "still_called"]
 
@@ -89,9 +90,8 @@ def _calls(nodes: Any) -> Iterator[Key]:
     """What nodes and their subgraphs call."""
     for node in nodes:
         yield _key(node.domain, node.op_type, node.overload)
-        for a in node.attribute:
-            for body in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-                yield from _calls(body.node)
+        for body in subgraphs(node):
+            yield from _calls(body.node)
 
 
 def _key(domain: str, name: str, overload: str) -> Key:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import onnx
 
+from irprune.frontend.onnx.order import opset_of
 from irprune.frontend.onnx.source import NodePlace
 from irprune.ir.graph import Graph
 from irprune.ops.means import MEAN_OF_SUM, written_means
@@ -20,7 +21,7 @@ def with_means(graph: Graph, model: onnx.ModelProto) -> onnx.ModelProto | None:
     """A copy of ``model``, which ``graph`` was read from, with a ReduceMean for each of its means
     that are written out; None where there are none."""
     spelled: dict[int, onnx.NodeProto | None] = {}
-    given = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+    given = opset_of(model) or 1
     for one in written_means(graph):
         total, scaled = one.total.origin.raw, one.scaled.origin.raw
         if not isinstance(total, NodePlace) or not isinstance(scaled, NodePlace):

@@ -3,13 +3,23 @@ order that can run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import onnx
 
 from irprune.errors import IrpruneError
 
-__all__ = ["captured", "check_opset", "outer_names", "reads", "renamed", "sort_nodes", "target_of"]
+__all__ = [
+    "captured",
+    "check_opset",
+    "opset_of",
+    "outer_names",
+    "reads",
+    "renamed",
+    "sort_nodes",
+    "subgraphs",
+    "target_of",
+]
 
 OLDEST = 6
 
@@ -17,6 +27,17 @@ OLDEST = 6
 def target_of(node: onnx.NodeProto) -> str:
     """``Conv``, or ``com.microsoft::Gelu`` where the domain is not ONNX's own."""
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}::{node.op_type}"
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that the model imports; 0 where it imports none."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that the attributes of ``node`` hold: branches, bodies of loops."""
+    for a in node.attribute:
+        yield from [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs
 
 
 def check_opset(model: onnx.ModelProto, where: str) -> None:
@@ -103,9 +124,8 @@ def reads(node: onnx.NodeProto) -> list[str]:
 def captured(node: onnx.NodeProto) -> list[str]:
     """The outer names that the subgraphs of ``node`` read, in order."""
     out: dict[str, None] = {}
-    for a in node.attribute:
-        for body in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-            out.update(dict.fromkeys(outer_names(body)))
+    for body in subgraphs(node):
+        out.update(dict.fromkeys(outer_names(body)))
     return list(out)
 
 
@@ -129,9 +149,8 @@ def renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
     made.CopyFrom(node)
     made.input[:] = [names.get(name, name) for name in node.input]
     made.output[:] = [names.get(name, name) for name in node.output]
-    for a in made.attribute:
-        for body in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-            _rename_captured(body, names)
+    for body in subgraphs(made):
+        _rename_captured(body, names)
     return made
 
 
