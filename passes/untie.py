@@ -50,7 +50,7 @@ class Untie:
             for w in graph.weights.values()
             if w.name in stored and w.kind == "parameter" and sum(w.users.values()) > 1
         ]
-        held = [w.name for w in shared if _held(w)]
+        held = [w.name for w in shared if _has_frozen(w)]
         if not held:
             return PassResult(False)
         trial = graph.copy()
@@ -69,7 +69,7 @@ class Untie:
         return PassResult(bool(gained))
 
 
-def _held(weight: Weight) -> bool:
+def _has_frozen(weight: Weight) -> bool:
     """Whether a dimension of ``weight`` may not shrink."""
     return any(x.reason is not None and x.size != 1 for a in weight.axes or () for x in leaves(a))
 

@@ -84,7 +84,7 @@ def _places(a: Axis) -> list[tuple[Axis, list[Axis]]]:
     ]
 
 
-class _Asked(Selection):
+class _RecordingSelection(Selection):
     """Answers as if every leaf were halved, and notes which are asked for their indices away from
     their outer axis."""
 
@@ -107,7 +107,7 @@ class _Asked(Selection):
 def _indexed(graph: Graph, able: Mapping[Axis, Axis]) -> dict[Axis, None]:
     """Those of ``able`` whose indices some operator writes into its attributes: it writes one list
     for all blocks."""
-    trial = _Asked(able)
+    trial = _RecordingSelection(able)
     for node in graph.nodes:
         entry = lookup(node)
         if (

@@ -74,7 +74,7 @@ class Details:
 
 
 @dataclass
-class _Seen:
+class _ExplainedNames:
     """The groups alike that were explained."""
 
     names: dict[str, None] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class _Seen:
 def details(graph: Graph, source: str = "") -> Details:
     """The details of an analysed graph with its choice."""
     groups, symbols = groups_of(graph), example_symbols(graph)
-    kind, seen = kinds(graph), _Seen()
+    kind, seen = kinds(graph), _ExplainedNames()
     alike: dict[tuple[str, int], list[str]] = {}
     for g in groups:
         alike.setdefault((blank(g.name), g.size), []).append(g.name)
@@ -107,7 +107,7 @@ def details(graph: Graph, source: str = "") -> Details:
     )
 
 
-def _group(graph: Graph, group: Group, kind: str, alike: str, seen: _Seen) -> GroupDetail:
+def _group(graph: Graph, group: Group, kind: str, alike: str, seen: _ExplainedNames) -> GroupDetail:
     kept = group.size
     if graph.kept is not None and not group.frozen:
         kept = int(graph.kept.size(group.axis))  # type: ignore[arg-type]

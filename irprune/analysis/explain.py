@@ -86,12 +86,12 @@ class Explanation:
             known = max((k for k in range(len(steps) + 1) if steps[:k] in told), default=0)
             if known > 1:
                 lines.append(f"    as above up to  {steps[known - 1]}")
-            lines += [f"    {line}" for line in _told(steps[known if known > 1 else 0 :])]
+            lines += [f"    {line}" for line in _lines(steps[known if known > 1 else 0 :])]
             told |= dict.fromkeys(steps[:k] for k in range(1, len(steps) + 1))
         return "\n".join(lines)
 
 
-def _told(steps: Sequence[ExplanationStep]) -> list[str]:
+def _lines(steps: Sequence[ExplanationStep]) -> list[str]:
     """A line for each step; the same step in repeated blocks is told once."""
     lines = []
     for _, alike in groupby(steps, key=lambda s: (s.op, blank(s.scope))):

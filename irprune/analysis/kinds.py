@@ -54,7 +54,7 @@ def frozen_kinds(graph: Graph) -> dict[str, int]:
 def by_use(graph: Graph) -> dict[Axis, str]:
     """The kind of leaves, frozen ones too, that an operator gives a part to: attention, recurrence,
     groups, embedding."""
-    pairs = [pair for node in graph.nodes for pair in _said(node)]
+    pairs = [pair for node in graph.nodes for pair in _declared_kinds(node)]
     found: dict[Axis, str] = {}
     for axis, kind in sorted(pairs, key=lambda pair: pair[1] in _WEAKER):
         for x in leaves(axis):
@@ -62,7 +62,7 @@ def by_use(graph: Graph) -> dict[Axis, str]:
     return found
 
 
-def _said(node: Node) -> Iterable[tuple[Axis, str]]:
+def _declared_kinds(node: Node) -> Iterable[tuple[Axis, str]]:
     """The kinds of the axes of ``node`` that the operator table tells."""
     entry = lookup(node)
     if entry is None:

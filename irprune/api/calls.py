@@ -29,7 +29,7 @@ from irprune.api.without_data import say_unkept, with_data
 from irprune.base.garbage import without_collection
 from irprune.base.journal import kept
 from irprune.base.memory import within_memory
-from irprune.base.progress import heard
+from irprune.base.progress import listening
 from irprune.choice.plan import Plan
 from irprune.choice.replay import choose_by_plan
 from irprune.criteria import refuses_nan
@@ -184,7 +184,7 @@ def _pruned(
             analyse(graph)
             told = {**options.values, "plan": None if plan is None else plan.as_json()}
             check_same(current(), graph, told)
-        with heard(options.values["progress"] if current().leads else None):
+        with listening(options.values["progress"] if current().leads else None):
             with clock("synthesise"):
                 free = plan is None and options.values["keep_indices"] is None
                 settled, made_of = with_data(options, graph, chooses=free)

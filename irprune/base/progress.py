@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import TypeVar
 
 from irprune.base.moved import renamed
 
-__all__ = ["ProgressLine", "heard", "tell", "told"]
+__all__ = ["ProgressLine", "listening", "tell"]
 
-__getattr__ = renamed(__name__, {"Step": "ProgressLine"})
+__getattr__ = renamed(__name__, {"Step": "ProgressLine", "heard": "listening"})
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ _HEARD: ContextVar[_Clock | None] = ContextVar("irprune_progress", default=None)
 
 
 @contextlib.contextmanager
-def heard(hear: Callable[[str], None] | None) -> Iterator[None]:
+def listening(hear: Callable[[str], None] | None) -> Iterator[None]:
     """Let ``hear`` have every step that is told inside, a few a second at most; None is nobody."""
     token = _HEARD.set(None if hear is None else _Clock(hear))
     try:
@@ -77,11 +77,3 @@ def tell(stage: str, done: float, total: float) -> None:
     clock = _HEARD.get()
     if clock is not None and total > 0:
         clock.tell(stage, min(done / total, 1.0))
-
-
-def told(stage: str, items: Iterable[T], total: int | None = None) -> Iterator[T]:
-    """``items``, and how many of them are done, as they are asked for."""
-    count = len(items) if total is None and isinstance(items, Sized) else total or 0
-    for k, item in enumerate(items):
-        yield item
-        tell(stage, k + 1, count)

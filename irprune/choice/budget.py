@@ -178,7 +178,7 @@ def _solved(
                 f"the budget of {_shown(name, bound)} {name} cannot be met: the smallest reachable is "
                 f"{_shown(name, smallest)} ({smallest / (whole[name] or 1):.3f} of {_shown(name, whole[name])})",
                 "choose",
-                _meant(name, budget[name]) + _holding(costs, name, best),
+                _share_hint(name, budget[name]) + _holding(costs, name, best),
             )
     if loss is not None:
         begun = counts_at(0.0)
@@ -255,7 +255,7 @@ def _filled(
     return counts
 
 
-def _meant(name: str, amount: float) -> str:
+def _share_hint(name: str, amount: float) -> str:
     """What a small amount was perhaps meant to be."""
     if not 1 < amount <= 100 or name == "latency":
         return ""

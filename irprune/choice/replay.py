@@ -121,7 +121,7 @@ class _Elsewhere:
                     f"shape {list(plan.weights[c.members[0].weight].shape)}",
                     "no such weight",
                 )
-        self.fits = {w: _told(plan.weights[n], w) for w, n in self.source.items()}
+        self.fits = {w: _fits_of(plan.weights[n], w) for w, n in self.source.items()}
         for w, n in self.source.items():
             if not self.fits[w]:
                 raise _misfit(
@@ -372,7 +372,7 @@ def _near(a: float, b: float) -> bool:
     return isclose(a, b, rel_tol=1e-2, abs_tol=1e-6)
 
 
-def _told(record: Recorded, w: Weight) -> list[Fit]:
+def _fits_of(record: Recorded, w: Weight) -> list[Fit]:
     """The ways in which ``w`` may lie; where its values are those of the plan and say which, that
     one alone."""
     fits = list(_fits(record.shape, tuple(probe_of(s) for s in w.shape)))

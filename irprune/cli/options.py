@@ -172,24 +172,24 @@ def _remember(key: str) -> Callable[[click.Context, click.Parameter, bool], None
     return keep
 
 
-def _told(key: str) -> bool:
+def _flag_given(key: str) -> bool:
     ctx = click.get_current_context(silent=True)
     return bool(ctx is not None and ctx.meta.get(key))
 
 
 def is_quiet() -> bool:
     """Whether ``-q`` was given."""
-    return _told(QUIET)
+    return _flag_given(QUIET)
 
 
 def is_verbose() -> bool:
     """Whether ``-v`` was given."""
-    return _told(VERBOSE)
+    return _flag_given(VERBOSE)
 
 
 def say(text: str) -> None:
     """Talk, for a person who watches: on stderr, unless ``-q`` was given."""
-    if not _told(QUIET):
+    if not _flag_given(QUIET):
         print(_lines(text), file=sys.stderr, flush=True)
 
 

@@ -26,12 +26,12 @@ def spell(name: str, value: str = "") -> str:
         return meant[0]
     # Without a value, what says that there is none does not spell the option
     valued = [flag for flag in flags if flag.constant is None]
-    told = [_told(flag, value) for flag in (flags if value else valued or flags)]
+    told = [_spelled(flag, value) for flag in (flags if value else valued or flags)]
     fitting = [text for text in told if text]
     return " ".join(fitting) if fitting else flags[0].name
 
 
-def _told(flag: Flag, value: str) -> str:
+def _spelled(flag: Flag, value: str) -> str:
     """The flag with its value; "" where the value is not one of its."""
     if flag.constant is not None:
         return flag.name if not value or value == repr(flag.constant) else ""

@@ -29,7 +29,7 @@ class InvalidGraph(GraphError):
 
     def __init__(self, graph: Graph, found: list[Fault]) -> None:
         self.faults = found
-        self.first = _said(*found[0])
+        self.first = _message(*found[0])
         marks: dict[Node | Value, str] = {}
         for about, text in found[:_SHOWN]:
             place = about if isinstance(about, Node) or about is None else about.producer or about
@@ -40,7 +40,7 @@ class InvalidGraph(GraphError):
         super().__init__(f"{self.first}{more}\n{self.excerpt}".rstrip())
 
 
-def _said(about: Node | Value | None, text: str) -> str:
+def _message(about: Node | Value | None, text: str) -> str:
     if about is None:
         return text
     name = (

@@ -129,11 +129,11 @@ def groups_of(graph: Graph) -> list[Group]:
     said = (axes, len(axes.links), axes.count) if axes is not None else None
     state = said, [(w, w.axes) for w in graph.weights.values()]
     if graph.grouped is None or graph.grouped[0] != state:  # each change of axes is in their links
-        graph.grouped = state, _found(graph)
+        graph.grouped = state, _collect(graph)
     return list(graph.grouped[1])
 
 
-def _found(graph: Graph) -> list[Group]:
+def _collect(graph: Graph) -> list[Group]:
     found: dict[Axis, Group] = {}
     slots: dict[Axis, list[tuple[int, LeafPosition]]] = {}
     for weight in graph.weights.values():

@@ -215,10 +215,10 @@ class Ranks:
         with self._connected():
             dist.all_gather(said, own, group=self._group)
         if any(int(s[1]) for s in said):
-            told = self._objects(None if failed is None else _told(failed))
+            told = self._objects(None if failed is None else _error_text(failed))
             self.ended = True
             if failed is None:
-                raise _retold(told)
+                raise _first_error(told)
         elif any(int(s[0]) != int(own[0]) for s in said):
             self.ended = True
             raise IrpruneError(
@@ -420,17 +420,17 @@ def _group() -> ProcessGroup | None:
 
 # -- errors ----------------------------------------------------------------------------------------
 
-Told = tuple[bool, str, str, str]
+ErrorText = tuple[bool, str, str, str]
 
 
-def _told(error: BaseException) -> Told:
+def _error_text(error: BaseException) -> ErrorText:
     """Whether it is a failed check; what, where and hint."""
     if isinstance(error, IrpruneError):
         return isinstance(error, CheckFailed), error.what, error.where, error.hint
     return False, gist(error), "", "see the traceback of that rank"
 
 
-def _retold(told: Sequence[Told | None]) -> IrpruneError:
+def _first_error(told: Sequence[ErrorText | None]) -> IrpruneError:
     """The error of the first rank that has one."""
     rank, (check, what, where, hint) = next((r, t) for r, t in enumerate(told) if t is not None)
     kind = CheckFailed if check else IrpruneError

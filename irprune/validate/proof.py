@@ -181,10 +181,10 @@ def _captured(graph: Graph, call: Call, seed: int) -> tuple[list[torch.Tensor], 
     """What the user's ``forward`` gives, in the model's own types and on its device, and the error
     of the uncut graph against it."""
     expected = forward_of(graph, call, seed)
-    return expected, relative_error(_found(graph, call, seed), expected)
+    return expected, relative_error(_graph_results(graph, call, seed), expected)
 
 
-def _found(graph: Graph, call: Call, seed: int) -> list[torch.Tensor]:
+def _graph_results(graph: Graph, call: Call, seed: int) -> list[torch.Tensor]:
     """What the uncut graph gives."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)

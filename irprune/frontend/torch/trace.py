@@ -91,7 +91,7 @@ def trace(
     if why := _composites_are_split():
         raise Declined(why)
     wish = Dynamic.read(dynamic)
-    seen = _Seen(by_example=by_example, loops=loops)
+    seen = _CaptureState(by_example=by_example, loops=loops)
     call = tuple(args), dict(kwargs or {})
     try:
         try:
@@ -113,7 +113,7 @@ def trace(
 
 
 @dataclass
-class _Seen:
+class _CaptureState:
     """What the captures of one call found, and how the next is to be made.
 
     Args:
@@ -134,7 +134,7 @@ def _narrowed(
     call: tuple[tuple[Any, ...], dict[str, Any]],
     plain: bool,
     wish: Dynamic,
-    seen: _Seen,
+    seen: _CaptureState,
 ) -> Graph:
     """The graph with the sizes open that ``wish`` says, or as many of them as forward runs on."""
     first: Exception | None = None
@@ -167,7 +167,9 @@ def _going_by_none(
     """The graph with sizes that depend on values beside open ones, where forward goes by none of
     the former; None where it does."""
     try:
-        graph = _trace(model, *call, plain, wish, first, _Seen(by_example=True, by_no_values=True))
+        graph = _trace(
+            model, *call, plain, wish, first, _CaptureState(by_example=True, by_no_values=True)
+        )
     except Exception:  # what follows says why
         return None
     return None if asserts_values(graph) else graph
@@ -196,10 +198,10 @@ def _trace(
     plain: bool = False,
     dynamic: Dynamic = NOTHING_OPEN,
     failed: Exception | None = None,
-    seen: _Seen | None = None,
+    seen: _CaptureState | None = None,
 ) -> Graph:
     """``failed`` is why more sizes could not be left open; ``seen`` learns what is found."""
-    seen = seen or _Seen()
+    seen = seen or _CaptureState()
     build = Builder(type(model).__name__)
     graph = build.graph
     open_dataclasses((args, kwargs))

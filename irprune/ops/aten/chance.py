@@ -23,7 +23,7 @@ _UNIT = Arg((2, 6, 5), low=0.1, high=0.9)
 _SIZE = {"size": [4, 6]}
 
 
-def _taken(node: Node, cut: Cut) -> None:
+def _draw_whole(node: Node, cut: Cut) -> None:
     """An operand that gives shape and type alone becomes one of the full size; of the result, what
     is kept is taken."""
     out, graph = node.out, node.graph
@@ -71,7 +71,7 @@ for _name, _aten, _more in (
     op(
         _name,
         fresh,
-        resize=_taken,
+        resize=_draw_whole,
         creates=True,
         random=True,
         aten=_aten,
@@ -102,7 +102,7 @@ for _name, _more in (
     op(
         _name,
         broadcast,
-        resize=_taken,
+        resize=_draw_whole,
         random=True,
         aten=(f"{_name}.default",),
         samples=(Sample((_UNIT,), _more, free=3),),
@@ -110,7 +110,7 @@ for _name, _more in (
 op(
     "bernoulli_sized",
     broadcast,
-    resize=_taken,
+    resize=_draw_whole,
     random=True,
     aten=("bernoulli.p",),
     samples=(Sample((_UNIT,), {"p": 0.5}, free=3),),

@@ -136,7 +136,7 @@ def _loop(node: OnnxNode) -> Step:
         "empty": [_empty(t, 0) for t in made[len(states) :]],
         "count": len(node.outputs),
     }
-    return Step("loop", None, attrs, _told(node, types))
+    return Step("loop", None, attrs, _with_inferred(node, types))
 
 
 def _empty(row: TensorType, place: int) -> list[Any]:
@@ -147,7 +147,7 @@ def _empty(row: TensorType, place: int) -> list[Any]:
     return [row.dtype, [*shape[:at], 0, *shape[at:]]]
 
 
-def _told(node: OnnxNode, types: Sequence[TensorType]) -> list[TensorType]:
+def _with_inferred(node: OnnxNode, types: Sequence[TensorType]) -> list[TensorType]:
     """``types``, and what ONNX's inference or the file says where they leave the rank open."""
     if all(t.shape is not None for t in types[: len(node.outputs)]):
         return list(types[: len(node.outputs)])
@@ -191,7 +191,7 @@ def _scan(node: OnnxNode) -> Step:
         types.append(
             TensorType(t.dtype, None if at is None else (*t.known[:at], length, *t.known[at:]))
         )
-    return Step("scan", None, attrs, _told(node, types))
+    return Step("scan", None, attrs, _with_inferred(node, types))
 
 
 op("branch", _closed, run=runs("branch"))

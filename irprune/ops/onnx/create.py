@@ -105,13 +105,13 @@ def _eye_like(node: OnnxNode) -> Step:
     )
 
 
-def _held(axes: Axes, node: Node) -> None:
+def _frozen_sides(axes: Axes, node: Node) -> None:
     for a in axes.of(node.operand(0)):
         axes.freeze(a, "sides of a diagonal")
     node.out.axes = axes.of(node.operand(0))
 
 
-op("eye_like", _held, run=runs("eye_like"), free=True)
+op("eye_like", _frozen_sides, run=runs("eye_like"), free=True)
 spell("eye_like", "EyeLike", read=_eye_like)
 
 

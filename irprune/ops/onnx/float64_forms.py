@@ -73,10 +73,10 @@ def _window(
     dilations: Sequence[int],
 ) -> str:
     """What place ``at`` of a kernel meets in ``x``, which is padded, for each position."""
-    return _met(n, x, dict(enumerate(at)), 2, (kernel, strides, dilations))
+    return _windows(n, x, dict(enumerate(at)), 2, (kernel, strides, dilations))
 
 
-def _met(
+def _windows(
     n: DoubleWriter,
     x: str,
     at: Mapping[int, int],
@@ -132,7 +132,7 @@ def _conv(n: DoubleWriter) -> str:
     seen, products = beside, []
     for place in _places([kernel[d] for d in across]):
         of = dict(zip(across, place, strict=True))
-        seen = _met(n, beside, of, 3, (kernel, strides, dilations))
+        seen = _windows(n, beside, of, 3, (kernel, strides, dilations))
         w = n.name(1)
         if any(kernel[d] > 1 for d in across):
             w = _slice(n, w, {d + 2: (k, k + 1, 1) for d, k in of.items()})

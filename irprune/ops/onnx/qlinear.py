@@ -83,7 +83,7 @@ for _onnx, _kind in (("Sigmoid", "sigmoid"), ("LeakyRelu", "leaky_relu")):
 # -- along a dimension -----------------------------------------------------------------------------
 
 
-def _held(axes: Axes, node: Node) -> None:
+def _whole_dims(axes: Axes, node: Node) -> None:
     """``dims`` stay; those that ``gone`` names have one index in the result."""
     own = axes.of(node.operand(0))
     for d in node.attrs["dims"]:
@@ -120,7 +120,7 @@ def _pool(node: OnnxNode) -> Step:
 
 op(
     "qlinear_along",
-    _held,
+    _whole_dims,
     run=runs("qlinear_along"),
     samples=(
         Sample((_BYTES, *[_SCALE, _ZERO] * 2), {"kind": "mean", "dims": [2], "gone": [2]}, free=2),

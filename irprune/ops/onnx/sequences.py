@@ -18,7 +18,7 @@ op = partial(declare, family="sequences")
 SEQUENCE, OPTIONAL = "sequence_type", "optional_type"
 
 
-def _held(axes: Axes, node: Node) -> None:
+def _refuse(axes: Axes, node: Node) -> None:
     raise Unsupported("part of a sequence")
 
 
@@ -46,5 +46,5 @@ for _name, _onnx, _attrs in (
     ("optional", "OptionalGetElement", ()),
 ):
     if _name not in TABLE:
-        op(_name, _held, run=runs(_name))
+        op(_name, _refuse, run=runs(_name))
     spell(_name, _onnx, read=_read(_name, *_attrs))  # type: ignore[arg-type]

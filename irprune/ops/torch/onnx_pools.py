@@ -64,13 +64,13 @@ def _pooled(dims: int, largest: bool) -> Callable[..., Any]:
         for axis, count in zip(range(rank - dims, rank), counts, strict=True):
             size = made.shape[axis] if made.shape is not None else None
             if count is not None and count != size:
-                made = _binned(op, _known(made, self, axis), axis, count, largest)
+                made = _binned(op, _with_shape(made, self, axis), axis, count, largest)
         return (made, made) if largest else made
 
     return pool
 
 
-def _known(made: Any, source: Any, axis: int) -> Any:
+def _with_shape(made: Any, source: Any, axis: int) -> Any:
     """``made``, which has the rank of ``source`` and its sizes from ``axis`` on."""
     if made.shape is None and made is not source:
         import onnxscript
