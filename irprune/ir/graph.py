@@ -129,14 +129,14 @@ class Origin:
     ``target`` is the ATen overload (``aten.conv2d.default``) or the ONNX operator (``Conv``,
     ``com.microsoft::Gelu``); ``layout`` says for each tensor argument of the ATen schema which
     operands fill it; ``scope`` is the module path and ``source`` the user's ``file:line``; ``raw``
-    is the dialect's own node, left untouched."""
+    is what the front end alone keeps of it, such as its place in the file."""
 
     dialect: str = "irprune"
     target: str = ""
     layout: tuple[tuple[str, int | tuple[int | None, ...] | None], ...] = ()
     scope: str = ""
     source: str = ""
-    raw: Any = None
+    raw: object = None
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from irprune.emit.onnx.emitter import emit_onnx
 from irprune.errors import IrpruneError, first_line
 from irprune.frontend.onnx.order import target_of
 from irprune.frontend.onnx.reader import capture_onnx
+from irprune.frontend.onnx.source import NodePlace
 from irprune.ir.body import Body
 from irprune.ops.onnx.importer import spelling_of
 from irprune.ops.onnx.sequences import OPTIONAL, SEQUENCE
@@ -188,9 +189,10 @@ def _with_constants(model: onnx.ModelProto, inputs: dict[str, Any]) -> onnx.Mode
     for _ in range(4):
         graph = capture_onnx(model)
         wanted = [
-            (model.graph.node[n.origin.raw.index], n.attrs["why"])
+            (model.graph.node[place.index], n.attrs["why"])
             for n in graph.nodes
-            if "computed at run time" in n.attrs.get("why", "")
+            if isinstance(place := n.origin.raw, NodePlace)
+            and "computed at run time" in n.attrs.get("why", "")
         ]
         names = {node.input[int(why.split()[1])] for node, why in wanted} & set(inputs)
         names -= {t.name for t in model.graph.initializer}
