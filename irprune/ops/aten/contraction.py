@@ -466,7 +466,7 @@ def _chain(node: Node) -> Letters:
 
 
 contraction(
-    "chain",
+    "chain_matmul",
     _chain,
     aten={"linalg_multi_dot.default": {}, "chain_matmul.default": {"matrices": "tensors"}},
     samples=(

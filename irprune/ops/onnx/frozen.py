@@ -41,7 +41,7 @@ _COUNTED, _WHOLE = "as many as there are at run time", "transformed as a whole"
 _entry("nonzero_places", _COUNTED, "NonZero")
 _entry("compress", _COUNTED, "Compress", axis=None)
 _entry("unique", _COUNTED, "Unique", results=4, axis=None, sorted=1)
-_entry("suppressed", _COUNTED, "NonMaxSuppression", center_point_box=0)
+_entry("non_max_suppression", _COUNTED, "NonMaxSuppression", center_point_box=0)
 _entry(
     "max_unpool",
     "places that pooling noted",
@@ -58,11 +58,11 @@ def _mel_weights(node: OnnxNode) -> Step:
     dtype = computed_type(node.attrs.get("output_datatype", 1))
     if not dtype:
         raise UnsupportedUse("a MelWeightMatrix of an unusual type")
-    return Step("mel_weights", None, {"dtype": dtype}, None)
+    return Step("mel_weight_matrix", None, {"dtype": dtype}, None)
 
 
-op("mel_weights", _frozen("made from sizes"), run=runs("mel_weights"))
-spell("mel_weights", "MelWeightMatrix", read=_mel_weights)
+op("mel_weight_matrix", _frozen("made from sizes"), run=runs("mel_weight_matrix"))
+spell("mel_weight_matrix", "MelWeightMatrix", read=_mel_weights)
 
 
 def _fourier(node: OnnxNode) -> Step:
@@ -252,15 +252,15 @@ def _col2im(node: OnnxNode) -> Step:
     }
     x = node.shape(0)
     return Step(
-        "columns_to_image",
+        "col2im_nd",
         (0,),
         attrs,
         [TensorType(node.type(0).dtype, (x[0], x[1] // count, *image))],
     )
 
 
-op("columns_to_image", _columns, run=runs("columns_to_image"))
-spell("columns_to_image", "Col2Im", read=_col2im)
+op("col2im_nd", _columns, run=runs("col2im_nd"))
+spell("col2im_nd", "Col2Im", read=_col2im)
 
 # -- samples ---------------------------------------------------------------------------------------
 

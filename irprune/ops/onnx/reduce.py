@@ -156,7 +156,7 @@ def _running(name: str) -> Callable[[OnnxNode], Step]:
         dim, kind = position(int(given.reshape(-1)[0]), node.rank()), [like(node)]
         turned = {k: node.attrs.get(k, 0) for k in ("exclusive", "reverse")}
         return (
-            Step(f"{name}_turned", (0,), {"dim": dim, **turned}, kind)
+            Step(f"{name}_reversed", (0,), {"dim": dim, **turned}, kind)
             if any(turned.values())
             else Step(name, (0,), {"dim": dim}, kind)
         )
@@ -166,13 +166,13 @@ def _running(name: str) -> Callable[[OnnxNode], Step]:
 
 for _name, _onnx, _element in (("cumsum", "CumSum", 0.0), ("cumprod", "CumProd", 1.0)):
     op(
-        f"{_name}_turned",
+        f"{_name}_reversed",
         like_operand,
-        run=runs(f"{_name}_turned"),
+        run=runs(f"{_name}_reversed"),
         silence=filled(_element),
         samples=(Sample((Arg((2, 6, 5)),), {"dim": 1, "exclusive": 1, "reverse": 1}, free=3),),
     )
-    spell((_name, f"{_name}_turned"), _onnx, read=_running(_name))
+    spell((_name, f"{_name}_reversed"), _onnx, read=_running(_name))
 
 
 def _topk(node: OnnxNode) -> Step:

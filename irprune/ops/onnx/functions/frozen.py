@@ -37,7 +37,7 @@ def unique(x, *, axis, sorted):
     return values, first, inverse, counts
 
 
-def suppressed(boxes, scores, most=None, overlap=None, least=None, *, center_point_box):
+def non_max_suppression(boxes, scores, most=None, overlap=None, least=None, *, center_point_box):
     """Places ``(batch, class, box)`` of the boxes that no better one of their class covers."""
     if center_point_box:
         x, y, w, h = boxes.unbind(-1)
@@ -117,7 +117,7 @@ def short_time_fourier(x, step, window=None, length=None, *, onesided):
     return torch.view_as_real(made)
 
 
-def mel_weights(bins, length, rate, lowest, highest, *, dtype):
+def mel_weight_matrix(bins, length, rate, lowest, highest, *, dtype):
     bins, low, high = int(bins), float(lowest), float(highest)
     count = int(length) // 2 + 1
     ends = 2595 * torch.log10(1 + torch.tensor([low, high], dtype=torch.float64) / 700)
@@ -222,7 +222,7 @@ def roi_align(x, boxes, batch, *, size, scale, ratio, mode, half):
     return torch.stack(made)
 
 
-def columns_to_image(x, *, image, block, dilation, padding, stride):
+def col2im_nd(x, *, image, block, dilation, padding, stride):
     n = len(image)
     wide = [s + padding[i] + padding[n + i] for i, s in enumerate(image)]
     counts = [

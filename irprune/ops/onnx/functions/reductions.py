@@ -43,7 +43,7 @@ def log_softmax_joint(x, *, dim):
     return x.flatten(dim[0]).log_softmax(dim[0]).reshape(x.shape)
 
 
-def cumprod_turned(x, *, dim, exclusive, reverse):
+def cumprod_reversed(x, *, dim, exclusive, reverse):
     y = x.flip(dim) if reverse else x
     y = (
         torch.cat([torch.ones_like(y.narrow(dim, 0, 1)), y.narrow(dim, 0, y.shape[dim] - 1)], dim)
@@ -62,7 +62,7 @@ def last_argmin(x, *, dim, keepdim):
     return x.shape[dim] - 1 - x.flip(dim).argmin(dim, keepdim)
 
 
-def cumsum_turned(x, *, dim, exclusive, reverse):
+def cumsum_reversed(x, *, dim, exclusive, reverse):
     y = x.flip(dim) if reverse else x
     y = y.cumsum(dim) - y if exclusive else y.cumsum(dim)
     return y.flip(dim) if reverse else y
