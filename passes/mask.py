@@ -80,7 +80,7 @@ class Mask:
             )
         scores: dict[str, torch.Tensor] = {}
         for name, layer in chosen.items():
-            score = layer.held().abs()
+            score = layer.load_matrix().abs()
             if read:
                 score = score * read[key_of(layer)].square.sqrt()[..., None]
             scores[name] = score

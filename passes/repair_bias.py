@@ -105,7 +105,7 @@ def _match(options: RepairBias | RepairAffine, layer: Layer, walk: Pair) -> list
         .sqrt()
         .clamp(1 / options.largest, options.largest)
     )
-    layer.put(layer.held() * factor[:, None])
+    layer.store_matrix(layer.load_matrix() * factor[:, None])
     if layer.bias.node is layer.node:  # the layer's own bias is part of what is scaled
         held = layer.bias.stored.load()
         layer.bias.stored.store(held * factor.reshape(held.shape))
@@ -118,13 +118,13 @@ def _moments(layer: Layer, walk: Pair) -> tuple[Moments, Moments]:
     original gave it."""
     from irprune.run.statistics import Moments
 
-    weight = layer.held()
+    weight = layer.load_matrix()
 
     def add(both: Several[Moments], stop: Stop) -> None:
-        y = layer.read(stop.operands).transpose(0, 1).double().cpu() @ weight
+        y = layer.input_rows(stop.operands).transpose(0, 1).double().cpu() @ weight
         offset = layer.offset(stop.operands)
         both[0].add(y if offset is None else y + offset.double().cpu().reshape(y.shape[0], 1, -1))
-        both[1].add(layer.gave(stop.target, stop.operands).transpose(0, 1))
+        both[1].add(layer.output_rows(stop.target, stop.operands).transpose(0, 1))
 
     now, then = walk.total(layer.node, lambda: Several((Moments(), Moments())), add)
     return now, then

@@ -110,7 +110,7 @@ class RepairLeastSquares:
     def _refit(self, layer: Layer, walk: Pair) -> list[str]:
         from irprune.run.gram import Gram, sampled_rows
 
-        old = layer.held()
+        old = layer.load_matrix()
         other, through = _beside(layer, walk) if self.residual else (None, None)
         b, k, o = old.shape
         limit = max(4 * k, min(self.rows, max(1024, (1 << 22) // (b * k))))
@@ -127,13 +127,13 @@ class RepairLeastSquares:
                 at = sampled_rows(count, share, stop.number)
             else:
                 at, weights = self.relevance.drawn(name, stop.number, count, share)
-            given = layer.gave(target, stop.operands, at)
+            given = layer.output_rows(target, stop.operands, at)
             offset = layer.offset(stop.operands)
-            fit.add(halves, layer.read(stop.operands, at), given, offset, weights)
+            fit.add(halves, layer.input_rows(stop.operands, at), given, offset, weights)
 
         fit.halves = walk.total(layer.node, lambda: Several((Gram(), Gram())), add, other)
         weight, bias = fit.solve(self.ridge)
-        layer.put(weight)
+        layer.store_matrix(weight)
         if layer.bias is not None and bias is not None:
             layer.bias.move(bias)
         return []

@@ -175,7 +175,7 @@ class _Refit:
         alive = ins.any(1) & outs.any(1)  # groups of a convolution go as a whole
         rows = matrix[alive][ins[alive]].reshape(b, k, -1)
         keep = outs[alive][:, None].expand(-1, k, -1)
-        twin.put(rows[keep].reshape(b, k, o))
+        twin.store_matrix(rows[keep].reshape(b, k, o))
         if twin.bias is not None and moved is not None:
             twin.bias.move(moved[alive][outs[alive]].reshape(b, o))
 

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from irprune.analysis.stored_weights import Stored, alone, numbers_of, stored_in
+from irprune.base.moved import renamed_method
 from irprune.ir.graph import Graph, Node, Value, Weight
 from irprune.ir.size import Sym, probe_of
 from irprune.ops.registry import convolution_of, is_fixed_norm, is_sum, lookup, operand_as, role_of
@@ -90,11 +91,11 @@ class Layer:
         knows it under several names."""
         return not alone(self.node.inputs[self.by])
 
-    def held(self) -> torch.Tensor:
+    def load_matrix(self) -> torch.Tensor:
         """The matrix [b, k, o] in float64."""
         return self.matrix(self.stored.load())
 
-    def put(self, matrix: torch.Tensor) -> None:
+    def store_matrix(self, matrix: torch.Tensor) -> None:
         """Let the weight hold ``matrix`` [b, k, o]; one of integers the nearest that it can."""
         self.stored.store(self.array(matrix))
 
@@ -105,17 +106,22 @@ class Layer:
         b, k, o = self.matrix(torch.empty(shape, device="meta")).shape
         return b, k, o
 
-    def read(self, operands: Sequence[Any], at: torch.Tensor | None = None) -> torch.Tensor:
+    def input_rows(self, operands: Sequence[Any], at: torch.Tensor | None = None) -> torch.Tensor:
         """The rows [n, b, k] of what the node reads when it runs on ``operands``; those that ``at``
         numbers, or all."""
         return self.rows(numbers_of(self.node, self.at, operands[self.at], operands), at)
 
-    def gave(
+    def output_rows(
         self, result: torch.Tensor, operands: Sequence[Any], at: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The rows [n, b, o] of a ``result`` of the node, whose scales are among ``operands``;
         those that ``at`` numbers, or all."""
         return self.targets(numbers_of(self.node, -1, result, operands), at)
+
+    held = renamed_method("Layer.held", "load_matrix")
+    put = renamed_method("Layer.put", "store_matrix")
+    read = renamed_method("Layer.read", "input_rows")
+    gave = renamed_method("Layer.gave", "output_rows")
 
     def offset(self, operands: Sequence[Any]) -> torch.Tensor | None:
         """What the node itself adds to the product, as a vector over outputs; None where it adds

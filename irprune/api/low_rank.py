@@ -168,7 +168,7 @@ def _factors(one: Factorable, rank: int, reading: Reading | None) -> Factors:
     knows what it gave."""
     products = reading is not None and reading.products
     gram = reading.second_moment[0] if reading is not None and products else None
-    return factorise(one.layer.held()[0], rank, gram)
+    return factorise(one.layer.load_matrix()[0], rank, gram)
 
 
 def _file(

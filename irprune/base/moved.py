@@ -15,7 +15,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-__all__ = ["MOVED", "Moved", "install", "names_of", "renamed"]
+__all__ = ["MOVED", "Moved", "install", "names_of", "renamed", "renamed_method"]
 
 _BY_PACKAGE = {  # package now -> modules: under their names before, and now
     "irprune.analysis": {
@@ -149,6 +149,17 @@ def names_of(package: str, now: str, names: Sequence[str]) -> Callable[[str], An
         return getattr(importlib.import_module(now), name)
 
     return get
+
+
+def renamed_method(before: str, now: str) -> Callable[..., Any]:
+    """A method under its name ``before``, as in ``Class.method``; it is called ``now``."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        text = f"{before} is {before.rpartition('.')[0]}.{now} now"
+        warnings.warn(text, DeprecationWarning, stacklevel=2)
+        return getattr(self, now)(*args, **kwargs)
+
+    return call
 
 
 def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:

@@ -49,7 +49,7 @@ def rank_scores(
     out: dict[str, Scores] = {}
     if readings is None:
         for one in layers:
-            energy = _energy(spectrum(one.layer.held()[0]))
+            energy = _energy(spectrum(one.layer.load_matrix()[0]))
             out[one.name] = normalised(np.sqrt(energy), "mean")
         return out
     order = {node: i for i, node in enumerate(readings.graph.nodes)}
@@ -61,7 +61,7 @@ def rank_scores(
             one = by_name[name]
             reading = read[key_of(one.layer)]
             gram = reading.second_moment[0] if reading.products else None
-            energy = _energy(spectrum(one.layer.held()[0], gram))
+            energy = _energy(spectrum(one.layer.load_matrix()[0], gram))
             if probe is None:
                 out[name] = normalised(np.sqrt(energy), "mean")
                 continue
@@ -82,7 +82,7 @@ def _measured(one: Factorable, gram: torch.Tensor | None, energy: Scores, probe:
     from irprune.run.low_rank import factorise
 
     layer = one.layer
-    matrix = layer.held()[0]
+    matrix = layer.load_matrix()[0]
     errors: list[tuple[int, float]] = []
     for share in SHARES:
         gone = one.size - max(1, round(share * one.useful))

@@ -78,7 +78,7 @@ class Reading:
     @property
     def weight(self) -> torch.Tensor:
         """[b, k, o] in float64, read afresh."""
-        return self.layer.held()
+        return self.layer.load_matrix()
 
     @property
     def square(self) -> torch.Tensor:
@@ -339,9 +339,9 @@ def _summed(
                 at = None
                 if not complete:
                     at = sampled_rows(made.numel() // outs, share, number)
-                _add(grams[i], layer.read(operands, at), node.where)
+                _add(grams[i], layer.input_rows(operands, at), node.where)
                 if at is not None and not layer.unfolds:
-                    grams[i].saw(layer.read(operands).cpu())
+                    grams[i].saw(layer.input_rows(operands).cpu())
             return made
 
         return hook

@@ -205,10 +205,10 @@ def _agrees(graph: Graph, inputs: list[Tensor], step: float) -> Layer:
     """Whether the product of what the layer reads and holds is what it gives, to half a ``step``
     of a quantised result."""
     layer, operands, made = _run(graph, inputs)
-    y = layer.read(operands).transpose(0, 1).double() @ layer.held()
+    y = layer.input_rows(operands).transpose(0, 1).double() @ layer.load_matrix()
     offset = layer.offset(operands)
     y = y if offset is None else y + offset.double().reshape(y.shape[0], 1, -1)
-    given = layer.gave(made, operands).transpose(0, 1).double()
+    given = layer.output_rows(made, operands).transpose(0, 1).double()
     scale = float(given.abs().max())
     inside = (given > given.min()) & (given < given.max()) if step else torch.ones_like(y) > 0
     assert float((y - given).abs()[inside].max()) <= step / 2 + 1e-5 * scale
@@ -225,7 +225,7 @@ def test_a_layer_of_a_file_is_a_linear_map(name: str) -> None:
     quantised = graph.outputs[0].dtype == "u8"
     layer = _agrees(graph, [torch.from_numpy(x) for x in given.values()], 0.2 if quantised else 0)
     before = np.array(layer.weight.load())
-    layer.put(layer.held())
+    layer.store_matrix(layer.load_matrix())
     assert np.array_equal(layer.weight.load(), before)
 
 
@@ -238,11 +238,11 @@ def test_a_layer_of_a_module_is_a_linear_map(name: str) -> None:
 def test_what_a_quantised_layer_is_told_to_hold_is_rounded_to_its_steps() -> None:
     (layer,) = layers(analysed_file(FILES["MatMul of dequantised weights"]))
     scale = layer.stored.load().abs().max() / 100
-    wanted = (layer.held() + 0.3 * scale).clamp(-100 * scale, 100 * scale)
-    layer.put(wanted)
+    wanted = (layer.load_matrix() + 0.3 * scale).clamp(-100 * scale, 100 * scale)
+    layer.store_matrix(wanted)
     assert layer.weight.load().dtype == np.int8
     steps = torch.tensor(numpy_helper.to_array(scales("s", 4)).tolist())
-    assert bool(((layer.held() - wanted).abs() <= steps / 2 + 1e-9).all())
+    assert bool(((layer.load_matrix() - wanted).abs() <= steps / 2 + 1e-9).all())
 
 
 @pytest.mark.parametrize("kind", ["Relu", "Sigmoid"])
@@ -302,5 +302,5 @@ def test_layers_of_files_are_refitted(name: str) -> None:
 def test_integers_of_a_cut_layer_stay_integers() -> None:
     graph = cut_file(analysed_file(FILES["QLinearConv"]), 0.5)
     (layer,) = layers(graph)
-    layer.put(layer.held() * 0.5)
+    layer.store_matrix(layer.load_matrix() * 0.5)
     assert layer.weight.load().dtype == np.int8

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import irprune
+from irprune.analysis.layers import layer_of
 from irprune.base.moved import MOVED, Moved, install
 from irprune.validate.proof_result import Proof
 
@@ -78,6 +80,13 @@ def test_names_that_have_another_form_now() -> None:
     with pytest.warns(DeprecationWarning, match="Proof.second_pass"):
         assert proof.shaken is second
     assert proof.as_dict()["shaken"] == proof.as_dict()["second_pass"]
+
+
+def test_methods_that_have_another_name_now() -> None:
+    layer = layer_of(irprune.capture(torch.nn.Linear(3, 2), (torch.ones(1, 3),)).nodes[0])
+    assert layer is not None
+    with pytest.warns(DeprecationWarning, match=r"Layer\.held is Layer\.load_matrix now"):
+        assert torch.equal(layer.held(), layer.load_matrix())
 
 
 def test_capture_stays_the_function() -> None:
