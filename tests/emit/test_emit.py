@@ -60,9 +60,9 @@ def test_each_spelling_runs_as_the_overload_does(case: Case) -> None:
 
 
 def test_a_wrong_spelling_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    from irprune.emit.torch import spelling as spell
+    from irprune.ops.torch import python_form
 
-    monkeypatch.setitem(spell._INFIX, "sub.Tensor", "+")
+    monkeypatch.setitem(python_form._INFIX, "sub.Tensor", "+")
     case = next(c for c in cases() if c.target == "aten.sub.Tensor")
     with pytest.raises(AssertionError):
         test_each_spelling_runs_as_the_overload_does(case)
