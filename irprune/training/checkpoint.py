@@ -141,13 +141,16 @@ class Checkpoint:
 
     @contextmanager
     def _own(self, place: Path) -> Iterator[None]:
-        """No other writer takes ``place`` for left over before the plans name it."""
+        """No other writer takes ``place`` for left over before the plans name it: it has that name
+        only once it is locked."""
+        draft = place.with_name(f".{place.name}")
         try:
-            place.mkdir(parents=True)
+            draft.mkdir(parents=True)
         except OSError:  # what writes there says why, on every rank
             yield
             return
-        with locked(place):
+        with locked(draft):
+            draft.rename(place)
             yield
 
 
