@@ -269,5 +269,6 @@ _OFFSET = Arg((2, 36, 3, 3), low=-0.4, high=0.4)
 sampled(
     "DeformConv",
     use(_X, Arg((4, 3, 3, 3)), _OFFSET, free=3, opset=19, group=2, offset_group=2),
+    use(_X, Arg((4, 3, 3, 3)), Arg((2, 18, 3, 3), low=-0.4, high=0.4), free=4, opset=19, group=2),
     use(_X, _W, Arg((2, 18, 3, 3)), _B, Arg((2, 9, 3, 3)), free=3, opset=19),
 )

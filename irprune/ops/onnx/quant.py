@@ -447,6 +447,7 @@ sampled(
     "ConvInteger",
     use(_IMAGE, _KERNELS, Arg((), "u8", 3, 9), free=3, pads=[1, 1, 1, 1]),
     use(_IMAGE, _KERNELS, Arg((), "u8", 3, 9), free=3, pads=[0, 1, 1, 0], strides=[2, 2]),
+    use(_IMAGE, Arg((4, 3, 3, 3), "u8", 0, 9), Arg((), "u8", 3, 9), free=4, group=2),
 )
 _AROUND = (_UNIT, _MIDDLE, Arg((4,), low=0.1, high=0.2, stored=True), Arg((4,), "i8", 0, 1))
 _KERNEL = _AROUND[2], Arg((4,), "i8", values=(0,) * 4)
