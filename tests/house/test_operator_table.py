@@ -176,6 +176,8 @@ def _what(n: ast.AST, known: set[str], constants: set[str]) -> str:
         case ast.Dict(keys, values):
             columns = ([t for x in column for t in _texts(x)] for column in (keys, values))
             return "is a table:" if any(map(of_operators, columns)) else ""
+        case ast.Set() if {*_texts(n)} & known - _WORDS:
+            return "is a set:"
         case ast.List() | ast.Tuple() | ast.Set():
             layers = [x for x in n.elts if isinstance(x, ast.Attribute) and _layers(x)]
             return "is a table:" if of_operators(_texts(n)) or len(layers) > 2 else ""
@@ -253,6 +255,8 @@ def test_what_is_allowed_is_needed() -> None:
         "type(module) is torch.nn.Linear",
         "issubclass(kind, nn.modules.batchnorm._NormBase)",
         "x = [nn.Conv1d, nn.Conv2d, nn.Conv3d]",
+        "{n.op_type for n in nodes} & {'Conv', 'Gemm'}",
+        "node.op[:4] == 'conv'",
     ],
 )
 def test_the_lint_sees(fault: str) -> None:
