@@ -92,7 +92,7 @@ def relevance(graph: Graph, data: Calibration, seed: int = 0) -> Relevance | Non
     if not _tells_places(graph, data):
         return None
     made = Relevance()
-    nodes: Mapping[Node, Cut] = {layer.node: layer.gave for layer in layers(graph)}
+    nodes: Mapping[Node, Cut] = {layer.node: layer.output_rows for layer in layers(graph)}
     try:
         gradients = Gradients(graph, None, seed)
     except IrpruneError:
