@@ -71,7 +71,7 @@ def is_thawed(cls: type) -> bool:
     return list(inspect.signature(run).parameters)[1:] == ["graph"]
 
 
-def has_fitting_default(option: Option) -> bool:
+def has_fitting_default(option: PassOption) -> bool:
     """Whether the default of an option that a pipeline string can give is of its type."""
     if option.required or not option.settable:
         return True

@@ -16,8 +16,6 @@ from unittest import mock
 
 import numpy as np
 import onnx
-import safetensors.numpy
-import safetensors.torch
 import torch
 from onnx import TensorProto
 from torch import Tensor, nn
@@ -287,13 +285,13 @@ WRITTEN = (
     (
         "a tensor under another name",
         program,
-        wrapped(safetensors.torch, "save_file", lambda real, t, p: real(_renamed(t), p)),
+        wrapped(saved, "save_file", lambda real, t, p: real(_renamed(t), p)),
     ),
     (
         "a tensor in another type",
         program,
         wrapped(
-            safetensors.torch,
+            saved,
             "save_file",
             lambda real, t, p: real({k: v.half().float() for k, v in t.items()}, p),
         ),
