@@ -49,6 +49,7 @@ from irprune.ops.torch.dispatched import (
     is_autocast,
     is_dropout,
     is_frozen_norm,
+    is_of_vmap,
     reads_number,
 )
 from irprune.ops.torch.views import may_alias
@@ -137,7 +138,7 @@ def functionalised(program: ExportedProgram) -> ExportedProgram:
         target: Any = node.target
         if node.op == "call_function" and is_autocast(target) and node.args[2]:
             return _without(program, {})
-        if getattr(target, "__module__", "") == "torch._functorch.predispatch":
+        if is_of_vmap(target):
             return _without(program, {})
         schema = getattr(target, "_schema", None) if node.op == "call_function" else None
         source = next(iter(node.all_input_nodes), None)

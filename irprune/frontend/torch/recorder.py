@@ -41,12 +41,14 @@ from irprune.ir.graph import Origin, TensorType, Value
 from irprune.ir.open_sizes import OpenSizes
 from irprune.ir.size import Sym
 from irprune.ops.torch.dispatched import (
+    PLACES,
     STOP_GRADIENT,
     as_exported,
     asserts,
     functional,
     goes_over_elements,
     like_another,
+    picks,
     reads_number,
     reads_truth,
 )
@@ -98,7 +100,7 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _at_known_masks(self, func: Any, args: Any) -> Any:
         """The arguments of an index, with positions in place of masks that follow from constants;
         None where there are none."""
-        if func is not torch.ops.aten.index.Tensor:
+        if not picks(func):
             return None
         places: list[Any] = []
         known = False
@@ -107,7 +109,7 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
                 places.append(index)
                 continue
             try:
-                at = self._known(torch.ops.aten.nonzero.default, [self._read(index)[1]], {})
+                at = self._known(PLACES, [self._read(index)[1]], {})
             except LookupError:  # as large as the values say
                 places.append(index)
                 continue

@@ -12,6 +12,7 @@ __all__ = [
     "CONVERT",
     "EXPAND",
     "NORM",
+    "PLACES",
     "STOP_GRADIENT",
     "all_true_target",
     "as_exported",
@@ -25,7 +26,9 @@ __all__ = [
     "is_dropout",
     "is_frozen_norm",
     "is_handle",
+    "is_of_vmap",
     "like_another",
+    "picks",
     "reads_number",
     "reads_truth",
 ]
@@ -38,6 +41,8 @@ CONVERT = _ATEN._to_copy.default
 """Gives the values in another element type or on another device."""
 STOP_GRADIENT = _ATEN.detach.default
 """Passes no gradient on."""
+PLACES = _ATEN.nonzero.default
+"""Gives the positions of the elements that are not zero."""
 NORM = _ATEN.batch_norm.default
 """The batch norm that a layer calls."""
 
@@ -89,6 +94,16 @@ def is_aten(func: Any) -> bool:
 def is_autocast(func: Any) -> bool:
     """Whether ``func`` runs a body whose operators choose their element types."""
     return str(func) == "wrap_with_autocast"
+
+
+def is_of_vmap(func: Any) -> bool:
+    """Whether ``func`` opens or closes what ``torch.vmap`` maps over, in an exported program."""
+    return getattr(func, "__module__", "") == "torch._functorch.predispatch"
+
+
+def picks(func: Any) -> bool:
+    """Whether ``func`` reads a tensor by lists of positions or masks, one for each dimension."""
+    return func is _ATEN.index.Tensor
 
 
 def is_copy(target: str) -> bool:
