@@ -64,7 +64,41 @@ def _copied(x: Tensor) -> Tensor:
     return z.sum() + y
 
 
-CASES = (_columns, _rows_of_a_transpose, _nested, _both_ways, _masked, _copied)
+def _reshaped_in_place(x: Tensor) -> Tensor:
+    y = x.relu()
+    before, row = y[:, 2:6], y[1]
+    y.unsqueeze_(1)
+    before.mul_(3.0)  # what y shows has another shape, and is the same storage
+    after = y[:, 0]
+    after[:, 5:].add_(1.0)
+    y.squeeze_(1).t_()
+    y[0] = row[0]
+    return y.transpose_(0, 1) + before.sum() + after
+
+
+def _view_reshaped_in_place(x: Tensor) -> Tensor:
+    y = x * 2
+    block = y.view(-1, 2, 4)
+    half = block.unsqueeze_(0)[..., :2]
+    half.mul_(-1.0)
+    return y + block.squeeze_(0).swapaxes_(1, 2).sum((1, 2))[:, None]
+
+
+CASES = (
+    _columns,
+    _rows_of_a_transpose,
+    _nested,
+    _both_ways,
+    _masked,
+    _copied,
+    _reshaped_in_place,
+    _view_reshaped_in_place,
+)
+
+
+class Reshaping(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unsqueeze_(0) * 2
 
 
 class Written(nn.Module):
@@ -84,6 +118,25 @@ def test_a_trace_computes_what_forward_does(change: Callable[[Tensor], Tensor]) 
     x = torch.randn(3, 5)
     with torch.no_grad():
         assert torch.allclose(evaluate(graph, [x])[0], model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("change", [_reshaped_in_place, _view_reshaped_in_place])
+def test_what_is_reshaped_in_place_leaves_the_batch_open(
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    torch.manual_seed(0)
+    model = Written(change).eval()
+    module = irprune.prune(model, (torch.randn(3, 5),), ratio=0.0).module
+    for batch in (3, 2, 7):
+        x = torch.randn(batch, 5)
+        with torch.no_grad():
+            assert torch.allclose(module(x), model(x), atol=1e-6)
+
+
+def test_an_input_that_is_reshaped_in_place_is_not_traced() -> None:
+    """The caller's own tensor would have another shape afterwards."""
+    with pytest.raises(Declined, match="changes the shape of its tensor"):
+        tracing.trace(Reshaping(), (torch.randn(3, 5),))
 
 
 def test_without_a_view_read_afterwards_nothing_is_added() -> None:

@@ -326,6 +326,11 @@ class Aliases:
             self._clash = f"{target} has no functional twin"
         self._writes.append((self._time, written, result))
 
+    def is_own(self, key: Hashable) -> bool:
+        """Whether the storage of ``key`` was made by the program."""
+        root = self._root.get(key)
+        return root is not None and root not in self._given and root not in self._state
+
     def changed(self) -> list[str]:
         """The names of buffers that were written to."""
         roots = (self._root[written] for _, written, _ in self._writes)

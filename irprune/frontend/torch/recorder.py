@@ -51,6 +51,7 @@ from irprune.ops.torch.dispatched import (
     picks,
     reads_number,
     reads_truth,
+    reshapes_in_place,
 )
 from irprune.ops.torch.mask_writes import as_choice
 from irprune.ops.torch.views import may_alias
@@ -145,6 +146,8 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
         if (choose := as_choice(func, args)) is not None:
             with self:
                 return choose()
+        if reshapes_in_place(func) and self.aliases.is_own(id(args[0])):
+            return self._viewed_in_place(func, args)
         fakes, values = self._read(args)
         if (elements := self._elements(func, values)) is not None:
             with self:
@@ -244,6 +247,23 @@ class Recorder(ByValue, TorchDispatchMode):  # type: ignore[no-untyped-call]
         ):
             self.unknown.append((results, func))
         return type(made)(given) if several else given[0]
+
+    def _viewed_in_place(self, func: Any, args: Any) -> Any:
+        """The tensor itself, with another shape: what it was goes on as another tensor, of which it
+        is a view from now on."""
+        first = args[0]
+        was = self._face(first, self._read(first)[1])
+        self.aliases.made(id(was), id(first))
+        self._views.renamed(id(first), id(was))
+        with self:
+            made = functional(func)(was, *args[1:])
+        with torch._C._DisableTorchDispatch():  # the metadata alone: neither holds anything
+            first.data = made
+        self._values[id(first)] = self._values[id(made)]
+        if id(made) in self._twins:
+            self._twins[id(first)] = self._twins[id(made)]
+        self._views.again(id(first), id(made))
+        return first
 
     def _elements(self, func: Any, values: Any) -> int | None:
         """How many elements a loop goes over that is captured over all of them; None for any other

@@ -6,7 +6,7 @@ taken of that again."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,28 @@ class Views:
         fresh = self._fresh.get(self._path(key)[-1])
         if fresh is not None:
             fresh.add(key)
+
+    def renamed(self, key: int, now: int) -> None:
+        """What was known of ``key`` is known of ``now``, which has its value; ``key`` is nothing
+        yet."""
+        if key in self._steps:
+            self._steps[now] = self._steps.pop(key)
+        for child, step in self._steps.items():
+            if step.parent == key:
+                self._steps[child] = replace(step, parent=now)
+        for known in self._fresh.values():
+            if key in known:
+                known.symmetric_difference_update((key, now))
+        if key in self._fresh:
+            self._fresh[now] = self._fresh.pop(key)
+        self._latest = {
+            now if root == key else root: now if at == key else at
+            for root, at in self._latest.items()
+        }
+
+    def again(self, key: int, other: int) -> None:
+        """``key`` is the view that ``other`` is."""
+        self.made(key, self._steps[other])
 
     def wrote(self, key: int) -> None:
         """``key`` has just been given another value."""

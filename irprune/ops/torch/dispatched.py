@@ -31,6 +31,7 @@ __all__ = [
     "picks",
     "reads_number",
     "reads_truth",
+    "reshapes_in_place",
 ]
 
 _ATEN: Any = torch.ops.aten
@@ -45,6 +46,15 @@ PLACES = _ATEN.nonzero.default
 """Gives the positions of the elements that are not zero."""
 NORM = _ATEN.batch_norm.default
 """The batch norm that a layer calls."""
+
+_RESHAPE_IN_PLACE = (
+    _ATEN.squeeze_,
+    _ATEN.unsqueeze_,
+    _ATEN.transpose_,
+    _ATEN.t_,
+    _ATEN.swapaxes_,
+    _ATEN.swapdims_,
+)
 
 _NUMBERS = (_ATEN.item.default, _ATEN._local_scalar_dense.default)
 _HANDLES = (STOP_GRADIENT, _ATEN.alias.default)
@@ -104,6 +114,12 @@ def is_of_vmap(func: Any) -> bool:
 def picks(func: Any) -> bool:
     """Whether ``func`` reads a tensor by lists of positions or masks, one for each dimension."""
     return func is _ATEN.index.Tensor
+
+
+def reshapes_in_place(func: Any) -> bool:
+    """Whether ``func`` gives a tensor another shape in place: afterwards it is a view of what it
+    was."""
+    return func.overloadpacket in _RESHAPE_IN_PLACE
 
 
 def is_copy(target: str) -> bool:
