@@ -11,6 +11,7 @@ from latency_stairs import STAIRS, Net, left, scored, table
 
 from irprune import api
 from irprune.api import latency_search as search
+from irprune.api.latency_whole import WholeModel
 from irprune.ir.graph import Graph
 from irprune.latency.operators import Operator
 from irprune.latency.predict import Predictor
@@ -25,7 +26,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-class Machine:
+class Machine(WholeModel):
     """Stands in for whole models on onnxruntime: what is fixed is a fifth of the time, which the
     table knows nothing of."""
 
@@ -34,7 +35,7 @@ class Machine:
 
     def __init__(self, graph: Graph, device: str, threads: int, seconds: float) -> None:
         self.times = Predictor(graph, table(steps=STAIRS))
-        self.graph, self.cuts = graph, 0
+        self.graph, self.device, self.threads, self.cuts = graph, device, threads, 0
 
     def __enter__(self) -> Machine:
         return self
@@ -42,7 +43,7 @@ class Machine:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def parts(self) -> None:
+    def parts(self, runs: int = 5) -> None:
         return None
 
     def beside(self, chosen: Graph, cut: Any) -> tuple[Timing, Timing]:
