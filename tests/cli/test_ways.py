@@ -24,10 +24,14 @@ from irprune.cli import COMMANDS, cli
 Result = tuple[int, str, str]
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands run in a folder of their own."""
+@pytest.fixture
+def call(
+    call: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """Run a command in a folder of its own and in a terminal of the usual width."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("COLUMNS")
+    return call
 
 
 @pytest.fixture
