@@ -207,6 +207,11 @@ class Pruned:
             from irprune.validate.onnx_read_back import read_back
 
             self._found(read_back(path, self._current()), path)
+        if backend.exports:
+            from irprune.emit.bridge.torch_onnx import notes_on_sizes
+            from irprune.frontend.torch.source import torch_source
+
+            self.report.notes += notes_on_sizes(path, torch_source(self.graph), self.cut)
         if parity and backend.exports:
             if any(map(draws, self.cut.nodes)):
                 self.report.notes.append(

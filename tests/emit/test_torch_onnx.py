@@ -45,6 +45,13 @@ def test_heads_joined_by_a_reshape_that_the_exporter_makes_a_view(tmp_path: Path
     )
     pruned.onnx(tmp_path / "m.onnx")
     assert pruned.report.parity is not None and pruned.report.parity.max_error < 1e-5
+    # Of a width that windows are put together again over the batch alone stays open in the file
+    batch, _, _, width = (
+        onnx.load(str(tmp_path / "m.onnx")).graph.input[0].type.tensor_type.shape.dim
+    )
+    assert batch.dim_param and width.dim_value == 32
+    assert any("m.onnx takes pixel_values:3 at the captured size" in n for n in pruned.report.notes)
+    assert pruned.module(pixel_values=torch.randn(1, 3, 32, 64)) is not None
 
 
 def test_experts_as_one_product_per_block(tmp_path: Path) -> None:

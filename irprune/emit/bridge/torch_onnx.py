@@ -24,11 +24,12 @@ from irprune.frontend.onnx.example_sizes import write_example_sizes
 from irprune.frontend.onnx.file import data_beside
 from irprune.frontend.torch.source import TorchSource
 from irprune.ir.graph import Graph
+from irprune.ir.size import Sym
 from irprune.ops.arrays import as_numpy
 from irprune.ops.torch.onnx_gaps import exportable, translations
 from irprune.run.stored_tensor import state_bytes
 
-__all__ = ["export_onnx", "feed_of", "input_names", "output_names"]
+__all__ = ["export_onnx", "feed_of", "input_names", "notes_on_sizes", "output_names"]
 
 # bytes of weights up to which one protobuf file is written; the format's own limit is 2 GiB
 LIMIT = 1_800_000_000
@@ -75,6 +76,25 @@ def export_onnx(
         _tidy(target, {name: array.shape for name, array in arrays.items()})
         _name_data(target)
     return path
+
+
+def notes_on_sizes(path: str | Path, source: TorchSource, graph: Graph) -> list[str]:
+    """A sentence on the dimensions of inputs that ``graph`` leaves open and the file ``path`` does
+    not, as input:dimension; nothing where there is none."""
+    inputs = onnx.load(str(path), load_external_data=False).graph.input
+    shapes = {v.name: v.type.tensor_type.shape.dim for v in inputs}
+    places = [place for place in source.inputs if isinstance(place, int)]
+    closed = [
+        f"{name}:{d}"
+        for name, place in zip(input_names(source), places, strict=True)
+        if name in shapes and graph.sizes
+        for d, size in enumerate(graph.inputs[place].type.shape or ())
+        if isinstance(size, Sym) and shapes[name][d].HasField("dim_value")
+    ]
+    return [
+        f"{Path(path).name} takes {', '.join(closed)} at the captured size alone: torch's exporter "
+        "does not leave it open; the module does"
+    ] * bool(closed)
 
 
 def _name_data(path: Path) -> None:

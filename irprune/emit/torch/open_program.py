@@ -28,8 +28,9 @@ def open_program(
     Torch takes a size of 1 for a constant, so that open sizes are exported at 2 or more. Where it
     refuses to leave them all open, they are left open in steps of a power of 2, as detectors take
     them (its own solver fails on what a stride of 32 asks of a size), else the batch is, else
-    none. Raises what ``torch.export``
-    raises for sizes that are fixed."""
+    none. Where sizes are divided by quotients of open sizes, as where windows of an image are put
+    together again, the batch alone is tried: its solver takes minutes for each block. Raises what
+    ``torch.export`` raises for sizes that are fixed."""
     args, kwargs = tuple(source.args), dict(source.kwargs)
     given = source.dynamic_shapes is not None or graph is None or not graph.sizes
     sizes = None if given or graph is None else at_least(graph, 2)
@@ -38,7 +39,8 @@ def open_program(
         every, batches = _axes(graph, False), _axes(graph, True)
         rows = {name for own in batches.values() for name in own.values()}
         steps = {name: _step(n) for name, n in sizes.items() if name not in rows}
-        for axes, by in ((every, {}), (every, steps), (batches, {})):
+        ways: list[tuple[Any, dict[str, int]]] = [(every, {}), (every, steps), (batches, {})]
+        for axes, by in ways[2:] if _divides_by_quotients(graph) else ways:
             if not any(axes.values()) or (not by and axes is not every and axes == every):
                 continue
             names = _shapes(module, source.inputs, call, axes)
@@ -56,6 +58,24 @@ def open_program(
     )
 
 
+def _divides_by_quotients(graph: Graph) -> bool:
+    """Whether a size is divided by one that holds a quotient or a remainder itself."""
+    return any(_has_open_divisor(s) for v in graph.values() for s in v.type.shape or ())
+
+
+def _has_open_divisor(size: Any) -> bool:
+    if not isinstance(size, Sym):
+        return False
+    return (size.op in _DIVIDES and _divides(size.args[1])) or any(
+        map(_has_open_divisor, size.args)
+    )
+
+
+def _divides(size: Any) -> bool:
+    return isinstance(size, Sym) and (size.op in _DIVIDES or any(map(_divides, size.args)))
+
+
+_DIVIDES = ("//", "%")
 _STEP = 64  # the largest: what detectors divide an image by at most
 
 
