@@ -18,7 +18,7 @@ from onnx import TensorProto, checker, numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from irprune.emit.onnx.emitter import Emitter
-from irprune.emit.onnx.file import held_bytes, with_arrays
+from irprune.emit.onnx.file import fits_message, held_bytes, with_arrays
 from irprune.errors import IrpruneError, gist
 from irprune.frontend.onnx.file import Loader
 from irprune.frontend.onnx.source import onnx_source
@@ -75,7 +75,8 @@ def _compared(path: Path, graph: Graph) -> tuple[float, str]:
     ours = _run(path, graph, large)
     if ours.refused:
         return 0.0, "" if _run(_original(graph), graph, large).refused else ours.refused
-    if alone or not ours.outputs or any(map(draws, graph.nodes)):
+    fits = fits_message(meant, emitter.data)
+    if alone or not fits or not ours.outputs or any(map(draws, graph.nodes)):
         return 0.0, ""  # nothing is left that could differ, or that is comparable
     theirs = _run(with_arrays(meant, emitter.data).SerializeToString(), graph, large)
     error = (

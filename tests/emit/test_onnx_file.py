@@ -61,7 +61,7 @@ def test_a_sparse_initializer_is_cut_and_one_that_is_not_stays() -> None:
     model = model_of(nodes, [info("x", "n", 8)], [info("y", "n", 4)], [down])
     model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [8, 16]))
     cut = irprune.prune(model, ratio=0.5)
-    assert cut.report.proof is not None and cut.report.proof.shaken is not None
+    assert cut.report.proof is not None and cut.report.proof.second_pass is not None
     made = emit_onnx(cut.cut).graph
     assert not made.sparse_initializer and {t.name for t in made.initializer} == {"w1_pruned", "w2"}
     whole = emit_onnx(irprune.prune(model, ratio=0.0).cut).graph

@@ -26,7 +26,7 @@ from irprune.frontend.onnx.file import (
 )
 from irprune.ir.dtype import ELEMENT_TYPES
 
-__all__ = ["held_bytes", "size_of", "with_arrays", "without_arrays", "write_model"]
+__all__ = ["fits_message", "held_bytes", "size_of", "with_arrays", "without_arrays", "write_model"]
 
 LIMIT = 2**31 - 2**20  # bytes that one protobuf message can hold, with room for the rest
 _HALF_BYTES = tuple(t.onnx for t in ELEMENT_TYPES.values() if t.bits == 4)
@@ -72,7 +72,7 @@ def size_of(tensor: TensorProto) -> int:
 def with_arrays(model: onnx.ModelProto, data: Mapping[str, Loader]) -> onnx.ModelProto:
     """``model`` itself, with the arrays of ``data`` put into its initializers. Raises IrpruneError
     where one message cannot hold them."""
-    if held_bytes(model, data) > LIMIT:
+    if not fits_message(model, data):
         raise IrpruneError(
             "the model passes 2 GB and fits into no message", model.graph.name, "write it to a file"
         )
@@ -94,7 +94,7 @@ def write_model(
     Where there is such a list, or the file would pass 2 GB, all but small tensors go to
     ``<name>.<digest>.data``: the name follows from the content, so that a model never reads the
     numbers of another version. Written aside and renamed: whole or not at all."""
-    if outside is None and held_bytes(model, data) > LIMIT:
+    if outside is None and not fits_message(model, data):
         outside = ()
     with atomic_write(path, data_beside) as draft:
         inside = dict(data)
@@ -104,6 +104,11 @@ def write_model(
             for piece in _pieces(model, inside):
                 file.write(piece)
     return path
+
+
+def fits_message(model: onnx.ModelProto, data: Mapping[str, Loader]) -> bool:
+    """Whether one protobuf message holds ``model`` with the arrays of ``data``."""
+    return held_bytes(model, data) <= LIMIT
 
 
 def held_bytes(model: onnx.ModelProto, data: Mapping[str, Loader]) -> int:
