@@ -417,10 +417,10 @@ def test_a_file_is_cut_as_the_module_is(make: Any, dynamo: bool, tmp_path: Path)
                 do_constant_folding=False,
                 training=torch.onnx.TrainingMode.PRESERVE,
             )
-    pruned = irprune.prune(path)
+    pruned = irprune.prune(path, calibration=False)
     assert pruned.graph.kept is not None and pruned.graph.kept.within
     assert pruned.report.proof is not None and pruned.report.proof.passed
-    plan = irprune.prune(model, (example,)).plan
+    plan = irprune.prune(model, (example,), calibration=False).plan
     replayed = irprune.apply_plan(path, plan)
     assert replayed.report.proof is not None and replayed.report.proof.passed
     ours, theirs = irprune.apply_plan(model, plan, (example,)).kept, replayed.kept
