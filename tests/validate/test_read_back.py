@@ -74,8 +74,8 @@ def test_a_file_that_runs_no_more_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """onnxruntime takes the original and not what was written of it, as it stands there."""
-    from irprune.emit.onnx.emitter import Emitter
     from irprune.testing.works import made_file
+    from irprune.validate.onnx_read_back import Emitter
 
     def emit(emitter: Emitter) -> onnx.ModelProto:
         made = real(emitter)
@@ -93,8 +93,8 @@ def test_a_file_that_runs_no_more_is_a_failure(
 def test_a_file_that_stops_at_its_inputs_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from irprune.emit.onnx.emitter import Emitter
     from irprune.testing.works import made_file
+    from irprune.validate.onnx_read_back import Emitter
 
     def emit(emitter: Emitter) -> onnx.ModelProto:
         made = real(emitter)
