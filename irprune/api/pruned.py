@@ -211,7 +211,8 @@ class Pruned:
             from irprune.emit.bridge.torch_onnx import notes_on_sizes
             from irprune.frontend.torch.source import torch_source
 
-            self.report.notes += notes_on_sizes(path, torch_source(self.graph), self.cut)
+            notes = notes_on_sizes(path, torch_source(self.graph), self.cut)
+            self.report.notes += [note for note in notes if note not in self.report.notes]
         if parity and backend.exports:
             if any(map(draws, self.cut.nodes)):
                 self.report.notes.append(
